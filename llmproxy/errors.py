@@ -1,0 +1,181 @@
+"""What can go wrong, as facts; each dialect renders them in its vendor's shape.
+
+    ProxyError              500 internal
+    ├─ ProtocolError        400 invalid_request    bytes that are not HTTP/1.1 (or 505)
+    ├─ InvalidRequest       400 invalid_request    a payload that says no request
+    │  └─ Unsupported       400 invalid_request    one that this model can't answer
+    ├─ Unauthorized         401 authentication
+    ├─ Forbidden            403 permission
+    ├─ NotFound             404 not_found
+    │  └─ ModelNotFound     404 not_found
+    ├─ MethodNotAllowed     405 invalid_request
+    ├─ Timeout              408 timeout            the client was too slow
+    ├─ TooLarge             413 too_large          (or 414, 431)
+    ├─ UnsupportedMediaType 415 invalid_request
+    ├─ RateLimited          429 rate_limit
+    ├─ UpstreamError        502 upstream           (or the upstream's own 4xx/5xx)
+    ├─ Unavailable          503 unavailable
+    ├─ UpstreamTimeout      504 timeout
+    └─ Overloaded           529 overloaded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+__all__ = [
+    "Forbidden",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "ModelNotFound",
+    "NotFound",
+    "Overloaded",
+    "ProtocolError",
+    "ProxyError",
+    "RateLimited",
+    "Timeout",
+    "TooLarge",
+    "Unauthorized",
+    "Unavailable",
+    "UnsupportedMediaType",
+    "Unsupported",
+    "UpstreamError",
+    "UpstreamTimeout",
+]
+
+
+class ProxyError(Exception):
+    """A failure with what a client may know of it.
+
+    `status` is the HTTP status, `kind` the hub's word that dialects map to a
+    vendor's type, `param` the path of the field at fault, `code` a vendor code
+    that clients look for, `headers` goes onto the response (`retry-after`).
+    """
+
+    status = 500
+    kind = "internal"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        status: int | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers
+        if status is not None:
+            self.status = status
+
+
+class ProtocolError(ProxyError):
+    """Bytes that are no HTTP/1.1 request; the connection can't be used further."""
+
+    status = 400
+    kind = "invalid_request"
+
+
+class InvalidRequest(ProxyError):
+    """A payload that is not what the dialect's vendor takes; `param` says where."""
+
+    status = 400
+    kind = "invalid_request"
+
+
+class Unsupported(InvalidRequest):
+    """A request that is well said, but that this model or server can't answer as asked."""
+
+
+class Unauthorized(ProxyError):
+    """No key, or a wrong one: the client's, or the one that the model's provider was given."""
+
+    status = 401
+    kind = "authentication"
+
+
+class Forbidden(ProxyError):
+    """Understood and refused: a foreign Host or Origin, or the provider's own refusal."""
+
+    status = 403
+    kind = "permission"
+
+
+class NotFound(ProxyError):
+    """No such route or thing."""
+
+    status = 404
+    kind = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """No model of llm has this name."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(ProxyError):
+    """The route is there, under other methods: the `allow` header names them."""
+
+    status = 405
+    kind = "invalid_request"
+
+
+class Timeout(ProxyError):
+    """The client took too long to send its request."""
+
+    status = 408
+    kind = "timeout"
+
+
+class TooLarge(ProxyError):
+    """More than a limit allows: 413 a body, 414 a target, 431 headers."""
+
+    status = 413
+    kind = "too_large"
+
+
+class UnsupportedMediaType(ProxyError):
+    """A content coding or type of the body that we can't read."""
+
+    status = 415
+    kind = "invalid_request"
+
+
+class RateLimited(ProxyError):
+    """Too many requests, by the provider's count; `retry-after` is in the headers where known."""
+
+    status = 429
+    kind = "rate_limit"
+
+
+class UpstreamError(ProxyError):
+    """The model failed, or its provider did."""
+
+    status = 502
+    kind = "upstream"
+
+
+class Unavailable(ProxyError):
+    """Not now: the server stops or has no room, or the provider says 503."""
+
+    status = 503
+    kind = "unavailable"
+
+
+class UpstreamTimeout(ProxyError):
+    """The provider did not answer in time."""
+
+    status = 504
+    kind = "timeout"
+
+
+class Overloaded(ProxyError):
+    """The provider has no capacity at the moment (Anthropic's 529)."""
+
+    status = 529
+    kind = "overloaded"

@@ -1,0 +1,303 @@
+"""What llm has no word for: a request, the end of an answer, and both as whole values.
+
+Inwards the hub speaks `llm.Message` and its Parts, outwards `StreamEvent`s closed
+by one `Finish`. Every dialect converts to and from these and nothing else.
+
+Invariant of the event stream (the engine and the dialects' parsers keep it, so
+that renderers need no state but their own): `part_index` is set and stands for one
+part of one family; a tool call has its `tool_call_id` on each of its events, and
+its `tool_call_name` comes first; text holds no lone surrogates; `Finish` is last.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import mimetypes
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import llm
+from llm.parts import (
+    Message,
+    Part,
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from .errors import InvalidRequest, Unsupported
+
+__all__ = [
+    "ChatRequest",
+    "ChatResponse",
+    "Event",
+    "Finish",
+    "FinishReason",
+    "NamedTool",
+    "RemoteAttachment",
+    "ToolChoice",
+    "Usage",
+    "attachment_from_base64",
+    "attachment_from_url",
+    "collect",
+]
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+@dataclass(frozen=True)
+class NamedTool:
+    """A tool choice that forces the tool of this name."""
+
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """What a client asks, in no vendor's words.
+
+    messages: the whole conversation in the normal form that is hashed and stored.
+    options: by the hub's names (`max_tokens`, `temperature`, `stop_sequences` …).
+    option_paths, attachment_paths: where the client's body has them, for errors and
+        `ignored`: options whose name there is another; attachments in the order in
+        which the messages have them.
+    wire: what the dialect's own renderer needs again (`include_usage`).
+    ignored: paths of what the dialect could not carry (`tools[*].strict`).
+    """
+
+    model: str | None
+    messages: list[Message]
+    tools: tuple[llm.Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    options: Mapping[str, Any] = MappingProxyType({})
+    schema: dict[str, Any] | None = None
+    stream: bool = False
+    wire: Mapping[str, Any] = MappingProxyType({})
+    option_paths: Mapping[str, str] = MappingProxyType({})
+    attachment_paths: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as counted by the provider; None where it did not say.
+
+    `input_tokens` includes the cached and the cache-writing ones, as OpenAI counts
+    (Anthropic counts them apart); `output_tokens` includes reasoning.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of an answer, always its last event.
+
+    model: the provider's own name of what answered, where it told.
+    response_json, llm_usage: the plugin's raw payload and counts, as llm logs them.
+    """
+
+    reason: FinishReason = "stop"
+    stop_sequence: str | None = None
+    usage: Usage = Usage()
+    model: str | None = None
+    response_json: dict[str, Any] | None = field(default=None, repr=False)
+    llm_usage: llm.Usage = field(default_factory=llm.Usage, repr=False)
+
+
+Event = StreamEvent | Finish
+
+
+@dataclass(frozen=True)
+class ChatResponse:
+    """A whole answer: its messages (nearly always one) and its end.
+
+    raw_arguments: each tool call's arguments letter for letter as the model wrote
+    them, by tool_call_id; Parts keep only the parsed value.
+    """
+
+    messages: list[Message]
+    finish: Finish
+    raw_arguments: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts of all messages, in order."""
+        return [part for message in self.messages for part in message.parts]
+
+
+def collect(events: Iterable[Event]) -> ChatResponse:
+    """Assemble a stream's events into the whole answer.
+
+    Equal to what llm stores of the same events: parts in the order in which they
+    began, redacted reasoning moved to the front of its message, empty text dropped,
+    arguments that are not JSON kept as `{"_raw": text}`. A stream that was cut
+    (no Finish) reads as far as it came, with reason "stop".
+    """
+    groups: dict[tuple[int, int | None], list[StreamEvent]] = {}
+    finish = Finish()
+    for event in events:
+        if isinstance(event, Finish):
+            finish = event
+        else:
+            groups.setdefault((event.message_index, event.part_index), []).append(event)
+    by_message: dict[int, list[Part]] = {}
+    raw_arguments: dict[str, str] = {}
+    for (message_index, _), group in groups.items():
+        part = _part(group)
+        if part is not None:
+            by_message.setdefault(message_index, []).append(part)
+        if isinstance(part, ToolCallPart) and part.tool_call_id is not None:
+            raw_arguments[part.tool_call_id] = _joined(group, "tool_call_args")
+    return ChatResponse(
+        [Message("assistant", _hoist_redacted(parts)) for parts in by_message.values()],
+        finish,
+        raw_arguments,
+    )
+
+
+def _part(events: list[StreamEvent]) -> Part | None:
+    first = events[0]
+    metadata: dict[str, Any] = {}
+    for event in events:
+        metadata.update(event.provider_metadata or {})
+    match first.type:
+        case "text":
+            text = _joined(events, "text")
+            return TextPart(text, metadata or None) if text else None
+        case "reasoning":
+            text = _joined(events, "reasoning")
+            redacted = any(event.redacted for event in events)
+            if not (text or redacted or metadata):
+                return None
+            return ReasoningPart(text, redacted, metadata or None)
+        case "tool_result":
+            return ToolResultPart(
+                name=first.tool_name or "",
+                output=_joined(events, "tool_result"),
+                tool_call_id=first.tool_call_id,
+                server_executed=first.server_executed,
+                provider_metadata=metadata or None,
+            )
+        case _:
+            return ToolCallPart(
+                name=_joined(events, "tool_call_name"),
+                arguments=_arguments(_joined(events, "tool_call_args")),
+                tool_call_id=first.tool_call_id,
+                server_executed=first.server_executed,
+                provider_metadata=metadata or None,
+            )
+
+
+def _joined(events: list[StreamEvent], type_: str) -> str:
+    return "".join(event.chunk for event in events if event.type == type_)
+
+
+def _arguments(text: str) -> Any:
+    if not text.strip():
+        return {}
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return {"_raw": text}
+
+
+def _hoist_redacted(parts: list[Part]) -> list[Part]:
+    """Sort as llm does: plugins learn from the last chunk that there was reasoning."""
+    return sorted(parts, key=lambda part: not (isinstance(part, ReasoningPart) and part.redacted))
+
+
+class RemoteAttachment(llm.Attachment):
+    """An attachment that stays where it is: a URL that our process never opens.
+
+    llm's own Attachment sends HEAD and GET by itself, to whatever address a client
+    wrote. Plugins that pass URLs on work with this one; those that would fetch the
+    content get the error instead.
+    """
+
+    def content_bytes(self) -> bytes:
+        raise Unsupported("this model needs the content itself: send base64 data, not a URL")
+
+    def base64_content(self) -> str:
+        return str(self.content_bytes())
+
+
+def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment:
+    """Make an attachment of an http(s) or data: URL. Nothing is fetched.
+
+    A remote one has its type from the URL's ending, else `image/*`: without a type
+    llm's log would ask the address for it.
+
+    Raises:
+        InvalidRequest: another scheme, or a data: URL that does not decode; at `param`.
+    """
+    scheme = url[:8].partition(":")[0].lower()
+    if scheme == "data":
+        head, comma, data = url[5:].partition(",")
+        media_type, *parameters = head.split(";")
+        if not comma:
+            raise InvalidRequest("expected data:<type>;base64,<data>", param=param)
+        if "base64" in parameters:
+            return attachment_from_base64(data, media_type or None, param=param)
+        return llm.Attachment(type=media_type or "text/plain", content=unquote_to_bytes(data))
+    if scheme not in ("http", "https") or not _host(url):
+        raise InvalidRequest("expected an http(s) or data: URL", param=param)
+    media_type = mimetypes.guess_type(urlsplit(url).path)[0] or "image/*"
+    return RemoteAttachment(type=media_type, url=url)
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def attachment_from_base64(
+    data: str, media_type: str | None = None, *, param: str | None = None
+) -> llm.Attachment:
+    """Make an attachment of base64 text, of the type that its bytes show, else `media_type`.
+
+    Clients label JPEG as PNG and write `image/jpg`; providers refuse both, so the
+    bytes are believed.
+
+    Raises:
+        InvalidRequest: text that is not base64, or empty; at `param`.
+    """
+    try:
+        content = base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("expected base64 data", param=param) from None
+    if not content:
+        raise InvalidRequest("expected base64 data, got none", param=param)
+    media_type = _sniffed(content) or (media_type or "application/octet-stream").lower()
+    return llm.Attachment(type=media_type, content=content)
+
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"%PDF-", "application/pdf"),
+    (b"ID3", "audio/mpeg"),
+)
+
+
+def _sniffed(content: bytes) -> str | None:
+    if content[:4] == b"RIFF":
+        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(content[8:12])
+    return next((type_ for magic, type_ in _MAGIC if content.startswith(magic)), None)
