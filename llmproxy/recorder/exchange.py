@@ -6,7 +6,7 @@ so that partial and imported answers are logged by the same way as finished ones
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -40,5 +40,5 @@ class Turn:
     options: dict[str, Any] | None = None
     tools: tuple[llm.Tool, ...] = ()
     schema: dict[str, Any] | None = None
-    usage: llm.Usage = llm.Usage()
+    usage: llm.Usage = field(default_factory=llm.Usage)
     response_json: dict[str, Any] | None = None

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+import llm
+import pytest
+
+from llmproxy.recorder.exchange import Turn
+
+
+@pytest.fixture(autouse=True)
+def user_path(tmp_path, monkeypatch):
+    """A llm home of the test's own: no test may see or touch the user's, nor need its plugins."""
+    path = tmp_path / "llm"
+    path.mkdir()
+    monkeypatch.setenv("LLM_USER_PATH", str(path))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo")
+    return path
+
+
+@pytest.fixture
+def path(user_path):
+    return user_path / "logs.db"
+
+
+@pytest.fixture
+def make_turn():
+    """Make turns with ids of their own, of words that a test says."""
+    numbers = itertools.count(1)
+
+    def make(prompt="hello", answer="HELLO", **fields) -> Turn:
+        id = f"01jd{next(numbers):022d}"
+        return Turn(
+            **{
+                "id": id,
+                "thread_id": id,
+                "model": "demo",
+                "messages": [llm.user(prompt)],
+                "reply": [llm.assistant(answer)],
+                "started": datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC),
+                "duration_ms": 12,
+            }
+            | fields
+        )
+
+    return make
+
+
+@pytest.fixture
+def run_llm():
+    """Run the `llm` command as a person would, and give what it prints."""
+
+    def run(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "llm", *words], capture_output=True, text=True, timeout=30
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
