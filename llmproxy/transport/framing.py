@@ -1,0 +1,157 @@
+"""Stream framing without IO: Server-Sent Events and newline-delimited JSON, both ways.
+
+What stands in a frame is a dialect's; here are only its borders. Bytes may come cut
+anywhere, also within a line's end or a UTF-8 character.
+
+Specs: https://html.spec.whatwg.org/multipage/server-sent-events.html
+       https://github.com/ndjson/ndjson-spec
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from ..errors import ProtocolError
+
+__all__ = [
+    "MAX_FRAME_BYTES",
+    "SSE_PING",
+    "NDJSONDecoder",
+    "SSEDecoder",
+    "SSEFrame",
+    "encode_ndjson",
+    "encode_sse",
+]
+
+MAX_FRAME_BYTES = 64 * 2**20  # of one event or line: ten base64 images, as `limits.body` has
+
+# A comment: every client skips it (B13), where an event, even an empty one, breaks SDKs.
+SSE_PING = b": ping\n\n"
+
+_SSE_LINE_END = re.compile(rb"\r\n|\r|\n")  # no others: U+2028 and U+0085 are text
+_BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class SSEFrame:
+    """One event: its type, its data lines joined by LF, and the last id that the stream gave."""
+
+    event: str
+    data: str
+    id: str = ""
+
+
+def encode_sse(data: bytes, event: bytes | str | None = None) -> bytes:
+    """Write an event. `data` is one line, as JSON without indentation is."""
+    assert b"\n" not in data and b"\r" not in data, "SSE data of several lines"
+    if event is None:
+        return b"data: %b\n\n" % data
+    name = event.encode() if isinstance(event, str) else event
+    return b"event: %b\ndata: %b\n\n" % (name, data)
+
+
+class SSEDecoder:
+    """Read events as a browser's EventSource does. An event that is not ended is none.
+
+    So there is nothing to ask for at the stream's end. `retry` fields are ignored:
+    connecting again is not for a decoder to do.
+    """
+
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()  # the line that has no end yet
+        self._is_first_line = True
+        self._ended_with_cr = False
+        self._size = 0  # bytes of the event's lines so far
+        self._event = ""
+        self._data: list[str] = []
+        self._id = ""
+
+    def feed(self, data: bytes) -> list[SSEFrame]:
+        """Take bytes, give the events that they end.
+
+        Raises:
+            ProtocolError: an event longer than `max_bytes`.
+        """
+        if self._ended_with_cr and data:
+            # The CR ended its line at once: waiting for an LF would hold the event back.
+            data = data.removeprefix(b"\n")
+            self._ended_with_cr = False
+        frames: list[SSEFrame] = []
+        start = 0
+        for end in _SSE_LINE_END.finditer(data):
+            self._buffer += data[start : end.start()]
+            self._grow(end.start() - start)
+            start = end.end()
+            self._end_line(frames)
+        self._buffer += data[start:]
+        self._grow(len(data) - start)
+        self._ended_with_cr = data.endswith(b"\r")
+        return frames
+
+    def _grow(self, count: int) -> None:
+        self._size += count
+        if self._size > self._max_bytes:
+            raise ProtocolError(f"an event is longer than {self._max_bytes} bytes")
+
+    def _end_line(self, frames: list[SSEFrame]) -> None:
+        """Do with a line what the spec's "event stream interpretation" says."""
+        # Decoding line by line is decoding the whole: no UTF-8 sequence has CR or LF in it.
+        raw = self._buffer.removeprefix(_BOM) if self._is_first_line else self._buffer
+        line = raw.decode("utf-8", "replace")
+        self._is_first_line = False
+        self._buffer.clear()
+        if not line:
+            if self._data:
+                frames.append(SSEFrame(self._event or "message", "\n".join(self._data), self._id))
+            self._event, self._data, self._size = "", [], 0
+            return
+        name, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        match name:  # "" is a comment's
+            case "event":
+                self._event = value
+            case "data":
+                self._data.append(value)
+            case "id" if "\0" not in value:
+                self._id = value
+
+
+def encode_ndjson(data: bytes) -> bytes:
+    """Write a line. `data` is JSON without indentation."""
+    assert b"\n" not in data, "NDJSON of several lines"
+    return data + b"\n"
+
+
+class NDJSONDecoder:
+    """Read lines of JSON, ended by LF alone; empty ones are skipped."""
+
+    def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Take bytes, give the lines that they end.
+
+        Raises:
+            ProtocolError: a line longer than `max_bytes`.
+        """
+        lines: list[bytes] = []
+        *ended, rest = data.split(b"\n")
+        for piece in ended:
+            self._append(piece)
+            lines += self.end()
+        self._append(rest)
+        return lines
+
+    def end(self) -> list[bytes]:
+        """Give what is left as a line: the last one may lack its LF at the stream's end."""
+        line = bytes(self._buffer).strip(b" \t\r")
+        self._buffer.clear()
+        return [line] if line else []
+
+    def _append(self, piece: bytes) -> None:
+        self._buffer += piece
+        if len(self._buffer) > self._max_bytes:
+            raise ProtocolError(f"a line is longer than {self._max_bytes} bytes")
