@@ -18,7 +18,7 @@ __all__ = ["Limits", "describe", "limits_from"]
 class Limits:
     """What the server takes and how long it waits: sizes in bytes, times (`…_s`) in seconds."""
 
-    body: Annotated[int, "bytes of a body, inflated: ten base64 photos and a long chat"] = 64 * 2**20
+    body: Annotated[int, "bytes of a body, inflated: ten photos and a long chat"] = 64 * 2**20
     head: Annotated[int, "bytes of request line and headers: cookies can be long"] = 64 * 2**10
     headers: Annotated[int, "header fields: SDKs send about twenty"] = 128
     target: Annotated[int, "bytes of a request target: RFC 9112 3 asks for 8,000"] = 8 * 2**10
@@ -27,9 +27,9 @@ class Limits:
     header_s: Annotated[float, "until a begun request head is whole"] = 10.0
     body_s: Annotated[float, "between two reads of a body: phones on bad lines stall"] = 60.0
     idle_s: Annotated[float, "a kept-alive connection without a request"] = 120.0
-    stall_s: Annotated[float, "until a client that reads nothing of its answer is given up"] = 300.0
-    first_event_s: Annotated[float, "the status waits this long for the model's first event"] = 10.0
-    keepalive_s: Annotated[float, "silence in a stream before a keep-alive: proxies cut at 30"] = 10.0
+    stall_s: Annotated[float, "until a client that reads nothing is given up"] = 300.0
+    first_event_s: Annotated[float, "the status waits so long for the model's first event"] = 10.0
+    keepalive_s: Annotated[float, "silence before a keep-alive: proxies cut at 30"] = 10.0
     log_wait_s: Annotated[float, "an answer's end waits this long for its commit"] = 1.0
     shutdown_s: Annotated[float, "running answers may end for this long at shutdown"] = 30.0
 
@@ -46,7 +46,7 @@ def limits_from(words: Iterable[str]) -> Limits:
     Raises:
         ValueError: a name that is no limit, or a value that is not a number above 0.
     """
-    kinds = {f.name: type(f.default) for f in fields(Limits)}
+    kinds: dict[str, type[int] | type[float]] = {n: type(v) for n, v in vars(Limits()).items()}
     chosen: dict[str, int | float] = {}
     for word in words:
         name, _, text = word.partition("=")

@@ -1,0 +1,339 @@
+"""JSON text to checked, frozen dataclasses, and values back to JSON text.
+
+A payload is checked by declaring it: `load(CreateMessageRequest, parse(body))`
+reads the annotations of the dataclass and either gives an instance or an
+InvalidRequest that names the field by its path. Fields that the class does not
+declare are accepted and reported, so that nothing is dropped in silence.
+
+Understood annotations: str, int, float, bool, None, Any, Literal, dict[str, X],
+list[X] (read as a tuple), dataclasses, and unions of these; dataclasses in a union
+are told apart by the one field that is a Literal in each of them.
+
+Spec: https://www.rfc-editor.org/rfc/rfc8259
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from .errors import InvalidRequest
+from .limits import Limits
+
+__all__ = ["encode", "encode_string", "load", "parse"]
+
+T = TypeVar("T")
+
+# A path is linked from its end, (parent, key), so that reading costs a tuple and
+# only an error pays for the text.
+Path = tuple[Any, str | int] | None
+Loader = Callable[[Any, Path, list[str]], Any]
+
+encode_string = json.encoder.encode_basestring
+"""Render a str as a JSON string, quotes included, non-ASCII left as it is."""
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def encode(value: Any) -> bytes:
+    """Render plain values as compact UTF-8 JSON.
+
+    Raises:
+        ValueError: NaN, an infinity or a lone surrogate: what `parse` lets nobody send.
+    """
+    return _ENCODER.encode(value).encode()
+
+
+# Two halves of an escaped pair make one character; a half alone makes a str that
+# neither UTF-8 nor SQLite takes (B18), and can come in by an escape only.
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse(text: bytes, limits: Limits = Limits()) -> Any:
+    """Read JSON text of a client: strict UTF-8, bounded depth and numbers, no lone surrogates.
+
+    Lone surrogates become U+FFFD. NaN and numbers beyond a double are refused,
+    since no answer could repeat them; of a doubled key the last counts, as with
+    every JSON reader in the field.
+
+    Raises:
+        InvalidRequest: text that is not such JSON, with line and column.
+    """
+
+    def integer(digits: str) -> int:
+        if len(digits) > limits.int_digits:
+            raise InvalidRequest(f"a number has more than {limits.int_digits} digits")
+        return int(digits)
+
+    def real(digits: str) -> float:
+        value = float(digits)
+        if math.isinf(value):
+            raise InvalidRequest("a number is too large")
+        return value
+
+    def constant(name: str) -> None:
+        raise InvalidRequest(f"{name} is not JSON")
+
+    try:
+        decoded = text.decode("utf-8-sig")
+        value = json.loads(decoded, parse_int=integer, parse_float=real, parse_constant=constant)
+        _check_depth(value, limits.json_depth)
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"the body is not UTF-8 (byte {exc.start})") from None
+    except json.JSONDecodeError as exc:
+        where = f"line {exc.lineno} column {exc.colno}"
+        raise InvalidRequest(f"the body is not JSON: {exc.msg} at {where}") from None
+    except RecursionError:
+        raise _too_deep(limits.json_depth) from None
+    return _without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
+
+
+def _check_depth(value: Any, depth: int) -> None:
+    """Go through the containers level by level: no recursion, however deep they are."""
+    level = [value] if isinstance(value, dict | list) else []
+    while level:
+        if not depth:
+            raise RecursionError
+        depth -= 1
+        level = [
+            child
+            for container in level
+            for child in (container.values() if isinstance(container, dict) else container)
+            if isinstance(child, dict | list)
+        ]
+
+
+def _too_deep(depth: int) -> InvalidRequest:
+    return InvalidRequest(f"the body nests deeper than {depth} levels")
+
+
+def _without_surrogates(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [_without_surrogates(item) for item in value]
+        case dict():
+            return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+    return value
+
+
+def load(shape: type[T], value: Any, unknown: list[str] | None = None) -> T:
+    """Check a parsed JSON value against a dataclass and make an instance of it.
+
+    unknown: is given the paths of fields that no class declares, each once, in the
+        order met, with list positions left open (`tools[*].strict`).
+
+    Raises:
+        InvalidRequest: what does not fit, `param` its path (`messages[2].content[0].text`).
+    """
+    found: list[str] = []
+    instance: T = _loader(shape)(value, None, found)
+    if unknown is not None:
+        unknown.extend(dict.fromkeys(found))
+    return instance
+
+
+def _render_path(path: Path, *, positions: bool) -> str:
+    keys: list[str] = []
+    while path is not None:
+        path, key = path
+        keys.append(f".{key}" if isinstance(key, str) else f"[{key if positions else '*'}]")
+    return "".join(reversed(keys)).removeprefix(".")
+
+
+def _mismatch(expected: str, value: Any, path: Path) -> InvalidRequest:
+    kind = type(value)
+    # bool is an int to Python, not to JSON.
+    got = next((name for type_, name in _JSON_NAMES.items() if type_ is kind), kind.__name__)
+    return InvalidRequest(
+        f"expected {expected}, got {got}", param=_render_path(path, positions=True) or None
+    )
+
+
+_JSON_NAMES: Mapping[type, str] = {
+    str: "a string",
+    int: "a number",
+    float: "a number",
+    bool: "a boolean",
+    dict: "an object",
+    list: "a list",
+    NoneType: "null",
+}
+
+
+def _loader(annotation: Any) -> Loader:
+    """Give the function that checks and converts one value of this annotation."""
+    return _compiled(annotation)
+
+
+@cache
+def _compiled(annotation: Any) -> Loader:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return lambda value, path, unknown: value
+    if annotation is int:
+        return _load_integer
+    if annotation is float:
+        return _load_number
+    if annotation in (str, bool, NoneType):
+        return _exactly(annotation)
+    if origin is Literal:
+        return _one_of(args)
+    if origin is list:
+        return _list_of(_loader(args[0]))
+    if origin is dict or annotation is dict:
+        return _dict_of(_loader(args[1] if args else Any))
+    if origin in (Union, UnionType):
+        return _union_of(args)
+    if is_dataclass(annotation):
+        return _instance_of(annotation)
+    raise TypeError(f"payload can't check {annotation!r}")
+
+
+def _exactly(kind: type) -> Loader:
+    expected = _JSON_NAMES[kind]
+
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        if type(value) is not kind:
+            raise _mismatch(expected, value, path)
+        return value
+
+    return load_value
+
+
+def _load_integer(value: Any, path: Path, unknown: list[str]) -> int:
+    # 100.0 is what some JSON writers make of 100.
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is not int:
+        raise _mismatch("an integer", value, path)
+    return value
+
+
+def _load_number(value: Any, path: Path, unknown: list[str]) -> float:
+    if type(value) not in (int, float):
+        raise _mismatch("a number", value, path)
+    return value  # type: ignore[no-any-return]  # an int stays one: 1 is not to become 1.0
+
+
+def _one_of(allowed: tuple[Any, ...]) -> Loader:
+    expected = "one of " + ", ".join(map(repr, allowed)) if len(allowed) > 1 else repr(allowed[0])
+
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        if not isinstance(value, str) or value not in allowed:
+            # The client's word is shown where it is one: a misspelt role is found at once.
+            if isinstance(value, str):
+                raise InvalidRequest(
+                    f"expected {expected}, got {value[:40]!r}",
+                    param=_render_path(path, positions=True),
+                )
+            raise _mismatch(expected, value, path)
+        return value
+
+    return load_value
+
+
+def _list_of(load_item: Loader) -> Loader:
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        if type(value) is not list:
+            raise _mismatch("a list", value, path)
+        return tuple([load_item(item, (path, i), unknown) for i, item in enumerate(value)])
+
+    return load_value
+
+
+def _dict_of(load_item: Loader) -> Loader:
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        if type(value) is not dict:
+            raise _mismatch("an object", value, path)
+        return {key: load_item(item, (path, key), unknown) for key, item in value.items()}
+
+    return load_value
+
+
+def _union_of(members: tuple[Any, ...]) -> Loader:
+    """Choose by the JSON type of the value; among dataclasses by their tag."""
+    by_kind: dict[type, Loader] = {}
+    shapes = [member for member in members if is_dataclass(member)]
+    for member in members:
+        if is_dataclass(member):
+            continue
+        origin = get_origin(member) or member
+        kinds = {float: (int, float), int: (int, float), Literal: (str,)}.get(origin, (origin,))
+        by_kind.update(dict.fromkeys(kinds, _loader(member)))
+    if shapes:
+        by_kind[dict] = _tagged(shapes) if len(shapes) > 1 else _loader(shapes[0])
+    expected = " or ".join(dict.fromkeys(_JSON_NAMES[k] for k in by_kind if k is not NoneType))
+
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        loader = by_kind.get(type(value))
+        if loader is None:
+            raise _mismatch(expected, value, path)
+        return loader(value, path, unknown)
+
+    return load_value
+
+
+def _tagged(shapes: list[Any]) -> Loader:
+    tags = [_tag(shape) for shape in shapes]
+    names = {field.name for field, _ in tags}
+    assert len(names) == 1, f"{shapes} do not share one tag"
+    name = names.pop()
+    by_tag = {
+        word: _loader(shape)
+        for shape, (_, words) in zip(shapes, tags, strict=True)
+        for word in words
+    }
+    default = next((field.default for field, _ in tags if field.default is not MISSING), None)
+    check = _one_of(tuple(by_tag))
+
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        tag = check(value.get(name, default), (path, name), unknown)
+        return by_tag[tag](value, path, unknown)
+
+    return load_value
+
+
+def _tag(shape: Any) -> tuple[Field[Any], tuple[str, ...]]:
+    hints = get_type_hints(shape)
+    field = next(f for f in fields(shape) if get_origin(hints[f.name]) is Literal)
+    return field, get_args(hints[field.name])
+
+
+def _instance_of(shape: Any) -> Loader:
+    hints = get_type_hints(shape)
+    # Filled when first used: a shape may hold itself.
+    readers: list[tuple[str, Loader, bool]] = []
+    names = frozenset(f.name for f in fields(shape))
+
+    def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        if type(value) is not dict:
+            raise _mismatch("an object", value, path)
+        if not readers:
+            readers.extend((f.name, _loader(hints[f.name]), _required(f)) for f in fields(shape))
+        known: dict[str, Any] = {}
+        for name, loader, required in readers:
+            if name in value:
+                known[name] = loader(value[name], (path, name), unknown)
+            elif required:
+                raise InvalidRequest(
+                    "this field is required", param=_render_path((path, name), positions=True)
+                )
+        if len(known) < len(value):
+            unknown.extend(
+                _render_path((path, key), positions=False) for key in value if key not in names
+            )
+        return shape(**known)
+
+    return load_value
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
