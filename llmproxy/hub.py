@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 import mimetypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
@@ -32,6 +30,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
+from . import payload
 from .errors import InvalidRequest, Unsupported
 
 __all__ = [
@@ -40,16 +39,41 @@ __all__ = [
     "Event",
     "Finish",
     "FinishReason",
+    "Kind",
+    "ModelEntry",
     "NamedTool",
     "RemoteAttachment",
+    "Route",
     "ToolChoice",
     "Usage",
     "attachment_from_base64",
     "attachment_from_url",
     "collect",
+    "parse_arguments",
 ]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+Kind = Literal["chat", "models", "model"]
+"""What a route is for; app has one function per kind and none per dialect."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A place of a dialect's API. A path that ends in `/` takes the rest as its argument."""
+
+    method: str
+    path: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model as a list of models shows it; `created` in seconds since 1970."""
+
+    id: str
+    owned_by: str
+    created: int
 
 
 @dataclass(frozen=True)
@@ -79,11 +103,11 @@ class ChatRequest:
     messages: list[Message]
     tools: tuple[llm.Tool, ...] = ()
     tool_choice: ToolChoice = "auto"
-    options: Mapping[str, Any] = MappingProxyType({})
+    options: Mapping[str, Any] = field(default_factory=dict)
     schema: dict[str, Any] | None = None
     stream: bool = False
-    wire: Mapping[str, Any] = MappingProxyType({})
-    option_paths: Mapping[str, str] = MappingProxyType({})
+    wire: Mapping[str, Any] = field(default_factory=dict)
+    option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
@@ -132,7 +156,7 @@ class ChatResponse:
 
     messages: list[Message]
     finish: Finish
-    raw_arguments: Mapping[str, str] = MappingProxyType({})
+    raw_arguments: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def parts(self) -> list[Part]:
@@ -196,7 +220,7 @@ def _part(events: list[StreamEvent]) -> Part | None:
         case _:
             return ToolCallPart(
                 name=_joined(events, "tool_call_name"),
-                arguments=_arguments(_joined(events, "tool_call_args")),
+                arguments=parse_arguments(_joined(events, "tool_call_args")),
                 tool_call_id=first.tool_call_id,
                 server_executed=first.server_executed,
                 provider_metadata=metadata or None,
@@ -207,13 +231,19 @@ def _joined(events: list[StreamEvent], type_: str) -> str:
     return "".join(event.chunk for event in events if event.type == type_)
 
 
-def _arguments(text: str) -> Any:
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Read the arguments of a tool call: a JSON object, or nothing at all, which is `{}`.
+
+    What is neither (truncated JSON, a bare list) becomes `{"_raw": text}`, llm's
+    form for it: it must not pass for a call without arguments.
+    """
     if not text.strip():
         return {}
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return {"_raw": text}
+        value = payload.parse(text.encode())
+    except InvalidRequest:
+        value = None
+    return value if isinstance(value, dict) else {"_raw": text}
 
 
 def _hoist_redacted(parts: list[Part]) -> list[Part]:
