@@ -1,0 +1,46 @@
+"""The wires: one module for each vendor's API, all with the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from .. import hub
+from ..errors import ProxyError
+from . import openai_chat
+
+__all__ = ["DIALECTS", "Dialect", "Renderer"]
+
+
+class Renderer(Protocol):
+    """Turns hub events into ready bytes of a dialect's stream, fed in order."""
+
+    def __init__(self, request: hub.ChatRequest, id: str, created: int) -> None: ...
+    def start(self) -> list[bytes]: ...
+    def feed(self, event: hub.Event) -> list[bytes]: ...
+    def idle(self) -> list[bytes]: ...
+    def fail(self, error: ProxyError) -> list[bytes]: ...
+
+
+class Dialect(Protocol):
+    """What a dialect's module has; app and convert use nothing else of it."""
+
+    NAME: str
+    ROUTES: tuple[hub.Route, ...]
+    STREAM_TYPE: str
+    REQUEST_ID_HEADER: str
+    CUT_AFTER_ERROR: bool
+
+    @property
+    def StreamRenderer(self) -> type[Renderer]: ...  # noqa: N802  # the agreed name
+
+    def parse_request(self, body: Any, headers: Mapping[str, str]) -> hub.ChatRequest: ...
+    def render_response(
+        self, request: hub.ChatRequest, response: hub.ChatResponse, id: str, created: int
+    ) -> dict[str, Any]: ...
+    def render_error(self, error: ProxyError) -> dict[str, Any]: ...
+    def render_models(self, models: Iterable[hub.ModelEntry]) -> dict[str, Any]: ...
+    def render_model(self, model: hub.ModelEntry) -> dict[str, Any]: ...
+
+
+DIALECTS: tuple[Dialect, ...] = (openai_chat,)

@@ -1,0 +1,789 @@
+"""OpenAI's Chat Completions: the wire that most programs speak.
+
+Read beside the vendor's page: the request's shapes and how they become the hub's,
+the stream of chunks, the whole completion, models, errors. What the vendor has and
+llm has not is listed (`NOT_CARRIED`) or refused, never dropped in silence.
+
+Spec: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import llm
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from .. import hub, payload
+from ..errors import InvalidRequest, ProxyError, Unsupported
+from ..hub import Route
+from ..transport import framing
+
+__all__ = [
+    "CUT_AFTER_ERROR",
+    "NAME",
+    "REQUEST_ID_HEADER",
+    "ROUTES",
+    "STREAM_TYPE",
+    "CreateChatCompletionRequest",
+    "StreamRenderer",
+    "parse_request",
+    "render_error",
+    "render_model",
+    "render_models",
+    "render_response",
+]
+
+NAME = "openai_chat"
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/chat/completions", "chat"),
+    Route("GET", "/v1/models", "models"),
+    Route("GET", "/v1/models/", "model"),
+)
+
+STREAM_TYPE = "text/event-stream; charset=utf-8"
+REQUEST_ID_HEADER = "x-request-id"
+CUT_AFTER_ERROR = True  # an error frame is no end here: what ends well reads as success (B11)
+
+# ---- request: shapes, with the names of OpenAI's SDK
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartText:
+    text: str
+    type: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class ImageURL:
+    url: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartImage:
+    type: Literal["image_url"]
+    image_url: ImageURL | str
+
+
+@dataclass(frozen=True)
+class InputAudio:
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartInputAudio:
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+@dataclass(frozen=True)
+class FileFile:
+    file_data: str | None = None
+    filename: str | None = None
+    file_id: str | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    type: Literal["file"]
+    file: FileFile
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartRefusal:
+    type: Literal["refusal"]
+    refusal: str
+
+
+ContentPart = (
+    ChatCompletionContentPartText
+    | ChatCompletionContentPartImage
+    | ChatCompletionContentPartInputAudio
+    | File
+    | ChatCompletionContentPartRefusal
+)
+
+
+@dataclass(frozen=True)
+class ChatCompletionSystemMessage:
+    role: Literal["system", "developer"]
+    content: str | list[ChatCompletionContentPartText]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionUserMessage:
+    role: Literal["user"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Function:
+    name: str
+    arguments: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionMessageToolCall:
+    function: Function
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None  # sent back by clients that keep the stream's deltas
+
+
+@dataclass(frozen=True)
+class ChatCompletionAssistantMessage:
+    """An answer, often our own coming back: what only answers have is taken and dropped."""
+
+    role: Literal["assistant"]
+    content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartRefusal] | None = (
+        None
+    )
+    tool_calls: list[ChatCompletionMessageToolCall] | None = None
+    function_call: Function | None = None
+    refusal: str | None = None
+    name: str | None = None
+    # Three names are in use for the same thing (B12).
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    thinking: Any = None
+    annotations: Any = None
+    audio: Any = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionToolMessage:
+    role: Literal["tool"]
+    content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartImage] | None = (
+        None
+    )
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionFunctionMessage:
+    role: Literal["function"]
+    name: str
+    content: str | None = None
+
+
+ChatCompletionMessage = (
+    ChatCompletionSystemMessage
+    | ChatCompletionUserMessage
+    | ChatCompletionAssistantMessage
+    | ChatCompletionToolMessage
+    | ChatCompletionFunctionMessage
+)
+
+
+@dataclass(frozen=True)
+class FunctionDefinition:
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionFunctionTool:
+    function: FunctionDefinition
+    type: Literal["function"] = "function"
+
+
+@dataclass(frozen=True)
+class ChatCompletionCustomTool:
+    type: Literal["custom"]
+    custom: Any = None
+
+
+@dataclass(frozen=True)
+class ToolName:
+    name: str
+
+
+@dataclass(frozen=True)
+class ChatCompletionNamedToolChoice:
+    type: Literal["function"]
+    function: ToolName
+
+
+@dataclass(frozen=True)
+class AllowedTool:
+    function: ToolName | None = None
+    type: str = "function"
+
+
+@dataclass(frozen=True)
+class AllowedTools:
+    mode: Literal["auto", "required"]
+    tools: list[AllowedTool]
+
+
+@dataclass(frozen=True)
+class ChatCompletionAllowedToolChoice:
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+@dataclass(frozen=True)
+class ResponseFormatText:
+    type: Literal["text"]
+
+
+@dataclass(frozen=True)
+class ResponseFormatJSONObject:
+    type: Literal["json_object"]
+
+
+@dataclass(frozen=True)
+class JSONSchema:
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class ResponseFormatJSONSchema:
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+@dataclass(frozen=True)
+class ChatCompletionStreamOptions:
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+@dataclass(frozen=True)
+class CreateChatCompletionRequest:
+    """The body of a request. Null means absent throughout, as SDKs write it (d2)."""
+
+    messages: list[ChatCompletionMessage]
+    model: str | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | ChatCompletionNamedToolChoice
+        | ChatCompletionAllowedToolChoice
+        | None
+    ) = None
+    functions: list[FunctionDefinition] | None = None
+    function_call: Literal["none", "auto"] | ToolName | None = None
+    response_format: (
+        ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema | None
+    ) = None
+    stream: bool | None = None
+    stream_options: ChatCompletionStreamOptions | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # not OpenAI's, but sent to every local server
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    user: str | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prediction: Any = None
+    web_search_options: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
+    store: bool | None = None
+
+
+# Options go to the engine under the hub's names, which are mostly the vendor's own.
+OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+    "service_tier",
+    "user",
+)
+
+NOT_CARRIED: Mapping[str, str] = {
+    "logprobs": "llm has no word for the probabilities of tokens",
+    "top_logprobs": "llm has no word for the probabilities of tokens",
+    "prediction": "a hint for speed that no llm plugin passes on",
+    "web_search_options": "llm offers server tools by the plugin's own classes",
+    "prompt_cache_key": "plugins choose their own cache keys",
+    "prompt_cache_retention": "plugins choose their own cache keys",
+    "safety_identifier": "names the client's user to OpenAI, not to the model",
+    "metadata": "kept by OpenAI's own log; ours has the request as it came",
+    "store": "kept by OpenAI's own log; ours has the request as it came",
+}
+
+# ---- request: to the hub
+
+
+def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatRequest:
+    """Read the JSON value of a request's body as a hub.ChatRequest.
+
+    Kept: messages of every role in their places, with text, images, audio and files
+    as attachments, reasoning, tool calls and results (tool messages that follow one
+    another become one, as llm holds them); tools, options, schema. A tool call or
+    result without an id is given one by its place. Empty assistant messages are
+    dropped. What is not carried stands in `ignored`.
+
+    Raises:
+        InvalidRequest: a body that is no such request, `param` naming the field.
+        Unsupported: what would silently change the answer: `n` above 1, audio output,
+            files by id.
+
+    Spec: https://platform.openai.com/docs/api-reference/chat/create
+    """
+    ignored: list[str] = []
+    request = payload.load(CreateChatCompletionRequest, body, ignored)
+    if request.n is not None and request.n != 1:
+        raise Unsupported("only n: 1 is answered", param="n")
+    if request.audio is not None or "audio" in (request.modalities or ()):
+        raise Unsupported("only text is answered, not audio", param="modalities")
+    ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
+    reader = _MessageReader(ignored)
+    for i, message in enumerate(request.messages):
+        reader.read(message, f"messages[{i}]")
+    if not reader.messages:
+        raise InvalidRequest("there is no message to answer", param="messages")
+    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    tools, tool_choice = _tools(request, ignored)
+    options = {name: getattr(request, name) for name in OPTIONS}
+    options["stop_sequences"] = _stop_sequences(request.stop)
+    paths = {"stop_sequences": "stop", "json_object": "response_format"}
+    for name in ("max_completion_tokens", "max_tokens"):
+        limit = getattr(request, name)
+        if limit is not None and limit < 1:
+            ignored.append(name)  # -1 means "no limit" to local servers
+        elif limit is not None and options.get("max_tokens") is None:
+            options["max_tokens"], paths["max_tokens"] = limit, name
+    if isinstance(request.response_format, ResponseFormatJSONObject):
+        options["json_object"] = True
+    schema = None
+    if isinstance(request.response_format, ResponseFormatJSONSchema):
+        schema = request.response_format.json_schema.schema
+    stream_options = request.stream_options or ChatCompletionStreamOptions()
+    return hub.ChatRequest(
+        model=request.model or None,
+        messages=reader.messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        options={name: value for name, value in options.items() if value is not None},
+        schema=schema,
+        stream=bool(request.stream),
+        wire={"include_usage": bool(stream_options.include_usage)},
+        option_paths=paths,
+        attachment_paths=tuple(reader.attachment_paths),
+        ignored=tuple(dict.fromkeys(ignored)),
+    )
+
+
+def _stop_sequences(stop: str | list[str] | None) -> list[str] | None:
+    """Drop entries of white space alone: providers refuse them (B30)."""
+    entries = [stop] if isinstance(stop, str) else stop or []
+    return [entry for entry in entries if entry.strip()] or None
+
+
+def _tools(
+    request: CreateChatCompletionRequest, ignored: list[str]
+) -> tuple[tuple[llm.Tool, ...], hub.ToolChoice]:
+    definitions = list(request.functions or [])
+    for tool in request.tools or []:
+        if isinstance(tool, ChatCompletionFunctionTool):
+            definitions.append(tool.function)
+        else:
+            ignored.append("tools[*].custom")
+    if any(definition.strict for definition in definitions):
+        ignored.append("tools[*].function.strict")
+    tools = tuple(
+        llm.Tool(d.name, d.description, d.parameters or {"type": "object", "properties": {}})
+        for d in definitions
+    )
+    match request.tool_choice if request.tool_choice is not None else request.function_call:
+        case None:
+            return tools, "auto"
+        case "none" | "auto" | "required" as word:
+            return tools, word
+        case ChatCompletionNamedToolChoice(function=chosen):
+            return tools, _named(chosen, tools, "tool_choice.function.name")
+        case ToolName() as chosen:
+            return tools, _named(chosen, tools, "function_call.name")
+        case ChatCompletionAllowedToolChoice(allowed_tools=allowed):
+            names = {tool.function.name for tool in allowed.tools if tool.function}
+            return tuple(tool for tool in tools if tool.name in names), allowed.mode
+    raise AssertionError("payload checks the tool choice")
+
+
+def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> hub.NamedTool:
+    if chosen.name not in {tool.name for tool in tools}:
+        raise InvalidRequest(f"there is no tool {chosen.name!r} in this request", param=param)
+    return hub.NamedTool(chosen.name)
+
+
+class _MessageReader:
+    """Read messages in order, keeping the tool calls that still wait for their results."""
+
+    def __init__(self, ignored: list[str]) -> None:
+        self.messages: list[Message] = []
+        self.attachment_paths: list[str] = []
+        self._ignored = ignored
+        self._waiting: dict[str, str] = {}  # tool_call_id → name
+
+    def read(self, message: Any, path: str) -> None:
+        match message:
+            case ChatCompletionToolMessage():
+                self._add_result(self._tool_result(message, path))
+                return
+            case ChatCompletionFunctionMessage():
+                self._add_result(self._function_result(message, path))
+                return
+        self.check_all_answered(path)
+        if message.name:
+            self._ignored.append("messages[*].name")
+        if isinstance(message, ChatCompletionAssistantMessage):
+            parts = list(self._assistant_parts(message, path))
+            if not parts:
+                return
+            role = "assistant"
+        else:
+            parts = list(self._parts(message.content, f"{path}.content"))
+            role = "user" if message.role == "user" else "system"
+        self.messages.append(Message(role, parts))
+
+    def check_all_answered(self, path: str) -> None:
+        """Refuse a history that no provider would take, in words that say why (B27)."""
+        if self._waiting:
+            ids = ", ".join(self._waiting)
+            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
+
+    def _parts(self, content: str | Iterable[Any] | None, path: str) -> Iterator[Part]:
+        if content is None or content == "":
+            return
+        if isinstance(content, str):
+            yield TextPart(content)
+            return
+        for i, part in enumerate(content):
+            match part:
+                case ChatCompletionContentPartText(text=text):
+                    yield TextPart(text)
+                case ChatCompletionContentPartRefusal(refusal=text):
+                    yield TextPart(text)
+                case _:
+                    attachment, field = self._attachment(part, f"{path}[{i}]")
+                    self.attachment_paths.append(field)
+                    yield AttachmentPart(attachment)
+
+    def _attachment(self, part: Any, path: str) -> tuple[llm.Attachment, str]:
+        match part:
+            case ChatCompletionContentPartImage(image_url=ImageURL(url=url, detail=detail)):
+                if detail not in (None, "auto"):
+                    self._ignored.append("messages[*].content[*].image_url.detail")
+                path = f"{path}.image_url.url"
+                return hub.attachment_from_url(url, param=path), path
+            case ChatCompletionContentPartImage(image_url=str(url)):
+                path = f"{path}.image_url"
+                return hub.attachment_from_url(url, param=path), path
+            case ChatCompletionContentPartInputAudio(input_audio=audio):
+                media_type = {"wav": "audio/wav", "mp3": "audio/mpeg"}[audio.format]
+                path = f"{path}.input_audio.data"
+                return hub.attachment_from_base64(audio.data, media_type, param=path), path
+            case File(file=FileFile(file_data=str(data))):
+                path = f"{path}.file.file_data"
+                if data.startswith("data:"):
+                    return hub.attachment_from_url(data, param=path), path
+                return hub.attachment_from_base64(data, "application/pdf", param=path), path
+        raise Unsupported(
+            "files are taken as file_data; no files are kept here", param=f"{path}.file"
+        )
+
+    def _assistant_parts(
+        self, message: ChatCompletionAssistantMessage, path: str
+    ) -> Iterator[Part]:
+        for reasoning in (message.reasoning_content, message.reasoning, message.thinking):
+            if isinstance(reasoning, str) and reasoning:
+                yield ReasoningPart(reasoning)
+                break
+        if message.audio is not None:
+            raise Unsupported("no audio is kept here", param=f"{path}.audio")
+        yield from self._parts(message.content, f"{path}.content")
+        if message.refusal:
+            yield TextPart(message.refusal)
+        calls = [(call.id, call.function) for call in message.tool_calls or ()]
+        if message.function_call is not None:
+            calls.append((None, message.function_call))
+        for i, (id_, function) in enumerate(calls):
+            id_ = id_ or f"call_{len(self.messages)}_{i}"
+            self._waiting[id_] = function.name
+            arguments = hub.parse_arguments(function.arguments or "")
+            yield ToolCallPart(function.name, arguments, tool_call_id=id_)
+
+    def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:
+        id_ = message.tool_call_id or next(iter(self._waiting), "")
+        if id_ not in self._waiting:
+            raise InvalidRequest(
+                f"no tool call {id_!r} waits for a result here", param=f"{path}.tool_call_id"
+            )
+        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+
+    def _function_result(self, message: ChatCompletionFunctionMessage, path: str) -> ToolResultPart:
+        id_ = next((id_ for id_, name in self._waiting.items() if name == message.name), None)
+        if id_ is None:
+            raise InvalidRequest(
+                f"no call of {message.name!r} waits for a result here", param=f"{path}.name"
+            )
+        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+
+    def _result(self, id_: str, content: list[Part]) -> ToolResultPart:
+        return ToolResultPart(
+            name=self._waiting.pop(id_),
+            output="".join(part.text for part in content if isinstance(part, TextPart)),
+            tool_call_id=id_,
+            attachments=[part.attachment for part in content if isinstance(part, AttachmentPart)],
+        )
+
+    def _add_result(self, result: ToolResultPart) -> None:
+        if self.messages[-1].role == "tool":
+            self.messages[-1].parts.append(result)
+        else:
+            self.messages.append(Message("tool", [result]))
+
+
+# ---- the answer as a stream
+
+
+class StreamRenderer:
+    """Render hub events as chat.completion.chunk frames of SSE. Feed in order; Finish is last.
+
+    Given: text as `content`, reasoning as `reasoning_content`, tool calls with an
+    index of their own from 0 on, each with its arguments as they come, "{}" where
+    there are none. Left out: what the provider ran by itself (server tools), and
+    reasoning that is opaque.
+
+    Spec: https://platform.openai.com/docs/api-reference/chat-streaming
+    """
+
+    def __init__(self, request: hub.ChatRequest, id: str, created: int) -> None:
+        """`id` is the exchange's; `created` in seconds since 1970."""
+        head = _envelope(request, id, created, "chat.completion.chunk")
+        self._head = b"data: " + payload.encode(head)[:-1] + b","
+        self._include_usage = bool(request.wire.get("include_usage"))
+        # Of a chunk all but the delta is the same all through the stream: rendered once.
+        self._usage_null = b',"usage":null' if self._include_usage else b""
+        self._before = self._head + b'"choices":[{"index":0,"delta":'
+        self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
+        self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
+        self._without_arguments: set[int] = set()
+
+    def start(self) -> list[bytes]:
+        """Give the first chunk, which alone bears the role (B3)."""
+        return [self._chunk(b'{"role":"assistant","content":"","refusal":null}')]
+
+    def feed(self, event: hub.Event) -> list[bytes]:
+        """Give the frames of one event: none for what this wire does not show."""
+        match event:
+            case hub.Finish():
+                return self._end(event)
+            case StreamEvent(type="text", chunk=text) if text:
+                return [self._chunk(b'{"content":%b}' % payload.encode_string(text).encode())]
+            case StreamEvent(type="reasoning", chunk=text) if text:
+                text_json = payload.encode_string(text).encode()
+                return [self._chunk(b'{"reasoning_content":%b}' % text_json)]
+            case StreamEvent(type="tool_call_name", server_executed=False):
+                return [self._call_name(event)]
+            case StreamEvent(type="tool_call_args", server_executed=False, chunk=text) if text:
+                index = self._indexes[event.part_index]
+                self._without_arguments.discard(index)
+                return [self._call_arguments(index, text)]
+        return []
+
+    def idle(self) -> list[bytes]:
+        """Give a keep-alive: a comment, since an event of any name reads as a chunk (B13)."""
+        return [framing.SSE_PING]
+
+    def fail(self, error: ProxyError) -> list[bytes]:
+        """Give the error frame. This wire has no end after it: the body must be cut (B11)."""
+        return [framing.encode_sse(payload.encode(render_error(error)))]
+
+    def _chunk(self, delta: bytes) -> bytes:
+        return self._before + delta + self._after
+
+    def _call_name(self, event: StreamEvent) -> bytes:
+        index = self._indexes.get(event.part_index)
+        if index is not None:  # a name in pieces: readers join them
+            call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
+        else:
+            index = self._indexes[event.part_index] = len(self._indexes)
+            self._without_arguments.add(index)
+            function = {"name": event.chunk, "arguments": ""}
+            call = {"index": index, **_tool_call(event.tool_call_id, function)}
+        return self._chunk(payload.encode({"tool_calls": [call]}))
+
+    def _call_arguments(self, index: int, text: str) -> bytes:
+        call = {"index": index, "function": {"arguments": text}}
+        return self._chunk(payload.encode({"tool_calls": [call]}))
+
+    def _end(self, finish: hub.Finish) -> list[bytes]:
+        frames = [self._call_arguments(index, "{}") for index in sorted(self._without_arguments)]
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finish.reason}
+        choices = b'"choices":[%b]' % payload.encode(choice)
+        frames.append(self._head + choices + self._usage_null + b"}\n\n")
+        if self._include_usage:
+            usage = payload.encode(_usage(finish.usage))
+            frames.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
+        frames.append(b"data: [DONE]\n\n")
+        return frames
+
+
+def _envelope(request: hub.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
+    """What the whole answer and each of its chunks begin with; the model as it was asked for."""
+    return {
+        "id": f"chatcmpl-{id_}",
+        "object": object_,
+        "created": created,
+        "model": request.model or "",
+    }
+
+
+def _tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
+    return {"id": id_, "type": "function", "function": function}
+
+
+def _usage(usage: hub.Usage) -> dict[str, Any] | None:
+    """OpenAI counts as the hub does. Null where the provider gave no counts."""
+    if usage.input_tokens is None and usage.output_tokens is None:
+        return None
+    prompt_tokens, completion_tokens = usage.input_tokens or 0, usage.output_tokens or 0
+    counts: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+    if usage.cached_tokens is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    if usage.reasoning_tokens is not None:
+        counts["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return counts
+
+
+# ---- the answer as a whole
+
+
+def render_response(
+    request: hub.ChatRequest,
+    response: hub.ChatResponse,
+    id: str,
+    created: int,
+) -> dict[str, Any]:
+    """Render a whole answer as a chat.completion; the same content as its stream has.
+
+    Spec: https://platform.openai.com/docs/api-reference/chat/object
+    """
+    text = "".join(part.text for part in response.parts if isinstance(part, TextPart))
+    calls = [
+        part
+        for part in response.parts
+        if isinstance(part, ToolCallPart) and not part.server_executed
+    ]
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None if calls and not text else text,
+        "refusal": None,
+        "annotations": [],
+    }
+    reasoning = "".join(part.text for part in response.parts if isinstance(part, ReasoningPart))
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = [
+            _tool_call(call.tool_call_id, {"name": call.name, "arguments": arguments})
+            for call in calls
+            for arguments in [response.raw_arguments.get(call.tool_call_id or "") or "{}"]
+        ]
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": response.finish.reason,
+    }
+    head = _envelope(request, id, created, "chat.completion")
+    return head | {"choices": [choice], "usage": _usage(response.finish.usage)}
+
+
+# ---- models and errors
+
+
+def render_models(models: Iterable[hub.ModelEntry]) -> dict[str, Any]:
+    """Render the list of models.
+
+    Spec: https://platform.openai.com/docs/api-reference/models/list
+    """
+    return {"object": "list", "data": [render_model(model) for model in models]}
+
+
+def render_model(model: hub.ModelEntry) -> dict[str, Any]:
+    """Render one model."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+    }
+
+
+ERROR_TYPES: Mapping[str, str] = {
+    "invalid_request": "invalid_request_error",
+    "authentication": "authentication_error",
+    "permission": "permission_error",
+    "not_found": "invalid_request_error",
+    "too_large": "invalid_request_error",
+    "rate_limit": "rate_limit_error",
+    "timeout": "timeout_error",
+}
+
+
+def render_error(error: ProxyError) -> dict[str, Any]:
+    """Render an error as OpenAI's object; its status and headers go beside it.
+
+    Spec: https://platform.openai.com/docs/guides/error-codes
+    """
+    return {
+        "error": {
+            "message": error.message,
+            "type": ERROR_TYPES.get(error.kind, "server_error"),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
