@@ -1,0 +1,15 @@
+"""llm's side of the house: which models there are, and how one of them is run.
+
+    catalogue   plugins and models, found by the name that a client asked for
+    form        a hub request → the llm.Prompt that this model can read
+    events      what plugins yield → the hub's event stream
+    outcome     what llm has no field for: finish reason, usage, what an exception means
+    run         the engine itself: one running model, read in batches
+
+Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
+"""
+
+from .catalogue import Catalogue
+from .run import Answer, Engine, Stamped
+
+__all__ = ["Answer", "Catalogue", "Engine", "Stamped"]

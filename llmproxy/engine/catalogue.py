@@ -1,0 +1,296 @@
+"""Which models there are, and which one a client's name means.
+
+llm reads its plugins and models anew for every question, all at once, so that one
+broken plugin costs all of them (d6.27), and two seconds when it does so first
+(d6.1). Here they are read one by one, before the server listens and again, in a
+thread, when llm's files change or a name is unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import metadata
+from typing import Any, TypeVar
+
+import llm
+from llm import plugins
+
+from .. import hub
+from ..errors import ModelNotFound
+
+__all__ = ["Catalogue", "CatalogueEntry", "in_daemon_thread"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+SyncModel = llm.Model | llm.KeyModel
+AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
+
+RELOAD_S = 10.0  # the least time between two looks at llm's files
+SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # what llm and its plugins read
+
+
+@dataclass(frozen=True)
+class CatalogueEntry:
+    """A model as a plugin registered it: async, sync, or both."""
+
+    model_id: str
+    sync_model: SyncModel | None
+    async_model: AsyncModel | None
+    owned_by: str
+
+    @property
+    def model(self) -> SyncModel | AsyncModel:
+        """The one to run: async where there is one."""
+        model = self.async_model or self.sync_model
+        assert model is not None, "a plugin registers a model of one kind at least"
+        return model
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """One reading of everything; replaced as a whole, so that no lookup sees half of it."""
+
+    entries: Mapping[str, CatalogueEntry]
+    by_name: Mapping[str, CatalogueEntry]
+    options: Mapping[str, Mapping[str, Any]]
+    default_model: str
+    files: frozenset[tuple[str, int, int]]
+    read_at: int
+
+
+class Catalogue:
+    """The models of llm by every name they have.
+
+    maps: pairs of a pattern (as fnmatch has them) and a model; the first that fits
+        the client's name decides, before any model's own name.
+    default_model: answers for unknown and for missing names; without it an unknown
+        name is an error, and a missing one means llm's own default.
+    extra_models: models that are there without a plugin.
+    """
+
+    def __init__(
+        self,
+        *,
+        maps: Sequence[tuple[str, str]] = (),
+        default_model: str | None = None,
+        extra_models: Sequence[tuple[SyncModel, AsyncModel | None]] = (),
+    ) -> None:
+        self._maps = tuple(maps)
+        self._default_model = default_model
+        self._extra_models = tuple(extra_models)
+        self._contents = _Contents({}, {}, {}, "", frozenset(), 0)
+        self._looked_at = float("-inf")
+        self._reload: asyncio.Future[None] | None = None
+
+    def load(self) -> None:
+        """Read plugins, models, aliases and defaults. Blocks, for seconds the first time."""
+        self._looked_at = time.monotonic()
+        self._contents = _read(self._extra_models)
+
+    def models(self) -> list[hub.ModelEntry]:
+        """List every model once, under its own id."""
+        created = self._contents.read_at
+        return [
+            hub.ModelEntry(entry.model_id, entry.owned_by, created)
+            for entry in self._contents.entries.values()
+        ]
+
+    def options(self, model_id: str) -> Mapping[str, Any]:
+        """The user's defaults for a model (`llm models options set`)."""
+        return self._contents.options.get(model_id, {})
+
+    def unknown_targets(self) -> list[str]:
+        """Names in `maps` and `default_model` that are no model: mistakes to tell at start."""
+        names = [target for _, target in self._maps] + [self._default_model or ""]
+        return [name for name in names if name and name not in self._contents.by_name]
+
+    async def choose(self, name: str | None) -> CatalogueEntry:
+        """Find the model for a client's word.
+
+        Raises:
+            ModelNotFound: no model of that name, and no default for it.
+        """
+        entry = self._find(name)
+        if entry is None or self._is_due():
+            reload = self._start_reload()
+            if entry is None and reload is not None:
+                await asyncio.shield(reload)
+                entry = self._find(name)
+        if entry is None and self._default_model is not None:
+            entry = self._contents.by_name.get(self._default_model)
+        if entry is None:
+            raise ModelNotFound(
+                f"there is no model {name or self._contents.default_model!r} here", param="model"
+            )
+        return entry
+
+    def _find(self, name: str | None) -> CatalogueEntry | None:
+        by_name = self._contents.by_name
+        if name is None:
+            return by_name.get(self._default_model or self._contents.default_model)
+        target = next((t for pattern, t in self._maps if fnmatchcase(name, pattern)), name)
+        # Ollama's clients add the tag that is always there (C14).
+        return by_name.get(target) or by_name.get(target.removesuffix(":latest"))
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._looked_at >= RELOAD_S
+
+    def _start_reload(self) -> asyncio.Future[None] | None:
+        """Start one reading in a thread, or give the one under way; None where it is too soon."""
+        if self._reload is not None and not self._reload.done():
+            return self._reload
+        if not self._is_due():
+            return None
+        self._looked_at = time.monotonic()
+        self._reload = in_daemon_thread(self._read_again, "llmproxy-catalogue")
+        return self._reload
+
+    def _read_again(self) -> None:
+        try:
+            new_plugins = _load_plugins()
+            if new_plugins or _files() != self._contents.files:
+                self._contents = _read(self._extra_models)
+        except Exception:
+            logger.exception("reading llm's models again failed; the earlier list stays")
+
+
+def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Run blocking code so that a call which never returns does not hold the process.
+
+    asyncio.to_thread would: the interpreter waits for an executor's threads at exit (d6.30).
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_it(value)
+
+    def work() -> None:
+        try:
+            result = run()
+        except BaseException as exc:  # a plugin may raise SystemExit
+            outcome = (future.set_exception, RuntimeError(f"{type(exc).__name__}: {exc}"))
+            loop.call_soon_threadsafe(settle, *outcome)
+        else:
+            loop.call_soon_threadsafe(settle, future.set_result, result)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future
+
+
+def _read(extra_models: Iterable[tuple[SyncModel, AsyncModel | None]]) -> _Contents:
+    _load_plugins()
+    files = _files()  # before what is in them: a change in between is seen the next time
+    aliases = _settings("aliases.json")
+    entries: dict[str, CatalogueEntry] = {}
+    by_name: dict[str, CatalogueEntry] = {}
+
+    def add(
+        sync_model: SyncModel | None,
+        async_model: AsyncModel | None,
+        names: Iterable[str],
+        owned_by: str,
+    ) -> None:
+        model = sync_model or async_model
+        if model is None:
+            return
+        owned_by = getattr(model, "needs_key", None) or owned_by
+        entry = CatalogueEntry(model.model_id, sync_model, async_model, owned_by)
+        entries[model.model_id] = entry
+        for name in (*names, model.model_id):
+            by_name[name] = entry
+
+    for registered in _registered():
+        add(*registered)
+    for sync_model, async_model in extra_models:
+        if sync_model.model_id not in entries:
+            add(sync_model, async_model, (), "llmproxy")
+    for alias, model_id in aliases.items():
+        if isinstance(model_id, str) and model_id in by_name:
+            by_name.setdefault(alias, by_name[model_id])
+    # An id beats another model's alias.
+    by_name |= entries
+    return _Contents(
+        entries,
+        by_name,
+        _settings("model_options.json"),
+        llm.get_default_model(),
+        files,
+        int(time.time()),
+    )
+
+
+def _registered() -> list[tuple[SyncModel | None, AsyncModel | None, list[str], str]]:
+    """Ask each plugin for its models; one that fails costs its own alone."""
+    found: list[tuple[SyncModel | None, AsyncModel | None, list[str], str]] = []
+    distributions = {plugin: dist for plugin, dist in plugins.pm.list_plugin_distinfo()}
+    # pluggy calls the newest first; what is registered last wins a name, as with llm.
+    for implementation in reversed(plugins.pm.hook.register_models.get_hookimpls()):
+        distribution = distributions.get(implementation.plugin)
+        owned_by = distribution.project_name if distribution else "llm"
+
+        def register(
+            model: SyncModel | None,
+            async_model: AsyncModel | None = None,
+            aliases: Iterable[str] | None = None,
+            owned_by: str = owned_by,
+        ) -> None:
+            found.append((model, async_model, list(aliases or ()), owned_by))
+
+        arguments = {"register": register, "model_aliases": []}
+        try:
+            implementation.function(**{n: arguments[n] for n in implementation.argnames})
+        except BaseException as exc:
+            name = implementation.plugin_name
+            logger.warning("plugin %s could not list its models: %r", name, exc)
+    return found
+
+
+def _load_plugins() -> bool:
+    """Load llm's plugins one by one; say whether there were new ones."""
+    before = len(plugins.pm.get_plugins())
+    if plugins.LLM_LOAD_PLUGINS is None:
+        for entry_point in metadata.entry_points(group="llm"):
+            name = entry_point.name
+            if plugins.pm.has_plugin(name) or plugins.pm.is_blocked(name):
+                continue
+            try:
+                plugins.pm.load_setuptools_entrypoints("llm", name=name)
+            except BaseException as exc:
+                logger.warning("plugin %s could not be loaded: %r", name, exc)
+                plugins.pm.set_blocked(name)
+    try:
+        plugins.load_plugins()
+    except BaseException as exc:
+        logger.warning("llm could not load its plugins: %r", exc)
+    return len(plugins.pm.get_plugins()) > before
+
+
+def _files() -> frozenset[tuple[str, int, int]]:
+    """The state of the files that llm and its plugins keep their settings in."""
+    found = set()
+    for path in llm.user_dir().iterdir():
+        if path.suffix in SETTINGS_SUFFIXES:
+            status = path.stat()
+            found.add((path.name, status.st_mtime_ns, status.st_size))
+    return frozenset(found)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    try:
+        value = json.loads((llm.user_dir() / name).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as exc:
+        logger.warning("%s could not be read: %s", name, exc)
+        return {}
+    return value if isinstance(value, dict) else {}

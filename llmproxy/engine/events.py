@@ -1,0 +1,245 @@
+"""What plugins yield, made to keep the hub's invariant of the event stream.
+
+llm numbers the parts; what it lets through is mended here: parts of two families
+under one number, tool calls without an id or announced by `add_tool_call` alone,
+surrogate pairs in two halves, chunks that are no text. Pure: one object for one
+answer, fed in order. An event that is in order is passed on as it is, uncopied.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+import llm
+from llm.parts import StreamEvent
+
+from .. import payload
+from ..errors import UpstreamError
+from ..hub import parse_arguments
+
+__all__ = ["EventReader", "StopCutter"]
+
+_FAMILIES = {
+    "text": "text",
+    "reasoning": "reasoning",
+    "tool_call_name": "tool_call",
+    "tool_call_args": "tool_call",
+    "tool_result": "tool_result",
+}
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class EventReader:
+    """Read one answer's events, with the part numbers that llm gave them."""
+
+    def __init__(self, new_call_id: Callable[[], str]) -> None:
+        self._new_call_id = new_call_id
+        self._families: dict[int, str] = {}  # part_index → family
+        self._moved: dict[tuple[int, str], int] = {}  # part of a second family → its own index
+        self._calls: dict[int, _Call] = {}
+        self._space: StreamEvent | None = None
+        self._half: StreamEvent | None = None
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether the client is asked to call a tool."""
+        return any(not call.server_executed for call in self._calls.values())
+
+    @property
+    def is_cut_in_a_call(self) -> bool:
+        """Whether arguments end before they are JSON, as at a token limit (d6.10)."""
+        return any("_raw" in parse_arguments(call.arguments) for call in self._calls.values())
+
+    def feed(self, event: StreamEvent) -> list[StreamEvent]:
+        """Give the event as the hub wants it, after what was held back for it, if anything.
+
+        Raises:
+            UpstreamError: something that is no event, or has no text.
+        """
+        if not isinstance(event.chunk, str):
+            raise UpstreamError(f"the model yielded {type(event.chunk).__name__}, not text")
+        family = _FAMILIES.get(event.type)
+        if family is None:
+            raise UpstreamError(f"the model yielded an event of the unknown type {event.type!r}")
+        if self._half is not None or not event.chunk.isascii():
+            event = self._join_halves(event)
+        event = self._numbered(event, family)
+        if family == "tool_call":
+            return self._call_events(event)
+        if family == "text" and self._calls and event.chunk.isspace():
+            return self._hold_space(event)
+        says_something = (
+            event.chunk or event.redacted or event.provider_metadata or family == "tool_result"
+        )
+        if not says_something:
+            return []
+        if self._space is not None:
+            held, self._space = self._space, None
+            return [held, event] if family == "text" else [event]
+        return [event]
+
+    def end(self, announced: Iterable[llm.ToolCall]) -> list[StreamEvent]:
+        """Give what is left: half a character, and calls that were announced without events.
+
+        announced: what the plugin gave to `add_tool_call`; most yield events of it too.
+        """
+        events = []
+        if self._half is not None:
+            events.append(replace(self._half, chunk="\ufffd"))
+        unmatched = list(self._calls.values())
+        for call in announced:
+            known = next((c for c in unmatched if c.is_announced_by(call)), None)
+            if known is None:
+                events += self._announced(call)
+                continue
+            unmatched.remove(known)
+            if call.arguments and not known.arguments:
+                events.append(known.event("tool_call_args", _arguments_text(call)))
+        return events
+
+    def _numbered(self, event: StreamEvent, family: str) -> StreamEvent:
+        """Keep llm's number of the part, unless another family has it."""
+        index = event.part_index
+        assert index is not None, "llm numbers every event"
+        if self._families.setdefault(index, family) == family:
+            return event
+        index = self._moved.setdefault((index, family), self._free_index())
+        self._families[index] = family
+        return replace(event, part_index=index)
+
+    def _free_index(self) -> int:
+        return max(self._families, default=-1) + 1
+
+    def _call_events(self, event: StreamEvent) -> list[StreamEvent]:
+        self._space = None
+        assert event.part_index is not None
+        call = self._calls.get(event.part_index)
+        events = []
+        if call is None:
+            call = self._calls[event.part_index] = _Call(event, self._new_call_id)
+            # Arguments without a name before them: the call must be opened all the same.
+            if event.type == "tool_call_args":
+                events.append(call.event("tool_call_name", event.tool_name or ""))
+        if event.chunk or event.type == "tool_call_name":
+            events.append(call.event(event.type, event.chunk, event.provider_metadata))
+        return events
+
+    def _announced(self, announced: llm.ToolCall) -> list[StreamEvent]:
+        index, id_ = self._free_index(), announced.tool_call_id
+        self._families[index] = "tool_call"
+        name = StreamEvent("tool_call_name", announced.name, part_index=index, tool_call_id=id_)
+        events = self._call_events(name)
+        if announced.arguments:
+            text = _arguments_text(announced)
+            events.append(self._calls[index].event("tool_call_args", text))
+        return events
+
+    def _hold_space(self, event: StreamEvent) -> list[StreamEvent]:
+        """Hold back white space after a tool call until text follows it.
+
+        llm-anthropic yields " " after every tool turn for the eye (d6.25); strict
+        clients take it for an answer beside the call.
+        """
+        held = self._space.chunk if self._space else ""
+        self._space = replace(event, chunk=held + event.chunk)
+        return []
+
+    def _join_halves(self, event: StreamEvent) -> StreamEvent:
+        """Put together surrogate pairs that were split over chunks; the last half waits."""
+        if self._half is None and not _SURROGATE.search(event.chunk):
+            return event
+        chunk = (self._half.chunk if self._half else "") + event.chunk
+        self._half = None
+        if chunk and "\ud800" <= chunk[-1] <= "\udbff":
+            chunk, self._half = chunk[:-1], replace(event, chunk=chunk[-1])
+        whole = chunk.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return replace(event, chunk=whole)
+
+
+class _Call:
+    """A tool call as far as it has come."""
+
+    def __init__(self, first: StreamEvent, new_id: Callable[[], str]) -> None:
+        self._id_is_ours = not first.tool_call_id
+        self._first = replace(
+            first, tool_call_id=first.tool_call_id or new_id(), provider_metadata=None
+        )
+        self._pieces: dict[str, list[str]] = {"tool_call_name": [], "tool_call_args": []}
+
+    @property
+    def server_executed(self) -> bool:
+        return self._first.server_executed
+
+    @property
+    def arguments(self) -> str:
+        return "".join(self._pieces["tool_call_args"])
+
+    def event(
+        self, type_: str, chunk: str, metadata: dict[str, object] | None = None
+    ) -> StreamEvent:
+        self._pieces[type_].append(chunk)
+        return replace(self._first, type=type_, chunk=chunk, provider_metadata=metadata)
+
+    def is_announced_by(self, call: llm.ToolCall) -> bool:
+        """Whether `add_tool_call` meant this call: by id, else by what it says.
+
+        llm makes up an id for an announced call without one, so where the events had
+        none either, name and arguments must do.
+        """
+        if not self._id_is_ours:
+            return call.tool_call_id == self._first.tool_call_id
+        name = "".join(self._pieces["tool_call_name"])
+        return call.name == name and call.arguments == parse_arguments(self.arguments)
+
+
+def _arguments_text(call: llm.ToolCall) -> str:
+    return payload.encode(call.arguments).decode()
+
+
+class StopCutter:
+    """Cut text at the first stop sequence, for models that have no option for it.
+
+    Text that may be the beginning of a sequence is held back until it is not.
+    """
+
+    def __init__(self, sequences: Sequence[str]) -> None:
+        self._sequences = sequences
+        self._held = ""
+        self._held_of: StreamEvent | None = None
+        self.matched: str | None = None
+
+    def feed(self, event: StreamEvent) -> list[StreamEvent]:
+        """Give the events that may be shown; once `matched` is set there are no more."""
+        if self.matched is not None:
+            return []
+        if event.type != "text":
+            return [*self.end(), event]
+        held_of = self._held_of
+        events = self.end() if held_of and held_of.part_index != event.part_index else []
+        text = self._held + event.chunk
+        found = [(text.find(s), -len(s), s) for s in self._sequences if s in text]
+        if found:
+            position, _, self.matched = min(found)
+            shown, self._held = text[:position], ""
+        else:
+            shown, self._held = self._split(text)
+        self._held_of = event if self._held else None
+        return [*events, replace(event, chunk=shown)] if shown else events
+
+    def end(self) -> list[StreamEvent]:
+        """Give what is held back: no sequence came of it."""
+        if self._held_of is None:
+            return []
+        event = replace(self._held_of, chunk=self._held)
+        self._held, self._held_of = "", None
+        return [event]
+
+    def _split(self, text: str) -> tuple[str, str]:
+        longest = max(len(s) for s in self._sequences) - 1
+        for start in range(max(0, len(text) - longest), len(text)):
+            if any(s.startswith(text[start:]) for s in self._sequences):
+                return text[:start], text[start:]
+        return text, ""

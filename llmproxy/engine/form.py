@@ -1,0 +1,443 @@
+"""From a hub request to what this model can read, and the list of what it can't.
+
+The normal form of a request is what is stored. The model form made here differs
+only where the model's plugin would refuse or drop something, and each such change
+is listed. Nothing of the request is edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain, repeat
+from typing import Any
+
+import llm
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from .. import hub
+from ..errors import Unsupported
+from .catalogue import AsyncModel, SyncModel
+
+__all__ = ["Call", "prepare"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """All that llm needs to run a model once.
+
+    conversation: finished responses that hold the earlier turns, for plugins that
+        read history there alone (d6.17); plugins of today read prompt.messages.
+    stop_sequences: those that are ours to cut at, since the model has no option.
+    ignored: paths of what the model was not given, the dialect's own included.
+    """
+
+    prompt: llm.Prompt
+    conversation: llm.Conversation | llm.AsyncConversation
+    options: dict[str, Any]
+    tools: tuple[llm.Tool, ...]
+    stop_sequences: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def prepare(
+    request: hub.ChatRequest, model: SyncModel | AsyncModel, defaults: Mapping[str, Any]
+) -> Call:
+    """Make the prompt of a request for a model; `defaults` are the user's own for it.
+
+    Raises:
+        Unsupported: what the answer's meaning hangs on and this model can't do.
+    """
+    ignored = list(request.ignored)
+    tools = () if request.tool_choice == "none" else request.tools
+    _refuse_what_matters(request, model, tools)
+    messages = _model_form(request.messages, model, ignored)
+    options, stop_sequences = _options(request, model, defaults, ignored)
+    history = _History.of(messages)
+    prompt = llm.Prompt(
+        history.last.text,
+        model=model,
+        attachments=history.last.attachments,
+        system=history.system,
+        tool_results=history.last.tool_results,
+        messages=messages,
+        options=model.Options(**options),
+        schema=request.schema,
+        tools=list(tools),
+    )
+    conversation = _conversation(model, history)
+    ignored_once = tuple(dict.fromkeys(ignored))
+    return Call(prompt, conversation, options, tools, stop_sequences, ignored_once)
+
+
+def _refuse_what_matters(
+    request: hub.ChatRequest, model: SyncModel | AsyncModel, tools: tuple[llm.Tool, ...]
+) -> None:
+    name = model.model_id
+    if tools and not model.supports_tools:
+        raise Unsupported(f"the model {name} can't call tools", param="tools")
+    if request.schema and not model.supports_schema:
+        param = request.option_paths.get("schema")
+        raise Unsupported(f"the model {name} can't answer by a schema", param=param)
+    answered = any(message.role in ("assistant", "tool") for message in request.messages)
+    if answered and not model.supports_conversation:
+        raise Unsupported(f"the model {name} answers single prompts only", param="messages")
+    paths = chain(request.attachment_paths, repeat("messages"))
+    for attachment, path in zip(_attachments(request.messages), paths, strict=False):
+        if not _takes(model, attachment) and not _is_text(attachment):
+            raise Unsupported(f"the model {name} can't read {attachment.type}", param=path)
+
+
+def _attachments(messages: Iterable[Message]) -> Iterator[llm.Attachment]:
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, AttachmentPart) and part.attachment is not None:
+                yield part.attachment
+            elif isinstance(part, ToolResultPart):
+                yield from part.attachments
+
+
+def _takes(model: SyncModel | AsyncModel, attachment: llm.Attachment) -> bool:
+    types = model.attachment_types or ()
+    if attachment.type == "image/*":
+        return any(type_.startswith("image/") for type_ in types)
+    return attachment.type in types
+
+
+def _is_text(attachment: llm.Attachment) -> bool:
+    return (attachment.type or "").startswith("text/") and attachment.content is not None
+
+
+# ---- messages
+
+# Which class a model is of tells what its plugin does with system messages: those
+# of llm's own OpenAI Chat class, which many plugins inherit, send them where they
+# stand; a Responses model sends the last one alone (d6.18).
+_KEEPS_SYSTEM_IN_PLACE = frozenset({"Chat", "AsyncChat"})
+_REFUSES_SYSTEM = frozenset({"Completion"})
+
+
+def _classes(model: SyncModel | AsyncModel) -> set[str]:
+    return {
+        cls.__name__
+        for cls in type(model).__mro__
+        if cls.__module__ == "llm.default_plugins.openai_models"
+    }
+
+
+def _model_form(
+    messages: Iterable[Message], model: SyncModel | AsyncModel, ignored: list[str]
+) -> list[Message]:
+    """Put every message into a form that this plugin sends on."""
+    classes = _classes(model)
+    takes_first_system = not classes & _REFUSES_SYSTEM and getattr(
+        model, "allows_system_prompt", True
+    )
+    takes_later_system = takes_first_system and (
+        bool(classes & _KEEPS_SYSTEM_IN_PLACE)
+        or getattr(model, "supports_system_messages", False) is True
+    )
+    form = _Form()
+    leading: list[str] = []
+    for message in _results_beside_their_calls(messages):
+        if message.role == "system":
+            text = "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+            if not text.strip():
+                continue
+            if takes_first_system and not form.messages:
+                # Plugins read one first system message: it must say everything.
+                leading.append(text)
+            elif takes_later_system:
+                form.add(Message("system", [TextPart(text)]))
+            else:
+                form.add_ours([TextPart(f"<system>\n{text}\n</system>")])
+                ignored.append("messages[*] (a system message, made part of a user's)")
+        elif message.role == "tool":
+            results = [part for part in message.parts if isinstance(part, ToolResultPart)]
+            form.add(Message("tool", [_in_words(result, ignored) for result in results]))
+            images: list[Part] = [AttachmentPart(a) for r in results for a in r.attachments]
+            if images:
+                form.add_ours(images)
+                ignored.append("messages[*] (images of a tool's result, put after it)")
+        else:
+            parts = list(_readable(message, model, ignored))
+            if parts or message.role == "user":
+                form.add(Message(message.role, parts, message.provider_metadata))
+    if leading:
+        return [Message("system", [TextPart("\n\n".join(leading))]), *form.messages]
+    return form.messages
+
+
+def _results_beside_their_calls(messages: Iterable[Message]) -> Iterator[Message]:
+    """Move system messages from between a tool call and its result to after it (B31)."""
+    held: list[Message] = []
+    after_call = False
+    for message in messages:
+        if message.role == "system" and after_call:
+            held.append(message)
+            continue
+        if message.role != "tool":
+            yield from held
+            held = []
+        after_call = message.role == "tool" or any(
+            isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts
+        )
+        yield message
+    yield from held
+
+
+class _Form:
+    """Messages as they are put together; what we make ourselves joins a user's turn."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._last_is_ours = False
+
+    def add(self, message: Message) -> None:
+        if self._last_is_ours and message.role == "user":
+            self._join(message.parts)
+        else:
+            self.messages.append(message)
+        self._last_is_ours = False
+
+    def add_ours(self, parts: list[Part]) -> None:
+        if self.messages and self.messages[-1].role == "user":
+            self._join(parts)
+        else:
+            self.messages.append(Message("user", parts))
+        self._last_is_ours = True
+
+    def _join(self, parts: list[Part]) -> None:
+        last = self.messages[-1]
+        between = [TextPart("\n\n")] if _ends_in_text(last.parts) and _begins_in_text(parts) else []
+        # A new message: the one that is there may be the request's own.
+        self.messages[-1] = replace(last, parts=[*last.parts, *between, *parts])
+
+
+def _ends_in_text(parts: list[Part]) -> bool:
+    return bool(parts) and isinstance(parts[-1], TextPart)
+
+
+def _begins_in_text(parts: list[Part]) -> bool:
+    return bool(parts) and isinstance(parts[0], TextPart)
+
+
+def _in_words(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
+    """Say in the output that a tool failed, since no plugin passes the mark on (d6.18)."""
+    if result.exception is None:
+        return replace(result, attachments=[]) if result.attachments else result
+    ignored.append("messages[*] (a tool's failure, put into words)")
+    return replace(result, output=f"Error: {result.output}", exception=None, attachments=[])
+
+
+def _readable(
+    message: Message, model: SyncModel | AsyncModel, ignored: list[str]
+) -> Iterator[Part]:
+    for part in message.parts:
+        match part:
+            case ReasoningPart(provider_metadata=None):
+                # Providers refuse reasoning that they did not sign, and ask for none.
+                ignored.append("messages[*].reasoning")
+            case TextPart(text=text) if not text.strip() and len(message.parts) > 1:
+                pass  # Anthropic refuses blank text blocks (B28)
+            case AttachmentPart(attachment=llm.Attachment() as attachment) if not _takes(
+                model, attachment
+            ):
+                assert attachment.content is not None, "others were refused before"
+                yield TextPart(attachment.content.decode("utf-8", "replace"))
+                ignored.append("messages[*] (a text file, put in as text)")
+            case _:
+                yield part
+
+
+# ---- the same history for plugins that read conversations
+
+
+@dataclass
+class _Question:
+    """What one turn asks: of the messages between two answers, what old plugins read."""
+
+    texts: list[str] = field(default_factory=list)
+    attachments: list[llm.Attachment] = field(default_factory=list)
+    tool_results: list[llm.ToolResult] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(self.texts)
+
+    def add(self, message: Message) -> None:
+        text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
+        if text:
+            self.texts.append(text)
+        for part in message.parts:
+            if isinstance(part, AttachmentPart) and part.attachment is not None:
+                self.attachments.append(part.attachment)
+            elif isinstance(part, ToolResultPart):
+                result = llm.ToolResult(part.name, part.output, tool_call_id=part.tool_call_id)
+                self.tool_results.append(result)
+
+
+@dataclass
+class _History:
+    """Messages cut into turns: the answered ones, and the question that is open."""
+
+    system: str | None
+    answered: list[tuple[_Question, Message]]
+    last: _Question
+
+    @classmethod
+    def of(cls, messages: Iterable[Message]) -> _History:
+        history = cls(None, [], _Question())
+        for message in messages:
+            if message.role == "assistant":
+                history.answered.append((history.last, message))
+                history.last = _Question()
+            elif message.role == "system" and history.system is None:
+                [part] = message.parts
+                assert isinstance(part, TextPart)
+                history.system = part.text
+            else:
+                history.last.add(message)
+        return history
+
+
+def _conversation(
+    model: SyncModel | AsyncModel, history: _History
+) -> llm.Conversation | llm.AsyncConversation:
+    """Hold the answered turns as finished responses, which nothing runs again."""
+    is_async = isinstance(model, llm.AsyncModel | llm.AsyncKeyModel)
+    conversation = (llm.AsyncConversation if is_async else llm.Conversation)(model=model)
+    options = model.Options()
+    for question, answer in history.answered:
+        response = _finished(model, conversation, history.system, question, answer, options)
+        conversation.responses.append(response)
+    return conversation
+
+
+def _finished(
+    model: SyncModel | AsyncModel,
+    conversation: llm.Conversation | llm.AsyncConversation,
+    system: str | None,
+    question: _Question,
+    answer: Message,
+    options: Any,
+) -> llm.Response | llm.AsyncResponse:
+    prompt = llm.Prompt(
+        question.text,
+        model=model,
+        attachments=question.attachments,
+        system=system,
+        tool_results=question.tool_results,
+        options=options,
+    )
+    kind = llm.AsyncResponse if isinstance(conversation, llm.AsyncConversation) else llm.Response
+    response = kind(prompt, model, False, conversation=conversation)
+    response.attachments = question.attachments
+    response._chunks = [part.text for part in answer.parts if isinstance(part, TextPart)]
+    response._tool_calls = [
+        llm.ToolCall(part.name, part.arguments, part.tool_call_id)
+        for part in answer.parts
+        if isinstance(part, ToolCallPart)
+    ]
+    response._done = True
+    return response
+
+
+# ---- options
+
+# The hub's name → what plugins call it, the commonest first.
+OPTION_NAMES: Mapping[str, tuple[str, ...]] = {
+    "max_tokens": (
+        "max_tokens",
+        "max_output_tokens",
+        "num_predict",
+        "max_completion_tokens",
+        "max_new_tokens",
+        "max_length",
+    ),
+    "stop_sequences": ("stop_sequences", "stop"),
+    "seed": ("seed", "random_seed"),
+    "reasoning_effort": ("reasoning_effort", "thinking_effort", "thinking_level"),
+    "json_object": ("json_object", "json_mode"),
+    "user": ("user", "user_id"),
+}
+
+# A Responses model inherits these options and passes them to a method that has no
+# such parameters: the request would fail.
+_BREAKS_RESPONSES = frozenset(
+    {"stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias"}
+)
+_RESPONSES = frozenset({"Responses", "AsyncResponses"})
+
+# What says no more than the vendor's default: not worth telling anyone that it was left out.
+_DEFAULTS: Mapping[str, Any] = {
+    "parallel_tool_calls": True,
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "service_tier": "auto",
+}
+
+
+def _options(
+    request: hub.ChatRequest,
+    model: SyncModel | AsyncModel,
+    defaults: Mapping[str, Any],
+    ignored: list[str],
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Choose what the model's Options take, one by one; give them and the stops that are ours.
+
+    The client's values come first, then the user's defaults where they still fit.
+    """
+    fields = set(model.Options.model_fields)
+    if _classes(model) & _RESPONSES:
+        fields -= _BREAKS_RESPONSES
+    chosen: dict[str, Any] = {}
+    stop_sequences: tuple[str, ...] = ()
+    for name, value in {**request.options, **_forced_tool(request)}.items():
+        if any(_try_option(model, chosen, *o) for o in _as_options(name, value, fields)):
+            continue
+        if name == "stop_sequences":
+            stop_sequences = tuple(value)
+        elif value != _DEFAULTS.get(name):
+            ignored.append(request.option_paths.get(name, name))
+    for name, value in defaults.items():
+        if name not in chosen:
+            _try_option(model, chosen, name, value)
+    return chosen, stop_sequences
+
+
+def _forced_tool(request: hub.ChatRequest) -> dict[str, Any]:
+    match request.tool_choice:
+        case hub.NamedTool(name=name):
+            return {"tool_choice": name}
+        case "required":
+            return {"tool_choice": "required"}
+    return {}
+
+
+def _as_options(name: str, value: Any, fields: set[str]) -> Iterator[tuple[str, Any]]:
+    """Give the forms in which a model may take an option."""
+    for candidate in OPTION_NAMES.get(name, (name,)):
+        if candidate in fields:
+            yield candidate, value
+            if name == "stop_sequences" and len(value) == 1:
+                yield candidate, value[0]  # OpenAI's plugin takes one string (B30)
+
+
+def _try_option(
+    model: SyncModel | AsyncModel, chosen: dict[str, Any], name: str, value: Any
+) -> bool:
+    try:
+        model.Options(**chosen, **{name: value})
+    except (ValueError, TypeError):
+        return False
+    chosen[name] = value
+    return True

@@ -1,0 +1,229 @@
+"""What llm has no field for: why a model stopped, comparable usage, what an exception means.
+
+Providers leave these in `response_json`, each under its own keys, and in the
+exceptions of their SDKs. None of their packages is imported: keys, attributes and
+class names must do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import llm
+
+from .. import errors, hub
+from ..errors import ProxyError, UpstreamError
+
+__all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
+
+# Every provider's word for why it stopped, in lower case → the hub's.
+REASONS: Mapping[str, hub.FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    "max_output_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "refusal": "content_filter",
+    "safety": "content_filter",
+    "recitation": "content_filter",
+    "blocklist": "content_filter",
+    "prohibited_content": "content_filter",
+    "spii": "content_filter",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+}
+
+
+def finish_reason(response_json: Any, *, has_calls: bool) -> hub.FinishReason:
+    """Say why the model stopped, in the hub's words.
+
+    llm has no field for this: providers leave it in response_json. `length` and
+    `content_filter` say more than that there are tool calls, which say more than
+    `stop` (B6). A reason we do not know reads as "stop".
+
+    Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/
+    """
+    reason = REASONS.get(_raw_reason(response_json).lower(), "stop")
+    if reason in ("length", "content_filter"):
+        return reason
+    return "tool_calls" if has_calls else "stop"
+
+
+def _raw_reason(response_json: Any) -> str:
+    match response_json:
+        case {"finish_reason": str(word)} | {"stop_reason": str(word)} | {"done_reason": str(word)}:
+            return word
+        case {"choices": [{"finish_reason": str(word)}, *_]}:
+            return word
+        case {"candidates": [{"finishReason": str(word)}, *_]}:  # Gemini
+            return word
+        case {"incomplete_details": {"reason": str(word)}}:  # OpenAI Responses
+            return word
+    return ""
+
+
+def stop_sequence(response_json: Any) -> str | None:
+    """The stop sequence that the provider says it met; only Anthropic tells."""
+    match response_json:
+        case {"stop_reason": "stop_sequence", "stop_sequence": str(sequence)}:
+            return sequence
+    return None
+
+
+def is_refusal(exc: BaseException) -> bool:
+    """Whether an exception is a model's refusal (llm-anthropic raises it after the stream)."""
+    return type(exc).__name__ == "ClaudeRefusal"
+
+
+def usage(counted: llm.Usage) -> hub.Usage:
+    """Make the counts of a plugin comparable: input includes what was cached.
+
+    Anthropic's plugin counts cached input apart, and gives the cached counts only if
+    its `cache` option was on (d6.8); OpenAI's and the others include them.
+    """
+    details = counted.details or {}
+    read, written = (
+        details.get("cache_read_input_tokens"),
+        details.get("cache_creation_input_tokens"),
+    )
+    input_tokens = counted.input
+    if input_tokens is not None:
+        input_tokens += (read or 0) + (written or 0)
+    cached = read if read is not None else _detail(details, _CACHED)
+    return hub.Usage(
+        input_tokens=input_tokens,
+        output_tokens=counted.output,
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        reasoning_tokens=_detail(details, _REASONING),
+    )
+
+
+_CACHED = (
+    ("prompt_tokens_details", "cached_tokens"),
+    ("input_tokens_details", "cached_tokens"),
+    ("cachedContentTokenCount",),
+    ("cached_tokens",),
+)
+_REASONING = (
+    ("completion_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "reasoning_tokens"),
+    ("output_tokens_details", "thinking_tokens"),
+    ("thoughtsTokenCount",),
+    ("reasoning_tokens",),
+)
+
+
+def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> int | None:
+    for place in places:
+        value: Any = details
+        for key in place:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, int):
+            return value
+    return None
+
+
+# ---- exceptions
+
+_BY_STATUS: Mapping[int, type[ProxyError]] = {
+    400: errors.InvalidRequest,
+    401: errors.Unauthorized,
+    403: errors.Forbidden,
+    404: errors.NotFound,
+    408: errors.Timeout,
+    413: errors.TooLarge,
+    422: errors.InvalidRequest,
+    429: errors.RateLimited,
+    503: errors.Unavailable,
+    504: errors.UpstreamTimeout,
+    529: errors.Overloaded,
+}
+
+# Anthropic sends errors inside a stream under status 200, named in the body.
+_BY_TYPE: Mapping[str, type[ProxyError]] = {
+    "invalid_request_error": errors.InvalidRequest,
+    "authentication_error": errors.Unauthorized,
+    "permission_error": errors.Forbidden,
+    "not_found_error": errors.NotFound,
+    "request_too_large": errors.TooLarge,
+    "rate_limit_error": errors.RateLimited,
+    "rate_limit_exceeded": errors.RateLimited,
+    "overloaded_error": errors.Overloaded,
+    "timeout_error": errors.UpstreamTimeout,
+}
+
+# Clients wait by these; the SDKs read both spellings (B39).
+_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+def translate(exc: BaseException) -> ProxyError:
+    """Say what an exception out of a model means to the client.
+
+    Statuses are the upstream's own; its `retry-after` goes along. Keys that it quotes
+    are blotted out. What has no status is a failure of the upstream, 502, save llm's
+    missing key (401), time-outs (504), and a plugin's plain ValueError or
+    NotImplementedError, which is how plugins refuse a request (400).
+    """
+    if isinstance(exc, ProxyError):
+        return exc
+    message = without_keys(_message(exc))
+    if isinstance(exc, llm.NeedsKeyException):
+        return errors.Unauthorized(message)
+    status, headers = _status_and_headers(exc)
+    if status is not None:
+        kind = _BY_STATUS.get(status) or _BY_TYPE.get(_error_type(exc)) or UpstreamError
+        own = status if 400 <= status < 500 else kind.status
+        return kind(message, status=own, headers=headers)
+    if _is_timeout(exc):
+        return errors.UpstreamTimeout(message)
+    if type(exc) in (ValueError, NotImplementedError) or isinstance(
+        exc, llm.ConversationNotSupported
+    ):
+        return errors.Unsupported(message)
+    return UpstreamError(message)
+
+
+def _message(exc: BaseException) -> str:
+    """The provider's own words where they are found, else the exception's."""
+    match getattr(exc, "body", None):
+        case {"message": str(text)} | {"error": {"message": str(text)}}:
+            return text
+    return str(exc) or type(exc).__name__
+
+
+def _error_type(exc: BaseException) -> str:
+    match getattr(exc, "body", None):
+        case {"error": {"type": str(word)}} | {"type": str(word)}:
+            return word
+    return ""
+
+
+def _status_and_headers(exc: BaseException) -> tuple[int | None, dict[str, str]]:
+    for holder in (exc, getattr(exc, "response", None)):
+        status = getattr(holder, "status_code", None)
+        if isinstance(status, int):
+            headers = getattr(getattr(exc, "response", holder), "headers", None) or {}
+            return status, {name: headers[name] for name in _FORWARDED if name in headers}
+    return None, {}
+
+
+def _is_timeout(exc: BaseException) -> bool:
+    return isinstance(exc, TimeoutError) or any(
+        "Timeout" in cls.__name__ for cls in type(exc).__mro__
+    )
+
+
+_KEY = re.compile(
+    r"\b(?:(?:sk|pk|rk|gsk|xai|ghp|hf|r8|pplx|key)[-_][\w*.-]{12,}"
+    r"|AIza[\w-]{20,}|Bearer [\w.~+/-]{8,})"
+)
+
+
+def without_keys(text: str) -> str:
+    """Blot out what looks like a key: providers quote the one that they refuse."""
+    return _KEY.sub("[key]", text)

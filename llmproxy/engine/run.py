@@ -1,0 +1,344 @@
+"""Run one model for one request, and be the wall for everything it may do.
+
+An `Answer` is a running model. Its events gather in a queue while nobody reads, up
+to a bound; `read()` gives all that are there. An async model runs in a task, a sync
+one in a daemon thread; whatever either raises ends this answer alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from json import JSONDecodeError
+from typing import Any
+
+import llm
+from llm.parts import StreamEvent
+
+from .. import hub
+from ..errors import ProxyError, UpstreamError
+from . import outcome
+from .catalogue import Catalogue
+from .events import EventReader, StopCutter
+from .form import Call, prepare
+
+__all__ = ["Answer", "Engine", "Stamped"]
+
+logger = logging.getLogger(__name__)
+
+QUEUED_EVENTS = 512  # a model is held back when a slow client leaves this many unread
+STOP_S = 1.0  # how long a cancelled model may take to clean up before it is left alone
+
+_RESPONSES_CLASSES = frozenset({"Responses", "AsyncResponses"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """An event and when the model gave it, by time.monotonic()."""
+
+    at: float
+    event: hub.Event
+
+
+class Engine:
+    """Answers hub requests by llm's models."""
+
+    def __init__(self, catalogue: Catalogue) -> None:
+        self.catalogue = catalogue
+
+    async def answer(self, request: hub.ChatRequest) -> Answer:
+        """Start the model that a request asks for.
+
+        Raises:
+            ModelNotFound: no such model.
+            Unsupported: the model can't do what the request hangs on.
+            ProxyError: the model's plugin refused at once.
+        """
+        entry = await self.catalogue.choose(request.model)
+        defaults = self.catalogue.options(entry.model_id)
+        try:
+            call = prepare(request, entry.model, defaults)
+            return Answer(call)
+        except BaseException as exc:
+            # A plugin's Options or Response may refuse in ways of its own.
+            raise outcome.translate(exc) from exc
+
+
+class Answer:
+    """A running model. Read it to its Finish, or stop it.
+
+    model_id: llm's id of what answers; options, tools: as the model was given them.
+    ignored: paths of what of the request it was not given.
+    started: UTC; started_at: the same moment by time.monotonic().
+    """
+
+    def __init__(self, call: Call) -> None:
+        prompt = call.prompt
+        self.model_id: str = prompt.model.model_id
+        self.options: Mapping[str, Any] = call.options
+        self.tools = call.tools
+        self.ignored = call.ignored
+        self.started = datetime.now(UTC)
+        self.started_at = time.monotonic()
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Stamped] = deque()
+        self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
+        self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
+        self._over = False
+        self._error: ProxyError | None = None
+        self._stopping = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+        self._heard_at = time.monotonic()
+        self._wake_is_due = False
+        self._room = asyncio.Event()
+        self._thread_room = threading.Event()
+        self._task: asyncio.Task[None] | None = None
+        if isinstance(prompt.model, llm.AsyncModel | llm.AsyncKeyModel):
+            response = llm.AsyncResponse(
+                prompt, prompt.model, prompt.model.can_stream, conversation=call.conversation
+            )
+            self._task = self._loop.create_task(self._run_async(response))
+        else:
+            sync_response = llm.Response(
+                prompt, prompt.model, prompt.model.can_stream, conversation=call.conversation
+            )
+            name = f"llmproxy-{self.model_id}"
+            thread = threading.Thread(
+                target=self._run_sync, args=(sync_response,), name=name, daemon=True
+            )
+            thread.start()
+
+    # ---- the reader's side
+
+    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
+        """Give the events that have come, at least one; [] when all were given.
+
+        None after `silence_s` seconds without an event: the model is still at work.
+
+        Raises:
+            ProxyError: what the model raised, after all events that came before it.
+        """
+        while not self._queue:
+            if self._over:
+                if self._queue:  # a thread adds its last event before it is over
+                    break
+                if self._error is not None:
+                    raise self._error
+                return []
+            if silence_s is not None and time.monotonic() - self._heard_at >= silence_s:
+                self._heard_at = time.monotonic()
+                return None
+            await self._wait(silence_s)
+        events = []
+        while self._queue:  # a thread may be adding at the same time
+            events.append(self._queue.popleft())
+        self._room.set()
+        self._thread_room.set()
+        return events
+
+    async def stop(self) -> None:
+        """Stop the model and drop what is not read; returns when it is gone, or soon (`STOP_S`).
+
+        An async model's own request to its provider ends with it. A sync one ends at
+        its next yield: a thread can't be interrupted.
+        """
+        was_over, self._over, self._stopping = self._over, True, True
+        self._queue.clear()
+        self._thread_room.set()
+        if self._task is not None and not self._task.done():
+            if not was_over:  # else it is closing the model already
+                self._task.cancel()
+            await asyncio.wait({self._task}, timeout=STOP_S)
+
+    async def _wait(self, silence_s: float | None) -> None:
+        """Wait for a push. One ticker serves all waits of a stream: no timer per event."""
+        self._waiter = self._loop.create_future()
+        if silence_s is not None and self._ticker is None:
+            self._tick(silence_s)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _tick(self, silence_s: float) -> None:
+        left = self._heard_at + silence_s - time.monotonic()
+        if left <= 0:
+            self._wake()
+            left = silence_s
+        self._ticker = None if self._over else self._loop.call_later(left, self._tick, silence_s)
+
+    def _wake(self) -> None:
+        self._wake_is_due = False
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # ---- the model's side
+
+    def _take(self, event: StreamEvent) -> bool:
+        """Queue what an event of the plugin comes to; say whether the model should go on."""
+        for mended in self._reader.feed(event):
+            self._push(mended)
+            if self._cutter is not None and self._cutter.matched is not None:
+                return False
+        return not self._stopping
+
+    def _push(self, event: StreamEvent) -> None:
+        shown = [event] if self._cutter is None else self._cutter.feed(event)
+        if shown:
+            now = time.monotonic()
+            self._queue.extend([Stamped(now, each) for each in shown])
+
+    def _finish(
+        self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
+    ) -> None:
+        """Close the stream by a Finish, or by the error that the exception means."""
+        cut = self._cutter is not None and self._cutter.matched is not None
+        if exc is not None and not self._is_an_ending(exc):
+            self._end(outcome.translate(exc))
+            return
+        if not cut:
+            for event in self._reader.end([] if exc else response._tool_calls):
+                self._push(event)
+            for event in self._cutter.end() if self._cutter else ():
+                self._queue.append(Stamped(time.monotonic(), event))
+        finish = self._finish_event(response, exc, cut)
+        if isinstance(finish, ProxyError):
+            self._end(finish)
+            return
+        self._queue.append(Stamped(time.monotonic(), finish))
+        self._end(None)
+
+    def _is_an_ending(self, exc: BaseException) -> bool:
+        """Whether an exception only says how the answer ended.
+
+        Plugins parse a call's arguments after the stream: those that a token limit cut
+        raise then, when all of it has been shown (d6.10).
+        """
+        cut_in_a_call = isinstance(exc, JSONDecodeError) and self._reader.is_cut_in_a_call
+        return cut_in_a_call or outcome.is_refusal(exc)
+
+    def _finish_event(
+        self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None, cut: bool
+    ) -> hub.Finish | ProxyError:
+        counted = llm.Usage(response.input_tokens, response.output_tokens, response.token_details)
+        reason = outcome.finish_reason(response.response_json, has_calls=self._reader.has_calls)
+        if cut:
+            reason = "stop"
+        elif exc is not None:
+            reason = "content_filter" if outcome.is_refusal(exc) else "length"
+        elif response.response_json is None and _is_a_responses_model(response.model):
+            # Its plugin knows only response.completed: without that the answer was
+            # incomplete, mostly by length, or failed (d6.7).
+            if not response._stream_events:
+                return UpstreamError("the provider ended the answer before it began")
+            reason = "length"
+        return hub.Finish(
+            reason=reason,
+            stop_sequence=(
+                self._cutter.matched
+                if cut and self._cutter
+                else outcome.stop_sequence(response.response_json)
+            ),
+            usage=outcome.usage(counted),
+            model=response.resolved_model,
+            response_json=response.response_json,
+            llm_usage=counted,
+        )
+
+    def _end(self, error: ProxyError | None) -> None:
+        self._error = error
+        self._over = True
+
+    # ---- an async model
+
+    async def _run_async(self, response: llm.AsyncResponse) -> None:
+        events = response.astream_events()
+        raised: BaseException | None = None
+        is_open = True
+        try:
+            async for event in events:
+                self._heard_at = time.monotonic()
+                goes_on = self._take(event)
+                self._wake()
+                if not goes_on:
+                    break
+                if len(self._queue) >= QUEUED_EVENTS:
+                    self._room.clear()
+                    await self._room.wait()
+            else:
+                is_open = False
+        except asyncio.CancelledError as exc:
+            if not self._stopping:  # the model cancelled itself
+                raised, is_open = exc, False
+        except BaseException as exc:
+            raised, is_open = exc, False
+        if not self._stopping:
+            self._finish(response, raised)
+        self._wake()
+        if is_open:
+            await _close(events)
+
+    # ---- a sync model
+
+    def _run_sync(self, response: llm.Response) -> None:
+        raised: BaseException | None = None
+        try:
+            for event in response.stream_events():
+                if not self._take(event):
+                    break
+                self._wake_from_thread()
+                while len(self._queue) >= QUEUED_EVENTS and not self._stopping:
+                    self._thread_room.clear()
+                    if len(self._queue) >= QUEUED_EVENTS:
+                        self._thread_room.wait(STOP_S)
+        except BaseException as exc:
+            raised = exc
+        if not self._stopping:
+            self._finish(response, raised)
+        self._wake_from_thread()
+
+    def _wake_from_thread(self) -> None:
+        """Wake the loop once for all events that it has not looked at yet."""
+        self._heard_at = time.monotonic()
+        if self._wake_is_due and not self._over:
+            return
+        self._wake_is_due = True
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self._stopping = True
+
+
+async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:
+    """Close a model's generator so that its request to the provider ends too.
+
+    aclose() alone leaves OpenAI's HTTP stream running until the garbage collector
+    comes; cancelling a step that has begun closes it at once (d6.19).
+    """
+
+    async def step() -> None:
+        try:
+            await anext(events)
+        except BaseException:  # whatever a model does when it is cancelled
+            pass
+
+    stepping = asyncio.ensure_future(step())
+    await asyncio.sleep(0)
+    stepping.cancel()
+    await asyncio.wait({stepping}, timeout=STOP_S)
+    try:
+        await events.aclose()
+    except BaseException as exc:
+        logger.debug("a model's generator did not close: %r", exc)
+
+
+def _is_a_responses_model(model: Any) -> bool:
+    return any(cls.__name__ in _RESPONSES_CLASSES for cls in type(model).__mro__)
