@@ -1,0 +1,136 @@
+"""Who may come in: hosts, origins and keys, looked at before anything is done.
+
+A server on a loopback port is in reach of every web page in its owner's browser: by
+a name that its own DNS turns to 127.0.0.1 (the Host is foreign then), and by plain
+cross-site requests (the Origin is). It spends its owner's keys, so both are refused.
+
+Spec: https://fetch.spec.whatwg.org/#http-cors-protocol
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .errors import Forbidden, Unauthorized
+from .transport.http11 import Request
+
+__all__ = ["Access", "is_loopback"]
+
+LOCAL_SUFFIXES = (".localhost", ".local", ".internal")  # names that no public DNS gives away
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address, with or without brackets, means this machine alone."""
+    host = host.strip("[]").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@dataclass(frozen=True)
+class Access:
+    """The rules of one server.
+
+    is_local: bound to loopback alone, where the Host is checked.
+    hosts, origins: allowed besides the server's own; "*" allows any.
+    keys: one of them must be sent, where there are any.
+    """
+
+    is_local: bool = True
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    keys: Sequence[str] = ()
+
+    def check(self, request: Request) -> None:
+        """Let a request pass, or raise.
+
+        Raises:
+            Forbidden: a Host or an Origin that is not ours.
+            Unauthorized: no key, or a wrong one.
+        """
+        host = _without_port(request.host)
+        if self.is_local and not self._is_our_host(host):
+            raise Forbidden(
+                f"the host {host[:80]!r} is not this server's; allow it by --allow-host"
+            )
+        origin = request.headers.get("origin")
+        if origin is not None and not self._is_our_origin(origin, request.host):
+            raise Forbidden(
+                f"pages of {origin[:80]!r} may not use this server; allow it by --allow-origin"
+            )
+        if self.keys and not _is_preflight(request) and not self._has_key(request):
+            raise Unauthorized(
+                "a key is needed: authorization: Bearer <key>, or x-api-key",
+                headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
+            )
+
+    def cors_headers(self, request: Request) -> list[tuple[str, str]]:
+        """The fields that let a page of an allowed origin read the answer; none for others."""
+        origin = request.headers.get("origin")
+        if origin is None:
+            return []
+        headers = [("access-control-allow-origin", origin), ("vary", "origin")]
+        if _is_preflight(request):
+            asked = request.headers.get("access-control-request-headers")
+            headers += [
+                ("access-control-allow-methods", "GET, POST, HEAD, OPTIONS"),
+                ("access-control-max-age", "600"),
+            ]
+            if asked:
+                headers.append(("access-control-allow-headers", asked))
+        else:
+            headers.append(("access-control-expose-headers", "*"))
+        return headers
+
+    def _is_our_host(self, host: str) -> bool:
+        # HTTP/1.0 may leave it out; no browser speaks that.
+        return (
+            not host
+            or is_loopback(host)
+            or host.endswith(LOCAL_SUFFIXES)
+            or _is_listed(host, self.hosts)
+        )
+
+    def _is_our_origin(self, origin: str, host: str) -> bool:
+        own = (f"http://{host}", f"https://{host}")
+        return origin.lower() in own or _is_listed(origin.lower(), self.origins)
+
+    def _has_key(self, request: Request) -> bool:
+        sent = _sent_key(request).encode()
+        # Each is compared in full, so that time tells nothing of which one nearly fits.
+        return any([hmac.compare_digest(sent, key.encode()) for key in self.keys])
+
+
+def _is_listed(word: str, allowed: Sequence[str]) -> bool:
+    return "*" in allowed or word in [entry.lower().rstrip("/") for entry in allowed]
+
+
+def _is_preflight(request: Request) -> bool:
+    return request.method == "OPTIONS"
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]
+
+
+def _sent_key(request: Request) -> str:
+    """The key that a client sends: as OpenAI's, Anthropic's and a browser's user would."""
+    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(credentials).decode().partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return request.headers.get("x-api-key", "")

@@ -1,0 +1,391 @@
+"""One HTTP request in, one response out: the route, the dialect, the engine, the log.
+
+The app knows no socket: anything that speaks `async (Request) -> Response` serves it.
+An answer's status waits for the model's first event, so that a provider's refusal is
+a real status; what comes after streams as it comes (DESIGN 5).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Literal
+
+from . import __version__, hub, payload
+from .access import Access
+from .dialects import DIALECTS, Dialect, Renderer
+from .engine import Answer, Engine, Stamped
+from .errors import MethodNotAllowed, NotFound, ProxyError
+from .limits import Limits
+from .recorder.exchange import Turn
+from .recorder.writer import Writer
+from .transport.http11 import BodyCut, Request, Response, decode_content
+
+__all__ = ["App", "ExchangeReport", "render_error"]
+
+logger = logging.getLogger(__name__)
+
+IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all headers
+
+Status = Literal["ok", "error", "cancelled"]
+
+
+@dataclass(frozen=True)
+class ExchangeReport:
+    """What the terminal says of an exchange when it is over; times in milliseconds."""
+
+    received: datetime
+    client: str
+    model: str
+    status: Status
+    http_status: int
+    ttft_ms: int | None
+    duration_ms: int
+    usage: hub.Usage
+    error: str | None
+
+
+class App:
+    """Answer requests of every dialect.
+
+    writer: takes the turns, where there is a log; `log_is_on` is asked for each.
+    new_id: gives lower-case ULIDs, each larger than the one before.
+    report: is told of every exchange once, when it is over.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        writer: Writer | None,
+        *,
+        access: Access,
+        limits: Limits,
+        new_id: Callable[[], str],
+        log_is_on: Callable[[], bool],
+        report: Callable[[ExchangeReport], None],
+    ) -> None:
+        self._engine = engine
+        self._writer = writer
+        self._access = access
+        self._limits = limits
+        self._new_id = new_id
+        self._log_is_on = log_is_on
+        self._report = report
+        self._handlers: Mapping[hub.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
+        self._handlers = {"chat": self._chat, "models": self._models, "model": self._model}
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request; only a hang-up's CancelledError comes out."""
+        dialect: Dialect | None = None
+        try:
+            self._access.check(request)
+            if request.method == "OPTIONS":
+                response = Response(204)
+            elif (text := _PAGES.get(request.path)) is not None:
+                response = _page(request, text)
+            else:
+                dialect, kind, argument = _route(request)
+                request = decode_content(request, self._limits)
+                response = await self._handlers[kind](dialect, request, argument)
+        except ProxyError as error:
+            response = render_error(error, dialect)
+        except Exception:
+            # The traceback is for the operator; it may quote the request, so not for anyone else.
+            logger.exception("answering %s %s failed", request.method, request.path)
+            response = render_error(ProxyError("internal error"), dialect)
+        cors = self._access.cors_headers(request) if response.status != 403 else []
+        return replace(response, headers=[*response.headers, *cors])
+
+    async def _models(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        models = self._engine.catalogue.models()
+        return _json(200, dialect.render_models(models))
+
+    async def _model(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        entry = await self._engine.catalogue.choose(argument)
+        known = {model.id: model for model in self._engine.catalogue.models()}
+        # An alias is shown under the name that was asked for.
+        return _json(200, dialect.render_model(replace(known[entry.model_id], id=argument)))
+
+    async def _chat(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        exchange = _Exchange(self._new_id(), request)
+        try:
+            body = payload.parse(request.body, self._limits)
+            exchange.request = dialect.parse_request(body, dict(request.headers))
+            exchange.answer = await self._engine.answer(exchange.request)
+            if exchange.request.stream:
+                return await self._stream(dialect, exchange)
+            return await self._whole(dialect, exchange)
+        except ProxyError as error:
+            await self._end(exchange, "error", error)
+            return render_error(error, dialect, {dialect.REQUEST_ID_HEADER: exchange.id})
+        except BaseException as exc:
+            bug = isinstance(exc, Exception)
+            await self._end(exchange, "error" if bug else "cancelled", exc)
+            raise
+
+    async def _whole(self, dialect: Dialect, exchange: _Exchange) -> Response:
+        while await exchange.read():
+            pass
+        response = hub.collect(exchange.events)
+        rendered = dialect.render_response(
+            exchange.shown_request, response, exchange.id, exchange.created
+        )
+        await self._end(exchange, "ok")
+        return _json(200, rendered, _headers(dialect, exchange))
+
+    async def _stream(self, dialect: Dialect, exchange: _Exchange) -> Response:
+        first = await exchange.read(self._limits.first_event_s)
+        renderer = dialect.StreamRenderer(exchange.shown_request, exchange.id, exchange.created)
+        headers = [
+            ("content-type", dialect.STREAM_TYPE),
+            ("cache-control", "no-cache"),
+            ("x-accel-buffering", "no"),  # nginx would hold the stream back
+            *_headers(dialect, exchange),
+        ]
+        frames = self._frames(dialect, exchange, renderer, first)
+        return Response(200, headers, _Body(frames, lambda: self._end(exchange, "cancelled")))
+
+    async def _frames(
+        self,
+        dialect: Dialect,
+        exchange: _Exchange,
+        renderer: Renderer,
+        batch: list[Stamped] | None,
+    ) -> AsyncGenerator[bytes, None]:
+        """Give the bytes of a stream: what is ready together at once, the end after its commit."""
+        frames = renderer.start()
+        try:
+            while batch != []:
+                for stamped in batch or ():
+                    if isinstance(stamped.event, hub.Finish):
+                        if frames:
+                            yield b"".join(frames)
+                            frames = []
+                        await self._end(exchange, "ok")
+                    frames += renderer.feed(stamped.event)
+                if batch is None:
+                    frames += renderer.idle()
+                if frames:
+                    yield b"".join(frames)
+                    frames = []
+                batch = await exchange.read(self._limits.keepalive_s)
+        except ProxyError as error:
+            await self._end(exchange, "error", error)
+            yield b"".join(frames + renderer.fail(error))
+            if dialect.CUT_AFTER_ERROR:
+                raise BodyCut from error
+
+    async def _end(
+        self, exchange: _Exchange, status: Status, error: BaseException | None = None
+    ) -> None:
+        """Stop the model, log the turn and wait for it, and report; only the first end counts.
+
+        What the model had produced is kept, also when nobody waits for it any more.
+        """
+        if exchange.is_over:
+            return
+        exchange.is_over = True
+        turn = exchange.turn(self._new_id)
+        written = None
+        if turn is not None and self._writer is not None and self._log_is_on():
+            written = self._writer.write(turn)
+        try:
+            self._report(exchange.report(status, error))
+        except OSError as exc:  # a closed terminal costs no answer
+            logger.debug("the report of an exchange could not be written: %s", exc)
+        if exchange.answer is not None and status != "ok":
+            await exchange.answer.stop()
+        if written is not None and status == "ok":
+            assert self._writer is not None
+            await self._writer.committed(written, self._limits.log_wait_s)
+
+
+class _Exchange:
+    """One chat request from its arrival to its end: what is kept of it as it goes on."""
+
+    def __init__(self, id_: str, http_request: Request) -> None:
+        self.id = id_
+        self.received = datetime.now(UTC)
+        self.received_at = time.monotonic()
+        self.created = int(self.received.timestamp())
+        self.client = http_request.headers.get("user-agent", "-").partition(" ")[0]
+        self.request: hub.ChatRequest | None = None
+        self.answer: Answer | None = None
+        self.stamped: list[Stamped] = []
+        self.is_over = False
+
+    @property
+    def events(self) -> list[hub.Event]:
+        """The events so far."""
+        return [stamped.event for stamped in self.stamped]
+
+    @property
+    def shown_request(self) -> hub.ChatRequest:
+        """The request with the name that the answer shows: the asked one, else the real one."""
+        assert self.request is not None and self.answer is not None
+        return replace(self.request, model=self.request.model or self.answer.model_id)
+
+    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
+        """Read from the model, keeping what comes."""
+        assert self.answer is not None
+        batch = await self.answer.read(silence_s)
+        self.stamped += batch or ()
+        return batch
+
+    def turn(self, new_id: Callable[[], str]) -> Turn | None:
+        """What llm's tables hold of this exchange; None where no model produced anything."""
+        if self.request is None or self.answer is None or not self.stamped:
+            return None
+        response = hub.collect(self.events)
+        lasted = self.stamped[-1].at - self.answer.started_at
+        return Turn(
+            id=self.id,
+            thread_id=new_id(),
+            model=self.answer.model_id,
+            resolved_model=response.finish.model,
+            messages=self.request.messages,
+            reply=response.messages,
+            options=dict(self.answer.options),
+            tools=self.answer.tools,
+            schema=self.request.schema,
+            usage=response.finish.llm_usage,
+            response_json=response.finish.response_json,
+            started=self.answer.started,
+            duration_ms=int(lasted * 1000),
+        )
+
+    def report(self, status: Status, error: BaseException | None) -> ExchangeReport:
+        """What the terminal says of it."""
+        finish = self.stamped[-1].event if self.stamped else None
+        http_status = getattr(error, "status", 500) if error is not None else 200
+        return ExchangeReport(
+            received=self.received,
+            client=self.client,
+            model=(self.request and self.request.model)
+            or (self.answer.model_id if self.answer else "-"),
+            status=status,
+            http_status=http_status if not self.stamped else 200,
+            ttft_ms=self._since(self.stamped[0].at) if self.stamped else None,
+            duration_ms=self._since(time.monotonic()),
+            usage=finish.usage if isinstance(finish, hub.Finish) else hub.Usage(),
+            error=str(error) if error is not None else None,
+        )
+
+    def _since(self, at: float) -> int:
+        return round((at - self.received_at) * 1000)
+
+
+class _Body:
+    """A stream's body, whose end is told also if nobody ever asked for a byte of it."""
+
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], end: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._frames = frames
+        self._end = end
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return self._frames.__anext__()
+
+    async def aclose(self) -> None:
+        """Close the stream; where the model had not finished, this is a hang-up."""
+        await self._frames.aclose()
+        await self._end()
+
+
+# ---- routes
+
+_PAGES: Mapping[str, str] = {
+    "/": f"llmproxy {__version__} is running. Point a client at this address, with /v1.\n",
+    "/healthz": "ok\n",
+}
+
+
+def _bare(path: str) -> str:
+    """A path without what clients add or leave out: /v1, once or twice, and a last slash (d7)."""
+    while path.startswith("/v1/"):
+        path = path[3:]
+    return path.rstrip("/")
+
+
+_ROUTES = [(dialect, route) for dialect in DIALECTS for route in dialect.ROUTES]
+
+
+def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
+    """Find the dialect, what is asked of it, and the rest of the path where that is open.
+
+    Raises:
+        NotFound, MethodNotAllowed: no such path, or not by this method.
+    """
+    path = _bare(request.path)
+    method = "GET" if request.method == "HEAD" else request.method
+    allowed: set[str] = set()
+    for dialect, route in _ROUTES:
+        bare, rest = _bare(route.path), ""
+        if route.path.endswith("/") and path.startswith(bare + "/"):
+            rest = path.removeprefix(bare + "/")
+        elif path != bare or route.path.endswith("/"):
+            continue
+        if route.method == method:
+            return dialect, route.kind, rest
+        allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
+    if allowed:
+        raise _not_allowed(request, allowed)
+    raise NotFound(f"there is nothing at {request.path[:200]}")
+
+
+def _page(request: Request, text: str) -> Response:
+    if request.method not in ("GET", "HEAD"):
+        raise _not_allowed(request, {"GET", "HEAD"})
+    return Response(200, [("content-type", "text/plain; charset=utf-8")], text.encode())
+
+
+def _not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
+    allow = ", ".join(sorted(allowed))
+    return MethodNotAllowed(
+        f"{request.method[:20]} is not for {request.path[:200]}: {allow}", headers={"allow": allow}
+    )
+
+
+# ---- responses
+
+
+def render_error(
+    error: ProxyError, dialect: Dialect | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer an error in a dialect's shape, the first one's where none was asked yet."""
+    fields = [*error.headers.items(), *(headers or {}).items()]
+    return _json(error.status, (dialect or DIALECTS[0]).render_error(error), fields)
+
+
+def _json(status: int, value: object, headers: list[tuple[str, str]] | None = None) -> Response:
+    return Response(
+        status, [("content-type", "application/json"), *(headers or [])], payload.encode(value)
+    )
+
+
+def _headers(dialect: Dialect, exchange: _Exchange) -> list[tuple[str, str]]:
+    headers = [(dialect.REQUEST_ID_HEADER, exchange.id)]
+    assert exchange.answer is not None
+    if exchange.answer.ignored:
+        headers.append(("x-llmproxy-ignored", _ignored_header(exchange.answer.ignored)))
+    return headers
+
+
+def _ignored_header(ignored: tuple[str, ...]) -> str:
+    """List the paths, escaped as JSON escapes, cut after a whole one where there are too many."""
+    words = [json.dumps(path)[1:-1] for path in ignored]
+    shown = ""
+    for i, word in enumerate(words):
+        longer = f"{shown}, {word}" if shown else word
+        if len(longer) > IGNORED_HEADER_BYTES:
+            return f"{shown}, and {len(words) - i} more".lstrip(", ")
+        shown = longer
+    return shown
