@@ -1,0 +1,147 @@
+"""Settings to a running whole: the app, its engine, its log and its sockets, wired here alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import llm
+from llm.utils import monotonic_ulid
+
+from .access import Access, is_loopback
+from .app import App, ExchangeReport, render_error
+from .demo import AsyncDemo, Demo
+from .engine import Catalogue, Engine
+from .limits import Limits
+from .recorder.store import Store, logs_on
+from .recorder.writer import Writer
+from .transport.server import Server
+
+__all__ = ["Proxy", "Settings", "SettingsError"]
+
+
+class SettingsError(ValueError):
+    """Settings that make no sense together, in one line for the person who chose them."""
+
+
+def _keys_of_environment() -> tuple[str, ...]:
+    words = os.environ.get("LLMPROXY_API_KEY", "").split(",")
+    return tuple(word.strip() for word in words if word.strip())
+
+
+def _ignore(_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is to be; the same names as the command's flags.
+
+    maps: (pattern, model) pairs; database: logs.db of llm where None.
+    warn, report: take a line of warning, from any thread, and each exchange's report.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 11435
+    maps: Sequence[tuple[str, str]] = ()
+    default_model: str | None = None
+    database: Path | None = None
+    log: bool = True
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    keys: Sequence[str] = field(default_factory=_keys_of_environment)
+    limits: Limits = Limits()
+    warn: Callable[[str], None] = _ignore
+    report: Callable[[ExchangeReport], None] = _ignore
+
+
+class Proxy:
+    """A server with all its parts; `async with Proxy(settings) as proxy:` runs it.
+
+    app: the same as `async (Request) -> Response`, for other servers.
+    catalogue: the models; database: where the log is, None without one.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Wire the parts. Nothing is read, opened or started yet.
+
+        Raises:
+            SettingsError: an address that others can reach, without a key.
+        """
+        is_local = is_loopback(settings.host)
+        if not is_local and not settings.keys:
+            raise SettingsError(
+                f"{settings.host or 'every address'} can be reached by others, who would spend "
+                "your keys: give --api-key KEY, or listen on 127.0.0.1"
+            )
+        self.settings = settings
+        self.catalogue = Catalogue(
+            maps=settings.maps,
+            default_model=settings.default_model,
+            extra_models=[(Demo(), AsyncDemo())],
+        )
+        self.database: Path | None = None
+        self._writer: Writer | None = None
+        if settings.log:
+            self.database = database = settings.database or llm.user_dir() / "logs.db"
+            self._writer = Writer(lambda: Store(database), warn=settings.warn)
+        self.app = App(
+            Engine(self.catalogue),
+            self._writer,
+            access=Access(is_local, settings.hosts, settings.origins, settings.keys),
+            limits=settings.limits,
+            new_id=lambda: str(monotonic_ulid()).lower(),
+            log_is_on=logs_on,
+            report=settings.report,
+        )
+        self._server = Server(self.app, render_error=render_error, limits=settings.limits)
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Where it listens: hosts and real ports."""
+        return self._server.addresses
+
+    @property
+    def url(self) -> str:
+        """The address to give to a client on this machine, without a path."""
+        host, port = self.addresses[0]
+        if host in ("0.0.0.0", "::"):
+            host = "127.0.0.1"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Load llm's models, open the log, and listen.
+
+        Raises:
+            SettingsError: `maps` or `default_model` name a model that is not there.
+            OSError: the port is in use, or the host is not this machine's.
+        """
+        await asyncio.to_thread(self.catalogue.load)
+        unknown = self.catalogue.unknown_targets()
+        if unknown:
+            raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
+        await self._server.start(self.settings.host, self.settings.port)
+        if self._writer is not None:
+            self._writer.start()
+
+    async def close(self) -> None:
+        """Take nothing new, let running answers end for `limits.shutdown_s`, flush the log."""
+        await self._server.close()
+        if self._writer is not None:
+            await asyncio.to_thread(self._writer.close, self.settings.limits.shutdown_s)
+
+    async def __aenter__(self) -> Proxy:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,182 @@
+"""The command: `python -m llmproxy`, `llmproxy`, `llm proxy`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import __version__, limits
+from .app import ExchangeReport
+from .assemble import Proxy, Settings, SettingsError, _keys_of_environment
+
+__all__ = ["main"]
+
+
+def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
+    """Run the command with these words (the process's own where None); give its exit code."""
+    arguments = _parser(program).parse_args(words)
+    logging.basicConfig(format=f"{program}: %(message)s", level=logging.WARNING)
+    try:
+        settings = _settings(arguments)
+        asyncio.run(_serve(settings))
+    except (SettingsError, ValueError) as exc:
+        return _fail(program, str(exc))
+    except OSError as exc:
+        return _fail(program, f"can't listen on {arguments.host}:{arguments.port}: {exc.strerror}")
+    except KeyboardInterrupt:  # before our own handlers were in place
+        return 130
+    return 0
+
+
+def _fail(program: str, message: str) -> int:
+    print(f"{program}: {message}", file=sys.stderr)
+    return 2
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        description="Serve every llm model to programs that speak an LLM wire, "
+        "and keep every exchange in llm's logs.db.",
+        epilog="limits (change one with --limit NAME=VALUE):\n  "
+        + "\n  ".join(limits.describe())
+        + "\n\nkeys of your own clients may also come from LLMPROXY_API_KEY, comma separated.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--version", action="version", version=f"llmproxy {__version__}")
+    add("--host", default=Settings.host, help="address to listen on (%(default)s)")
+    add("--port", type=_port, default=Settings.port, help="port, 0 for a free one (%(default)s)")
+    add(
+        "--map",
+        dest="maps",
+        metavar="PATTERN=MODEL",
+        action="append",
+        type=_map,
+        default=[],
+        help="answer for models of this name, * and ? allowed, by MODEL; the first that fits",
+    )
+    add("--default-model", metavar="MODEL", help="answers where no model or an unknown is named")
+    add("--database", type=Path, metavar="PATH", help="where to log (llm's logs.db)")
+    add("--no-log", action="store_true", help="keep nothing")
+    add("--api-key", metavar="KEY", action="append", default=[], help="clients must send it")
+    add(
+        "--allow-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a Host besides localhost, loopback addresses, *.localhost, *.local, *.internal",
+    )
+    add(
+        "--allow-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="pages of this origin may use the server from a browser (https://example.org)",
+    )
+    add("--limit", metavar="NAME=VALUE", action="append", default=[], help="change a limit")
+    add("--quiet", action="store_true", help="no line for each exchange")
+    return parser
+
+
+def _port(word: str) -> int:
+    port = int(word)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return port
+
+
+def _map(word: str) -> tuple[str, str]:
+    pattern, equals, model = word.partition("=")
+    if not (pattern and equals and model):
+        raise argparse.ArgumentTypeError(f"expected PATTERN=MODEL, not {word!r}")
+    return pattern, model
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    if arguments.no_log and arguments.database:
+        raise SettingsError("--no-log and --database PATH exclude each other")
+    return Settings(
+        host=arguments.host,
+        port=arguments.port,
+        maps=arguments.maps,
+        default_model=arguments.default_model,
+        database=arguments.database,
+        log=not arguments.no_log,
+        hosts=arguments.allow_host,
+        origins=arguments.allow_origin,
+        keys=[*arguments.api_key, *_keys_of_environment()],
+        limits=limits.limits_from(arguments.limit),
+        warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True),
+        report=_say_nothing if arguments.quiet else _say,
+    )
+
+
+def _say_nothing(report: ExchangeReport) -> None:
+    pass
+
+
+def _say(report: ExchangeReport) -> None:
+    print(report_line(report), flush=True)
+
+
+def report_line(report: ExchangeReport) -> str:
+    """Say an exchange in one line: time, client, model, status, time to first event, tokens."""
+    usage = report.usage
+    words = [
+        f"{report.received.astimezone():%H:%M:%S}",
+        _printable(report.client),
+        _printable(report.model),
+        str(report.http_status) if report.status != "cancelled" else "cancelled",
+    ]
+    if report.ttft_ms is not None:
+        words.append(f"{report.ttft_ms / 1000:.2f}s first, {report.duration_ms / 1000:.2f}s in all")
+    if usage.input_tokens is not None or usage.output_tokens is not None:
+        words.append(f"{usage.input_tokens or 0}→{usage.output_tokens or 0} tokens")
+    if report.error:
+        words.append(_printable(report.error))
+    return "  ".join(words)
+
+
+def _printable(text: str) -> str:
+    """Keep a client's words from driving the terminal: escape what does not print, cut the rest."""
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:200])
+    return shown + ("…" if len(text) > 200 else "")
+
+
+async def _serve(settings: Settings) -> None:
+    """Run until a signal says to stop; a second one ends at once."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(name, _stop, name, stopped)
+    async with Proxy(settings) as proxy:
+        for line in _welcome(proxy):
+            print(line, flush=True)
+        await stopped.wait()
+        print("stopping: running answers may end; again to stop at once", flush=True)
+
+
+def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
+    if stopped.is_set():
+        raise SystemExit(128 + number)
+    stopped.set()
+
+
+def _welcome(proxy: Proxy) -> list[str]:
+    count = len(proxy.catalogue.models())
+    key = "any key" if not proxy.settings.keys else "your --api-key"
+    return [
+        f"llmproxy {__version__} listens on {proxy.url}",
+        f"log: {proxy.database or 'off (--no-log)'}",
+        f"models: {count}, and demo needs no key; `llm models` lists them"
+        if count > 1
+        else "models: demo alone; `llm install llm-anthropic` adds more",
+        f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY=<{key}>",
+    ]
