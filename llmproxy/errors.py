@@ -1,22 +1,22 @@
 """What can go wrong, as facts; each dialect renders them in its vendor's shape.
 
-    ProxyError              500 internal
-    ├─ ProtocolError        400 invalid_request    bytes that are not HTTP/1.1 (or 505)
-    ├─ InvalidRequest       400 invalid_request    a payload that says no request
-    │  └─ Unsupported       400 invalid_request    one that this model can't answer
-    ├─ Unauthorized         401 authentication
-    ├─ Forbidden            403 permission
-    ├─ NotFound             404 not_found
-    │  └─ ModelNotFound     404 not_found
-    ├─ MethodNotAllowed     405 invalid_request
-    ├─ Timeout              408 timeout            the client was too slow
-    ├─ TooLarge             413 too_large          (or 414, 431)
-    ├─ UnsupportedMediaType 415 invalid_request
-    ├─ RateLimited          429 rate_limit
-    ├─ UpstreamError        502 upstream           (or the upstream's own 4xx/5xx)
-    ├─ Unavailable          503 unavailable
-    ├─ UpstreamTimeout      504 timeout
-    └─ Overloaded           529 overloaded
+ProxyError              500 internal
+├─ ProtocolError        400 invalid_request    bytes that are not HTTP/1.1 (or 505)
+├─ InvalidRequest       400 invalid_request    a payload that says no request
+│  └─ Unsupported       400 invalid_request    one that this model can't answer
+├─ Unauthorized         401 authentication
+├─ Forbidden            403 permission
+├─ NotFound             404 not_found
+│  └─ ModelNotFound     404 not_found
+├─ MethodNotAllowed     405 invalid_request
+├─ Timeout              408 timeout            the client was too slow
+├─ TooLarge             413 too_large          (or 414, 431)
+├─ UnsupportedMediaType 415 invalid_request
+├─ RateLimited          429 rate_limit
+├─ UpstreamError        502 upstream           (or the upstream's own 4xx/5xx)
+├─ Unavailable          503 unavailable
+├─ UpstreamTimeout      504 timeout
+└─ Overloaded           529 overloaded
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Unusable(StoreError):
 def logs_on() -> bool:
     """Say whether `llm logs off` has not been said; cheap enough to ask for each exchange."""
     try:
-        folder: Path = llm.user_dir()  # type: ignore[no-untyped-call]  # llm has no types for it
+        folder: Path = llm.user_dir()
         return not (folder / "logs-off").exists()
     except OSError:  # user_dir makes the folder, which may be impossible
         return True
@@ -89,7 +89,7 @@ class Store:
         self._conn.execute("PRAGMA synchronous = normal")
         with self._transaction():
             database = sqlite_utils.Database(self._conn, execute_plugins=False)
-            return LogStore(database)  # type: ignore[no-untyped-call]  # llm has no types for it
+            return LogStore(database)
 
     def is_current(self) -> bool:
         """Say whether the path still leads to the file that is open here."""
