@@ -14,10 +14,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import llm
 from llm import plugins
@@ -81,7 +82,7 @@ class Catalogue:
         *,
         maps: Sequence[tuple[str, str]] = (),
         default_model: str | None = None,
-        extra_models: Sequence[tuple[SyncModel, AsyncModel | None]] = (),
+        extra_models: Sequence[tuple[SyncModel | None, AsyncModel | None]] = (),
     ) -> None:
         self._maps = tuple(maps)
         self._default_model = default_model
@@ -170,24 +171,28 @@ def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
-    def settle(set_it: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            set_it(value)
+    def settle(result: T | None, failure: RuntimeError | None) -> None:
+        if future.done():
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(cast(T, result))
 
     def work() -> None:
+        result, failure = None, None
         try:
             result = run()
         except BaseException as exc:  # a plugin may raise SystemExit
-            outcome = (future.set_exception, RuntimeError(f"{type(exc).__name__}: {exc}"))
-            loop.call_soon_threadsafe(settle, *outcome)
-        else:
-            loop.call_soon_threadsafe(settle, future.set_result, result)
+            failure = RuntimeError(f"{type(exc).__name__}: {exc}")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
 
     threading.Thread(target=work, name=name, daemon=True).start()
     return future
 
 
-def _read(extra_models: Iterable[tuple[SyncModel, AsyncModel | None]]) -> _Contents:
+def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) -> _Contents:
     _load_plugins()
     files = _files()  # before what is in them: a change in between is seen the next time
     aliases = _settings("aliases.json")
@@ -209,11 +214,10 @@ def _read(extra_models: Iterable[tuple[SyncModel, AsyncModel | None]]) -> _Conte
         for name in (*names, model.model_id):
             by_name[name] = entry
 
+    for sync_model, async_model in extra_models:
+        add(sync_model, async_model, (), "llmproxy")
     for registered in _registered():
         add(*registered)
-    for sync_model, async_model in extra_models:
-        if sync_model.model_id not in entries:
-            add(sync_model, async_model, (), "llmproxy")
     for alias, model_id in aliases.items():
         if isinstance(model_id, str) and model_id in by_name:
             by_name.setdefault(alias, by_name[model_id])

@@ -353,8 +353,24 @@ def _finished(
 
 # ---- options
 
-# The hub's name → what plugins call it, the commonest first.
+# The hub's name → what plugins call it, the commonest first. Only these are passed:
+# plugins have options of other kinds too, and one of them opens the file it names.
 OPTION_NAMES: Mapping[str, tuple[str, ...]] = {
+    **{
+        name: (name,)
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "frequency_penalty",
+            "presence_penalty",
+            "logit_bias",
+            "parallel_tool_calls",
+            "tool_choice",
+            "verbosity",
+            "service_tier",
+        )
+    },
     "max_tokens": (
         "max_tokens",
         "max_output_tokens",
@@ -425,7 +441,7 @@ def _forced_tool(request: hub.ChatRequest) -> dict[str, Any]:
 
 def _as_options(name: str, value: Any, fields: set[str]) -> Iterator[tuple[str, Any]]:
     """Give the forms in which a model may take an option."""
-    for candidate in OPTION_NAMES.get(name, (name,)):
+    for candidate in OPTION_NAMES.get(name, ()):
         if candidate in fields:
             yield candidate, value
             if name == "stop_sequences" and len(value) == 1:

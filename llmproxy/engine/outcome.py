@@ -193,7 +193,9 @@ def _message(exc: BaseException) -> str:
     match getattr(exc, "body", None):
         case {"message": str(text)} | {"error": {"message": str(text)}}:
             return text
-    return str(exc) or type(exc).__name__
+    if isinstance(exc, llm.ModelError) or hasattr(exc, "status_code"):
+        return str(exc)  # written to be shown
+    return f"the model failed: {type(exc).__name__}: {exc}".removesuffix(": ")
 
 
 def _error_type(exc: BaseException) -> str:
@@ -204,11 +206,14 @@ def _error_type(exc: BaseException) -> str:
 
 
 def _status_and_headers(exc: BaseException) -> tuple[int | None, dict[str, str]]:
-    for holder in (exc, getattr(exc, "response", None)):
-        status = getattr(holder, "status_code", None)
-        if isinstance(status, int):
-            headers = getattr(getattr(exc, "response", holder), "headers", None) or {}
-            return status, {name: headers[name] for name in _FORWARDED if name in headers}
+    """Find the upstream's status: plugins often raise their own error from the SDK's."""
+    for cause in (exc, exc.__cause__):
+        response = getattr(cause, "response", None)
+        for holder in (cause, response):
+            status = getattr(holder, "status_code", None)
+            if isinstance(status, int):
+                headers = getattr(response, "headers", None) or {}
+                return status, {name: headers[name] for name in _FORWARDED if name in headers}
     return None, {}
 
 

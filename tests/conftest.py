@@ -1,0 +1,41 @@
+"""What every test has: a folder of llm's own, far from the user's, and no network beyond loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports llm: some plugins read its folder when they are loaded.
+os.environ["LLM_USER_PATH"] = tempfile.mkdtemp(prefix="llmproxy-tests-")
+for name in [name for name in os.environ if name.endswith("_API_KEY") or name.endswith("_KEY")]:
+    del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def llm_user_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A new folder for llm in each test; subprocesses inherit it."""
+    path = tmp_path / "llm"
+    path.mkdir()
+    monkeypatch.setenv("LLM_USER_PATH", str(path))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def only_loopback(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail on any connection that leaves this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            host = address[0]
+            assert host in ("localhost", "::1") or host.startswith("127."), f"left for {host}"
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+    yield

@@ -1,0 +1,73 @@
+"""Run the engine on scripted models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from llm.parts import Message, TextPart
+
+from llmproxy import hub
+from llmproxy.engine import Answer, Catalogue, Engine
+from tests.models import registered
+
+
+def user(text: str = "hi") -> Message:
+    return Message("user", [TextPart(text)])
+
+
+def assistant(text: str) -> Message:
+    return Message("assistant", [TextPart(text)])
+
+
+def system(text: str) -> Message:
+    return Message("system", [TextPart(text)])
+
+
+@dataclass
+class Outcome:
+    """All that came of one answer."""
+
+    events: list[hub.Event]
+    error: BaseException | None
+    answer: Answer | None
+
+    @property
+    def finish(self) -> hub.Finish:
+        assert isinstance(self.events[-1], hub.Finish), self
+        return self.events[-1]
+
+    @property
+    def text(self) -> str:
+        return "".join(e.chunk for e in self.events if getattr(e, "type", "") == "text")
+
+
+class Runner:
+    """Ask a model through the engine and read it to its end."""
+
+    def ask(self, model: Any, messages: Sequence[Message] | None = None, **request: Any) -> Outcome:
+        name = model if isinstance(model, str) else model.model_id
+        models = [] if isinstance(model, str) else [model]
+        asked = hub.ChatRequest(model=name, messages=list(messages or [user()]), **request)
+        with registered(*models):
+            return asyncio.run(self._ask(asked), debug=True)
+
+    async def _ask(self, request: hub.ChatRequest) -> Outcome:
+        catalogue = Catalogue()
+        catalogue.load()
+        outcome = Outcome([], None, None)
+        try:
+            outcome.answer = await Engine(catalogue).answer(request)
+            while batch := await outcome.answer.read():
+                outcome.events += [stamped.event for stamped in batch]
+        except Exception as exc:
+            outcome.error = exc
+        return outcome
+
+
+@pytest.fixture
+def engine() -> Runner:
+    return Runner()

@@ -1,0 +1,201 @@
+"""Why a model stopped, what it used, and what its exceptions mean."""
+
+import sys
+
+import httpx
+import llm
+import openai
+import pytest
+
+from llmproxy import errors
+from llmproxy.engine import outcome
+from llmproxy.hub import Usage
+
+REASONS = [
+    ({"finish_reason": "stop"}, "stop"),  # OpenAI Chat, streamed
+    ({"choices": [{"finish_reason": "length"}]}, "length"),  # OpenAI Chat, whole
+    ({"finish_reason": "content_filter"}, "content_filter"),
+    ({"stop_reason": "end_turn"}, "stop"),  # Anthropic
+    ({"stop_reason": "max_tokens"}, "length"),
+    ({"stop_reason": "model_context_window_exceeded"}, "length"),
+    ({"stop_reason": "pause_turn"}, "stop"),
+    ({"stop_reason": "refusal"}, "content_filter"),
+    ({"stop_reason": "stop_sequence", "stop_sequence": "x"}, "stop"),
+    ({"status": "completed"}, "stop"),  # OpenAI Responses
+    ({"incomplete_details": {"reason": "max_output_tokens"}}, "length"),
+    ({"candidates": [{"finishReason": "MAX_TOKENS"}]}, "length"),  # Gemini
+    ({"candidates": [{"finishReason": "SAFETY"}]}, "content_filter"),
+    ({"done_reason": "length"}, "length"),  # Ollama
+    ({"finish_reason": "something new"}, "stop"),
+    ({"finish_reason": 5}, "stop"),
+    (None, "stop"),
+    ([], "stop"),
+]
+
+
+@pytest.mark.parametrize(("payload", "reason"), REASONS)
+def test_finish_reason_is_read_from_every_providers_payload(payload, reason):
+    """d6.7"""
+    assert outcome.finish_reason(payload, has_calls=False) == reason
+
+
+@pytest.mark.parametrize(("payload", "reason"), REASONS)
+def test_calls_say_more_than_stop_and_less_than_length(payload, reason):
+    """B6"""
+    expected = "tool_calls" if reason == "stop" else reason
+    assert outcome.finish_reason(payload, has_calls=True) == expected
+
+
+def test_only_anthropic_tells_the_stop_sequence():
+    payload = {"stop_reason": "stop_sequence", "stop_sequence": "END"}
+    assert outcome.stop_sequence(payload) == "END"
+    assert outcome.stop_sequence({"finish_reason": "stop"}) is None
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"),
+    [
+        (llm.Usage(), Usage()),
+        (llm.Usage(10, 5), Usage(10, 5)),
+        (
+            llm.Usage(
+                10,
+                5,
+                {
+                    "prompt_tokens_details": {"cached_tokens": 4},
+                    "completion_tokens_details": {"reasoning_tokens": 3},
+                },
+            ),
+            Usage(10, 5, cached_tokens=4, reasoning_tokens=3),
+        ),
+        (
+            llm.Usage(10, 5, {"input_tokens_details": {"cached_tokens": 4}}),
+            Usage(10, 5, cached_tokens=4),
+        ),
+        # Anthropic's counts are disjoint (B24).
+        (
+            llm.Usage(10, 5, {"cache_read_input_tokens": 90, "cache_creation_input_tokens": 7}),
+            Usage(107, 5, cached_tokens=90, cache_write_tokens=7),
+        ),
+        (
+            llm.Usage(10, 5, {"cachedContentTokenCount": 2, "thoughtsTokenCount": 1}),
+            Usage(10, 5, cached_tokens=2, reasoning_tokens=1),
+        ),
+        (llm.Usage(None, None, {"odd": "thing"}), Usage()),
+    ],
+)
+def test_usage_is_comparable(counted, expected):
+    """d6.8"""
+    assert outcome.usage(counted) == expected
+
+
+def openai_error(status: int, message: str = "no", **headers: str) -> openai.APIStatusError:
+    module = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.split(".")[0]]
+    names = {name.replace("_", "-"): word for name, word in headers.items()}
+    response = module.Response(
+        status, headers=names, request=module.Request("POST", "http://127.0.0.1/")
+    )
+    return openai.APIStatusError(message, response=response, body={"message": message})
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "shown"),
+    [
+        (400, errors.InvalidRequest, 400),
+        (401, errors.Unauthorized, 401),
+        (403, errors.Forbidden, 403),
+        (404, errors.NotFound, 404),
+        (408, errors.Timeout, 408),
+        (409, errors.UpstreamError, 409),
+        (413, errors.TooLarge, 413),
+        (422, errors.InvalidRequest, 422),
+        (429, errors.RateLimited, 429),
+        (500, errors.UpstreamError, 502),
+        (503, errors.Unavailable, 503),
+        (504, errors.UpstreamTimeout, 504),
+        (529, errors.Overloaded, 529),
+    ],
+)
+def test_statuses_of_an_sdk_keep_their_class(status, kind, shown):
+    """B39"""
+    error = outcome.translate(openai_error(status))
+    assert (type(error), error.status, error.message) == (kind, shown, "no")
+
+
+def test_headers_that_clients_wait_by_are_kept():
+    """B39"""
+    exc = openai_error(429, retry_after="7", x_should_retry="true", server="nginx")
+    assert outcome.translate(exc).headers == {"retry-after": "7", "x-should-retry": "true"}
+
+
+def test_status_of_httpx_is_in_its_response():
+    """d6.29"""
+    request = httpx.Request("POST", "http://127.0.0.1/")
+    response = httpx.Response(429, request=request, headers={"retry-after": "3"})
+    error = outcome.translate(httpx.HTTPStatusError("slow", request=request, response=response))
+    assert (type(error), error.headers) == (errors.RateLimited, {"retry-after": "3"})
+
+
+def test_status_may_be_in_the_cause():
+    """llm-perplexity raises a ModelError from the SDK's error."""
+    wrapped = llm.ModelError("Perplexity API error: slow down")
+    wrapped.__cause__ = openai_error(429, retry_after="3")
+    error = outcome.translate(wrapped)
+    assert (type(error), error.message) == (errors.RateLimited, "Perplexity API error: slow down")
+    assert error.headers == {"retry-after": "3"}
+
+
+def test_error_inside_a_stream_is_known_by_its_type():
+    """Anthropic's SDK raises it with the stream's status, 200."""
+    exc = openai_error(200)
+    exc.body = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+    error = outcome.translate(exc)
+    assert (type(error), error.status, error.message) == (errors.Overloaded, 529, "Overloaded")
+
+
+@pytest.mark.parametrize(
+    ("exc", "kind", "message"),
+    [
+        (llm.NeedsKeyException("No key found"), errors.Unauthorized, "No key found"),
+        (llm.ModelError("it said no"), errors.UpstreamError, "it said no"),
+        (TimeoutError(), errors.UpstreamTimeout, "the model failed: TimeoutError"),
+        (
+            httpx.ReadTimeout("slow"),
+            errors.UpstreamTimeout,
+            "the model failed: ReadTimeout: slow",
+        ),
+        (
+            httpx.ConnectError("refused"),
+            errors.UpstreamError,
+            "the model failed: ConnectError: refused",
+        ),
+        (NotImplementedError("no system"), errors.Unsupported, None),
+        (ValueError("no schema with tools"), errors.Unsupported, None),
+        (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), errors.UpstreamError, None),
+        (SystemExit(3), errors.UpstreamError, "the model failed: SystemExit: 3"),
+        (KeyError("x"), errors.UpstreamError, "the model failed: KeyError: 'x'"),
+    ],
+)
+def test_exceptions_without_a_status(exc, kind, message):
+    error = outcome.translate(exc)
+    assert type(error) is kind
+    assert message is None or error.message == message
+
+
+def test_our_own_errors_pass():
+    error = errors.Unsupported("no")
+    assert outcome.translate(error) is error
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["sk-proj-" + "a1" * 9, "sk-ant-" + "b2" * 9, "AIza" + "x" * 30, "gsk_" + "a" * 20],
+)
+def test_keys_that_a_provider_quotes_are_blotted_out(key):
+    error = outcome.translate(openai_error(401, f"Incorrect API key provided: {key} (see docs)"))
+    assert error.message == "Incorrect API key provided: [key] (see docs)"
+
+
+def test_words_about_keys_are_not_keys():
+    text = "No key found - add one using 'llm keys set anthropic' or ANTHROPIC_API_KEY"
+    assert outcome.without_keys(text) == text

@@ -1,0 +1,86 @@
+"""A whole proxy in a thread of its own, for clients that block."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from llmproxy.app import ExchangeReport
+from llmproxy.assemble import Proxy, Settings
+from llmproxy.limits import Limits
+from tests.models import registered
+
+
+@dataclass
+class Running:
+    """Where it listens, and what it said."""
+
+    url: str
+    port: int
+    proxy: Proxy
+    loop: asyncio.AbstractEventLoop
+    reports: list[ExchangeReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    reported: threading.Condition = field(default_factory=threading.Condition)
+
+    def wait_for_report(self, count: int = 1) -> ExchangeReport:
+        """Wait until so many exchanges are over; give the last."""
+        with self.reported:
+            assert self.reported.wait_for(lambda: len(self.reports) >= count, timeout=10)
+        return self.reports[-1]
+
+
+@contextmanager
+def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iterator[Running]:
+    """Run a proxy on a free port, with these models besides llm's own."""
+    reports: list[ExchangeReport] = []
+    warnings: list[str] = []
+    condition = threading.Condition()
+    started = threading.Event()
+    made: dict[str, Any] = {}
+
+    def report(exchange: ExchangeReport) -> None:
+        with condition:
+            reports.append(exchange)
+            condition.notify_all()
+
+    chosen = Settings(
+        port=0,
+        limits=limits or Limits(shutdown_s=5),
+        report=report,
+        warn=warnings.append,
+        **settings,
+    )
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        try:
+            async with Proxy(chosen) as proxy:
+                made.update(proxy=proxy, loop=asyncio.get_running_loop(), stop=stop)
+                started.set()
+                await stop.wait()
+        except BaseException as exc:
+            made.setdefault("error", exc)
+            raise
+        finally:
+            started.set()
+
+    with registered(*models):
+        thread = threading.Thread(target=asyncio.run, args=(serve(),), name="proxy", daemon=True)
+        thread.start()
+        assert started.wait(30)
+        if "error" in made:
+            thread.join()
+            raise made["error"]
+        proxy = made["proxy"]
+        port = proxy.addresses[0][1]
+        try:
+            yield Running(proxy.url, port, proxy, made["loop"], reports, warnings, condition)
+        finally:
+            made["loop"].call_soon_threadsafe(made["stop"].set)
+            thread.join(30)
+            assert not thread.is_alive()
