@@ -531,7 +531,8 @@ def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
     lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, "Unknown").encode())]
     for name, value in headers:
         line = f"{name}: {value}".encode("latin-1")
-        if not _FIELD.fullmatch(line):
+        parts = _FIELD.fullmatch(line)
+        if parts is None or parts.end(1) != len(name):
             raise ValueError(f"the header field {name!r} can't be written")  # its value is secret
         lines.append(line)
     return b"\r\n".join(lines) + b"\r\n\r\n"
