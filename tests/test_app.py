@@ -1,0 +1,493 @@
+"""The whole proxy by its own clients: the openai SDK, curl, http.client."""
+
+import asyncio
+import gzip
+import http.client
+import json
+import shutil
+import sqlite3
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+from llm.parts import StreamEvent
+
+from llmproxy.limits import Limits
+from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
+from tests.proxies import running
+
+QUESTION = [{"role": "user", "content": "hi"}]
+WEATHER = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
+}
+
+
+def client(proxy, **settings):
+    return openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any", max_retries=0, **settings)
+
+
+def ask(proxy, model="m", **fields):
+    return client(proxy).chat.completions.create(model=model, messages=QUESTION, **fields)
+
+
+def request(proxy, method, path, body=None, headers=None):
+    """One request by http.client: status, headers and body."""
+    connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+    try:
+        body = json.dumps(body).encode() if isinstance(body, dict | list) else body
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        return response.status, response.headers, response.read()
+    finally:
+        connection.close()
+
+
+def error_of(body: bytes) -> dict:
+    return json.loads(body)["error"]
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
+def test_sdk_reads_whole_and_streamed_answers_alike(kind):
+    steps = ("Hel", "lo 渐🌊\u2028", usage(3, 2), response_json(finish_reason="stop"))
+    with running(kind("m", *steps)) as proxy:
+        whole = ask(proxy)
+        chunks = list(ask(proxy, stream=True, stream_options={"include_usage": True}))
+    assert whole.choices[0].message.content == "Hello 渐🌊\u2028"
+    assert whole.usage.total_tokens == 5
+    assert whole.model == "m"
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == "Hello 渐🌊\u2028"
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage == whole.usage
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "stop"
+
+
+def test_async_sdk_streams():
+    async def read(url):
+        async with openai.AsyncOpenAI(base_url=url, api_key="any") as sdk:
+            stream = await sdk.chat.completions.create(model="m", messages=QUESTION, stream=True)
+            return "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    with running(AsyncScript("m", "a", "b")) as proxy:
+        assert asyncio.run(read(f"{proxy.url}/v1")) == "ab"
+
+
+def test_tool_loop_with_parallel_calls_over_the_sdks_stream_helper():
+    """B1-B5"""
+    steps = [
+        StreamEvent("text", "Looking."),
+        StreamEvent("tool_call_name", "weather", tool_call_id="x"),
+        StreamEvent("tool_call_name", "weather", tool_call_id="y"),
+        StreamEvent("tool_call_args", '{"at": ', tool_call_id="y"),
+        StreamEvent("tool_call_args", '{"at": "A"}', tool_call_id="x"),
+        StreamEvent("tool_call_args", '"B"}', tool_call_id="y"),
+    ]
+    first = AsyncScript("m", *steps)
+    with running(first) as proxy:
+        with client(proxy).chat.completions.stream(
+            model="m", messages=QUESTION, tools=[WEATHER]
+        ) as stream:
+            answer = stream.get_final_completion().choices[0]
+        calls = answer.message.tool_calls
+        assert [(c.id, c.function.arguments) for c in calls] == [
+            ("x", '{"at": "A"}'),
+            ("y", '{"at": "B"}'),
+        ]
+        assert answer.finish_reason == "tool_calls"
+        results = [
+            {"role": "tool", "tool_call_id": c.id, "content": f"sun in {c.id}"} for c in calls
+        ]
+        messages = [*QUESTION, answer.message.model_dump(exclude_none=True), *results]
+        client(proxy).chat.completions.create(model="m", messages=messages, tools=[WEATHER])
+    heard = [part.output for part in first.prompts[1].messages[2].parts]
+    assert heard == ["sun in x", "sun in y"]
+
+
+def test_call_that_was_only_announced_reaches_the_client():
+    with running(SyncScript("m", tool_call("weather", {}))) as proxy:
+        call = ask(proxy, tools=[WEATHER]).choices[0].message.tool_calls[0]
+    assert (call.function.name, call.function.arguments) == ("weather", "{}")
+
+
+def test_ignored_fields_are_told_in_a_header():
+    with running(AsyncScript("m", "a")) as proxy:
+        raw = client(proxy).chat.completions.with_raw_response.create(
+            model="m", messages=QUESTION, seed=7, store=True, extra_body={"naïve\n": 1}
+        )
+    assert raw.headers["x-llmproxy-ignored"] == "na\\u00efve\\n, store, seed"
+
+
+def test_too_many_ignored_fields_are_counted():
+    with running(AsyncScript("m", "a")) as proxy:
+        body = {"model": "m", "messages": QUESTION} | {f"field_{i:04}": 1 for i in range(400)}
+        _, headers, _ = request(proxy, "POST", "/v1/chat/completions", body)
+    listed = headers["x-llmproxy-ignored"]
+    assert len(listed) < 2100
+    assert listed.endswith(f"and {400 - listed.count('field_')} more")
+
+
+def test_a_megabyte_token_and_surrogates_are_ordinary():
+    """B18"""
+    with running(AsyncScript("m", "x" * 2**20, "\ud83d", "\ude00", "\udc00", "\x00")) as proxy:
+        text = "".join(c.choices[0].delta.content or "" for c in ask(proxy, stream=True))
+    assert text == "x" * 2**20 + "😀\ufffd\x00"
+
+
+def test_json_with_lone_surrogates_is_cleaned_and_logged(llm_user_path):
+    """B18: legal JSON that neither UTF-8 nor SQLite takes."""
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "a\\ud800b"}]}'
+    with running(model := AsyncScript("m", "ok")) as proxy:
+        status, _, _ = request(proxy, "POST", "/v1/chat/completions", body)
+    assert status == 200
+    assert model.prompts[0].prompt == "a\ufffdb"
+    assert rows(llm_user_path, "select count(*) from turns") == [(1,)]
+
+
+def test_gzip_body_is_read():
+    body = gzip.compress(json.dumps({"model": "m", "messages": QUESTION}).encode())
+    with running(AsyncScript("m", "a")) as proxy:
+        path, gzipped = "/v1/chat/completions", {"content-encoding": "gzip"}
+        assert request(proxy, "POST", path, body, gzipped)[0] == 200
+        status, _, text = request(proxy, "POST", path, body, {"content-encoding": "br"})
+    assert status == 415
+    assert error_of(text)["type"] == "invalid_request_error"
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "param", "message"),
+    [
+        ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "this field is required"),
+        ({"n": 2}, 400, "n", "only n: 1 is answered"),
+        ({"model": "nobody"}, 404, "model", "there is no model 'nobody' here"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
+            400,
+            "messages[0].content[0].image_url.url",
+            "expected an http(s) or data: URL",
+        ),
+    ],
+)  # fmt: skip
+def test_bad_requests_name_the_field(fields, status, param, message):
+    with running(AsyncScript("m", "a")) as proxy:
+        body = {"model": "m", "messages": QUESTION} | fields
+        got, headers, text = request(proxy, "POST", "/v1/chat/completions", body)
+    assert got == status
+    error = error_of(text)
+    assert (error["param"], error["message"]) == (param, message)
+    assert headers["x-request-id"]
+
+
+def test_sdk_knows_unknown_models_by_their_class():
+    with running() as proxy, pytest.raises(openai.NotFoundError) as caught:
+        ask(proxy, "nobody")
+    assert caught.value.code == "model_not_found"
+
+
+class RateLimit(Exception):
+    """As an SDK raises it."""
+
+    status_code = 429
+
+    class response:  # noqa: N801
+        status_code = 429
+        headers = {"retry-after": "7"}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_upstream_refusal_before_the_first_event_is_a_real_status(stream):
+    """B14, B39"""
+    with running(AsyncScript("m", RateLimit("slow down"))) as proxy:
+        with pytest.raises(openai.RateLimitError) as caught:
+            ask(proxy, stream=stream)
+    assert caught.value.response.headers["retry-after"] == "7"
+    assert "slow down" in str(caught.value)
+
+
+def test_failure_in_the_stream_is_an_error_frame_and_a_cut_body():
+    """B11"""
+    with running(AsyncScript("m", "so far", RuntimeError("gone"))) as proxy:
+        said = []
+        with pytest.raises(openai.APIError, match="the model failed: RuntimeError: gone"):
+            for chunk in ask(proxy, stream=True):
+                said.append(chunk.choices[0].delta.content)
+        body = {"model": "m", "messages": QUESTION, "stream": True}
+        with pytest.raises(http.client.IncompleteRead) as cut:
+            request(proxy, "POST", "/v1/chat/completions", body)
+    assert said == ["", "so far"]
+    assert b"[DONE]" not in cut.value.partial
+    assert b'"finish_reason":"' not in cut.value.partial
+
+
+def test_bug_of_ours_is_a_500_without_its_text(monkeypatch, caplog):
+    def broken(*_):
+        raise RuntimeError("secret")
+
+    with running(AsyncScript("m", "a")) as proxy:
+        monkeypatch.setattr("llmproxy.dialects.openai_chat.render_response", broken)
+        with pytest.raises(openai.InternalServerError) as caught:
+            ask(proxy)
+        assert "secret" not in str(caught.value)
+        assert "internal error" in str(caught.value)
+        monkeypatch.undo()
+        assert ask(proxy).choices[0].message.content == "a"
+    assert "RuntimeError: secret" in caplog.text
+
+
+# ---- waiting, hanging up
+
+
+def silent(began: threading.Event, go_on: threading.Event):
+    async def wait(_response):
+        began.set()
+        while not go_on.is_set():
+            await asyncio.sleep(0.01)
+
+    return wait
+
+
+def test_keepalive_comes_while_the_model_is_silent():
+    """B13, B14"""
+    go_on = threading.Event()
+    limits = Limits(first_event_s=0.05, keepalive_s=0.05)
+    model = AsyncScript("m", silent(threading.Event(), go_on), "a")
+    with running(model, limits=limits) as proxy:
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        body = json.dumps({"model": "m", "messages": QUESTION, "stream": True})
+        connection.request("POST", "/v1/chat/completions", body)
+        response = connection.getresponse()
+        lines = [response.readline() for _ in range(6)]
+        go_on.set()
+        rest = response.read()
+        connection.close()
+    assert lines[0].startswith(b'data: {"id":"chatcmpl-')
+    assert lines.count(b": ping\n") == 2
+    assert rest.endswith(b"data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("before", [(), ("so far",)], ids=["silent", "after text"])
+def test_hang_up_stops_the_model_within_a_second(stream, before, llm_user_path):
+    """B15, B16"""
+    began = threading.Event()
+    model = AsyncScript("m", *before, silent(began, threading.Event()))
+    with running(model) as proxy:
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        body = json.dumps({"model": "m", "messages": QUESTION, "stream": stream})
+        connection.request("POST", "/v1/chat/completions", body)
+        assert began.wait(10)
+        hung_up = time.monotonic()
+        connection.close()
+        report = proxy.wait_for_report()
+        assert time.monotonic() - hung_up < 3
+        assert report.status == "cancelled"
+        while not model.closed and time.monotonic() - hung_up < 3:
+            time.sleep(0.01)
+        assert model.closed == 1
+    expected = [("so far",)] if before else []
+    sql = "select parts.text from turns join parts on message_hash = tip_message_hash"
+    assert rows(llm_user_path, sql) == expected
+
+
+def test_two_streams_share_nothing():
+    """B17"""
+    models = [AsyncScript(f"m{i}", *[f"{i}.{j} " for j in range(200)]) for i in range(4)]
+    with running(*models) as proxy, ThreadPoolExecutor(4) as pool:
+
+        def read(i):
+            chunks = ask(proxy, f"m{i}", stream=True)
+            return "".join(c.choices[0].delta.content or "" for c in chunks)
+
+        texts = list(pool.map(read, range(4)))
+    assert texts == ["".join(f"{i}.{j} " for j in range(200)) for i in range(4)]
+
+
+# ---- the log
+
+
+def rows(llm_user_path, sql):
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        return db.execute(sql).fetchall()
+
+
+def test_fifty_at_once_none_lost_none_refused(llm_user_path):
+    model = AsyncScript("m", "a", lambda _: asyncio.sleep(0.02), "b", usage(1, 2))
+    with running(model) as proxy, ThreadPoolExecutor(50) as pool:
+
+        def one(i):
+            question = [{"role": "user", "content": f"question {i}"}]
+            create = client(proxy).chat.completions.create
+            if i % 2:
+                return create(model="m", messages=question).choices[0].message.content
+            chunks = create(model="m", messages=question, stream=True)
+            return "".join(c.choices[0].delta.content or "" for c in chunks)
+
+        assert list(pool.map(one, range(50))) == ["ab"] * 50
+        # What a client saw complete is in the file, without any closing.
+        assert rows(llm_user_path, "select count(*) from turns") == [(50,)]
+        assert proxy.warnings == []
+    said = rows(llm_user_path, "select distinct text from parts where text like 'question %'")
+    assert len(said) == 50
+
+
+def test_turn_is_what_llm_would_have_logged(llm_user_path):
+    counted = usage(7, 2, prompt_tokens_details={"cached_tokens": 5})
+    steps = ("hello", counted, lambda r: r.set_resolved_model("m-2026"))
+    with running(AsyncScript("m", *steps)) as proxy:
+        whole = ask(proxy, temperature=0.5, max_completion_tokens=9)
+    [turn] = rows(
+        llm_user_path,
+        "select id, model, resolved_model, options_json, input_tokens, output_tokens,"
+        " token_details, duration_ms >= 0 from turns",
+    )
+    assert whole.id == f"chatcmpl-{turn[0]}"
+    assert turn[1:3] == ("m", "m-2026")
+    assert json.loads(turn[3]) == {"temperature": 0.5, "max_tokens": 9}
+    assert turn[4:] == (7, 2, '{"prompt_tokens_details": {"cached_tokens": 5}}', 1)
+
+
+def test_log_can_be_off(llm_user_path):
+    with running(AsyncScript("m", "a"), log=False) as proxy:
+        ask(proxy)
+    assert not (llm_user_path / "logs.db").exists()
+
+
+def test_llm_logs_off_is_respected_at_once(llm_user_path):
+    """d6.16"""
+    with running(AsyncScript("m", "a")) as proxy:
+        ask(proxy)
+        (llm_user_path / "logs-off").touch()
+        ask(proxy)
+        (llm_user_path / "logs-off").unlink()
+        ask(proxy)
+    assert rows(llm_user_path, "select count(*) from turns") == [(2,)]
+
+
+def test_locked_log_costs_no_answer(llm_user_path):
+    with running(AsyncScript("m", "a"), limits=Limits(log_wait_s=0.1, shutdown_s=5)) as proxy:
+        ask(proxy)
+        lock = sqlite3.connect(llm_user_path / "logs.db", isolation_level=None)
+        lock.execute("begin immediate")
+        began = time.monotonic()
+        for _ in range(10):
+            assert ask(proxy).choices[0].message.content == "a"
+        assert time.monotonic() - began < 5
+        lock.execute("rollback")
+        lock.close()
+    assert rows(llm_user_path, "select count(*) from turns") == [(11,)]
+
+
+# ---- routes, and who may come in
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/chat/completions",
+        "/chat/completions",
+        "/v1/chat/completions/",
+        "/v1/v1/chat/completions",
+        "/v1/chat/completions?beta=true",
+    ],
+)
+def test_route_is_found_however_a_client_writes_it(path):
+    """d7: never a redirect on POST."""
+    with running(AsyncScript("m", "a")) as proxy:
+        assert request(proxy, "POST", path, {"model": "m", "messages": QUESTION})[0] == 200
+
+
+def test_models_are_listed_and_found_by_ids_with_slashes():
+    with running(AsyncScript("org/deep/m", "a")) as proxy:
+        listed = {model.id: model for model in client(proxy).models.list()}
+        one = client(proxy).models.retrieve("org/deep/m")
+        status, _, plain = request(proxy, "GET", "/models/org/deep/m?x=1")
+    assert "org/deep/m" in listed
+    assert "demo" in listed
+    assert (one.id, one.object) == ("org/deep/m", "model")
+    assert status == 200
+    assert json.loads(plain)["id"] == "org/deep/m"
+
+
+def test_pages_and_methods():
+    with running() as proxy:
+        root = request(proxy, "GET", "/")
+        head = request(proxy, "HEAD", "/healthz")
+        wrong = request(proxy, "GET", "/v1/chat/completions")
+        posted = request(proxy, "POST", "/", b"{}")
+        nowhere = request(proxy, "GET", "/v2/nothing")
+    assert (root[0], root[2].startswith(b"llmproxy ")) == (200, True)
+    assert (head[0], head[2]) == (200, b"")
+    assert (wrong[0], wrong[1]["allow"]) == (405, "POST")
+    assert (posted[0], posted[1]["allow"]) == (405, "GET, HEAD")
+    assert nowhere[0] == 404
+    assert error_of(nowhere[2])["message"] == "there is nothing at /v2/nothing"
+
+
+def test_foreign_host_and_origin_are_refused_before_anything_is_done():
+    """DESIGN 6"""
+    with running(model := AsyncScript("m", "a"), origins=["https://good.example"]) as proxy:
+        body = {"model": "m", "messages": QUESTION}
+        path = "/v1/chat/completions"
+        rebound = request(proxy, "POST", path, body, {"host": "evil.example"})
+        crossed = request(proxy, "POST", path, body, {"origin": "https://evil.example"})
+        assert (rebound[0], crossed[0], model.prompts) == (403, 403, [])
+        allowed = request(proxy, "POST", path, body, {"origin": "https://good.example"})
+        asked = {
+            "origin": "https://good.example",
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization, x-stainless-os",
+        }
+        preflight = request(proxy, "OPTIONS", path, None, asked)
+    assert allowed[1]["access-control-allow-origin"] == "https://good.example"
+    assert preflight[0] == 204
+    assert preflight[1]["access-control-allow-headers"] == "authorization, x-stainless-os"
+
+
+def test_key_is_asked_for_where_there_is_one():
+    with running(AsyncScript("m", "a"), keys=["any", "other"]) as proxy:
+        assert ask(proxy).choices[0].message.content == "a"
+        status, headers, _ = request(proxy, "GET", "/v1/models")
+        by_header = request(proxy, "GET", "/v1/models", None, {"x-api-key": "other"})
+    assert (status, headers["www-authenticate"][:5], by_header[0]) == (401, "Basic", 200)
+
+
+def test_report_says_what_was_asked_and_used():
+    with running(AsyncScript("m", "a", usage(3, 1))) as proxy:
+        ask(proxy)
+        report = proxy.wait_for_report()
+    assert (report.model, report.status, report.http_status) == ("m", "ok", 200)
+    assert report.client.startswith("OpenAI/Python")
+    assert 0 <= report.ttft_ms <= report.duration_ms
+    assert (report.usage.input_tokens, report.error) == (3, None)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_streams():
+    with running(AsyncScript("m", "a", "b")) as proxy:
+        body = json.dumps({"model": "m", "messages": QUESTION, "stream": True})
+        command = ["curl", "-sN", f"{proxy.url}/v1/chat/completions", "-d", body]
+        out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+    assert out.stdout.endswith("data: [DONE]\n\n")
+    assert out.stdout.count("data: ") == 5
+
+
+def test_llm_itself_can_be_the_client(llm_user_path):
+    """llm's OpenAI plugin, told our address, asks llm's other models through us."""
+    from llm.default_plugins.openai_models import Chat
+
+    steps = ("hel", "lo", usage(2, 1))
+    with running(AsyncScript("m", *steps)) as proxy:
+        model = Chat("through-us", model_name="m", api_base=f"{proxy.url}/v1")
+        model.needs_key = None
+        response = model.prompt("hi", system="be brief")
+        assert response.text() == "hello"
+        assert (response.usage().input, response.usage().output) == (2, 1)
