@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
@@ -66,9 +67,12 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
         InvalidRequest: text that is not such JSON, with line and column.
     """
 
+    # Python's own limit, 0 for none, holds also where ours was set higher.
+    int_digits = min(limits.int_digits, sys.get_int_max_str_digits() or limits.int_digits)
+
     def integer(digits: str) -> int:
-        if len(digits) > limits.int_digits:
-            raise InvalidRequest(f"a number has more than {limits.int_digits} digits")
+        if len(digits.removeprefix("-")) > int_digits:
+            raise InvalidRequest(f"a number has more than {int_digits} digits")
         return int(digits)
 
     def real(digits: str) -> float:
@@ -84,33 +88,30 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
         decoded = text.decode("utf-8-sig")
         value = json.loads(decoded, parse_int=integer, parse_float=real, parse_constant=constant)
         _check_depth(value, limits.json_depth)
+        return _without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
     except UnicodeDecodeError as exc:
         raise InvalidRequest(f"the body is not UTF-8 (byte {exc.start})") from None
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno} column {exc.colno}"
         raise InvalidRequest(f"the body is not JSON: {exc.msg} at {where}") from None
     except RecursionError:
-        raise _too_deep(limits.json_depth) from None
-    return _without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
+        raise InvalidRequest("the body nests deeper than Python can read") from None
 
 
 def _check_depth(value: Any, depth: int) -> None:
     """Go through the containers level by level: no recursion, however deep they are."""
     level = [value] if isinstance(value, dict | list) else []
+    remaining = depth
     while level:
-        if not depth:
-            raise RecursionError
-        depth -= 1
+        if not remaining:
+            raise InvalidRequest(f"the body nests deeper than {depth} levels")
+        remaining -= 1
         level = [
             child
             for container in level
             for child in (container.values() if isinstance(container, dict) else container)
             if isinstance(child, dict | list)
         ]
-
-
-def _too_deep(depth: int) -> InvalidRequest:
-    return InvalidRequest(f"the body nests deeper than {depth} levels")
 
 
 def _without_surrogates(value: Any) -> Any:
@@ -155,6 +156,10 @@ def _mismatch(expected: str, value: Any, path: Path) -> InvalidRequest:
     return InvalidRequest(
         f"expected {expected}, got {got}", param=_render_path(path, positions=True) or None
     )
+
+
+def _missing(path: Path) -> InvalidRequest:
+    return InvalidRequest("this field is required", param=_render_path(path, positions=True))
 
 
 _JSON_NAMES: Mapping[type, str] = {
@@ -220,6 +225,8 @@ def _load_integer(value: Any, path: Path, unknown: list[str]) -> int:
 def _load_number(value: Any, path: Path, unknown: list[str]) -> float:
     if type(value) not in (int, float):
         raise _mismatch("a number", value, path)
+    if abs(value) > sys.float_info.max:
+        raise InvalidRequest("a number is too large", param=_render_path(path, positions=True))
     return value  # type: ignore[no-any-return]  # an int stays one: 1 is not to become 1.0
 
 
@@ -295,6 +302,8 @@ def _tagged(shapes: list[Any]) -> Loader:
     check = _one_of(tuple(by_tag))
 
     def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
+        if default is None and name not in value:
+            raise _missing((path, name))
         tag = check(value.get(name, default), (path, name), unknown)
         return by_tag[tag](value, path, unknown)
 
@@ -323,9 +332,7 @@ def _instance_of(shape: Any) -> Loader:
             if name in value:
                 known[name] = loader(value[name], (path, name), unknown)
             elif required:
-                raise InvalidRequest(
-                    "this field is required", param=_render_path((path, name), positions=True)
-                )
+                raise _missing((path, name))
         if len(known) < len(value):
             unknown.extend(
                 _render_path((path, key), positions=False) for key in value if key not in names

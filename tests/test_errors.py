@@ -1,0 +1,60 @@
+"""The tree of errors: its drawing in the docstring is what the classes say."""
+
+import re
+
+import pytest
+
+from llmproxy import errors
+from llmproxy.dialects import openai_chat
+from llmproxy.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError
+
+CLASSES = [getattr(errors, name) for name in errors.__all__]
+
+
+def drawn():
+    """Read name, depth, status and kind off the docstring's lines."""
+    for line in errors.__doc__.splitlines():
+        if found := re.match(r"([│├└─ ]*)(\w+) +(\d{3}) (\w+)", line):
+            branch, name, status, kind = found.groups()
+            yield name, len(branch) // 3, int(status), kind
+
+
+def test_the_drawing_is_the_tree():
+    depth = {ProxyError: 0} | {
+        cls: len(cls.__mro__) - len(ProxyError.__mro__) for cls in CLASSES if cls is not ProxyError
+    }
+    classes = {(cls.__name__, depth[cls], cls.status, cls.kind) for cls in CLASSES}
+    assert set(drawn()) == classes
+
+
+def test_the_parents_are_drawn_above_their_children():
+    above: list[str] = []
+    for name, depth, _, _ in drawn():
+        above[depth:] = [name]
+        assert [cls.__name__ for cls in getattr(errors, name).__mro__[depth::-1]] == above
+
+
+def test_an_error_carries_facts():
+    error = RateLimited("slow down", param="model", headers={"retry-after": "3"})
+    facts = (error.status, error.kind, error.code, error.message, error.param, error.headers)
+    assert facts == (429, "rate_limit", None, "slow down", "model", {"retry-after": "3"})
+    assert str(error) == "slow down"
+
+
+def test_an_upstreams_own_status_replaces_the_classs():
+    assert UpstreamError("teapot", status=418).status == 418
+    assert UpstreamError("broken").status == 502
+
+
+def test_headers_of_one_error_are_not_anothers():
+    with pytest.raises(TypeError):
+        InvalidRequest("x").headers["a"] = "b"
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_every_kind_has_a_shape_in_every_dialect(cls):
+    rendered = openai_chat.render_error(cls("why", param="messages[0]"))["error"]
+    assert rendered["message"] == "why"
+    assert rendered["param"] == "messages[0]"
+    assert rendered["code"] == cls.code
+    assert rendered["type"].endswith("_error")

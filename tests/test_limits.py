@@ -1,0 +1,50 @@
+"""The table of limits, read and described."""
+
+import pytest
+
+from llmproxy.limits import Limits, describe, limits_from
+
+
+def test_words_replace_the_defaults():
+    assert limits_from(["body=1000", "idle_s=2.5", "header_s=3"]) == Limits(
+        body=1000, idle_s=2.5, header_s=3.0
+    )
+
+
+def test_no_words_are_the_defaults_and_the_last_of_two_counts():
+    assert limits_from([]) == Limits()
+    assert limits_from(["head=1", "head=2"]) == Limits(head=2)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "x", "", "1.5", "9" * 5_000])
+def test_what_is_no_count_above_0_is_refused(text):
+    with pytest.raises(ValueError) as caught:
+        limits_from([f"body={text}"])
+    assert str(caught.value) == f"limit body takes a number above 0, not {text!r}"
+
+
+@pytest.mark.parametrize("text", ["0", "-0.1", "nan", "inf", "soon"])
+def test_what_is_no_time_above_0_is_refused(text):
+    with pytest.raises(ValueError) as caught:
+        limits_from([f"idle_s={text}"])
+    assert str(caught.value) == f"limit idle_s takes a number above 0, not {text!r}"
+
+
+def test_an_unknown_name_is_refused_with_those_there_are():
+    with pytest.raises(ValueError) as caught:
+        limits_from(["bodi=1"])
+    names = ", ".join(vars(Limits()))
+    assert str(caught.value) == f"no limit is called 'bodi'; there are: {names}"
+
+
+def test_a_word_without_a_value_is_refused():
+    with pytest.raises(ValueError) as caught:
+        limits_from(["body"])
+    assert str(caught.value) == "limit body takes a number above 0, not ''"
+
+
+def test_every_limit_is_described_with_its_default_and_reason():
+    lines = describe()
+    assert [line.partition("=")[0] for line in lines] == list(vars(Limits()))
+    assert lines[0] == "body=67108864  bytes of a body, inflated: ten photos and a long chat"
+    assert all(len(line.partition("  ")[2]) > 10 for line in lines)

@@ -1,0 +1,404 @@
+"""JSON text to checked dataclasses: what is taken, what is refused, and where the error points."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmproxy import payload
+from llmproxy.errors import InvalidRequest
+from llmproxy.limits import Limits
+from tests.strategies import AWKWARD, json_values, texts
+
+
+def refusal(function, *args, **kwargs):
+    """Give the message and the path of the InvalidRequest that a call must raise."""
+    with pytest.raises(InvalidRequest) as caught:
+        function(*args, **kwargs)
+    assert type(caught.value) is InvalidRequest
+    return caught.value.message, caught.value.param
+
+
+# ---- text to values
+
+TEXTS = {
+    "an object": (b'{"a": [1, 2.5, true, null, "x"]}', {"a": [1, 2.5, True, None, "x"]}),
+    "white space around": (b" \r\n\t[] ", []),
+    "a byte order mark, as Windows tools write it": (b"\xef\xbb\xbf{}", {}),
+    "a doubled key: the last counts": (b'{"a": 1, "a": 2}', {"a": 2}),
+    "an escaped pair is one character": (rb'"\ud83c\udf0a"', "🌊"),
+    "a high half alone (B18)": (rb'"a\ud83cb"', "a\ufffdb"),
+    "a low half alone (B18)": (rb'"\udf0a"', "\ufffd"),
+    "halves in the wrong order (B18)": (rb'"\udf0a\ud83c"', "\ufffd\ufffd"),
+    "a half at the end, in capitals (B18)": (rb'"x\uD83C"', "x\ufffd"),
+    "halves in keys and deep down (B18)": (
+        rb'{"\ud800": [{"a": "\ud800"}]}',
+        {"\ufffd": [{"a": "\ufffd"}]},
+    ),
+    "an escaped backslash before u is no escape": (rb'"\\ud800"', r"\ud800"),
+    "a byte order mark as text beside a half": (rb'"\ufeff\ud800\ufeff"', "\ufeff\ufffd\ufeff"),
+    "NUL and U+2028": ('"\\u0000\u2028"'.encode(), "\0\u2028"),
+    "a long integer": (b"9" * 400, int("9" * 400)),
+    "a long negative integer": (b"-" + b"9" * 400, -int("9" * 400)),
+    "the largest double": (b"1.7976931348623157e308", 1.7976931348623157e308),
+    "a number too small to tell from 0": (b"1e-999", 0.0),
+}
+
+
+@pytest.mark.parametrize("text, value", TEXTS.values(), ids=TEXTS)
+def test_text_reads_as(text, value):
+    assert payload.parse(text) == value
+
+
+BAD_TEXTS = {
+    "nothing": (b"", "the body is not JSON: Expecting value at line 1 column 1"),
+    "half": (b'{"a":\n ', "the body is not JSON: Expecting value at line 2 column 2"),
+    "two values": (b"{} {}", "the body is not JSON: Extra data at line 1 column 4"),
+    "single quotes": (
+        b"{'a': 1}",
+        "the body is not JSON: Expecting property name enclosed in double quotes"
+        " at line 1 column 2",
+    ),
+    "a raw control character": (
+        b'"a\nb"',
+        "the body is not JSON: Invalid control character at at line 1 column 3",
+    ),
+    "two byte order marks": (
+        b"\xef\xbb\xbf\xef\xbb\xbf{}",
+        "the body is not JSON: Unexpected UTF-8 BOM (decode using utf-8-sig) at line 1 column 1",
+    ),
+    "latin-1": (b'"caf\xe9"', "the body is not UTF-8 (byte 4)"),
+    "a surrogate in UTF-8's form": (b'"\xed\xa0\x80"', "the body is not UTF-8 (byte 1)"),
+    "UTF-16": ('{"a": 1}'.encode("utf-16"), "the body is not UTF-8 (byte 0)"),
+    "NaN": (b"[NaN]", "NaN is not JSON"),
+    "Infinity": (b"-Infinity", "-Infinity is not JSON"),
+    "a double too large": (b"1e999", "a number is too large"),
+    "an integer too long": (b"1" * 401, "a number has more than 400 digits"),
+    "lists too deep": (b"[" * 101 + b"]" * 101, "the body nests deeper than 100 levels"),
+    "objects too deep": (
+        b'{"a":' * 101 + b"1" + b"}" * 101,
+        "the body nests deeper than 100 levels",
+    ),
+    "far too deep": (b"[" * 200_000, "the body nests deeper than Python can read"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_TEXTS.values(), ids=BAD_TEXTS)
+def test_text_is_refused(text, message):
+    assert refusal(payload.parse, text) == (message, None)
+
+
+def test_as_deep_as_the_limit_is_read():
+    assert payload.parse(b"[" * 100 + b"]" * 100) is not None
+    limits = Limits(json_depth=2)
+    assert payload.parse(b'[{"a": 1}]', limits) == [{"a": 1}]
+    assert refusal(payload.parse, b'[{"a": []}]', limits) == (
+        "the body nests deeper than 2 levels",
+        None,
+    )
+
+
+def test_limits_above_pythons_own_are_refused_all_the_same():
+    deep = b"[" * 700 + rb'"\ud800"' + b"]" * 700
+    assert refusal(payload.parse, deep, Limits(json_depth=10_000)) == (
+        "the body nests deeper than Python can read",
+        None,
+    )
+    assert refusal(payload.parse, b"1" * 5_000, Limits(int_digits=10_000)) == (
+        "a number has more than 4300 digits",
+        None,
+    )
+
+
+def test_hostile_numbers_cost_nothing():
+    began = time.process_time()
+    refusal(payload.parse, b"[" + b"9" * 4_000_000 + b"]")
+    refusal(payload.parse, b"[" + b"9" * 4_000_000 + b"e1]")
+    assert time.process_time() - began < 1
+
+
+@given(json_values())
+def test_any_value_encoded_reads_back(value):
+    text = payload.encode(value)
+    assert payload.parse(text) == value
+    assert b"\n" not in text and b"\r" not in text  # one line, as SSE needs it
+
+
+@given(json_values(), st.booleans())
+def test_json_of_other_writers_reads_the_same(value, ensure_ascii):
+    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=2)
+    assert payload.parse(text.encode()) == value
+
+
+def check_read_or_refused(data):
+    """Garbage raises InvalidRequest and nothing else; what was read can be written."""
+    try:
+        value = payload.parse(data)
+    except InvalidRequest:
+        return
+    payload.encode(value)
+
+
+@given(st.one_of(st.binary(), st.from_regex(rb'[\[\]{}",:0-9.eE+\-\\ud8truefalsn ]{0,40}')))
+def test_any_bytes_are_read_or_refused(data):
+    check_read_or_refused(data)
+
+
+@pytest.mark.slow
+@given(st.binary(max_size=200), json_values(60))
+@settings(max_examples=5_000, deadline=None)
+def test_any_bytes_within_any_json_are_read_or_refused(noise, value):
+    text = payload.encode(value)
+    for at in (0, len(text) // 2, len(text)):
+        check_read_or_refused(text[:at] + noise + text[at:])
+
+
+# ---- values to text
+
+
+@given(texts())
+def test_a_string_is_encoded_as_json_alone_would(text):
+    assert payload.encode_string(text) == json.dumps(text, ensure_ascii=False)
+
+
+def test_values_are_encoded_compact_and_unescaped():
+    value = {"a": [1, 2.5, None, True], "b": "渐\u2028\0"}
+    assert payload.encode(value) == '{"a":[1,2.5,null,true],"b":"渐\u2028\\u0000"}'.encode()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "\ud800", ["\udfff"], {"\ud800": 1}])
+def test_what_no_client_could_read_is_not_encoded(value):
+    with pytest.raises(ValueError):
+        payload.encode(value)
+
+
+# ---- values to shapes
+
+
+@dataclass(frozen=True)
+class Text:
+    text: str
+    type: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class Picture:
+    type: Literal["picture", "photo"]
+    url: str | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A field of every kind that a shape may have."""
+
+    name: str
+    parts: list[Text | Picture] = ()
+    content: str | list[Text] | None = None
+    count: int | None = None
+    share: float | None = None
+    is_open: bool | None = None
+    mode: Literal["auto", "none"] | Text | None = None
+    sort: Literal["only"] = "only"
+    weights: dict[str, float] | None = None
+    inner: Sheet | None = None
+    anything: Any = None
+
+
+def load(**fields):
+    return payload.load(Sheet, fields)
+
+
+def test_every_kind_of_field_is_read():
+    sheet = load(
+        name="a",
+        parts=[{"text": "hi"}, {"type": "photo", "url": "u"}],
+        content=[{"type": "text", "text": "x"}],
+        count=3,
+        share=1,
+        is_open=False,
+        mode="none",
+        weights={"50256": -100},
+        inner={"name": "b", "mode": {"text": "t"}},
+        anything={"a": [None]},
+    )
+    assert sheet == Sheet(
+        name="a",
+        parts=(Text("hi"), Picture("photo", "u")),
+        content=(Text("x"),),
+        count=3,
+        share=1,
+        is_open=False,
+        mode="none",
+        weights={"50256": -100},
+        inner=Sheet("b", mode=Text("t")),
+        anything={"a": [None]},
+    )
+
+
+def test_numbers_keep_their_kind_and_whole_floats_count():
+    assert repr(load(name="", share=1).share) == "1"
+    assert repr(load(name="", share=1.0).share) == "1.0"
+    assert repr(load(name="", count=100.0).count) == "100"
+
+
+MISMATCHES = {
+    "the whole": ([], "expected an object, got a list", None),
+    "required": ({}, "this field is required", "name"),
+    "null for what may not be": ({"name": None}, "expected a string, got null", "name"),
+    "a number for a string": ({"name": 1}, "expected a string, got a number", "name"),
+    "a string for a number": (
+        {"name": "", "share": "1"},
+        "expected a number, got a string",
+        "share",
+    ),
+    "a boolean is no number": (
+        {"name": "", "share": True},
+        "expected a number, got a boolean",
+        "share",
+    ),
+    "a boolean is no integer": (
+        {"name": "", "count": False},
+        "expected a number, got a boolean",
+        "count",
+    ),
+    "a fraction is no integer": (
+        {"name": "", "count": 1.5},
+        "expected an integer, got a number",
+        "count",
+    ),
+    "an integer beyond a double": (
+        {"name": "", "share": 10**399},
+        "a number is too large",
+        "share",
+    ),
+    "a number is no boolean": (
+        {"name": "", "is_open": 1},
+        "expected a boolean, got a number",
+        "is_open",
+    ),
+    "a list for a string or list": (
+        {"name": "", "content": {}},
+        "expected a string or a list, got an object",
+        "content",
+    ),
+    "deep in a list": (
+        {"name": "", "parts": [{"text": "a"}, {"text": 1}]},
+        "expected a string, got a number",
+        "parts[1].text",
+    ),
+    "no object in a list of them": (
+        {"name": "", "parts": ["a"]},
+        "expected an object, got a string",
+        "parts[0]",
+    ),
+    "an unknown word": (
+        {"name": "", "mode": "sometimes"},
+        "expected one of 'auto', 'none', got 'sometimes'",
+        "mode",
+    ),
+    "a long unknown word is cut": (
+        {"name": "", "sort": "x" * 1000},
+        f"expected 'only', got {'x' * 40!r}",
+        "sort",
+    ),
+    "no word at all": ({"name": "", "sort": 1}, "expected 'only', got a number", "sort"),
+    "an unknown tag": (
+        {"name": "", "parts": [{"type": "film"}]},
+        "expected one of 'text', 'picture', 'photo', got 'film'",
+        "parts[0].type",
+    ),
+    "a tag of another kind": (
+        {"name": "", "parts": [{"type": []}]},
+        "expected one of 'text', 'picture', 'photo', got a list",
+        "parts[0].type",
+    ),
+    "within a dictionary": (
+        {"name": "", "weights": {"a.b": "x"}},
+        "expected a number, got a string",
+        "weights.a.b",
+    ),
+    "in a shape within itself": (
+        {"name": "", "inner": {"name": "", "inner": {}}},
+        "this field is required",
+        "inner.inner.name",
+    ),
+}
+
+
+@pytest.mark.parametrize("value, message, param", MISMATCHES.values(), ids=MISMATCHES)
+def test_a_mismatch_is_named_by_its_path(value, message, param):
+    assert refusal(payload.load, Sheet, value) == (message, param)
+
+
+@dataclass(frozen=True)
+class Circle:
+    kind: Literal["circle"]
+
+
+@dataclass(frozen=True)
+class Square:
+    kind: Literal["square"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    shape: Circle | Square
+
+
+def test_a_tag_without_a_default_is_required():
+    assert payload.load(Drawing, {"shape": {"kind": "square"}}) == Drawing(Square("square"))
+    assert refusal(payload.load, Drawing, {"shape": {}}) == ("this field is required", "shape.kind")
+    assert refusal(payload.load, Drawing, {"shape": {"kind": None}}) == (
+        "expected one of 'circle', 'square', got null",
+        "shape.kind",
+    )
+
+
+def test_unknown_fields_are_reported_once_with_open_positions():
+    unknown: list[str] = []
+    value = {
+        "extra": 1,
+        "name": "a",
+        "parts": [{"text": "x", "mark": 1}, {"text": "y", "mark": 2, "cache": None}],
+        "inner": {"name": "b", "extra": {"deep": 1}},
+        "weights": {"a": 1},
+        "anything": {"whatever": 1},
+    }
+    sheet = payload.load(Sheet, value, unknown)
+    assert sheet.parts == (Text("x"), Text("y"))
+    assert unknown == ["parts[*].mark", "parts[*].cache", "inner.extra", "extra"]
+
+
+def test_shapes_are_hashable_and_their_defaults_apply():
+    assert load(name="a") == Sheet("a")
+    assert hash(load(name="a", parts=[{"text": "x"}])) == hash(Sheet("a", (Text("x"),)))
+
+
+@given(json_values(20))
+def test_any_value_loads_or_is_refused(value):
+    for body in (value, {"name": "a", "parts": value, "inner": value, "mode": value}):
+        try:
+            assert isinstance(payload.load(Sheet, body), Sheet)
+        except InvalidRequest as error:
+            assert error.message
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_passes_through(text):
+    assert payload.load(Text, payload.parse(payload.encode({"text": text}))) == Text(text)
+
+
+def test_an_annotation_that_it_can_not_check_is_our_bug():
+    @dataclass
+    class Odd:
+        when: set
+
+    with pytest.raises(TypeError, match="payload can't check"):
+        payload.load(Odd, {"when": 1})
