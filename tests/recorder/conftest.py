@@ -12,18 +12,14 @@ from llmproxy.recorder.exchange import Turn
 
 
 @pytest.fixture(autouse=True)
-def user_path(tmp_path, monkeypatch):
-    """A llm home of the test's own: no test may see or touch the user's, nor need its plugins."""
-    path = tmp_path / "llm"
-    path.mkdir()
-    monkeypatch.setenv("LLM_USER_PATH", str(path))
+def few_plugins(monkeypatch):
+    """The `llm` command that a test runs starts faster without the others."""
     monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo")
-    return path
 
 
 @pytest.fixture
-def path(user_path):
-    return user_path / "logs.db"
+def path(llm_user_path):
+    return llm_user_path / "logs.db"
 
 
 @pytest.fixture

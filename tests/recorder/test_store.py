@@ -317,7 +317,7 @@ def test_a_flush_leaves_no_rows_outside_the_file(store, path, make_turn):
     assert wal.stat().st_size == 0
 
 
-def test_llm_logs_off_is_seen(user_path, run_llm, monkeypatch):
+def test_llm_logs_off_is_seen(run_llm, monkeypatch):
     assert logs_on()
     run_llm("logs", "off")
     assert not logs_on()
