@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import mimetypes
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -172,19 +171,19 @@ def collect(events: Iterable[Event]) -> ChatResponse:
     arguments that are not JSON kept as `{"_raw": text}`. A stream that was cut
     (no Finish) reads as far as it came, with reason "stop".
     """
-    groups: dict[tuple[int, int | None], list[StreamEvent]] = {}
+    groups: dict[int | None, list[StreamEvent]] = {}
     finish = Finish()
     for event in events:
         if isinstance(event, Finish):
             finish = event
         else:
-            groups.setdefault((event.message_index, event.part_index), []).append(event)
+            groups.setdefault(event.part_index, []).append(event)
     by_message: dict[int, list[Part]] = {}
     raw_arguments: dict[str, str] = {}
-    for (message_index, _), group in groups.items():
+    for group in groups.values():
         part = _part(group)
         if part is not None:
-            by_message.setdefault(message_index, []).append(part)
+            by_message.setdefault(group[0].message_index, []).append(part)
         if isinstance(part, ToolCallPart) and part.tool_call_id is not None:
             raw_arguments[part.tool_call_id] = _joined(group, "tool_call_args")
     return ChatResponse(
@@ -273,7 +272,8 @@ def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment
     llm's log would ask the address for it.
 
     Raises:
-        InvalidRequest: another scheme, or a data: URL that does not decode; at `param`.
+        InvalidRequest: another scheme, or a data: URL that does not decode or has no
+            data; at `param`.
     """
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":
@@ -281,13 +281,28 @@ def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment
         media_type, *parameters = head.split(";")
         if not comma:
             raise InvalidRequest("expected data:<type>;base64,<data>", param=param)
-        if "base64" in parameters:
+        if "base64" in [parameter.strip().lower() for parameter in parameters]:
             return attachment_from_base64(data, media_type or None, param=param)
-        return llm.Attachment(type=media_type or "text/plain", content=unquote_to_bytes(data))
+        if not data:
+            raise InvalidRequest("expected data after the comma, got none", param=param)
+        media_type = (media_type or "text/plain").lower()
+        return llm.Attachment(type=media_type, content=unquote_to_bytes(data))
     if scheme not in ("http", "https") or not _host(url):
         raise InvalidRequest("expected an http(s) or data: URL", param=param)
-    media_type = mimetypes.guess_type(urlsplit(url).path)[0] or "image/*"
-    return RemoteAttachment(type=media_type, url=url)
+    ending = urlsplit(url).path.lower().rpartition(".")[2]
+    return RemoteAttachment(type=_ENDINGS.get(ending, "image/*"), url=url)
+
+
+# Not `mimetypes`: that reads the machine's own files, and a message must be stored
+# alike everywhere. A page or script (`photo.php`) where a client says image gives one.
+_ENDINGS: Mapping[str, str] = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "pdf": "application/pdf",
+}
 
 
 def _host(url: str) -> str | None:
@@ -314,8 +329,9 @@ def attachment_from_base64(
         raise InvalidRequest("expected base64 data", param=param) from None
     if not content:
         raise InvalidRequest("expected base64 data, got none", param=param)
-    media_type = _sniffed(content) or (media_type or "application/octet-stream").lower()
-    return llm.Attachment(type=media_type, content=content)
+    declared = (media_type or "application/octet-stream").lower()
+    declared = "image/jpeg" if declared == "image/jpg" else declared
+    return llm.Attachment(type=_sniffed(content) or declared, content=content)
 
 
 _MAGIC = (
