@@ -10,7 +10,6 @@ Spec: https://fetch.spec.whatwg.org/#http-cors-protocol
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import ipaddress
 from collections.abc import Sequence
@@ -104,7 +103,7 @@ class Access:
         return origin.lower() in own or _is_listed(origin.lower(), self.origins)
 
     def _has_key(self, request: Request) -> bool:
-        sent = _sent_key(request).encode()
+        sent = _sent_key(request)
         # Each is compared in full, so that time tells nothing of which one nearly fits.
         return any([hmac.compare_digest(sent, key.encode()) for key in self.keys])
 
@@ -123,14 +122,15 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-def _sent_key(request: Request) -> str:
+def _sent_key(request: Request) -> bytes:
     """The key that a client sends: as OpenAI's, Anthropic's and a browser's user would."""
+    # Fields are latin-1 text of whatever bytes there were: those of the key in UTF-8.
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
-        return credentials.strip()
+        return credentials.strip().encode("latin-1")
     if scheme.lower() == "basic":
         try:
-            return base64.b64decode(credentials).decode().partition(":")[2]
-        except (binascii.Error, UnicodeDecodeError):
-            return ""
-    return request.headers.get("x-api-key", "")
+            return base64.b64decode(credentials).partition(b":")[2]
+        except ValueError:
+            return b""
+    return request.headers.get("x-api-key", "").encode("latin-1")
