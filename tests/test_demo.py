@@ -1,0 +1,58 @@
+"""The demo model: deterministic, short, and the same sync and async."""
+
+import asyncio
+
+import llm
+import pytest
+
+from llmproxy.demo import SHOWN_CHARACTERS, AsyncDemo, Demo
+
+ADVICE = (
+    "and I am only the demo model: no key, no network. To talk to a real one, install a plugin "
+    "(llm install llm-anthropic), set its key (llm keys set anthropic) and ask for a model that "
+    "`llm models` lists."
+)
+
+
+def ask(text, messages=None):
+    return Demo().prompt(text, messages=messages)
+
+
+def test_it_says_what_it_was_asked_and_how_to_ask_a_real_model():
+    assert ask("Hello  there\n").text() == (
+        f"You said: Hello there\nThis is turn 1 of our conversation, {ADVICE}"
+    )
+
+
+def test_a_long_prompt_is_cut():
+    first_line = ask("x" * 1000).text().splitlines()[0]
+    assert first_line == f"You said: {'x' * (SHOWN_CHARACTERS - 1)}…"
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_prompt_is_named_so(text):
+    assert ask(text).text().startswith("You said nothing that I could read\n")
+
+
+def test_turns_are_counted():
+    history = [llm.user("a"), llm.assistant("b"), llm.user("c"), llm.assistant("d")]
+    assert "This is turn 3 of our conversation" in ask("e", history).text()
+
+
+def test_it_streams_word_by_word_and_counts_words():
+    response = ask("three short words")
+    chunks = list(response)
+    assert chunks[:5] == ["You", " said:", " three", " short", " words"]
+    assert "".join(chunks) == response.text()
+    usage = response.usage()
+    assert (usage.input, usage.output) == (3, len(chunks))
+
+
+def test_the_async_model_answers_the_same():
+    async def answer():
+        response = AsyncDemo().prompt("Hello")
+        chunks = [chunk async for chunk in response]
+        return chunks, await response.usage()
+
+    response = ask("Hello")
+    assert asyncio.run(answer()) == (list(response), response.usage())
