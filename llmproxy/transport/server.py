@@ -284,7 +284,7 @@ class _Connection:
         except _Gone:
             raise
         except Exception:
-            _log.exception("a response failed")
+            _log.exception("the answer failed")
             return False
         finally:
             await _close_body(body)
@@ -335,7 +335,7 @@ class _Connection:
 
 
 async def _close_body(body: bytes | AsyncIterator[bytes]) -> None:
-    """Run what a generator has in `finally`, also if it was never started."""
+    """Let a generator run its `finally`, wherever it was left."""
     aclose = getattr(body, "aclose", None)
     if aclose is not None:
         try:
