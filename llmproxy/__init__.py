@@ -1,3 +1,35 @@
-"""llmproxy: the flight recorder for llm."""
+"""llmproxy: the flight recorder for llm.
+
+Any program that speaks a well-known LLM wire comes in, any model that llm can reach
+answers, and every exchange is kept in llm's own logs.db. `Proxy` runs the whole of
+it in a script; the rooms below are importable by themselves.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .assemble import Proxy as Proxy
+    from .assemble import Settings as Settings
+    from .assemble import SettingsError as SettingsError
+    from .limits import Limits as Limits
+
+__all__ = ["Limits", "Proxy", "Settings", "SettingsError"]
 
 __version__ = "0.1.0"
+
+_ROOMS = {
+    "Limits": "limits",
+    "Proxy": "assemble",
+    "Settings": "assemble",
+    "SettingsError": "assemble",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name's room when it is first asked for: llm's plugin must load fast."""
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)

@@ -21,14 +21,15 @@ from .recorder.store import Store, logs_on
 from .recorder.writer import Writer
 from .transport.server import Server
 
-__all__ = ["Proxy", "Settings", "SettingsError"]
+__all__ = ["Proxy", "Settings", "SettingsError", "keys_of_environment"]
 
 
 class SettingsError(ValueError):
     """Settings that make no sense together, in one line for the person who chose them."""
 
 
-def _keys_of_environment() -> tuple[str, ...]:
+def keys_of_environment() -> tuple[str, ...]:
+    """The keys that LLMPROXY_API_KEY names, comma separated."""
     words = os.environ.get("LLMPROXY_API_KEY", "").split(",")
     return tuple(word.strip() for word in words if word.strip())
 
@@ -53,7 +54,7 @@ class Settings:
     log: bool = True
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
-    keys: Sequence[str] = field(default_factory=_keys_of_environment)
+    keys: Sequence[str] = field(default_factory=keys_of_environment)
     limits: Limits = Limits()
     warn: Callable[[str], None] = _ignore
     report: Callable[[ExchangeReport], None] = _ignore

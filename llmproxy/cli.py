@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from . import __version__, limits
 from .app import ExchangeReport
-from .assemble import Proxy, Settings, SettingsError, _keys_of_environment
+from .assemble import Proxy, Settings, SettingsError, keys_of_environment
 
 __all__ = ["main"]
 
@@ -27,7 +28,8 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     except (SettingsError, ValueError) as exc:
         return _fail(program, str(exc))
     except OSError as exc:
-        return _fail(program, f"can't listen on {arguments.host}:{arguments.port}: {exc.strerror}")
+        place = f"{arguments.host or 'every address'}, port {arguments.port}"
+        return _fail(program, f"can't listen on {place}: {os.strerror(exc.errno or 0)}")
     except KeyboardInterrupt:  # before our own handlers were in place
         return 130
     return 0
@@ -86,7 +88,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _port(word: str) -> int:
-    port = int(word)
+    port = int(word) if word.isdecimal() else -1
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
     return port
@@ -111,7 +113,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         log=not arguments.no_log,
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,
-        keys=[*arguments.api_key, *_keys_of_environment()],
+        keys=[*arguments.api_key, *keys_of_environment()],
         limits=limits.limits_from(arguments.limit),
         warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True),
         report=_say_nothing if arguments.quiet else _say,
@@ -154,13 +156,22 @@ async def _serve(settings: Settings) -> None:
     """Run until a signal says to stop; a second one ends at once."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, _stop, name, stopped)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        _on_signal(loop, number, stopped)
     async with Proxy(settings) as proxy:
         for line in _welcome(proxy):
             print(line, flush=True)
         await stopped.wait()
         print("stopping: running answers may end; again to stop at once", flush=True)
+
+
+def _on_signal(
+    loop: asyncio.AbstractEventLoop, number: signal.Signals, stopped: asyncio.Event
+) -> None:
+    try:
+        loop.add_signal_handler(number, _stop, number, stopped)
+    except NotImplementedError:  # Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(_stop, number, stopped))
 
 
 def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:

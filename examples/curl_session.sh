@@ -1,0 +1,17 @@
+#!/bin/sh
+# A session with curl against a proxy that runs on port 11435, or on $LLMPROXY_URL:
+# the models, a whole answer, a streamed one with its usage, an error that names its
+# field. It leaves out keys (add -H 'authorization: Bearer KEY' where one is asked for).
+set -eu
+url=${LLMPROXY_URL:-http://127.0.0.1:11435}
+
+curl -sS "$url/v1/models/demo"; echo
+
+curl -sS "$url/v1/chat/completions" \
+  -d '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}]}'; echo
+
+curl -sSN "$url/v1/chat/completions" -d '{
+  "model": "demo", "stream": true, "stream_options": {"include_usage": true},
+  "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello!"}]}'
+
+curl -sS "$url/v1/chat/completions" -d '{"model": "demo", "messages": [{"role": "user"}]}'; echo

@@ -1,0 +1,224 @@
+"""The command as a person runs it: a process, its words, its signals, its exit code."""
+
+import json
+import os
+import queue
+import re
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from urllib.request import Request, urlopen
+
+import pytest
+
+from llmproxy import hub
+from llmproxy.app import ExchangeReport
+from llmproxy.cli import report_line
+from llmproxy.limits import describe
+
+COMMAND = [sys.executable, "-m", "llmproxy"]
+
+
+def run(*words: str, command: list[str] = COMMAND) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
+
+
+@contextmanager
+def serving(*words: str):
+    """Run the command on a free port; give the process, its URL, and its lines as they come."""
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines: queue.Queue[str] = queue.Queue()
+    reader = threading.Thread(target=lambda: [lines.put(line) for line in process.stdout])
+    reader.start()
+    try:
+        first = lines.get(timeout=30)
+        yield process, re.search(r"http://\S+", first)[0], lines
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def chat(url: str, stream: bool = False, model: str = "demo", **fields):
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": stream}
+    request = Request(f"{url}/v1/chat/completions", json.dumps(body | fields).encode())
+    return urlopen(request, timeout=20)
+
+
+def test_version_and_help():
+    assert re.fullmatch(r"llmproxy \d+\.\d+\.\d+\n", run("--version").stdout)
+    out = run("--help").stdout
+    for line in describe():
+        assert line in out
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--map", "a=nope"], "llm has no model 'nope' (llm models lists them)"),
+        (["--map", "nope"], "argument --map: expected PATTERN=MODEL, not 'nope'"),
+        (["--default-model", "nope"], "llm has no model 'nope' (llm models lists them)"),
+        (["--port", "70000"], "argument --port: a port is a number from 0 to 65535"),
+        (["--port", "x"], "argument --port: a port is a number from 0 to 65535"),
+        (["--limit", "body=x"], "limit body takes a number above 0, not 'x'"),
+        (["--limit", "nope=1"], "no limit is called 'nope'; there are: body, "),
+        (["--no-log", "--database", "x"], "--no-log and --database PATH exclude each other"),
+        (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others"),
+        (["--qiet"], "unrecognized arguments: --qiet"),
+    ],
+)
+def test_words_that_make_no_sense_are_one_clear_line(words, error):
+    result = run(*words)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(("llmproxy: ", "llmproxy: error: "))
+    assert error in last
+
+
+def test_port_in_use_is_one_clear_line():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run("--port", str(port))
+    assert result.returncode == 2
+    message = f"llmproxy: can't listen on 127.0.0.1, port {port}: Address already in use\n"
+    assert result.stderr == message
+
+
+def test_start_says_where_and_each_exchange_is_a_line(llm_user_path):
+    with serving() as (process, url, lines):
+        assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'}\n"
+        assert re.match(r"models: \d+, and demo needs no key", lines.get(timeout=5))
+        paste = f"for a client: OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=<any key>\n"
+        assert lines.get(timeout=5) == paste
+        chat(url).read()
+        line = lines.get(timeout=5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    pattern = (
+        r"\d\d:\d\d:\d\d  Python-urllib/\S+  demo  200  \S+s first, \S+s in all  1→\d+ tokens\n"
+    )
+    assert re.fullmatch(pattern, line)
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        assert db.execute("select model from turns").fetchall() == [("demo",)]
+
+
+def test_quiet_says_nothing_of_exchanges():
+    with serving("--quiet", "--no-log") as (process, url, lines):
+        assert lines.get(timeout=5) == "log: off (--no-log)\n"
+        lines.get(timeout=5), lines.get(timeout=5)
+        chat(url).read()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert lines.get(timeout=5).startswith("stopping")
+
+
+def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with serving("--database", str(tmp_path / "file" / "logs.db")) as (process, url, _):
+        assert json.load(chat(url))["model"] == "demo"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(40) == 0
+        assert process.stderr.read().count("warning: ") >= 1
+
+
+def test_running_answer_may_end_after_a_signal(tmp_path, llm_user_path):
+    """The log has it too: it is flushed after the last answer."""
+    plugin = tmp_path / "slow_plugin.py"
+    plugin.write_text(
+        "import llm, os, time\n"
+        "class Slow(llm.Model):\n"
+        "    model_id = 'slow'\n"
+        "    can_stream = True\n"
+        "    def execute(self, *a, **k):\n"
+        "        yield 'one '\n"
+        f"        while not os.path.exists({str(tmp_path / 'go')!r}): time.sleep(0.01)\n"
+        "        yield 'two'\n"
+        "@llm.hookimpl\n"
+        "def register_models(register): register(Slow())\n"
+    )
+    info = tmp_path / "slow_plugin-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-plugin\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[llm]\nslow = slow_plugin\n")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.getcwd()])
+    try:
+        with serving() as (process, url, lines):
+            response = chat(url, stream=True, model="slow")
+            while b"one " not in response.readline():
+                pass
+            process.send_signal(signal.SIGTERM)
+            while not lines.get(timeout=10).startswith("stopping"):
+                pass
+            (tmp_path / "go").touch()
+            assert response.read().endswith(b"data: [DONE]\n\n")
+            assert process.wait(20) == 0
+    finally:
+        del os.environ["PYTHONPATH"]
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        sql = "select text from turns join parts on message_hash = tip_message_hash"
+        assert db.execute(sql).fetchall() == [("one two",)]
+
+
+@pytest.mark.skipif(
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import importlib.metadata as m; m.distribution('llm-proxy-recorder')",
+        ],
+        capture_output=True,
+    ).returncode
+    != 0,
+    reason="not installed, so llm does not know our entry point",
+)
+def test_the_same_command_is_an_llm_plugin():
+    result = run("proxy", "--version", command=[sys.executable, "-m", "llm"])
+    assert result.stdout.startswith("llmproxy ")
+    assert "proxy" in run("--help", command=[sys.executable, "-m", "llm"]).stdout
+    shown = run("-m", "demo", "hi there", command=[sys.executable, "-m", "llm"])
+    assert shown.stdout.startswith("You said: hi there")
+
+
+def report(**fields) -> ExchangeReport:
+    settled = dict(
+        received=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        client="aider",
+        model="m",
+        status="ok",
+        http_status=200,
+        ttft_ms=120,
+        duration_ms=2500,
+        usage=hub.Usage(10, 5),
+        error=None,
+    )
+    return ExchangeReport(**settled | fields)
+
+
+def test_exchange_line():
+    words = report_line(report()).split("  ")
+    assert words[1:] == ["aider", "m", "200", "0.12s first, 2.50s in all", "10→5 tokens"]
+    failed = report(http_status=429, status="error", error="slow down", ttft_ms=None)
+    assert report_line(failed).split("  ")[3:] == ["429", "10→5 tokens", "slow down"]
+    assert "  cancelled  " in report_line(report(status="cancelled"))
+
+
+def test_a_clients_words_cannot_drive_the_terminal():
+    line = report_line(report(client="\x1b[2Jevil\r\n", model="m" * 300))
+    assert "\\x1b[2Jevil\\r\\n" in line
+    assert "m" * 200 + "…" in line
+    assert line.isprintable()

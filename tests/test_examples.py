@@ -1,0 +1,51 @@
+"""Each example runs as it stands."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.proxies import running
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(command: list[str], url: str = "") -> str:
+    environment = os.environ | {"LLMPROXY_URL": url}
+    environment["PYTHONPATH"] = str(EXAMPLES.parent)
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=30, check=True
+    )
+    return result.stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_session():
+    with running() as proxy:
+        out = run([str(EXAMPLES / "curl_session.sh")], proxy.url)
+    assert out.startswith('{"id":"demo","object":"model"')
+    assert out.count("You said: Hello!") == 1
+    assert "data: [DONE]" in out
+    assert '"param":"messages[0].content"' in out
+
+
+def test_stream_with_sdk():
+    with running() as proxy:
+        out = run([sys.executable, str(EXAMPLES / "stream_with_sdk.py")], proxy.url)
+    assert out.startswith("You said: Say hello in three languages.")
+    assert re.search(r"\(5 tokens in, \d+ out\)\n$", out)
+
+
+def test_serve_own_model():
+    out = run([sys.executable, str(EXAMPLES / "serve_own_model.py")])
+    assert out == "GOOD! MORNING! \n"
+
+
+def test_every_example_has_a_test_and_is_short():
+    for path in EXAMPLES.iterdir():
+        assert f"test_{path.stem}" in globals(), path
+        assert len(path.read_text().splitlines()) < 60, path
