@@ -267,10 +267,8 @@ class _Input:
 
 
 def _read_requests(source: _Input, limits: Limits) -> Generator[Request | None, None, None]:
-    while True:
-        request = yield from _read_request(source, limits)
-        source.stage = "start"
-        yield request
+    while True:  # no name for the request: an idle connection must not keep the last one's body
+        yield (yield from _read_request(source, limits))
 
 
 def _read_request(source: _Input, limits: Limits) -> _Reading[Request]:
@@ -293,6 +291,7 @@ def _read_request(source: _Input, limits: Limits) -> _Reading[Request]:
         yield from _read_chunks(source, limits, body)
     else:
         yield from source.move(length, body)
+    source.stage = "start"
     return Request(method, target, headers, bytes(body), version)
 
 

