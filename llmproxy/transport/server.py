@@ -200,7 +200,7 @@ class _Connection:
     async def _answer_all(self) -> None:
         try:
             while await self._answer_next():
-                await asyncio.sleep(0)  # many small ones, pipelined, must not keep the loop
+                pass
             await self._finish()
         except _Gone:
             self._transport.abort()  # which ends the reading
@@ -219,6 +219,7 @@ class _Connection:
         self._wanted.clear()
         keep_alive = await self._send(await self._call_app(request), request)
         self.is_answering = not keep_alive  # the last answer is not over until it is sent
+        await asyncio.sleep(0)  # many small ones, pipelined, must not keep the loop
         return keep_alive
 
     async def _next_request(self) -> Request | None:
