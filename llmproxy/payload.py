@@ -230,7 +230,9 @@ def _load_number(value: Any, path: Path, unknown: list[str]) -> float:
     return value  # type: ignore[no-any-return]  # an int stays one: 1 is not to become 1.0
 
 
-def _one_of(allowed: tuple[Any, ...]) -> Loader:
+def _one_of(words: tuple[str, ...]) -> Loader:
+    # Sorted: annotations that differ in order alone are equal, and compiled once.
+    allowed = sorted(words)
     expected = "one of " + ", ".join(map(repr, allowed)) if len(allowed) > 1 else repr(allowed[0])
 
     def load_value(value: Any, path: Path, unknown: list[str]) -> Any:

@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+# The machines are shared: how long an example takes says nothing of the code.
+hypothesis.settings.register_profile(
+    "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("house")
 
 # Before anything imports llm: some plugins read its folder when they are loaded.
 os.environ["LLM_USER_PATH"] = tempfile.mkdtemp(prefix="llmproxy-tests-")

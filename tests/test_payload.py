@@ -311,12 +311,12 @@ MISMATCHES = {
     "no word at all": ({"name": "", "sort": 1}, "expected 'only', got a number", "sort"),
     "an unknown tag": (
         {"name": "", "parts": [{"type": "film"}]},
-        "expected one of 'text', 'picture', 'photo', got 'film'",
+        "expected one of 'photo', 'picture', 'text', got 'film'",
         "parts[0].type",
     ),
     "a tag of another kind": (
         {"name": "", "parts": [{"type": []}]},
-        "expected one of 'text', 'picture', 'photo', got a list",
+        "expected one of 'photo', 'picture', 'text', got a list",
         "parts[0].type",
     ),
     "within a dictionary": (
