@@ -382,19 +382,31 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
     reader.check_all_answered(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
     options = {name: getattr(request, name) for name in OPTIONS}
-    options["stop_sequences"] = _stop_sequences(request.stop)
-    paths = {"stop_sequences": "stop", "json_object": "response_format"}
+    options["stop_sequences"] = _stop_sequences(request.stop, ignored)
+    paths = {
+        "stop_sequences": "stop",
+        "json_object": "response_format",
+        "schema": "response_format",
+    }
     for name in ("max_completion_tokens", "max_tokens"):
         limit = getattr(request, name)
         if limit is not None and limit < 1:
             ignored.append(name)  # -1 means "no limit" to local servers
-        elif limit is not None and options.get("max_tokens") is None:
-            options["max_tokens"], paths["max_tokens"] = limit, name
+        elif limit is not None and options.setdefault("max_tokens", limit) == limit:
+            paths.setdefault("max_tokens", name)
+        elif limit is not None:
+            ignored.append(name)  # both were sent; the newer name counts
     if isinstance(request.response_format, ResponseFormatJSONObject):
         options["json_object"] = True
     schema = None
     if isinstance(request.response_format, ResponseFormatJSONSchema):
-        schema = request.response_format.json_schema.schema
+        asked = request.response_format.json_schema
+        schema = asked.schema
+        ignored += [
+            f"response_format.json_schema.{name}"
+            for name in ("name", "description", "strict")
+            if getattr(asked, name)
+        ]
     stream_options = request.stream_options or ChatCompletionStreamOptions()
     return hub.ChatRequest(
         model=request.model or None,
@@ -411,10 +423,13 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
     )
 
 
-def _stop_sequences(stop: str | list[str] | None) -> list[str] | None:
+def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[str] | None:
     """Drop entries of white space alone: providers refuse them (B30)."""
-    entries = [stop] if isinstance(stop, str) else stop or []
-    return [entry for entry in entries if entry.strip()] or None
+    entries = [entry for entry in ([stop] if isinstance(stop, str) else stop or ()) if entry]
+    carried = [entry for entry in entries if entry.strip()]
+    if carried != entries:
+        ignored.append("stop")
+    return carried or None
 
 
 def _tools(
@@ -497,10 +512,12 @@ class _MessageReader:
             return
         for i, part in enumerate(content):
             match part:
-                case ChatCompletionContentPartText(text=text):
-                    yield TextPart(text)
-                case ChatCompletionContentPartRefusal(refusal=text):
-                    yield TextPart(text)
+                case (
+                    ChatCompletionContentPartText(text=text)
+                    | ChatCompletionContentPartRefusal(refusal=text)
+                ):
+                    if text:
+                        yield TextPart(text)
                 case _:
                     attachment, field = self._attachment(part, f"{path}[{i}]")
                     self.attachment_paths.append(field)
@@ -520,7 +537,9 @@ class _MessageReader:
                 media_type = {"wav": "audio/wav", "mp3": "audio/mpeg"}[audio.format]
                 path = f"{path}.input_audio.data"
                 return hub.attachment_from_base64(audio.data, media_type, param=path), path
-            case File(file=FileFile(file_data=str(data))):
+            case File(file=FileFile(file_data=str(data), filename=filename)):
+                if filename:
+                    self._ignored.append("messages[*].content[*].file.filename")
                 path = f"{path}.file.file_data"
                 if data.startswith("data:"):
                     return hub.attachment_from_url(data, param=path), path
@@ -532,10 +551,12 @@ class _MessageReader:
     def _assistant_parts(
         self, message: ChatCompletionAssistantMessage, path: str
     ) -> Iterator[Part]:
-        for reasoning in (message.reasoning_content, message.reasoning, message.thinking):
-            if isinstance(reasoning, str) and reasoning:
-                yield ReasoningPart(reasoning)
-                break
+        said = [message.reasoning_content, message.reasoning, message.thinking]
+        reasoning = next((text for text in said if isinstance(text, str) and text), None)
+        if reasoning is not None:
+            yield ReasoningPart(reasoning)
+        elif any(said):
+            self._ignored.append("messages[*].reasoning")
         if message.audio is not None:
             raise Unsupported("no audio is kept here", param=f"{path}.audio")
         yield from self._parts(message.content, f"{path}.content")
@@ -605,7 +626,8 @@ class StreamRenderer:
         self._before = self._head + b'"choices":[{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
-        self._without_arguments: set[int] = set()
+        # White space alone is no arguments (B4): it waits until more comes.
+        self._blank: dict[int, str] = {}
 
     def start(self) -> list[bytes]:
         """Give the first chunk, which alone bears the role (B3)."""
@@ -623,10 +645,8 @@ class StreamRenderer:
                 return [self._chunk(b'{"reasoning_content":%b}' % text_json)]
             case StreamEvent(type="tool_call_name", server_executed=False):
                 return [self._call_name(event)]
-            case StreamEvent(type="tool_call_args", server_executed=False, chunk=text) if text:
-                index = self._indexes[event.part_index]
-                self._without_arguments.discard(index)
-                return [self._call_arguments(index, text)]
+            case StreamEvent(type="tool_call_args", server_executed=False, chunk=text):
+                return self._arguments(self._indexes[event.part_index], text)
         return []
 
     def idle(self) -> list[bytes]:
@@ -646,17 +666,25 @@ class StreamRenderer:
             call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
         else:
             index = self._indexes[event.part_index] = len(self._indexes)
-            self._without_arguments.add(index)
+            self._blank[index] = ""
             function = {"name": event.chunk, "arguments": ""}
             call = {"index": index, **_tool_call(event.tool_call_id, function)}
         return self._chunk(payload.encode({"tool_calls": [call]}))
+
+    def _arguments(self, index: int, text: str) -> list[bytes]:
+        if index in self._blank:
+            text = self._blank.pop(index) + text
+            if not text.strip():
+                self._blank[index] = text
+                return []
+        return [self._call_arguments(index, text)] if text else []
 
     def _call_arguments(self, index: int, text: str) -> bytes:
         call = {"index": index, "function": {"arguments": text}}
         return self._chunk(payload.encode({"tool_calls": [call]}))
 
     def _end(self, finish: hub.Finish) -> list[bytes]:
-        frames = [self._call_arguments(index, "{}") for index in sorted(self._without_arguments)]
+        frames = [self._call_arguments(index, "{}") for index in self._blank]
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finish.reason}
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
@@ -691,8 +719,16 @@ def _usage(usage: hub.Usage) -> dict[str, Any] | None:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
-    if usage.cached_tokens is not None:
-        counts["prompt_tokens_details"] = {"cached_tokens": usage.cached_tokens}
+    prompt_details = {
+        name: count
+        for name, count in (
+            ("cached_tokens", usage.cached_tokens),
+            ("cache_write_tokens", usage.cache_write_tokens),
+        )
+        if count is not None
+    }
+    if prompt_details:
+        counts["prompt_tokens_details"] = prompt_details
     if usage.reasoning_tokens is not None:
         counts["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return counts
@@ -728,9 +764,10 @@ def render_response(
         message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = [
-            _tool_call(call.tool_call_id, {"name": call.name, "arguments": arguments})
+            _tool_call(
+                call.tool_call_id, {"name": call.name, "arguments": _arguments(response, call)}
+            )
             for call in calls
-            for arguments in [response.raw_arguments.get(call.tool_call_id or "") or "{}"]
         ]
     choice = {
         "index": 0,
@@ -740,6 +777,13 @@ def render_response(
     }
     head = _envelope(request, id, created, "chat.completion")
     return head | {"choices": [choice], "usage": _usage(response.finish.usage)}
+
+
+def _arguments(response: hub.ChatResponse, call: ToolCallPart) -> str:
+    raw = response.raw_arguments.get(call.tool_call_id or "")
+    if raw is None:
+        return payload.encode(call.arguments).decode()
+    return raw if raw.strip() else "{}"
 
 
 # ---- models and errors

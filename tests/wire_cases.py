@@ -1,0 +1,95 @@
+"""Captures of wires in `tests/wire/<dialect>/<case>/`, and the hub's values as JSON.
+
+request.json   the body that the client sent
+hub.json       what it says: a hub.ChatRequest, fields at their defaults left out
+events.json    where there is an answer: the hub's events of it
+response.json  that answer whole, in the dialect
+stream.txt     that answer streamed, byte for byte
+note.txt       the client, its version where it is known, and what is odd
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import llm
+from llm.parts import Message, StreamEvent
+
+from llmproxy import hub
+
+WIRE = Path(__file__).parent / "wire"
+
+ANSWER_ID = "01k0answer"
+ANSWER_CREATED = 1_767_225_600
+
+
+@dataclass(frozen=True)
+class WireCase:
+    """One capture; the parts of an answer are None where there is none."""
+
+    name: str
+    request: Any
+    hub: dict[str, Any]
+    note: str
+    events: list[hub.Event] | None
+    response: dict[str, Any] | None
+    stream: bytes | None
+
+
+def wire_cases(dialect: str, *, answered: bool = False) -> list[WireCase]:
+    """Read all captures of a dialect, or those with an answer."""
+    cases = [_case(folder) for folder in sorted((WIRE / dialect).iterdir())]
+    assert cases
+    return [case for case in cases if case.events is not None or not answered]
+
+
+def _case(folder: Path) -> WireCase:
+    events = _json(folder / "events.json")
+    stream = folder / "stream.txt"
+    return WireCase(
+        name=folder.name,
+        request=_json(folder / "request.json"),
+        hub=_json(folder / "hub.json"),
+        note=(folder / "note.txt").read_text("utf-8"),
+        events=None if events is None else [event_of(value) for value in events],
+        response=_json(folder / "response.json"),
+        stream=stream.read_bytes() if stream.exists() else None,
+    )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+def event_of(value: dict[str, Any]) -> hub.Event:
+    """Make an event of its JSON: a StreamEvent's fields, or `{"finish": {…}}`."""
+    if "finish" not in value:
+        return StreamEvent(**value)
+    finish = dict(value["finish"])
+    return hub.Finish(**finish | {"usage": hub.Usage(**finish.get("usage", {}))})
+
+
+def hub_json(value: Any) -> Any:
+    """Show a hub value as JSON: llm's own form of messages, only what is not a default."""
+    match value:
+        case Message():
+            return value.to_dict()
+        case llm.Tool():
+            tool = {"name": value.name, "description": value.description}
+            return tool | {"input_schema": value.input_schema}
+        case Mapping():
+            return {name: hub_json(item) for name, item in value.items()}
+        case list() | tuple():
+            return [hub_json(item) for item in value]
+    if not is_dataclass(value):
+        return value
+    shown = {}
+    for field in fields(value):
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if getattr(value, field.name) != default:
+            shown[field.name] = hub_json(getattr(value, field.name))
+    return shown
