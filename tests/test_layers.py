@@ -1,0 +1,229 @@
+"""The house's rooms and what each may import: STYLE's table, held against the code."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmproxy
+
+PACKAGE = Path(llmproxy.__file__).parent
+
+# Room → the rooms it may import, all of which stand above it here. "" is the package
+# itself: its version for anyone, and below all the public API, resolved lazily.
+ROOMS: dict[str, set[str]] = {
+    "limits": set(),
+    "errors": set(),
+    "payload": {"errors", "limits"},
+    "hub": {"errors", "payload"},
+    "transport": set(),
+    "transport.http11": {"errors", "limits"},
+    "transport.framing": {"errors"},
+    "transport.server": {"errors", "limits", "transport.http11"},
+    "dialects.openai_chat": {"errors", "payload", "hub", "transport.framing"},
+    "dialects": {"errors", "hub", "dialects.openai_chat"},
+    "engine.catalogue": {"errors", "hub"},
+    "engine.events": {"errors", "payload", "hub"},
+    "engine.form": {"errors", "hub", "engine.catalogue"},
+    "engine.outcome": {"errors", "hub"},
+    "engine.run": {
+        "errors",
+        "hub",
+        "engine.catalogue",
+        "engine.events",
+        "engine.form",
+        "engine.outcome",
+    },
+    "engine": {"engine.catalogue", "engine.run"},
+    "demo": set(),
+    "recorder": set(),
+    "recorder.timeline": {"hub"},
+    "recorder.redact": set(),
+    "recorder.folding": set(),
+    "recorder.owner": {"errors"},
+    "recorder.exchange": {"errors", "hub", "recorder.redact", "recorder.timeline"},
+    "recorder.turns": {"hub", "recorder.exchange"},
+    "recorder.store": {
+        "errors",
+        "hub",
+        "recorder.exchange",
+        "recorder.folding",
+        "recorder.owner",
+        "recorder.timeline",
+        "recorder.turns",
+    },
+    "recorder.history": {
+        "errors",
+        "hub",
+        "recorder.exchange",
+        "recorder.folding",
+        "recorder.store",
+        "recorder.timeline",
+    },
+    "recorder.spool": {"errors", "recorder.exchange", "recorder.owner"},
+    "recorder.writer": {"errors", "recorder.exchange", "recorder.spool", "recorder.store"},
+    "access": {"errors", "transport.http11"},
+    "app": {
+        "",
+        "access",
+        "errors",
+        "limits",
+        "payload",
+        "hub",
+        "transport.http11",
+        "dialects",
+        "engine",
+        "recorder.exchange",
+        "recorder.writer",
+    },
+    "assemble": {
+        "access",
+        "app",
+        "demo",
+        "engine",
+        "errors",
+        "limits",
+        "recorder.store",
+        "recorder.writer",
+        "transport.server",
+    },
+    "cli": {"", "app", "assemble", "limits"},
+    "__main__": {"cli"},
+    "plugin": {"cli", "demo"},
+    "": {"assemble", "limits"},
+}
+
+# Ids, times and bytes come in as arguments, so that a test can say them.
+PURE = (
+    "limits errors payload hub transport.http11 transport.framing dialects dialects.openai_chat"
+    " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
+    " recorder.folding recorder.exchange access"
+).split()
+IMPURE_MODULES = (
+    "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
+    " threading time urllib.request uuid"
+).split()
+
+# What the log's own rooms alone touch. `sqlite_utils` is llm's: its API takes its Database.
+_SQL = {"recorder.store", "recorder.turns", "recorder.history"}
+ONLY_IN = {
+    "sqlite_utils": _SQL,
+    "sqlite3": _SQL | {"recorder.owner", "recorder.spool"},
+    "socket": {"transport.server"},
+    "click": set(),
+}
+
+
+def rooms() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        yield ".".join(parts).removesuffix("__init__").removesuffix("."), path
+
+
+PATHS = dict(rooms())
+
+
+def imports(room: str) -> Iterator[tuple[int, str]]:
+    """Give each imported module with its level: how many dots there are before it."""
+    for node in ast.walk(ast.parse(PATHS[room].read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield 0, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            if node.level == 0:
+                yield 0, node.module or ""
+                continue
+            for alias in node.names:
+                whole = _absolute(room, node.level, node.module, alias.name)
+                yield node.level, whole if whole in PATHS else whole.rpartition(".")[0]
+
+
+def _absolute(room: str, level: int, module: str | None, name: str) -> str:
+    package = room.split(".") if PATHS[room].name == "__init__.py" else room.split(".")[:-1]
+    kept = package[: len(package) - level + 1]
+    return ".".join([part for part in (*kept, module, name) if part])
+
+
+def test_every_room_is_in_the_table():
+    assert set(PATHS) <= set(ROOMS)
+
+
+def test_the_table_reads_downwards():
+    above = {""}
+    for room, allowed in ROOMS.items():
+        assert allowed <= above, room
+        above.add(room)
+
+
+@pytest.mark.parametrize("room", PATHS)
+def test_a_room_imports_only_what_the_table_allows(room):
+    ours = {module for level, module in imports(room) if level}
+    assert ours <= ROOMS[room]
+
+
+@pytest.mark.parametrize("room", PATHS)
+def test_ours_is_imported_relatively(room):
+    """So that the package can be vendored under another name."""
+    absolute = {module.partition(".")[0] for level, module in imports(room) if not level}
+    assert "llmproxy" not in absolute
+
+
+@pytest.mark.parametrize("room", PATHS)
+def test_the_stdlib_and_llm_are_all_that_runs_it(room):
+    absolute = {module.partition(".")[0] for level, module in imports(room) if not level}
+    shared = {name for name, users in ONLY_IN.items() if room in users}
+    assert absolute - sys.stdlib_module_names <= {"llm"} | shared
+
+
+@pytest.mark.parametrize("module", ONLY_IN)
+def test_what_one_room_alone_touches(module):
+    users = {room for room in PATHS if (0, module) in set(imports(room))}
+    assert users <= ONLY_IN[module]
+
+
+@pytest.mark.parametrize("room", sorted(PATHS.keys() & set(PURE)))
+def test_a_pure_room_does_no_io_and_knows_no_clock(room):
+    used = {module for level, module in imports(room) if not level}
+    assert used.isdisjoint(IMPURE_MODULES)
+
+
+def test_no_module_bears_the_name_of_another():
+    names = {part for room in PATHS for part in room.split(".")} - {"", "__main__"}
+    sdks = {"anthropic", "openai", "ollama", "groq", "httpx", "llm", "mistralai", "google"}
+    assert names.isdisjoint(sys.stdlib_module_names | sdks)
+
+
+PROBE = """
+import importlib, sys, threading
+for room in {rooms!r}:
+    importlib.import_module("llmproxy" + room)
+    assert threading.active_count() == 1, room
+    import llm.plugins
+    assert not llm.plugins._loaded, room + " loads the plugins"
+    import asyncio
+    assert asyncio._get_running_loop() is None
+"""
+
+
+def test_importing_any_room_starts_nothing():
+    """No thread, no plugin, no file of the user's; and no output."""
+    names = [f".{room}" if room else "" for room in PATHS if room != "__main__"]
+    probe = PROBE.format(rooms=names)
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["llmproxy", "llmproxy.plugin"])
+def test_importing_the_package_or_its_plugin_imports_no_room(module):
+    """Each `llm` command pays for it: no server, no asyncio for `llm --help`."""
+    probe = (
+        f"import sys, llm; before = set(sys.modules); import {module};"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, timeout=50)
+    assert set(run.stdout.split()) - set(sys.stdlib_module_names) == {"llmproxy", module}
