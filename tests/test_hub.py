@@ -5,7 +5,7 @@ import socket
 
 import llm
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy import hub, payload
@@ -115,6 +115,7 @@ def test_what_the_provider_ran_itself_is_kept_and_marked():
 
 
 @given(event_streams())
+@settings(max_examples=50)
 def test_an_answer_is_collected_as_llm_stores_it(events):
     """Oracle: llm's own assembly, save for arguments that are no JSON object."""
     response = llm.Response(llm.Prompt("", model=MODEL), MODEL, stream=True)
@@ -130,6 +131,7 @@ def test_an_answer_is_collected_as_llm_stores_it(events):
 
 
 @given(event_streams())
+@settings(max_examples=50)
 def test_raw_arguments_are_those_of_the_events(events):
     """B40: letter for letter, in the model's own key order."""
     response = hub.collect(events)
@@ -175,11 +177,13 @@ def test_arguments_read_as(raw, value):
 
 
 @given(json_objects)
+@settings(max_examples=50)
 def test_arguments_encoded_read_back(value):
     assert hub.parse_arguments(payload.encode(value).decode()) == value
 
 
 @given(argument_texts())
+@settings(max_examples=50)
 def test_arguments_are_always_an_object(raw):
     value = hub.parse_arguments(raw)
     assert isinstance(value, dict)
@@ -273,6 +277,7 @@ def test_a_url_that_is_refused(url, message):
 
 
 @given(conversations())
+@settings(max_examples=50)
 def test_messages_survive_llms_own_json(messages):
     """The strategy's messages are such as logs.db gives back."""
     assert [Message.from_dict(message.to_dict()) for message in messages] == messages

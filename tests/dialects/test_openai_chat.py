@@ -655,7 +655,7 @@ def test_a_keep_alive_is_a_comment_that_the_sdk_skips():
 
 
 @given(event_streams(), event_streams(), st.randoms(use_true_random=False))
-@settings(max_examples=50)
+@settings(max_examples=30)
 def test_two_streams_at_once_share_nothing(one, other, random):
     """B17"""
     renderers = [openai_chat.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED) for _ in range(2)]
