@@ -1,0 +1,182 @@
+"""The timeline: when each piece of an answer came, in a few bytes apiece.
+
+The text of an answer is kept once, in its messages. A timeline says how it was cut
+into events and when they came, and keeps what messages lose: the names and arguments
+of tool calls letter for letter. Both together play the answer again, event by event.
+
+As JSON it is `{"parts": [...], "ticks": "..."}`. A part is what events share:
+`message` and `index` (the hub's numbers for it), `call` (tool_call_id), `tool`,
+`name` and `arguments` as the model wrote them, and where they are true `server`,
+`redacted` and `empty` (no part of the messages came of it). What is 0, null, "" or
+false is left out. `ticks` is base64 of LEB128 numbers, three for each event: tenths of
+a millisecond since the event before, 8 × the part's place + the kind's, and the length
+of the event's text in characters.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from llm.parts import Message, Part, ReasoningPart, StreamEvent, TextPart, ToolResultPart
+
+from .. import hub
+
+__all__ = ["Tick", "TimedEvent", "decode", "encode", "ticks"]
+
+TimedEvent = tuple[float, StreamEvent]
+"""An event and when it came, in milliseconds since its request; rounded to tenths when kept."""
+
+# Their places are in every logs.db: add behind, never move. "redacted" is reasoning
+# whose content the provider keeps to itself.
+KINDS = "text", "reasoning", "tool_call_name", "tool_call_args", "tool_result", "redacted"
+
+
+class Tick(NamedTuple):
+    """One event as a timeline has it: which part it belongs to and how much text it brought."""
+
+    at_ms: float
+    kind: str
+    part: int
+    length: int
+
+
+def encode(events: Iterable[TimedEvent]) -> dict[str, Any]:
+    """Make the timeline of an answer's events; plain JSON values."""
+    groups: dict[tuple[int, int | None], list[StreamEvent]] = {}
+    places: dict[tuple[int, int | None], int] = {}
+    numbers = bytearray()
+    before = 0
+    for at_ms, event in events:
+        key = (event.message_index, event.part_index)
+        groups.setdefault(key, []).append(event)
+        place = places.setdefault(key, len(places))
+        kind = "redacted" if event.redacted else event.type
+        at = max(before, round(at_ms * 10))
+        for number in (at - before, 8 * place + KINDS.index(kind), len(event.chunk)):
+            _append(numbers, number)
+        before = at
+    return {
+        "parts": [_described(group) for group in groups.values()],
+        "ticks": base64.b64encode(numbers).decode(),
+    }
+
+
+def _described(group: list[StreamEvent]) -> dict[str, Any]:
+    first = group[0]
+    facts = {
+        "message": first.message_index,
+        "index": first.part_index,
+        "call": first.tool_call_id,
+        "tool": first.tool_name,
+        "name": "".join(event.chunk for event in group if event.type == "tool_call_name"),
+        "arguments": "".join(event.chunk for event in group if event.type == "tool_call_args"),
+        "server": first.server_executed,
+        "redacted": any(event.redacted for event in group),
+        "empty": not hub.collect(group).messages,
+    }
+    return {name: fact for name, fact in facts.items() if fact}
+
+
+def _append(numbers: bytearray, number: int) -> None:
+    while number > 0x7F:
+        numbers.append(number & 0x7F | 0x80)
+        number >>= 7
+    numbers.append(number)
+
+
+def ticks(timeline: Mapping[str, Any]) -> list[Tick]:
+    """Read the events' times, kinds and lengths, without their text."""
+    numbers = _numbers(base64.b64decode(timeline["ticks"]))
+    at = 0
+    result = []
+    for passed, code, length in zip(numbers, numbers, numbers, strict=True):
+        at += passed
+        result.append(Tick(at / 10, KINDS[code % 8], code // 8, length))
+    return result
+
+
+def _numbers(data: bytes) -> Iterator[int]:
+    number = shift = 0
+    for byte in data:
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number
+            number = shift = 0
+
+
+def decode(timeline: Mapping[str, Any], reply: Sequence[Message]) -> list[TimedEvent]:
+    """Play a timeline over the answer that it is of: its events, as `encode` was given them.
+
+    Provider metadata comes with the last event of its part, whichever brought it.
+
+    Raises:
+        ValueError: the timeline is of another answer.
+    """
+    parts = timeline["parts"]
+    played = ticks(timeline)
+    sources = _sources(parts, reply)
+    last = {tick.part: number for number, tick in enumerate(played)}
+    taken: dict[tuple[int, str], int] = {}
+    events = []
+    for number, (at_ms, kind, place, length) in enumerate(played):
+        part, source = parts[place], sources[place]
+        type_ = "reasoning" if kind == "redacted" else kind
+        start = taken.get((place, type_), 0)
+        taken[place, type_] = start + length
+        chunk = _text(type_, part, source)[start : start + length]
+        if len(chunk) != length:
+            raise ValueError("the timeline is of another answer")
+        event = StreamEvent(
+            type_,
+            chunk,
+            part_index=part.get("index", 0),
+            tool_call_id=part.get("call"),
+            server_executed=part.get("server", False),
+            tool_name=part.get("tool"),
+            redacted=kind == "redacted",
+            provider_metadata=_metadata(source) if last[place] == number else None,
+            message_index=part.get("message", 0),
+        )
+        events.append((at_ms, event))
+    return events
+
+
+def _sources(parts: Sequence[Mapping[str, Any]], reply: Sequence[Message]) -> list[Part | None]:
+    """Find for each part of a timeline the message's part that came of it."""
+    kept: dict[int, list[int]] = {}
+    for place, part in enumerate(parts):
+        if not part.get("empty"):
+            kept.setdefault(part.get("message", 0), []).append(place)
+    sources: list[Part | None] = [None] * len(parts)
+    if not parts:
+        return sources  # an answer whose times nobody took
+    if len(kept) != len(reply):
+        raise ValueError("the timeline is of another answer")
+    for places, message in zip(kept.values(), reply, strict=True):
+        # The hub puts redacted reasoning in front.
+        ordered = sorted(places, key=lambda place: not parts[place].get("redacted"))
+        if len(ordered) != len(message.parts):
+            raise ValueError("the timeline is of another answer")
+        for place, source in zip(ordered, message.parts, strict=True):
+            sources[place] = source
+    return sources
+
+
+def _text(type_: str, part: Mapping[str, Any], source: Part | None) -> str:
+    match type_, source:
+        case "tool_call_name", _:
+            return str(part.get("name", ""))
+        case "tool_call_args", _:
+            return str(part.get("arguments", ""))
+        case _, TextPart(text=text) | ReasoningPart(text=text) | ToolResultPart(output=text):
+            return text
+        case _:
+            return ""
+
+
+def _metadata(source: Part | None) -> dict[str, Any] | None:
+    metadata: dict[str, Any] | None = getattr(source, "provider_metadata", None)
+    return metadata

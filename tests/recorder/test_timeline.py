@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import llm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llm.parts import Message, StreamEvent, TextPart
+
+from llmproxy import hub
+from llmproxy.recorder.timeline import Tick, decode, encode, ticks
+from tests.strategies import event_streams
+
+
+@st.composite
+def timed(draw):
+    """Events with rising times in whole tenths of a millisecond, without their Finish."""
+    events = draw(event_streams())[:-1]
+    gaps = draw(
+        st.lists(st.integers(0, 10**7), min_size=len(events), max_size=len(events)),
+    )
+    return [(sum(gaps[: i + 1]) / 10, event) for i, event in enumerate(events)]
+
+
+def with_metadata_last(events):
+    """What decode gives: a part's metadata stands on its last event, if anything came of it."""
+    groups = {}
+    for _, event in events:
+        groups.setdefault((event.message_index, event.part_index), []).append(event)
+    metadata = {}
+    for group in groups.values():
+        merged = {k: v for event in group for k, v in (event.provider_metadata or {}).items()}
+        metadata[id(group[-1])] = (merged or None) if hub.collect(group).messages else None
+    return [(at, replace(e, provider_metadata=metadata.get(id(e)))) for at, e in events]
+
+
+@given(timed())
+def test_an_answer_is_played_again_event_by_event(events):
+    reply = hub.collect(event for _, event in events).messages
+    timeline = json.loads(json.dumps(encode(events)))
+    played = decode(timeline, reply)
+    assert played == with_metadata_last(events)
+    assert hub.collect(event for _, event in played).messages == reply
+
+
+@given(timed())
+def test_ticks_are_read_without_the_answer(events):
+    played = ticks(encode(events))
+    assert [(tick.at_ms, tick.length) for tick in played] == [
+        (at, len(event.chunk)) for at, event in events
+    ]
+
+
+def test_a_timeline_in_full():
+    """The form that is in every logs.db: what this test says stays readable for ever."""
+    events = [
+        (250.0, StreamEvent("reasoning", "hm", part_index=0)),
+        (270.04, StreamEvent("text", "Looking.", part_index=1)),
+        (290.0, StreamEvent("tool_call_name", "look", part_index=2, tool_call_id="call_1")),
+        (300.0, StreamEvent("tool_call_args", '{"at": ', part_index=2, tool_call_id="call_1")),
+        (300.0, StreamEvent("tool_call_args", "1.0}", part_index=2, tool_call_id="call_1")),
+        (310.0, StreamEvent("reasoning", "", part_index=3, redacted=True)),
+    ]
+    timeline = encode(events)
+    assert timeline == {
+        "parts": [
+            {},
+            {"index": 1},
+            {"index": 2, "call": "call_1", "name": "look", "arguments": '{"at": 1.0}'},
+            {"index": 3, "redacted": True},
+        ],
+        "ticks": "xBMBAsgBCAjIARIEZBMHABMEZB0A",
+    }
+    assert ticks(timeline) == [
+        Tick(250.0, "reasoning", 0, 2),
+        Tick(270.0, "text", 1, 8),
+        Tick(290.0, "tool_call_name", 2, 4),
+        Tick(300.0, "tool_call_args", 2, 7),
+        Tick(300.0, "tool_call_args", 2, 4),
+        Tick(310.0, "redacted", 3, 0),
+    ]
+
+
+def test_an_event_costs_a_few_bytes():
+    events = [(i * 21.3, StreamEvent("text", "word ", part_index=0)) for i in range(1000)]
+    assert len(json.dumps(encode(events))) < 6000
+
+
+def test_a_clock_that_goes_back_stands_still():
+    events = [(5.0, StreamEvent("text", "a", part_index=0)), (4.0, StreamEvent("text", "b"))]
+    events[1][1].part_index = 0
+    assert [tick.at_ms for tick in ticks(encode(events))] == [5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        [],
+        [llm.assistant("shorter")],
+        [llm.assistant("as long as it was", "and more")],
+        [llm.assistant("as long as it was"), llm.assistant("and more")],
+        [Message("assistant", [])],
+    ],
+    ids=["none", "shorter", "more parts", "more messages", "empty"],
+)
+def test_another_answer_is_refused(reply):
+    timeline = encode([(1.0, StreamEvent("text", "as long as it was", part_index=0))])
+    with pytest.raises(ValueError, match="the timeline is of another answer"):
+        decode(timeline, reply)
+
+
+def test_an_answer_whose_times_nobody_took_has_no_events():
+    assert decode(encode([]), [Message("assistant", [TextPart("imported")])]) == []
