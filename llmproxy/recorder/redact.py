@@ -1,0 +1,100 @@
+"""What must never be kept: keys, tokens and cookies, wherever a request or an error has them.
+
+Names decide in headers, queries and bodies; in an error's words, where a provider may
+quote a key, the client's own secrets do and the usual shapes of keys. The conversation
+itself is left as it is: llm's tables hold it too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+__all__ = ["REMOVED", "Redactor"]
+
+REMOVED = "[removed]"
+MIN_SECRET_CHARS = 8  # what people write where no key is needed ("none", "x") stands in many words
+
+_CONVERSATION = frozenset({"messages", "input", "system", "instructions", "prompt"})
+# With "-" and "_" taken out: api_key, x-goog-api-key, authorization_token, clientSecret …
+_SECRET_ENDINGS = (
+    "apikey", "accesskey", "secretkey", "privatekey", "token", "secret", "password",
+    "authorization", "credential", "credentials", "cookie",
+)  # fmt: skip
+_SECRET_HEADER = re.compile(r"auth|cookie|credential|key|password|secret|signature|token")
+_HEADER_MAPS = frozenset({"headers", "extra_headers"})  # sent on to a tool's server
+_USER_OF_URL = re.compile(r"(?<=://)[^/?#@\s]+@")
+_KEY_SHAPES = re.compile(
+    r"\b(?:sk|pk|rk|gsk|xai|hf|r8|pplx|nvapi|ghp|gho|glpat)[-_][\w*.-]{8,}"
+    r"|\bAIza[\w-]{20,}|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|(?<=bearer )\S{8,}",
+    re.IGNORECASE,
+)
+
+
+class Redactor:
+    """Takes the secrets out of one request, and knows them again in what is said of it."""
+
+    def __init__(self) -> None:
+        self._found: set[str] = set()
+
+    def headers(self, headers: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Keep header fields by lower-case name, a secret one's value removed."""
+        kept: dict[str, str] = {}
+        for name, value in headers:
+            name = name.lower()
+            if _SECRET_HEADER.search(name):
+                kept[name] = self._removed(value)
+            else:
+                kept[name] = f"{kept[name]}, {value}" if name in kept else value
+        return kept
+
+    def query(self, query: str) -> str:
+        """Keep a query string, the values of secret names removed."""
+        return urlencode(
+            [
+                (name, self._removed(value) if _SECRET_HEADER.search(name.lower()) else value)
+                for name, value in parse_qsl(query, keep_blank_values=True)
+            ]
+        )
+
+    def body(self, body: Any) -> Any:
+        """Keep a body, the values of well-known secret fields removed; the one given is left."""
+        if not isinstance(body, dict):
+            return body
+        return {
+            name: value if name in _CONVERSATION else self._member(name, value)
+            for name, value in body.items()
+        }
+
+    def words(self, text: str) -> str:
+        """Keep an error's text without the secrets found so far and what looks like a key."""
+        for secret in sorted(self._found, key=len, reverse=True):
+            text = text.replace(secret, REMOVED)
+        return _KEY_SHAPES.sub(REMOVED, _USER_OF_URL.sub(f"{REMOVED}@", text))
+
+    def _member(self, name: str, value: Any) -> Any:
+        match value:
+            case dict() if name.lower() in _HEADER_MAPS:
+                return {key: self._removed(str(word)) for key, word in value.items()}
+            case dict():
+                return {key: self._member(key, item) for key, item in value.items()}
+            case list():
+                return [self._member(name, item) for item in value]
+            case str() if re.sub("[-_]", "", name).lower().endswith(_SECRET_ENDINGS):
+                return self._removed(value)
+            case str() if name.lower().endswith("url"):
+                return self._url(value)
+            case _:
+                return value
+
+    def _url(self, url: str) -> str:
+        start, mark, query = _USER_OF_URL.sub(f"{REMOVED}@", url).partition("?")
+        return start + mark + (self.query(query) if _SECRET_HEADER.search(query.lower()) else query)
+
+    def _removed(self, value: str) -> str:
+        """Remember a secret's words, each by itself: `Bearer …`, `a=…; b=…`."""
+        words = re.split(r"[\s;,=]+", value)
+        self._found.update(word for word in words if len(word) >= MIN_SECRET_CHARS)
+        return REMOVED
