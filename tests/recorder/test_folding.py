@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.recorder.folding import LONG_CHARS, RUN, dumps, fold, unfold
+from tests.strategies import json_values
+
+keys = st.sampled_from(["$", "$$", "messages", "content"])
+long_texts = st.sampled_from([f"{letter} 渐 " * 100 for letter in "ab"])
+bodies = st.recursive(
+    json_values(3) | long_texts | st.just("\ud800"),
+    lambda children: st.one_of(
+        st.lists(children, max_size=2 * RUN + 1), st.dictionaries(keys, children, max_size=3)
+    ),
+    max_leaves=50,
+)
+
+
+@given(bodies)
+def test_what_is_folded_unfolds_to_the_same(body):
+    folded = fold(body, {})
+    assert dumps(unfold(folded.text, folded.contents.__getitem__)) == dumps(body)
+
+
+@given(bodies)
+def test_what_is_known_is_not_stored_again(body):
+    folded = fold(body, {})
+    again = fold(body, folded.seen)
+    assert (again.text, again.contents, again.seen) == (folded.text, {}, {})
+
+
+def test_a_folded_body_in_full():
+    """The form that is in every logs.db: what this test says stays readable for ever."""
+    system, text = "s" * 300, "t" * 300
+    body = {
+        "model": "m",
+        "system": system,
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {"role": "user", "content": [{"type": "text", "text": text}]},
+            {"$": "real"},
+        ],
+    }
+    folded = fold(body, {})
+    assert json.loads(folded.text) == {
+        "model": "m",
+        "system": {"$": "ea7ef1c551e258ddb218d312ad40a980"},
+        "messages": [
+            {"role": "user", "content": "hi"},
+            {"$": "ca5b8f44ec0dd0edf90e88e7c297269e"},
+            {"$": [{"$": "real"}]},
+        ],
+    }
+    assert folded.contents == {
+        "ea7ef1c551e258ddb218d312ad40a980": f'"{system}"',
+        "2e2ee5d14a83b5c3f60fa840b5d3f6df": f'"{text}"',
+        "ca5b8f44ec0dd0edf90e88e7c297269e": '{"role":"user","content":'
+        '[{"type":"text","text":{"$":"2e2ee5d14a83b5c3f60fa840b5d3f6df"}}]}',
+    }
+
+
+@pytest.mark.parametrize("count", [RUN - 1, RUN, 2 * RUN + 3])
+def test_a_long_list_costs_its_end(count):
+    messages = [{"role": "user", "content": f"{i} " + "word " * 100} for i in range(count)]
+    first = fold({"messages": messages}, {})
+    more = [*messages, {"role": "user", "content": "one more " * 100}]
+    second = fold({"messages": more}, first.seen)
+    new = [text for text in second.contents.values() if not text.startswith('[{"$"')]
+    assert len(new) == 2  # the message, and the text in it
+    assert len(second.text) < 40 * (len(more) // RUN + RUN)
+    everything = {**first.contents, **second.contents}
+    assert unfold(second.text, everything.__getitem__) == {"messages": more}
+
+
+def test_a_mark_that_moves_costs_no_text():
+    """Anthropic's clients mark the last block for the cache, another one in each request."""
+    block = {"type": "tool_result", "tool_use_id": "t1", "content": "output " * 1000}
+    marked = {"role": "user", "content": [{**block, "cache_control": {"type": "ephemeral"}}]}
+    first = fold({"messages": [marked]}, {})
+    second = fold({"messages": [{"role": "user", "content": [block]}]}, first.seen)
+    assert sum(map(len, second.contents.values())) + len(second.text) < LONG_CHARS
+
+
+def test_what_is_equal_but_not_the_same_is_told_apart():
+    padding = "x" * LONG_CHARS
+    first = fold([{"a": 1, "p": padding}], {})
+    for other in (1.0, True):
+        second = fold([{"a": other, "p": padding}], first.seen)
+        everything = {**first.contents, **second.contents}
+        assert dumps(unfold(second.text, everything.__getitem__)[0]["a"]) == dumps(other)
+
+
+def test_200_requests_of_a_growing_session_cost_what_is_new():
+    known, stored, sent, messages = {}, 0, 0, []
+    tools = [{"name": f"t{i}", "description": "d" * 800} for i in range(20)]
+    for step in range(200):
+        messages.append({"role": "assistant", "content": f"step {step} " + "w" * 300})
+        messages.append({"role": "user", "content": f"{step} " + "output " * 200})
+        body = {"model": "m", "system": "s" * 20_000, "tools": tools, "messages": messages}
+        folded = fold(body, known)
+        known.update(folded.seen)
+        sent += len(dumps(body))
+        stored += len(folded.text) + sum(len(text) + 32 for text in folded.contents.values())
+    new = len(dumps(body))
+    assert sent > 37_000_000
+    assert stored < 2 * new < 1_000_000
