@@ -1,19 +1,45 @@
 """What the log keeps, as plain data that needs neither a model nor a database.
 
-A `Turn` is what llm's own tables hold of one answered request. It is data alone,
-so that partial and imported answers are logged by the same way as finished ones.
+An exchange is one HTTP request that reached a dialect, with its answer. It begins
+with `begun`, which takes the secrets out, and ends with `Exchange.ended`. Its one JSON
+form (`to_json`, `from_json`) serves the spool, export and import alike.
+
+A `Turn` is what llm's own tables hold of an exchange. It is data alone, so that partial
+and imported answers are logged by the same way as finished ones.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import llm
-from llm.parts import Message
+from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
 
-__all__ = ["Turn"]
+from .. import hub
+from . import timeline
+from .redact import Redactor
+from .timeline import TimedEvent
+
+__all__ = [
+    "Entry",
+    "Exchange",
+    "RawRequest",
+    "Status",
+    "Turn",
+    "begun",
+    "from_json",
+    "last_text",
+    "to_json",
+    "with_remote_attachments",
+]
+
+Status = Literal["running", "ok", "error", "cancelled", "interrupted"]
+
+FIRST_WORDS_CHARS = 80  # of the prompt: what a line on a terminal has room for
+MAX_TEXT_BODY_CHARS = 64 * 2**10  # of a body that is no JSON: enough to see what it was
 
 
 @dataclass(frozen=True)
@@ -42,3 +68,265 @@ class Turn:
     schema: dict[str, Any] | None = None
     usage: llm.Usage = field(default_factory=llm.Usage)
     response_json: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RawRequest:
+    """A request as it came, but for its secrets; `body` is JSON, or a text that is not."""
+
+    headers: Mapping[str, str]
+    query: str
+    body: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An exchange in short, as a list of the log shows it.
+
+    id: a lower-case ULID, the turn's too; thread_id: the turn's, None where llm's tables
+        have no turn of it: the answer failed before it brought anything.
+    received: UTC; times in milliseconds from then, None where it did not come to that.
+    model_asked: as the client wrote it; model_used: llm's id of what answered.
+    status: "interrupted" is what was running when its process was killed.
+    error: in words; usage: as the hub counts; ignored: paths that were not carried.
+    ttft_ms: until the first event of any kind; first_text_ms: until the first visible text.
+    first_words: how the prompt begins.
+    owner: the process that wrote it; the store fills it in.
+    """
+
+    id: str
+    received: datetime
+    dialect: str
+    path: str
+    client: str
+    stream: bool = False
+    model_asked: str | None = None
+    model_used: str | None = None
+    thread_id: str | None = None
+    status: Status = "running"
+    http_status: int | None = None
+    finish_reason: hub.FinishReason | None = None
+    stop_sequence: str | None = None
+    error: str | None = None
+    ttft_ms: float | None = None
+    first_text_ms: float | None = None
+    duration_ms: float | None = None
+    event_count: int = 0
+    usage: hub.Usage = hub.Usage()
+    ignored: tuple[str, ...] = ()
+    first_words: str = ""
+    owner: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange(Entry):
+    """An exchange whole.
+
+    turn: None where no model was asked, with an empty reply where it produced nothing;
+        of those the log keeps the model and the messages alone.
+    events: what the client was sent, without the Finish, which `finish` makes again.
+    redactor: knows the request's secrets while it runs; never kept.
+    """
+
+    request: RawRequest
+    turn: Turn | None = None
+    events: Sequence[TimedEvent] = ()
+    redactor: Redactor = field(default_factory=Redactor, repr=False, compare=False)
+
+    @property
+    def finish(self) -> hub.Finish | None:
+        """The end of the answer, None where it did not come to that."""
+        if self.finish_reason is None:
+            return None
+        finish = hub.Finish(self.finish_reason, self.stop_sequence, self.usage)
+        if self.turn is None:
+            return finish
+        return replace(
+            finish,
+            model=self.turn.resolved_model,
+            response_json=self.turn.response_json,
+            llm_usage=self.turn.usage,
+        )
+
+    def ended(
+        self,
+        status: Status,
+        *,
+        http_status: int | None,
+        duration_ms: float,
+        turn: Turn | None = None,
+        events: Sequence[TimedEvent] = (),
+        finish: hub.Finish | None = None,
+        error: str | None = None,
+        ignored: Iterable[str] = (),
+    ) -> Exchange:
+        """Give the exchange as it ended, however that was; secrets are taken out of `error`.
+
+        http_status: None where the client had gone before there was one.
+        finish: the answer's own, or None where it was cut short.
+        """
+        visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
+        is_turn = turn is not None and (status == "ok" or turn.reply)
+        return replace(
+            self,
+            status=status,
+            http_status=http_status,
+            duration_ms=duration_ms,
+            turn=turn,
+            thread_id=turn.thread_id if turn and is_turn else None,
+            model_used=turn.model if turn else None,
+            first_words=_first_words(turn.messages) if turn else self.first_words,
+            events=events,
+            event_count=len(events),
+            ttft_ms=events[0][0] if events else None,
+            first_text_ms=next(visible, None),
+            finish_reason=finish.reason if finish else None,
+            stop_sequence=finish.stop_sequence if finish else None,
+            usage=finish.usage if finish else hub.Usage(),
+            error=None if error is None else self.redactor.words(error),
+            ignored=tuple(ignored),
+        )
+
+
+def begun(
+    id: str,
+    received: datetime,
+    *,
+    dialect: str,
+    path: str,
+    query: str,
+    client: str,
+    headers: Iterable[tuple[str, str]],
+    body: Any,
+    stream: bool = False,
+    model: str | None = None,
+    messages: Sequence[Message] = (),
+) -> Exchange:
+    """Begin an exchange: the request as it came, its secrets taken out.
+
+    stream, model, messages: as the dialect read them; left out where it could not.
+    """
+    redactor = Redactor()
+    if isinstance(body, str):
+        body = body[:MAX_TEXT_BODY_CHARS]
+    return Exchange(
+        id=id,
+        received=received,
+        dialect=dialect,
+        path=path,
+        client=client,
+        stream=stream,
+        model_asked=model,
+        first_words=_first_words(messages),
+        request=RawRequest(redactor.headers(headers), redactor.query(query), redactor.body(body)),
+        redactor=redactor,
+    )
+
+
+def last_text(messages: Sequence[Message], role: str) -> str:
+    """The last text that is not blank; agents put reminders before a person's own words."""
+    texts = (
+        part.text
+        for message in reversed(messages)
+        if message.role == role
+        for part in reversed(message.parts)
+        if isinstance(part, TextPart) and part.text.strip()
+    )
+    return next(texts, "")
+
+
+def _first_words(messages: Sequence[Message]) -> str:
+    text = last_text(messages, "user").lstrip()[: 4 * FIRST_WORDS_CHARS]
+    return " ".join(text.split())[:FIRST_WORDS_CHARS]
+
+
+def with_remote_attachments(messages: Iterable[Message]) -> list[Message]:
+    """Give messages that were read back with their URLs as the hub has them: never opened."""
+    return [
+        replace(message, parts=[_with_remote_attachments(part) for part in message.parts])
+        for message in messages
+    ]
+
+
+def _with_remote_attachments(part: Part) -> Part:
+    match part:
+        case AttachmentPart(attachment=llm.Attachment() as attachment):
+            return replace(part, attachment=_remote(attachment))
+        case ToolResultPart(attachments=[*attachments]) if attachments:
+            return replace(part, attachments=[_remote(attachment) for attachment in attachments])
+        case _:
+            return part
+
+
+def _remote(attachment: llm.Attachment) -> llm.Attachment:
+    if not attachment.url:
+        return attachment
+    return hub.RemoteAttachment(type=attachment.type, url=attachment.url)
+
+
+def to_json(exchange: Exchange) -> dict[str, Any]:
+    """Give an exchange as JSON values, complete but for what the timeline rounds."""
+    form = {f.name: getattr(exchange, f.name) for f in fields(Entry)}
+    return form | {
+        "received": exchange.received.isoformat(),
+        "usage": asdict(exchange.usage),
+        "ignored": list(exchange.ignored),
+        "request": {
+            "headers": dict(exchange.request.headers),
+            "query": exchange.request.query,
+            "body": exchange.request.body,
+        },
+        "turn": None if exchange.turn is None else _turn_to_json(exchange.turn),
+        "timeline": timeline.encode(exchange.events),
+    }
+
+
+def from_json(form: Mapping[str, Any]) -> Exchange:
+    """Read what `to_json` gave.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is something else.
+    """
+    entry = {f.name: form[f.name] for f in fields(Entry)}
+    turn = None if form["turn"] is None else _turn_from_json(form["turn"])
+    return Exchange(
+        **entry
+        | {
+            "received": datetime.fromisoformat(form["received"]),
+            "usage": hub.Usage(**form["usage"]),
+            "ignored": tuple(form["ignored"]),
+        },
+        request=RawRequest(**form["request"]),
+        turn=turn,
+        events=timeline.decode(form["timeline"], turn.reply if turn else []),
+    )
+
+
+def _turn_to_json(turn: Turn) -> dict[str, Any]:
+    form = {f.name: getattr(turn, f.name) for f in fields(Turn)}
+    return form | {
+        "messages": [message.to_dict() for message in turn.messages],
+        "reply": [message.to_dict() for message in turn.reply],
+        "started": turn.started.isoformat(),
+        "tools": [
+            {
+                "name": tool.name,
+                "description": tool.description,
+                "input_schema": tool.input_schema,
+                "plugin": tool.plugin,
+            }
+            for tool in turn.tools
+        ],
+        "usage": asdict(turn.usage),
+    }
+
+
+def _turn_from_json(form: Mapping[str, Any]) -> Turn:
+    read = {
+        "messages": with_remote_attachments(map(Message.from_dict, form["messages"])),
+        "reply": with_remote_attachments(map(Message.from_dict, form["reply"])),
+        "started": datetime.fromisoformat(form["started"]),
+        "tools": tuple(llm.Tool(**tool) for tool in form["tools"]),
+        "usage": llm.Usage(**form["usage"]),
+    }
+    return Turn(**dict(form) | read)
