@@ -1,11 +1,12 @@
-"""logs.db: the only SQL of the house.
+"""logs.db as it is written: its schema, and exchanges with all that belongs to them.
 
-Turns are written through llm's own `LogStore`, so that `llm logs`, its search and
-Datasette show them like any other. LogStore is given a small record made of plain
-data, never a `llm.Response`: logging one of those can run a model or open a URL.
+Turns go through llm's own LogStore (turns.py), so that `llm logs`, its search and
+Datasette show them like any other. The rest of an exchange is in tables of our own,
+whose names begin with `proxy_`.
 
 A `Store` is one connection of one thread. It never waits long and never retries:
-`Locked` and `Unusable` tell the writer what to do. Any other error is the row's own.
+`Locked` and `Unusable` tell the writer what to do; any other error is the row's own.
+What it knows to be stored is not hashed, asked for or written again.
 """
 
 from __future__ import annotations
@@ -14,25 +15,89 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import llm
-import sqlite_utils
-from llm.logs import LogStore
-from llm.parts import Message, TextPart
 
-from .exchange import Turn
+from ..hub import Usage
+from . import timeline
+from .exchange import Entry, Exchange
+from .folding import Folded, dumps, fold
+from .owner import Owner
+from .turns import TurnLog, TurnRecord
 
-__all__ = ["Locked", "Store", "StoreError", "Unusable", "logs_on"]
+__all__ = [
+    "ENTRY_COLUMNS",
+    "Locked",
+    "Store",
+    "StoreError",
+    "Unusable",
+    "check_version",
+    "columns",
+    "entry_of",
+    "logs_on",
+    "timestamp",
+    "translated",
+]
 
 BUSY_TIMEOUT_MS = 100  # the writer makes its own, growing pauses
 # The `llm` command fails at once where it meets our lock (it upgrades a read
-# transaction), so a group ends with the turn that passes this.
+# transaction), so a group ends with the exchange that passes this.
 LOCK_S = 0.05
+MAX_KNOWN = 50_000  # messages and contents; each some 200 bytes of memory
+
+_MIGRATIONS = (
+    (
+        """
+        create table proxy_exchanges (
+            number integer primary key autoincrement,  -- in the order of their first writing
+            id text not null unique,  -- of the turn too, where there is one
+            received text not null,
+            dialect text not null,
+            path text not null,
+            client text not null,
+            stream integer not null,
+            model_asked text,
+            model_used text,
+            thread_id text,
+            status text not null,
+            http_status integer,
+            finish_reason text,
+            stop_sequence text,
+            error text,
+            ttft_ms real,
+            first_text_ms real,
+            duration_ms real,
+            event_count integer not null,
+            input_tokens integer,
+            output_tokens integer,
+            cached_tokens integer,
+            cache_write_tokens integer,
+            reasoning_tokens integer,
+            ignored text not null,  -- a JSON list
+            first_words text not null,
+            owner text,
+            message_hash text references messages (hash),  -- the last one that was asked
+            timeline text,  -- JSON, see timeline.py
+            headers text not null,  -- JSON
+            query text not null,
+            body text not null  -- JSON, see folding.py
+        )
+        """,
+        "create table proxy_contents (hash text primary key, text text not null)",
+        # All that a list can be narrowed by, so that it is found without reading the rows.
+        "create index proxy_exchanges_listed on proxy_exchanges"
+        " (received, status, dialect, client, model_asked, model_used)",
+        "create index proxy_exchanges_thread on proxy_exchanges (thread_id)",
+        "create index proxy_exchanges_running on proxy_exchanges (owner) where status = 'running'",
+        "insert into proxy_meta (name, value) values ('prunes', 0)",
+    ),
+)
 
 
 class StoreError(Exception):
@@ -59,77 +124,215 @@ def logs_on() -> bool:
 class Store:
     """An open logs.db, made and migrated where needed; a new file is for its owner alone.
 
-    llm's migrations run in one transaction of ours: as llm runs them, one by one, two
-    processes that open an empty file spoil each other's.
+    owner: who writes the exchanges that are running; a store that only takes in
+    finished ones needs none.
+
+    Migrations, llm's too, run in one transaction of ours: as llm runs them, one by one,
+    two processes that open an empty file spoil each other's.
 
     Raises:
         Locked: another connection is writing; try again.
-        Unusable: there can be no database at this path, or what is there is none.
+        Unusable: there can be no database at this path, what is there is none, or it is
+            a newer llmproxy's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: Owner | None = None) -> None:
         self.path = path
-        with _translated(path):
+        self._owner = owner
+        self._known: dict[bytes, str] = {}
+        self._begun: set[str] = set()
+        with translated(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _create(path)
+            if owner is not None:
+                owner.claim()
             # Looked at before the connection is made: a file that is replaced in
             # between then counts as replaced.
             self._identity = _identity(path)
             self._conn = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
             try:
-                self._log = self._migrated()
+                self._conn.execute("PRAGMA journal_mode = wal")
+                # A commit then outlives the process, though not a power cut, and the
+                # lock is not held while the disk flushes.
+                self._conn.execute("PRAGMA synchronous = normal")
+                with self._transaction():
+                    self._log = TurnLog(self._conn)
+                    self._migrate()
+                    self._prunes = self._meta("prunes")
             except BaseException:
                 self._conn.close()
                 raise
 
-    def _migrated(self) -> LogStore:
-        self._conn.execute("PRAGMA journal_mode = wal")
-        # A commit then outlives the process, though not a power cut, and the lock is
-        # not held while the disk flushes.
-        self._conn.execute("PRAGMA synchronous = normal")
-        with self._transaction():
-            database = sqlite_utils.Database(self._conn, execute_plugins=False)
-            return LogStore(database)
+    def _migrate(self) -> None:
+        self._conn.execute(
+            "create table if not exists proxy_meta (name text primary key, value integer not null)"
+        )
+        version = self._meta("schema")
+        check_version(version, self.path)
+        for statements in _MIGRATIONS[version:]:
+            for statement in statements:
+                self._conn.execute(statement)
+        self._conn.execute(
+            "insert or replace into proxy_meta (name, value) values ('schema', ?)",
+            (len(_MIGRATIONS),),
+        )
+
+    def _meta(self, name: str) -> int:
+        row = self._conn.execute("select value from proxy_meta where name = ?", (name,)).fetchone()
+        return int(row[0]) if row else 0
 
     def is_current(self) -> bool:
         """Say whether the path still leads to the file that is open here."""
         return _identity(self.path) == self._identity
 
-    def write(self, turns: Sequence[Turn]) -> int:
-        """Write the first of `turns`, as many as one short lock allows, and say how many.
+    def write(self, exchanges: Sequence[Exchange]) -> int:
+        """Write the first of `exchanges`, as many as one short lock allows, and say how many.
 
-        All of them or none. A turn that is written again replaces itself.
+        All of them or none. An exchange is written when it begins and again when it has
+        ended; what is there already changes nothing, nor does a beginning after its end.
 
         Raises:
             Locked, Unusable: none of them is written; the database is the cause.
             Exception: whatever a row that can't be stored raises; none is written.
         """
-        with _translated(self.path), self._transaction():
-            until = time.monotonic() + LOCK_S
-            for count, turn in enumerate(turns, 1):
-                self._write_turn(turn)
-                if time.monotonic() > until:
-                    return count
-        return len(turns)
+        ended = {exchange.id for exchange in exchanges if exchange.status != "running"}
+        with translated(self.path):
+            rows = [
+                # Who ends at once needs no row of its beginning.
+                None if exchange.status == "running" and exchange.id in ended
+                else self._row(exchange)
+                for exchange in exchanges
+            ]  # fmt: skip
+            self._log.seen.clear()
+            with self._transaction():
+                self._forget_what_was_pruned()
+                count = self._write_rows(rows)
+            self._learn(self._log.seen)
+            for row in filter(None, rows[:count]):
+                if row.body is not None:
+                    self._learn(row.body.seen)
+                if row.exchange.status == "running":
+                    self._begun.add(row.exchange.id)
+                else:
+                    self._begun.discard(row.exchange.id)
+        return count
 
-    def _write_turn(self, turn: Turn) -> None:
-        self._log.log(_Response(turn))
-        *_, last = (message for message in turn.messages if message.role != "system")
-        # llm indexes a prompt only where the user has the very last word; Claude Code
-        # sends system messages after it.
-        if turn.messages[-1] is not last and last.role == "user":
+    def _write_rows(self, rows: Sequence[_Row | None]) -> int:
+        until = time.monotonic() + LOCK_S
+        for count, row in enumerate(rows, 1):
+            if row is not None:
+                self._write_row(row)
+            if time.monotonic() > until:
+                return count
+        return len(rows)
+
+    def _row(self, exchange: Exchange) -> _Row:
+        """Do what can be done outside the lock."""
+        asked = exchange.request
+        values = columns(exchange) | {
+            "owner": exchange.owner or (self._owner and self._owner.id),
+            "timeline": dumps(timeline.encode(exchange.events)) if exchange.events else None,
+            "message_hash": None,
+        }
+        if exchange.id in self._begun:
+            body = None
+        else:
+            body = fold(asked.body, self._known)
+            values |= {
+                "headers": dumps(dict(asked.headers)),
+                "query": asked.query,
+                "body": body.text,
+            }
+        record = TurnRecord(exchange.turn, self._known) if exchange.turn else None
+        return _Row(exchange, values, body, record)
+
+    def _write_row(self, row: _Row) -> None:
+        exchange, values = row.exchange, row.values
+        there = self._conn.execute(
+            "select status from proxy_exchanges where id = ?", (exchange.id,)
+        ).fetchone()
+        if there and (exchange.status == "running" or there[0] not in ("running", "interrupted")):
+            return
+        if row.record is not None:
+            values["message_hash"] = self._write_turn(exchange, row.record)
+        if row.body is not None:
+            self._conn.executemany(
+                "insert or ignore into proxy_contents (hash, text) values (?, ?)",
+                row.body.contents.items(),
+            )
+        names = [name for name in values if name != "id"]
+        if there:
+            changes = ", ".join(f"{name} = :{name}" for name in names)
+            self._conn.execute(f"update proxy_exchanges set {changes} where id = :id", values)
+        elif row.body is not None:
+            self._conn.execute(
+                f"insert into proxy_exchanges (id, {', '.join(names)})"
+                f" values (:id, {', '.join(f':{name}' for name in names)})",
+                values,
+            )
+
+    def _write_turn(self, exchange: Exchange, record: TurnRecord) -> str | None:
+        """Write what llm's tables hold of an exchange, and give the last message's hash."""
+        if exchange.thread_id is None:  # a failure without output is no turn
+            return self._log.ensure_chain(record.prompt.messages)
+        tip = self._conn.execute(
+            "select tip_message_hash from threads where id = ?", (exchange.thread_id,)
+        ).fetchone()
+        self._log.log(record)
+        if tip and exchange.status != "ok":  # only a finished turn moves its thread's tip
+            self._conn.execute(
+                "update threads set tip_message_hash = ? where id = ?", (*tip, exchange.thread_id)
+            )
+        if record.prompt_to_index is not None:
             self._conn.execute(
                 "insert into turn_search (turn_id, prompt, response) values (?, ?, '')"
                 " on conflict (turn_id) do update set prompt = excluded.prompt",
-                (turn.id, _last_text([last], "user")),
+                (exchange.id, record.prompt_to_index),
             )
+        parent: tuple[str | None] = self._conn.execute(
+            "select parent_message_hash from turns where id = ?", (exchange.id,)
+        ).fetchone()
+        return parent[0]
+
+    def _learn(self, seen: Mapping[bytes, str]) -> None:
+        """Know these as stored: only after their COMMIT."""
+        self._known.update(seen)
+        if len(self._known) > MAX_KNOWN:
+            for old in list(self._known)[: MAX_KNOWN // 2]:
+                del self._known[old]
+
+    def _forget_what_was_pruned(self) -> None:
+        prunes = self._meta("prunes")
+        if prunes != self._prunes:
+            self._prunes = prunes
+            self._known.clear()
+            raise Locked(f"{self.path}: was being pruned")  # what we prepared may be gone
+
+    def interrupt_orphans(self) -> None:
+        """Mark what was running when its process was killed; a living neighbour's is left alone.
+
+        Raises:
+            Locked, Unusable: as `write`.
+        """
+        with translated(self.path), self._transaction():
+            # Asked inside the transaction: who begins an exchange has claimed its lock before.
+            owners = self._conn.execute(
+                "select distinct owner from proxy_exchanges where status = 'running'"
+            ).fetchall()
+            for (id,) in owners:
+                if id is None or self._owner is None or not self._owner.is_alive(id):
+                    self._conn.execute(
+                        "update proxy_exchanges set status = 'interrupted'"
+                        " where status = 'running' and owner is ?",
+                        (id,),
+                    )
 
     def flush(self) -> None:
         """Move the write-ahead log into the file and empty it, if no reader is in the way.
 
         A `-wal` file that is left beside a logs.db put in its place is played into that.
         """
-        with _translated(self.path):
+        with translated(self.path):
             self._conn.execute("PRAGMA wal_checkpoint(truncate)")
 
     def close(self) -> None:
@@ -146,6 +349,55 @@ class Store:
             if self._conn.in_transaction:  # a full disk has ended it by itself
                 self._conn.execute("ROLLBACK")
             raise
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An exchange ready to be written; `body` is None where the row has it since it began."""
+
+    exchange: Exchange
+    values: dict[str, Any]
+    body: Folded | None
+    record: TurnRecord | None
+
+
+def timestamp(at: datetime) -> str:
+    """Write a time as `received` has it: UTC, always of one length, so that texts sort as times."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def columns(entry: Entry) -> dict[str, Any]:
+    """Give an entry's columns; `entry_of` reads them again."""
+    values = {name: getattr(entry, name) for name in _PLAIN_COLUMNS} | {
+        "received": timestamp(entry.received),
+        "ignored": json.dumps(entry.ignored),
+        **asdict(entry.usage),
+    }
+    # A model's name, say, can be any JSON string, lone surrogates included.
+    return {
+        name: value.encode(errors="replace").decode() if isinstance(value, str) else value
+        for name, value in values.items()
+    }
+
+
+def entry_of(row: sqlite3.Row) -> Entry:
+    """Read an entry from its columns."""
+    return Entry(
+        **{name: row[name] for name in _PLAIN_COLUMNS}
+        | {
+            "received": datetime.fromisoformat(row["received"]),
+            "stream": bool(row["stream"]),
+            "ignored": tuple(json.loads(row["ignored"])),
+            "usage": Usage(**{field.name: row[field.name] for field in fields(Usage)}),
+        }
+    )
+
+
+_PLAIN_COLUMNS = {field.name for field in fields(Entry)} - {"received", "ignored", "usage"}
+ENTRY_COLUMNS = (
+    *(field.name for field in fields(Entry) if field.name != "usage"),
+    *(field.name for field in fields(Usage)),
+)
 
 
 def _create(path: Path) -> None:
@@ -172,8 +424,22 @@ _OF_THE_ROW = (
 )
 
 
+def check_version(version: int, path: Path) -> None:
+    """Refuse tables of ours that are newer than we know.
+
+    Raises:
+        Unusable: they are.
+    """
+    if version > len(_MIGRATIONS):
+        raise Unusable(
+            f"{path} is a newer llmproxy's (its schema is {version}, this one knows"
+            f" {len(_MIGRATIONS)}): install that"
+        )
+
+
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def translated(path: Path) -> Iterator[None]:
+    """Raise what the database or its file is the cause of as Locked or Unusable."""
     try:
         yield
     except _OF_THE_ROW:
@@ -182,77 +448,3 @@ def _translated(path: Path) -> Iterator[None]:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
         kind = Locked if code in _BUSY else Unusable
         raise kind(f"{path}: {exc}") from exc
-
-
-@dataclass(frozen=True)
-class _Model:
-    model_id: str
-
-
-@dataclass(frozen=True)
-class _Conversation:
-    id: str
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """What `LogStore.log` reads of a `llm.Prompt`; `prompt` and `system` name the thread."""
-
-    messages: list[Message]
-    prompt: str
-    system: str
-    options: dict[str, Any]
-    tools: tuple[llm.Tool, ...]
-    schema: dict[str, Any] | None
-    fragments: tuple[str, ...] = ()
-    system_fragments: tuple[str, ...] = ()
-    tool_results: tuple[llm.ToolResult, ...] = ()  # there: which toolbox ran; ours never did
-
-
-class _Response:
-    """What `LogStore.log` reads of a `llm.Response`, of a turn."""
-
-    def __init__(self, turn: Turn) -> None:
-        self.id = turn.id
-        self.conversation = _Conversation(turn.thread_id)
-        self.model = _Model(turn.model)
-        self.resolved_model = turn.resolved_model
-        self.prompt = _Prompt(
-            messages=turn.messages,
-            prompt=_last_text(turn.messages, "user"),
-            system=_last_text(turn.messages, "system"),
-            options=_plain(turn.options or {}),
-            tools=turn.tools,
-            schema=turn.schema,
-        )
-        self.response_json = _plain(turn.response_json)
-        self.input_tokens = turn.usage.input
-        self.output_tokens = turn.usage.output
-        self.token_details = turn.usage.details
-        self._turn = turn
-
-    def _messages_now(self) -> list[Message]:
-        return self._turn.reply
-
-    def duration_ms(self) -> int:
-        return self._turn.duration_ms
-
-    def datetime_utc(self) -> str:
-        return self._turn.started.isoformat()
-
-
-def _plain(payload: Any) -> Any:
-    """What a plugin leaves for the log may hold its SDK's objects: those become text."""
-    return json.loads(json.dumps(payload, default=str))
-
-
-def _last_text(messages: Sequence[Message], role: str) -> str:
-    """The last text that is not blank; agents put reminders before a person's own words."""
-    texts = (
-        part.text
-        for message in reversed(messages)
-        if message.role == role
-        for part in reversed(message.parts)
-        if isinstance(part, TextPart) and part.text.strip()
-    )
-    return next(texts, "")

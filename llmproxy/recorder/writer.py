@@ -1,8 +1,9 @@
-"""The writer: one daemon thread that writes turns to logs.db, in the order they come.
+"""The writer: one daemon thread that writes exchanges to logs.db, in the order they come.
 
-It never costs an answer. `write` returns at once; what can't be written now is kept
-and tried again, with one warning when that begins and one when it is over. Which
-errors mean that is the store's to say; there is no SQL here.
+It never costs an answer. `write` returns at once; what can't be written now is kept and
+tried again, with one warning when that begins and one when it is over. It is kept in
+memory for a moment and then in the spool, in memory again where even that can't be
+written. Which errors mean what is the store's to say; there is no SQL here.
 """
 
 from __future__ import annotations
@@ -16,40 +17,51 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 
-from .exchange import Turn
+from .exchange import Exchange, Turn, begun
+from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
 __all__ = ["Writer"]
 
-GROUP_TURNS = 32  # written in one transaction at most
-MAX_PENDING_TURNS = 2_000  # kept in memory while the file can't be written
+GROUP = 32  # exchanges written in one transaction at most
+MAX_PENDING = 256  # exchanges kept in memory where neither logs.db nor the spool takes them
+SPOOL_AFTER_S = 0.5  # of a lock: before clients stop to wait for their commit
+LOCKED_WARNING_S = 5.0  # a lock held this long is worth a warning
 FIRST_PAUSE_S = 0.01  # before the second try; doubled for each further one …
 MAX_LOCKED_PAUSE_S = 0.25  # … up to this: another program's write is soon over
 MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: a full or broken disk takes a person
-LOCKED_WARNING_S = 5.0  # a lock held this long is worth a warning
 # Between two groups, for the `llm` command beside us: it fails where a commit falls
 # between its read and its write.
 GAP_S = 0.02
-IDLE_S = 1.0  # without a new turn, before the write-ahead log is emptied
+IDLE_S = 1.0  # without anything new, before the write-ahead log is emptied
 
 
 @dataclass(frozen=True)
 class _Job:
-    turn: Turn
+    exchange: Exchange
     written: Future[None] = field(default_factory=Future)
 
 
 class Writer:
-    """Writes turns in a thread of its own, each in order and once.
+    """Writes exchanges in a thread of its own, each in order and once.
 
     open_store: opens the database; called in the thread, again whenever that must be.
     warn: takes one line for the person at the terminal; called from the thread.
+    spool: where exchanges go while the database can't take them; None keeps them in memory.
     """
 
-    def __init__(self, open_store: Callable[[], Store], *, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        open_store: Callable[[], Store],
+        *,
+        warn: Callable[[str], None],
+        spool: Spool | None = None,
+    ) -> None:
         self._open_store = open_store
         self._warn = warn
+        self._spool = spool
         self._changed = threading.Condition()  # guards the next two
         self._jobs: deque[_Job] = deque()
         self._refused = 0
@@ -59,37 +71,41 @@ class Writer:
         self._worth_waiting = True
         # What follows belongs to the thread.
         self._store: Store | None = None
+        self._has_inherited = False
         self._unflushed = False
-        self._one_by_one = 0  # so many of the next turns, after their group has failed
+        self._one_by_one = 0  # so many of the next, after their group has failed
         self._pause_s = FIRST_PAUSE_S
         self._failing_since: float | None = None
+        self._spooling = False
         self._warned = False
 
     def start(self) -> None:
         """Start the thread, once."""
         self._thread.start()
 
-    def write(self, turn: Turn) -> Future[None]:
-        """Hand over a turn, without waiting; the future ends after its commit.
+    def write(self, exchange: Exchange | Turn) -> Future[None]:
+        """Hand over an exchange, begun or ended, without waiting.
 
-        It ends with an exception where the turn was given up: the database can't take
-        this one, there is no more room to keep it, or the writer was closed before.
+        The future ends when it is in logs.db or, where that is impossible, in the spool.
+        It ends with an exception where the exchange was given up: the database can't
+        take this one, there is no more room to keep it, or the writer is closed.
         """
-        job = _Job(turn)
+        job = _Job(exchange if isinstance(exchange, Exchange) else _bare(exchange))
         job.written.set_running_or_notify_cancel()  # a waiter that goes away can't cancel it
         with self._changed:
-            if self._closing.is_set() or len(self._jobs) >= MAX_PENDING_TURNS:
+            full = self._failing_since is not None and len(self._jobs) >= MAX_PENDING
+            if full or self._closing.is_set():
                 self._refused += 1
-                job.written.set_exception(StoreError("no room to keep what can't be written"))
+                job.written.set_exception(StoreError("there is no room to keep it"))
             else:
                 self._jobs.append(job)
                 self._changed.notify()
         return job.written
 
     async def committed(self, written: Future[None], wait_s: float) -> None:
-        """Wait for a turn's commit, at most `wait_s`, and never raise for its failure.
+        """Wait until an exchange is written, at most `wait_s`; never raise for its failure.
 
-        After one wait that was in vain nobody waits until a commit has succeeded again.
+        After one wait that was in vain nobody waits until something has been written again.
         """
         if written.done() or not self._worth_waiting:
             return
@@ -109,64 +125,103 @@ class Writer:
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
+    # ---- the thread
+
     def _run(self) -> None:
-        try:
-            self._current_store()  # at once, so that a warning comes at the start
-        except StoreError as exc:
-            self._wait_out(exc)
-        while group := self._next_group():
+        while not self._is_over():
+            group: list[_Job] = []
             try:
-                store = self._current_store()
-                count = store.write([job.turn for job in group])
+                store = self._ready_store()
+                with self._changed:
+                    group = list(islice(self._jobs, 1 if self._one_by_one else GROUP))
+                count = store.write([job.exchange for job in group]) if group else 0
             except StoreError as exc:
                 self._wait_out(exc)
             except Exception as exc:  # whatever a strange row makes llm raise
                 if len(group) > 1:
                     self._one_by_one = len(group)
                 else:
-                    self._warn(f"one answer was not logged: {type(exc).__name__}: {exc}")
-                    self._settle(1, exc)
+                    self._give_up(exc)
             else:
                 # A file that was deleted meanwhile has taken nothing: once more then.
                 if store.is_current():
                     self._recovered()
-                    self._settle(count, None)
-                    self._closing.wait(GAP_S)
+                    self._settle(count)
+                    self._rest(count)
         self._stop()
 
-    def _next_group(self) -> list[_Job]:
-        """Wait for turns; an empty group says that it is time to stop."""
-        while True:
-            with self._changed:
-                wait_s = IDLE_S if self._unflushed else None
-                if self._changed.wait_for(lambda: self._jobs or self._closing.is_set(), wait_s):
-                    if time.monotonic() > self._deadline:
-                        return []
-                    return list(islice(self._jobs, 1 if self._one_by_one else GROUP_TURNS))
-            self._flush()
+    def _is_over(self) -> bool:
+        if not self._closing.is_set():
+            return False
+        return not self._jobs or time.monotonic() > self._deadline
 
-    def _current_store(self) -> Store:
+    def _ready_store(self) -> Store:
+        """Open the database where it is not, and first of all take in what was spooled.
+
+        Raises:
+            StoreError: it can't be opened or written.
+        """
         if self._store is not None and not self._store.is_current():
             self._drop_store()
-        if self._store is None:
+        try:
+            store = self._store = self._store or self._open_store()
+            if self._spool is not None:
+                if not self._has_inherited:
+                    self._inherit(store, self._spool)
+                    self._has_inherited = True
+                if not self._spool.is_empty():
+                    self._take_in(store, self._spool.path)
+                    self._spool.clear()
+        except StoreError:
+            raise
+        except Exception as exc:  # no exchange is to blame for what happens here
+            raise Unusable(f"{type(exc).__name__}: {exc}") from exc
+        return store
+
+    def _inherit(self, store: Store, spool: Spool) -> None:
+        """Take in what owners that are gone have left, and say what they did not finish."""
+        taken = []
+        for id in spool.owner.dead():
             try:
-                self._store = self._open_store()
+                self._take_in(store, spool.owner.spool_path(id))
+            except OSError as exc:  # another user's, say
+                self._warn(f"what another llmproxy left can't be taken in: {exc}")
+            else:
+                taken.append(id)
+        store.interrupt_orphans()
+        for id in taken:
+            spool.owner.forget(id)
+
+    def _take_in(self, store: Store, path: Path) -> None:
+        if not path.exists():
+            return
+        group: list[Exchange] = []
+        for exchange in read(path):
+            if exchange is None:
+                self._warn(f"{path} has a line that is no exchange; it was left out")
+                continue
+            group.append(exchange)
+            if len(group) == GROUP:
+                self._write_all(store, group)
+                group = []
+        self._write_all(store, group)
+        if not store.is_current():
+            raise Locked(f"{store.path} was replaced")
+
+    def _write_all(self, store: Store, exchanges: list[Exchange]) -> None:
+        while exchanges:
+            try:
+                exchanges = exchanges[store.write(exchanges) :]
             except StoreError:
                 raise
-            except Exception as exc:  # no row is to blame for what happens here
-                raise Unusable(f"{type(exc).__name__}: {exc}") from exc
-        return self._store
-
-    def _drop_store(self) -> None:
-        if self._store is not None:
-            self._store.close()
-            self._store = None
-
-    def _flush(self) -> None:
-        self._unflushed = False
-        if self._store is not None and self._store.is_current():
-            with suppress(StoreError):  # the next write meets the same, and says it
-                self._store.flush()
+            except Exception as exc:
+                if len(exchanges) == 1:
+                    self._warn(_not_logged(exc))
+                    return
+                for exchange in exchanges:
+                    self._write_all(store, [exchange])
+                return
+            self._closing.wait(GAP_S)
 
     def _wait_out(self, exc: StoreError) -> None:
         """Pause after a try in vain: longer each time, so that what is in our way can end."""
@@ -177,24 +232,49 @@ class Writer:
                 self._deadline = 0.0  # it takes a person, who waits for us to stop
         now = time.monotonic()
         self._failing_since = self._failing_since or now
-        if not self._warned and (not locked or now - self._failing_since > LOCKED_WARNING_S):
+        lasted_s = now - self._failing_since
+        self._spooling = self._spool is not None and (not locked or lasted_s > SPOOL_AFTER_S)
+        self._spool_all()
+        if not self._warned and (not locked or lasted_s > LOCKED_WARNING_S):
             self._warned = True
-            self._warn(f"the log can't be written now and is kept in memory: {exc}")
-        self._closing.wait(self._pause_s)
+            where = f"in {self._spool.path}" if self._spool and self._spooling else "in memory"
+            self._warn(f"the log can't be written now and is kept {where}: {exc}")
+        self._pause(now + self._pause_s)
         longest_s = MAX_LOCKED_PAUSE_S if locked else MAX_UNUSABLE_PAUSE_S
         self._pause_s = min(2 * self._pause_s, longest_s)
 
+    def _pause(self, until: float) -> None:
+        while not self._closing.is_set() and (left_s := until - time.monotonic()) > 0:
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._closing.is_set() or (self._spooling and self._jobs), left_s
+                )
+            self._spool_all()
+
+    def _spool_all(self) -> None:
+        """Move what waits into the spool, if that is where it goes now."""
+        while self._spooling and self._spool is not None and self._jobs:
+            try:
+                self._spool.append(self._jobs[0].exchange)
+            except OSError:
+                self._spooling = False
+            except Exception as exc:
+                self._give_up(exc)
+            else:
+                self._worth_waiting = True
+                self._settle(1)
+
     def _recovered(self) -> None:
-        self._unflushed = True
         self._worth_waiting = True
         self._pause_s = FIRST_PAUSE_S
         self._failing_since = None
+        self._spooling = False
         if self._warned:
             self._warned = False
             lost, self._refused = self._refused, 0
-            self._warn(f"the log is written again; {lost or 'no'} answers were lost")
+            self._warn(f"the log is written again; {_exchanges(lost)} lost")
 
-    def _settle(self, count: int, error: Exception | None) -> None:
+    def _settle(self, count: int, error: Exception | None = None) -> None:
         """End the first `count` jobs; their order is the queue's."""
         self._one_by_one = max(0, self._one_by_one - count)
         with self._changed:
@@ -205,9 +285,65 @@ class Writer:
             else:
                 job.written.set_exception(error)
 
+    def _give_up(self, exc: Exception) -> None:
+        self._warn(_not_logged(exc))
+        self._settle(1, exc)
+
+    def _rest(self, wrote: int) -> None:
+        """Wait for something to write; after a while without, empty the write-ahead log."""
+        if wrote:
+            self._unflushed = True
+            self._closing.wait(GAP_S)
+        while True:
+            wait_s = IDLE_S if self._unflushed else None
+            with self._changed:
+                if self._changed.wait_for(lambda: self._jobs or self._closing.is_set(), wait_s):
+                    return
+            self._flush()
+
+    def _flush(self) -> None:
+        self._unflushed = False
+        if self._store is not None and self._store.is_current():
+            with suppress(StoreError):  # the next write meets the same, and says it
+                self._store.flush()
+
+    def _drop_store(self) -> None:
+        self._has_inherited = False
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
     def _stop(self) -> None:
+        self._spooling = True
+        self._spool_all()
         if left := len(self._jobs):
-            self._warn(f"{left} answers were not logged")
+            self._warn(f"{_exchanges(left)} not logged")
             self._settle(left, StoreError("the writer was closed before"))
         self._flush()
         self._drop_store()
+        if self._spool is not None:
+            self._spool.owner.release()
+
+
+def _bare(turn: Turn) -> Exchange:
+    """Make an exchange of a turn whose request nobody kept."""
+    exchange = begun(
+        turn.id,
+        turn.started,
+        dialect="",
+        path="",
+        query="",
+        client="",
+        headers=(),
+        body=None,
+        messages=turn.messages,
+    )
+    return exchange.ended("ok", http_status=200, duration_ms=turn.duration_ms, turn=turn)
+
+
+def _not_logged(exc: Exception) -> str:
+    return f"an exchange was not logged: {type(exc).__name__}: {exc}"
+
+
+def _exchanges(count: int) -> str:
+    return "1 exchange was" if count == 1 else f"{count or 'no'} exchanges were"

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime
 
 import llm
 import pytest
+from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
-from llmproxy.recorder.exchange import Turn
+from llmproxy import hub
+from llmproxy.recorder.exchange import Turn, begun
+
+RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -23,26 +28,73 @@ def path(llm_user_path):
 
 
 @pytest.fixture
-def make_turn():
-    """Make turns with ids of their own, of words that a test says."""
+def make_begun():
+    """Make exchanges that begin, with ids of their own."""
     numbers = itertools.count(1)
 
-    def make(prompt="hello", answer="HELLO", **fields) -> Turn:
-        id = f"01jd{next(numbers):022d}"
-        return Turn(
-            **{
-                "id": id,
-                "thread_id": id,
-                "model": "demo",
-                "messages": [llm.user(prompt)],
-                "reply": [llm.assistant(answer)],
-                "started": datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC),
-                "duration_ms": 12,
-            }
-            | fields
+    def make(prompt="hello", **fields):
+        body = {"model": "demo", "messages": [{"role": "user", "content": prompt}]}
+        facts = {
+            "dialect": "openai_chat",
+            "path": "/v1/chat/completions",
+            "query": "",
+            "client": "tests",
+            "headers": [("user-agent", "tests/1")],
+            "body": body,
+            "stream": True,
+            "model": "demo",
+            "messages": [llm.user(prompt)],
+        }
+        return begun(f"01jd{next(numbers):022d}", RECEIVED, **facts | fields)
+
+    return make
+
+
+@pytest.fixture
+def make_exchange(make_begun):
+    """Make exchanges that have ended, of words that a test says."""
+
+    def make(prompt="hello", answer="HELLO", status="ok", error=None, request=None, **turn_fields):
+        begun = make_begun(prompt, **request or {})
+        facts = {
+            "id": begun.id,
+            "thread_id": begun.id,
+            "model": "demo",
+            "messages": [llm.user(prompt)],
+            "reply": [llm.assistant(answer)],
+            "started": RECEIVED,
+            "duration_ms": 12,
+        }
+        turn = Turn(**facts | turn_fields)
+        events = [(float(i), event) for i, event in enumerate(events_of(turn.reply), 1)]
+        return begun.ended(
+            status,
+            http_status=200 if status == "ok" else None,
+            duration_ms=12.5,
+            turn=turn,
+            events=events,
+            finish=hub.Finish() if status == "ok" else None,
+            error=error,
         )
 
     return make
+
+
+def events_of(reply):
+    """Take an answer apart: one event for each part, two for a tool call."""
+    for message_index, message in enumerate(reply):
+        for index, part in enumerate(message.parts):
+            place = {"part_index": index, "message_index": message_index}
+            place["provider_metadata"] = part.provider_metadata
+            match part:
+                case TextPart():
+                    yield StreamEvent("text", part.text, **place)
+                case ReasoningPart():
+                    yield StreamEvent("reasoning", part.text, redacted=part.redacted, **place)
+                case ToolCallPart():
+                    place["tool_call_id"] = part.tool_call_id
+                    yield StreamEvent("tool_call_name", part.name, **place)
+                    yield StreamEvent("tool_call_args", json.dumps(part.arguments), **place)
 
 
 @pytest.fixture

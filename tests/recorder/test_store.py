@@ -21,7 +21,10 @@ from llm.parts import (
 )
 
 from llmproxy import hub
+from llmproxy.recorder.folding import unfold
+from llmproxy.recorder.owner import Owner
 from llmproxy.recorder.store import Locked, Store, Unusable, logs_on
+from llmproxy.recorder.turns import TurnRecord
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
@@ -45,10 +48,10 @@ def rows(path, sql, *values):
         return connection.execute(sql, values).fetchall()
 
 
-def test_a_turn_is_shown_by_llm_logs(store, make_turn, run_llm):
+def test_a_turn_is_shown_by_llm_logs(store, make_exchange, run_llm):
     store.write(
         [
-            make_turn(
+            make_exchange(
                 "say hello in capitals",
                 "HELLO",
                 messages=[llm.system("be brief"), llm.user("say hello in capitals")],
@@ -84,7 +87,7 @@ EXPECTED_ROW = {
 }
 
 
-def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_turn, llm_log, run_llm):
+def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_exchange, llm_log, run_llm):
     schema = {"type": "object", "properties": {"colour": {"type": "string"}}}
     tool = llm.Tool("look", "Look at a picture" * 8, {"type": "object", "properties": {}})
     asked = [
@@ -110,8 +113,8 @@ def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_turn, ll
     answer = [
         Message("assistant", [ReasoningPart("", redacted=True), TextPart('{"colour": "red"}')])
     ]
-    first = make_turn(messages=asked, reply=[call], tools=(tool,), schema=schema)
-    second = make_turn(
+    first = make_exchange(messages=asked, reply=[call], tools=(tool,), schema=schema)
+    second = make_exchange(
         messages=[*asked, call, result],
         reply=answer,
         thread_id=first.thread_id,
@@ -124,7 +127,7 @@ def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_turn, ll
     assert llm_log.verify() == []
     whole = [message.to_dict() for message in [*asked, call, result, *answer]]
     assert [m.to_dict() for m in llm_log.thread_messages(first.thread_id)] == whole
-    assert llm_log.turn_response_json(second.id) == second.response_json
+    assert llm_log.turn_response_json(second.id) == second.turn.response_json
     assert rows(path, "select count(*) from messages") == [(5,)]
     rows_shown = json.loads(run_llm("logs", "--json"))
     assert [row["tools"][0]["name"] for row in rows_shown] == ["look", "look"]
@@ -134,75 +137,267 @@ def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_turn, ll
     assert list(rows_shown[0]["tool_calls"][0]["arguments"]) == ["z", "a"]  # B40: the model's order
 
 
-def test_no_address_of_a_client_is_ever_asked(store, make_turn, monkeypatch):
+def test_no_address_of_a_client_is_ever_asked(store, make_exchange, monkeypatch):
     def no_network(*_):
         raise AssertionError("a socket was made")
 
     monkeypatch.setattr(socket, "socket", no_network)
     picture = hub.attachment_from_url("http://127.0.0.1:9/without-a-type")
-    store.write([make_turn(messages=[llm.user("look", picture)])])
+    store.write([make_exchange(messages=[llm.user("look", picture)])])
 
 
-def test_a_turn_written_twice_is_there_once(store, path, make_turn):
-    turn = make_turn("find me once", options={"seed": 1}, tools=(llm.Tool("t"),))
-    tables = "messages", "parts", "turns", "threads", "turn_tools", "turn_search"
-    store.write([turn])
-    before = {table: rows(path, f"select * from {table} order by 1") for table in tables}
-    store.write([turn, turn])
-    after = {table: rows(path, f"select * from {table} order by 1") for table in tables}
-    search = [row[1:] for row in after.pop("turn_search")]  # its number alone is new
-    assert search == [row[1:] for row in before.pop("turn_search")]
-    assert after == before
+def everything(path):
+    tables = rows(path, "select name from sqlite_master where type = 'table'")
+    return {table: rows(path, f"select * from {table} order by 1, 2") for (table,) in tables}
 
 
-def test_an_empty_reply_keeps_its_prompt(store, make_turn, llm_log):
-    store.write([make_turn("anyone?", reply=[])])
+def test_what_is_written_again_changes_nothing(store, path, make_exchange):
+    exchange = make_exchange("find me once", options={"seed": 1}, tools=(llm.Tool("t"),))
+    store.write([exchange])
+    before = everything(path)
+    store.write([exchange, exchange])
+    other = Store(path)
+    other.write([exchange])
+    other.close()
+    assert everything(path) == before
+
+
+def test_an_exchange_is_there_when_it_begins_and_when_it_has_ended(store, path, make_begun):
+    columns = "status, dialect, path, client, stream, model_asked, http_status, error, first_words"
+    begun = make_begun("hello", query="beta=true")
+    store.write([begun])
+    request = "/v1/chat/completions", "tests", 1, "demo"
+    assert rows(path, f"select {columns} from proxy_exchanges") == [
+        ("running", "openai_chat", *request, None, None, "hello")
+    ]
+    store.write([begun.ended("error", http_status=502, duration_ms=3.5, error="no model")])
+    assert rows(path, f"select {columns} from proxy_exchanges") == [
+        ("error", "openai_chat", *request, 502, "no model", "hello")
+    ]
+    assert rows(path, "select query, headers, duration_ms from proxy_exchanges") == [
+        ("beta=true", '{"user-agent":"tests/1"}', 3.5)
+    ]
+    store.write([begun])
+    assert rows(path, "select status from proxy_exchanges") == [("error",)]
+
+
+def test_an_end_whose_beginning_nobody_wrote_is_whole(store, path, make_begun, make_exchange):
+    begun = make_begun()
+    store.write([begun, begun.ended("cancelled", http_status=None, duration_ms=1.0)])
+    store.write([make_exchange("only ended")])
+    assert rows(path, "select status, body is null from proxy_exchanges order by id") == [
+        ("cancelled", 0),
+        ("ok", 0),
+    ]
+
+
+def test_a_failure_without_output_keeps_its_messages_and_is_no_turn(
+    store, path, make_exchange, llm_log
+):
+    exchange = make_exchange("what happened?", reply=[], status="error", error="down")
+    store.write([exchange])
+    ((tip, thread),) = rows(path, "select message_hash, thread_id from proxy_exchanges")
+    assert llm_log.load_chain(tip) == exchange.turn.messages
+    assert thread is None
+    assert rows(path, "select count(*) from turns") == [(0,)]
+    assert rows(path, "select count(*) from threads") == [(0,)]
+
+
+def test_only_a_finished_turn_moves_its_threads_tip(store, make_exchange, llm_log):
+    first = make_exchange("one", "ONE")
+    history = first.turn.messages + first.turn.reply
+    asked = {"messages": [*history, llm.user("two")], "thread_id": first.thread_id}
+    cut = make_exchange("two", "TW", status="cancelled", **asked)
+    store.write([first, cut])
+    assert llm_log.thread_messages(first.thread_id) == history
+    again = make_exchange("two", "TWO", **asked)
+    store.write([again])
+    assert llm_log.thread_messages(first.thread_id) == again.turn.messages + again.turn.reply
+
+
+def test_a_thread_that_begins_with_a_cut_turn_can_be_continued(store, make_exchange, llm_log):
+    cut = make_exchange("two", "TW", status="cancelled")
+    store.write([cut])
+    assert llm_log.thread_messages(cut.thread_id) == cut.turn.messages + cut.turn.reply
+
+
+def conversation(make_exchange, turns):
+    """A client that sends the whole history again each time, with a tool loop in it."""
+    history = [llm.system("be brief")]
+    for number in range(turns):
+        history = [*history, llm.user(f"question {number}")]
+        if number % 3 == 1:
+            call = Message("assistant", [ToolCallPart("look", {"n": number}, f"c{number}")])
+            result = Message("tool", [ToolResultPart("look", "seen", f"c{number}")])
+            history = [*history, call, result]
+        answer = [Message("assistant", [ReasoningPart("hm"), TextPart(f"answer {number}")])]
+        yield make_exchange(messages=history, reply=answer, thread_id="01jd0")
+        history = [*history, *answer]
+
+
+def test_the_rows_are_those_that_llms_own_store_makes(store, path, tmp_path, make_exchange):
+    """What is known is left out of the asking, never of the rows."""
+    exchanges = list(conversation(make_exchange, 8))
+    for exchange in exchanges:
+        store.write([exchange])
+    other = tmp_path / "llms.db"
+    with sqlite_utils.Database(other) as database:
+        log = LogStore(database)
+        for exchange in exchanges:
+            log.log(TurnRecord(exchange.turn, {}))
+    for table in ("messages", "parts", "turns", "turn_search", "turn_tools"):
+        assert rows(path, f"select * from {table}") == rows(other, f"select * from {table}")
+    threads = "select id, name, tip_message_hash, forked_from from threads"
+    assert rows(path, threads) == rows(other, threads)
+
+
+def test_a_history_that_is_known_is_not_asked_for(store, make_exchange):
+    def statements(exchange):
+        seen = []
+        store._conn.set_trace_callback(seen.append)
+        store.write([exchange])
+        store._conn.set_trace_callback(None)
+        return len(seen)
+
+    *_, long, longer = conversation(make_exchange, 60)
+    (short,) = conversation(make_exchange, 1)
+    store.write([long])
+    assert statements(longer) < statements(short) + 40  # of 160 messages three or four are new
+
+
+def test_a_history_that_somebody_deleted_is_written_again(store, path, make_exchange, llm_log):
+    *_, before, after = conversation(make_exchange, 5)
+    store.write([before])
+    with sqlite3.connect(path) as connection:
+        connection.execute("delete from parts")
+        connection.execute("delete from messages")
+    store.write([after])
+    assert llm_log.load_chain(llm_log.thread_tip("01jd0")) == after.turn.messages + after.turn.reply
+
+
+def test_what_was_rolled_back_is_not_taken_as_stored(store, path, make_exchange, llm_log):
+    """d6.21: a chain that hangs from missing rows can't be read again."""
+    first, second = conversation(make_exchange, 2)
+    bad = make_exchange("bad \ud800")
+    with pytest.raises(UnicodeEncodeError):
+        store.write([first, bad])
+    store.write([second])
+    assert llm_log.verify() == []
+    assert llm_log.thread_messages("01jd0") == second.turn.messages + second.turn.reply
+    ((body,),) = rows(path, "select body from proxy_exchanges")
+    assert unfold(body, dict(rows(path, "select * from proxy_contents")).__getitem__)
+
+
+def test_what_was_pruned_meanwhile_is_written_again(store, path, make_exchange):
+    text = "a long text " * 100
+    first, second = make_exchange(text), make_exchange(text)
+    store.write([first])
+    with sqlite3.connect(path) as connection:
+        connection.execute("delete from proxy_contents")
+        connection.execute("update proxy_meta set value = value + 1 where name = 'prunes'")
+    with pytest.raises(Locked):
+        store.write([second])
+    store.write([second])
+    bodies = rows(path, "select body from proxy_exchanges where id = ?", second.id)
+    contents = dict(rows(path, "select * from proxy_contents"))
+    assert unfold(bodies[0][0], contents.__getitem__) == second.request.body
+
+
+def test_no_secret_reaches_the_file(store, path, make_exchange):
+    key = "sk-abcdefgh12345678"
+    request = {
+        "headers": [("authorization", f"Bearer {key}"), ("cookie", f"session={key}")],
+        "query": f"key={key}",
+        "body": {"model": "m", "messages": [], "mcp_servers": [{"authorization_token": key}]},
+    }
+    exchange = make_exchange("hi", reply=[], status="error", error=f"bad: {key}", request=request)
+    store.write([exchange])
+    store.flush()
+    assert key.encode() not in path.read_bytes()
+
+
+def test_names_that_no_database_takes_are_kept_as_far_as_it_can(store, path, make_begun):
+    store.write([make_begun(model="m\ud800", client="c\udfff")])
+    assert rows(path, "select model_asked, client from proxy_exchanges") == [("m?", "c?")]
+
+
+def test_what_a_killed_process_left_running_is_interrupted(path, make_begun):
+    """A neighbour that lives is left alone."""
+    here, there = Owner(path, "here"), Owner(path, "there")
+    neighbour = Store(path, there)
+    neighbour.write([make_begun("of a neighbour")])
+    dead = Store(path, Owner(path, "dead"))
+    begun = make_begun("of a dead one")
+    dead.write([begun])
+    dead._owner._lock.close()  # as its process's end does it
+    store = Store(path, here)
+    store.write([make_begun("of our own")])
+    store.interrupt_orphans()
+    statuses = "select first_words, status from proxy_exchanges order by id"
+    assert rows(path, statuses) == [
+        ("of a neighbour", "running"),
+        ("of a dead one", "interrupted"),
+        ("of our own", "running"),
+    ]
+    store.write([begun.ended("ok", http_status=200, duration_ms=1.0)])  # from its spool
+    assert rows(path, statuses)[1] == ("of a dead one", "ok")
+    for owner in (here, there):
+        owner.release()
+    store.close()
+    neighbour.close()
+    dead.close()
+
+
+def test_an_empty_reply_keeps_its_prompt(store, make_exchange, llm_log):
+    store.write([make_exchange("anyone?", reply=[])])
     (row,) = log_rows(llm_log)
     assert (row["prompt"], row["response"]) == ("anyone?", "")
 
 
 @pytest.mark.parametrize("reply", [[], [llm.assistant("fine")]], ids=["empty", "text"])
-def test_a_prompt_before_a_last_system_message_is_found(store, path, make_turn, llm_log, reply):
+def test_a_prompt_before_a_last_system_message_is_found(store, path, make_exchange, llm_log, reply):
     """Claude Code's habit (C1, d6.18)."""
     messages = [llm.user("<reminder>", "rhubarb please"), llm.system("today is Monday")]
-    turn = make_turn(messages=messages, reply=reply)
+    turn = make_exchange(messages=messages, reply=reply)
     store.write([turn])
     assert [row["id"] for row in log_rows(llm_log, query="rhubarb")] == [turn.id]
     assert rows(path, "select name from threads") == [("rhubarb please",)]
 
 
-def test_a_last_system_message_after_a_tool_result_is_not_searched(store, path, make_turn):
+def test_a_last_system_message_after_a_tool_result_is_not_searched(store, path, make_exchange):
     result = Message("tool", [ToolResultPart("t", "12", "call_1")])
     messages = [llm.user("rhubarb"), llm.assistant(ToolCallPart("t", {}, "call_1")), result]
-    store.write([make_turn(messages=[*messages, llm.system("go on")])])
+    store.write([make_exchange(messages=[*messages, llm.system("go on")])])
     assert rows(path, "select prompt, response from turn_search") == [("", "HELLO")]
 
 
 @pytest.mark.parametrize("text", ["nul \0 in", "\u2028", "🌊" * 3, " " * 9, "x" * 2**20])
-def test_odd_texts_read_back_as_written(store, make_turn, llm_log, text):
-    turn = make_turn(text, text)
+def test_odd_texts_read_back_as_written(store, make_exchange, llm_log, text):
+    turn = make_exchange(text, text)
     store.write([turn])
-    assert llm_log.thread_messages(turn.thread_id) == turn.messages + turn.reply
+    assert llm_log.thread_messages(turn.thread_id) == turn.turn.messages + turn.turn.reply
     assert llm_log.verify() == []
 
 
-def test_a_bad_row_leaves_nothing_behind(store, path, make_turn):
-    good, bad = make_turn("good"), make_turn("bad \ud800")
+def test_a_bad_row_leaves_nothing_behind(store, path, make_exchange):
+    good, bad = make_exchange("good"), make_exchange("bad \ud800")
     with pytest.raises(UnicodeEncodeError):
         store.write([good, bad])
     assert rows(path, "select count(*) from turns") == [(0,)]
     assert store.write([good]) == 1
 
 
-def test_a_payload_that_is_not_json_costs_only_its_odd_values(store, make_turn, llm_log):
-    turn = make_turn(response_json={"id": "r1", "odd": {1}, "raw": b"\xff"}, options={"o": object})
+def test_a_payload_that_is_not_json_costs_only_its_odd_values(store, make_exchange, llm_log):
+    turn = make_exchange(
+        response_json={"id": "r1", "odd": {1}, "raw": b"\xff"}, options={"o": object}
+    )
     store.write([turn])
     assert llm_log.turn_response_json(turn.id) == {"id": "r1", "odd": "{1}", "raw": "b'\\xff'"}
 
 
-def test_a_long_group_ends_with_a_short_lock(store, path, make_turn, monkeypatch):
+def test_a_long_group_ends_with_a_short_lock(store, path, make_exchange, monkeypatch):
     monkeypatch.setattr("llmproxy.recorder.store.LOCK_S", 0)
-    assert store.write([make_turn(), make_turn()]) == 1
+    assert store.write([make_exchange(), make_exchange()]) == 1
     assert rows(path, "select count(*) from turns") == [(1,)]
 
 
@@ -219,13 +414,26 @@ def test_the_mode_of_a_file_that_is_there_is_left(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_the_schema_is_llms_own(store, path, tmp_path):
+def test_llms_own_schema_is_as_llm_makes_it(store, path, tmp_path):
     def schema(database):
-        return rows(database, "select type, name, sql from sqlite_master order by name")
+        return rows(
+            database,
+            "select type, name, sql from sqlite_master where tbl_name not like 'proxy%'"
+            " and name != 'sqlite_sequence' order by name",
+        )
 
     with sqlite_utils.Database(tmp_path / "llms.db") as database:
         LogStore(database)
     assert schema(path) == schema(tmp_path / "llms.db")
+
+
+def test_a_newer_schema_is_refused_in_one_line(store, path):
+    store._conn.execute("update proxy_meta set value = 99 where name = 'schema'")
+    with pytest.raises(Unusable) as refused:
+        Store(path)
+    assert str(refused.value) == (
+        f"{path} is a newer llmproxy's (its schema is 99, this one knows 1): install that"
+    )
 
 
 OPEN = """
@@ -253,16 +461,16 @@ def test_processes_that_open_an_empty_file_at_once_all_succeed(path, llm_log):
     assert llm_log.verify() == []
 
 
-def test_a_lock_of_another_is_told(store, path, make_turn):
+def test_a_lock_of_another_is_told(store, path, make_exchange):
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Locked, match="database is locked"):
-        store.write([make_turn()])
+        store.write([make_exchange()])
     with pytest.raises(Locked):
         Store(path)
     other.execute("ROLLBACK")
     other.close()
-    assert store.write([make_turn()]) == 1
+    assert store.write([make_exchange()]) == 1
 
 
 def not_sqlite(path):
@@ -285,18 +493,18 @@ def test_what_is_no_database_is_unusable(path, spoil):
         Store(path)
 
 
-def test_a_database_that_turns_read_only_is_unusable(store, make_turn):
+def test_a_database_that_turns_read_only_is_unusable(store, make_exchange):
     store._conn.execute("PRAGMA query_only = on")
     with pytest.raises(Unusable, match="readonly"):
-        store.write([make_turn()])
+        store.write([make_exchange()])
 
 
-def test_a_full_disk_is_unusable_and_takes_none_of_a_group(store, path, make_turn):
+def test_a_full_disk_is_unusable_and_takes_none_of_a_group(store, path, make_exchange):
     """d6.21: SQLite ends the transaction by itself."""
     (pages,) = store._conn.execute("PRAGMA page_count").fetchone()
     store._conn.execute(f"PRAGMA max_page_count = {pages + 8}")
     with pytest.raises(Unusable, match="full"):
-        store.write([make_turn(), make_turn("x" * 2**20), make_turn()])
+        store.write([make_exchange(), make_exchange("x" * 2**20), make_exchange()])
     assert rows(path, "select count(*) from turns") == [(0,)]
     assert rows(path, "select count(*) from messages") == [(0,)]
 
@@ -309,8 +517,8 @@ def test_a_file_that_is_gone_or_another_is_not_current(store, path, tmp_path):
     assert not store.is_current()
 
 
-def test_a_flush_leaves_no_rows_outside_the_file(store, path, make_turn):
-    store.write([make_turn()])
+def test_a_flush_leaves_no_rows_outside_the_file(store, path, make_exchange):
+    store.write([make_exchange()])
     wal = path.with_name("logs.db-wal")
     assert wal.stat().st_size > 0
     store.flush()

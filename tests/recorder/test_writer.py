@@ -2,17 +2,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import sqlite_utils
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
+from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.spool import Spool, read
 from llmproxy.recorder.store import Store, StoreError
 from llmproxy.recorder.writer import Writer
 
@@ -49,32 +57,32 @@ def lock(path):
     connection.close()
 
 
-def test_turns_are_there_when_their_futures_end(writer, path, warnings, make_turn):
-    written = [writer.write(make_turn(str(number))) for number in range(100)]
+def test_turns_are_there_when_their_futures_end(writer, path, warnings, make_exchange):
+    written = [writer.write(make_exchange(str(number))) for number in range(100)]
     for future in written:
         assert future.result(10) is None
     assert texts(path) == [str(number) for number in range(100)]
     assert warnings == []
 
 
-def test_closing_writes_what_is_left(writer, path, make_turn):
-    written = [writer.write(make_turn(str(number))) for number in range(40)]
+def test_closing_writes_what_is_left(writer, path, make_exchange):
+    written = [writer.write(make_exchange(str(number))) for number in range(40)]
     writer.close(10)
     assert all(future.done() for future in written)
     assert len(texts(path)) == 40
     assert not path.with_name("logs.db-wal").exists()
 
 
-def test_a_turn_after_the_close_is_refused(writer, make_turn):
+def test_a_turn_after_the_close_is_refused(writer, make_exchange):
     writer.close(10)
     writer.close(10)
-    assert isinstance(writer.write(make_turn()).exception(1), StoreError)
+    assert isinstance(writer.write(make_exchange()).exception(1), StoreError)
 
 
-def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_turn):
-    assert writer.write(make_turn("before")).result(10) is None
+def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_exchange):
+    assert writer.write(make_exchange("before")).result(10) is None
     with lock(path):
-        written = [writer.write(make_turn(str(number))) for number in range(50)]
+        written = [writer.write(make_exchange(str(number))) for number in range(50)]
         time.sleep(2)  # longer than any pause: the lock's own length is what is tested
         assert not any(future.done() for future in written)
     assert [future.result(10) for future in written] == [None] * 50
@@ -82,17 +90,17 @@ def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_turn):
     assert warnings == []
 
 
-def test_a_long_lock_is_told_once_and_its_end(writer, path, warnings, make_turn, monkeypatch):
+def test_a_long_lock_is_told_once_and_its_end(writer, path, warnings, make_exchange, monkeypatch):
     monkeypatch.setattr(writer_module, "LOCKED_WARNING_S", 0.2)
-    assert writer.write(make_turn()).result(10) is None
+    assert writer.write(make_exchange()).result(10) is None
     with lock(path):
-        written = writer.write(make_turn())
+        written = writer.write(make_exchange())
         wait_until(lambda: warnings)
     assert written.result(10) is None
     wait_until(lambda: len(warnings) == 2)
     assert warnings == [
         f"the log can't be written now and is kept in memory: {path}: database is locked",
-        "the log is written again; no answers were lost",
+        "the log is written again; no exchanges were lost",
     ]
 
 
@@ -103,10 +111,10 @@ def wait_until(true):
         time.sleep(0.005)
 
 
-def test_a_bad_row_harms_only_itself(path, warnings, make_turn):
+def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
     writer = Writer(lambda: Store(path), warn=warnings.append)
-    turns = [make_turn(str(number)) for number in range(5)] + [make_turn("bad \ud800")]
-    turns += [make_turn(str(number)) for number in range(5, 10)]
+    turns = [make_exchange(str(number)) for number in range(5)] + [make_exchange("bad \ud800")]
+    turns += [make_exchange(str(number)) for number in range(5, 10)]
     written = [writer.write(turn) for turn in turns]
     writer.start()
     errors = [future.exception(10) for future in written]
@@ -114,45 +122,45 @@ def test_a_bad_row_harms_only_itself(path, warnings, make_turn):
     assert errors.index(next(filter(None, errors))) == 5
     assert texts(path) == [str(number) for number in range(10)]
     assert [warning.partition("Error")[0] for warning in warnings] == [
-        "one answer was not logged: UnicodeEncode"
+        "an exchange was not logged: UnicodeEncode"
     ]
     writer.close(10)
 
 
-def test_a_deleted_file_is_made_anew(writer, path, warnings, make_turn):
-    assert writer.write(make_turn("gone with the file")).result(10) is None
+def test_a_deleted_file_is_made_anew(writer, path, warnings, make_exchange):
+    assert writer.write(make_exchange("gone with the file")).result(10) is None
     for file in path.parent.iterdir():
         file.unlink()
-    assert writer.write(make_turn("in the new file")).result(10) is None
+    assert writer.write(make_exchange("in the new file")).result(10) is None
     assert texts(path) == ["in the new file"]
     assert warnings == []
 
 
-def test_a_deleted_file_whose_log_stays_is_made_anew(writer, path, make_turn):
-    assert writer.write(make_turn("gone with the file")).result(10) is None
+def test_a_deleted_file_whose_log_stays_is_made_anew(writer, path, make_exchange):
+    assert writer.write(make_exchange("gone with the file")).result(10) is None
     path.unlink()
-    assert writer.write(make_turn("in the new file")).result(10) is None
+    assert writer.write(make_exchange("in the new file")).result(10) is None
     assert texts(path) == ["in the new file"]
 
 
-def test_a_replaced_file_goes_on_from_what_it_holds(writer, path, tmp_path, make_turn):
+def test_a_replaced_file_goes_on_from_what_it_holds(writer, path, tmp_path, make_exchange):
     """d6.22: what is left of the write-ahead log would be played into the other file."""
-    assert writer.write(make_turn("in the backup")).result(10) is None
+    assert writer.write(make_exchange("in the backup")).result(10) is None
     backup = tmp_path / "backup.db"
     with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
         source.backup(target)
-    assert writer.write(make_turn("after the backup")).result(10) is None
+    assert writer.write(make_exchange("after the backup")).result(10) is None
     wait_until(lambda: path.with_name("logs.db-wal").stat().st_size == 0)  # idle
     backup.rename(path)
-    assert writer.write(make_turn("after the restore")).result(10) is None
+    assert writer.write(make_exchange("after the restore")).result(10) is None
     assert texts(path) == ["in the backup", "after the restore"]
 
 
-def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_turn):
+def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     path.write_text("this is no database " * 100)
     writer = Writer(lambda: Store(path), warn=warnings.append)
     writer.start()
-    written = [writer.write(make_turn(str(number))) for number in range(3)]
+    written = [writer.write(make_exchange(str(number))) for number in range(3)]
     wait_until(lambda: warnings)
     path.unlink()
     assert [future.result(10) for future in written] == [None] * 3
@@ -160,90 +168,362 @@ def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_turn):
     writer.close(10)
     assert warnings == [
         f"the log can't be written now and is kept in memory: {path}: file is not a database",
-        "the log is written again; no answers were lost",
+        "the log is written again; no exchanges were lost",
     ]
 
 
-def test_memory_is_bounded_and_what_is_lost_is_told(path, warnings, make_turn, monkeypatch):
-    monkeypatch.setattr(writer_module, "MAX_PENDING_TURNS", 2)
+def test_memory_is_bounded_and_what_is_lost_is_told(path, warnings, make_exchange, monkeypatch):
+    monkeypatch.setattr(writer_module, "MAX_PENDING", 2)
     path.mkdir()
     writer = Writer(lambda: Store(path), warn=warnings.append)
     writer.start()
-    written = [writer.write(make_turn(str(number))) for number in range(3)]
-    assert isinstance(written[2].exception(10), StoreError)
     wait_until(lambda: warnings)
+    written = [writer.write(make_exchange(str(number))) for number in range(3)]
+    assert isinstance(written[2].exception(10), StoreError)
     path.rmdir()
     assert [future.result(10) for future in written[:2]] == [None, None]
     writer.close(10)
-    assert warnings[1:] == ["the log is written again; 1 answers were lost"]
+    assert warnings[1:] == ["the log is written again; 1 exchange was lost"]
 
 
-def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_turn):
+def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_exchange):
     path.mkdir()
     writer = Writer(lambda: Store(path), warn=warnings.append)
     writer.start()
-    written = writer.write(make_turn())
+    written = writer.write(make_exchange())
     began = time.monotonic()
     writer.close(30)
     assert time.monotonic() - began < 5
     assert isinstance(written.exception(0), StoreError)
-    assert warnings[-1] == "1 answers were not logged"
+    assert warnings[-1] == "1 exchange was not logged"
 
 
-def test_closing_waits_no_longer_than_it_may_for_a_lock(writer, path, warnings, make_turn):
-    assert writer.write(make_turn()).result(10) is None
+def test_closing_waits_no_longer_than_it_may_for_a_lock(writer, path, warnings, make_exchange):
+    assert writer.write(make_exchange()).result(10) is None
     with lock(path):
-        written = writer.write(make_turn())
+        written = writer.write(make_exchange())
         writer.close(0.3)
         assert isinstance(written.exception(5), StoreError)
-    assert warnings == ["1 answers were not logged"]
+    assert warnings == ["1 exchange was not logged"]
 
 
-def test_an_answer_waits_for_its_commit(writer, path, make_turn):
+@pytest.fixture
+def spool(path):
+    return Spool(Owner(path, "me"))
+
+
+@pytest.fixture
+def spooling(path, warnings, spool):
+    """A writer as the proxy has it."""
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    yield writer
+    writer.close(10)
+
+
+def spooled(spool):
+    return [] if spool.is_empty() else [exchange.first_words for exchange in read(spool.path)]
+
+
+def test_a_lock_is_waited_out_in_the_spool(spooling, path, spool, warnings, make_exchange):
+    assert spooling.write(make_exchange("before")).result(10) is None
+    with lock(path):
+        written = [spooling.write(make_exchange(str(number))) for number in range(3)]
+        assert [future.result(10) for future in written] == [None] * 3
+        assert spooled(spool) == ["0", "1", "2"]
+        assert spooling.write(make_exchange("3")).result(10) is None
+    wait_until(spool.is_empty)
+    assert spooling.write(make_exchange("after")).result(10) is None
+    assert texts(path) == ["before", "0", "1", "2", "3", "after"]
+    assert warnings == []
+
+
+def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_exchange):
+    path.write_text("this is no database " * 100)
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    for number in range(3):
+        assert writer.write(make_exchange(str(number))).result(10) is None
+    assert spooled(spool) == ["0", "1", "2"]
+    path.unlink()
+    wait_until(spool.is_empty)
+    assert texts(path) == ["0", "1", "2"]
+    writer.close(10)
+    assert warnings == [
+        f"the log can't be written now and is kept in {spool.path}: {path}: file is not a database",
+        "the log is written again; no exchanges were lost",
+    ]
+
+
+def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, make_exchange):
+    assert spooling.write(make_exchange()).result(10) is None
+    with lock(path):
+        written = spooling.write(make_exchange("left"))
+        spooling.close(0.2)
+        assert written.result(5) is None
+    assert warnings == []
+    assert spooled(spool) == ["left"]
+
+
+def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun, make_exchange):
+    gone = Spool(Owner(path, "gone"))
+    begun, ended = make_begun("was running"), make_exchange("had ended")
+    for exchange in (begun, ended):
+        gone.append(exchange)
+    with gone.path.open("a") as file:
+        file.write('{"half": ')
+    gone.owner._lock.close()  # as its process's end does it
+    writer = Writer(
+        lambda: Store(path, spool.owner),
+        warn=warnings.append,
+        spool=(spool := Spool(Owner(path, "me"))),
+    )
+    writer.start()
+    wait_until(lambda: gone.is_empty())
+    writer.close(10)
+    with sqlite3.connect(path) as connection:
+        found = connection.execute("select id, status, owner from proxy_exchanges").fetchall()
+    assert found == [(begun.id, "interrupted", "gone"), (ended.id, "ok", "gone")]
+    assert texts(path) == ["had ended"]
+    assert warnings == [f"{gone.path} has a line that is no exchange; it was left out"]
+    assert [file.name for file in path.parent.glob("*-llmproxy-*")] == []
+
+
+def test_a_spool_that_is_taken_in_twice_changes_nothing(path, spool, warnings, make_exchange):
+    """Who is killed over it, after the commit and before it is gone, takes it in again."""
+    for number in range(40):
+        spool.append(make_exchange(str(number)))
+    lines = spool.path.read_bytes()
+    contents = []
+    for _ in range(2):
+        spool.path.write_bytes(lines)
+        writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+        writer.start()
+        wait_until(spool.is_empty)
+        writer.close(10)
+        with sqlite3.connect(path) as connection:
+            contents.append(list(connection.iterdump()))
+    assert contents[0] == contents[1]
+    assert texts(path) == [str(number) for number in range(40)]
+
+
+def test_a_bad_line_of_a_spool_harms_only_itself(path, spool, warnings, make_exchange):
+    for prompt in ("0", "bad \ud800", "1"):
+        spool.append(make_exchange(prompt))
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    wait_until(spool.is_empty)
+    writer.close(10)
+    assert texts(path) == ["0", "1"]
+    assert len(warnings) == 1
+
+
+def test_a_full_disk_is_waited_out_in_the_spool(path, spool, warnings, make_exchange):
+    pages = 2**30
+
+    def open_store():
+        store = Store(path, spool.owner)
+        store._conn.execute(f"PRAGMA max_page_count = {pages}")
+        return store
+
+    Store(path).close()
+    (pages,) = sqlite3.connect(path).execute("PRAGMA page_count").fetchone()
+    writer = Writer(open_store, warn=warnings.append, spool=spool)
+    writer.start()
+    written = [writer.write(make_exchange(f"{number} " * 20_000)) for number in range(3)]
+    assert [future.result(10) for future in written] == [None] * 3
+    assert len(spooled(spool)) == 3
+    assert warnings == [
+        f"the log can't be written now and is kept in {spool.path}:"
+        f" {path}: database or disk is full"
+    ]
+    pages = 2**30
+    wait_until(spool.is_empty)
+    writer.close(10)
+    assert [text[:2] for text in texts(path)] == ["0 ", "1 ", "2 "]
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["begin", "end"]), st.integers(0, 5), st.booleans()),
+        st.just(("restart", 0, False)),
+    ),
+    max_size=20,
+)
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has a file of its own
+)
+@given(steps)
+def test_whatever_happens_each_exchange_is_there_once(tmp_path, make_begun, make_exchange, steps):
+    """Any order of beginnings, ends, kills and restarts, in logs.db and in spools."""
+    path = Path(tempfile.mkdtemp(dir=tmp_path)) / "logs.db"
+    owners = itertools.count()
+    ended = [make_exchange(str(number)) for number in range(6)]
+    begun = [replace(make_begun(e.first_words), id=e.id) for e in ended]
+    expected = {}
+
+    def start():
+        spool = Spool(Owner(path, f"owner{next(owners)}"))
+        writer = Writer(lambda: Store(path, spool.owner), warn=pytest.fail, spool=spool)
+        writer.start()
+        writer.close(10)
+        return Store(path, spool.owner), spool
+
+    def kill(store, spool):
+        store.close()
+        spool.owner._lock.close()
+
+    store, spool = start()
+    for step, number, to_spool in steps:
+        if step == "restart":
+            kill(store, spool)
+            expected = {id: "interrupted" if s == "running" else s for id, s in expected.items()}
+            store, spool = start()
+            continue
+        exchange = (begun if step == "begin" else ended)[number]
+        spool.append(exchange) if to_spool else store.write([exchange])
+        if step == "end" or exchange.id not in expected:
+            expected[exchange.id] = exchange.status
+    kill(store, spool)
+    kill(*start())
+    expected = {id: "interrupted" if s == "running" else s for id, s in expected.items()}
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("select id, status from proxy_exchanges").fetchall()
+        turns = connection.execute("select id from turns").fetchall()
+    assert sorted(found) == sorted(expected.items())
+    assert {id for (id,) in turns} == {id for id, status in found if status == "ok"}
+
+
+WORK = """
+import itertools, pathlib, sys
+from datetime import UTC, datetime
+import llm
+from llm.parts import StreamEvent
+from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.spool import Spool
+from llmproxy.recorder.store import Store
+from llmproxy.recorder.writer import Writer
+
+path, name = pathlib.Path(sys.argv[1]), sys.argv[2]
+spool = Spool(Owner(path, name))
+writer = Writer(lambda: Store(path, spool.owner), warn=lambda line: None, spool=spool)
+writer.start()
+history = []
+for number in range(int(sys.argv[3])):
+    now = datetime.now(UTC)
+    history.append(llm.user(f"{name} {number}"))
+    body = {"messages": [{"content": message.parts[0].text * 20} for message in history]}
+    one = begun(
+        f"{name}{number:06d}", now, dialect="d", path="/", query="", client="c", headers=(),
+        body=body, messages=history,
+    )
+    writer.write(one)
+    turn = Turn(one.id, name, "demo", list(history), [llm.assistant("yes")], now, 1)
+    event = StreamEvent("text", "yes", part_index=0)
+    ended = one.ended(
+        "ok", http_status=200, duration_ms=1.0, turn=turn, events=[(1.0, event)]
+    )
+    writer.write(ended).result(30)
+    history.append(llm.assistant("yes"))
+    print(ended.id, flush=True)
+writer.close(30)
+"""
+
+
+def work(path, name, count):
+    return subprocess.Popen(
+        [sys.executable, "-c", WORK, str(path), name, str(count)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def statuses(path):
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        return dict(connection.execute("select id, status from proxy_exchanges").fetchall())
+
+
+def test_two_processes_on_a_fresh_file_lose_nothing(path):
+    processes = [work(path, name, 50) for name in ("a", "b")]
+    for process in processes:
+        assert process.communicate(timeout=50)[0].count("\n") == 50
+    names = [f"{name}{number:06d}" for name in ("a", "b") for number in range(50)]
+    assert statuses(path) == dict.fromkeys(names, "ok")
+    assert len(texts(path)) == 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locked", [False, True], ids=["free", "locked"])
+def test_a_kill_loses_nothing_that_was_told(path, warnings, locked):
+    told = set()
+    for name in "abcdefgh":
+        process = work(path, name, 10_000)
+        told.add(process.stdout.readline().strip())
+        with lock(path) if locked else contextlib.nullcontext():
+            time.sleep(0.2 + 0.13 * (ord(name) % 5))  # anywhere in what it does
+            process.kill()
+            told |= set(process.communicate()[0].split("\n")[:-1])
+    spool = Spool(Owner(path, "last"))
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    wait_until(lambda: not list(path.parent.glob("*.jsonl")))
+    writer.close(30)
+    found = statuses(path)
+    assert {id for id in told - {""} if found.get(id) != "ok"} == set()
+    assert set(found.values()) <= {"ok", "interrupted"}
+    assert len(texts(path)) == list(found.values()).count("ok")
+
+
+def test_an_answer_waits_for_its_commit(writer, path, make_exchange):
     async def answer():
-        written = writer.write(make_turn())
+        written = writer.write(make_exchange())
         await writer.committed(written, 10)
         return written.done()
 
     assert asyncio.run(answer())
 
 
-def test_after_one_wait_in_vain_nobody_waits_until_a_commit(writer, path, make_turn):
+def test_after_one_wait_in_vain_nobody_waits_until_a_commit(writer, path, make_exchange):
     async def answers():
         with lock(path):
-            first, second = writer.write(make_turn()), writer.write(make_turn())
+            first, second = writer.write(make_exchange()), writer.write(make_exchange())
             await writer.committed(first, 0.05)
             began = time.monotonic()
             await writer.committed(second, 10)
             assert time.monotonic() - began < 1
         await asyncio.to_thread(second.result, 10)
-        third = writer.write(make_turn())
+        third = writer.write(make_exchange())
         await writer.committed(third, 10)
         assert third.done()
 
-    assert writer.write(make_turn()).result(10) is None
+    assert writer.write(make_exchange()).result(10) is None
     asyncio.run(answers(), debug=True)
 
 
-def test_a_turn_that_fails_ends_the_wait_quietly(writer, make_turn, caplog):
+def test_a_turn_that_fails_ends_the_wait_quietly(writer, make_exchange, caplog):
     async def answer():
-        await writer.committed(writer.write(make_turn("\ud800")), 10)
+        await writer.committed(writer.write(make_exchange("\ud800")), 10)
 
     asyncio.run(answer(), debug=True)
     assert caplog.records == []
 
 
-def test_a_client_that_goes_away_does_not_stop_the_write(writer, path, make_turn):
+def test_a_client_that_goes_away_does_not_stop_the_write(writer, path, make_exchange):
     async def answer():
         with lock(path):
-            written = writer.write(make_turn("kept"))
+            written = writer.write(make_exchange("kept"))
             waiting = asyncio.create_task(writer.committed(written, 10))
             await asyncio.sleep(0)
             waiting.cancel()
             await asyncio.wait({waiting})
         return written
 
-    assert writer.write(make_turn("before")).result(10) is None
+    assert writer.write(make_exchange("before")).result(10) is None
     assert asyncio.run(answer(), debug=True).result(10) is None
     assert texts(path) == ["before", "kept"]
 
@@ -260,12 +540,12 @@ def test_the_thread_does_not_hold_the_process(path):
     assert subprocess.run([sys.executable, "-c", LEAVE, str(path)], timeout=20).returncode == 0
 
 
-def test_the_llm_command_writes_beside_a_busy_writer(writer, path, make_turn, run_llm):
+def test_the_llm_command_writes_beside_a_busy_writer(writer, path, make_exchange, run_llm):
     stop = threading.Event()
 
     def keep_busy():
         while not stop.is_set():
-            writer.write(make_turn("busy")).result(10)
+            writer.write(make_exchange("busy")).result(10)
 
     thread = threading.Thread(target=keep_busy)
     thread.start()
