@@ -1,4 +1,4 @@
-"""What every test has: a folder of llm's own, far from the user's, and no network beyond loopback."""
+"""What every test has: a folder of llm's own, far from the user's, and loopback alone."""
 
 from __future__ import annotations
 

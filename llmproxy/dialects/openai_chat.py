@@ -381,6 +381,27 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
         raise InvalidRequest("there is no message to answer", param="messages")
     reader.check_all_answered(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
+    options, paths = _options(request, ignored)
+    stream_options = request.stream_options or ChatCompletionStreamOptions()
+    return hub.ChatRequest(
+        model=request.model or None,
+        messages=reader.messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        options=options,
+        schema=_schema(request, ignored),
+        stream=bool(request.stream),
+        wire={"include_usage": bool(stream_options.include_usage)},
+        option_paths=paths,
+        attachment_paths=tuple(reader.attachment_paths),
+        ignored=tuple(dict.fromkeys(ignored)),
+    )
+
+
+def _options(
+    request: CreateChatCompletionRequest, ignored: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give the options by the hub's names, and where the body has those of another name."""
     options = {name: getattr(request, name) for name in OPTIONS}
     options["stop_sequences"] = _stop_sequences(request.stop, ignored)
     paths = {
@@ -388,6 +409,8 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
         "json_object": "response_format",
         "schema": "response_format",
     }
+    if request.functions:
+        paths |= {"tools": "functions", "tool_choice": "function_call"}
     for name in ("max_completion_tokens", "max_tokens"):
         limit = getattr(request, name)
         if limit is not None and limit < 1:
@@ -396,31 +419,27 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
             paths.setdefault("max_tokens", name)
         elif limit is not None:
             ignored.append(name)  # both were sent; the newer name counts
-    if isinstance(request.response_format, ResponseFormatJSONObject):
+    if isinstance(request.response_format, ResponseFormatJSONObject) or _asks_for_any_json(request):
         options["json_object"] = True
-    schema = None
-    if isinstance(request.response_format, ResponseFormatJSONSchema):
-        asked = request.response_format.json_schema
-        schema = asked.schema
-        ignored += [
-            f"response_format.json_schema.{name}"
-            for name in ("name", "description", "strict")
-            if getattr(asked, name)
-        ]
-    stream_options = request.stream_options or ChatCompletionStreamOptions()
-    return hub.ChatRequest(
-        model=request.model or None,
-        messages=reader.messages,
-        tools=tools,
-        tool_choice=tool_choice,
-        options={name: value for name, value in options.items() if value is not None},
-        schema=schema,
-        stream=bool(request.stream),
-        wire={"include_usage": bool(stream_options.include_usage)},
-        option_paths=paths,
-        attachment_paths=tuple(reader.attachment_paths),
-        ignored=tuple(dict.fromkeys(ignored)),
-    )
+    return {name: value for name, value in options.items() if value is not None}, paths
+
+
+def _asks_for_any_json(request: CreateChatCompletionRequest) -> bool:
+    """Whether the schema is {}: llm takes that for no schema at all."""
+    wanted = request.response_format
+    return isinstance(wanted, ResponseFormatJSONSchema) and not wanted.json_schema.schema
+
+
+def _schema(request: CreateChatCompletionRequest, ignored: list[str]) -> dict[str, Any] | None:
+    if not isinstance(request.response_format, ResponseFormatJSONSchema):
+        return None
+    asked = request.response_format.json_schema
+    ignored += [
+        f"response_format.json_schema.{name}"
+        for name in ("name", "description", "strict")
+        if getattr(asked, name)
+    ]
+    return asked.schema or None
 
 
 def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[str] | None:

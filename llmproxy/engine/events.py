@@ -119,13 +119,19 @@ class EventReader:
         call = self._calls.get(event.part_index)
         events = []
         if call is None:
-            call = self._calls[event.part_index] = _Call(event, self._new_call_id)
+            call = self._calls[event.part_index] = self._open(event)
             # Arguments without a name before them: the call must be opened all the same.
             if event.type == "tool_call_args":
                 events.append(call.event("tool_call_name", event.tool_name or ""))
         if event.chunk or event.type == "tool_call_name":
             events.append(call.event(event.type, event.chunk, event.provider_metadata))
         return events
+
+    def _open(self, event: StreamEvent) -> _Call:
+        """Begin a call, under an id that no other call of the answer has."""
+        used = {call.id for call in self._calls.values()}
+        id_ = None if event.tool_call_id in used else event.tool_call_id
+        return _Call(event, id_, self._new_call_id)
 
     def _announced(self, announced: llm.ToolCall) -> list[StreamEvent]:
         index, id_ = self._free_index(), announced.tool_call_id
@@ -162,11 +168,10 @@ class EventReader:
 class _Call:
     """A tool call as far as it has come."""
 
-    def __init__(self, first: StreamEvent, new_id: Callable[[], str]) -> None:
-        self._id_is_ours = not first.tool_call_id
-        self._first = replace(
-            first, tool_call_id=first.tool_call_id or new_id(), provider_metadata=None
-        )
+    def __init__(self, first: StreamEvent, id_: str | None, new_id: Callable[[], str]) -> None:
+        self._id_is_ours = not id_
+        self.id = id_ or new_id()
+        self._first = replace(first, tool_call_id=self.id, provider_metadata=None)
         self._pieces: dict[str, list[str]] = {"tool_call_name": [], "tool_call_args": []}
 
     @property
@@ -190,7 +195,7 @@ class _Call:
         none either, name and arguments must do.
         """
         if not self._id_is_ours:
-            return call.tool_call_id == self._first.tool_call_id
+            return call.tool_call_id == self.id
         name = "".join(self._pieces["tool_call_name"])
         return call.name == name and call.arguments == parse_arguments(self.arguments)
 

@@ -83,10 +83,11 @@ def _refuse_what_matters(
 ) -> None:
     name = model.model_id
     if tools and not model.supports_tools:
-        raise Unsupported(f"the model {name} can't call tools", param="tools")
+        path = request.option_paths.get("tools", "tools")
+        raise Unsupported(f"the model {name} can't call tools", param=path)
     if request.schema and not model.supports_schema:
-        param = request.option_paths.get("schema")
-        raise Unsupported(f"the model {name} can't answer by a schema", param=param)
+        path = request.option_paths.get("schema", "schema")
+        raise Unsupported(f"the model {name} can't answer by a schema", param=path)
     answered = any(message.role in ("assistant", "tool") for message in request.messages)
     if answered and not model.supports_conversation:
         raise Unsupported(f"the model {name} answers single prompts only", param="messages")

@@ -921,3 +921,12 @@ def test_it_is_a_dialect_with_the_agreed_names():
         hub.Route("GET", "/v1/models", "models"),
         hub.Route("GET", "/v1/models/", "model"),
     )
+
+
+def test_a_schema_that_says_nothing_asks_for_json():
+    """llm reads {} as no schema: neither honoured nor refused, if it were passed on."""
+    asked = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
+    request = openai_chat.parse_request(
+        {"messages": [{"role": "user", "content": "hi"}], "response_format": asked}
+    )
+    assert (request.schema, request.options) == (None, {"json_object": True})

@@ -54,6 +54,17 @@ def test_calls_without_ids_are_given_some_and_keep_apart():
     assert {e.tool_call_id for e in out if e.part_index == 0} == {"made_up_1"}
 
 
+def test_two_calls_under_one_id_are_given_an_id_each():
+    out = read(
+        event("tool_call_name", "f", 0, tool_call_id="x"),
+        event("tool_call_args", '{"a":1}', 0, tool_call_id="x"),
+        event("tool_call_name", "f", 1, tool_call_id="x"),
+        event("tool_call_args", '{"a":2}', 1, tool_call_id="x"),
+        announced=(ToolCall("f", {"a": 1}, "x"), ToolCall("f", {"a": 2}, "x")),
+    )
+    assert calls(out) == [("x", "f", '{"a":1}'), ("made_up_1", "f", '{"a":2}')]
+
+
 def test_interleaved_arguments_go_to_their_own_call():
     """B1"""
     out = read(
