@@ -7,13 +7,15 @@ a real status; what comes after streams as it comes (DESIGN 5).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from . import __version__, hub, payload
 from .access import Access
@@ -21,38 +23,23 @@ from .dialects import DIALECTS, Dialect, Renderer
 from .engine import Answer, Engine, Stamped
 from .errors import MethodNotAllowed, NotFound, ProxyError
 from .limits import Limits
-from .recorder.exchange import Turn
+from .recorder.exchange import Exchange, Turn, begun
 from .recorder.writer import Writer
-from .transport.http11 import BodyCut, Request, Response, decode_content
+from .transport.http11 import BodyCut, Headers, Request, Response, decode_content
 
-__all__ = ["App", "ExchangeReport", "render_error"]
+__all__ = ["App", "render_error"]
 
 logger = logging.getLogger(__name__)
 
 IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all headers
 
-Status = Literal["ok", "error", "cancelled"]
-
-
-@dataclass(frozen=True)
-class ExchangeReport:
-    """What the terminal says of an exchange when it is over; times in milliseconds."""
-
-    received: datetime
-    client: str
-    model: str
-    status: Status
-    http_status: int
-    ttft_ms: int | None
-    duration_ms: int
-    usage: hub.Usage
-    error: str | None
+Ending = Literal["ok", "error", "cancelled"]
 
 
 class App:
     """Answer requests of every dialect.
 
-    writer: takes the turns, where there is a log; `log_is_on` is asked for each.
+    writer: takes the exchanges, where there is a log; `log_is_on` is asked for each.
     new_id: gives lower-case ULIDs, each larger than the one before.
     report: is told of every exchange once, when it is over.
     """
@@ -66,7 +53,7 @@ class App:
         limits: Limits,
         new_id: Callable[[], str],
         log_is_on: Callable[[], bool],
-        report: Callable[[ExchangeReport], None],
+        report: Callable[[Exchange], None],
     ) -> None:
         self._engine = engine
         self._writer = writer
@@ -111,10 +98,13 @@ class App:
         return _json(200, dialect.render_model(replace(known[entry.model_id], id=argument)))
 
     async def _chat(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        exchange = _Exchange(self._new_id(), request)
+        exchange = _Exchange(self._new_id(), dialect, request, is_logged=self._log_is_on())
         try:
-            body = payload.parse(request.body, self._limits)
-            exchange.request = dialect.parse_request(body, dict(request.headers))
+            try:
+                exchange.body = payload.parse(request.body, self._limits)
+                exchange.request = dialect.parse_request(exchange.body, dict(request.headers))
+            finally:
+                self._write(exchange, exchange.begin())
             exchange.answer = await self._engine.answer(exchange.request)
             if exchange.request.stream:
                 return await self._stream(dialect, exchange)
@@ -134,6 +124,7 @@ class App:
         rendered = dialect.render_response(
             exchange.shown_request, response, exchange.id, exchange.created
         )
+        exchange.http_status = 200
         await self._end(exchange, "ok")
         return _json(200, rendered, _headers(dialect, exchange))
 
@@ -146,6 +137,7 @@ class App:
             ("x-accel-buffering", "no"),  # nginx would hold the stream back
             *_headers(dialect, exchange),
         ]
+        exchange.http_status = 200
         frames = self._frames(dialect, exchange, renderer, first)
         return Response(200, headers, _Body(frames, lambda: self._end(exchange, "cancelled")))
 
@@ -180,43 +172,56 @@ class App:
                 raise BodyCut from error
 
     async def _end(
-        self, exchange: _Exchange, status: Status, error: BaseException | None = None
+        self, exchange: _Exchange, status: Ending, error: BaseException | None = None
     ) -> None:
-        """Stop the model, log the turn and wait for it, and report; only the first end counts.
+        """Stop the model, log how it ended and wait for that, and report; only the first counts.
 
         What the model had produced is kept, also when nobody waits for it any more.
         """
-        if exchange.is_over:
+        if exchange.ended is not None:
             return
-        exchange.is_over = True
-        turn = exchange.turn(self._new_id)
-        written = None
-        if turn is not None and self._writer is not None and self._log_is_on():
-            written = self._writer.write(turn)
+        exchange.ended = exchange.end(status, error, self._new_id)
+        written = self._write(exchange, exchange.ended)
         try:
-            self._report(exchange.report(status, error))
+            self._report(exchange.ended)
         except OSError as exc:  # a closed terminal costs no answer
             logger.debug("the report of an exchange could not be written: %s", exc)
         if exchange.answer is not None and status != "ok":
             await exchange.answer.stop()
-        if written is not None and status == "ok":
+        if written is not None and status != "cancelled":
             assert self._writer is not None
             await self._writer.committed(written, self._limits.log_wait_s)
 
+    def _write(self, exchange: _Exchange, state: Exchange) -> Future[None] | None:
+        if self._writer is None or not exchange.is_logged:
+            return None
+        return self._writer.write(state)
+
 
 class _Exchange:
-    """One chat request from its arrival to its end: what is kept of it as it goes on."""
+    """One chat request from its arrival to its end: what is kept of it as it goes on.
 
-    def __init__(self, id_: str, http_request: Request) -> None:
+    body: the JSON as it came, or the bytes as text where it is none.
+    http_status: once there is one to send.
+    """
+
+    def __init__(
+        self, id_: str, dialect: Dialect, http_request: Request, *, is_logged: bool
+    ) -> None:
         self.id = id_
+        self.is_logged = is_logged
         self.received = datetime.now(UTC)
         self.received_at = time.monotonic()
         self.created = int(self.received.timestamp())
-        self.client = http_request.headers.get("user-agent", "-").partition(" ")[0]
+        self.body: Any = http_request.body.decode("utf-8", "replace")
         self.request: hub.ChatRequest | None = None
         self.answer: Answer | None = None
         self.stamped: list[Stamped] = []
-        self.is_over = False
+        self.http_status: int | None = None
+        self.ended: Exchange | None = None
+        self._begun: Exchange | None = None
+        self._dialect = dialect
+        self._http_request = http_request
 
     @property
     def events(self) -> list[hub.Event]:
@@ -236,12 +241,56 @@ class _Exchange:
         self.stamped += batch or ()
         return batch
 
-    def turn(self, new_id: Callable[[], str]) -> Turn | None:
-        """What llm's tables hold of this exchange; None where no model produced anything."""
-        if self.request is None or self.answer is None or not self.stamped:
+    def begin(self) -> Exchange:
+        """The exchange as the log has it while it runs."""
+        read: dict[str, Any] = {}
+        if self.request is not None:
+            request = self.request
+            read = {
+                "stream": request.stream,
+                "model": request.model,
+                "messages": request.messages,
+            }
+        self._begun = begun(
+            self.id,
+            self.received,
+            dialect=self._dialect.NAME,
+            path=self._http_request.path,
+            query=self._http_request.query,
+            client=_client(self._http_request.headers),
+            headers=self._http_request.headers,
+            body=self.body,
+            **read,
+        )
+        return self._begun
+
+    def end(
+        self, status: Ending, error: BaseException | None, new_id: Callable[[], str]
+    ) -> Exchange:
+        """The exchange as it ended; its turn where a model was asked, whatever came of it."""
+        finish = self.stamped[-1].event if self.stamped else None
+        if status == "error" and self.http_status is None:
+            self.http_status = getattr(error, "status", 500)
+        return (self._begun or self.begin()).ended(
+            status,
+            http_status=self.http_status,
+            duration_ms=self._since(time.monotonic()),
+            turn=self._turn(new_id),
+            events=[
+                (self._since(stamped.at), stamped.event)
+                for stamped in self.stamped
+                if not isinstance(stamped.event, hub.Finish)
+            ],
+            finish=finish if isinstance(finish, hub.Finish) else None,
+            error=_in_words(error),
+            ignored=self.answer.ignored if self.answer else (),
+        )
+
+    def _turn(self, new_id: Callable[[], str]) -> Turn | None:
+        if self.request is None or self.answer is None:
             return None
         response = hub.collect(self.events)
-        lasted = self.stamped[-1].at - self.answer.started_at
+        answered_at = self.stamped[-1].at if self.stamped else time.monotonic()
         return Turn(
             id=self.id,
             thread_id=new_id(),
@@ -255,28 +304,31 @@ class _Exchange:
             usage=response.finish.llm_usage,
             response_json=response.finish.response_json,
             started=self.answer.started,
-            duration_ms=int(lasted * 1000),
+            duration_ms=int((answered_at - self.answer.started_at) * 1000),
         )
 
-    def report(self, status: Status, error: BaseException | None) -> ExchangeReport:
-        """What the terminal says of it."""
-        finish = self.stamped[-1].event if self.stamped else None
-        http_status = getattr(error, "status", 500) if error is not None else 200
-        return ExchangeReport(
-            received=self.received,
-            client=self.client,
-            model=(self.request and self.request.model)
-            or (self.answer.model_id if self.answer else "-"),
-            status=status,
-            http_status=http_status if not self.stamped else 200,
-            ttft_ms=self._since(self.stamped[0].at) if self.stamped else None,
-            duration_ms=self._since(time.monotonic()),
-            usage=finish.usage if isinstance(finish, hub.Finish) else hub.Usage(),
-            error=str(error) if error is not None else None,
-        )
+    def _since(self, at: float) -> float:
+        return (at - self.received_at) * 1000
 
-    def _since(self, at: float) -> int:
-        return round((at - self.received_at) * 1000)
+
+def _client(headers: Headers) -> str:
+    """Name the program that asks: as it says itself, else the product of its user-agent."""
+    title = headers.get("x-title")  # aider and others that have an SDK's user-agent
+    if title:
+        return title[:80]
+    product, _, version = headers.get("user-agent", "-").partition(" ")[0].partition("/")
+    return (product if version[:1].isdigit() or not version else f"{product}/{version}")[:80]
+
+
+def _in_words(error: BaseException | None) -> str | None:
+    match error:
+        case None | asyncio.CancelledError():
+            return None
+        case ProxyError(param=str(param)):
+            return f"{param}: {error.message}"
+        case ProxyError():
+            return error.message
+    return f"{type(error).__name__}: {error}"
 
 
 class _Body:

@@ -13,10 +13,13 @@ import llm
 from llm.utils import monotonic_ulid
 
 from .access import Access, is_loopback
-from .app import App, ExchangeReport, render_error
+from .app import App, render_error
 from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine
 from .limits import Limits
+from .recorder.exchange import Exchange
+from .recorder.owner import Owner
+from .recorder.spool import Spool
 from .recorder.store import Store, logs_on
 from .recorder.writer import Writer
 from .transport.server import Server
@@ -34,6 +37,10 @@ def keys_of_environment() -> tuple[str, ...]:
     return tuple(word.strip() for word in words if word.strip())
 
 
+def _new_id() -> str:
+    return str(monotonic_ulid()).lower()
+
+
 def _ignore(_: object) -> None:
     pass
 
@@ -43,7 +50,7 @@ class Settings:
     """What a server is to be; the same names as the command's flags.
 
     maps: (pattern, model) pairs; database: logs.db of llm where None.
-    warn, report: take a line of warning, from any thread, and each exchange's report.
+    warn, report: take a line of warning, from any thread, and each exchange when it is over.
     """
 
     host: str = "127.0.0.1"
@@ -57,7 +64,7 @@ class Settings:
     keys: Sequence[str] = field(default_factory=keys_of_environment)
     limits: Limits = Limits()
     warn: Callable[[str], None] = _ignore
-    report: Callable[[ExchangeReport], None] = _ignore
+    report: Callable[[Exchange], None] = _ignore
 
 
 class Proxy:
@@ -89,13 +96,16 @@ class Proxy:
         self._writer: Writer | None = None
         if settings.log:
             self.database = database = settings.database or llm.user_dir() / "logs.db"
-            self._writer = Writer(lambda: Store(database), warn=settings.warn)
+            owner = Owner(database, _new_id())
+            self._writer = Writer(
+                lambda: Store(database, owner), warn=settings.warn, spool=Spool(owner)
+            )
         self.app = App(
             Engine(self.catalogue),
             self._writer,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,
-            new_id=lambda: str(monotonic_ulid()).lower(),
+            new_id=_new_id,
             log_is_on=logs_on,
             report=settings.report,
         )

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__, limits
-from .app import ExchangeReport
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
+from .recorder.exchange import Exchange
+from .terminal import entry_line
 
 __all__ = ["main"]
 
@@ -120,36 +121,12 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _say_nothing(report: ExchangeReport) -> None:
+def _say_nothing(exchange: Exchange) -> None:
     pass
 
 
-def _say(report: ExchangeReport) -> None:
-    print(report_line(report), flush=True)
-
-
-def report_line(report: ExchangeReport) -> str:
-    """Say an exchange in one line: time, client, model, status, time to first event, tokens."""
-    usage = report.usage
-    words = [
-        f"{report.received.astimezone():%H:%M:%S}",
-        _printable(report.client),
-        _printable(report.model),
-        str(report.http_status) if report.status != "cancelled" else "cancelled",
-    ]
-    if report.ttft_ms is not None:
-        words.append(f"{report.ttft_ms / 1000:.2f}s first, {report.duration_ms / 1000:.2f}s in all")
-    if usage.input_tokens is not None or usage.output_tokens is not None:
-        words.append(f"{usage.input_tokens or 0}→{usage.output_tokens or 0} tokens")
-    if report.error:
-        words.append(_printable(report.error))
-    return "  ".join(words)
-
-
-def _printable(text: str) -> str:
-    """Keep a client's words from driving the terminal: escape what does not print, cut the rest."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:200])
-    return shown + ("…" if len(text) > 200 else "")
+def _say(exchange: Exchange) -> None:
+    print(entry_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
 
 
 async def _serve(settings: Settings) -> None:

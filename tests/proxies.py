@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmproxy.app import ExchangeReport
 from llmproxy.assemble import Proxy, Settings
 from llmproxy.limits import Limits
+from llmproxy.recorder.exchange import Exchange
 from tests.models import registered
 
 
@@ -23,11 +23,11 @@ class Running:
     port: int
     proxy: Proxy
     loop: asyncio.AbstractEventLoop
-    reports: list[ExchangeReport] = field(default_factory=list)
+    reports: list[Exchange] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reported: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait_for_report(self, count: int = 1) -> ExchangeReport:
+    def wait_for_report(self, count: int = 1) -> Exchange:
         """Wait until so many exchanges are over; give the last."""
         with self.reported:
             assert self.reported.wait_for(lambda: len(self.reports) >= count, timeout=10)
@@ -37,13 +37,13 @@ class Running:
 @contextmanager
 def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iterator[Running]:
     """Run a proxy on a free port, with these models besides llm's own."""
-    reports: list[ExchangeReport] = []
+    reports: list[Exchange] = []
     warnings: list[str] = []
     condition = threading.Condition()
     started = threading.Event()
     made: dict[str, Any] = {}
 
-    def report(exchange: ExchangeReport) -> None:
+    def report(exchange: Exchange) -> None:
         with condition:
             reports.append(exchange)
             condition.notify_all()

@@ -66,7 +66,7 @@ ROOMS: dict[str, set[str]] = {
         "recorder.store",
         "recorder.timeline",
     },
-    "recorder.prune": {"errors", "recorder.history", "recorder.store"},
+    "recorder.prune": {"errors", "recorder.folding", "recorder.history", "recorder.store"},
     "recorder.spool": {"errors", "recorder.exchange", "recorder.owner"},
     "recorder.writer": {"errors", "recorder.exchange", "recorder.spool", "recorder.store"},
     "access": {"errors", "transport.http11"},
@@ -81,8 +81,6 @@ ROOMS: dict[str, set[str]] = {
         "dialects",
         "engine",
         "recorder.exchange",
-        "recorder.redact",
-        "recorder.timeline",
         "recorder.writer",
     },
     "assemble": {
@@ -93,24 +91,14 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "limits",
         "recorder.exchange",
-        "recorder.history",
+        "recorder.owner",
+        "recorder.spool",
         "recorder.store",
         "recorder.writer",
         "transport.server",
     },
     "terminal": {"hub", "payload", "recorder.exchange", "recorder.timeline"},
-    "cli": {
-        "",
-        "app",
-        "assemble",
-        "errors",
-        "limits",
-        "recorder.exchange",
-        "recorder.history",
-        "recorder.prune",
-        "recorder.store",
-        "terminal",
-    },
+    "cli": {"", "assemble", "limits", "recorder.exchange", "terminal"},
     "__main__": {"cli"},
     "plugin": {"cli", "demo"},
     "": {"assemble", "limits"},
@@ -120,7 +108,7 @@ ROOMS: dict[str, set[str]] = {
 PURE = (
     "limits errors payload hub transport.http11 transport.framing dialects dialects.openai_chat"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
-    " recorder.folding recorder.exchange access"
+    " recorder.folding recorder.exchange access terminal"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"

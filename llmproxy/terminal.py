@@ -1,0 +1,229 @@
+"""Exchanges as a person reads them on a terminal: a line each, or one of them whole.
+
+Pure text: whoever prints says whether there are colours, and how wide the screen is.
+A client's and a model's words never drive the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from . import hub, payload
+from .recorder.exchange import Entry, Exchange
+from .recorder.timeline import TimedEvent
+
+__all__ = ["entry_line", "exchange_page", "printable"]
+
+Colour = Literal["red", "green", "yellow", "blue", "dim", "bold"]
+
+_CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "dim": 2, "bold": 1}
+_STATUS_COLOURS: dict[str, Colour] = {
+    "ok": "green",
+    "error": "red",
+    "cancelled": "yellow",
+    "interrupted": "yellow",
+    "running": "blue",
+}
+_BARS = " ▁▂▃▄▅▆▇█"
+TIMELINE_COLUMNS = 60
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Escape what does not print; with `lines`, new lines and tabs stay."""
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
+
+
+def _painted(text: str, colour: Colour, colours: bool) -> str:
+    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if colours else text
+
+
+def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:
+    """Say an exchange in one line.
+
+    Its id (for `log ID`), when, who, by which wire, which model, how it ended, the time
+    to the first event, tokens in and out, tokens per second, and how the prompt began.
+    """
+    status = _status(entry)
+    words = [
+        entry.id if id else "",
+        f"{entry.received.astimezone():%m-%d %H:%M:%S}",
+        entry.client,
+        entry.dialect,
+        _model(entry),
+        _painted(status, _STATUS_COLOURS[entry.status], colours),
+        "" if entry.ttft_ms is None else _seconds(entry.ttft_ms),
+        _tokens(entry.usage),
+        _speed(entry),
+        entry.error or entry.first_words,
+    ]
+    shown = (word if word == words[5] else printable(word) for word in words)
+    return "  ".join(word for word in shown if word)
+
+
+def _status(entry: Entry) -> str:
+    if entry.status == "ok" or entry.http_status is None:
+        return entry.status
+    return f"{entry.status} {entry.http_status}"
+
+
+def _model(entry: Entry) -> str:
+    asked, used = entry.model_asked, entry.model_used
+    if asked and used and asked != used:
+        return f"{asked}→{used}"
+    return used or asked or "-"
+
+
+def _seconds(ms: float) -> str:
+    return f"{ms / 1000:.2f}s" if ms >= 10 else f"{ms:.1f}ms"
+
+
+def _tokens(usage: hub.Usage) -> str:
+    if usage.input_tokens is None and usage.output_tokens is None:
+        return ""
+    return f"{usage.input_tokens or 0:,}→{usage.output_tokens or 0:,} tokens"
+
+
+def _speed(entry: Entry) -> str:
+    """Tokens per second after the first event, by the provider's count."""
+    output, first, whole = entry.usage.output_tokens, entry.ttft_ms, entry.duration_ms
+    if not output or first is None or whole is None or whole <= first:
+        return ""
+    return f"{output / (whole - first) * 1000:,.0f}/s"
+
+
+def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:
+    """Say everything of one exchange: facts, request, conversation, answer, timeline."""
+    sections = [_facts(exchange, colours), _request(exchange, colours)]
+    if exchange.turn is not None:
+        sections += _messages(exchange.turn.messages, colours)
+        sections += _messages(exchange.turn.reply, colours, answer=True)
+    sections.append(_timeline(exchange.events, exchange.duration_ms, colours))
+    return "\n\n".join(section for section in sections if section)
+
+
+def _facts(exchange: Exchange, colours: bool) -> str:
+    usage = exchange.usage
+    details = [
+        f"{count:,} {word}"
+        for count, word in (
+            (usage.cached_tokens, "cached"),
+            (usage.cache_write_tokens, "written to the cache"),
+            (usage.reasoning_tokens, "reasoning"),
+        )
+        if count
+    ]
+    times = [
+        f"{word} {_seconds(ms)}"
+        for word, ms in (
+            ("first event", exchange.ttft_ms),
+            ("first text", exchange.first_text_ms),
+            ("in all", exchange.duration_ms),
+        )
+        if ms is not None
+    ]
+    ending = [exchange.finish_reason or "", f"at {exchange.stop_sequence!r}"]
+    if exchange.stop_sequence is None:
+        ending.pop()
+    facts = {
+        "exchange": exchange.id,
+        "received": exchange.received.isoformat(),
+        "client": exchange.client,
+        "wire": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
+        "model": _model(exchange),
+        "status": _painted(_status(exchange), _STATUS_COLOURS[exchange.status], colours),
+        "finish": " ".join(ending).strip(),
+        "error": exchange.error or "",
+        "time": ", ".join(times),
+        "tokens": ", ".join(
+            [word for word in (_tokens(usage), *details, _speed(exchange)) if word]
+        ),
+        "thread": exchange.thread_id or "",
+        "ignored": ", ".join(exchange.ignored),
+    }
+    return "\n".join(
+        f"{_painted(f'{name:9}', 'dim', colours)} {value if name == 'status' else printable(value)}"
+        for name, value in facts.items()
+        if value
+    )
+
+
+def _request(exchange: Exchange, colours: bool) -> str:
+    """The request but for its messages, which follow in the normal form."""
+    body = exchange.request.body
+    if isinstance(body, dict) and exchange.turn is not None:
+        body = {name: value for name, value in body.items() if name != "messages"}
+    text = body if isinstance(body, str) else payload.encode(body).decode()
+    return f"{_title('request', colours)}\n{printable(text, lines=True)}"
+
+
+def _title(text: str, colours: bool) -> str:
+    return _painted(f"── {text} ──", "bold", colours)
+
+
+def _messages(messages: Iterable[Message], colours: bool, *, answer: bool = False) -> Iterator[str]:
+    for message in messages:
+        title = "answer" if answer else message.role
+        parts = "\n".join(_part(part, colours) for part in message.parts)
+        yield f"{_title(title, colours)}\n{parts}"
+
+
+def _part(part: Part, colours: bool) -> str:
+    match part:
+        case TextPart(text=text):
+            return printable(text, lines=True)
+        case ReasoningPart(text=text, redacted=redacted):
+            shown = "(reasoning that the provider keeps to itself)" if redacted else text
+            return _painted(printable(shown, lines=True), "dim", colours)
+        case ToolCallPart(name=name, arguments=arguments, tool_call_id=id_):
+            call = f"→ {name}({payload.encode(arguments).decode()})  {id_ or ''}"
+            return _painted(printable(call), "blue", colours)
+        case ToolResultPart(name=name, output=output, exception=exception):
+            word = "failed" if exception else "gave"
+            return printable(f"← {name} {word}: {output}", lines=True)
+        case AttachmentPart(attachment=attachment) if attachment is not None:
+            size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
+            return printable(f"[{attachment.type}, {size}]")
+    return printable(str(part.to_dict()))
+
+
+def _timeline(events: Sequence[TimedEvent], duration_ms: float | None, colours: bool) -> str:
+    """A bar for how much text came when, and a line for each part of the answer."""
+    if not events:
+        return ""
+    end = max(duration_ms or 0, events[-1][0], 0.1)
+    columns = [0] * TIMELINE_COLUMNS
+    for at, event in events:
+        columns[min(int(at / end * TIMELINE_COLUMNS), TIMELINE_COLUMNS - 1)] += len(event.chunk)
+    most = max(columns) or 1
+    bar = "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in columns)
+    parts: dict[tuple[int, int | None], list[TimedEvent]] = {}
+    for at, event in events:
+        parts.setdefault((event.message_index, event.part_index), []).append((at, event))
+    lines = [_part_line(part) for part in parts.values()]
+    title = _title(f"timeline, {len(events)} events in {_seconds(end)}", colours)
+    return "\n".join([title, f"|{bar}|", *lines])
+
+
+def _part_line(events: Sequence[TimedEvent]) -> str:
+    kind = events[-1][1].type.removesuffix("_args").removesuffix("_name")
+    size = sum(len(event.chunk) for _, event in events)
+    gaps = [later[0] - earlier[0] for earlier, later in zip(events, events[1:], strict=False)]
+    longest = f", longest gap {_seconds(max(gaps))}" if gaps else ""
+    return (
+        f"{_seconds(events[0][0])} to {_seconds(events[-1][0])}: {kind}, "
+        f"{len(events)} events, {size:,} characters{longest}"
+    )

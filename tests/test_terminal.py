@@ -1,0 +1,163 @@
+"""Exchanges as text: a line, a page, and nothing that drives the terminal."""
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from llmproxy import hub
+from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
+from llmproxy.terminal import entry_line, exchange_page, printable
+
+RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+EXCHANGE = Exchange(
+    id="01abc",
+    received=RECEIVED,
+    dialect="openai_chat",
+    path="/v1/chat/completions",
+    client="aider",
+    stream=True,
+    model_asked="m",
+    model_used="m",
+    thread_id="01thread",
+    status="ok",
+    http_status=200,
+    finish_reason="stop",
+    ttft_ms=120.0,
+    first_text_ms=130.0,
+    duration_ms=2120.0,
+    event_count=2,
+    usage=hub.Usage(1000, 50, cached_tokens=900),
+    ignored=("seed", "store"),
+    first_words="Change the greeting",
+    request=RawRequest({}, "", {"model": "m", "messages": ["…"], "stream": True}),
+    turn=Turn(
+        id="01abc",
+        thread_id="01thread",
+        model="m",
+        messages=[
+            Message("system", [TextPart("Be brief.")]),
+            Message("user", [TextPart("Change the greeting"), AttachmentPart(None)]),
+        ],
+        reply=[Message("assistant", [ReasoningPart("hm"), TextPart("Done.")])],
+        started=RECEIVED,
+        duration_ms=2120,
+    ),
+    events=[
+        (120.0, StreamEvent("reasoning", "hm", part_index=0)),
+        (2000.0, StreamEvent("text", "Done.", part_index=1)),
+    ],
+)
+
+
+def words(**fields: object) -> list[str]:
+    return entry_line(replace(EXCHANGE, **fields)).split("  ")
+
+
+def test_line_has_all_that_one_looks_for():
+    shown = words()
+    assert shown[0] == "01abc"
+    assert shown[2:] == [
+        "aider",
+        "openai_chat",
+        "m",
+        "ok",
+        "0.12s",
+        "1,000→50 tokens",
+        "25/s",
+        "Change the greeting",
+    ]
+    assert not entry_line(EXCHANGE, id=False).startswith("01abc")
+
+
+def test_line_of_what_failed_says_why():
+    shown = words(status="error", http_status=429, error="slow down", usage=hub.Usage())
+    assert shown[5:] == ["error 429", "0.12s", "slow down"]
+
+
+def test_line_of_what_runs_or_was_cut_has_no_numbers_it_lacks():
+    none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": hub.Usage()}
+    assert words(status="running", **none)[5:] == ["running", "Change the greeting"]
+    assert words(status="cancelled", **none)[5] == "cancelled"
+
+
+def test_line_shows_both_names_where_a_map_changed_the_model():
+    assert words(model_asked="gpt-4", model_used="claude")[4] == "gpt-4→claude"
+    assert words(model_asked=None, model_used=None)[4] == "-"
+
+
+def test_colours_are_only_where_they_are_asked_for():
+    assert "\x1b[32mok\x1b[0m" in entry_line(EXCHANGE, colours=True)
+    assert "\x1b" not in entry_line(EXCHANGE) + exchange_page(EXCHANGE)
+
+
+def test_a_clients_words_cannot_drive_the_terminal():
+    line = entry_line(replace(EXCHANGE, client="\x1b[2Jevil\r\n", first_words="\x07"))
+    assert "\\x1b[2Jevil\\r\\n" in line
+    assert line.isprintable()
+    assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
+
+
+def test_page_tells_everything_of_an_exchange():
+    page = exchange_page(EXCHANGE)
+    for fact in (
+        "exchange  01abc",
+        "received  2026-01-02T03:04:05+00:00",
+        "wire      openai_chat /v1/chat/completions, streamed",
+        "finish    stop",
+        "time      first event 0.12s, first text 0.13s, in all 2.12s",
+        "tokens    1,000→50 tokens, 900 cached, 25/s",
+        "thread    01thread",
+        "ignored   seed, store",
+        '── request ──\n{"model":"m","stream":true}',
+        "── system ──\nBe brief.",
+        "── user ──\nChange the greeting",
+        "── answer ──\nhm\nDone.",
+        "── timeline, 2 events in 2.12s ──",
+        "0.12s to 0.12s: reasoning, 1 events, 2 characters",
+        "2.00s to 2.00s: text, 1 events, 5 characters",
+    ):
+        assert fact in page
+
+
+def test_bar_is_highest_where_most_text_came():
+    bar = exchange_page(EXCHANGE).partition("in 2.12s ──\n|")[2].partition("|")[0]
+    assert len(bar) == 60
+    assert (bar[3], bar[56], bar.count(" ")) == ("▄", "█", 58)
+
+
+def test_page_shows_calls_results_and_attachments():
+    image = hub.attachment_from_base64("iVBORw0KGgo=")
+    messages = [
+        Message("user", [AttachmentPart(image)]),
+        Message("assistant", [ToolCallPart("look", {"at": 1}, "c1")]),
+        Message("tool", [ToolResultPart("look", "sun", "c1")]),
+    ]
+    page = exchange_page(replace(EXCHANGE, turn=replace(EXCHANGE.turn, messages=messages)))
+    assert "[image/png, 8 bytes]" in page
+    assert '→ look({"at":1})  c1' in page
+    assert "← look gave: sun" in page
+
+
+def test_page_of_a_request_that_was_refused_shows_it_as_it_came():
+    refused = replace(
+        EXCHANGE,
+        status="error",
+        http_status=400,
+        error="the body is not JSON",
+        turn=None,
+        events=(),
+        request=RawRequest({}, "", "not json \x1b"),
+    )
+    page = exchange_page(refused)
+    assert "error     the body is not JSON" in page
+    assert page.endswith("── request ──\nnot json \\x1b")
