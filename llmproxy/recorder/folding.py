@@ -18,11 +18,12 @@ from __future__ import annotations
 import hashlib
 import json
 import marshal
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Folded", "dumps", "fold", "unfold"]
+__all__ = ["Folded", "dumps", "fold", "references", "unfold"]
 
 LONG_CHARS = 256  # a reference and the row that it leads to cost about 100
 RUN = 16
@@ -55,6 +56,14 @@ def unfold(text: str, content: Callable[[str], str]) -> Any:
         KeyError: whatever `content` raises for a hash that it does not know.
     """
     return _unfolded(json.loads(text), content)
+
+
+def references(text: str) -> list[str]:
+    """Give the hashes that a folded text refers to itself."""
+    return _REFERENCE.findall(text)
+
+
+_REFERENCE = re.compile(r'\{"\$\$?":"([0-9a-f]{32})"\}')
 
 
 def dumps(value: Any) -> str:

@@ -1,0 +1,282 @@
+"""logs.db as it is read: lists of exchanges, one of them whole, and what comes in.
+
+Nothing here writes: the file is opened read-only, also beside a running proxy, and llm's
+migrations are left to who writes.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import llm
+import sqlite_utils
+from llm.logs import LogStore, UncondenseError  # type: ignore[attr-defined]  # it raises it
+
+from ..errors import NotFound
+from . import timeline
+from .exchange import Entry, Exchange, RawRequest, Status, Turn, with_remote_attachments
+from .folding import unfold
+from .store import ENTRY_COLUMNS, check_version, entry_of, timestamp, translated
+
+__all__ = ["Filter", "Follower", "History"]
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which exchanges are meant; what is None narrows nothing.
+
+    since, until: of `received`, the second one's instant excluded.
+    model: the name asked for or llm's id of what answered.
+    search: words that prompt or answer have, all of them, as llm's search finds them.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    model: str | None = None
+    client: str | None = None
+    dialect: str | None = None
+    status: Status | None = None
+    thread_id: str | None = None
+    search: str | None = None
+    ids: tuple[str, ...] | None = None
+
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """Give the SQL condition on proxy_exchanges, and its parameters."""
+        ids = None if self.ids is None else json.dumps(self.ids)
+        values = {
+            "since": self.since and timestamp(self.since),
+            "until": self.until and timestamp(self.until),
+            "model": self.model,
+            "client": self.client,
+            "dialect": self.dialect,
+            "status": self.status,
+            "thread_id": self.thread_id,
+            "search": None if self.search is None else _quoted(self.search),
+            "ids": ids,
+        }
+        given = {name: value for name, value in values.items() if value is not None}
+        return " and ".join(_CONDITIONS[name] for name in given) or "true", given
+
+
+_CONDITIONS = {
+    "since": "received >= :since",
+    "until": "received < :until",
+    "model": ":model in (model_asked, model_used)",
+    "client": "client = :client",
+    "dialect": "dialect = :dialect",
+    "status": "status = :status",
+    "thread_id": "thread_id = :thread_id",
+    "search": "id in (select turn_id from turn_search_fts join turn_search"
+    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :search)",
+    "ids": "id in (select value from json_each(:ids))",
+}
+
+
+def _quoted(words: str) -> str:
+    """Take each word as it is: FTS5 has a language of its own."""
+    return " ".join('"' + word.replace('"', '""') + '"' for word in words.split())
+
+
+class History:
+    """A logs.db open for reading, by one thread.
+
+    Raises:
+        Unusable: there is none, it is no database, or a newer llmproxy's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with translated(path):
+            self._conn = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
+            )
+            self._conn.row_factory = sqlite3.Row
+            try:
+                self._is_empty = self._version() == 0
+                self._log = _ReadOnlyLog(self._conn)
+            except BaseException:
+                self._conn.close()
+                raise
+
+    def _version(self) -> int:
+        """Look which llmproxy's tables there are; 0 where none has written yet."""
+        if not self._conn.execute("pragma table_info(proxy_meta)").fetchall():
+            return 0
+        row = self._conn.execute("select value from proxy_meta where name = 'schema'").fetchone()
+        check_version(row[0], self.path)
+        return int(row[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._conn.close()
+
+    def entries(self, only: Filter = Filter(), *, last: int | None = None) -> list[Entry]:
+        """List exchanges in the order in which they were received, at most the `last` ones.
+
+        Raises:
+            Unusable: the file can't be read any more.
+        """
+        condition, values = only.where()
+        rows = self.rows(
+            f"select {', '.join(ENTRY_COLUMNS)} from proxy_exchanges where number in"
+            f" (select number from proxy_exchanges where {condition}"
+            " order by received desc, number desc limit :last) order by received, number",
+            values | {"last": -1 if last is None else last},
+        )
+        return [entry_of(row) for row in rows]
+
+    def exchange(self, id: str) -> Exchange:
+        """Read one exchange whole.
+
+        Its turn is None where llm's tables have neither a turn nor messages of it.
+
+        Raises:
+            NotFound: there is none of this id.
+            Unusable: the file can't be read any more.
+        """
+        rows = self.rows("select * from proxy_exchanges where id = :id", {"id": id})
+        if not rows:
+            raise NotFound(f"the log has no exchange {id}")
+        (row,) = rows
+        entry = entry_of(row)
+        with translated(self.path):
+            turn = self._turn(row)
+            return Exchange(
+                **{field.name: getattr(entry, field.name) for field in fields(Entry)},
+                request=RawRequest(
+                    json.loads(row["headers"]), row["query"], unfold(row["body"], self._content)
+                ),
+                turn=turn,
+                events=timeline.decode(json.loads(row["timeline"]), turn.reply)
+                if turn and row["timeline"]
+                else [],
+            )
+
+    def _content(self, hash: str) -> str:
+        row = self._conn.execute(
+            "select text from proxy_contents where hash = ?", (hash,)
+        ).fetchone()
+        return str(row["text"])
+
+    def _turn(self, row: sqlite3.Row) -> Turn | None:
+        turn = self._conn.execute(
+            "select turns.*, schemas.content as schema_json from turns"
+            " left join schemas on schemas.id = turns.schema_id where turns.id = ?",
+            (row["id"],),
+        ).fetchone()
+        if turn is not None:
+            return self._whole_turn(turn)
+        if row["message_hash"] is None:
+            return None
+        return Turn(
+            id=row["id"],
+            thread_id=row["id"],
+            model=row["model_used"],
+            messages=with_remote_attachments(self._log.load_chain(row["message_hash"])),
+            reply=[],
+            started=datetime.fromisoformat(row["received"]),
+            duration_ms=int(row["duration_ms"] or 0),
+        )
+
+    def _whole_turn(self, row: sqlite3.Row) -> Turn:
+        messages = self._log.load_chain(row["parent_message_hash"])
+        reply = self._log.load_chain(row["tip_message_hash"])[len(messages) :]
+        tools = self._conn.execute(
+            "select tools.* from turn_tools join tools on tools.id = turn_tools.tool_id"
+            " where turn_id = ? order by turn_tools.rowid",
+            (row["id"],),
+        )
+        try:
+            response_json = self._log.turn_response_json(row["id"])
+        except UncondenseError:
+            response_json = None
+        return Turn(
+            id=row["id"],
+            thread_id=row["thread_id"],
+            model=row["model"],
+            messages=with_remote_attachments(messages),
+            reply=with_remote_attachments(reply),
+            started=datetime.fromisoformat(row["datetime_utc"]),
+            duration_ms=row["duration_ms"],
+            resolved_model=row["resolved_model"],
+            options=_json(row["options_json"]),
+            tools=tuple(
+                llm.Tool(
+                    tool["name"],
+                    tool["description"],
+                    json.loads(tool["input_schema"]),
+                    plugin=tool["plugin"],
+                )
+                for tool in tools
+            ),
+            schema=_json(row["schema_json"]),
+            usage=llm.Usage(row["input_tokens"], row["output_tokens"], _json(row["token_details"])),
+            response_json=response_json,
+        )
+
+    def follow(self, only: Filter = Filter()) -> Follower:
+        """Begin to watch for exchanges that begin or change from now on."""
+        return Follower(self, only)
+
+    def rows(self, sql: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
+        """Ask for rows; there are none where no llmproxy has written yet.
+
+        Raises:
+            Unusable: the file can't be read any more.
+        """
+        if self._is_empty:
+            self._is_empty = self._version() == 0
+        with translated(self.path):
+            return [] if self._is_empty else self._conn.execute(sql, values).fetchall()
+
+
+class Follower:
+    """What comes into a log: each exchange when it begins, and again when it has ended."""
+
+    def __init__(self, history: History, only: Filter) -> None:
+        self._history = history
+        self._only = only
+        newest = history.rows("select max(number) as number from proxy_exchanges", {})
+        running = history.rows("select number from proxy_exchanges where status = 'running'", {})
+        self._last: int = (newest[0]["number"] if newest else None) or 0
+        self._running: set[int] = {row["number"] for row in running}
+
+    def poll(self) -> list[Entry]:
+        """Give what is new since the last time, in the order of its beginning.
+
+        Raises:
+            Unusable: the file can't be read any more.
+        """
+        condition, values = self._only.where()
+        rows = self._history.rows(
+            f"select number, {', '.join(ENTRY_COLUMNS)}, {condition} as is_meant"
+            " from proxy_exchanges where number in"
+            " (select number from proxy_exchanges where number > :followed"
+            " union select value from json_each(:running)) order by number",
+            values | {"followed": self._last, "running": json.dumps(list(self._running))},
+        )
+        news = [row for row in rows if row["number"] > self._last or row["status"] != "running"]
+        for row in news:
+            if row["status"] == "running":
+                self._running.add(row["number"])
+            else:
+                self._running.discard(row["number"])
+            self._last = max(self._last, row["number"])
+        return [entry_of(row) for row in news if row["is_meant"]]
+
+
+def _json(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
+class _ReadOnlyLog(LogStore):
+    """llm's LogStore without its migrations, which would write."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self.db = sqlite_utils.Database(connection, execute_plugins=False)
