@@ -1,0 +1,199 @@
+"""Forgetting: exchanges, and of llm's and our own tables what only they used.
+
+Everything is one transaction, which holds the write lock while it lasts; proxies that
+run meanwhile spool. What is shared with anything that stays (a message of another
+thread, a fragment's attachment, a content of another request) stays.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .folding import references
+from .history import Filter
+from .store import translated
+
+__all__ = ["Pruned", "prune"]
+
+TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """How many rows were forgotten, or would be."""
+
+    exchanges: int
+    turns: int
+    messages: int
+    contents: int
+
+
+def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
+    """Forget the exchanges that `only` means, those that are running excepted.
+
+    Raises:
+        ValueError: `only` means all there are.
+        Locked, Unusable: nothing was forgotten.
+    """
+    condition, values = only.where()
+    if not values:
+        raise ValueError("say which exchanges are to be forgotten")
+    with translated(path):
+        connection = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
+        )
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute(
+                "create temp table gone as select id, message_hash, thread_id from proxy_exchanges"
+                f" where status != 'running' and {condition}",
+                values,
+            )
+            pruned = _prune(connection)
+            connection.execute("ROLLBACK" if dry_run else "COMMIT")
+        finally:
+            connection.close()
+    return pruned
+
+
+def _prune(connection: sqlite3.Connection) -> Pruned:
+    messages = _column(
+        connection,
+        "select message_hash from gone union select tip_message_hash from turns"
+        " where id in (select id from gone)",
+    )
+    tools = _column(
+        connection, "select tool_id from turn_tools where turn_id in (select id from gone)"
+    )
+    schemas = _column(connection, "select schema_id from turns where id in (select id from gone)")
+    for table in ("turn_tools", "turn_fragments", "tool_instantiations", "turn_search"):
+        connection.execute(f"delete from {table} where turn_id in (select id from gone)")
+    turns = connection.execute("delete from turns where id in (select id from gone)").rowcount
+    exchanges = connection.execute(
+        "delete from proxy_exchanges where id in (select id from gone)"
+    ).rowcount
+    _settle_threads(connection)
+    forgotten = _prune_messages(connection, messages)
+    for statement, keys in ((_UNUSED_TOOL, tools), (_UNUSED_SCHEMA, schemas)):
+        connection.executemany(statement, [(key,) for key in keys])
+    contents = _prune_contents(connection) if exchanges else 0
+    # A proxy that runs must no longer take as stored what it has stored.
+    connection.execute("update proxy_meta set value = value + 1 where name = 'prunes'")
+    return Pruned(exchanges, turns, forgotten, contents)
+
+
+def _settle_threads(connection: sqlite3.Connection) -> None:
+    """Take threads back to their last turn that stays, or away where there is none."""
+    connection.execute(
+        """
+        delete from threads where id in (select thread_id from gone)
+            and not exists (select 1 from turns where turns.thread_id = threads.id)
+        """
+    )
+    connection.execute(
+        """
+        update threads set tip_message_hash = (
+            select tip_message_hash from turns where turns.thread_id = threads.id
+            order by turns.id desc limit 1
+        ) where id in (select thread_id from gone)
+        """
+    )
+    connection.execute(
+        """
+        update threads set forked_from = null where forked_from in (select thread_id from gone)
+            and forked_from not in (select id from threads)
+        """
+    )
+
+
+def _prune_messages(connection: sqlite3.Connection, ends: Iterable[str]) -> int:
+    """Walk up from the ends of chains, as far as nothing else hangs there."""
+    connection.execute(
+        """
+        create temp table used as
+            select parent_message_hash as hash from turns union select tip_message_hash from turns
+            union select tip_message_hash from threads
+            union select message_hash from proxy_exchanges
+        """
+    )
+    connection.execute("create index temp.used_hash on used (hash)")
+    forgotten = 0
+    todo = list(ends)
+    while todo:
+        hash = todo.pop()
+        parent = connection.execute(
+            "select parent_hash from messages where hash = :hash"
+            " and not exists (select 1 from used where hash = :hash)"
+            " and not exists (select 1 from messages where parent_hash = :hash)",
+            {"hash": hash},
+        ).fetchone()
+        if parent is None:
+            continue
+        forgotten += 1
+        _delete_message(connection, hash)
+        if parent[0] is not None:
+            todo.append(parent[0])
+    return forgotten
+
+
+def _delete_message(connection: sqlite3.Connection, hash: str) -> None:
+    parts = _column(connection, "select id from parts where message_hash = ?", hash)
+    for part in parts:
+        attachments = _column(
+            connection, "select attachment_id from part_attachments where part_id = ?", part
+        )
+        for table in ("part_attachments", "part_fragments"):
+            connection.execute(f"delete from {table} where part_id = ?", (part,))
+        connection.executemany(_UNUSED_ATTACHMENT, [(id,) for id in attachments])
+    connection.execute("delete from parts where message_hash = ?", (hash,))
+    connection.execute("delete from messages where hash = ?", (hash,))
+
+
+# llm's older tables may hold the same ones.
+_UNUSED_ATTACHMENT = """
+    delete from attachments where id = ?1
+        and not exists (select 1 from part_attachments where attachment_id = ?1)
+        and not exists (select 1 from prompt_attachments where attachment_id = ?1)
+        and not exists (select 1 from tool_results_attachments where attachment_id = ?1)
+"""
+_UNUSED_TOOL = """
+    delete from tools where id = ?1
+        and not exists (select 1 from turn_tools where tool_id = ?1)
+        and not exists (select 1 from tool_responses where tool_id = ?1)
+        and not exists (select 1 from tool_calls where tool_id = ?1)
+        and not exists (select 1 from tool_results where tool_id = ?1)
+"""
+_UNUSED_SCHEMA = """
+    delete from schemas where id = ?1
+        and not exists (select 1 from turns where schema_id = ?1)
+        and not exists (select 1 from responses where schema_id = ?1)
+"""
+
+
+def _prune_contents(connection: sqlite3.Connection) -> int:
+    """Keep what the bodies that stay refer to, directly or not."""
+    used: set[str] = set()
+    todo: list[str] = []
+    for (body,) in connection.execute("select body from proxy_exchanges"):
+        todo += references(body)
+    while todo:
+        hash = todo.pop()
+        if hash not in used:
+            used.add(hash)
+            for (text,) in connection.execute(
+                "select text from proxy_contents where hash = ?", (hash,)
+            ):
+                todo += references(text)
+    unused = set(_column(connection, "select hash from proxy_contents")) - used
+    connection.executemany(
+        "delete from proxy_contents where hash = ?", [(hash,) for hash in unused]
+    )
+    return len(unused)
+
+
+def _column(connection: sqlite3.Connection, sql: str, *values: object) -> list[str]:
+    rows = connection.execute(sql, values).fetchall()
+    return [value for (value,) in rows if value is not None]

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from datetime import timedelta
+
+import llm
+import pytest
+import sqlite_utils
+from llm.logs import LogStore
+from llm.parts import Message, ToolResultPart
+
+from llmproxy.recorder.history import Filter, History
+from llmproxy.recorder.prune import Pruned, prune
+from llmproxy.recorder.store import Locked, Store, Unusable
+from tests.recorder.conftest import RECEIVED
+
+
+@pytest.fixture
+def store(path):
+    store = Store(path)
+    yield store
+    store.close()
+
+
+def dump(path):
+    """All rows but counters, and what the full-text index keeps for itself."""
+    connection = sqlite3.connect(path)
+    lines = set(connection.iterdump())
+    connection.close()
+    others = "sqlite_sequence", "'prunes'", "turn_search_fts_"
+    return {line for line in lines if not any(other in line for other in others)}
+
+
+def sound(path):
+    with sqlite_utils.Database(path) as database:
+        assert LogStore(database).verify() == []
+        assert database.execute("pragma integrity_check").fetchone() == ("ok",)
+        assert list(database.execute("pragma foreign_key_check")) == []
+    return True
+
+
+def full(make_exchange, word, **fields):
+    """An exchange that has a row in every table."""
+    image = llm.Attachment("image/png", content=b"\x89PNG" + word.encode())
+    result = Message("tool", [ToolResultPart("t", word, "c1", attachments=[image])])
+    return make_exchange(
+        messages=[llm.user(f"{word} " * 100, image), llm.assistant("calls"), result],
+        tools=(llm.Tool(word),),
+        schema={"title": word},
+        request={"body": {"messages": [{"content": f"{word} " * 200}] * 20}},
+        **fields,
+    )
+
+
+def test_only_what_the_forgotten_ones_used_goes(store, path, make_exchange):
+    kept = full(make_exchange, "kept")
+    store.write([kept])
+    before = dump(path)
+    forgotten = full(make_exchange, "forgotten")
+    store.write([forgotten])
+    contents = len(set(store._known.values()))
+    pruned = prune(path, Filter(ids=(forgotten.id,)))
+    assert (pruned.exchanges, pruned.turns, pruned.messages) == (1, 1, 4)
+    assert 0 < pruned.contents < contents
+    assert dump(path) == before
+    assert sound(path)
+
+
+def test_what_is_shared_stays(store, path, make_exchange):
+    text = "the same long text " * 50
+    request = {"body": {"messages": [{"content": text}]}}
+    first = make_exchange(text, "ONE", request=request)
+    history = first.turn.messages + first.turn.reply
+    second = make_exchange(
+        messages=[*history, llm.user("two")], thread_id=first.thread_id, request=request
+    )
+    store.write([first, second])
+    assert prune(path, Filter(ids=(first.id,))) == Pruned(1, 1, 0, 0)
+    log = History(path)
+    assert log.exchange(second.id).turn.messages == second.turn.messages
+    assert log.exchange(second.id).request == second.request
+    log.close()
+    assert sound(path)
+
+
+def test_a_thread_goes_back_to_its_last_turn_that_stays(store, path, make_exchange):
+    first = make_exchange("one", "ONE")
+    history = first.turn.messages + first.turn.reply
+    second = make_exchange(messages=[*history, llm.user("two")], thread_id=first.thread_id)
+    store.write([first, second])
+    assert prune(path, Filter(ids=(second.id,))).messages == 2
+    with sqlite_utils.Database(path) as database:
+        assert LogStore(database).thread_messages(first.thread_id) == history
+    assert sound(path)
+
+
+def test_a_thread_without_turns_goes(store, path, make_exchange):
+    exchange = make_exchange()
+    store.write([exchange])
+    prune(path, Filter(thread_id=exchange.thread_id))
+    connection = sqlite3.connect(path)
+    assert connection.execute("select count(*) from threads").fetchone() == (0,)
+    connection.close()
+
+
+def test_a_failures_messages_go_with_it(store, path, make_exchange):
+    store.write([make_exchange(reply=[], status="error", error="down")])
+    assert prune(path, Filter(status="error")) == Pruned(1, 0, 1, 0)
+
+
+def test_what_llm_wrote_itself_stays(store, path, make_exchange, run_llm):
+    run_llm("-m", "echo", "hello")
+    before = dump(path)
+    exchange = make_exchange(messages=[llm.user("hello")])  # the same message as llm's
+    store.write([exchange])
+    assert prune(path, Filter(ids=(exchange.id,))).messages == 1
+    assert dump(path) == before
+
+
+def test_a_dry_run_counts_and_changes_nothing(store, path, make_exchange):
+    exchanges = [full(make_exchange, word) for word in ("one", "two")]
+    store.write(exchanges)
+    before = dump(path)
+    counted = prune(path, Filter(model="demo"), dry_run=True)
+    assert dump(path) == before
+    assert counted == prune(path, Filter(model="demo"))
+    assert counted.exchanges == 2
+
+
+def test_what_is_running_stays(store, path, make_begun):
+    store.write([make_begun()])
+    assert prune(path, Filter(dialect="openai_chat")) == Pruned(0, 0, 0, 0)
+
+
+def test_pruning_by_age(store, path, make_exchange):
+    old, new = make_exchange("old"), make_exchange("new")
+    new = replace(new, received=RECEIVED + timedelta(days=2))
+    store.write([old, new])
+    assert prune(path, Filter(until=RECEIVED + timedelta(days=1))).exchanges == 1
+    log = History(path)
+    assert [entry.id for entry in log.entries()] == [new.id]
+    log.close()
+
+
+def test_a_running_proxy_stores_again_what_was_forgotten(store, path, make_exchange):
+    first, second = full(make_exchange, "same"), full(make_exchange, "same")
+    store.write([first])
+    prune(path, Filter(ids=(first.id,)))
+    with pytest.raises(Locked):
+        store.write([second])
+    store.write([second])
+    log = History(path)
+    assert log.exchange(second.id).request == second.request
+    log.close()
+    assert sound(path)
+
+
+def test_all_there_is_is_not_forgotten_by_accident(store, path):
+    with pytest.raises(ValueError, match="say which exchanges are to be forgotten"):
+        prune(path, Filter())
+
+
+def test_a_file_that_is_none_is_not_made(path):
+    with pytest.raises(Unusable, match="unable to open"):
+        prune(path, Filter(status="error"))
+    assert not path.exists()
