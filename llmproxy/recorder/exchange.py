@@ -30,6 +30,7 @@ __all__ = [
     "Status",
     "Turn",
     "begun",
+    "entry_to_json",
     "from_json",
     "last_text",
     "to_json",
@@ -264,13 +265,19 @@ def _remote(attachment: llm.Attachment) -> llm.Attachment:
     return hub.RemoteAttachment(type=attachment.type, url=attachment.url)
 
 
+def entry_to_json(entry: Entry) -> dict[str, Any]:
+    """Give an exchange in short as JSON values."""
+    form = {f.name: getattr(entry, f.name) for f in fields(Entry)}
+    return form | {
+        "received": entry.received.isoformat(),
+        "usage": asdict(entry.usage),
+        "ignored": list(entry.ignored),
+    }
+
+
 def to_json(exchange: Exchange) -> dict[str, Any]:
     """Give an exchange as JSON values, complete but for what the timeline rounds."""
-    form = {f.name: getattr(exchange, f.name) for f in fields(Entry)}
-    return form | {
-        "received": exchange.received.isoformat(),
-        "usage": asdict(exchange.usage),
-        "ignored": list(exchange.ignored),
+    return entry_to_json(exchange) | {
         "request": {
             "headers": dict(exchange.request.headers),
             "query": exchange.request.query,
@@ -287,7 +294,8 @@ def from_json(form: Mapping[str, Any]) -> Exchange:
     Raises:
         ValueError, TypeError, KeyError: it is something else.
     """
-    entry = {f.name: form[f.name] for f in fields(Entry)}
+    # What an older version did not have yet has its default.
+    entry = {f.name: form[f.name] for f in fields(Entry) if f.name in form}
     turn = None if form["turn"] is None else _turn_from_json(form["turn"])
     return Exchange(
         **entry

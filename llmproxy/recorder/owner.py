@@ -33,13 +33,16 @@ class Owner:
         return self._beside(id or self.id, "jsonl")
 
     def claim(self) -> None:
-        """Take the lock, or keep it.
+        """Take the lock, or keep it; make it anew where somebody has deleted its file.
 
         Raises:
             OSError, sqlite3.Error: no file can be made or locked there.
         """
+        path = self._beside(self.id, "lock")
+        if self._lock is not None and not path.exists():
+            self._lock.close()
+            self._lock = None
         while self._lock is None:
-            path = self._beside(self.id, "lock")
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             made = path.stat().st_ino
             lock = _locked(path, CLAIM_TIMEOUT_S)

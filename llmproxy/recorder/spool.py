@@ -38,10 +38,7 @@ class Spool:
         """
         owned = replace(exchange, owner=exchange.owner or self.owner.id)
         line = json.dumps(to_json(owned), default=str).encode() + b"\n"
-        try:
-            self.owner.claim()  # or a neighbour would take it for a dead one's
-        except sqlite3.Error as exc:
-            raise OSError(str(exc)) from exc
+        self._claim()
         file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
             size = os.fstat(file).st_size
@@ -56,6 +53,21 @@ class Spool:
                 raise
         finally:
             os.close(file)
+
+    def is_possible(self) -> bool:
+        """Say whether there can be a file at all."""
+        try:
+            self._claim()
+        except OSError:
+            return False
+        return True
+
+    def _claim(self) -> None:
+        """Be known as alive, or a neighbour would take the file for a dead one's."""
+        try:
+            self.owner.claim()
+        except sqlite3.Error as exc:
+            raise OSError(str(exc)) from exc
 
     def is_empty(self) -> bool:
         """Say whether there is nothing to take in."""

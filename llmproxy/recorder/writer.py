@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from .exchange import Exchange, Turn, begun
+from .exchange import Exchange
 from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
@@ -83,14 +83,14 @@ class Writer:
         """Start the thread, once."""
         self._thread.start()
 
-    def write(self, exchange: Exchange | Turn) -> Future[None]:
+    def write(self, exchange: Exchange) -> Future[None]:
         """Hand over an exchange, begun or ended, without waiting.
 
         The future ends when it is in logs.db or, where that is impossible, in the spool.
         It ends with an exception where the exchange was given up: the database can't
         take this one, there is no more room to keep it, or the writer is closed.
         """
-        job = _Job(exchange if isinstance(exchange, Exchange) else _bare(exchange))
+        job = _Job(exchange)
         job.written.set_running_or_notify_cancel()  # a waiter that goes away can't cancel it
         with self._changed:
             full = self._failing_since is not None and len(self._jobs) >= MAX_PENDING
@@ -233,12 +233,13 @@ class Writer:
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         lasted_s = now - self._failing_since
-        self._spooling = self._spool is not None and (not locked or lasted_s > SPOOL_AFTER_S)
-        self._spool_all()
+        if self._spool is not None and (not locked or lasted_s > SPOOL_AFTER_S):
+            self._spooling = self._spool.is_possible()
         if not self._warned and (not locked or lasted_s > LOCKED_WARNING_S):
             self._warned = True
-            where = f"in {self._spool.path}" if self._spool and self._spooling else "in memory"
-            self._warn(f"the log can't be written now and is kept {where}: {exc}")
+            where = self._spool.path if self._spool and self._spooling else "memory"
+            self._warn(f"the log can't be written now and is kept in {where}: {exc}")
+        self._spool_all()
         self._pause(now + self._pause_s)
         longest_s = MAX_LOCKED_PAUSE_S if locked else MAX_UNUSABLE_PAUSE_S
         self._pause_s = min(2 * self._pause_s, longest_s)
@@ -323,22 +324,6 @@ class Writer:
         self._drop_store()
         if self._spool is not None:
             self._spool.owner.release()
-
-
-def _bare(turn: Turn) -> Exchange:
-    """Make an exchange of a turn whose request nobody kept."""
-    exchange = begun(
-        turn.id,
-        turn.started,
-        dialect="",
-        path="",
-        query="",
-        client="",
-        headers=(),
-        body=None,
-        messages=turn.messages,
-    )
-    return exchange.ended("ok", http_status=200, duration_ms=turn.duration_ms, turn=turn)
 
 
 def _not_logged(exc: Exception) -> str:

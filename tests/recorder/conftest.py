@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 from llmproxy import hub
 from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.store import Store
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
 
@@ -24,7 +26,25 @@ def few_plugins(monkeypatch):
 
 @pytest.fixture
 def path(llm_user_path):
+    """Where logs.db is to be; nothing is there yet."""
     return llm_user_path / "logs.db"
+
+
+@pytest.fixture(scope="session")
+def empty_log(tmp_path_factory):
+    """A logs.db without exchanges, to copy: the migrations take a tenth of a second."""
+    path = tmp_path_factory.mktemp("log") / "logs.db"
+    Store(path).close()
+    return path
+
+
+@pytest.fixture
+def store(path, empty_log):
+    """A store in a logs.db that was there before."""
+    shutil.copy(empty_log, path)
+    store = Store(path)
+    yield store
+    store.close()
 
 
 @pytest.fixture

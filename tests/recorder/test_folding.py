@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmproxy.recorder.folding import LONG_CHARS, RUN, dumps, fold, unfold
@@ -20,15 +20,11 @@ bodies = st.recursive(
 )
 
 
+@settings(max_examples=60)
 @given(bodies)
-def test_what_is_folded_unfolds_to_the_same(body):
+def test_what_is_folded_unfolds_to_the_same_and_is_known(body):
     folded = fold(body, {})
     assert dumps(unfold(folded.text, folded.contents.__getitem__)) == dumps(body)
-
-
-@given(bodies)
-def test_what_is_known_is_not_stored_again(body):
-    folded = fold(body, {})
     again = fold(body, folded.seen)
     assert (again.text, again.contents, again.seen) == (folded.text, {}, {})
 

@@ -19,13 +19,6 @@ from tests.recorder.conftest import RECEIVED
 
 
 @pytest.fixture
-def store(path):
-    store = Store(path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def history(store, path):
     history = History(path)
     yield history

@@ -59,6 +59,13 @@ def test_a_lock_leaves_nothing_behind(owner, path):
     assert names(path) == []
 
 
+def test_a_lock_whose_file_was_deleted_is_made_anew(owner, path):
+    owner.claim()
+    path.with_name("logs.db-llmproxy-me.lock").unlink()
+    owner.claim()
+    assert Owner(path, "neighbour").is_alive("me")
+
+
 def test_a_spool_without_a_lock_is_a_dead_ones(owner, path):
     owner.spool_path("gone").write_text("")
     path.with_name("other.db-llmproxy-x.jsonl").write_text("")

@@ -12,15 +12,8 @@ from llm.parts import Message, ToolResultPart
 
 from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prune import Pruned, prune
-from llmproxy.recorder.store import Locked, Store, Unusable
+from llmproxy.recorder.store import Locked, Unusable
 from tests.recorder.conftest import RECEIVED
-
-
-@pytest.fixture
-def store(path):
-    store = Store(path)
-    yield store
-    store.close()
 
 
 def dump(path):

@@ -30,13 +30,6 @@ PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
 
 @pytest.fixture
-def store(path):
-    store = Store(path)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def llm_log(path):
     """llm's own view of the database, for reading back."""
     with sqlite_utils.Database(path) as database:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def warnings():
 
 
 @pytest.fixture
-def writer(path, warnings):
+def writer(path, warnings, empty_log):
+    shutil.copy(empty_log, path)
     writer = Writer(lambda: Store(path), warn=warnings.append)
     writer.start()
     yield writer
@@ -213,8 +215,9 @@ def spool(path):
 
 
 @pytest.fixture
-def spooling(path, warnings, spool):
+def spooling(path, warnings, spool, empty_log):
     """A writer as the proxy has it."""
+    shutil.copy(empty_log, path)
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     yield writer
@@ -253,6 +256,22 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
         f"the log can't be written now and is kept in {spool.path}: {path}: file is not a database",
         "the log is written again; no exchanges were lost",
     ]
+
+
+def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exchange):
+    path.parent.rmdir()
+    path.parent.write_text("")
+    spool = Spool(Owner(path, "me"))
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    written = writer.write(make_exchange("kept"))
+    wait_until(lambda: warnings)
+    assert warnings[0].startswith("the log can't be written now and is kept in memory: ")
+    path.parent.unlink()
+    assert written.result(10) is None
+    writer.close(10)
+    assert texts(path) == ["kept"]
+    assert warnings[1:] == ["the log is written again; no exchanges were lost"]
 
 
 def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, make_exchange):
@@ -353,14 +372,17 @@ steps = st.lists(
 
 
 @settings(
-    max_examples=20,
+    max_examples=50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has a file of its own
 )
 @given(steps)
-def test_whatever_happens_each_exchange_is_there_once(tmp_path, make_begun, make_exchange, steps):
+def test_whatever_happens_each_exchange_is_there_once(
+    tmp_path, empty_log, make_begun, make_exchange, steps
+):
     """Any order of beginnings, ends, kills and restarts, in logs.db and in spools."""
     path = Path(tempfile.mkdtemp(dir=tmp_path)) / "logs.db"
+    shutil.copy(empty_log, path)
     owners = itertools.count()
     ended = [make_exchange(str(number)) for number in range(6)]
     begun = [replace(make_begun(e.first_words), id=e.id) for e in ended]
