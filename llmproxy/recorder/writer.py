@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -130,25 +130,43 @@ class Writer:
     def _run(self) -> None:
         while not self._is_over():
             group: list[_Job] = []
+            error: Exception | None = None
             try:
                 store = self._ready_store()
                 with self._changed:
                     group = list(islice(self._jobs, 1 if self._one_by_one else GROUP))
-                count = store.write([job.exchange for job in group]) if group else 0
+                if len(group) == 1:
+                    count, error = 1, self._write_one(store, group[0].exchange)
+                else:
+                    count = store.write([job.exchange for job in group]) if group else 0
             except StoreError as exc:
                 self._wait_out(exc)
-            except Exception as exc:  # whatever a strange row makes llm raise
-                if len(group) > 1:
-                    self._one_by_one = len(group)
-                else:
-                    self._give_up(exc)
+            except Exception:  # one of them is strange
+                self._one_by_one = len(group)
             else:
                 # A file that was deleted meanwhile has taken nothing: once more then.
                 if store.is_current():
                     self._recovered()
-                    self._settle(count)
+                    self._settle(count, error)
                     self._rest(count)
         self._stop()
+
+    def _write_one(self, store: Store, exchange: Exchange) -> Exception | None:
+        """Write an exchange; where it is what the database can't take, without its answer.
+
+        Raises:
+            StoreError: the database is the cause.
+        """
+        try:
+            store.write([exchange])
+        except StoreError:
+            raise
+        except Exception as exc:  # whatever a strange answer makes llm raise
+            self._warn(f"an answer was not logged: {type(exc).__name__}: {exc}")
+            with suppress(Exception):  # the warning is given
+                store.write([replace(exchange, turn=None, thread_id=None, events=())])
+            return exc
+        return None
 
     def _is_over(self) -> bool:
         if not self._closing.is_set():
@@ -214,12 +232,9 @@ class Writer:
                 exchanges = exchanges[store.write(exchanges) :]
             except StoreError:
                 raise
-            except Exception as exc:
-                if len(exchanges) == 1:
-                    self._warn(_not_logged(exc))
-                    return
+            except Exception:
                 for exchange in exchanges:
-                    self._write_all(store, [exchange])
+                    self._write_one(store, exchange)
                 return
             self._closing.wait(GAP_S)
 
@@ -259,8 +274,9 @@ class Writer:
                 self._spool.append(self._jobs[0].exchange)
             except OSError:
                 self._spooling = False
-            except Exception as exc:
-                self._give_up(exc)
+            except Exception as exc:  # it has no JSON
+                self._warn(f"an answer was not logged: {type(exc).__name__}: {exc}")
+                self._settle(1, exc)
             else:
                 self._worth_waiting = True
                 self._settle(1)
@@ -285,10 +301,6 @@ class Writer:
                 job.written.set_result(None)
             else:
                 job.written.set_exception(error)
-
-    def _give_up(self, exc: Exception) -> None:
-        self._warn(_not_logged(exc))
-        self._settle(1, exc)
 
     def _rest(self, wrote: int) -> None:
         """Wait for something to write; after a while without, empty the write-ahead log."""
@@ -324,10 +336,6 @@ class Writer:
         self._drop_store()
         if self._spool is not None:
             self._spool.owner.release()
-
-
-def _not_logged(exc: Exception) -> str:
-    return f"an exchange was not logged: {type(exc).__name__}: {exc}"
 
 
 def _exchanges(count: int) -> str:

@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import llm
 import pytest
 import sqlite_utils
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
+from llmproxy.recorder.history import History
 from llmproxy.recorder.owner import Owner
 from llmproxy.recorder.spool import Spool, read
 from llmproxy.recorder.store import Store, StoreError
@@ -124,9 +126,17 @@ def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
     assert errors.index(next(filter(None, errors))) == 5
     assert texts(path) == [str(number) for number in range(10)]
     assert [warning.partition("Error")[0] for warning in warnings] == [
-        "an exchange was not logged: UnicodeEncode"
+        "an answer was not logged: UnicodeEncode"
     ]
     writer.close(10)
+
+
+def test_an_answer_that_no_database_takes_leaves_its_request(writer, path, make_exchange):
+    exchange = make_exchange(reply=[llm.assistant("bad \ud800")])
+    assert isinstance(writer.write(exchange).exception(10), UnicodeEncodeError)
+    with contextlib.closing(History(path)) as history:
+        read = history.exchange(exchange.id)
+    assert (read.status, read.request, read.turn) == ("ok", exchange.request, None)
 
 
 def test_a_deleted_file_is_made_anew(writer, path, warnings, make_exchange):
@@ -426,6 +436,7 @@ from datetime import UTC, datetime
 import llm
 from llm.parts import StreamEvent
 from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.history import History
 from llmproxy.recorder.owner import Owner
 from llmproxy.recorder.spool import Spool
 from llmproxy.recorder.store import Store
