@@ -65,7 +65,8 @@ class Access:
             raise Forbidden(
                 f"pages of {origin[:80]!r} may not use this server; allow it by --allow-origin"
             )
-        if self.keys and not _is_preflight(request) and not self._has_key(request):
+        needs_key = self.keys and request.path != "/healthz" and not _is_preflight(request)
+        if needs_key and not self._has_key(request):
             raise Unauthorized(
                 "a key is needed: authorization: Bearer <key>, or x-api-key",
                 headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},

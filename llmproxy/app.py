@@ -390,7 +390,8 @@ def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
         allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
     if allowed:
         raise _not_allowed(request, allowed)
-    raise NotFound(f"there is nothing at {request.path[:200]}")
+    there = ", ".join(f"{route.method} {route.path}" for _, route in _ROUTES)
+    raise NotFound(f"there is nothing at {request.path[:200]}; there is {there}")
 
 
 def _page(request: Request, text: str) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,19 @@ class Settings:
     report: Callable[[Exchange], None] = _ignore
 
 
+def _check(settings: Settings) -> None:
+    if not is_loopback(settings.host) and not settings.keys:
+        raise SettingsError(
+            f"{settings.host or 'every address'} can be reached by others, who would spend "
+            "your keys: give --api-key KEY, or listen on 127.0.0.1"
+        )
+    if not all(key.strip() for key in settings.keys):
+        raise SettingsError("an empty key lets nobody in")
+    for origin in settings.origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
+            raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
+
+
 class Proxy:
     """A server with all its parts; `async with Proxy(settings) as proxy:` runs it.
 
@@ -78,14 +92,11 @@ class Proxy:
         """Wire the parts. Nothing is read, opened or started yet.
 
         Raises:
-            SettingsError: an address that others can reach, without a key.
+            SettingsError: an address that others can reach, without a key; an empty
+                key; an origin that is none.
         """
+        _check(settings)
         is_local = is_loopback(settings.host)
-        if not is_local and not settings.keys:
-            raise SettingsError(
-                f"{settings.host or 'every address'} can be reached by others, who would spend "
-                "your keys: give --api-key KEY, or listen on 127.0.0.1"
-            )
         self.settings = settings
         self.catalogue = Catalogue(
             maps=settings.maps,

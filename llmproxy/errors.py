@@ -62,6 +62,7 @@ class ProxyError(Exception):
         message: str,
         *,
         param: str | None = None,
+        code: str | None = None,
         status: int | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -69,6 +70,8 @@ class ProxyError(Exception):
         self.message = message
         self.param = param
         self.headers = headers
+        if code is not None:
+            self.code = code
         if status is not None:
             self.status = status
 

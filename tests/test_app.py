@@ -168,7 +168,12 @@ def test_gzip_body_is_read():
     [
         ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "this field is required"),
         ({"n": 2}, 400, "n", "only n: 1 is answered"),
-        ({"model": "nobody"}, 404, "model", "there is no model 'nobody' here"),
+        (
+            {"model": "nobody"},
+            404,
+            "model",
+            "there is no model 'nobody' here; GET /v1/models lists them",
+        ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}]},
             400,
@@ -430,7 +435,10 @@ def test_pages_and_methods():
     assert (wrong[0], wrong[1]["allow"]) == (405, "POST")
     assert (posted[0], posted[1]["allow"]) == (405, "GET, HEAD")
     assert nowhere[0] == 404
-    assert error_of(nowhere[2])["message"] == "there is nothing at /v2/nothing"
+    assert error_of(nowhere[2])["message"] == (
+        "there is nothing at /v2/nothing; there is POST /v1/chat/completions, "
+        "GET /v1/models, GET /v1/models/"
+    )
 
 
 def test_foreign_host_and_origin_are_refused_before_anything_is_done():
@@ -457,8 +465,10 @@ def test_key_is_asked_for_where_there_is_one():
     with running(AsyncScript("m", "a"), keys=["any", "other"]) as proxy:
         assert ask(proxy).choices[0].message.content == "a"
         status, headers, _ = request(proxy, "GET", "/v1/models")
+        healthy = request(proxy, "GET", "/healthz")
         by_header = request(proxy, "GET", "/v1/models", None, {"x-api-key": "other"})
     assert (status, headers["www-authenticate"][:5], by_header[0]) == (401, "Basic", 200)
+    assert healthy[0] == 200, "for monitors, which have no key"
 
 
 def test_report_says_what_was_asked_and_used():

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import metadata
 from typing import Any, TypeVar, cast
@@ -64,7 +65,6 @@ class _Contents:
     options: Mapping[str, Mapping[str, Any]]
     default_model: str
     files: frozenset[tuple[str, int, int]]
-    read_at: int
 
 
 class Catalogue:
@@ -87,7 +87,8 @@ class Catalogue:
         self._maps = tuple(maps)
         self._default_model = default_model
         self._extra_models = tuple(extra_models)
-        self._contents = _Contents({}, {}, {}, "", frozenset(), 0)
+        self._contents = _Contents({}, {}, {}, "", frozenset())
+        self._created = int(time.time())  # no provider tells; at least it stays the same
         self._looked_at = float("-inf")
         self._reload: asyncio.Future[None] | None = None
 
@@ -98,9 +99,8 @@ class Catalogue:
 
     def models(self) -> list[hub.ModelEntry]:
         """List every model once, under its own id."""
-        created = self._contents.read_at
         return [
-            hub.ModelEntry(entry.model_id, entry.owned_by, created)
+            hub.ModelEntry(entry.model_id, entry.owned_by, self._created)
             for entry in self._contents.entries.values()
         ]
 
@@ -128,10 +128,13 @@ class Catalogue:
         if entry is None and self._default_model is not None:
             entry = self._contents.by_name.get(self._default_model)
         if entry is None:
-            raise ModelNotFound(
-                f"there is no model {name or self._contents.default_model!r} here", param="model"
-            )
+            raise ModelNotFound(self._unknown(name or self._contents.default_model), param="model")
         return entry
+
+    def _unknown(self, name: str) -> str:
+        close = get_close_matches(name.lower(), self._contents.by_name, 1, 0.7)
+        hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists them"
+        return f"there is no model {name[:200]!r} here; {hint}"
 
     def _find(self, name: str | None) -> CatalogueEntry | None:
         by_name = self._contents.by_name
@@ -229,7 +232,6 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
         _settings("model_options.json"),
         llm.get_default_model(),
         files,
-        int(time.time()),
     )
 
 

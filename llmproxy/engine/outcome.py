@@ -164,8 +164,8 @@ _FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
 def translate(exc: BaseException) -> ProxyError:
     """Say what an exception out of a model means to the client.
 
-    Statuses are the upstream's own; its `retry-after` goes along. Keys that it quotes
-    are blotted out. What has no status is a failure of the upstream, 502, save llm's
+    A status of 4xx is the upstream's own, with its `retry-after`, code and param. Keys
+    that it quotes are blotted out. What has no status is a failure of the upstream, 502, save llm's
     missing key (401), time-outs (504), and a plugin's plain ValueError or
     NotImplementedError, which is how plugins refuse a request (400).
     """
@@ -178,7 +178,8 @@ def translate(exc: BaseException) -> ProxyError:
     if status is not None:
         kind = _BY_STATUS.get(status) or _BY_TYPE.get(_error_type(exc)) or UpstreamError
         own = status if 400 <= status < 500 else kind.status
-        return kind(message, status=own, headers=headers)
+        code, param = _code_and_param(exc)
+        return kind(message, code=code, param=param, status=own, headers=headers)
     if _is_timeout(exc):
         return errors.UpstreamTimeout(message)
     if type(exc) in (ValueError, NotImplementedError) or isinstance(
@@ -196,6 +197,17 @@ def _message(exc: BaseException) -> str:
     if isinstance(exc, llm.ModelError) or hasattr(exc, "status_code"):
         return str(exc)  # written to be shown
     return f"the model failed: {type(exc).__name__}: {exc}".removesuffix(": ")
+
+
+def _code_and_param(exc: BaseException) -> tuple[str | None, str | None]:
+    """OpenAI's own, by which clients tell a full context from a wrong field."""
+    match getattr(exc, "body", None):
+        case {"error": dict(body)} | dict(body):
+            code, param = body.get("code"), body.get("param")
+            return code if isinstance(code, str) else None, param if isinstance(
+                param, str
+            ) else None
+    return None, None
 
 
 def _error_type(exc: BaseException) -> str:

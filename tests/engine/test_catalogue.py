@@ -45,11 +45,16 @@ def test_latest_tag_is_optional():
 
 def test_unknown_name_is_an_error_that_names_it():
     with pytest.raises(ModelNotFound) as caught:
-        choose("gpt-99")
+        choose("nobody")
     assert (caught.value.message, caught.value.param) == (
-        "there is no model 'gpt-99' here",
+        "there is no model 'nobody' here; GET /v1/models lists them",
         "model",
     )
+
+
+def test_unknown_name_that_is_nearly_one_is_told_which():
+    with pytest.raises(ModelNotFound, match="did you mean 'gpt-4o-mini'?"):
+        choose("gpt-4o-mini2")
 
 
 def test_default_model_answers_for_unknown_and_missing_names():

@@ -128,6 +128,13 @@ def test_headers_that_clients_wait_by_are_kept():
     assert outcome.translate(exc).headers == {"retry-after": "7", "x-should-retry": "true"}
 
 
+def test_code_and_param_of_a_provider_are_kept():
+    exc = openai_error(400)
+    exc.body = {"message": "too long", "code": "context_length_exceeded", "param": "messages"}
+    error = outcome.translate(exc)
+    assert (error.code, error.param) == ("context_length_exceeded", "messages")
+
+
 def test_status_of_httpx_is_in_its_response():
     """d6.29"""
     request = httpx.Request("POST", "http://127.0.0.1/")
