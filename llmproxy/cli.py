@@ -14,6 +14,7 @@ from pathlib import Path
 from . import __version__, limits
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
 from .recorder.exchange import Exchange
+from .recorder.store import logs_on
 from .terminal import entry_line
 
 __all__ = ["main"]
@@ -21,6 +22,11 @@ __all__ = ["main"]
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     """Run the command with these words (the process's own where None); give its exit code."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["log"]:
+        from . import log_command  # the server does not need it
+
+        return log_command.main(words[1:], program)
     arguments = _parser(program).parse_args(words)
     logging.basicConfig(format=f"{program}: %(message)s", level=logging.WARNING)
     try:
@@ -44,6 +50,7 @@ def _fail(program: str, message: str) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
+        usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)",
         description="Serve every llm model to programs that speak an LLM wire, "
         "and keep every exchange in llm's logs.db.",
         epilog="limits (change one with --limit NAME=VALUE):\n  "
@@ -159,10 +166,14 @@ def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
 
 def _welcome(proxy: Proxy) -> list[str]:
     count = len(proxy.catalogue.models())
+    places = ", ".join(f"{host} port {port}" for host, port in proxy.addresses)
+    log = str(proxy.database or "off (--no-log)")
+    if proxy.database is not None and not logs_on():
+        log = "off (llm logs on turns it on)"
     key = "any key" if not proxy.settings.keys else "your --api-key"
     return [
-        f"llmproxy {__version__} listens on {proxy.url}",
-        f"log: {proxy.database or 'off (--no-log)'}",
+        f"llmproxy {__version__} listens on {places}: {proxy.url}",
+        f"log: {log}",
         f"models: {count}, and demo needs no key; `llm models` lists them"
         if count > 1
         else "models: demo alone; `llm install llm-anthropic` adds more",

@@ -72,6 +72,8 @@ def test_version_and_help():
         (["--limit", "nope=1"], "no limit is called 'nope'; there are: body, "),
         (["--no-log", "--database", "x"], "--no-log and --database PATH exclude each other"),
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others"),
+        (["--allow-origin", "foo"], "an origin is scheme://host[:port], not 'foo'"),
+        (["--api-key", ""], "an empty key lets nobody in"),
         (["--qiet"], "unrecognized arguments: --qiet"),
     ],
 )
