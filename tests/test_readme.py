@@ -1,11 +1,19 @@
 """What the README promises is there: every flag, every route, every file it names."""
 
+import json
 import re
+import sqlite3
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
+from llmproxy import log_command
 from llmproxy.app import _PAGES
 from llmproxy.cli import _parser
 from llmproxy.dialects import DIALECTS
+from llmproxy.recorder.store import Store
+from tests.models import AsyncScript, response_json, usage
+from tests.proxies import running
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -16,6 +24,40 @@ def test_every_flag_is_in_the_readme_and_the_other_way_round():
     flags.remove("-h")
     section = README.partition("## The command")[2].partition("### Routes")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
+
+
+def test_every_flag_of_log_is_in_the_readme_and_the_other_way_round():
+    flags = {word for action in log_command._parser("x")._actions for word in action.option_strings}
+    flags -= {"-h", "--help"}
+    usage = README.partition("python -m llmproxy log [ID]")[2].partition("```")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags
+
+
+def test_every_column_is_in_the_readme(llm_user_path):
+    Store(llm_user_path / "logs.db").close()
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        columns = {row[1] for row in db.execute("pragma table_info(proxy_exchanges)")}
+    table = README.partition("### The table")[2].partition("\n\n```sql")[0]
+    named = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
+    assert {name for cell in named for name in re.findall(r"`(\w+)`", cell)} == columns
+
+
+def test_every_query_of_the_readme_finds_something(llm_user_path):
+    """Over an answer, a failure and an answer that a token limit cut."""
+    queries = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
+    assert len(queries) == 5
+    cut = AsyncScript("long", "so far", usage(3, 9), response_json(finish_reason="length"))
+    body = {"messages": [{"role": "user", "content": "hi"}]}
+    with running(AsyncScript("m", "a", usage(2, 1)), cut) as proxy:
+        for model in ("m", "long", "nobody"):
+            data = json.dumps(body | {"model": model}).encode()
+            try:
+                urlopen(f"{proxy.url}/v1/chat/completions", data).read()
+            except HTTPError as error:
+                error.close()
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        for query in queries:
+            assert db.execute(query).fetchall(), query
 
 
 def test_every_route_is_in_the_readme():
