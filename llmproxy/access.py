@@ -105,6 +105,8 @@ class Access:
 
     def _has_key(self, request: Request) -> bool:
         sent = _sent_key(request)
+        if not sent:
+            return False
         # Each is compared in full, so that time tells nothing of which one nearly fits.
         return any([hmac.compare_digest(sent, key.encode()) for key in self.keys])
 

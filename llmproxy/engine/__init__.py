@@ -9,7 +9,7 @@
 Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
 """
 
-from .catalogue import Catalogue
+from .catalogue import Catalogue, in_daemon_thread
 from .run import Answer, Engine, Stamped
 
-__all__ = ["Answer", "Catalogue", "Engine", "Stamped"]
+__all__ = ["Answer", "Catalogue", "Engine", "Stamped", "in_daemon_thread"]

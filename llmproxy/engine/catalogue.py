@@ -36,6 +36,7 @@ SyncModel = llm.Model | llm.KeyModel
 AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
 
 RELOAD_S = 10.0  # the least time between two looks at llm's files
+RELOAD_WAIT_S = 5.0  # what a request for an unknown name waits for the second look
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # what llm and its plugins read
 
 
@@ -121,9 +122,9 @@ class Catalogue:
         """
         entry = self._find(name)
         if entry is None or self._is_due():
-            reload = self._start_reload()
+            reload = self._start_reload(is_unknown=entry is None)
             if entry is None and reload is not None:
-                await asyncio.shield(reload)
+                await asyncio.wait({reload}, timeout=RELOAD_WAIT_S)
                 entry = self._find(name)
         if entry is None and self._default_model is not None:
             entry = self._contents.by_name.get(self._default_model)
@@ -147,20 +148,23 @@ class Catalogue:
     def _is_due(self) -> bool:
         return time.monotonic() - self._looked_at >= RELOAD_S
 
-    def _start_reload(self) -> asyncio.Future[None] | None:
+    def _start_reload(self, *, is_unknown: bool) -> asyncio.Future[None] | None:
         """Start one reading in a thread, or give the one under way; None where it is too soon."""
         if self._reload is not None and not self._reload.done():
             return self._reload
         if not self._is_due():
             return None
         self._looked_at = time.monotonic()
-        self._reload = in_daemon_thread(self._read_again, "llmproxy-catalogue")
+        self._reload = in_daemon_thread(
+            lambda: self._read_again(is_unknown=is_unknown), "llmproxy-catalogue"
+        )
         return self._reload
 
-    def _read_again(self) -> None:
+    def _read_again(self, *, is_unknown: bool) -> None:
         try:
+            # Some plugins ask a server for their models, whose answer no file shows.
             new_plugins = _load_plugins()
-            if new_plugins or _files() != self._contents.files:
+            if is_unknown or new_plugins or _files() != self._contents.files:
                 self._contents = _read(self._extra_models)
         except Exception:
             logger.exception("reading llm's models again failed; the earlier list stays")

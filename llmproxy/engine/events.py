@@ -3,7 +3,7 @@
 llm numbers the parts; what it lets through is mended here: parts of two families
 under one number, tool calls without an id or announced by `add_tool_call` alone,
 surrogate pairs in two halves, chunks that are no text. Pure: one object for one
-answer, fed in order. An event that is in order is passed on as it is, uncopied.
+answer, fed in order. Text that is in order is passed on as it is, uncopied.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ class EventReader:
         self._new_call_id = new_call_id
         self._families: dict[int, str] = {}  # part_index → family
         self._moved: dict[tuple[int, str], int] = {}  # part of a second family → its own index
-        self._calls: dict[int, _Call] = {}
+        self._calls: list[_Call] = []
+        self._open_calls: dict[int, _Call] = {}  # part_index → the call that it means now
         self._space: StreamEvent | None = None
         self._half: StreamEvent | None = None
 
     @property
     def has_calls(self) -> bool:
         """Whether the client is asked to call a tool."""
-        return any(not call.server_executed for call in self._calls.values())
+        return any(not call.server_executed for call in self._calls)
 
     @property
     def is_cut_in_a_call(self) -> bool:
         """Whether arguments end before they are JSON, as at a token limit (d6.10)."""
-        return any("_raw" in parse_arguments(call.arguments) for call in self._calls.values())
+        return any("_raw" in parse_arguments(call.arguments) for call in self._calls)
 
     def feed(self, event: StreamEvent) -> list[StreamEvent]:
         """Give the event as the hub wants it, after what was held back for it, if anything.
@@ -64,6 +65,9 @@ class EventReader:
         family = _FAMILIES.get(event.type)
         if family is None:
             raise UpstreamError(f"the model yielded an event of the unknown type {event.type!r}")
+        if self._half is not None and _part_of(self._half) != _part_of(event):
+            lost, self._half = replace(self._half, chunk="\ufffd"), None
+            return self.feed(lost) + self.feed(event)
         if self._half is not None or not event.chunk.isascii():
             event = self._join_halves(event)
         event = self._numbered(event, family)
@@ -89,7 +93,7 @@ class EventReader:
         events = []
         if self._half is not None:
             events.append(replace(self._half, chunk="\ufffd"))
-        unmatched = list(self._calls.values())
+        unmatched = list(self._calls)
         for call in announced:
             known = next((c for c in unmatched if c.is_announced_by(call)), None)
             if known is None:
@@ -116,10 +120,12 @@ class EventReader:
     def _call_events(self, event: StreamEvent) -> list[StreamEvent]:
         self._space = None
         assert event.part_index is not None
-        call = self._calls.get(event.part_index)
+        call = self._open_calls.get(event.part_index)
         events = []
-        if call is None:
-            call = self._calls[event.part_index] = self._open(event)
+        # A name after arguments have begun is a new call: llm numbers calls by their ids,
+        # and some providers give all of them one.
+        if call is None or (event.type == "tool_call_name" and call.has_arguments):
+            call = self._open(event, is_new_part=call is None)
             # Arguments without a name before them: the call must be opened all the same.
             if event.type == "tool_call_args":
                 events.append(call.event("tool_call_name", event.tool_name or ""))
@@ -127,11 +133,17 @@ class EventReader:
             events.append(call.event(event.type, event.chunk, event.provider_metadata))
         return events
 
-    def _open(self, event: StreamEvent) -> _Call:
-        """Begin a call, under an id that no other call of the answer has."""
-        used = {call.id for call in self._calls.values()}
-        id_ = None if event.tool_call_id in used else event.tool_call_id
-        return _Call(event, id_, self._new_call_id)
+    def _open(self, event: StreamEvent, *, is_new_part: bool) -> _Call:
+        """Begin a call, under an id and an index that no other call of the answer has."""
+        part_index = event.part_index
+        assert part_index is not None
+        if not is_new_part:
+            event = replace(event, part_index=self._free_index())
+            self._families[self._free_index()] = "tool_call"
+        id_ = None if event.tool_call_id in {c.id for c in self._calls} else event.tool_call_id
+        call = self._open_calls[part_index] = _Call(event, id_, self._new_call_id)
+        self._calls.append(call)
+        return call
 
     def _announced(self, announced: llm.ToolCall) -> list[StreamEvent]:
         index, id_ = self._free_index(), announced.tool_call_id
@@ -140,7 +152,7 @@ class EventReader:
         events = self._call_events(name)
         if announced.arguments:
             text = _arguments_text(announced)
-            events.append(self._calls[index].event("tool_call_args", text))
+            events.append(self._open_calls[index].event("tool_call_args", text))
         return events
 
     def _hold_space(self, event: StreamEvent) -> list[StreamEvent]:
@@ -165,6 +177,10 @@ class EventReader:
         return replace(event, chunk=whole)
 
 
+def _part_of(event: StreamEvent) -> tuple[str | None, int | None]:
+    return _FAMILIES.get(event.type), event.part_index
+
+
 class _Call:
     """A tool call as far as it has come."""
 
@@ -177,6 +193,10 @@ class _Call:
     @property
     def server_executed(self) -> bool:
         return self._first.server_executed
+
+    @property
+    def has_arguments(self) -> bool:
+        return bool(self._pieces["tool_call_args"])
 
     @property
     def arguments(self) -> str:

@@ -7,7 +7,8 @@ is listed. Nothing of the request is edited.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from typing import Any
@@ -71,11 +72,16 @@ def prepare(
         messages=messages,
         options=model.Options(**options),
         schema=request.schema,
-        tools=list(tools),
+        # llm-ollama refuses a tool without one; none of them is ever called here.
+        tools=[replace(tool, implementation=_never_called) for tool in tools],
     )
     conversation = _conversation(model, history)
     ignored_once = tuple(dict.fromkeys(ignored))
     return Call(prompt, conversation, options, tools, stop_sequences, ignored_once)
+
+
+def _never_called(**arguments: Any) -> None:
+    raise AssertionError("tools are called by the client")
 
 
 def _refuse_what_matters(
@@ -142,10 +148,9 @@ def _model_form(
     takes_first_system = not classes & _REFUSES_SYSTEM and getattr(
         model, "allows_system_prompt", True
     )
-    takes_later_system = takes_first_system and (
-        bool(classes & _KEEPS_SYSTEM_IN_PLACE)
-        or getattr(model, "supports_system_messages", False) is True
-    )
+    keeps_system_in_place = takes_first_system and bool(classes & _KEEPS_SYSTEM_IN_PLACE)
+    # llm-anthropic sends those that follow a user's turn, for the models that take them.
+    takes_system_after_user = getattr(model, "supports_system_messages", False) is True
     form = _Form()
     leading: list[str] = []
     for message in _results_beside_their_calls(messages):
@@ -156,17 +161,20 @@ def _model_form(
             if takes_first_system and not form.messages:
                 # Plugins read one first system message: it must say everything.
                 leading.append(text)
-            elif takes_later_system:
+            elif keeps_system_in_place or (takes_system_after_user and form.follows_a_user):
                 form.add(Message("system", [TextPart(text)]))
             else:
                 form.add_ours([TextPart(f"<system>\n{text}\n</system>")])
                 ignored.append("messages[*] (a system message, made part of a user's)")
+        elif message.role == "tool" and not model.supports_tools:
+            form.add_ours([TextPart(_result_in_words(part)) for part in message.parts])
+            ignored.append("messages[*] (a tool's result, put into words)")
         elif message.role == "tool":
             results = [part for part in message.parts if isinstance(part, ToolResultPart)]
             form.add(Message("tool", [_in_words(result, ignored) for result in results]))
             images: list[Part] = [AttachmentPart(a) for r in results for a in r.attachments]
             if images:
-                form.add_ours(images)
+                form.add_ours(list(_readable(Message("user", images), model, ignored)))
                 ignored.append("messages[*] (images of a tool's result, put after it)")
         else:
             parts = list(_readable(message, model, ignored))
@@ -201,6 +209,11 @@ class _Form:
     def __init__(self) -> None:
         self.messages: list[Message] = []
         self._last_is_ours = False
+
+    @property
+    def follows_a_user(self) -> bool:
+        """Whether what is added now comes after a user's turn, or after tool results."""
+        return bool(self.messages) and self.messages[-1].role in ("user", "tool")
 
     def add(self, message: Message) -> None:
         if self._last_is_ours and message.role == "user":
@@ -239,6 +252,11 @@ def _in_words(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
     return replace(result, output=f"Error: {result.output}", exception=None, attachments=[])
 
 
+def _result_in_words(part: Part) -> str:
+    assert isinstance(part, ToolResultPart)
+    return f"<tool_result>{part.name}: {part.output}</tool_result>"
+
+
 def _readable(
     message: Message, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> Iterator[Part]:
@@ -247,6 +265,9 @@ def _readable(
             case ReasoningPart(provider_metadata=None):
                 # Providers refuse reasoning that they did not sign, and ask for none.
                 ignored.append("messages[*].reasoning")
+            case ToolCallPart() if not model.supports_tools:
+                yield TextPart(f"<tool_call>{part.name}({json.dumps(part.arguments)})</tool_call>")
+                ignored.append("messages[*] (a tool call, put into words)")
             case TextPart(text=text) if not text.strip() and len(message.parts) > 1:
                 pass  # Anthropic refuses blank text blocks (B28)
             case AttachmentPart(attachment=llm.Attachment() as attachment) if not _takes(
@@ -262,6 +283,10 @@ def _readable(
 # ---- the same history for plugins that read conversations
 
 
+def _text(message: Message) -> str:
+    return "".join(part.text for part in message.parts if isinstance(part, TextPart))
+
+
 @dataclass
 class _Question:
     """What one turn asks: of the messages between two answers, what old plugins read."""
@@ -275,8 +300,7 @@ class _Question:
         return "\n\n".join(self.texts)
 
     def add(self, message: Message) -> None:
-        text = "".join(part.text for part in message.parts if isinstance(part, TextPart))
-        if text:
+        if text := _text(message):
             self.texts.append(text)
         for part in message.parts:
             if isinstance(part, AttachmentPart) and part.attachment is not None:
@@ -295,17 +319,15 @@ class _History:
     last: _Question
 
     @classmethod
-    def of(cls, messages: Iterable[Message]) -> _History:
-        history = cls(None, [], _Question())
+    def of(cls, messages: Sequence[Message]) -> _History:
+        first_system = messages[0] if messages and messages[0].role == "system" else None
+        system = _text(first_system) if first_system is not None else None
+        history = cls(system, [], _Question())
         for message in messages:
             if message.role == "assistant":
                 history.answered.append((history.last, message))
                 history.last = _Question()
-            elif message.role == "system" and history.system is None:
-                [part] = message.parts
-                assert isinstance(part, TextPart)
-                history.system = part.text
-            else:
+            elif message is not first_system:
                 history.last.add(message)
         return history
 

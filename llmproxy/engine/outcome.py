@@ -8,7 +8,7 @@ class names must do.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import llm
@@ -32,6 +32,7 @@ REASONS: Mapping[str, hub.FinishReason] = {
     "blocklist": "content_filter",
     "prohibited_content": "content_filter",
     "spii": "content_filter",
+    "image_safety": "content_filter",
     "tool_calls": "tool_calls",
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
@@ -59,8 +60,12 @@ def _raw_reason(response_json: Any) -> str:
             return word
         case {"choices": [{"finish_reason": str(word)}, *_]}:
             return word
+        case {"chunks": [*_, dict(last)]}:  # Mistral, streamed
+            return _raw_reason(last)
         case {"candidates": [{"finishReason": str(word)}, *_]}:  # Gemini
             return word
+        case {"promptFeedback": {"blockReason": str()}}:
+            return "safety"
         case {"incomplete_details": {"reason": str(word)}}:  # OpenAI Responses
             return word
     return ""
@@ -221,12 +226,21 @@ def _status_and_headers(exc: BaseException) -> tuple[int | None, dict[str, str]]
     """Find the upstream's status: plugins often raise their own error from the SDK's."""
     for cause in (exc, exc.__cause__):
         response = getattr(cause, "response", None)
-        for holder in (cause, response):
-            status = getattr(holder, "status_code", None)
-            if isinstance(status, int):
-                headers = getattr(response, "headers", None) or {}
+        headers = getattr(response, "headers", None) or {}
+        for status in _statuses(cause, response):
+            if isinstance(status, int) and 200 <= status < 600:
                 return status, {name: headers[name] for name in _FORWARDED if name in headers}
     return None, {}
+
+
+def _statuses(exc: BaseException | None, response: Any) -> Iterator[Any]:
+    yield getattr(exc, "status_code", None)
+    yield getattr(response, "status_code", None)
+    match response:
+        case {"ResponseMetadata": {"HTTPStatusCode": status}}:  # botocore
+            yield status
+    if not isinstance(exc, SystemExit):
+        yield getattr(exc, "code", None)  # google's SDKs
 
 
 def _is_timeout(exc: BaseException) -> bool:
@@ -236,11 +250,12 @@ def _is_timeout(exc: BaseException) -> bool:
 
 
 _KEY = re.compile(
-    r"\b(?:(?:sk|pk|rk|gsk|xai|ghp|hf|r8|pplx|key)[-_][\w*.-]{12,}"
+    r"\b(?:(?:sk|pk|rk|gsk|xai|ghp|hf|r8|pplx)[-_][\w*.-]{12,}"
     r"|AIza[\w-]{20,}|Bearer [\w.~+/-]{8,})"
 )
+_NAMED_KEY = re.compile(r"(?i)\b((?:api[-_ ]?key|key|token)(?: provided)?)([=:]\s*)[\w*./+~-]{8,}")
 
 
 def without_keys(text: str) -> str:
     """Blot out what looks like a key: providers quote the one that they refuse."""
-    return _KEY.sub("[key]", text)
+    return _NAMED_KEY.sub(r"\1\2[key]", _KEY.sub("[key]", text))

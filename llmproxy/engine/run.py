@@ -91,6 +91,7 @@ class Answer:
         self._queue: deque[Stamped] = deque()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
+        self._silence_s: float | None = None
         self._over = False
         self._error: ProxyError | None = None
         self._stopping = False
@@ -126,6 +127,7 @@ class Answer:
         Raises:
             ProxyError: what the model raised, after all events that came before it.
         """
+        self._silence_s = silence_s
         while not self._queue:
             if self._over:
                 if self._queue:  # a thread adds its last event before it is over
@@ -136,7 +138,7 @@ class Answer:
             if silence_s is not None and time.monotonic() - self._heard_at >= silence_s:
                 self._heard_at = time.monotonic()
                 return None
-            await self._wait(silence_s)
+            await self._wait()
         events = []
         while self._queue:  # a thread may be adding at the same time
             events.append(self._queue.popleft())
@@ -153,27 +155,38 @@ class Answer:
         was_over, self._over, self._stopping = self._over, True, True
         self._queue.clear()
         self._thread_room.set()
+        if self._ticker is not None:
+            self._ticker.cancel()
         if self._task is not None and not self._task.done():
             if not was_over:  # else it is closing the model already
                 self._task.cancel()
             await asyncio.wait({self._task}, timeout=STOP_S)
 
-    async def _wait(self, silence_s: float | None) -> None:
+    async def _wait(self) -> None:
         """Wait for a push. One ticker serves all waits of a stream: no timer per event."""
         self._waiter = self._loop.create_future()
-        if silence_s is not None and self._ticker is None:
-            self._tick(silence_s)
+        if self._silence_s is not None and self._ticks_too_late(self._silence_s):
+            self._tick()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def _tick(self, silence_s: float) -> None:
-        left = self._heard_at + silence_s - time.monotonic()
+    def _ticks_too_late(self, silence_s: float) -> bool:
+        """Whether there is no ticker, or one that was set for a longer silence than this."""
+        return self._ticker is None or self._ticker.when() > self._loop.time() + silence_s
+
+    def _tick(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()
+            self._ticker = None
+        if self._over or self._silence_s is None:
+            return
+        left = self._heard_at + self._silence_s - time.monotonic()
         if left <= 0:
             self._wake()
-            left = silence_s
-        self._ticker = None if self._over else self._loop.call_later(left, self._tick, silence_s)
+            left = self._silence_s
+        self._ticker = self._loop.call_later(left, self._tick)
 
     def _wake(self) -> None:
         self._wake_is_due = False
@@ -193,8 +206,20 @@ class Answer:
     def _push(self, event: StreamEvent) -> None:
         shown = [event] if self._cutter is None else self._cutter.feed(event)
         if shown:
-            now = time.monotonic()
+            # What is held back, or says nothing, breaks no silence.
+            self._heard_at = now = time.monotonic()
             self._queue.extend([Stamped(now, each) for each in shown])
+
+    def _close_with(
+        self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
+    ) -> None:
+        """Close the stream, whatever rubbish the plugin left in its response."""
+        try:
+            self._finish(response, exc)
+        except BaseException as rubbish:
+            logger.debug("an answer could not be finished", exc_info=rubbish)
+            what = type(rubbish).__name__
+            self._end(UpstreamError(f"the model's plugin left what can't be read: {what}"))
 
     def _finish(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -222,8 +247,9 @@ class Answer:
         Plugins parse a call's arguments after the stream: those that a token limit cut
         raise then, when all of it has been shown (d6.10).
         """
-        cut_in_a_call = isinstance(exc, JSONDecodeError) and self._reader.is_cut_in_a_call
-        return cut_in_a_call or outcome.is_refusal(exc)
+        causes = (exc, exc.__cause__)
+        about_json = any(isinstance(cause, JSONDecodeError) for cause in causes)
+        return (about_json and self._reader.is_cut_in_a_call) or outcome.is_refusal(exc)
 
     def _finish_event(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None, cut: bool
@@ -232,9 +258,13 @@ class Answer:
         reason = outcome.finish_reason(response.response_json, has_calls=self._reader.has_calls)
         if cut:
             reason = "stop"
-        elif exc is not None:
-            reason = "content_filter" if outcome.is_refusal(exc) else "length"
-        elif response.response_json is None and _is_a_responses_model(response.model):
+        elif exc is not None and outcome.is_refusal(exc):
+            reason = "content_filter"
+        elif exc is not None and response.response_json is None:
+            reason = "length"
+        elif (
+            exc is None and response.response_json is None and _is_a_responses_model(response.model)
+        ):
             # Its plugin knows only response.completed: without that the answer was
             # incomplete, mostly by length, or failed (d6.7).
             if not response._stream_events:
@@ -262,17 +292,20 @@ class Answer:
     async def _run_async(self, response: llm.AsyncResponse) -> None:
         events = response.astream_events()
         raised: BaseException | None = None
-        is_open = True
+        is_open, since_pause = True, 0
         try:
             async for event in events:
-                self._heard_at = time.monotonic()
                 goes_on = self._take(event)
                 self._wake()
                 if not goes_on:
                     break
+                since_pause += 1
                 if len(self._queue) >= QUEUED_EVENTS:
                     self._room.clear()
                     await self._room.wait()
+                elif since_pause >= QUEUED_EVENTS:
+                    since_pause = 0
+                    await asyncio.sleep(0)  # the model itself may never wait for anything
             else:
                 is_open = False
         except asyncio.CancelledError as exc:
@@ -281,7 +314,7 @@ class Answer:
         except BaseException as exc:
             raised, is_open = exc, False
         if not self._stopping:
-            self._finish(response, raised)
+            self._close_with(response, raised)
         self._wake()
         if is_open:
             await _close(events)
@@ -302,12 +335,11 @@ class Answer:
         except BaseException as exc:
             raised = exc
         if not self._stopping:
-            self._finish(response, raised)
+            self._close_with(response, raised)
         self._wake_from_thread()
 
     def _wake_from_thread(self) -> None:
         """Wake the loop once for all events that it has not looked at yet."""
-        self._heard_at = time.monotonic()
         if self._wake_is_due and not self._over:
             return
         self._wake_is_due = True

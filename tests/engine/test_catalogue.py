@@ -180,3 +180,12 @@ def test_broken_settings_are_warned_of_and_cost_nothing_else(llm_user_path, capl
     (llm_user_path / "aliases.json").write_text("{")
     assert choose("gpt-4o") == "gpt-4o"
     assert "aliases.json could not be read" in caplog.text
+
+
+def test_models_that_a_plugin_finds_later_are_found_without_a_file(monkeypatch):
+    """As after `ollama pull`: the plugin asks its server, and no file changes."""
+    loaded = load()
+    monkeypatch.setattr(catalogue, "RELOAD_S", 0.0)
+    with registered(SyncScript("pulled")):
+        monkeypatch.setattr(catalogue, "_load_plugins", lambda: False)
+        assert choose("pulled", loaded) == "pulled"

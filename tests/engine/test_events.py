@@ -204,3 +204,11 @@ def test_text_before_another_part_is_not_held_back():
     assert cutter.feed(event("text", "ST")) == []
     out = cutter.feed(event("reasoning", "x", 1))
     assert [(e.type, e.chunk) for e in out] == [("text", "ST"), ("reasoning", "x")]
+
+
+def test_half_a_character_stays_in_its_own_part():
+    out = read(event("text", "\ud83d", 0), event("tool_call_name", "f", 1, tool_call_id="x"))
+    assert [(e.type, e.chunk, e.part_index) for e in out] == [
+        ("text", "\ufffd", 0),
+        ("tool_call_name", "f", 1),
+    ]

@@ -312,3 +312,45 @@ def test_only_options_that_are_known_to_be_safe_reach_a_model():
     model = SyncScript("m", Options=PerplexityOptions)
     made = call(model, options={"image_path": "/etc/passwd"})
     assert (made.options, made.ignored) == ({}, ("image_path",))
+
+
+def test_a_later_system_message_is_never_taken_for_the_first():
+    """claude-opus-4-8 would be told it twice, and at the head (B31)."""
+    made = call(in_place(), user("q"), assistant("a"), user("r"), system("mid"))
+    assert made.prompt.system == ""
+    assert texts(made)[-1] == ("system", "mid")
+
+
+def test_system_message_after_an_answer_joins_the_user_where_plugins_want_it_after_one():
+    made = call(in_place(), user("q"), assistant("a"), system("mid"), user("r"))
+    assert texts(made)[-1] == ("user", "<system>\nmid\n</system>\n\nr")
+
+
+def test_tool_calls_and_results_become_words_for_models_without_tools():
+    asked = Message("assistant", [ToolCallPart("f", {"a": 1}, "c")])
+    result = Message("tool", [ToolResultPart("f", "sun", "c")])
+    made = call(SyncScript("m", supports_tools=False), user("q"), asked, result)
+    assert texts(made)[1:] == [
+        ("assistant", '<tool_call>f({"a": 1})</tool_call>'),
+        ("user", "<tool_result>f: sun</tool_result>"),
+    ]
+    assert made.ignored == (
+        "messages[*] (a tool call, put into words)",
+        "messages[*] (a tool's result, put into words)",
+    )
+
+
+def test_text_file_in_a_tool_result_becomes_text():
+    file = hub.attachment_from_url("data:text/plain,hello")
+    asked = Message("assistant", [ToolCallPart("f", {}, "c")])
+    result = Message("tool", [ToolResultPart("f", "see", "c", attachments=[file])])
+    assert texts(call(SyncScript("m"), user(), asked, result))[-1] == ("user", "hello")
+
+
+def test_tools_have_an_implementation_that_is_never_called():
+    """llm-ollama refuses tools without one, and keeps the schema of those that take **kwargs."""
+    made = call(SyncScript("m"), tools=(llm.Tool("f", "d", {"type": "object"}),))
+    [tool] = made.prompt.tools
+    assert (tool.name, tool.description, tool.input_schema) == ("f", "d", {"type": "object"})
+    assert callable(tool.implementation)
+    assert made.tools[0].implementation is None, "what is logged is what was asked"

@@ -26,6 +26,9 @@ REASONS = [
     ({"candidates": [{"finishReason": "MAX_TOKENS"}]}, "length"),  # Gemini
     ({"candidates": [{"finishReason": "SAFETY"}]}, "content_filter"),
     ({"done_reason": "length"}, "length"),  # Ollama
+    ({"promptFeedback": {"blockReason": "SAFETY"}}, "content_filter"),
+    ({"chunks": [{"choices": []}, {"choices": [{"finish_reason": "length"}]}]}, "length"),
+    ({"chunks": []}, "stop"),
     ({"finish_reason": "something new"}, "stop"),
     ({"finish_reason": 5}, "stop"),
     (None, "stop"),
@@ -152,6 +155,23 @@ def test_status_may_be_in_the_cause():
     assert error.headers == {"retry-after": "3"}
 
 
+class Throttled(Exception):
+    """As botocore raises it."""
+
+    response = {"ResponseMetadata": {"HTTPStatusCode": 429}}  # noqa: RUF012
+
+
+class ResourceExhausted(Exception):
+    """As Google's SDKs raise it."""
+
+    code = 429
+
+
+@pytest.mark.parametrize("exc", [Throttled("slow"), ResourceExhausted("slow")])
+def test_status_is_found_where_other_sdks_keep_it(exc):
+    assert type(outcome.translate(exc)) is errors.RateLimited
+
+
 def test_error_inside_a_stream_is_known_by_its_type():
     """Anthropic's SDK raises it with the stream's status, 200."""
     exc = openai_error(200)
@@ -204,5 +224,8 @@ def test_keys_that_a_provider_quotes_are_blotted_out(key):
 
 
 def test_words_about_keys_are_not_keys():
+    text = "Unknown parameter: key_management_enabled"
+    assert outcome.without_keys(text) == text
+    assert outcome.without_keys("GET /?key=0123456789abcdef failed") == "GET /?key=[key] failed"
     text = "No key found - add one using 'llm keys set anthropic' or ANTHROPIC_API_KEY"
     assert outcome.without_keys(text) == text

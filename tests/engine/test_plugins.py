@@ -172,6 +172,23 @@ def test_hang_up_ends_openais_own_request(read_first):
         asyncio.run(main(openai_model(AsyncChat, provider)))
 
 
+def test_stop_sequence_ends_openais_own_request(engine):
+    """d6.19: the model is stopped between two events, where aclose() alone would not do."""
+
+    def answer(_, handler):
+        begin_sse(handler)
+        say_event(handler, chat_chunk({"content": "one two three"}))
+        handler.connection.settimeout(10)
+        if handler.connection.recv(1) == b"":
+            provider.hung_up.set()
+
+    with playing(answer) as provider:
+        model = openai_model(AsyncChat, provider)
+        outcome = engine.ask(model, options={"stop_sequences": ["two", "never"]})
+        assert (outcome.text, outcome.finish.stop_sequence) == ("one ", "two")
+        assert provider.hung_up.wait(1.0)
+
+
 def responses_events(*events):
     def answer(_, handler):
         begin_sse(handler)

@@ -300,3 +300,81 @@ def test_many_sync_models_run_at_once():
 
     with registered(model):
         assert all(asyncio.run(main()))
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "leave",
+    [
+        tool_call("f", {"a": float("nan")}),
+        tool_call("f", {"a": {1}}),
+        lambda r: r.set_usage(input="3", details={"cache_read_input_tokens": 4}),
+        lambda r: r.set_usage(input=3, details=["a"]),
+    ],
+    ids=["NaN", "a set", "a count that is none", "details that are none"],
+)
+def test_rubbish_left_in_the_response_ends_the_answer(engine, kind, leave):
+    outcome = engine.ask(kind("m", "so far", leave))
+    assert outcome.text == "so far"
+    assert isinstance(outcome.error, UpstreamError)
+    assert outcome.error.message.startswith("the model's plugin left what can't be read: ")
+
+
+def test_each_wait_has_a_silence_of_its_own():
+    """The status may wait long for the first event, and keep-alives come often after it."""
+
+    async def use(answer):
+        began = time.monotonic()
+        assert await answer.read(0.3) is None
+        first = time.monotonic() - began
+        assert await answer.read(0.02) is None
+        return first, time.monotonic() - began - first
+
+    first, second = running(AsyncScript("m", forever), use)
+    assert first >= 0.3
+    assert second < 0.25
+
+
+@pytest.mark.parametrize(
+    ("event", "request_"),
+    [("", {}), ("EN", {"options": {"stop_sequences": ["END"]}})],
+    ids=["empty text", "text that is held back"],
+)
+def test_what_shows_nothing_breaks_no_silence(event, request_):
+    async def pause(_response):
+        await asyncio.sleep(0.02)
+
+    model = AsyncScript("m", event, *[pause, ""] * 200)
+
+    async def use(answer):
+        return await answer.read(0.1)
+
+    assert running(model, use, **request_) is None
+
+
+def test_model_that_never_waits_lets_others_have_their_turn():
+    model = AsyncScript("m", *[""] * (run_module.QUEUED_EVENTS * 6))
+
+    async def use(answer):
+        turns = 0
+        reading = asyncio.create_task(answer.read())
+        while not reading.done():
+            turns += 1
+            await asyncio.sleep(0)
+        return turns
+
+    assert running(model, use) >= 5
+
+
+@KINDS
+def test_calls_under_one_id_come_apart(engine, kind):
+    """B1: llm gives both one number, since it numbers calls by their ids."""
+    steps = [
+        StreamEvent("tool_call_name", "f", tool_call_id="1"),
+        StreamEvent("tool_call_args", '{"a":1}', tool_call_id="1"),
+        StreamEvent("tool_call_name", "g", tool_call_id="1"),
+        StreamEvent("tool_call_args", '{"b":2}', tool_call_id="1"),
+    ]
+    parts = hub.collect(engine.ask(kind("m", *steps)).events).parts
+    assert [(part.name, part.arguments) for part in parts] == [("f", {"a": 1}), ("g", {"b": 2})]
+    assert len({part.tool_call_id for part in parts}) == 2
