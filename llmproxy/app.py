@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 from . import __version__, hub, payload
@@ -68,11 +69,13 @@ class App:
     async def __call__(self, request: Request) -> Response:
         """Answer one request; only a hang-up's CancelledError comes out."""
         dialect: Dialect | None = None
+        cors: list[tuple[str, str]] = []  # a page of a foreign origin is told nothing
         try:
             self._access.check(request)
+            cors = self._access.cors_headers(request)
             if request.method == "OPTIONS":
                 response = Response(204)
-            elif (text := _PAGES.get(request.path)) is not None:
+            elif (text := _PAGES.get(_bare(request.path) or "/")) is not None:
                 response = _page(request, text)
             else:
                 dialect, kind, argument = _route(request)
@@ -84,7 +87,6 @@ class App:
             # The traceback is for the operator; it may quote the request, so not for anyone else.
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect)
-        cors = self._access.cors_headers(request) if response.status != 403 else []
         return replace(response, headers=[*response.headers, *cors])
 
     async def _models(self, dialect: Dialect, request: Request, argument: str) -> Response:
@@ -120,9 +122,8 @@ class App:
     async def _whole(self, dialect: Dialect, exchange: _Exchange) -> Response:
         while await exchange.read():
             pass
-        response = hub.collect(exchange.events)
         rendered = dialect.render_response(
-            exchange.shown_request, response, exchange.id, exchange.created
+            exchange.shown_request, exchange.response, exchange.id, exchange.created
         )
         exchange.http_status = 200
         await self._end(exchange, "ok")
@@ -150,6 +151,7 @@ class App:
     ) -> AsyncGenerator[bytes, None]:
         """Give the bytes of a stream: what is ready together at once, the end after its commit."""
         frames = renderer.start()
+        sent_at = time.monotonic()
         try:
             while batch != []:
                 for stamped in batch or ():
@@ -159,9 +161,12 @@ class App:
                             frames = []
                         await self._end(exchange, "ok")
                     frames += renderer.feed(stamped.event)
-                if batch is None:
+                now = time.monotonic()
+                # Events that this wire does not show keep nobody's connection open.
+                if batch is None or (not frames and now - sent_at >= self._limits.keepalive_s):
                     frames += renderer.idle()
                 if frames:
+                    sent_at = now
                     yield b"".join(frames)
                     frames = []
                 batch = await exchange.read(self._limits.keepalive_s)
@@ -178,16 +183,19 @@ class App:
 
         What the model had produced is kept, also when nobody waits for it any more.
         """
-        if exchange.ended is not None:
+        if exchange.is_over:
             return
-        exchange.ended = exchange.end(status, error, self._new_id)
-        written = self._write(exchange, exchange.ended)
+        exchange.is_over = True
+        written = None
         try:
-            self._report(exchange.ended)
-        except OSError as exc:  # a closed terminal costs no answer
-            logger.debug("the report of an exchange could not be written: %s", exc)
-        if exchange.answer is not None and status != "ok":
-            await exchange.answer.stop()
+            ended = exchange.end(status, error, self._new_id)
+            written = self._write(exchange, ended)
+            self._report(ended)
+        except Exception:  # neither a bug here nor a broken terminal costs an answer
+            logger.exception("the end of exchange %s could not be told", exchange.id)
+        finally:
+            if exchange.answer is not None and status != "ok":
+                await exchange.answer.stop()
         if written is not None and status != "cancelled":
             assert self._writer is not None
             await self._writer.committed(written, self._limits.log_wait_s)
@@ -218,15 +226,15 @@ class _Exchange:
         self.answer: Answer | None = None
         self.stamped: list[Stamped] = []
         self.http_status: int | None = None
-        self.ended: Exchange | None = None
+        self.is_over = False
         self._begun: Exchange | None = None
         self._dialect = dialect
         self._http_request = http_request
 
-    @property
-    def events(self) -> list[hub.Event]:
-        """The events so far."""
-        return [stamped.event for stamped in self.stamped]
+    @cached_property
+    def response(self) -> hub.ChatResponse:
+        """What the model produced, asked for when there is no more to come."""
+        return hub.collect(stamped.event for stamped in self.stamped)
 
     @property
     def shown_request(self) -> hub.ChatRequest:
@@ -289,7 +297,7 @@ class _Exchange:
     def _turn(self, new_id: Callable[[], str]) -> Turn | None:
         if self.request is None or self.answer is None:
             return None
-        response = hub.collect(self.events)
+        response = self.response
         answered_at = self.stamped[-1].at if self.stamped else time.monotonic()
         return Turn(
             id=self.id,

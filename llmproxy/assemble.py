@@ -16,7 +16,7 @@ from llm.utils import monotonic_ulid
 from .access import Access, is_loopback
 from .app import App, render_error
 from .demo import AsyncDemo, Demo
-from .engine import Catalogue, Engine
+from .engine import Catalogue, Engine, in_daemon_thread
 from .limits import Limits
 from .recorder.exchange import Exchange
 from .recorder.owner import Owner
@@ -139,14 +139,22 @@ class Proxy:
         """Load llm's models, open the log, and listen.
 
         Raises:
-            SettingsError: `maps` or `default_model` name a model that is not there.
-            OSError: the port is in use, or the host is not this machine's.
+            SettingsError: `maps` or `default_model` name a model that is not there; the
+                port is in use, or the host is not this machine's.
         """
-        await asyncio.to_thread(self.catalogue.load)
+        # In a thread that may be left behind: a plugin may hang while it is loaded.
+        await in_daemon_thread(self.catalogue.load, "llmproxy-catalogue")
         unknown = self.catalogue.unknown_targets()
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
-        await self._server.start(self.settings.host, self.settings.port)
+        host, port = self.settings.host, self.settings.port
+        try:
+            await self._server.start(host, port)
+        except OSError as exc:
+            code = exc.errno or 0
+            reason = os.strerror(code) if code > 0 else exc.strerror
+            place = f"{host or 'every address'}, port {port}"
+            raise SettingsError(f"can't listen on {place}: {reason}") from exc
         if self._writer is not None:
             self._writer.start()
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from . import __version__, limits
@@ -19,6 +20,8 @@ from .terminal import entry_line
 
 __all__ = ["main"]
 
+LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
+
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     """Run the command with these words (the process's own where None); give its exit code."""
@@ -28,15 +31,15 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
 
         return log_command.main(words[1:], program)
     arguments = _parser(program).parse_args(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that can't show what a client says
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(format=f"{program}: %(message)s", level=logging.WARNING)
     try:
         settings = _settings(arguments)
         asyncio.run(_serve(settings))
-    except (SettingsError, ValueError) as exc:
+    except (SettingsError, OSError) as exc:
         return _fail(program, str(exc))
-    except OSError as exc:
-        place = f"{arguments.host or 'every address'}, port {arguments.port}"
-        return _fail(program, f"can't listen on {place}: {os.strerror(exc.errno or 0)}")
     except KeyboardInterrupt:  # before our own handlers were in place
         return 130
     return 0
@@ -122,10 +125,17 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,
         keys=[*arguments.api_key, *keys_of_environment()],
-        limits=limits.limits_from(arguments.limit),
+        limits=_limits(arguments.limit),
         warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True),
         report=_say_nothing if arguments.quiet else _say,
     )
+
+
+def _limits(words: Sequence[str]) -> limits.Limits:
+    try:
+        return limits.limits_from(words)
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from exc
 
 
 def _say_nothing(exchange: Exchange) -> None:
@@ -147,6 +157,17 @@ async def _serve(settings: Settings) -> None:
             print(line, flush=True)
         await stopped.wait()
         print("stopping: running answers may end; again to stop at once", flush=True)
+    await _leave()
+
+
+async def _leave() -> None:
+    """End the process although a model won't let itself be cancelled."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (await asyncio.wait(left, timeout=LEAVE_S))[1]:
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _on_signal(

@@ -279,6 +279,59 @@ def test_keepalive_comes_while_the_model_is_silent():
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
+def test_keepalive_comes_while_events_show_nothing():
+    """B13: a server tool's arguments stream on, and this wire has no word for them."""
+
+    async def pause(_response):
+        await asyncio.sleep(0.02)
+
+    call = StreamEvent("tool_call_name", "search", tool_call_id="s", server_executed=True)
+    more = StreamEvent("tool_call_args", " ", tool_call_id="s", server_executed=True)
+    model = AsyncScript("m", call, *[more, pause] * 20, "a")
+    with running(model, limits=Limits(keepalive_s=0.1, shutdown_s=5)) as proxy:
+        body = {"model": "m", "messages": QUESTION, "stream": True}
+        _, _, text = request(proxy, "POST", "/v1/chat/completions", body)
+    assert text.count(b": ping\n\n") >= 2
+    assert b"search" not in text
+
+
+def test_text_is_not_held_back_for_the_commit(llm_user_path):
+    """Only what says that the answer is whole waits for it."""
+    with running(AsyncScript("m", "text"), limits=Limits(log_wait_s=3, shutdown_s=5)) as proxy:
+        ask(proxy)
+        lock = sqlite3.connect(llm_user_path / "logs.db", isolation_level=None)
+        lock.execute("begin immediate")
+        began = time.monotonic()
+        came = {}
+        for chunk in ask(proxy, stream=True):
+            choice = chunk.choices[0]
+            came.setdefault(choice.finish_reason or choice.delta.content, time.monotonic() - began)
+        lock.execute("rollback")
+        lock.close()
+    assert came["text"] < 1.5
+    assert came["stop"] >= 0.4, "until the row was safe elsewhere"
+
+
+def test_exchange_is_told_once_however_often_it_ends(llm_user_path):
+    with running(AsyncScript("m", "a", RuntimeError("gone")), AsyncScript("n", "b")) as proxy:
+        with pytest.raises(openai.APIError):
+            list(ask(proxy, stream=True))
+        list(ask(proxy, "n", stream=True))
+        proxy.wait_for_report(2)
+    assert [report.status for report in proxy.reports] == ["error", "ok"]
+    assert rows(llm_user_path, "select count(*) from proxy_exchanges") == [(2,)]
+
+
+def test_a_terminal_that_is_broken_costs_no_answer(caplog):
+    def broken(_exchange):
+        raise UnicodeEncodeError("ascii", "→", 0, 1, "no")
+
+    with running(AsyncScript("m", "a")) as proxy:
+        proxy.proxy.app._report = broken
+        assert ask(proxy).choices[0].message.content == "a"
+    assert "could not be told" in caplog.text
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("before", [(), ("so far",)], ids=["silent", "after text"])
 def test_hang_up_stops_the_model_within_a_second(stream, before, llm_user_path):
@@ -429,11 +482,13 @@ def test_pages_and_methods():
         head = request(proxy, "HEAD", "/healthz")
         wrong = request(proxy, "GET", "/v1/chat/completions")
         posted = request(proxy, "POST", "/", b"{}")
+        slashed = request(proxy, "GET", "/v1/healthz/")
         nowhere = request(proxy, "GET", "/v2/nothing")
     assert (root[0], root[2].startswith(b"llmproxy ")) == (200, True)
     assert (head[0], head[2]) == (200, b"")
     assert (wrong[0], wrong[1]["allow"]) == (405, "POST")
     assert (posted[0], posted[1]["allow"]) == (405, "GET, HEAD")
+    assert slashed[0] == 200
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
         "there is nothing at /v2/nothing; there is POST /v1/chat/completions, "
@@ -449,6 +504,7 @@ def test_foreign_host_and_origin_are_refused_before_anything_is_done():
         rebound = request(proxy, "POST", path, body, {"host": "evil.example"})
         crossed = request(proxy, "POST", path, body, {"origin": "https://evil.example"})
         assert (rebound[0], crossed[0], model.prompts) == (403, 403, [])
+        assert "access-control-allow-origin" not in crossed[1]
         allowed = request(proxy, "POST", path, body, {"origin": "https://good.example"})
         asked = {
             "origin": "https://good.example",
@@ -456,7 +512,11 @@ def test_foreign_host_and_origin_are_refused_before_anything_is_done():
             "access-control-request-headers": "authorization, x-stainless-os",
         }
         preflight = request(proxy, "OPTIONS", path, None, asked)
+        refused = request(
+            proxy, "POST", path, body | {"model": "no"}, {"origin": "https://good.example"}
+        )
     assert allowed[1]["access-control-allow-origin"] == "https://good.example"
+    assert refused[1]["access-control-allow-origin"] == "https://good.example"
     assert preflight[0] == 204
     assert preflight[1]["access-control-allow-headers"] == "authorization, x-stainless-os"
 

@@ -377,7 +377,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
     reader = _MessageReader(ignored)
     for i, message in enumerate(request.messages):
         reader.read(message, f"messages[{i}]")
-    if not reader.messages:
+    if not any(message.parts for message in reader.messages):
         raise InvalidRequest("there is no message to answer", param="messages")
     reader.check_all_answered(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
