@@ -19,21 +19,21 @@ def test_two_proxies_and_llm_write_one_fresh_log(llm_user_path):
         return subprocess.run(words, capture_output=True, text=True, timeout=30)
 
     with serving("--quiet") as (_, one, _), serving("--quiet") as (_, two, _):
-        with ThreadPoolExecutor(20) as pool:
+        with ThreadPoolExecutor(100) as pool:
             answers = [
                 pool.submit(chat, url, stream, user=f"{i}")
-                for i in range(10)
+                for i in range(25)
                 for url in (one, two)
                 for stream in (True, False)
             ]
             for answer in answers:
                 assert answer.result().read()
         # What clients saw complete is there already; llm's own write goes between ours.
-        assert count(llm_user_path, "demo") == 40
+        assert count(llm_user_path, "demo") == 100
         assert llm_command(1).returncode == 0
         chat(one).read()
         chat(two).read()
-        assert count(llm_user_path, "demo") == 42
+        assert count(llm_user_path, "demo") == 102
     assert count(llm_user_path, "echo") == 1
     store = llm.logs.LogStore(sqlite_utils.Database(llm_user_path / "logs.db"))
     assert store.verify() == []
@@ -44,7 +44,7 @@ def test_two_proxies_and_llm_write_one_fresh_log(llm_user_path):
         check=True,
         timeout=30,
     )
-    assert shown.stdout.count("model: demo") == 42
+    assert shown.stdout.count("model: demo") == 102
 
 
 def count(llm_user_path, model):

@@ -172,7 +172,15 @@ def test_hang_up_ends_openais_own_request(read_first):
         asyncio.run(main(openai_model(AsyncChat, provider)))
 
 
-def test_stop_sequence_ends_openais_own_request(engine):
+class KeepsItsClient(AsyncChat):
+    """A plugin whose client outlives the request, and with it whatever was not closed."""
+
+    def get_client(self, *arguments, **named):
+        self.client = super().get_client(*arguments, **named)
+        return self.client
+
+
+def test_stop_sequence_ends_openais_own_request():
     """d6.19: the model is stopped between two events, where aclose() alone would not do."""
 
     def answer(_, handler):
@@ -182,11 +190,22 @@ def test_stop_sequence_ends_openais_own_request(engine):
         if handler.connection.recv(1) == b"":
             provider.hung_up.set()
 
+    async def main(model):
+        catalogue = Catalogue()
+        with registered(model):
+            catalogue.load()
+        options = {"stop_sequences": ["two", "never"]}
+        answer = await Engine(catalogue).answer(hub.ChatRequest("m", [user()], options=options))
+        events = []
+        while batch := await answer.read():
+            events += [stamped.event for stamped in batch]
+        # While the loop lives: its end would close every connection.
+        assert await asyncio.to_thread(provider.hung_up.wait, 1.0)
+        return events
+
     with playing(answer) as provider:
-        model = openai_model(AsyncChat, provider)
-        outcome = engine.ask(model, options={"stop_sequences": ["two", "never"]})
-        assert (outcome.text, outcome.finish.stop_sequence) == ("one ", "two")
-        assert provider.hung_up.wait(1.0)
+        events = asyncio.run(main(openai_model(KeepsItsClient, provider)))
+    assert (events[0].chunk, events[1].stop_sequence) == ("one ", "two")
 
 
 def responses_events(*events):
