@@ -43,6 +43,7 @@ __all__ = [
     "NamedTool",
     "RemoteAttachment",
     "Route",
+    "ServerTool",
     "ToolChoice",
     "Usage",
     "attachment_from_base64",
@@ -53,7 +54,7 @@ __all__ = [
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
-Kind = Literal["chat", "models", "model"]
+Kind = Literal["chat", "models", "model", "count_tokens"]
 """What a route is for; app has one function per kind and none per dialect."""
 
 
@@ -86,6 +87,18 @@ ToolChoice = Literal["auto", "none", "required"] | NamedTool
 
 
 @dataclass(frozen=True)
+class ServerTool:
+    """A tool that the provider runs itself, by the vendor's name (`web_search`).
+
+    config: the vendor's own settings for it (`max_uses` …); path: where the body has it.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    path: str = "tools[*]"
+
+
+@dataclass(frozen=True)
 class ChatRequest:
     """What a client asks, in no vendor's words.
 
@@ -101,6 +114,7 @@ class ChatRequest:
     model: str | None
     messages: list[Message]
     tools: tuple[llm.Tool, ...] = ()
+    server_tools: tuple[ServerTool, ...] = ()
     tool_choice: ToolChoice = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
     schema: dict[str, Any] | None = None

@@ -1,0 +1,99 @@
+"""What logging one exchange costs in CPU, beside llm's own response.log_to_db().
+
+A conversation is sent again with one turn more each time, as clients do. Printed are
+milliseconds of CPU for the row at the beginning and the one at the end, commit included,
+and for llm, all in one run: `python benchmarks/log_cost.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+os.environ["LLM_USER_PATH"] = folder = tempfile.mkdtemp()
+
+import llm
+import sqlite_utils
+from llm.parts import Message, StreamEvent, TextPart
+from llm.utils import monotonic_ulid
+
+from llmproxy import hub
+from llmproxy.demo import Demo
+from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.store import Store
+
+RUNS = 15
+WORDS = "so many words that they make a kilobyte " * 25
+
+
+def history(count: int, salt: str) -> list[Message]:
+    roles = ("user", "assistant")
+    return [Message(roles[i % 2], [TextPart(f"{salt} {i} {WORDS}")]) for i in range(count)]
+
+
+def new_id() -> str:
+    return str(monotonic_ulid()).lower()
+
+
+def cpu_ms(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return (time.process_time() - began) * 1000
+
+
+def ours(store: Store, messages: list[Message]) -> tuple[float, float]:
+    id_, now = new_id(), datetime.now(UTC)
+    wire = [{"role": m.role, "content": m.parts[0].text} for m in messages]  # type: ignore[attr-defined]
+    exchange = begun(
+        id_,
+        now,
+        dialect="openai_chat",
+        path="/v1/chat/completions",
+        query="",
+        client="benchmark",
+        headers=[("user-agent", "benchmark")],
+        body={"model": "demo", "messages": wire},
+        model="demo",
+        messages=messages,
+    )
+    begin = cpu_ms(lambda: store.write([exchange]))
+    reply = [Message("assistant", [TextPart("the answer " + WORDS)])]
+    turn = Turn(id_, new_id(), "demo", messages, reply, now, 5)
+    events = [
+        (float(i), StreamEvent("text", word + " ", part_index=0))
+        for i, word in enumerate(WORDS.split())
+    ]
+    ended = exchange.ended(
+        "ok", http_status=200, duration_ms=9.0, turn=turn, events=events, finish=hub.Finish()
+    )
+    return begin, cpu_ms(lambda: store.write([ended]))
+
+
+def theirs(database: sqlite_utils.Database, messages: list[Message]) -> float:
+    model = Demo()
+    response = llm.Response(llm.Prompt("hi", model=model, messages=messages), model, False)
+    response.text()
+    return cpu_ms(lambda: response.log_to_db(database))
+
+
+def main() -> None:
+    store = Store(Path(folder) / "ours.db")
+    database = sqlite_utils.Database(Path(folder) / "theirs.db")
+    print("messages sent again   begin    end    llm")
+    for count in (0, 10, 100, 1000):
+        messages = history(count, f"of {count}")
+        times = []
+        for i in range(RUNS):
+            messages.append(Message("user", [TextPart(f"question {i}")]))
+            times.append((*ours(store, list(messages)), theirs(database, list(messages))))
+            messages.append(Message("assistant", [TextPart(f"answer {i}")]))
+        begin, end, llms = (sorted(column)[RUNS // 2] for column in zip(*times, strict=True))
+        print(f"{count:19}  {begin:6.2f} {end:6.2f} {llms:6.2f}  ms CPU, median of {RUNS}")
+    store.close()
+
+
+main()
