@@ -365,6 +365,8 @@ class _Body:
 _PAGES: Mapping[str, str] = {
     "/": f"llmproxy {__version__} is running. Point a client at this address, with /v1.\n",
     "/healthz": "ok\n",
+    "/health": "ok\n",
+    "/api/hello": "ok\n",  # Claude Code asks whether anybody is there (B35)
 }
 
 

@@ -73,11 +73,28 @@ def prepare(
         options=model.Options(**options),
         schema=request.schema,
         # llm-ollama refuses a tool without one; none of them is ever called here.
-        tools=[replace(tool, implementation=_never_called) for tool in tools],
+        tools=[
+            *[replace(tool, implementation=_never_called) for tool in tools],
+            *_server_tools(request, model, ignored),
+        ],
     )
     conversation = _conversation(model, history)
     ignored_once = tuple(dict.fromkeys(ignored))
     return Call(prompt, conversation, options, tools, stop_sequences, ignored_once)
+
+
+def _server_tools(
+    request: hub.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
+) -> list[llm.ServerSideTool]:
+    """Make the plugin's own tools of those that the provider is to run, where it has them."""
+    kinds = {kind.name: kind for kind in model.supported_server_side_tools}
+    made = []
+    for tool in request.server_tools:
+        try:
+            made.append(kinds[tool.name](**tool.config))
+        except (KeyError, TypeError, ValueError):  # not there, or not with these settings
+            ignored.append(tool.path)
+    return made
 
 
 def _never_called(**arguments: Any) -> None:
@@ -392,6 +409,9 @@ OPTION_NAMES: Mapping[str, tuple[str, ...]] = {
             "tool_choice",
             "verbosity",
             "service_tier",
+            "thinking",
+            "thinking_budget",
+            "cache",
         )
     },
     "max_tokens": (

@@ -354,3 +354,29 @@ def test_tools_have_an_implementation_that_is_never_called():
     assert (tool.name, tool.description, tool.input_schema) == ("f", "d", {"type": "object"})
     assert callable(tool.implementation)
     assert made.tools[0].implementation is None, "what is logged is what was asked"
+
+
+def test_server_tools_are_the_plugins_own_where_it_has_them():
+    from llm_anthropic import WebSearch
+
+    wanted = (
+        hub.ServerTool("web_search", {"max_uses": 3}, "tools[0]"),
+        hub.ServerTool("web_search", {"max_uses": "many"}, "tools[1]"),
+        hub.ServerTool("code_execution", {}, "tools[2]"),
+    )
+
+    class Searching(SyncScript):
+        supported_server_side_tools = (WebSearch,)
+
+    made = call(Searching("m"), server_tools=wanted)
+    [tool] = made.prompt.tools
+    assert (type(tool), tool.max_uses) == (WebSearch, 3)
+    assert made.ignored == ("tools[1]", "tools[2]")
+
+
+def test_thinking_and_cache_are_options_where_a_model_has_them():
+    from llm_anthropic import ClaudeOptionsWithThinking
+
+    asked = {"thinking": True, "thinking_budget": 2000, "cache": True}
+    made = call(SyncScript("m", Options=ClaudeOptionsWithThinking), options=asked)
+    assert (made.options, made.ignored) == ({"thinking": True, "cache": True}, ("thinking_budget",))

@@ -1,0 +1,78 @@
+"""A local estimate of how many tokens a request is: no tokenizer, no network.
+
+Clients ask for counts to decide when to compact, dozens of times in a row; providers
+charge a round trip for the true one. English prose comes out within some 15 %, code a
+little low, and what has no white space (Chinese, Japanese) by its characters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from llm.parts import (
+    AttachmentPart,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from . import hub
+
+__all__ = ["estimate", "estimate_text"]
+
+CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code alike, with every vendor's tokenizer
+TOKENS_PER_CHARACTER = 0.7  # of others: one for a Chinese character, half for a Cyrillic letter
+MESSAGE_TOKENS = 4  # the marks round a message
+TOOL_TOKENS = 12  # the marks round a tool's definition
+IMAGE_TOKENS = 1_500  # what a photo costs that fills the size to which vendors scale it down
+DOCUMENT_BYTES_PER_TOKEN = 20  # of a PDF, whose pages vary more than anything else here
+
+
+def estimate(request: hub.ChatRequest) -> int:
+    """Estimate the input tokens of a request: messages, tools, schema, attachments."""
+    count = sum(MESSAGE_TOKENS + _parts(message.parts) for message in request.messages)
+    for tool in request.tools:
+        definition = json.dumps(tool.input_schema)
+        count += TOOL_TOKENS + estimate_text(f"{tool.name}{tool.description or ''}{definition}")
+    for server_tool in request.server_tools:
+        count += TOOL_TOKENS + estimate_text(json.dumps(dict(server_tool.config)))
+    if request.schema is not None:
+        count += estimate_text(json.dumps(request.schema))
+    return count
+
+
+def estimate_text(text: str) -> int:
+    """Estimate the tokens of a text; none for an empty one, at least one for any other."""
+    if text.isascii():
+        return -(-len(text) // CHARACTERS_PER_TOKEN)
+    ascii_count = sum(map(str.isascii, text))
+    others = len(text) - ascii_count
+    return -(-ascii_count // CHARACTERS_PER_TOKEN) + round(others * TOKENS_PER_CHARACTER + 0.5)
+
+
+def _parts(parts: Iterable[Part]) -> int:
+    return sum(map(_part, parts))
+
+
+def _part(part: Part) -> int:
+    match part:
+        case TextPart(text=text) | ReasoningPart(text=text):
+            return estimate_text(text)
+        case ToolCallPart(name=name, arguments=arguments):
+            return TOOL_TOKENS + estimate_text(name + json.dumps(arguments))
+        case ToolResultPart(output=output, attachments=attachments):
+            return estimate_text(output) + sum(
+                _attachment(attachment.type, attachment.content) for attachment in attachments
+            )
+        case AttachmentPart(attachment=attachment) if attachment is not None:
+            return _attachment(attachment.type, attachment.content)
+    return 0
+
+
+def _attachment(media_type: str | None, content: bytes | None) -> int:
+    if content is None or (media_type or "").startswith("image/"):
+        return IMAGE_TOKENS
+    return max(1, len(content) // DOCUMENT_BYTES_PER_TOKEN)
