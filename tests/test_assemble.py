@@ -1,0 +1,84 @@
+"""Settings become a running whole, or one clear line that says why not."""
+
+import asyncio
+import json
+from urllib.request import Request, urlopen
+
+import pytest
+
+import llmproxy
+from llmproxy import Limits, Proxy, Settings, SettingsError
+
+
+def serve(use, **settings):
+    async def main():
+        async with Proxy(Settings(port=0, **settings)) as proxy:
+            return await use(proxy)
+
+    return asyncio.run(main(), debug=True)
+
+
+def test_a_program_can_serve_and_ask_itself(tmp_path):
+    def ask(url):
+        messages = [{"role": "user", "content": "hi"}]
+        body = json.dumps({"model": "demo", "messages": messages}).encode()
+        with urlopen(Request(f"{url}/v1/chat/completions", body), timeout=10) as answer:
+            return json.load(answer)["model"]
+
+    async def use(proxy):
+        assert proxy.url == f"http://127.0.0.1:{proxy.addresses[0][1]}"
+        return await asyncio.to_thread(ask, proxy.url)
+
+    database = tmp_path / "deep" / "logs.db"
+    assert serve(use, database=database) == "demo"
+    assert database.stat().st_mode & 0o777 == 0o600
+
+
+def test_localhost_may_be_two_addresses_on_one_port():
+    async def use(proxy):
+        return {port for _, port in proxy.addresses}
+
+    assert len(serve(use, host="localhost", log=False)) == 1
+
+
+def test_every_address_is_shown_by_one_that_works_here():
+    async def use(proxy):
+        return proxy.url
+
+    url = serve(use, host="0.0.0.0", keys=["k"], log=False)
+    assert url.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"host": "0.0.0.0"}, "0.0.0.0 can be reached by others"),
+        ({"host": ""}, "every address can be reached by others"),
+        ({"keys": ["good", " "]}, "an empty key lets nobody in"),
+        ({"origins": ["example.org"]}, "an origin is scheme://host[:port], not 'example.org'"),
+        ({"maps": [("a", "nobody")]}, "llm has no model 'nobody'"),
+        ({"default_model": "nobody"}, "llm has no model 'nobody'"),
+        ({"host": "no.such.host.invalid", "keys": ["k"]}, "can't listen on no.such.host.invalid"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, error):
+    async def use(proxy):
+        raise AssertionError("it started")
+
+    with pytest.raises(SettingsError) as caught:
+        serve(use, **settings)
+    assert error in str(caught.value)
+
+
+def test_keys_may_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("LLMPROXY_API_KEY", "one, two,")
+    assert Settings().keys == ("one", "two")
+
+
+def test_public_names_are_there_and_others_are_not():
+    assert set(llmproxy.__all__) >= {"Limits", "Proxy", "Settings", "SettingsError"}
+    for name in llmproxy.__all__:
+        assert getattr(llmproxy, name) is not None
+    assert Limits().body == 64 * 2**20
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = llmproxy.nothing
