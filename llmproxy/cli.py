@@ -13,6 +13,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from . import __version__, limits
+from .access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
 from .recorder.exchange import Exchange
 from .recorder.store import logs_on
@@ -187,13 +188,16 @@ def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
 
 def _welcome(proxy: Proxy) -> list[str]:
     count = len(proxy.catalogue.models())
-    places = ", ".join(f"{host} port {port}" for host, port in proxy.addresses)
+    place = proxy.url
+    if not is_loopback(proxy.settings.host):
+        places = ", ".join(f"{host} port {port}" for host, port in proxy.addresses)
+        place = f"{places}, for all who reach it; here: {proxy.url}"
     log = str(proxy.database or "off (--no-log)")
     if proxy.database is not None and not logs_on():
         log = "off (llm logs on turns it on)"
     key = "any key" if not proxy.settings.keys else "your --api-key"
     return [
-        f"llmproxy {__version__} listens on {places}: {proxy.url}",
+        f"llmproxy {__version__} listens on {place}",
         f"log: {log}",
         f"models: {count}, and demo needs no key; `llm models` lists them"
         if count > 1

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "payload": {"errors", "limits"},
     "hub": {"errors", "payload"},
+    "tokens": {"hub"},
     "transport": set(),
     "transport.http11": {"errors", "limits"},
     "transport.framing": {"errors"},
@@ -109,6 +110,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {
         "",
+        "access",
         "assemble",
         "limits",
         "log_command",

@@ -87,7 +87,12 @@ def test_follow_shows_what_comes_in_until_ctrl_c(llm_user_path):
         ask(proxy, "before")
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
-            [*COMMAND, "--follow", "--json"], stdout=subprocess.PIPE, text=True, env=environment
+            [*COMMAND, "--follow", "--json"],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # Ignored in what a shell runs behind it, and inherited from there.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         try:
             assert json.loads(process.stdout.readline())["first_words"] == "before"
