@@ -161,45 +161,15 @@ def _model_form(
     messages: Iterable[Message], model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[Message]:
     """Put every message into a form that this plugin sends on."""
-    classes = _classes(model)
-    takes_first_system = not classes & _REFUSES_SYSTEM and getattr(
-        model, "allows_system_prompt", True
-    )
-    keeps_system_in_place = takes_first_system and bool(classes & _KEEPS_SYSTEM_IN_PLACE)
-    # llm-anthropic sends those that follow a user's turn, for the models that take them.
-    takes_system_after_user = getattr(model, "supports_system_messages", False) is True
-    form = _Form()
-    leading: list[str] = []
+    form = _Form(model, ignored)
     for message in _results_beside_their_calls(messages):
         if message.role == "system":
-            text = "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
-            if not text.strip():
-                continue
-            if takes_first_system and not form.messages:
-                # Plugins read one first system message: it must say everything.
-                leading.append(text)
-            elif keeps_system_in_place or (takes_system_after_user and form.follows_a_user):
-                form.add(Message("system", [TextPart(text)]))
-            else:
-                form.add_ours([TextPart(f"<system>\n{text}\n</system>")])
-                ignored.append("messages[*] (a system message, made part of a user's)")
-        elif message.role == "tool" and not model.supports_tools:
-            form.add_ours([TextPart(_result_in_words(part)) for part in message.parts])
-            ignored.append("messages[*] (a tool's result, put into words)")
+            form.add_system(message)
         elif message.role == "tool":
-            results = [part for part in message.parts if isinstance(part, ToolResultPart)]
-            form.add(Message("tool", [_in_words(result, ignored) for result in results]))
-            images: list[Part] = [AttachmentPart(a) for r in results for a in r.attachments]
-            if images:
-                form.add_ours(list(_readable(Message("user", images), model, ignored)))
-                ignored.append("messages[*] (images of a tool's result, put after it)")
+            form.add_results([part for part in message.parts if isinstance(part, ToolResultPart)])
         else:
-            parts = list(_readable(message, model, ignored))
-            if parts or message.role == "user":
-                form.add(Message(message.role, parts, message.provider_metadata))
-    if leading:
-        return [Message("system", [TextPart("\n\n".join(leading))]), *form.messages]
-    return form.messages
+            form.add_turn(message)
+    return form.finished()
 
 
 def _results_beside_their_calls(messages: Iterable[Message]) -> Iterator[Message]:
@@ -223,42 +193,79 @@ def _results_beside_their_calls(messages: Iterable[Message]) -> Iterator[Message
 class _Form:
     """Messages as they are put together; what we make ourselves joins a user's turn."""
 
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
+    def __init__(self, model: SyncModel | AsyncModel, ignored: list[str]) -> None:
+        classes = _classes(model)
+        self._model = model
+        self._ignored = ignored
+        self._takes_first_system = not classes & _REFUSES_SYSTEM and getattr(
+            model, "allows_system_prompt", True
+        )
+        self._keeps_system_in_place = self._takes_first_system and bool(
+            classes & _KEEPS_SYSTEM_IN_PLACE
+        )
+        # llm-anthropic sends those that follow a user's turn, for the models that take them.
+        self._takes_system_after_user = getattr(model, "supports_system_messages", False) is True
+        self._leading: list[str] = []
+        self._messages: list[Message] = []
         self._last_is_ours = False
 
-    @property
-    def follows_a_user(self) -> bool:
-        """Whether what is added now comes after a user's turn, or after tool results."""
-        return bool(self.messages) and self.messages[-1].role in ("user", "tool")
+    def add_system(self, message: Message) -> None:
+        text = "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
+        if not text.strip():
+            return
+        follows_user = bool(self._messages) and self._messages[-1].role in ("user", "tool")
+        if self._takes_first_system and not self._messages:
+            # Plugins read one first system message: it must say everything.
+            self._leading.append(text)
+        elif self._keeps_system_in_place or (self._takes_system_after_user and follows_user):
+            self._append(Message("system", [TextPart(text)]))
+        else:
+            self._append_ours([TextPart(f"<system>\n{text}\n</system>")])
+            self._ignored.append("messages[*] (a system message, made part of a user's)")
 
-    def add(self, message: Message) -> None:
+    def add_results(self, results: list[ToolResultPart]) -> None:
+        if not self._model.supports_tools:
+            self._append_ours([TextPart(_result_as_text(result)) for result in results])
+            self._ignored.append("messages[*] (a tool's result, put into words)")
+            return
+        self._append(Message("tool", [_in_words(result, self._ignored) for result in results]))
+        images: list[Part] = [AttachmentPart(a) for r in results for a in r.attachments]
+        if images:
+            message = Message("user", images)
+            self._append_ours(list(_readable(message, self._model, self._ignored)))
+            self._ignored.append("messages[*] (images of a tool's result, put after it)")
+
+    def add_turn(self, message: Message) -> None:
+        parts = list(_readable(message, self._model, self._ignored))
+        if parts or message.role == "user":
+            self._append(Message(message.role, parts, message.provider_metadata))
+
+    def finished(self) -> list[Message]:
+        if not self._leading:
+            return self._messages
+        return [Message("system", [TextPart("\n\n".join(self._leading))]), *self._messages]
+
+    def _append(self, message: Message) -> None:
         if self._last_is_ours and message.role == "user":
             self._join(message.parts)
         else:
-            self.messages.append(message)
+            self._messages.append(message)
         self._last_is_ours = False
 
-    def add_ours(self, parts: list[Part]) -> None:
-        if self.messages and self.messages[-1].role == "user":
+    def _append_ours(self, parts: list[Part]) -> None:
+        if self._messages and self._messages[-1].role == "user":
             self._join(parts)
         else:
-            self.messages.append(Message("user", parts))
+            self._messages.append(Message("user", parts))
         self._last_is_ours = True
 
     def _join(self, parts: list[Part]) -> None:
-        last = self.messages[-1]
-        between = [TextPart("\n\n")] if _ends_in_text(last.parts) and _begins_in_text(parts) else []
+        last = self._messages[-1]
+        neighbours = [*last.parts[-1:], *parts[:1]]
+        texts = [part for part in neighbours if isinstance(part, TextPart)]
+        between = [TextPart("\n\n")] if len(texts) == 2 else []
         # A new message: the one that is there may be the request's own.
-        self.messages[-1] = replace(last, parts=[*last.parts, *between, *parts])
-
-
-def _ends_in_text(parts: list[Part]) -> bool:
-    return bool(parts) and isinstance(parts[-1], TextPart)
-
-
-def _begins_in_text(parts: list[Part]) -> bool:
-    return bool(parts) and isinstance(parts[0], TextPart)
+        self._messages[-1] = replace(last, parts=[*last.parts, *between, *parts])
 
 
 def _in_words(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
@@ -269,9 +276,8 @@ def _in_words(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
     return replace(result, output=f"Error: {result.output}", exception=None, attachments=[])
 
 
-def _result_in_words(part: Part) -> str:
-    assert isinstance(part, ToolResultPart)
-    return f"<tool_result>{part.name}: {part.output}</tool_result>"
+def _result_as_text(result: ToolResultPart) -> str:
+    return f"<tool_result>{result.name}: {result.output}</tool_result>"
 
 
 def _readable(
