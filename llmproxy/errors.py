@@ -42,6 +42,7 @@ __all__ = [
     "Unsupported",
     "UpstreamError",
     "UpstreamTimeout",
+    "class_of_status",
 ]
 
 
@@ -182,3 +183,25 @@ class Overloaded(ProxyError):
 
     status = 529
     kind = "overloaded"
+
+
+_BY_STATUS: Mapping[int, type[ProxyError]] = {
+    400: InvalidRequest,
+    401: Unauthorized,
+    403: Forbidden,
+    404: NotFound,
+    405: MethodNotAllowed,
+    408: Timeout,
+    413: TooLarge,
+    415: UnsupportedMediaType,
+    422: InvalidRequest,
+    429: RateLimited,
+    503: Unavailable,
+    504: UpstreamTimeout,
+    529: Overloaded,
+}
+
+
+def class_of_status(status: int) -> type[ProxyError]:
+    """Give the class of an answer's status; what has none of its own is UpstreamError."""
+    return _BY_STATUS.get(status, UpstreamError)

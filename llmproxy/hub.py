@@ -146,6 +146,7 @@ class Finish:
 
     model: the provider's own name of what answered, where it told.
     response_json, llm_usage: the plugin's raw payload and counts, as llm logs them.
+    ignored: paths of what a wire's answer has and the hub can't carry; empty from llm.
     """
 
     reason: FinishReason = "stop"
@@ -154,6 +155,7 @@ class Finish:
     model: str | None = None
     response_json: dict[str, Any] | None = field(default=None, repr=False)
     llm_usage: llm.Usage = field(default_factory=llm.Usage, repr=False)
+    ignored: tuple[str, ...] = ()
 
 
 Event = StreamEvent | Finish

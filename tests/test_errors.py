@@ -8,7 +8,7 @@ from llmproxy import errors
 from llmproxy.dialects import openai_chat
 from llmproxy.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError
 
-CLASSES = [getattr(errors, name) for name in errors.__all__]
+CLASSES = [value for name in errors.__all__ if isinstance(value := getattr(errors, name), type)]
 
 
 def drawn():

@@ -28,7 +28,7 @@ ROOMS: dict[str, set[str]] = {
     "transport.framing": {"errors"},
     "transport.server": {"errors", "limits", "transport.http11"},
     "dialects.openai_chat": {"errors", "payload", "hub", "transport.framing"},
-    "dialects": {"errors", "hub", "dialects.openai_chat"},
+    "dialects": {"errors", "hub", "transport.framing", "dialects.openai_chat"},
     "engine.catalogue": {"errors", "hub"},
     "engine.events": {"errors", "payload", "hub"},
     "engine.form": {"errors", "hub", "engine.catalogue"},

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from .. import hub
 from ..errors import ProxyError
+from ..transport import framing
 from . import openai_chat
 
-__all__ = ["DIALECTS", "Dialect", "Renderer"]
+__all__ = ["DIALECTS", "Dialect", "Parser", "Renderer"]
 
 
 class Renderer(Protocol):
@@ -20,6 +21,18 @@ class Renderer(Protocol):
     def feed(self, event: hub.Event) -> list[bytes]: ...
     def idle(self) -> list[bytes]: ...
     def fail(self, error: ProxyError) -> list[bytes]: ...
+
+
+class Parser(Protocol):
+    """Turns the frames of another server's stream into hub events, fed in order.
+
+    An error inside the stream, or its early end, is raised as a ProxyError.
+    """
+
+    @property
+    def model(self) -> str | None: ...
+    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]: ...
+    def end(self) -> list[hub.Event]: ...
 
 
 class Dialect(Protocol):
@@ -33,11 +46,22 @@ class Dialect(Protocol):
 
     @property
     def StreamRenderer(self) -> type[Renderer]: ...  # noqa: N802  # the agreed name
+    @property
+    def StreamParser(self) -> Callable[[], Parser]: ...  # noqa: N802
 
     def parse_request(self, body: Any, headers: Mapping[str, str]) -> hub.ChatRequest: ...
     def render_response(
         self, request: hub.ChatRequest, response: hub.ChatResponse, id: str, created: int
     ) -> dict[str, Any]: ...
+    def render_request(
+        self, request: hub.ChatRequest
+    ) -> tuple[dict[str, Any], tuple[str, ...]]: ...
+    def parse_response(
+        self, body: Any, headers: Mapping[str, str] | None = None
+    ) -> hub.ChatResponse: ...
+    def parse_error(
+        self, status: int, body: Any, headers: Mapping[str, str] | None = None
+    ) -> ProxyError: ...
     def render_error(self, error: ProxyError) -> dict[str, Any]: ...
     def render_models(self, models: Iterable[hub.ModelEntry]) -> dict[str, Any]: ...
     def render_model(self, model: hub.ModelEntry) -> dict[str, Any]: ...

@@ -1,16 +1,19 @@
 """OpenAI's Chat Completions: the wire that most programs speak.
 
-Read beside the vendor's page: the request's shapes and how they become the hub's,
-the stream of chunks, the whole completion, models, errors. What the vendor has and
-llm has not is listed (`NOT_CARRIED`) or refused, never dropped in silence.
+Read beside the vendor's page: the request's shapes and how they become the hub's and
+are written from it, the stream of chunks and the whole completion, both ways, models,
+errors. What the vendor has and llm has not is listed (`NOT_CARRIED`) or refused,
+never dropped in silence.
 
 Spec: https://platform.openai.com/docs/api-reference/chat
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import base64
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import llm
@@ -26,7 +29,19 @@ from llm.parts import (
 )
 
 from .. import hub, payload
-from ..errors import InvalidRequest, ProxyError, Unsupported
+from ..errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ProxyError,
+    RateLimited,
+    Unauthorized,
+    Unsupported,
+    UpstreamError,
+    UpstreamTimeout,
+    class_of_status,
+)
 from ..hub import Route
 from ..transport import framing
 
@@ -36,12 +51,17 @@ __all__ = [
     "REQUEST_ID_HEADER",
     "ROUTES",
     "STREAM_TYPE",
+    "ChatCompletionChunk",
     "CreateChatCompletionRequest",
+    "StreamParser",
     "StreamRenderer",
+    "parse_error",
     "parse_request",
+    "parse_response",
     "render_error",
     "render_model",
     "render_models",
+    "render_request",
     "render_response",
 ]
 
@@ -621,6 +641,191 @@ class _MessageReader:
             self.messages.append(Message("tool", [result]))
 
 
+# ---- request: from the hub
+
+SCHEMA_NAME = "answer"  # OpenAI wants one; the hub's schemas have none
+MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
+
+
+def render_request(request: hub.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Write a request's body, and list the paths of what this wire can't carry.
+
+    An assistant's parts are sorted, as the wire has them: reasoning (as
+    `reasoning_content`), text, calls. Images in tool results move to a user message
+    after them (B26). A stream is asked for with its usage unless the request says
+    otherwise. The token limit is `max_tokens`, which every server of this wire knows,
+    unless the client itself wrote `max_completion_tokens`.
+
+    Spec: https://platform.openai.com/docs/api-reference/chat/create
+    """
+    writer = _MessageWriter(request)
+    for message in request.messages:
+        writer.write(message)
+    ignored = writer.ignored
+    body: dict[str, Any] = {"messages": writer.messages}
+    if request.model is not None:
+        body = {"model": request.model, **body}
+    if request.tools:
+        body["tools"] = [_function_tool(tool) for tool in request.tools]
+        match request.tool_choice:
+            case hub.NamedTool(name=name):
+                body["tool_choice"] = {"type": "function", "function": {"name": name}}
+            case "none" | "required" as word:
+                body["tool_choice"] = word
+    elif request.tool_choice not in ("auto", "none"):
+        ignored.append("tool_choice")  # OpenAI refuses it where there are no tools
+    ignored += [tool.path for tool in request.server_tools]
+    body |= _option_fields(request, ignored)
+    if request.stream:
+        body["stream"] = True
+        if request.wire.get("include_usage", True):
+            body["stream_options"] = {"include_usage": True}
+    return body, tuple(dict.fromkeys(ignored))
+
+
+def _function_tool(tool: llm.Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name}
+    if tool.description is not None:
+        function["description"] = tool.description
+    return {"type": "function", "function": function | {"parameters": tool.input_schema}}
+
+
+def _option_fields(request: hub.ChatRequest, ignored: list[str]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in request.options.items():
+        path = request.option_paths.get(name, name)
+        match name:
+            case "max_tokens":
+                is_newer = path == "max_completion_tokens"
+                fields["max_completion_tokens" if is_newer else "max_tokens"] = value
+            case "stop_sequences":
+                fields["stop"] = value
+            case "json_object":
+                fields["response_format"] = {"type": "json_object"}
+            case "user" if len(value) > MAX_USER_CHARS:
+                ignored.append(path)
+            case _ if name in OPTIONS:
+                fields[name] = value
+            case _:
+                ignored.append(path)
+    if request.schema is not None:
+        schema = {"name": SCHEMA_NAME, "schema": request.schema}
+        fields["response_format"] = {"type": "json_schema", "json_schema": schema}
+    return fields
+
+
+class _MessageWriter:
+    """Write messages in order, listing what they can't hold here."""
+
+    def __init__(self, request: hub.ChatRequest) -> None:
+        self.messages: list[dict[str, Any]] = []
+        self.ignored: list[str] = []
+        self._attachment_paths = iter(request.attachment_paths)
+
+    def write(self, message: Message) -> None:
+        if any(getattr(part, "provider_metadata", None) for part in message.parts):
+            self.ignored.append("messages[*] (a provider's own data, as signatures)")
+        if message.role == "assistant":
+            self._write_assistant(message.parts)
+            return
+        results = [part for part in message.parts if isinstance(part, ToolResultPart)]
+        moved = [image for part in results for image in self._write_result(part)]
+        others = [part for part in message.parts if not isinstance(part, ToolResultPart)]
+        content = moved + [item for part in others for item in self._content(part)]
+        if content or not results:
+            role = "system" if message.role == "system" else "user"
+            self.messages.append({"role": role, "content": _shortest(content)})
+
+    def _write_assistant(self, parts: Sequence[Part]) -> None:
+        reasoning: list[str] = []
+        text: list[dict[str, Any]] = []
+        calls: list[dict[str, Any]] = []
+        ranks: list[int] = []
+        for part in parts:
+            match part:
+                case ReasoningPart(redacted=True) | ReasoningPart(text=""):
+                    self.ignored.append("messages[*] (reasoning that is opaque)")
+                    continue
+                case ReasoningPart():
+                    reasoning.append(part.text)
+                case ToolCallPart(server_executed=False):
+                    function = {"name": part.name, "arguments": _arguments_text(part)}
+                    calls.append(_tool_call(part.tool_call_id, function))
+                case TextPart():
+                    text += self._content(part)
+                case AttachmentPart():
+                    self.ignored.append(next(self._attachment_paths, "messages[*] (an attachment)"))
+                    continue
+                case _:
+                    self.ignored.append("messages[*] (a server tool's call and result)")
+                    continue
+            ranks.append(_RANKS[type(part)])
+        if ranks != sorted(ranks):
+            self.ignored.append("messages[*] (the order of an answer's parts)")
+        if not ranks:
+            return
+        message: dict[str, Any] = {"role": "assistant"}
+        message["content"] = _shortest(text) or (None if calls else "")
+        if reasoning:
+            message["reasoning_content"] = "".join(reasoning)
+        if calls:
+            message["tool_calls"] = calls
+        self.messages.append(message)
+
+    def _write_result(self, part: ToolResultPart) -> list[dict[str, Any]]:
+        """Write a tool's message; give its images, which stand in none (B26)."""
+        output = part.output
+        if part.exception is not None:
+            self.ignored.append("messages[*] (a tool's failure, put into words)")
+            output = f"Error: {output}"
+        if part.attachments:
+            self.ignored.append("messages[*] (a tool's image, moved into a user message)")
+        self.messages.append({"role": "tool", "tool_call_id": part.tool_call_id, "content": output})
+        return [item for attachment in part.attachments for item in self._attachment(attachment)]
+
+    def _content(self, part: Part) -> list[dict[str, Any]]:
+        match part:
+            case TextPart(text=text):
+                return [{"type": "text", "text": text}]
+            case AttachmentPart(attachment=attachment) if attachment is not None:
+                return self._attachment(attachment)
+        self.ignored.append(f"messages[*] (a {type(part).__name__})")
+        return []
+
+    def _attachment(self, attachment: llm.Attachment) -> list[dict[str, Any]]:
+        path = next(self._attachment_paths, "messages[*] (an attachment)")
+        type_ = attachment.type or "application/octet-stream"
+        if attachment.url is not None and type_.startswith("image/"):
+            return [{"type": "image_url", "image_url": {"url": attachment.url}}]
+        if attachment.content is None:  # a URL of what is no image, or a file of this machine
+            self.ignored.append(path)
+            return []
+        data = base64.b64encode(attachment.content).decode()
+        if type_.startswith("image/"):
+            return [{"type": "image_url", "image_url": {"url": f"data:{type_};base64,{data}"}}]
+        if type_ in _AUDIO_FORMATS:
+            audio = {"data": data, "format": _AUDIO_FORMATS[type_]}
+            return [{"type": "input_audio", "input_audio": audio}]
+        # OpenAI wants a name beside the data; the hub has none.
+        ending = type_.rpartition("/")[2]
+        file = {"filename": f"file.{ending}", "file_data": f"data:{type_};base64,{data}"}
+        return [{"type": "file", "file": file}]
+
+
+_RANKS: Mapping[type, int] = {ReasoningPart: 0, TextPart: 1, ToolCallPart: 2}
+_AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
+
+
+def _shortest(content: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """One text as a string, which servers take that know no lists of parts."""
+    match content:
+        case []:
+            return ""
+        case [{"type": "text", "text": str(text)}]:
+            return text
+    return content
+
+
 # ---- the answer as a stream
 
 
@@ -801,8 +1006,324 @@ def render_response(
 def _arguments(response: hub.ChatResponse, call: ToolCallPart) -> str:
     raw = response.raw_arguments.get(call.tool_call_id or "")
     if raw is None:
-        return payload.encode(call.arguments).decode()
+        return _arguments_text(call)
     return raw if raw.strip() else "{}"
+
+
+def _arguments_text(call: ToolCallPart) -> str:
+    """Write the arguments of a Part; what was no JSON object is written as it was (B4)."""
+    match call.arguments:
+        case {"_raw": str(text)} if len(call.arguments) == 1:
+            return text
+    return payload.encode(call.arguments).decode()
+
+
+# ---- the answer, as another server sends it
+
+
+@dataclass(frozen=True)
+class ChoiceDeltaToolCallFunction:
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None  # an object, from servers that parse it
+
+
+@dataclass(frozen=True)
+class ChoiceDeltaToolCall:
+    index: int | None = None
+    id: str | None = None
+    type: str | None = None
+    function: ChoiceDeltaToolCallFunction | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceDelta:
+    """A piece of the message, or in a whole answer all of it."""
+
+    role: Any = None
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    thinking: Any = None
+    tool_calls: list[ChoiceDeltaToolCall] | None = None
+    function_call: ChoiceDeltaToolCallFunction | None = None
+    annotations: Any = None
+    audio: Any = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    index: int | None = None
+    delta: ChoiceDelta | None = None
+    message: ChoiceDelta | None = None
+    finish_reason: str | None = None
+    logprobs: Any = None
+
+
+@dataclass(frozen=True)
+class PromptTokensDetails:
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class CompletionTokensDetails:
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class CompletionUsage:
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    total_tokens: Any = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionChunk:
+    """A chunk, or a whole chat.completion, which differs only in its choices' `message`."""
+
+    choices: list[Choice] | None = None
+    model: str | None = None
+    usage: CompletionUsage | None = None
+    # The envelope: of the transport, not of the answer.
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    service_tier: Any = None
+    system_fingerprint: Any = None
+    obfuscation: Any = None
+    error: Any = None
+
+
+def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatResponse:
+    """Read another server's chat.completion; the same as its stream, collected, reads.
+
+    Raises:
+        ProxyError: the error that the body is, or UpstreamError where it is no answer.
+    """
+    parser = StreamParser()
+    events = parser.feed_chunk(body)
+    if not parser.has_choice:
+        raise UpstreamError("the upstream's answer has no choices")
+    return hub.collect(events + parser.finish(default="stop"))
+
+
+class StreamParser:
+    """Read another server's stream of chunks as hub events. Feed its frames in order.
+
+    Taken as they come in the field: chunks without choices or delta, usage on any
+    chunk (the last counts), content on the finish chunk, calls without ids or
+    indexes (B8, B9). Finish is given at `[DONE]`, or at the end of the stream where
+    that is missing. `model` is the answering model's name as soon as it was told.
+    """
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self.has_choice = False
+        self._next_index = 0
+        self._prose: tuple[str, int] | None = None  # family and part_index of the open part
+        self._calls: list[_Call] = []
+        self._reason: str | None = None
+        self._usage: CompletionUsage | None = None
+        self._made_up_id = "call"
+        self._ignored: dict[str, None] = {}
+        self._is_finished = False
+
+    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]:
+        """Give the events of one frame.
+
+        Raises:
+            ProxyError: the error that the frame is; UpstreamError where it is no chunk,
+                or where `[DONE]` comes before any finish_reason.
+        """
+        if self._is_finished or not frame.data:
+            return []
+        if frame.data == "[DONE]":
+            return self.end()
+        try:
+            value = payload.parse(frame.data.encode())
+        except InvalidRequest as exc:
+            raise UpstreamError(f"a chunk of the upstream is no JSON: {exc.message}") from exc
+        return self.feed_chunk(value)
+
+    def feed_chunk(self, value: Any) -> list[hub.Event]:
+        """Give the events of one chunk's JSON value, or of a whole chat.completion's."""
+        if isinstance(value, dict) and value.get("error"):
+            raise parse_error(200, value)
+        unknown: list[str] = []
+        try:
+            chunk = payload.load(ChatCompletionChunk, value, unknown)
+        except InvalidRequest as exc:
+            where = f" at {exc.param}" if exc.param else ""
+            raise UpstreamError(f"the upstream's answer{where}: {exc.message}") from exc
+        self._ignored |= dict.fromkeys(unknown)
+        self.model = self.model or chunk.model or None
+        if isinstance(chunk.id, str):
+            # Unique in the conversation, and in the letters that every wire takes.
+            self._made_up_id = "call_" + re.sub(r"[^a-zA-Z0-9_-]", "", chunk.id)[-32:]
+        self._usage = chunk.usage or self._usage
+        events: list[hub.Event] = []
+        for choice in chunk.choices or ():
+            if choice.index:
+                self._ignored["choices[1]"] = None  # n above 1
+                continue
+            self.has_choice = True
+            self._note(choice)
+            for delta in (choice.delta, choice.message):
+                if delta is not None:
+                    events += self._events(delta)
+            self._reason = choice.finish_reason or self._reason
+        return events
+
+    def end(self) -> list[hub.Event]:
+        """Give the Finish, where no frame had it yet.
+
+        Raises:
+            UpstreamError: the stream was cut: it never gave a finish_reason (B10).
+        """
+        return [] if self._is_finished else self.finish()
+
+    def finish(self, default: str | None = None) -> list[hub.Event]:
+        """Give the last events; `default` is the reason where none was given."""
+        reason = self._reason or default
+        if reason is None:
+            raise UpstreamError("the upstream's stream ended before its answer did")
+        self._is_finished = True
+        events: list[hub.Event] = [event for call in self._calls for event in call.named("")]
+        word = _REASONS.get(reason, "stop")
+        if word in ("stop", "tool_calls"):
+            word = "tool_calls" if self._calls else "stop"
+        finish = hub.Finish(
+            word,
+            usage=_counts(self._usage or CompletionUsage()),
+            model=self.model,
+            ignored=tuple(self._ignored),
+        )
+        return [*events, finish]
+
+    def _note(self, choice: Choice) -> None:
+        if choice.logprobs is not None:
+            self._ignored["choices[*].logprobs"] = None
+        for kind in ("delta", "message"):
+            for name in ("annotations", "audio"):
+                if getattr(getattr(choice, kind), name, None):
+                    self._ignored[f"choices[*].{kind}.{name}"] = None
+
+    def _events(self, delta: ChoiceDelta) -> Iterator[hub.Event]:
+        said = (delta.reasoning_content, delta.reasoning, delta.thinking)
+        reasoning = next((text for text in said if isinstance(text, str) and text), "")
+        yield from self._said("reasoning", reasoning)
+        if isinstance(delta.content, str):
+            yield from self._said("text", delta.content)
+        else:
+            for item in delta.content or ():
+                match item:
+                    case {"type": "text", "text": str(text)}:
+                        yield from self._said("text", text)
+                    case _:
+                        self._ignored[f"choices[*] (content of type {item.get('type')})"] = None
+        yield from self._said("text", delta.refusal or "")
+        for call in delta.tool_calls or ():
+            if call.type == "custom":  # the hub's tools are functions; `custom` is listed
+                continue
+            yield from self._called(call, call.function or ChoiceDeltaToolCallFunction())
+        if delta.function_call is not None:
+            yield from self._called(ChoiceDeltaToolCall(index=0), delta.function_call)
+
+    def _said(self, family: str, text: str) -> Iterator[hub.Event]:
+        if not text:
+            return
+        if self._prose is None or self._prose[0] != family:
+            self._prose = family, self._new_index()
+        yield StreamEvent(family, text, part_index=self._prose[1])
+
+    def _new_index(self) -> int:
+        self._next_index += 1
+        return self._next_index - 1
+
+    def _called(
+        self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
+    ) -> Iterator[hub.Event]:
+        call = self._call_of(delta, function)
+        if call is None:
+            self._prose = None
+            id_ = delta.id or f"{self._made_up_id}_{len(self._calls)}"
+            call = _Call(self._new_index(), id_, delta.index, delta.id or None)
+            self._calls.append(call)
+        # Some repeat id and name on each delta (B3); a name in pieces has no id beside it.
+        if function.name and not (delta.id and call.name == function.name):
+            yield from call.named(function.name)
+        arguments = function.arguments
+        if isinstance(arguments, dict):
+            arguments = payload.encode(arguments).decode()
+        if arguments:
+            yield from call.given(arguments)
+
+    def _call_of(
+        self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
+    ) -> _Call | None:
+        """Find the call that a delta goes on with: by index, else by id, else the last one."""
+        if delta.index is not None:
+            same = [call for call in self._calls if call.index == delta.index]
+            # Two calls under one index, as Gemini's and older servers send them (B1).
+            is_other = same and delta.id and function.name and delta.id != same[-1].sent_id
+            return None if is_other or not same else same[-1]
+        if delta.id:
+            return next((call for call in self._calls if call.sent_id == delta.id), None)
+        return None if function.name or not self._calls else self._calls[-1]
+
+
+@dataclass
+class _Call:
+    """A tool call in the making. Its name comes first in the hub: arguments wait for it."""
+
+    part_index: int
+    id: str
+    index: int | None
+    sent_id: str | None
+    name: str | None = None
+    held: list[str] = field(default_factory=list)
+
+    def named(self, name: str) -> Iterator[StreamEvent]:
+        """Give a piece of the name; `""` once at the end, for a call that never had one."""
+        if name or self.name is None:
+            self.name = (self.name or "") + name
+            yield StreamEvent("tool_call_name", name, self.part_index, self.id)
+            held, self.held = self.held, []
+            for chunk in held:
+                yield from self.given(chunk)
+
+    def given(self, chunk: str) -> Iterator[StreamEvent]:
+        """Give a piece of the arguments."""
+        if self.name is None:
+            self.held.append(chunk)
+        else:
+            yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)
+
+
+# Servers of this wire pass on what their models' own runtimes say.
+_REASONS: Mapping[str, hub.FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "SAFETY": "content_filter",
+}
+
+
+def _counts(usage: CompletionUsage) -> hub.Usage:
+    prompt = usage.prompt_tokens_details or PromptTokensDetails()
+    completion = usage.completion_tokens_details or CompletionTokensDetails()
+    return hub.Usage(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cached_tokens=prompt.cached_tokens,
+        cache_write_tokens=prompt.cache_write_tokens,
+        reasoning_tokens=completion.reasoning_tokens,
+    )
 
 
 # ---- models and errors
@@ -850,3 +1371,53 @@ def render_error(error: ProxyError) -> dict[str, Any]:
             "code": error.code,
         }
     }
+
+
+_BY_WORD: Mapping[str, type[ProxyError]] = {
+    "invalid_request_error": InvalidRequest,
+    "invalid_api_key": Unauthorized,
+    "authentication_error": Unauthorized,
+    "permission_error": Forbidden,
+    "model_not_found": NotFound,
+    "not_found_error": NotFound,
+    "rate_limit_error": RateLimited,
+    "rate_limit_exceeded": RateLimited,
+    "insufficient_quota": RateLimited,
+    "timeout_error": UpstreamTimeout,
+    "overloaded_error": Overloaded,
+}
+
+# Clients wait by these (B39).
+_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
+    """Read another server's error; `status` below 400 where it came inside a stream.
+
+    body: the JSON value, or the text of what was none. A status stays as it was; where
+    there is none it is told by the error's code and type.
+    """
+    fields = body
+    if isinstance(fields, list) and fields:  # Gemini's
+        fields = fields[0]
+    if isinstance(fields, dict):
+        fields = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+    if not isinstance(fields, dict):
+        fields = {"message": fields}
+    words = [fields.get("code"), fields.get("type")]
+    if status < 400:
+        # OpenRouter and vLLM write the status as the code.
+        status = next((w for w in words if type(w) is int and 400 <= w < 600), 0)
+    by_word = next((_BY_WORD[w] for w in words if isinstance(w, str) and w in _BY_WORD), None)
+    kind = class_of_status(status) if status else by_word or UpstreamError
+    message, param, code = fields.get("message"), fields.get("param"), fields.get("code")
+    forwarded = {name.lower(): value for name, value in (headers or {}).items()}
+    return kind(
+        message
+        if isinstance(message, str) and message
+        else "the upstream failed, without saying why",
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,
+        status=status or None,
+        headers={name: forwarded[name] for name in _FORWARDED if name in forwarded},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -31,14 +32,17 @@ from llmproxy.dialects import DIALECTS, openai_chat
 from llmproxy.errors import (
     InvalidRequest,
     ModelNotFound,
+    NotFound,
     Overloaded,
     ProxyError,
     RateLimited,
+    Unauthorized,
+    Unavailable,
     Unsupported,
     UpstreamError,
 )
-from llmproxy.transport.framing import SSEDecoder
-from tests.strategies import AWKWARD, conversations, event_streams, json_values
+from llmproxy.transport.framing import SSEDecoder, SSEFrame
+from tests.strategies import AWKWARD, conversations, event_streams, json_values, requests
 from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, hub_json, wire_cases
 
 CASES = wire_cases("openai_chat")
@@ -930,3 +934,504 @@ def test_a_schema_that_says_nothing_asks_for_json():
         {"messages": [{"role": "user", "content": "hi"}], "response_format": asked}
     )
     assert (request.schema, request.options) == (None, {"json_object": True})
+
+
+# ---- the client's side: requests to another server
+
+
+@given(requests())
+@settings(max_examples=50)
+def test_a_request_written_and_read_is_what_it_was(request_):
+    body, ignored = openai_chat.render_request(request_)
+    read = openai_chat.parse_request(json.loads(json.dumps(body)))
+    names = ("model", "messages", "tools", "tool_choice", "options", "schema", "stream")
+    for name in names:
+        assert hub_json(getattr(read, name)) == hub_json(getattr(request_, name)), name
+    assert (ignored, read.ignored) == ((), ())
+
+
+@pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
+def test_a_capture_written_anew_reads_as_the_capture(case):
+    request = openai_chat.parse_request(case.request)
+    body, ignored = openai_chat.render_request(request)
+    read = openai_chat.parse_request(body)
+    moved = any("image" in path for path in ignored)
+    if not moved:
+        assert hub_json(read.messages) == hub_json(request.messages)
+    assert set(ignored) <= {
+        "messages[*] (a tool's image, moved into a user message)",
+        "tool_choice",
+    }
+    if "tool_choice" not in ignored:
+        assert read.tool_choice == request.tool_choice
+    assert read.tools == request.tools
+    assert (read.options, read.schema) == (request.options, request.schema)
+
+
+def write(*messages: Message, **fields: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
+    return openai_chat.render_request(hub.ChatRequest("m", list(messages), **fields))
+
+
+USER_MESSAGE = Message("user", [TextPart("hi")])
+
+
+def test_a_request_is_written_in_its_shortest_form():
+    assert write(USER_MESSAGE) == ({"model": "m", "messages": [USER]}, ())
+    assert openai_chat.render_request(hub.ChatRequest(None, [USER_MESSAGE])) == (
+        {"messages": [USER]},
+        (),
+    )
+
+
+def test_a_stream_is_asked_for_with_its_usage_unless_told_otherwise():
+    assert write(USER_MESSAGE, stream=True)[0]["stream_options"] == {"include_usage": True}
+    body, _ = write(USER_MESSAGE, stream=True, wire={"include_usage": False})
+    assert body == {"model": "m", "messages": [USER], "stream": True}
+
+
+def test_the_token_limit_keeps_its_newer_name():
+    for name in ("max_tokens", "max_completion_tokens"):
+        request = parse(USER, **{name: 5})
+        assert openai_chat.render_request(request)[0][name] == 5
+
+
+def test_options_of_no_name_here_are_listed_by_their_path():
+    options = {"top_k": 5, "thinking_budget": 9, "user": 65 * "u", "seed": 1}
+    body, ignored = write(
+        USER_MESSAGE,
+        options=options,
+        option_paths={"thinking_budget": "thinking.budget_tokens", "user": "metadata.user_id"},
+        server_tools=(hub.ServerTool("web_search", path="tools[0]"),),
+    )
+    assert body == {"model": "m", "messages": [USER], "top_k": 5, "seed": 1}
+    assert ignored == ("tools[0]", "thinking.budget_tokens", "metadata.user_id")
+
+
+def test_what_an_answer_had_and_this_wire_has_not_is_listed():
+    signed = ReasoningPart("hm", provider_metadata={"anthropic": {"signature": "s"}})
+    server = ToolCallPart("search", {}, tool_call_id="s", server_executed=True)
+    said = Message("assistant", [signed, server, TextPart("a"), ReasoningPart("", redacted=True)])
+    body, ignored = write(USER_MESSAGE, said, USER_MESSAGE)
+    assert body["messages"][1] == assistant(content="a", reasoning_content="hm")
+    assert ignored == (
+        "messages[*] (a provider's own data, as signatures)",
+        "messages[*] (a server tool's call and result)",
+        "messages[*] (reasoning that is opaque)",
+    )
+
+
+def test_parts_in_another_order_are_sorted_and_listed():
+    call = ToolCallPart("f", {"a": 1}, tool_call_id="c")
+    result = Message("tool", [ToolResultPart("f", "x", tool_call_id="c")])
+    body, ignored = write(USER_MESSAGE, Message("assistant", [call, TextPart("a")]), result)
+    assert body["messages"][1:] == [
+        assistant(content="a", tool_calls=[tool_call("c", "f", '{"a":1}')]),
+        {"role": "tool", "tool_call_id": "c", "content": "x"},
+    ]
+    assert ignored == ("messages[*] (the order of an answer's parts)",)
+
+
+def test_an_image_of_a_tool_follows_all_results_in_a_user_message():
+    """B26"""
+    calls = [ToolCallPart("f", {}, tool_call_id=id_) for id_ in "ab"]
+    image = hub.attachment_from_url("https://x.test/a.png")
+    results = [
+        ToolResultPart("f", "one", tool_call_id="a", attachments=[image]),
+        ToolResultPart("f", "two", tool_call_id="b", exception="ValueError"),
+    ]
+    body, ignored = write(Message("assistant", calls), Message("tool", results))
+    assert body["messages"][1:] == [
+        {"role": "tool", "tool_call_id": "a", "content": "one"},
+        {"role": "tool", "tool_call_id": "b", "content": "Error: two"},
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": "https://x.test/a.png"}}],
+        },
+    ]
+    assert ignored == (
+        "messages[*] (a tool's image, moved into a user message)",
+        "messages[*] (a tool's failure, put into words)",
+    )
+
+
+def test_a_document_that_only_has_an_address_is_listed_by_its_path():
+    pdf = hub.attachment_from_url("https://x.test/a.pdf")
+    path = "messages[0].content[1].source.url"
+    body, ignored = write(
+        Message("user", [TextPart("hi"), AttachmentPart(pdf)]), attachment_paths=(path,)
+    )
+    assert (body["messages"], ignored) == ([USER], (path,))
+
+
+def test_arguments_that_were_no_object_are_written_as_they_were():
+    """B4: truncated JSON does not become a call with an argument called _raw."""
+    call = ToolCallPart("f", {"_raw": '{"a": '}, tool_call_id="c")
+    body, _ = write(Message("assistant", [call]))
+    assert body["messages"][0]["tool_calls"] == [tool_call("c", "f", '{"a": ')]
+
+
+# ---- the client's side: answers of another server
+
+
+def read_stream(stream: bytes, sizes: list[int] | None = None) -> list[hub.Event]:
+    decoder, parser = SSEDecoder(), openai_chat.StreamParser()
+    events: list[hub.Event] = []
+    cuts = [0, *sorted(sizes or []), len(stream)]
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        for frame in decoder.feed(stream[start:end]):
+            events += parser.feed(frame)
+    return events + parser.end()
+
+
+def frames_of(*chunks: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(chunk).encode() + b"\n\n" for chunk in chunks)
+
+
+def delta(finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": fields, "finish_reason": finish_reason}]}
+
+
+def written(response: hub.ChatResponse) -> dict[str, Any]:
+    return openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
+
+
+@pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
+def test_an_answer_capture_reads_back_whole_and_streamed(case):
+    request = openai_chat.parse_request(case.request)
+    whole = openai_chat.parse_response(case.response)
+    streamed = hub.collect(read_stream(case.stream))
+    again = openai_chat.render_response(request, whole, ANSWER_ID, ANSWER_CREATED)
+    calls = case.response["choices"][0]["message"].get("tool_calls")
+    if calls and case.response["choices"][0]["finish_reason"] == "stop":
+        again["choices"][0]["finish_reason"] = "stop"  # B6: calls say more
+    assert again == case.response
+    assert shown(written(streamed)) | {"usage": None} == shown(written(whole)) | {"usage": None}
+    assert streamed.finish.model == whole.finish.model
+    assert (whole.finish.ignored, streamed.finish.ignored) == ((), ())
+
+
+@given(event_streams(), st.data())
+@settings(max_examples=60)
+def test_a_rendered_stream_cut_anywhere_is_read_as_the_whole_answer(events, data):
+    """B1 to B7, B18, B40"""
+    stream = stream_of(events)
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
+    read = read_stream(stream, cuts)
+    assert written(hub.collect(read)) == whole_of(events)
+    assert written(openai_chat.parse_response(whole_of(events))) == whole_of(events)
+
+
+@given(event_streams())
+@settings(max_examples=40)
+def test_events_read_keep_the_hubs_invariant(events):
+    read = read_stream(stream_of(events))
+    assert [isinstance(event, hub.Finish) for event in read] == [False] * (len(read) - 1) + [True]
+    families: dict[int, str] = {}
+    for event in read[:-1]:
+        family = event.type.removesuffix("_name").removesuffix("_args")
+        if family == "tool_call" and event.part_index not in families:
+            assert event.type == "tool_call_name"
+        assert families.setdefault(event.part_index, family) == family
+        assert event.tool_call_id or family != "tool_call"
+
+
+def test_a_stream_cut_at_every_byte_reads_the_same():
+    """B18: within each character too."""
+    stream = stream_of([text("a渐"), text("🌊b"), hub.Finish()])
+    for cut in range(len(stream)):
+        assert read_stream(stream, [cut]) == [
+            text("a渐"),
+            text("🌊b"),
+            hub.Finish(model="m"),
+        ]
+
+
+@given(event_streams(), event_streams(), st.randoms(use_true_random=False))
+@settings(max_examples=30)
+def test_two_parsers_at_once_share_nothing(one, other, random):
+    """B17"""
+    queues = [SSEDecoder().feed(stream_of(events)) for events in (one, other)]
+    parsers = [openai_chat.StreamParser() for _ in range(2)]
+    read: list[list[hub.Event]] = [[], []]
+    while any(queues):
+        i = random.choice([i for i in range(2) if queues[i]])
+        read[i] += parsers[i].feed(queues[i].pop(0))
+    assert read == [read_stream(stream_of(one)), read_stream(stream_of(other))]
+
+
+def test_chunks_that_say_nothing_are_passed_over():
+    """B8: Azure's preamble, usage alone, a delta of null."""
+    stream = frames_of(
+        {"choices": [], "model": "", "prompt_filter_results": []},
+        {"choices": None},
+        {"model": "m-1"},
+        {"choices": [{"index": 0, "delta": None}]},
+        {"choices": [{"index": 0}]},
+        delta(content=None, role="assistant"),
+        delta(content="a"),
+        {"choices": [], "usage": None},
+        delta("stop"),
+    )
+    assert read_stream(stream) == [
+        text("a"),
+        hub.Finish(model="m-1", ignored=("prompt_filter_results",)),
+    ]
+
+
+def test_the_last_usage_counts_wherever_it_stands():
+    """B8"""
+    usages = [{"prompt_tokens": 3, "completion_tokens": n, "total_tokens": 3 + n} for n in range(4)]
+    stream = frames_of(
+        delta(content="a") | {"usage": usages[0]},
+        delta("stop") | {"usage": usages[1]},
+        {"choices": [], "usage": usages[2]},
+        {
+            "choices": [],
+            "usage": usages[3] | {"prompt_tokens_details": {"cached_tokens": 2}, "queue_time": 0.1},
+        },
+    )
+    *_, finish = read_stream(stream + b"data: [DONE]\n\n")
+    assert finish == hub.Finish(usage=hub.Usage(3, 3, 2), ignored=("usage.queue_time",))
+
+
+def test_what_the_finish_chunk_says_is_not_lost():
+    """B9"""
+    call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
+    stream = frames_of(delta("tool_calls", content="a", reasoning="hm", tool_calls=[call]))
+    assert read_stream(stream) == [
+        StreamEvent("reasoning", "hm", part_index=0),
+        text("a", 1),
+        call_name("f", 2, "c"),
+        call_args("{}", 2, "c"),
+        hub.Finish("tool_calls"),
+    ]
+
+
+def call_delta(index: int | None, id_: str | None, name: str | None, arguments: Any) -> Any:
+    call = {"index": index, "id": id_, "function": {"name": name, "arguments": arguments}}
+    return delta(tool_calls=[call])
+
+
+F, G = ("f", '{"a":1}'), ("g", '{"b":2}')
+CALLS = {
+    "indexes, interleaved (B1)": [
+        call_delta(0, "x", "f", ""),
+        call_delta(1, "y", "g", '{"b"'),
+        call_delta(0, None, None, '{"a":1}'),
+        call_delta(1, None, None, ":2}"),
+    ],
+    "no indexes": [
+        call_delta(None, "x", "f", '{"a"'),
+        call_delta(None, "x", None, ":1}"),
+        call_delta(None, "y", "g", '{"b":2}'),
+    ],
+    "neither indexes nor ids after the first": [
+        call_delta(None, "x", "f", '{"a"'),
+        call_delta(None, None, None, ":1}"),
+        call_delta(None, "y", "g", '{"b":2}'),
+    ],
+    "all under index 0 (B1)": [
+        call_delta(0, "x", "f", '{"a":1}'),
+        call_delta(0, "y", "g", '{"b":2}'),
+    ],
+    "id and name on each delta (B3)": [
+        call_delta(0, "x", "f", '{"a"'),
+        call_delta(0, "x", "f", ":1}"),
+        call_delta(1, "y", "g", '{"b":2}'),
+    ],
+    "empty ids and names after the first": [
+        call_delta(0, "x", "f", '{"a"'),
+        call_delta(0, "", "", ":1}"),
+        call_delta(1, "y", "g", '{"b":2}'),
+    ],
+    "arguments before the name": [
+        call_delta(0, "x", None, '{"a":'),
+        call_delta(0, None, "f", "1}"),
+        call_delta(1, "y", "g", '{"b":2}'),
+    ],
+    "arguments as objects": [
+        call_delta(0, "x", "f", {"a": 1}),
+        call_delta(1, "y", "g", {"b": 2}),
+    ],
+}
+
+
+@pytest.mark.parametrize("chunks", CALLS.values(), ids=CALLS)
+def test_calls_are_told_apart_however_they_come(chunks):
+    response = hub.collect(read_stream(frames_of(*chunks, delta("stop"))))
+    assert [(p.name, p.arguments, p.tool_call_id) for p in response.parts] == [
+        ("f", {"a": 1}, "x"),
+        ("g", {"b": 2}, "y"),
+    ]
+    assert response.raw_arguments == {"x": '{"a":1}', "y": '{"b":2}'}
+    assert response.finish.reason == "tool_calls"  # B6
+
+
+def test_calls_without_ids_are_given_some_of_the_answers_own():
+    """Two answers of one conversation may not have the same: Anthropic refuses it."""
+    calls = [call_delta(None, None, name, "{}") for name in "fg"]
+    stream = frames_of(*({**call, "id": "chatcmpl-7.a:Z"} for call in calls), delta("tool_calls"))
+    parts = hub.collect(read_stream(stream)).parts
+    assert [part.tool_call_id for part in parts] == ["call_chatcmpl-7aZ_0", "call_chatcmpl-7aZ_1"]
+
+
+def test_the_old_function_call_is_a_call():
+    stream = frames_of(
+        delta(function_call={"name": "f", "arguments": "{"}),
+        delta(function_call={"arguments": "}"}),
+        delta("function_call"),
+    )
+    assert read_stream(stream) == [
+        call_name("f", 0, "call_0"),
+        call_args("{", 0, "call_0"),
+        call_args("}", 0, "call_0"),
+        hub.Finish("tool_calls"),
+    ]
+
+
+REASONS = {"stop": "stop", "length": "length", "content_filter": "content_filter"} | {
+    "eos": "stop",
+    "tool_calls": "stop",
+    "model_length": "length",
+}
+
+
+@pytest.mark.parametrize("said, reason", REASONS.items())
+def test_the_reason_is_said_in_the_hubs_words(said, reason):
+    assert read_stream(frames_of(delta(said, content="a"))) == [text("a"), hub.Finish(reason)]
+
+
+def test_what_the_hub_does_not_hold_of_an_answer_is_listed():
+    body = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": "stop",
+                "logprobs": {"content": []},
+                "message": {
+                    "role": "assistant",
+                    "content": [{"type": "text", "text": "a"}, {"type": "image"}],
+                    "refusal": "no",
+                    "annotations": [{"type": "url_citation"}],
+                },
+            },
+            {"index": 1, "message": {"content": "b"}, "finish_reason": "stop"},
+        ],
+        "citations": [],
+    }
+    response = openai_chat.parse_response(body)
+    assert response.messages == [Message("assistant", [TextPart("ano")])]
+    assert response.finish == hub.Finish(
+        model="m",
+        ignored=(
+            "citations",
+            "choices[*].logprobs",
+            "choices[*].message.annotations",
+            "choices[*] (content of type image)",
+            "choices[1]",
+        ),
+    )
+
+
+CUT = {
+    "nothing": b"",
+    "text alone": frames_of(delta(content="a")),
+    "[DONE] without a finish (B10)": frames_of(delta(content="a")) + b"data: [DONE]\n\n",
+}
+
+
+@pytest.mark.parametrize("stream", CUT.values(), ids=CUT)
+def test_a_stream_that_was_cut_is_an_error(stream):
+    with pytest.raises(UpstreamError) as caught:
+        read_stream(stream)
+    assert caught.value.message == "the upstream's stream ended before its answer did"
+
+
+def test_frames_after_the_end_are_passed_over():
+    stream = stream_of([text("a"), hub.Finish()])
+    assert read_stream(stream + frames_of(delta(content="b"))) == read_stream(stream)
+
+
+def test_an_error_inside_a_stream_is_raised():
+    """B8, B11: also beside empty choices."""
+    error = {"message": "slow down", "code": 429}
+    for chunk in ({"error": error}, {"choices": [], "error": error}):
+        with pytest.raises(RateLimited) as caught:
+            read_stream(frames_of(delta(content="a"), chunk))
+        assert (caught.value.message, caught.value.status) == ("slow down", 429)
+
+
+NO_ANSWERS = {
+    "no choices": ({"choices": []}, "the upstream's answer has no choices"),
+    "a list": ([], "the upstream's answer: expected an object, got a list"),
+    "choices of text": (
+        {"choices": [{"message": "hi"}]},
+        "the upstream's answer at choices[0].message: expected an object, got a string",
+    ),
+}
+
+
+@pytest.mark.parametrize("body, message", NO_ANSWERS.values(), ids=NO_ANSWERS)
+def test_what_is_no_answer_is_the_upstreams_error(body, message):
+    with pytest.raises(UpstreamError) as caught:
+        openai_chat.parse_response(body)
+    assert (type(caught.value), caught.value.message) == (UpstreamError, message)
+
+
+def test_a_frame_that_is_no_json_is_the_upstreams_error():
+    with pytest.raises(UpstreamError, match="^a chunk of the upstream is no JSON: "):
+        openai_chat.StreamParser().feed(SSEFrame("message", "<html>"))
+
+
+@given(json_values())
+@settings(max_examples=100)
+def test_any_answer_is_read_or_refused(value):
+    with contextlib.suppress(ProxyError):
+        openai_chat.parse_response(value)
+    with contextlib.suppress(ProxyError):
+        read_stream(frames_of(value, {"choices": [value]}, {"choices": [{"delta": value}]}))
+
+
+@pytest.mark.parametrize("error", [row[0] for row in ERRORS.values()], ids=ERRORS)
+def test_an_error_written_and_read_is_what_it_was(error):
+    read = openai_chat.parse_error(error.status, openai_chat.render_error(error), error.headers)
+    assert (read.status, read.message, read.param, read.code, read.headers) == (
+        error.status,
+        error.message,
+        error.param,
+        error.code,
+        error.headers,
+    )
+    assert read.kind == ("upstream" if error.kind == "internal" else error.kind)
+
+
+FOREIGN_ERRORS = {
+    "ollama": (404, {"error": "no such model"}, NotFound, 404, "no such model"),
+    "fastapi": (401, {"detail": "who are you?"}, Unauthorized, 401, "who are you?"),
+    "gemini": (503, [{"error": {"message": "later", "code": 503}}], Unavailable, 503, "later"),
+    "mistral": (422, {"object": "error", "message": "no"}, InvalidRequest, 422, "no"),
+    "text": (500, "Internal Server Error", UpstreamError, 500, "Internal Server Error"),
+    "nothing": (502, None, UpstreamError, 502, "the upstream failed, without saying why"),
+    "in a stream, by its type": (
+        200,
+        {"error": {"message": "x", "type": "rate_limit_error"}},
+        RateLimited,
+        429,
+        "x",
+    ),
+    "in a stream, by nothing": (200, {"error": {"message": "x"}}, UpstreamError, 502, "x"),
+}
+
+
+@pytest.mark.parametrize(
+    "status, body, kind, own, message", FOREIGN_ERRORS.values(), ids=FOREIGN_ERRORS
+)
+def test_errors_of_every_server_keep_their_class(status, body, kind, own, message):
+    """B39"""
+    error = openai_chat.parse_error(status, body, {"Retry-After": "3", "Set-Cookie": "x"})
+    assert (type(error), error.status, error.message) == (kind, own, message)
+    assert error.headers == {"retry-after": "3"}
