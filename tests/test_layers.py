@@ -28,7 +28,20 @@ ROOMS: dict[str, set[str]] = {
     "transport.framing": {"errors"},
     "transport.server": {"errors", "limits", "transport.http11"},
     "dialects.openai_chat": {"errors", "payload", "hub", "transport.framing"},
-    "dialects": {"errors", "hub", "transport.framing", "dialects.openai_chat"},
+    "dialects.anthropic_messages": {
+        "errors",
+        "payload",
+        "hub",
+        "tokens",
+        "transport.framing",
+    },
+    "dialects": {
+        "errors",
+        "hub",
+        "transport.framing",
+        "dialects.openai_chat",
+        "dialects.anthropic_messages",
+    },
     "engine.catalogue": {"errors", "hub"},
     "engine.events": {"errors", "payload", "hub"},
     "engine.form": {"errors", "hub", "engine.catalogue"},
@@ -126,6 +139,7 @@ ROOMS: dict[str, set[str]] = {
 # Ids, times and bytes come in as arguments, so that a test can say them.
 PURE = (
     "limits errors payload hub transport.http11 transport.framing dialects dialects.openai_chat"
+    " dialects.anthropic_messages"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
     " recorder.folding recorder.exchange access terminal"
 ).split()
