@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "payload": {"errors", "limits"},
     "hub": {"errors", "payload"},
     "tokens": {"hub"},
+    "tags": {"hub"},
     "transport": set(),
     "transport.http11": {"errors", "limits"},
     "transport.framing": {"errors"},
@@ -138,8 +139,8 @@ ROOMS: dict[str, set[str]] = {
 
 # Ids, times and bytes come in as arguments, so that a test can say them.
 PURE = (
-    "limits errors payload hub transport.http11 transport.framing dialects dialects.openai_chat"
-    " dialects.anthropic_messages"
+    "limits errors payload hub tags transport.http11 transport.framing"
+    " dialects dialects.openai_chat dialects.anthropic_messages"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
     " recorder.folding recorder.exchange access terminal"
 ).split()

@@ -1,0 +1,142 @@
+"""Thinking in tags: many local models write `<think>…</think>` inside their text.
+
+Here it becomes reasoning, in a stream of events or in a whole text, the same at any
+split of the text over chunks. Recognised are `<think>` and `<thinking>`, anywhere in
+the text; each ends with its own closing tag, or with the text. White space right
+after a closing tag is dropped: it only parts the answer from the thinking. All else
+stays letter for letter, so also a `<` that begins no tag, and a closing tag that
+was not opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from llm.parts import StreamEvent
+
+from . import hub
+
+__all__ = ["ThinkTagSplitter", "split_thinking"]
+
+Family = Literal["text", "reasoning"]
+
+_CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>"}
+_SPACE = " \t\r\n"
+
+
+class ThinkTagSplitter:
+    """Turn thinking in tags into reasoning events of their own parts. Feed in order.
+
+    Only what may be the beginning of a tag is held back: it comes with the next
+    event, at the latest with the last one. Parts are numbered anew, as they begin.
+    """
+
+    def __init__(self) -> None:
+        self._scanners: dict[int | None, _Scanner] = {}
+        self._indexes: dict[tuple[int | None, int], int] = {}  # (part, its run) → new index
+        self._held: StreamEvent | None = None  # the event whose end is held back
+
+    def feed(self, event: hub.Event) -> list[hub.Event]:
+        """Give the events of one event: none while all of it may be a tag's beginning."""
+        if isinstance(event, hub.Finish):
+            return [*self.end(), event]
+        held = self._held
+        if held is None or (event.type == "text" and event.part_index == held.part_index):
+            return list(self._split(event))
+        return [*self.end(), *self._split(event)]
+
+    def end(self) -> list[hub.Event]:
+        """Give what is held back, where a stream ends without its Finish."""
+        if self._held is None:
+            return []
+        event, self._held = replace(self._held, provider_metadata=None), None
+        return list(self._events(event, self._scanners[event.part_index].end()))
+
+    def _split(self, event: StreamEvent) -> Iterator[StreamEvent]:
+        if event.type != "text":
+            yield replace(event, part_index=self._index(event.part_index, 0))
+            return
+        scanner = self._scanners.setdefault(event.part_index, _Scanner())
+        pieces = scanner.feed(event.chunk)
+        if not pieces and (event.provider_metadata or not event.chunk):
+            pieces = [(scanner.family, scanner.run, "")]  # it says something besides text
+        yield from self._events(event, pieces)
+        self._held = event if scanner.held else None
+
+    def _events(
+        self, event: StreamEvent, pieces: list[tuple[Family, int, str]]
+    ) -> Iterator[StreamEvent]:
+        for i, (family, run, text) in enumerate(pieces):
+            yield replace(
+                event,
+                type=family,
+                chunk=text,
+                part_index=self._index(event.part_index, run),
+                provider_metadata=None if i else event.provider_metadata,
+            )
+
+    def _index(self, part_index: int | None, run: int) -> int:
+        return self._indexes.setdefault((part_index, run), len(self._indexes))
+
+
+def split_thinking(text: str) -> tuple[str, str]:
+    """Give the thinking in a whole text and what is left of it: (reasoning, text)."""
+    scanner = _Scanner()
+    pieces = scanner.feed(text) + scanner.end()
+    reasoning, said = (
+        "".join(piece for family, _, piece in pieces if family == wanted)
+        for wanted in ("reasoning", "text")
+    )
+    return reasoning, said
+
+
+class _Scanner:
+    """Cut one text into runs of one family, numbered from 0."""
+
+    def __init__(self) -> None:
+        self.run = 0
+        self.held = ""
+        self._closing: str | None = None  # the tag that ends the thinking we are in
+        self._drops_space = False
+
+    @property
+    def family(self) -> Family:
+        return "text" if self._closing is None else "reasoning"
+
+    def feed(self, chunk: str) -> list[tuple[Family, int, str]]:
+        rest, pieces = self.held + chunk, []
+        while True:
+            tags = tuple(_CLOSING) if self._closing is None else (self._closing,)
+            # A tag that is not there (-1) stands at the end.
+            start, tag = min((rest.find(tag) % (len(rest) + 1), tag) for tag in tags)
+            if start == len(rest):
+                break
+            pieces += self._said(rest[:start])
+            rest = rest[start + len(tag) :]
+            self._drops_space = self._closing is not None
+            self._closing = _CLOSING.get(tag)
+            self.run += 1
+        size = _overlap(rest, tags)
+        self.held = rest[len(rest) - size :]
+        return pieces + self._said(rest[: len(rest) - size])
+
+    def end(self) -> list[tuple[Family, int, str]]:
+        """Give what was held back: it was no tag."""
+        held, self.held = self.held, ""
+        return self._said(held)
+
+    def _said(self, text: str) -> list[tuple[Family, int, str]]:
+        if self._drops_space:
+            text = text.lstrip(_SPACE)
+            self._drops_space = not text
+        return [(self.family, self.run, text)] if text else []
+
+
+def _overlap(text: str, tags: tuple[str, ...]) -> int:
+    """Count the characters at the end of the text that may be the beginning of a tag."""
+    at = text.rfind("<")
+    if at < 0:
+        return 0
+    return len(text) - at if any(tag.startswith(text[at:]) for tag in tags) else 0
