@@ -9,6 +9,7 @@ Spec: https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +30,20 @@ from llm.parts import (
 )
 
 from .. import hub, payload, tokens
-from ..errors import InvalidRequest, ProxyError, Unsupported
+from ..errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ProxyError,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    Unsupported,
+    UpstreamError,
+    UpstreamTimeout,
+    class_of_status,
+)
 from ..hub import Route
 from ..transport import framing
 
@@ -39,14 +53,20 @@ __all__ = [
     "REQUEST_ID_HEADER",
     "ROUTES",
     "STREAM_TYPE",
+    "VERSION_HEADER",
     "CreateMessageRequest",
+    "StreamParser",
     "StreamRenderer",
+    "parse_error",
     "parse_request",
+    "parse_response",
     "render_count",
     "render_error",
     "render_model",
     "render_models",
+    "render_request",
     "render_response",
+    "tool_names",
 ]
 
 NAME = "anthropic_messages"
@@ -60,7 +80,9 @@ ROUTES: tuple[Route, ...] = (
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 REQUEST_ID_HEADER = "request-id"
+VERSION_HEADER = "anthropic-version"  # tells its clients apart where routes are shared
 CUT_AFTER_ERROR = False  # an error event is a proper end here
+VERSION_HEADER = "anthropic-version"  # its clients send it; routes of two dialects go by it
 
 MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
 
@@ -771,6 +793,332 @@ def _server_output(content: Any) -> str:
     return "" if content in (None, [], "") else json.dumps(content)
 
 
+# ---- request: from the hub
+
+MAX_TOKENS = 4096  # what is asked for where the client set no limit: Anthropic wants one
+MIN_THINKING_BUDGET_TOKENS = 1024  # Anthropic refuses less, and a budget not below max_tokens
+FILLER = "(continue)"  # Anthropic begins with a user's turn, and ends with one unless it is prefill
+
+EFFORTS: Mapping[str, str] = {word: word for word in ("low", "medium", "high", "xhigh", "max")} | {
+    "minimal": "low"
+}
+
+# The plugin chooses a version for its model; here it is the one that all models take.
+SERVER_TOOL_TYPES: Mapping[str, str] = {
+    "web_search": "web_search_20250305",
+    "web_fetch": "web_fetch_20250910",
+}
+
+
+def render_request(
+    request: hub.ChatRequest, *, max_tokens: int = MAX_TOKENS
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Write a request's body, and list the paths of what this wire can't carry.
+
+    Leading system messages become `system`; a later one stays where it is after a
+    user's turn, and elsewhere is marked text of the next (B31). Turns of one role are
+    joined, tool results stand first in theirs (B27), blank text is left out (B28); of a
+    final answer (prefill) trailing white space is stripped (B29). Thinking that
+    Anthropic did not sign is left out. Where thinking is on, sampling knobs are not
+    sent. Names of tools that Anthropic refuses are changed as `tool_names` says.
+
+    Raises:
+        InvalidRequest: tool calls and results that do not belong together.
+
+    Spec: https://docs.anthropic.com/en/api/messages
+    """
+    names = tool_names(request)
+    writer = _MessageWriter(request, names)
+    for message in request.messages:
+        writer.write(message)
+    writer.end()
+    ignored = writer.ignored
+    ignored += [f"tools[*].name ({old[:80]})" for old, new in names.items() if old != new]
+    limit = request.options.get("max_tokens", max_tokens)
+    body: dict[str, Any] = {} if request.model is None else {"model": request.model}
+    body |= {"max_tokens": limit, "messages": writer.messages}
+    if writer.system:
+        body["system"] = _shortest(writer.system)
+    tools = [_tool(tool, names) for tool in request.tools]
+    for server_tool in request.server_tools:
+        if server_tool.name in SERVER_TOOL_TYPES:
+            type_ = SERVER_TOOL_TYPES[server_tool.name]
+            tools.append({"type": type_, "name": server_tool.name, **server_tool.config})
+        else:
+            ignored.append(server_tool.path)
+    if tools:
+        body["tools"] = tools
+    if (choice := _rendered_choice(request, names)) is not None:
+        if tools:
+            body["tool_choice"] = choice
+        elif request.tool_choice not in ("auto", "none"):
+            ignored.append("tool_choice")
+    body |= _option_fields(request, limit, ignored)
+    if request.stream:
+        body["stream"] = True
+    return body, tuple(dict.fromkeys(ignored))
+
+
+_TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def tool_names(request: hub.ChatRequest) -> dict[str, str]:
+    """Give for each of a request's tools the name that it has on this wire.
+
+    Most keep theirs; to read an answer, look a changed one up the other way round.
+    """
+    names = {tool.name: tool.name for tool in request.tools if _TOOL_NAME.fullmatch(tool.name)}
+    for tool in request.tools:
+        if tool.name not in names:
+            names[tool.name] = _fitted(tool.name, set(names.values()))
+    return names
+
+
+def _fitted(name: str, taken: set[str] | frozenset[str] = frozenset()) -> str:
+    fitted = re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"
+    for number in range(2, len(taken) + 3):
+        if fitted not in taken:
+            break
+        fitted = f"{fitted[:60]}_{number}"
+    return fitted
+
+
+def _tool(tool: llm.Tool, names: Mapping[str, str]) -> dict[str, Any]:
+    rendered: dict[str, Any] = {"name": names[tool.name]}
+    if tool.description is not None:
+        rendered["description"] = tool.description
+    return rendered | {"input_schema": tool.input_schema}
+
+
+def _rendered_choice(request: hub.ChatRequest, names: Mapping[str, str]) -> dict[str, Any] | None:
+    match request.tool_choice:
+        case hub.NamedTool(name=name):
+            choice: dict[str, Any] = {"type": "tool", "name": names.get(name, name)}
+        case "required":
+            choice = {"type": "any"}
+        case word:
+            choice = {"type": word}
+    if request.options.get("parallel_tool_calls") is False and choice["type"] != "none":
+        return choice | {"disable_parallel_tool_use": True}
+    return None if choice == {"type": "auto"} else choice
+
+
+def _option_fields(request: hub.ChatRequest, max_tokens: int, ignored: list[str]) -> dict[str, Any]:
+    options = dict(request.options)
+    fields: dict[str, Any] = {}
+    thinking = _thinking(options, max_tokens)
+    if thinking is not None:
+        fields["thinking"] = thinking
+    elif options.get("thinking"):
+        ignored.append(request.option_paths.get("thinking", "thinking"))
+    is_thinking = thinking is not None and thinking["type"] != "disabled"
+    output: dict[str, Any] = {}
+    for name, value in options.items():
+        match name:
+            case "max_tokens" | "thinking" | "thinking_budget" | "parallel_tool_calls":
+                continue  # elsewhere
+            case "temperature" if not is_thinking and 0 <= value <= 1:
+                fields[name] = value
+            case "top_p" | "top_k" if not is_thinking and (
+                name == "top_k" or "temperature" not in options  # refused together
+            ):
+                fields[name] = value
+            case "stop_sequences":
+                carried = [entry for entry in value if entry.strip()]
+                if carried:
+                    fields[name] = carried
+                if carried != list(value):
+                    ignored.append(request.option_paths.get(name, name))
+            case "reasoning_effort" if value in EFFORTS:
+                output["effort"] = EFFORTS[value]
+            case "reasoning_effort" if value == "none" and thinking is None:
+                fields["thinking"] = {"type": "disabled"}
+            case "user":
+                fields["metadata"] = {"user_id": value}
+            case "cache":
+                fields["cache_control"] = {"type": "ephemeral"}
+            case _:
+                ignored.append(request.option_paths.get(name, name))
+    if request.schema is not None:
+        output["format"] = {"type": "json_schema", "schema": request.schema}
+    return fields | ({"output_config": output} if output else {})
+
+
+def _thinking(options: Mapping[str, Any], max_tokens: int) -> dict[str, Any] | None:
+    """Give the field, with a budget that Anthropic takes; None where there is no room for it."""
+    budget = options.get("thinking_budget")
+    if options.get("thinking", budget is not None or None) is None:
+        return None
+    if options.get("thinking") is False:
+        return {"type": "disabled"}
+    if budget is None:
+        return {"type": "adaptive"}
+    if max_tokens <= MIN_THINKING_BUDGET_TOKENS:
+        return None
+    budget = max(MIN_THINKING_BUDGET_TOKENS, min(budget, max_tokens - 1))
+    return {"type": "enabled", "budget_tokens": budget}
+
+
+class _MessageWriter:
+    """Write messages in order, listing what they can't hold here."""
+
+    def __init__(self, request: hub.ChatRequest, names: Mapping[str, str]) -> None:
+        self.system: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
+        self.ignored: list[str] = []
+        self._names = names
+        self._attachment_paths = iter(request.attachment_paths)
+        self._ends_in_answer = bool(request.messages) and request.messages[-1].role == "assistant"
+        self._waiting: dict[str, None] = {}  # ids of calls without a result yet
+        self._held: list[Message] = []  # system messages from between a call and its result
+
+    def write(self, message: Message) -> None:
+        blocks = [block for part in message.parts for block in self._blocks(part)]
+        match message.role:
+            case "system" if not self.messages:
+                self.system += blocks
+            case "system" if self._waiting:
+                self._held.append(message)
+            case "system":
+                self._add_system(blocks)
+            case "tool":
+                self._add_results(blocks)
+            case "assistant":
+                self._add("assistant", blocks)
+            case _:
+                self._add("user", blocks)
+
+    def end(self) -> None:
+        """Mend the two ends."""
+        self._check_all_answered()
+        if self.messages and self.messages[-1]["role"] == "assistant":
+            if self._ends_in_answer:
+                self._strip_prefill()
+            else:
+                self._fill(len(self.messages))  # a blank user turn is no prefill (B29)
+        if not self.messages or self.messages[0]["role"] != "user":
+            self._fill(0)
+        for message in self.messages:
+            message["content"] = _shortest(message["content"])
+
+    def _fill(self, place: int) -> None:
+        block = {"type": "text", "text": FILLER}
+        self.messages.insert(place, {"role": "user", "content": [block]})
+        self.ignored.append("messages[*] (a user's turn put in, which Anthropic asks for)")
+
+    def _strip_prefill(self) -> None:
+        content = self.messages[-1]["content"]
+        if content[-1]["type"] == "text":
+            content[-1]["text"] = content[-1]["text"].rstrip()
+
+    def _add(self, role: str, blocks: list[dict[str, Any]]) -> None:
+        if not blocks:
+            return
+        self._check_all_answered()
+        if self.messages and self.messages[-1]["role"] == role:
+            self.messages[-1]["content"] += blocks
+        else:
+            self.messages.append({"role": role, "content": blocks})
+        self._waiting = {b["id"]: None for b in blocks if b["type"] == "tool_use"}
+
+    def _add_system(self, blocks: list[dict[str, Any]]) -> None:
+        if not blocks:
+            return
+        if self.messages[-1]["role"] in ("user", "system"):
+            self._add("system", blocks)
+            return
+        for block in blocks:
+            block["text"] = f"<system>\n{block['text']}\n</system>"
+        self._add("user", blocks)
+        self.ignored.append("messages[*] (a system message, made part of a user's)")
+
+    def _add_results(self, blocks: list[dict[str, Any]]) -> None:
+        for block in blocks:
+            if block["tool_use_id"] not in self._waiting:
+                raise InvalidRequest(
+                    f"no tool call {block['tool_use_id']!r} waits for a result", param="messages"
+                )
+            del self._waiting[block["tool_use_id"]]
+        if self.messages[-1]["role"] == "user":
+            self.messages[-1]["content"] += blocks
+        else:
+            self.messages.append({"role": "user", "content": blocks})
+        if not self._waiting:
+            held, self._held = self._held, []
+            for message in held:
+                self.write(message)
+
+    def _check_all_answered(self) -> None:
+        if self._waiting:
+            ids = ", ".join(self._waiting)
+            raise InvalidRequest(f"expected the results of the tool calls {ids}", param="messages")
+
+    def _blocks(self, part: Part) -> list[dict[str, Any]]:
+        match part:
+            case TextPart(text=text):
+                return [{"type": "text", "text": text}] if text.strip() else []
+            case AttachmentPart(attachment=attachment) if attachment is not None:
+                return self._attachment(attachment)
+            case ToolResultPart(server_executed=False):
+                return [self._result(part)]
+            case ReasoningPart() if not _anthropics(part.provider_metadata):
+                self.ignored.append("messages[*] (reasoning that Anthropic did not sign)")
+                return []
+        block = _block(part)
+        if block is None:
+            self.ignored.append("messages[*] (a server tool's call and result)")
+            return []
+        if block["type"] == "tool_use":
+            name = self._names.get(block["name"]) or _fitted(block["name"])
+            block |= {"id": _fitted_id(block["id"]), "name": name}
+        block.pop("caller", None)
+        return [block]
+
+    def _result(self, part: ToolResultPart) -> dict[str, Any]:
+        content: str | list[dict[str, Any]] = part.output
+        images = [block for a in part.attachments for block in self._attachment(a)]
+        if images:
+            text = [{"type": "text", "text": part.output}] if part.output.strip() else []
+            content = [*text, *images]
+        block = {
+            "type": "tool_result",
+            "tool_use_id": _fitted_id(part.tool_call_id),
+            "content": content,
+        }
+        return block if part.exception is None else block | {"is_error": True}
+
+    def _attachment(self, attachment: llm.Attachment) -> list[dict[str, Any]]:
+        path = next(self._attachment_paths, "messages[*] (an attachment)")
+        type_ = attachment.type or ""
+        kind = "image" if type_.startswith("image/") else "document"
+        if type_.startswith("text/") and attachment.content is not None:
+            text = attachment.content.decode("utf-8", "replace")
+            source = {"type": "text", "media_type": "text/plain", "data": text}
+            return [{"type": kind, "source": source}]
+        if kind == "document" and type_ != "application/pdf":
+            self.ignored.append(path)
+            return []
+        if attachment.url is not None:
+            return [{"type": kind, "source": {"type": "url", "url": attachment.url}}]
+        if attachment.content is None:  # a file of this machine: never opened
+            self.ignored.append(path)
+            return []
+        data = base64.b64encode(attachment.content).decode()
+        return [{"type": kind, "source": {"type": "base64", "media_type": type_, "data": data}}]
+
+
+def _fitted_id(id_: str | None) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", id_ or "") or "_"
+
+
+def _shortest(blocks: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
+    """One text as a string, which every server of this wire takes."""
+    match blocks:
+        case [{"type": "text", "text": str(text)}]:
+            return text
+    return blocks
+
+
 # ---- the answer as a stream
 
 
@@ -1169,6 +1517,268 @@ def render_response(
     return _message(request, id, content, _usage(counts), _stop(response.finish))
 
 
+# ---- the answer of another server
+
+
+def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatResponse:
+    """Read another server's message; the same as its stream, collected, reads.
+
+    Raises:
+        ProxyError: the error that the body is, or UpstreamError where it is no message.
+    """
+    match body:
+        case {"type": "error"}:
+            raise parse_error(200, body, headers)
+        case {"content": list(blocks), **fields}:
+            parser = StreamParser()
+            events = parser.feed_event({"type": "message_start", "message": fields})
+            for index, block in enumerate(blocks):
+                start = {"type": "content_block_start", "index": index, "content_block": block}
+                events += parser.feed_event(start)
+                events += parser.feed_event({"type": "content_block_stop", "index": index})
+            events += parser.feed_event({"type": "message_delta", "delta": fields})
+            return hub.collect(events + parser.end())
+    raise UpstreamError("the upstream's answer is no message")
+
+
+class StreamParser:
+    """Read another server's stream of events as hub events. Feed its frames in order.
+
+    Taken as they come in the field: pings, events and blocks of unknown kinds (listed in
+    the Finish's `ignored`), usage in both places (the later counts overwrite), input
+    both whole in a block's start and in deltas, deltas that do not fit their block.
+    Finish is given at message_stop, or at the stream's end where that is missing.
+    `model` is the answering model's name as soon as it was told.
+    """
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self._blocks: dict[Any, _Block] = {}  # by the wire's index
+        self._next_part = 0
+        self._usage: dict[str, Any] = {}
+        self._stop: dict[str, Any] | None = None
+        self._ignored: dict[str, None] = {}
+        self._is_finished = False
+
+    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]:
+        """Give the events of one frame.
+
+        Raises:
+            ProxyError: the error that the frame is; UpstreamError where it is no event.
+        """
+        if self._is_finished or frame.data.strip() in ("", "[DONE]"):
+            return []
+        try:
+            value = payload.parse(frame.data.encode())
+        except InvalidRequest as exc:
+            raise UpstreamError(f"an event of the upstream is no JSON: {exc.message}") from exc
+        return self.feed_event(value)
+
+    def feed_event(self, value: Any) -> list[hub.Event]:
+        """Give the hub events of one event's JSON value."""
+        match value:
+            case {"type": "error"}:
+                raise parse_error(0, value)
+            case {"type": "message_start", "message": dict(message)}:
+                if isinstance(message.get("model"), str):
+                    self.model = message["model"] or None
+                self._count(message.get("usage"))
+            case {"type": "content_block_start", "content_block": dict(block)}:
+                return self._begun(value.get("index"), block)
+            case {"type": "content_block_delta", "delta": dict(delta)}:
+                return self._grown(value.get("index"), delta)
+            case {"type": "content_block_stop"}:
+                return self._ended(value.get("index"))
+            case {"type": "message_delta", "delta": dict(delta)}:
+                self._stop = delta
+                self._count(value.get("usage"))
+            case {"type": "message_stop"}:
+                return self.end()
+            case {"type": "ping"}:
+                pass
+            case {"type": str(type_)}:
+                self._ignored[f"({type_[:40]})"] = None
+            case _:
+                raise UpstreamError("an event of the upstream has no type")
+        return []
+
+    def end(self) -> list[hub.Event]:
+        """Give the Finish, where no frame had it yet.
+
+        Raises:
+            UpstreamError: the stream was cut: there was no message_delta.
+        """
+        if self._is_finished:
+            return []
+        stop = self._stop
+        if stop is None:
+            raise UpstreamError("the upstream's stream ended before its answer did")
+        self._is_finished = True
+        events = [event for index in list(self._blocks) for event in self._ended(index)]
+        sequence = stop.get("stop_sequence")
+        finish = hub.Finish(
+            _REASONS.get(str(stop.get("stop_reason")), "stop"),
+            stop_sequence=sequence if isinstance(sequence, str) else None,
+            usage=_hub_usage(self._usage),
+            model=self.model,
+            ignored=tuple(self._ignored),
+        )
+        return [*events, finish]
+
+    def _count(self, usage: Any) -> None:
+        """Take counts: those of message_delta are cumulative, and what it omits stays."""
+        if isinstance(usage, dict):
+            self._usage |= {name: count for name, count in usage.items() if count is not None}
+
+    def _begun(self, index: Any, block: dict[str, Any]) -> list[hub.Event]:
+        match block:
+            case {"type": "text"}:
+                if block.get("citations"):
+                    self._ignored["content[*].citations"] = None
+                return self._said(index, "text", _str(block.get("text")))
+            case {"type": "thinking"}:
+                events = self._said(index, "reasoning", _str(block.get("thinking")))
+                return events + self._signature(index, block.get("signature"))
+            case {"type": "redacted_thinking", "data": str(data)}:
+                part = self._new(index, "reasoning").part
+                metadata = _redacted(data)
+                return [StreamEvent("reasoning", "", part, provider_metadata=metadata)]
+            case {
+                "type": "tool_use" | "server_tool_use" | "mcp_tool_use" as type_,
+                "id": str(id_),
+                "name": str(name),
+            }:
+                new = self._new(index, "call", id_, type_ != "tool_use", block.get("input"))
+                server = _mcp_server(_str(block.get("server_name")) or None)
+                return [new.event("tool_call_name", name, server)]
+            case {"type": str(type_), "tool_use_id": str(id_)} if type_.endswith("_tool_result"):
+                part = self._new(index, "result").part
+                result = StreamEvent(
+                    "tool_result",
+                    _server_output(block.get("content")),
+                    part,
+                    tool_call_id=id_,
+                    server_executed=True,
+                    tool_name=type_.removesuffix("_tool_result"),
+                )
+                return [result]
+        self._ignored[f"content[*] ({str(block.get('type'))[:40]})"] = None
+        self._new(index, "unknown")
+        return []
+
+    def _grown(self, index: Any, delta: dict[str, Any]) -> list[hub.Event]:
+        block = self._blocks.get(index)
+        if block is not None and block.kind == "unknown":
+            return []
+        match delta:
+            case {"type": "text_delta", "text": str(text)}:
+                return self._said(index, "text", text)
+            case {"type": "thinking_delta", "thinking": str(text)}:
+                return self._said(index, "reasoning", text)
+            case {"type": "signature_delta", "signature": signature}:
+                return self._signature(index, signature)
+            case {"type": "input_json_delta", "partial_json": str(text)}:
+                if block is None or block.kind != "call" or not text:
+                    return []
+                block.input = None  # the deltas say it again
+                return [block.event("tool_call_args", text)]
+        self._ignored[f"content[*] ({str(delta.get('type'))[:40]})"] = None
+        return []
+
+    def _ended(self, index: Any) -> list[hub.Event]:
+        block = self._blocks.pop(index, None)
+        if block is None or block.kind != "call" or not block.input:
+            return []
+        return [block.event("tool_call_args", payload.encode(block.input).decode())]
+
+    def _said(self, index: Any, family: Literal["text", "reasoning"], text: str) -> list[hub.Event]:
+        """Give text; a delta that is of another kind than its block begins a part (B19)."""
+        block = self._blocks.get(index)
+        if block is None or block.kind != family:
+            block = self._new(index, family)
+        return [StreamEvent(family, text, block.part)] if text else []
+
+    def _signature(self, index: Any, signature: Any) -> list[hub.Event]:
+        if not isinstance(signature, str) or not signature:
+            return []
+        block = self._blocks.get(index)
+        if block is None or block.kind != "reasoning":
+            block = self._new(index, "reasoning")
+        metadata = _signed(signature)
+        return [StreamEvent("reasoning", "", block.part, provider_metadata=metadata)]
+
+    def _new(
+        self,
+        index: Any,
+        kind: str,
+        id_: str | None = None,
+        server_executed: bool = False,
+        input_: Any = None,
+    ) -> _Block:
+        block = _Block(kind, self._next_part, id_, server_executed, input_)
+        self._next_part += 1
+        if not isinstance(index, dict | list):
+            self._blocks[index] = block
+        return block
+
+
+@dataclass
+class _Block:
+    """A block of the stream that is open, and the part of the answer that it is."""
+
+    kind: str
+    part: int
+    tool_call_id: str | None
+    server_executed: bool
+    input: Any  # what its start said of a call's arguments, unless deltas say it
+
+    def event(self, type_: str, chunk: str, metadata: dict[str, Any] | None = None) -> StreamEvent:
+        return StreamEvent(
+            type_,
+            chunk,
+            self.part,
+            self.tool_call_id,
+            self.server_executed,
+            provider_metadata=metadata,
+        )
+
+
+def _str(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+_REASONS: Mapping[str, hub.FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+def _hub_usage(usage: Mapping[str, Any]) -> hub.Usage:
+    """Count as the hub does: input with what was cached (B24)."""
+    counts = {name: count for name, count in usage.items() if type(count) is int}
+    read, written = (
+        counts.get("cache_read_input_tokens"),
+        counts.get("cache_creation_input_tokens"),
+    )
+    input_tokens = counts.get("input_tokens")
+    if input_tokens is not None:
+        input_tokens += (read or 0) + (written or 0)
+    details = usage.get("output_tokens_details")
+    thinking = details.get("thinking_tokens") if isinstance(details, dict) else None
+    return hub.Usage(
+        input_tokens=input_tokens,
+        output_tokens=counts.get("output_tokens"),
+        cached_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=thinking if type(thinking) is int else None,
+    )
+
+
 # ---- counts, models and errors
 
 
@@ -1237,3 +1847,42 @@ def render_error(error: ProxyError) -> dict[str, Any]:
     if REQUEST_ID_HEADER in error.headers:
         body["request_id"] = error.headers[REQUEST_ID_HEADER]
     return body
+
+
+_BY_TYPE: Mapping[str, type[ProxyError]] = {
+    "invalid_request_error": InvalidRequest,
+    "authentication_error": Unauthorized,
+    "permission_error": Forbidden,
+    "not_found_error": NotFound,
+    "request_too_large": TooLarge,
+    "rate_limit_error": RateLimited,
+    "timeout_error": UpstreamTimeout,
+    "overloaded_error": Overloaded,
+}
+
+# Clients wait by these (B39).
+_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
+    """Read another server's error; `status` below 400 where it came inside a stream.
+
+    body: the JSON value, or the text of what was none. A status stays as it was; where
+    there is none it is told by the error's type.
+    """
+    match body:
+        case {"error": dict(error)} | dict(error):
+            message, type_, details = error.get("message"), error.get("type"), error.get("details")
+        case _:
+            message, type_, details = body, None, None
+    by_type = _BY_TYPE.get(type_, UpstreamError) if isinstance(type_, str) else UpstreamError
+    code = details.get("error_code") if isinstance(details, dict) else None
+    forwarded = {name.lower(): value for name, value in (headers or {}).items()}
+    return (class_of_status(status) if status >= 400 else by_type)(
+        message
+        if isinstance(message, str) and message
+        else "the upstream failed, without saying why",
+        code=code if isinstance(code, str) else None,
+        status=status if status >= 400 else None,
+        headers={name: forwarded[name] for name in _FORWARDED if name in forwarded},
+    )
