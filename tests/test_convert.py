@@ -1,0 +1,447 @@
+"""Two wires composed: every pair of dialects, both ways, whole and streamed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
+
+from llmproxy import convert, hub, payload
+from llmproxy.dialects import DIALECTS, Dialect
+from llmproxy.errors import (
+    InvalidRequest,
+    Overloaded,
+    ProxyError,
+    RateLimited,
+    Unauthorized,
+    UpstreamError,
+)
+from llmproxy.transport.framing import SSEDecoder
+from tests.strategies import event_streams, requests
+from tests.wire_cases import hub_json
+
+NAMES = [dialect.NAME for dialect in DIALECTS]
+PAIRS = [(source, target) for source in NAMES for target in NAMES]
+ID, CREATED = "01k0converted", 1_767_225_600
+
+dialects = st.sampled_from(DIALECTS)
+
+
+def asked() -> hub.ChatRequest:
+    return hub.ChatRequest("m", [], stream=True, wire={"include_usage": True})
+
+
+def stream_of(dialect: Dialect, events: list[hub.Event]) -> bytes:
+    renderer = dialect.StreamRenderer(asked(), ID, CREATED)
+    return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
+
+
+def whole_of(dialect: Dialect, events: list[hub.Event]) -> dict[str, Any]:
+    return dialect.render_response(asked(), hub.collect(events), ID, CREATED)
+
+
+def converted(source: str, target: str, stream: bytes, cuts: list[int] | None = None) -> bytes:
+    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    places = [0, *sorted(cuts or []), len(stream)]
+    pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return b"".join(map(converter.feed, pieces)) + converter.end()
+
+
+def said(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
+    """What a client can see of an answer, in no wire's words."""
+    answer = dialect.parse_response(body)
+    parts = [part for part in answer.parts if not getattr(part, "server_executed", False)]
+    return {
+        "text": "".join(part.text for part in parts if isinstance(part, TextPart)),
+        "reasoning": "".join(part.text for part in parts if isinstance(part, ReasoningPart)),
+        "calls": [
+            (part.tool_call_id, part.name, part.arguments)
+            for part in parts
+            if isinstance(part, ToolCallPart)
+        ],
+        "reason": answer.finish.reason,
+    }
+
+
+def text(chunk: str, index: int = 0) -> StreamEvent:
+    return StreamEvent("text", chunk, part_index=index)
+
+
+def by_name(name: str) -> Dialect:
+    [dialect] = [dialect for dialect in DIALECTS if name == dialect.NAME]
+    return dialect
+
+
+# ---- requests
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@given(asked=requests())
+@settings(max_examples=30)
+def test_a_request_there_and_back_loses_only_what_is_listed(source, target, asked):
+    body, _ = by_name(source).render_request(asked)
+    there = convert.request(body, source, target)
+    back = convert.request(there.body, target, source)
+    before = by_name(source).parse_request(json.loads(json.dumps(body)), {})
+    after = by_name(source).parse_request(json.loads(json.dumps(back.body)), {})
+    listed = there.ignored + back.ignored
+    for name in ("model", "tools", "tool_choice", "schema", "stream"):
+        assert hub_json(getattr(after, name)) == hub_json(getattr(before, name)), (name, listed)
+    is_whole = not any(path.startswith("messages") for path in listed)
+    kept = ["user", "tool"] if not is_whole else ["system", "user", "tool", "assistant"]
+    assert spoken(after.messages, kept) == spoken(before.messages, kept)
+    for name, value in before.options.items():
+        path = before.option_paths.get(name, name)
+        assert after.options.get(name) == value or path in listed, (name, listed)
+
+
+def spoken(messages: list[Any], roles: list[str]) -> list[tuple[str, list[Any]]]:
+    """What is said by whom: turns of one role that follow one another are one (Anthropic)."""
+    turns: list[tuple[str, list[Any]]] = []
+    for message in hub_json([message for message in messages if message.role in roles]):
+        if not turns or turns[-1][0] != message["role"]:
+            turns.append((message["role"], []))
+        turns[-1][1].extend(message["parts"])
+    return turns
+
+
+def test_a_request_of_one_wire_is_one_of_the_other():
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [tool],
+        "max_tokens": 9,
+        "seed": 1,
+        "logprobs": True,
+    }
+    assert convert.request(body, "openai_chat", "openai_chat") == convert.Converted(
+        {key: value for key, value in body.items() if key != "logprobs"}, ("logprobs",)
+    )
+
+
+def test_the_model_and_a_missing_token_limit_can_be_said():
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    there = convert.request(body, "openai_chat", "openai_chat", model="n", max_tokens=7)
+    assert there.body == body | {"model": "n", "max_tokens": 7}
+    limited = convert.request(body | {"max_tokens": 5}, "openai_chat", "openai_chat", max_tokens=7)
+    assert limited.body == body | {"max_tokens": 5}
+
+
+def test_what_is_no_request_names_its_field():
+    with pytest.raises(InvalidRequest) as caught:
+        convert.request({"messages": "hi"}, "openai_chat", "openai_chat")
+    assert (caught.value.message, caught.value.param) == (
+        "expected a list, got a string",
+        "messages",
+    )
+
+
+def test_an_unknown_dialect_is_told_those_there_are():
+    with pytest.raises(ValueError, match="^no dialect is called 'x'; there are: openai_chat"):
+        convert.request({}, "x", "openai_chat")
+    with pytest.raises(ValueError, match="^no dialect is called 'x'"):
+        convert.Stream("openai_chat", "x")
+
+
+# ---- answers
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@given(events=event_streams())
+@settings(max_examples=30)
+def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, events):
+    body = whole_of(by_name(source), events)
+    there = convert.response(body, source, target, id=ID, created=CREATED)
+    before, after = said(by_name(source), body), said(by_name(target), there.body)
+    names = {"text": "text", "reasoning": "reasoning", "calls": "tool calls"}
+    for name, words in names.items():
+        assert before[name] == after[name] or words in there.ignored
+    assert before["reason"] == after["reason"]
+    if source == target:
+        assert there.ignored == ()
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@given(events=event_streams(), data=st.data())
+@settings(max_examples=30)
+def test_a_stream_converted_is_the_whole_answer_converted(source, target, events, data):
+    """B18: cut anywhere."""
+    stream = stream_of(by_name(source), events)
+    cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
+    there = converted(source, target, stream, cuts)
+    assert there == converted(source, target, stream)
+    collected = convert.collect(target, [there], id=ID, created=CREATED)
+    whole = convert.response(
+        whole_of(by_name(source), events), source, target, id=ID, created=CREATED
+    )
+    assert said(by_name(target), collected.body) == said(by_name(target), whole.body)
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_a_stream_split_within_each_character_is_the_same(source, target):
+    """B18"""
+    stream = stream_of(by_name(source), [text("渐a🌊"), hub.Finish(usage=hub.Usage(3, 2))])
+    whole = converted(source, target, stream)
+    for cut in range(len(stream)):
+        assert converted(source, target, stream, [cut]) == whole
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@given(one=event_streams(), other=event_streams(), random=st.randoms(use_true_random=False))
+@settings(max_examples=15)
+def test_two_converters_at_once_share_nothing(source, target, one, other, random):
+    """B17"""
+    streams = [stream_of(by_name(source), events) for events in (one, other)]
+    left = [[stream[i : i + 40] for i in range(0, len(stream), 40)] for stream in streams]
+    converters = [convert.Stream(source, target, id=ID, created=CREATED) for _ in streams]
+    out = [b"", b""]
+    while any(left):
+        i = random.choice([i for i in range(2) if left[i]])
+        out[i] += converters[i].feed(left[i].pop(0))
+    out = [done + converter.end() for done, converter in zip(out, converters, strict=True)]
+    assert out == [converted(source, target, stream) for stream in streams]
+
+
+def test_a_stream_of_one_wire_to_itself_is_itself():
+    stream = stream_of(by_name("openai_chat"), [text("a"), text("b"), hub.Finish()])
+    assert converted("openai_chat", "openai_chat", stream) == stream
+
+
+def test_each_piece_is_converted_as_it_comes():
+    converter = convert.Stream("openai_chat", "openai_chat", id=ID, created=CREATED)
+    renderer = by_name("openai_chat").StreamRenderer(asked(), ID, CREATED)
+    assert converter.idle() == b""
+    for frames in (renderer.start(), renderer.feed(text("a")), renderer.feed(hub.Finish())):
+        assert converter.feed(b"".join(frames)) == b"".join(frames)
+        assert converter.idle() == b": ping\n\n"
+    assert (converter.end(), converter.end(), converter.failed) == (b"", b"", None)
+
+
+FEEDS = {
+    "bytes": lambda stream: [stream],
+    "frames": lambda stream: SSEDecoder().feed(stream),
+    "values": lambda stream: [
+        json.loads(frame.data) for frame in SSEDecoder().feed(stream) if frame.data != "[DONE]"
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FEEDS.values(), ids=FEEDS)
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_a_stream_is_taken_in_every_form(source, target, form):
+    stream = stream_of(by_name(source), [text("a"), text("b"), hub.Finish()])
+    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    assert b"".join(map(converter.feed, form(stream))) + converter.end() == converted(
+        source, target, stream
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_events_of_the_hub_are_rendered_as_they_are(name):
+    events = [text("a"), text("b"), hub.Finish()]
+    converter = convert.Stream(name, name, model="m", id=ID, created=CREATED)
+    out = b"".join(map(converter.feed, events)) + converter.end()
+    assert out == stream_of(by_name(name), events)
+
+
+def test_the_model_of_the_answer_is_shown_unless_another_is_said():
+    body = whole_of(by_name("openai_chat"), [text("a"), hub.Finish()])
+    stream = stream_of(by_name("openai_chat"), [text("a"), hub.Finish()])
+    for target in NAMES:
+        assert convert.response(body, "openai_chat", target).body["model"] == "m"
+        assert convert.response(body, "openai_chat", target, model="n").body["model"] == "n"
+        assert b'"model":"m"' in converted("openai_chat", target, stream)
+        converter = convert.Stream("openai_chat", target, model="n")
+        assert b'"model":"n"' in converter.feed(stream)
+
+
+def test_ids_are_made_up_where_none_is_given():
+    body = whole_of(by_name("openai_chat"), [text("a"), hub.Finish()])
+    ids = {convert.response(body, "openai_chat", "openai_chat").body["id"] for _ in range(2)}
+    assert len(ids) == 2
+
+
+def test_what_a_stream_lost_is_listed():
+    server = {"tool_call_id": "srv", "server_executed": True}
+    events = [
+        StreamEvent("reasoning", "hm", part_index=0, provider_metadata={"x": {"signature": "s"}}),
+        StreamEvent("tool_call_name", "search", part_index=1, **server),
+        StreamEvent("tool_result", "found", part_index=2, tool_name="search", **server),
+        text("a", 3),
+        StreamEvent("reasoning", "", part_index=4, redacted=True),
+        hub.Finish(stop_sequence="END", usage=hub.Usage(3, 2, 1), ignored=("citations",)),
+    ]
+    converter = convert.Stream("openai_chat", "openai_chat")
+    for event in events:
+        converter.feed(event)
+    assert converter.ignored == (
+        "citations",
+        "reasoning that is opaque",
+        "signatures and other data of the provider",
+        "server tools' calls",
+        "server tools' results",
+        "the stop sequence",
+    )
+
+
+# ---- failures
+
+
+ERRORS = [RateLimited("slow down"), Overloaded("busy"), InvalidRequest("no", code="x")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_an_error_inside_a_stream_is_the_targets_error_frame(source, target, error):
+    renderer = by_name(source).StreamRenderer(asked(), ID, CREATED)
+    frames = renderer.start() + renderer.feed(text("a"))
+    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    begun = b"".join(map(converter.feed, frames))
+    failed = converter.feed(b"".join(renderer.fail(error)))
+    [frame] = SSEDecoder().feed(failed)
+    assert json.loads(frame.data)["error"]["message"] == error.message
+    assert b'"a"' in begun
+    assert converter.failed is not None
+    assert converter.failed.message == error.message
+    after = stream_of(by_name(source), [text("b"), hub.Finish()])
+    assert (converter.feed(after), converter.end(), converter.idle()) == (b"", b"", b"")
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_what_came_before_an_error_in_one_piece_is_not_lost(source, target):
+    renderer = by_name(source).StreamRenderer(asked(), ID, CREATED)
+    frames = renderer.start() + renderer.feed(text("a")) + renderer.fail(RateLimited("later"))
+    together = converted(source, target, b"".join(frames))
+    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    assert together == b"".join(map(converter.feed, frames)) + converter.end()
+    assert b'"a"' in together
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_a_stream_that_is_cut_ends_in_an_error_frame(source, target):
+    renderer = by_name(source).StreamRenderer(asked(), ID, CREATED)
+    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    converter.feed(b"".join(renderer.start() + renderer.feed(text("a"))))
+    [frame] = SSEDecoder().feed(converter.end())
+    assert "error" in json.loads(frame.data)
+    assert type(converter.failed) is UpstreamError
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+def test_an_answer_that_is_an_error_is_raised(source, target):
+    body = by_name(source).render_error(RateLimited("later"))
+    with pytest.raises(RateLimited, match="^later$"):
+        convert.response(body, source, target)
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@pytest.mark.parametrize(
+    "error",
+    [
+        RateLimited("later", headers={"retry-after": "3"}),
+        Unauthorized("who?"),
+        Overloaded("busy", headers={"x-should-retry": "true"}),
+        UpstreamError("broken", status=500),
+        InvalidRequest("no such field"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_keeps_its_class_status_and_headers(source, target, error):
+    """B39"""
+    body = by_name(source).render_error(error)
+    there = convert.error(body, source, target, status=error.status, headers=error.headers)
+    assert (there.status, there.headers) == (error.status, error.headers)
+    read = by_name(target).parse_error(there.status, there.body, there.headers)
+    assert (type(read), read.message) == (type(error), error.message)
+
+
+# ---- collecting
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(events=event_streams())
+@settings(max_examples=30)
+def test_a_stream_collected_is_its_whole_answer(name, events):
+    collected = convert.collect(name, [stream_of(by_name(name), events)], id=ID, created=CREATED)
+    whole = whole_of(by_name(name), events)
+    assert said(by_name(name), collected.body) == said(by_name(name), whole)
+    assert collected.usage == by_name(name).parse_response(whole).finish.usage
+
+
+def test_times_are_measured_by_the_callers_clock():
+    frames = [StreamEvent("reasoning", "hm", part_index=0), text("a", 1), hub.Finish()]
+    times = iter([10.0, 10.5, 11.0, 11.25, 13.0])
+    collected = convert.collect("openai_chat", frames, clock=lambda: next(times))
+    # The text came after the reasoning, so it was not the first event.
+    assert (collected.ttft_ms, collected.first_text_ms, collected.duration_ms) == (
+        500.0,
+        1000.0,
+        1250.0,
+    )
+    started = convert.collect(
+        "openai_chat", [text("a"), hub.Finish()], clock=lambda: 9.0, started=8
+    )
+    assert (started.ttft_ms, started.first_text_ms, started.duration_ms) == (1000.0, 1000.0, 1000.0)
+
+
+def test_without_a_clock_nothing_is_measured():
+    collected = convert.collect("openai_chat", [text("a"), hub.Finish()])
+    assert (collected.ttft_ms, collected.first_text_ms, collected.duration_ms) == (None, None, None)
+    assert collected.response == hub.collect([text("a"), hub.Finish()])
+
+
+def test_a_collector_keeps_what_came_before_an_error():
+    collector = convert.Collector("openai_chat")
+    collector.feed({"choices": [{"index": 0, "delta": {"content": "a"}}]})
+    with pytest.raises(RateLimited):
+        collector.feed({"error": {"message": "later", "type": "rate_limit_error"}})
+    assert collector.events == [text("a")]
+    with pytest.raises(UpstreamError):
+        collector.end()
+
+
+# ---- who drives it
+
+
+def test_it_runs_in_a_thread_and_in_asyncio_as_in_a_loop():
+    stream = stream_of(by_name("openai_chat"), [text("渐"), text("b"), hub.Finish()])
+    pieces = [stream[i : i + 7] for i in range(0, len(stream), 7)]
+    looped = converted("openai_chat", NAMES[-1], stream)
+
+    def drive(out: list[bytes]) -> None:
+        converter = convert.Stream("openai_chat", NAMES[-1], id=ID, created=CREATED)
+        out += [converter.feed(piece) for piece in pieces]
+        out.append(converter.end())
+
+    async def upstream():
+        for piece in pieces:
+            await asyncio.sleep(0)
+            yield piece
+
+    async def drive_async() -> bytes:
+        converter = convert.Stream("openai_chat", NAMES[-1], id=ID, created=CREATED)
+        return b"".join([converter.feed(piece) async for piece in upstream()]) + converter.end()
+
+    threaded: list[bytes] = []
+    thread = threading.Thread(target=drive, args=(threaded,))
+    thread.start()
+    thread.join()
+    assert b"".join(threaded) == looped
+    assert asyncio.run(drive_async()) == looped
+
+
+@given(st.binary(max_size=200), dialects, dialects)
+@settings(max_examples=100)
+def test_any_bytes_are_converted_or_end_in_an_error_frame(data, source, target):
+    converter = convert.Stream(source.NAME, target.NAME)
+    out = converter.feed(data) + converter.end()
+    assert isinstance(converter.failed, ProxyError)
+    assert json.loads(SSEDecoder().feed(out)[-1].data)["error"]
+    payload.encode(converter.ignored)
