@@ -31,6 +31,10 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
         from . import log_command  # the server does not need it
 
         return log_command.main(words[1:], program)
+    if words[:1] == ["convert"]:
+        from . import convert_command
+
+        return convert_command.main(words[1:], program)
     arguments = _parser(program).parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that can't show what a client says
@@ -54,7 +58,8 @@ def _fail(program: str, message: str) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)",
+        usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
+        f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
         description="Serve every llm model to programs that speak an LLM wire, "
         "and keep every exchange in llm's logs.db.",
         epilog="limits (change one with --limit NAME=VALUE):\n  "

@@ -124,10 +124,12 @@ ROOMS: dict[str, set[str]] = {
         "recorder.store",
         "terminal",
     },
+    "convert_command": {"convert", "dialects", "errors", "payload"},
     "cli": {
         "",
         "access",
         "assemble",
+        "convert_command",
         "limits",
         "log_command",
         "recorder.exchange",

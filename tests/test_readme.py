@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from llmproxy import log_command
+from llmproxy import convert_command, log_command
 from llmproxy.app import _PAGES
 from llmproxy.cli import _parser
 from llmproxy.dialects import DIALECTS
@@ -30,6 +30,13 @@ def test_every_flag_of_log_is_in_the_readme_and_the_other_way_round():
     flags = {word for action in log_command._parser("x")._actions for word in action.option_strings}
     flags -= {"-h", "--help"}
     usage = README.partition("python -m llmproxy log [ID]")[2].partition("```")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags
+
+
+def test_every_flag_of_convert_is_in_the_readme_and_the_other_way_round():
+    actions = convert_command._parser("x")._actions
+    flags = {word for action in actions for word in action.option_strings} - {"-h", "--help"}
+    usage = README.partition("python -m llmproxy convert")[2].partition("```")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags
 
 

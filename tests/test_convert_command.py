@@ -1,0 +1,123 @@
+"""`convert` as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from llmproxy import convert
+from llmproxy.dialects import DIALECTS
+from tests.wire_cases import wire_cases
+
+COMMAND = [sys.executable, "-m", "llmproxy", "convert"]
+OPENAI = ["--from", "openai_chat", "--to", "openai_chat"]
+[CASE] = [case for case in wire_cases("openai_chat") if case.name == "agent_parallel_calls"]
+REQUEST = {"model": "m", "messages": [{"role": "user", "content": "渐"}]}
+
+
+def run(*words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
+    result = subprocess.run([*COMMAND, *words], input=stdin, capture_output=True, timeout=30)
+    return result.returncode, result.stdout, result.stderr.decode()
+
+
+@pytest.mark.parametrize("target", [dialect.NAME for dialect in DIALECTS])
+def test_a_request_of_a_file_is_converted(tmp_path, target):
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(REQUEST | {"logprobs": True}))
+    code, out, err = run("--from", "openai_chat", "--to", target, str(path))
+    there = convert.request(REQUEST | {"logprobs": True}, "openai_chat", target)
+    assert (code, json.loads(out)) == (0, there.body)
+    assert err.splitlines() == [f"not carried: {path}" for path in there.ignored]
+
+
+def test_what_could_not_be_carried_is_listed_line_by_line():
+    body: dict[str, Any] = REQUEST | {"logprobs": True, "store": True, "x": 1}
+    assert run(*OPENAI, stdin=json.dumps(body).encode()) == (
+        0,
+        '{"model":"m","messages":[{"role":"user","content":"渐"}]}\n'.encode(),
+        "not carried: x\nnot carried: logprobs\nnot carried: store\n",
+    )
+
+
+def test_an_answer_of_standard_input_is_converted():
+    code, out, err = run(*OPENAI, "--kind", "response", stdin=json.dumps(CASE.response).encode())
+    assert (code, err) == (0, "")
+    assert json.loads(out)["choices"] == CASE.response["choices"]
+    assert json.loads(out)["usage"] == CASE.response["usage"]
+
+
+def test_a_stream_is_converted():
+    code, out, err = run(*OPENAI, "--kind", "stream", stdin=CASE.stream)
+    assert (code, err) == (0, "")
+    read, sent = (convert.collect("openai_chat", [stream]) for stream in (out, CASE.stream))
+    assert read.body["choices"] == sent.body["choices"]
+
+
+def test_a_stream_is_converted_as_it_comes():
+    """Each event is written before the next one is sent."""
+    first, second, *_ = CASE.stream.split(b"\n\n")
+    words = [*COMMAND, *OPENAI, "--kind", "stream"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(words, **pipes) as process:
+        for frame in (first, second):
+            process.stdin.write(frame + b"\n\n")
+            process.stdin.flush()
+            assert process.stdout.readline().startswith(b'data: {"id":"chatcmpl-')
+            assert process.stdout.readline() == b"\n"
+        process.stdin.close()
+        assert b'"error"' in process.stdout.read()
+        assert process.wait(10) == 1
+
+
+FAILURES = {
+    "no JSON": (OPENAI, b"{", 1, "the body is not JSON: "),
+    "no request": (OPENAI, b'{"messages": 1}', 1, "messages: expected a list, got a number\n"),
+    "no answer": (
+        [*OPENAI, "--kind", "response"],
+        b"{}",
+        1,
+        "the upstream's answer has no choices\n",
+    ),
+    "an error for an answer": (
+        [*OPENAI, "--kind", "response"],
+        b'{"error": {"message": "later"}}',
+        1,
+        "later\n",
+    ),
+    "a cut stream": (
+        [*OPENAI, "--kind", "stream"],
+        b"",
+        1,
+        "the upstream's stream ended before its answer did\n",
+    ),
+    "no such file": (
+        [*OPENAI, "nowhere.json"],
+        b"",
+        2,
+        "nowhere.json: No such file or directory\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("words, stdin, code, message", FAILURES.values(), ids=FAILURES)
+def test_a_failure_is_one_clear_line(words, stdin, code, message):
+    got, _, err = run(*words, stdin=stdin)
+    assert (got, err.count("\n")) == (code, 1)
+    assert err.startswith(f"llmproxy convert: {message}")
+
+
+def test_an_unknown_dialect_is_told_those_there_are():
+    code, out, err = run("--from", "x", "--to", "openai_chat")
+    assert (code, out) == (2, b"")
+    assert "invalid choice: 'x'" in err and "openai_chat" in err
+
+
+def test_the_help_of_the_server_names_it():
+    result = subprocess.run(
+        [sys.executable, "-m", "llmproxy", "--help"], capture_output=True, text=True, timeout=30
+    )
+    assert "convert --from NAME --to NAME" in result.stdout
