@@ -16,11 +16,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from . import __version__, hub, payload
+from . import __version__, hub, payload, tokens
 from .access import Access
-from .dialects import DIALECTS, Dialect, Renderer
+from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import Answer, Engine, Stamped
 from .errors import MethodNotAllowed, NotFound, ProxyError
 from .limits import Limits
@@ -64,7 +64,12 @@ class App:
         self._log_is_on = log_is_on
         self._report = report
         self._handlers: Mapping[hub.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
-        self._handlers = {"chat": self._chat, "models": self._models, "model": self._model}
+        self._handlers = {
+            "chat": self._chat,
+            "models": self._models,
+            "model": self._model,
+            "count_tokens": self._count_tokens,
+        }
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request; only a hang-up's CancelledError comes out."""
@@ -99,6 +104,14 @@ class App:
         # An alias is shown under the name that was asked for.
         return _json(200, dialect.render_model(replace(known[entry.model_id], id=argument)))
 
+    async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        """Count locally, as an estimate: clients ask dozens of times in a row (B34)."""
+        body = payload.parse(request.body, self._limits)
+        # A count needs no answer, and its body has no limit for one.
+        asked = dialect.parse_request(body, dict(request.headers))
+        counting = cast(CountingDialect, dialect)  # it has the route
+        return _json(200, counting.render_count(tokens.estimate(asked)))
+
     async def _chat(self, dialect: Dialect, request: Request, argument: str) -> Response:
         exchange = _Exchange(self._new_id(), dialect, request, is_logged=self._log_is_on())
         try:
@@ -113,7 +126,7 @@ class App:
             return await self._whole(dialect, exchange)
         except ProxyError as error:
             await self._end(exchange, "error", error)
-            return render_error(error, dialect, {dialect.REQUEST_ID_HEADER: exchange.id})
+            return render_error(exchange.named(error), dialect)
         except BaseException as exc:
             bug = isinstance(exc, Exception)
             await self._end(exchange, "error" if bug else "cancelled", exc)
@@ -172,7 +185,7 @@ class App:
                 batch = await exchange.read(self._limits.keepalive_s)
         except ProxyError as error:
             await self._end(exchange, "error", error)
-            yield b"".join(frames + renderer.fail(error))
+            yield b"".join(frames + renderer.fail(exchange.named(error)))
             if dialect.CUT_AFTER_ERROR:
                 raise BodyCut from error
 
@@ -248,6 +261,11 @@ class _Exchange:
         batch = await self.answer.read(silence_s)
         self.stamped += batch or ()
         return batch
+
+    def named(self, error: ProxyError) -> ProxyError:
+        """Give an error the id under which the log has it."""
+        error.headers = {**error.headers, self._dialect.REQUEST_ID_HEADER: self.id}
+        return error
 
     def begin(self) -> Exchange:
         """The exchange as the log has it while it runs."""
@@ -389,7 +407,7 @@ def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
     path = _bare(request.path)
     method = "GET" if request.method == "HEAD" else request.method
     allowed: set[str] = set()
-    for dialect, route in _ROUTES:
+    for dialect, route in _routes_for(request):
         bare, rest = _bare(route.path), ""
         if route.path.endswith("/") and path.startswith(bare + "/"):
             rest = path.removeprefix(bare + "/")
@@ -400,8 +418,17 @@ def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
         allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
     if allowed:
         raise _not_allowed(request, allowed)
-    there = ", ".join(f"{route.method} {route.path}" for _, route in _ROUTES)
+    there = ", ".join(dict.fromkeys(f"{route.method} {route.path}" for _, route in _ROUTES))
     raise NotFound(f"there is nothing at {request.path[:200]}; there is {there}")
+
+
+def _routes_for(request: Request) -> list[tuple[Dialect, hub.Route]]:
+    """All routes, those of the dialect whose client this is first: some are shared."""
+    return sorted(_ROUTES, key=lambda place: not _is_client_of(place[0], request))
+
+
+def _is_client_of(dialect: Dialect, request: Request) -> bool:
+    return bool(dialect.VERSION_HEADER) and dialect.VERSION_HEADER in dict(request.headers)
 
 
 def _page(request: Request, text: str) -> Response:
@@ -420,12 +447,10 @@ def _not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
 # ---- responses
 
 
-def render_error(
-    error: ProxyError, dialect: Dialect | None = None, headers: Mapping[str, str] | None = None
-) -> Response:
+def render_error(error: ProxyError, dialect: Dialect | None = None) -> Response:
     """Answer an error in a dialect's shape, the first one's where none was asked yet."""
-    fields = [*error.headers.items(), *(headers or {}).items()]
-    return _json(error.status, (dialect or DIALECTS[0]).render_error(error), fields)
+    rendered = (dialect or DIALECTS[0]).render_error(error)
+    return _json(error.status, rendered, [*error.headers.items()])
 
 
 def _json(status: int, value: object, headers: list[tuple[str, str]] | None = None) -> Response:

@@ -54,6 +54,7 @@ class Demo(llm.Model):
 
     model_id = MODEL_ID
     can_stream = True
+    supports_tools = True  # it never calls one, but agents offer them in every request
 
     def execute(
         self,
@@ -73,6 +74,7 @@ class AsyncDemo(llm.AsyncModel):
 
     model_id = MODEL_ID
     can_stream = True
+    supports_tools = True  # it never calls one, but agents offer them in every request
 
     async def execute(
         self,

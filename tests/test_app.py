@@ -492,7 +492,7 @@ def test_pages_and_methods():
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
         "there is nothing at /v2/nothing; there is POST /v1/chat/completions, "
-        "GET /v1/models, GET /v1/models/"
+        "GET /v1/models, GET /v1/models/, POST /v1/messages, POST /v1/messages/count_tokens"
     )
 
 

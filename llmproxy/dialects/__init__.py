@@ -8,9 +8,9 @@ from typing import Any, Protocol
 from .. import hub
 from ..errors import ProxyError
 from ..transport import framing
-from . import openai_chat
+from . import anthropic_messages, openai_chat
 
-__all__ = ["DIALECTS", "Dialect", "Parser", "Renderer"]
+__all__ = ["DIALECTS", "CountingDialect", "Dialect", "Parser", "Renderer"]
 
 
 class Renderer(Protocol):
@@ -43,6 +43,7 @@ class Dialect(Protocol):
     STREAM_TYPE: str
     REQUEST_ID_HEADER: str
     CUT_AFTER_ERROR: bool
+    VERSION_HEADER: str
 
     @property
     def StreamRenderer(self) -> type[Renderer]: ...  # noqa: N802  # the agreed name
@@ -67,4 +68,10 @@ class Dialect(Protocol):
     def render_model(self, model: hub.ModelEntry) -> dict[str, Any]: ...
 
 
-DIALECTS: tuple[Dialect, ...] = (openai_chat,)
+class CountingDialect(Dialect, Protocol):
+    """A dialect with a route for counting tokens."""
+
+    def render_count(self, count: int) -> dict[str, Any]: ...
+
+
+DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages)

@@ -51,6 +51,7 @@ __all__ = [
     "REQUEST_ID_HEADER",
     "ROUTES",
     "STREAM_TYPE",
+    "VERSION_HEADER",
     "ChatCompletionChunk",
     "CreateChatCompletionRequest",
     "StreamParser",
@@ -75,6 +76,7 @@ ROUTES: tuple[Route, ...] = (
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 REQUEST_ID_HEADER = "x-request-id"
+VERSION_HEADER = ""  # its clients send none
 CUT_AFTER_ERROR = True  # an error frame is no end here: what ends well reads as success (B11)
 
 # ---- request: shapes, with the names of OpenAI's SDK
