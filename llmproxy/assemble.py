@@ -51,6 +51,7 @@ class Settings:
     """What a server is to be; the same names as the command's flags.
 
     maps: (pattern, model) pairs; database: logs.db of llm where None.
+    think_tags: read `<think>…</think>` in answers as reasoning.
     warn, report: take a line of warning, from any thread, and each exchange when it is over.
     """
 
@@ -60,6 +61,7 @@ class Settings:
     default_model: str | None = None
     database: Path | None = None
     log: bool = True
+    think_tags: bool = False
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default_factory=keys_of_environment)
@@ -112,7 +114,7 @@ class Proxy:
                 lambda: Store(database, owner), warn=settings.warn, spool=Spool(owner)
             )
         self.app = App(
-            Engine(self.catalogue),
+            Engine(self.catalogue, think_tags=settings.think_tags),
             self._writer,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,

@@ -84,6 +84,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--default-model", metavar="MODEL", help="answers where no model or an unknown is named")
     add("--database", type=Path, metavar="PATH", help="where to log (llm's logs.db)")
     add("--no-log", action="store_true", help="keep nothing")
+    add("--think-tags", action="store_true", help="read <think>…</think> in answers as reasoning")
     add("--api-key", metavar="KEY", action="append", default=[], help="clients must send it")
     add(
         "--allow-host",
@@ -128,6 +129,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         default_model=arguments.default_model,
         database=arguments.database,
         log=not arguments.no_log,
+        think_tags=arguments.think_tags,
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,
         keys=[*arguments.api_key, *keys_of_environment()],

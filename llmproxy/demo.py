@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import llm
-from llm.parts import StreamEvent
+from llm.parts import StreamEvent, TextPart
 
 __all__ = ["AsyncDemo", "Demo"]
 
@@ -21,7 +21,7 @@ SHOWN_CHARACTERS = 80  # of the prompt, said back
 
 
 def _reply(prompt: llm.Prompt) -> str:
-    said = " ".join(prompt.prompt.split())
+    said = " ".join(_last_words(prompt).split())
     if len(said) > SHOWN_CHARACTERS:
         said = said[: SHOWN_CHARACTERS - 1] + "…"
     turns = sum(message.role == "assistant" for message in prompt.messages)
@@ -32,6 +32,18 @@ def _reply(prompt: llm.Prompt) -> str:
         "llm-anthropic), set its key (llm keys set anthropic) and ask for a model that "
         "`llm models` lists."
     )
+
+
+def _last_words(prompt: llm.Prompt) -> str:
+    """The last text of a user's own: agents put reminders round a person's words."""
+    texts = [
+        part.text
+        for message in prompt.messages
+        if message.role == "user"
+        for part in message.parts
+        if isinstance(part, TextPart) and not part.text.lstrip().startswith("<system")
+    ]
+    return texts[-1] if texts else prompt.prompt
 
 
 def _words(text: str) -> Iterator[str]:

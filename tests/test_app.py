@@ -116,6 +116,33 @@ def test_call_that_was_only_announced_reaches_the_client():
     assert (call.function.name, call.function.arguments) == ("weather", "{}")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_thinking_in_tags_is_reasoning_where_it_is_asked_for(stream, llm_user_path):
+    steps = ["<thi", "nk>let me ", "see</think>\n\n4 <", " 5"]
+    with running(AsyncScript("m", *steps), think_tags=True) as proxy:
+        if stream:
+            deltas = [c.choices[0].delta for c in ask(proxy, stream=True)]
+            text = "".join(delta.content or "" for delta in deltas)
+            thought = "".join(getattr(delta, "reasoning_content", "") or "" for delta in deltas)
+        else:
+            message = ask(proxy).choices[0].message
+            text, thought = message.content, message.reasoning_content
+    assert (thought, text) == ("let me see", "4 < 5")
+    sql = "select type, text from parts join turns on message_hash = tip_message_hash"
+    assert rows(llm_user_path, sql) == [("reasoning", "let me see"), ("text", "4 < 5")]
+
+
+def test_thinking_in_tags_is_text_otherwise():
+    with running(AsyncScript("m", "<think>so</think>4")) as proxy:
+        assert ask(proxy).choices[0].message.content == "<think>so</think>4"
+
+
+def test_stop_sequence_is_not_looked_for_in_thinking():
+    model = AsyncScript("m", "<think>STOP it</think>go on STOP here")
+    with running(model, think_tags=True) as proxy:
+        assert ask(proxy, stop="STOP").choices[0].message.content == "go on "
+
+
 def test_ignored_fields_are_told_in_a_header():
     with running(AsyncScript("m", "a")) as proxy:
         raw = client(proxy).chat.completions.with_raw_response.create(

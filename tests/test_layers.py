@@ -51,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "engine.run": {
         "errors",
         "hub",
+        "tags",
         "engine.catalogue",
         "engine.events",
         "engine.form",

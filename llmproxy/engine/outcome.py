@@ -135,20 +135,6 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
 
 # ---- exceptions
 
-_BY_STATUS: Mapping[int, type[ProxyError]] = {
-    400: errors.InvalidRequest,
-    401: errors.Unauthorized,
-    403: errors.Forbidden,
-    404: errors.NotFound,
-    408: errors.Timeout,
-    413: errors.TooLarge,
-    422: errors.InvalidRequest,
-    429: errors.RateLimited,
-    503: errors.Unavailable,
-    504: errors.UpstreamTimeout,
-    529: errors.Overloaded,
-}
-
 # Anthropic sends errors inside a stream under status 200, named in the body.
 _BY_TYPE: Mapping[str, type[ProxyError]] = {
     "invalid_request_error": errors.InvalidRequest,
@@ -181,7 +167,9 @@ def translate(exc: BaseException) -> ProxyError:
         return errors.Unauthorized(message)
     status, headers = _status_and_headers(exc)
     if status is not None:
-        kind = _BY_STATUS.get(status) or _BY_TYPE.get(_error_type(exc)) or UpstreamError
+        kind = errors.class_of_status(status)
+        if kind is UpstreamError:
+            kind = _BY_TYPE.get(_error_type(exc), kind)
         own = status if 400 <= status < 500 else kind.status
         code, param = _code_and_param(exc)
         return kind(message, code=code, param=param, status=own, headers=headers)

@@ -24,6 +24,7 @@ from llm.parts import StreamEvent
 
 from .. import hub
 from ..errors import ProxyError, UpstreamError
+from ..tags import ThinkTagSplitter
 from . import outcome
 from .catalogue import Catalogue
 from .events import EventReader, StopCutter
@@ -48,10 +49,14 @@ class Stamped:
 
 
 class Engine:
-    """Answers hub requests by llm's models."""
+    """Answers hub requests by llm's models.
 
-    def __init__(self, catalogue: Catalogue) -> None:
+    think_tags: read `<think>…</think>` in a model's text as reasoning.
+    """
+
+    def __init__(self, catalogue: Catalogue, *, think_tags: bool = False) -> None:
         self.catalogue = catalogue
+        self._think_tags = think_tags
 
     async def answer(self, request: hub.ChatRequest) -> Answer:
         """Start the model that a request asks for.
@@ -65,7 +70,7 @@ class Engine:
         defaults = self.catalogue.options(entry.model_id)
         try:
             call = prepare(request, entry.model, defaults)
-            return Answer(call)
+            return Answer(call, ThinkTagSplitter() if self._think_tags else None)
         except BaseException as exc:
             # A plugin's Options or Response may refuse in ways of its own.
             raise outcome.translate(exc) from exc
@@ -79,7 +84,7 @@ class Answer:
     started: UTC; started_at: the same moment by time.monotonic().
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, splitter: ThinkTagSplitter | None = None) -> None:
         prompt = call.prompt
         self.model_id: str = prompt.model.model_id
         self.options: Mapping[str, Any] = call.options
@@ -90,6 +95,7 @@ class Answer:
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Stamped] = deque()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
+        self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
         self._silence_s: float | None = None
         self._over = False
@@ -204,11 +210,21 @@ class Answer:
         return not self._stopping
 
     def _push(self, event: StreamEvent) -> None:
-        shown = [event] if self._cutter is None else self._cutter.feed(event)
-        if shown:
+        self._show([event] if self._splitter is None else self._splitter.feed(event))
+
+    def _show(self, events: list[hub.Event]) -> None:
+        if self._cutter is not None:
+            cutter = self._cutter
+            events = [
+                shown
+                for event in events
+                if isinstance(event, StreamEvent)
+                for shown in cutter.feed(event)
+            ]
+        if events:
             # What is held back, or says nothing, breaks no silence.
             self._heard_at = now = time.monotonic()
-            self._queue.extend([Stamped(now, each) for each in shown])
+            self._queue.extend([Stamped(now, event) for event in events])
 
     def _close_with(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -232,6 +248,8 @@ class Answer:
         if not cut:
             for event in self._reader.end([] if exc else response._tool_calls):
                 self._push(event)
+            if self._splitter is not None:
+                self._show(self._splitter.end())
             for event in self._cutter.end() if self._cutter else ():
                 self._queue.append(Stamped(time.monotonic(), event))
         finish = self._finish_event(response, exc, cut)
