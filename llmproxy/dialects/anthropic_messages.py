@@ -82,7 +82,6 @@ STREAM_TYPE = "text/event-stream; charset=utf-8"
 REQUEST_ID_HEADER = "request-id"
 VERSION_HEADER = "anthropic-version"  # tells its clients apart where routes are shared
 CUT_AFTER_ERROR = False  # an error event is a proper end here
-VERSION_HEADER = "anthropic-version"  # its clients send it; routes of two dialects go by it
 
 MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
 

@@ -713,10 +713,22 @@ def test_counts_written_and_read_are_what_they_were(counts):
 @given(event_streams())
 @settings(max_examples=150, deadline=None)
 def test_a_stream_says_what_the_whole_answer_says(events):
-    """B17 too: each answer has a renderer of its own."""
     whole = whole_of(events)
     SDKMessage.model_validate(whole)
     assert read_of(stream_of(events)) == normal(anthropic_messages.parse_response(whole))
+
+
+@given(event_streams(), event_streams(), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_two_answers_at_once_share_nothing(one, other, random):
+    """B17"""
+    renderers = [anthropic_messages.StreamRenderer(asked(), ANSWER_ID, 0) for _ in range(2)]
+    streams = [b"".join(renderer.start()) for renderer in renderers]
+    left = [list(one), list(other)]
+    while any(left):
+        turn = random.choice([i for i in range(2) if left[i]])
+        streams[turn] += b"".join(renderers[turn].feed(left[turn].pop(0)))
+    assert streams == [stream_of(one), stream_of(other)]
 
 
 def test_a_keep_alive_may_stand_anywhere():
