@@ -181,7 +181,15 @@ def test_a_stream_converted_is_the_whole_answer_converted(source, target, events
     whole = convert.response(
         whole_of(by_name(source), events), source, target, id=ID, created=CREATED
     )
-    assert said(by_name(target), collected.body) == said(by_name(target), whole.body)
+    streamed = said(by_name(target), collected.body)
+    assert without_space(streamed) == without_space(said(by_name(target), whole.body))
+
+
+def without_space(what_is_said: dict[str, Any]) -> dict[str, Any]:
+    """A text of white space alone is no block for Anthropic (B28), where it stands by itself:
+    in a stream, but not in a whole answer of OpenAI's, which has all text in one."""
+    words = {name: "".join(what_is_said[name].split()) for name in ("text", "reasoning")}
+    return what_is_said | words
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
