@@ -2,7 +2,8 @@
 
 Any program that speaks a well-known LLM wire comes in, any model that llm can reach
 answers, and every exchange is kept in llm's own logs.db. `Proxy` runs the whole of
-it in a script; the rooms below are importable by themselves.
+it in a script; `convert` turns requests, answers and streams of one wire into those of
+another without it; the rooms below are importable by themselves.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import convert as convert
     from .assemble import Proxy as Proxy
     from .assemble import Settings as Settings
     from .assemble import SettingsError as SettingsError
     from .limits import Limits as Limits
 
-__all__ = ["Limits", "Proxy", "Settings", "SettingsError"]
+__all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert"]
 
 __version__ = "0.1.0"
 
@@ -30,6 +32,8 @@ _ROOMS = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name's room when it is first asked for: llm's plugin must load fast."""
+    if name == "convert":  # itself a room
+        return import_module(".convert", __name__)
     if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_ROOMS[name]}", __name__), name)

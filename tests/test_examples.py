@@ -1,5 +1,6 @@
 """Each example runs as it stands."""
 
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,22 @@ def test_stream_with_sdk():
 def test_serve_own_model():
     out = run([sys.executable, str(EXAMPLES / "serve_own_model.py")])
     assert out == "GOOD! MORNING! \n"
+
+
+def test_convert_request():
+    out = run([sys.executable, str(EXAMPLES / "convert_request.py")])
+    body, _, lines = out.rpartition("}\n")
+    assert json.loads(body + "}")["system"] == "Answer in one word."
+    assert lines == ("not carried: logit_bias\nrefused: messages: expected a list, got a string\n")
+
+
+def test_convert_live_stream():
+    out = run([sys.executable, str(EXAMPLES / "convert_live_stream.py")])
+    chunks, _, lines = out.partition("data: [DONE]\n\n")
+    deltas = [json.loads(line[6:])["choices"] for line in chunks.splitlines() if line]
+    said = [choice["delta"].get("content") for choices in deltas for choice in choices]
+    assert said == ["", "Hé", "llo 🌊", None]
+    assert lines == "Héllo 🌊 9 4\nmeasured: True failed: None lost: ()\n"
 
 
 def test_every_example_has_a_test_and_is_short():

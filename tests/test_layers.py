@@ -139,7 +139,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "__main__": {"cli"},
     "plugin": {"cli", "demo"},
-    "": {"assemble", "limits"},
+    "": {"assemble", "convert", "limits"},
 }
 
 # Ids, times and bytes come in as arguments, so that a test can say them.

@@ -1,0 +1,41 @@
+"""Turn a request for OpenAI's Chat Completions into one for Anthropic's Messages.
+
+Shows the three results that matter: the new body, ready to be posted; what it could
+not take along; and the clear error for what is no request. Needs no server, no key and
+no network. Leaves out the posting: any HTTP client will do.
+"""
+
+import json
+
+from llmproxy import convert
+from llmproxy.errors import InvalidRequest
+
+body = {
+    "model": "claude-sonnet-4-5",
+    "messages": [
+        {"role": "system", "content": "Answer in one word."},
+        {"role": "user", "content": "What is the weather in Paris?"},
+    ],
+    "tools": [
+        {
+            "type": "function",
+            "function": {
+                "name": "weather",
+                "description": "The weather of a city",
+                "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+            },
+        }
+    ],
+    "max_tokens": 100,
+    "logit_bias": {"42": 1},
+}
+
+converted = convert.request(body, "openai_chat", "anthropic_messages")
+print(json.dumps(converted.body, indent=2))
+for path in converted.ignored:
+    print("not carried:", path)
+
+try:
+    convert.request({"messages": "hello"}, "openai_chat", "anthropic_messages")
+except InvalidRequest as error:
+    print(f"refused: {error.param}: {error.message}")
