@@ -706,6 +706,9 @@ def _option_fields(request: hub.ChatRequest, ignored: list[str]) -> dict[str, An
                 fields["response_format"] = {"type": "json_object"}
             case "user" if len(value) > MAX_USER_CHARS:
                 ignored.append(path)
+            case "reasoning_effort" if value == "max":  # Anthropic's; here it ends with xhigh
+                fields[name] = "xhigh"
+                ignored.append(path)
             case _ if name in OPTIONS:
                 fields[name] = value
             case _:

@@ -1007,6 +1007,15 @@ def test_options_of_no_name_here_are_listed_by_their_path():
     assert ignored == ("tools[0]", "thinking.budget_tokens", "metadata.user_id")
 
 
+def test_the_greatest_effort_is_called_xhigh_here():
+    body, ignored = write(
+        USER_MESSAGE,
+        options={"reasoning_effort": "max"},
+        option_paths={"reasoning_effort": "output_config.effort"},
+    )
+    assert (body["reasoning_effort"], ignored) == ("xhigh", ("output_config.effort",))
+
+
 def test_what_an_answer_had_and_this_wire_has_not_is_listed():
     signed = ReasoningPart("hm", provider_metadata={"anthropic": {"signature": "s"}})
     server = ToolCallPart("search", {}, tool_call_id="s", server_executed=True)
