@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
+import llmproxy
 from llmproxy import convert, hub, payload
 from llmproxy.dialects import DIALECTS, Dialect
 from llmproxy.errors import (
@@ -24,7 +25,7 @@ from llmproxy.errors import (
 )
 from llmproxy.transport.framing import SSEDecoder
 from tests.strategies import event_streams, requests
-from tests.wire_cases import hub_json
+from tests.wire_cases import hub_json, wire_cases
 
 NAMES = [dialect.NAME for dialect in DIALECTS]
 PAIRS = [(source, target) for source in NAMES for target in NAMES]
@@ -111,6 +112,22 @@ def spoken(messages: list[Any], roles: list[str]) -> list[tuple[str, list[Any]]]
     return turns
 
 
+CAPTURES = [(name, case) for name in NAMES for case in wire_cases(name)]
+
+
+@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize(
+    "source, case", CAPTURES, ids=[f"{name}-{case.name}" for name, case in CAPTURES]
+)
+def test_a_capture_converted_is_a_request_of_the_target(source, case, target):
+    there = convert.request(case.request, source, target)
+    read = by_name(target).parse_request(json.loads(json.dumps(there.body)), {})
+    before = by_name(source).parse_request(case.request, {})
+    assert read.model == before.model
+    assert [tool.name for tool in read.tools] == [tool.name for tool in before.tools]
+    assert set(before.ignored) <= set(there.ignored)
+
+
 def test_a_request_of_one_wire_is_one_of_the_other():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     body = {
@@ -141,6 +158,11 @@ def test_what_is_no_request_names_its_field():
         "expected a list, got a string",
         "messages",
     )
+
+
+def test_it_is_part_of_the_public_api():
+    assert llmproxy.convert is convert
+    assert "convert" in llmproxy.__all__
 
 
 def test_an_unknown_dialect_is_told_those_there_are():
@@ -215,6 +237,24 @@ def test_two_converters_at_once_share_nothing(source, target, one, other, random
         out[i] += converters[i].feed(left[i].pop(0))
     out = [done + converter.end() for done, converter in zip(out, converters, strict=True)]
     assert out == [converted(source, target, stream) for stream in streams]
+
+
+@pytest.mark.parametrize("source, target", PAIRS)
+@given(events=event_streams())
+@settings(max_examples=30)
+def test_what_a_stream_lost_is_all_that_it_lost(source, target, events):
+    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    there = b"".join(map(converter.feed, events)) + converter.end()
+    before, after = hub.collect(events), convert.collect(target, [there]).response
+    for kind, words in ((TextPart, "text"), (ReasoningPart, "reasoning")):
+        texts = ["".join(p.text for p in a.parts if isinstance(p, kind)) for a in (before, after)]
+        assert texts[0] == texts[1] or words in converter.ignored
+    assert calls_of(before) == calls_of(after) or "tool calls" in converter.ignored
+
+
+def calls_of(answer: hub.ChatResponse) -> list[tuple[Any, ...]]:
+    calls = [part for part in answer.parts if isinstance(part, ToolCallPart)]
+    return [(c.tool_call_id, c.name, c.arguments) for c in calls if not c.server_executed]
 
 
 def test_a_stream_of_one_wire_to_itself_is_itself():
