@@ -232,10 +232,10 @@ def test_unknown_betas_and_fields_are_taken():
 
 def test_map_serves_what_claude_code_asks():
     with running(AsyncScript("m", "a"), maps=[("claude-*haiku*", "m")]) as proxy:
-        message = ask(proxy, "claude-3-5-haiku-20241022")
+        message = ask(proxy, "claude-haiku-4-5")
         report = proxy.wait_for_report()
-    assert message.model == "claude-3-5-haiku-20241022"
-    assert (report.model_asked, report.model_used) == ("claude-3-5-haiku-20241022", "m")
+    assert message.model == "claude-haiku-4-5"
+    assert (report.model_asked, report.model_used) == ("claude-haiku-4-5", "m")
 
 
 def test_keepalive_is_a_ping():
