@@ -29,12 +29,46 @@ ROOMS: dict[str, set[str]] = {
     "transport.framing": {"errors"},
     "transport.server": {"errors", "limits", "transport.http11"},
     "dialects.openai_chat": {"errors", "payload", "hub", "transport.framing"},
-    "dialects.anthropic_messages": {
+    "dialects.anthropic_messages.shapes": set(),
+    "dialects.anthropic_messages.models_and_errors": {"errors", "hub"},
+    "dialects.anthropic_messages.answers": {"hub", "tokens"},
+    "dialects.anthropic_messages.read_request": {
         "errors",
         "payload",
         "hub",
-        "tokens",
+        "dialects.anthropic_messages.shapes",
+        "dialects.anthropic_messages.answers",
+    },
+    "dialects.anthropic_messages.write_request": {
+        "errors",
+        "hub",
+        "dialects.anthropic_messages.answers",
+    },
+    "dialects.anthropic_messages.stream": {
+        "errors",
+        "payload",
+        "hub",
         "transport.framing",
+        "dialects.anthropic_messages.models_and_errors",
+        "dialects.anthropic_messages.answers",
+    },
+    "dialects.anthropic_messages.read_answer": {
+        "errors",
+        "payload",
+        "hub",
+        "transport.framing",
+        "dialects.anthropic_messages.models_and_errors",
+        "dialects.anthropic_messages.answers",
+    },
+    "dialects.anthropic_messages": {
+        "hub",
+        "dialects.anthropic_messages.shapes",
+        "dialects.anthropic_messages.models_and_errors",
+        "dialects.anthropic_messages.answers",
+        "dialects.anthropic_messages.read_request",
+        "dialects.anthropic_messages.write_request",
+        "dialects.anthropic_messages.stream",
+        "dialects.anthropic_messages.read_answer",
     },
     "dialects": {
         "errors",
@@ -146,6 +180,10 @@ ROOMS: dict[str, set[str]] = {
 PURE = (
     "limits errors payload hub tags transport.http11 transport.framing"
     " dialects dialects.openai_chat dialects.anthropic_messages"
+    " dialects.anthropic_messages.shapes dialects.anthropic_messages.models_and_errors"
+    " dialects.anthropic_messages.answers dialects.anthropic_messages.read_request"
+    " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"
+    " dialects.anthropic_messages.read_answer"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
     " recorder.folding recorder.exchange access terminal"
 ).split()

@@ -1,0 +1,65 @@
+"""Anthropic's Messages: the wire of its SDKs and of Claude Code.
+
+Read beside the vendor's page: the request's shapes (`shapes`) and how they become the
+hub's (`read_request`), the whole message (`answers`), the stream of blocks (`stream`),
+models and errors (`models_and_errors`); then the other side, for the converters: a
+request to a server of Anthropic's wire (`write_request`), and what it answers (`read_answer`).
+
+Spec: https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+from ...hub import Route
+from .answers import render_response
+from .models_and_errors import (
+    REQUEST_ID_HEADER,
+    parse_error,
+    render_count,
+    render_error,
+    render_model,
+    render_models,
+)
+from .read_answer import StreamParser, parse_response
+from .read_request import parse_request
+from .shapes import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
+from .stream import StreamRenderer
+from .write_request import FILLER, render_request, tool_names
+
+__all__ = [
+    "CUT_AFTER_ERROR",
+    "FILLER",
+    "NAME",
+    "NOT_CARRIED",
+    "REQUEST_ID_HEADER",
+    "ROUTES",
+    "STREAM_TYPE",
+    "TOOL_NOT_CARRIED",
+    "VERSION_HEADER",
+    "CreateMessageRequest",
+    "StreamParser",
+    "StreamRenderer",
+    "parse_error",
+    "parse_request",
+    "parse_response",
+    "render_count",
+    "render_error",
+    "render_model",
+    "render_models",
+    "render_request",
+    "render_response",
+    "tool_names",
+]
+
+NAME = "anthropic_messages"
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/messages", "chat"),
+    Route("POST", "/v1/messages/count_tokens", "count_tokens"),
+    Route("GET", "/v1/models", "models"),
+    Route("GET", "/v1/models/", "model"),
+)
+
+STREAM_TYPE = "text/event-stream; charset=utf-8"
+VERSION_HEADER = "anthropic-version"  # tells its clients apart where routes are shared
+CUT_AFTER_ERROR = False  # an error event is a proper end here

@@ -1,0 +1,198 @@
+"""An answer as a whole message, and what its stream has in common with it.
+
+The blocks with what llm-anthropic keeps of them in `provider_metadata`, usage and stop
+reasons as this wire writes them. Framing and the order of blocks are left to `stream`,
+reading another server's answer to `read_answer`.
+
+Spec: https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from llm.parts import (
+    Part,
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from ... import hub, tokens
+
+__all__ = ["render_response"]
+
+
+def _message(
+    request: hub.ChatRequest,
+    id_: str,
+    content: list[dict[str, Any]],
+    usage: dict[str, Any],
+    stop: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The message, at its start or whole, with all keys that schema checkers ask for (C6)."""
+    return {
+        "id": f"msg_{id_}",
+        "type": "message",
+        "role": "assistant",
+        "model": request.model or "",
+        "content": content,
+        **(stop or {"stop_reason": None, "stop_sequence": None}),
+        "stop_details": None,
+        "container": None,
+        "usage": usage,
+    }
+
+
+STOP_REASONS: Mapping[hub.FinishReason, str] = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
+
+
+def _stop(finish: hub.Finish) -> dict[str, str | None]:
+    if finish.reason == "stop" and finish.stop_sequence is not None:
+        return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
+    return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
+
+
+def _input_tokens_estimate(request: hub.ChatRequest) -> int:
+    known = request.wire.get("input_tokens_estimate")
+    return known if isinstance(known, int) else max(1, tokens.estimate(request))
+
+
+def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """The usage of a message: what is counted, and the keys that schema checkers ask for (C6)."""
+    return {
+        "cache_creation": None,
+        "inference_geo": None,
+        "output_tokens_details": None,
+        "server_tool_use": None,
+        "service_tier": None,
+        **counts,
+    }
+
+
+def _counts(usage: hub.Usage, input_tokens_estimate: int) -> dict[str, Any]:
+    """Anthropic counts cached input apart (B24). Unknown counts are left out.
+
+    Save the two that the wire's types require: the estimate, and 0.
+    """
+    input_tokens = input_tokens_estimate
+    if usage.input_tokens is not None:
+        cached = (usage.cached_tokens or 0) + (usage.cache_write_tokens or 0)
+        input_tokens = max(0, usage.input_tokens - cached)
+    counts: dict[str, Any] = {
+        "input_tokens": input_tokens,
+        "output_tokens": usage.output_tokens or 0,
+    }
+    if usage.cached_tokens is not None:
+        counts["cache_read_input_tokens"] = usage.cached_tokens
+    if usage.cache_write_tokens is not None:
+        counts["cache_creation_input_tokens"] = usage.cache_write_tokens
+    if usage.reasoning_tokens is not None:
+        counts["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
+    return counts
+
+
+# ---- blocks of an answer
+
+
+def _block(part: Part) -> dict[str, Any] | None:
+    """Render a part of an answer; None for what this wire does not show."""
+    match part:
+        case TextPart(text=text) if text and not text.isspace():
+            return {"type": "text", "text": text, "citations": []}
+        case ReasoningPart(text=text):
+            metadata = _anthropics(part.provider_metadata)
+            if _is_redacted(metadata):
+                return _redacted_block(metadata)
+            signature = metadata.get("signature") or ""
+            return _thinking_block(text, str(signature)) if text or signature else None
+        case ToolCallPart() if _is_shown(part):
+            return _tool_use_block(part)
+        case ToolResultPart() if _is_anthropics(part.tool_call_id):
+            return _server_result_block(part.name, part.tool_call_id, part.output)
+    return None
+
+
+def _signed(signature: str | None) -> dict[str, Any] | None:
+    return {"anthropic": {"signature": signature}} if signature else None
+
+
+def _redacted(data: str) -> dict[str, Any]:
+    return {"anthropic": {"type": "redacted_thinking", "data": data}}
+
+
+def _mcp_server(name: str | None) -> dict[str, Any] | None:
+    return {"anthropic": {"mcp_server_name": name}} if name else None
+
+
+def _server_output(content: Any) -> str:
+    """Write a result of the provider's tool as llm-anthropic does: JSON, nothing as ""."""
+    return "" if content in (None, [], "") else json.dumps(content)
+
+
+def _anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    metadata = (provider_metadata or {}).get("anthropic")
+    return metadata if isinstance(metadata, dict) else {}
+
+
+def _is_redacted(metadata: Mapping[str, Any]) -> bool:
+    return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
+
+
+def _redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "redacted_thinking", "data": metadata["data"]}
+
+
+def _thinking_block(text: str, signature: str) -> dict[str, Any]:
+    return {"type": "thinking", "thinking": text, "signature": signature}
+
+
+def _is_anthropics(tool_call_id: str | None) -> bool:
+    """Whether a call that the provider ran was run by Anthropic: its ids say so."""
+    return (tool_call_id or "").startswith(("srvtoolu_", "mcptoolu_"))
+
+
+def _is_shown(call: StreamEvent | ToolCallPart) -> bool:
+    return not call.server_executed or _is_anthropics(call.tool_call_id)
+
+
+def _tool_use_block(call: ToolCallPart) -> dict[str, Any]:
+    fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
+    if not call.server_executed:
+        return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
+    if (call.tool_call_id or "").startswith("mcptoolu_"):
+        server_name = _anthropics(call.provider_metadata).get("mcp_server_name") or ""
+        return {"type": "mcp_tool_use", **fields, "server_name": server_name}
+    return {"type": "server_tool_use", **fields, "caller": {"type": "direct"}}
+
+
+def _server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
+    try:
+        content = json.loads(output) if output else []
+    except ValueError:
+        content = output
+    return {"type": f"{name}_tool_result", "tool_use_id": tool_call_id, "content": content}
+
+
+def render_response(
+    request: hub.ChatRequest,
+    response: hub.ChatResponse,
+    id: str,
+    created: int,
+) -> dict[str, Any]:
+    """Render a whole answer as a message; the same content as its stream has.
+
+    Spec: https://docs.anthropic.com/en/api/messages
+    """
+    content = [block for part in response.parts if (block := _block(part)) is not None]
+    counts = _counts(response.finish.usage, _input_tokens_estimate(request))
+    return _message(request, id, content, _usage(counts), _stop(response.finish))

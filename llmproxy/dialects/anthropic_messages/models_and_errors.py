@@ -1,0 +1,145 @@
+"""What is answered beside messages: the count of tokens, models, errors; errors read too.
+
+An error's status and headers are left to who sends it, an error inside a stream to
+`stream`, which frames what is rendered here.
+
+Spec: https://docs.anthropic.com/en/api/errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from ... import hub
+from ...errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ProxyError,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    UpstreamError,
+    UpstreamTimeout,
+    class_of_status,
+)
+
+__all__ = [
+    "REQUEST_ID_HEADER",
+    "parse_error",
+    "render_count",
+    "render_error",
+    "render_model",
+    "render_models",
+]
+
+REQUEST_ID_HEADER = "request-id"
+
+
+def render_count(count: int) -> dict[str, Any]:
+    """Render the answer of count_tokens: input tokens, here an estimate.
+
+    Spec: https://docs.anthropic.com/en/api/messages-count-tokens
+    """
+    return {"input_tokens": count}
+
+
+def render_models(models: Iterable[hub.ModelEntry]) -> dict[str, Any]:
+    """Render the list of models, all on one page.
+
+    Spec: https://docs.anthropic.com/en/api/models-list
+    """
+    data = [render_model(model) for model in models]
+    return {
+        "data": data,
+        "has_more": False,
+        "first_id": data[0]["id"] if data else None,
+        "last_id": data[-1]["id"] if data else None,
+    }
+
+
+def render_model(model: hub.ModelEntry) -> dict[str, Any]:
+    """Render one model."""
+    created_at = datetime.fromtimestamp(model.created, UTC)
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": created_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "lifecycle": "active",
+    }
+
+
+ERROR_TYPES: Mapping[str, str] = {
+    "invalid_request": "invalid_request_error",
+    "authentication": "authentication_error",
+    "permission": "permission_error",
+    "not_found": "not_found_error",
+    "too_large": "request_too_large",
+    "rate_limit": "rate_limit_error",
+    "timeout": "timeout_error",
+    "unavailable": "overloaded_error",
+    "overloaded": "overloaded_error",
+}
+
+
+def render_error(error: ProxyError) -> dict[str, Any]:
+    """Render an error as Anthropic's object; its status and headers go beside it.
+
+    The field at fault begins the message, as Anthropic writes it: there is no other
+    place for it.
+
+    Spec: https://docs.anthropic.com/en/api/errors
+    """
+    shown: dict[str, Any] = {
+        "type": ERROR_TYPES.get(error.kind, "api_error"),
+        "message": f"{error.param}: {error.message}" if error.param else error.message,
+    }
+    if error.code is not None:
+        shown["details"] = {"error_code": error.code}
+    body: dict[str, Any] = {"type": "error", "error": shown}
+    if REQUEST_ID_HEADER in error.headers:
+        body["request_id"] = error.headers[REQUEST_ID_HEADER]
+    return body
+
+
+_BY_TYPE: Mapping[str, type[ProxyError]] = {
+    "invalid_request_error": InvalidRequest,
+    "authentication_error": Unauthorized,
+    "permission_error": Forbidden,
+    "not_found_error": NotFound,
+    "request_too_large": TooLarge,
+    "rate_limit_error": RateLimited,
+    "timeout_error": UpstreamTimeout,
+    "overloaded_error": Overloaded,
+}
+
+# Clients wait by these (B39).
+_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
+    """Read another server's error; `status` below 400 where it came inside a stream.
+
+    body: the JSON value, or the text of what was none. A status stays as it was; where
+    there is none it is told by the error's type.
+    """
+    match body:
+        case {"error": dict(error)} | dict(error):
+            message, type_, details = error.get("message"), error.get("type"), error.get("details")
+        case _:
+            message, type_, details = body, None, None
+    by_type = _BY_TYPE.get(type_, UpstreamError) if isinstance(type_, str) else UpstreamError
+    code = details.get("error_code") if isinstance(details, dict) else None
+    forwarded = {name.lower(): value for name, value in (headers or {}).items()}
+    return (class_of_status(status) if status >= 400 else by_type)(
+        message
+        if isinstance(message, str) and message
+        else "the upstream failed, without saying why",
+        code=code if isinstance(code, str) else None,
+        status=status if status >= 400 else None,
+        headers={name: forwarded[name] for name in _FORWARDED if name in forwarded},
+    )

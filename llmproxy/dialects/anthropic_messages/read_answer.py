@@ -1,0 +1,282 @@
+"""What another server of Anthropic's wire answers, whole or streamed, read as the hub's.
+
+A whole message is read as the stream that it would have been, so that the two agree. An
+error for an answer is left to `models_and_errors`, cutting bytes into frames to `framing`.
+
+Spec: https://docs.anthropic.com/en/api/messages-streaming
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from llm.parts import StreamEvent
+
+from ... import hub, payload
+from ...errors import InvalidRequest, UpstreamError
+from ...transport import framing
+from .answers import _mcp_server, _redacted, _server_output, _signed
+from .models_and_errors import parse_error
+
+__all__ = ["StreamParser", "parse_response"]
+
+
+def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatResponse:
+    """Read another server's message; the same as its stream, collected, reads.
+
+    Raises:
+        ProxyError: the error that the body is, or UpstreamError where it is no message.
+    """
+    match body:
+        case {"type": "error"}:
+            raise parse_error(200, body, headers)
+        case {"content": list(blocks), **fields}:
+            parser = StreamParser()
+            events = parser.feed_event({"type": "message_start", "message": fields})
+            for index, block in enumerate(blocks):
+                start = {"type": "content_block_start", "index": index, "content_block": block}
+                events += parser.feed_event(start)
+                events += parser.feed_event({"type": "content_block_stop", "index": index})
+            events += parser.feed_event({"type": "message_delta", "delta": fields})
+            return hub.collect(events + parser.end())
+    raise UpstreamError("the upstream's answer is no message")
+
+
+class StreamParser:
+    """Read another server's stream of events as hub events. Feed its frames in order.
+
+    Taken as they come in the field: pings, events and blocks of unknown kinds (listed in
+    the Finish's `ignored`), usage in both places (the later counts overwrite), input
+    both whole in a block's start and in deltas, deltas that do not fit their block.
+    Finish is given at message_stop, or at the stream's end where that is missing.
+    `model` is the answering model's name as soon as it was told.
+    """
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self._blocks: dict[Any, _Block] = {}  # by the wire's index
+        self._next_part = 0
+        self._usage: dict[str, Any] = {}
+        self._stop: dict[str, Any] | None = None
+        self._ignored: dict[str, None] = {}
+        self._is_finished = False
+
+    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]:
+        """Give the events of one frame.
+
+        Raises:
+            ProxyError: the error that the frame is; UpstreamError where it is no event.
+        """
+        if self._is_finished or frame.data.strip() in ("", "[DONE]"):
+            return []
+        try:
+            value = payload.parse(frame.data.encode())
+        except InvalidRequest as exc:
+            raise UpstreamError(f"an event of the upstream is no JSON: {exc.message}") from exc
+        return self.feed_event(value)
+
+    def feed_event(self, value: Any) -> list[hub.Event]:
+        """Give the hub events of one event's JSON value."""
+        match value:
+            case {"type": "error"}:
+                raise parse_error(0, value)
+            case {"type": "message_start", "message": dict(message)}:
+                if isinstance(message.get("model"), str):
+                    self.model = message["model"] or None
+                self._count(message.get("usage"))
+            case {"type": "content_block_start", "content_block": dict(block)}:
+                return self._begun(value.get("index"), block)
+            case {"type": "content_block_delta", "delta": dict(delta)}:
+                return self._grown(value.get("index"), delta)
+            case {"type": "content_block_stop"}:
+                return self._ended(value.get("index"))
+            case {"type": "message_delta", "delta": dict(delta)}:
+                self._stop = delta
+                self._count(value.get("usage"))
+            case {"type": "message_stop"}:
+                return self.end()
+            case {"type": "ping"}:
+                pass
+            case {"type": str(type_)}:
+                self._ignored[f"({type_[:40]})"] = None
+            case _:
+                raise UpstreamError("an event of the upstream has no type")
+        return []
+
+    def end(self) -> list[hub.Event]:
+        """Give the Finish, where no frame had it yet.
+
+        Raises:
+            UpstreamError: the stream was cut: there was no message_delta.
+        """
+        if self._is_finished:
+            return []
+        stop = self._stop
+        if stop is None:
+            raise UpstreamError("the upstream's stream ended before its answer did")
+        self._is_finished = True
+        events = [event for index in list(self._blocks) for event in self._ended(index)]
+        sequence = stop.get("stop_sequence")
+        finish = hub.Finish(
+            _REASONS.get(str(stop.get("stop_reason")), "stop"),
+            stop_sequence=sequence if isinstance(sequence, str) else None,
+            usage=_hub_usage(self._usage),
+            model=self.model,
+            ignored=tuple(self._ignored),
+        )
+        return [*events, finish]
+
+    def _count(self, usage: Any) -> None:
+        """Take counts: those of message_delta are cumulative, and what it omits stays."""
+        if isinstance(usage, dict):
+            self._usage |= {name: count for name, count in usage.items() if count is not None}
+
+    def _begun(self, index: Any, block: dict[str, Any]) -> list[hub.Event]:
+        match block:
+            case {"type": "text"}:
+                if block.get("citations"):
+                    self._ignored["content[*].citations"] = None
+                return self._said(index, "text", _str(block.get("text")))
+            case {"type": "thinking"}:
+                events = self._said(index, "reasoning", _str(block.get("thinking")))
+                return events + self._signature(index, block.get("signature"))
+            case {"type": "redacted_thinking", "data": str(data)}:
+                part = self._new(index, "reasoning").part
+                metadata = _redacted(data)
+                return [StreamEvent("reasoning", "", part, provider_metadata=metadata)]
+            case {
+                "type": "tool_use" | "server_tool_use" | "mcp_tool_use" as type_,
+                "id": str(id_),
+                "name": str(name),
+            }:
+                new = self._new(index, "call", id_, type_ != "tool_use", block.get("input"))
+                server = _mcp_server(_str(block.get("server_name")) or None)
+                return [new.event("tool_call_name", name, server)]
+            case {"type": str(type_), "tool_use_id": str(id_)} if type_.endswith("_tool_result"):
+                part = self._new(index, "result").part
+                result = StreamEvent(
+                    "tool_result",
+                    _server_output(block.get("content")),
+                    part,
+                    tool_call_id=id_,
+                    server_executed=True,
+                    tool_name=type_.removesuffix("_tool_result"),
+                )
+                return [result]
+        self._ignored[f"content[*] ({str(block.get('type'))[:40]})"] = None
+        self._new(index, "unknown")
+        return []
+
+    def _grown(self, index: Any, delta: dict[str, Any]) -> list[hub.Event]:
+        block = self._blocks.get(index)
+        if block is not None and block.kind == "unknown":
+            return []
+        match delta:
+            case {"type": "text_delta", "text": str(text)}:
+                return self._said(index, "text", text)
+            case {"type": "thinking_delta", "thinking": str(text)}:
+                return self._said(index, "reasoning", text)
+            case {"type": "signature_delta", "signature": signature}:
+                return self._signature(index, signature)
+            case {"type": "input_json_delta", "partial_json": str(text)}:
+                if block is None or block.kind != "call" or not text:
+                    return []
+                block.input = None  # the deltas say it again
+                return [block.event("tool_call_args", text)]
+        self._ignored[f"content[*] ({str(delta.get('type'))[:40]})"] = None
+        return []
+
+    def _ended(self, index: Any) -> list[hub.Event]:
+        block = self._blocks.pop(index, None)
+        if block is None or block.kind != "call" or not block.input:
+            return []
+        return [block.event("tool_call_args", payload.encode(block.input).decode())]
+
+    def _said(self, index: Any, family: Literal["text", "reasoning"], text: str) -> list[hub.Event]:
+        """Give text; a delta that is of another kind than its block begins a part (B19)."""
+        block = self._blocks.get(index)
+        if block is None or block.kind != family:
+            block = self._new(index, family)
+        return [StreamEvent(family, text, block.part)] if text else []
+
+    def _signature(self, index: Any, signature: Any) -> list[hub.Event]:
+        if not isinstance(signature, str) or not signature:
+            return []
+        block = self._blocks.get(index)
+        if block is None or block.kind != "reasoning":
+            block = self._new(index, "reasoning")
+        metadata = _signed(signature)
+        return [StreamEvent("reasoning", "", block.part, provider_metadata=metadata)]
+
+    def _new(
+        self,
+        index: Any,
+        kind: str,
+        id_: str | None = None,
+        server_executed: bool = False,
+        input_: Any = None,
+    ) -> _Block:
+        block = _Block(kind, self._next_part, id_, server_executed, input_)
+        self._next_part += 1
+        if not isinstance(index, dict | list):
+            self._blocks[index] = block
+        return block
+
+
+@dataclass
+class _Block:
+    """A block of the stream that is open, and the part of the answer that it is."""
+
+    kind: str
+    part: int
+    tool_call_id: str | None
+    server_executed: bool
+    input: Any  # what its start said of a call's arguments, unless deltas say it
+
+    def event(self, type_: str, chunk: str, metadata: dict[str, Any] | None = None) -> StreamEvent:
+        return StreamEvent(
+            type_,
+            chunk,
+            self.part,
+            self.tool_call_id,
+            self.server_executed,
+            provider_metadata=metadata,
+        )
+
+
+def _str(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+_REASONS: Mapping[str, hub.FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+def _hub_usage(usage: Mapping[str, Any]) -> hub.Usage:
+    """Count as the hub does: input with what was cached (B24)."""
+    counts = {name: count for name, count in usage.items() if type(count) is int}
+    read, written = (
+        counts.get("cache_read_input_tokens"),
+        counts.get("cache_creation_input_tokens"),
+    )
+    input_tokens = counts.get("input_tokens")
+    if input_tokens is not None:
+        input_tokens += (read or 0) + (written or 0)
+    details = usage.get("output_tokens_details")
+    thinking = details.get("thinking_tokens") if isinstance(details, dict) else None
+    return hub.Usage(
+        input_tokens=input_tokens,
+        output_tokens=counts.get("output_tokens"),
+        cached_tokens=read,
+        cache_write_tokens=written,
+        reasoning_tokens=thinking if type(thinking) is int else None,
+    )

@@ -1,0 +1,466 @@
+"""A request's body, read as the hub's: messages, tools, options, schema.
+
+The shapes that it is checked by are in `shapes`. What the model is able to take, and
+what another wire can carry, is left to the engine and to the other dialects.
+
+Spec: https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import llm
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from ... import hub, payload
+from ...errors import InvalidRequest, Unsupported
+from .answers import _mcp_server, _redacted, _server_output, _signed
+from .shapes import (
+    NOT_CARRIED,
+    TOOL_NOT_CARRIED,
+    Base64Source,
+    ContentBlockSource,
+    CreateMessageRequest,
+    DocumentBlock,
+    FileSource,
+    ImageBlock,
+    MessageParam,
+    OtherBlock,
+    PlainTextSource,
+    RedactedThinkingBlock,
+    SearchResultBlock,
+    ServerToolResultBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolChoice,
+    ToolChoiceTool,
+    ToolReferenceBlock,
+    ToolResultBlock,
+    ToolUseBlock,
+    URLSource,
+)
+
+__all__ = ["parse_request"]
+
+MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
+
+
+def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatRequest:
+    """Read the JSON value of a request's body as a hub.ChatRequest.
+
+    Kept: system text, inline system messages in their places, text, images and
+    documents as attachments (text documents and search results as text), thinking with
+    its signature, tool calls and results (those of a user's message come before the rest
+    of it), the provider's own tools and what they gave; options, schema. `cache_control`
+    marks and Claude Code's billing line are no part of a message (DESIGN 1). Blocks of
+    unknown kinds are left out and listed.
+
+    Raises:
+        InvalidRequest: a body that is no such request, `param` naming the field.
+        Unsupported: files by id, and conversations that the server is to remember (C5).
+
+    Spec: https://docs.anthropic.com/en/api/messages
+    """
+    _refuse_threads(body)
+    ignored: list[str] = []
+    request = payload.load(CreateMessageRequest, _with_others_wrapped(body), ignored)
+    ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, "auto")]
+    reader = _MessageReader(ignored)
+    if request.cache_control is not None:
+        reader.has_cache_marks = True
+    reader.read_system(request.system)
+    if not request.messages:
+        raise InvalidRequest("there is no message to answer", param="messages")
+    for i, message in enumerate(request.messages):
+        reader.read(message, f"messages[{i}]")
+    if not any(message.parts for message in reader.messages[reader.leading :]):
+        raise InvalidRequest("there is no message to answer", param="messages")
+    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    tools, server_tools = _tools(request, reader)
+    options = _options(request, ignored)
+    if reader.has_cache_marks:
+        options["cache"] = True
+    wanted = (request.output_config and request.output_config.format) or request.output_format
+    return hub.ChatRequest(
+        model=request.model or None,
+        messages=reader.messages,
+        tools=tools,
+        server_tools=server_tools,
+        tool_choice=_tool_choice(request, tools, ignored),
+        options=options,
+        schema=(wanted.schema or None) if wanted else None,
+        stream=bool(request.stream),
+        option_paths=OPTION_PATHS,
+        attachment_paths=tuple(reader.attachment_paths),
+        ignored=tuple(dict.fromkeys(ignored)),
+    )
+
+
+OPTION_PATHS: Mapping[str, str] = {
+    "cache": "cache_control",
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "reasoning_effort": "output_config.effort",
+    "schema": "output_config.format",
+    "thinking_budget": "thinking.budget_tokens",
+    "user": "metadata.user_id",
+}
+
+
+def _refuse_threads(body: Any) -> None:
+    """Say in the vendor's own words that the whole history is needed: its SDK then sends it."""
+    if not isinstance(body, dict):
+        return
+    for name in ("thread", "previous_message_id"):
+        if body.get(name) is not None:
+            raise Unsupported(
+                "no threads are kept here: send the whole conversation",
+                param=name,
+                code="thread_unsupported_request",
+            )
+
+
+_BLOCK_TYPES = frozenset(
+    "text image document search_result thinking redacted_thinking tool_use server_tool_use"
+    " mcp_tool_use tool_result web_search_tool_result web_fetch_tool_result"
+    " code_execution_tool_result bash_code_execution_tool_result"
+    " text_editor_code_execution_tool_result tool_search_tool_result mcp_tool_result".split()
+)
+_RESULT_TYPES = frozenset("text image document search_result tool_reference".split())
+
+
+def _with_others_wrapped(body: Any) -> Any:
+    """Put what is of a kind that no shape has into an OtherBlock, so that it can be listed.
+
+    Nothing of the body is edited; what is not of the expected form is left for the check.
+    """
+    if not isinstance(body, dict):
+        return body
+    wrapped = dict(body)
+    if isinstance(body.get("messages"), list):
+        wrapped["messages"] = [_message_wrapped(message) for message in body["messages"]]
+    if isinstance(body.get("tools"), list):
+        wrapped["tools"] = [_tool_wrapped(tool) for tool in body["tools"]]
+    return wrapped
+
+
+def _message_wrapped(message: Any) -> Any:
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
+        return message
+    return message | {"content": [_wrapped(b, _BLOCK_TYPES) for b in message["content"]]}
+
+
+def _wrapped(block: Any, known: frozenset[str]) -> Any:
+    match block:
+        case {"type": "tool_result", "content": list(content)} if "tool_result" in known:
+            return block | {"content": [_wrapped(b, _RESULT_TYPES) for b in content]}
+        case {"type": str(type_)} if type_ not in known:
+            return {"type": "other", "block": block}
+    return block
+
+
+def _tool_wrapped(tool: Any) -> Any:
+    match tool:
+        case {"type": str(type_)} if type_ != "custom":
+            return {"type": "other", "block": tool}
+        case {"type": None}:
+            return tool | {"type": "custom"}
+        case dict():
+            return {"type": "custom"} | tool
+    return tool
+
+
+def _options(request: CreateMessageRequest, ignored: list[str]) -> dict[str, Any]:
+    """Give the options by the hub's names."""
+    options: dict[str, Any] = {
+        name: getattr(request, name) for name in ("temperature", "top_p", "top_k")
+    }
+    if request.max_tokens is not None and request.max_tokens < 1:
+        ignored.append("max_tokens")
+    else:
+        options["max_tokens"] = request.max_tokens
+    entries = [entry for entry in request.stop_sequences or () if entry]
+    options["stop_sequences"] = [entry for entry in entries if entry.strip()] or None
+    if any(not entry.strip() for entry in entries):
+        ignored.append("stop_sequences")  # providers refuse white space alone (B30)
+    if request.thinking is not None:
+        options["thinking"] = request.thinking.type != "disabled"
+        options["thinking_budget"] = request.thinking.budget_tokens
+        if request.thinking.display is not None:
+            ignored.append("thinking.display")
+    if request.output_config is not None:
+        options["reasoning_effort"] = request.output_config.effort
+    user = request.metadata.user_id if request.metadata else None
+    if user is not None and len(user) > MAX_USER_ID_CHARS:
+        ignored.append("metadata.user_id")
+    else:
+        options["user"] = user or None
+    if request.tool_choice is not None and request.tool_choice.disable_parallel_tool_use:
+        options["parallel_tool_calls"] = False
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _tools(
+    request: CreateMessageRequest, reader: _MessageReader
+) -> tuple[tuple[llm.Tool, ...], tuple[hub.ServerTool, ...]]:
+    tools: list[llm.Tool] = []
+    server_tools: list[hub.ServerTool] = []
+    for i, tool in enumerate(request.tools or ()):
+        if isinstance(tool, OtherBlock):
+            server_tools.append(_server_tool(tool.block, f"tools[{i}]"))
+            reader.note_mark(tool.block.get("cache_control"))
+            continue
+        reader.ignored += [f"tools[*].{name}" for name in TOOL_NOT_CARRIED if getattr(tool, name)]
+        reader.note_mark(tool.cache_control)
+        schema = tool.input_schema or {"type": "object", "properties": {}}
+        tools.append(llm.Tool(tool.name, tool.description, schema))
+    return tuple(tools), tuple(server_tools)
+
+
+_DATE = re.compile(r"_\d{8}$")
+
+
+def _server_tool(tool: Mapping[str, Any], path: str) -> hub.ServerTool:
+    """Name it without the date of its version: the plugin chooses one that the model has."""
+    config = {
+        name: value
+        for name, value in tool.items()
+        if name not in ("type", "name", "cache_control") and value is not None
+    }
+    return hub.ServerTool(_DATE.sub("", tool["type"]), config, path)
+
+
+def _tool_choice(
+    request: CreateMessageRequest, tools: tuple[llm.Tool, ...], ignored: list[str]
+) -> hub.ToolChoice:
+    match request.tool_choice:
+        case ToolChoice(type="any"):
+            return "required"
+        case ToolChoice(type="none"):
+            return "none"
+        case ToolChoiceTool(name=name):
+            if name in {tool.name for tool in tools}:
+                return hub.NamedTool(name)
+            others = [t.block for t in request.tools or () if isinstance(t, OtherBlock)]
+            if name not in {other.get("name") for other in others}:
+                raise InvalidRequest(
+                    f"there is no tool {name!r} in this request", param="tool_choice.name"
+                )
+            ignored.append("tool_choice")  # no plugin forces the provider's own tools
+    return "auto"
+
+
+# A line of Claude Code's that is another one on each request: neither for models nor
+# for hashes (B32). The exchange keeps the request as it came.
+_BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
+
+
+class _MessageReader:
+    """Read messages in order, keeping the tool calls that still wait for their results."""
+
+    def __init__(self, ignored: list[str]) -> None:
+        self.messages: list[Message] = []
+        self.attachment_paths: list[str] = []
+        self.ignored = ignored
+        self.has_cache_marks = False
+        self.leading = 0  # messages that came of the request's `system`
+        self._waiting: dict[str, str] = {}  # tool_call_id → name
+
+    def note_mark(self, cache_control: Any) -> None:
+        self.has_cache_marks = self.has_cache_marks or cache_control is not None
+
+    def read_system(self, system: str | Iterable[TextBlock] | None) -> None:
+        parts = [
+            TextPart(text)
+            for part in self._parts(system or "", "system")
+            if isinstance(part, TextPart) and (text := _BILLING_LINE.sub("", part.text))
+        ]
+        if parts:
+            self.messages.append(Message("system", list[Part](parts)))
+            self.leading = 1
+
+    def read(self, message: MessageParam, path: str) -> None:
+        blocks = message.content
+        if not isinstance(blocks, str):
+            results = [b for b in blocks if isinstance(b, ToolResultBlock)]
+            if results and message.role != "user":
+                raise InvalidRequest("tool results stand in a user's message", param=path)
+            for i, block in enumerate(blocks):
+                if isinstance(block, ToolResultBlock):
+                    self._add_result(self._tool_result(block, f"{path}.content[{i}]"))
+        if message.role == "assistant":
+            self.check_all_answered(path)
+        parts = list(self._parts(blocks, f"{path}.content", message.role))
+        if not parts:
+            return  # nothing is said, or nothing but results (B28)
+        if message.role == "user":
+            self.check_all_answered(path)
+        self.messages.append(Message(message.role, parts))
+
+    def check_all_answered(self, path: str) -> None:
+        """Refuse a history that no provider would take, in words that say why (B27)."""
+        if self._waiting:
+            ids = ", ".join(self._waiting)
+            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
+
+    def _parts(
+        self, content: str | Iterable[Any], path: str, role: str = "system"
+    ) -> Iterator[Part]:
+        if isinstance(content, str):
+            if content:
+                yield TextPart(content)
+            return
+        for i, block in enumerate(content):
+            where = f"{path}[{i}]"
+            if not isinstance(block, OtherBlock):
+                self.note_mark(block.cache_control)
+            match block:
+                case ToolResultBlock():
+                    pass  # read before
+                case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock():
+                    if role == "system" and not isinstance(block, TextBlock):
+                        raise InvalidRequest("a system message has text alone", param=where)
+                    yield from self._shown(block, where)
+                case OtherBlock():
+                    self._ignore_kind(block, path)
+                case _ if role != "assistant":
+                    raise InvalidRequest(
+                        f"{block.type} stands in an assistant's message", param=where
+                    )
+                case _:
+                    yield from self._said(block, where)
+
+    def _ignore_kind(self, block: OtherBlock, path: str) -> None:
+        self.note_mark(block.block.get("cache_control"))
+        everywhere = re.sub(r"\[\d+\]", "[*]", path)
+        self.ignored.append(f"{everywhere}[*] ({block.block['type'][:40]})")
+
+    def _shown(self, block: Any, path: str) -> Iterator[Part]:
+        """Read what anyone may show: text, images, documents."""
+        match block:
+            case TextBlock(text=text):
+                if block.citations:
+                    self._ignore_field(path, "citations")
+                if text:
+                    yield TextPart(text)
+            case SearchResultBlock():
+                texts = [part.text for part in block.content]
+                lines = [line for line in (block.title, block.source) if line]
+                yield TextPart("\n\n".join(["\n".join(lines), *texts]).strip())
+                for part in block.content:
+                    self.note_mark(part.cache_control)
+            case DocumentBlock():
+                for name in ("title", "context"):
+                    if getattr(block, name):
+                        self._ignore_field(path, name)
+                if isinstance(block.citations, dict) and block.citations.get("enabled"):
+                    self._ignore_field(path, "citations")
+                yield from self._source(block.source, f"{path}.source", "application/pdf")
+            case ImageBlock():
+                yield from self._source(block.source, f"{path}.source", None)
+
+    def _ignore_field(self, path: str, name: str) -> None:
+        self.ignored.append(re.sub(r"\[\d+\]", "[*]", path) + f".{name}")
+
+    def _source(self, source: Any, path: str, media_type: str | None) -> Iterator[Part]:
+        match source:
+            case PlainTextSource(data=text):
+                if text:
+                    yield TextPart(text)
+            case ContentBlockSource(content=content):
+                yield from self._parts(content, f"{path}.content", "user")
+            case Base64Source(data=data):
+                path = f"{path}.data"
+                attachment = hub.attachment_from_base64(
+                    data, source.media_type or media_type, param=path
+                )
+                self.attachment_paths.append(path)
+                yield AttachmentPart(attachment)
+            case URLSource(url=url):
+                path = f"{path}.url"
+                attachment = hub.attachment_from_url(url, param=path)
+                if media_type and attachment.url and attachment.type == "image/*":
+                    attachment = hub.RemoteAttachment(type=media_type, url=attachment.url)
+                self.attachment_paths.append(path)
+                yield AttachmentPart(attachment)
+            case FileSource():
+                raise Unsupported(
+                    "files are taken as base64 data; no files are kept here",
+                    param=f"{path}.file_id",
+                )
+
+    def _said(self, block: Any, path: str) -> Iterator[Part]:
+        """Read what only an answer has. llm-anthropic's own forms, which it sends back so."""
+        match block:
+            case ThinkingBlock(thinking=text, signature=signature):
+                if text or signature:
+                    yield ReasoningPart(text, provider_metadata=_signed(signature))
+            case RedactedThinkingBlock(data=data):
+                yield ReasoningPart("", provider_metadata=_redacted(data))
+            case ToolUseBlock():
+                if isinstance(block.caller, dict) and block.caller.get("type") != "direct":
+                    self._ignore_field(path, "caller")
+                server_executed = block.type != "tool_use"
+                if not server_executed:
+                    self._waiting[block.id] = block.name
+                yield ToolCallPart(
+                    block.name,
+                    block.input or {},
+                    tool_call_id=block.id,
+                    server_executed=server_executed,
+                    provider_metadata=_mcp_server(block.server_name),
+                )
+            case ServerToolResultBlock():
+                yield ToolResultPart(
+                    name=block.type.removesuffix("_tool_result"),
+                    output=_server_output(block.content),
+                    tool_call_id=block.tool_use_id,
+                    server_executed=True,
+                    exception="error" if block.is_error else None,
+                )
+
+    def _tool_result(self, block: ToolResultBlock, path: str) -> ToolResultPart:
+        if block.tool_use_id not in self._waiting:
+            raise InvalidRequest(
+                f"no tool call {block.tool_use_id!r} waits for a result here",
+                param=f"{path}.tool_use_id",
+            )
+        self.note_mark(block.cache_control)
+        content: list[Part] = []
+        for i, item in enumerate([] if isinstance(block.content, str) else block.content or ()):
+            if isinstance(item, ToolReferenceBlock):
+                # With tool search the definition comes in the request's tools (C4).
+                content.append(TextPart(f"tool found: {item.tool_name}"))
+            elif isinstance(item, OtherBlock):
+                self._ignore_kind(item, f"{path}.content")
+            else:
+                self.note_mark(item.cache_control)
+                content += self._shown(item, f"{path}.content[{i}]")
+        texts = [part.text for part in content if isinstance(part, TextPart)]
+        return ToolResultPart(
+            name=self._waiting.pop(block.tool_use_id),
+            output=block.content if isinstance(block.content, str) else "\n".join(texts),
+            tool_call_id=block.tool_use_id,
+            exception="error" if block.is_error else None,
+            attachments=[
+                part.attachment
+                for part in content
+                if isinstance(part, AttachmentPart) and part.attachment is not None
+            ],
+        )
+
+    def _add_result(self, result: ToolResultPart) -> None:
+        if self.messages[-1].role == "tool":
+            self.messages[-1].parts.append(result)
+        else:
+            self.messages.append(Message("tool", [result]))

@@ -1,0 +1,288 @@
+"""The shapes of a request, with the names of Anthropic's SDK.
+
+What each field means to the hub is `read_request`'s to say; here stand what `payload`
+checks a body by, and which of its known fields are not carried and why.
+
+Spec: https://docs.anthropic.com/en/api/messages
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Base64Source:
+    type: Literal["base64"]
+    data: str
+    media_type: str | None = None
+
+
+@dataclass(frozen=True)
+class URLSource:
+    type: Literal["url"]
+    url: str
+
+
+@dataclass(frozen=True)
+class FileSource:
+    type: Literal["file"]
+    file_id: str
+
+
+@dataclass(frozen=True)
+class PlainTextSource:
+    type: Literal["text"]
+    data: str
+    media_type: str | None = None
+
+
+@dataclass(frozen=True)
+class TextBlock:
+    type: Literal["text"]
+    text: str
+    citations: Any = None
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ImageBlock:
+    type: Literal["image"]
+    source: Base64Source | URLSource | FileSource
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ContentBlockSource:
+    type: Literal["content"]
+    content: str | list[TextBlock | ImageBlock]
+
+
+@dataclass(frozen=True)
+class DocumentBlock:
+    type: Literal["document"]
+    source: Base64Source | URLSource | FileSource | PlainTextSource | ContentBlockSource
+    title: str | None = None
+    context: str | None = None
+    citations: Any = None
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class SearchResultBlock:
+    type: Literal["search_result"]
+    content: list[TextBlock]
+    source: str = ""
+    title: str = ""
+    citations: Any = None
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ToolReferenceBlock:
+    type: Literal["tool_reference"]
+    tool_name: str
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ThinkingBlock:
+    type: Literal["thinking"]
+    thinking: str = ""
+    signature: str | None = None
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class RedactedThinkingBlock:
+    type: Literal["redacted_thinking"]
+    data: str
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ToolUseBlock:
+    type: Literal["tool_use", "server_tool_use", "mcp_tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any] | None = None
+    caller: Any = None
+    server_name: str | None = None  # of mcp_tool_use
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class OtherBlock:
+    """A block of a kind that we do not know, as it came; ours, no client sends it."""
+
+    type: Literal["other"]
+    block: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolResultBlock:
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: (
+        str
+        | list[
+            TextBlock
+            | ImageBlock
+            | DocumentBlock
+            | SearchResultBlock
+            | ToolReferenceBlock
+            | OtherBlock
+        ]
+        | None
+    ) = None
+    is_error: bool | None = None
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ServerToolResultBlock:
+    """What a tool of the provider's own gave; its content is the provider's to read."""
+
+    type: Literal[
+        "web_search_tool_result",
+        "web_fetch_tool_result",
+        "code_execution_tool_result",
+        "bash_code_execution_tool_result",
+        "text_editor_code_execution_tool_result",
+        "tool_search_tool_result",
+        "mcp_tool_result",
+    ]
+    tool_use_id: str
+    content: Any = None
+    is_error: bool | None = None
+    caller: Any = None
+    cache_control: Any = None
+
+
+ContentBlock = (
+    TextBlock
+    | ImageBlock
+    | DocumentBlock
+    | SearchResultBlock
+    | ThinkingBlock
+    | RedactedThinkingBlock
+    | ToolUseBlock
+    | ToolResultBlock
+    | ServerToolResultBlock
+    | OtherBlock
+)
+
+
+@dataclass(frozen=True)
+class MessageParam:
+    """One turn; a system's is no head but an instruction in its place (C1, B31)."""
+
+    role: Literal["user", "assistant", "system"]
+    content: str | list[ContentBlock]
+
+
+@dataclass(frozen=True)
+class Tool:
+    type: Literal["custom"]
+    name: str
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    input_examples: Any = None
+    allowed_callers: Any = None
+    defer_loading: bool | None = None
+    eager_input_streaming: bool | None = None
+    cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    type: Literal["auto", "any", "none"]
+    disable_parallel_tool_use: bool | None = None
+
+
+@dataclass(frozen=True)
+class ToolChoiceTool:
+    type: Literal["tool"]
+    name: str
+    disable_parallel_tool_use: bool | None = None
+
+
+@dataclass(frozen=True)
+class ThinkingConfig:
+    type: str
+    budget_tokens: int | None = None
+    display: str | None = None
+
+
+@dataclass(frozen=True)
+class JSONOutputFormat:
+    schema: dict[str, Any]
+    type: Literal["json_schema"] = "json_schema"
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    effort: str | None = None
+    format: JSONOutputFormat | None = None
+
+
+@dataclass(frozen=True)
+class Metadata:
+    user_id: str | None = None
+
+
+@dataclass(frozen=True)
+class CreateMessageRequest:
+    """The body of a request. Null means absent throughout, as SDKs write it.
+
+    `max_tokens` may be absent, since count_tokens has the same body without it.
+    """
+
+    messages: list[MessageParam]
+    model: str | None = None
+    max_tokens: int | None = None
+    system: str | list[TextBlock] | None = None
+    tools: list[Tool | OtherBlock] | None = None
+    tool_choice: ToolChoice | ToolChoiceTool | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+    output_format: JSONOutputFormat | None = None  # its older name, under a beta
+    metadata: Metadata | None = None
+    cache_control: Any = None
+    # Gone from the newest SDK's signature, sent all the same (d3).
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    container: Any = None
+    context_management: Any = None
+    diagnostics: Any = None
+    inference_geo: Any = None
+    mcp_servers: Any = None
+    service_tier: str | None = None
+    speed: str | None = None
+    thread: Any = None
+    previous_message_id: Any = None
+
+
+NOT_CARRIED: Mapping[str, str] = {
+    "container": "a sandbox at Anthropic, which other models do not have",
+    "context_management": "what Anthropic clears of the history on its side; we are sent all of it",
+    "diagnostics": "about Anthropic's own prompt cache",
+    "inference_geo": "where Anthropic computes",
+    "mcp_servers": "llm's plugins are told of MCP servers by the user, not by a client",
+    "service_tier": "Anthropic's priorities, by other words than other providers'",
+    "speed": "llm has no option for it that is not one plugin's own",
+}
+
+TOOL_NOT_CARRIED: Mapping[str, str] = {
+    "strict": "llm has no word for it",
+    "input_examples": "llm's tools have a schema alone",
+    "allowed_callers": "who may call a tool at Anthropic besides the model",
+    "defer_loading": "all tools are shown to the model at once",
+    "eager_input_streaming": "arguments are streamed as they come",
+}
