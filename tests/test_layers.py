@@ -28,7 +28,46 @@ ROOMS: dict[str, set[str]] = {
     "transport.http11": {"errors", "limits"},
     "transport.framing": {"errors"},
     "transport.server": {"errors", "limits", "transport.http11"},
-    "dialects.openai_chat": {"errors", "payload", "hub", "transport.framing"},
+    "dialects.openai_chat.shapes": set(),
+    "dialects.openai_chat.models_and_errors": {"errors", "hub"},
+    "dialects.openai_chat.read_request": {
+        "errors",
+        "payload",
+        "hub",
+        "dialects.openai_chat.shapes",
+    },
+    "dialects.openai_chat.answers": {"payload", "hub"},
+    "dialects.openai_chat.stream": {
+        "errors",
+        "payload",
+        "hub",
+        "transport.framing",
+        "dialects.openai_chat.answers",
+        "dialects.openai_chat.models_and_errors",
+    },
+    "dialects.openai_chat.write_request": {
+        "hub",
+        "dialects.openai_chat.shapes",
+        "dialects.openai_chat.answers",
+    },
+    "dialects.openai_chat.read_answer": {
+        "errors",
+        "payload",
+        "hub",
+        "transport.framing",
+        "dialects.openai_chat.shapes",
+        "dialects.openai_chat.models_and_errors",
+    },
+    "dialects.openai_chat": {
+        "hub",
+        "dialects.openai_chat.shapes",
+        "dialects.openai_chat.models_and_errors",
+        "dialects.openai_chat.read_request",
+        "dialects.openai_chat.answers",
+        "dialects.openai_chat.stream",
+        "dialects.openai_chat.write_request",
+        "dialects.openai_chat.read_answer",
+    },
     "dialects.anthropic_messages.shapes": set(),
     "dialects.anthropic_messages.models_and_errors": {"errors", "hub"},
     "dialects.anthropic_messages.answers": {"hub", "tokens"},
@@ -179,7 +218,11 @@ ROOMS: dict[str, set[str]] = {
 # Ids, times and bytes come in as arguments, so that a test can say them.
 PURE = (
     "limits errors payload hub tags transport.http11 transport.framing"
-    " dialects dialects.openai_chat dialects.anthropic_messages"
+    " dialects dialects.openai_chat dialects.openai_chat.shapes"
+    " dialects.openai_chat.models_and_errors"
+    " dialects.openai_chat.read_request dialects.openai_chat.write_request"
+    " dialects.openai_chat.answers dialects.openai_chat.stream dialects.openai_chat.read_answer"
+    " dialects.anthropic_messages"
     " dialects.anthropic_messages.shapes dialects.anthropic_messages.models_and_errors"
     " dialects.anthropic_messages.answers dialects.anthropic_messages.read_request"
     " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"

@@ -1,0 +1,63 @@
+"""OpenAI's Chat Completions: the wire that most programs speak.
+
+Read beside the vendor's page: the request's shapes and how they become the hub's and
+are written from it, the stream of chunks and the whole completion, both ways, models,
+errors. What the vendor has and llm has not is listed (`NOT_CARRIED`) or refused,
+never dropped in silence.
+
+    shapes              the vendor's dataclasses; what of a request is carried
+    read_request        a request → hub.ChatRequest
+    write_request       hub.ChatRequest → a request, for another server
+    answers             hub.ChatResponse → the whole completion
+    stream              hub events → chunks
+    read_answer         another server's chunks or completion → hub events
+    models_and_errors   the list of models; errors, both ways
+
+Spec: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from ...hub import Route
+from .answers import render_response
+from .models_and_errors import parse_error, render_error, render_model, render_models
+from .read_answer import StreamParser, parse_response
+from .read_request import parse_request
+from .shapes import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
+from .stream import StreamRenderer
+from .write_request import render_request
+
+__all__ = [
+    "CUT_AFTER_ERROR",
+    "NAME",
+    "NOT_CARRIED",
+    "REQUEST_ID_HEADER",
+    "ROUTES",
+    "STREAM_TYPE",
+    "VERSION_HEADER",
+    "ChatCompletionChunk",
+    "CreateChatCompletionRequest",
+    "StreamParser",
+    "StreamRenderer",
+    "parse_error",
+    "parse_request",
+    "parse_response",
+    "render_error",
+    "render_model",
+    "render_models",
+    "render_request",
+    "render_response",
+]
+
+NAME = "openai_chat"
+
+ROUTES: tuple[Route, ...] = (
+    Route("POST", "/v1/chat/completions", "chat"),
+    Route("GET", "/v1/models", "models"),
+    Route("GET", "/v1/models/", "model"),
+)
+
+STREAM_TYPE = "text/event-stream; charset=utf-8"
+REQUEST_ID_HEADER = "x-request-id"
+VERSION_HEADER = ""  # its clients send none
+CUT_AFTER_ERROR = True  # an error frame is no end here: what ends well reads as success (B11)

@@ -1,0 +1,122 @@
+"""OpenAI's models and errors: what every route of this wire may answer beside a chat.
+
+Which models there are is left to the engine, and what an error is to the house's
+`errors`: here they only change their form, errors both ways.
+
+Spec: https://platform.openai.com/docs/guides/error-codes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ... import hub
+from ...errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ProxyError,
+    RateLimited,
+    Unauthorized,
+    UpstreamError,
+    UpstreamTimeout,
+    class_of_status,
+)
+
+__all__ = ["parse_error", "render_error", "render_model", "render_models"]
+
+
+def render_models(models: Iterable[hub.ModelEntry]) -> dict[str, Any]:
+    """Render the list of models.
+
+    Spec: https://platform.openai.com/docs/api-reference/models/list
+    """
+    return {"object": "list", "data": [render_model(model) for model in models]}
+
+
+def render_model(model: hub.ModelEntry) -> dict[str, Any]:
+    """Render one model."""
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": model.created,
+        "owned_by": model.owned_by,
+    }
+
+
+ERROR_TYPES: Mapping[str, str] = {
+    "invalid_request": "invalid_request_error",
+    "authentication": "authentication_error",
+    "permission": "permission_error",
+    "not_found": "invalid_request_error",
+    "too_large": "invalid_request_error",
+    "rate_limit": "rate_limit_error",
+    "timeout": "timeout_error",
+}
+
+
+def render_error(error: ProxyError) -> dict[str, Any]:
+    """Render an error as OpenAI's object; its status and headers go beside it.
+
+    Spec: https://platform.openai.com/docs/guides/error-codes
+    """
+    return {
+        "error": {
+            "message": error.message,
+            "type": ERROR_TYPES.get(error.kind, "server_error"),
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+_BY_WORD: Mapping[str, type[ProxyError]] = {
+    "invalid_request_error": InvalidRequest,
+    "invalid_api_key": Unauthorized,
+    "authentication_error": Unauthorized,
+    "permission_error": Forbidden,
+    "model_not_found": NotFound,
+    "not_found_error": NotFound,
+    "rate_limit_error": RateLimited,
+    "rate_limit_exceeded": RateLimited,
+    "insufficient_quota": RateLimited,
+    "timeout_error": UpstreamTimeout,
+    "overloaded_error": Overloaded,
+}
+
+# Clients wait by these (B39).
+_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
+
+
+def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
+    """Read another server's error; `status` below 400 where it came inside a stream.
+
+    body: the JSON value, or the text of what was none. A status stays as it was; where
+    there is none it is told by the error's code and type.
+    """
+    fields = body
+    if isinstance(fields, list) and fields:  # Gemini's
+        fields = fields[0]
+    if isinstance(fields, dict):
+        fields = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+    if not isinstance(fields, dict):
+        fields = {"message": fields}
+    words = [fields.get("code"), fields.get("type")]
+    if status < 400:
+        # OpenRouter and vLLM write the status as the code.
+        status = next((w for w in words if type(w) is int and 400 <= w < 600), 0)
+    by_word = next((_BY_WORD[w] for w in words if isinstance(w, str) and w in _BY_WORD), None)
+    kind = class_of_status(status) if status else by_word or UpstreamError
+    message, param, code = fields.get("message"), fields.get("param"), fields.get("code")
+    forwarded = {name.lower(): value for name, value in (headers or {}).items()}
+    return kind(
+        message
+        if isinstance(message, str) and message
+        else "the upstream failed, without saying why",
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,
+        status=status or None,
+        headers={name: forwarded[name] for name in _FORWARDED if name in forwarded},
+    )

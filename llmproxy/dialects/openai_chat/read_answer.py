@@ -1,0 +1,262 @@
+"""Another server's answer, read as the hub's: its stream of chunks, or the whole.
+
+Reads what the many servers of this wire send, not the vendor's page alone. Cutting
+bytes into frames is left to transport.framing, errors to `models_and_errors`.
+
+Spec: https://platform.openai.com/docs/api-reference/chat-streaming
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm.parts import StreamEvent
+
+from ... import hub, payload
+from ...errors import InvalidRequest, UpstreamError
+from ...transport import framing
+from .models_and_errors import parse_error
+from .shapes import (
+    ChatCompletionChunk,
+    Choice,
+    ChoiceDelta,
+    ChoiceDeltaToolCall,
+    ChoiceDeltaToolCallFunction,
+    CompletionTokensDetails,
+    CompletionUsage,
+    PromptTokensDetails,
+)
+
+__all__ = ["StreamParser", "parse_response"]
+
+
+def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatResponse:
+    """Read another server's chat.completion; the same as its stream, collected, reads.
+
+    Raises:
+        ProxyError: the error that the body is, or UpstreamError where it is no answer.
+    """
+    parser = StreamParser()
+    events = parser.feed_chunk(body)
+    if not parser.has_choice:
+        raise UpstreamError("the upstream's answer has no choices")
+    return hub.collect(events + parser.finish(default="stop"))
+
+
+class StreamParser:
+    """Read another server's stream of chunks as hub events. Feed its frames in order.
+
+    Taken as they come in the field: chunks without choices or delta, usage on any
+    chunk (the last counts), content on the finish chunk, calls without ids or
+    indexes (B8, B9). Finish is given at `[DONE]`, or at the end of the stream where
+    that is missing. `model` is the answering model's name as soon as it was told.
+    """
+
+    def __init__(self) -> None:
+        self.model: str | None = None
+        self.has_choice = False
+        self._next_index = 0
+        self._prose: tuple[str, int] | None = None  # family and part_index of the open part
+        self._calls: list[_Call] = []
+        self._reason: str | None = None
+        self._usage: CompletionUsage | None = None
+        self._made_up_id = "call"
+        self._ignored: dict[str, None] = {}
+        self._is_finished = False
+
+    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]:
+        """Give the events of one frame.
+
+        Raises:
+            ProxyError: the error that the frame is; UpstreamError where it is no chunk,
+                or where `[DONE]` comes before any finish_reason.
+        """
+        if self._is_finished or not frame.data:
+            return []
+        if frame.data == "[DONE]":
+            return self.end()
+        try:
+            value = payload.parse(frame.data.encode())
+        except InvalidRequest as exc:
+            raise UpstreamError(f"a chunk of the upstream is no JSON: {exc.message}") from exc
+        return self.feed_chunk(value)
+
+    def feed_chunk(self, value: Any) -> list[hub.Event]:
+        """Give the events of one chunk's JSON value, or of a whole chat.completion's."""
+        if isinstance(value, dict) and value.get("error"):
+            raise parse_error(200, value)
+        unknown: list[str] = []
+        try:
+            chunk = payload.load(ChatCompletionChunk, value, unknown)
+        except InvalidRequest as exc:
+            where = f" at {exc.param}" if exc.param else ""
+            raise UpstreamError(f"the upstream's answer{where}: {exc.message}") from exc
+        self._ignored |= dict.fromkeys(unknown)
+        self.model = self.model or chunk.model or None
+        if isinstance(chunk.id, str):
+            # Unique in the conversation, and in the letters that every wire takes.
+            self._made_up_id = "call_" + re.sub(r"[^a-zA-Z0-9_-]", "", chunk.id)[-32:]
+        self._usage = chunk.usage or self._usage
+        events: list[hub.Event] = []
+        for choice in chunk.choices or ():
+            if choice.index:
+                self._ignored["choices[1]"] = None  # n above 1
+                continue
+            self.has_choice = True
+            self._note(choice)
+            for delta in (choice.delta, choice.message):
+                if delta is not None:
+                    events += self._events(delta)
+            self._reason = choice.finish_reason or self._reason
+        return events
+
+    def end(self) -> list[hub.Event]:
+        """Give the Finish, where no frame had it yet.
+
+        Raises:
+            UpstreamError: the stream was cut: it never gave a finish_reason (B10).
+        """
+        return [] if self._is_finished else self.finish()
+
+    def finish(self, default: str | None = None) -> list[hub.Event]:
+        """Give the last events; `default` is the reason where none was given."""
+        reason = self._reason or default
+        if reason is None:
+            raise UpstreamError("the upstream's stream ended before its answer did")
+        self._is_finished = True
+        events: list[hub.Event] = [event for call in self._calls for event in call.named("")]
+        word = _REASONS.get(reason, "stop")
+        if word in ("stop", "tool_calls"):
+            word = "tool_calls" if self._calls else "stop"
+        finish = hub.Finish(
+            word,
+            usage=_counts(self._usage or CompletionUsage()),
+            model=self.model,
+            ignored=tuple(self._ignored),
+        )
+        return [*events, finish]
+
+    def _note(self, choice: Choice) -> None:
+        if choice.logprobs is not None:
+            self._ignored["choices[*].logprobs"] = None
+        for kind in ("delta", "message"):
+            for name in ("annotations", "audio"):
+                if getattr(getattr(choice, kind), name, None):
+                    self._ignored[f"choices[*].{kind}.{name}"] = None
+
+    def _events(self, delta: ChoiceDelta) -> Iterator[hub.Event]:
+        said = (delta.reasoning_content, delta.reasoning, delta.thinking)
+        reasoning = next((text for text in said if isinstance(text, str) and text), "")
+        yield from self._said("reasoning", reasoning)
+        if isinstance(delta.content, str):
+            yield from self._said("text", delta.content)
+        else:
+            for item in delta.content or ():
+                match item:
+                    case {"type": "text", "text": str(text)}:
+                        yield from self._said("text", text)
+                    case _:
+                        self._ignored[f"choices[*] (content of type {item.get('type')})"] = None
+        yield from self._said("text", delta.refusal or "")
+        for call in delta.tool_calls or ():
+            if call.type == "custom":  # the hub's tools are functions; `custom` is listed
+                continue
+            yield from self._called(call, call.function or ChoiceDeltaToolCallFunction())
+        if delta.function_call is not None:
+            yield from self._called(ChoiceDeltaToolCall(index=0), delta.function_call)
+
+    def _said(self, family: str, text: str) -> Iterator[hub.Event]:
+        if not text:
+            return
+        if self._prose is None or self._prose[0] != family:
+            self._prose = family, self._new_index()
+        yield StreamEvent(family, text, part_index=self._prose[1])
+
+    def _new_index(self) -> int:
+        self._next_index += 1
+        return self._next_index - 1
+
+    def _called(
+        self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
+    ) -> Iterator[hub.Event]:
+        call = self._call_of(delta, function)
+        if call is None:
+            self._prose = None
+            id_ = delta.id or f"{self._made_up_id}_{len(self._calls)}"
+            call = _Call(self._new_index(), id_, delta.index, delta.id or None)
+            self._calls.append(call)
+        # Some repeat id and name on each delta (B3); a name in pieces has no id beside it.
+        if function.name and not (delta.id and call.name == function.name):
+            yield from call.named(function.name)
+        arguments = function.arguments
+        if isinstance(arguments, dict):
+            arguments = payload.encode(arguments).decode()
+        if arguments:
+            yield from call.given(arguments)
+
+    def _call_of(
+        self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
+    ) -> _Call | None:
+        """Find the call that a delta goes on with: by index, else by id, else the last one."""
+        if delta.index is not None:
+            same = [call for call in self._calls if call.index == delta.index]
+            # Two calls under one index, as Gemini's and older servers send them (B1).
+            is_other = same and delta.id and function.name and delta.id != same[-1].sent_id
+            return None if is_other or not same else same[-1]
+        if delta.id:
+            return next((call for call in self._calls if call.sent_id == delta.id), None)
+        return None if function.name or not self._calls else self._calls[-1]
+
+
+@dataclass
+class _Call:
+    """A tool call in the making. Its name comes first in the hub: arguments wait for it."""
+
+    part_index: int
+    id: str
+    index: int | None
+    sent_id: str | None
+    name: str | None = None
+    held: list[str] = field(default_factory=list)
+
+    def named(self, name: str) -> Iterator[StreamEvent]:
+        """Give a piece of the name; `""` once at the end, for a call that never had one."""
+        if name or self.name is None:
+            self.name = (self.name or "") + name
+            yield StreamEvent("tool_call_name", name, self.part_index, self.id)
+            held, self.held = self.held, []
+            for chunk in held:
+                yield from self.given(chunk)
+
+    def given(self, chunk: str) -> Iterator[StreamEvent]:
+        """Give a piece of the arguments."""
+        if self.name is None:
+            self.held.append(chunk)
+        else:
+            yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)
+
+
+# Servers of this wire pass on what their models' own runtimes say.
+_REASONS: Mapping[str, hub.FinishReason] = {
+    "length": "length",
+    "max_tokens": "length",
+    "model_length": "length",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "SAFETY": "content_filter",
+}
+
+
+def _counts(usage: CompletionUsage) -> hub.Usage:
+    prompt = usage.prompt_tokens_details or PromptTokensDetails()
+    completion = usage.completion_tokens_details or CompletionTokensDetails()
+    return hub.Usage(
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens,
+        cached_tokens=prompt.cached_tokens,
+        cache_write_tokens=prompt.cache_write_tokens,
+        reasoning_tokens=completion.reasoning_tokens,
+    )

@@ -1,0 +1,321 @@
+"""OpenAI's request, read as the hub's: what the proxy does with each chat it is asked for.
+
+Messages in their order with the tool calls that wait for results, tools, options and
+schema. Whether a body has the request's shape is left to payload, by the dataclasses
+of `shapes`; which model answers, to the engine.
+
+Spec: https://platform.openai.com/docs/api-reference/chat/create
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import llm
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from ... import hub, payload
+from ...errors import InvalidRequest, Unsupported
+from .shapes import (
+    NOT_CARRIED,
+    OPTIONS,
+    ChatCompletionAllowedToolChoice,
+    ChatCompletionAssistantMessage,
+    ChatCompletionContentPartImage,
+    ChatCompletionContentPartInputAudio,
+    ChatCompletionContentPartRefusal,
+    ChatCompletionContentPartText,
+    ChatCompletionFunctionMessage,
+    ChatCompletionFunctionTool,
+    ChatCompletionNamedToolChoice,
+    ChatCompletionStreamOptions,
+    ChatCompletionToolMessage,
+    CreateChatCompletionRequest,
+    File,
+    FileFile,
+    ImageURL,
+    ResponseFormatJSONObject,
+    ResponseFormatJSONSchema,
+    ToolName,
+)
+
+__all__ = ["parse_request"]
+
+
+def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatRequest:
+    """Read the JSON value of a request's body as a hub.ChatRequest.
+
+    Kept: messages of every role in their places, with text, images, audio and files
+    as attachments, reasoning, tool calls and results (tool messages that follow one
+    another become one, as llm holds them); tools, options, schema. A tool call or
+    result without an id is given one by its place. Empty assistant messages are
+    dropped. What is not carried stands in `ignored`.
+
+    Raises:
+        InvalidRequest: a body that is no such request, `param` naming the field.
+        Unsupported: what would silently change the answer: `n` above 1, audio output,
+            files by id.
+
+    Spec: https://platform.openai.com/docs/api-reference/chat/create
+    """
+    ignored: list[str] = []
+    request = payload.load(CreateChatCompletionRequest, body, ignored)
+    if request.n is not None and request.n != 1:
+        raise Unsupported("only n: 1 is answered", param="n")
+    if request.audio is not None or "audio" in (request.modalities or ()):
+        raise Unsupported("only text is answered, not audio", param="modalities")
+    ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
+    reader = _MessageReader(ignored)
+    for i, message in enumerate(request.messages):
+        reader.read(message, f"messages[{i}]")
+    if not any(message.parts for message in reader.messages):
+        raise InvalidRequest("there is no message to answer", param="messages")
+    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    tools, tool_choice = _tools(request, ignored)
+    options, paths = _options(request, ignored)
+    stream_options = request.stream_options or ChatCompletionStreamOptions()
+    return hub.ChatRequest(
+        model=request.model or None,
+        messages=reader.messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        options=options,
+        schema=_schema(request, ignored),
+        stream=bool(request.stream),
+        wire={"include_usage": bool(stream_options.include_usage)},
+        option_paths=paths,
+        attachment_paths=tuple(reader.attachment_paths),
+        ignored=tuple(dict.fromkeys(ignored)),
+    )
+
+
+def _options(
+    request: CreateChatCompletionRequest, ignored: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Give the options by the hub's names, and where the body has those of another name."""
+    options = {name: getattr(request, name) for name in OPTIONS}
+    options["stop_sequences"] = _stop_sequences(request.stop, ignored)
+    paths = {
+        "stop_sequences": "stop",
+        "json_object": "response_format",
+        "schema": "response_format",
+    }
+    if request.functions:
+        paths |= {"tools": "functions", "tool_choice": "function_call"}
+    for name in ("max_completion_tokens", "max_tokens"):
+        limit = getattr(request, name)
+        if limit is not None and limit < 1:
+            ignored.append(name)  # -1 means "no limit" to local servers
+        elif limit is not None and options.setdefault("max_tokens", limit) == limit:
+            paths.setdefault("max_tokens", name)
+        elif limit is not None:
+            ignored.append(name)  # both were sent; the newer name counts
+    if isinstance(request.response_format, ResponseFormatJSONObject) or _asks_for_any_json(request):
+        options["json_object"] = True
+    return {name: value for name, value in options.items() if value is not None}, paths
+
+
+def _asks_for_any_json(request: CreateChatCompletionRequest) -> bool:
+    """Whether the schema is {}: llm takes that for no schema at all."""
+    wanted = request.response_format
+    return isinstance(wanted, ResponseFormatJSONSchema) and not wanted.json_schema.schema
+
+
+def _schema(request: CreateChatCompletionRequest, ignored: list[str]) -> dict[str, Any] | None:
+    if not isinstance(request.response_format, ResponseFormatJSONSchema):
+        return None
+    asked = request.response_format.json_schema
+    ignored += [
+        f"response_format.json_schema.{name}"
+        for name in ("name", "description", "strict")
+        if getattr(asked, name)
+    ]
+    return asked.schema or None
+
+
+def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[str] | None:
+    """Drop entries of white space alone: providers refuse them (B30)."""
+    entries = [entry for entry in ([stop] if isinstance(stop, str) else stop or ()) if entry]
+    carried = [entry for entry in entries if entry.strip()]
+    if carried != entries:
+        ignored.append("stop")
+    return carried or None
+
+
+def _tools(
+    request: CreateChatCompletionRequest, ignored: list[str]
+) -> tuple[tuple[llm.Tool, ...], hub.ToolChoice]:
+    definitions = list(request.functions or [])
+    for tool in request.tools or []:
+        if isinstance(tool, ChatCompletionFunctionTool):
+            definitions.append(tool.function)
+        else:
+            ignored.append("tools[*].custom")
+    if any(definition.strict for definition in definitions):
+        ignored.append("tools[*].function.strict")
+    tools = tuple(
+        llm.Tool(d.name, d.description, d.parameters or {"type": "object", "properties": {}})
+        for d in definitions
+    )
+    match request.tool_choice if request.tool_choice is not None else request.function_call:
+        case None:
+            return tools, "auto"
+        case "none" | "auto" | "required" as word:
+            return tools, word
+        case ChatCompletionNamedToolChoice(function=chosen):
+            return tools, _named(chosen, tools, "tool_choice.function.name")
+        case ToolName() as chosen:
+            return tools, _named(chosen, tools, "function_call.name")
+        case ChatCompletionAllowedToolChoice(allowed_tools=allowed):
+            names = {tool.function.name for tool in allowed.tools if tool.function}
+            return tuple(tool for tool in tools if tool.name in names), allowed.mode
+    raise AssertionError("payload checks the tool choice")
+
+
+def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> hub.NamedTool:
+    if chosen.name not in {tool.name for tool in tools}:
+        raise InvalidRequest(f"there is no tool {chosen.name!r} in this request", param=param)
+    return hub.NamedTool(chosen.name)
+
+
+class _MessageReader:
+    """Read messages in order, keeping the tool calls that still wait for their results."""
+
+    def __init__(self, ignored: list[str]) -> None:
+        self.messages: list[Message] = []
+        self.attachment_paths: list[str] = []
+        self._ignored = ignored
+        self._waiting: dict[str, str] = {}  # tool_call_id → name
+
+    def read(self, message: Any, path: str) -> None:
+        match message:
+            case ChatCompletionToolMessage():
+                self._add_result(self._tool_result(message, path))
+                return
+            case ChatCompletionFunctionMessage():
+                self._add_result(self._function_result(message, path))
+                return
+        self.check_all_answered(path)
+        if message.name:
+            self._ignored.append("messages[*].name")
+        if isinstance(message, ChatCompletionAssistantMessage):
+            parts = list(self._assistant_parts(message, path))
+            if not parts:
+                return
+            role = "assistant"
+        else:
+            parts = list(self._parts(message.content, f"{path}.content"))
+            role = "user" if message.role == "user" else "system"
+        self.messages.append(Message(role, parts))
+
+    def check_all_answered(self, path: str) -> None:
+        """Refuse a history that no provider would take, in words that say why (B27)."""
+        if self._waiting:
+            ids = ", ".join(self._waiting)
+            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
+
+    def _parts(self, content: str | Iterable[Any] | None, path: str) -> Iterator[Part]:
+        if content is None or content == "":
+            return
+        if isinstance(content, str):
+            yield TextPart(content)
+            return
+        for i, part in enumerate(content):
+            match part:
+                case (
+                    ChatCompletionContentPartText(text=text)
+                    | ChatCompletionContentPartRefusal(refusal=text)
+                ):
+                    if text:
+                        yield TextPart(text)
+                case _:
+                    attachment, field = self._attachment(part, f"{path}[{i}]")
+                    self.attachment_paths.append(field)
+                    yield AttachmentPart(attachment)
+
+    def _attachment(self, part: Any, path: str) -> tuple[llm.Attachment, str]:
+        match part:
+            case ChatCompletionContentPartImage(image_url=ImageURL(url=url, detail=detail)):
+                if detail not in (None, "auto"):
+                    self._ignored.append("messages[*].content[*].image_url.detail")
+                path = f"{path}.image_url.url"
+                return hub.attachment_from_url(url, param=path), path
+            case ChatCompletionContentPartImage(image_url=str(url)):
+                path = f"{path}.image_url"
+                return hub.attachment_from_url(url, param=path), path
+            case ChatCompletionContentPartInputAudio(input_audio=audio):
+                media_type = {"wav": "audio/wav", "mp3": "audio/mpeg"}[audio.format]
+                path = f"{path}.input_audio.data"
+                return hub.attachment_from_base64(audio.data, media_type, param=path), path
+            case File(file=FileFile(file_data=str(data), filename=filename)):
+                if filename:
+                    self._ignored.append("messages[*].content[*].file.filename")
+                path = f"{path}.file.file_data"
+                if data.startswith("data:"):
+                    return hub.attachment_from_url(data, param=path), path
+                return hub.attachment_from_base64(data, "application/pdf", param=path), path
+        raise Unsupported(
+            "files are taken as file_data; no files are kept here", param=f"{path}.file"
+        )
+
+    def _assistant_parts(
+        self, message: ChatCompletionAssistantMessage, path: str
+    ) -> Iterator[Part]:
+        said = [message.reasoning_content, message.reasoning, message.thinking]
+        reasoning = next((text for text in said if isinstance(text, str) and text), None)
+        if reasoning is not None:
+            yield ReasoningPart(reasoning)
+        elif any(said):
+            self._ignored.append("messages[*].reasoning")
+        if message.audio is not None:
+            raise Unsupported("no audio is kept here", param=f"{path}.audio")
+        yield from self._parts(message.content, f"{path}.content")
+        if message.refusal:
+            yield TextPart(message.refusal)
+        calls = [(call.id, call.function) for call in message.tool_calls or ()]
+        if message.function_call is not None:
+            calls.append((None, message.function_call))
+        for i, (id_, function) in enumerate(calls):
+            id_ = id_ or f"call_{len(self.messages)}_{i}"
+            self._waiting[id_] = function.name
+            arguments = hub.parse_arguments(function.arguments or "")
+            yield ToolCallPart(function.name, arguments, tool_call_id=id_)
+
+    def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:
+        id_ = message.tool_call_id or next(iter(self._waiting), "")
+        if id_ not in self._waiting:
+            raise InvalidRequest(
+                f"no tool call {id_!r} waits for a result here", param=f"{path}.tool_call_id"
+            )
+        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+
+    def _function_result(self, message: ChatCompletionFunctionMessage, path: str) -> ToolResultPart:
+        id_ = next((id_ for id_, name in self._waiting.items() if name == message.name), None)
+        if id_ is None:
+            raise InvalidRequest(
+                f"no call of {message.name!r} waits for a result here", param=f"{path}.name"
+            )
+        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+
+    def _result(self, id_: str, content: list[Part]) -> ToolResultPart:
+        return ToolResultPart(
+            name=self._waiting.pop(id_),
+            output="".join(part.text for part in content if isinstance(part, TextPart)),
+            tool_call_id=id_,
+            attachments=[part.attachment for part in content if isinstance(part, AttachmentPart)],
+        )
+
+    def _add_result(self, result: ToolResultPart) -> None:
+        if self.messages[-1].role == "tool":
+            self.messages[-1].parts.append(result)
+        else:
+            self.messages.append(Message("tool", [result]))

@@ -1,0 +1,414 @@
+"""OpenAI's shapes: what a chat's request and its answer are made of, as data.
+
+Dataclasses with the names of OpenAI's SDK, for payload to check by their annotations;
+which fields become options, and which are not carried. What they mean in the hub is
+left to the rooms which read and write them.
+
+Spec: https://platform.openai.com/docs/api-reference/chat
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+__all__ = [
+    "NOT_CARRIED",
+    "OPTIONS",
+    "ChatCompletionAllowedToolChoice",
+    "ChatCompletionAssistantMessage",
+    "ChatCompletionChunk",
+    "ChatCompletionContentPartImage",
+    "ChatCompletionContentPartInputAudio",
+    "ChatCompletionContentPartRefusal",
+    "ChatCompletionContentPartText",
+    "ChatCompletionFunctionMessage",
+    "ChatCompletionFunctionTool",
+    "ChatCompletionNamedToolChoice",
+    "ChatCompletionStreamOptions",
+    "ChatCompletionToolMessage",
+    "Choice",
+    "ChoiceDelta",
+    "ChoiceDeltaToolCall",
+    "ChoiceDeltaToolCallFunction",
+    "CompletionTokensDetails",
+    "CompletionUsage",
+    "CreateChatCompletionRequest",
+    "File",
+    "FileFile",
+    "ImageURL",
+    "PromptTokensDetails",
+    "ResponseFormatJSONObject",
+    "ResponseFormatJSONSchema",
+    "ToolName",
+]
+
+# ---- the request
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartText:
+    text: str
+    type: Literal["text"] = "text"
+
+
+@dataclass(frozen=True)
+class ImageURL:
+    url: str
+    detail: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartImage:
+    type: Literal["image_url"]
+    image_url: ImageURL | str
+
+
+@dataclass(frozen=True)
+class InputAudio:
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartInputAudio:
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+@dataclass(frozen=True)
+class FileFile:
+    file_data: str | None = None
+    filename: str | None = None
+    file_id: str | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    type: Literal["file"]
+    file: FileFile
+
+
+@dataclass(frozen=True)
+class ChatCompletionContentPartRefusal:
+    type: Literal["refusal"]
+    refusal: str
+
+
+ContentPart = (
+    ChatCompletionContentPartText
+    | ChatCompletionContentPartImage
+    | ChatCompletionContentPartInputAudio
+    | File
+    | ChatCompletionContentPartRefusal
+)
+
+
+@dataclass(frozen=True)
+class ChatCompletionSystemMessage:
+    role: Literal["system", "developer"]
+    content: str | list[ChatCompletionContentPartText]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionUserMessage:
+    role: Literal["user"]
+    content: str | list[ContentPart]
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Function:
+    name: str
+    arguments: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionMessageToolCall:
+    function: Function
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None  # sent back by clients that keep the stream's deltas
+
+
+@dataclass(frozen=True)
+class ChatCompletionAssistantMessage:
+    """An answer, often our own coming back: what only answers have is taken and dropped."""
+
+    role: Literal["assistant"]
+    content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartRefusal] | None = (
+        None
+    )
+    tool_calls: list[ChatCompletionMessageToolCall] | None = None
+    function_call: Function | None = None
+    refusal: str | None = None
+    name: str | None = None
+    # Three names are in use for the same thing (B12).
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    thinking: Any = None
+    annotations: Any = None
+    audio: Any = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionToolMessage:
+    role: Literal["tool"]
+    content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartImage] | None = (
+        None
+    )
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionFunctionMessage:
+    role: Literal["function"]
+    name: str
+    content: str | None = None
+
+
+ChatCompletionMessage = (
+    ChatCompletionSystemMessage
+    | ChatCompletionUserMessage
+    | ChatCompletionAssistantMessage
+    | ChatCompletionToolMessage
+    | ChatCompletionFunctionMessage
+)
+
+
+@dataclass(frozen=True)
+class FunctionDefinition:
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionFunctionTool:
+    function: FunctionDefinition
+    type: Literal["function"] = "function"
+
+
+@dataclass(frozen=True)
+class ChatCompletionCustomTool:
+    type: Literal["custom"]
+    custom: Any = None
+
+
+@dataclass(frozen=True)
+class ToolName:
+    name: str
+
+
+@dataclass(frozen=True)
+class ChatCompletionNamedToolChoice:
+    type: Literal["function"]
+    function: ToolName
+
+
+@dataclass(frozen=True)
+class AllowedTool:
+    function: ToolName | None = None
+    type: str = "function"
+
+
+@dataclass(frozen=True)
+class AllowedTools:
+    mode: Literal["auto", "required"]
+    tools: list[AllowedTool]
+
+
+@dataclass(frozen=True)
+class ChatCompletionAllowedToolChoice:
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+@dataclass(frozen=True)
+class ResponseFormatText:
+    type: Literal["text"]
+
+
+@dataclass(frozen=True)
+class ResponseFormatJSONObject:
+    type: Literal["json_object"]
+
+
+@dataclass(frozen=True)
+class JSONSchema:
+    schema: dict[str, Any]
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class ResponseFormatJSONSchema:
+    type: Literal["json_schema"]
+    json_schema: JSONSchema
+
+
+@dataclass(frozen=True)
+class ChatCompletionStreamOptions:
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+@dataclass(frozen=True)
+class CreateChatCompletionRequest:
+    """The body of a request. Null means absent throughout, as SDKs write it (d2)."""
+
+    messages: list[ChatCompletionMessage]
+    model: str | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
+    tool_choice: (
+        Literal["none", "auto", "required"]
+        | ChatCompletionNamedToolChoice
+        | ChatCompletionAllowedToolChoice
+        | None
+    ) = None
+    functions: list[FunctionDefinition] | None = None
+    function_call: Literal["none", "auto"] | ToolName | None = None
+    response_format: (
+        ResponseFormatText | ResponseFormatJSONObject | ResponseFormatJSONSchema | None
+    ) = None
+    stream: bool | None = None
+    stream_options: ChatCompletionStreamOptions | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None  # not OpenAI's, but sent to every local server
+    seed: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    verbosity: str | None = None
+    service_tier: str | None = None
+    user: str | None = None
+    modalities: list[str] | None = None
+    audio: dict[str, Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    prediction: Any = None
+    web_search_options: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    metadata: Any = None
+    store: bool | None = None
+
+
+# Options go to the engine under the hub's names, which are mostly the vendor's own.
+OPTIONS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "parallel_tool_calls",
+    "reasoning_effort",
+    "verbosity",
+    "service_tier",
+    "user",
+)
+
+NOT_CARRIED: Mapping[str, str] = {
+    "logprobs": "llm has no word for the probabilities of tokens",
+    "top_logprobs": "llm has no word for the probabilities of tokens",
+    "prediction": "a hint for speed that no llm plugin passes on",
+    "web_search_options": "llm offers server tools by the plugin's own classes",
+    "prompt_cache_key": "plugins choose their own cache keys",
+    "prompt_cache_retention": "plugins choose their own cache keys",
+    "safety_identifier": "names the client's user to OpenAI, not to the model",
+    "metadata": "kept by OpenAI's own log; ours has the request as it came",
+    "store": "kept by OpenAI's own log; ours has the request as it came",
+}
+
+# ---- the answer, as another server sends it
+
+
+@dataclass(frozen=True)
+class ChoiceDeltaToolCallFunction:
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None  # an object, from servers that parse it
+
+
+@dataclass(frozen=True)
+class ChoiceDeltaToolCall:
+    index: int | None = None
+    id: str | None = None
+    type: str | None = None
+    function: ChoiceDeltaToolCallFunction | None = None
+
+
+@dataclass(frozen=True)
+class ChoiceDelta:
+    """A piece of the message, or in a whole answer all of it."""
+
+    role: Any = None
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: Any = None
+    thinking: Any = None
+    tool_calls: list[ChoiceDeltaToolCall] | None = None
+    function_call: ChoiceDeltaToolCallFunction | None = None
+    annotations: Any = None
+    audio: Any = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    index: int | None = None
+    delta: ChoiceDelta | None = None
+    message: ChoiceDelta | None = None
+    finish_reason: str | None = None
+    logprobs: Any = None
+
+
+@dataclass(frozen=True)
+class PromptTokensDetails:
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class CompletionTokensDetails:
+    reasoning_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class CompletionUsage:
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: PromptTokensDetails | None = None
+    completion_tokens_details: CompletionTokensDetails | None = None
+    total_tokens: Any = None
+
+
+@dataclass(frozen=True)
+class ChatCompletionChunk:
+    """A chunk, or a whole chat.completion, which differs only in its choices' `message`."""
+
+    choices: list[Choice] | None = None
+    model: str | None = None
+    usage: CompletionUsage | None = None
+    # The envelope: of the transport, not of the answer.
+    id: Any = None
+    object: Any = None
+    created: Any = None
+    service_tier: Any = None
+    system_fingerprint: Any = None
+    obfuscation: Any = None
+    error: Any = None
