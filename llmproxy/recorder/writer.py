@@ -73,6 +73,7 @@ class Writer:
         self._store: Store | None = None
         self._has_inherited = False
         self._unflushed = False
+        self._tried_at_the_end = False
         self._one_by_one = 0  # so many of the next, after their group has failed
         self._pause_s = FIRST_PAUSE_S
         self._failing_since: float | None = None
@@ -171,7 +172,14 @@ class Writer:
     def _is_over(self) -> bool:
         if not self._closing.is_set():
             return False
-        return not self._jobs or time.monotonic() > self._deadline
+        if self._jobs and time.monotonic() <= self._deadline:
+            return False
+        if self._spool is None or self._spool.is_empty() or self._tried_at_the_end:
+            return True
+        # What is in the spool is safe, and taken in at the next start; what kept it out
+        # may be over by now, so one more try is due.
+        self._tried_at_the_end = True
+        return False
 
     def _ready_store(self) -> Store:
         """Open the database where it is not, and first of all take in what was spooled.

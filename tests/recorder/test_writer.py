@@ -294,6 +294,22 @@ def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, m
     assert spooled(spool) == ["left"]
 
 
+def test_what_was_spooled_comes_home_at_the_close_where_it_can(
+    spooling, path, spool, warnings, make_exchange, monkeypatch
+):
+    """However long the pause that the writer was in: a lock is often over by then."""
+    monkeypatch.setattr("llmproxy.recorder.writer.MAX_LOCKED_PAUSE_S", 3600)
+    assert spooling.write(make_exchange()).result(10) is None
+    with lock(path):
+        written = spooling.write(make_exchange("spooled"))
+        assert written.result(10) is None
+        assert spooled(spool) == ["spooled"]
+    spooling.close(10)
+    assert spool.is_empty()
+    assert texts(path)[-1] == "spooled"
+    assert warnings == []
+
+
 def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun, make_exchange):
     gone = Spool(Owner(path, "gone"))
     begun, ended = make_begun("was running"), make_exchange("had ended")
