@@ -1284,3 +1284,25 @@ def test_any_answer_is_read_or_refused(value):
 def test_an_error_for_an_answer_is_raised():
     with pytest.raises(RateLimited, match="^slow$"):
         anthropic_messages.parse_response(anthropic_messages.render_error(RateLimited("slow")))
+
+
+def test_text_between_the_pieces_of_arguments_waits_until_they_are_whole():
+    """B20: blocks are strictly sequential, and nothing of either is lost."""
+    events = [
+        StreamEvent("tool_call_name", "f", part_index=0, tool_call_id="toolu_1"),
+        StreamEvent("tool_call_args", '{"a": ', part_index=0, tool_call_id="toolu_1"),
+        StreamEvent("text", "mean", part_index=1),
+        StreamEvent("text", "while", part_index=1),
+        StreamEvent("tool_call_args", "1}", part_index=0, tool_call_id="toolu_1"),
+        StreamEvent("text", "!", part_index=1),
+        hub.Finish("tool_calls"),
+    ]
+    renderer = anthropic_messages.StreamRenderer(hub.ChatRequest("m", []), "id", 0)
+    data = b"".join(frame for event in events for frame in renderer.feed(event))
+    deltas = [
+        json.loads(line.removeprefix(b"data: "))["delta"]
+        for line in data.split(b"\n")
+        if line.startswith(b"data: ") and b"content_block_delta" in line
+    ]
+    assert "".join(d["partial_json"] for d in deltas if "partial_json" in d) == '{"a": 1}'
+    assert "".join(d["text"] for d in deltas if "text" in d) == "meanwhile!"

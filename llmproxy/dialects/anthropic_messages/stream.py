@@ -61,6 +61,7 @@ class StreamRenderer:
         self._blank: dict[int | None, str] = {}  # part_index → white space that may begin a text
         self._calls: dict[int | None, _Call] = {}  # those not ended; the first is the open one
         self._ended_calls: set[int | None] = set()
+        self._held: list[StreamEvent] = []  # came while a call's arguments were under way
 
     def start(self) -> list[bytes]:
         """Give message_start, whose usage is an estimate until the end corrects it (B23)."""
@@ -69,10 +70,40 @@ class StreamRenderer:
         return [_event("message_start", {"message": message})]
 
     def feed(self, event: hub.Event) -> list[bytes]:
-        """Give the frames of one event: none for what waits, or what this wire does not show."""
+        """Give the frames of one event: none for what waits, or what this wire does not show.
+
+        Blocks come one after the other here (B20), so what comes between the pieces of a
+        call's arguments waits until they are whole.
+        """
+        if isinstance(event, hub.Finish):
+            return [*self._release_all(), *self._end(event)]
+        goes_on = event.part_index in self._calls
+        begins_beside = event.type == "tool_call_name" and not self._held
+        if (self._held or self._is_within_arguments) and not (goes_on or begins_beside):
+            self._held.append(event)
+            return []
+        frames = self._show(event)
+        return frames if self._is_within_arguments else [*frames, *self._release()]
+
+    @property
+    def _is_within_arguments(self) -> bool:
+        return any(call.has_arguments and not call.is_whole for call in self._calls.values())
+
+    def _release(self) -> list[bytes]:
+        if not self._held:
+            return []
+        held, self._held = self._held, []
+        return [frame for event in held for frame in self.feed(event)]
+
+    def _release_all(self) -> list[bytes]:
+        """Give what waits for arguments that never became whole."""
+        frames: list[bytes] = []
+        while self._held:
+            frames += [*self._close(), *self._release()]
+        return frames
+
+    def _show(self, event: StreamEvent) -> list[bytes]:
         match event:
-            case hub.Finish():
-                return self._end(event)
             case StreamEvent(type="text", chunk=text):
                 if self._part == event.part_index and self._kind == "text":
                     return [self._delta(text)] if text else []
