@@ -43,6 +43,8 @@ __all__ = [
     "UpstreamError",
     "UpstreamTimeout",
     "class_of_status",
+    "class_of_type",
+    "forwarded",
 ]
 
 
@@ -205,3 +207,41 @@ _BY_STATUS: Mapping[int, type[ProxyError]] = {
 def class_of_status(status: int) -> type[ProxyError]:
     """Give the class of an answer's status; what has none of its own is UpstreamError."""
     return _BY_STATUS.get(status, UpstreamError)
+
+
+# Anthropic's words, which other servers use too, and OpenAI's own for the limit.
+_BY_TYPE: Mapping[str, type[ProxyError]] = {
+    "invalid_request_error": InvalidRequest,
+    "authentication_error": Unauthorized,
+    "permission_error": Forbidden,
+    "not_found_error": NotFound,
+    "request_too_large": TooLarge,
+    "rate_limit_error": RateLimited,
+    "rate_limit_exceeded": RateLimited,
+    "timeout_error": UpstreamTimeout,
+    "overloaded_error": Overloaded,
+}
+
+
+def class_of_type(word: str) -> type[ProxyError]:
+    """Give the class of an error that only its `type` tells: inside a stream, under status 200.
+
+    A word that we do not know is UpstreamError.
+
+    Spec: https://docs.anthropic.com/en/api/errors
+    """
+    return _BY_TYPE.get(word, UpstreamError)
+
+
+# Clients wait by these; the SDKs read both spellings (B39).
+_FORWARDED = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+
+
+def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
+    """Choose of an upstream's headers those that our answer repeats, in lower case.
+
+    All others are about the upstream's connection or account.
+    """
+    return {
+        lower: value for name, value in headers.items() if (lower := name.lower()) in _FORWARDED
+    }

@@ -58,3 +58,14 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
     assert rendered["param"] == "messages[0]"
     assert rendered["code"] == cls.code
     assert rendered["type"].endswith("_error")
+
+
+def test_an_error_is_told_by_its_type_where_no_status_tells_it():
+    assert errors.class_of_type("overloaded_error") is errors.Overloaded
+    assert errors.class_of_type("rate_limit_exceeded") is RateLimited
+    assert errors.class_of_type("api_error") is UpstreamError
+
+
+def test_only_what_clients_wait_by_is_repeated_of_an_upstreams_headers():
+    headers = {"Retry-After": "3", "x-should-retry": "true", "set-cookie": "a=b", "date": "now"}
+    assert errors.forwarded(headers) == {"retry-after": "3", "x-should-retry": "true"}

@@ -135,22 +135,6 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
 
 # ---- exceptions
 
-# Anthropic sends errors inside a stream under status 200, named in the body.
-_BY_TYPE: Mapping[str, type[ProxyError]] = {
-    "invalid_request_error": errors.InvalidRequest,
-    "authentication_error": errors.Unauthorized,
-    "permission_error": errors.Forbidden,
-    "not_found_error": errors.NotFound,
-    "request_too_large": errors.TooLarge,
-    "rate_limit_error": errors.RateLimited,
-    "rate_limit_exceeded": errors.RateLimited,
-    "overloaded_error": errors.Overloaded,
-    "timeout_error": errors.UpstreamTimeout,
-}
-
-# Clients wait by these; the SDKs read both spellings (B39).
-_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
-
 
 def translate(exc: BaseException) -> ProxyError:
     """Say what an exception out of a model means to the client.
@@ -169,7 +153,7 @@ def translate(exc: BaseException) -> ProxyError:
     if status is not None:
         kind = errors.class_of_status(status)
         if kind is UpstreamError:
-            kind = _BY_TYPE.get(_error_type(exc), kind)
+            kind = errors.class_of_type(_error_type(exc))
         own = status if 400 <= status < 500 else kind.status
         code, param = _code_and_param(exc)
         return kind(message, code=code, param=param, status=own, headers=headers)
@@ -214,10 +198,10 @@ def _status_and_headers(exc: BaseException) -> tuple[int | None, dict[str, str]]
     """Find the upstream's status: plugins often raise their own error from the SDK's."""
     for cause in (exc, exc.__cause__):
         response = getattr(cause, "response", None)
-        headers = getattr(response, "headers", None) or {}
+        headers: Any = getattr(response, "headers", None)
         for status in _statuses(cause, response):
             if isinstance(status, int) and 200 <= status < 600:
-                return status, {name: headers[name] for name in _FORWARDED if name in headers}
+                return status, errors.forwarded(headers) if hasattr(headers, "items") else {}
     return None, {}
 
 

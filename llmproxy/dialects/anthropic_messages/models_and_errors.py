@@ -13,19 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ... import hub
-from ...errors import (
-    Forbidden,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    ProxyError,
-    RateLimited,
-    TooLarge,
-    Unauthorized,
-    UpstreamError,
-    UpstreamTimeout,
-    class_of_status,
-)
+from ...errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
 
 __all__ = [
     "REQUEST_ID_HEADER",
@@ -106,21 +94,6 @@ def render_error(error: ProxyError) -> dict[str, Any]:
     return body
 
 
-_BY_TYPE: Mapping[str, type[ProxyError]] = {
-    "invalid_request_error": InvalidRequest,
-    "authentication_error": Unauthorized,
-    "permission_error": Forbidden,
-    "not_found_error": NotFound,
-    "request_too_large": TooLarge,
-    "rate_limit_error": RateLimited,
-    "timeout_error": UpstreamTimeout,
-    "overloaded_error": Overloaded,
-}
-
-# Clients wait by these (B39).
-_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
-
-
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
     """Read another server's error; `status` below 400 where it came inside a stream.
 
@@ -132,14 +105,13 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
             message, type_, details = error.get("message"), error.get("type"), error.get("details")
         case _:
             message, type_, details = body, None, None
-    by_type = _BY_TYPE.get(type_, UpstreamError) if isinstance(type_, str) else UpstreamError
+    by_type = class_of_type(type_) if isinstance(type_, str) else UpstreamError
     code = details.get("error_code") if isinstance(details, dict) else None
-    forwarded = {name.lower(): value for name, value in (headers or {}).items()}
     return (class_of_status(status) if status >= 400 else by_type)(
         message
         if isinstance(message, str) and message
         else "the upstream failed, without saying why",
         code=code if isinstance(code, str) else None,
         status=status if status >= 400 else None,
-        headers={name: forwarded[name] for name in _FORWARDED if name in forwarded},
+        headers=forwarded(headers or {}),
     )

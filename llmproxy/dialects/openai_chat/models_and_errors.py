@@ -13,16 +13,14 @@ from typing import Any
 
 from ... import hub
 from ...errors import (
-    Forbidden,
-    InvalidRequest,
     NotFound,
-    Overloaded,
     ProxyError,
     RateLimited,
     Unauthorized,
     UpstreamError,
-    UpstreamTimeout,
     class_of_status,
+    class_of_type,
+    forwarded,
 )
 
 __all__ = ["parse_error", "render_error", "render_model", "render_models"]
@@ -72,22 +70,12 @@ def render_error(error: ProxyError) -> dict[str, Any]:
     }
 
 
-_BY_WORD: Mapping[str, type[ProxyError]] = {
-    "invalid_request_error": InvalidRequest,
+# OpenAI's codes, which say more than its types.
+_BY_CODE: Mapping[str, type[ProxyError]] = {
     "invalid_api_key": Unauthorized,
-    "authentication_error": Unauthorized,
-    "permission_error": Forbidden,
     "model_not_found": NotFound,
-    "not_found_error": NotFound,
-    "rate_limit_error": RateLimited,
-    "rate_limit_exceeded": RateLimited,
     "insufficient_quota": RateLimited,
-    "timeout_error": UpstreamTimeout,
-    "overloaded_error": Overloaded,
 }
-
-# Clients wait by these (B39).
-_FORWARDED = ("retry-after", "retry-after-ms", "x-should-retry")
 
 
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
@@ -107,10 +95,10 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
     if status < 400:
         # OpenRouter and vLLM write the status as the code.
         status = next((w for w in words if type(w) is int and 400 <= w < 600), 0)
-    by_word = next((_BY_WORD[w] for w in words if isinstance(w, str) and w in _BY_WORD), None)
-    kind = class_of_status(status) if status else by_word or UpstreamError
+    kinds = [_BY_CODE.get(w) or class_of_type(w) for w in words if isinstance(w, str)]
+    by_word = next((kind for kind in kinds if kind is not UpstreamError), UpstreamError)
+    kind = class_of_status(status) if status else by_word
     message, param, code = fields.get("message"), fields.get("param"), fields.get("code")
-    forwarded = {name.lower(): value for name, value in (headers or {}).items()}
     return kind(
         message
         if isinstance(message, str) and message
@@ -118,5 +106,5 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
         param=param if isinstance(param, str) else None,
         code=code if isinstance(code, str) else None,
         status=status or None,
-        headers={name: forwarded[name] for name in _FORWARDED if name in forwarded},
+        headers=forwarded(headers or {}),
     )
