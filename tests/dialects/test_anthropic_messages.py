@@ -80,19 +80,19 @@ def tool_result(id_: str, content: Any = "x", **fields: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": id_, "content": content, **fields}
 
 
-def asked(request: hub.ChatRequest | None = None) -> hub.ChatRequest:
+def asked(model: str | None = "m") -> hub.ChatRequest:
     """The request of an answer; the estimate that the stream begins with is 7."""
-    return replace(request or hub.ChatRequest("m", []), wire={"input_tokens_estimate": 7})
+    return hub.ChatRequest(model, [Message("user", [TextPart("three tokens")])])
 
 
-def stream_of(events: list[hub.Event], request: hub.ChatRequest | None = None) -> bytes:
-    renderer = anthropic_messages.StreamRenderer(asked(request), ANSWER_ID, ANSWER_CREATED)
+def stream_of(events: list[hub.Event], model: str | None = "m") -> bytes:
+    renderer = anthropic_messages.StreamRenderer(asked(model), ANSWER_ID, ANSWER_CREATED)
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
-def whole_of(events: list[hub.Event], request: hub.ChatRequest | None = None) -> dict[str, Any]:
+def whole_of(events: list[hub.Event], model: str | None = "m") -> dict[str, Any]:
     response = hub.collect(events)
-    return anthropic_messages.render_response(asked(request), response, ANSWER_ID, ANSWER_CREATED)
+    return anthropic_messages.render_response(asked(model), response, ANSWER_ID, ANSWER_CREATED)
 
 
 def frames_of(stream: bytes) -> list[dict[str, Any]]:
@@ -173,9 +173,9 @@ def test_request_capture_reads(case):
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
 def test_answer_capture_renders_whole_and_streamed(case):
-    request = anthropic_messages.parse_request(case.request)
-    assert whole_of(case.events, request) == case.response
-    assert stream_of(case.events, request) == case.stream
+    model = anthropic_messages.parse_request(case.request).model
+    assert whole_of(case.events, model) == case.response
+    assert stream_of(case.events, model) == case.stream
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))

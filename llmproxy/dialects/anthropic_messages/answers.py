@@ -63,8 +63,7 @@ def _stop(finish: hub.Finish) -> dict[str, str | None]:
 
 
 def _input_tokens_estimate(request: hub.ChatRequest) -> int:
-    known = request.wire.get("input_tokens_estimate")
-    return known if isinstance(known, int) else max(1, tokens.estimate(request))
+    return max(1, tokens.estimate(request))  # none would be a mistake to clients (B23)
 
 
 def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
