@@ -24,10 +24,30 @@ from llm.parts import (
 
 from ... import hub, tokens
 
-__all__ = ["render_response"]
+__all__ = [
+    "anthropics",
+    "estimate_input_tokens",
+    "is_anthropics",
+    "is_redacted",
+    "is_shown",
+    "mcp_server",
+    "redacted",
+    "redacted_block",
+    "render_block",
+    "render_counts",
+    "render_message",
+    "render_response",
+    "render_stop",
+    "render_usage",
+    "server_output",
+    "server_result_block",
+    "signed",
+    "thinking_block",
+    "tool_use_block",
+]
 
 
-def _message(
+def render_message(
     request: hub.ChatRequest,
     id_: str,
     content: list[dict[str, Any]],
@@ -56,17 +76,17 @@ STOP_REASONS: Mapping[hub.FinishReason, str] = {
 }
 
 
-def _stop(finish: hub.Finish) -> dict[str, str | None]:
+def render_stop(finish: hub.Finish) -> dict[str, str | None]:
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
-def _input_tokens_estimate(request: hub.ChatRequest) -> int:
+def estimate_input_tokens(request: hub.ChatRequest) -> int:
     return max(1, tokens.estimate(request))  # none would be a mistake to clients (B23)
 
 
-def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
+def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     """The usage of a message: what is counted, and the keys that schema checkers ask for (C6)."""
     return {
         "cache_creation": None,
@@ -78,7 +98,7 @@ def _usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _counts(usage: hub.Usage, input_tokens_estimate: int) -> dict[str, Any]:
+def render_counts(usage: hub.Usage, input_tokens_estimate: int) -> dict[str, Any]:
     """Anthropic counts cached input apart (B24). Unknown counts are left out.
 
     Save the two that the wire's types require: the estimate, and 0.
@@ -103,78 +123,78 @@ def _counts(usage: hub.Usage, input_tokens_estimate: int) -> dict[str, Any]:
 # ---- blocks of an answer
 
 
-def _block(part: Part) -> dict[str, Any] | None:
+def render_block(part: Part) -> dict[str, Any] | None:
     """Render a part of an answer; None for what this wire does not show."""
     match part:
         case TextPart(text=text) if text and not text.isspace():
             return {"type": "text", "text": text, "citations": []}
         case ReasoningPart(text=text):
-            metadata = _anthropics(part.provider_metadata)
-            if _is_redacted(metadata):
-                return _redacted_block(metadata)
+            metadata = anthropics(part.provider_metadata)
+            if is_redacted(metadata):
+                return redacted_block(metadata)
             signature = metadata.get("signature") or ""
-            return _thinking_block(text, str(signature)) if text or signature else None
-        case ToolCallPart() if _is_shown(part):
-            return _tool_use_block(part)
-        case ToolResultPart() if _is_anthropics(part.tool_call_id):
-            return _server_result_block(part.name, part.tool_call_id, part.output)
+            return thinking_block(text, str(signature)) if text or signature else None
+        case ToolCallPart() if is_shown(part):
+            return tool_use_block(part)
+        case ToolResultPart() if is_anthropics(part.tool_call_id):
+            return server_result_block(part.name, part.tool_call_id, part.output)
     return None
 
 
-def _signed(signature: str | None) -> dict[str, Any] | None:
+def signed(signature: str | None) -> dict[str, Any] | None:
     return {"anthropic": {"signature": signature}} if signature else None
 
 
-def _redacted(data: str) -> dict[str, Any]:
+def redacted(data: str) -> dict[str, Any]:
     return {"anthropic": {"type": "redacted_thinking", "data": data}}
 
 
-def _mcp_server(name: str | None) -> dict[str, Any] | None:
+def mcp_server(name: str | None) -> dict[str, Any] | None:
     return {"anthropic": {"mcp_server_name": name}} if name else None
 
 
-def _server_output(content: Any) -> str:
+def server_output(content: Any) -> str:
     """Write a result of the provider's tool as llm-anthropic does: JSON, nothing as ""."""
     return "" if content in (None, [], "") else json.dumps(content)
 
 
-def _anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
     metadata = (provider_metadata or {}).get("anthropic")
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _is_redacted(metadata: Mapping[str, Any]) -> bool:
+def is_redacted(metadata: Mapping[str, Any]) -> bool:
     return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
 
 
-def _redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "redacted_thinking", "data": metadata["data"]}
 
 
-def _thinking_block(text: str, signature: str) -> dict[str, Any]:
+def thinking_block(text: str, signature: str) -> dict[str, Any]:
     return {"type": "thinking", "thinking": text, "signature": signature}
 
 
-def _is_anthropics(tool_call_id: str | None) -> bool:
+def is_anthropics(tool_call_id: str | None) -> bool:
     """Whether a call that the provider ran was run by Anthropic: its ids say so."""
     return (tool_call_id or "").startswith(("srvtoolu_", "mcptoolu_"))
 
 
-def _is_shown(call: StreamEvent | ToolCallPart) -> bool:
-    return not call.server_executed or _is_anthropics(call.tool_call_id)
+def is_shown(call: StreamEvent | ToolCallPart) -> bool:
+    return not call.server_executed or is_anthropics(call.tool_call_id)
 
 
-def _tool_use_block(call: ToolCallPart) -> dict[str, Any]:
+def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
     fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
     if not call.server_executed:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
     if (call.tool_call_id or "").startswith("mcptoolu_"):
-        server_name = _anthropics(call.provider_metadata).get("mcp_server_name") or ""
+        server_name = anthropics(call.provider_metadata).get("mcp_server_name") or ""
         return {"type": "mcp_tool_use", **fields, "server_name": server_name}
     return {"type": "server_tool_use", **fields, "caller": {"type": "direct"}}
 
 
-def _server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
+def server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
     try:
         content = json.loads(output) if output else []
     except ValueError:
@@ -192,6 +212,6 @@ def render_response(
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
-    content = [block for part in response.parts if (block := _block(part)) is not None]
-    counts = _counts(response.finish.usage, _input_tokens_estimate(request))
-    return _message(request, id, content, _usage(counts), _stop(response.finish))
+    content = [block for part in response.parts if (block := render_block(part)) is not None]
+    counts = render_counts(response.finish.usage, estimate_input_tokens(request))
+    return render_message(request, id, content, render_usage(counts), render_stop(response.finish))

@@ -17,7 +17,7 @@ from llm.parts import StreamEvent
 from ... import hub, payload
 from ...errors import InvalidRequest, UpstreamError
 from ...transport import framing
-from .answers import _mcp_server, _redacted, _server_output, _signed
+from .answers import mcp_server, redacted, server_output, signed
 from .models_and_errors import parse_error
 
 __all__ = ["StreamParser", "parse_response"]
@@ -144,7 +144,7 @@ class StreamParser:
                 return events + self._signature(index, block.get("signature"))
             case {"type": "redacted_thinking", "data": str(data)}:
                 part = self._new(index, "reasoning").part
-                metadata = _redacted(data)
+                metadata = redacted(data)
                 return [StreamEvent("reasoning", "", part, provider_metadata=metadata)]
             case {
                 "type": "tool_use" | "server_tool_use" | "mcp_tool_use" as type_,
@@ -152,13 +152,13 @@ class StreamParser:
                 "name": str(name),
             }:
                 new = self._new(index, "call", id_, type_ != "tool_use", block.get("input"))
-                server = _mcp_server(_str(block.get("server_name")) or None)
+                server = mcp_server(_str(block.get("server_name")) or None)
                 return [new.event("tool_call_name", name, server)]
             case {"type": str(type_), "tool_use_id": str(id_)} if type_.endswith("_tool_result"):
                 part = self._new(index, "result").part
                 result = StreamEvent(
                     "tool_result",
-                    _server_output(block.get("content")),
+                    server_output(block.get("content")),
                     part,
                     tool_call_id=id_,
                     server_executed=True,
@@ -207,7 +207,7 @@ class StreamParser:
         block = self._blocks.get(index)
         if block is None or block.kind != "reasoning":
             block = self._new(index, "reasoning")
-        metadata = _signed(signature)
+        metadata = signed(signature)
         return [StreamEvent("reasoning", "", block.part, provider_metadata=metadata)]
 
     def _new(

@@ -25,7 +25,7 @@ from llm.parts import (
 
 from ... import hub, payload
 from ...errors import InvalidRequest, Unsupported
-from .answers import _mcp_server, _redacted, _server_output, _signed
+from .answers import mcp_server, redacted, server_output, signed
 from .shapes import (
     NOT_CARRIED,
     TOOL_NOT_CARRIED,
@@ -404,9 +404,9 @@ class _MessageReader:
         match block:
             case ThinkingBlock(thinking=text, signature=signature):
                 if text or signature:
-                    yield ReasoningPart(text, provider_metadata=_signed(signature))
+                    yield ReasoningPart(text, provider_metadata=signed(signature))
             case RedactedThinkingBlock(data=data):
-                yield ReasoningPart("", provider_metadata=_redacted(data))
+                yield ReasoningPart("", provider_metadata=redacted(data))
             case ToolUseBlock():
                 if isinstance(block.caller, dict) and block.caller.get("type") != "direct":
                     self._ignore_field(path, "caller")
@@ -418,12 +418,12 @@ class _MessageReader:
                     block.input or {},
                     tool_call_id=block.id,
                     server_executed=server_executed,
-                    provider_metadata=_mcp_server(block.server_name),
+                    provider_metadata=mcp_server(block.server_name),
                 )
             case ServerToolResultBlock():
                 yield ToolResultPart(
                     name=block.type.removesuffix("_tool_result"),
-                    output=_server_output(block.content),
+                    output=server_output(block.content),
                     tool_call_id=block.tool_use_id,
                     server_executed=True,
                     exception="error" if block.is_error else None,

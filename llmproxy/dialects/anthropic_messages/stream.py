@@ -17,19 +17,19 @@ from ... import hub, payload
 from ...errors import ProxyError
 from ...transport import framing
 from .answers import (
-    _anthropics,
-    _counts,
-    _input_tokens_estimate,
-    _is_anthropics,
-    _is_redacted,
-    _is_shown,
-    _message,
-    _redacted_block,
-    _server_result_block,
-    _stop,
-    _thinking_block,
-    _tool_use_block,
-    _usage,
+    anthropics,
+    estimate_input_tokens,
+    is_anthropics,
+    is_redacted,
+    is_shown,
+    redacted_block,
+    render_counts,
+    render_message,
+    render_stop,
+    render_usage,
+    server_result_block,
+    thinking_block,
+    tool_use_block,
 )
 from .models_and_errors import render_error
 
@@ -51,7 +51,7 @@ class StreamRenderer:
         """`id` is the exchange's; `created` has no place on this wire."""
         self._request = request
         self._id = id
-        self._input_tokens = _input_tokens_estimate(request)
+        self._input_tokens = estimate_input_tokens(request)
         self._index = -1  # of the block begun last
         self._kind: Literal["text", "thinking", "result"] | None = None  # of the open block
         self._part: int | None = None  # whose the open block is
@@ -65,8 +65,8 @@ class StreamRenderer:
 
     def start(self) -> list[bytes]:
         """Give message_start, whose usage is an estimate until the end corrects it (B23)."""
-        usage = _usage({"input_tokens": self._input_tokens, "output_tokens": 1})
-        message = _message(self._request, self._id, [], usage)
+        usage = render_usage({"input_tokens": self._input_tokens, "output_tokens": 1})
+        message = render_message(self._request, self._id, [], usage)
         return [_event("message_start", {"message": message})]
 
     def feed(self, event: hub.Event) -> list[bytes]:
@@ -112,7 +112,7 @@ class StreamRenderer:
                 return self._reasoning(event)
             case StreamEvent(type="tool_call_name" | "tool_call_args"):
                 return self._call(event)
-            case StreamEvent(type="tool_result") if _is_anthropics(event.tool_call_id):
+            case StreamEvent(type="tool_result") if is_anthropics(event.tool_call_id):
                 return self._server_result(event)
         return []
 
@@ -137,15 +137,15 @@ class StreamRenderer:
         return [*frames, self._delta(text)]
 
     def _reasoning(self, event: StreamEvent) -> list[bytes]:
-        metadata = _anthropics(event.provider_metadata)
-        if _is_redacted(metadata):
-            return [*self._close(), *self._whole_block(_redacted_block(metadata))]
+        metadata = anthropics(event.provider_metadata)
+        if is_redacted(metadata):
+            return [*self._close(), *self._whole_block(redacted_block(metadata))]
         signature = metadata.get("signature")
         if not event.chunk and not signature:
             return []
         frames: list[bytes] = []
         if self._part != event.part_index or self._kind != "thinking":
-            frames = self._open("thinking", event.part_index, _thinking_block("", ""))
+            frames = self._open("thinking", event.part_index, thinking_block("", ""))
         if event.chunk:
             frames.append(self._delta(event.chunk))
         if signature:
@@ -191,7 +191,7 @@ class StreamRenderer:
         if self._kind == "result":
             output = "".join(event.chunk for event in self._result)
             first = self._result[0]
-            block = _server_result_block(first.tool_name or "", first.tool_call_id, output)
+            block = server_result_block(first.tool_name or "", first.tool_call_id, output)
             frames = self._whole_block(block)
         elif self._kind is not None:
             if self._signature:
@@ -207,7 +207,7 @@ class StreamRenderer:
     # -- tool calls
 
     def _call(self, event: StreamEvent) -> list[bytes]:
-        if event.part_index in self._ended_calls or not _is_shown(event):
+        if event.part_index in self._ended_calls or not is_shown(event):
             return []
         frames: list[bytes] = []
         call = self._calls.get(event.part_index)
@@ -244,8 +244,8 @@ class StreamRenderer:
         return [*frames, self._stop_block()]
 
     def _end(self, finish: hub.Finish) -> list[bytes]:
-        delta = {**_stop(finish), "stop_details": None, "container": None}
-        usage = _counts(finish.usage, self._input_tokens)
+        delta = {**render_stop(finish), "stop_details": None, "container": None}
+        usage = render_counts(finish.usage, self._input_tokens)
         return [
             *self._close(),
             _event("message_delta", {"delta": delta, "usage": usage}),
@@ -298,7 +298,7 @@ class _Call:
             first.server_executed,
             first.provider_metadata,
         )
-        return _tool_use_block(part)
+        return tool_use_block(part)
 
 
 def _event(type_: str, fields: Mapping[str, Any]) -> bytes:

@@ -25,7 +25,7 @@ from llm.parts import (
 
 from ... import hub
 from ...errors import InvalidRequest
-from .answers import _anthropics, _block
+from .answers import anthropics, render_block
 
 __all__ = ["render_request", "tool_names"]
 
@@ -295,10 +295,10 @@ class _MessageWriter:
                 return self._attachment(attachment)
             case ToolResultPart(server_executed=False):
                 return [self._result(part)]
-            case ReasoningPart() if not _anthropics(part.provider_metadata):
+            case ReasoningPart() if not anthropics(part.provider_metadata):
                 self.ignored.append("messages[*] (reasoning that Anthropic did not sign)")
                 return []
-        block = _block(part)
+        block = render_block(part)
         if block is None:
             self.ignored.append("messages[*] (a server tool's call and result)")
             return []

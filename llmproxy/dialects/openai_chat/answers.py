@@ -14,10 +14,10 @@ from llm.parts import ReasoningPart, TextPart, ToolCallPart
 
 from ... import hub, payload
 
-__all__ = ["render_response"]
+__all__ = ["arguments_text", "envelope", "render_response", "render_usage", "tool_call"]
 
 
-def _envelope(request: hub.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
+def envelope(request: hub.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
     """What the whole answer and each of its chunks begin with; the model as it was asked for."""
     return {
         "id": f"chatcmpl-{id_}",
@@ -27,11 +27,11 @@ def _envelope(request: hub.ChatRequest, id_: str, created: int, object_: str) ->
     }
 
 
-def _tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
+def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": function}
 
 
-def _usage(usage: hub.Usage) -> dict[str, Any] | None:
+def render_usage(usage: hub.Usage) -> dict[str, Any] | None:
     """OpenAI counts as the hub does. Null where the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -83,7 +83,7 @@ def render_response(
         message["reasoning_content"] = reasoning
     if calls:
         message["tool_calls"] = [
-            _tool_call(
+            tool_call(
                 call.tool_call_id, {"name": call.name, "arguments": _arguments(response, call)}
             )
             for call in calls
@@ -94,18 +94,18 @@ def render_response(
         "logprobs": None,
         "finish_reason": response.finish.reason,
     }
-    head = _envelope(request, id, created, "chat.completion")
-    return head | {"choices": [choice], "usage": _usage(response.finish.usage)}
+    head = envelope(request, id, created, "chat.completion")
+    return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
 
 
 def _arguments(response: hub.ChatResponse, call: ToolCallPart) -> str:
     raw = response.raw_arguments.get(call.tool_call_id or "")
     if raw is None:
-        return _arguments_text(call)
+        return arguments_text(call)
     return raw if raw.strip() else "{}"
 
 
-def _arguments_text(call: ToolCallPart) -> str:
+def arguments_text(call: ToolCallPart) -> str:
     """Write the arguments of a Part; what was no JSON object is written as it was (B4)."""
     match call.arguments:
         case {"_raw": str(text)} if len(call.arguments) == 1:

@@ -15,7 +15,7 @@ from llm.parts import StreamEvent
 from ... import hub, payload
 from ...errors import ProxyError
 from ...transport import framing
-from .answers import _envelope, _tool_call, _usage
+from .answers import envelope, render_usage, tool_call
 from .models_and_errors import render_error
 
 __all__ = ["StreamRenderer"]
@@ -34,7 +34,7 @@ class StreamRenderer:
 
     def __init__(self, request: hub.ChatRequest, id: str, created: int) -> None:
         """`id` is the exchange's; `created` in seconds since 1970."""
-        head = _envelope(request, id, created, "chat.completion.chunk")
+        head = envelope(request, id, created, "chat.completion.chunk")
         self._head = b"data: " + payload.encode(head)[:-1] + b","
         self._include_usage = bool(request.wire.get("include_usage"))
         # Of a chunk all but the delta is the same all through the stream: rendered once.
@@ -84,7 +84,7 @@ class StreamRenderer:
             index = self._indexes[event.part_index] = len(self._indexes)
             self._blank[index] = ""
             function = {"name": event.chunk, "arguments": ""}
-            call = {"index": index, **_tool_call(event.tool_call_id, function)}
+            call = {"index": index, **tool_call(event.tool_call_id, function)}
         return self._chunk(payload.encode({"tool_calls": [call]}))
 
     def _arguments(self, index: int, text: str) -> list[bytes]:
@@ -105,7 +105,7 @@ class StreamRenderer:
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
         if self._include_usage:
-            usage = payload.encode(_usage(finish.usage))
+            usage = payload.encode(render_usage(finish.usage))
             frames.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
         frames.append(b"data: [DONE]\n\n")
         return frames

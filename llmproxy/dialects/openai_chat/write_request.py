@@ -24,7 +24,7 @@ from llm.parts import (
 )
 
 from ... import hub
-from .answers import _arguments_text, _tool_call
+from .answers import arguments_text, tool_call
 from .shapes import OPTIONS
 
 __all__ = ["render_request"]
@@ -138,8 +138,8 @@ class _MessageWriter:
                 case ReasoningPart():
                     reasoning.append(part.text)
                 case ToolCallPart(server_executed=False):
-                    function = {"name": part.name, "arguments": _arguments_text(part)}
-                    calls.append(_tool_call(part.tool_call_id, function))
+                    function = {"name": part.name, "arguments": arguments_text(part)}
+                    calls.append(tool_call(part.tool_call_id, function))
                 case TextPart():
                     text += self._content(part)
                 case AttachmentPart():
