@@ -77,13 +77,15 @@ STOP_REASONS: Mapping[hub.FinishReason, str] = {
 
 
 def render_stop(finish: hub.Finish) -> dict[str, str | None]:
+    """Give why the model stopped, in the two fields that say it."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
 def estimate_input_tokens(request: hub.ChatRequest) -> int:
-    return max(1, tokens.estimate(request))  # none would be a mistake to clients (B23)
+    """Estimate what a stream begins with, never none: clients read the first usage (B23)."""
+    return max(1, tokens.estimate(request))
 
 
 def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,14 +144,17 @@ def render_block(part: Part) -> dict[str, Any] | None:
 
 
 def signed(signature: str | None) -> dict[str, Any] | None:
+    """Give the provider_metadata of signed thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"signature": signature}} if signature else None
 
 
 def redacted(data: str) -> dict[str, Any]:
+    """Give the provider_metadata of redacted thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"type": "redacted_thinking", "data": data}}
 
 
 def mcp_server(name: str | None) -> dict[str, Any] | None:
+    """Give the provider_metadata of a call to an MCP server of Anthropic's."""
     return {"anthropic": {"mcp_server_name": name}} if name else None
 
 
@@ -159,19 +164,23 @@ def server_output(content: Any) -> str:
 
 
 def anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """Choose what is Anthropic's of a part's provider_metadata; nothing where it is another's."""
     metadata = (provider_metadata or {}).get("anthropic")
     return metadata if isinstance(metadata, dict) else {}
 
 
 def is_redacted(metadata: Mapping[str, Any]) -> bool:
+    """Whether Anthropic's metadata is that of thinking which only its own servers can read."""
     return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
 
 
 def redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Render redacted thinking; it comes whole, in a stream too."""
     return {"type": "redacted_thinking", "data": metadata["data"]}
 
 
 def thinking_block(text: str, signature: str) -> dict[str, Any]:
+    """Render thinking, or its empty beginning in a stream."""
     return {"type": "thinking", "thinking": text, "signature": signature}
 
 
@@ -181,10 +190,12 @@ def is_anthropics(tool_call_id: str | None) -> bool:
 
 
 def is_shown(call: StreamEvent | ToolCallPart) -> bool:
+    """Whether this wire has a form for a call: the client's to run, or one that Anthropic ran."""
     return not call.server_executed or is_anthropics(call.tool_call_id)
 
 
 def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
+    """Render a call, whoever runs it, with all keys that schema checkers ask for (C6)."""
     fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
     if not call.server_executed:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
@@ -195,6 +206,7 @@ def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
 
 
 def server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
+    """Render what a tool of Anthropic's own gave; `server_output` undone."""
     try:
         content = json.loads(output) if output else []
     except ValueError:

@@ -28,6 +28,7 @@ def envelope(request: hub.ChatRequest, id_: str, created: int, object_: str) -> 
 
 
 def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
+    """Render a call of a function, whole or as what a chunk has of it."""
     return {"id": id_, "type": "function", "function": function}
 
 
