@@ -18,7 +18,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from .errors import InvalidRequest
 from .limits import Limits
 
-__all__ = ["encode", "encode_string", "load", "parse"]
+__all__ = ["encode", "encode_string", "load", "parse", "without"]
 
 T = TypeVar("T")
 
@@ -123,6 +123,54 @@ def _without_surrogates(value: Any) -> Any:
         case dict():
             return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
     return value
+
+
+def without(*paths: str) -> Callable[[Any], Any]:
+    """Give a function that takes the members at these paths out of a JSON value.
+
+    paths: names joined by dots, `[*]` for each item of a list:
+        `messages[*].content[*].cache_control`.
+
+    Where the value has another shape than a path says, that path names nothing. The value
+    is never edited: what changes is copied, all else is shared with it, and a value that
+    has no such member is given back itself.
+    """
+    return _remover([path.replace("[*]", ".[*]").removeprefix(".").split(".") for path in paths])
+
+
+def _remover(places: Iterable[list[str]]) -> Callable[[Any], Any]:
+    removed: list[str] = []
+    below: dict[str, list[list[str]]] = {}
+    for name, *rest in places:
+        if rest:
+            below.setdefault(name, []).append(rest)
+        else:
+            removed.append(name)
+    items = below.pop("[*]", None)
+    from_item = _remover(items) if items else None
+    from_member = [(name, _remover(rests)) for name, rests in below.items()]
+
+    # One call for each value on the way, and no more: a chat has thousands of blocks.
+    def remove(value: Any) -> Any:
+        left = value
+        if type(value) is dict:
+            for name in removed:
+                if name in left:
+                    left = {key: member for key, member in left.items() if key != name}
+            for name, remove_below in from_member:
+                if name in value:
+                    member = value[name]
+                    if (kept := remove_below(member)) is not member:
+                        left = left | {name: kept}
+        elif from_item is not None and type(value) is list:
+            for i, item in enumerate(value):
+                if (kept := from_item(item)) is not item:
+                    if left is value:
+                        left = value.copy()
+                    left[i] = kept
+        return left
+
+    return remove
 
 
 def load(shape: type[T], value: Any, unknown: list[str] | None = None) -> T:
