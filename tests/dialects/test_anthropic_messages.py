@@ -265,6 +265,19 @@ def test_cache_marks_ask_for_caching_and_leave_no_other_trace():
     assert parse(user(words("hi", cache_control=None))).options == {}
 
 
+def test_a_mark_in_what_a_server_gave_is_no_part_of_it():
+    """C3: an MCP server's text is marked as any other block; what is stored must not change."""
+
+    def answered(**mark: Any) -> hub.ChatRequest:
+        shown = {"tool_use_id": "mcptoolu_1", "content": [words("3 notes", **mark)]}
+        call = {"type": "mcp_tool_use", "id": "mcptoolu_1", "name": "note", "server_name": "notes"}
+        return parse(USER, assistant(call, {"type": "mcp_tool_result", **shown}), USER)
+
+    marked, plain = answered(cache_control={"type": "ephemeral"}), answered()
+    assert marked.messages == plain.messages
+    assert (marked.options, plain.options) == ({"cache": True}, {})
+
+
 def test_inline_system_messages_keep_their_place():
     """B31, C1"""
     system = {"role": "system", "content": [words("now")]}

@@ -265,6 +265,10 @@ def _tool_choice(
 _BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
 
+# An MCP server's result has text blocks, which a client may mark as any other.
+_unmarked = payload.without("[*].cache_control")
+
+
 class _MessageReader:
     """Read messages in order, keeping the tool calls that still wait for their results."""
 
@@ -420,10 +424,13 @@ class _MessageReader:
                     server_executed=server_executed,
                     provider_metadata=mcp_server(block.server_name),
                 )
-            case ServerToolResultBlock():
+            case ServerToolResultBlock(content=content):
+                for item in content if isinstance(content, list) else ():
+                    if isinstance(item, dict):
+                        self.note_mark(item.get("cache_control"))
                 yield ToolResultPart(
                     name=block.type.removesuffix("_tool_result"),
-                    output=server_output(block.content),
+                    output=server_output(_unmarked(content)),
                     tool_call_id=block.tool_use_id,
                     server_executed=True,
                     exception="error" if block.is_error else None,
