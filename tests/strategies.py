@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import llm
@@ -150,6 +151,24 @@ def requests() -> st.SearchStrategy[hub.ChatRequest]:
         options=options,
         stream=st.booleans(),
     )
+
+
+@st.composite
+def marked_bodies(draw: st.DrawFn, bodies: Sequence[Any]) -> Any:
+    """One of these bodies with cache marks in some of its objects, wherever they stand."""
+    body = copy.deepcopy(draw(st.sampled_from(bodies)))
+    marks = st.sampled_from([{"type": "ephemeral"}, {"type": "ephemeral", "ttl": "1h"}, None])
+    for place in draw(st.lists(st.sampled_from(list(_objects(body))), max_size=6)):
+        place["cache_control"] = draw(marks)
+    return body
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for child in value.values() if isinstance(value, dict) else value:
+        if isinstance(child, dict | list):
+            yield from _objects(child)
 
 
 # ---- answers

@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "transport.server": {"errors", "limits", "transport.http11"},
     "dialects.openai_chat.shapes": set(),
     "dialects.openai_chat.models_and_errors": {"errors", "hub"},
+    "dialects.openai_chat.noise": {"payload"},
     "dialects.openai_chat.read_request": {
         "errors",
         "payload",
@@ -62,6 +63,7 @@ ROOMS: dict[str, set[str]] = {
         "hub",
         "dialects.openai_chat.shapes",
         "dialects.openai_chat.models_and_errors",
+        "dialects.openai_chat.noise",
         "dialects.openai_chat.read_request",
         "dialects.openai_chat.answers",
         "dialects.openai_chat.stream",
@@ -70,6 +72,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "dialects.anthropic_messages.shapes": set(),
     "dialects.anthropic_messages.models_and_errors": {"errors", "hub"},
+    "dialects.anthropic_messages.noise": {"payload"},
     "dialects.anthropic_messages.answers": {"hub", "tokens"},
     "dialects.anthropic_messages.read_request": {
         "errors",
@@ -77,6 +80,7 @@ ROOMS: dict[str, set[str]] = {
         "hub",
         "dialects.anthropic_messages.shapes",
         "dialects.anthropic_messages.answers",
+        "dialects.anthropic_messages.noise",
     },
     "dialects.anthropic_messages.write_request": {
         "errors",
@@ -104,6 +108,7 @@ ROOMS: dict[str, set[str]] = {
         "dialects.anthropic_messages.shapes",
         "dialects.anthropic_messages.models_and_errors",
         "dialects.anthropic_messages.answers",
+        "dialects.anthropic_messages.noise",
         "dialects.anthropic_messages.read_request",
         "dialects.anthropic_messages.write_request",
         "dialects.anthropic_messages.stream",
@@ -219,11 +224,12 @@ ROOMS: dict[str, set[str]] = {
 PURE = (
     "limits errors payload hub tags transport.http11 transport.framing"
     " dialects dialects.openai_chat dialects.openai_chat.shapes"
-    " dialects.openai_chat.models_and_errors"
+    " dialects.openai_chat.models_and_errors dialects.openai_chat.noise"
     " dialects.openai_chat.read_request dialects.openai_chat.write_request"
     " dialects.openai_chat.answers dialects.openai_chat.stream dialects.openai_chat.read_answer"
     " dialects.anthropic_messages"
     " dialects.anthropic_messages.shapes dialects.anthropic_messages.models_and_errors"
+    " dialects.anthropic_messages.noise"
     " dialects.anthropic_messages.answers dialects.anthropic_messages.read_request"
     " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"
     " dialects.anthropic_messages.read_answer"

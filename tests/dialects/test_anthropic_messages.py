@@ -46,7 +46,7 @@ from llmproxy.errors import (
     UpstreamTimeout,
 )
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
-from tests.strategies import AWKWARD, event_streams, json_values, requests
+from tests.strategies import AWKWARD, event_streams, json_values, marked_bodies, requests
 from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, WIRE, hub_json, wire_cases
 
 CASES = wire_cases("anthropic_messages")
@@ -567,6 +567,93 @@ def test_any_value_is_read_or_refused(body):
         return
     payload.encode(hub_json(request))
     payload.encode(anthropic_messages.render_request(request)[0])
+
+
+# ---- what of a request is kept
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def test_marks_are_no_part_of_what_is_kept():
+    result = tool_result("t", [words("x", **MARK)], **MARK)
+    found = {"type": "search_result", "content": [words("y", **MARK)], "source": "s", "title": "t"}
+    pages = {"type": "document", "source": {"type": "content", "content": [words("z", **MARK)]}}
+    body = {
+        "system": [words("Be brief.", **MARK)],
+        "messages": [user(result, found | MARK, pages, tool_result("u", [found, pages]))],
+        "tools": [{"name": "f", "input_schema": {}, **MARK}],
+        **MARK,
+    }
+    kept = payload.encode(anthropic_messages.without_noise(body))
+    assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
+    assert b"cache_control" not in kept
+
+
+def test_what_a_tool_is_given_and_its_schema_are_kept_whole():
+    body = {
+        "system": "Be brief.",
+        "messages": [assistant(tool_use("t", **MARK, content=[MARK]))],
+        "tools": [{"name": "f", "input_schema": {"properties": MARK, **MARK}}],
+    }
+    assert anthropic_messages.without_noise(body) is body
+
+
+@pytest.mark.parametrize(
+    "system, kept",
+    [
+        (BILLING, ""),
+        (BILLING + "\n\nBe brief.", "Be brief."),
+        ([words(BILLING), words("Be brief.")], [words("Be brief.")]),
+        ([words(BILLING + "\nBe brief.", **MARK)], [words("Be brief.")]),
+        ([words(BILLING, **MARK)], []),
+    ],
+)
+def test_the_billing_line_is_no_part_of_what_is_kept(system, kept):
+    """B32"""
+    assert anthropic_messages.without_noise({"system": system}) == {"system": kept}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        BILLING,
+        [MARK],
+        {"system": "It says " + BILLING, "messages": [user(words(BILLING))]},
+        {"system": [words("It says " + BILLING), words(""), BILLING, None, {"text": 1}]},
+        {"system": {"text": BILLING}, "messages": "hi", "tools": MARK},
+    ],
+)
+def test_what_has_no_noise_is_kept_itself(body):
+    assert anthropic_messages.without_noise(body) is body
+
+
+def but_for_marks(body: Any) -> Any:
+    """Give what a request reads as, without the option that marks switch on."""
+    read = anthropic_messages.parse_request(body)
+    options = {name: value for name, value in read.options.items() if name != "cache"}
+    return hub_json(replace(read, options=options))
+
+
+@given(
+    marked_bodies([case.request for case in CASES]), st.sampled_from(["", BILLING, BILLING + "\n"])
+)
+def test_what_is_kept_reads_as_the_whole_does(body, line):
+    if isinstance(body.get("system"), str):
+        body["system"] = line + body["system"]
+    before = copy.deepcopy(body)
+    kept = anthropic_messages.without_noise(body)
+    assert but_for_marks(kept) == but_for_marks(body)
+    assert body == before
+    assert anthropic_messages.without_noise(kept) is kept
+
+
+@given(json_values() | damaged_requests())
+def test_any_value_has_something_to_keep(body):
+    before = copy.deepcopy(body)
+    payload.encode(anthropic_messages.without_noise(body))
+    assert body == before
 
 
 # ---- answers

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -42,7 +43,14 @@ from llmproxy.errors import (
     UpstreamError,
 )
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
-from tests.strategies import AWKWARD, conversations, event_streams, json_values, requests
+from tests.strategies import (
+    AWKWARD,
+    conversations,
+    event_streams,
+    json_values,
+    marked_bodies,
+    requests,
+)
 from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, hub_json, wire_cases
 
 CASES = wire_cases("openai_chat")
@@ -848,6 +856,64 @@ def test_any_value_is_read_or_refused(body):
 @settings(max_examples=3_000, deadline=None)
 def test_any_value_of_very_many_is_read_or_refused(body):
     check_read_or_refused(body)
+
+
+# ---- what of a request is kept
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def test_marks_are_no_part_of_what_is_kept():
+    body = {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief.", **MARK}]},
+            {"role": "user", "content": "hi", **MARK},
+            assistant(content=None, tool_calls=[tool_call("t", "f") | MARK]),
+            {"role": "tool", "tool_call_id": "t", "content": "x", **MARK},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", **MARK}, **MARK}],
+        **MARK,
+    }
+    kept = payload.encode(openai_chat.without_noise(body))
+    assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
+    assert b"cache_control" not in kept
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [MARK],
+        {"messages": "hi", "tools": MARK},
+        {"messages": [USER, assistant(tool_calls=[tool_call("t", "f", json.dumps(MARK))])]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": MARK}}]},
+    ],
+)
+def test_what_has_no_noise_is_kept_itself(body):
+    assert openai_chat.without_noise(body) is body
+
+
+def but_for_marks(body: Any) -> Any:
+    """Give what a request reads as, without the marks that are listed as not carried."""
+    read = openai_chat.parse_request(body)
+    ignored = [path for path in read.ignored if not path.endswith("cache_control")]
+    return hub_json(replace(read, ignored=tuple(ignored)))
+
+
+@given(marked_bodies([case.request for case in CASES]))
+def test_what_is_kept_reads_as_the_whole_does(body):
+    before = copy.deepcopy(body)
+    kept = openai_chat.without_noise(body)
+    assert but_for_marks(kept) == but_for_marks(body)
+    assert body == before
+    assert openai_chat.without_noise(kept) is kept
+
+
+@given(json_values() | damaged_requests())
+def test_any_value_has_something_to_keep(body):
+    before = copy.deepcopy(body)
+    payload.encode(openai_chat.without_noise(body))
+    assert body == before
 
 
 # ---- models, errors, routes

@@ -4,6 +4,7 @@ Read beside the vendor's page: the request's shapes (`shapes`) and how they beco
 hub's (`read_request`), the whole message (`answers`), the stream of blocks (`stream`),
 models and errors (`models_and_errors`); then the other side, for the converters: a
 request to a server of Anthropic's wire (`write_request`), and what it answers (`read_answer`).
+What of a request is not worth keeping is told by `noise`.
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
@@ -20,6 +21,7 @@ from .models_and_errors import (
     render_model,
     render_models,
 )
+from .noise import without_noise
 from .read_answer import StreamParser, parse_response
 from .read_request import parse_request
 from .shapes import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
@@ -49,6 +51,7 @@ __all__ = [
     "render_request",
     "render_response",
     "tool_names",
+    "without_noise",
 ]
 
 NAME = "anthropic_messages"

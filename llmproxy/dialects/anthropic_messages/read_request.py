@@ -26,6 +26,7 @@ from llm.parts import (
 from ... import hub, payload
 from ...errors import InvalidRequest, Unsupported
 from .answers import mcp_server, redacted, server_output, signed
+from .noise import without_billing_line
 from .shapes import (
     NOT_CARRIED,
     TOOL_NOT_CARRIED,
@@ -260,11 +261,6 @@ def _tool_choice(
     return "auto"
 
 
-# A line of Claude Code's that is another one on each request: neither for models nor
-# for hashes (B32). The exchange keeps the request as it came.
-_BILLING_LINE = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
-
-
 # An MCP server's result has text blocks, which a client may mark as any other.
 _unmarked = payload.without("[*].cache_control")
 
@@ -287,7 +283,7 @@ class _MessageReader:
         parts = [
             TextPart(text)
             for part in self._parts(system or "", "system")
-            if isinstance(part, TextPart) and (text := _BILLING_LINE.sub("", part.text))
+            if isinstance(part, TextPart) and (text := without_billing_line(part.text))
         ]
         if parts:
             self.messages.append(Message("system", list[Part](parts)))

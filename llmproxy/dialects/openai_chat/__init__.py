@@ -7,6 +7,7 @@ never dropped in silence.
 
     shapes              the vendor's dataclasses; what of a request is carried
     read_request        a request → hub.ChatRequest
+    noise               a request → what of it is worth keeping
     write_request       hub.ChatRequest → a request, for another server
     answers             hub.ChatResponse → the whole completion
     stream              hub events → chunks
@@ -21,6 +22,7 @@ from __future__ import annotations
 from ...hub import Route
 from .answers import render_response
 from .models_and_errors import parse_error, render_error, render_model, render_models
+from .noise import without_noise
 from .read_answer import StreamParser, parse_response
 from .read_request import parse_request
 from .shapes import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
@@ -47,6 +49,7 @@ __all__ = [
     "render_models",
     "render_request",
     "render_response",
+    "without_noise",
 ]
 
 NAME = "openai_chat"
