@@ -895,7 +895,10 @@ def test_what_has_no_noise_is_kept_itself(body):
 
 def but_for_marks(body: Any) -> Any:
     """Give what a request reads as, without the marks that are listed as not carried."""
-    read = openai_chat.parse_request(body)
+    try:
+        read = openai_chat.parse_request(body)
+    except InvalidRequest as error:  # a mark in logit_bias
+        return error.message, error.param
     ignored = [path for path in read.ignored if not path.endswith("cache_control")]
     return hub_json(replace(read, ignored=tuple(ignored)))
 
