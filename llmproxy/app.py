@@ -21,10 +21,11 @@ from typing import Any, Literal, cast
 from . import __version__, hub, payload, tokens
 from .access import Access
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
-from .engine import Answer, Engine, Stamped
+from .engine import Answer, Engine, Stamped, in_daemon_thread
 from .errors import MethodNotAllowed, NotFound, ProxyError
 from .limits import Limits
 from .recorder.exchange import Exchange, Turn, begun
+from .recorder.memory import Memory, Recollection
 from .recorder.writer import Writer
 from .transport.http11 import BodyCut, Headers, Request, Response, decode_content
 
@@ -41,6 +42,7 @@ class App:
     """Answer requests of every dialect.
 
     writer: takes the exchanges, where there is a log; `log_is_on` is asked for each.
+    memory: knows the log's conversations again, where there is one.
     new_id: gives lower-case ULIDs, each larger than the one before.
     report: is told of every exchange once, when it is over.
     """
@@ -49,6 +51,7 @@ class App:
         self,
         engine: Engine,
         writer: Writer | None,
+        memory: Memory | None,
         *,
         access: Access,
         limits: Limits,
@@ -58,6 +61,7 @@ class App:
     ) -> None:
         self._engine = engine
         self._writer = writer
+        self._memory = memory
         self._access = access
         self._limits = limits
         self._new_id = new_id
@@ -116,11 +120,14 @@ class App:
         exchange = _Exchange(self._new_id(), dialect, request, is_logged=self._log_is_on())
         try:
             try:
-                exchange.body = payload.parse(request.body, self._limits)
-                exchange.request = dialect.parse_request(exchange.body, dict(request.headers))
+                body = payload.parse(request.body, self._limits)
+                exchange.body = dialect.without_noise(body)
+                exchange.request = dialect.parse_request(body, dict(request.headers))
             finally:
                 self._write(exchange, exchange.begin())
-            exchange.answer = await self._engine.answer(exchange.request)
+            entry = await self._engine.catalogue.choose(exchange.request.model)
+            await self._recollect(exchange, entry.model_id)
+            exchange.answer = await self._engine.answer(exchange.request, entry)
             if exchange.request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
@@ -131,6 +138,20 @@ class App:
             bug = isinstance(exc, Exception)
             await self._end(exchange, "error" if bug else "cancelled", exc)
             raise
+
+    async def _recollect(self, exchange: _Exchange, model: str) -> None:
+        """Find the conversation in the log; a log that can't be asked soon costs no answer."""
+        if self._memory is None or not exchange.is_logged:
+            return
+        assert exchange.request is not None
+        messages, recollect = exchange.request.messages, self._memory.recollect
+        asked = in_daemon_thread(
+            lambda: recollect(messages, model, exchange.client), "llmproxy-memory"
+        )
+        try:
+            exchange.recollected(await asyncio.wait_for(asked, self._limits.log_wait_s))
+        except (TimeoutError, RuntimeError):
+            logger.warning("the log could not be asked what exchange %s goes on from", exchange.id)
 
     async def _whole(self, dialect: Dialect, exchange: _Exchange) -> Response:
         while await exchange.read():
@@ -234,6 +255,8 @@ class _Exchange:
         self.received = datetime.now(UTC)
         self.received_at = time.monotonic()
         self.created = int(self.received.timestamp())
+        self.client = _client(http_request.headers)
+        self.recollection = Recollection([])
         self.body: Any = http_request.body.decode("utf-8", "replace")
         self.request: hub.ChatRequest | None = None
         self.answer: Answer | None = None
@@ -262,6 +285,14 @@ class _Exchange:
         self.stamped += batch or ()
         return batch
 
+    def recollected(self, recollection: Recollection) -> None:
+        """Go on with what the log knows of the request."""
+        assert self.request is not None
+        self.recollection = recollection
+        self.request = replace(
+            self.request, messages=recollection.messages, recalled=recollection.recalled
+        )
+
     def named(self, error: ProxyError) -> ProxyError:
         """Give an error the id under which the log has it."""
         error.headers = {**error.headers, self._dialect.REQUEST_ID_HEADER: self.id}
@@ -283,7 +314,7 @@ class _Exchange:
             dialect=self._dialect.NAME,
             path=self._http_request.path,
             query=self._http_request.query,
-            client=_client(self._http_request.headers),
+            client=self.client,
             headers=self._http_request.headers,
             body=self.body,
             **read,
@@ -310,6 +341,9 @@ class _Exchange:
             finish=finish if isinstance(finish, hub.Finish) else None,
             error=_in_words(error),
             ignored=self.answer.ignored if self.answer else (),
+            previous_id=self.recollection.previous_id,
+            link=self.recollection.link,
+            recalled=len(self.recollection.recalled),
         )
 
     def _turn(self, new_id: Callable[[], str]) -> Turn | None:

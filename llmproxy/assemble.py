@@ -19,6 +19,7 @@ from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread
 from .limits import Limits
 from .recorder.exchange import Exchange
+from .recorder.memory import Memory
 from .recorder.owner import Owner
 from .recorder.spool import Spool
 from .recorder.store import Store, logs_on
@@ -51,6 +52,7 @@ class Settings:
     """What a server is to be; the same names as the command's flags.
 
     maps: (pattern, model) pairs; database: logs.db of llm where None.
+    recall: give models back what they said and clients' wires could not carry.
     think_tags: read `<think>…</think>` in answers as reasoning.
     warn, report: take a line of warning, from any thread, and each exchange when it is over.
     """
@@ -61,6 +63,7 @@ class Settings:
     default_model: str | None = None
     database: Path | None = None
     log: bool = True
+    recall: bool = True
     think_tags: bool = False
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
@@ -107,15 +110,18 @@ class Proxy:
         )
         self.database: Path | None = None
         self._writer: Writer | None = None
+        self._memory: Memory | None = None
         if settings.log:
             self.database = database = settings.database or llm.user_dir() / "logs.db"
             owner = Owner(database, _new_id())
             self._writer = Writer(
                 lambda: Store(database, owner), warn=settings.warn, spool=Spool(owner)
             )
+            self._memory = Memory(database, recall=settings.recall)
         self.app = App(
             Engine(self.catalogue, think_tags=settings.think_tags),
             self._writer,
+            self._memory,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,
             new_id=_new_id,
@@ -165,6 +171,8 @@ class Proxy:
         await self._server.close()
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close, self.settings.limits.shutdown_s)
+        if self._memory is not None:
+            self._memory.close()
 
     async def __aenter__(self) -> Proxy:
         await self.start()

@@ -84,6 +84,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--default-model", metavar="MODEL", help="answers where no model or an unknown is named")
     add("--database", type=Path, metavar="PATH", help="where to log (llm's logs.db)")
     add("--no-log", action="store_true", help="keep nothing")
+    add(
+        "--no-recall",
+        action="store_true",
+        help="never give a model back what its client's wire could not carry",
+    )
     add("--think-tags", action="store_true", help="read <think>…</think> in answers as reasoning")
     add("--api-key", metavar="KEY", action="append", default=[], help="clients must send it")
     add(
@@ -129,6 +134,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         default_model=arguments.default_model,
         database=arguments.database,
         log=not arguments.no_log,
+        recall=not arguments.no_recall,
         think_tags=arguments.think_tags,
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,

@@ -109,6 +109,8 @@ class ChatRequest:
         which the messages have them.
     wire: what the dialect's own renderer needs again (`include_usage`).
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
+    recalled: places of messages that the log gave back in place of what the client sent:
+        what a model can't read of those is no loss of the client's.
     """
 
     model: str | None
@@ -123,6 +125,7 @@ class ChatRequest:
     option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    recalled: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)

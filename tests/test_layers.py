@@ -144,12 +144,16 @@ ROOMS: dict[str, set[str]] = {
     "recorder.owner": {"errors"},
     "recorder.exchange": {"errors", "hub", "recorder.redact", "recorder.timeline"},
     "recorder.turns": {"hub", "recorder.exchange"},
+    "recorder.chain": set(),
+    "recorder.replies": {"recorder.chain"},
     "recorder.store": {
         "errors",
         "hub",
+        "recorder.chain",
         "recorder.exchange",
         "recorder.folding",
         "recorder.owner",
+        "recorder.replies",
         "recorder.timeline",
         "recorder.turns",
     },
@@ -160,6 +164,13 @@ ROOMS: dict[str, set[str]] = {
         "recorder.folding",
         "recorder.store",
         "recorder.timeline",
+    },
+    "recorder.memory": {
+        "recorder.chain",
+        "recorder.exchange",
+        "recorder.history",
+        "recorder.replies",
+        "recorder.store",
     },
     "recorder.prune": {"errors", "recorder.folding", "recorder.history", "recorder.store"},
     "recorder.spool": {"errors", "recorder.exchange", "recorder.owner"},
@@ -177,6 +188,7 @@ ROOMS: dict[str, set[str]] = {
         "dialects",
         "engine",
         "recorder.exchange",
+        "recorder.memory",
         "recorder.writer",
     },
     "assemble": {
@@ -187,6 +199,7 @@ ROOMS: dict[str, set[str]] = {
         "errors",
         "limits",
         "recorder.exchange",
+        "recorder.memory",
         "recorder.owner",
         "recorder.spool",
         "recorder.store",
@@ -234,7 +247,7 @@ PURE = (
     " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"
     " dialects.anthropic_messages.read_answer"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
-    " recorder.folding recorder.exchange access terminal"
+    " recorder.folding recorder.exchange recorder.chain access terminal"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
@@ -242,7 +255,13 @@ IMPURE_MODULES = (
 ).split()
 
 # What the log's own rooms alone touch. `sqlite_utils` is llm's: its API takes its Database.
-_SQL = {"recorder.store", "recorder.turns", "recorder.history", "recorder.prune"}
+_SQL = {
+    "recorder.store",
+    "recorder.replies",
+    "recorder.turns",
+    "recorder.history",
+    "recorder.prune",
+}
 ONLY_IN = {
     "sqlite_utils": _SQL,
     "sqlite3": _SQL | {"recorder.owner", "recorder.spool"},

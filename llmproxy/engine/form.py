@@ -60,7 +60,7 @@ def prepare(
     ignored = list(request.ignored)
     tools = () if request.tool_choice == "none" else request.tools
     _refuse_what_matters(request, model, tools)
-    messages = _model_form(request.messages, model, ignored)
+    messages = _model_form(request, model, ignored)
     options, stop_sequences = _options(request, model, defaults, ignored)
     history = _History.of(messages)
     prompt = llm.Prompt(
@@ -158,17 +158,18 @@ def _classes(model: SyncModel | AsyncModel) -> set[str]:
 
 
 def _model_form(
-    messages: Iterable[Message], model: SyncModel | AsyncModel, ignored: list[str]
+    request: hub.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[Message]:
     """Put every message into a form that this plugin sends on."""
     form = _Form(model, ignored)
-    for message in _results_beside_their_calls(messages):
+    recalled = {id(request.messages[place]) for place in request.recalled}
+    for message in _results_beside_their_calls(request.messages):
         if message.role == "system":
             form.add_system(message)
         elif message.role == "tool":
             form.add_results([part for part in message.parts if isinstance(part, ToolResultPart)])
         else:
-            form.add_turn(message)
+            form.add_turn(message, is_recalled=id(message) in recalled)
     return form.finished()
 
 
@@ -235,8 +236,9 @@ class _Form:
             self._append_ours(list(_readable(message, self._model, self._ignored)))
             self._ignored.append("messages[*] (images of a tool's result, put after it)")
 
-    def add_turn(self, message: Message) -> None:
-        parts = list(_readable(message, self._model, self._ignored))
+    def add_turn(self, message: Message, *, is_recalled: bool) -> None:
+        ignored: list[str] = [] if is_recalled else self._ignored
+        parts = list(_readable(message, self._model, ignored))
         if parts or message.role == "user":
             self._append(Message(message.role, parts, message.provider_metadata))
 

@@ -26,7 +26,7 @@ from .. import hub
 from ..errors import ProxyError, UpstreamError
 from ..tags import ThinkTagSplitter
 from . import outcome
-from .catalogue import Catalogue
+from .catalogue import Catalogue, CatalogueEntry
 from .events import EventReader, StopCutter
 from .form import Call, prepare
 
@@ -58,15 +58,15 @@ class Engine:
         self.catalogue = catalogue
         self._think_tags = think_tags
 
-    async def answer(self, request: hub.ChatRequest) -> Answer:
-        """Start the model that a request asks for.
+    async def answer(self, request: hub.ChatRequest, entry: CatalogueEntry | None = None) -> Answer:
+        """Start the model that a request asks for; `entry` is that, where it was looked up.
 
         Raises:
             ModelNotFound: no such model.
             Unsupported: the model can't do what the request hangs on.
             ProxyError: the model's plugin refused at once.
         """
-        entry = await self.catalogue.choose(request.model)
+        entry = entry or await self.catalogue.choose(request.model)
         defaults = self.catalogue.options(entry.model_id)
         try:
             call = prepare(request, entry.model, defaults)

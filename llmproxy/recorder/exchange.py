@@ -26,6 +26,7 @@ from .timeline import TimedEvent
 __all__ = [
     "Entry",
     "Exchange",
+    "Link",
     "RawRequest",
     "Status",
     "Turn",
@@ -39,6 +40,10 @@ __all__ = [
 
 Status = Literal["running", "ok", "error", "cancelled", "interrupted"]
 
+Link = Literal["reply", "compacted", "call", "quote"]
+"""How an exchange goes on from the one before it: by its reply in the history, by one of
+the replies that a compacted history kept, as the task of a tool call, by quoting it."""
+
 FIRST_WORDS_CHARS = 80  # of the prompt: what a line on a terminal has room for
 MAX_TEXT_BODY_CHARS = 64 * 2**10  # of a body that is no JSON: enough to see what it was
 
@@ -47,7 +52,8 @@ MAX_TEXT_BODY_CHARS = 64 * 2**10  # of a body that is no JSON: enough to see wha
 class Turn:
     """One request and what was answered to it, as `llm logs` shows it.
 
-    id, thread_id: lower-case ULIDs; the thread is made with its first turn.
+    id, thread_id: lower-case ULIDs; the thread is made with its first turn. What is
+        written may go on with another thread, that of the turn before it.
     model: llm's id of the model; resolved_model: the provider's own name for it.
     messages: the whole conversation that was asked, in normal form.
     reply: what the model produced, perhaps cut short, perhaps nothing.
@@ -92,6 +98,9 @@ class Entry:
     error: in words; usage: as the hub counts; ignored: paths that were not carried.
     ttft_ms: until the first event of any kind; first_text_ms: until the first visible text.
     first_words: how the prompt begins.
+    previous_id: the exchange whose reply this one goes on from, and `link` in which way;
+        None where a conversation begins.
+    recalled: how many of its messages are as they were recorded, not as the client sent them.
     owner: the process that wrote it; the store fills it in.
     """
 
@@ -116,6 +125,9 @@ class Entry:
     usage: hub.Usage = hub.Usage()
     ignored: tuple[str, ...] = ()
     first_words: str = ""
+    previous_id: str | None = None
+    link: Link | None = None
+    recalled: int = 0
     owner: str | None = None
 
 
@@ -160,6 +172,9 @@ class Exchange(Entry):
         finish: hub.Finish | None = None,
         error: str | None = None,
         ignored: Iterable[str] = (),
+        previous_id: str | None = None,
+        link: Link | None = None,
+        recalled: int = 0,
     ) -> Exchange:
         """Give the exchange as it ended, however that was; secrets are taken out of `error`.
 
@@ -186,6 +201,9 @@ class Exchange(Entry):
             usage=finish.usage if finish else hub.Usage(),
             error=None if error is None else self.redactor.words(error),
             ignored=tuple(ignored),
+            previous_id=previous_id,
+            link=link,
+            recalled=recalled,
         )
 
 

@@ -1,14 +1,14 @@
 """logs.db as it is read: lists of exchanges, one of them whole, and what comes in.
 
-Nothing here writes: the file is opened read-only, also beside a running proxy, and llm's
-migrations are left to who writes.
+The file is opened read-only, also beside a running proxy, and llm's migrations are left
+to who writes. Only an older llmproxy's tables are brought up to date first.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -17,14 +17,23 @@ from typing import Any
 import llm
 import sqlite_utils
 from llm.logs import LogStore, UncondenseError  # type: ignore[attr-defined]  # it raises it
+from llm.parts import Message
 
 from ..errors import NotFound
 from . import timeline
 from .exchange import Entry, Exchange, RawRequest, Status, Turn, with_remote_attachments
 from .folding import unfold
-from .store import ENTRY_COLUMNS, check_version, entry_of, timestamp, translated
+from .store import (
+    ENTRY_COLUMNS,
+    SCHEMA_VERSION,
+    Store,
+    check_version,
+    entry_of,
+    timestamp,
+    translated,
+)
 
-__all__ = ["Filter", "Follower", "History"]
+__all__ = ["Filter", "Follower", "History", "open_for_reading"]
 
 
 @dataclass(frozen=True)
@@ -93,24 +102,11 @@ class History:
     def __init__(self, path: Path) -> None:
         self.path = path
         with translated(path):
-            self._conn = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None
-            )
-            self._conn.row_factory = sqlite3.Row
-            try:
-                self._is_empty = self._version() == 0
-                self._log = _ReadOnlyLog(self._conn)
-            except BaseException:
+            self._conn, self._log, self._version = open_for_reading(path)
+            if 0 < self._version < SCHEMA_VERSION:
                 self._conn.close()
-                raise
-
-    def _version(self) -> int:
-        """Look which llmproxy's tables there are; 0 where none has written yet."""
-        if not self._conn.execute("pragma table_info(proxy_meta)").fetchall():
-            return 0
-        row = self._conn.execute("select value from proxy_meta where name = 'schema'").fetchone()
-        check_version(row[0], self.path)
-        return int(row[0])
+                Store(path).close()
+                self._conn, self._log, self._version = open_for_reading(path)
 
     def close(self) -> None:
         """Close the file."""
@@ -220,6 +216,27 @@ class History:
             response_json=response_json,
         )
 
+    def messages(self, hashes: Sequence[str]) -> dict[str, Message]:
+        """Read messages by their hashes; those that are not there are left out.
+
+        Raises:
+            Unusable: the file can't be read any more.
+        """
+        rows = self.rows(
+            "select hash, role, provider_metadata from messages"
+            " where hash in (select value from json_each(:hashes))",
+            {"hashes": json.dumps(hashes)},
+        )
+        with translated(self.path):
+            parts = self._log._load_parts([row["hash"] for row in rows])
+        messages = [
+            Message(row["role"], parts.get(row["hash"], []), _json(row["provider_metadata"]))
+            for row in rows
+        ]
+        return dict(
+            zip((row["hash"] for row in rows), with_remote_attachments(messages), strict=True)
+        )
+
     def follow(self, only: Filter = Filter()) -> Follower:
         """Begin to watch for exchanges that begin or change from now on."""
         return Follower(self, only)
@@ -230,10 +247,10 @@ class History:
         Raises:
             Unusable: the file can't be read any more.
         """
-        if self._is_empty:
-            self._is_empty = self._version() == 0
         with translated(self.path):
-            return [] if self._is_empty else self._conn.execute(sql, values).fetchall()
+            if self._version == 0:
+                self._version = _version(self._conn, self.path)
+            return [] if self._version == 0 else self._conn.execute(sql, values).fetchall()
 
 
 class Follower:
@@ -273,6 +290,38 @@ class Follower:
 
 def _json(text: str | None) -> Any:
     return None if text is None else json.loads(text)
+
+
+def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
+    """Open a logs.db read-only, for any thread, one at a time.
+
+    Gives the connection, llm's store over it, and the version of our tables: 0 where no
+    llmproxy has written yet.
+
+    Raises:
+        sqlite3.Error: there is none, or it is no database.
+        Unusable: it is a newer llmproxy's.
+    """
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode=ro",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+    )
+    try:
+        connection.row_factory = sqlite3.Row
+        return connection, _ReadOnlyLog(connection), _version(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    if not connection.execute("pragma table_info(proxy_meta)").fetchall():
+        return 0
+    row = connection.execute("select value from proxy_meta where name = 'schema'").fetchone()
+    check_version(row[0], path)
+    return int(row[0])
 
 
 class _ReadOnlyLog(LogStore):

@@ -71,6 +71,12 @@ def _prune(connection: sqlite3.Connection) -> Pruned:
     schemas = _column(connection, "select schema_id from turns where id in (select id from gone)")
     for table in ("turn_tools", "turn_fragments", "tool_instantiations", "turn_search"):
         connection.execute(f"delete from {table} where turn_id in (select id from gone)")
+    for table in ("proxy_replies", "proxy_calls"):
+        connection.execute(f"delete from {table} where turn_id in (select id from gone)")
+    connection.execute(
+        "update proxy_exchanges set previous_id = null, link = null"
+        " where previous_id in (select id from gone)"
+    )
     turns = connection.execute("delete from turns where id in (select id from gone)").rowcount
     exchanges = connection.execute(
         "delete from proxy_exchanges where id in (select id from gone)"

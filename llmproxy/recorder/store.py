@@ -25,14 +25,16 @@ from typing import Any
 import llm
 
 from ..hub import Usage
-from . import timeline
+from . import replies, timeline
+from .chain import Reply, reply_of
 from .exchange import Entry, Exchange
 from .folding import Folded, dumps, fold
 from .owner import Owner
-from .turns import TurnLog, TurnRecord
+from .turns import Conversation, TurnLog, TurnRecord
 
 __all__ = [
     "ENTRY_COLUMNS",
+    "SCHEMA_VERSION",
     "Locked",
     "Store",
     "StoreError",
@@ -40,6 +42,7 @@ __all__ = [
     "check_version",
     "columns",
     "entry_of",
+    "identity",
     "logs_on",
     "timestamp",
     "translated",
@@ -97,7 +100,18 @@ _MIGRATIONS = (
         "create index proxy_exchanges_running on proxy_exchanges (owner) where status = 'running'",
         "insert into proxy_meta (name, value) values ('prunes', 0)",
     ),
+    (
+        "alter table proxy_exchanges add column previous_id text",  # what it goes on from
+        "alter table proxy_exchanges add column link text",
+        "alter table proxy_exchanges add column recalled integer not null default 0",
+        "create index proxy_exchanges_previous on proxy_exchanges (previous_id)"
+        " where previous_id is not null",
+        *replies.SCHEMA,
+    ),
 )
+
+
+SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 class StoreError(Exception):
@@ -148,7 +162,7 @@ class Store:
                 owner.claim()
             # Looked at before the connection is made: a file that is replaced in
             # between then counts as replaced.
-            self._identity = _identity(path)
+            self._identity = identity(path)
             self._conn = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
             try:
                 self._conn.execute("PRAGMA journal_mode = wal")
@@ -172,9 +186,11 @@ class Store:
         for statements in _MIGRATIONS[version:]:
             for statement in statements:
                 self._conn.execute(statement)
+        if version == 1:
+            replies.insert_missing_keys(self._conn, self._log)
         self._conn.execute(
             "insert or replace into proxy_meta (name, value) values ('schema', ?)",
-            (len(_MIGRATIONS),),
+            (SCHEMA_VERSION,),
         )
 
     def _meta(self, name: str) -> int:
@@ -183,7 +199,7 @@ class Store:
 
     def is_current(self) -> bool:
         """Say whether the path still leads to the file that is open here."""
-        return _identity(self.path) == self._identity
+        return identity(self.path) == self._identity
 
     def write(self, exchanges: Sequence[Exchange]) -> int:
         """Write the first of `exchanges`, as many as one short lock allows, and say how many.
@@ -243,8 +259,11 @@ class Store:
                 "query": asked.query,
                 "body": body.text,
             }
-        record = TurnRecord(exchange.turn, self._known) if exchange.turn else None
-        return _Row(exchange, values, body, record)
+        turn = exchange.turn
+        if turn is None:
+            return _Row(exchange, values, body)
+        reply = reply_of(turn.messages, turn.reply) if exchange.thread_id else None
+        return _Row(exchange, values, body, TurnRecord(turn, self._known), reply)
 
     def _write_row(self, row: _Row) -> None:
         exchange, values = row.exchange, row.values
@@ -253,8 +272,13 @@ class Store:
         ).fetchone()
         if there and (exchange.status == "running" or there[0] not in ("running", "interrupted")):
             return
-        if row.record is not None:
-            values["message_hash"] = self._write_turn(exchange, row.record)
+        if row.record is not None and exchange.thread_id is None:
+            # A failure without output is no turn.
+            values["message_hash"] = self._log.ensure_chain(row.record.prompt.messages)
+        elif row.record is not None:
+            values["thread_id"], values["message_hash"] = self._write_turn(exchange, row.record)
+            if row.reply is not None:
+                replies.insert_keys(self._conn, exchange.id, row.reply)
         if row.body is not None:
             self._conn.executemany(
                 "insert or ignore into proxy_contents (hash, text) values (?, ?)",
@@ -271,17 +295,26 @@ class Store:
                 values,
             )
 
-    def _write_turn(self, exchange: Exchange, record: TurnRecord) -> str | None:
-        """Write what llm's tables hold of an exchange, and give the last message's hash."""
-        if exchange.thread_id is None:  # a failure without output is no turn
-            return self._log.ensure_chain(record.prompt.messages)
+    def _write_turn(self, exchange: Exchange, record: TurnRecord) -> tuple[str, str | None]:
+        """Write what llm's tables hold of a turn; give its thread and the last message's hash."""
+        thread_id, forked_from = self._thread_of(exchange)
+        record.conversation = Conversation(thread_id)
         tip = self._conn.execute(
-            "select tip_message_hash from threads where id = ?", (exchange.thread_id,)
+            "select tip_message_hash from threads where id = ?", (thread_id,)
         ).fetchone()
         self._log.log(record)
         if tip and exchange.status != "ok":  # only a finished turn moves its thread's tip
             self._conn.execute(
-                "update threads set tip_message_hash = ? where id = ?", (*tip, exchange.thread_id)
+                "update threads set tip_message_hash = ? where id = ?", (*tip, thread_id)
+            )
+        if forked_from is not None:
+            self._conn.execute(
+                "update threads set forked_from = ? where id = ?", (forked_from, thread_id)
+            )
+        if exchange.link == "reply" and exchange.status == "ok":
+            self._conn.execute(
+                "update proxy_replies set is_continued = 1 where turn_id = ?",
+                (exchange.previous_id,),
             )
         if record.prompt_to_index is not None:
             self._conn.execute(
@@ -292,7 +325,33 @@ class Store:
         parent: tuple[str | None] = self._conn.execute(
             "select parent_message_hash from turns where id = ?", (exchange.id,)
         ).fetchone()
-        return parent[0]
+        return thread_id, parent[0]
+
+    def _thread_of(self, exchange: Exchange) -> tuple[str, str | None]:
+        """Decide a turn's thread, and which one that forks from.
+
+        It goes on with the thread of the turn before it, unless a finished turn that has
+        shown anything, llm's own included, was first: nobody writes while this is asked.
+        """
+        assert exchange.thread_id is not None, "it is a turn"
+        if exchange.previous_id is None:
+            return exchange.thread_id, None
+        before = self._conn.execute(
+            "select thread_id from turns where id = ?", (exchange.previous_id,)
+        ).fetchone()
+        if before is None:  # forgotten meanwhile
+            return exchange.thread_id, None
+        if exchange.link == "reply":
+            overtaken = self._conn.execute(
+                "select 1 from turns left join proxy_exchanges using (id)"
+                " left join proxy_replies on turn_id = turns.id"
+                " where turns.thread_id = ? and turns.id > ? and turns.id != ?"
+                " and (status is null or status = 'ok' and turn_id is not null) limit 1",
+                (*before, exchange.previous_id, exchange.id),
+            ).fetchone()
+            if overtaken is None:
+                return before[0], None
+        return exchange.thread_id, before[0]
 
     def _learn(self, seen: Mapping[bytes, str]) -> None:
         """Know these as stored: only after their COMMIT."""
@@ -358,7 +417,8 @@ class _Row:
     exchange: Exchange
     values: dict[str, Any]
     body: Folded | None
-    record: TurnRecord | None
+    record: TurnRecord | None = None
+    reply: Reply | None = None
 
 
 def timestamp(at: datetime) -> str:
@@ -407,7 +467,8 @@ def _create(path: Path) -> None:
         pass  # and is not opened: closing it would drop SQLite's own locks on it
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def identity(path: Path) -> tuple[int, int] | None:
+    """Say which file is at a path, None where there is none: a file may be put in its place."""
     try:
         stat = path.stat()
     except OSError:
@@ -430,10 +491,10 @@ def check_version(version: int, path: Path) -> None:
     Raises:
         Unusable: they are.
     """
-    if version > len(_MIGRATIONS):
+    if version > SCHEMA_VERSION:
         raise Unusable(
             f"{path} is a newer llmproxy's (its schema is {version}, this one knows"
-            f" {len(_MIGRATIONS)}): install that"
+            f" {SCHEMA_VERSION}): install that"
         )
 
 

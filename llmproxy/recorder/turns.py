@@ -23,7 +23,7 @@ from llm.parts import Message, TextPart
 
 from .exchange import Turn, last_text
 
-__all__ = ["TurnLog", "TurnRecord"]
+__all__ = ["Conversation", "TurnLog", "TurnRecord"]
 
 
 class TurnRecord:
@@ -34,7 +34,7 @@ class TurnRecord:
 
     def __init__(self, turn: Turn, known: Mapping[bytes, str]) -> None:
         self.id = turn.id
-        self.conversation = _Conversation(turn.thread_id)
+        self.conversation = Conversation(turn.thread_id)
         self.model = _Model(turn.model)
         self.resolved_model = turn.resolved_model
         self.prompt = _Prompt(
@@ -79,7 +79,9 @@ class _Model:
 
 
 @dataclass(frozen=True)
-class _Conversation:
+class Conversation:
+    """The thread of a turn, as LogStore asks for it."""
+
     id: str
 
 

@@ -201,7 +201,7 @@ def no_database(path):
     [
         (lambda path: None, "unable to open database file"),
         (no_database, "file is not a database"),
-        (newer, "is a newer llmproxy's .its schema is 99, this one knows 1.: install that"),
+        (newer, "is a newer llmproxy's .its schema is 99, this one knows 2.: install that"),
     ],
     ids=["none", "no database", "newer"],
 )

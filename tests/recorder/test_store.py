@@ -23,7 +23,7 @@ from llm.parts import (
 from llmproxy import hub
 from llmproxy.recorder.folding import unfold
 from llmproxy.recorder.owner import Owner
-from llmproxy.recorder.store import Locked, Store, Unusable, logs_on
+from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
 from llmproxy.recorder.turns import TurnRecord
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
@@ -425,7 +425,8 @@ def test_a_newer_schema_is_refused_in_one_line(store, path):
     with pytest.raises(Unusable) as refused:
         Store(path)
     assert str(refused.value) == (
-        f"{path} is a newer llmproxy's (its schema is 99, this one knows 1): install that"
+        f"{path} is a newer llmproxy's (its schema is 99, this one knows"
+        f" {SCHEMA_VERSION}): install that"
     )
 
 

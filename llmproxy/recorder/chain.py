@@ -1,0 +1,213 @@
+"""What of a conversation every client can send again, as keys to know it by.
+
+Clients send the whole history with each request, changed a little: they drop reasoning,
+join parts of text, rewrite numbers, move turns about. So it is replies that are known
+again, by what any wire carries of them: the visible text without the white space around
+it, and the tool calls with their ids. System messages take no part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
+
+__all__ = ["Difference", "Reply", "first_difference", "replies", "reply_of", "visible_text"]
+
+TRIVIAL_CHARS = 16  # "ok", "Done.", "Hello!" are said in many conversations
+EXCERPT_CHARS = 40  # shown on either side of the place where two messages differ
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply where it stands in a conversation.
+
+    index: its message's place.
+    key: what it says. question_key: what it was said to, back to the reply before.
+        history_key: all that was said until then, itself included. All in hexadecimal.
+    tool_call_ids: those of the calls that the client is to make.
+    is_trivial: it calls nothing, and its text is too short to tell conversations apart.
+    """
+
+    index: int
+    key: str
+    question_key: str
+    history_key: str
+    tool_call_ids: tuple[str, ...]
+    is_trivial: bool
+
+
+def replies(messages: Iterable[Message]) -> list[Reply]:
+    """Find the replies in a history, the oldest first; those that show nothing are left out."""
+    walk = _Walk()
+    found = [walk.pass_by(index, message) for index, message in enumerate(messages)]
+    return [reply for reply in found if reply is not None]
+
+
+def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | None:
+    """Say by which keys a turn's reply will be known; None where it shows nothing.
+
+    messages: what was asked. Where that ends in words of the assistant's own, which the
+        reply goes on from, the client will send both as one.
+    """
+    walk = _Walk()
+    start = len(messages)
+    while start and messages[start - 1].role == "assistant":
+        start -= 1
+    for index, message in enumerate(messages[:start]):
+        walk.pass_by(index, message)
+    said = [part for message in (*messages[start:], *reply) for part in message.parts]
+    return walk.pass_by(start, Message("assistant", said))
+
+
+def visible_text(message: Message) -> str:
+    """The text of a message as any wire shows it, without the white space around it."""
+    return _text(message.parts)
+
+
+def _text(parts: Iterable[Part]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
+
+
+class _Walk:
+    """What was said so far, as one walks through a conversation.
+
+    Replies that follow one another count as one there, since clients may join them.
+    """
+
+    def __init__(self) -> None:
+        self._history = _hasher()  # until the replies that are being walked through
+        self._question = _hasher()
+        self._said: list[Part] = []
+
+    def pass_by(self, index: int, message: Message) -> Reply | None:
+        if message.role == "system":
+            return None
+        words = _words(message.parts)
+        if not words:
+            return None
+        if message.role != "assistant":
+            if self._said:
+                self._history.update(b"\0\0" + _words(self._said) + b"\0\0")
+                self._said = []
+            self._history.update(words)
+            self._question.update(words)
+            return None
+        self._said += message.parts
+        history = self._history.copy()
+        history.update(b"\0\0" + _words(self._said) + b"\0\0")
+        key, question_key = _hasher(words).hexdigest(), self._question.hexdigest()
+        self._question = _hasher()
+        ids = tuple(
+            part.tool_call_id for part in _calls(message.parts) if part.tool_call_id is not None
+        )
+        letters = sum(map(str.isalnum, visible_text(message)[: 4 * TRIVIAL_CHARS]))
+        is_trivial = not ids and letters < TRIVIAL_CHARS
+        return Reply(index, key, question_key, history.hexdigest(), ids, is_trivial)
+
+
+def _hasher(words: bytes = b"") -> Any:
+    return hashlib.blake2b(words, digest_size=16)
+
+
+def _calls(parts: Iterable[Part]) -> list[ToolCallPart]:
+    """The calls that the client makes; what the provider ran itself no wire must show."""
+    return [part for part in parts if isinstance(part, ToolCallPart) and not part.server_executed]
+
+
+def _words(parts: Sequence[Part]) -> bytes:
+    """All that is visible of a message, in one form."""
+    pieces = [_text(parts)]
+    for call in _calls(parts):
+        made = [call.tool_call_id, call.name, _canonical(call.arguments)]
+        pieces.append(json.dumps(made, sort_keys=True))
+    for part in parts:
+        match part:
+            case ToolResultPart(server_executed=False, output=output, tool_call_id=id_):
+                pieces.append(f"{id_} {output.strip()}")
+            case AttachmentPart(attachment=attachment) if attachment is not None:
+                where = attachment.url or len(attachment.content or b"")
+                pieces.append(f"{attachment.type} {where}")
+    return "\0".join(piece for piece in pieces if piece).encode("utf-8", "replace")
+
+
+def _canonical(value: Any) -> Any:
+    """Give a JSON value with its numbers as JavaScript knows them: doubles, and no -0."""
+    match value:
+        case bool():
+            return value
+        case int() | float():
+            try:
+                return float(value) + 0.0
+            except OverflowError:
+                return value
+        case dict():
+            return {name: _canonical(member) for name, member in value.items()}
+        case list():
+            return [_canonical(item) for item in value]
+        case _:
+            return value
+
+
+# ---- where two requests differ
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first place where a message is not what it was.
+
+    index: of the message; role: as it is now.
+    position: the first differing character of its text, None where there is no text to
+        compare: the message is new, or of another kind.
+    before, after: the text around that place, as it was and as it is.
+    """
+
+    index: int
+    role: str
+    position: int | None
+    before: str
+    after: str
+
+
+def first_difference(before: Sequence[Message], after: Sequence[Message]) -> Difference | None:
+    """Find the first message of `before` that `after` does not have in its place.
+
+    None where `after` begins with all of `before`, and so goes on from it.
+    """
+    for index, old in enumerate(before):
+        new = after[index] if index < len(after) else Message("nothing")
+        # As text, for 1 and 1.0 are equal in Python, and two to a provider's cache.
+        if json.dumps(old.to_dict(), sort_keys=True) != json.dumps(new.to_dict(), sort_keys=True):
+            return _difference(index, old, new)
+    return None
+
+
+def _difference(index: int, old: Message, new: Message) -> Difference:
+    was, now = _shown(old), _shown(new)
+    if old.role != new.role or was == now:
+        return Difference(index, new.role, None, was[:EXCERPT_CHARS], now[:EXCERPT_CHARS])
+    pairs = enumerate(zip(was, now, strict=False))
+    position = next((at for at, (a, b) in pairs if a != b), min(len(was), len(now)))
+    around = slice(max(0, position - EXCERPT_CHARS), position + EXCERPT_CHARS)
+    return Difference(index, new.role, position, was[around], now[around])
+
+
+def _shown(message: Message) -> str:
+    """A message's words, whatever they are part of."""
+    shown = []
+    for part in message.parts:
+        match part:
+            case ToolCallPart():
+                shown.append(f"{part.name}({json.dumps(part.arguments, ensure_ascii=False)})")
+            case ToolResultPart():
+                shown.append(part.output)
+            case AttachmentPart(attachment=attachment) if attachment is not None:
+                where = attachment.url or f"{len(attachment.content or b'')} bytes"
+                shown.append(f"[{attachment.type}, {where}]")
+            case _:
+                shown.append(getattr(part, "text", ""))
+    return "".join(shown)

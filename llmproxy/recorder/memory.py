@@ -1,0 +1,254 @@
+"""Which conversation a request goes on with, and what its client's wire threw away.
+
+A request is looked through for replies that were recorded. The newest of them says which
+turn it goes on from; whether that turn's thread goes on or forks is the writer's to
+decide, in its transaction. All of them can be given back as they were recorded, with
+reasoning, signatures and provider metadata, so that a model finds them there though the
+client's wire can't carry them.
+
+Where it is not sure, memory is silent: two candidates are none.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llm.parts import Message, TextPart
+
+from .chain import Reply, replies, reply_of, visible_text
+from .exchange import Link
+from .history import open_for_reading
+from .replies import Candidate, Quotable, Replies
+from .store import SCHEMA_VERSION, identity, translated
+
+__all__ = ["Memory", "Recollection"]
+
+CALL_QUOTE_CHARS = 40  # of a tool call's argument: a task for a sub-agent says this much
+TEXT_QUOTE_CHARS = 200  # of a reply's text: shorter ones are quoted by chance
+
+
+@dataclass(frozen=True)
+class Recollection:
+    """What the log knows of a request.
+
+    messages: the request's own, those that were recalled in place of what the client sent;
+        recalled: their places.
+    previous_id: the turn that it goes on from, None where it begins a conversation.
+    link: how that is known: by its "reply" in the history; "compacted" where a summary
+        stands in place of older ones; "call", "quote" where a new conversation begins with
+        what a tool call of it asked for, or with its words.
+    """
+
+    messages: list[Message]
+    recalled: frozenset[int] = frozenset()
+    previous_id: str | None = None
+    link: Link | None = None
+
+
+class Memory:
+    """A log's recorded replies, for any thread to ask, one at a time.
+
+    path: of the logs.db, which need not be there yet.
+    recall: whether replies are given back; threads are found in any case.
+    """
+
+    def __init__(self, path: Path, *, recall: bool = True) -> None:
+        self._path = path
+        self._recall = recall
+        self._lock = threading.Lock()
+        self._identity: tuple[int, int] | None = None
+        self._replies: Replies | None = None
+
+    def recollect(self, messages: Sequence[Message], model: str, client: str) -> Recollection:
+        """Look through a request that `client` has for `model` (llm's id); it blocks.
+
+        Raises:
+            Unusable, Locked: the log can't be read now.
+        """
+        with self._lock, translated(self._path):
+            recorded = self._open()
+            if recorded is None:
+                return Recollection(list(messages))
+            said = replies(messages)
+            previous_id, link = _previous(messages, said, recorded, client)
+            recollection = Recollection(list(messages), previous_id=previous_id, link=link)
+            return _recalled(recollection, said, recorded, model) if self._recall else recollection
+
+    def _open(self) -> Replies | None:
+        """Open the log where it is not; a file that was replaced is another one."""
+        there = identity(self._path)
+        if self._replies is None or there != self._identity:
+            self._close()
+            if there is None:
+                return None
+            connection, log, version = open_for_reading(self._path)
+            if version != SCHEMA_VERSION:  # the writer is about to make the tables
+                connection.close()
+                return None
+            self._replies = Replies(connection, log)
+            self._identity = there
+        return self._replies
+
+    def close(self) -> None:
+        """Close the file, once nobody asks any more."""
+        with self._lock:
+            self._close()
+
+    def _close(self) -> None:
+        if self._replies is not None:
+            self._replies.close()
+            self._replies = None
+
+
+def _previous(
+    messages: Sequence[Message], said: Sequence[Reply], recorded: Replies, client: str
+) -> tuple[str | None, Link | None]:
+    """Find the turn that a request goes on from, by the newest reply that is known."""
+    for reply in reversed(said):
+        if known := _first(recorded.of_same_history(reply), client):
+            return known.turn_id, "reply"
+        if reply.is_trivial:
+            continue
+        known = _first(recorded.of_same_question(reply), client) or _of_one_thread(
+            recorded.of_same_words(reply) or recorded.of_same_calls(reply)
+        )
+        if known is not None:
+            is_compacted = _is_compacted(messages, said, recorded, known)
+            return known.turn_id, "compacted" if is_compacted else "reply"
+    if any(message.role == "assistant" for message in messages):
+        return None, None
+    return next(_quotes(messages, recorded.quotable()), (None, None))
+
+
+def _first(candidates: Sequence[Candidate], client: str) -> Candidate | None:
+    """Of conversations that are alike so far, take one that waits, of this client's if it can.
+
+    Nobody can tell them apart; but each then goes on once, and none gets two.
+    """
+    waiting = [candidate for candidate in candidates if not candidate.is_continued]
+    own = [candidate for candidate in waiting or candidates if candidate.client == client]
+    finished = [candidate for candidate in own or waiting if candidate.is_finished]
+    return next(iter(finished or own or waiting or candidates), None)
+
+
+def _of_one_thread(candidates: Sequence[Candidate]) -> Candidate | None:
+    if len({candidate.thread_id for candidate in candidates}) != 1:
+        return None
+    return candidates[0]
+
+
+def _is_compacted(
+    messages: Sequence[Message], said: Iterable[Reply], recorded: Replies, known: Candidate
+) -> bool:
+    """Say whether older replies have made room for something new.
+
+    Some clients only leave the oldest out, and go on with the same conversation.
+    """
+    if recorded.has_keys_before(known.turn_id, [reply.key for reply in said]):
+        return False
+    first = next(message for message in messages if message.role != "system")
+    return visible_text(first) not in {
+        visible_text(message) for message in recorded.messages(known)
+    }
+
+
+def _quotes(
+    messages: Iterable[Message], quotable: Iterable[Quotable]
+) -> Iterator[tuple[str, Link]]:
+    """Find what of the last replies a new conversation begins with."""
+    texts = [
+        part.text.strip()
+        for message in messages
+        if message.role == "user"
+        for part in message.parts
+        if isinstance(part, TextPart) and len(part.text) >= CALL_QUOTE_CHARS
+    ]
+    if not texts:
+        return
+    for quote in quotable:
+        for task in _tasks(quote):
+            # A sub-agent is given its task, and little besides.
+            if any(task in text and 2 * len(task) >= len(text) for text in texts):
+                yield quote.turn_id, "call"
+        words = _summary(quote.text or "")
+        if len(words) >= TEXT_QUOTE_CHARS and any(words in text for text in texts):
+            yield quote.turn_id, "quote"
+
+
+def _tasks(quote: Quotable) -> list[str]:
+    arguments = quote.payload.get("arguments", {}).values()
+    texts = [value.strip() for value in arguments if isinstance(value, str)]
+    return [text for text in texts if len(text) >= CALL_QUOTE_CHARS]
+
+
+def _summary(text: str) -> str:
+    """Claude Code asks for a summary in tags, and goes on with what they hold."""
+    _, tag, inner = text.partition("<summary>")
+    return (inner.partition("</summary>")[0] if tag else text).strip()
+
+
+# ---- recall
+
+
+def _recalled(
+    recollection: Recollection, said: Iterable[Reply], recorded: Replies, model: str
+) -> Recollection:
+    known = {
+        reply.index: original
+        for reply in said
+        if (original := _original(reply, recollection.messages[reply.index], recorded, model))
+    }
+    if not known:
+        return recollection
+    messages: list[Message] = []
+    places: list[int] = []
+    for index, message in enumerate(recollection.messages):
+        given = known.get(index)
+        if given is not None:
+            places += range(len(messages), len(messages) + len(given))
+        messages += given or [message]
+    return replace(recollection, messages=messages, recalled=frozenset(places))
+
+
+def _original(
+    reply: Reply, message: Message, recorded: Replies, model: str
+) -> list[Message] | None:
+    """The reply as this model gave it; None where there is not the one, or nothing was lost."""
+    originals = []
+    for original in map(recorded.reply, _tellers(reply, recorded, model)):
+        if original not in originals:
+            originals.append(original)
+    if len(originals) != 1 or originals[0] == [message]:
+        return None
+    (original,) = originals
+    again = reply_of((), original)  # a reply to words put in its mouth is not all of them
+    if again is None or again.key != reply.key or _has_other_metadata(message, original):
+        return None
+    return original
+
+
+def _tellers(reply: Reply, recorded: Replies, model: str) -> list[Candidate]:
+    """The turns that may have said it here: what stood before must agree, or the calls' ids."""
+    finders = [recorded.of_same_history]
+    if not reply.is_trivial:
+        finders.append(recorded.of_same_question)
+    if reply.tool_call_ids:
+        finders.append(recorded.of_same_words)
+    for find in finders:
+        found = [turn for turn in find(reply) if turn.is_finished and turn.model == model]
+        if found:
+            return found
+    return []
+
+
+def _has_other_metadata(message: Message, original: Iterable[Message]) -> bool:
+    """Whether the client sends hidden content of its own, which is not ours to replace."""
+    ours = [_metadata(part) for recorded in original for part in recorded.parts]
+    return any(_metadata(part) not in ours for part in message.parts if _metadata(part))
+
+
+def _metadata(part: object) -> object:
+    return getattr(part, "provider_metadata", None)

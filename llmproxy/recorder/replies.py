@@ -1,0 +1,226 @@
+"""Recorded replies by what clients send again of them: the SQL of the log's memory.
+
+`proxy_replies` has a turn's keys (chain.py says what they are of), `proxy_calls` the ids
+of its tool calls. The writer writes both with the turn; a database that an older llmproxy
+wrote gains them when it is opened. Finding a reply again only reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from llm.logs import LogStore
+from llm.parts import Message
+
+from .chain import Reply, reply_of
+
+__all__ = ["SCHEMA", "Candidate", "Quotable", "Replies", "insert_keys", "insert_missing_keys"]
+
+SCHEMA = (
+    """
+    create table proxy_replies (
+        turn_id text primary key,
+        reply_key text not null,
+        question_key text not null,
+        history_key text not null,
+        is_continued integer not null default 0  -- a finished turn goes on from it
+    ) without rowid
+    """,
+    # The narrowest first, and of those that are alike the ones that wait to be continued.
+    "create index proxy_replies_keys on proxy_replies"
+    " (reply_key, question_key, history_key, is_continued, turn_id desc)",
+    """
+    create table proxy_calls (
+        tool_call_id text not null, turn_id text not null, primary key (tool_call_id, turn_id)
+    ) without rowid
+    """,
+)
+
+MAX_CANDIDATES = 32  # looked at of those that are alike: more say nothing new
+RECENT_TURNS = 32  # what a sub-agent or a side request quotes was said just before
+
+
+def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> None:
+    """Have a turn's reply known by its keys."""
+    connection.execute(
+        "insert or replace into proxy_replies"
+        " (turn_id, reply_key, question_key, history_key) values (?, ?, ?, ?)",
+        (turn_id, reply.key, reply.question_key, reply.history_key),
+    )
+    connection.executemany(
+        "insert or ignore into proxy_calls (tool_call_id, turn_id) values (?, ?)",
+        [(id, turn_id) for id in reply.tool_call_ids],
+    )
+
+
+def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
+    """Give the turns of our exchanges the keys that an older llmproxy did not know of."""
+    chains = _Chains(connection, log)
+    turns = connection.execute(
+        "select turns.id, parent_message_hash, tip_message_hash"
+        " from turns join proxy_exchanges using (id) order by turns.id"
+    ).fetchall()
+    for turn_id, parent, tip in turns:
+        messages = chains.whole(parent)
+        reply = reply_of(messages, chains.whole(tip)[len(messages) :])
+        if reply is not None:
+            insert_keys(connection, turn_id, reply)
+
+
+class _Chains:
+    """Conversations read message by message, those that turns share once."""
+
+    def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
+        self._connection = connection
+        self._log = log
+        self._known: dict[str, tuple[str | None, Message]] = {}
+
+    def whole(self, tip: str | None) -> list[Message]:
+        return self.between(None, tip)
+
+    def between(self, start: str | None, tip: str | None) -> list[Message]:
+        """The messages after `start`, up to and with `tip`."""
+        messages = []
+        while tip is not None and tip != start:
+            if tip not in self._known:
+                self._known[tip] = self._read(tip)
+            tip, message = self._known[tip]
+            messages.append(message)
+        return messages[::-1]
+
+    def _read(self, hash: str) -> tuple[str | None, Message]:
+        parent, role, metadata = self._connection.execute(
+            "select parent_hash, role, provider_metadata from messages where hash = ?", (hash,)
+        ).fetchone()
+        parts = self._log._load_parts([hash]).get(hash, [])
+        return parent, Message(role, parts, json.loads(metadata) if metadata else None)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A turn whose reply may be the one that a client sent again."""
+
+    turn_id: str
+    thread_id: str
+    model: str
+    client: str
+    is_finished: bool
+    is_continued: bool
+    parent_hash: str | None
+    tip_hash: str | None
+
+
+_CANDIDATES = """
+    select turn_id, turns.thread_id, turns.model, client, status = 'ok', is_continued,
+        parent_message_hash, tip_message_hash
+    from (
+        select distinct turn_id, is_continued from {source}
+        order by is_continued, turn_id desc limit :limit
+    ) join turns on turns.id = turn_id join proxy_exchanges using (id)
+    order by is_continued, turn_id desc
+"""
+
+
+@dataclass(frozen=True)
+class Quotable:
+    """What a turn's reply said that another conversation may begin with."""
+
+    turn_id: str
+    thread_id: str
+    type: str
+    text: str | None
+    payload: dict[str, Any]
+
+
+class Replies:
+    """Recorded replies in an open database that has the tables."""
+
+    def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
+        self._connection = connection
+        self._log = log
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    def of_same_history(self, reply: Reply) -> list[Candidate]:
+        """Turns that said the same after all the same; those that nothing continues first."""
+        return self._candidates(
+            "reply_key = :key and question_key = :question and history_key = :history", reply
+        )
+
+    def of_same_question(self, reply: Reply) -> list[Candidate]:
+        """Turns that said the same to the same words."""
+        return self._candidates("reply_key = :key and question_key = :question", reply)
+
+    def of_same_words(self, reply: Reply) -> list[Candidate]:
+        """Turns that said the same."""
+        return self._candidates("reply_key = :key", reply)
+
+    def of_same_calls(self, reply: Reply) -> list[Candidate]:
+        """Turns that made one of the same tool calls, by its id."""
+        ids = json.dumps(reply.tool_call_ids)
+        return self._query(
+            "proxy_calls join proxy_replies using (turn_id)"
+            " where tool_call_id in (select value from json_each(:ids))",
+            {"ids": ids},
+        )
+
+    def _candidates(self, condition: str, reply: Reply) -> list[Candidate]:
+        values = {
+            "key": reply.key,
+            "question": reply.question_key,
+            "history": reply.history_key,
+        }
+        return self._query(f"proxy_replies where {condition}", values)
+
+    def _query(self, source: str, values: dict[str, Any]) -> list[Candidate]:
+        rows = self._connection.execute(
+            _CANDIDATES.format(source=source), values | {"limit": MAX_CANDIDATES}
+        )
+        return [Candidate(*row) for row in rows]
+
+    def has_keys_before(self, turn_id: str, keys: Iterable[str]) -> bool:
+        """Say whether all replies that a turn's own history went on from are among `keys`."""
+        row = self._connection.execute(
+            """
+            with recursive before (id) as (
+                select previous_id from proxy_exchanges where id = :id and link = 'reply'
+                union all
+                select previous_id from proxy_exchanges join before using (id)
+                where link = 'reply'
+            )
+            select 1 from before join proxy_replies on turn_id = id
+            where reply_key not in (select value from json_each(:keys)) limit 1
+            """,
+            {"id": turn_id, "keys": json.dumps(list(keys))},
+        ).fetchone()
+        return row is None
+
+    def messages(self, turn: Candidate) -> list[Message]:
+        """What a turn was asked, whole."""
+        return _Chains(self._connection, self._log).whole(turn.parent_hash)
+
+    def reply(self, turn: Candidate) -> list[Message]:
+        """What a turn said, as it was recorded."""
+        return _Chains(self._connection, self._log).between(turn.parent_hash, turn.tip_hash)
+
+    def quotable(self) -> list[Quotable]:
+        """The parts of what was said last, the newest first."""
+        rows = self._connection.execute(
+            """
+            select turns.id, turns.thread_id, type, text, payload from (
+                select id from proxy_exchanges where status = 'ok' order by number desc limit ?
+            ) join turns using (id) join parts on message_hash = tip_message_hash
+            where type in ('text', 'tool_call') order by turns.id desc, position
+            """,
+            (RECENT_TURNS,),
+        )
+        return [
+            Quotable(turn_id, thread_id, type_, text, json.loads(payload or "{}"))
+            for turn_id, thread_id, type_, text, payload in rows
+        ]

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+
+import llm
+import pytest
+from hypothesis import given
+from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+
+from llmproxy.recorder.chain import Difference, first_difference, replies, reply_of
+from tests import strategies
+
+LONG = "An answer that nobody gives twice by chance."
+
+
+def call(arguments, id="call_1", name="weather", **fields):
+    return ToolCallPart(name, arguments, tool_call_id=id, **fields)
+
+
+def key_of(*parts):
+    return reply_of([llm.user("q")], [Message("assistant", list(parts))])
+
+
+SIGNED = {"anthropic": {"signature": "s"}}
+
+
+@pytest.mark.parametrize(
+    "said, echoed",
+    [
+        ([TextPart("a b")], [TextPart(" a b\n")]),
+        ([TextPart("a "), TextPart("b")], [TextPart("a b")]),
+        ([ReasoningPart("hm", provider_metadata=SIGNED), TextPart("a")], [TextPart("a")]),
+        ([TextPart("a", provider_metadata=SIGNED)], [TextPart("a")]),
+        ([TextPart("a"), call({}), TextPart(" ")], [TextPart("a"), call({})]),  # d6.25
+        ([call({"n": 1.0, "m": [1e3]})], [call({"m": [1000], "n": 1})]),
+        ([call({"n": -0.0})], [call({"n": 0})]),
+        ([call({"n": 12345678901234567890})], [call({"n": 12345678901234567000})]),
+        ([call({}, server_executed=True), TextPart("a")], [TextPart("a")]),
+    ],
+    ids=[
+        "white space", "parts joined", "no reasoning", "no metadata", "blank text",
+        "JavaScript's numbers", "minus zero", "past 2^53", "the provider's own call",
+    ],
+)  # fmt: skip
+def test_what_a_client_sends_again_has_the_same_key(said, echoed):
+    assert key_of(*said) == key_of(*echoed)
+
+
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        ([TextPart("a")], [TextPart("A")]),
+        ([TextPart("a b")], [TextPart("ab")]),
+        ([call({"n": 1})], [call({"n": 2})]),
+        ([call({"n": 1})], [call({"n": True})]),
+        ([call({"n": 1})], [call({"n": "1.0"})]),
+        ([call({}, id="call_1")], [call({}, id="call_2")]),
+        ([call({}, name="a")], [call({}, name="b")]),
+        ([call({}), call({}, id="call_2")], [call({})]),
+        ([call({"a": {"b": 1}})], [call({"a": [["b", 1]]})]),
+        ([call({"n": 10**400})], [call({"n": 10**401})]),
+    ],
+)
+def test_what_says_something_else_has_another_key(one, other):
+    assert key_of(*one).key != key_of(*other).key
+
+
+def test_what_shows_nothing_is_no_reply():
+    assert key_of(ReasoningPart("hm")) is None
+    assert key_of(TextPart(" \n")) is None
+    assert replies([llm.user("q"), Message("assistant", [TextPart(" ")])]) == []
+
+
+@pytest.mark.parametrize(
+    "part, trivial",
+    [
+        (TextPart("ok"), True),
+        (TextPart("- - - - - - - - - - - - - - - - - - - - - - - -"), True),
+        (TextPart(LONG), False),
+        (call({}), False),
+    ],
+)
+def test_short_words_alone_are_trivial(part, trivial):
+    assert key_of(part).is_trivial is trivial
+
+
+def test_system_messages_take_no_part():
+    plain = [llm.user("q"), llm.assistant(LONG), llm.user("r"), llm.assistant("ok")]
+    with_system = [llm.system("s"), *plain[:3], llm.system("t"), plain[3]]
+    assert [reply.key for reply in replies(plain)] == [r.key for r in replies(with_system)]
+    assert replies(plain)[-1].history_key == replies(with_system)[-1].history_key
+    assert [reply.index for reply in replies(with_system)] == [2, 5]
+
+
+def test_question_goes_back_to_the_reply_before():
+    result = Message("tool", [ToolResultPart("weather", "sun", tool_call_id="call_1")])
+    first = [llm.user("q"), Message("assistant", [call({})])]
+    second = [*first, result, llm.user("and?"), llm.assistant(LONG)]
+    moved = [llm.user("other"), llm.assistant("x"), result, llm.user("and?"), llm.assistant(LONG)]
+    assert replies(second)[1].question_key == replies(moved)[1].question_key
+    assert replies(second)[1].history_key != replies(moved)[1].history_key
+
+
+def test_words_put_in_the_models_mouth_are_part_of_its_reply():
+    """A prefill (B29) comes back as one message with what followed."""
+    prefilled = [llm.user("q"), llm.assistant('{"a": ')]
+    reply = reply_of(prefilled, [llm.assistant("1}")])
+    assert reply == replies([llm.user("q"), llm.assistant('{"a": 1}')])[0]
+
+
+@given(strategies.conversations())
+def test_reply_is_known_again_wherever_a_conversation_is_cut(messages):
+    """`replies` of what a client sends is `reply_of` of what was recorded."""
+    for reply in replies(messages):
+        again = reply_of(messages[: reply.index], [messages[reply.index]])
+        if messages[reply.index - 1].role != "assistant":
+            assert again == reply
+
+
+@given(strategies.json_objects)
+def test_arguments_that_javascript_wrote_have_the_same_key(arguments):
+    def as_javascript(value):
+        match value:
+            case bool():
+                return value
+            case int() | float():
+                number = float(value)
+                return int(number) if number.is_integer() and abs(number) < 1e21 else number
+            case list():
+                return [as_javascript(item) for item in value]
+            case dict():
+                return {name: as_javascript(item) for name, item in reversed(value.items())}
+        return value
+
+    rewritten = json.loads(json.dumps(as_javascript(arguments)))
+    assert key_of(call(arguments)) == key_of(call(rewritten))
+
+
+# ---- where two requests differ
+
+ASKED = [llm.system("You help."), llm.user("q"), llm.assistant("a")]
+
+
+def test_what_goes_on_does_not_differ():
+    assert first_difference(ASKED, ASKED) is None
+    assert first_difference(ASKED, [*ASKED, llm.user("r")]) is None
+
+
+@pytest.mark.parametrize(
+    "after, difference",
+    [
+        (
+            [llm.system("You help me."), *ASKED[1:]],
+            Difference(0, "system", 8, "You help.", "You help me."),
+        ),
+        ([*ASKED[:2], llm.assistant("ab")], Difference(2, "assistant", 1, "a", "ab")),
+        ([*ASKED[:2], llm.user("a")], Difference(2, "user", None, "a", "a")),
+        (ASKED[:2], Difference(2, "nothing", None, "a", "")),
+        (
+            [*ASKED[:2], Message("assistant", [ReasoningPart("hm"), TextPart("a")])],
+            Difference(2, "assistant", 0, "a", "hma"),
+        ),
+    ],
+    ids=["system", "longer", "another role", "left out", "reasoning"],
+)
+def test_first_difference_has_its_place_and_the_text_around_it(after, difference):
+    assert first_difference(ASKED, after) == difference
+
+
+def test_only_the_text_around_a_difference_is_shown():
+    before, after = ("x" * 1_000 + c + "y" * 1_000 for c in "ab")
+    found = first_difference([llm.user(before)], [llm.user(after)])
+    assert found == Difference(
+        0, "user", 1_000, "x" * 40 + "a" + "y" * 39, "x" * 40 + "b" + "y" * 39
+    )

@@ -1,0 +1,542 @@
+"""The log's memory against a real database: threads found again, replies given back."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import llm
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
+
+from llmproxy import hub
+from llmproxy.dialects import anthropic_messages, openai_chat
+from llmproxy.recorder.chain import replies
+from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.memory import Memory, Recollection
+from llmproxy.recorder.store import Store
+from tests import strategies
+from tests.recorder.conftest import RECEIVED
+
+SIGNED = {"anthropic": {"signature": "sig=="}}
+LONG = "An answer that nobody gives twice by chance."
+
+
+@dataclass
+class Log:
+    """A log with its memory, written as the app does."""
+
+    path: Path
+    store: Store
+    memory: Memory
+    numbers: Any
+
+    def recollect(self, messages, *, model="m", client="tests") -> Recollection:
+        return self.memory.recollect(messages, model, client)
+
+    def ask(self, messages, reply, *, model="m", client="tests", status="ok"):
+        """Record a request as it is after recollection, with its reply; give its id."""
+        found = self.recollect(messages, model=model, client=client)
+        id = f"01jd{next(self.numbers):022d}"
+        reply = [llm.assistant(reply)] if isinstance(reply, str) else reply
+        begins = begun(
+            id, RECEIVED + timedelta(seconds=1), dialect="openai_chat", path="/", query="",
+            client=client, headers=[], body={}, model=model, messages=messages,
+        )  # fmt: skip
+        turn = Turn(
+            id=id, thread_id=f"t{id}", model=model, messages=found.messages, reply=reply,
+            started=RECEIVED, duration_ms=1,
+        )  # fmt: skip
+        ended = begins.ended(
+            status, http_status=200, duration_ms=1, turn=turn, finish=hub.Finish(),
+            previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
+        )  # fmt: skip
+        self.store.write([ended])
+        return id
+
+    def rows(self, sql):
+        with sqlite3.connect(self.path) as connection:
+            return connection.execute(sql).fetchall()
+
+    def threads(self):
+        """Ids of the exchanges, thread by thread."""
+        ids: dict[str, list[str]] = {}
+        for thread, id in self.rows("select thread_id, id from proxy_exchanges order by id"):
+            ids.setdefault(thread, []).append(id)
+        return list(ids.values())
+
+
+@pytest.fixture
+def log(store, path):
+    log = Log(path, store, Memory(path), itertools.count(1))
+    yield log
+    log.memory.close()
+
+
+def said(*parts):
+    return [Message("assistant", list(parts))]
+
+
+THOUGHT = said(ReasoningPart("hm", provider_metadata=SIGNED), TextPart(LONG))
+START = [llm.system("s"), llm.user("q")]
+ECHO = [*START, llm.assistant(LONG), llm.user("r")]
+
+
+# ---- echo closure
+
+
+def openai_echo(answer: dict[str, Any], rewritten: Callable[[Any], Any]) -> dict[str, Any]:
+    """What a client of OpenAI's wire sends of an answer: it knows no reasoning."""
+    message = answer["choices"][0]["message"]
+    calls = [
+        call
+        | {
+            "function": call["function"]
+            | {"arguments": rewritten_text(call["function"]["arguments"], rewritten)}
+        }
+        for call in message.get("tool_calls", [])
+    ]
+    echo = {"role": "assistant", "content": message["content"]}
+    return echo | ({"tool_calls": calls} if calls else {})
+
+
+def rewritten_text(arguments: str, rewritten: Callable[[Any], Any]) -> str:
+    try:
+        return json.dumps(rewritten(json.loads(arguments)))
+    except ValueError:  # a model's broken arguments are sent back as they are
+        return arguments
+
+
+def anthropic_echo(answer: dict[str, Any], rewritten: Callable[[Any], Any]) -> dict[str, Any]:
+    """What a client of Anthropic's wire sends of an answer that does without thinking."""
+    blocks = [block for block in answer["content"] if "thinking" not in block["type"]]
+    blocks = [
+        block | ({"input": rewritten(block["input"])} if block["type"] == "tool_use" else {})
+        for block in blocks
+    ]
+    return {"role": "assistant", "content": blocks}
+
+
+def openai_next(answer: dict[str, Any], text: str) -> list[dict[str, Any]]:
+    calls = answer["choices"][0]["message"].get("tool_calls", [])
+    results = [{"role": "tool", "tool_call_id": c["id"], "content": text} for c in calls]
+    return results or [{"role": "user", "content": text}]
+
+
+def anthropic_next(answer: dict[str, Any], text: str) -> list[dict[str, Any]]:
+    results = [
+        {"type": "tool_result", "tool_use_id": block["id"], "content": text}
+        for block in answer["content"]
+        if block["type"] == "tool_use"
+    ]
+    return [{"role": "user", "content": results or text}]
+
+
+def as_javascript(value: Any) -> Any:
+    match value:
+        case float() if value.is_integer():
+            return int(value)
+        case list():
+            return [as_javascript(item) for item in value]
+        case dict():
+            return {name: as_javascript(item) for name, item in value.items()}
+    return value
+
+
+def in_one_part(message: dict[str, Any]) -> dict[str, Any]:
+    return message
+
+
+def in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    """Cut each text in two, as clients that keep lists of parts may."""
+    content = message["content"]
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
+    parts = []
+    for part in content or []:
+        text = part.get("text", "") if part["type"] == "text" else ""
+        middle = len(text) // 2
+        pieces = [text[:middle], text[middle:]] if len(text) > 3 else [text]
+        parts += (
+            [part | {"text": piece} for piece in pieces if piece.strip()]
+            if part["type"] == "text" and all(piece.strip() for piece in pieces)
+            else [part]
+        )
+    return message | {"content": parts or None}
+
+
+WIRES = {
+    "openai_chat": (openai_chat, openai_echo, openai_next),
+    "anthropic_messages": (anthropic_messages, anthropic_echo, anthropic_next),
+}
+
+
+@pytest.mark.parametrize("wire", WIRES)
+@pytest.mark.parametrize("cut", [in_one_part, in_parts])
+# A failure of thirty turns is not made smaller in any sensible time.
+@settings(max_examples=8, phases=[Phase.generate])
+@given(answers=st.lists(strategies.event_streams(), min_size=5, max_size=7))
+def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log, answers):
+    """Echo closure (d6.3): reply → the client's echo → the next request, over every dialect."""
+    dialect, echo, go_on = WIRES[wire]
+    body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "q"}]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "logs.db"
+        shutil.copy(empty_log, path)
+        log = Log(path, Store(path), Memory(path), itertools.count(1))
+        stored: list[Message] = []
+        shown: str | None = None  # the last turn that a client could see anything of
+        for number in range(30):
+            request = dialect.parse_request(body, {})
+            found = log.recollect(request.messages)
+            assert found.previous_id == shown
+            if shown is not None:
+                assert found.messages[: len(stored)] == stored
+            response = hub.collect(numbered(answers[number % len(answers)], number))
+            last = log.ask(request.messages, response.messages)
+            answer = json.loads(json.dumps(dialect.render_response(request, response, last, 0)))
+            if not replies(response.messages):  # it showed nothing: there is no echo
+                body["messages"] += [{"role": "user", "content": f"still there, {number}?"}]
+                continue
+            stored, shown = [*found.messages, *response.messages], last
+            body["messages"] += [
+                cut(echo(answer, as_javascript)),
+                *go_on(answer, f"and {number}?"),
+            ]
+        # What showed nothing at the very beginning leaves nothing to know it by.
+        assert all(len(ids) == 1 for ids in log.threads()[:-1])
+        log.memory.close()
+        log.store.close()
+
+
+def numbered(events, number):
+    """Give the calls of a turn ids of its own, as providers do."""
+    return [
+        replace(event, tool_call_id=f"{event.tool_call_id}_{number}")
+        if isinstance(event, StreamEvent) and event.tool_call_id
+        else event
+        for event in events
+    ]
+
+
+# ---- which turn a request goes on from
+
+
+def test_the_newest_reply_says_where_a_request_goes_on(log):
+    first = log.ask(START, LONG)
+    second = log.ask(ECHO, "Another answer, as long as the first.")
+    go_on = [*ECHO, llm.assistant("Another answer, as long as the first."), llm.user("s")]
+    assert log.recollect(go_on) == Recollection(go_on, frozenset(), second, "reply")
+    assert log.recollect(ECHO).previous_id == first
+    assert log.threads() == [[first, second]]
+
+
+def test_edited_and_retried_turns_fork(log):
+    first = log.ask(START, LONG)
+    log.ask(ECHO, LONG + "!")
+    edited = log.ask([*START, llm.assistant(LONG), llm.user("edited")], LONG + "?")
+    retried = log.ask(ECHO, LONG + ".")
+    threads = log.rows("select id, forked_from from threads order by id")
+    assert threads == [
+        (f"t{first}", None),
+        (f"t{edited}", f"t{first}"),
+        (f"t{retried}", f"t{first}"),
+    ]
+
+
+def test_conversation_without_a_known_reply_is_new(log):
+    log.ask(START, LONG)
+    for messages in (START, [*START, llm.assistant("Something else altogether."), llm.user("r")]):
+        assert log.recollect(messages) == Recollection(messages)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "error"])
+def test_cut_answer_moves_no_tip_and_is_gone_on_from(status, log):
+    first = log.ask(START, LONG)
+    log.ask(ECHO, "A partial answer that went", status=status)
+    retried = log.ask(ECHO, "A whole answer this time, of any length.")
+    assert log.threads() == [[first, first[:-1] + "2", retried]]
+
+
+def test_cut_answer_can_be_gone_on_from(log):
+    first = log.ask(START, "An answer that was cut in the", status="cancelled")
+    second = log.ask([*START, llm.assistant("An answer that was cut in the"), llm.user("r")], LONG)
+    assert log.threads() == [[first, second]]
+
+
+def test_system_prompt_that_changes_leads_to_the_same_thread(log):
+    first = log.ask(START, LONG)
+    second = log.ask([llm.system("other"), *ECHO[1:]], LONG + "!")
+    assert log.threads() == [[first, second]]
+
+
+@pytest.mark.parametrize(
+    "before, found",
+    [([llm.user("q")], True), ([llm.user("another")], False), ([], False)],
+)
+def test_trivial_reply_counts_where_all_before_it_is_the_same(before, found, log):
+    log.ask([llm.user("q")], "ok")
+    messages = [*before, llm.assistant("ok"), llm.user("r")]
+    assert (log.recollect(messages).previous_id is not None) is found
+
+
+def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
+    one, other = log.ask([llm.user("one")], LONG), log.ask([llm.user("other")], LONG)
+    files = [llm.user("files changed"), llm.assistant("Ok.")]
+    for id, question in ((one, "one"), (other, "other")):
+        moved = [*files, llm.user(question), llm.assistant(LONG), llm.user("r")]
+        assert log.recollect(moved).previous_id == id
+    neither = [llm.user("third"), llm.assistant(LONG), llm.user("r")]
+    assert log.recollect(neither).previous_id is None
+
+
+def test_conversations_that_are_alike_each_go_on_once(log):
+    """Nobody can tell them apart, but none gets two."""
+    for _ in range(5):
+        log.ask(START, LONG)
+    for number in range(5):
+        log.ask([*ECHO[:-1], llm.user(f"go on {number}")], f"{LONG} {number}")
+    assert [len(ids) for ids in log.threads()] == [2] * 5
+    assert log.rows("select count(*) from threads where forked_from is not null") == [(0,)]
+
+
+def test_of_conversations_that_are_alike_a_clients_own_goes_on(log):
+    mine = log.ask(START, LONG, client="aider")
+    log.ask(START, LONG, client="other")
+    assert log.recollect(ECHO, client="aider").previous_id == mine
+
+
+def test_call_is_known_by_its_id_though_its_words_are_not(log):
+    call = ToolCallPart("weather", {"at": "B"}, tool_call_id="call_x")
+    first = log.ask(START, said(TextPart("Let me see."), call))
+    edited = ToolCallPart("weather", {"at": "C"}, tool_call_id="call_x")
+    result = Message("tool", [ToolResultPart("weather", "sun", tool_call_id="call_x")])
+    found = log.recollect([*START, *said(edited), result])
+    assert (found.previous_id, found.recalled) == (first, frozenset())
+
+
+def test_summary_in_place_of_older_turns_forks(log):
+    log.ask(START, LONG)
+    second = log.ask(ECHO, LONG + "!")
+    kept = [*ECHO[-1:], llm.assistant(LONG + "!"), llm.user("go on")]
+    compacted = [llm.user("What was said so far: a lot."), *kept]
+    found = log.recollect(compacted)
+    assert (found.previous_id, found.link) == (second, "compacted")
+    third = log.ask(compacted, LONG + "?")
+    fourth = log.ask([*compacted, llm.assistant(LONG + "?"), llm.user("x")], LONG + ".")
+    assert log.threads()[1:] == [[third, fourth]]
+
+
+def test_sliding_window_stays_in_its_thread(log):
+    log.ask(START, LONG)
+    log.ask(ECHO, LONG + "!")
+    window = [START[0], *ECHO[-1:], llm.assistant(LONG + "!"), llm.user("go on")]
+    log.ask(window, LONG + "?")
+    log.ask([window[0], *window[3:], llm.assistant(LONG + "?"), llm.user("x")], LONG + ".")
+    assert len(log.threads()) == 1
+
+
+TASK = "Find every place where the parser gives up, and say why it does."
+
+
+@pytest.mark.parametrize(
+    "text, link",
+    [
+        (TASK, "call"),
+        (f"Your task:\n{TASK}\n", "call"),
+        (f"{TASK} {'And a lot besides, of which nobody spoke. ' * 3}", None),
+        (TASK[:-5], None),
+    ],
+)
+def test_sub_agent_is_known_by_its_task(text, link, log):
+    first = log.ask(START, said(ToolCallPart("task", {"prompt": TASK}, tool_call_id="call_1")))
+    found = log.recollect([llm.system("You are a sub-agent."), llm.user(text)])
+    assert (found.previous_id, found.link) == (first if link else None, link)
+    log.ask([llm.user(text)], LONG)
+    assert len(log.threads()) == 2
+
+
+@pytest.mark.parametrize(
+    "reply, quoted, link",
+    [
+        ("So many words. " * 20, "So many words. " * 20, "quote"),
+        ("<analysis>hm</analysis><summary>" + "All of it. " * 30 + "</summary>",
+         "All of it. " * 30, "quote"),
+        (LONG, LONG, None),
+    ],
+)  # fmt: skip
+def test_side_request_is_known_by_what_it_quotes(reply, quoted, link, log):
+    first = log.ask(START, reply)
+    found = log.recollect([llm.user(f"Make a title of this chat:\n{quoted}\nNo more words.")])
+    assert (found.previous_id, found.link) == (first if link else None, link)
+
+
+# ---- what is given back
+
+
+def test_what_the_wire_dropped_is_given_back(log):
+    log.ask(START, THOUGHT)
+    found = log.recollect(ECHO)
+    assert found.messages == [*START, *THOUGHT, ECHO[-1]]
+    assert found.recalled == {2}
+
+
+def test_without_recall_threads_are_found_all_the_same(log):
+    first = log.ask(START, THOUGHT)
+    memory = Memory(log.path, recall=False)
+    assert memory.recollect(ECHO, "m", "tests") == Recollection(ECHO, frozenset(), first, "reply")
+    memory.close()
+
+
+def test_reply_of_two_messages_comes_back_as_both(log):
+    two = [*said(TextPart("First. ")), *said(ReasoningPart("hm"), TextPart("Then a second one."))]
+    log.ask(START, two)
+    echo = [*START, llm.assistant("First. Then a second one."), llm.user("r")]
+    found = log.recollect(echo)
+    assert found.messages == [*START, *two, echo[-1]]
+    assert found.recalled == {2, 3}
+
+
+CALL = ToolCallPart("weather", {"at": 1.0}, tool_call_id="call_x", provider_metadata=SIGNED)
+RESULT = Message("tool", [ToolResultPart("weather", "sun", tool_call_id="call_x")])
+
+
+def edited(**changes):
+    return [*START, *said(replace(CALL, provider_metadata=None, **changes)), RESULT]
+
+
+@pytest.mark.parametrize(
+    "messages, given",
+    [
+        (edited(arguments={"at": 1}), True),
+        (edited(arguments={"at": 2}), False),
+        (edited(name="other"), False),
+        (edited(tool_call_id="call_y"), False),
+        (edited()[1:], True),
+        ([llm.user("another"), *edited()[2:]], True),
+    ],
+    ids=["same", "arguments", "name", "id", "no system", "another question"],
+)
+def test_call_gets_its_metadata_back_where_it_is_the_same_call(messages, given, log):
+    log.ask(START, said(CALL))
+    assert (log.recollect(messages).recalled != frozenset()) is given
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [*START, llm.assistant(LONG + " edited"), llm.user("r")],
+        [llm.user("another question"), llm.assistant(LONG), llm.user("r")],
+        [llm.assistant(LONG), llm.user("r")],
+        [*START, *said(ReasoningPart("own", provider_metadata={"x": {}}), TextPart(LONG))],
+    ],
+    ids=["edited", "another question", "shortened", "own metadata"],
+)
+def test_text_gets_nothing_back_where_anything_else_was_said(messages, log):
+    log.ask(START, THOUGHT)
+    assert log.recollect(messages).messages == messages
+
+
+@pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
+def test_other_models_and_unfinished_answers_are_not_given_back(fields, log):
+    log.ask(START, THOUGHT, **fields)
+    assert log.recollect(ECHO).recalled == frozenset()
+
+
+def test_two_candidates_are_none(log):
+    log.ask(START, THOUGHT)
+    log.ask(START, said(ReasoningPart("else", provider_metadata=SIGNED), TextPart(LONG)))
+    assert log.recollect(ECHO).recalled == frozenset()
+    log.ask(ECHO, LONG)
+
+
+def test_the_same_said_twice_is_one_candidate(log):
+    log.ask(START, THOUGHT)
+    log.ask([llm.system("other"), *START[1:]], THOUGHT)
+    assert log.recollect(ECHO).recalled == {2}
+
+
+def test_two_conversations_put_together_keep_each_its_own(log):
+    one, other = (
+        said(ReasoningPart(name, provider_metadata=SIGNED), TextPart(f"{LONG} {name}"))
+        for name in ("one", "other")
+    )
+    log.ask([llm.user("one")], one)
+    log.ask([llm.user("other")], other)
+    mixed = [
+        llm.user("other"), llm.assistant(f"{LONG} other"),
+        llm.user("one"), llm.assistant(f"{LONG} one"), llm.user("r"),
+    ]  # fmt: skip
+    found = log.recollect(mixed)
+    assert [found.messages[1], found.messages[3]] == [*other, *one]
+
+
+def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
+    prefilled = [llm.user("q"), llm.assistant("The answer, which is a long one, is")]
+    first = log.ask(prefilled, said(ReasoningPart("hm"), TextPart(" forty-two.")))
+    whole = llm.assistant("The answer, which is a long one, is forty-two.")
+    messages = [llm.user("q"), whole, llm.user("r")]
+    assert log.recollect(messages) == Recollection(messages, frozenset(), first, "reply")
+
+
+# ---- the database
+
+
+def test_nothing_is_known_where_there_is_no_log(path):
+    memory = Memory(path)
+    assert memory.recollect(ECHO, "m", "tests") == Recollection(ECHO)
+    memory.close()
+
+
+def test_replaced_database_is_read_anew(log, empty_log):
+    log.ask(START, THOUGHT)
+    assert log.recollect(ECHO).previous_id is not None
+    log.store.close()
+    for name in ("logs.db-wal", "logs.db-shm"):
+        log.path.with_name(name).unlink(missing_ok=True)
+    log.path.unlink()
+    shutil.copy(empty_log, log.path)
+    assert log.recollect(ECHO) == Recollection(ECHO)
+
+
+def test_older_database_gains_its_keys_when_it_is_opened(log):
+    first = log.ask(START, THOUGHT)
+    log.ask(ECHO, LONG + "!")
+    keys = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
+    with sqlite3.connect(log.path) as connection:
+        for statement in (
+            "drop table proxy_replies", "drop table proxy_calls",
+            "drop index proxy_exchanges_previous",
+            *(f"alter table proxy_exchanges drop column {name}"
+              for name in ("previous_id", "link", "recalled")),
+            "update proxy_meta set value = 1 where name = 'schema'",
+        ):  # fmt: skip
+            connection.execute(statement)
+    log.memory.close()
+    assert log.recollect(ECHO) == Recollection(ECHO)  # the writer has not opened it yet
+    Store(log.path).close()
+    assert log.recollect(ECHO).previous_id == first
+    again = [(*row[:-1], 0) for row in keys[0]], keys[1]
+    found = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
+    assert [(*row[:-1], 0) for row in found[0]] == again[0] and found[1] == again[1]
+
+
+def test_forgotten_turns_are_known_no_more(log):
+    from llmproxy.recorder.history import Filter
+    from llmproxy.recorder.prune import prune
+
+    first = log.ask(START, THOUGHT)
+    log.ask(ECHO, LONG + "!")
+    prune(log.path, Filter(ids=(first,)))
+    assert log.recollect(ECHO) == Recollection(ECHO)
+    assert log.rows("select previous_id, link from proxy_exchanges") == [(None, None)]
