@@ -1,8 +1,9 @@
 """What logging one exchange costs in CPU, beside llm's own response.log_to_db().
 
 A conversation is sent again with one turn more each time, as clients do. Printed are
-milliseconds of CPU for the row at the beginning and the one at the end, commit included,
-and for llm, all in one run: `python benchmarks/log_cost.py`.
+milliseconds of CPU for finding the conversation again with all its replies given back,
+for the row at the beginning and the one at the end, commit included, and for llm, all
+in one run: `python benchmarks/log_cost.py`.
 """
 
 from __future__ import annotations
@@ -18,21 +19,17 @@ os.environ["LLM_USER_PATH"] = folder = tempfile.mkdtemp()
 
 import llm
 import sqlite_utils
-from llm.parts import Message, StreamEvent, TextPart
+from llm.parts import Message, ReasoningPart, StreamEvent, TextPart
 from llm.utils import monotonic_ulid
 
 from llmproxy import hub
 from llmproxy.demo import Demo
 from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.memory import Memory, Recollection
 from llmproxy.recorder.store import Store
 
 RUNS = 15
 WORDS = "so many words that they make a kilobyte " * 25
-
-
-def history(count: int, salt: str) -> list[Message]:
-    roles = ("user", "assistant")
-    return [Message(roles[i % 2], [TextPart(f"{salt} {i} {WORDS}")]) for i in range(count)]
 
 
 def new_id() -> str:
@@ -45,8 +42,14 @@ def cpu_ms(work: Callable[[], object]) -> float:
     return (time.process_time() - began) * 1000
 
 
-def ours(store: Store, messages: list[Message]) -> tuple[float, float]:
+def ours(
+    store: Store, memory: Memory, messages: list[Message], answer: str
+) -> tuple[float, float, float]:
+    """Find, begin and end one exchange; its answer thinks, which clients do not send again."""
     id_, now = new_id(), datetime.now(UTC)
+    found: list[Recollection] = []
+    find = cpu_ms(lambda: found.append(memory.recollect(messages, "demo", "benchmark")))
+    assert len(found[0].recalled) == len(messages) // 2
     wire = [{"role": m.role, "content": m.parts[0].text} for m in messages]  # type: ignore[attr-defined]
     exchange = begun(
         id_,
@@ -61,16 +64,17 @@ def ours(store: Store, messages: list[Message]) -> tuple[float, float]:
         messages=messages,
     )
     begin = cpu_ms(lambda: store.write([exchange]))
-    reply = [Message("assistant", [TextPart("the answer " + WORDS)])]
-    turn = Turn(id_, new_id(), "demo", messages, reply, now, 5)
+    reply = [Message("assistant", [ReasoningPart("hm"), TextPart(answer)])]
+    turn = Turn(id_, new_id(), "demo", found[0].messages, reply, now, 5)
     events = [
         (float(i), StreamEvent("text", word + " ", part_index=0))
         for i, word in enumerate(WORDS.split())
     ]
     ended = exchange.ended(
-        "ok", http_status=200, duration_ms=9.0, turn=turn, events=events, finish=hub.Finish()
-    )
-    return begin, cpu_ms(lambda: store.write([ended]))
+        "ok", http_status=200, duration_ms=9.0, turn=turn, events=events, finish=hub.Finish(),
+        previous_id=found[0].previous_id, link=found[0].link,
+    )  # fmt: skip
+    return find, begin, cpu_ms(lambda: store.write([ended]))
 
 
 def theirs(database: sqlite_utils.Database, messages: list[Message]) -> float:
@@ -81,18 +85,24 @@ def theirs(database: sqlite_utils.Database, messages: list[Message]) -> float:
 
 
 def main() -> None:
-    store = Store(Path(folder) / "ours.db")
+    path = Path(folder) / "ours.db"
+    store, memory = Store(path), Memory(path)
     database = sqlite_utils.Database(Path(folder) / "theirs.db")
-    print("messages sent again   begin    end    llm")
+    print("messages sent again    find  begin    end    llm")
     for count in (0, 10, 100, 1000):
-        messages = history(count, f"of {count}")
+        messages: list[Message] = []
         times = []
-        for i in range(RUNS):
-            messages.append(Message("user", [TextPart(f"question {i}")]))
-            times.append((*ours(store, list(messages)), theirs(database, list(messages))))
-            messages.append(Message("assistant", [TextPart(f"answer {i}")]))
-        begin, end, llms = (sorted(column)[RUNS // 2] for column in zip(*times, strict=True))
-        print(f"{count:19}  {begin:6.2f} {end:6.2f} {llms:6.2f}  ms CPU, median of {RUNS}")
+        for i in range(count // 2 + RUNS):
+            messages.append(Message("user", [TextPart(f"question {i} of {count} {WORDS}")]))
+            answer = f"answer {i} of {count} {WORDS}"
+            cost = ours(store, memory, list(messages), answer)
+            if i >= count // 2:
+                times.append((*cost, theirs(database, list(messages))))
+            messages.append(Message("assistant", [TextPart(answer)]))
+        find, begin, end, llms = (sorted(column)[RUNS // 2] for column in zip(*times, strict=True))
+        shown = f"{find:6.2f} {begin:6.2f} {end:6.2f} {llms:6.2f}"
+        print(f"{count:19}  {shown}  ms CPU, median of {RUNS}")
+    memory.close()
     store.close()
 
 

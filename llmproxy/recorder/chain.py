@@ -16,9 +16,18 @@ from typing import Any
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
-__all__ = ["Difference", "Reply", "first_difference", "replies", "reply_of", "visible_text"]
+__all__ = [
+    "Difference",
+    "Reply",
+    "first_difference",
+    "replies",
+    "reply_of",
+    "say_the_same",
+    "visible_text",
+]
 
-TRIVIAL_CHARS = 16  # "ok", "Done.", "Hello!" are said in many conversations
+TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are said in many conversations
+TELLING_CHARS = 64  # of any kind: enough without counting the letters
 EXCERPT_CHARS = 40  # shown on either side of the place where two messages differ
 
 
@@ -44,7 +53,11 @@ class Reply:
 def replies(messages: Iterable[Message]) -> list[Reply]:
     """Find the replies in a history, the oldest first; those that show nothing are left out."""
     walk = _Walk()
-    found = [walk.pass_by(index, message) for index, message in enumerate(messages)]
+    found = []
+    for index, message in enumerate(messages):
+        if message.role == "assistant":
+            found.append(walk.reply(index, message))
+        walk.pass_by(message)
     return [reply for reply in found if reply is not None]
 
 
@@ -58,19 +71,23 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
     start = len(messages)
     while start and messages[start - 1].role == "assistant":
         start -= 1
-    for index, message in enumerate(messages[:start]):
-        walk.pass_by(index, message)
+    for message in messages[:start]:
+        walk.pass_by(message)
     said = [part for message in (*messages[start:], *reply) for part in message.parts]
-    return walk.pass_by(start, Message("assistant", said))
+    return walk.reply(start, Message("assistant", said))
 
 
 def visible_text(message: Message) -> str:
     """The text of a message as any wire shows it, without the white space around it."""
-    return _text(message.parts)
+    return "".join(part.text for part in message.parts if isinstance(part, TextPart)).strip()
 
 
-def _text(parts: Iterable[Part]) -> str:
-    return "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
+def say_the_same(one: Iterable[Message], other: Iterable[Message]) -> bool:
+    """Say whether all that is visible of two replies is the same."""
+    first, second = (
+        [part for message in reply for part in message.parts] for reply in (one, other)
+    )
+    return _words(first) == _words(second)
 
 
 class _Walk:
@@ -80,59 +97,82 @@ class _Walk:
     """
 
     def __init__(self) -> None:
-        self._history = _hasher()  # until the replies that are being walked through
-        self._question = _hasher()
+        self._history = _hash()  # until the replies that are being walked through
+        self._question = _hash()
         self._said: list[Part] = []
 
-    def pass_by(self, index: int, message: Message) -> Reply | None:
-        if message.role == "system":
-            return None
+    def pass_by(self, message: Message) -> None:
+        """Go on to what follows a message."""
+        words = b"" if message.role == "system" else _words(message.parts)
+        if not words:
+            return
+        if message.role == "assistant":
+            self._said += message.parts
+            self._question = _hash()
+        else:
+            self._history.update(self._run(self._said) + words)
+            self._said = []
+            self._question.update(words)
+
+    def reply(self, index: int, message: Message) -> Reply | None:
+        """Say by which keys the reply that comes next will be known."""
         words = _words(message.parts)
         if not words:
             return None
-        if message.role != "assistant":
-            if self._said:
-                self._history.update(b"\0\0" + _words(self._said) + b"\0\0")
-                self._said = []
-            self._history.update(words)
-            self._question.update(words)
-            return None
-        self._said += message.parts
         history = self._history.copy()
-        history.update(b"\0\0" + _words(self._said) + b"\0\0")
-        key, question_key = _hasher(words).hexdigest(), self._question.hexdigest()
-        self._question = _hasher()
+        history.update(self._run([*self._said, *message.parts]))
         ids = tuple(
-            part.tool_call_id for part in _calls(message.parts) if part.tool_call_id is not None
+            part.tool_call_id
+            for part in message.parts
+            if isinstance(part, ToolCallPart) and not part.server_executed and part.tool_call_id
         )
-        letters = sum(map(str.isalnum, visible_text(message)[: 4 * TRIVIAL_CHARS]))
-        is_trivial = not ids and letters < TRIVIAL_CHARS
-        return Reply(index, key, question_key, history.hexdigest(), ids, is_trivial)
+        return Reply(
+            index,
+            key=_hash(words).hexdigest(),
+            question_key=self._question.hexdigest(),
+            history_key=history.hexdigest(),
+            tool_call_ids=ids,
+            is_trivial=not ids and _says_little(visible_text(message)),
+        )
+
+    @staticmethod
+    def _run(said: Sequence[Part]) -> bytes:
+        words = _words(said)
+        return b"\0\0" + words + b"\0\0" if words else b""
 
 
-def _hasher(words: bytes = b"") -> Any:
+def _hash(words: bytes = b"") -> Any:
     return hashlib.blake2b(words, digest_size=16)
 
 
-def _calls(parts: Iterable[Part]) -> list[ToolCallPart]:
-    """The calls that the client makes; what the provider ran itself no wire must show."""
-    return [part for part in parts if isinstance(part, ToolCallPart) and not part.server_executed]
+def _says_little(text: str) -> bool:
+    return len(text) < TELLING_CHARS and sum(map(str.isalnum, text)) < TRIVIAL_CHARS
 
 
 def _words(parts: Sequence[Part]) -> bytes:
-    """All that is visible of a message, in one form."""
-    pieces = [_text(parts)]
-    for call in _calls(parts):
-        made = [call.tool_call_id, call.name, _canonical(call.arguments)]
-        pieces.append(json.dumps(made, sort_keys=True))
-    for part in parts:
-        match part:
-            case ToolResultPart(server_executed=False, output=output, tool_call_id=id_):
-                pieces.append(f"{id_} {output.strip()}")
-            case AttachmentPart(attachment=attachment) if attachment is not None:
-                where = attachment.url or len(attachment.content or b"")
-                pieces.append(f"{attachment.type} {where}")
-    return "\0".join(piece for piece in pieces if piece).encode("utf-8", "replace")
+    """All that is visible, in one form: the text, the calls, then results and attachments."""
+    if len(parts) == 1 and isinstance(parts[0], TextPart):  # nearly always
+        return parts[0].text.strip().encode("utf-8", "replace")
+    text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
+    pieces = [text, *map(_call, parts), *map(_shown_to_the_model, parts)]
+    return "\0".join(filter(None, pieces)).encode("utf-8", "replace")
+
+
+def _call(part: Part) -> str:
+    """A call that the client makes; what the provider ran itself no wire must show."""
+    if not isinstance(part, ToolCallPart) or part.server_executed:
+        return ""
+    made = [part.tool_call_id, part.name, _canonical(part.arguments)]
+    return json.dumps(made, sort_keys=True)
+
+
+def _shown_to_the_model(part: Part) -> str:
+    match part:
+        case ToolResultPart(server_executed=False, output=output, tool_call_id=id_):
+            return f"{id_} {output.strip()}"
+        case AttachmentPart(attachment=attachment) if attachment is not None:
+            return f"{attachment.type} {attachment.url or len(attachment.content or b'')}"
+    return ""
 
 
 def _canonical(value: Any) -> Any:

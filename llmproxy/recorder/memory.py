@@ -18,7 +18,7 @@ from pathlib import Path
 
 from llm.parts import Message, TextPart
 
-from .chain import Reply, replies, reply_of, visible_text
+from .chain import Reply, replies, say_the_same, visible_text
 from .exchange import Link
 from .history import open_for_reading
 from .replies import Candidate, Quotable, Replies
@@ -224,8 +224,8 @@ def _original(
     if len(originals) != 1 or originals[0] == [message]:
         return None
     (original,) = originals
-    again = reply_of((), original)  # a reply to words put in its mouth is not all of them
-    if again is None or again.key != reply.key or _has_other_metadata(message, original):
+    # A reply to words that were put in its mouth is not all that the client sends of it.
+    if not say_the_same([message], original) or _has_other_metadata(message, original):
         return None
     return original
 

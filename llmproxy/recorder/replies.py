@@ -41,6 +41,7 @@ SCHEMA = (
 )
 
 MAX_CANDIDATES = 32  # looked at of those that are alike: more say nothing new
+MAX_SAID = 2_000  # replies held in memory; each some kilobytes
 RECENT_TURNS = 32  # what a sub-agent or a side request quotes was said just before
 
 
@@ -142,6 +143,8 @@ class Replies:
     def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
         self._connection = connection
         self._log = log
+        # Hashes never come to mean anything else.
+        self._said: dict[tuple[str | None, str | None], list[Message]] = {}
 
     def close(self) -> None:
         """Close the database."""
@@ -207,7 +210,12 @@ class Replies:
 
     def reply(self, turn: Candidate) -> list[Message]:
         """What a turn said, as it was recorded."""
-        return _Chains(self._connection, self._log).between(turn.parent_hash, turn.tip_hash)
+        ends = turn.parent_hash, turn.tip_hash
+        if ends not in self._said:
+            if len(self._said) >= MAX_SAID:
+                self._said.clear()
+            self._said[ends] = _Chains(self._connection, self._log).between(*ends)
+        return self._said[ends]
 
     def quotable(self) -> list[Quotable]:
         """The parts of what was said last, the newest first."""
