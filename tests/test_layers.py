@@ -172,6 +172,30 @@ ROOMS: dict[str, set[str]] = {
         "recorder.replies",
         "recorder.store",
     },
+    "recorder.tree": {"recorder.exchange"},
+    "recorder.conversations": {
+        "errors",
+        "hub",
+        "recorder.exchange",
+        "recorder.history",
+        "recorder.store",
+        "recorder.tree",
+    },
+    "recorder.prefix": {
+        "hub",
+        "tokens",
+        "recorder.chain",
+        "recorder.conversations",
+        "recorder.exchange",
+        "recorder.history",
+        "recorder.store",
+    },
+    "recorder.verify": {
+        "recorder.exchange",
+        "recorder.folding",
+        "recorder.history",
+        "recorder.store",
+    },
     "recorder.prune": {"errors", "recorder.folding", "recorder.history", "recorder.store"},
     "recorder.spool": {"errors", "recorder.exchange", "recorder.owner"},
     "recorder.writer": {"errors", "recorder.exchange", "recorder.spool", "recorder.store"},
@@ -207,14 +231,26 @@ ROOMS: dict[str, set[str]] = {
         "transport.server",
     },
     "terminal": {"hub", "payload", "recorder.exchange", "recorder.timeline"},
+    "terminal_threads": {
+        "recorder.chain",
+        "recorder.conversations",
+        "recorder.prefix",
+        "recorder.tree",
+        "recorder.verify",
+        "terminal",
+    },
     "log_command": {
         "dialects",
         "errors",
+        "recorder.conversations",
         "recorder.exchange",
         "recorder.history",
+        "recorder.prefix",
         "recorder.prune",
         "recorder.store",
+        "recorder.verify",
         "terminal",
+        "terminal_threads",
     },
     "convert_command": {"convert", "dialects", "errors", "payload"},
     "cli": {
@@ -247,7 +283,8 @@ PURE = (
     " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"
     " dialects.anthropic_messages.read_answer"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
-    " recorder.folding recorder.exchange recorder.chain access terminal"
+    " recorder.folding recorder.exchange recorder.chain recorder.tree access terminal"
+    " terminal_threads"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
@@ -261,6 +298,7 @@ _SQL = {
     "recorder.turns",
     "recorder.history",
     "recorder.prune",
+    "recorder.verify",
 }
 ONLY_IN = {
     "sqlite_utils": _SQL,

@@ -5,7 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import llm
 import pytest
@@ -129,3 +130,27 @@ def run_llm():
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def talk(store, make_exchange):
+    """Write an exchange that goes on from another, at a later time, and give it."""
+    times = itertools.count()
+
+    def talk(prompt, after=None, link="reply", *, answer=None, usage=None, received=None, **fields):
+        before = [] if after is None else [*after.turn.messages, *after.turn.reply]
+        fields.setdefault("messages", [*before, llm.user(prompt)])
+        exchange = make_exchange(prompt, answer or f"{prompt}, answered at length", **fields)
+        if fields.get("status", "ok") != "ok" and not exchange.turn.reply:
+            exchange = replace(exchange, thread_id=None)
+        exchange = replace(
+            exchange,
+            received=received or RECEIVED + timedelta(seconds=next(times)),
+            usage=usage or hub.Usage(),
+            previous_id=after and after.id,
+            link=after and link,
+        )
+        store.write([exchange])
+        return exchange
+
+    return talk
