@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from llm.parts import (
     AttachmentPart,
+    Message,
     Part,
     ReasoningPart,
     TextPart,
@@ -21,7 +22,7 @@ from llm.parts import (
 
 from . import hub
 
-__all__ = ["estimate", "estimate_text"]
+__all__ = ["estimate", "estimate_message", "estimate_text"]
 
 CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code alike, with every vendor's tokenizer
 TOKENS_PER_CHARACTER = 0.7  # of others: one for a Chinese character, half for a Cyrillic letter
@@ -33,7 +34,7 @@ DOCUMENT_BYTES_PER_TOKEN = 20  # of a PDF, whose pages vary more than anything e
 
 def estimate(request: hub.ChatRequest) -> int:
     """Estimate the input tokens of a request: messages, tools, schema, attachments."""
-    count = sum(MESSAGE_TOKENS + _parts(message.parts) for message in request.messages)
+    count = sum(map(estimate_message, request.messages))
     for tool in request.tools:
         definition = json.dumps(tool.input_schema)
         count += TOOL_TOKENS + estimate_text(f"{tool.name}{tool.description or ''}{definition}")
@@ -42,6 +43,11 @@ def estimate(request: hub.ChatRequest) -> int:
     if request.schema is not None:
         count += estimate_text(json.dumps(request.schema))
     return count
+
+
+def estimate_message(message: Message) -> int:
+    """Estimate the tokens of a message, the marks round it included."""
+    return MESSAGE_TOKENS + _parts(message.parts)
 
 
 def estimate_text(text: str) -> int:
