@@ -116,7 +116,7 @@ def _previous(
             recorded.of_same_words(reply) or recorded.of_same_calls(reply)
         )
         if known is not None:
-            is_compacted = _is_compacted(messages, said, recorded, known)
+            is_compacted = _is_compacted(messages[: reply.index], said, recorded, known)
             return known.turn_id, "compacted" if is_compacted else "reply"
     if any(message.role == "assistant" for message in messages):
         return None, None
@@ -141,18 +141,18 @@ def _of_one_thread(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _is_compacted(
-    messages: Sequence[Message], said: Iterable[Reply], recorded: Replies, known: Candidate
+    before: Sequence[Message], said: Iterable[Reply], recorded: Replies, known: Candidate
 ) -> bool:
-    """Say whether older replies have made room for something new.
+    """Say whether older replies have made room for something that was not asked then.
 
     Some clients only leave the oldest out, and go on with the same conversation.
     """
     if recorded.has_keys_before(known.turn_id, [reply.key for reply in said]):
         return False
-    first = next(message for message in messages if message.role != "system")
-    return visible_text(first) not in {
-        visible_text(message) for message in recorded.messages(known)
-    }
+    there = {"", *map(visible_text, recorded.messages(known))}
+    return any(
+        message.role != "system" and visible_text(message) not in there for message in before
+    )
 
 
 def _quotes(
