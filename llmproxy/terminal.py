@@ -23,7 +23,7 @@ from . import hub, payload
 from .recorder.exchange import Entry, Exchange
 from .recorder.timeline import TimedEvent
 
-__all__ = ["entry_line", "exchange_page", "printable"]
+__all__ = ["entry_line", "exchange_page", "painted", "printable", "tokens_in_and_out"]
 
 Colour = Literal["red", "green", "yellow", "blue", "dim", "bold"]
 
@@ -47,7 +47,8 @@ def printable(text: str, *, lines: bool = False) -> str:
     return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
 
 
-def _painted(text: str, colour: Colour, colours: bool) -> str:
+def painted(text: str, colour: Colour, colours: bool) -> str:
+    """Give a text its colour, where there are colours."""
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if colours else text
 
 
@@ -64,9 +65,9 @@ def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:
         entry.client,
         entry.dialect,
         _model(entry),
-        _painted(status, _STATUS_COLOURS[entry.status], colours),
+        painted(status, _STATUS_COLOURS[entry.status], colours),
         "" if entry.ttft_ms is None else _seconds(entry.ttft_ms),
-        _tokens(entry.usage),
+        tokens_in_and_out(entry.usage),
         _speed(entry),
         entry.error or entry.first_words,
     ]
@@ -91,7 +92,8 @@ def _seconds(ms: float) -> str:
     return f"{ms / 1000:.2f}s" if ms >= 10 else f"{ms:.1f}ms"
 
 
-def _tokens(usage: hub.Usage) -> str:
+def tokens_in_and_out(usage: hub.Usage) -> str:
+    """Say what the provider counted; nothing where it did not."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return ""
     return f"{usage.input_tokens or 0:,}→{usage.output_tokens or 0:,} tokens"
@@ -144,18 +146,18 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "client": exchange.client,
         "wire": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
         "model": _model(exchange),
-        "status": _painted(_status(exchange), _STATUS_COLOURS[exchange.status], colours),
+        "status": painted(_status(exchange), _STATUS_COLOURS[exchange.status], colours),
         "finish": " ".join(ending).strip(),
         "error": exchange.error or "",
         "time": ", ".join(times),
         "tokens": ", ".join(
-            [word for word in (_tokens(usage), *details, _speed(exchange)) if word]
+            [word for word in (tokens_in_and_out(usage), *details, _speed(exchange)) if word]
         ),
         "thread": exchange.thread_id or "",
         "ignored": ", ".join(exchange.ignored),
     }
     return "\n".join(
-        f"{_painted(f'{name:9}', 'dim', colours)} {value if name == 'status' else printable(value)}"
+        f"{painted(f'{name:9}', 'dim', colours)} {value if name == 'status' else printable(value)}"
         for name, value in facts.items()
         if value
     )
@@ -171,7 +173,7 @@ def _request(exchange: Exchange, colours: bool) -> str:
 
 
 def _title(text: str, colours: bool) -> str:
-    return _painted(f"── {text} ──", "bold", colours)
+    return painted(f"── {text} ──", "bold", colours)
 
 
 def _messages(messages: Iterable[Message], colours: bool, *, answer: bool = False) -> Iterator[str]:
@@ -187,10 +189,10 @@ def _part(part: Part, colours: bool) -> str:
             return printable(text, lines=True)
         case ReasoningPart(text=text, redacted=redacted):
             shown = "(reasoning that the provider keeps to itself)" if redacted else text
-            return _painted(printable(shown, lines=True), "dim", colours)
+            return painted(printable(shown, lines=True), "dim", colours)
         case ToolCallPart(name=name, arguments=arguments, tool_call_id=id_):
             call = f"→ {name}({payload.encode(arguments).decode()})  {id_ or ''}"
-            return _painted(printable(call), "blue", colours)
+            return painted(printable(call), "blue", colours)
         case ToolResultPart(name=name, output=output, exception=exception):
             word = "failed" if exception else "gave"
             return printable(f"← {name} {word}: {output}", lines=True)

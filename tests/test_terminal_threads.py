@@ -1,0 +1,217 @@
+"""Conversations as text: a list, a tree, what broke a cache, what is not as stored."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from llmproxy.hub import Usage
+from llmproxy.recorder.chain import Difference
+from llmproxy.recorder.conversations import Thread
+from llmproxy.recorder.exchange import Entry
+from llmproxy.recorder.prefix import Break, Prefix, ToolsChange
+from llmproxy.recorder.tree import Place
+from llmproxy.recorder.verify import Broken, Verified
+from llmproxy.terminal_threads import prefix_lines, thread_line, tree_lines, verified_lines
+
+RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+EVIL = "\x1b[2Jevil\r\n"
+
+THREAD = Thread(
+    id="01thread",
+    name="Change the\ngreeting",
+    began=RECEIVED,
+    moved=RECEIVED + timedelta(days=1),
+    clients=("aider", "llm"),
+    models=("m", "other"),
+    exchanges=12,
+    turns=13,
+    usage=Usage(12_000, 340, cached_tokens=9_000),
+)
+
+
+def test_line_of_a_conversation_has_all_that_one_looks_for():
+    shown = thread_line(THREAD).split("  ")
+    assert shown[0] == "01thread"
+    assert shown[2:] == [
+        "aider, llm",
+        "m, other",
+        "12 exchanges, 13 turns",
+        "12,000→340 tokens, 9,000 cached",
+        "Change the greeting",
+    ]
+
+
+def test_line_of_a_conversation_says_what_it_left():
+    forked = replace(THREAD, forked_from="01origin", origin="call", exchanges=1, turns=1)
+    assert "  1 exchange  " in thread_line(forked)
+    assert "  sub-agent of 01origin  " in thread_line(forked)
+    assert "  quotes 01origin  " in thread_line(replace(forked, origin="quote"))
+
+
+def test_line_of_a_conversation_has_no_numbers_that_it_lacks():
+    bare = replace(THREAD, usage=Usage(), models=(), exchanges=13)
+    assert thread_line(bare).split("  ")[3:] == ["-", "13 exchanges", "Change the greeting"]
+
+
+def place(words, depth=0, label=None, begins=False, thread="01other", **fields):
+    facts = {"received": RECEIVED, "dialect": "d", "path": "/", "client": "c", "status": "ok"}
+    entry = Entry(**facts | fields, id=words, thread_id=thread, first_words=words)
+    return Place(entry, label, depth, begins)
+
+
+def test_tree_is_drawn_with_its_branches():
+    places = [
+        place("one", begins=True, thread="01thread"),
+        place("two", thread="01thread"),
+        place("edited", 1, "fork", True),
+        place("agent", 2, "call", True),
+        place("agent on", 2),
+        place("edited on", 1),
+        place("title", 2, "quote", True),
+        place("again", 1, "retry", True),
+        place("three", label="compacted"),
+        place("title", 1, "quote", True),
+        place("on", 1),
+    ]
+    drawn = [line.partition("  01-0")[0] for line in tree_lines(places, "01thread")]
+    assert drawn == [
+        "* one",
+        "* two",
+        "  ├─ fork  edited",
+        "  │  ├─ sub-agent  agent",
+        "  │  │  agent on",
+        "  │  edited on",
+        "  │  └─ quote  title",
+        "  ├─ retry  again",
+        "  compacted  three",
+        "  └─ quote  title",
+        "     on",
+    ]
+    assert tree_lines(places[:1], "x")[0].endswith("  c  d  -  ok  one")
+
+
+def test_tree_of_several_roots_has_no_bars_between_them():
+    places = [
+        place("one", begins=True),
+        place("fork", 1, "fork", True),
+        place("other", begins=True),
+    ]
+    drawn = [line.partition("  01-0")[0] for line in tree_lines(places, "x")]
+    assert drawn == ["  one", "  └─ fork  fork", "  other"]
+
+
+BREAK = Break(
+    id="01after",
+    previous_id="01before",
+    received=RECEIVED,
+    link="reply",
+    models=None,
+    tools=None,
+    difference=Difference(0, "system", 1_204, "It is 10:41.\n", "It is 10:42.\n"),
+    messages_again=12,
+    tokens_again=8_400,
+    input_tokens=9_700,
+    cached_tokens=1_024,
+)
+
+
+def lines_of(*breaks):
+    prefix = Prefix("01thread", "aider", "m", 14, breaks)
+    lines = prefix_lines([Prefix("a", "c", "m", 1, ()), prefix, Prefix("b", "c", "m", 1, ())])
+    assert lines[-1] == "2 threads kept their prefix"
+    return [line.partition("03:04:05  ")[2] or line for line in lines[:-1]]
+
+
+def test_what_broke_a_cache_is_said_with_its_cost():
+    lines = lines_of(BREAK, BREAK)
+    assert lines[0] == "01thread  aider  m  2 of 14 requests broke the prefix"
+    assert lines[2:6] == [
+        "    message 0 (system) is another from character 1,204 on",
+        "      was  It is 10:41.\\n",
+        "      now  It is 10:42.\\n",
+        "    read again: 12 messages, about 8,400 tokens; the provider had 1,024 of 9,700 cached",
+    ]
+    assert len(lines) == 11
+
+
+def test_tools_and_another_model_come_before_messages():
+    lines = lines_of(
+        replace(
+            BREAK,
+            link="compacted",
+            models=("m", "other"),
+            tools=ToolsChange(("search",), (), ("read", "write")),
+            cached_tokens=None,
+            messages_again=1,
+        )
+    )
+    assert lines[2:4] == [
+        "    another model: m, now other",
+        "    other tools: added search; redefined read, write",
+    ]
+    assert lines[-1] == "    read again: 1 message, about 8,400 tokens"
+    reordered = lines_of(replace(BREAK, tools=ToolsChange(is_reordered=True)))
+    assert "    other tools: the same in another order" in reordered
+
+
+def test_a_message_that_is_gone_or_of_another_kind_is_said():
+    def said(*difference):
+        return lines_of(replace(BREAK, difference=Difference(*difference)))[2:-1]
+
+    assert said(3, "nothing", None, "as it was", "") == [
+        "    message 3 is left out",
+        "      was  as it was",
+    ]
+    assert said(3, "user", None, "a", "b")[0] == "    message 3 (user) stands where another was"
+    assert said(3, "user", None, "a", "a") == [
+        "    message 3 (user) has the same words, and other marks or metadata beside them"
+    ]
+
+
+def test_who_keeps_the_prefix_is_counted():
+    assert prefix_lines([]) == ["0 threads kept their prefix"]
+    assert prefix_lines([Prefix("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
+
+
+def test_what_is_as_it_was_stored_is_one_line():
+    assert verified_lines(Verified(1, 2_000, ())) == [
+        "all is as it was stored: 1 message and 2,000 parts of requests"
+    ]
+
+
+def test_what_is_broken_is_a_line_each():
+    verified = Verified(
+        3,
+        1,
+        (
+            Broken("message", "b2:1", "user", "it was changed", "01x", "01thread"),
+            Broken("content", "12ab", None, "it was changed", "01x"),
+            Broken("message", "b2:2", "tool", EVIL),
+        ),
+    )
+    assert verified_lines(verified) == [
+        "message b2:1 (user) in 01x of thread 01thread: it was changed",
+        "part of a request 12ab in 01x: it was changed",
+        "message b2:2 (tool) that nothing refers to: \\x1b[2Jevil\\r\\n",
+        "3 are not as stored, of 3 messages and 1 part of requests",
+    ]
+
+
+def test_colours_are_only_where_they_are_asked_for():
+    prefix = Prefix("01thread", "aider", "m", 14, (BREAK,))
+    branch = [place("one", begins=True), place("fork", 1, "fork", True)]
+    assert "\x1b[33mfork" in tree_lines(branch, "x", colours=True)[1]
+    assert "\x1b[1m01thread" in prefix_lines([prefix], colours=True)[0]
+    assert "\x1b" not in "".join(tree_lines(branch, "x") + prefix_lines([prefix]))
+
+
+def test_a_clients_words_cannot_drive_the_terminal():
+    difference = Difference(0, "system", 0, EVIL, EVIL)
+    tools = ToolsChange(added=(EVIL,))
+    broken = replace(BREAK, difference=difference, tools=tools, models=(EVIL, "m"))
+    lines = [
+        thread_line(replace(THREAD, name=EVIL, clients=(EVIL,), models=(EVIL,))),
+        *tree_lines([place(EVIL, client=EVIL)], "x"),
+        *prefix_lines([Prefix(EVIL, EVIL, EVIL, 1, (broken,))]),
+    ]
+    for line in lines:
+        assert line.isprintable()
