@@ -8,19 +8,24 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import llm
 
 from .dialects import DIALECTS
 from .errors import NotFound
+from .recorder.conversations import threads, tree
 from .recorder.exchange import Entry, Status, entry_to_json, to_json
 from .recorder.history import Filter, History
+from .recorder.prefix import prefixes
 from .recorder.prune import prune
 from .recorder.store import StoreError
+from .recorder.verify import verify
 from .terminal import entry_line, exchange_page
+from .terminal_threads import prefix_lines, thread_line, tree_lines, verified_lines
 
 __all__ = ["main"]
 
@@ -36,10 +41,14 @@ def main(words: Sequence[str], program: str) -> int:
     arguments = parser.parse_args(words)
     if arguments.prune and not _narrows(arguments):
         parser.error("--prune takes an ID or a filter, so that it can't forget everything")
+    if arguments.verify and (_narrows(arguments) or arguments.last):
+        parser.error("--verify looks at all there is, and takes no filter")
     database = arguments.database or llm.user_dir() / "logs.db"
     try:
         if arguments.prune:
             return _prune(database, arguments)
+        if arguments.verify:
+            return _verify(database, arguments)
         return _read(History(database), arguments)
     except (StoreError, NotFound) as exc:
         print(f"{program} log: {exc}", file=sys.stderr)
@@ -55,24 +64,45 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         description="List the exchanges that were recorded, the newest last; with an ID, "
-        "show one of them whole.",
+        "show one of them whole; with --thread ID alone, show a conversation with all that "
+        "forked from it, as a tree.",
         epilog="TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("id", nargs="?", metavar="ID", help="one exchange, whole")
-    add("--last", type=_count, metavar="N", help=f"at most so many ({LAST}; all of those pruned)")
+    add(
+        "--last",
+        type=_count,
+        metavar="N",
+        help=f"at most so many lines or conversations ({LAST}; all of those pruned)",
+    )
     add("--since", type=_time, metavar="TIME", help="received then or later")
     add("--until", type=_time, metavar="TIME", help="received before then")
     add("--model", help="asked for by this name, or answered by the model of this id")
     add("--client", help="the program that asked")
     add("--dialect", choices=[dialect.NAME for dialect in DIALECTS], help="the wire it spoke")
     add("--status", choices=get_args(Status), help="how it ended")
-    add("--thread", metavar="ID", help="of one conversation")
+    add(
+        "--thread",
+        metavar="ID",
+        help="of one conversation; alone or with --database it is shown as a tree",
+    )
     add("--search", metavar="TEXT", help="prompt or answer have all these words")
-    add("--follow", action="store_true", help="go on with what comes in, until Ctrl-C")
     add("--json", action="store_true", help="a JSON object for each line")
-    add("--prune", action="store_true", help="forget these exchanges, and what only they used")
+    instead = parser.add_mutually_exclusive_group().add_argument
+    instead("--follow", action="store_true", help="go on with what comes in, until Ctrl-C")
+    instead("--threads", action="store_true", help="list conversations, not exchanges")
+    instead(
+        "--cache",
+        action="store_true",
+        help="say which requests did not begin with all that the one before them sent, so that "
+        "a provider's cache was of no use, and what was changed",
+    )
+    instead(
+        "--verify", action="store_true", help="hash all that is stored again; exit code 1: broken"
+    )
+    instead("--prune", action="store_true", help="forget these exchanges, and what only they used")
     add("--dry-run", action="store_true", help="with --prune: only say what would be forgotten")
     add("--database", type=Path, metavar="PATH", help="the log (llm's logs.db)")
     return parser
@@ -117,30 +147,70 @@ def _narrows(arguments: argparse.Namespace) -> bool:
 
 def _read(history: History, arguments: argparse.Namespace) -> int:
     try:
-        if arguments.id:
+        if arguments.threads or arguments.cache:
+            _conversations(history, arguments)
+        elif arguments.id:
             exchange = history.exchange(arguments.id)
-            if arguments.json:
-                print(json.dumps(to_json(exchange), ensure_ascii=False))
-            else:
-                print(exchange_page(exchange, colours=sys.stdout.isatty()))
-            return 0
-        only = _filter(arguments)
-        follower = history.follow(only) if arguments.follow else None
-        _print(history.entries(only, last=arguments.last or LAST), arguments)
-        while follower is not None:
-            time.sleep(POLL_S)
-            _print(follower.poll(), arguments)
+            page = exchange_page(exchange, colours=sys.stdout.isatty())
+            _say([page], [to_json(exchange)], arguments)
+        elif _is_tree(arguments):
+            places = tree(history, arguments.thread)
+            colours = sys.stdout.isatty()
+            _say(tree_lines(places, arguments.thread, colours=colours), (), arguments)
+        else:
+            _exchanges(history, arguments)
         return 0
     finally:
         history.close()
 
 
+def _conversations(history: History, arguments: argparse.Namespace) -> None:
+    only, last = _filter(arguments), arguments.last or LAST
+    if arguments.threads:
+        found = threads(history, only, last=last)
+        _say(map(thread_line, found), map(_values, found), arguments)
+    else:
+        held = prefixes(history, only, last=last)
+        lines = prefix_lines(held, colours=sys.stdout.isatty())
+        _say(lines, map(_values, held), arguments)
+
+
+def _is_tree(arguments: argparse.Namespace) -> bool:
+    """A filter, a number or a form beside --thread mean a list of exchanges."""
+    is_alone = _filter(arguments) == Filter(thread_id=arguments.thread)
+    is_list = arguments.last or arguments.follow or arguments.json
+    return arguments.thread is not None and is_alone and not is_list
+
+
+def _exchanges(history: History, arguments: argparse.Namespace) -> None:
+    only = _filter(arguments)
+    follower = history.follow(only) if arguments.follow else None
+    _print(history.entries(only, last=arguments.last or LAST), arguments)
+    while follower is not None:
+        time.sleep(POLL_S)
+        _print(follower.poll(), arguments)
+
+
+def _values(shape: Any) -> Any:
+    """Give a dataclass as JSON values."""
+    return json.loads(json.dumps(asdict(shape), default=datetime.isoformat))
+
+
+def _say(lines: Iterable[str], forms: Iterable[Any], arguments: argparse.Namespace) -> None:
+    for line in forms if arguments.json else lines:
+        print(json.dumps(line, ensure_ascii=False) if arguments.json else line, flush=True)
+
+
 def _print(entries: Iterable[Entry], arguments: argparse.Namespace) -> None:
-    for entry in entries:
-        if arguments.json:
-            print(json.dumps(entry_to_json(entry), ensure_ascii=False), flush=True)
-        else:
-            print(entry_line(entry, colours=sys.stdout.isatty()), flush=True)
+    colours = sys.stdout.isatty()
+    lines = (entry_line(entry, colours=colours) for entry in entries)
+    _say(lines, map(entry_to_json, entries), arguments)
+
+
+def _verify(database: Path, arguments: argparse.Namespace) -> int:
+    verified = verify(database)
+    _say(verified_lines(verified), [asdict(verified)], arguments)
+    return 1 if verified.broken else 0
 
 
 def _prune(database: Path, arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -22,10 +23,39 @@ def log(*words: str, code: int = 0) -> str:
     return result.stdout if code == 0 else result.stderr
 
 
-def ask(proxy, text, model="m", **fields):
+def ask(proxy, text, model="m", before=(), **fields):
     client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any", max_retries=0)
-    messages = [{"role": "user", "content": text}]
+    messages = [*before, {"role": "user", "content": text}]
     return client.chat.completions.create(model=model, messages=messages, **fields)
+
+
+SAID = "The greeting is in hello.py, and nobody calls it."
+
+
+@pytest.fixture
+def conversations(llm_user_path):
+    """One in three turns, the last of them edited, its clock going on; and another one.
+
+    Gives the ids of the first one's exchanges, and those of its thread and of the fork's.
+    """
+
+    def system(minute):
+        return {"role": "system", "content": f"You help. It is 10:{minute}."}
+
+    with running(
+        AsyncScript("m", SAID, usage(30, 9, prompt_tokens_details={"cached_tokens": 4}))
+    ) as proxy:
+        history = [{"role": "user", "content": "where?"}, {"role": "assistant", "content": SAID}]
+        ids = [
+            ask(proxy, "where?", before=[system(41)]).id,
+            ask(proxy, "rename it", before=[system(41), *history]).id,
+            ask(proxy, "remove it", before=[system(42), *history]).id,
+        ]
+        ask(proxy, "something else", before=[system(42)])
+    ids = [id.removeprefix("chatcmpl-") for id in ids]
+    threads = [json.loads(log(id, "--json"))["thread_id"] for id in ids]
+    assert threads[0] == threads[1]
+    return ids, threads[1:]
 
 
 @pytest.fixture
@@ -109,6 +139,79 @@ def test_follow_shows_what_comes_in_until_ctrl_c(llm_user_path):
             process.stdout.close()
 
 
+def test_conversations_are_listed(conversations):
+    ids, (thread, fork) = conversations
+    lines = log("--threads").splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == [thread, fork]
+    assert lines[0].endswith("  OpenAI/Python  m  2 exchanges  60→18 tokens, 8 cached  where?")
+    assert lines[1].endswith(f"  fork of {thread}  remove it")
+    assert lines[2].endswith("  something else")
+    assert log("--threads", "--last", "1").splitlines() == lines[2:]
+    assert log("--threads", "--search", "remove").splitlines() == [lines[1]]
+    assert log("--threads", ids[1]).splitlines() == [lines[0]]
+    listed = [json.loads(line) for line in log("--threads", "--json").splitlines()]
+    assert (listed[1]["forked_from"], listed[1]["origin"]) == (thread, "fork")
+    assert listed[0]["usage"]["input_tokens"] == 60
+    assert listed[0]["moved"].endswith("+00:00")
+
+
+def test_a_conversation_is_a_tree(conversations):
+    ids, (thread, fork) = conversations
+    lines = log("--thread", fork).splitlines()
+    assert [line.split("  ")[-1] for line in lines] == ["where?", "remove it", "rename it"]
+    assert lines[0].startswith(f"  {ids[0]}  ")
+    assert lines[1].startswith(f"* ├─ fork  {ids[2]}  ")
+    assert lines[2].startswith(f"  {ids[1]}  ")
+    assert [line[0] for line in log("--thread", thread).splitlines()] == ["*", " ", "*"]
+
+
+def test_with_a_filter_a_conversation_is_a_list(conversations):
+    ids, (thread, _) = conversations
+    for words in (["--last", "5"], ["--status", "ok"]):
+        lines = log("--thread", thread, *words).splitlines()
+        assert [line.split("  ")[0] for line in lines] == ids[:2]
+    entries = [json.loads(line) for line in log("--thread", thread, "--json").splitlines()]
+    assert [(entry["previous_id"], entry["link"]) for entry in entries] == [
+        (None, None),
+        (ids[0], "reply"),
+    ]
+
+
+def test_what_broke_a_cache_is_found(conversations):
+    ids, (thread, fork) = conversations
+    lines = log("--cache").splitlines()
+    assert lines[0] == f"{fork}  OpenAI/Python  m  1 of 1 request broke the prefix"
+    assert lines[1].endswith(f"  {ids[2]} after {ids[0]}")
+    assert lines[2:] == [
+        "    message 0 (system) is another from character 20 on",
+        "      was  You help. It is 10:41.",
+        "      now  You help. It is 10:42.",
+        "    read again: 2 messages, about 16 tokens; the provider had 4 of 30 cached",
+        "1 thread kept its prefix",
+    ]
+    assert log("--cache", "--thread", thread) == "1 thread kept its prefix\n"
+    kept, broken = [json.loads(line) for line in log("--cache", "--json").splitlines()]
+    assert (kept["thread_id"], kept["requests"], kept["breaks"]) == (thread, 1, [])
+    assert broken["breaks"][0]["difference"]["position"] == 20
+
+
+def test_what_is_stored_is_verified(conversations, llm_user_path):
+    ids, (thread, _) = conversations
+    assert re.fullmatch(
+        r"all is as it was stored: \d+ messages and \d+ parts? of requests\n", log("--verify")
+    )
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        db.execute("update parts set text = 'rename them' where text = 'rename it'")
+    result = subprocess.run([*COMMAND, "--verify"], capture_output=True, text=True, timeout=30)
+    broken, summary = result.stdout.splitlines()
+    assert result.returncode == 1
+    assert broken.startswith("message b2:")
+    assert broken.endswith(f" (user) in {ids[1]} of thread {thread}: it was changed")
+    assert summary.startswith("1 is not as stored, of ")
+    whole = subprocess.run([*COMMAND, "--verify", "--json"], capture_output=True, timeout=30)
+    assert json.loads(whole.stdout)["broken"][0]["role"] == "user"
+
+
 def test_prune_forgets_what_is_meant_and_says_so(recorded):
     dry = log("--prune", "--model", "other", "--dry-run")
     assert dry == "would forget 1 exchanges, 1 turns, 2 messages, 0 parts of requests\n"
@@ -126,6 +229,10 @@ def test_prune_forgets_what_is_meant_and_says_so(recorded):
         (["--since", "x"], 2, "expected a date, a time or an age, not 'x'"),
         (["--last", "0"], 2, "expected a number above 0"),
         (["--database", "nowhere.db"], 1, "nowhere.db"),
+        (["--thread", "nobody"], 1, "llmproxy log: the log has no thread nobody"),
+        (["--verify", "--database", "nowhere.db"], 1, "nowhere.db"),
+        (["--verify", "--client", "c"], 2, "--verify looks at all there is, and takes no filter"),
+        (["--cache", "--threads"], 2, "argument --threads: not allowed with argument --cache"),
     ],
 )
 def test_mistakes_are_one_clear_line(recorded, words, code, error):
