@@ -88,7 +88,7 @@ def prefixes(history: History, only: Filter, *, last: int | None = None) -> list
     """
     found = selected(history, only, last)
     requests = _requests(history, found)
-    meant = _meant(history, only)
+    meant = _meant(history, only, found)
     pairs: dict[str, list[tuple[_Request, _Request]]] = {id: [] for id in found}
     for before, after in _pairs(requests):
         if after.thread_id in pairs and after.entry.id in meant:
@@ -121,12 +121,14 @@ def _requests(history: History, thread_ids: Sequence[str]) -> list[_Request]:
     return [_Request(entry_of(row), row["thread_id"], row["message_hash"]) for row in rows]
 
 
-def _meant(history: History, only: Filter) -> set[str]:
+def _meant(history: History, only: Filter, thread_ids: Sequence[str]) -> set[str]:
     condition, values = only.where()
-    return {
-        row["id"]
-        for row in history.rows(f"select id from proxy_exchanges where {condition}", values)
-    }
+    rows = history.rows(
+        f"select id from proxy_exchanges where {condition}"
+        " and thread_id in (select value from json_each(:found))",
+        values | {"found": json.dumps(thread_ids)},
+    )
+    return {row["id"] for row in rows}
 
 
 def _pairs(requests: Iterable[_Request]) -> Iterator[tuple[_Request, _Request]]:
