@@ -224,6 +224,8 @@ class App:
         try:
             ended = exchange.end(status, error, self._new_id)
             written = self._write(exchange, ended)
+            if written is not None and self._memory is not None:
+                self._memory.learn(ended)
             self._report(ended)
         except Exception:  # neither a bug here nor a broken terminal costs an answer
             logger.exception("the end of exchange %s could not be told", exchange.id)

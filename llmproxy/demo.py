@@ -41,7 +41,9 @@ def _last_words(prompt: llm.Prompt) -> str:
         for message in prompt.messages
         if message.role == "user"
         for part in message.parts
-        if isinstance(part, TextPart) and not part.text.lstrip().startswith("<system")
+        if isinstance(part, TextPart)
+        and part.text.strip()
+        and not part.text.lstrip().startswith("<system")
     ]
     return texts[-1] if texts else prompt.prompt
 

@@ -34,6 +34,12 @@ def test_an_empty_prompt_is_named_so(text):
     assert ask(text).text().startswith("You said nothing that I could read\n")
 
 
+def test_blank_words_are_not_the_last_ones():
+    """The engine puts some between a person's words and a reminder that it moves there."""
+    parts = [llm.parts.TextPart(text) for text in ("Hello", "\n\n", "<system>\nhm\n</system>")]
+    assert ask(None, [llm.parts.Message("user", parts)]).text().startswith("You said: Hello\n")
+
+
 def test_turns_are_counted():
     history = [llm.user("a"), llm.assistant("b"), llm.user("c"), llm.assistant("d")]
     assert "This is turn 3 of our conversation" in ask("e", history).text()

@@ -324,6 +324,20 @@ def test_without_recall_claude_refuses_its_own_tool_turn(stream, llm_user_path):
     assert rows(llm_user_path, "select recalled from proxy_exchanges") == [(0,), (0,)]
 
 
+def test_log_that_is_locked_costs_a_claude_nothing(llm_user_path):
+    """What waits for the log is known all the same, and is one thread in the end."""
+    with playing(strict_anthropic) as provider:
+        model = thinking_claude(AsyncClaudeMessages, provider)
+        asked = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
+        with proxies.running(model, limits=Limits(log_wait_s=0.2, shutdown_s=10)) as proxy:
+            request(proxy, "POST", "/v1/chat/completions", {"messages": []})  # makes the log
+            with sqlite3.connect(llm_user_path / "logs.db", isolation_level=None) as other:
+                other.execute("BEGIN IMMEDIATE")
+                assert run_sync(proxy.url, asked, stream=True)[3] == "It shines in Kiel."
+                other.execute("ROLLBACK")
+    assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
+
+
 def test_log_has_what_the_model_was_given(llm_user_path):
     """The chain of a turn begins with the chain of the one before, thinking included (d6.3)."""
     say = in_turn([*thinks("hm"), *calls("c1", '{"at": "Ulm"}')], [*thinks("so"), *says("Ulm.")])

@@ -237,8 +237,10 @@ class _Form:
             self._ignored.append("messages[*] (images of a tool's result, put after it)")
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
-        ignored: list[str] = [] if is_recalled else self._ignored
-        parts = list(_readable(message, self._model, ignored))
+        if is_recalled:  # as the model gave it, and as llm itself would send it
+            parts = list(_readable(message, self._model, [], keeps_reasoning=True))
+        else:
+            parts = list(_readable(message, self._model, self._ignored))
         if parts or message.role == "user":
             self._append(Message(message.role, parts, message.provider_metadata))
 
@@ -283,11 +285,15 @@ def _result_as_text(result: ToolResultPart) -> str:
 
 
 def _readable(
-    message: Message, model: SyncModel | AsyncModel, ignored: list[str]
+    message: Message,
+    model: SyncModel | AsyncModel,
+    ignored: list[str],
+    *,
+    keeps_reasoning: bool = False,
 ) -> Iterator[Part]:
     for part in message.parts:
         match part:
-            case ReasoningPart(provider_metadata=None):
+            case ReasoningPart(provider_metadata=None) if not keeps_reasoning:
                 # Providers refuse reasoning that they did not sign, and ask for none.
                 ignored.append("messages[*].reasoning")
             case ToolCallPart() if not model.supports_tools:

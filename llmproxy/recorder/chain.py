@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
@@ -31,19 +31,26 @@ TELLING_CHARS = 64  # of any kind: enough without counting the letters
 EXCERPT_CHARS = 40  # shown on either side of the place where two messages differ
 
 
+Sameness = Literal["history", "question", "words", "calls", "text"]
+"""How far two replies are the same: all that was said until and with them; their words and
+what they answer; their words, calls included; one call's id; their text, if it says much."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """A reply where it stands in a conversation.
 
     index: its message's place.
-    key: what it says. question_key: what it was said to, back to the reply before.
-        history_key: all that was said until then, itself included. All in hexadecimal.
+    key: what it says. text_key: its text alone, None where that is trivial.
+        question_key: what it was said to, back to the reply before. history_key: all that
+        was said until then, itself included. All in hexadecimal.
     tool_call_ids: those of the calls that the client is to make.
     is_trivial: it calls nothing, and its text is too short to tell conversations apart.
     """
 
     index: int
     key: str
+    text_key: str | None
     question_key: str
     history_key: str
     tool_call_ids: tuple[str, ...]
@@ -75,6 +82,21 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
         walk.pass_by(message)
     said = [part for message in (*messages[start:], *reply) for part in message.parts]
     return walk.reply(start, Message("assistant", said))
+
+
+def is_same(how: Sameness, one: Reply, other: Reply) -> bool:
+    """Say whether two replies are the same in a way."""
+    match how:
+        case "calls":
+            return not set(one.tool_call_ids).isdisjoint(other.tool_call_ids)
+        case "text":
+            return one.text_key is not None and one.text_key == other.text_key
+        case "words":
+            return one.key == other.key
+        case "question":
+            return one.key == other.key and one.question_key == other.question_key
+        case "history":
+            return one.key == other.key and one.history_key == other.history_key
 
 
 def visible_text(message: Message) -> str:
@@ -126,13 +148,16 @@ class _Walk:
             for part in message.parts
             if isinstance(part, ToolCallPart) and not part.server_executed and part.tool_call_id
         )
+        text = visible_text(message)
+        says_little = len(text) < TELLING_CHARS and sum(map(str.isalnum, text)) < TRIVIAL_CHARS
         return Reply(
             index,
             key=_hash(words).hexdigest(),
+            text_key=None if says_little else _hash(text.encode("utf-8", "replace")).hexdigest(),
             question_key=self._question.hexdigest(),
             history_key=history.hexdigest(),
             tool_call_ids=ids,
-            is_trivial=not ids and _says_little(visible_text(message)),
+            is_trivial=not ids and says_little,
         )
 
     @staticmethod
@@ -143,10 +168,6 @@ class _Walk:
 
 def _hash(words: bytes = b"") -> Any:
     return hashlib.blake2b(words, digest_size=16)
-
-
-def _says_little(text: str) -> bool:
-    return len(text) < TELLING_CHARS and sum(map(str.isalnum, text)) < TRIVIAL_CHARS
 
 
 def _words(parts: Sequence[Part]) -> bytes:

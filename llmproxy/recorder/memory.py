@@ -12,22 +12,26 @@ Where it is not sure, memory is silent: two candidates are none.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from llm.parts import Message, TextPart
 
-from .chain import Reply, replies, say_the_same, visible_text
-from .exchange import Link
+from .chain import Reply, Sameness, is_same, replies, reply_of, say_the_same, visible_text
+from .exchange import Exchange, Link, Turn
 from .history import open_for_reading
 from .replies import Candidate, Quotable, Replies
-from .store import SCHEMA_VERSION, identity, translated
+from .store import SCHEMA_VERSION, StoreError, identity, translated
 
 __all__ = ["Memory", "Recollection"]
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a task for a sub-agent says this much
 TEXT_QUOTE_CHARS = 200  # of a reply's text: shorter ones are quoted by chance
+MAX_WAITING = 64  # turns kept until the log has them; each may hold a whole conversation
 
 
 @dataclass(frozen=True)
@@ -61,21 +65,42 @@ class Memory:
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self._replies: Replies | None = None
+        self._waiting: deque[_Waiting] = deque(maxlen=MAX_WAITING)
+
+    def learn(self, exchange: Exchange) -> None:
+        """Know a turn from now on, also while the log can't take it yet."""
+        if exchange.turn is not None and exchange.thread_id is not None:
+            is_finished = exchange.status == "ok"
+            self._waiting.append(_Waiting(exchange.turn, exchange.client, is_finished))
 
     def recollect(self, messages: Sequence[Message], model: str, client: str) -> Recollection:
         """Look through a request that `client` has for `model` (llm's id); it blocks.
 
-        Raises:
-            Unusable, Locked: the log can't be read now.
+        A log that can't be read now knows nothing but what it is waiting for.
         """
-        with self._lock, translated(self._path):
-            recorded = self._open()
-            if recorded is None:
-                return Recollection(list(messages))
-            said = replies(messages)
-            previous_id, link = _previous(messages, said, recorded, client)
-            recollection = Recollection(list(messages), previous_id=previous_id, link=link)
-            return _recalled(recollection, said, recorded, model) if self._recall else recollection
+        with self._lock:
+            try:
+                with translated(self._path):
+                    return self._recollect(self._open(), messages, model, client)
+            except StoreError:
+                self._close()
+                return self._recollect(None, messages, model, client)
+
+    def _recollect(
+        self, logged: Replies | None, messages: Sequence[Message], model: str, client: str
+    ) -> Recollection:
+        waiting = list(self._waiting)  # the event loop may add one at any time
+        if logged is not None and waiting:
+            there = logged.which_of([turn.candidate.turn_id for turn in waiting])
+            for turn in [turn for turn in waiting if turn.candidate.turn_id in there]:
+                waiting.remove(turn)
+                with suppress(ValueError):  # pushed out by newer ones
+                    self._waiting.remove(turn)
+        recorded = _Recorded(waiting, logged)
+        said = replies(messages)
+        previous_id, link = _previous(messages, said, recorded, client)
+        recollection = Recollection(list(messages), previous_id=previous_id, link=link)
+        return _recalled(recollection, said, recorded, model) if self._recall else recollection
 
     def _open(self) -> Replies | None:
         """Open the log where it is not; a file that was replaced is another one."""
@@ -103,17 +128,70 @@ class Memory:
             self._replies = None
 
 
+class _Waiting:
+    """A turn on its way to the log."""
+
+    def __init__(self, turn: Turn, client: str, is_finished: bool) -> None:
+        self.turn = turn
+        self.candidate = Candidate(
+            turn.id, turn.thread_id, turn.model, client, is_finished, is_continued=False
+        )
+
+    @cached_property
+    def keys(self) -> Reply | None:
+        return reply_of(self.turn.messages, self.turn.reply)
+
+
+class _Recorded:
+    """Replies that were recorded: those on their way to the log, the newest first, then its own."""
+
+    def __init__(self, waiting: Iterable[_Waiting], logged: Replies | None) -> None:
+        self._waiting = {turn.candidate.turn_id: turn for turn in waiting}
+        self._logged = logged
+
+    def find(self, how: Sameness, reply: Reply) -> list[Candidate]:
+        found = [
+            turn.candidate
+            for turn in reversed(self._waiting.values())
+            if turn.keys is not None and is_same(how, turn.keys, reply)
+        ]
+        return found + (self._logged.find(how, reply) if self._logged is not None else [])
+
+    def messages(self, known: Candidate) -> list[Message]:
+        if known.turn_id in self._waiting:
+            return self._waiting[known.turn_id].turn.messages
+        assert self._logged is not None, "the candidate is its own"
+        return self._logged.messages(known)
+
+    def reply(self, known: Candidate) -> list[Message]:
+        if known.turn_id in self._waiting:
+            return self._waiting[known.turn_id].turn.reply
+        assert self._logged is not None, "the candidate is its own"
+        return self._logged.reply(known)
+
+    def has_keys_before(self, known: Candidate, keys: Iterable[str]) -> bool:
+        """What goes on from a turn that is on its way is taken as whole."""
+        if known.turn_id in self._waiting or self._logged is None:
+            return True
+        return self._logged.has_keys_before(known.turn_id, keys)
+
+    def quotable(self) -> list[Quotable]:
+        return self._logged.quotable() if self._logged is not None else []
+
+
 def _previous(
-    messages: Sequence[Message], said: Sequence[Reply], recorded: Replies, client: str
+    messages: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, client: str
 ) -> tuple[str | None, Link | None]:
     """Find the turn that a request goes on from, by the newest reply that is known."""
     for reply in reversed(said):
-        if known := _first(recorded.of_same_history(reply), client):
+        if known := _first(recorded.find("history", reply), client):
             return known.turn_id, "reply"
         if reply.is_trivial:
             continue
-        known = _first(recorded.of_same_question(reply), client) or _of_one_thread(
-            recorded.of_same_words(reply) or recorded.of_same_calls(reply)
+        known = _first(recorded.find("question", reply), client) or _of_one_thread(
+            recorded.find("words", reply)
+            or recorded.find("calls", reply)
+            or recorded.find("text", reply)
         )
         if known is not None:
             is_compacted = _is_compacted(messages[: reply.index], said, recorded, known)
@@ -141,13 +219,13 @@ def _of_one_thread(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _is_compacted(
-    before: Sequence[Message], said: Iterable[Reply], recorded: Replies, known: Candidate
+    before: Sequence[Message], said: Iterable[Reply], recorded: _Recorded, known: Candidate
 ) -> bool:
     """Say whether older replies have made room for something that was not asked then.
 
     Some clients only leave the oldest out, and go on with the same conversation.
     """
-    if recorded.has_keys_before(known.turn_id, [reply.key for reply in said]):
+    if recorded.has_keys_before(known, [reply.key for reply in said]):
         return False
     there = {"", *map(visible_text, recorded.messages(known))}
     return any(
@@ -194,7 +272,7 @@ def _summary(text: str) -> str:
 
 
 def _recalled(
-    recollection: Recollection, said: Iterable[Reply], recorded: Replies, model: str
+    recollection: Recollection, said: Iterable[Reply], recorded: _Recorded, model: str
 ) -> Recollection:
     known = {
         reply.index: original
@@ -214,7 +292,7 @@ def _recalled(
 
 
 def _original(
-    reply: Reply, message: Message, recorded: Replies, model: str
+    reply: Reply, message: Message, recorded: _Recorded, model: str
 ) -> list[Message] | None:
     """The reply as this model gave it; None where there is not the one, or nothing was lost."""
     originals = []
@@ -230,15 +308,17 @@ def _original(
     return original
 
 
-def _tellers(reply: Reply, recorded: Replies, model: str) -> list[Candidate]:
+def _tellers(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:
     """The turns that may have said it here: what stood before must agree, or the calls' ids."""
-    finders = [recorded.of_same_history]
+    ways: list[Sameness] = ["history"]
     if not reply.is_trivial:
-        finders.append(recorded.of_same_question)
+        ways.append("question")
     if reply.tool_call_ids:
-        finders.append(recorded.of_same_words)
-    for find in finders:
-        found = [turn for turn in find(reply) if turn.is_finished and turn.model == model]
+        ways.append("words")
+    for how in ways:
+        found = [
+            turn for turn in recorded.find(how, reply) if turn.is_finished and turn.model == model
+        ]
         if found:
             return found
     return []

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llm.logs import LogStore
 from llm.parts import Message
 
-from .chain import Reply, reply_of
+from .chain import Reply, Sameness, reply_of
 
 __all__ = ["SCHEMA", "Candidate", "Quotable", "Replies", "insert_keys", "insert_missing_keys"]
 
@@ -25,6 +25,7 @@ SCHEMA = (
     create table proxy_replies (
         turn_id text primary key,
         reply_key text not null,
+        text_key text,
         question_key text not null,
         history_key text not null,
         is_continued integer not null default 0  -- a finished turn goes on from it
@@ -33,6 +34,7 @@ SCHEMA = (
     # The narrowest first, and of those that are alike the ones that wait to be continued.
     "create index proxy_replies_keys on proxy_replies"
     " (reply_key, question_key, history_key, is_continued, turn_id desc)",
+    "create index proxy_replies_text on proxy_replies (text_key) where text_key is not null",
     """
     create table proxy_calls (
         tool_call_id text not null, turn_id text not null, primary key (tool_call_id, turn_id)
@@ -49,8 +51,8 @@ def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> N
     """Have a turn's reply known by its keys."""
     connection.execute(
         "insert or replace into proxy_replies"
-        " (turn_id, reply_key, question_key, history_key) values (?, ?, ?, ?)",
-        (turn_id, reply.key, reply.question_key, reply.history_key),
+        " (turn_id, reply_key, text_key, question_key, history_key) values (?, ?, ?, ?, ?)",
+        (turn_id, reply.key, reply.text_key, reply.question_key, reply.history_key),
     )
     connection.executemany(
         "insert or ignore into proxy_calls (tool_call_id, turn_id) values (?, ?)",
@@ -111,19 +113,31 @@ class Candidate:
     client: str
     is_finished: bool
     is_continued: bool
-    parent_hash: str | None
-    tip_hash: str | None
+    parent_hash: str | None = None
+    tip_hash: str | None = None
 
 
-_CANDIDATES = """
-    select turn_id, turns.thread_id, turns.model, client, status = 'ok', is_continued,
-        parent_message_hash, tip_message_hash
-    from (
-        select distinct turn_id, is_continued from {source}
-        order by is_continued, turn_id desc limit :limit
-    ) join turns on turns.id = turn_id join proxy_exchanges using (id)
-    order by is_continued, turn_id desc
-"""
+_SAME: Mapping[Sameness, str] = {
+    "history": "proxy_replies where reply_key = :key and question_key = :question"
+    " and history_key = :history",
+    "question": "proxy_replies where reply_key = :key and question_key = :question",
+    "words": "proxy_replies where reply_key = :key",
+    "calls": "proxy_calls join proxy_replies using (turn_id)"
+    " where tool_call_id in (select value from json_each(:ids))",
+    "text": "proxy_replies where text_key = :text",
+}
+_FIND = {
+    how: f"""
+        select turn_id, turns.thread_id, turns.model, client, status = 'ok', is_continued,
+            parent_message_hash, tip_message_hash
+        from (
+            select distinct turn_id, is_continued from {source}
+            order by is_continued, turn_id desc limit :limit
+        ) join turns on turns.id = turn_id join proxy_exchanges using (id)
+        order by is_continued, turn_id desc
+    """
+    for how, source in _SAME.items()
+}
 
 
 @dataclass(frozen=True)
@@ -150,42 +164,25 @@ class Replies:
         """Close the database."""
         self._connection.close()
 
-    def of_same_history(self, reply: Reply) -> list[Candidate]:
-        """Turns that said the same after all the same; those that nothing continues first."""
-        return self._candidates(
-            "reply_key = :key and question_key = :question and history_key = :history", reply
-        )
-
-    def of_same_question(self, reply: Reply) -> list[Candidate]:
-        """Turns that said the same to the same words."""
-        return self._candidates("reply_key = :key and question_key = :question", reply)
-
-    def of_same_words(self, reply: Reply) -> list[Candidate]:
-        """Turns that said the same."""
-        return self._candidates("reply_key = :key", reply)
-
-    def of_same_calls(self, reply: Reply) -> list[Candidate]:
-        """Turns that made one of the same tool calls, by its id."""
-        ids = json.dumps(reply.tool_call_ids)
-        return self._query(
-            "proxy_calls join proxy_replies using (turn_id)"
-            " where tool_call_id in (select value from json_each(:ids))",
-            {"ids": ids},
-        )
-
-    def _candidates(self, condition: str, reply: Reply) -> list[Candidate]:
+    def find(self, how: Sameness, reply: Reply) -> list[Candidate]:
+        """Turns whose reply is the same; those that nothing goes on from first, then the newest."""
         values = {
             "key": reply.key,
+            "text": reply.text_key,
             "question": reply.question_key,
             "history": reply.history_key,
+            "ids": json.dumps(reply.tool_call_ids),
+            "limit": MAX_CANDIDATES,
         }
-        return self._query(f"proxy_replies where {condition}", values)
+        return [Candidate(*row) for row in self._connection.execute(_FIND[how], values)]
 
-    def _query(self, source: str, values: dict[str, Any]) -> list[Candidate]:
+    def which_of(self, turn_ids: Iterable[str]) -> set[str]:
+        """Say which of these turns are there."""
         rows = self._connection.execute(
-            _CANDIDATES.format(source=source), values | {"limit": MAX_CANDIDATES}
+            "select id from turns where id in (select value from json_each(?))",
+            (json.dumps(list(turn_ids)),),
         )
-        return [Candidate(*row) for row in rows]
+        return {id for (id,) in rows}
 
     def has_keys_before(self, turn_id: str, keys: Iterable[str]) -> bool:
         """Say whether all replies that a turn's own history went on from are among `keys`."""

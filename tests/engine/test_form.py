@@ -135,6 +135,16 @@ def test_unsigned_reasoning_is_left_out_and_signed_kept():
     assert made.ignored == ("messages[*].reasoning",)
 
 
+def test_reply_that_the_log_gave_back_is_sent_as_the_model_gave_it():
+    """As llm itself sends it; what a plugin can't read of it is no loss of the client's."""
+    reply = Message("assistant", [ReasoningPart("plain"), TextPart("a")])
+    messages = [user(), reply, user("q")]
+    model = SyncScript("m")
+    made = prepare(hub.ChatRequest("m", messages, recalled=frozenset({1})), model, {})
+    assert made.prompt.messages[1] == reply
+    assert made.ignored == ()
+
+
 def test_text_file_becomes_text_for_models_that_read_images():
     file = hub.attachment_from_url("data:text/plain,hello%20there")
     made = call(SyncScript("m"), Message("user", [AttachmentPart(file)]))

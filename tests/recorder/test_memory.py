@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llmproxy import hub
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.chain import replies
-from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.memory import Memory, Recollection
 from llmproxy.recorder.store import Store
 from tests import strategies
@@ -40,11 +40,12 @@ class Log:
     store: Store
     memory: Memory
     numbers: Any
+    stuck: list[Exchange] = field(default_factory=list)  # exchanges that the log can't take yet
 
     def recollect(self, messages, *, model="m", client="tests") -> Recollection:
         return self.memory.recollect(messages, model, client)
 
-    def ask(self, messages, reply, *, model="m", client="tests", status="ok"):
+    def ask(self, messages, reply, *, model="m", client="tests", status="ok", is_stuck=False):
         """Record a request as it is after recollection, with its reply; give its id."""
         found = self.recollect(messages, model=model, client=client)
         id = f"01jd{next(self.numbers):022d}"
@@ -61,7 +62,11 @@ class Log:
             status, http_status=200, duration_ms=1, turn=turn, finish=hub.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
         )  # fmt: skip
-        self.store.write([ended])
+        self.memory.learn(ended)
+        self.stuck.append(ended)
+        if not is_stuck:
+            self.store.write(self.stuck)
+            self.stuck.clear()
         return id
 
     def rows(self, sql):
@@ -325,6 +330,22 @@ def test_call_is_known_by_its_id_though_its_words_are_not(log):
     assert (found.previous_id, found.recalled) == (first, frozenset())
 
 
+@pytest.mark.parametrize(
+    "echo",
+    [
+        [TextPart(LONG)],
+        [TextPart(LONG), ToolCallPart("weather", {}, tool_call_id="another")],
+        [TextPart(LONG), ToolCallPart("weather", {"at": "edited"}, tool_call_id="call_x")],
+    ],
+    ids=["calls dropped", "ids rewritten", "arguments edited"],
+)
+def test_reply_is_known_by_its_text_though_its_calls_are_not(echo, log):
+    call = ToolCallPart("weather", {}, tool_call_id="call_x", provider_metadata=SIGNED)
+    first = log.ask(START, said(TextPart(LONG), call))
+    messages = [*START, *said(*echo), llm.user("r")]
+    assert log.recollect(messages) == Recollection(messages, frozenset(), first, "reply")
+
+
 def test_summary_in_place_of_older_turns_forks(log):
     log.ask(START, LONG)
     second = log.ask(ECHO, LONG + "!")
@@ -490,6 +511,28 @@ def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
 
 
 # ---- the database
+
+
+def test_what_the_log_can_not_take_yet_is_known_all_the_same(log):
+    """A slow log costs neither thinking nor threads."""
+    first = log.ask(START, THOUGHT, is_stuck=True)
+    second = log.ask(ECHO, said(ReasoningPart("so"), TextPart(LONG + "!")), is_stuck=True)
+    go_on = [*ECHO, llm.assistant(LONG + "!"), llm.user("s")]
+    found = log.recollect(go_on)
+    assert (found.previous_id, found.recalled) == (second, {2, 4})
+    third = log.ask(go_on, LONG + "?")
+    assert log.threads() == [[first, second, third]]
+    assert log.recollect(go_on) == found
+    assert not [*log.memory._waiting]
+
+
+def test_broken_log_costs_only_what_it_knows(log):
+    log.ask(START, THOUGHT)
+    with sqlite3.connect(log.path, isolation_level=None) as connection:
+        connection.execute("drop table proxy_replies")
+        assert log.recollect(ECHO) == Recollection(ECHO)
+        log.ask(START, THOUGHT, is_stuck=True)
+        assert log.recollect(ECHO).recalled == {2}
 
 
 def test_nothing_is_known_where_there_is_no_log(path):
