@@ -24,6 +24,7 @@ from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import Answer, Engine, Stamped, in_daemon_thread
 from .errors import MethodNotAllowed, NotFound, ProxyError
 from .limits import Limits
+from .recorder.chain import request_key
 from .recorder.exchange import Exchange, Turn, begun
 from .recorder.memory import Memory, Recollection
 from .recorder.writer import Writer
@@ -309,6 +310,7 @@ class _Exchange:
                 "stream": request.stream,
                 "model": request.model,
                 "messages": request.messages,
+                "replay_key": request_key(request),
             }
         self._begun = begun(
             self.id,

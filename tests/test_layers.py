@@ -144,7 +144,7 @@ ROOMS: dict[str, set[str]] = {
     "recorder.owner": {"errors"},
     "recorder.exchange": {"errors", "hub", "recorder.redact", "recorder.timeline"},
     "recorder.turns": {"hub", "recorder.exchange"},
-    "recorder.chain": set(),
+    "recorder.chain": {"hub"},
     "recorder.replies": {"recorder.chain"},
     "recorder.store": {
         "errors",
@@ -211,6 +211,7 @@ ROOMS: dict[str, set[str]] = {
         "transport.http11",
         "dialects",
         "engine",
+        "recorder.chain",
         "recorder.exchange",
         "recorder.memory",
         "recorder.writer",

@@ -16,12 +16,15 @@ from typing import Any, Literal
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
+from .. import hub
+
 __all__ = [
     "Difference",
     "Reply",
     "first_difference",
     "replies",
     "reply_of",
+    "request_key",
     "say_the_same",
     "visible_text",
 ]
@@ -97,6 +100,29 @@ def is_same(how: Sameness, one: Reply, other: Reply) -> bool:
             return one.key == other.key and one.question_key == other.question_key
         case "history":
             return one.key == other.key and one.history_key == other.history_key
+
+
+def request_key(request: hub.ChatRequest) -> str:
+    """Know a request again by all that an answer hangs on, but for the model's name.
+
+    Options, tools, their choice, schema, and of the messages what is visible; whichever
+    dialect it came by, streamed or not.
+    """
+    asked: list[Any] = [
+        dict(request.options),
+        [[tool.name, tool.description, tool.input_schema] for tool in request.tools],
+        [[tool.name, dict(tool.config)] for tool in request.server_tools],
+        request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name,
+        request.schema,
+    ]
+    key = _hash(json.dumps(_canonical(asked), sort_keys=True).encode())
+    role = ""
+    for message in request.messages:
+        if words := _words(message.parts):
+            # Where a client cuts what one says into messages is not told apart.
+            key.update(words if message.role == role else f"\0{message.role}\0".encode() + words)
+            role = message.role
+    return str(key.hexdigest())
 
 
 def visible_text(message: Message) -> str:

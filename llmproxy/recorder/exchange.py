@@ -27,6 +27,7 @@ __all__ = [
     "Entry",
     "Exchange",
     "Link",
+    "Origin",
     "RawRequest",
     "Status",
     "Turn",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 Status = Literal["running", "ok", "error", "cancelled", "interrupted"]
+
+Origin = Literal["llama-stack"]
 
 Link = Literal["reply", "compacted", "call", "quote"]
 """How an exchange goes on from the one before it: by its reply in the history, by one of
@@ -101,6 +104,8 @@ class Entry:
     previous_id: the exchange whose reply this one goes on from, and `link` in which way;
         None where a conversation begins.
     recalled: how many of its messages are as they were recorded, not as the client sent them.
+    replay_of: the exchange, or the recording, that was played again; it is no turn then.
+    origin: where it was recorded, None for here; of "llama-stack" there are no times.
     owner: the process that wrote it; the store fills it in.
     """
 
@@ -128,6 +133,8 @@ class Entry:
     previous_id: str | None = None
     link: Link | None = None
     recalled: int = 0
+    replay_of: str | None = None
+    origin: Origin | None = None
     owner: str | None = None
 
 
@@ -138,12 +145,15 @@ class Exchange(Entry):
     turn: None where no model was asked, with an empty reply where it produced nothing;
         of those the log keeps the model and the messages alone.
     events: what the client was sent, without the Finish, which `finish` makes again.
+    replay_key: what the request is known by when it comes again (`chain.request_key`),
+        None where it could not be read.
     redactor: knows the request's secrets while it runs; never kept.
     """
 
     request: RawRequest
     turn: Turn | None = None
     events: Sequence[TimedEvent] = ()
+    replay_key: str | None = None
     redactor: Redactor = field(default_factory=Redactor, repr=False, compare=False)
 
     @property
@@ -175,11 +185,14 @@ class Exchange(Entry):
         previous_id: str | None = None,
         link: Link | None = None,
         recalled: int = 0,
+        model_used: str | None = None,
+        replay_of: str | None = None,
     ) -> Exchange:
         """Give the exchange as it ended, however that was; secrets are taken out of `error`.
 
         http_status: None where the client had gone before there was one.
         finish: the answer's own, or None where it was cut short.
+        model_used: the turn's, where there is one.
         """
         visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
         is_turn = turn is not None and (status == "ok" or turn.reply)
@@ -190,7 +203,7 @@ class Exchange(Entry):
             duration_ms=duration_ms,
             turn=turn,
             thread_id=turn.thread_id if turn and is_turn else None,
-            model_used=turn.model if turn else None,
+            model_used=turn.model if turn else model_used,
             first_words=_first_words(turn.messages) if turn else self.first_words,
             events=events,
             event_count=len(events),
@@ -204,6 +217,7 @@ class Exchange(Entry):
             previous_id=previous_id,
             link=link,
             recalled=recalled,
+            replay_of=replay_of,
         )
 
 
@@ -220,10 +234,11 @@ def begun(
     stream: bool = False,
     model: str | None = None,
     messages: Sequence[Message] = (),
+    replay_key: str | None = None,
 ) -> Exchange:
     """Begin an exchange: the request as it came, its secrets taken out.
 
-    stream, model, messages: as the dialect read them; left out where it could not.
+    stream, model, messages, replay_key: as the dialect read it; left out where it could not.
     """
     redactor = Redactor()
     if isinstance(body, str):
@@ -238,6 +253,7 @@ def begun(
         model_asked=model,
         first_words=_first_words(messages),
         request=RawRequest(redactor.headers(headers), redactor.query(query), redactor.body(body)),
+        replay_key=replay_key,
         redactor=redactor,
     )
 
@@ -301,6 +317,7 @@ def to_json(exchange: Exchange) -> dict[str, Any]:
             "query": exchange.request.query,
             "body": exchange.request.body,
         },
+        "replay_key": exchange.replay_key,
         "turn": None if exchange.turn is None else _turn_to_json(exchange.turn),
         "timeline": timeline.encode(exchange.events),
     }
@@ -325,6 +342,7 @@ def from_json(form: Mapping[str, Any]) -> Exchange:
         request=RawRequest(**form["request"]),
         turn=turn,
         events=timeline.decode(form["timeline"], turn.reply if turn else []),
+        replay_key=form.get("replay_key"),
     )
 
 

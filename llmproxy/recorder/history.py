@@ -33,7 +33,7 @@ from .store import (
     translated,
 )
 
-__all__ = ["Filter", "Follower", "History", "open_for_reading"]
+__all__ = ["THREAD_OF", "Filter", "Follower", "History", "open_for_reading"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Filter:
 
     since, until: of `received`, the second one's instant excluded.
     model: the name asked for or llm's id of what answered.
+    thread_id: a thread's, or the id of an exchange, which means the thread that it is in.
     search: words that prompt or answer have, all of them, as llm's search finds them.
     """
 
@@ -73,6 +74,14 @@ class Filter:
         return " and ".join(_CONDITIONS[name] for name in given) or "true", given
 
 
+# An exchange that failed is in the thread of the turn that it would have gone on from.
+THREAD_OF = (
+    "coalesce((select turns.thread_id from turns where turns.id = :thread_id),"
+    " (select turns.thread_id from turns join proxy_exchanges as failed"
+    " on turns.id = failed.previous_id where failed.id = :thread_id), :thread_id)"
+)
+"""SQL for the thread that `:thread_id` means: a thread, or one of its exchanges."""
+
 _CONDITIONS = {
     "since": "received >= :since",
     "until": "received < :until",
@@ -80,7 +89,7 @@ _CONDITIONS = {
     "client": "client = :client",
     "dialect": "dialect = :dialect",
     "status": "status = :status",
-    "thread_id": "thread_id = :thread_id",
+    "thread_id": f"thread_id = {THREAD_OF}",
     "search": "id in (select turn_id from turn_search_fts join turn_search"
     " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :search)",
     "ids": "id in (select value from json_each(:ids))",
@@ -149,6 +158,7 @@ class History:
                     json.loads(row["headers"]), row["query"], unfold(row["body"], self._content)
                 ),
                 turn=turn,
+                replay_key=row["replay_key"],
                 events=timeline.decode(json.loads(row["timeline"]), turn.reply)
                 if turn and row["timeline"]
                 else [],

@@ -104,6 +104,11 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column previous_id text",  # what it goes on from
         "alter table proxy_exchanges add column link text",
         "alter table proxy_exchanges add column recalled integer not null default 0",
+        "alter table proxy_exchanges add column replay_key text",
+        "alter table proxy_exchanges add column replay_of text",
+        "alter table proxy_exchanges add column origin text",
+        "create index proxy_exchanges_replay on proxy_exchanges (replay_key)"
+        " where replay_key is not null",
         "create index proxy_exchanges_previous on proxy_exchanges (previous_id)"
         " where previous_id is not null",
         *replies.SCHEMA,
@@ -112,6 +117,16 @@ _MIGRATIONS = (
 
 
 SCHEMA_VERSION = len(_MIGRATIONS)
+
+
+# Imported turns come in any order.
+_LAST_TIP = """
+    update threads set tip_message_hash = (
+        select tip_message_hash from turns left join proxy_exchanges using (id)
+        where turns.thread_id = :thread
+        order by coalesce(status, 'ok') = 'ok' desc, turns.id desc limit 1
+    ) where id = :thread
+"""
 
 
 class StoreError(Exception):
@@ -201,11 +216,13 @@ class Store:
         """Say whether the path still leads to the file that is open here."""
         return identity(self.path) == self._identity
 
-    def write(self, exchanges: Sequence[Exchange]) -> int:
+    def write(self, exchanges: Sequence[Exchange], *, are_imported: bool = False) -> int:
         """Write the first of `exchanges`, as many as one short lock allows, and say how many.
 
         All of them or none. An exchange is written when it begins and again when it has
         ended; what is there already changes nothing, nor does a beginning after its end.
+
+        are_imported: they stay in the threads in which they were recorded.
 
         Raises:
             Locked, Unusable: none of them is written; the database is the cause.
@@ -222,7 +239,7 @@ class Store:
             self._log.seen.clear()
             with self._transaction():
                 self._forget_what_was_pruned()
-                count = self._write_rows(rows)
+                count = self._write_rows(rows, are_imported)
             self._learn(self._log.seen)
             for row in filter(None, rows[:count]):
                 if row.body is not None:
@@ -233,11 +250,11 @@ class Store:
                     self._begun.discard(row.exchange.id)
         return count
 
-    def _write_rows(self, rows: Sequence[_Row | None]) -> int:
+    def _write_rows(self, rows: Sequence[_Row | None], are_imported: bool) -> int:
         until = time.monotonic() + LOCK_S
         for count, row in enumerate(rows, 1):
             if row is not None:
-                self._write_row(row)
+                self._write_row(row, are_imported)
             if time.monotonic() > until:
                 return count
         return len(rows)
@@ -247,8 +264,12 @@ class Store:
         asked = exchange.request
         values = columns(exchange) | {
             "owner": exchange.owner or (self._owner and self._owner.id),
-            "timeline": dumps(timeline.encode(exchange.events)) if exchange.events else None,
+            # What a timeline tells of is in the turn's messages.
+            "timeline": dumps(timeline.encode(exchange.events))
+            if exchange.events and exchange.turn is not None
+            else None,
             "message_hash": None,
+            "replay_key": exchange.replay_key,
         }
         if exchange.id in self._begun:
             body = None
@@ -265,7 +286,7 @@ class Store:
         reply = reply_of(turn.messages, turn.reply) if exchange.thread_id else None
         return _Row(exchange, values, body, TurnRecord(turn, self._known), reply)
 
-    def _write_row(self, row: _Row) -> None:
+    def _write_row(self, row: _Row, is_imported: bool) -> None:
         exchange, values = row.exchange, row.values
         there = self._conn.execute(
             "select status from proxy_exchanges where id = ?", (exchange.id,)
@@ -276,7 +297,9 @@ class Store:
             # A failure without output is no turn.
             values["message_hash"] = self._log.ensure_chain(row.record.prompt.messages)
         elif row.record is not None:
-            values["thread_id"], values["message_hash"] = self._write_turn(exchange, row.record)
+            values["thread_id"], values["message_hash"] = self._write_turn(
+                exchange, row.record, is_imported
+            )
             if row.reply is not None:
                 replies.insert_keys(self._conn, exchange.id, row.reply)
         if row.body is not None:
@@ -295,9 +318,11 @@ class Store:
                 values,
             )
 
-    def _write_turn(self, exchange: Exchange, record: TurnRecord) -> tuple[str, str | None]:
+    def _write_turn(
+        self, exchange: Exchange, record: TurnRecord, is_imported: bool
+    ) -> tuple[str, str | None]:
         """Write what llm's tables hold of a turn; give its thread and the last message's hash."""
-        thread_id, forked_from = self._thread_of(exchange)
+        thread_id, forked_from = self._thread_of(exchange, is_imported)
         record.conversation = Conversation(thread_id)
         tip = self._conn.execute(
             "select tip_message_hash from threads where id = ?", (thread_id,)
@@ -307,6 +332,8 @@ class Store:
             self._conn.execute(
                 "update threads set tip_message_hash = ? where id = ?", (*tip, thread_id)
             )
+        if is_imported:
+            self._conn.execute(_LAST_TIP, {"thread": thread_id})
         if forked_from is not None:
             self._conn.execute(
                 "update threads set forked_from = ? where id = ?", (forked_from, thread_id)
@@ -327,7 +354,7 @@ class Store:
         ).fetchone()
         return thread_id, parent[0]
 
-    def _thread_of(self, exchange: Exchange) -> tuple[str, str | None]:
+    def _thread_of(self, exchange: Exchange, is_imported: bool) -> tuple[str, str | None]:
         """Decide a turn's thread, and which one that forks from.
 
         It goes on with the thread of the turn before it, unless a finished turn that has
@@ -341,6 +368,9 @@ class Store:
         ).fetchone()
         if before is None:  # forgotten meanwhile
             return exchange.thread_id, None
+        if is_imported:
+            is_own = before[0] == exchange.thread_id
+            return exchange.thread_id, None if is_own else before[0]
         if exchange.link == "reply":
             overtaken = self._conn.execute(
                 "select 1 from turns left join proxy_exchanges using (id)"

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.recorder.chain import Difference, first_difference, replies, reply_of
+from llmproxy.dialects import anthropic_messages, openai_chat
+from llmproxy.recorder.chain import (
+    Difference,
+    first_difference,
+    replies,
+    reply_of,
+    request_key,
+)
 from tests import strategies
 
 LONG = "An answer that nobody gives twice by chance."
@@ -173,3 +180,63 @@ def test_only_the_text_around_a_difference_is_shown():
     assert found == Difference(
         0, "user", 1_000, "x" * 40 + "a" + "y" * 39, "x" * 40 + "b" + "y" * 39
     )
+
+
+# ---- requests that come again
+
+TOOL = {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {}}}
+OPENAI = {
+    "model": "m", "max_tokens": 9, "temperature": 1, "stream": True,
+    "tools": [{"type": "function", "function": TOOL}],
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a ", "reasoning_content": "hm", "tool_calls": [
+            {"id": "c", "type": "function",
+             "function": {"name": "weather", "arguments": '{"n": 1.0}'}}]},
+        {"role": "tool", "tool_call_id": "c", "content": "sun"},
+        {"role": "user", "content": "r"},
+    ],
+}  # fmt: skip
+ANTHROPIC = {
+    "model": "m", "max_tokens": 9, "temperature": 1.0, "system": [{"type": "text", "text": "s"}],
+    "tools": [{"name": "weather", "description": "d", "input_schema": TOOL["parameters"]}],
+    "messages": [
+        {"role": "user", "content": [{"type": "text", "text": "q"}]},
+        {"role": "assistant", "content": [
+            {"type": "text", "text": "a"},
+            {"type": "tool_use", "id": "c", "name": "weather", "input": {"n": 1}}]},
+        {"role": "user", "content": [
+            {"type": "tool_result", "tool_use_id": "c", "content": "sun"},
+            {"type": "text", "text": "r"}]},
+    ],
+}  # fmt: skip
+
+
+def test_request_has_the_same_key_by_whichever_dialect_it_comes():
+    read = openai_chat.parse_request(OPENAI, {}), anthropic_messages.parse_request(ANTHROPIC, {})
+    assert len({request_key(request) for request in read}) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"tools": None},
+        {"tool_choice": "required"},
+        {"tools": [{"type": "function", "function": TOOL | {"description": "e"}}]},
+        {"messages": OPENAI["messages"][1:]},
+        {"messages": [*OPENAI["messages"][:-1], {"role": "user", "content": "rr"}]},
+        {"messages": [*OPENAI["messages"][:-1], {"role": "system", "content": "r"}]},
+    ],
+)
+def test_another_request_has_another_key(changes):
+    asked = openai_chat.parse_request(OPENAI, {})
+    other = openai_chat.parse_request(OPENAI | changes, {})
+    assert request_key(asked) != request_key(other)
+
+
+def test_model_and_stream_are_not_part_of_a_requests_key():
+    other = openai_chat.parse_request(OPENAI | {"model": "n", "stream": False}, {})
+    assert request_key(openai_chat.parse_request(OPENAI, {})) == request_key(other)

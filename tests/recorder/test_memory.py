@@ -552,18 +552,22 @@ def test_replaced_database_is_read_anew(log, empty_log):
     assert log.recollect(ECHO) == Recollection(ECHO)
 
 
+NEW_COLUMNS = "previous_id", "link", "recalled", "replay_key", "replay_of", "origin"
+
+
 def test_older_database_gains_its_keys_when_it_is_opened(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     keys = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
     with sqlite3.connect(log.path) as connection:
         for statement in (
-            "drop table proxy_replies", "drop table proxy_calls",
+            "drop table proxy_replies",
+            "drop table proxy_calls",
             "drop index proxy_exchanges_previous",
-            *(f"alter table proxy_exchanges drop column {name}"
-              for name in ("previous_id", "link", "recalled")),
+            "drop index proxy_exchanges_replay",
+            *(f"alter table proxy_exchanges drop column {name}" for name in NEW_COLUMNS),
             "update proxy_meta set value = 1 where name = 'schema'",
-        ):  # fmt: skip
+        ):
             connection.execute(statement)
     log.memory.close()
     assert log.recollect(ECHO) == Recollection(ECHO)  # the writer has not opened it yet
