@@ -17,7 +17,7 @@ import llm
 
 from .dialects import DIALECTS
 from .errors import NotFound
-from .recorder.conversations import threads, tree
+from .recorder.conversations import thread_of, threads, tree
 from .recorder.exchange import Entry, Status, entry_to_json, to_json
 from .recorder.history import Filter, History
 from .recorder.prefix import prefixes
@@ -86,7 +86,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add(
         "--thread",
         metavar="ID",
-        help="of one conversation; alone or with --database it is shown as a tree",
+        help="of one conversation, by its id or by that of an exchange in it; alone or with "
+        "--database it is shown as a tree",
     )
     add("--search", metavar="TEXT", help="prompt or answer have all these words")
     add("--json", action="store_true", help="a JSON object for each line")
@@ -154,9 +155,9 @@ def _read(history: History, arguments: argparse.Namespace) -> int:
             page = exchange_page(exchange, colours=sys.stdout.isatty())
             _say([page], [to_json(exchange)], arguments)
         elif _is_tree(arguments):
-            places = tree(history, arguments.thread)
-            colours = sys.stdout.isatty()
-            _say(tree_lines(places, arguments.thread, colours=colours), (), arguments)
+            thread_id = thread_of(history, arguments.thread)
+            lines = tree_lines(tree(history, thread_id), thread_id, colours=sys.stdout.isatty())
+            _say(lines, (), arguments)
         else:
             _exchanges(history, arguments)
         return 0

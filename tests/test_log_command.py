@@ -177,6 +177,14 @@ def test_with_a_filter_a_conversation_is_a_list(conversations):
     ]
 
 
+def test_an_exchanges_id_means_its_thread(conversations):
+    ids, (thread, fork) = conversations
+    assert log("--thread", ids[1]) == log("--thread", thread)
+    assert log("--thread", ids[2]) == log("--thread", fork)
+    for words in (["--json"], ["--threads"], ["--cache"], ["--prune", "--dry-run"]):
+        assert log("--thread", ids[0], *words) == log("--thread", thread, *words) != ""
+
+
 def test_what_broke_a_cache_is_found(conversations):
     ids, (thread, fork) = conversations
     lines = log("--cache").splitlines()

@@ -15,11 +15,11 @@ from typing import Literal
 from ..errors import NotFound
 from ..hub import Usage
 from .exchange import FIRST_WORDS_CHARS, Entry
-from .history import Filter, History
+from .history import THREAD_OF, Filter, History
 from .store import ENTRY_COLUMNS, entry_of
 from .tree import Node, Place, laid_out, with_previous
 
-__all__ = ["Origin", "Thread", "parents", "selected", "threads", "tree"]
+__all__ = ["Origin", "Thread", "parents", "selected", "thread_of", "threads", "tree"]
 
 Origin = Literal["fork", "compacted", "call", "quote"]
 
@@ -118,15 +118,29 @@ def _sum(usages: Sequence[Usage]) -> Usage:
     return Usage(**{name: sum(said) if said else None for name, said in counts.items()})
 
 
-def tree(history: History, thread_id: str) -> list[Place]:
-    """Show a thread among those that it forked from and that forked from it, line by line.
+def thread_of(history: History, id: str) -> str:
+    """Give the id of the thread that is meant by its own id, or by that of an exchange in it.
 
     Raises:
         NotFound: there is no such thread.
         Unusable: the file can't be read any more.
     """
-    if not history.rows("select 1 from threads where id = :id", {"id": thread_id}):
-        raise NotFound(f"the log has no thread {thread_id}")
+    found = history.rows(f"select id from threads where id = {THREAD_OF}", {"thread_id": id})
+    if not found:
+        raise NotFound(f"the log has no thread {id}")
+    return str(found[0]["id"])
+
+
+def tree(history: History, thread_id: str) -> list[Place]:
+    """Show a thread among those that it forked from and that forked from it, line by line.
+
+    thread_id: as `thread_of` takes it.
+
+    Raises:
+        NotFound: there is no such thread.
+        Unusable: the file can't be read any more.
+    """
+    thread_id = thread_of(history, thread_id)
     nodes = _nodes(history, _family(history, thread_id))
     there = {node.entry.id for node in nodes}
     unsaid = [node.message_hash for node in nodes if node.entry.previous_id not in there]

@@ -9,7 +9,7 @@ from sqlite_utils import Database
 
 from llmproxy.errors import NotFound
 from llmproxy.hub import Usage
-from llmproxy.recorder.conversations import Thread, parents, threads, tree
+from llmproxy.recorder.conversations import Thread, parents, thread_of, threads, tree
 from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prune import prune
 from tests.recorder.conftest import RECEIVED
@@ -207,9 +207,26 @@ def test_a_thousand_turns_do_not_nest(talk, history, store, make_exchange):
     assert places[-1].depth == 500
 
 
-def test_an_unknown_thread_is_named(history):
-    with pytest.raises(NotFound, match="the log has no thread nobody"):
-        tree(history, "nobody")
+def test_an_exchange_means_its_thread(talk, history, run_llm):
+    first = talk("one", model="echo", received=datetime(2000, 1, 1, tzinfo=UTC))
+    second = talk("two", first, model="echo")
+    failed = talk("three", second, status="error", reply=[], error="overloaded")
+    run_llm("--cid", first.id, "-m", "echo", "said by hand")
+    by_hand = history.rows("select max(id) as id from turns", {})[0]["id"]
+    for id in (first.id, second.id, failed.id, by_hand):
+        assert thread_of(history, id) == first.id
+        assert len(tree(history, id)) == 4
+        assert [thread.id for thread in threads(history, Filter(thread_id=id))] == [first.id]
+        meant = [entry.id for entry in history.entries(Filter(thread_id=id))]
+        assert meant == [first.id, second.id]
+
+
+def test_an_unknown_thread_is_named(talk, history):
+    alone = talk("one", status="error", reply=[], error="overloaded")
+    for id in ("nobody", alone.id):
+        with pytest.raises(NotFound, match=f"the log has no thread {id}"):
+            tree(history, id)
+        assert history.entries(Filter(thread_id=id)) == []
 
 
 def test_parents_are_those_of_all_that_is_in_the_chains(talk, history, store):
