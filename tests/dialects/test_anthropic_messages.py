@@ -1381,6 +1381,17 @@ def test_any_answer_is_read_or_refused(value):
         pass
 
 
+@pytest.mark.parametrize("index", [[], {}, None], ids=repr)
+def test_an_index_that_is_no_number_is_one_block(index):
+    parser = anthropic_messages.StreamParser()
+    place = {"index": index}
+    block, delta = {"type": "text", "text": "a"}, {"type": "text_delta", "text": "b"}
+    events = parser.feed_event({"type": "content_block_start", "content_block": block, **place})
+    events += parser.feed_event({"type": "content_block_delta", "delta": delta, **place})
+    events += parser.feed_event({"type": "content_block_stop", **place})
+    assert events == [StreamEvent("text", "a", part_index=0), StreamEvent("text", "b", 0)]
+
+
 def test_an_error_for_an_answer_is_raised():
     with pytest.raises(RateLimited, match="^slow$"):
         anthropic_messages.parse_response(anthropic_messages.render_error(RateLimited("slow")))

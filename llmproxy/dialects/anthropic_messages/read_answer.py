@@ -87,11 +87,11 @@ class StreamParser:
                     self.model = message["model"] or None
                 self._count(message.get("usage"))
             case {"type": "content_block_start", "content_block": dict(block)}:
-                return self._begun(value.get("index"), block)
+                return self._begun(_index(value), block)
             case {"type": "content_block_delta", "delta": dict(delta)}:
-                return self._grown(value.get("index"), delta)
+                return self._grown(_index(value), delta)
             case {"type": "content_block_stop"}:
-                return self._ended(value.get("index"))
+                return self._ended(_index(value))
             case {"type": "message_delta", "delta": dict(delta)}:
                 self._stop = delta
                 self._count(value.get("usage"))
@@ -220,8 +220,7 @@ class StreamParser:
     ) -> _Block:
         block = _Block(kind, self._next_part, id_, server_executed, input_)
         self._next_part += 1
-        if not isinstance(index, dict | list):
-            self._blocks[index] = block
+        self._blocks[index] = block
         return block
 
 
@@ -244,6 +243,12 @@ class _Block:
             self.server_executed,
             provider_metadata=metadata,
         )
+
+
+def _index(event: Mapping[str, Any]) -> Any:
+    """Tell the block that an event is of; an index that is no plain value counts as none."""
+    index = event.get("index")
+    return None if isinstance(index, dict | list) else index
 
 
 def _str(value: Any) -> str:
