@@ -1513,3 +1513,10 @@ def test_errors_of_every_server_keep_their_class(status, body, kind, own, messag
     error = openai_chat.parse_error(status, body, {"Retry-After": "3", "Set-Cookie": "x"})
     assert (type(error), error.status, error.message) == (kind, own, message)
     assert error.headers == {"retry-after": "3"}
+
+
+def test_a_code_beside_the_message_is_kept():
+    fields = {"message": "no", "type": "NotFoundError", "param": "model", "code": "model_not_found"}
+    error = openai_chat.parse_error(200, {"object": "error", **fields})
+    assert (type(error), error.status, error.message) == (NotFound, 404, "no")
+    assert (error.param, error.code) == ("model", "model_not_found")

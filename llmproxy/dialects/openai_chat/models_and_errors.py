@@ -88,7 +88,9 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
     if isinstance(fields, list) and fields:  # Gemini's
         fields = fields[0]
     if isinstance(fields, dict):
-        fields = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        told = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        # Mistral and vLLM have the code beside the message, as has what SDKs make of an error.
+        fields = told if isinstance(told, dict) else {**fields, "message": told}
     if not isinstance(fields, dict):
         fields = {"message": fields}
     words = [fields.get("code"), fields.get("type")]
