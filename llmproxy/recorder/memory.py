@@ -316,11 +316,9 @@ def _tellers(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:
     if reply.tool_call_ids:
         ways.append("words")
     for how in ways:
-        found = [
-            turn for turn in recorded.find(how, reply) if turn.is_finished and turn.model == model
-        ]
-        if found:
-            return found
+        if found := recorded.find(how, reply):
+            # Another model's reply here is not this one's from elsewhere.
+            return [turn for turn in found if turn.is_finished and turn.model == model]
     return []
 
 

@@ -474,6 +474,18 @@ def test_other_models_and_unfinished_answers_are_not_given_back(fields, log):
     assert log.recollect(ECHO).recalled == frozenset()
 
 
+@pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
+def test_reply_that_is_known_to_be_anothers_is_not_taken_from_elsewhere(fields, log):
+    """Agents are told to go on, and say that all is well, in many conversations."""
+    log.ask([llm.user("Go on.")], THOUGHT)
+    before = [llm.user("q"), llm.assistant("The reply that stands before.")]
+    log.ask(before[:1], before[1].parts[0].text, **fields)
+    messages = [*before, llm.user("Go on.")]
+    log.ask(messages, LONG, **fields)
+    messages += [llm.assistant(LONG), llm.user("r")]
+    assert log.recollect(messages).messages == messages
+
+
 def test_two_candidates_are_none(log):
     log.ask(START, THOUGHT)
     log.ask(START, said(ReasoningPart("else", provider_metadata=SIGNED), TextPart(LONG)))
