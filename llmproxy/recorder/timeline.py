@@ -31,6 +31,7 @@ TimedEvent = tuple[float, StreamEvent]
 # Their places are in every logs.db: add behind, never move. "redacted" is reasoning
 # whose content the provider keeps to itself.
 KINDS = "text", "reasoning", "tool_call_name", "tool_call_args", "tool_result", "redacted"
+MAX_NUMBER_BITS = 49  # seven bytes: tenths of a millisecond for a thousand years
 
 
 class Tick(NamedTuple):
@@ -87,13 +88,20 @@ def _append(numbers: bytearray, number: int) -> None:
 
 
 def ticks(timeline: Mapping[str, Any]) -> list[Tick]:
-    """Read the events' times, kinds and lengths, without their text."""
+    """Read the events' times, kinds and lengths, without their text.
+
+    Raises:
+        ValueError: it is no timeline.
+    """
     numbers = _numbers(base64.b64decode(timeline["ticks"]))
     at = 0
     result = []
     for passed, code, length in zip(numbers, numbers, numbers, strict=True):
         at += passed
-        result.append(Tick(at / 10, KINDS[code % 8], code // 8, length))
+        place, kind = divmod(code, 8)
+        if kind >= len(KINDS) or place >= len(timeline["parts"]):
+            raise ValueError("the timeline has an event of no part or kind")
+        result.append(Tick(at / 10, KINDS[kind], place, length))
     return result
 
 
@@ -102,6 +110,8 @@ def _numbers(data: bytes) -> Iterator[int]:
     for byte in data:
         number |= (byte & 0x7F) << shift
         shift += 7
+        if shift > MAX_NUMBER_BITS:
+            raise ValueError("the timeline has a number that is too large")
         if byte < 0x80:
             yield number
             number = shift = 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 
@@ -107,3 +108,15 @@ def test_another_answer_is_refused(reply):
 
 def test_an_answer_whose_times_nobody_took_has_no_events():
     assert decode(encode([]), [Message("assistant", [TextPart("imported")])]) == []
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [[0, 6, 1], [0, 7, 1], [0, 8, 1], [0, 0], [0x80] * 9 + [1]],
+    ids=["no such kind", "nor this", "no such part", "cut off", "beyond any clock"],
+)
+def test_what_is_no_timeline_is_refused(numbers):
+    """It may come from a file of anybody's."""
+    ticks = base64.b64encode(bytes(numbers)).decode()
+    with pytest.raises(ValueError):
+        decode({"parts": [{}], "ticks": ticks}, [llm.assistant("x")])
