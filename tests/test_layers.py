@@ -143,6 +143,16 @@ ROOMS: dict[str, set[str]] = {
     "recorder.folding": set(),
     "recorder.owner": {"errors"},
     "recorder.exchange": {"errors", "hub", "recorder.redact", "recorder.timeline"},
+    "recorder.recordings": {
+        "errors",
+        "payload",
+        "hub",
+        "transport.framing",
+        "dialects",
+        "dialects.anthropic_messages",
+        "dialects.openai_chat",
+        "recorder.exchange",
+    },
     "recorder.turns": {"hub", "recorder.exchange"},
     "recorder.chain": {"hub"},
     "recorder.replies": {"recorder.chain"},
@@ -284,8 +294,8 @@ PURE = (
     " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"
     " dialects.anthropic_messages.read_answer"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
-    " recorder.folding recorder.exchange recorder.chain recorder.tree access terminal"
-    " terminal_threads"
+    " recorder.folding recorder.exchange recorder.recordings recorder.chain recorder.tree access"
+    " terminal terminal_threads"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
