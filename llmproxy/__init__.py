@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from .assemble import Proxy as Proxy
     from .assemble import Settings as Settings
     from .assemble import SettingsError as SettingsError
+    from .background import running as running
     from .limits import Limits as Limits
 
-__all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert"]
+__all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert", "running"]
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ _ROOMS = {
     "Proxy": "assemble",
     "Settings": "assemble",
     "SettingsError": "assemble",
+    "running": "background",
 }
 
 

@@ -15,13 +15,13 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 from . import __version__, hub, payload, tokens
 from .access import Access
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
-from .engine import Answer, Engine, Stamped, in_daemon_thread
+from .engine import in_daemon_thread
 from .errors import MethodNotAllowed, NotFound, ProxyError
 from .limits import Limits
 from .recorder.chain import request_key
@@ -50,7 +50,7 @@ class App:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: hub.Answering,
         writer: Writer | None,
         memory: Memory | None,
         *,
@@ -104,10 +104,7 @@ class App:
         return _json(200, dialect.render_models(models))
 
     async def _model(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        entry = await self._engine.catalogue.choose(argument)
-        known = {model.id: model for model in self._engine.catalogue.models()}
-        # An alias is shown under the name that was asked for.
-        return _json(200, dialect.render_model(replace(known[entry.model_id], id=argument)))
+        return _json(200, dialect.render_model(await self._engine.catalogue.model(argument)))
 
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
         """Count locally, as an estimate: clients ask dozens of times in a row (B34)."""
@@ -126,9 +123,9 @@ class App:
                 exchange.request = dialect.parse_request(body, dict(request.headers))
             finally:
                 self._write(exchange, exchange.begin())
-            entry = await self._engine.catalogue.choose(exchange.request.model)
-            await self._recollect(exchange, entry.model_id)
-            exchange.answer = await self._engine.answer(exchange.request, entry)
+            exchange.answer = await self._engine.answer(
+                exchange.request, partial(self._recollect, exchange)
+            )
             if exchange.request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
@@ -140,19 +137,19 @@ class App:
             await self._end(exchange, "error" if bug else "cancelled", exc)
             raise
 
-    async def _recollect(self, exchange: _Exchange, model: str) -> None:
+    async def _recollect(self, exchange: _Exchange, model: str) -> hub.ChatRequest:
         """Find the conversation in the log; a log that can't be asked soon costs no answer."""
-        if self._memory is None or not exchange.is_logged:
-            return
         assert exchange.request is not None
-        messages, recollect = exchange.request.messages, self._memory.recollect
-        asked = in_daemon_thread(
-            lambda: recollect(messages, model, exchange.client), "llmproxy-memory"
-        )
-        try:
-            exchange.recollected(await asyncio.wait_for(asked, self._limits.log_wait_s))
-        except (TimeoutError, RuntimeError):
-            logger.warning("the log could not be asked what exchange %s goes on from", exchange.id)
+        if self._memory is not None and exchange.is_logged:
+            messages, recollect = exchange.request.messages, self._memory.recollect
+            asked = in_daemon_thread(
+                lambda: recollect(messages, model, exchange.client), "llmproxy-memory"
+            )
+            try:
+                exchange.recollected(await asyncio.wait_for(asked, self._limits.log_wait_s))
+            except (TimeoutError, RuntimeError):
+                logger.warning("the log did not say what exchange %s goes on from", exchange.id)
+        return exchange.request
 
     async def _whole(self, dialect: Dialect, exchange: _Exchange) -> Response:
         while await exchange.read():
@@ -182,7 +179,7 @@ class App:
         dialect: Dialect,
         exchange: _Exchange,
         renderer: Renderer,
-        batch: list[Stamped] | None,
+        batch: list[hub.Stamped] | None,
     ) -> AsyncGenerator[bytes, None]:
         """Give the bytes of a stream: what is ready together at once, the end after its commit."""
         frames = renderer.start()
@@ -262,8 +259,8 @@ class _Exchange:
         self.recollection = Recollection([])
         self.body: Any = http_request.body.decode("utf-8", "replace")
         self.request: hub.ChatRequest | None = None
-        self.answer: Answer | None = None
-        self.stamped: list[Stamped] = []
+        self.answer: hub.RunningAnswer | None = None
+        self.stamped: list[hub.Stamped] = []
         self.http_status: int | None = None
         self.is_over = False
         self._begun: Exchange | None = None
@@ -281,7 +278,7 @@ class _Exchange:
         assert self.request is not None and self.answer is not None
         return replace(self.request, model=self.request.model or self.answer.model_id)
 
-    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
+    async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
         """Read from the model, keeping what comes."""
         assert self.answer is not None
         batch = await self.answer.read(silence_s)
@@ -348,10 +345,12 @@ class _Exchange:
             previous_id=self.recollection.previous_id,
             link=self.recollection.link,
             recalled=len(self.recollection.recalled),
+            model_used=self.answer.model_id if self.answer else None,
+            replay_of=self.answer.replay_of if self.answer else None,
         )
 
     def _turn(self, new_id: Callable[[], str]) -> Turn | None:
-        if self.request is None or self.answer is None:
+        if self.request is None or self.answer is None or self.answer.replay_of is not None:
             return None
         response = self.response
         answered_at = self.stamped[-1].at if self.stamped else time.monotonic()

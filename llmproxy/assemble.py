@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import llm
 from llm.utils import monotonic_ulid
 
+from . import hub
 from .access import Access, is_loopback
 from .app import App, render_error
 from .demo import AsyncDemo, Demo
@@ -21,8 +23,10 @@ from .limits import Limits
 from .recorder.exchange import Exchange
 from .recorder.memory import Memory
 from .recorder.owner import Owner
+from .recorder.replay import Replay, Source
+from .recorder.sources import Folder, Log
 from .recorder.spool import Spool
-from .recorder.store import Store, logs_on
+from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
 from .transport.server import Server
 
@@ -53,6 +57,9 @@ class Settings:
 
     maps: (pattern, model) pairs; database: logs.db of llm where None.
     recall: give models back what they said and clients' wires could not carry.
+    replay: answer from the log instead of from models; by "replay-or-live" they answer what
+        was not recorded. replay_speed: 1 as it was recorded, 2 twice as fast, 0 at once.
+    recordings: a folder of Llama Stack's recordings to answer from, in place of the log.
     think_tags: read `<think>…</think>` in answers as reasoning.
     warn, report: take a line of warning, from any thread, and each exchange when it is over.
     """
@@ -64,6 +71,9 @@ class Settings:
     database: Path | None = None
     log: bool = True
     recall: bool = True
+    replay: Literal["replay", "replay-or-live"] | None = None
+    replay_speed: float = 1.0
+    recordings: Path | None = None
     think_tags: bool = False
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
@@ -90,15 +100,16 @@ class Proxy:
     """A server with all its parts; `async with Proxy(settings) as proxy:` runs it.
 
     app: the same as `async (Request) -> Response`, for other servers.
-    catalogue: the models; database: where the log is, None without one.
+    catalogue: the models, none of which is loaded unless `is_live`: recordings may stand
+        in their place. database: where the log is, None without one.
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Wire the parts. Nothing is read, opened or started yet.
+        """Wire the parts. Nothing but recordings is read, and nothing started yet.
 
         Raises:
             SettingsError: an address that others can reach, without a key; an empty
-                key; an origin that is none.
+                key; an origin that is none; no recordings where they are to be played.
         """
         _check(settings)
         is_local = is_loopback(settings.host)
@@ -111,15 +122,20 @@ class Proxy:
         self.database: Path | None = None
         self._writer: Writer | None = None
         self._memory: Memory | None = None
+        self._recorded: Log | None = None
+        database = settings.database or llm.user_dir() / "logs.db"
         if settings.log:
-            self.database = database = settings.database or llm.user_dir() / "logs.db"
+            self.database = database
             owner = Owner(database, _new_id())
             self._writer = Writer(
                 lambda: Store(database, owner), warn=settings.warn, spool=Spool(owner)
             )
             self._memory = Memory(database, recall=settings.recall)
+        self.is_live = settings.replay != "replay" and not (
+            settings.recordings and settings.replay is None
+        )
         self.app = App(
-            Engine(self.catalogue, think_tags=settings.think_tags),
+            self._engine(database),
             self._writer,
             self._memory,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
@@ -129,6 +145,29 @@ class Proxy:
             report=settings.report,
         )
         self._server = Server(self.app, render_error=render_error, limits=settings.limits)
+
+    def _engine(self, database: Path) -> hub.Answering:
+        """Models, or recordings in their place.
+
+        Raises:
+            SettingsError: there are none to read.
+        """
+        settings = self.settings
+        live = Engine(self.catalogue, think_tags=settings.think_tags) if self.is_live else None
+        if settings.replay is None and settings.recordings is None:
+            assert live is not None, "something answers"
+            return live
+        try:
+            source: Source
+            if settings.recordings is not None:
+                source = Folder(settings.recordings, settings.warn)
+            else:
+                if live is not None and not database.exists():
+                    Store(database).close()  # what is live will be recorded there
+                source = self._recorded = Log(database)
+        except (StoreError, OSError) as exc:
+            raise SettingsError(f"there is nothing to replay: {exc}") from exc
+        return Replay(source, speed=settings.replay_speed, live=live)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -150,9 +189,10 @@ class Proxy:
             SettingsError: `maps` or `default_model` name a model that is not there; the
                 port is in use, or the host is not this machine's.
         """
-        # In a thread that may be left behind: a plugin may hang while it is loaded.
-        await in_daemon_thread(self.catalogue.load, "llmproxy-catalogue")
-        unknown = self.catalogue.unknown_targets()
+        if self.is_live:  # else not even a plugin is loaded: some ask their servers for models
+            # In a thread that may be left behind: a plugin may hang while it is loaded.
+            await in_daemon_thread(self.catalogue.load, "llmproxy-catalogue")
+        unknown = self.catalogue.unknown_targets() if self.is_live else []
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
         host, port = self.settings.host, self.settings.port
@@ -171,8 +211,9 @@ class Proxy:
         await self._server.close()
         if self._writer is not None:
             await asyncio.to_thread(self._writer.close, self.settings.limits.shutdown_s)
-        if self._memory is not None:
-            self._memory.close()
+        for reader in (self._memory, self._recorded):
+            if reader is not None:
+                reader.close()
 
     async def __aenter__(self) -> Proxy:
         await self.start()

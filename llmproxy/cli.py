@@ -89,6 +89,26 @@ def _parser(program: str) -> argparse.ArgumentParser:
         action="store_true",
         help="never give a model back what its client's wire could not carry",
     )
+    add(
+        "--replay",
+        nargs="?",
+        const="replay",
+        choices=["replay", "replay-or-live"],
+        help="answer from the log, not from models; or from models what was not recorded",
+    )
+    add(
+        "--replay-speed",
+        metavar="FACTOR",
+        type=_speed,
+        default=Settings.replay_speed,
+        help='"recorded", twice as fast (2), or at once (0)',
+    )
+    add(
+        "--recordings",
+        type=Path,
+        metavar="DIR",
+        help="answer from Llama Stack's recordings in this folder",
+    )
     add("--think-tags", action="store_true", help="read <think>…</think> in answers as reasoning")
     add("--api-key", metavar="KEY", action="append", default=[], help="clients must send it")
     add(
@@ -117,6 +137,16 @@ def _port(word: str) -> int:
     return port
 
 
+def _speed(word: str) -> float:
+    try:
+        speed = 1.0 if word == "recorded" else float(word)
+    except ValueError:
+        speed = -1.0
+    if not 0 <= speed < float("inf"):
+        raise argparse.ArgumentTypeError('expected a factor, 0 for at once, or "recorded"')
+    return speed
+
+
 def _map(word: str) -> tuple[str, str]:
     pattern, equals, model = word.partition("=")
     if not (pattern and equals and model):
@@ -135,6 +165,9 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         database=arguments.database,
         log=not arguments.no_log,
         recall=not arguments.no_recall,
+        replay=arguments.replay,
+        replay_speed=arguments.replay_speed,
+        recordings=arguments.recordings,
         think_tags=arguments.think_tags,
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,
@@ -200,7 +233,17 @@ def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
 
 
 def _welcome(proxy: Proxy) -> list[str]:
-    count = len(proxy.catalogue.models())
+    if proxy.is_live:
+        count = len(proxy.catalogue.models())
+        models = (
+            f"models: {count}, and demo needs no key; `llm models` lists them"
+            if count > 1
+            else "models: demo alone; `llm install llm-anthropic` adds more"
+        )
+    else:
+        models = (
+            f"models: none is asked; answers come from {proxy.settings.recordings or 'the log'}"
+        )
     place = proxy.url
     if not is_loopback(proxy.settings.host):
         places = ", ".join(f"{host} port {port}" for host, port in proxy.addresses)
@@ -212,8 +255,6 @@ def _welcome(proxy: Proxy) -> list[str]:
     return [
         f"llmproxy {__version__} listens on {place}",
         f"log: {log}",
-        f"models: {count}, and demo needs no key; `llm models` lists them"
-        if count > 1
-        else "models: demo alone; `llm install llm-anthropic` adds more",
+        models,
         f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY=<{key}>",
     ]

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from datetime import datetime
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import llm
@@ -33,6 +34,7 @@ from . import payload
 from .errors import InvalidRequest, Unsupported
 
 __all__ = [
+    "Answering",
     "ChatRequest",
     "ChatResponse",
     "Event",
@@ -40,10 +42,14 @@ __all__ = [
     "FinishReason",
     "Kind",
     "ModelEntry",
+    "Models",
     "NamedTool",
+    "Recollect",
     "RemoteAttachment",
     "Route",
+    "RunningAnswer",
     "ServerTool",
+    "Stamped",
     "ToolChoice",
     "Usage",
     "attachment_from_base64",
@@ -162,6 +168,77 @@ class Finish:
 
 
 Event = StreamEvent | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """An event and when it came, by time.monotonic()."""
+
+    at: float
+    event: Event
+
+
+class RunningAnswer(Protocol):
+    """An answer that comes in, wherever from. Read it to its Finish, or stop it.
+
+    model_id: llm's id of what answers; options, tools: as the model was given them.
+    ignored: paths of what of the request it was not given.
+    started: UTC; started_at: the same moment by time.monotonic().
+    replay_of: the id of what was recorded, where it is no model that answers.
+    """
+
+    model_id: str
+    options: Mapping[str, Any]
+    tools: tuple[llm.Tool, ...]
+    ignored: tuple[str, ...]
+    started: datetime
+    started_at: float
+    replay_of: str | None
+
+    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
+        """Give the events that have come, at least one; [] when all were given.
+
+        None after `silence_s` seconds without an event.
+
+        Raises:
+            ProxyError: how it failed, after all events that came before it.
+        """
+
+    async def stop(self) -> None:
+        """End it, and drop what is not read."""
+
+
+Recollect = Callable[[str], Awaitable[ChatRequest]]
+"""Gives a request as it is for the model of this id: with what the log knows of it."""
+
+
+class Models(Protocol):
+    """The models that there are, by their names."""
+
+    def models(self) -> list[ModelEntry]: ...
+
+    async def model(self, name: str) -> ModelEntry:
+        """Show a model under one of its names.
+
+        Raises:
+            ModelNotFound: no model has it.
+        """
+
+
+class Answering(Protocol):
+    """What answers requests: models, or recordings in their place."""
+
+    @property
+    def catalogue(self) -> Models: ...
+
+    async def answer(
+        self, request: ChatRequest, recollect: Recollect | None = None
+    ) -> RunningAnswer:
+        """Begin to answer.
+
+        Raises:
+            ProxyError: nothing here answers that.
+        """
 
 
 @dataclass(frozen=True)

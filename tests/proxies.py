@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmproxy import background
 from llmproxy.assemble import Proxy, Settings
 from llmproxy.limits import Limits
 from llmproxy.recorder.exchange import Exchange
@@ -22,7 +22,6 @@ class Running:
     url: str
     port: int
     proxy: Proxy
-    loop: asyncio.AbstractEventLoop
     reports: list[Exchange] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     reported: threading.Condition = field(default_factory=threading.Condition)
@@ -40,8 +39,6 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
     reports: list[Exchange] = []
     warnings: list[str] = []
     condition = threading.Condition()
-    started = threading.Event()
-    made: dict[str, Any] = {}
 
     def report(exchange: Exchange) -> None:
         with condition:
@@ -56,31 +53,6 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
         **settings,
     )
 
-    async def serve() -> None:
-        stop = asyncio.Event()
-        try:
-            async with Proxy(chosen) as proxy:
-                made.update(proxy=proxy, loop=asyncio.get_running_loop(), stop=stop)
-                started.set()
-                await stop.wait()
-        except BaseException as exc:
-            made.setdefault("error", exc)
-            raise
-        finally:
-            started.set()
-
-    with registered(*models):
-        thread = threading.Thread(target=asyncio.run, args=(serve(),), name="proxy", daemon=True)
-        thread.start()
-        assert started.wait(30)
-        if "error" in made:
-            thread.join()
-            raise made["error"]
-        proxy = made["proxy"]
+    with registered(*models), background.running(chosen) as proxy:
         port = proxy.addresses[0][1]
-        try:
-            yield Running(proxy.url, port, proxy, made["loop"], reports, warnings, condition)
-        finally:
-            made["loop"].call_soon_threadsafe(made["stop"].set)
-            thread.join(30)
-            assert not thread.is_alive()
+        yield Running(proxy.url, port, proxy, reports, warnings, condition)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,32 @@ def test_convert_live_stream():
     said = [choice["delta"].get("content") for choices in deltas for choice in choices]
     assert said == ["", "Hé", "llo 🌊", None]
     assert lines == "Héllo 🌊 9 4\nmeasured: True failed: None lost: ()\n"
+
+
+def test_agent_tests(tmp_path):
+    """Record, replay without a model, and see what a changed prompt is told."""
+    database = tmp_path / "agent.db"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+
+    def tested(**environment):
+        environment |= {"AGENT_DB": str(database), "PYTHONPATH": str(EXAMPLES.parent)}
+        return subprocess.run(
+            [*command, str(EXAMPLES / "agent_tests.py")],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    recorded = tested(RECORD="1")
+    assert recorded.returncode == 0, recorded.stdout
+    assert tested().returncode == 0
+    changed = tested(TASK="Tidy the barn.")
+    assert changed.returncode == 1
+    assert "differs at character 9: it was 'Tidy the shed.'" in changed.stdout
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("select count(*) from proxy_exchanges").fetchone() == (2,)
 
 
 def test_every_example_has_a_test_and_is_short():

@@ -10,6 +10,6 @@ Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
 """
 
 from .catalogue import Catalogue, in_daemon_thread
-from .run import Answer, Engine, Stamped
+from .run import Answer, Engine
 
-__all__ = ["Answer", "Catalogue", "Engine", "Stamped", "in_daemon_thread"]
+__all__ = ["Answer", "Catalogue", "Engine", "in_daemon_thread"]

@@ -105,6 +105,15 @@ class Catalogue:
             for entry in self._contents.entries.values()
         ]
 
+    async def model(self, name: str) -> hub.ModelEntry:
+        """Show a model under one of its names, an alias say.
+
+        Raises:
+            ModelNotFound: no model has it.
+        """
+        entry = await self.choose(name)
+        return hub.ModelEntry(name, entry.owned_by, self._created)
+
     def options(self, model_id: str) -> Mapping[str, Any]:
         """The user's defaults for a model (`llm models options set`)."""
         return self._contents.options.get(model_id, {})

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from json import JSONDecodeError
 from typing import Any
@@ -26,11 +25,11 @@ from .. import hub
 from ..errors import ProxyError, UpstreamError
 from ..tags import ThinkTagSplitter
 from . import outcome
-from .catalogue import Catalogue, CatalogueEntry
+from .catalogue import Catalogue
 from .events import EventReader, StopCutter
 from .form import Call, prepare
 
-__all__ = ["Answer", "Engine", "Stamped"]
+__all__ = ["Answer", "Engine"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +37,6 @@ QUEUED_EVENTS = 512  # a model is held back when a slow client leaves this many 
 STOP_S = 1.0  # how long a cancelled model may take to clean up before it is left alone
 
 _RESPONSES_CLASSES = frozenset({"Responses", "AsyncResponses"})
-
-
-@dataclass(frozen=True, slots=True)
-class Stamped:
-    """An event and when the model gave it, by time.monotonic()."""
-
-    at: float
-    event: hub.Event
 
 
 class Engine:
@@ -58,15 +49,19 @@ class Engine:
         self.catalogue = catalogue
         self._think_tags = think_tags
 
-    async def answer(self, request: hub.ChatRequest, entry: CatalogueEntry | None = None) -> Answer:
-        """Start the model that a request asks for; `entry` is that, where it was looked up.
+    async def answer(
+        self, request: hub.ChatRequest, recollect: hub.Recollect | None = None
+    ) -> Answer:
+        """Start the model that a request asks for, with the request as `recollect` gives it.
 
         Raises:
             ModelNotFound: no such model.
             Unsupported: the model can't do what the request hangs on.
             ProxyError: the model's plugin refused at once.
         """
-        entry = entry or await self.catalogue.choose(request.model)
+        entry = await self.catalogue.choose(request.model)
+        if recollect is not None:
+            request = await recollect(entry.model_id)
         defaults = self.catalogue.options(entry.model_id)
         try:
             call = prepare(request, entry.model, defaults)
@@ -77,15 +72,11 @@ class Engine:
 
 
 class Answer:
-    """A running model. Read it to its Finish, or stop it.
-
-    model_id: llm's id of what answers; options, tools: as the model was given them.
-    ignored: paths of what of the request it was not given.
-    started: UTC; started_at: the same moment by time.monotonic().
-    """
+    """A running model, as hub.RunningAnswer has it."""
 
     def __init__(self, call: Call, splitter: ThinkTagSplitter | None = None) -> None:
         prompt = call.prompt
+        self.replay_of: str | None = None
         self.model_id: str = prompt.model.model_id
         self.options: Mapping[str, Any] = call.options
         self.tools = call.tools
@@ -93,7 +84,7 @@ class Answer:
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[Stamped] = deque()
+        self._queue: deque[hub.Stamped] = deque()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
@@ -125,7 +116,7 @@ class Answer:
 
     # ---- the reader's side
 
-    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
+    async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
         """Give the events that have come, at least one; [] when all were given.
 
         None after `silence_s` seconds without an event: the model is still at work.
@@ -224,7 +215,7 @@ class Answer:
         if events:
             # What is held back, or says nothing, breaks no silence.
             self._heard_at = now = time.monotonic()
-            self._queue.extend([Stamped(now, event) for event in events])
+            self._queue.extend([hub.Stamped(now, event) for event in events])
 
     def _close_with(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -251,12 +242,12 @@ class Answer:
             if self._splitter is not None:
                 self._show(self._splitter.end())
             for event in self._cutter.end() if self._cutter else ():
-                self._queue.append(Stamped(time.monotonic(), event))
+                self._queue.append(hub.Stamped(time.monotonic(), event))
         finish = self._finish_event(response, exc, cut)
         if isinstance(finish, ProxyError):
             self._end(finish)
             return
-        self._queue.append(Stamped(time.monotonic(), finish))
+        self._queue.append(hub.Stamped(time.monotonic(), finish))
         self._end(None)
 
     def _is_an_ending(self, exc: BaseException) -> bool:

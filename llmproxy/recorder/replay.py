@@ -1,0 +1,268 @@
+"""Recorded answers in a model's place: an engine that knows neither a model nor the network.
+
+A request is answered by what was recorded for the same model, options, tools, schema and
+visible messages, in whatever dialect it comes, at the speed it came then. Several
+recordings of one request are served in turn. Where there is none, the error says which
+recording is nearest and where it differs. Where recordings are kept is `sources`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from difflib import SequenceMatcher
+from typing import Any, Protocol
+
+import llm
+from llm.parts import Message
+
+from .. import hub
+from ..errors import ModelNotFound, NotFound, ProxyError
+from .chain import first_difference, say_the_same, visible_text
+from .timeline import TimedEvent
+
+__all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
+
+COMPARED_CHARS = 2_000  # of the first message that differs, to find the nearest recording
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A recorded answer, ready to be played.
+
+    id: the exchange's, or the recording's key; model: llm's id of what answered.
+    events: with their times in milliseconds since the request.
+    finish: None where it ended by `error`; either came at `ended_ms`.
+    """
+
+    id: str
+    model: str
+    events: Sequence[TimedEvent]
+    finish: hub.Finish | None
+    error: ProxyError | None
+    ended_ms: float
+
+
+class Source(Protocol):
+    """Where recordings are. All of it may block, and is called from any thread."""
+
+    def models(self) -> list[str]:
+        """Every name by which a recorded model is known."""
+
+    def find(self, request: hub.ChatRequest) -> list[str]:
+        """The ids of all recordings of a request, in the order in which they were made."""
+
+    def load(self, id: str) -> Recorded:
+        """One of them."""
+
+    def near(self, request: hub.ChatRequest) -> Iterable[tuple[str, hub.ChatRequest]]:
+        """Ids and requests of recordings that may be what a request was meant to be."""
+
+
+class Replay:
+    """Answers requests from recordings.
+
+    speed: 1 for as it came, 2 for twice as fast, 0 for at once.
+    live: answers what was not recorded; without it that is an error.
+    """
+
+    def __init__(
+        self, source: Source, *, speed: float = 1.0, live: hub.Answering | None = None
+    ) -> None:
+        self._source = source
+        self._speed = speed
+        self._live = live
+        self._served: Counter[str] = Counter()
+
+    @property
+    def catalogue(self) -> hub.Models:
+        """The live models where there are any, else the recorded ones."""
+        return self if self._live is None else self._live.catalogue
+
+    def models(self) -> list[hub.ModelEntry]:
+        """List the recorded models."""
+        return [_shown(name) for name in self._source.models()]
+
+    async def model(self, name: str) -> hub.ModelEntry:
+        """Show a recorded model.
+
+        Raises:
+            ModelNotFound: nothing of it was recorded.
+        """
+        if name not in await asyncio.to_thread(self._source.models):
+            raise ModelNotFound(f"nothing was recorded of a model {name[:200]!r}", param="model")
+        return _shown(name)
+
+    async def answer(
+        self, request: hub.ChatRequest, recollect: hub.Recollect | None = None
+    ) -> hub.RunningAnswer:
+        """Begin to play the recording whose turn it is.
+
+        Raises:
+            NotFound: there is none; the message says what is nearest, and why it is not it.
+            ProxyError: what was not recorded was refused by what answers live.
+        """
+        ids = await asyncio.to_thread(self._source.find, request)
+        if ids:
+            id = ids[self._served[ids[0]] % len(ids)]
+            self._served[ids[0]] += 1
+            recorded = await asyncio.to_thread(self._source.load, id)
+            return Replayed(recorded, self._speed, request.ignored)
+        if self._live is not None:
+            return await self._live.answer(request, recollect)
+        raise await asyncio.to_thread(_miss, request, self._source)
+
+
+def _shown(name: str) -> hub.ModelEntry:
+    return hub.ModelEntry(name, "recorded", 0)
+
+
+class Replayed:
+    """A recorded answer as it is played: hub.RunningAnswer, of an answer that has been given."""
+
+    def __init__(self, recorded: Recorded, speed: float, ignored: tuple[str, ...] = ()) -> None:
+        self.replay_of: str | None = recorded.id
+        self.model_id = recorded.model
+        self.options: Mapping[str, Any] = {}
+        self.tools: tuple[llm.Tool, ...] = ()
+        self.ignored = ignored
+        self.started = datetime.now(UTC)
+        self.started_at = time.monotonic()
+        self._speed = speed
+        self._error = recorded.error
+        self._left: list[tuple[float, hub.Event]] = [*recorded.events]
+        if recorded.finish is not None:
+            self._left.append((recorded.ended_ms, recorded.finish))
+        self._left.reverse()
+        self._ended_ms = recorded.ended_ms
+
+    async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
+        """Give the events that are due by now, at least one; see hub.RunningAnswer."""
+        if not self._left and self._error is None:
+            return []
+        due_at = self._due(self._left[-1][0] if self._left else self._ended_ms)
+        while (wait_s := due_at - time.monotonic()) > 0:  # a timer may come a little early
+            if silence_s is not None and wait_s > silence_s:
+                await asyncio.sleep(silence_s)
+                return None
+            await asyncio.sleep(wait_s)
+        if self._error is not None and not self._left:
+            raise self._error
+        now = time.monotonic()
+        events = []
+        while self._left and self._due(self._left[-1][0]) <= now:
+            events.append(hub.Stamped(now, self._left.pop()[1]))
+        return events
+
+    async def stop(self) -> None:
+        """Play no more of it."""
+        self._left.clear()
+        self._error = None
+
+    def _due(self, at_ms: float) -> float:
+        return self.started_at + (at_ms / 1000 / self._speed if self._speed else 0)
+
+
+# ---- misses
+
+
+def _miss(request: hub.ChatRequest, source: Source) -> NotFound:
+    """Say that nothing was recorded for a request, what is nearest, and where it differs."""
+    near = list(source.near(request))
+    if not near:
+        return NotFound(f"nothing was recorded of {_model(request)}: record it first")
+    id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
+    found = list(differences(request, recorded))
+    # What it is compared with may have been found by other keys, or be one that failed.
+    what = "; ".join(text for _, text in found) or "its answer did not come to an end"
+    message = f"no recording answers this request; the nearest is {id}, where {what}"
+    return NotFound(message, param=found[0][0] if found else None)
+
+
+def _model(request: hub.ChatRequest) -> str:
+    return "the default model" if request.model is None else f"the model {request.model!r}"
+
+
+def _likeness(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> tuple[float, ...]:
+    """How near a recording is: by the messages from the first on, then by the one that differs."""
+    pairs = list(zip(asked.messages, recorded.messages, strict=False))
+    alike = next((i for i, (a, b) in enumerate(pairs) if not _is_alike(a, b)), len(pairs))
+    ratio = 0.0
+    if alike < len(pairs):
+        now, was = (visible_text(message)[:COMPARED_CHARS] for message in pairs[alike])
+        ratio = SequenceMatcher(None, now, was, autojunk=False).quick_ratio()
+    total = max(len(asked.messages), len(recorded.messages))
+    return alike == total, alike + ratio, -abs(len(asked.messages) - len(recorded.messages))
+
+
+def _is_alike(one: Message, other: Message) -> bool:
+    return one.role == other.role and say_the_same([one], [other])
+
+
+def differences(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> Iterator[tuple[str, str]]:
+    """Say where a request differs from a recorded one, by the hub's paths, each in words.
+
+    Of the messages it is the first that differs, with the position of its text.
+    """
+    if asked.model != recorded.model:
+        yield "model", _was("model", recorded.model, asked.model)
+    for name in sorted({*asked.options, *recorded.options}):
+        was, now = recorded.options.get(name), asked.options.get(name)
+        if was != now:
+            path = asked.option_paths.get(name, name)
+            yield path, _was(path, was, now)
+    yield from _tool_differences(asked, recorded)
+    for name in ("tool_choice", "schema"):
+        was, now = getattr(recorded, name), getattr(asked, name)
+        if was != now:
+            yield name, _was(name, was, now)
+    yield from _message_difference(asked.messages, recorded.messages)
+
+
+def _was(path: str, was: object, now: object) -> str:
+    words = ["none" if one is None else json.dumps(one, default=str)[:200] for one in (was, now)]
+    return f"{path} was {words[0]} and is {words[1]}"
+
+
+def _tool_differences(
+    asked: hub.ChatRequest, recorded: hub.ChatRequest
+) -> Iterator[tuple[str, str]]:
+    before, after = (
+        {tool.name: (tool.description, tool.input_schema) for tool in request.tools}
+        for request in (recorded, asked)
+    )
+    changes = [
+        *(f"without {name}" for name in before if name not in after),
+        *(f"with {name}" for name in after if name not in before),
+        *(f"with another {name}" for name in after if before.get(name, after[name]) != after[name]),
+    ]
+    if not changes and list(before) != list(after):
+        changes = ["in another order"]
+    if changes:
+        yield "tools", f"tools are {', '.join(changes)}"
+
+
+def _message_difference(
+    asked: Sequence[Message], recorded: Sequence[Message]
+) -> Iterator[tuple[str, str]]:
+    for index, (now, was) in enumerate(zip(asked, recorded, strict=False)):
+        if not _is_alike(now, was):
+            path = f"messages[{index}]"
+            found = first_difference([was], [now])
+            if found is None or found.position is None:
+                yield path, f"{path} was {was.role}'s and is {now.role}'s"
+                return
+            yield (
+                path,
+                f"{path} ({now.role}) differs at character {found.position}:"
+                f" it was {found.before!r} and is {found.after!r}",
+            )
+            return
+    if len(asked) != len(recorded):
+        path = f"messages[{min(len(asked), len(recorded))}]"
+        yield path, f"messages were {len(recorded)} and are {len(asked)}"

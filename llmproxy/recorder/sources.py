@@ -1,0 +1,202 @@
+"""Where recordings are: the exchanges of a log, and folders of Llama Stack's files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .. import hub
+from ..dialects import DIALECTS
+from ..errors import InvalidRequest, ProxyError, UpstreamError, class_of_status
+from .chain import replies, request_key
+from .exchange import Exchange, last_text
+from .history import History
+from .recordings import Recording, parse_recording
+from .replay import Recorded
+
+__all__ = ["Folder", "Log", "exchange_request"]
+
+MAX_NEAR = 60  # recordings that a miss is held against, of each kind
+
+
+def exchange_request(exchange: Exchange) -> hub.ChatRequest:
+    """Read the request of an exchange again, as its dialect did.
+
+    Raises:
+        ProxyError: it can't be read, and was refused then.
+    """
+    (dialect,) = (dialect for dialect in DIALECTS if dialect.NAME == exchange.dialect)
+    return dialect.parse_request(exchange.request.body, exchange.request.headers)
+
+
+class Log:
+    """The exchanges of a logs.db: those that ended well; failures where none of a request did.
+
+    What was itself a replay is no recording.
+
+    Raises:
+        Unusable: there is no such file, or it can't be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._history = History(path)
+        self._lock = threading.Lock()
+
+    def models(self) -> list[str]:
+        """The names that were asked for, and llm's ids of what answered."""
+        rows = self._rows(_MODELS, {})
+        return [name for (name,) in rows]
+
+    def find(self, request: hub.ChatRequest) -> list[str]:
+        """The ids of the exchanges with this request, the oldest first."""
+        rows = self._rows(_FIND, {"key": request_key(request), "model": request.model})
+        return [id for id, status in rows if status == "ok"] or [id for id, _ in rows]
+
+    def load(self, id: str) -> Recorded:
+        """The answer of an exchange."""
+        exchange = self._exchange(id)
+        last_ms = exchange.events[-1][0] if exchange.events else 0.0
+        return Recorded(
+            exchange.id,
+            exchange.model_used or exchange.model_asked or "",
+            exchange.events,
+            exchange.finish,
+            None if exchange.finish else _failure(exchange),
+            exchange.duration_ms or last_ms,
+        )
+
+    def near(self, request: hub.ChatRequest) -> Iterator[tuple[str, hub.ChatRequest]]:
+        """Exchanges that went on from the same replies, that asked the same, and the newest."""
+        values = {
+            "model": request.model,
+            "first_words": " ".join(last_text(request.messages, "user").split())[:80],
+            "limit": MAX_NEAR,
+        }
+        ids: dict[str, None] = {}
+        for reply in reversed(replies(request.messages)):
+            rows = self._rows(_AFTER, values | {"history": reply.history_key})
+            ids.update((id, None) for (id,) in rows)
+            if ids:
+                break
+        for sql in (_SAME_WORDS, _NEWEST):
+            ids.update((id, None) for (id,) in self._rows(sql, values))
+        for id in ids:
+            with suppress(ProxyError):
+                yield id, exchange_request(self._exchange(id))
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._history.close()
+
+    def _exchange(self, id: str) -> Exchange:
+        with self._lock:
+            return self._history.exchange(id)
+
+    def _rows(self, sql: str, values: Mapping[str, Any]) -> list[Any]:
+        with self._lock:
+            return self._history.rows(sql, values)
+
+
+_FINISHED = "status = 'ok' and replay_of is null"
+_MODELS = f"""
+    select model_asked from proxy_exchanges where {_FINISHED} and model_asked is not null
+    union select model_used from proxy_exchanges where {_FINISHED} and model_used is not null
+"""
+_FIND = """
+    select id, status from proxy_exchanges
+    where replay_key = :key and replay_of is null
+        and (:model in (model_asked, model_used) or :model is null and model_asked is null)
+        and (status = 'ok' or status = 'error' and model_used is not null)
+    order by received, number
+"""
+_AFTER = f"""
+    select id from proxy_exchanges where {_FINISHED} and previous_id in (
+        select turn_id from proxy_replies where history_key = :history
+    ) order by number desc limit :limit
+"""
+_SAME_WORDS = f"""
+    select id from proxy_exchanges where {_FINISHED} and first_words = :first_words
+    order by number desc limit :limit
+"""
+_NEWEST = f"""
+    select id from proxy_exchanges where {_FINISHED}
+    order by :model in (model_asked, model_used) desc, number desc limit :limit
+"""
+
+
+def _failure(exchange: Exchange) -> ProxyError:
+    """The error that an exchange ended by; of a stream, which had its 200, the class is gone."""
+    status = exchange.http_status or 0
+    words = exchange.error or "the recorded answer failed"
+    return class_of_status(status)(words, status=status) if status >= 400 else UpstreamError(words)
+
+
+class Folder:
+    """Llama Stack's recordings in a folder and those below it, all read when it is opened.
+
+    A recording is known by the name of its file. Chats alone are played; other kinds are
+    passed over, and what can't be read is told to `warn`, a line each.
+
+    Raises:
+        OSError: there is no such folder.
+    """
+
+    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
+        self._recordings: dict[str, Recording] = {}
+        self._by_key: dict[str, list[str]] = {}
+        self._models: dict[str, None] = {}
+        for file in sorted(_files(path)):
+            try:
+                recording = parse_recording(file.read_bytes(), file.stem)
+            except (InvalidRequest, OSError) as exc:
+                place = f", {exc.param}" if isinstance(exc, InvalidRequest) and exc.param else ""
+                warn(f"{file}{place}: {exc}")
+                continue
+            self._models.update((name, None) for name in recording.models)
+            if recording.request is not None:
+                self._take(recording, recording.request)
+
+    def _take(self, recording: Recording, request: hub.ChatRequest) -> None:
+        self._recordings[recording.key] = recording
+        self._by_key.setdefault(request_key(request), []).append(recording.key)
+        if request.model is not None:
+            self._models[request.model] = None
+
+    def models(self) -> list[str]:
+        """The names that were asked for, and those of recorded lists of models."""
+        return list(self._models)
+
+    def find(self, request: hub.ChatRequest) -> list[str]:
+        """The names of the recordings of a request, in their order."""
+        return [
+            key
+            for key in self._by_key.get(request_key(request), [])
+            if self._request(key).model == request.model
+        ]
+
+    def load(self, id: str) -> Recorded:
+        """The answer of a recording, all of it at once: they have no times."""
+        recording = self._recordings[id]
+        events = [(0.0, event) for event in recording.events if not isinstance(event, hub.Finish)]
+        finishes = [event for event in recording.events if isinstance(event, hub.Finish)]
+        model = self._request(id).model or ""
+        finish = finishes[0] if finishes else None
+        return Recorded(id, model, events, finish, recording.error, 0.0)
+
+    def near(self, request: hub.ChatRequest) -> Iterable[tuple[str, hub.ChatRequest]]:
+        """All of them."""
+        return [(key, self._request(key)) for key in self._recordings]
+
+    def _request(self, key: str) -> hub.ChatRequest:
+        request = self._recordings[key].request
+        assert request is not None, "others are not taken"
+        return request
+
+
+def _files(path: Path) -> Iterator[Path]:
+    next(path.iterdir(), None)  # raises where there is no folder
+    return path.rglob("*.json")

@@ -1,0 +1,266 @@
+"""Recordings played again, without a server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import replace
+
+import llm
+import pytest
+from hypothesis import given
+from llm.parts import Message, StreamEvent, TextPart
+
+from llmproxy import hub
+from llmproxy.dialects import DIALECTS, openai_chat
+from llmproxy.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
+from llmproxy.recorder import timeline
+from llmproxy.recorder.replay import Recorded, Replay, Replayed, differences
+from llmproxy.recorder.sources import Log
+from tests import strategies
+
+SAID = [
+    (10.0, StreamEvent("text", "Hel", part_index=0)),
+    (250.0, StreamEvent("text", "lo", part_index=0)),
+]
+REQUEST = hub.ChatRequest("m", [llm.system("s"), llm.user("q")], options={"temperature": 1})
+
+
+def recorded(events=SAID, *, error=None, ended_ms=300.0, id="r1"):
+    return Recorded(id, "m", events, None if error else hub.Finish(), error, ended_ms)
+
+
+def played(answer, silence_s=None):
+    async def play():
+        batches = []
+        try:
+            while batch := await answer.read(silence_s):
+                batches.append(batch)
+        except UpstreamError as error:
+            return batches, error
+        return batches, batch
+
+    return asyncio.run(play())
+
+
+def events_in(batches):
+    return [stamped.event for batch in batches for stamped in batch]
+
+
+# ---- playing
+
+
+@pytest.mark.parametrize("speed", [1, 2, 0])
+def test_events_come_when_they_came(speed):
+    """Never early, and late by no more than a busy machine makes it."""
+    answer = Replayed(recorded(), speed)
+    batches, end = played(answer)
+    assert events_in(batches) == [*(event for _, event in SAID), hub.Finish()]
+    assert end == []
+    due = [at / 1000 / speed if speed else 0 for at in (10, 250, 300)]
+    came = [stamped.at - answer.started_at for batch in batches for stamped in batch]
+    assert all(0 <= late - at < 1 for late, at in zip(came, due, strict=True))
+    assert len(batches) == (1 if speed == 0 else 3)
+
+
+def test_silence_is_told():
+    async def play():
+        answer = Replayed(recorded([(150.0, SAID[0][1])], ended_ms=150.0), 1)
+        return [await answer.read(0.1), await answer.read(0.1)]
+
+    first, second = asyncio.run(play())
+    assert first is None
+    assert events_in([second]) == [SAID[0][1], hub.Finish()]
+
+
+def test_failure_comes_after_what_was_said():
+    batches, error = played(Replayed(recorded(error=UpstreamError("no more")), 0))
+    assert events_in(batches) == [event for _, event in SAID]
+    assert str(error) == "no more"
+
+
+def test_stopped_replay_gives_no_more():
+    async def play():
+        answer = Replayed(recorded(error=UpstreamError("no more")), 0)
+        await answer.stop()
+        return await answer.read()
+
+    assert asyncio.run(play()) == []
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=[dialect.NAME for dialect in DIALECTS])
+@given(events=strategies.event_streams())
+def test_what_was_kept_renders_byte_for_byte_as_what_came(dialect, events):
+    """As far as it was shown: where a part's metadata came is not kept, only that it did."""
+    *said, finish = events
+    last = {event.part_index: number for number, event in enumerate(said)}
+    said = [
+        event
+        if event.provider_metadata is None or last[event.part_index] == number
+        else replace(event, provider_metadata=None)
+        for number, event in enumerate(said)
+    ]
+    kept = timeline.encode([(0.0, event) for event in said])
+    reply = hub.collect(said).messages
+    again = [event for _, event in timeline.decode(json.loads(json.dumps(kept)), reply)]
+
+    def rendered(events):
+        renderer = dialect.StreamRenderer(REQUEST, "01", 0)
+        frames = [*renderer.start()]
+        for event in (*events, finish):
+            frames += renderer.feed(event)
+        return b"".join(frames)
+
+    assert rendered(again) == rendered(said)
+
+
+# ---- finding
+
+
+@pytest.fixture
+def log(store, path, make_exchange):
+    """A log to fill, and a replay over it."""
+
+    def record(prompt="q", answer="A", **fields):
+        body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
+        body |= fields.pop("body", {})
+        request = openai_chat.parse_request(body, {})
+        from llmproxy.recorder.chain import request_key
+
+        begins = {"body": body, "model": body["model"], "replay_key": request_key(request)}
+        exchange = make_exchange(prompt, answer, request=begins, model="real", **fields)
+        store.write([exchange])
+        return exchange.id
+
+    record.replay = Replay(Log(path), speed=0)
+    record.store = store
+    return record
+
+
+def request(**body):
+    asked = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
+    return openai_chat.parse_request(asked | body, {})
+
+
+def answer_to(log, asked):
+    async def answer():
+        return await log.replay.answer(asked)
+
+    return asyncio.run(answer())
+
+
+def miss_of(log, asked):
+    with pytest.raises(NotFound) as missed:
+        answer_to(log, asked)
+    return missed.value.message, missed.value.param
+
+
+def test_recordings_of_one_request_are_served_in_turn(log):
+    ids = [log(answer=answer) for answer in "ABC"]
+    assert [answer_to(log, request()).replay_of for _ in range(4)] == [*ids, ids[0]]
+
+
+def test_answer_is_as_it_was_recorded(log):
+    id = log(answer="Hello")
+    answer = answer_to(log, request())
+    batches, _ = played(answer)
+    *said, finish = events_in(batches)
+    assert hub.collect(said).messages == [llm.assistant("Hello")]
+    assert (finish.reason, answer.model_id, answer.replay_of) == ("stop", "real", id)
+
+
+@pytest.mark.parametrize("model", ["m", "real"])
+def test_model_is_known_by_the_name_asked_for_and_by_its_own(model, log):
+    log()
+    assert answer_to(log, request(model=model)).model_id == "real"
+
+
+def test_replays_and_cut_answers_are_no_recordings(log, make_exchange):
+    log(status="cancelled")
+    key = log.store._conn.execute("select replay_key from proxy_exchanges").fetchone()[0]
+    begins = {"model": "m", "replay_key": key}
+    replayed = replace(make_exchange(request=begins), replay_of="x", turn=None, thread_id=None)
+    log.store.write([replayed])
+    assert miss_of(log, request()) == (
+        "nothing was recorded of the model 'm': record it first", None
+    )  # fmt: skip
+
+
+def test_failure_is_played_where_nothing_better_was_recorded(log):
+    log(status="error", error="too fast", reply=[])
+    log.store._conn.execute("update proxy_exchanges set http_status = 429")
+    with pytest.raises(RateLimited) as raised:
+        asyncio.run(answer_to(log, request()).read())
+    assert (raised.value.message, raised.value.status) == ("too fast", 429)
+    id = log()
+    assert [answer_to(log, request()).replay_of for _ in range(2)] == [id, id]
+
+
+def test_models_are_those_that_were_recorded(log):
+    log()
+    assert [model.id for model in log.replay.catalogue.models()] == ["m", "real"]
+    assert asyncio.run(log.replay.catalogue.model("real")).id == "real"
+    with pytest.raises(ModelNotFound):
+        asyncio.run(log.replay.catalogue.model("other"))
+
+
+# ---- misses
+
+
+@pytest.mark.parametrize(
+    "body, param, words",
+    [
+        ({"temperature": 0.5}, "temperature", "temperature was none and is 0.5"),
+        ({"max_completion_tokens": 9}, "max_completion_tokens",
+         "max_completion_tokens was none and is 9"),
+        ({"model": "other"}, "model", 'model was "m" and is "other"'),
+        ({"tool_choice": "required"}, "tool_choice", 'tool_choice was "auto" and is "required"'),
+        ({"tools": [{"type": "function", "function": {"name": "look"}}]}, "tools",
+         "tools are with look"),
+        ({"messages": [{"role": "user", "content": "quo"}]}, "messages[0]",
+         "messages[0] (user) differs at character 1: it was 'q' and is 'quo'"),
+        ({"messages": [{"role": "system", "content": "q"}]}, "messages[0]",
+         "messages[0] was user's and is system's"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "user", "content": "r"}]},
+         "messages[1]", "messages were 1 and are 2"),
+    ],
+)  # fmt: skip
+def test_miss_says_what_is_nearest_and_where_it_differs(body, param, words, log):
+    log("something else altogether")
+    id = log()
+    assert miss_of(log, request(**body)) == (
+        f"no recording answers this request; the nearest is {id}, where {words}",
+        param,
+    )
+
+
+def test_nearest_has_the_longest_history(log):
+    history = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "A"},
+        {"role": "user", "content": "and now?"},
+    ]
+    messages = [llm.user("q"), llm.assistant("A"), llm.user("and now?")]
+    id = log("and now?", body={"messages": history}, messages=messages)
+    for number in range(5):
+        log(f"and now, {number}?")
+    changed = [*history[:2], {"role": "user", "content": "and then?"}]
+    message, param = miss_of(log, request(messages=changed))
+    assert (id in message, param) == (True, "messages[2]")
+    assert "differs at character 4: it was 'and now?' and is 'and then?'" in message
+
+
+def test_no_difference_between_equals():
+    assert list(differences(REQUEST, REQUEST)) == []
+    hidden = Message("assistant", [TextPart(" a ")])
+    one = replace(REQUEST, messages=[llm.user("q"), llm.assistant("a")])
+    assert list(differences(one, replace(one, messages=[llm.user("q"), hidden]))) == []
+
+
+def test_a_miss_in_a_large_log_is_told_soon(log):
+    for number in range(300):
+        log(f"prompt {number}")
+    began = time.monotonic()
+    assert "differs" in miss_of(log, request())[0]
+    assert time.monotonic() - began < 5

@@ -1,0 +1,166 @@
+"""Replay through the whole server, by real clients, in a model's place."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+from llm.parts import StreamEvent
+
+from llmproxy.assemble import Proxy, Settings, SettingsError
+from llmproxy.recorder.recordings import parse_recording
+from tests import wire_cases
+from tests.models import AsyncScript, usage
+from tests.proxies import running
+from tests.test_app import request, rows
+
+STEPS = [
+    StreamEvent("reasoning", "hm", part_index=0),
+    StreamEvent("text", "I look ", part_index=1),
+    StreamEvent("text", "it up.", part_index=1),
+    StreamEvent("tool_call_name", "look", part_index=2, tool_call_id="call_1"),
+    StreamEvent("tool_call_args", '{"at":  1.0', part_index=2, tool_call_id="call_1"),
+    StreamEvent("tool_call_args", ', "b": "渐"}', part_index=2, tool_call_id="call_1"),
+    usage(11, 7),
+]
+TOOL = {"type": "object", "properties": {"at": {"type": "number"}}}
+BODIES = {
+    "/v1/chat/completions": {
+        "model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "q"}],
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": TOOL}}],
+        "stream_options": {"include_usage": True},
+    },
+    "/v1/messages": {
+        "model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "q"}],
+        "tools": [{"name": "look", "input_schema": TOOL}],
+    },
+}  # fmt: skip
+
+
+def answer_of(proxy, path, stream):
+    """An answer's body, without what differs from one exchange to the next."""
+    status, _, body = request(proxy, "POST", path, BODIES[path] | {"stream": stream})
+    assert status == 200, body
+    text = re.sub(r"01[0-9a-hjkmnp-tv-z]{24}", "ID", body.decode())
+    return re.sub(r'"created":\d+', '"created":0', text)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("recorded_by", BODIES)
+@pytest.mark.parametrize("asked_by", BODIES)
+def test_replay_is_byte_for_byte_what_the_model_gave(recorded_by, asked_by, stream):
+    """In whichever dialect it was recorded, and in whichever it is asked for."""
+    with running(model := AsyncScript("m", *STEPS)) as proxy:
+        live = answer_of(proxy, asked_by, stream)
+    with running(
+        AsyncScript("m", *STEPS), database=Path(os.environ["LLM_USER_PATH"]) / "r.db"
+    ) as proxy:
+        answer_of(proxy, recorded_by, stream=True)
+    replaying = {"database": Path(os.environ["LLM_USER_PATH"]) / "r.db", "replay": "replay"}
+    with running(other := AsyncScript("m"), replay_speed=0, **replaying) as proxy:
+        assert answer_of(proxy, asked_by, stream) == live
+    assert (len(model.prompts), other.prompts) == (1, [])
+
+
+@pytest.mark.parametrize("name", [case.name for case in wire_cases.wire_cases("openai_chat")])
+def test_recorded_requests_of_real_clients_are_found_again(name, llm_user_path):
+    (case,) = [case for case in wire_cases.wire_cases("openai_chat") if case.name == name]
+    body = case.request | {"model": "m"}
+    with running(AsyncScript("m", "Hello", attachment_types={"image/png", "audio/wav"})) as proxy:
+        recorded = request(proxy, "POST", "/v1/chat/completions", body)
+    if recorded[0] != 200:
+        pytest.skip("the scripted model can't answer it")
+    with running(replay="replay", replay_speed=0) as proxy:
+        assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 200
+
+
+def test_replays_are_marked_and_are_no_turns(llm_user_path):
+    with running(AsyncScript("m", "A")) as proxy:
+        answer_of(proxy, "/v1/messages", True)
+    with running(replay="replay") as proxy:
+        for _ in range(2):
+            answer_of(proxy, "/v1/messages", True)
+    (first, *replays) = rows(
+        llm_user_path, "select id, replay_of, thread_id, model_used, status from proxy_exchanges"
+    )
+    assert first[1] is None
+    assert [replay[1:] for replay in replays] == [(first[0], None, "m", "ok")] * 2
+    assert rows(llm_user_path, "select count(*) from turns") == [(1,)]
+
+
+def test_replay_calls_no_model_and_loads_no_plugin(llm_user_path):
+    with running(AsyncScript("m", "A")) as proxy:
+        answer_of(proxy, "/v1/messages", True)
+    with running(replay="replay") as proxy:
+        assert proxy.proxy.catalogue.models() == []
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["m"]
+        with pytest.raises(openai.NotFoundError, match="the nearest is 01"):
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "another"}]
+            )
+        sdk = anthropic.Anthropic(base_url=proxy.url, api_key="x", max_retries=0)
+        with pytest.raises(anthropic.NotFoundError, match=r"messages\[0\] \(user\) differs"):
+            sdk.messages.create(
+                **BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": "r"}]}
+            )
+
+
+def test_what_was_not_recorded_goes_to_the_model_and_is_then(llm_user_path):
+    with running(model := AsyncScript("m", "A"), replay="replay-or-live") as proxy:
+        first, again = (answer_of(proxy, "/v1/messages", True) for _ in range(2))
+        proxy.wait_for_report(2)
+    assert (first, len(model.prompts)) == (again, 1)
+    replayed = rows(llm_user_path, "select replay_of is not null from proxy_exchanges")
+    assert replayed == [(0,), (1,)]
+
+
+class Refused(Exception):
+    status_code = 429
+
+
+def test_failure_is_replayed_with_its_class():
+    with running(AsyncScript("m", Refused("too fast"))) as proxy:
+        assert request(proxy, "POST", "/v1/messages", BODIES["/v1/messages"])[0] == 429
+    with running(replay="replay") as proxy:
+        sdk = anthropic.Anthropic(base_url=proxy.url, api_key="x", max_retries=0)
+        with pytest.raises(anthropic.RateLimitError, match="too fast"):
+            sdk.messages.create(**BODIES["/v1/messages"])
+
+
+def test_failure_in_the_stream_is_replayed_in_the_stream():
+    with running(AsyncScript("m", "some", Refused("no more"))) as proxy:
+        live = answer_of(proxy, "/v1/messages", True)
+    with running(replay="replay", replay_speed=0) as proxy:
+        replayed = answer_of(proxy, "/v1/messages", True)
+    assert live.split("event: error")[0] == replayed.split("event: error")[0]
+    assert "no more" in replayed
+
+
+@pytest.mark.parametrize("settings", [{"replay": "replay"}, {"recordings": Path("nowhere")}])
+def test_nothing_to_replay_is_told_at_the_start(settings, llm_user_path):
+    with pytest.raises(SettingsError, match="there is nothing to replay"):
+        Proxy(Settings(port=0, **settings))
+
+
+SAMPLES = Path(__file__).parent / "recordings"
+
+
+def test_llama_stacks_recordings_are_served_from_their_files(llm_user_path):
+    with running(recordings=SAMPLES) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        assert len(client.models.list().data) > 1
+        for file in sorted(SAMPLES.rglob("*.json")):
+            recording = parse_recording(file.read_bytes(), file.stem)
+            if recording.dialect is None:
+                continue
+            path = "/v1/messages" if "messages" in recording.path else "/v1/chat/completions"
+            status, _, body = request(proxy, "POST", path, recording.body)
+            assert status == (recording.error.status if recording.error else 200), body
+    marked = rows(llm_user_path, "select replay_of is not null from proxy_exchanges")
+    assert len(marked) > 3
+    assert set(marked) == {(1,)}
