@@ -169,11 +169,13 @@ class _Recorded:
         assert self._logged is not None, "the candidate is its own"
         return self._logged.reply(known)
 
-    def has_keys_before(self, known: Candidate, keys: Iterable[str]) -> bool:
-        """What goes on from a turn that is on its way is taken as whole."""
-        if known.turn_id in self._waiting or self._logged is None:
-            return True
-        return self._logged.has_keys_before(known.turn_id, keys)
+    def before(self, known: Candidate) -> set[tuple[str, str]]:
+        """Keys and question keys of the replies that a turn's conversation has before it."""
+        if known.turn_id in self._waiting:
+            asked = self._waiting[known.turn_id].turn.messages
+            return {(reply.key, reply.question_key) for reply in replies(asked)}
+        assert self._logged is not None, "the candidate is its own"
+        return self._logged.before(known.turn_id)
 
     def quotable(self) -> list[Quotable]:
         return self._logged.quotable() if self._logged is not None else []
@@ -183,15 +185,21 @@ def _previous(
     messages: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, client: str
 ) -> tuple[str | None, Link | None]:
     """Find the turn that a request goes on from, by the newest reply that is known."""
-    for reply in reversed(said):
+    for count, reply in reversed([*enumerate(said)]):
         if known := _first(recorded.find("history", reply), client):
             return known.turn_id, "reply"
         if reply.is_trivial:
             continue
-        known = _first(recorded.find("question", reply), client) or _of_one_thread(
-            recorded.find("words", reply)
-            or recorded.find("calls", reply)
-            or recorded.find("text", reply)
+        older = said[:count]
+        known = _first(_nearest(recorded.find("question", reply), older, recorded), client)
+        known = known or _of_one_thread(
+            _nearest(
+                recorded.find("words", reply)
+                or recorded.find("calls", reply)
+                or recorded.find("text", reply),
+                older,
+                recorded,
+            )
         )
         if known is not None:
             is_compacted = _is_compacted(messages[: reply.index], said, recorded, known)
@@ -212,6 +220,33 @@ def _first(candidates: Sequence[Candidate], client: str) -> Candidate | None:
     return next(iter(finished or own or waiting or candidates), None)
 
 
+def _nearest(
+    candidates: Sequence[Candidate], older: Sequence[Reply], recorded: _Recorded
+) -> Sequence[Candidate]:
+    """Of several threads take those in which most of the older replies were said too.
+
+    None where that tells of all of them that this is another conversation.
+    """
+    threads = {candidate.thread_id: candidate for candidate in reversed(candidates)}
+    if len(threads) < 2:
+        return candidates
+    here = {(reply.key, reply.question_key) for reply in older}
+    shared = {
+        thread_id: _shared(here, recorded.before(candidate))
+        for thread_id, candidate in threads.items()
+    }
+    most = max(shared.values())
+    if not any(most) and not all(reply.is_trivial for reply in older):
+        return []
+    return [candidate for candidate in candidates if shared[candidate.thread_id] == most]
+
+
+def _shared(one: set[tuple[str, str]], other: set[tuple[str, str]]) -> tuple[int, int]:
+    """Count the replies that two have in common, and those that answer the same there too."""
+    keys, other_keys = ({key for key, _ in said} for said in (one, other))
+    return len(keys & other_keys), len(one & other)
+
+
 def _of_one_thread(candidates: Sequence[Candidate]) -> Candidate | None:
     if len({candidate.thread_id for candidate in candidates}) != 1:
         return None
@@ -219,13 +254,13 @@ def _of_one_thread(candidates: Sequence[Candidate]) -> Candidate | None:
 
 
 def _is_compacted(
-    before: Sequence[Message], said: Iterable[Reply], recorded: _Recorded, known: Candidate
+    before: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, known: Candidate
 ) -> bool:
     """Say whether older replies have made room for something that was not asked then.
 
     Some clients only leave the oldest out, and go on with the same conversation.
     """
-    if recorded.has_keys_before(known, [reply.key for reply in said]):
+    if {key for key, _ in recorded.before(known)} <= {reply.key for reply in said}:
         return False
     there = {"", *map(visible_text, recorded.messages(known))}
     return any(

@@ -184,22 +184,21 @@ class Replies:
         )
         return {id for (id,) in rows}
 
-    def has_keys_before(self, turn_id: str, keys: Iterable[str]) -> bool:
-        """Say whether all replies that a turn's own history went on from are among `keys`."""
-        row = self._connection.execute(
+    def before(self, turn_id: str) -> set[tuple[str, str]]:
+        """Keys and question keys of the replies that a turn's own history went on from."""
+        rows = self._connection.execute(
             """
             with recursive before (id) as (
-                select previous_id from proxy_exchanges where id = :id and link = 'reply'
+                select previous_id from proxy_exchanges where id = ? and link = 'reply'
                 union all
                 select previous_id from proxy_exchanges join before using (id)
                 where link = 'reply'
             )
-            select 1 from before join proxy_replies on turn_id = id
-            where reply_key not in (select value from json_each(:keys)) limit 1
+            select reply_key, question_key from before join proxy_replies on turn_id = id
             """,
-            {"id": turn_id, "keys": json.dumps(list(keys))},
-        ).fetchone()
-        return row is None
+            (turn_id,),
+        )
+        return {(key, question_key) for key, question_key in rows}
 
     def messages(self, turn: Candidate) -> list[Message]:
         """What a turn was asked, whole."""

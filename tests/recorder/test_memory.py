@@ -305,6 +305,42 @@ def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
     assert log.recollect(neither).previous_id is None
 
 
+@pytest.mark.parametrize("is_stuck", [False, True], ids=["logged", "on its way"])
+@pytest.mark.parametrize("edited", [0, 2], ids=["before", "the question"])
+def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_stuck, log):
+    """Agents end many a turn with the same words; then a reminder is taken out again."""
+    last, histories = {}, {}
+    for name in ("one", "other"):
+        history = [llm.user(f"{name} <reminder>")]
+        log.ask(history, f"{LONG} {name}", is_stuck=is_stuck)
+        history += [llm.assistant(f"{LONG} {name}"), llm.user("Run the tests. <reminder>")]
+        last[name] = log.ask(history, "All the tests pass now.", is_stuck=is_stuck)
+        histories[name] = [*history, llm.assistant("All the tests pass now."), llm.user("r")]
+    for name, history in histories.items():
+        history[edited] = llm.user("edited")
+        assert log.recollect(history).previous_id == last[name]
+    neither = [llm.user("third"), llm.assistant(LONG), *histories["one"][2:]]
+    assert log.recollect(neither).previous_id is None
+
+
+def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log):
+    """A local server that calls every call call_0, and a client that clears old results."""
+    call = said(ToolCallPart("read", {}, tool_call_id="call_0"))
+    histories = {name: [llm.user(name)] for name in ("one", "other")}
+    for number in range(4):
+        for name, history in histories.items():
+            cleared = [
+                Message("tool", [ToolResultPart("read", "gone", tool_call_id="call_0")])
+                if message.role == "tool"
+                else message
+                for message in history[:-1]
+            ]
+            log.ask([*cleared, history[-1]], call)
+            result = ToolResultPart("read", f"{name} {number}", tool_call_id="call_0")
+            history += [*call, Message("tool", [result])]
+    assert [len(ids) for ids in log.threads()] == [4, 4]
+
+
 def test_conversations_that_are_alike_each_go_on_once(log):
     """Nobody can tell them apart, but none gets two."""
     for _ in range(5):
