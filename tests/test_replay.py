@@ -9,8 +9,9 @@ from pathlib import Path
 import anthropic
 import openai
 import pytest
-from llm.parts import StreamEvent
+from llm.parts import StreamEvent, ToolResultPart
 
+import llmproxy
 from llmproxy.assemble import Proxy, Settings, SettingsError
 from llmproxy.recorder.recordings import parse_recording
 from tests import wire_cases
@@ -164,3 +165,67 @@ def test_llama_stacks_recordings_are_served_from_their_files(llm_user_path):
     marked = rows(llm_user_path, "select replay_of is not null from proxy_exchanges")
     assert len(marked) > 3
     assert set(marked) == {(1,)}
+
+
+# ---- an agent's tests, by both SDKs
+
+
+class Speaker(AsyncScript):
+    """Calls a tool, then says what that gave."""
+
+    async def execute(self, prompt, stream, response, conversation):
+        self._began(prompt, conversation)
+        results = [part for part in prompt.messages[-1].parts if isinstance(part, ToolResultPart)]
+        if results:
+            yield f"It gave {results[0].output}."
+        else:
+            for event in STEPS[:6]:
+                yield event
+
+
+def openai_agent(url: str, task: str) -> str:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
+    asked = BODIES["/v1/chat/completions"] | {"messages": [{"role": "user", "content": task}]}
+    while True:
+        with client.chat.completions.stream(**asked) as stream:
+            message = stream.get_final_completion().choices[0].message
+        if not message.tool_calls:
+            return message.content
+        calls = [call.model_dump(exclude={"function": {"parsed_arguments"}}, exclude_none=True)
+                 for call in message.tool_calls]  # fmt: skip
+        asked["messages"] += [
+            {"role": "assistant", "content": message.content, "tool_calls": calls},
+            *({"role": "tool", "tool_call_id": call["id"], "content": "sun"} for call in calls),
+        ]
+
+
+def anthropic_agent(url: str, task: str) -> str:
+    client = anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
+    asked = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
+    while True:
+        with client.messages.stream(**asked) as stream:
+            blocks = stream.get_final_message().content
+        calls = [block for block in blocks if block.type == "tool_use"]
+        if not calls:
+            return blocks[-1].text
+        results = [{"type": "tool_result", "tool_use_id": c.id, "content": "sun"} for c in calls]
+        asked["messages"] += [
+            {"role": "assistant", "content": blocks},
+            {"role": "user", "content": results},
+        ]
+
+
+AGENTS = {"openai": openai_agent, "anthropic": anthropic_agent}
+
+
+@pytest.mark.parametrize("recorded_by", AGENTS)
+@pytest.mark.parametrize("replayed_by", AGENTS)
+def test_agent_runs_again_without_its_model(recorded_by, replayed_by, llm_user_path):
+    with running(model := Speaker("m")) as proxy:
+        assert AGENTS[recorded_by](proxy.url, "q") == "It gave sun."
+    recording = Settings(port=0, replay="replay", replay_speed=0)
+    with llmproxy.running(recording) as proxy:
+        assert [AGENTS[replayed_by](proxy.url, "q") for _ in range(2)] == ["It gave sun."] * 2
+        with pytest.raises((openai.NotFoundError, anthropic.NotFoundError), match="differs at"):
+            AGENTS[replayed_by](proxy.url, "quick")
+    assert len(model.prompts) == 2
