@@ -244,7 +244,11 @@ def working_agent():
             return [*thought, *says("The test of the parser is mended now.")]
         path = f"src/module_{turn}.py"
         arguments = json.dumps({"path": path, "limit": 40.0})
-        return [*thought, *says(f"Reading {path}."), *calls(f"call_{turn}", arguments, name="read")]
+        return [
+            *thought,
+            *says(f"Reading {path}."),
+            *calls(f"call_{turn}f", arguments, name="read"),
+        ]
 
     return Speaker("m", say)
 
@@ -451,9 +455,12 @@ def test_thread_goes_on_after_a_restart(llm_user_path):
 def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
     """Edited arguments, and parallel calls that a framework has put one after the other."""
     say = in_turn(
-        [*calls("c1", '{"path": "a"}', name="read"), *calls("c2", '{"path": "b"}', 3, name="read")],
+        [
+            *calls("a1b", '{"path": "a"}', name="read"),
+            *calls("a2b", '{"path": "b"}', 3, name="read"),
+        ],
         says("There is nothing in either of them."),
-        calls("c3", '{"path": "c"}', name="read"),
+        calls("a3b", '{"path": "c"}', name="read"),
         says("There is nothing in that either."),
     )
     with running(Speaker("m", say)) as proxy:

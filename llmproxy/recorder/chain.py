@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +32,8 @@ __all__ = [
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are said in many conversations
 TELLING_CHARS = 64  # of any kind: enough without counting the letters
+# call_0, functions.read:1 (Kimi): counted anew in each conversation, and so in all of them.
+_COUNTED_ID = re.compile(r"(.*[\W_]|[a-z]*)\d{1,6}", re.DOTALL)
 EXCERPT_CHARS = 40  # shown on either side of the place where two messages differ
 
 
@@ -47,7 +50,7 @@ class Reply:
     key: what it says. text_key: its text alone, None where that is trivial.
         question_key: what it was said to, back to the reply before. history_key: all that
         was said until then, itself included. All in hexadecimal.
-    tool_call_ids: those of the calls that the client is to make.
+    tool_call_ids: those of the calls that the client is to make; without ids that only count.
     is_trivial: it calls nothing, and its text is too short to tell conversations apart.
     """
 
@@ -169,11 +172,12 @@ class _Walk:
             return None
         history = self._history.copy()
         history.update(self._run([*self._said, *message.parts]))
-        ids = tuple(
-            part.tool_call_id
+        made = [
+            part.tool_call_id or ""
             for part in message.parts
-            if isinstance(part, ToolCallPart) and not part.server_executed and part.tool_call_id
-        )
+            if isinstance(part, ToolCallPart) and not part.server_executed
+        ]
+        ids = tuple(id for id in made if id and not _COUNTED_ID.fullmatch(id))
         text = visible_text(message)
         says_little = len(text) < TELLING_CHARS and sum(map(str.isalnum, text)) < TRIVIAL_CHARS
         return Reply(
@@ -183,7 +187,7 @@ class _Walk:
             question_key=self._question.hexdigest(),
             history_key=history.hexdigest(),
             tool_call_ids=ids,
-            is_trivial=not ids and says_little,
+            is_trivial=says_little and not made,
         )
 
     @staticmethod

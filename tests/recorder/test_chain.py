@@ -85,10 +85,31 @@ def test_what_shows_nothing_is_no_reply():
         (TextPart("- - - - - - - - - - - - - - - - - - - - - - - -"), True),
         (TextPart(LONG), False),
         (call({}), False),
+        (call({}, id="call_0"), False),
     ],
 )
 def test_short_words_alone_are_trivial(part, trivial):
     assert key_of(part).is_trivial is trivial
+
+
+@pytest.mark.parametrize(
+    "id, tells",
+    [
+        ("toolu_01A09q90qw90lq917835lq9", True),
+        ("call_8f3c0d2b9a61", True),
+        ("chatcmpl-tool-2f1e8a4b6c", True),
+        ("D681PevKs", True),
+        ("550e8400-e29b-41d4-a716-446655440000", True),
+        ("call_0", False),
+        ("call_3_12", False),
+        ("functions.read_file:0", False),
+        ("call12", False),
+        ("7", False),
+        ("", False),
+    ],
+)
+def test_ids_that_only_count_tell_of_no_conversation(id, tells):
+    assert key_of(call({}, id=id)).tool_call_ids == ((id,) if tells else ())
 
 
 def test_system_messages_take_no_part():

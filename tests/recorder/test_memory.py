@@ -490,6 +490,21 @@ def test_call_gets_its_metadata_back_where_it_is_the_same_call(messages, given, 
 
 
 @pytest.mark.parametrize(
+    "counted, given", [("call_0", False), ("functions.read:0", False), ("call_0f", True)]
+)
+def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
+    """Another conversation, of which the log has nothing, calls its first call so too."""
+    first = log.ask(START, said(replace(CALL, tool_call_id=counted)))
+    echo = said(replace(CALL, tool_call_id=counted, provider_metadata=None))
+    result = Message("tool", [ToolResultPart("weather", "rain", tool_call_id=counted)])
+    assert log.recollect([*START, *echo, result]).recalled == {2}
+    assert bool(log.recollect([llm.user("another"), *echo, result]).recalled) is given
+    other_call = said(ToolCallPart("read", {}, tool_call_id=counted))
+    found = log.recollect([llm.user("another"), *other_call, result])
+    assert found.previous_id == (first if given else None)
+
+
+@pytest.mark.parametrize(
     "messages",
     [
         [*START, llm.assistant(LONG + " edited"), llm.user("r")],
