@@ -76,9 +76,10 @@ def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:
 
 
 def _status(entry: Entry) -> str:
+    status = "replayed" if entry.replay_of and entry.status == "ok" else entry.status
     if entry.status == "ok" or entry.http_status is None:
-        return entry.status
-    return f"{entry.status} {entry.http_status}"
+        return status
+    return f"{status} {entry.http_status}"
 
 
 def _model(entry: Entry) -> str:
@@ -154,6 +155,10 @@ def _facts(exchange: Exchange, colours: bool) -> str:
             [word for word in (tokens_in_and_out(usage), *details, _speed(exchange)) if word]
         ),
         "thread": exchange.thread_id or "",
+        "goes on": " ".join(filter(None, [exchange.previous_id, _links(exchange)])),
+        "recalled": f"{exchange.recalled} messages" if exchange.recalled else "",
+        "replay of": exchange.replay_of or "",
+        "origin": exchange.origin or "",
         "ignored": ", ".join(exchange.ignored),
     }
     return "\n".join(
@@ -161,6 +166,10 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         for name, value in facts.items()
         if value
     )
+
+
+def _links(entry: Entry) -> str:
+    return f"({entry.link})" if entry.link not in (None, "reply") else ""
 
 
 def _request(exchange: Exchange, colours: bool) -> str:

@@ -2,7 +2,10 @@
 
 import json
 import re
+import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -24,6 +27,27 @@ def test_every_flag_is_in_the_readme_and_the_other_way_round():
     flags.remove("-h")
     section = README.partition("## The command")[2].partition("### Routes")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
+
+
+def test_session_is_recorded_and_played_again_as_written(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    section = README.partition("### Play it again")[2]
+    script = section.partition("```sh\n")[2].partition("```")[0]
+    script = script.replace("11436", str(port)).replace("python -m", f"{sys.executable} -m")
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    said = [json.loads(line).get("choices", [{}])[0].get("message") for line in answers]
+    assert said[0] is not None
+    assert said[1] == said[0]
+    assert json.loads(answers[2])["error"]["message"].endswith(
+        section.partition("differs: `")[2].partition("`")[0]
+    )
+    assert done.stderr == ""
 
 
 def test_every_flag_of_log_is_in_the_readme_and_the_other_way_round():

@@ -95,6 +95,19 @@ def test_line_shows_both_names_where_a_map_changed_the_model():
     assert words(model_asked=None, model_used=None)[4] == "-"
 
 
+def test_replay_is_told_from_what_a_model_gave():
+    replayed = replace(EXCHANGE, replay_of="01recorded", turn=None, thread_id=None)
+    assert "  replayed  " in entry_line(replayed)
+    assert "replay of 01recorded" in exchange_page(replayed)
+
+
+def test_page_says_what_an_exchange_goes_on_from():
+    page = exchange_page(replace(EXCHANGE, previous_id="01before", link="reply", recalled=2))
+    assert "\ngoes on   01before\nrecalled  2 messages\n" in page
+    page = exchange_page(replace(EXCHANGE, previous_id="01before", link="compacted"))
+    assert "\ngoes on   01before (compacted)\n" in page
+
+
 def test_colours_are_only_where_they_are_asked_for():
     assert "\x1b[32mok\x1b[0m" in entry_line(EXCHANGE, colours=True)
     assert "\x1b" not in entry_line(EXCHANGE) + exchange_page(EXCHANGE)
