@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from . import convert, payload
+from .command import run
 from .dialects import DIALECTS
-from .errors import ProxyError
 
 __all__ = ["main"]
 
@@ -20,23 +20,12 @@ def main(words: Sequence[str], program: str) -> int:
     """Run `convert` with these words; give its exit code."""
     name = f"{program} convert"
     arguments = _parser(name).parse_args(words)
-    try:
-        file = open(arguments.file, "rb") if arguments.file else sys.stdin.buffer
-    except OSError as exc:
-        print(f"{name}: {exc.filename}: {exc.strerror}", file=sys.stderr)
-        return 2
-    try:
-        with file:
-            ignored = _convert(file, arguments)
-    except ProxyError as exc:
-        where = f"{exc.param}: " if exc.param else ""
-        print(f"{name}: {where}{exc.message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `convert | head`
-        sys.stderr.close()
-        return 0
+    return run(name, lambda: _run(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    with open(arguments.file, "rb") if arguments.file else sys.stdin.buffer as file:
+        ignored = _convert(file, arguments)
     for path in ignored:
         print(f"not carried: {path}", file=sys.stderr)
     return 0

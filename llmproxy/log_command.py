@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import llm
-
-from .dialects import DIALECTS
-from .errors import NotFound
+from .command import run
+from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
 from .recorder.conversations import thread_of, threads, tree
-from .recorder.exchange import Entry, Status, entry_to_json, to_json
+from .recorder.exchange import Entry, entry_to_json, to_json
 from .recorder.history import Filter, History
 from .recorder.prefix import prefixes
 from .recorder.prune import prune
@@ -32,8 +29,6 @@ __all__ = ["main"]
 POLL_S = 0.2  # between two looks of --follow: what a person takes for at once
 LAST = 20  # lines, where nobody says how many
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-
 
 def main(words: Sequence[str], program: str) -> int:
     """Run `log` with these words; give its exit code."""
@@ -43,21 +38,16 @@ def main(words: Sequence[str], program: str) -> int:
         parser.error("--prune takes an ID or a filter, so that it can't forget everything")
     if arguments.verify and (_narrows(arguments) or arguments.last):
         parser.error("--verify looks at all there is, and takes no filter")
-    database = arguments.database or llm.user_dir() / "logs.db"
-    try:
-        if arguments.prune:
-            return _prune(database, arguments)
-        if arguments.verify:
-            return _verify(database, arguments)
-        return _read(History(database), arguments)
-    except (StoreError, NotFound) as exc:
-        print(f"{program} log: {exc}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `log | head`
-        sys.stderr.close()
-        return 0
+    return run(f"{program} log", lambda: _log(arguments), StoreError)
+
+
+def _log(arguments: argparse.Namespace) -> int:
+    database = database_of(arguments)
+    if arguments.prune:
+        return _prune(database, arguments)
+    if arguments.verify:
+        return _verify(database, arguments)
+    return _read(History(database), arguments)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -66,30 +56,17 @@ def _parser(program: str) -> argparse.ArgumentParser:
         description="List the exchanges that were recorded, the newest last; with an ID, "
         "show one of them whole; with --thread ID alone, show a conversation with all that "
         "forked from it, as a tree.",
-        epilog="TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d.",
+        epilog=TIME_HELP,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("id", nargs="?", metavar="ID", help="one exchange, whole")
-    add(
-        "--last",
-        type=_count,
-        metavar="N",
-        help=f"at most so many lines or conversations ({LAST}; all of those pruned)",
-    )
-    add("--since", type=_time, metavar="TIME", help="received then or later")
-    add("--until", type=_time, metavar="TIME", help="received before then")
-    add("--model", help="asked for by this name, or answered by the model of this id")
-    add("--client", help="the program that asked")
-    add("--dialect", choices=[dialect.NAME for dialect in DIALECTS], help="the wire it spoke")
-    add("--status", choices=get_args(Status), help="how it ended")
-    add(
-        "--thread",
-        metavar="ID",
-        help="of one conversation, by its id or by that of an exchange in it; alone or with "
+    add_filters(
+        parser,
+        last=f"at most so many lines or conversations ({LAST}; all of those pruned)",
+        thread="of one conversation, by its id or by that of an exchange in it; alone or with "
         "--database it is shown as a tree",
     )
-    add("--search", metavar="TEXT", help="prompt or answer have all these words")
     add("--json", action="store_true", help="a JSON object for each line")
     instead = parser.add_mutually_exclusive_group().add_argument
     instead("--follow", action="store_true", help="go on with what comes in, until Ctrl-C")
@@ -105,45 +82,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     instead("--prune", action="store_true", help="forget these exchanges, and what only they used")
     add("--dry-run", action="store_true", help="with --prune: only say what would be forgotten")
-    add("--database", type=Path, metavar="PATH", help="the log (llm's logs.db)")
+    add_database(parser)
     return parser
 
 
-def _count(word: str) -> int:
-    count = int(word) if word.isdecimal() else 0
-    if not count:
-        raise argparse.ArgumentTypeError("expected a number above 0")
-    return count
-
-
-def _time(word: str) -> datetime:
-    """Read a point in time; without a zone it is the terminal's own."""
-    if age := re.fullmatch(r"(\d+)([smhdw])", word):
-        return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
-    try:
-        return datetime.fromisoformat(word).astimezone(UTC)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a date, a time or an age, not {word!r}"
-        ) from None
-
-
-def _filter(arguments: argparse.Namespace) -> Filter:
-    return Filter(
-        since=arguments.since,
-        until=arguments.until,
-        model=arguments.model,
-        client=arguments.client,
-        dialect=arguments.dialect,
-        status=arguments.status,
-        thread_id=arguments.thread,
-        search=arguments.search,
-        ids=(arguments.id,) if arguments.id else None,
-    )
-
-
 def _narrows(arguments: argparse.Namespace) -> bool:
-    return _filter(arguments) != Filter()
+    return filter_of(arguments) != Filter()
 
 
 def _read(history: History, arguments: argparse.Namespace) -> int:
@@ -166,7 +110,7 @@ def _read(history: History, arguments: argparse.Namespace) -> int:
 
 
 def _conversations(history: History, arguments: argparse.Namespace) -> None:
-    only, last = _filter(arguments), arguments.last or LAST
+    only, last = filter_of(arguments), arguments.last or LAST
     if arguments.threads:
         found = threads(history, only, last=last)
         _say(map(thread_line, found), map(_values, found), arguments)
@@ -178,13 +122,13 @@ def _conversations(history: History, arguments: argparse.Namespace) -> None:
 
 def _is_tree(arguments: argparse.Namespace) -> bool:
     """A filter, a number or a form beside --thread mean a list of exchanges."""
-    is_alone = _filter(arguments) == Filter(thread_id=arguments.thread)
+    is_alone = filter_of(arguments) == Filter(thread_id=arguments.thread)
     is_list = arguments.last or arguments.follow or arguments.json
     return arguments.thread is not None and is_alone and not is_list
 
 
 def _exchanges(history: History, arguments: argparse.Namespace) -> None:
-    only = _filter(arguments)
+    only = filter_of(arguments)
     follower = history.follow(only) if arguments.follow else None
     _print(history.entries(only, last=arguments.last or LAST), arguments)
     while follower is not None:
@@ -215,7 +159,7 @@ def _verify(database: Path, arguments: argparse.Namespace) -> int:
 
 
 def _prune(database: Path, arguments: argparse.Namespace) -> int:
-    pruned = prune(database, _filter(arguments), dry_run=arguments.dry_run)
+    pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
     word = "would forget" if arguments.dry_run else "forgot"
     print(
         f"{word} {pruned.exchanges} exchanges, {pruned.turns} turns, "

@@ -265,9 +265,11 @@ ROOMS: dict[str, set[str]] = {
         "recorder.verify",
         "terminal",
     },
+    "command": {"errors"},
+    "filters": {"dialects", "recorder.exchange", "recorder.history"},
     "log_command": {
-        "dialects",
-        "errors",
+        "command",
+        "filters",
         "recorder.conversations",
         "recorder.exchange",
         "recorder.history",
@@ -278,7 +280,7 @@ ROOMS: dict[str, set[str]] = {
         "terminal",
         "terminal_threads",
     },
-    "convert_command": {"convert", "dialects", "errors", "payload"},
+    "convert_command": {"command", "convert", "dialects", "payload"},
     "cli": {
         "",
         "access",

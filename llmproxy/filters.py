@@ -1,0 +1,83 @@
+"""The words by which commands say which exchanges are meant."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import get_args
+
+import llm
+
+from .dialects import DIALECTS
+from .recorder.exchange import Status
+from .recorder.history import Filter
+
+__all__ = ["TIME_HELP", "add_database", "add_filters", "database_of", "filter_of"]
+
+TIME_HELP = "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d."
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+def add_filters(parser: argparse.ArgumentParser, *, last: str, thread: str) -> None:
+    """Add the flags that narrow exchanges.
+
+    last, thread: what these two mean to the command.
+    """
+    add = parser.add_argument
+    add("--last", type=_count, metavar="N", help=last)
+    add("--since", type=_time, metavar="TIME", help="received then or later")
+    add("--until", type=_time, metavar="TIME", help="received before then")
+    add("--model", help="asked for by this name, or answered by the model of this id")
+    add("--client", help="the program that asked")
+    add("--dialect", choices=[dialect.NAME for dialect in DIALECTS], help="the wire it spoke")
+    add("--status", choices=get_args(Status), help="how it ended")
+    add("--thread", metavar="ID", help=thread)
+    add("--search", metavar="TEXT", help="prompt or answer have all these words")
+
+
+def filter_of(arguments: argparse.Namespace) -> Filter:
+    """Say which exchanges are meant, --last apart."""
+    return Filter(
+        since=arguments.since,
+        until=arguments.until,
+        model=arguments.model,
+        client=arguments.client,
+        dialect=arguments.dialect,
+        status=arguments.status,
+        thread_id=arguments.thread,
+        search=arguments.search,
+        ids=(arguments.id,) if arguments.id else None,
+    )
+
+
+def add_database(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names another log."""
+    parser.add_argument("--database", type=Path, metavar="PATH", help="the log (llm's logs.db)")
+
+
+def database_of(arguments: argparse.Namespace) -> Path:
+    """Say where the log is: llm's own unless another is named."""
+    named: Path | None = arguments.database
+    return named or llm.user_dir() / "logs.db"
+
+
+def _count(word: str) -> int:
+    count = int(word) if word.isdecimal() else 0
+    if not count:
+        raise argparse.ArgumentTypeError("expected a number above 0")
+    return count
+
+
+def _time(word: str) -> datetime:
+    """Read a point in time; without a zone it is the terminal's own."""
+    if age := re.fullmatch(r"(\d+)([smhdw])", word):
+        return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
+    try:
+        return datetime.fromisoformat(word).astimezone(UTC)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a date, a time or an age, not {word!r}"
+        ) from None
