@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
@@ -34,6 +35,7 @@ TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are said in ma
 TELLING_CHARS = 64  # of any kind: enough without counting the letters
 # call_0, functions.read:1 (Kimi): counted anew in each conversation, and so in all of them.
 _COUNTED_ID = re.compile(r"(.*[\W_]|[a-z]*)\d{1,6}", re.DOTALL)
+MAX_RUN = 32  # messages that one reply may have become; each is read again with every later one
 EXCERPT_CHARS = 40  # shown on either side of the place where two messages differ
 
 
@@ -150,7 +152,7 @@ class _Walk:
     def __init__(self) -> None:
         self._history = _hash()  # until the replies that are being walked through
         self._question = _hash()
-        self._said: list[Part] = []
+        self._said: list[Sequence[Part]] = []
 
     def pass_by(self, message: Message) -> None:
         """Go on to what follows a message."""
@@ -158,11 +160,13 @@ class _Walk:
         if not words:
             return
         if message.role == "assistant":
-            self._said += message.parts
+            if len(self._said) == MAX_RUN:
+                self._end_run()
+            self._said.append(message.parts)
             self._question = _hash()
         else:
-            self._history.update(self._run(self._said) + words)
-            self._said = []
+            self._end_run()
+            self._history.update(words)
             self._question.update(words)
 
     def reply(self, index: int, message: Message) -> Reply | None:
@@ -171,7 +175,7 @@ class _Walk:
         if not words:
             return None
         history = self._history.copy()
-        history.update(self._run([*self._said, *message.parts]))
+        history.update(self._run(message.parts))
         made = [
             part.tool_call_id or ""
             for part in message.parts
@@ -190,9 +194,12 @@ class _Walk:
             is_trivial=says_little and not made,
         )
 
-    @staticmethod
-    def _run(said: Sequence[Part]) -> bytes:
-        words = _words(said)
+    def _end_run(self) -> None:
+        self._history.update(self._run())
+        self._said.clear()
+
+    def _run(self, more: Iterable[Part] = ()) -> bytes:
+        words = _words([*chain.from_iterable(self._said), *more])
         return b"\0\0" + words + b"\0\0" if words else b""
 
 

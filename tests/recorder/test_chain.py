@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import llm
 import pytest
@@ -76,6 +77,16 @@ def test_what_shows_nothing_is_no_reply():
     assert key_of(ReasoningPart("hm")) is None
     assert key_of(TextPart(" \n")) is None
     assert replies([llm.user("q"), Message("assistant", [TextPart(" ")])]) == []
+
+
+def test_many_replies_in_a_row_are_read_in_no_time():
+    """As one reply they took fifteen seconds, which is longer than any request waits."""
+    messages = [llm.assistant(f"{LONG} {number}" * 20) for number in range(2_000)]
+    began = time.process_time()
+    assert len(replies(messages)) == 2_000
+    assert time.process_time() - began < 3
+    edited = replies([llm.assistant("another"), *messages[1:]])
+    assert edited[-1].history_key != replies(messages)[-1].history_key
 
 
 @pytest.mark.parametrize(
