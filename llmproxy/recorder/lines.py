@@ -1,0 +1,325 @@
+"""An exchange as a line of a file: strict JSON out, and in again only what is one of ours.
+
+The form is `exchange.to_json`. A line comes from anywhere, so all of it is checked before
+anything is made of it: a field at fault is named by its path, and nothing in a line makes
+us or llm open a file or an address.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import llm
+
+from .. import hub, payload
+from ..errors import InvalidRequest
+from ..limits import Limits
+from . import timeline
+from .exchange import Exchange, Link, Origin, from_json, to_json
+
+__all__ = ["decode", "encode"]
+
+# A body stands some levels down in a line, and may have come in under a wider limit.
+LIMITS = Limits(json_depth=200, int_digits=4000)
+
+MAX_INTEGER = 2**63 - 1  # of SQLite
+
+_ULID = re.compile(r"[0-9a-z]{26}")
+
+
+# ---- writing
+
+
+def encode(exchange: Exchange) -> bytes:
+    """Write an exchange as one line, its end included.
+
+    What JSON has no word for (NaN and the infinities, which some plugins leave in
+    response_json) becomes null, a lone surrogate U+FFFD.
+    """
+    form = to_json(exchange)
+    try:
+        return payload.encode(form) + b"\n"
+    except ValueError:
+        return payload.encode(_sayable(form)) + b"\n"
+
+
+def _sayable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {_sayable(name): _sayable(member) for name, member in value.items()}
+        case list() | tuple():
+            return [_sayable(item) for item in value]
+    return value
+
+
+# ---- the form
+
+
+@dataclass(frozen=True)
+class AttachmentForm:
+    type: str
+    url: str | None = None
+    content: str | None = None
+
+
+@dataclass(frozen=True)
+class TextForm:
+    type: Literal["text"]
+    text: str
+    provider_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ReasoningForm:
+    type: Literal["reasoning"]
+    text: str
+    redacted: bool = False
+    provider_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ToolCallForm:
+    type: Literal["tool_call"]
+    name: str
+    arguments: dict[str, Any]
+    tool_call_id: str | None = None
+    server_executed: bool = False
+    provider_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ToolResultForm:
+    type: Literal["tool_result"]
+    name: str
+    output: str
+    tool_call_id: str | None = None
+    server_executed: bool = False
+    attachments: list[AttachmentForm] | None = None
+    exception: str | None = None
+    provider_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class AttachmentPartForm:
+    type: Literal["attachment"]
+    attachment: AttachmentForm | None = None
+    provider_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class MessageForm:
+    role: Literal["system", "user", "assistant", "tool"]
+    parts: list[TextForm | ReasoningForm | ToolCallForm | ToolResultForm | AttachmentPartForm]
+    provider_metadata: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ToolForm:
+    name: str
+    description: str | None
+    input_schema: dict[str, Any]
+    plugin: str | None = None
+
+
+@dataclass(frozen=True)
+class TurnForm:
+    id: str
+    thread_id: str
+    model: str
+    messages: list[MessageForm]
+    reply: list[MessageForm]
+    started: str
+    duration_ms: int
+    resolved_model: str | None
+    options: dict[str, Any] | None
+    tools: list[ToolForm]
+    schema: dict[str, Any] | None
+    usage: llm.Usage
+    response_json: Any
+
+
+@dataclass(frozen=True)
+class TimelinePartForm:
+    message: int = 0
+    index: int = 0
+    call: str = ""
+    tool: str = ""
+    name: str = ""
+    arguments: str = ""
+    server: bool = False
+    redacted: bool = False
+    empty: bool = False
+
+
+@dataclass(frozen=True)
+class TimelineForm:
+    parts: list[TimelinePartForm]
+    ticks: str
+
+
+@dataclass(frozen=True)
+class RequestForm:
+    headers: dict[str, str]
+    query: str
+    body: Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeForm:
+    """What a line has; fields with a default are those that older versions did not have."""
+
+    id: str
+    received: str
+    dialect: str
+    path: str
+    client: str
+    stream: bool
+    model_asked: str | None
+    model_used: str | None
+    thread_id: str | None
+    status: Literal["ok", "error", "cancelled", "interrupted"]
+    http_status: int | None
+    finish_reason: hub.FinishReason | None
+    stop_sequence: str | None = None
+    error: str | None
+    ttft_ms: float | None
+    first_text_ms: float | None
+    duration_ms: float | None
+    event_count: int
+    usage: hub.Usage
+    ignored: list[str]
+    first_words: str = ""
+    previous_id: str | None = None
+    link: Link | None = None
+    recalled: int = 0
+    replay_of: str | None = None
+    origin: Origin | None = None
+    owner: str | None
+    request: RequestForm
+    replay_key: str | None = None
+    turn: TurnForm | None
+    timeline: TimelineForm
+
+
+# ---- reading
+
+
+def decode(line: bytes) -> Exchange:
+    """Read a line that `encode` wrote, its times in UTC.
+
+    Raises:
+        InvalidRequest: it is something else, or damaged, or could not be kept as it is; an
+            attachment that is a file's path, or an address without a type, which llm
+            would ask for one, included. `param` is the field's path.
+    """
+    form = _json(line)
+    unknown: list[str] = []
+    checked = payload.load(ExchangeForm, form, unknown)
+    if unknown:
+        raise InvalidRequest(
+            "not known here; a newer llmproxy may have written it", param=unknown[0]
+        )
+    _check_entry(checked)
+    if checked.turn is not None:
+        _check_turn(checked, checked.turn)
+    try:
+        exchange = from_json(form)
+    except (ValueError, TypeError, KeyError) as exc:  # all else is checked
+        raise InvalidRequest(str(exc), param="timeline") from exc
+    # Else it would read otherwise, or not at all, once it is stored.
+    if timeline.encode(exchange.events) != form["timeline"]:
+        raise InvalidRequest("not as llmproxy writes it", param="timeline")
+    return replace(exchange, received=exchange.received.astimezone(UTC))
+
+
+def _json(line: bytes) -> Any:
+    try:
+        return payload.parse(line, LIMITS)
+    except InvalidRequest as exc:
+        raise InvalidRequest(exc.message.replace("the body", "it", 1)) from None
+
+
+def _check_entry(entry: ExchangeForm) -> None:
+    _check_id(entry.id, "id")
+    _check_id(entry.previous_id, "previous_id")
+    _check_time(entry.received, "received")
+    for name in ("ttft_ms", "first_text_ms", "duration_ms"):
+        _check_number(getattr(entry, name), name)
+    for name in ("http_status", "event_count", "recalled"):
+        _check_number(getattr(entry, name), name)
+    for name, count in vars(entry.usage).items():
+        _check_number(count, f"usage.{name}")
+    if entry.thread_id == "":
+        raise InvalidRequest("expected an id", param="thread_id")
+    if entry.thread_id is not None and entry.turn is None:
+        raise InvalidRequest("a thread is of turns, and this has none", param="thread_id")
+
+
+def _check_turn(entry: ExchangeForm, turn: TurnForm) -> None:
+    if turn.id != entry.id:
+        raise InvalidRequest("not the id of its exchange", param="turn.id")
+    _check_time(turn.started, "turn.started")
+    _check_number(turn.duration_ms, "turn.duration_ms")
+    _check_number(turn.usage.input, "turn.usage.input")
+    _check_number(turn.usage.output, "turn.usage.output")
+    for place, attachment in _attachments(turn):
+        _check_attachment(attachment, place)
+
+
+def _check_id(id: str | None, param: str) -> None:
+    if id is not None and not _ULID.fullmatch(id):
+        raise InvalidRequest("expected a ULID in lower case", param=param)
+
+
+def _check_time(text: str, param: str) -> None:
+    try:
+        at = datetime.fromisoformat(text)
+        if at.tzinfo is None:
+            raise InvalidRequest("a time needs its zone", param=param)
+        at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest("expected an ISO time", param=param) from None
+
+
+def _check_number(number: float | None, param: str) -> None:
+    if number is not None and not abs(number) <= MAX_INTEGER:
+        raise InvalidRequest("a number is too large", param=param)
+
+
+def _attachments(turn: TurnForm) -> Iterator[tuple[str, AttachmentForm]]:
+    for name, messages in (("messages", turn.messages), ("reply", turn.reply)):
+        for i, message in enumerate(messages):
+            for j, part in enumerate(message.parts):
+                place = f"turn.{name}[{i}].parts[{j}]"
+                match part:
+                    case AttachmentPartForm(attachment=AttachmentForm() as attachment):
+                        yield f"{place}.attachment", attachment
+                    case ToolResultForm(attachments=attachments) if attachments:
+                        for k, attachment in enumerate(attachments):
+                            yield f"{place}.attachments[{k}]", attachment
+
+
+def _check_attachment(attachment: AttachmentForm, place: str) -> None:
+    """Take only what llm stores without looking anywhere: of a type, and no path."""
+    if not attachment.type:
+        raise InvalidRequest("an attachment needs a type", param=f"{place}.type")
+    if attachment.url is not None:
+        if attachment.content is not None:
+            raise InvalidRequest("expected a url or content, got both", param=place)
+        if hub.attachment_from_url(attachment.url, param=f"{place}.url").url is None:
+            raise InvalidRequest("expected an http(s) URL", param=f"{place}.url")
+    try:
+        base64.b64decode(attachment.content or "", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("expected base64 data", param=f"{place}.content") from None

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import llm
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
+
+from llmproxy import hub
+from llmproxy.errors import InvalidRequest
+from llmproxy.recorder.exchange import Turn, begun, to_json
+from llmproxy.recorder.lines import decode, encode
+from llmproxy.recorder.store import Store
+from tests.strategies import conversations, event_streams, json_values, texts, tools, words
+
+RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
+ID = "01jd0000000000000000000001"
+
+
+@st.composite
+def exchanges(draw):
+    """Exchanges that have ended, however that was."""
+    events = draw(event_streams())
+    finish = events.pop()
+    turn = Turn(
+        id=ID,
+        thread_id=ID,
+        model=draw(words),
+        messages=draw(conversations()),
+        reply=hub.collect(events).messages,
+        started=RECEIVED,
+        duration_ms=12,
+        resolved_model=draw(st.none() | words),
+        options=draw(st.none() | st.just({"temperature": 0.5, "stop_sequences": ["END"]})),
+        tools=tuple(draw(st.lists(tools(), max_size=2))),
+        schema=draw(st.none() | st.just({"type": "object"})),
+        usage=draw(st.just(llm.Usage()) | st.just(llm.Usage(3, 4, {"cached": 1}))),
+        response_json=draw(st.none() | st.dictionaries(texts(), json_values(4), max_size=2)),
+    )
+    status = draw(st.sampled_from(["ok", "error", "cancelled"]))
+    exchange = begun(
+        ID,
+        RECEIVED,
+        dialect="openai_chat",
+        path="/v1/chat/completions",
+        query=draw(st.sampled_from(["", "beta=true"])),
+        client=draw(words),
+        headers=draw(st.lists(st.tuples(words, words), max_size=2)),
+        body=draw(json_values()),
+        stream=draw(st.booleans()),
+        model=draw(st.none() | words),
+        messages=turn.messages,
+        replay_key=draw(st.none() | words),
+    ).ended(
+        status,
+        http_status=draw(st.none() | st.just(200)),
+        duration_ms=1.5,
+        turn=turn if events else draw(st.just(turn) | st.none()),
+        events=[(i * 0.3, event) for i, event in enumerate(events)],
+        finish=finish if status == "ok" else None,
+        error=draw(st.none() | texts()),
+        ignored=draw(st.lists(words, max_size=2)),
+    )
+    if draw(st.booleans()):
+        exchange = replace(exchange, previous_id=ID[:-1] + "0", link="reply", recalled=1)
+    return exchange
+
+
+@settings(max_examples=15)
+@given(exchanges())
+def test_a_line_reads_back_equal(exchange):
+    line = encode(exchange)
+    assert line.count(b"\n") == 1 and line.endswith(b"\n")
+    read = decode(line)
+    assert to_json(read) == to_json(exchange)
+    assert replace(read, events=()) == replace(exchange, events=())
+
+
+def test_what_json_has_no_word_for_is_left_out(make_exchange):
+    odd = {"logprob": float("-inf"), "half": "\ud800"}
+    read = decode(encode(make_exchange(response_json=odd)))
+    assert read.turn.response_json == {"logprob": None, "half": "\ufffd"}
+
+
+def test_what_an_older_version_wrote_is_read(make_exchange):
+    form = to_json(make_exchange())
+    for name in ("replay_key", "origin", "previous_id", "link", "recalled", "replay_of"):
+        del form[name]
+    assert decode(json.dumps(form).encode()).previous_id is None
+
+
+def test_a_time_of_another_zone_is_the_same_time(make_exchange):
+    form = to_json(make_exchange())
+    form["received"] = "2026-11-22T00:47:01.000500+02:00"
+    assert decode(json.dumps(form).encode()).received.isoformat() == RECEIVED.isoformat()
+
+
+def whole(make_exchange):
+    """A form with one of everything."""
+    picture = llm.Attachment(type="image/png", content=b"\x89PNG")
+    far = hub.attachment_from_url("https://example.invalid/cat.png")
+    exchange = make_exchange(
+        messages=[
+            llm.system("be brief"),
+            llm.user("look", picture, far),
+            llm.assistant(ToolCallPart("look", {"a": 1}, "c1")),
+            Message("tool", [ToolResultPart("look", "red", "c1", attachments=[picture])]),
+        ],
+        reply=[Message("assistant", [TextPart("it is"), ToolCallPart("look", {"b": "c"}, "c2")])],
+        tools=(llm.Tool("look", "look at it", {"type": "object"}),),
+        options={"temperature": 0.5},
+        schema={"type": "object"},
+        response_json={"id": "r1"},
+    )
+    return to_json(exchange)
+
+
+def cut_ticks(form):
+    form["timeline"]["ticks"] = form["timeline"]["ticks"][:-4]
+
+
+def put(*path, value):
+    def change(form):
+        *places, last = path
+        for place in places:
+            form = form[place]
+        form[last] = value
+
+    return change
+
+
+USER = ("turn", "messages", 1, "parts")
+HOSTILE = {
+    "an id that is none": (put("id", value="../x"), "id"),
+    "a running one": (put("status", value="running"), "status"),
+    "another id": (put("turn", "id", value="0" * 26), "turn.id"),
+    "no field": (lambda form: form.pop("path"), "path"),
+    "a field of a newer version": (put("colour", value=1), "colour"),
+    "a time without a zone": (put("received", value="2026-11-21"), "received"),
+    "no time": (put("turn", "started", value="soon"), "turn.started"),
+    "a time before all": (put("received", value="0001-01-01T00:00:00+14:00"), "received"),
+    "a number beyond SQLite": (put("usage", "input_tokens", value=2**63), "usage.input_tokens"),
+    "a thread of nothing": (put("turn", value=None), "thread_id"),
+    "a path": (put(*USER, 1, "attachment", value={"type": "a/b", "path": "/etc/passwd"}),
+               "turn.messages[*].parts[*].attachment.path"),
+    "no type": (put(*USER, 2, "attachment", value={"url": "http://127.0.0.1:9/"}),
+                "turn.messages[1].parts[2].attachment.type"),
+    "an empty type": (put(*USER, 2, "attachment", "type", value=""),
+                      "turn.messages[1].parts[2].attachment.type"),
+    "a file's URL": (put(*USER, 2, "attachment", "url", value="file:///etc/passwd"),
+                     "turn.messages[1].parts[2].attachment.url"),
+    "a data URL": (put(*USER, 2, "attachment", "url", value="data:a/b,x"),
+                   "turn.messages[1].parts[2].attachment.url"),
+    "both": (put(*USER, 2, "attachment", "content", value="AAAA"),
+             "turn.messages[1].parts[2].attachment"),
+    "no base64": (put(*USER, 1, "attachment", "content", value="?"),
+                  "turn.messages[1].parts[1].attachment.content"),
+    "a path in a result": (
+        put("turn", "messages", 3, "parts", 0, "attachments", 0, "path", value="/etc/passwd"),
+        "turn.messages[*].parts[*].attachments[*].path"),
+    "an unknown part": (put(*USER, 0, "type", value="file"), "turn.messages[1].parts[0].type"),
+    "an unknown role": (put("turn", "messages", 0, "role", value="root"), "turn.messages[0].role"),
+    "another answer": (put("turn", "reply", 0, "parts", 0, "text", value="x"), "timeline"),
+    "a cut timeline": (cut_ticks, "timeline"),
+    "a timeline of garbage": (put("timeline", "ticks", value="?"), "timeline"),
+    "a number without end": (
+        put("timeline", "ticks", value=base64.b64encode(b"\xff" * 10**6).decode()), "timeline"),
+    "parts that are one": (
+        lambda form: form["timeline"]["parts"].append({"empty": True}), "timeline"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change, param", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_not_ours_is_refused_by_its_place(make_exchange, change, param):
+    form = whole(make_exchange)
+    change(form)
+    with pytest.raises(InvalidRequest) as refused:
+        decode(json.dumps(form).encode())
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize("line", [b"", b"\xff", b"[]", b"{", b"null", b"[" * 10**6, b'{"id":NaN}'])
+def test_what_is_no_json_object_is_refused(line):
+    with pytest.raises(InvalidRequest):
+        decode(line)
+
+
+def places(value, path=()):
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, member in items:
+        if isinstance(member, dict | list):
+            yield from places(member, (*path, key))
+        else:
+            yield (*path, key)
+
+
+ODD = [
+    None, True, 0, -1, 1.5, 10**30, "", "x", "/etc/passwd", [], [1], {}, {"a": 1}, {"$": ["x"]},
+    {"$": "r:0"}, [[]], {"type": "text", "text": "x"}, "2026-01-01T00:00:00+00:00", "file:///x",
+]  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
+    """Whatever is changed: one clear error, or rows that can be read again."""
+    form, store = stored
+    form = copy.deepcopy(form)
+    for _ in range(data.draw(st.integers(1, 3))):
+        path = data.draw(st.sampled_from([path for path in places(form) if path]))
+        holder = form
+        for key in path[:-1]:
+            holder = holder[key]
+        if data.draw(st.booleans()):
+            holder[path[-1]] = data.draw(st.sampled_from(ODD) | json_values(4))
+        else:
+            del holder[path[-1]]
+    try:
+        exchange = decode(json.dumps(form).encode())
+    except InvalidRequest:
+        return
+    assert store.write([exchange], are_imported=True) == 1
+    store._conn.execute("delete from proxy_exchanges")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    picture = llm.Attachment(type="image/png", content=b"\x89PNG")
+    events = [
+        hub.StreamEvent("text", "it is", 0),
+        hub.StreamEvent("tool_call_name", "look", 1, "c2"),
+        hub.StreamEvent("tool_call_args", '{"b": 1}', 1, "c2"),
+    ]
+    turn = Turn(
+        ID, ID, "m",
+        [
+            llm.user("look", picture, hub.attachment_from_url("https://example.invalid/cat.png")),
+            llm.assistant(ToolCallPart("look", {"a": 1}, "c1")),
+            Message("tool", [ToolResultPart("look", "red", "c1", attachments=[picture])]),
+        ],
+        hub.collect(events).messages, RECEIVED, 1,
+        tools=(llm.Tool("look", "look at it", {"type": "object"}),),
+        options={"temperature": 0.5}, schema={"type": "object"}, response_json={"id": "r1"},
+    )  # fmt: skip
+    exchange = begun(
+        ID, RECEIVED, dialect="d", path="/", query="", client="c", headers=[("a", "b")],
+        body={"messages": [{"content": "look"}]},
+    ).ended(
+        "ok", http_status=200, duration_ms=1.0, turn=turn, finish=hub.Finish(),
+        events=[(1.0, event) for event in events],
+    )  # fmt: skip
+    store = Store(tmp_path_factory.mktemp("lines") / "logs.db")
+    yield to_json(exchange), store
+    store.close()
