@@ -143,6 +143,15 @@ ROOMS: dict[str, set[str]] = {
     "recorder.folding": set(),
     "recorder.owner": {"errors"},
     "recorder.exchange": {"errors", "hub", "recorder.redact", "recorder.timeline"},
+    "recorder.lines": {
+        "errors",
+        "limits",
+        "payload",
+        "hub",
+        "recorder.exchange",
+        "recorder.timeline",
+    },
+    "recorder.filler": {"hub", "recorder.exchange", "recorder.timeline"},
     "recorder.recordings": {
         "errors",
         "payload",
@@ -311,8 +320,8 @@ PURE = (
     " dialects.anthropic_messages.write_request dialects.anthropic_messages.stream"
     " dialects.anthropic_messages.read_answer"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
-    " recorder.folding recorder.exchange recorder.recordings recorder.chain recorder.tree access"
-    " terminal terminal_threads"
+    " recorder.folding recorder.exchange recorder.lines recorder.filler recorder.recordings"
+    " recorder.chain recorder.tree access terminal terminal_threads"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
