@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "transport": set(),
     "transport.http11": {"errors", "limits"},
     "transport.framing": {"errors"},
+    "transport.answers": {"errors", "limits", "transport.http11"},
     "transport.server": {"errors", "limits", "transport.http11"},
     "dialects.openai_chat.shapes": set(),
     "dialects.openai_chat.models_and_errors": {"errors", "hub"},
@@ -308,7 +309,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Ids, times and bytes come in as arguments, so that a test can say them.
 PURE = (
-    "limits errors payload hub tags transport.http11 transport.framing"
+    "limits errors payload hub tags transport.http11 transport.answers transport.framing"
     " dialects dialects.openai_chat dialects.openai_chat.shapes"
     " dialects.openai_chat.models_and_errors dialects.openai_chat.noise"
     " dialects.openai_chat.read_request dialects.openai_chat.write_request"
