@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "transport.framing": {"errors"},
     "transport.answers": {"errors", "limits", "transport.http11"},
     "transport.server": {"errors", "limits", "transport.http11"},
+    "transport.client": {"errors", "limits", "transport.http11", "transport.answers"},
     "dialects.openai_chat.shapes": set(),
     "dialects.openai_chat.models_and_errors": {"errors", "hub"},
     "dialects.openai_chat.noise": {"payload"},

@@ -87,6 +87,7 @@ class AnswerParser:
         """Take bytes as they came from the server; nothing is read before `next_piece`."""
         if self._error is None and not self.is_whole:
             self._input.buffer += data
+            self._input.has_begun = self._input.has_begun or bool(data)
 
     def end(self) -> None:
         """Say that the server has ended the connection."""
@@ -118,10 +119,13 @@ class _Input:
 
     def __init__(self) -> None:
         self.buffer = bytearray()
+        self.has_begun = False
         self.is_ended = False
 
     def more(self) -> Generator[None, None, None]:
         """Wait for more bytes, where the answer can't be over yet."""
+        if self.is_ended and not self.has_begun:
+            raise UpstreamError("the upstream closed the connection without an answer")
         if self.is_ended:
             raise UpstreamError("the upstream cut the connection before its answer was whole")
         yield None
@@ -174,8 +178,6 @@ def _read_answer(
 
 
 def _read_head(source: _Input, limits: Limits) -> Generator[None, None, AnswerHead]:
-    if not source.buffer and source.is_ended:
-        raise UpstreamError("the upstream closed the connection without an answer")
     line = yield from source.line(limits.head)
     parts = None if line is None else _STATUS_LINE.fullmatch(line)
     if line is None or parts is None:
