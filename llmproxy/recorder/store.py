@@ -119,14 +119,38 @@ _MIGRATIONS = (
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
-# Imported turns come in any order.
-_LAST_TIP = """
+# Imported turns come in any order: what else depends on the order is found anew with each,
+# the turns that go on from it included.
+_SETTLE = (
+    """
     update threads set tip_message_hash = (
         select tip_message_hash from turns left join proxy_exchanges using (id)
         where turns.thread_id = :thread
         order by coalesce(status, 'ok') = 'ok' desc, turns.id desc limit 1
     ) where id = :thread
-"""
+    """,
+    # Its first turn names a thread, and says when it began.
+    """
+    update threads set name = :name, datetime_utc = :started
+    where id = :thread
+        and :id = (select id from turns where thread_id = :thread order by id limit 1)
+    """,
+    """
+    update threads set forked_from = coalesce((
+        select before.thread_id from turns join proxy_exchanges using (id)
+        join turns as before on before.id = previous_id
+        where turns.thread_id = threads.id and before.thread_id != threads.id
+        order by turns.id limit 1
+    ), forked_from)
+    where id in (select :thread union select thread_id from proxy_exchanges where previous_id = :id)
+    """,
+    """
+    update proxy_replies set is_continued = 1 where turn_id = :id and exists (
+        select 1 from proxy_exchanges join turns using (id)
+        where previous_id = :id and link = 'reply' and status = 'ok'
+    )
+    """,
+)
 
 
 class StoreError(Exception):
@@ -317,6 +341,15 @@ class Store:
                 f" values (:id, {', '.join(f':{name}' for name in names)})",
                 values,
             )
+        if is_imported and row.record is not None and exchange.thread_id is not None:
+            settled = {
+                "id": exchange.id,
+                "thread": exchange.thread_id,
+                "name": row.record.thread_name,
+                "started": row.record.datetime_utc(),
+            }
+            for statement in _SETTLE:
+                self._conn.execute(statement, settled)
 
     def _write_turn(
         self, exchange: Exchange, record: TurnRecord, is_imported: bool
@@ -332,8 +365,6 @@ class Store:
             self._conn.execute(
                 "update threads set tip_message_hash = ? where id = ?", (*tip, thread_id)
             )
-        if is_imported:
-            self._conn.execute(_LAST_TIP, {"thread": thread_id})
         if forked_from is not None:
             self._conn.execute(
                 "update threads set forked_from = ? where id = ?", (forked_from, thread_id)
@@ -359,18 +390,16 @@ class Store:
 
         It goes on with the thread of the turn before it, unless a finished turn that has
         shown anything, llm's own included, was first: nobody writes while this is asked.
+        An imported one stays where it was; what that forked from is settled afterwards.
         """
         assert exchange.thread_id is not None, "it is a turn"
-        if exchange.previous_id is None:
+        if exchange.previous_id is None or is_imported:
             return exchange.thread_id, None
         before = self._conn.execute(
             "select thread_id from turns where id = ?", (exchange.previous_id,)
         ).fetchone()
         if before is None:  # forgotten meanwhile
             return exchange.thread_id, None
-        if is_imported:
-            is_own = before[0] == exchange.thread_id
-            return exchange.thread_id, None if is_own else before[0]
         if exchange.link == "reply":
             overtaken = self._conn.execute(
                 "select 1 from turns left join proxy_exchanges using (id)"

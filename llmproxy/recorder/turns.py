@@ -19,6 +19,7 @@ from typing import Any
 import llm
 import sqlite_utils
 from llm.logs import LogStore
+from llm.models import _conversation_name
 from llm.parts import Message, TextPart
 
 from .exchange import Turn, last_text
@@ -59,6 +60,11 @@ class TurnRecord:
 
     def datetime_utc(self) -> str:
         return self._turn.started.isoformat()
+
+    @property
+    def thread_name(self) -> str:
+        """How llm names a thread that begins with this turn."""
+        return str(_conversation_name(self.prompt.prompt or self.prompt.system))
 
     @property
     def prompt_to_index(self) -> str | None:
