@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import llm
 import sqlite_utils
 from llm.logs import LogStore, UncondenseError  # type: ignore[attr-defined]  # it raises it
+from llm.migrations import MIGRATIONS
 from llm.parts import Message
 
 from ..errors import NotFound
@@ -27,13 +28,14 @@ from .store import (
     ENTRY_COLUMNS,
     SCHEMA_VERSION,
     Store,
+    Unusable,
     check_version,
     entry_of,
     timestamp,
     translated,
 )
 
-__all__ = ["THREAD_OF", "Filter", "Follower", "History", "open_for_reading"]
+__all__ = ["THREAD_OF", "Filter", "Follower", "History", "check_llm", "open_for_reading"]
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,24 @@ class History:
         Raises:
             Unusable: the file can't be read any more.
         """
+        return [entry_of(row) for row in self._listed(ENTRY_COLUMNS, only, last)]
+
+    def ids(self, only: Filter = Filter(), *, last: int | None = None) -> list[str]:
+        """List the ids of exchanges, as `entries` does.
+
+        Raises:
+            Unusable: the file can't be read any more.
+        """
+        return [row["id"] for row in self._listed(["id"], only, last)]
+
+    def _listed(self, columns: Iterable[str], only: Filter, last: int | None) -> list[sqlite3.Row]:
         condition, values = only.where()
-        rows = self.rows(
-            f"select {', '.join(ENTRY_COLUMNS)} from proxy_exchanges where number in"
+        return self.rows(
+            f"select {', '.join(columns)} from proxy_exchanges where number in"
             f" (select number from proxy_exchanges where {condition}"
             " order by received desc, number desc limit :last) order by received, number",
             values | {"last": -1 if last is None else last},
         )
-        return [entry_of(row) for row in rows]
 
     def exchange(self, id: str) -> Exchange:
         """Read one exchange whole.
@@ -324,6 +336,27 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
     except BaseException:
         connection.close()
         raise
+
+
+def check_llm(path: Path) -> None:
+    """Refuse a logs.db that this llm should not write: a newer one has made tables in it.
+
+    Raises:
+        Unusable: that, or it is a newer llmproxy's, or no database.
+    """
+    with translated(path):
+        connection, _, _ = open_for_reading(path)
+        try:
+            if not connection.execute("pragma table_info(_llm_migrations)").fetchall():
+                return
+            made = {row["name"] for row in connection.execute("select name from _llm_migrations")}
+        finally:
+            connection.close()
+    unknown = sorted(made - {migration.__name__ for migration in MIGRATIONS})
+    if unknown:
+        raise Unusable(
+            f"{path} is a newer llm's (this one does not know {unknown[0]}): install that"
+        )
 
 
 def _version(connection: sqlite3.Connection, path: Path) -> int:
