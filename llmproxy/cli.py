@@ -35,6 +35,14 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
         from . import convert_command
 
         return convert_command.main(words[1:], program)
+    if words[:1] == ["export"]:
+        from . import moving_commands
+
+        return moving_commands.export_main(words[1:], program)
+    if words[:1] == ["import"]:
+        from . import moving_commands
+
+        return moving_commands.import_main(words[1:], program)
     arguments = _parser(program).parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that can't show what a client says
@@ -59,6 +67,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
+        f"\n       {program} export FILE [flags]\n       {program} import FILE [flags]"
         f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
         description="Serve every llm model to programs that speak an LLM wire, "
         "and keep every exchange in llm's logs.db.",

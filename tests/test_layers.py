@@ -303,6 +303,13 @@ ROOMS: dict[str, set[str]] = {
         "terminal_threads",
     },
     "convert_command": {"command", "convert", "dialects", "payload"},
+    "moving_commands": {
+        "command",
+        "filters",
+        "recorder.history",
+        "recorder.moving",
+        "recorder.store",
+    },
     "cli": {
         "",
         "access",
@@ -310,6 +317,7 @@ ROOMS: dict[str, set[str]] = {
         "convert_command",
         "limits",
         "log_command",
+        "moving_commands",
         "recorder.exchange",
         "recorder.store",
         "terminal",

@@ -10,7 +10,9 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
-from llmproxy import convert_command, log_command
+import pytest
+
+from llmproxy import convert_command, log_command, moving_commands
 from llmproxy.app import _PAGES
 from llmproxy.cli import _parser
 from llmproxy.dialects import DIALECTS
@@ -62,6 +64,37 @@ def test_every_flag_of_convert_is_in_the_readme_and_the_other_way_round():
     flags = {word for action in actions for word in action.option_strings} - {"-h", "--help"}
     usage = README.partition("python -m llmproxy convert")[2].partition("```")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags
+
+
+@pytest.mark.parametrize(
+    "parser, start",
+    [
+        (moving_commands._export_parser, "python -m llmproxy export FILE"),
+        (moving_commands._import_parser, "python -m llmproxy import FILE…"),
+    ],
+    ids=["export", "import"],
+)
+def test_every_flag_of_export_and_import_is_in_the_readme_and_the_other_way_round(parser, start):
+    flags = {word for action in parser("x")._actions for word in action.option_strings}
+    usage = README.partition(start)[2].partition("```")[0].partition("python -m")[0]
+    assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags - {"-h", "--help"}
+
+
+def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
+    with running(AsyncScript("m", "Hello", usage(3, 2))) as proxy:
+        body = {"model": "m", "messages": [{"role": "user", "content": "greet me"}]}
+        urlopen(f"{proxy.url}/v1/chat/completions", json.dumps(body).encode()).read()
+    section = README.partition("### Move it")[2].partition("### ")[0]
+    (commands,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    python = commands.replace("python -m", f"{sys.executable} -m")
+    run = subprocess.run(
+        ["sh", "-ec", python], cwd=tmp_path, capture_output=True, text=True, timeout=50
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == "exported 1 exchanges\n" * 3
+    new = [line.partition(";")[0] for line in run.stdout.splitlines()]
+    assert new == ["imported 1 exchanges"] * 2
+    assert "greet" not in (tmp_path / "bug.jsonl").read_text()
 
 
 def test_every_column_is_in_the_readme(llm_user_path):
