@@ -23,7 +23,10 @@ from .. import hub
 __all__ = [
     "Difference",
     "Reply",
+    "Sameness",
+    "answering_options",
     "first_difference",
+    "is_same",
     "replies",
     "reply_of",
     "request_key",
@@ -114,7 +117,7 @@ def request_key(request: hub.ChatRequest) -> str:
     dialect it came by, streamed or not.
     """
     asked: list[Any] = [
-        dict(request.options),
+        answering_options(request),
         [[tool.name, tool.description, tool.input_schema] for tool in request.tools],
         [[tool.name, dict(tool.config)] for tool in request.server_tools],
         request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name,
@@ -128,6 +131,16 @@ def request_key(request: hub.ChatRequest) -> str:
             key.update(words if message.role == role else f"\0{message.role}\0".encode() + words)
             role = message.role
     return str(key.hexdigest())
+
+
+def answering_options(request: hub.ChatRequest) -> dict[str, Any]:
+    """The options that an answer hangs on.
+
+    Not who asks, where agents send another session's name each time, nor whether the
+    provider is to keep a cache, of which the log keeps no marks.
+    """
+    others = ("user", "cache")
+    return {name: value for name, value in request.options.items() if name not in others}
 
 
 def visible_text(message: Message) -> str:

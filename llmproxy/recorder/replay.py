@@ -23,7 +23,7 @@ from llm.parts import Message
 
 from .. import hub
 from ..errors import ModelNotFound, NotFound, ProxyError
-from .chain import first_difference, say_the_same, visible_text
+from .chain import answering_options, first_difference, say_the_same, visible_text
 from .timeline import TimedEvent
 
 __all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
@@ -211,8 +211,9 @@ def differences(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> Iterator[t
     """
     if asked.model != recorded.model:
         yield "model", _was("model", recorded.model, asked.model)
-    for name in sorted({*asked.options, *recorded.options}):
-        was, now = recorded.options.get(name), asked.options.get(name)
+    before, after = answering_options(recorded), answering_options(asked)
+    for name in sorted({*before, *after}):
+        was, now = before.get(name), after.get(name)
         if was != now:
             path = asked.option_paths.get(name, name)
             yield path, _was(path, was, now)

@@ -269,6 +269,16 @@ def test_another_request_has_another_key(changes):
     assert request_key(asked) != request_key(other)
 
 
-def test_model_and_stream_are_not_part_of_a_requests_key():
-    other = openai_chat.parse_request(OPENAI | {"model": "n", "stream": False}, {})
+def test_cache_marks_are_not_part_of_a_requests_key():
+    """The log keeps none of them, and agents move them with each request."""
+    system = [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}]
+    marked = anthropic_messages.parse_request(ANTHROPIC | {"system": system}, {})
+    assert marked.options["cache"] is True
+    assert request_key(marked) == request_key(anthropic_messages.parse_request(ANTHROPIC, {}))
+
+
+def test_model_stream_and_who_asks_are_not_part_of_a_requests_key():
+    """Claude Code and others send their session's name as the user."""
+    changes = {"model": "n", "stream": False, "user": "session-2"}
+    other = openai_chat.parse_request(OPENAI | changes, {})
     assert request_key(openai_chat.parse_request(OPENAI, {})) == request_key(other)
