@@ -1,0 +1,261 @@
+"""Other servers asked over their wires: a played provider, and our own proxy in both dialects."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import llm
+import pytest
+from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
+
+from llmproxy import hub
+from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
+from llmproxy.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
+from llmproxy.study.remote import asking, chat_url
+from llmproxy.transport.client import Deadlines
+from tests.models import SyncScript, tool_call, usage
+from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
+from tests.proxies import running
+
+QUESTION = hub.ChatRequest("m", [Message("user", [TextPart("Hi?")])], options={"max_tokens": 50})
+
+
+async def ask(dialect, url, request=QUESTION, **options):
+    async with asking(dialect, url, request, **options) as answer:
+        return [stamped async for stamped in answer]
+
+
+def events_of(stamped):
+    assert [each.at for each in stamped] == sorted(each.at for each in stamped)
+    return [each.event for each in stamped]
+
+
+async def test_a_providers_stream_is_read_as_events():
+    began = time.monotonic()
+    deltas = [{"reasoning_content": "Hm."}, {"content": "Hel"}, {"content": "lo"}]
+    with playing(chat_stream(*deltas)) as played:
+        stamped = await ask(openai_chat, played.url, key="k")
+    assert events_of(stamped) == [
+        StreamEvent("reasoning", "Hm.", 0),
+        StreamEvent("text", "Hel", 1),
+        StreamEvent("text", "lo", 1),
+        hub.Finish("stop", usage=hub.Usage(11, 7), model="real-model"),
+    ]
+    assert began < stamped[0].at <= stamped[-1].at < time.monotonic()
+    assert played.bodies == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "Hi?"}],
+            "max_tokens": 50,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+    ]
+    assert played.headers[0]["authorization"] == "Bearer k"
+    assert "anthropic-version" not in played.headers[0]
+
+
+async def test_a_stream_without_done_ends_with_its_connection():
+    def answer(body, handler):
+        begin_sse(handler)
+        say_event(handler, chat_chunk({"content": "Hi"}, "stop"))
+
+    with playing(answer) as played:
+        events = events_of(await ask(openai_chat, played.url))
+    assert events == [StreamEvent("text", "Hi", 0), hub.Finish("stop", model="real-model")]
+
+
+async def test_a_cut_stream_fails_behind_its_events():
+    def answer(body, handler):
+        begin_sse(handler)
+        say_event(handler, chat_chunk({"content": "Hi"}))
+
+    events = []
+    with playing(answer) as played:
+        with pytest.raises(UpstreamError, match="^the upstream's stream ended before its answer"):
+            async with asking(openai_chat, played.url, QUESTION) as remote:
+                async for stamped in remote:
+                    events.append(stamped.event)
+    assert events == [StreamEvent("text", "Hi", 0)]
+
+
+async def test_an_error_inside_a_stream_comes_behind_the_events_before_it():
+    def answer(body, handler):
+        begin_sse(handler)
+        error = {"error": {"message": "slow down", "type": "rate_limit_error"}}
+        text = json.dumps(chat_chunk({"content": "Hi"}))
+        handler.wfile.write(f"data: {text}\n\ndata: {json.dumps(error)}\n\n".encode())
+
+    events = []
+    with playing(answer) as played:
+        with pytest.raises(RateLimited, match="^slow down$"):
+            async with asking(openai_chat, played.url, QUESTION) as remote:
+                async for stamped in remote:
+                    events.append(stamped.event)
+    assert events == [StreamEvent("text", "Hi", 0)]
+
+
+SCRIPT = (
+    StreamEvent("reasoning", "Think ", 0),
+    StreamEvent("reasoning", "first.", 0),
+    "One ",
+    "answer, ünïcode 🎉 & all.",
+    tool_call("look", {"at": "you", "n": [1, 2.5]}, "call_1"),
+    tool_call("look", {}, "call_2"),
+    usage(12, 34),
+)
+TOOL = llm.Tool(name="look", input_schema={"type": "object", "properties": {}})
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.NAME)
+@pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/"])
+async def test_our_own_proxy_is_asked_in_both_dialects(dialect, tail):
+    with running(SyncScript("m", *SCRIPT)) as proxy:
+        request = hub.ChatRequest("m", QUESTION.messages, (TOOL,))
+        async with asking(dialect, proxy.url + tail, request) as answer:
+            stamped = [each async for each in answer]
+        times = answer.times
+    assert times.began < times.connected < times.sent < times.first_byte <= stamped[0].at
+    response = hub.collect(events_of(stamped))
+    (message,) = response.messages
+    assert [part.text for part in message.parts if isinstance(part, ReasoningPart)] == [
+        "Think first."
+    ]
+    assert "".join(part.text for part in message.parts if isinstance(part, TextPart)) == (
+        "One answer, ünïcode 🎉 & all."
+    )
+    assert [part for part in message.parts if isinstance(part, ToolCallPart)] == [
+        ToolCallPart("look", {"at": "you", "n": [1, 2.5]}, "call_1"),
+        ToolCallPart("look", {}, "call_2"),
+    ]
+    finish = response.finish
+    assert (finish.reason, finish.model) == ("tool_calls", "m")
+    assert (finish.usage.input_tokens, finish.usage.output_tokens) == (12, 34)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.NAME)
+async def test_a_key_is_sent_as_the_dialects_servers_take_it(dialect):
+    with running(SyncScript("m", "Hi"), keys=("sesame",)) as proxy:
+        finish = events_of(await ask(dialect, proxy.url, key="sesame"))[-1]
+        assert finish.reason == "stop"
+        with pytest.raises(Unauthorized):
+            await ask(dialect, proxy.url, key="wrong")
+
+
+async def test_anthropics_fields_and_what_the_wire_can_not_carry():
+    def answer(body, handler):
+        say_json(handler, {"type": "error", "error": {"type": "x", "message": "no"}}, 500)
+
+    request = hub.ChatRequest("m", QUESTION.messages, options={"seed": 3, "max_tokens": 9})
+    with playing(answer) as played:
+        with pytest.raises(UpstreamError, match="^no$") as failure:
+            await ask(anthropic_messages, played.url, request, key="k", headers={"x-extra": "1"})
+    sent = played.headers[0]
+    assert failure.value.status == 500
+    assert (sent["x-api-key"], sent["anthropic-version"]) == ("k", "2023-06-01")
+    assert (sent["x-extra"], "authorization" in sent) == ("1", False)
+    with running(SyncScript("m", "Hi")) as proxy:
+        async with asking(anthropic_messages, proxy.url, request) as remote:
+            assert remote.ignored == ("seed",)
+
+
+async def test_a_refusal_keeps_its_status_words_and_wait():
+    def answer(body, handler):
+        error = {"error": {"message": "slow down", "type": "rate_limit_exceeded", "code": "r"}}
+        say_json(handler, error, 429, retry_after="7")
+
+    with playing(answer) as played:
+        with pytest.raises(RateLimited, match="^slow down$") as failure:
+            await ask(openai_chat, played.url)
+    assert (failure.value.code, failure.value.headers) == ("r", {"retry-after": "7"})
+
+
+async def test_a_refusal_that_is_cut_is_one_all_the_same():
+    def answer(body, handler):
+        handler.send_response(401)
+        handler.send_header("content-length", "5000")
+        handler.end_headers()
+        handler.wfile.write(b"x" * 3000)
+
+    with playing(answer) as played:
+        with pytest.raises(Unauthorized, match="^x{1000}$"):
+            await ask(openai_chat, played.url)
+
+
+async def test_a_redirect_is_no_place_for_a_key():
+    def answer(body, handler):
+        say_json(handler, {}, 308, location="http://127.0.0.1:1/v1/chat/completions")
+
+    with playing(answer) as played:
+        with pytest.raises(UpstreamError, match="^the upstream redirects .status 308.: give its"):
+            await ask(openai_chat, played.url, key="k")
+    assert len(played.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        ({"error": {"message": "no key", "code": 401}}, "^no key$"),
+        ({"choices": []}, "^the upstream answered with application/json where a stream was asked"),
+    ],
+)
+async def test_what_is_no_stream_is_no_answer(body, message):
+    with playing(lambda asked, handler: say_json(handler, body)) as played:
+        with pytest.raises((Unauthorized, UpstreamError), match=message):
+            await ask(openai_chat, played.url)
+
+
+async def test_a_stalled_stream_has_a_deadline_and_is_hung_up():
+    def answer(body, handler):
+        begin_sse(handler)
+        say_event(handler, chat_chunk({"content": "Hi"}))
+        while True:
+            handler.connection.settimeout(5)
+            if not handler.connection.recv(1):
+                raise ConnectionResetError
+
+    with playing(answer) as played:
+        with pytest.raises(UpstreamTimeout, match="^the upstream's answer stalled within 0.1 s$"):
+            await ask(openai_chat, played.url, deadlines=Deadlines(idle_s=0.1))
+        assert await asyncio.to_thread(played.hung_up.wait, 5)
+
+
+async def test_a_cancel_stops_the_model_of_our_own_proxy():
+    begun = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(response):
+        loop.call_soon_threadsafe(begun.set)
+        time.sleep(0.05)
+
+    model = SyncScript("m", "Hi", wait, *["more"] * 3, *[wait, "and more"] * 400)
+    with running(model) as proxy:
+        task = asyncio.create_task(ask(openai_chat, proxy.url))
+        await begun.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        report = await asyncio.to_thread(proxy.wait_for_report)
+    assert report.status == "cancelled"
+
+
+@pytest.mark.parametrize(
+    "base, url",
+    [
+        ("http://a", "http://a/v1/chat/completions"),
+        ("http://a/", "http://a/v1/chat/completions"),
+        ("http://a/v1", "http://a/v1/chat/completions"),
+        ("http://a:1/x/v1/", "http://a:1/x/v1/chat/completions"),
+        ("https://api.z.ai/api/paas/v4", "https://api.z.ai/api/paas/v4/chat/completions"),
+        ("http://a/openai/chat/completions", "http://a/openai/chat/completions"),
+        ("http://a/v1?key=x", "http://a/v1/chat/completions?key=x"),
+        ("http://a/revv1", "http://a/revv1/v1/chat/completions"),
+    ],
+)
+def test_a_base_url_with_or_without_its_version_gives_the_chat_route(base, url):
+    assert chat_url(openai_chat, base) == url
+    assert chat_url(anthropic_messages, base.replace("chat/completions", "messages")) == (
+        url.replace("chat/completions", "messages")
+    )
