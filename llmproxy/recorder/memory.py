@@ -31,6 +31,9 @@ __all__ = ["Memory", "Recollection"]
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a task for a sub-agent says this much
 TEXT_QUOTE_CHARS = 200  # of a reply's text: shorter ones are quoted by chance
+# Replies of several threads that are looked at for one that is of one: each takes as long as
+# it was said often, and one request is looked through at a time.
+MAX_UNSURE = 8
 MAX_WAITING = 64  # turns kept until the log has them; each may hold a whole conversation
 
 
@@ -185,22 +188,22 @@ def _previous(
     messages: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, client: str
 ) -> tuple[str | None, Link | None]:
     """Find the turn that a request goes on from, by the newest reply that is known."""
+    unsure = 0
     for count, reply in reversed([*enumerate(said)]):
         if known := _first(recorded.find("history", reply), client):
             return known.turn_id, "reply"
-        if reply.is_trivial:
+        if reply.is_trivial or unsure == MAX_UNSURE:
             continue
         older = said[:count]
         known = _first(_nearest(recorded.find("question", reply), older, recorded), client)
-        known = known or _of_one_thread(
-            _nearest(
+        if known is None:
+            alike = (
                 recorded.find("words", reply)
                 or recorded.find("calls", reply)
-                or recorded.find("text", reply),
-                older,
-                recorded,
+                or recorded.find("text", reply)
             )
-        )
+            known = _of_one_thread(_nearest(alike, older, recorded))
+            unsure += bool(alike)
         if known is not None:
             is_compacted = _is_compacted(messages[: reply.index], said, recorded, known)
             return known.turn_id, "compacted" if is_compacted else "reply"

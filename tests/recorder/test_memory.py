@@ -24,6 +24,7 @@ from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.chain import replies
 from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.memory import Memory, Recollection
+from llmproxy.recorder.replies import Replies
 from llmproxy.recorder.store import Store
 from tests import strategies
 from tests.recorder.conftest import RECEIVED
@@ -321,6 +322,24 @@ def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_s
         assert log.recollect(history).previous_id == last[name]
     neither = [llm.user("third"), llm.assistant(LONG), *histories["one"][2:]]
     assert log.recollect(neither).previous_id is None
+
+
+def test_reply_that_is_said_everywhere_takes_no_time(log, monkeypatch):
+    """A bot that always says the same, and a history that the log knows nothing of."""
+    sorry = "I am sorry, but I can't help with that."
+    for number in range(3):
+        log.ask([llm.user(f"{number}")], sorry)
+    known = log.ask([llm.user("known")], LONG)
+    asked = []
+    find = Replies.find
+    monkeypatch.setattr(
+        Replies, "find", lambda self, how, reply: asked.append(how) or find(self, how, reply)
+    )
+    unknown = [m for i in range(100) for m in (llm.user(f"another {i}"), llm.assistant(sorry))]
+    assert log.recollect([*unknown, llm.user("r")]).previous_id is None
+    assert asked.count("words") == 8
+    before = [llm.user("known"), llm.assistant(LONG)]
+    assert log.recollect([*before, *unknown, llm.user("r")]).previous_id == known
 
 
 def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log):
