@@ -94,6 +94,7 @@ def test_many_replies_in_a_row_are_read_in_no_time():
     [
         (TextPart("ok"), True),
         (TextPart("- - - - - - - - - - - - - - - - - - - - - - - -"), True),
+        (TextPart("- " * 40), False),
         (TextPart(LONG), False),
         (call({}), False),
         (call({}, id="call_0"), False),

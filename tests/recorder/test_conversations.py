@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import llm
 import pytest
 from llm.logs import LogStore
 from sqlite_utils import Database
@@ -163,6 +164,47 @@ def test_what_failed_last_stays_in_the_column(talk, history):
     first = talk("one")
     talk("two", first, status="error", reply=[], error="overloaded")
     assert drawn(history, first) == [(0, None, "one"), (0, None, "two")]
+
+
+def test_of_what_was_cut_short_the_last_stays_in_the_column(talk, history):
+    first = talk("one")
+    for answer in ("so fa", "so far as"):
+        talk("two", first, status="cancelled", answer=answer)
+    places = tree(history, first.id)
+    assert [(place.depth, place.label, place.begins) for place in places[1:]] == [
+        (1, None, True),
+        (0, "retry", False),
+    ]
+
+
+def test_a_fork_is_one_though_what_it_left_was_forgotten(talk, history, path):
+    first = talk("one")
+    second = talk("two", first)
+    talk("three", first)
+    prune(path, Filter(ids=(second.id,)))
+    assert drawn(history, first) == [(0, None, "one"), (1, "fork", "three")]
+
+
+def test_llms_own_turn_goes_on_in_its_thread_where_a_retry_said_the_same(talk, history, run_llm):
+    past = {"received": datetime(2000, 1, 1, tzinfo=UTC), "model": "echo"}
+    first = talk("one", **past)
+    second = talk("two", first, **past)
+    talk("two", first, **past)
+    run_llm("--cid", first.id, "-m", "echo", "said by hand")
+    assert drawn(history, second) == [
+        (0, None, "one"),
+        (1, "retry", "two"),
+        (0, None, "two"),
+        (0, None, "said by hand"),
+    ]
+
+
+def test_a_turn_of_which_nothing_is_known_goes_on_from_the_last_of_its_thread(talk, history, path):
+    first = talk("one")
+    second = talk("two", first)
+    talk("three", second, messages=[llm.user("moved"), llm.user("three")])
+    prune(path, Filter(ids=(second.id,)))
+    assert drawn(history, first) == [(0, None, "one"), (0, None, "three")]
 
 
 def test_llms_own_turns_have_their_place(talk, history, run_llm):

@@ -362,11 +362,11 @@ def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log)
 
 def test_conversations_that_are_alike_each_go_on_once(log):
     """Nobody can tell them apart, but none gets two."""
-    for _ in range(5):
-        log.ask(START, LONG)
-    for number in range(5):
+    ids = [log.ask(START, LONG) for _ in range(40)]
+    assert log.recollect(ECHO).previous_id == ids[-1]
+    for number in range(40):
         log.ask([*ECHO[:-1], llm.user(f"go on {number}")], f"{LONG} {number}")
-    assert [len(ids) for ids in log.threads()] == [2] * 5
+    assert [len(ids) for ids in log.threads()] == [2] * 40
     assert log.rows("select count(*) from threads where forked_from is not null") == [(0,)]
 
 
@@ -374,6 +374,15 @@ def test_of_conversations_that_are_alike_a_clients_own_goes_on(log):
     mine = log.ask(START, LONG, client="aider")
     log.ask(START, LONG, client="other")
     assert log.recollect(ECHO, client="aider").previous_id == mine
+
+
+@pytest.mark.parametrize("go_on", [False, True], ids=["cut short", "went on from, in vain"])
+def test_of_conversations_that_are_alike_a_finished_one_that_waits_goes_on(go_on, log):
+    first = log.ask(START, LONG)
+    second = log.ask(START, LONG, status="ok" if go_on else "cancelled")
+    if go_on:
+        log.ask(ECHO, "As far as it", status="cancelled")
+    assert log.recollect(ECHO).previous_id == (second if go_on else first)
 
 
 def test_call_is_known_by_its_id_though_its_words_are_not(log):
@@ -411,6 +420,23 @@ def test_summary_in_place_of_older_turns_forks(log):
     third = log.ask(compacted, LONG + "?")
     fourth = log.ask([*compacted, llm.assistant(LONG + "?"), llm.user("x")], LONG + ".")
     assert log.threads()[1:] == [[third, fourth]]
+
+
+def test_summary_that_changes_again_forks_once(log):
+    replies = [f"{LONG} {number}" for number in range(5)]
+    history = [llm.user("begin")]
+    for reply in replies[:3]:
+        log.ask(history, reply)
+        history += [llm.assistant(reply), llm.user(f"after {reply}")]
+    history = [llm.user("A summary, written at nine."), *history[-2:]]
+    ids = [log.ask(history, replies[3])]
+    for reply in replies[3:]:
+        history += [llm.assistant(reply), llm.user(f"after {reply}")]
+        changed = [llm.user(f"A summary, written after {reply}."), *history[1:]]
+        found = log.recollect(changed)
+        assert (found.previous_id, found.link) == (ids[-1], "reply")
+        ids.append(log.ask(history, replies[4]))
+    assert [len(thread) for thread in log.threads()] == [3, 3]
 
 
 def test_sliding_window_stays_in_its_thread(log):
@@ -458,6 +484,17 @@ def test_side_request_is_known_by_what_it_quotes(reply, quoted, link, log):
 
 
 # ---- what is given back
+
+
+def test_nothing_is_quoted_of_a_cut_answer_or_by_one_who_goes_on(log):
+    long = f"{LONG} " * 8
+    quotes = [llm.user(f"Give a title: {long}")]
+    log.ask(START, long, status="cancelled")
+    assert log.recollect(quotes).link is None
+    log.ask(START, long + "!")
+    quotes = [llm.user(f"Give a title: {long}!")]
+    assert log.recollect(quotes).link == "quote"
+    assert log.recollect([*quotes, llm.assistant("Unknown."), llm.user("r")]).link is None
 
 
 def test_what_the_wire_dropped_is_given_back(log):
@@ -554,6 +591,13 @@ def test_reply_that_is_known_to_be_anothers_is_not_taken_from_elsewhere(fields, 
     log.ask(messages, LONG, **fields)
     messages += [llm.assistant(LONG), llm.user("r")]
     assert log.recollect(messages).messages == messages
+
+
+def test_trivial_reply_gets_nothing_back_in_another_conversation(log):
+    log.ask([llm.user("q")], said(ReasoningPart("hm"), TextPart("ok")))
+    before = [llm.user("another"), llm.assistant("sure")]
+    messages = [*before, llm.user("q"), llm.assistant("ok"), llm.user("r")]
+    assert log.recollect(messages).recalled == frozenset()
 
 
 def test_two_candidates_are_none(log):
