@@ -525,3 +525,45 @@ def test_llm_logs_off_is_seen(run_llm, monkeypatch):
     assert not logs_on()
     monkeypatch.setenv("LLM_USER_PATH", os.devnull)
     assert logs_on()
+
+
+# ---- goes on with a thread, or forks from it
+
+
+def threads_and_origins(path):
+    return rows(
+        path,
+        "select turns.id, thread_id, forked_from from turns"
+        " join threads on threads.id = thread_id order by turns.id",
+    )
+
+
+def test_who_goes_on_second_forks(talk, path):
+    first = talk("one")
+    second, third = talk("two", first), talk("three", first)
+    assert threads_and_origins(path) == [
+        (first.id, first.id, None),
+        (second.id, first.id, None),
+        (third.id, third.id, first.id),
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"status": "cancelled"}, {"reply": []}])
+def test_what_was_cut_or_showed_nothing_was_not_first(fields, talk, path):
+    first = talk("one")
+    talk("two", first, **fields)
+    talk("three", first)
+    assert {row[1:] for row in threads_and_origins(path)} == {(first.id, None)}
+
+
+def test_a_turn_of_llms_own_was_first(talk, path, run_llm):
+    first = talk("one", model="echo")
+    run_llm("--cid", first.id, "-m", "echo", "said by hand")
+    second = talk("two", first)
+    assert (second.id, second.id, first.id) in threads_and_origins(path)
+
+
+def test_what_goes_on_from_a_forgotten_turn_is_a_thread_of_its_own(talk, make_exchange, path):
+    gone = make_exchange("never written")
+    second = talk("two", gone)
+    assert threads_and_origins(path) == [(second.id, second.id, None)]
