@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -104,14 +105,18 @@ def _quoted(words: str) -> str:
 
 
 class History:
-    """A logs.db open for reading, by one thread.
+    """A logs.db open for reading, by one thread at a time.
+
+    asks_models: let llm look a model up, and so load its plugins, where it needs that to
+        put a provider's raw answer together again; otherwise that one is left out.
 
     Raises:
         Unusable: there is none, it is no database, or a newer llmproxy's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, asks_models: bool = True) -> None:
         self.path = path
+        self._asks_models = asks_models
         with translated(path):
             self._conn, self._log, self._version = open_for_reading(path)
             if 0 < self._version < SCHEMA_VERSION:
@@ -196,30 +201,30 @@ class History:
             id=row["id"],
             thread_id=row["id"],
             model=row["model_used"],
-            messages=with_remote_attachments(self._log.load_chain(row["message_hash"])),
+            messages=self._chain(row["message_hash"]),
             reply=[],
             started=datetime.fromisoformat(row["received"]),
             duration_ms=int(row["duration_ms"] or 0),
         )
 
     def _whole_turn(self, row: sqlite3.Row) -> Turn:
-        messages = self._log.load_chain(row["parent_message_hash"])
-        reply = self._log.load_chain(row["tip_message_hash"])[len(messages) :]
+        messages = self._chain(row["parent_message_hash"])
+        reply = self._chain(row["tip_message_hash"], after=row["parent_message_hash"])
         tools = self._conn.execute(
             "select tools.* from turn_tools join tools on tools.id = turn_tools.tool_id"
             " where turn_id = ? order by turn_tools.rowid",
             (row["id"],),
         )
-        try:
-            response_json = self._log.turn_response_json(row["id"])
-        except UncondenseError:
-            response_json = None
+        response_json = None
+        if self._asks_models or '"m.' not in (row["response_json"] or ""):
+            with suppress(UncondenseError):
+                response_json = self._log.turn_response_json(row["id"])
         return Turn(
             id=row["id"],
             thread_id=row["thread_id"],
             model=row["model"],
-            messages=with_remote_attachments(messages),
-            reply=with_remote_attachments(reply),
+            messages=messages,
+            reply=reply,
             started=datetime.fromisoformat(row["datetime_utc"]),
             duration_ms=row["duration_ms"],
             resolved_model=row["resolved_model"],
@@ -237,6 +242,13 @@ class History:
             usage=llm.Usage(row["input_tokens"], row["output_tokens"], _json(row["token_details"])),
             response_json=response_json,
         )
+
+    def _chain(self, tip: str | None, *, after: str | None = None) -> list[Message]:
+        """The messages up to and with `tip`, at once: llm asks for them one by one."""
+        rows = self._conn.execute(_CHAIN, {"tip": tip, "after": after})
+        hashes = [hash for (hash,) in rows]
+        messages = self.messages(hashes)
+        return [messages[hash] for hash in hashes]
 
     def messages(self, hashes: Sequence[str]) -> dict[str, Message]:
         """Read messages by their hashes; those that are not there are left out.
@@ -308,6 +320,17 @@ class Follower:
                 self._running.discard(row["number"])
             self._last = max(self._last, row["number"])
         return [entry_of(row) for row in news if row["is_meant"]]
+
+
+_CHAIN = """
+    with recursive chain (hash, depth) as (
+        select :tip, 0 where :tip is not :after
+        union all
+        select parent_hash, depth + 1 from chain join messages using (hash)
+        where parent_hash is not :after
+    )
+    select hash from chain where hash is not null order by depth desc
+"""
 
 
 def _json(text: str | None) -> Any:

@@ -42,7 +42,7 @@ class Log:
     """
 
     def __init__(self, path: Path) -> None:
-        self._history = History(path)
+        self._history = History(path, asks_models=False)  # a plugin may ask its server
         self._lock = threading.Lock()
 
     def models(self) -> list[str]:
