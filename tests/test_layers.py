@@ -125,6 +125,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "convert": {"errors", "payload", "hub", "transport.framing", "dialects"},
     "study": set(),
+    "study.stats": set(),
     "study.remote": {
         "errors",
         "limits",
