@@ -126,6 +126,8 @@ ROOMS: dict[str, set[str]] = {
     "convert": {"errors", "payload", "hub", "transport.framing", "dialects"},
     "study": set(),
     "study.stats": set(),
+    "study.values": {"errors", "payload"},
+    "study.agreement": {"study.values"},
     "study.remote": {
         "errors",
         "limits",
@@ -354,6 +356,7 @@ PURE = (
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
     " recorder.folding recorder.exchange recorder.lines recorder.filler recorder.recordings"
     " recorder.chain recorder.tree access terminal terminal_threads"
+    " study.values study.agreement"  # study.stats draws at random, from a seed that it is given
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
