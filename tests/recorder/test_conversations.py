@@ -205,6 +205,7 @@ def test_a_turn_of_which_nothing_is_known_goes_on_from_the_last_of_its_thread(ta
     talk("three", second, messages=[llm.user("moved"), llm.user("three")])
     prune(path, Filter(ids=(second.id,)))
     assert drawn(history, first) == [(0, None, "one"), (0, None, "three")]
+    assert [place.begins for place in tree(history, first.id)] == [True, False]
 
 
 def test_llms_own_turns_have_their_place(talk, history, run_llm):
