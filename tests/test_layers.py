@@ -175,6 +175,14 @@ ROOMS: dict[str, set[str]] = {
         "dialects",
         "dialects.anthropic_messages",
         "dialects.openai_chat",
+    },
+    "recorder.write_recording": {
+        "errors",
+        "payload",
+        "hub",
+        "transport.framing",
+        "dialects",
+        "dialects.openai_chat",
         "recorder.exchange",
     },
     "recorder.turns": {"hub", "recorder.exchange"},
@@ -251,6 +259,7 @@ ROOMS: dict[str, set[str]] = {
         "recorder.lines",
         "recorder.recordings",
         "recorder.store",
+        "recorder.write_recording",
     },
     "recorder.prune": {"errors", "recorder.folding", "recorder.history", "recorder.store"},
     "recorder.spool": {"errors", "recorder.exchange", "recorder.owner"},
@@ -355,6 +364,7 @@ PURE = (
     " dialects.anthropic_messages.read_answer"
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
     " recorder.folding recorder.exchange recorder.lines recorder.filler recorder.recordings"
+    " recorder.write_recording"
     " recorder.chain recorder.tree access terminal terminal_threads"
     " study.values study.agreement"  # study.stats draws at random, from a seed that it is given
 ).split()
@@ -375,7 +385,7 @@ _SQL = {
 ONLY_IN = {
     "sqlite_utils": _SQL,
     "sqlite3": _SQL | {"recorder.owner", "recorder.spool"},
-    "socket": {"transport.server"},
+    "socket": {"transport.server", "transport.client"},
     "click": set(),
 }
 

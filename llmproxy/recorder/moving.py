@@ -32,8 +32,9 @@ from .exchange import Exchange, Status, Turn, begun
 from .filler import filled
 from .history import Filter, History, check_llm
 from .lines import decode, encode
-from .recordings import Recording, parse_recording, render_recording
+from .recordings import Recording, parse_recording
 from .store import Locked, Store
+from .write_recording import render_recording
 
 T = TypeVar("T")
 

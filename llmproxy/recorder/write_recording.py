@@ -1,0 +1,298 @@
+"""Llama Stack's recordings, written: an exchange as the file that it would have made.
+
+The newest form of it, under the name that it would have given; `recordings` reads them.
+Writing the disk is left to the caller.
+
+Spec: none that holds; the formats are those of the files in
+https://github.com/meta-llama/llama-stack/tree/main/tests/integration
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlparse
+
+from .. import hub
+from ..dialects import DIALECTS, openai_chat
+from ..errors import InvalidRequest, UpstreamError, class_of_status
+from ..transport import framing
+from .exchange import Exchange
+
+__all__ = ["recording_hash", "render_recording"]
+
+# ---- names
+
+
+_SHARED_PATHS = ("/api/tags", "/v1/models", "/v1/openai/v1/models")  # alike for all tests
+# `-?\d+\.\d{4,}`, but begun at the start of a run of digits alone: no time that squares.
+_LONG_DECIMAL = re.compile(r"(?:-|(?<!\d))\d+\.\d{4,}")
+
+
+def recording_hash(method: str, url: str, body: Any, test_id: str | None) -> str:
+    """Give the name of a recording of inference, as Llama Stack computes it.
+
+    Floats are rounded to five places, also inside of strings; `test_id` counts, None
+    too, but for lists of models. Newer versions also replace the scores, attributes and
+    document ids which their own file search writes into messages; by which words is not
+    known to us, so such names are those of the versions before.
+
+    Raises:
+        ValueError: the URL is none.
+    """
+    address = urlparse(url)
+    if isinstance(body, dict):
+        body = _without_project(body)
+        if "bedrock" in address.netloc:
+            body.pop("stream_options", None)
+    hashed = {"method": method.upper(), "endpoint": address.path, "body": _normalised(body)}
+    if address.path not in _SHARED_PATHS:
+        hashed["test_id"] = test_id
+    return _sha256(hashed)
+
+
+def _sha256(value: dict[str, Any]) -> str:
+    # json's own spaces and escapes: they are part of the name.
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _without_project(body: dict[str, Any]) -> dict[str, Any]:
+    """Copy the body without the project that some clients name in it."""
+    extras = {
+        name: {key: value for key, value in extra.items() if key != "project_id"}
+        for name in ("extra_body", "extra_query")
+        if isinstance(extra := body.get(name), dict)
+    }
+    return body | extras
+
+
+def _normalised(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _normalised(item) for key, item in value.items()}
+        case list():
+            return [_normalised(item) for item in value]
+        case float():
+            return round(value, 5)
+        case str():
+            return _LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.5f}", value)
+    return value
+
+
+# ---- writing
+
+ENDPOINT = "/v1/chat/completions"
+
+# As the OpenAI SDK puts it together for who has our address, with its /v1, as base URL.
+# Of it only the path counts for the name.
+URL = f"http://127.0.0.1:11435/v1{ENDPOINT}"
+
+
+def render_recording(exchange: Exchange, *, test_id: str | None = None) -> tuple[str, str]:
+    """Write an exchange as the recording that Llama Stack would have made of it.
+
+    Gives the file's name and its text, in the newest form. Llama Stack's recorder has chats
+    of OpenAI's wire alone: an exchange of another is written as the chat completion that
+    the same conversation would be. Where a stream was not asked for its usage, the counts
+    stand on its last chunk, so that none has no choices. Lost are times, headers, and what
+    OpenAI's wire has no place for (signatures, server tools, which stop sequence it was).
+    An error that came within a stream has no status, and nothing of what came before it.
+
+    Raises:
+        InvalidRequest: not a chat, or one without an end: running, or cut short.
+    """
+    body = _chat_body(exchange)
+    hash_ = recording_hash("POST", URL, body, test_id)
+    model = body.get("model")
+    form = {
+        "test_id": test_id,
+        "request": {
+            "method": "POST",
+            "url": URL,
+            "headers": {},
+            "body": body,
+            "endpoint": ENDPOINT,
+            "model": model if isinstance(model, str) else "",
+        },
+        "response": _response(exchange, body, f"rec-{hash_[:12]}"),
+        "id_normalization_mapping": {},
+    }
+    return f"{hash_}.json", json.dumps(form, indent=2) + "\n"
+
+
+def _chat_body(exchange: Exchange) -> dict[str, Any]:
+    """Give the request's body as OpenAI's: the client's own, where that is its wire."""
+    dialect = next((dialect for dialect in DIALECTS if dialect.NAME == exchange.dialect), None)
+    chats = [route.path for route in dialect.ROUTES if route.kind == "chat"] if dialect else []
+    body = exchange.request.body
+    if dialect is None or exchange.path not in chats:
+        raise InvalidRequest("only chats are written as recordings", param="path")
+    if not isinstance(body, dict):
+        raise InvalidRequest("expected an object", param="request.body")
+    if dialect is openai_chat:
+        return body
+    asked = dialect.parse_request(body, exchange.request.headers)
+    return openai_chat.render_request(asked)[0]
+
+
+def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, Any]:
+    if exchange.status == "error":
+        return _exception(exchange)
+    finish = exchange.finish
+    if exchange.status != "ok" or finish is None:
+        raise InvalidRequest(
+            f"only an answer that came to its end is a recording; this one is {exchange.status!r}",
+            param="status",
+        )
+    events: list[hub.Event] = [*(event for _, event in exchange.events), finish]
+    request = hub.ChatRequest(
+        finish.model or exchange.model_used or exchange.model_asked,
+        [],
+        stream=exchange.stream,
+        wire={"include_usage": True},
+    )
+    if not exchange.stream:
+        answer = openai_chat.render_response(request, hub.collect(events), "", 0)
+        return {"body": _completion(answer, id_), "is_streaming": False}
+    chunks = _chunks(request, events)
+    match body:
+        case {"stream_options": {"include_usage": True}}:
+            pass
+        case _:
+            usage = chunks.pop()["usage"]
+            chunks[-1]["usage"] = usage
+    return {"body": [_chunk(chunk, id_) for chunk in chunks], "is_streaming": True}
+
+
+def _chunks(request: hub.ChatRequest, events: list[hub.Event]) -> list[dict[str, Any]]:
+    """Render the stream, its usage in a chunk of its own at the end."""
+    renderer = openai_chat.StreamRenderer(request, "", 0)
+    frames = renderer.start() + [frame for event in events for frame in renderer.feed(event)]
+    decoded = framing.SSEDecoder().feed(b"".join(frames))
+    return [json.loads(frame.data) for frame in decoded if frame.data != "[DONE]"]
+
+
+# The OpenAI SDK's fields in its order, as `model_dump(mode="json")` has them (3.54.0).
+_CHUNK = dict.fromkeys(
+    "id choices created model object moderation obfuscation service_tier system_fingerprint"
+    " usage".split()
+)
+_COMPLETION = dict.fromkeys(
+    "id choices created model object metadata moderation service_tier system_fingerprint"
+    " usage".split()
+)
+_DELTA = dict.fromkeys("audio content function_call refusal role tool_calls".split())
+_DELTA_CALL = dict.fromkeys("index id function type".split())
+_MESSAGE = dict.fromkeys("content refusal role annotations audio function_call tool_calls".split())
+_MESSAGE_CALL = dict.fromkeys("id function type".split())
+_FUNCTION = dict.fromkeys("arguments name".split())
+_USAGE = dict.fromkeys(
+    "completion_tokens prompt_tokens total_tokens completion_tokens_details"
+    " prompt_tokens_details".split()
+)
+_USAGE_DETAILS = {
+    "completion_tokens_details": dict.fromkeys(
+        "accepted_prediction_tokens audio_tokens reasoning_tokens rejected_prediction_tokens"
+        " text_tokens".split()
+    ),
+    "prompt_tokens_details": dict.fromkeys(
+        "audio_tokens cache_write_tokens cached_tokens image_tokens text_tokens".split()
+    ),
+}
+
+
+def _chunk(chunk: dict[str, Any], id_: str) -> dict[str, Any]:
+    choices = [
+        {
+            "delta": _said(_DELTA, choice["delta"], _DELTA_CALL),
+            "index": choice["index"],
+            "finish_reason": choice["finish_reason"],
+            "logprobs": None,
+        }
+        for choice in chunk["choices"]
+    ]
+    data = _CHUNK | chunk | {"id": id_, "choices": choices, "usage": _usage(chunk["usage"])}
+    return _typed("openai.types.chat.chat_completion_chunk.ChatCompletionChunk", data)
+
+
+def _completion(answer: dict[str, Any], id_: str) -> dict[str, Any]:
+    choices = [
+        {
+            "finish_reason": choice["finish_reason"],
+            "index": choice["index"],
+            "logprobs": None,
+            "message": _said(_MESSAGE, choice["message"], _MESSAGE_CALL),
+        }
+        for choice in answer["choices"]
+    ]
+    data = _COMPLETION | answer | {"id": id_, "choices": choices, "usage": _usage(answer["usage"])}
+    return _typed("openai.types.chat.chat_completion.ChatCompletion", data)
+
+
+def _typed(type_: str, data: dict[str, Any]) -> dict[str, Any]:
+    return {"__type__": type_, "__data__": data}
+
+
+def _said(
+    nulls: Mapping[str, None], said: dict[str, Any], call_nulls: Mapping[str, None]
+) -> dict[str, Any]:
+    """Fill a delta or message, and the calls in it."""
+    filled = {**nulls, **said}
+    if filled["tool_calls"] is not None:
+        filled["tool_calls"] = [
+            {**call_nulls, **call, "function": {**_FUNCTION, **call["function"]}}
+            for call in filled["tool_calls"]
+        ]
+    return filled
+
+
+def _usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
+    if usage is None:
+        return None
+    details = {
+        name: {**nulls, **usage[name]} if name in usage else None
+        for name, nulls in _USAGE_DETAILS.items()
+    }
+    return {**_USAGE, **usage, **details}
+
+
+def _exception(exchange: Exchange) -> dict[str, Any]:
+    """Write an error as what the OpenAI SDK raises of it."""
+    status = exchange.http_status
+    if status is not None and status < 400:  # it came within the stream
+        status = None
+    message = exchange.error or "the upstream failed, without saying why"
+    error = class_of_status(status or UpstreamError.status)(message)
+    return {
+        "body": None,
+        "is_exception": True,
+        "exception_data": {
+            "category": "provider_sdk",
+            "provider": "openai",
+            "type": _sdk_exception(status),
+            "message": message,
+            "status_code": status,
+            "body": openai_chat.render_error(error)["error"],
+        },
+        "exception_message": message,
+    }
+
+
+def _sdk_exception(status: int | None) -> str:
+    if status is None:
+        return "APIError"
+    return _SDK_EXCEPTIONS.get(status, "InternalServerError" if status >= 500 else "APIStatusError")
+
+
+_SDK_EXCEPTIONS: Mapping[int, str] = {
+    400: "BadRequestError",
+    401: "AuthenticationError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    409: "ConflictError",
+    422: "UnprocessableEntityError",
+    429: "RateLimitError",
+}
