@@ -7,6 +7,7 @@ long the whole may take, too. One request, never tried again.
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -92,11 +93,14 @@ async def asking(
     headers: Mapping[str, str] | None = None,
     limits: Limits = Limits(),
     deadlines: client.Deadlines | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[RemoteAnswer]:
     """Send a request to a server, as a stream, and give its answer once it has begun.
 
     base_url: as `chat_url` takes it. key: sent to it as the dialect's servers expect one.
-    headers: more fields. Leaving the block, by a cancel too, cuts the connection at once.
+    headers: more fields. tls: the trust to use, the system's by default; who asks often
+    makes one, since reading the system's takes some ten milliseconds. Leaving the block,
+    by a cancel too, cuts the connection at once.
 
     Raises:
         ProxyError: the server's refusal, by its own status; UpstreamError where there is no
@@ -116,6 +120,7 @@ async def asking(
         payload.encode(body),
         limits=limits,
         deadlines=deadlines or client.Deadlines(),
+        tls=tls,
     ) as answer:
         if not 200 <= answer.status < 300:
             raise await _refusal(dialect, answer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import ssl
 import time
 from collections import deque
@@ -27,7 +28,6 @@ from .http11 import Headers
 __all__ = ["Answer", "Deadlines", "Times", "sending"]
 
 READ_AHEAD_BYTES = 256 * 2**10  # come and not asked for yet; above it, the server has to wait
-NEXT_ADDRESS_S = 0.25  # RFC 8305 8: so long an address has before the name's next is tried too
 _OURS = {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
 
 
@@ -208,13 +208,7 @@ async def _connect(place: _Place, tls: ssl.SSLContext | None, deadlines: Deadlin
     where = f"{place.host}:{place.port}"
     try:
         async with asyncio.timeout(deadlines.connect_s):
-            _, wire = await asyncio.get_running_loop().create_connection(
-                _Wire,
-                place.host,
-                place.port,
-                ssl=tls if place.is_tls else None,
-                happy_eyeballs_delay=NEXT_ADDRESS_S,
-            )
+            return await _connect_to_any(place, tls, deadlines.connect_s)
     except TimeoutError as exc:
         raise UpstreamTimeout(f"no connection to {where} within {deadlines.connect_s:g} s") from exc
     except ssl.SSLError as exc:
@@ -222,7 +216,35 @@ async def _connect(place: _Place, tls: ssl.SSLContext | None, deadlines: Deadlin
         raise UpstreamError(f"no secure connection to {where}: {why}") from exc
     except (OSError, UnicodeError) as exc:  # UnicodeError: a host that is no name (IDNA)
         raise UpstreamError(f"no connection to {where}: {_reason(exc)}") from exc
-    return wire
+
+
+async def _connect_to_any(place: _Place, tls: ssl.SSLContext | None, within_s: float) -> _Wire:
+    """Connect to the first address of the host that answers; each has its share of the time.
+
+    One after the other: asyncio's own race of addresses (`happy_eyeballs_delay`) leaves
+    tasks behind when it is cancelled, and can fail when two win at once (CPython 3.11).
+    """
+    loop = asyncio.get_running_loop()
+    until = loop.time() + within_s
+    found = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    for left in range(len(addresses), 0, -1):
+        try:
+            async with asyncio.timeout((until - loop.time()) / left):
+                _, wire = await loop.create_connection(
+                    _Wire,
+                    addresses[-left],
+                    place.port,
+                    ssl=tls if place.is_tls else None,
+                    server_hostname=place.host if place.is_tls else None,
+                )
+                return wire
+        except ssl.SSLError:
+            raise  # the next address is the same server
+        except OSError:  # a TimeoutError too
+            if left == 1:
+                raise
+    raise OSError("the name has no address")
 
 
 def _reason(exc: Exception) -> str:

@@ -1,6 +1,7 @@
 """The client against servers that play on loopback: times, deadlines, cuts, cancels, TLS."""
 
 import asyncio
+import contextlib
 import gc
 import gzip
 import shutil
@@ -24,12 +25,11 @@ QUICK = Deadlines(connect_s=5, first_byte_s=0.1, idle_s=0.1)
 
 
 class Played:
-    """One connection that a playing server took: what was asked, and when it ended."""
+    """One connection that a playing server took."""
 
     def __init__(self, reader, writer):
         self.reader = reader
         self.writer = writer
-        self.over = asyncio.Event()
 
     async def request(self):
         parser = RequestParser(Limits())
@@ -82,6 +82,24 @@ def playing_bytes(*pieces, **options):
             await played.say(piece)
 
     return playing(play, **options)
+
+
+@asynccontextmanager
+async def hanging():
+    """A server that takes a connection and says nothing; when it does, and when it is hung up."""
+    taken, hung_up = asyncio.Event(), asyncio.Event()
+
+    async def connection(reader, writer):
+        taken.set()
+        await Played(reader, writer).until_hung_up()
+        hung_up.set()
+        writer.close()
+
+    server = await asyncio.start_server(connection, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", taken, hung_up
+    finally:
+        server.close()
 
 
 async def read(url, **options):
@@ -319,6 +337,61 @@ async def test_a_connection_has_a_deadline(monkeypatch):
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
     with pytest.raises(UpstreamTimeout, match="^no connection to slow.invalid:80 within 0.05 s$"):
         await read("http://slow.invalid/", deadlines=Deadlines(connect_s=0.05))
+
+
+async def test_a_full_backlog_has_a_deadline():
+    """The connection is neither taken nor refused."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(UpstreamTimeout, match="^no connection to .* within 0.1 s$"):
+            await read(url, deadlines=Deadlines(connect_s=0.1))
+
+
+async def test_a_tls_handshake_has_a_deadline():
+    async with hanging() as (url, _, hung_up):
+        with pytest.raises(UpstreamTimeout, match="^no connection to .* within 0.1 s$"):
+            await read(url.replace("http:", "https:"), deadlines=Deadlines(connect_s=0.1))
+        async with asyncio.timeout(1):
+            await hung_up.wait()
+
+
+async def test_a_cancel_while_connecting_hangs_up():
+    async with hanging() as (url, taken, hung_up):
+        task = asyncio.create_task(read(url.replace("http:", "https:")))
+        await taken.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        async with asyncio.timeout(1):
+            await hung_up.wait()
+
+
+@pytest.mark.parametrize("is_hanging", [False, True])
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch, is_hanging):
+    async def getaddrinfo(*args, **options):
+        if args[0] != "both.invalid":
+            return await found(*args, **options)
+        return [(socket.AF_INET, 0, 0, "", (address, 0)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    async def connect(sock, address):
+        if is_hanging and address[0] == "127.0.0.2":
+            await asyncio.sleep(60)
+        await connected(sock, address)
+
+    loop = asyncio.get_running_loop()
+    found, connected = loop.getaddrinfo, loop.sock_connect
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(loop, "sock_connect", connect)
+    async with playing_bytes(OK + b"\r\nhi") as (url, requests):
+        url = url.replace("127.0.0.1", "both.invalid")
+        assert await read(url, deadlines=Deadlines(connect_s=1)) == (200, b"hi")
+    assert requests[0].host == url.removeprefix("http://")
 
 
 async def test_an_answer_that_never_begins_has_a_deadline():
