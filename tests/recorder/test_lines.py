@@ -219,7 +219,8 @@ def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
         for key in path[:-1]:
             holder = holder[key]
         if data.draw(st.booleans()):
-            holder[path[-1]] = data.draw(st.sampled_from(ODD) | json_values(4))
+            odd = st.sampled_from(ODD).map(copy.deepcopy)
+            holder[path[-1]] = data.draw(odd | json_values(4))
         else:
             del holder[path[-1]]
     try:
