@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,7 @@ from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread
 from .limits import Limits
 from .recorder.exchange import Exchange
+from .recorder.history import History
 from .recorder.memory import Memory
 from .recorder.owner import Owner
 from .recorder.replay import Replay, Source
@@ -195,6 +197,7 @@ class Proxy:
         unknown = self.catalogue.unknown_targets() if self.is_live else []
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
+        await asyncio.to_thread(self._update_log)
         host, port = self.settings.host, self.settings.port
         try:
             await self._server.start(host, port)
@@ -205,6 +208,12 @@ class Proxy:
             raise SettingsError(f"can't listen on {place}: {reason}") from exc
         if self._writer is not None:
             self._writer.start()
+
+    def _update_log(self) -> None:
+        """Bring an older llmproxy's tables up to date: requests ask them from the first on."""
+        if self.database is not None and self.database.exists():
+            with suppress(StoreError):  # the writer meets the same, and says it
+                History(self.database).close()
 
     async def close(self) -> None:
         """Take nothing new, let running answers end for `limits.shutdown_s`, flush the log."""

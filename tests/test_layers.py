@@ -290,6 +290,7 @@ ROOMS: dict[str, set[str]] = {
         "hub",
         "limits",
         "recorder.exchange",
+        "recorder.history",
         "recorder.memory",
         "recorder.owner",
         "recorder.replay",

@@ -24,6 +24,7 @@ __all__ = [
     "Difference",
     "Reply",
     "Sameness",
+    "Walk",
     "answering_options",
     "first_difference",
     "is_same",
@@ -70,7 +71,7 @@ class Reply:
 
 def replies(messages: Iterable[Message]) -> list[Reply]:
     """Find the replies in a history, the oldest first; those that show nothing are left out."""
-    walk = _Walk()
+    walk = Walk()
     found = []
     for index, message in enumerate(messages):
         if message.role == "assistant":
@@ -85,7 +86,7 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
     messages: what was asked. Where that ends in words of the assistant's own, which the
         reply goes on from, the client will send both as one.
     """
-    walk = _Walk()
+    walk = Walk()
     start = len(messages)
     while start and messages[start - 1].role == "assistant":
         start -= 1
@@ -156,7 +157,7 @@ def say_the_same(one: Iterable[Message], other: Iterable[Message]) -> bool:
     return _words(first) == _words(second)
 
 
-class _Walk:
+class Walk:
     """What was said so far, as one walks through a conversation.
 
     Replies that follow one another count as one there, since clients may join them.
@@ -166,6 +167,13 @@ class _Walk:
         self._history = _hash()  # until the replies that are being walked through
         self._question = _hash()
         self._said: list[Sequence[Part]] = []
+
+    def copy(self) -> Walk:
+        """Give another walk that has come as far."""
+        other = Walk()
+        other._history, other._question = self._history.copy(), self._question.copy()
+        other._said = list(self._said)
+        return other
 
     def pass_by(self, message: Message) -> None:
         """Go on to what follows a message."""

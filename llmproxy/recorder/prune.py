@@ -48,7 +48,8 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
-                "create temp table gone as select id, message_hash, thread_id from proxy_exchanges"
+                "create temp table gone as select id, message_hash, thread_id, previous_id"
+                " from proxy_exchanges"
                 f" where status != 'running' and {condition}",
                 values,
             )
@@ -76,6 +77,11 @@ def _prune(connection: sqlite3.Connection) -> Pruned:
     connection.execute(
         "update proxy_exchanges set previous_id = null, link = null"
         " where previous_id in (select id from gone)"
+    )
+    connection.execute(
+        "update proxy_replies set is_continued = 0 where turn_id in (select previous_id from gone)"
+        " and not exists (select 1 from proxy_exchanges where previous_id = turn_id"
+        " and link = 'reply' and status = 'ok' and id not in (select id from gone))"
     )
     turns = connection.execute("delete from turns where id in (select id from gone)").rowcount
     exchanges = connection.execute(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from llm.logs import LogStore
 from llm.parts import Message
 
-from .chain import Reply, Sameness, reply_of
+from .chain import Reply, Sameness, Walk, reply_of
 
 __all__ = ["SCHEMA", "Candidate", "Quotable", "Replies", "insert_keys", "insert_missing_keys"]
 
@@ -67,9 +67,20 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
         "select turns.id, parent_message_hash, tip_message_hash"
         " from turns join proxy_exchanges using (id) order by turns.id"
     ).fetchall()
+    # To the ends of what turns were asked: most go on from another one's.
+    walks: dict[str | None, Walk] = {None: Walk()}
     for turn_id, parent, tip in turns:
-        messages = chains.whole(parent)
-        reply = reply_of(messages, chains.whole(tip)[len(messages) :])
+        said = chains.between(parent, tip)
+        start, asked = chains.since(walks.keys(), parent)
+        if asked and asked[-1].role == "assistant":  # words that the reply goes on from
+            reply = reply_of(chains.whole(parent), said)
+        else:
+            walk = walks[start].copy()
+            for message in asked:
+                walk.pass_by(message)
+            walks[parent] = walk
+            parts = [part for message in said for part in message.parts]
+            reply = walk.reply(0, Message("assistant", parts))
         if reply is not None:
             insert_keys(connection, turn_id, reply)
 
@@ -87,13 +98,20 @@ class _Chains:
 
     def between(self, start: str | None, tip: str | None) -> list[Message]:
         """The messages after `start`, up to and with `tip`."""
+        return self.since({start, None}, tip)[1]
+
+    def since(
+        self, starts: Container[str | None], tip: str | None
+    ) -> tuple[str | None, list[Message]]:
+        """The last of `starts` on the way to `tip`, and the messages after it."""
         messages = []
-        while tip is not None and tip != start:
+        while tip not in starts:
+            assert tip is not None, "the beginning is a start"
             if tip not in self._known:
                 self._known[tip] = self._read(tip)
             tip, message = self._known[tip]
             messages.append(message)
-        return messages[::-1]
+        return tip, messages[::-1]
 
     def _read(self, hash: str) -> tuple[str | None, Message]:
         parent, role, metadata = self._connection.execute(

@@ -153,6 +153,18 @@ _SETTLE = (
 )
 
 
+# Of llm's own turns there are only ids, by the time of their beginning; clocks are set back.
+_OVERTAKEN = """
+    select 1 from turns left join proxy_exchanges using (id)
+    left join proxy_replies on turn_id = turns.id
+    where turns.thread_id = :thread and turns.id != :id and case
+        when number is null then turns.id > :previous
+        else status = 'ok' and turn_id is not null
+            and number > (select number from proxy_exchanges where id = :previous)
+    end limit 1
+"""
+
+
 class StoreError(Exception):
     """The database can't take anything now; what was being written can be written again."""
 
@@ -402,11 +414,8 @@ class Store:
             return exchange.thread_id, None
         if exchange.link == "reply":
             overtaken = self._conn.execute(
-                "select 1 from turns left join proxy_exchanges using (id)"
-                " left join proxy_replies on turn_id = turns.id"
-                " where turns.thread_id = ? and turns.id > ? and turns.id != ?"
-                " and (status is null or status = 'ok' and turn_id is not null) limit 1",
-                (*before, exchange.previous_id, exchange.id),
+                _OVERTAKEN,
+                {"thread": before[0], "previous": exchange.previous_id, "id": exchange.id},
             ).fetchone()
             if overtaken is None:
                 return before[0], None

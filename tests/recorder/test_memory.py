@@ -23,7 +23,9 @@ from llmproxy import hub
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.chain import replies
 from llmproxy.recorder.exchange import Exchange, Turn, begun
+from llmproxy.recorder.history import Filter
 from llmproxy.recorder.memory import Memory, Recollection
+from llmproxy.recorder.prune import prune
 from llmproxy.recorder.replies import Replies
 from llmproxy.recorder.store import Store
 from tests import strategies
@@ -705,11 +707,28 @@ def test_older_database_gains_its_keys_when_it_is_opened(log):
 
 
 def test_forgotten_turns_are_known_no_more(log):
-    from llmproxy.recorder.history import Filter
-    from llmproxy.recorder.prune import prune
-
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     prune(log.path, Filter(ids=(first,)))
     assert log.recollect(ECHO) == Recollection(ECHO)
     assert log.rows("select previous_id, link from proxy_exchanges") == [(None, None)]
+
+
+def test_turn_waits_again_when_what_went_on_from_it_is_forgotten(log):
+    first = log.ask(START, LONG)
+    second = log.ask(ECHO, LONG + "!")
+    waits = "select is_continued from proxy_replies where turn_id = "
+    assert log.rows(f"{waits} '{first}'") == [(1,)]
+    prune(log.path, Filter(ids=(second,)))
+    assert log.rows(f"{waits} '{first}'") == [(0,)]
+
+
+def test_clock_that_was_set_back_does_not_join_two_branches(log):
+    """ULIDs are of the time of arrival; what was written first counts."""
+    log.ask(START, LONG)
+    log.numbers = itertools.count(-5)  # smaller ids than those before
+    log.ask(ECHO, LONG + "!")
+    fork = log.ask([*ECHO[:-1], llm.user("else")], LONG + "?")
+    assert len(log.threads()) == 2
+    assert log.rows("select count(*) from threads where forked_from is not null") == [(1,)]
+    assert log.rows(f"select previous_id is not null from proxy_exchanges where id = '{fork}'")
