@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import hub
 from ..dialects import DIALECTS
-from ..errors import InvalidRequest, ProxyError, UpstreamError, class_of_status
+from ..errors import InvalidRequest, NotFound, ProxyError, UpstreamError, class_of_status
 from .chain import replies, request_key
 from .exchange import Exchange, last_text
 from .history import History
@@ -26,9 +26,11 @@ def exchange_request(exchange: Exchange) -> hub.ChatRequest:
     """Read the request of an exchange again, as its dialect did.
 
     Raises:
-        ProxyError: it can't be read, and was refused then.
+        ProxyError: it can't be read, and was refused then; or its dialect is not known.
     """
-    (dialect,) = (dialect for dialect in DIALECTS if dialect.NAME == exchange.dialect)
+    dialect = next((one for one in DIALECTS if one.NAME == exchange.dialect), None)
+    if dialect is None:  # a log that was imported may have been another version's
+        raise NotFound(f"there is no dialect {exchange.dialect!r} here")
     return dialect.parse_request(exchange.request.body, exchange.request.headers)
 
 

@@ -16,6 +16,7 @@ from llmproxy import hub
 from llmproxy.dialects import DIALECTS, openai_chat
 from llmproxy.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
 from llmproxy.recorder import timeline
+from llmproxy.recorder.chain import request_key
 from llmproxy.recorder.replay import Recorded, Replay, Replayed, differences
 from llmproxy.recorder.sources import Log
 from tests import strategies
@@ -126,9 +127,8 @@ def log(store, path, make_exchange):
         body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
         body |= fields.pop("body", {})
         request = openai_chat.parse_request(body, {})
-        from llmproxy.recorder.chain import request_key
-
         begins = {"body": body, "model": body["model"], "replay_key": request_key(request)}
+        begins |= fields.pop("request_fields", {})
         exchange = make_exchange(prompt, answer, request=begins, model="real", **fields)
         store.write([exchange])
         return exchange.id
@@ -249,6 +249,13 @@ def test_nearest_has_the_longest_history(log):
     message, param = miss_of(log, request(messages=changed))
     assert (id in message, param) == (True, "messages[2]")
     assert "differs at character 4: it was 'and now?' and is 'and then?'" in message
+
+
+def test_recording_of_a_wire_that_is_not_known_here_is_passed_over(log):
+    id = log("quite another prompt")
+    log("q!", request_fields={"dialect": "gopher"})
+    message, _ = miss_of(log, request())
+    assert id in message
 
 
 def test_no_difference_between_equals():
