@@ -12,9 +12,13 @@ from typing import Any
 import hypothesis
 import pytest
 
-# The machines are shared: how long an example takes says nothing of the code.
+# The machines are shared: how long an example takes says nothing of the code. Each run
+# tries other examples, so that few of them at a time are many in a week.
 hypothesis.settings.register_profile(
-    "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "house",
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("house")
 

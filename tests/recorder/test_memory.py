@@ -192,7 +192,7 @@ WIRES = {
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("cut", [in_one_part, in_parts])
 # A failure of thirty turns is not made smaller in any sensible time.
-@settings(max_examples=8, phases=[Phase.generate])
+@settings(max_examples=4, phases=[Phase.generate])
 @given(answers=st.lists(strategies.event_streams(), min_size=5, max_size=7))
 def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log, answers):
     """Echo closure (d6.3): reply → the client's echo → the next request, over every dialect."""
