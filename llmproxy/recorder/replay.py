@@ -19,7 +19,7 @@ from difflib import SequenceMatcher
 from typing import Any, Protocol
 
 import llm
-from llm.parts import Message
+from llm.parts import Message, ReasoningPart
 
 from .. import hub
 from ..errors import ModelNotFound, NotFound, ProxyError
@@ -178,10 +178,15 @@ def _miss(request: hub.ChatRequest, source: Source) -> NotFound:
         return NotFound(f"nothing was recorded of {_model(request)}: record it first")
     id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
     found = list(differences(request, recorded))
-    # What it is compared with may have been found by other keys, or be one that failed.
-    what = "; ".join(text for _, text in found) or "its answer did not come to an end"
+    what = "; ".join(text for _, text in found) or _UNKNOWN
     message = f"no recording answers this request; the nearest is {id}, where {what}"
     return NotFound(message, param=found[0][0] if found else None)
+
+
+_UNKNOWN = (
+    "nothing differs, but it has no key to be found by: it was redacted, or an older"
+    " llmproxy recorded it"
+)
 
 
 def _model(request: hub.ChatRequest) -> str:
@@ -233,19 +238,25 @@ def _was(path: str, was: object, now: object) -> str:
 def _tool_differences(
     asked: hub.ChatRequest, recorded: hub.ChatRequest
 ) -> Iterator[tuple[str, str]]:
-    before, after = (
-        {tool.name: (tool.description, tool.input_schema) for tool in request.tools}
-        for request in (recorded, asked)
-    )
+    was, now = _tools(recorded), _tools(asked)
+    before, after = dict(was), dict(now)
     changes = [
         *(f"without {name}" for name in before if name not in after),
         *(f"with {name}" for name in after if name not in before),
         *(f"with another {name}" for name in after if before.get(name, after[name]) != after[name]),
     ]
-    if not changes and list(before) != list(after):
-        changes = ["in another order"]
+    if not changes and was != now:
+        changes = ["in another order" if len(was) == len(now) else "not named as often"]
     if changes:
         yield "tools", f"tools are {', '.join(changes)}"
+
+
+def _tools(request: hub.ChatRequest) -> list[tuple[str, object]]:
+    """Tools with all that the model is told of them, then those that the provider runs."""
+    return [
+        *((tool.name, (tool.description, tool.input_schema)) for tool in request.tools),
+        *((tool.name, dict(tool.config)) for tool in request.server_tools),
+    ]
 
 
 def _message_difference(
@@ -254,16 +265,39 @@ def _message_difference(
     for index, (now, was) in enumerate(zip(asked, recorded, strict=False)):
         if not _is_alike(now, was):
             path = f"messages[{index}]"
-            found = first_difference([was], [now])
-            if found is None or found.position is None:
-                yield path, f"{path} was {was.role}'s and is {now.role}'s"
-                return
-            yield (
-                path,
-                f"{path} ({now.role}) differs at character {found.position}:"
-                f" it was {found.before!r} and is {found.after!r}",
-            )
+            yield path, f"{path} {_said_otherwise(was, now)}"
             return
     if len(asked) != len(recorded):
         path = f"messages[{min(len(asked), len(recorded))}]"
         yield path, f"messages were {len(recorded)} and are {len(asked)}"
+
+
+def _said_otherwise(was: Message, now: Message) -> str:
+    """Say how a message differs from another, which does not say the same."""
+    if was.role != now.role:
+        return f"was {was.role}'s and is {now.role}'s"
+    found = first_difference([_visible(was)], [_visible(now)])
+    if found is not None and found.position is not None:
+        return (
+            f"({now.role}) differs at character {found.position}:"
+            f" it was {found.before!r} and is {found.after!r}"
+        )
+    before, after = _call_ids(was), _call_ids(now)
+    if before != after:
+        return f"({now.role}) has other tool call ids: they were {before} and are {after}"
+    return f"({now.role}) has another attachment"
+
+
+def _visible(message: Message) -> Message:
+    """Leave out what takes no part: reasoning, and what the provider ran itself."""
+    shown = [
+        part
+        for part in message.parts
+        if not isinstance(part, ReasoningPart) and not getattr(part, "server_executed", False)
+    ]
+    return Message(message.role, shown)
+
+
+def _call_ids(message: Message) -> str:
+    ids = [getattr(part, "tool_call_id", None) for part in _visible(message).parts]
+    return ", ".join(repr(id) for id in ids if id is not None) or "none"

@@ -13,7 +13,7 @@ from hypothesis import given
 from llm.parts import Message, StreamEvent, TextPart
 
 from llmproxy import hub
-from llmproxy.dialects import DIALECTS, openai_chat
+from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
 from llmproxy.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
 from llmproxy.recorder import timeline
 from llmproxy.recorder.chain import request_key
@@ -256,6 +256,45 @@ def test_recording_of_a_wire_that_is_not_known_here_is_passed_over(log):
     log("q!", request_fields={"dialect": "gopher"})
     message, _ = miss_of(log, request())
     assert id in message
+
+
+def test_miss_says_what_differs_beside_the_text():
+    """Ids of calls, what the provider runs itself, a tool named twice; and no reasoning."""
+
+    def read(id="c1", uses=3, tools=1, thought="hm", word="so"):
+        tool = {"name": "look", "input_schema": {"type": "object"}}
+        said = [
+            {"type": "thinking", "thinking": thought, "signature": "s"},
+            {"type": "text", "text": word},
+            {"type": "tool_use", "id": id, "name": "look", "input": {}},
+        ]
+        body = {
+            "model": "m",
+            "max_tokens": 9,
+            "tools": [
+                *[tool] * tools,
+                {"type": "web_search_20250305", "name": "web_search", "max_uses": uses},
+            ],
+            "messages": [
+                {"role": "user", "content": "q"},
+                {"role": "assistant", "content": said},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": id}]},
+            ],
+        }
+        return anthropic_messages.parse_request(body, {})
+
+    def found(**changes):
+        return [text for _, text in differences(read(**changes), read())]
+
+    assert found(thought="oh") == []
+    assert found(id="c2") == [
+        "messages[1] (assistant) has other tool call ids: they were 'c1' and are 'c2'"
+    ]
+    assert found(uses=4) == ["tools are with another web_search"]
+    assert found(tools=2) == ["tools are not named as often"]
+    assert found(thought="oh", word="to") == [
+        "messages[1] (assistant) differs at character 0: it was 'solook({})' and is 'tolook({})'"
+    ]
 
 
 def test_no_difference_between_equals():
