@@ -95,8 +95,17 @@ class Log:
             self._history.close()
 
     def _exchange(self, id: str) -> Exchange:
-        with self._lock:
-            return self._history.exchange(id)
+        """Read one.
+
+        Raises:
+            NotFound: it is not there any more.
+            UpstreamError: it is damaged.
+        """
+        try:
+            with self._lock:
+                return self._history.exchange(id)
+        except (KeyError, ValueError, TypeError) as exc:
+            raise UpstreamError(f"recording {id} is damaged; log --verify may say more") from exc
 
     def _rows(self, sql: str, values: Mapping[str, Any]) -> list[Any]:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
 from dataclasses import replace
 
@@ -256,6 +257,18 @@ def test_recording_of_a_wire_that_is_not_known_here_is_passed_over(log):
     log("q!", request_fields={"dialect": "gopher"})
     message, _ = miss_of(log, request())
     assert id in message
+
+
+def test_damaged_recording_is_named_and_passed_over_by_misses(log, path):
+    id, damaged = log(), log("q!")
+    connection = sqlite3.connect(path)
+    connection.execute("update proxy_exchanges set timeline = '{' where id = ?", [damaged])
+    connection.commit()
+    connection.close()
+    with pytest.raises(UpstreamError, match=f"recording {damaged} is damaged; log --verify"):
+        answer_to(log, request(messages=[{"role": "user", "content": "q!"}]))
+    message, _ = miss_of(log, request(messages=[{"role": "user", "content": "q?"}]))
+    assert f"the nearest is {id}" in message
 
 
 def test_miss_says_what_differs_beside_the_text():
