@@ -45,12 +45,12 @@ class Tick(NamedTuple):
 
 def encode(events: Iterable[TimedEvent]) -> dict[str, Any]:
     """Make the timeline of an answer's events; plain JSON values."""
-    groups: dict[tuple[int, int | None], list[StreamEvent]] = {}
-    places: dict[tuple[int, int | None], int] = {}
+    groups: dict[int | None, list[StreamEvent]] = {}  # as llm groups them into parts
+    places: dict[int | None, int] = {}
     numbers = bytearray()
     before = 0
     for at_ms, event in events:
-        key = (event.message_index, event.part_index)
+        key = event.part_index
         groups.setdefault(key, []).append(event)
         place = places.setdefault(key, len(places))
         kind = "redacted" if event.redacted else event.type

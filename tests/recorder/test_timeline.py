@@ -48,6 +48,17 @@ def test_an_answer_is_played_again_event_by_event(events):
     assert told == [(at, len(event.chunk)) for at, event in events]
 
 
+def test_part_that_is_numbered_alike_in_two_messages_is_one():
+    """As it is to llm and the hub: what is stored must be read again."""
+    events = [
+        (float(index), StreamEvent("text", word, part_index=0, message_index=index))
+        for index, word in enumerate(["one", "two"])
+    ]
+    reply = hub.collect(event for _, event in events).messages
+    played = decode(encode(events), reply)
+    assert [(at_ms, event.chunk) for at_ms, event in played] == [(0.0, "one"), (1.0, "two")]
+
+
 def test_a_timeline_in_full():
     """The form that is in every logs.db: what this test says stays readable for ever."""
     events = [
