@@ -3,7 +3,8 @@
 `RECORD=1 pytest examples/agent_tests.py` records into agent.db what the agent asks (here
 the demo model stands for a provider); without RECORD the same tests run from that file
 alone. A request that was not recorded fails its test, saying what the nearest recording
-was and where it differs. Leaves out a real agent: this one asks twice.
+was and where it differs. Needs pytest and openai; leaves out a real agent: this one
+asks twice.
 """
 
 import os

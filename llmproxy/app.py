@@ -418,7 +418,7 @@ class _Body:
 # ---- routes
 
 _PAGES: Mapping[str, str] = {
-    "/": f"llmproxy {__version__} is running. Point a client at this address, with /v1.\n",
+    "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1.\n",
     "/healthz": "ok\n",
     "/health": "ok\n",
     "/api/hello": "ok\n",  # Claude Code asks whether anybody is there (B35)

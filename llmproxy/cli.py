@@ -250,9 +250,7 @@ def _welcome(proxy: Proxy) -> list[str]:
             else "models: demo alone; `llm install llm-anthropic` adds more"
         )
     else:
-        models = (
-            f"models: none is asked; answers come from {proxy.settings.recordings or 'the log'}"
-        )
+        models = f"models: not asked; answers come from {proxy.settings.recordings or 'the log'}"
     place = proxy.url
     if not is_loopback(proxy.settings.host):
         places = ", ".join(f"{host} port {port}" for host, port in proxy.addresses)
@@ -266,4 +264,5 @@ def _welcome(proxy: Proxy) -> list[str]:
         f"log: {log}",
         models,
         f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY=<{key}>",
+        f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY=<{key}>",
     ]

@@ -84,6 +84,9 @@ def prefix_lines(prefixes: Iterable[Prefix], *, colours: bool = False) -> list[s
     """Say which requests broke their cache, and by what; those that kept it are one line."""
     lines = []
     kept = 0
+    prefixes = list(prefixes)
+    if not prefixes:
+        return ["none of these requests goes on from another one"]
     for prefix in prefixes:
         kept += not prefix.breaks
         if prefix.breaks:

@@ -103,6 +103,7 @@ def test_start_says_where_and_each_exchange_is_a_line(llm_user_path):
         assert re.match(r"models: \d+, and demo needs no key", lines.get(timeout=5))
         paste = f"for a client: OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=<any key>\n"
         assert lines.get(timeout=5) == paste
+        assert lines.get(timeout=5) == f"or: ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=<any key>\n"
         chat(url).read()
         line = lines.get(timeout=5)
         process.send_signal(signal.SIGINT)
@@ -116,7 +117,7 @@ def test_start_says_where_and_each_exchange_is_a_line(llm_user_path):
 def test_quiet_says_nothing_of_exchanges():
     with serving("--quiet", "--no-log") as (process, url, lines):
         assert lines.get(timeout=5) == "log: off (--no-log)\n"
-        lines.get(timeout=5), lines.get(timeout=5)
+        [lines.get(timeout=5) for _ in range(3)]
         chat(url).read()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

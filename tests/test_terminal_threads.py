@@ -168,7 +168,7 @@ def test_a_message_that_is_gone_or_of_another_kind_is_said():
 
 
 def test_who_keeps_the_prefix_is_counted():
-    assert prefix_lines([]) == ["0 threads kept their prefix"]
+    assert prefix_lines([]) == ["none of these requests goes on from another one"]
     assert prefix_lines([Prefix("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
 
 

@@ -596,7 +596,7 @@ LONG_REPLY = "I have changed the parser so that it reads numbers with underscore
         (LONG_REPLY, LONG_REPLY, "B<A 0 quote"),
         (LONG_REPLY, LONG_REPLY.strip(), "B<A 0 quote"),
         (LONG_REPLY, LONG_REPLY[:-30], "B"),
-        (LONG_REPLY[:180].strip(), LONG_REPLY[:180].strip(), "B"),
+        (LONG_REPLY[:70].strip(), LONG_REPLY[:70].strip(), "B"),
     ],
     ids=["whole", "without white space", "not all of it", "too short"],
 )

@@ -7,6 +7,7 @@ to who writes. Only an older llmproxy's tables are brought up to date first.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -162,9 +163,13 @@ class History:
             NotFound: there is none of this id.
             Unusable: the file can't be read any more.
         """
-        rows = self.rows("select * from proxy_exchanges where id = :id", {"id": id})
+        # Clients are told ids as their wire has them: chatcmpl-…, msg_…
+        values = {"id": re.sub(r"\A(?:chatcmpl-|msg_)", "", id)}
+        rows = self.rows("select * from proxy_exchanges where id = :id", values)
         if not rows:
-            raise NotFound(f"the log has no exchange {id}")
+            is_thread = self.rows("select 1 from threads where id = :id", values)
+            hint = f"; it is a conversation: log --thread {id}" if is_thread else ""
+            raise NotFound(f"the log has no exchange {id}{hint}")
         (row,) = rows
         entry = entry_of(row)
         with translated(self.path):

@@ -30,7 +30,7 @@ from .store import SCHEMA_VERSION, StoreError, identity, translated
 __all__ = ["Memory", "Recollection"]
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a task for a sub-agent says this much
-TEXT_QUOTE_CHARS = 200  # of a reply's text: shorter ones are quoted by chance
+TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are said again by chance
 # Replies of several threads that are looked at for one that is of one: each takes as long as
 # it was said often, and one request is looked through at a time.
 MAX_UNSURE = 8

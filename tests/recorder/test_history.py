@@ -254,3 +254,21 @@ def test_a_hundred_thousand_exchanges_are_no_slower_than_none(store, history, pa
         assert took_s(lambda only=only: history.entries(only, last=20)) < 0.25
     assert took_s(follower.poll) < 0.05
     assert took_s(lambda: store.write([make_begun()])) < 0.05
+
+
+def test_exchange_is_known_by_the_id_that_its_client_was_told(store, path, make_exchange):
+    exchange = make_exchange()
+    store.write([replace(exchange, turn=replace(exchange.turn, thread_id="01thread"))])
+    log = History(path)
+    assert log.exchange(f"chatcmpl-{exchange.id}").id == exchange.id
+    assert log.exchange(f"msg_{exchange.id}").id == exchange.id
+    log.close()
+
+
+def test_thread_is_told_from_an_exchange(store, path, make_exchange):
+    exchange = replace(make_exchange(), thread_id="01thread")
+    store.write([exchange])
+    log = History(path)
+    with pytest.raises(NotFound, match="it is a conversation: log --thread 01thread"):
+        log.exchange("01thread")
+    log.close()
