@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
+import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
 from .. import hub
@@ -26,6 +27,7 @@ __all__ = [
     "Sameness",
     "Walk",
     "answering_options",
+    "attached",
     "first_difference",
     "is_same",
     "replies",
@@ -131,6 +133,8 @@ def request_key(request: hub.ChatRequest) -> str:
             # Where a client cuts what one says into messages is not told apart.
             key.update(words if message.role == role else f"\0{message.role}\0".encode() + words)
             role = message.role
+        for content in attached(message):  # of which the words have the length alone
+            key.update(_hash(content).digest())
     return str(key.hexdigest())
 
 
@@ -142,6 +146,18 @@ def answering_options(request: hub.ChatRequest) -> dict[str, Any]:
     """
     others = ("user", "cache")
     return {name: value for name, value in request.options.items() if name not in others}
+
+
+def attached(message: Message) -> list[bytes]:
+    """The contents of a message's attachments, those of tools' results included."""
+    found: list[llm.Attachment] = []
+    for part in message.parts:
+        match part:
+            case AttachmentPart(attachment=attachment) if attachment is not None:
+                found.append(attachment)
+            case ToolResultPart(attachments=attachments):
+                found += attachments
+    return [attachment.content for attachment in found if attachment.content]
 
 
 def visible_text(message: Message) -> str:

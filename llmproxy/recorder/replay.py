@@ -23,7 +23,7 @@ from llm.parts import Message, ReasoningPart
 
 from .. import hub
 from ..errors import ModelNotFound, NotFound, ProxyError
-from .chain import answering_options, first_difference, say_the_same, visible_text
+from .chain import answering_options, attached, first_difference, say_the_same, visible_text
 from .timeline import TimedEvent
 
 __all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
@@ -206,7 +206,8 @@ def _likeness(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> tuple[float,
 
 
 def _is_alike(one: Message, other: Message) -> bool:
-    return one.role == other.role and say_the_same([one], [other])
+    is_same = one.role == other.role and say_the_same([one], [other])
+    return is_same and attached(one) == attached(other)
 
 
 def differences(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> Iterator[tuple[str, str]]:

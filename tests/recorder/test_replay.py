@@ -259,6 +259,29 @@ def test_recording_of_a_wire_that_is_not_known_here_is_passed_over(log):
     assert id in message
 
 
+def test_another_picture_of_the_same_size_is_another_request():
+    def read(data, is_result):
+        image = {"type": "base64", "media_type": "image/png", "data": data}
+        said = [{"type": "image", "source": image}]
+        call = {"type": "tool_use", "id": "c1", "name": "look", "input": {}}
+        result = {"type": "tool_result", "tool_use_id": "c1", "content": said}
+        messages = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": [call]},
+            {"role": "user", "content": [result]},
+        ]
+        if not is_result:
+            messages = [{"role": "user", "content": said}]
+        body = {"model": "m", "max_tokens": 9, "messages": messages}
+        return anthropic_messages.parse_request(body, {})
+
+    for is_result in (False, True):
+        one, other = (read(data, is_result) for data in ("iVBORw0KGgo=", "iVBORw0KGgA="))
+        assert request_key(one) != request_key(other)
+        ((path, words),) = differences(one, other)
+        assert words.endswith(" has another attachment") and path in words
+
+
 def test_damaged_recording_is_named_and_passed_over_by_misses(log, path):
     id, damaged = log(), log("q!")
     connection = sqlite3.connect(path)
