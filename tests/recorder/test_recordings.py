@@ -470,7 +470,7 @@ def test_a_mutated_recording_is_read_or_refused_and_nothing_else(form):
 
 
 @pytest.mark.slow
-@settings(max_examples=2000)
+@settings(max_examples=700)
 @given(mutated())
 def test_thousands_of_mutated_recordings(form):
     check_mutated(form)

@@ -680,7 +680,7 @@ def test_garbage_raises_our_errors_or_waits_and_h11_never_reads_it_otherwise(dat
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=4_000, deadline=None)
 @given(soups.map(lambda soup: POST + soup) | soups.map(lambda soup: GET + soup))
 def test_more_garbage(data):
     check_soup(data)
