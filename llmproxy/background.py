@@ -25,7 +25,7 @@ def running(settings: Settings = Settings(port=0)) -> Iterator[Proxy]:  # noqa: 
     At the end running answers may end, and the log is written, for `limits.shutdown_s`.
 
     Raises:
-        SettingsError: whatever `Proxy` and its start refuse.
+        SettingsError: whatever `Proxy` and its start refuse; at the end whatever ended it.
         TimeoutError: it did not start within a minute.
     """
     started, stop = threading.Event(), asyncio.Event()
@@ -59,3 +59,5 @@ def running(settings: Settings = Settings(port=0)) -> Iterator[Proxy]:  # noqa: 
         if not failures:
             loop.call_soon_threadsafe(stop.set)
         thread.join(settings.limits.shutdown_s + EXTRA_S)
+    if failures:
+        raise failures[0]

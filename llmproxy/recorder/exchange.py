@@ -33,6 +33,7 @@ __all__ = [
     "Turn",
     "begun",
     "entry_to_json",
+    "first_words",
     "from_json",
     "last_text",
     "to_json",
@@ -204,7 +205,7 @@ class Exchange(Entry):
             turn=turn,
             thread_id=turn.thread_id if turn and is_turn else None,
             model_used=turn.model if turn else model_used,
-            first_words=_first_words(turn.messages) if turn else self.first_words,
+            first_words=first_words(turn.messages) if turn else self.first_words,
             events=events,
             event_count=len(events),
             ttft_ms=events[0][0] if events else None,
@@ -251,7 +252,7 @@ def begun(
         client=client,
         stream=stream,
         model_asked=model,
-        first_words=_first_words(messages),
+        first_words=first_words(messages),
         request=RawRequest(redactor.headers(headers), redactor.query(query), redactor.body(body)),
         replay_key=replay_key,
         redactor=redactor,
@@ -270,7 +271,8 @@ def last_text(messages: Sequence[Message], role: str) -> str:
     return next(texts, "")
 
 
-def _first_words(messages: Sequence[Message]) -> str:
+def first_words(messages: Sequence[Message]) -> str:
+    """How a prompt begins, on one line: what an entry's `first_words` holds."""
     text = last_text(messages, "user").lstrip()[: 4 * FIRST_WORDS_CHARS]
     return " ".join(text.split())[:FIRST_WORDS_CHARS]
 

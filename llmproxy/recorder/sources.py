@@ -12,7 +12,7 @@ from .. import hub
 from ..dialects import DIALECTS
 from ..errors import InvalidRequest, NotFound, ProxyError, UpstreamError, class_of_status
 from .chain import replies, request_key
-from .exchange import Exchange, last_text
+from .exchange import Exchange, first_words
 from .history import History
 from .recordings import Recording, parse_recording
 from .replay import Recorded
@@ -74,7 +74,7 @@ class Log:
         """Exchanges that went on from the same replies, that asked the same, and the newest."""
         values = {
             "model": request.model,
-            "first_words": " ".join(last_text(request.messages, "user").split())[:80],
+            "first_words": first_words(request.messages),
             "limit": MAX_NEAR,
         }
         ids: dict[str, None] = {}

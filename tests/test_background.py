@@ -1,0 +1,47 @@
+"""A proxy in a thread of its own, as scripts and test suites run it."""
+
+import json
+import socket
+import threading
+from urllib.request import urlopen
+
+import pytest
+
+import llmproxy
+from llmproxy import Settings, SettingsError
+
+
+def test_proxy_serves_while_the_block_lasts():
+    with llmproxy.running(Settings(port=0, log=False)) as proxy:
+        with urlopen(f"{proxy.url}/v1/models") as answer:
+            assert "demo" in {model["id"] for model in json.load(answer)["data"]}
+        host, port = proxy.addresses[0]
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, port))
+    assert "llmproxy" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_keeps_it_from_starting_is_raised():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=f"can't listen on 127.0.0.1, port {port}"):
+            with llmproxy.running(Settings(port=port, log=False)):
+                pytest.fail("it started")
+
+
+def test_failure_of_the_block_is_its_own():
+    with pytest.raises(ZeroDivisionError):
+        with llmproxy.running(Settings(port=0, log=False)):
+            raise ZeroDivisionError
+
+
+def test_failure_of_the_close_is_told(monkeypatch):
+    async def closed_badly(proxy):
+        await close(proxy)
+        raise RuntimeError("it closed badly")
+
+    close = llmproxy.Proxy.close
+    monkeypatch.setattr(llmproxy.Proxy, "close", closed_badly)
+    with pytest.raises(RuntimeError, match="it closed badly"):
+        with llmproxy.running(Settings(port=0, log=False)):
+            pass
