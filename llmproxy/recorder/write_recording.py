@@ -28,6 +28,13 @@ __all__ = ["recording_hash", "render_recording"]
 
 
 _SHARED_PATHS = ("/api/tags", "/v1/models", "/v1/openai/v1/models")  # alike for all tests
+_SOME = "__NORMALIZED__"
+_UUID = "-".join(f"[0-9a-f]{{{length}}}" for length in (8, 4, 4, 4, 12))
+_SCORE = re.compile(r"score:\s*[-+]?(?:(?:\d*\.)?\d+)(?:[eE][-+]?\d+)?")
+# Begun at a comma or at the start of a run of white space alone: no time that squares.
+_ATTRIBUTES = re.compile(r"(?:,\s*|(?<!\s)\s*)attributes:\s*\{[^}]*\}")
+_DOCUMENT = re.compile(rf"document_id:\s*{_UUID}")
+_CITATION = re.compile(rf"<\|{_UUID}\|>")
 # `-?\d+\.\d{4,}`, but begun at the start of a run of digits alone: no time that squares.
 _LONG_DECIMAL = re.compile(r"(?:-|(?<!\d))\d+\.\d{4,}")
 
@@ -36,9 +43,8 @@ def recording_hash(method: str, url: str, body: Any, test_id: str | None) -> str
     """Give the name of a recording of inference, as Llama Stack computes it.
 
     Floats are rounded to five places, also inside of strings; `test_id` counts, None
-    too, but for lists of models. Newer versions also replace the scores, attributes and
-    document ids which their own file search writes into messages; by which words is not
-    known to us, so such names are those of the versions before.
+    too, but for lists of models. What their own file search writes into messages, another
+    one each time, does not count: scores, attributes, documents' ids, citations.
 
     Raises:
         ValueError: the URL is none.
@@ -78,8 +84,17 @@ def _normalised(value: Any) -> Any:
         case float():
             return round(value, 5)
         case str():
-            return _LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.5f}", value)
+            return _LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.5f}", _searched(value))
     return value
+
+
+def _searched(text: str) -> str:
+    """Leave out what file search says anew each time."""
+    text = _SCORE.sub(f"score: {_SOME}", text)
+    end = text.rfind("}") + 1  # what is not closed is looked for once
+    text = _ATTRIBUTES.sub("", text[:end]) + text[end:]
+    text = _DOCUMENT.sub(f"document_id: {_SOME}", text)
+    return _CITATION.sub(f"<|{_SOME}|>", text)
 
 
 # ---- writing
