@@ -301,6 +301,9 @@ ROOMS: dict[str, set[str]] = {
         "transport.server",
     },
     "background": {"assemble"},
+    "study.prices": {"errors", "hub", "payload"},
+    "study.measured": {"hub", "recorder.exchange"},
+    "study.figures": {"hub", "study.agreement", "study.measured", "study.prices", "study.stats"},
     "terminal": {"hub", "payload", "recorder.exchange", "recorder.timeline"},
     "terminal_threads": {
         "recorder.chain",
@@ -367,7 +370,8 @@ PURE = (
     " recorder.folding recorder.exchange recorder.lines recorder.filler recorder.recordings"
     " recorder.write_recording"
     " recorder.chain recorder.tree access terminal terminal_threads"
-    " study.values study.agreement"  # study.stats draws at random, from a seed that it is given
+    # study.stats draws at random, from a seed that it is given.
+    " study.values study.agreement study.prices study.measured study.figures"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
