@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
@@ -14,7 +15,7 @@ from .dialects import DIALECTS
 from .recorder.exchange import Status
 from .recorder.history import Filter
 
-__all__ = ["TIME_HELP", "add_database", "add_filters", "database_of", "filter_of"]
+__all__ = ["TIME_HELP", "add_database", "add_filters", "add_run", "database_of", "filter_of"]
 
 TIME_HELP = "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d."
 
@@ -36,10 +37,19 @@ def add_filters(parser: argparse.ArgumentParser, *, last: str, thread: str) -> N
     add("--status", choices=get_args(Status), help="how it ended")
     add("--thread", metavar="ID", help=thread)
     add("--search", metavar="TEXT", help="prompt or answer have all these words")
+    add("--ids", type=_ids, metavar="FILE", help="these, by their ids; - is standard input")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that narrows exchanges to a benchmark's."""
+    parser.add_argument("--run", metavar="NAME", help="what this benchmark was answered")
 
 
 def filter_of(arguments: argparse.Namespace) -> Filter:
     """Say which exchanges are meant, --last apart."""
+    ids = (arguments.id,) if arguments.id else None
+    if arguments.ids is not None:
+        ids = (*(ids or ()), *arguments.ids)
     return Filter(
         since=arguments.since,
         until=arguments.until,
@@ -49,7 +59,8 @@ def filter_of(arguments: argparse.Namespace) -> Filter:
         status=arguments.status,
         thread_id=arguments.thread,
         search=arguments.search,
-        ids=(arguments.id,) if arguments.id else None,
+        ids=ids,
+        run=arguments.run,
     )
 
 
@@ -69,6 +80,15 @@ def _count(word: str) -> int:
     if not count:
         raise argparse.ArgumentTypeError("expected a number above 0")
     return count
+
+
+def _ids(word: str) -> tuple[str, ...]:
+    """Read ids, one after another, white space or commas between them."""
+    try:
+        text = sys.stdin.read() if word == "-" else Path(word).read_text("utf-8")
+    except (OSError, ValueError) as exc:
+        raise argparse.ArgumentTypeError(f"{word}: {exc}") from None
+    return tuple(dict.fromkeys(text.replace(",", " ").split()))
 
 
 def _time(word: str) -> datetime:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .command import run
-from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
+from .filters import TIME_HELP, add_database, add_filters, add_run, database_of, filter_of
 from .recorder.conversations import thread_of, threads, tree
 from .recorder.exchange import Entry, entry_to_json, to_json
 from .recorder.history import Filter, History
@@ -82,6 +82,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     instead("--prune", action="store_true", help="forget these exchanges, and what only they used")
     add("--dry-run", action="store_true", help="with --prune: only say what would be forgotten")
+    add_run(parser)
     add_database(parser)
     return parser
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import run
-from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
+from .filters import TIME_HELP, add_database, add_filters, add_run, database_of, filter_of
 from .recorder.history import History
 from .recorder.moving import (
     Exported,
@@ -60,6 +60,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         default="jsonl",
         help="%(default)s, or a folder of Llama Stack's recordings",
     )
+    add_run(parser)
     add_database(parser)
     return parser
 

@@ -132,6 +132,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
     times = [
         f"{word} {_seconds(ms)}"
         for word, ms in (
+            ("connected", exchange.setup_ms),
             ("first event", exchange.ttft_ms),
             ("first text", exchange.first_text_ms),
             ("in all", exchange.duration_ms),
@@ -158,6 +159,8 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "goes on": " ".join(filter(None, [exchange.previous_id, _links(exchange)])),
         "recalled": f"{exchange.recalled} messages" if exchange.recalled else "",
         "replay of": exchange.replay_of or "",
+        "run": exchange.run_id or "",
+        "asked": f"{exchange.recorded_id} again" if exchange.recorded_id else "",
         "origin": exchange.origin or "",
         "ignored": ", ".join(exchange.ignored),
     }

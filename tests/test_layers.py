@@ -207,6 +207,7 @@ ROOMS: dict[str, set[str]] = {
         "recorder.store",
         "recorder.timeline",
     },
+    "recorder.runs": {"errors", "recorder.history", "recorder.store"},
     "recorder.memory": {
         "recorder.chain",
         "recorder.exchange",

@@ -78,7 +78,10 @@ def selected(history: History, only: Filter, last: int | None) -> list[str]:
     condition, values = only.where()
     rows = history.rows(
         f"""
-        with meant as (select distinct {_THREAD_ID} as id from proxy_exchanges where {condition})
+        with meant as (
+            select distinct {_THREAD_ID} as id from proxy_exchanges
+            where run_id is null and {condition}
+        )
         select id, (select max(turns.id) from turns where turns.thread_id = meant.id) as newest
         from meant join threads using (id) order by newest desc limit :last
         """,
@@ -149,7 +152,11 @@ def tree(history: History, thread_id: str) -> list[Place]:
 
 
 def _family(history: History, thread_id: str) -> list[str]:
-    rows = history.rows("select id, forked_from from threads where forked_from is not null", {})
+    rows = history.rows(
+        "select id, forked_from from threads where forked_from is not null and not exists"
+        " (select 1 from proxy_exchanges where thread_id = threads.id and run_id is not null)",
+        {},
+    )
     origins = {row["id"]: row["forked_from"] for row in rows}
     forks: dict[str, list[str]] = {}
     for id, origin in origins.items():

@@ -107,6 +107,9 @@ class Entry:
     recalled: how many of its messages are as they were recorded, not as the client sent them.
     replay_of: the exchange, or the recording, that was played again; it is no turn then.
     origin: where it was recorded, None for here; of "llama-stack" there are no times.
+    run_id: the benchmark that asked; recorded_id: the exchange that it asked again, `repeat`
+        the how manieth time (0 is a warm-up); setup_ms: what connecting took, where that is
+        known: it is in none of the other times. All None where a client asked.
     owner: the process that wrote it; the store fills it in.
     """
 
@@ -136,6 +139,10 @@ class Entry:
     recalled: int = 0
     replay_of: str | None = None
     origin: Origin | None = None
+    run_id: str | None = None
+    recorded_id: str | None = None
+    repeat: int | None = None
+    setup_ms: float | None = None
     owner: str | None = None
 
 

@@ -48,6 +48,8 @@ class Filter:
     model: the name asked for or llm's id of what answered.
     thread_id: a thread's, or the id of an exchange, which means the thread that it is in.
     search: words that prompt or answer have, all of them, as llm's search finds them.
+    run: a benchmark's name or id. is_traffic: what models answered clients, no benchmark's
+        and nothing that was only played again.
     """
 
     since: datetime | None = None
@@ -59,6 +61,8 @@ class Filter:
     thread_id: str | None = None
     search: str | None = None
     ids: tuple[str, ...] | None = None
+    run: str | None = None
+    is_traffic: bool = False
 
     def where(self) -> tuple[str, dict[str, Any]]:
         """Give the SQL condition on proxy_exchanges, and its parameters."""
@@ -73,6 +77,8 @@ class Filter:
             "thread_id": self.thread_id,
             "search": None if self.search is None else _quoted(self.search),
             "ids": ids,
+            "run": self.run,
+            "is_traffic": self.is_traffic or None,
         }
         given = {name: value for name, value in values.items() if value is not None}
         return " and ".join(_CONDITIONS[name] for name in given) or "true", given
@@ -97,6 +103,8 @@ _CONDITIONS = {
     "search": "id in (select turn_id from turn_search_fts join turn_search"
     " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :search)",
     "ids": "id in (select value from json_each(:ids))",
+    "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
+    "is_traffic": "run_id is null and replay_of is null",
 }
 
 

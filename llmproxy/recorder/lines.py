@@ -205,6 +205,10 @@ class ExchangeForm:
     recalled: int = 0
     replay_of: str | None = None
     origin: Origin | None = None
+    run_id: str | None = None
+    recorded_id: str | None = None
+    repeat: int | None = None
+    setup_ms: float | None = None
     owner: str | None
     request: RequestForm
     replay_key: str | None = None
@@ -252,11 +256,12 @@ def _json(line: bytes) -> Any:
 
 def _check_entry(entry: ExchangeForm) -> None:
     _check_id(entry.id, "id")
-    _check_id(entry.previous_id, "previous_id")
+    for name in ("previous_id", "run_id", "recorded_id"):
+        _check_id(getattr(entry, name), name)
     _check_time(entry.received, "received")
-    for name in ("ttft_ms", "first_text_ms", "duration_ms"):
+    for name in ("ttft_ms", "first_text_ms", "duration_ms", "setup_ms"):
         _check_number(getattr(entry, name), name)
-    for name in ("http_status", "event_count", "recalled"):
+    for name in ("http_status", "event_count", "recalled", "repeat"):
         _check_number(getattr(entry, name), name)
     for name, count in vars(entry.usage).items():
         _check_number(count, f"usage.{name}")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .folding import references
-from .history import Filter
+from .history import Filter, History
 from .store import translated
 
 __all__ = ["Pruned", "prune"]
@@ -41,6 +41,7 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
     condition, values = only.where()
     if not values:
         raise ValueError("say which exchanges are to be forgotten")
+    History(path).close()  # which brings an older llmproxy's tables up to date
     with translated(path):
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
@@ -48,7 +49,7 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
         try:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
-                "create temp table gone as select id, message_hash, thread_id, previous_id"
+                "create temp table gone as select id, message_hash, thread_id, previous_id, run_id"
                 " from proxy_exchanges"
                 f" where status != 'running' and {condition}",
                 values,
@@ -87,6 +88,10 @@ def _prune(connection: sqlite3.Connection) -> Pruned:
     exchanges = connection.execute(
         "delete from proxy_exchanges where id in (select id from gone)"
     ).rowcount
+    connection.execute(
+        "delete from proxy_runs where id in (select run_id from gone)"
+        " and not exists (select 1 from proxy_exchanges where run_id = proxy_runs.id)"
+    )
     _settle_threads(connection)
     forgotten = _prune_messages(connection, messages)
     for statement, keys in ((_UNUSED_TOOL, tools), (_UNUSED_SCHEMA, schemas)):

@@ -236,7 +236,8 @@ class Replies:
         rows = self._connection.execute(
             """
             select turns.id, turns.thread_id, type, text, payload from (
-                select id from proxy_exchanges where status = 'ok' order by number desc limit ?
+                select id from proxy_exchanges where status = 'ok' and run_id is null
+                order by number desc limit ?
             ) join turns using (id) join parts on message_hash = tip_message_hash
             where type in ('text', 'tool_call') order by turns.id desc, position
             """,

@@ -37,7 +37,7 @@ def exchange_request(exchange: Exchange) -> hub.ChatRequest:
 class Log:
     """The exchanges of a logs.db: those that ended well; failures where none of a request did.
 
-    What was itself a replay is no recording.
+    What was itself a replay is no recording, nor what a benchmark was answered.
 
     Raises:
         Unusable: there is no such file, or it can't be read.
@@ -112,7 +112,7 @@ class Log:
             return self._history.rows(sql, values)
 
 
-_FINISHED = "status = 'ok' and replay_of is null"
+_FINISHED = "status = 'ok' and replay_of is null and run_id is null"
 _MODELS = f"""
     select model_asked from proxy_exchanges where {_FINISHED} and model_asked is not null
     union select model_used from proxy_exchanges where {_FINISHED} and model_used is not null

@@ -113,6 +113,24 @@ _MIGRATIONS = (
         " where previous_id is not null",
         *replies.SCHEMA,
     ),
+    (
+        """
+        create table proxy_runs (
+            id text primary key,
+            name text not null unique,
+            began text not null,
+            ended text,  -- null until all of it is measured
+            settings text not null  -- JSON, see runs.py
+        )
+        """,
+        "alter table proxy_exchanges add column run_id text references proxy_runs (id)",
+        "alter table proxy_exchanges add column recorded_id text",  # what it asks again
+        "alter table proxy_exchanges add column repeat integer",
+        "alter table proxy_exchanges add column setup_ms real",
+        "create index proxy_exchanges_run on proxy_exchanges (run_id) where run_id is not null",
+        "create index proxy_exchanges_recorded on proxy_exchanges (recorded_id)"
+        " where recorded_id is not null",
+    ),
 )
 
 
@@ -138,11 +156,15 @@ _SETTLE = (
     """
     update threads set forked_from = coalesce((
         select before.thread_id from turns join proxy_exchanges using (id)
-        join turns as before on before.id = previous_id
+        join turns as before on before.id = coalesce(recorded_id, previous_id)
         where turns.thread_id = threads.id and before.thread_id != threads.id
         order by turns.id limit 1
     ), forked_from)
-    where id in (select :thread union select thread_id from proxy_exchanges where previous_id = :id)
+    where id in (
+        select :thread
+        union select thread_id from proxy_exchanges where previous_id = :id
+        union select thread_id from proxy_exchanges where recorded_id = :id
+    )
     """,
     """
     update proxy_replies set is_continued = 1 where turn_id = :id and exists (
@@ -319,7 +341,9 @@ class Store:
         turn = exchange.turn
         if turn is None:
             return _Row(exchange, values, body)
-        reply = reply_of(turn.messages, turn.reply) if exchange.thread_id else None
+        # What a benchmark was answered is no reply that a client could go on from.
+        is_reply = exchange.thread_id is not None and exchange.run_id is None
+        reply = reply_of(turn.messages, turn.reply) if is_reply else None
         return _Row(exchange, values, body, TurnRecord(turn, self._known), reply)
 
     def _write_row(self, row: _Row, is_imported: bool) -> None:
@@ -403,12 +427,14 @@ class Store:
         It goes on with the thread of the turn before it, unless a finished turn that has
         shown anything, llm's own included, was first: nobody writes while this is asked.
         An imported one stays where it was; what that forked from is settled afterwards.
+        A benchmark's is the only one of its thread, which forks from what it asked again.
         """
         assert exchange.thread_id is not None, "it is a turn"
-        if exchange.previous_id is None or is_imported:
+        before_id = exchange.recorded_id or exchange.previous_id
+        if before_id is None or is_imported:
             return exchange.thread_id, None
         before = self._conn.execute(
-            "select thread_id from turns where id = ?", (exchange.previous_id,)
+            "select thread_id from turns where id = ?", (before_id,)
         ).fetchone()
         if before is None:  # forgotten meanwhile
             return exchange.thread_id, None
@@ -434,6 +460,23 @@ class Store:
             self._prunes = prunes
             self._known.clear()
             raise Locked(f"{self.path}: was being pruned")  # what we prepared may be gone
+
+    def write_run(self, id: str, values: Mapping[str, Any]) -> None:
+        """Write a benchmark's run, or change what is there of it; `values` are its columns.
+
+        Raises:
+            Locked, Unusable: as `write`.
+            sqlite3.IntegrityError: another run has its name.
+        """
+        names = ", ".join(values)
+        changes = ", ".join(f"{name} = excluded.{name}" for name in values)
+        with translated(self.path), self._transaction():
+            self._conn.execute(
+                f"insert into proxy_runs (id, {names})"
+                f" values (:id, {', '.join(f':{name}' for name in values)})"
+                f" on conflict (id) do update set {changes}",
+                {"id": id, **values},
+            )
 
     def interrupt_orphans(self) -> None:
         """Mark what was running when its process was killed; a living neighbour's is left alone.

@@ -14,7 +14,7 @@ from llmproxy import hub
 from llmproxy.errors import NotFound
 from llmproxy.recorder.exchange import Entry, to_json
 from llmproxy.recorder.history import Filter, History
-from llmproxy.recorder.store import Store, Unusable, columns
+from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
 from tests.recorder.conftest import RECEIVED
 
 
@@ -201,7 +201,7 @@ def no_database(path):
     [
         (lambda path: None, "unable to open database file"),
         (no_database, "file is not a database"),
-        (newer, "is a newer llmproxy's .its schema is 99, this one knows 2.: install that"),
+        (newer, f"its schema is 99, this one knows {SCHEMA_VERSION}.: install that"),
     ],
     ids=["none", "no database", "newer"],
 )

@@ -90,7 +90,8 @@ def test_what_json_has_no_word_for_is_left_out(make_exchange):
 
 def test_what_an_older_version_wrote_is_read(make_exchange):
     form = to_json(make_exchange())
-    for name in ("replay_key", "origin", "previous_id", "link", "recalled", "replay_of"):
+    names = "replay_key origin previous_id link recalled replay_of run_id recorded_id repeat"
+    for name in (*names.split(), "setup_ms"):
         del form[name]
     assert decode(json.dumps(form).encode()).previous_id is None
 

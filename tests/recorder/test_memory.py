@@ -15,6 +15,7 @@ from typing import Any
 
 import llm
 import pytest
+import sqlite_utils
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
@@ -680,7 +681,9 @@ def test_replaced_database_is_read_anew(log, empty_log):
     assert log.recollect(ECHO) == Recollection(ECHO)
 
 
-NEW_COLUMNS = "previous_id", "link", "recalled", "replay_key", "replay_of", "origin"
+NEW_COLUMNS = (
+    "previous_id link recalled replay_key replay_of origin run_id recorded_id repeat setup_ms"
+).split()
 
 
 def test_older_database_gains_its_keys_when_it_is_opened(log):
@@ -693,10 +696,14 @@ def test_older_database_gains_its_keys_when_it_is_opened(log):
             "drop table proxy_calls",
             "drop index proxy_exchanges_previous",
             "drop index proxy_exchanges_replay",
-            *(f"alter table proxy_exchanges drop column {name}" for name in NEW_COLUMNS),
+            "drop index proxy_exchanges_run",
+            "drop index proxy_exchanges_running",
+            "drop index proxy_exchanges_recorded",
+            "drop table proxy_runs",
             "update proxy_meta set value = 1 where name = 'schema'",
         ):
             connection.execute(statement)
+        sqlite_utils.Database(connection)["proxy_exchanges"].transform(drop=NEW_COLUMNS)
     log.memory.close()
     assert log.recollect(ECHO) == Recollection(ECHO)  # the writer has not opened it yet
     Store(log.path).close()

@@ -1,0 +1,118 @@
+"""Benchmarks in the log: a run is what asked recorded requests of models again, and how.
+
+What the models answered are exchanges with its `run_id`; `recorded_id` is what each asked
+again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import NotFound
+from .history import History
+from .store import Locked, Store, timestamp
+
+__all__ = ["LAST", "Run", "find_run", "run_names", "save_run"]
+
+LAST = "last"
+"""The word for the run that began last, which is no run's name."""
+
+LOCK_S = 5.0  # a person waits; other writers' locks are short
+PAUSE_S = 0.05
+
+
+@dataclass(frozen=True)
+class Run:
+    """A benchmark's run.
+
+    id: a lower-case ULID; name: the user's own, or made of the time; no two have one.
+    began, ended: UTC; `ended` is None until all of it is measured.
+    settings: by the names of the command's flags, as JSON values.
+    """
+
+    id: str
+    name: str
+    began: datetime
+    ended: datetime | None
+    settings: Mapping[str, Any]
+
+
+def save_run(path: Path, run: Run) -> None:
+    """Write a run, or what has changed of it; a logs.db that is not there yet is made.
+
+    Raises:
+        StoreError: the log can't be written.
+        sqlite3.IntegrityError: another run has its name.
+    """
+    until = time.monotonic() + LOCK_S
+    while True:
+        try:
+            store = Store(path)
+            try:
+                store.write_run(
+                    run.id,
+                    {
+                        "name": run.name,
+                        "began": timestamp(run.began),
+                        "ended": run.ended and timestamp(run.ended),
+                        "settings": json.dumps(run.settings),
+                    },
+                )
+            finally:
+                store.close()
+            return
+        except Locked:
+            if time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_S)
+
+
+def find_run(history: History, name: str) -> Run:
+    """Read a run by its name or id, or the last one.
+
+    Of a run that was imported there are exchanges alone: its name is its id then, and it has
+    no settings.
+
+    Raises:
+        NotFound: there is none; the message says which there are.
+        Unusable: the file can't be read any more.
+    """
+    which = "true" if name == LAST else ":name in (id, name)"
+    rows = history.rows(
+        f"select * from proxy_runs where {which} order by began desc limit 1", {"name": name}
+    )
+    if rows:
+        (row,) = rows
+        return Run(
+            row["id"],
+            row["name"],
+            datetime.fromisoformat(row["began"]),
+            row["ended"] and datetime.fromisoformat(row["ended"]),
+            json.loads(row["settings"]),
+        )
+    rows = history.rows(
+        "select min(received) as began, max(received) as ended from proxy_exchanges"
+        " where run_id = :name",
+        {"name": name},
+    )
+    if rows and rows[0]["began"]:
+        began, ended = map(datetime.fromisoformat, rows[0])
+        return Run(name, name, began, ended, {})
+    names = run_names(history)
+    there = f"there are {', '.join(names)}" if names else "`bench` makes one"
+    raise NotFound(f"the log has no run {name!r}; {there}")
+
+
+def run_names(history: History) -> list[str]:
+    """The names of all runs, the newest last.
+
+    Raises:
+        Unusable: the file can't be read any more.
+    """
+    return [row["name"] for row in history.rows("select name from proxy_runs order by began", {})]
