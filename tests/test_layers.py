@@ -314,6 +314,7 @@ ROOMS: dict[str, set[str]] = {
         "recorder.verify",
         "terminal",
     },
+    "study.report": {"study.figures", "study.measured", "terminal"},
     "command": {"errors"},
     "filters": {"dialects", "recorder.exchange", "recorder.history"},
     "log_command": {
@@ -373,6 +374,7 @@ PURE = (
     " recorder.chain recorder.tree access terminal terminal_threads"
     # study.stats draws at random, from a seed that it is given.
     " study.values study.agreement study.prices study.measured study.figures"
+    " study.report"
 ).split()
 IMPURE_MODULES = (
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"

@@ -34,6 +34,7 @@ from .stats import (
 
 __all__ = [
     "ENOUGH",
+    "MEASURES",
     "AgreementFigures",
     "Between",
     "Comparison",
@@ -298,6 +299,7 @@ MEASURES: Mapping[Measure, Callable[[Measured], float | None]] = {
     "duration_ms": attrgetter("duration_ms"),
     "tokens_per_second": _speed,
 }
+"""What models are compared by; None where it was not measured."""
 
 
 def _gaps(answers: Iterable[Measured]) -> Gaps | None:
