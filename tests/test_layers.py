@@ -305,6 +305,28 @@ ROOMS: dict[str, set[str]] = {
     "study.prices": {"errors", "hub", "payload"},
     "study.measured": {"hub", "recorder.exchange"},
     "study.figures": {"hub", "study.agreement", "study.measured", "study.prices", "study.stats"},
+    "study.markup": {"study.stats"},
+    "study.style": set(),
+    "study.differences": set(),
+    "study.charts": {"study.figures", "study.markup", "study.stats"},
+    "study.verdict": {"study.figures", "study.markup", "study.measured", "study.stats"},
+    "study.tables": {"study.charts", "study.figures", "study.markup"},
+    "study.side_by_side": {
+        "study.charts",
+        "study.differences",
+        "study.markup",
+        "study.measured",
+    },
+    "study.page": {
+        "study.charts",
+        "study.figures",
+        "study.markup",
+        "study.measured",
+        "study.side_by_side",
+        "study.style",
+        "study.tables",
+        "study.verdict",
+    },
     "terminal": {"hub", "payload", "recorder.exchange", "recorder.timeline"},
     "terminal_threads": {
         "recorder.chain",
@@ -374,6 +396,8 @@ PURE = (
     " recorder.chain recorder.tree access terminal terminal_threads"
     # study.stats draws at random, from a seed that it is given.
     " study.values study.agreement study.prices study.measured study.figures"
+    " study.markup study.style study.differences study.charts study.verdict study.tables"
+    " study.side_by_side study.page"
     " study.report"
 ).split()
 IMPURE_MODULES = (
