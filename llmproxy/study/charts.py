@@ -1,0 +1,592 @@
+"""Drawings of a study as SVG, for a page: dots along an axis, streams, a scatter, bars.
+
+Each drawing is one string, well-formed by itself, WIDTH units wide: at a phone's whole width
+its words can be read, and two or three stand side by side elsewhere. It bears classes and no
+colours; `style` has those, for light and dark. A model keeps its number in all drawings: its
+colour, and the shape of its mark for who can't tell colours apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median_low
+from typing import TypeVar
+
+from . import markup
+from .figures import Estimate
+from .stats import Interval
+
+__all__ = [
+    "MAX_STREAMS",
+    "Bar",
+    "Point",
+    "Row",
+    "Stream",
+    "bars",
+    "distribution",
+    "mark",
+    "scatter",
+    "streams",
+]
+
+T = TypeVar("T")
+_Box = tuple[float, float, float, float]
+
+WIDTH = 380
+MAX_DOTS = 300  # of a row: more would lie on one another, and the page grows by each
+MAX_STREAMS = 40  # lines of a drawing: as many as an eye can part
+MAX_STREAM_POINTS = 60  # of a line: one for each six units of the width
+LOG_FROM = 20  # times the least is the most: a linear axis would press half of it together
+LABEL_CHARS = 40
+LABEL_WIDTH = 7.0  # of a bold character, at the most: no font is measured here
+MOST = 1e15
+
+SHAPES = 8  # colours, too; the ninth model looks as the first, and its name stands beside it
+
+# Each shape as a path about 0,0 that fills a circle of radius 1.
+_SHAPES: Sequence[Sequence[tuple[float, float]]] = (
+    (),
+    ((-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)),
+    ((0, -1.1), (1.05, 0.8), (-1.05, 0.8)),
+    ((0, -1.2), (1.2, 0), (0, 1.2), (-1.2, 0)),
+    ((0, 1.1), (1.05, -0.8), (-1.05, -0.8)),
+    # A plus, a cross, an hourglass.
+    (
+        *((-0.4, -1.1), (0.4, -1.1), (0.4, -0.4), (1.1, -0.4), (1.1, 0.4), (0.4, 0.4)),
+        *((0.4, 1.1), (-0.4, 1.1), (-0.4, 0.4), (-1.1, 0.4), (-1.1, -0.4), (-0.4, -0.4)),
+    ),
+    (
+        *((0, -0.5), (0.6, -1.1), (1.1, -0.6), (0.5, 0), (1.1, 0.6), (0.6, 1.1)),
+        *((0, 0.5), (-0.6, 1.1), (-1.1, 0.6), (-0.5, 0), (-1.1, -0.6), (-0.6, -1.1)),
+    ),
+    ((-1, -1), (1, -1), (-1, 1), (1, 1)),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's values, all finite and not below zero, with their median's estimate."""
+
+    model: str
+    number: int
+    values: Sequence[float]
+    estimate: Estimate | None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One answer: when how many characters came, as `Measured.ticks`, and how long it took."""
+
+    ticks: Sequence[tuple[float, int]]
+    duration_ms: float | None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model's place by two measures, each with its interval where there is one."""
+
+    model: str
+    number: int
+    x: float
+    y: float
+    x_interval: Interval | None = None
+    y_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Bar:
+    """How one model's answers ended: well, by reason, and badly, by kind of error."""
+
+    model: str
+    number: int
+    well: Mapping[str, int]
+    badly: Mapping[str, int]
+
+
+def mark(number: int) -> str:
+    """Draw a model's mark to stand before its name in running text."""
+    return (
+        f'<svg class="mark m{number % SHAPES}" viewBox="0 0 12 12" aria-hidden="true">'
+        f'<path d="{_shape(number, 6, 6, 5)}"/></svg>'
+    )
+
+
+# ---- dots along an axis
+
+
+def distribution(title: str, rows: Sequence[Row]) -> str:
+    """Draw times in milliseconds: a dot for each, the median with its interval, p95.
+
+    The axis is logarithmic where the longest time is LOG_FROM times the shortest. Of more
+    than MAX_DOTS values as many are drawn, evenly from the least to the most.
+    """
+    rows = [
+        Row(row.model, row.number, _drawable(row.values), row.estimate)
+        for row in rows
+        if _drawable(row.values)
+    ]
+    if not rows:
+        return _nothing(title)
+    values = [value for row in rows for value in row.values]
+    ends = [end for row in rows for end in _interval_ends(row.estimate)]
+    axis = _axis([*values, *_drawable(ends)], 8, WIDTH - 10, _time_ticks)
+    step = 58
+    height = len(rows) * step + 24
+    body = "".join(
+        f'<line class="grid" x1="{_n(x)}" x2="{_n(x)}" y1="4" y2="{height - 18}"/>'
+        + _words(label, x, height - 4, anchor=_anchor(x))
+        for x, label in axis.marks
+    )
+    body += "".join(_strip(row, axis, index * step) for index, row in enumerate(rows))
+    told = "; ".join(
+        f"{markup.shortened(row.model, LABEL_CHARS)} {markup.seconds(_median(row))}" for row in rows
+    )
+    return _svg(title, f"{title}, median: {told}", height, body)
+
+
+def _strip(row: Row, axis: _Axis, top: float) -> str:
+    middle = top + 32
+    estimate = row.estimate
+    right = f"median {markup.seconds(estimate.summary.p50)}" if estimate else ""
+    drawn = _title_line(row.model, row.number, top + 13, right)
+    if estimate and estimate.interval:
+        low, high = axis.at(estimate.interval.low), axis.at(estimate.interval.high)
+        drawn += (
+            f'<line class="interval m{row.number % SHAPES}" x1="{_n(low)}" x2="{_n(high)}" '
+            f'y1="{_n(middle + 15)}" y2="{_n(middle + 15)}"/>'
+        )
+    xs = [axis.at(value) for value in _thinned(sorted(row.values), MAX_DOTS)]
+    path = "".join(_shape(row.number, x, middle + y, 2.7) for x, y in _swarm(xs, 11))
+    drawn += f'<path class="dots m{row.number % SHAPES}" d="{path}"/>'
+    if estimate:
+        for value, kind in ((estimate.summary.p50, "middle"), (estimate.summary.p95, "late")):
+            if math.isfinite(value):
+                x = _n(axis.at(value))
+                drawn += (
+                    f'<line class="{kind}" x1="{x}" x2="{x}" '
+                    f'y1="{_n(middle - 12)}" y2="{_n(middle + 17)}"/>'
+                )
+    return drawn
+
+
+def _swarm(xs: Sequence[float], room: float) -> Iterator[tuple[float, float]]:
+    """Place dots beside one another that would lie on one another; `xs` rise."""
+    size = 4.6
+    offsets = [0.0]
+    while offsets[-1] + size / 2 <= room:
+        offsets.append(offsets[-1] + size / 2)
+    tried = [sign * offset for offset in offsets for sign in (1, -1)][1:]
+    placed: list[tuple[float, float]] = []
+    for index, x in enumerate(xs):
+        near = [(px, py) for px, py in placed[-40:] if x - px < size]
+        free = (
+            y
+            for y in tried
+            if all((x - px) ** 2 + (y - py) ** 2 >= size**2 * 0.9 for px, py in near)
+        )
+        # Where none is free they do lie on one another, spread by the golden ratio.
+        spread = ((index * 0.618034) % 1 - 0.5) * 2 * room
+        placed.append((x, next(free, spread)))
+        yield placed[-1]
+
+
+# ---- streams
+
+
+def streams(
+    model: str, number: int, answers: Sequence[Stream], *, end_ms: float, most: float
+) -> str:
+    """Draw how the characters of a model's answers came: a line each, the median one bold.
+
+    The bold one is the answer whose time is the middle one. Of more than MAX_STREAMS as many
+    are drawn, evenly by time. end_ms, most: where the axes end, the same for all models that
+    are to be compared; a line that goes farther is cut there, and how many do is said.
+    """
+    title = f"Streams of {markup.shortened(model, LABEL_CHARS)}"
+    drawn = [answer for answer in answers if answer.ticks]
+    if not drawn:
+        return _nothing(title, model, number)
+    drawn.sort(key=_end)
+    top, bottom, left = 24, 150, 34
+    across = _axis([0, _finite(end_ms)], left, WIDTH - 10, _time_ticks, log=False)
+    up = _axis([0, float(max(most, 1))], bottom, top, _plain_ticks, log=False)
+    beyond = sum(1 for answer in drawn if answer.ticks[-1][0] > end_ms * 1.001)
+    right = markup.count_of(len(drawn), "answer") + (f", {beyond} go on" if beyond else "")
+    body = _title_line(model, number, 13, right)
+    body += _frame(across, up, bottom, left)
+    middle = median_low(range(len(drawn)))
+
+    def path(answer: Stream, kind: str) -> str:
+        line = _line(answer, across, up, end_ms, most)
+        return f'<path class="{kind} m{number % SHAPES}" d="{line}"/>'
+
+    others = [*drawn[:middle], *drawn[middle + 1 :]]
+    body += "".join(path(answer, "thin") for answer in _thinned(others, MAX_STREAMS - 1))
+    body += path(drawn[middle], "bold")
+    told = (
+        f"{title}: characters over time, {markup.count_of(len(drawn), 'answer')}, "
+        f"the middle one ends after {markup.seconds(_end(drawn[middle]))}"
+    )
+    return _svg(title, told, bottom + 20, body)
+
+
+def _end(answer: Stream) -> float:
+    return _finite(answer.ticks[-1][0] if answer.duration_ms is None else answer.duration_ms)
+
+
+def _line(answer: Stream, across: _Axis, up: _Axis, end_ms: float, most: float) -> str:
+    points, chars = [(min(answer.ticks[0][0], end_ms), 0)], 0
+    for at, brought in answer.ticks:
+        chars += brought
+        if not (at <= end_ms and chars <= most):
+            break
+        points.append((at, chars))
+    places = [
+        (_n(across.at(_finite(at))), _n(up.at(chars)))
+        for at, chars in _thinned(points, MAX_STREAM_POINTS)
+    ]
+    return "M" + "L".join(f"{x} {y}" for x, y in dict.fromkeys(places))
+
+
+# ---- speed against agreement
+
+
+def scatter(
+    title: str, points: Sequence[Point], *, x_name: str, y_name: str, height: int = 230
+) -> str:
+    """Draw each model by a time in milliseconds (x) and a share from 0 to 1 (y)."""
+    points = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
+    if not points:
+        return _nothing(title)
+    top, bottom, left, right = 24, height - 38, 40, WIDTH - 14
+    xs = [value for point in points for value in (point.x, *_ends(point.x_interval))]
+    ys = [value for point in points for value in (point.y, *_ends(point.y_interval))]
+    across = _axis(_drawable(xs), left + 8, right, _time_ticks)
+    up = _axis(_drawable(ys), bottom - 6, top + 4, _plain_ticks, log=False)
+    body = _frame(across, up, bottom, left)
+    body += _words(y_name, 2, 11) + _words(x_name, right + 6, bottom + 32, anchor="end")
+    places = [(across.at(point.x), up.at(point.y)) for point in points]
+    taken = [
+        box
+        for point, (x, y) in zip(points, places, strict=True)
+        for box in _boxes(point, x, y, across, up)
+    ]
+    labels = _Labels(taken, (left, top, WIDTH - 2, bottom - 2))
+    for point, (x, y) in zip(points, places, strict=True):
+        body += _cross(point, x, y, across, up)
+    for point, (x, y) in zip(points, places, strict=True):
+        body += labels.drawn(markup.shortened(point.model, 26), x, y)
+    told = "; ".join(
+        f"{markup.shortened(point.model, LABEL_CHARS)}: {markup.seconds(point.x)}, {point.y:.2f}"
+        for point in points
+    )
+    return _svg(title, f"{title}. {told}", height, body)
+
+
+def _cross(point: Point, x: float, y: float, across: _Axis, up: _Axis) -> str:
+    lines = ""
+    if point.x_interval is not None:
+        low, high = (_n(across.at(end)) for end in _ends(point.x_interval))
+        lines += f"M{low} {_n(y)}H{high}"
+    if point.y_interval is not None:
+        low, high = (_n(up.at(end)) for end in _ends(point.y_interval))
+        lines += f"M{_n(x)} {low}V{high}"
+    bars = f'<path class="bars m{point.number % SHAPES}" d="{lines}"/>' if lines else ""
+    shape = _shape(point.number, x, y, 5)
+    return f'{bars}<path class="solid m{point.number % SHAPES}" d="{shape}"/>'
+
+
+def _boxes(point: Point, x: float, y: float, across: _Axis, up: _Axis) -> Iterator[_Box]:
+    """Say where a point's mark and its lines are: left, top, right, bottom."""
+    yield x - 6, y - 6, x + 6, y + 6
+    if ends := _ends(point.x_interval):
+        yield across.at(ends[0]), y - 1.5, across.at(ends[1]), y + 1.5
+    if ends := _ends(point.y_interval):
+        yield x - 1.5, up.at(ends[1]), x + 1.5, up.at(ends[0])
+
+
+class _Labels:
+    """Places for words among points, which lie on nothing if there is any such place."""
+
+    def __init__(self, taken: Sequence[_Box], bounds: _Box) -> None:
+        self._taken = list(taken)
+        self._bounds = bounds
+
+    def drawn(self, label: str, x: float, y: float) -> str:
+        width = LABEL_WIDTH * len(label)
+        best = min(self._places(x, y, width), key=lambda place: (self._overlap(place[0]), place[1]))
+        box, far = best
+        self._taken.append(box)
+        words = _words(label, box[0], box[3] - 3, kind="name")
+        if far < 2:
+            return words
+        end = min(max(x, box[0]), box[2]), box[1] if box[1] > y else box[3]
+        return f'<path class="lead" d="M{_n(x)} {_n(y)}L{_n(end[0])} {_n(end[1])}"/>{words}'
+
+    def _places(self, x: float, y: float, width: float) -> Iterator[tuple[_Box, int]]:
+        """Give boxes for the words, the nearest first: beside, above, below, then farther."""
+        left, top, right, bottom = self._bounds
+        for far in range(16):
+            for sign in (-1, 1):
+                for start in (x + 8, x - 8 - width, x - width / 2):
+                    if far == 0 and start == x - width / 2:
+                        continue  # on the point itself
+                    middle = y + sign * 13 * far
+                    start = min(max(start, left + 2), max(right - width, left + 2))
+                    if top <= middle - 7 and middle + 7 <= bottom:
+                        yield (start, middle - 7, start + width, middle + 7), far
+        yield (left, top, left + width, top + 14), 16
+
+    def _overlap(self, box: _Box) -> float:
+        return sum(
+            max(0, min(box[2], other[2]) - max(box[0], other[0]))
+            * max(0, min(box[3], other[3]) - max(box[1], other[1]))
+            for other in self._taken
+        )
+
+
+# ---- bars
+
+
+def bars(title: str, rows: Sequence[Bar]) -> str:
+    """Draw how each model's answers ended, every bar as long as its share of the longest.
+
+    Under each bar stands in words what it shows.
+    """
+    most = max((_total(row) for row in rows), default=0)
+    if not most:
+        return _nothing(title)
+    step = 50
+    body = ""
+    for index, row in enumerate(rows):
+        top = index * step
+        failed = sum(row.badly.values())
+        body += _title_line(row.model, row.number, top + 13, markup.count_of(_total(row), "answer"))
+        x = 2.0
+        pieces = [
+            *(
+                (count, "good" if reason == "stop" else "fair")
+                for reason, count in row.well.items()
+            ),
+            *((count, "bad") for count in row.badly.values()),
+        ]
+        for count, kind in pieces:
+            width = count / most * (WIDTH - 12)
+            body += (
+                f'<rect class="{kind}" x="{_n(x)}" y="{top + 19}" '
+                f'width="{_n(max(width - 1, 0.6))}" height="10"/>'
+            )
+            x += width
+        well = _listed(row.well)
+        body += _words(well, 2, top + 42)
+        if failed:
+            words = markup.shortened(f"{_listed(row.badly)}", 44)
+            body += _words(words, WIDTH - 10, top + 42, anchor="end", kind="bad-words")
+    told = "; ".join(
+        f"{markup.shortened(row.model, LABEL_CHARS)}: {sum(row.badly.values())} of {_total(row)}"
+        for row in rows
+    )
+    return _svg(title, f"{title}, failed: {told}", len(rows) * step, body)
+
+
+def _total(row: Bar) -> int:
+    return sum(row.well.values()) + sum(row.badly.values())
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    shown = [f"{markup.shortened(word, 20)} {count:,}" for word, count in counts.items()]
+    more = [f"{len(shown) - 3} more"] if len(shown) > 3 else []
+    return " · ".join([*shown[:3], *more])
+
+
+# ---- axes
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """Where values lie, and at which places there are ticks, with their words."""
+
+    at: Callable[[float], float]
+    marks: Sequence[tuple[float, str]]
+
+
+def _axis(
+    values: Sequence[float],
+    start: float,
+    end: float,
+    ticks: Callable[[float, float], list[tuple[float, str]]],
+    *,
+    log: bool | None = None,
+) -> _Axis:
+    """Lay values out from `start` to `end`; log: None lets the values say."""
+    least, most = min(values, default=0.0), max(values, default=0.0)
+    positive = [value for value in values if value > 0]
+    floor = max(min(positive), most / 1e6) if positive else 0.0
+    if log is None:
+        log = bool(positive) and most > LOG_FROM * floor
+    if log:
+        low, high = floor / 1.15, most * 1.1
+        span = math.log(high / low)
+
+        def at(value: float) -> float:
+            return start + (end - start) * math.log(max(value, low) / low) / span
+
+        shown = [(value, label) for value, label in _log_ticks(low, high) if low <= value <= high]
+    else:
+        low = least - (most - least) * 0.3 if least > 0.6 * most else 0.0
+        low = max(low, 0.0)
+        if most <= low:  # all the same
+            low, most = 0.0, most * 1.5 or 1.0
+        shown = [tick for tick in ticks(low, most) if tick[0] >= low]
+        high = max(most * 1.02, shown[-1][0] if shown else most)
+
+        def at(value: float) -> float:
+            return start + (end - start) * (value - low) / (high - low)
+
+    return _Axis(at, [(at(value), label) for value, label in shown])
+
+
+def _steps(low: float, high: float) -> list[float]:
+    """Give round numbers that part a range into three to six."""
+    rough = (high - low) / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next((power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= rough), rough)
+    first = math.floor(low / step)
+    return [step * (first + index) for index in range(8) if step * (first + index) < high + step]
+
+
+def _time_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    in_seconds = high >= 1000
+    unit, scale = ("s", 1000) if in_seconds else ("ms", 1)
+    return [
+        (value, f"{_round(value / scale)} {unit}" if value else "0")
+        for value in _steps(low, high)
+        if value <= high * 1.02
+    ]
+
+
+def _plain_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    return [(value, _round(value)) for value in _steps(low, high) if value <= high * 1.02]
+
+
+def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    nice = (1, 2, 5) if len(powers) <= 3 else (1, 3) if len(powers) == 4 else (1,)
+    values = [10.0**power * each for power in powers for each in nice]
+    if len(values) > 9:
+        values = values[:: math.ceil(len(values) / 7)]
+    return [
+        (value, f"{_round(value / 1000)} s" if value >= 1000 else f"{_round(value)} ms")
+        for value in values
+    ]
+
+
+def _round(value: float) -> str:
+    return f"{value:,.0f}" if 1e4 <= value < 1e9 else f"{value:.3g}"
+
+
+def _frame(across: _Axis, up: _Axis, bottom: float, left: float) -> str:
+    lines = "".join(
+        f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{_n(y)}" y2="{_n(y)}"/>'
+        + _words(label, left - 6, y + 4, anchor="end")
+        for y, label in up.marks
+    )
+    base = f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{bottom}" y2="{bottom}"/>'
+    return (
+        lines
+        + base
+        + "".join(
+            f'<line class="grid" x1="{_n(x)}" x2="{_n(x)}" y1="{bottom}" y2="{bottom + 4}"/>'
+            + _words(label, x, bottom + 16, anchor=_anchor(x))
+            for x, label in across.marks
+        )
+    )
+
+
+# ---- pieces
+
+
+def _svg(title: str, told: str, height: float, body: str) -> str:
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {_n(height)}" role="img" '
+        f'aria-label="{markup.text(told)}"><title>{markup.text(title)}</title>{body}</svg>'
+    )
+
+
+def _nothing(title: str, model: str | None = None, number: int = 0) -> str:
+    head = "" if model is None else _title_line(model, number, 13, "")
+    return _svg(title, f"{title}: nothing to draw", 60, head + _words("nothing to draw", 2, 40))
+
+
+def _title_line(model: str, number: int, y: float, right: str) -> str:
+    """A model's mark and name, and at the right end what there is to say of it."""
+    room = LABEL_CHARS - len(right) * 2 // 3
+    return (
+        f'<path class="solid m{number % SHAPES}" d="{_shape(number, 7, y - 4, 4.5)}"/>'
+        + _words(markup.shortened(model, max(room, 12)), 17, y, kind="name")
+        + (_words(right, WIDTH - 10, y, anchor="end", kind="value") if right else "")
+    )
+
+
+def _words(words: str, x: float, y: float, *, anchor: str = "", kind: str = "") -> str:
+    attributes = f' class="{kind}"' if kind else ""
+    if anchor:
+        attributes += f' text-anchor="{anchor}"'
+    return f'<text x="{_n(x)}" y="{_n(y)}"{attributes}>{markup.text(words)}</text>'
+
+
+def _anchor(x: float) -> str:
+    """Words under a tick are about it, but for those that would leave the drawing."""
+    return "start" if x < 14 else "end" if x > WIDTH - 16 else "middle"
+
+
+def _shape(number: int, x: float, y: float, radius: float) -> str:
+    corners = _SHAPES[number % SHAPES]
+    if not corners:
+        return (
+            f"M{_n(x - radius)} {_n(y)}a{radius} {radius} 0 1 0 {_n(2 * radius)} 0"
+            f"a{radius} {radius} 0 1 0 {_n(-2 * radius)} 0z"
+        )
+    (first_x, first_y), *rest = corners
+    path, last = f"M{_n(x + first_x * radius)} {_n(y + first_y * radius)}", (first_x, first_y)
+    for corner in rest:
+        path += f"l{_n((corner[0] - last[0]) * radius)} {_n((corner[1] - last[1]) * radius)}"
+        last = corner
+    return path + "z"
+
+
+def _n(value: float) -> str:
+    """Write a coordinate: a tenth of a unit is less than a screen shows."""
+    return f"{min(max(value, -9999), 9999):.1f}".removesuffix(".0")
+
+
+def _thinned(values: Sequence[T], most: int) -> Sequence[T]:
+    """Keep so many at the most, evenly, the first and the last among them."""
+    if len(values) <= most:
+        return values
+    return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    return [_finite(value) for value in values if math.isfinite(value)]
+
+
+def _finite(value: float) -> float:
+    """Bring a value to where axes can be reckoned: a nanosecond is nothing, ages are ages."""
+    return min(value, MOST) if math.isfinite(value) and value > 1e-6 else 0.0
+
+
+def _ends(interval: Interval | None) -> tuple[float, ...]:
+    if interval is None or not (math.isfinite(interval.low) and math.isfinite(interval.high)):
+        return ()
+    return interval.low, interval.high
+
+
+def _interval_ends(estimate: Estimate | None) -> tuple[float, ...]:
+    return _ends(estimate.interval) if estimate else ()
+
+
+def _median(row: Row) -> float:
+    return row.estimate.summary.p50 if row.estimate else median_low(row.values)

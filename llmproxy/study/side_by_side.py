@@ -1,0 +1,319 @@
+"""A study's requests for a page: each prompt with the recorded answer and every model's.
+
+What differs from the recorded answer is marked word by word. All words are a client's or a
+model's: they are cut where they are long, and go through `markup.text`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from . import charts, markup
+from .differences import Change, differences
+from .measured import Measured, Sample, Study
+
+__all__ = ["MAX_SAMPLES", "requests", "stamp"]
+
+MAX_SAMPLES = 200  # requests on a page: more than anybody opens
+MAX_REQUESTS_CHARS = 6_000_000  # of all their markup; a phone still opens it
+MAX_TEXT_CHARS = 6_000  # of one text: three printed pages, and `log ID` has it whole
+MAX_CALL_CHARS = 1_500  # of a tool call's arguments
+MAX_ERROR_CHARS = 600
+MAX_FIRST_CHARS = 140  # of a request's one line
+MAX_PARTS = 30  # of a message; of an answer, of the messages of a prompt
+MAX_REPEATS = 10  # answers of a model to one request
+MAX_MODELS = 12  # answers beside one another
+LEAST_KEPT = 0.25  # of the longer text: where less is the same, marks are all that one sees
+
+
+def requests(study: Study, models: Mapping[str, int]) -> str:
+    """Write the requests in the study's order, of traffic the newest first.
+
+    models: all that answered, with their numbers in the drawings.
+    """
+    given: dict[str, dict[str, list[Measured]]] = {}
+    for answer in study.answers:
+        if answer.repeat:
+            given.setdefault(answer.sample, {}).setdefault(answer.model, []).append(answer)
+    samples = list(study.samples)
+    if not study.is_run:
+        samples.sort(key=lambda sample: sample.received, reverse=True)
+    written, chars = [], 0
+    for place, sample in enumerate(samples[:MAX_SAMPLES], 1):
+        written.append(_request(place, sample, given.get(sample.id, {}), models, study.is_run))
+        chars += len(written[-1])
+        if chars > MAX_REQUESTS_CHARS:
+            break
+    left_out = len(samples) - len(written)
+    if left_out:
+        more = markup.count_of(left_out, "more request")
+        written.append(f'<p class="soft">{more} left out, to keep this page small.</p>')
+    return "".join(written)
+
+
+def stamp(at: datetime, *, day: bool = True) -> str:
+    """Write a time as UTC, to the second in the markup and to the minute for the eye."""
+    utc = at.astimezone(UTC)
+    shown = f"{utc:%Y-%m-%d %H:%M}" if day else f"{utc:%H:%M}"
+    return f'<time datetime="{utc:%Y-%m-%dT%H:%M:%SZ}">{shown}</time>'
+
+
+def _request(
+    place: int,
+    sample: Sample,
+    given: Mapping[str, Sequence[Measured]],
+    models: Mapping[str, int],
+    is_run: bool,
+) -> str:
+    open_ = " open" if place == 1 else ""  # so that a stranger sees what the others hold
+    cards = []
+    if sample.recorded is not None:
+        cards.append(_card(sample.recorded, None, None, is_run))
+    for model in list(models)[:MAX_MODELS]:
+        if model in given:
+            cards.append(_of_model(given[model], models[model], sample.recorded, is_run))
+    count = len(cards)
+    schema = '<p class="soft">asked for JSON by a schema</p>' if sample.schema is not None else ""
+    return (
+        f'<details class="request"{open_}><summary>{_summary(place, sample, given, models)}'
+        f'</summary><div class="inside">{_prompt(sample)}{schema}'
+        f'<div class="answers" style="--n:{min(count, 3)}">{"".join(cards)}</div>'
+        f'<p class="soft ids">{stamp(sample.received)} UTC · {markup.name(sample.client)} · '
+        f"request <code>{markup.name(sample.id)}</code></p></div></details>"
+    )
+
+
+def _summary(
+    place: int,
+    sample: Sample,
+    given: Mapping[str, Sequence[Measured]],
+    models: Mapping[str, int],
+) -> str:
+    first = _first_words(sample.prompt)
+    chips = "".join(
+        f'<span class="chip">{charts.mark(models.get(model, 0))}{_in_short(answers[0])}</span>'
+        for model, answers in list(given.items())[:MAX_MODELS]
+    )
+    return (
+        f'<span class="place">{place}</span><span class="first" dir="auto">{first}</span>'
+        f'<span class="chips">{chips}</span>'
+    )
+
+
+def _in_short(answer: Measured) -> str:
+    if answer.status != "ok":
+        return f'<span class="failure">{markup.name(answer.error_kind or answer.status)}</span>'
+    return "–" if answer.duration_ms is None else markup.seconds(answer.duration_ms)
+
+
+def _first_words(prompt: Sequence[Message]) -> str:
+    """Say how the prompt begins: the newest words of a user's, or what there is."""
+    texts = [
+        (message.role, part.text)
+        for message in reversed(prompt)
+        for part in message.parts
+        if isinstance(part, TextPart) and part.text.strip()
+    ]
+    users = [text for role, text in texts if role == "user"]
+    words = next(iter(users or [text for _, text in texts]), "")
+    cut = " ".join(words[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
+    return markup.text(cut) if cut else '<span class="soft">no text</span>'
+
+
+# ---- the prompt
+
+
+def _prompt(sample: Sample) -> str:
+    earlier = (
+        f'<p class="soft">{markup.count_of(sample.earlier, "earlier message")} not shown</p>'
+        if sample.earlier
+        else ""
+    )
+    messages = "".join(
+        f'<div class="message"><h4>{markup.name(message.role)}</h4>{_parts(message.parts)}</div>'
+        for message in sample.prompt[:MAX_PARTS]
+    )
+    return f'<div class="prompt">{earlier}{messages}{_more(sample.prompt, "message")}</div>'
+
+
+def _parts(parts: Sequence[Part]) -> str:
+    return "".join(_part(part) for part in parts[:MAX_PARTS]) + _more(parts, "part")
+
+
+def _more(things: Sequence[object], thing: str) -> str:
+    left_out = len(things) - MAX_PARTS
+    if left_out <= 0:
+        return ""
+    return f'<p class="soft">{markup.count_of(left_out, f"more {thing}")} not shown</p>'
+
+
+def _part(part: Part) -> str:
+    match part:
+        case TextPart(text=text):
+            return _block(text) if text else ""
+        case ReasoningPart(text=text, redacted=redacted):
+            return _reasoning(text, redacted)
+        case ToolCallPart(name=name, arguments=arguments):
+            shown = json.dumps(arguments, ensure_ascii=False, default=str)
+            cut = markup.text(shown[:MAX_CALL_CHARS])
+            return (
+                f'<pre class="call" dir="auto"><b>{markup.name(name)}</b>({cut}'
+                f"{_cut(shown, MAX_CALL_CHARS)})</pre>"
+            )
+        case ToolResultPart(name=name, output=output, exception=exception):
+            word = "failed" if exception else "gave"
+            attached = "".join(_part(AttachmentPart(each)) for each in part.attachments)
+            head = f'<p class="soft">{markup.name(name)} {word}</p>'
+            return f"{head}{_block(exception or output)}{attached}"
+        case AttachmentPart(attachment=attachment) if attachment is not None:
+            size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
+            kind = attachment.type or "attachment"
+            return f'<p class="attached">[{markup.name(kind)}, {markup.name(size or "empty")}]</p>'
+    return '<p class="soft">[something that this page has no form for]</p>'
+
+
+def _block(text: str, limit: int = MAX_TEXT_CHARS) -> str:
+    return f'<pre dir="auto">{markup.text(text[:limit])}{_cut(text, limit)}</pre>'
+
+
+def _cut(text: str, limit: int) -> str:
+    left_out = len(text) - limit
+    if left_out <= 0:
+        return ""
+    return f'<span class="cut"> … {markup.count_of(left_out, "more character")}</span>'
+
+
+def _reasoning(text: str, redacted: bool) -> str:
+    if not text:
+        hidden = "Reasoning that the provider keeps to itself" if redacted else ""
+        return f'<p class="soft">{hidden}</p>' if hidden else ""
+    return (
+        f'<details class="reasoning"><summary>Reasoning, '
+        f"{markup.count_of(len(text), 'character')}</summary>{_block(text)}</details>"
+    )
+
+
+# ---- answers
+
+
+def _of_model(
+    answers: Sequence[Measured], number: int, recorded: Measured | None, is_run: bool
+) -> str:
+    """Write the first answer of a model, the others folded beneath it."""
+    first, *others = sorted(answers, key=lambda answer: answer.repeat)
+    card = _card(first, number, recorded, is_run)
+    if not others:
+        return card
+    folded = "".join(_card(answer, number, recorded, is_run) for answer in others[:MAX_REPEATS])
+    if len(others) > MAX_REPEATS:
+        folded += f'<p class="soft">{len(others) - MAX_REPEATS:,} more not shown</p>'
+    label = markup.count_of(len(others), "more answer")
+    chips = " · ".join(_in_short(answer) for answer in others[:MAX_REPEATS])
+    return (
+        f'<div class="stack">{card}<details class="again"><summary>{label}: {chips}</summary>'
+        f"{folded}</details></div>"
+    )
+
+
+def _card(answer: Measured, number: int | None, recorded: Measured | None, is_run: bool) -> str:
+    """Write one answer; `number` is None for the recorded one."""
+    if number is None:
+        head = f'Recorded <span class="soft">{markup.name(answer.model)}</span>'
+    else:
+        head = charts.mark(number) + markup.name(answer.model)
+    again = f' <span class="soft">again, {answer.repeat}</span>' if answer.repeat > 1 else ""
+    return (
+        f'<article class="answer"><h4>{head}{again}</h4><p class="facts">{_facts(answer)}</p>'
+        f"{_failure(answer)}{_reply(answer, recorded)}"
+        f'<p class="soft ids"><code>{markup.name(answer.id)}</code></p></article>'
+    )
+
+
+def _facts(answer: Measured) -> str:
+    """Times, tokens, and why it ended, in one line."""
+    return " · ".join(_each_fact(answer)) or "nothing measured"
+
+
+def _each_fact(answer: Measured) -> Iterator[str]:
+    if answer.ttft_ms is not None:
+        yield f"{markup.seconds(answer.ttft_ms)} to the first event"
+    if answer.duration_ms is not None:
+        yield f"{markup.seconds(answer.duration_ms)} in all"
+    usage = answer.usage
+    if usage.input_tokens is not None or usage.output_tokens is not None:
+        reasoning = f", {usage.reasoning_tokens:,} reasoning" if usage.reasoning_tokens else ""
+        cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
+        into, out = (
+            "?" if count is None else f"{count:,}"
+            for count in (usage.input_tokens, usage.output_tokens)
+        )
+        yield f"{into}{cached} → {out} tokens{reasoning}"
+    if answer.finish_reason is not None:
+        yield markup.name(answer.finish_reason)
+
+
+def _failure(answer: Measured) -> str:
+    if answer.status == "ok":
+        return ""
+    kind = markup.name(answer.error_kind or answer.status)
+    words = answer.error or ""
+    said = f": {markup.text(words[:MAX_ERROR_CHARS])}{_cut(words, MAX_ERROR_CHARS)}"
+    return f'<p class="failed" dir="auto"><b>{kind}</b>{said if words else ""}</p>'
+
+
+def _reply(answer: Measured, recorded: Measured | None) -> str:
+    parts = [part for message in answer.reply for part in message.parts]
+    if not parts:
+        return '<p class="soft">no answer</p>' if answer.status == "ok" else ""
+    if recorded is None or not (text := _text(answer)):
+        return _parts(parts)
+    others = [part for part in parts if not isinstance(part, TextPart)]
+    reasoning = [part for part in others if isinstance(part, ReasoningPart)]
+    rest = [part for part in others if not isinstance(part, ReasoningPart)]
+    return _parts(reasoning) + _held_against(_text(recorded), text) + _parts(rest)
+
+
+def _text(answer: Measured) -> str:
+    return "".join(
+        part.text
+        for message in answer.reply
+        for part in message.parts
+        if isinstance(part, TextPart)
+    ).replace("\r\n", "\n")
+
+
+def _held_against(recorded: str, text: str) -> str:
+    """Write a text with what is not as in the recorded one marked, or say why nothing is."""
+    if text.strip() == recorded.strip():
+        return f'<p class="note same">the same text</p>{_block(text)}'
+    if not recorded:
+        return _block(text)
+    changes = differences(recorded[:MAX_TEXT_CHARS], text[:MAX_TEXT_CHARS])
+    if changes is None:
+        return f'<p class="note">too long to mark what differs</p>{_block(text)}'
+    kept = sum(len(change.kept) for change in changes)
+    if kept < LEAST_KEPT * max(len(recorded[:MAX_TEXT_CHARS]), len(text[:MAX_TEXT_CHARS])):
+        return f'<p class="note">too little in common to mark</p>{_block(text)}'
+    marked = "".join(map(_marked, changes))
+    return f'<pre class="marked" dir="auto">{marked}{_cut(text, MAX_TEXT_CHARS)}</pre>'
+
+
+def _marked(change: Change) -> str:
+    removed, added = markup.text(change.removed), markup.text(change.added)
+    return (
+        markup.text(change.kept)
+        + (f"<del>{removed}</del>" if removed else "")
+        + (f"<ins>{added}</ins>" if added else "")
+    )

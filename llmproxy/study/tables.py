@@ -1,0 +1,280 @@
+"""A study's figures as tables of a page: each model a column, each pair of models a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from . import charts, markup
+from .figures import (
+    AgreementFigures,
+    Between,
+    Comparison,
+    Estimate,
+    Figures,
+    Measure,
+    ModelFigures,
+    Share,
+)
+
+__all__ = ["MAX_COLUMNS", "between_table", "comparison_table", "figures_table"]
+
+MAX_COLUMNS = 24  # models in a table; a log's clients can ask for any number of names
+MAX_BESIDE = 3  # models of which two tables stand side by side on a wide screen
+HALF = 5  # groups of figures in the first of the two
+MAX_ROWS = 200  # pairs or comparisons
+MAX_KINDS = 6  # of errors or finish reasons in a cell
+
+NONE = '<span class="none">–</span>'
+
+MEASURES: dict[Measure, str] = {
+    "ttft_ms": "First event",
+    "first_text_ms": "First text",
+    "duration_ms": "Whole answer",
+    "tokens_per_second": "Tokens per second",
+}
+
+_TOKENS = {
+    "input_tokens": "in",
+    "cached_tokens": "in, cached",
+    "cache_write_tokens": "in, written to the cache",
+    "output_tokens": "out",
+    "reasoning_tokens": "out, reasoning",
+}
+
+Cell = Callable[[ModelFigures], str]
+
+
+def figures_table(figures: Figures) -> str:
+    """Set out every figure of every model; rows that no model has a number for are left out."""
+    models = figures.models[:MAX_COLUMNS]
+    head = "".join(
+        f'<th scope="col">{charts.mark(number)}{markup.name(each.model)}</th>'
+        for number, each in enumerate(models)
+    )
+    groups = [_group(title, rows, models) for title, rows in _groups()]
+    parts = [groups]
+    if len(models) <= MAX_BESIDE:
+        parts = [groups[:HALF], groups[HALF:]]
+    tables = "".join(
+        _scrolling(
+            "Figures by model",
+            f"<table><thead><tr><td></td>{head}</tr></thead>{''.join(part)}</table>",
+        )
+        for part in parts
+        if any(part)
+    )
+    left_out = _left_out(len(figures.models) - len(models), "model")
+    return f'<div class="halves">{tables}</div>{left_out}'
+
+
+def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelFigures]) -> str:
+    lines = [(label, [cell(each) for each in models]) for label, cell in rows]
+    shown = [
+        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for label, cells in lines
+        if any(cell != NONE for cell in cells)
+    ]
+    if not shown:
+        return ""
+    return (
+        f'<tbody><tr class="group"><th colspan="{len(models) + 1}" scope="rowgroup">'
+        f"{title}</th></tr>{''.join(shown)}</tbody>"
+    )
+
+
+def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
+    yield "Answers", (("well, of all", _ok), ("finished by", _finished), ("failed by", _failed))
+    for measure, title in MEASURES.items():
+        yield title, _estimate_rows(measure, is_time=measure != "tokens_per_second")
+    yield (
+        "Gaps between events",
+        (
+            ("median", lambda each: markup.seconds(each.gaps.p50_ms) if each.gaps else NONE),
+            ("p95", lambda each: markup.seconds(each.gaps.p95_ms) if each.gaps else NONE),
+            ("longest", lambda each: markup.seconds(each.gaps.longest_ms) if each.gaps else NONE),
+        ),
+    )
+    yield "Connection set-up, in no other time", _estimate_rows("setup_ms", is_time=True)[:3]
+    yield "Tokens an answer, median", [(label, _tokens(name)) for name, label in _TOKENS.items()]
+    yield (
+        "Agreement with the recorded answers",
+        [(label, _of_agreement(cell)) for label, cell in _AGREEMENT],
+    )
+    yield (
+        "Cost by your prices",
+        (
+            ("an answer", lambda each: _money(each.cost.per_answer if each.cost else None)),
+            ("in all", lambda each: _money(each.cost.total if each.cost else None)),
+            (
+                "answers not counted",
+                lambda each: f"{each.cost.unknown:,}" if each.cost and each.cost.unknown else NONE,
+            ),
+        ),
+    )
+
+
+def _ok(each: ModelFigures) -> str:
+    warm = f'<br><span class="soft">+{each.warmups:,} warm-up</span>' if each.warmups else ""
+    return f"{each.ok:,} of {each.requests:,}{warm}"
+
+
+def _finished(each: ModelFigures) -> str:
+    return _counts(each.finish_reasons)
+
+
+def _failed(each: ModelFigures) -> str:
+    return f'<span class="failure">{_counts(each.errors)}</span>' if each.errors else NONE
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    shown = [f"{markup.name(word)} {count:,}" for word, count in list(counts.items())[:MAX_KINDS]]
+    if len(counts) > MAX_KINDS:
+        shown.append(f"{len(counts) - MAX_KINDS} more kinds")
+    return "<br>".join(shown) or NONE
+
+
+def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
+    def estimate(each: ModelFigures) -> Estimate | None:
+        found: Estimate | None = getattr(each, field)
+        return found
+
+    def quantile(name: str) -> Cell:
+        def cell(each: ModelFigures) -> str:
+            found = estimate(each)
+            if found is None:
+                return NONE
+            value: float = getattr(found.summary, name)
+            return markup.seconds(value) if is_time else markup.number(value)
+
+        return cell
+
+    def interval(each: ModelFigures) -> str:
+        found = estimate(each)
+        if found is None:
+            return NONE
+        if found.interval is None:
+            return '<span class="soft">too few</span>'
+        return markup.between(found.interval, is_time=is_time)
+
+    return [
+        ("median", lambda each: _strong(quantile("p50")(each))),
+        ("95 % interval", interval),
+        ("p95", quantile("p95")),
+        ("p99", quantile("p99")),
+    ]
+
+
+def _tokens(name: str) -> Cell:
+    def cell(each: ModelFigures) -> str:
+        found = each.tokens.get(name)
+        return NONE if found is None else markup.number(found.p50)
+
+    return cell
+
+
+# ---- agreement
+
+
+def _similarity(figures: AgreementFigures) -> str:
+    if figures.similarity is None:
+        return NONE
+    return _strong(f"{figures.similarity.summary.p50:.2f}")
+
+
+def _similarity_interval(figures: AgreementFigures) -> str:
+    if figures.similarity is None:
+        return NONE
+    found = figures.similarity.interval
+    return "too few" if found is None else markup.shares_between(found)
+
+
+def _share(share: Share | None) -> str:
+    return NONE if share is None else f"{share.count:,} of {share.of:,}"
+
+
+_AGREEMENT: Sequence[tuple[str, Callable[[AgreementFigures], str]]] = (
+    ("similarity, median", _similarity),
+    ("95 % interval", _similarity_interval),
+    ("same text", lambda each: _share(each.exact_text)),
+    ("same JSON", lambda each: _share(each.same_json)),
+    ("same tool calls", lambda each: _share(each.same_tool_calls)),
+    ("fits the schema", lambda each: _share(each.schema_valid)),
+)
+
+
+def _of_agreement(cell: Callable[[AgreementFigures], str]) -> Cell:
+    return lambda each: NONE if each.agreement is None else cell(each.agreement)
+
+
+def between_table(pairs: Sequence[Between], numbers: Mapping[str, int]) -> str:
+    """Set out how far each two models agree."""
+    columns = [
+        (label, cells)
+        for label, cell in _AGREEMENT
+        if any(cells := [cell(pair.agreement) for pair in pairs[:MAX_ROWS]])
+        and set(cells) != {NONE}
+    ]
+    head = "".join(f'<th scope="col">{label}</th>' for label, _ in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{_pair(pair.first, pair.second, numbers)}</th>'
+        + "".join(f"<td>{cells[place]}</td>" for _, cells in columns)
+        + "</tr>"
+        for place, pair in enumerate(pairs[:MAX_ROWS])
+    )
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    more = _left_out(len(pairs) - MAX_ROWS, "pair")
+    return _scrolling("Agreement between models", table) + more
+
+
+def comparison_table(comparisons: Sequence[Comparison], numbers: Mapping[str, int]) -> str:
+    """Set out every comparison with its interval and what it says."""
+    rows = ""
+    for each in comparisons[:MAX_ROWS]:
+        is_time = each.measure != "tokens_per_second"
+        amount = markup.seconds(each.difference) if is_time else markup.number(each.difference)
+        interval = (
+            "too few" if each.interval is None else markup.between(each.interval, is_time=is_time)
+        )
+        said = "–" if each.faster is None else markup.name(each.faster)
+        rows += (
+            f'<tr><th scope="row">{_pair(each.first, each.second, numbers)}</th>'
+            f'<td class="words">{MEASURES[each.measure]}</td><td>{amount}</td><td>{interval}</td>'
+            f'<td>{each.pairs or "unpaired"}</td><td class="words">{said}</td></tr>'
+        )
+    table = (
+        "<table><thead><tr><td></td>"
+        + "".join(
+            f'<th scope="col">{label}</th>'
+            for label in ("measure", "first less second", "95 % interval", "requests", "faster")
+        )
+        + f"</tr></thead><tbody>{rows}</tbody></table>"
+    )
+    more = _left_out(len(comparisons) - MAX_ROWS, "comparison")
+    return _scrolling("Comparisons", table) + more
+
+
+# ---- pieces
+
+
+def _pair(first: str, second: str, numbers: Mapping[str, int]) -> str:
+    return " and ".join(
+        f'<span class="nowrap">{charts.mark(numbers.get(model, 0))}{markup.name(model)}</span>'
+        for model in (first, second)
+    )
+
+
+def _scrolling(label: str, table: str) -> str:
+    """Let a wide table move in its own box; who has no mouse reaches the box by the keyboard."""
+    return f'<div class="wide" role="region" aria-label="{label}" tabindex="0">{table}</div>'
+
+
+def _left_out(count: int, thing: str) -> str:
+    return f'<p class="soft">{markup.count_of(count, thing)} not shown.</p>' if count > 0 else ""
+
+
+def _strong(cell: str) -> str:
+    return cell if cell == NONE else f"<b>{cell}</b>"
+
+
+def _money(amount: float | None) -> str:
+    return NONE if amount is None else markup.money(amount)
