@@ -40,6 +40,8 @@ MAX_STREAMS = 40  # lines of a drawing: as many as an eye can part
 MAX_STREAM_POINTS = 60  # of a line: one for each six units of the width
 LOG_FROM = 20  # times the least is the most: a linear axis would press half of it together
 LABEL_CHARS = 40
+POINT_CHARS = 24
+MAX_TICKS = 7  # of a logarithmic axis: as many words stand beside one another
 LABEL_WIDTH = 7.0  # of a bold character, at the most: no font is measured here
 MOST = 1e15
 
@@ -210,8 +212,9 @@ def streams(
         return _nothing(title, model, number)
     drawn.sort(key=_end)
     top, bottom, left = 24, 150, 34
-    across = _axis([0, _finite(end_ms)], left, WIDTH - 10, _time_ticks, log=False)
-    up = _axis([0, float(max(most, 1))], bottom, top, _plain_ticks, log=False)
+    end_ms, most = _finite(end_ms), max(_finite(most), 1.0)
+    across = _axis([0, end_ms], left, WIDTH - 10, _time_ticks, log=False)
+    up = _axis([0, most], bottom, top, _plain_ticks, log=False)
     beyond = sum(1 for answer in drawn if answer.ticks[-1][0] > end_ms * 1.001)
     right = markup.count_of(len(drawn), "answer") + (f", {beyond} go on" if beyond else "")
     body = _title_line(model, number, 13, right)
@@ -277,7 +280,7 @@ def scatter(
     for point, (x, y) in zip(points, places, strict=True):
         body += _cross(point, x, y, across, up)
     for point, (x, y) in zip(points, places, strict=True):
-        body += labels.drawn(markup.shortened(point.model, 26), x, y)
+        body += labels.drawn(markup.shortened(point.model, POINT_CHARS), x, y)
     told = "; ".join(
         f"{markup.shortened(point.model, LABEL_CHARS)}: {markup.seconds(point.x)}, {point.y:.2f}"
         for point in points
@@ -287,12 +290,10 @@ def scatter(
 
 def _cross(point: Point, x: float, y: float, across: _Axis, up: _Axis) -> str:
     lines = ""
-    if point.x_interval is not None:
-        low, high = (_n(across.at(end)) for end in _ends(point.x_interval))
-        lines += f"M{low} {_n(y)}H{high}"
-    if point.y_interval is not None:
-        low, high = (_n(up.at(end)) for end in _ends(point.y_interval))
-        lines += f"M{_n(x)} {low}V{high}"
+    if ends := _ends(point.x_interval):
+        lines += f"M{_n(across.at(ends[0]))} {_n(y)}H{_n(across.at(ends[1]))}"
+    if ends := _ends(point.y_interval):
+        lines += f"M{_n(x)} {_n(up.at(ends[0]))}V{_n(up.at(ends[1]))}"
     bars = f'<path class="bars m{point.number % SHAPES}" d="{lines}"/>' if lines else ""
     shape = _shape(point.number, x, y, 5)
     return f'{bars}<path class="solid m{point.number % SHAPES}" d="{shape}"/>'
@@ -433,14 +434,14 @@ def _axis(
         def at(value: float) -> float:
             return start + (end - start) * math.log(max(value, low) / low) / span
 
-        shown = [(value, label) for value, label in _log_ticks(low, high) if low <= value <= high]
+        shown = _log_ticks(low, high)
     else:
         low = least - (most - least) * 0.3 if least > 0.6 * most else 0.0
         low = max(low, 0.0)
         if most <= low:  # all the same
             low, most = 0.0, most * 1.5 or 1.0
-        shown = [tick for tick in ticks(low, most) if tick[0] >= low]
-        high = max(most * 1.02, shown[-1][0] if shown else most)
+        high = most + (most - low) * 0.04
+        shown = [tick for tick in ticks(low, high) if low <= tick[0] <= high]
 
         def at(value: float) -> float:
             return start + (end - start) * (value - low) / (high - low)
@@ -461,25 +462,25 @@ def _time_ticks(low: float, high: float) -> list[tuple[float, str]]:
     in_seconds = high >= 1000
     unit, scale = ("s", 1000) if in_seconds else ("ms", 1)
     return [
-        (value, f"{_round(value / scale)} {unit}" if value else "0")
-        for value in _steps(low, high)
-        if value <= high * 1.02
+        (value, f"{_round(value / scale)} {unit}" if value else "0") for value in _steps(low, high)
     ]
 
 
 def _plain_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    return [(value, _round(value)) for value in _steps(low, high) if value <= high * 1.02]
+    return [(value, _round(value)) for value in _steps(low, high)]
 
 
 def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    nice = (1, 2, 5) if len(powers) <= 3 else (1, 3) if len(powers) == 4 else (1,)
-    values = [10.0**power * each for power in powers for each in nice]
-    if len(values) > 9:
-        values = values[:: math.ceil(len(values) / 7)]
+    values: list[float] = []
+    for nice in ((1, 2, 5), (1, 3), (1,)):
+        values = [10.0**power * each for power in powers for each in nice]
+        values = [value for value in values if low <= value <= high]
+        if len(values) <= MAX_TICKS:
+            break
     return [
         (value, f"{_round(value / 1000)} s" if value >= 1000 else f"{_round(value)} ms")
-        for value in values
+        for value in values[:: math.ceil(len(values) / MAX_TICKS) or 1]
     ]
 
 

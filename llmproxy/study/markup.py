@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
-MAX_NAME_CHARS = 160  # of a model's, client's or tool's name: longer ones are nobody's
+MAX_NAME_CHARS = 120  # of a model's, client's or tool's name: longer ones are nobody's
 
 # What a page must not hold, or what shows as nothing or as something else: C0 and C1 but
 # for tab and line feed, lone surrogates, noncharacters, marks that turn the reading direction

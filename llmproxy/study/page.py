@@ -160,14 +160,12 @@ def _drawings(study: Study, figures: Figures, numbers: Mapping[str, int]) -> str
         _dots("Time to the first event", "ttft_ms", shown, good, numbers),
         _dots("Time of the whole answer", "duration_ms", shown, good, numbers),
         _speed_and_agreement(shown, numbers) if study.is_run else "",
+        _streams(good, numbers),
         _endings(shown, numbers),
     ]
     more = len([each for each in figures.models if each.requests]) - len(shown)
     note = f'<p class="soft">{markup.count_of(more, "model")} not drawn.</p>' if more else ""
-    return (
-        f'<section><h2>Drawings</h2><div class="grid">{"".join(drawn)}'
-        f"{_streams(good, numbers)}</div>{note}</section>"
-    )
+    return f'<section><h2>Drawings</h2><div class="grid">{"".join(drawn)}</div>{note}</section>'
 
 
 def _dots(
@@ -237,11 +235,14 @@ def _streams(good: Mapping[str, Sequence[Measured]], numbers: Mapping[str, int])
         ]
         for model, answers in good.items()
     }
-    every = [stream for streams in lines.values() for stream in streams]
-    if not every:
+    ends = [[each.ticks[-1][0] for each in streams] for streams in lines.values()]
+    sizes = [
+        [float(sum(chars for _, chars in each.ticks)) for each in streams]
+        for streams in lines.values()
+    ]
+    if not any(ends):
         return ""
-    end_ms = _reach([each.ticks[-1][0] for each in every])
-    most = _reach([float(sum(chars for _, chars in each.ticks)) for each in every])
+    end_ms, most = _reach(ends), _reach(sizes)
     return "".join(
         _figure(
             "Streams",
@@ -262,13 +263,18 @@ def _some(count: int) -> str:
     return f", {charts.MAX_STREAMS} of {count:,} answers" if count > charts.MAX_STREAMS else ""
 
 
-def _reach(values: Sequence[float]) -> float:
-    """Say where an axis ends: beyond all values, but for a few that lie far from the others."""
-    ordered = sorted(value for value in values if math.isfinite(value))
-    if not ordered:
-        return 0.0
-    usual = ordered[(len(ordered) - 1) * 95 // 100]
-    return ordered[-1] if ordered[-1] <= 1.6 * usual else 1.2 * usual
+def _reach(values: Sequence[Sequence[float]]) -> float:
+    """Say where an axis ends: beyond all models' values, but for a few far from the others.
+
+    Of up to twenty values of a model none is thought to be such.
+    """
+    usual = most = 0.0
+    for each in values:
+        ordered = sorted(value for value in each if math.isfinite(value))
+        if ordered:
+            usual = max(usual, ordered[math.ceil((len(ordered) - 1) * 0.95)])
+            most = max(most, ordered[-1])
+    return most if most <= 1.6 * usual else 1.2 * usual
 
 
 def _figure(title: str, svg: str, caption: str) -> str:

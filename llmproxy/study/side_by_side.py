@@ -84,12 +84,11 @@ def _request(
     for model in list(models)[:MAX_MODELS]:
         if model in given:
             cards.append(_of_model(given[model], models[model], sample.recorded, is_run))
-    count = len(cards)
     schema = '<p class="soft">asked for JSON by a schema</p>' if sample.schema is not None else ""
     return (
         f'<details class="request"{open_}><summary>{_summary(place, sample, given, models)}'
         f'</summary><div class="inside">{_prompt(sample)}{schema}'
-        f'<div class="answers" style="--n:{min(count, 3)}">{"".join(cards)}</div>'
+        f'<div class="answers">{"".join(cards)}</div>'
         f'<p class="soft ids">{stamp(sample.received)} UTC · {markup.name(sample.client)} · '
         f"request <code>{markup.name(sample.id)}</code></p></div></details>"
     )
@@ -142,7 +141,7 @@ def _prompt(sample: Sample) -> str:
         else ""
     )
     messages = "".join(
-        f'<div class="message"><h4>{markup.name(message.role)}</h4>{_parts(message.parts)}</div>'
+        f'<div class="message"><h3>{markup.name(message.role)}</h3>{_parts(message.parts)}</div>'
         for message in sample.prompt[:MAX_PARTS]
     )
     return f'<div class="prompt">{earlier}{messages}{_more(sample.prompt, "message")}</div>'
@@ -235,7 +234,7 @@ def _card(answer: Measured, number: int | None, recorded: Measured | None, is_ru
         head = charts.mark(number) + markup.name(answer.model)
     again = f' <span class="soft">again, {answer.repeat}</span>' if answer.repeat > 1 else ""
     return (
-        f'<article class="answer"><h4>{head}{again}</h4><p class="facts">{_facts(answer)}</p>'
+        f'<article class="answer"><h3>{head}{again}</h3><p class="facts">{_facts(answer)}</p>'
         f"{_failure(answer)}{_reply(answer, recorded)}"
         f'<p class="soft ids"><code>{markup.name(answer.id)}</code></p></article>'
     )

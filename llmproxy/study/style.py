@@ -23,7 +23,7 @@ STYLE = """
   --ins: #dcefdf;
   --ins-ink: #0f5223;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --paper: #15171a;
     --card: #1b1e22;
@@ -59,7 +59,7 @@ h1 {
   margin: 0 0 .4rem;
 }
 h2 { font-size: 1.15rem; font-weight: 650; letter-spacing: -.005em; margin: 3rem 0 .9rem; }
-h3, h4 { font-size: .875rem; font-weight: 600; margin: 0 0 .5rem; }
+h3 { font-size: .875rem; font-weight: 600; margin: 0 0 .5rem; }
 p { margin: .4rem 0; }
 .soft, .none { color: var(--soft); }
 .none { opacity: .6; }
@@ -114,7 +114,7 @@ thead th {
   vertical-align: bottom;
 }
 tbody th[scope=row] { color: var(--soft); }
-td.words { text-align: left; }
+td.words { text-align: left; white-space: normal; overflow-wrap: anywhere; min-width: 9rem; }
 .group th {
   padding-top: 1.1rem;
   font-weight: 600;
@@ -122,7 +122,7 @@ td.words { text-align: left; }
   text-align: left;
 }
 .rows tbody tr + tr > * { border-top: 1px solid var(--rule); }
-.rows thead th { font-weight: 400; color: var(--soft); min-width: 0; }
+.rows thead th { font-weight: 400; color: var(--soft); min-width: 0; white-space: nowrap; }
 .rows tbody th[scope=row] { color: var(--ink); white-space: normal; min-width: 13rem; }
 .grid {
   display: grid;
@@ -137,7 +137,9 @@ figure {
   padding: 1rem 1rem .85rem;
   min-width: 0;
 }
-.halves { display: flex; flex-wrap: wrap; gap: 0 4.5rem; }
+.halves { display: flex; flex-wrap: wrap; gap: 0 4rem; }
+.halves > .wide { flex: 1 1 26rem; }
+.halves table { width: 100%; }
 .legend { margin-bottom: .9rem; }
 figure h3 { margin-bottom: .75rem; }
 figcaption { color: var(--soft); font-size: .8125rem; line-height: 1.45; margin-top: .6rem; }
@@ -192,8 +194,8 @@ pre {
   margin-bottom: 1rem;
   max-height: none;
 }
-.prompt h4, .answer h4 { margin: 0 0 .25rem; }
-.message h4 { color: var(--soft); font-weight: 400; }
+.prompt h3, .answer h3 { margin: 0 0 .25rem; }
+.message h3 { color: var(--soft); font-weight: 400; }
 .message + .message { margin-top: .9rem; }
 .answers {
   display: grid;
@@ -239,6 +241,7 @@ ins {
   text-underline-offset: .15em;
   border-radius: 2px;
 }
+.legend del, .legend ins { white-space: nowrap; }
 .legend del, .legend ins { padding: 0 .25em; }
 .method { color: var(--soft); font-size: .875rem; max-width: 52rem; padding-left: 1.1rem; }
 .method li { margin: .25rem 0; }
@@ -253,7 +256,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8125rem; }
   --m6: #4a5a6a;
   --m7: #00718a;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --m0: #6fb4f0;
     --m1: #ff9a5c;
@@ -276,11 +279,18 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8125rem; }
 .mark { width: .72em; height: .72em; overflow: visible; margin-right: .4em; }
 .mark path { fill: var(--c); }
 .chart { display: block; width: 100%; height: auto; overflow: visible; }
-.chart text { font-size: 11.5px; fill: var(--soft); }
+.chart text {
+  font-size: 11.5px;
+  fill: var(--soft);
+  paint-order: stroke;
+  stroke: var(--card);
+  stroke-width: 3;
+  stroke-linejoin: round;
+}
 .chart .name { fill: var(--ink); font-weight: 600; }
 .chart .value { fill: var(--ink); }
 .chart .grid { stroke: var(--rule); fill: none; }
-.chart .dots { fill: var(--c); fill-opacity: .55; stroke: var(--card); stroke-width: .6; }
+.chart .dots { fill: var(--c); fill-opacity: .65; stroke: var(--card); stroke-width: .6; }
 .chart .solid { fill: var(--c); stroke: var(--card); stroke-width: 1; }
 .chart .interval {
   stroke: var(--c);
@@ -301,8 +311,10 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8125rem; }
   h1 { font-size: 1.4rem; }
   .verdict div { grid-template-columns: 1fr; }
   .verdict dt { font-size: .875rem; }
-  td, th { padding-left: 1.1rem; }
-  thead th { min-width: 6rem; }
+  table { font-size: .8125rem; }
+  td, th { padding-left: .8rem; }
+  thead th { min-width: 0; }
+  .halves > .wide { flex-basis: 100%; }
   .request > summary { grid-template-columns: 1.4rem 1fr; gap: 0 .5rem; }
   .chips { grid-column: 2; justify-content: flex-start; }
   .chip { min-width: 0; }
@@ -315,7 +327,14 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8125rem; }
   h2 { margin-top: 1.75rem; break-after: avoid; }
   figure, .verdict div, tr { break-inside: avoid; }
   .wide { overflow: visible; }
-  details::details-content { content-visibility: visible; block-size: auto; }
+  table { font-size: 8pt; }
+  td, th, .rows thead th, .nowrap { white-space: normal; overflow-wrap: anywhere; }
+  td, th { padding-left: .6rem; }
+  td.words, thead th, .rows tbody th[scope=row] { min-width: 0; }
+  .request::details-content, .fold::details-content {
+    content-visibility: visible;
+    block-size: auto;
+  }
   .answer { break-inside: auto; }
 }
 """

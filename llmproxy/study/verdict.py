@@ -17,6 +17,7 @@ __all__ = ["verdict"]
 
 CHANCE = "no difference that chance could not make"
 FEW = "too few requests to say"
+MODEL_CHARS = 60  # of a model's name in a sentence
 MAX_NAMED = 8  # models in one sentence
 
 _QUESTIONS: dict[Measure, str] = {
@@ -112,7 +113,7 @@ def _of_two(best: str, own: str, rival: _Rival, measure: Measure) -> str:
         return f"{_capital(FEW)}: {both}."
     if not rival.is_slower:
         where = markup.between(rival.interval, is_time=_is_time(measure))
-        return f"{_capital(CHANCE)}: {both} (difference {where})."
+        return f"{_capital(CHANCE)}: {both} (95 % interval of the difference {where})."
     return (
         f"<b>{_named(best)} is faster</b> by {_by(rival, measure)}; medians {own} "
         f"and {_amount(rival.median, measure)}."
@@ -227,7 +228,7 @@ def _others(figures: Figures, failing: Sequence[ModelFigures]) -> str:
 
 
 def _named(model: str) -> str:
-    return f'<span class="model">{markup.name(model)}</span>'
+    return f'<span class="model">{markup.name(markup.shortened(model, MODEL_CHARS))}</span>'
 
 
 def _names(models: Sequence[str]) -> str:
