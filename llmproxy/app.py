@@ -387,10 +387,8 @@ def _in_words(error: BaseException | None) -> str | None:
     match error:
         case None | asyncio.CancelledError():
             return None
-        case ProxyError(param=str(param)):
-            return f"{param}: {error.message}"
         case ProxyError():
-            return error.message
+            return error.words
     return f"{type(error).__name__}: {error}"
 
 

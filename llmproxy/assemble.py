@@ -32,7 +32,15 @@ from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
 from .transport.server import Server
 
-__all__ = ["Proxy", "Settings", "SettingsError", "keys_of_environment"]
+__all__ = [
+    "Proxy",
+    "Settings",
+    "SettingsError",
+    "all_models",
+    "keys_of_environment",
+    "log_writer",
+    "new_id",
+]
 
 
 class SettingsError(ValueError):
@@ -45,8 +53,20 @@ def keys_of_environment() -> tuple[str, ...]:
     return tuple(word.strip() for word in words if word.strip())
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """Give a lower-case ULID, larger than all before it."""
     return str(monotonic_ulid()).lower()
+
+
+def all_models(maps: Sequence[tuple[str, str]] = (), default_model: str | None = None) -> Catalogue:
+    """llm's models, and the demo, which answers also where our plugin is not installed."""
+    return Catalogue(maps=maps, default_model=default_model, extra_models=[(Demo(), AsyncDemo())])
+
+
+def log_writer(database: Path, warn: Callable[[str], None]) -> Writer:
+    """A writer for a log, as a process of its own, with its spool beside the file."""
+    owner = Owner(database, new_id())
+    return Writer(lambda: Store(database, owner), warn=warn, spool=Spool(owner))
 
 
 def _ignore(_: object) -> None:
@@ -116,11 +136,7 @@ class Proxy:
         _check(settings)
         is_local = is_loopback(settings.host)
         self.settings = settings
-        self.catalogue = Catalogue(
-            maps=settings.maps,
-            default_model=settings.default_model,
-            extra_models=[(Demo(), AsyncDemo())],
-        )
+        self.catalogue = all_models(settings.maps, settings.default_model)
         self.database: Path | None = None
         self._writer: Writer | None = None
         self._memory: Memory | None = None
@@ -128,10 +144,7 @@ class Proxy:
         database = settings.database or llm.user_dir() / "logs.db"
         if settings.log:
             self.database = database
-            owner = Owner(database, _new_id())
-            self._writer = Writer(
-                lambda: Store(database, owner), warn=settings.warn, spool=Spool(owner)
-            )
+            self._writer = log_writer(database, settings.warn)
             self._memory = Memory(database, recall=settings.recall)
         self.is_live = settings.replay != "replay" and not (
             settings.recordings and settings.replay is None
@@ -142,7 +155,7 @@ class Proxy:
             self._memory,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,
-            new_id=_new_id,
+            new_id=new_id,
             log_is_on=logs_on,
             report=settings.report,
         )

@@ -43,6 +43,14 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
         from . import moving_commands
 
         return moving_commands.import_main(words[1:], program)
+    if words[:1] == ["bench"]:
+        from . import bench_command
+
+        return bench_command.main(words[1:], program)
+    if words[:1] == ["report"]:
+        from . import report_command
+
+        return report_command.main(words[1:], program)
     arguments = _parser(program).parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that can't show what a client says
@@ -67,6 +75,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
+        f"\n       {program} bench --models A,B [flags]\n       {program} report [RUN] [flags]"
         f"\n       {program} export FILE [flags]\n       {program} import FILE [flags]"
         f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
         description="Serve every llm model to programs that speak an LLM wire, "

@@ -78,6 +78,11 @@ class ProxyError(Exception):
         if status is not None:
             self.status = status
 
+    @property
+    def words(self) -> str:
+        """The message, after the path of the field at fault."""
+        return self.message if self.param is None else f"{self.param}: {self.message}"
+
 
 class ProtocolError(ProxyError):
     """Bytes that are no HTTP/1.1 request; the connection can't be used further."""

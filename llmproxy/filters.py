@@ -15,25 +15,35 @@ from .dialects import DIALECTS
 from .recorder.exchange import Status
 from .recorder.history import Filter
 
-__all__ = ["TIME_HELP", "add_database", "add_filters", "add_run", "database_of", "filter_of"]
+__all__ = [
+    "TIME_HELP",
+    "add_database",
+    "add_filters",
+    "add_run",
+    "count",
+    "database_of",
+    "filter_of",
+]
 
 TIME_HELP = "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d."
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-def add_filters(parser: argparse.ArgumentParser, *, last: str, thread: str) -> None:
+def add_filters(
+    parser: argparse.ArgumentParser, *, last: str, thread: str, dialect: str = "the wire it spoke"
+) -> None:
     """Add the flags that narrow exchanges.
 
-    last, thread: what these two mean to the command.
+    last, thread, dialect: what these mean to the command.
     """
     add = parser.add_argument
-    add("--last", type=_count, metavar="N", help=last)
+    add("--last", type=count, metavar="N", help=last)
     add("--since", type=_time, metavar="TIME", help="received then or later")
     add("--until", type=_time, metavar="TIME", help="received before then")
     add("--model", help="asked for by this name, or answered by the model of this id")
     add("--client", help="the program that asked")
-    add("--dialect", choices=[dialect.NAME for dialect in DIALECTS], help="the wire it spoke")
+    add("--dialect", choices=[known.NAME for known in DIALECTS], help=dialect)
     add("--status", choices=get_args(Status), help="how it ended")
     add("--thread", metavar="ID", help=thread)
     add("--search", metavar="TEXT", help="prompt or answer have all these words")
@@ -75,11 +85,12 @@ def database_of(arguments: argparse.Namespace) -> Path:
     return named or llm.user_dir() / "logs.db"
 
 
-def _count(word: str) -> int:
-    count = int(word) if word.isdecimal() else 0
-    if not count:
+def count(word: str) -> int:
+    """Read a flag's number of things, at least one."""
+    number = int(word) if word.isdecimal() else 0
+    if not number:
         raise argparse.ArgumentTypeError("expected a number above 0")
-    return count
+    return number
 
 
 def _ids(word: str) -> tuple[str, ...]:

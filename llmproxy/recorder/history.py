@@ -171,6 +171,22 @@ class History:
             NotFound: there is none of this id.
             Unusable: the file can't be read any more.
         """
+        return self._exchange(self._row(id))[0]
+
+    def answer(self, id: str) -> tuple[Exchange, int]:
+        """Read one exchange with its answer, but of what was asked only the end.
+
+        Its turn's messages are those since the last answer before it, with how many
+        there are before them; the request's body is None. Much faster where conversations
+        are long.
+
+        Raises:
+            NotFound: there is none of this id.
+            Unusable: the file can't be read any more.
+        """
+        return self._exchange(self._row(id), is_whole=False)
+
+    def _row(self, id: str) -> sqlite3.Row:
         # Clients are told ids as their wire has them: chatcmpl-…, msg_…
         values = {"id": re.sub(r"\A(?:chatcmpl-|msg_)", "", id)}
         rows = self.rows("select * from proxy_exchanges where id = :id", values)
@@ -178,21 +194,23 @@ class History:
             is_thread = self.rows("select 1 from threads where id = :id", values)
             hint = f"; it is a conversation: log --thread {id}" if is_thread else ""
             raise NotFound(f"the log has no exchange {id}{hint}")
-        (row,) = rows
+        return rows[0]
+
+    def _exchange(self, row: sqlite3.Row, *, is_whole: bool = True) -> tuple[Exchange, int]:
         entry = entry_of(row)
         with translated(self.path):
-            turn = self._turn(row)
-            return Exchange(
+            turn, earlier = self._turn(row, is_whole)
+            body = unfold(row["body"], self._content) if is_whole else None
+            exchange = Exchange(
                 **{field.name: getattr(entry, field.name) for field in fields(Entry)},
-                request=RawRequest(
-                    json.loads(row["headers"]), row["query"], unfold(row["body"], self._content)
-                ),
+                request=RawRequest(json.loads(row["headers"]), row["query"], body),
                 turn=turn,
                 replay_key=row["replay_key"],
                 events=timeline.decode(json.loads(row["timeline"]), turn.reply)
                 if turn and row["timeline"]
                 else [],
             )
+        return exchange, earlier
 
     def _content(self, hash: str) -> str:
         row = self._conn.execute(
@@ -200,28 +218,40 @@ class History:
         ).fetchone()
         return str(row["text"])
 
-    def _turn(self, row: sqlite3.Row) -> Turn | None:
+    def _turn(self, row: sqlite3.Row, is_whole: bool) -> tuple[Turn | None, int]:
         turn = self._conn.execute(
             "select turns.*, schemas.content as schema_json from turns"
             " left join schemas on schemas.id = turns.schema_id where turns.id = ?",
             (row["id"],),
         ).fetchone()
+        tip = row["message_hash"] if turn is None else turn["parent_message_hash"]
+        messages, earlier = self._asked(tip, is_whole)
         if turn is not None:
-            return self._whole_turn(turn)
-        if row["message_hash"] is None:
-            return None
+            return self._answered_turn(turn, messages), earlier
+        if tip is None:
+            return None, 0
         return Turn(
             id=row["id"],
             thread_id=row["id"],
             model=row["model_used"],
-            messages=self._chain(row["message_hash"]),
+            messages=messages,
             reply=[],
             started=datetime.fromisoformat(row["received"]),
             duration_ms=int(row["duration_ms"] or 0),
-        )
+        ), earlier
 
-    def _whole_turn(self, row: sqlite3.Row) -> Turn:
-        messages = self._chain(row["parent_message_hash"])
+    def _asked(self, tip: str | None, is_whole: bool) -> tuple[list[Message], int]:
+        """The messages up to and with `tip`, or the last of them, and how many are before."""
+        if is_whole:
+            return self._chain(tip), 0
+        chain = self._conn.execute(_CHAIN, {"tip": tip, "after": None}).fetchall()
+        answers = [place for place, row in enumerate(chain, 1) if row["role"] == "assistant"]
+        earlier = answers[-1] if answers else 0
+        hashes = [row["hash"] for row in chain[earlier:]]
+        messages = self.messages(hashes)
+        return [messages[hash] for hash in hashes], earlier
+
+    def _answered_turn(self, row: sqlite3.Row, messages: list[Message]) -> Turn:
         reply = self._chain(row["tip_message_hash"], after=row["parent_message_hash"])
         tools = self._conn.execute(
             "select tools.* from turn_tools join tools on tools.id = turn_tools.tool_id"
@@ -259,7 +289,7 @@ class History:
     def _chain(self, tip: str | None, *, after: str | None = None) -> list[Message]:
         """The messages up to and with `tip`, at once: llm asks for them one by one."""
         rows = self._conn.execute(_CHAIN, {"tip": tip, "after": after})
-        hashes = [hash for (hash,) in rows]
+        hashes = [row["hash"] for row in rows]
         messages = self.messages(hashes)
         return [messages[hash] for hash in hashes]
 
@@ -342,7 +372,8 @@ _CHAIN = """
         select parent_hash, depth + 1 from chain join messages using (hash)
         where parent_hash is not :after
     )
-    select hash from chain where hash is not null order by depth desc
+    select hash, role from chain left join messages using (hash)
+    where hash is not null order by depth desc
 """
 
 

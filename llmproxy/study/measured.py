@@ -83,7 +83,8 @@ class Study:
         all asked the same; in the log's own traffic each sample has one answer.
     began, ended: UTC; None where there is nothing, or a run is not over.
     models: in the order in which they are to be shown.
-    settings: a run's, by the names of the command's flags (`repeat`, `concurrency` …).
+    settings: a run's, by the names of the command's flags (`repeat`, `concurrency` …), but
+        for models and requests, which are here themselves.
     planned: how many answers a run is to have, warm-ups apart; None for traffic.
     """
 

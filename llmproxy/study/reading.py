@@ -1,0 +1,140 @@
+"""Studies read from a log: a benchmark's run, or what clients asked and were answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from ..errors import NotFound, class_of_status
+from ..recorder.exchange import Exchange
+from ..recorder.history import Filter, History
+from ..recorder.runs import Run
+from .bench import plan_of, tasks
+from .measured import Measured, Sample, Study
+
+__all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]
+
+LOG_TITLE = "the log"
+
+
+def study_of_run(history: History, run: Run) -> Study:
+    """Read a run, with the recorded answers of what it asked again.
+
+    What was recorded may have been forgotten since: its sample has no recorded answer then.
+
+    Raises:
+        Unusable: the file can't be read any more.
+    """
+    ids = history.ids(Filter(run=run.id))
+    answers = [_measured_again(history.answer(id)[0]) for id in ids]
+    plan = plan_of(run.settings)
+    asked = dict.fromkeys([*(plan.ids if plan else ()), *(answer.sample for answer in answers)])
+    samples = []
+    for id in asked:
+        try:
+            exchange, earlier = history.answer(id)
+        except NotFound:
+            continue
+        recorded = _measured(exchange)
+        samples.append(_sample(exchange, earlier, recorded if exchange.status == "ok" else None))
+    models = dict.fromkeys([*(plan.models if plan else ()), *(answer.model for answer in answers)])
+    return Study(
+        title=run.name,
+        is_run=True,
+        began=run.began,
+        ended=run.ended,
+        models=tuple(models),
+        samples=samples,
+        answers=answers,
+        settings={
+            name: value
+            for name, value in run.settings.items()
+            if value is not None and name not in ("models", "ids")
+        },
+        planned=None if plan is None else len(tasks(plan)),
+    )
+
+
+def study_of_log(history: History, only: Filter, *, last: int | None = None) -> Study:
+    """Read what clients asked and models answered, at most the `last` of those that are over.
+
+    Raises:
+        Unusable: the file can't be read any more.
+    """
+    samples, answers = [], []
+    for id in history.ids(replace(only, is_traffic=True), last=last):
+        exchange, earlier = history.answer(id)
+        if exchange.status == "running":
+            continue
+        samples.append(_sample(exchange, earlier, None))
+        answers.append(_measured(exchange))
+    return Study(
+        title=LOG_TITLE,
+        is_run=False,
+        began=answers[0].received if answers else None,
+        ended=answers[-1].received if answers else None,
+        models=tuple(_by_frequency(answer.model for answer in answers)),
+        samples=samples,
+        answers=answers,
+    )
+
+
+def _by_frequency(names: Iterable[str]) -> list[str]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return sorted(counts, key=lambda name: -counts[name])
+
+
+def _sample(exchange: Exchange, earlier: int, recorded: Measured | None) -> Sample:
+    turn = exchange.turn
+    asked = turn.messages if turn else []
+    return Sample(
+        id=exchange.id,
+        received=exchange.received,
+        client=exchange.client,
+        prompt=[message for message in asked if message.role != "system"],
+        earlier=earlier,
+        schema=turn.schema if turn else None,
+        recorded=recorded,
+    )
+
+
+def _measured_again(exchange: Exchange) -> Measured:
+    return replace(
+        _measured(exchange),
+        model=exchange.model_asked or "",
+        sample=exchange.recorded_id or exchange.id,
+        repeat=exchange.repeat or 0,
+    )
+
+
+def _measured(exchange: Exchange) -> Measured:
+    return Measured(
+        id=exchange.id,
+        model=exchange.model_used or exchange.model_asked or "?",
+        sample=exchange.id,
+        received=exchange.received,
+        status=exchange.status,
+        error_kind=_error_kind(exchange),
+        error=exchange.error,
+        finish_reason=exchange.finish_reason,
+        setup_ms=exchange.setup_ms,
+        ttft_ms=exchange.ttft_ms,
+        first_text_ms=exchange.first_text_ms,
+        duration_ms=exchange.duration_ms,
+        ticks=[(at, len(event.chunk)) for at, event in exchange.events],
+        shows_reasoning=any(
+            event.type == "reasoning" and event.chunk for _, event in exchange.events
+        ),
+        usage=exchange.usage,
+        reply=exchange.turn.reply if exchange.turn else (),
+    )
+
+
+def _error_kind(exchange: Exchange) -> str | None:
+    if exchange.status != "error":
+        return None
+    if exchange.http_status is None or exchange.http_status < 400:
+        return "cut"  # the stream had its status before
+    return class_of_status(exchange.http_status).kind

@@ -1,0 +1,493 @@
+"""`bench` as a person runs it, on what a real proxy recorded."""
+
+import asyncio
+import json
+import os
+import signal
+import sqlite3
+import time
+from contextlib import nullcontext
+from urllib.request import Request, urlopen
+
+import pytest
+from llm.parts import ReasoningPart, StreamEvent
+
+from llmproxy import bench_command
+from llmproxy.recorder.history import Filter, History
+from llmproxy.recorder.runs import find_run
+from llmproxy.study.figures import figures
+from llmproxy.study.reading import study_of_run
+from tests.models import AsyncScript, SyncScript, response_json, usage
+from tests.models import registered as registered_models
+from tests.proxies import running
+
+# Of the plugins that are installed none is needed, and loading them takes a second.
+pytestmark = pytest.mark.usefixtures("no_plugins")
+
+
+@pytest.fixture
+def no_plugins(monkeypatch):
+    monkeypatch.setattr("llmproxy.engine.catalogue._load_plugins", lambda: False)
+
+
+@pytest.fixture
+def history(llm_user_path):
+    history = History(llm_user_path / "logs.db")
+    yield history
+    history.close()
+
+
+def post(proxy, path, body, **headers):
+    data = json.dumps(body).encode()
+    with urlopen(Request(f"{proxy.url}{path}", data, headers)) as answer:
+        return json.loads(answer.read())
+
+
+def ask(proxy, messages, model="recorded", **fields):
+    body = {"model": model, "messages": messages, **fields}
+    return post(proxy, "/v1/chat/completions", body)["choices"][0]["message"]
+
+
+def talk(proxy, turns, model="recorded"):
+    """Record a conversation of so many turns."""
+    messages = []
+    for number in range(turns):
+        messages.append({"role": "user", "content": f"What is {number} + {number}?"})
+        messages.append(ask(proxy, messages, model))
+
+
+def answers(*words, **counts):
+    """The steps of an answer, a text for each word."""
+    return [*words, usage(20, len(words), **counts)]
+
+
+@pytest.fixture
+def session(llm_user_path):
+    """Three turns of one conversation, recorded."""
+    with running(AsyncScript("recorded", *answers("It", " is", " four."))) as proxy:
+        talk(proxy, 3)
+
+
+def bench(*words, models=(), code=0):
+    with registered_models(*models) if models else nullcontext():
+        assert bench_command.main(words, "llmproxy") == code
+
+
+def rows(history, sql):
+    return [tuple(row) for row in history.rows(sql, {})]
+
+
+def one_word(model_id, word="Four.", *steps):
+    return AsyncScript(model_id, *steps, *answers(word))
+
+
+# ---- what is asked
+
+
+def test_each_model_is_asked_what_the_recorded_one_was(session, history, capsys):
+    a, b = one_word("a"), one_word("b")
+    bench("--models", "a,b", "--warmup", "0", "--repeat", "2", models=[a, b])
+    recorded = [history.exchange(id) for id in history.ids(Filter(is_traffic=True))]
+    asked = [exchange.turn.messages for exchange in recorded]
+    assert [prompt.messages for prompt in a.prompts] == asked * 2 == [p.messages for p in b.prompts]
+
+
+def test_models_take_turns_to_be_first(session, history):
+    order = []
+    models = [AsyncScript(id, lambda _, id=id: order.append(id), *answers("4")) for id in "abc"]
+    bench("--models", "a,b,c", "--warmup", "0", models=models)
+    assert "".join(order) == "abcbcacab"
+
+
+def test_answers_are_siblings_of_the_recorded_one_under_a_named_run(session, history):
+    before = rows(history, "select id, tip_message_hash from threads")
+    bench("--models", "a,b", "--name", "friday", models=[one_word("a"), one_word("b")])
+    siblings = rows(
+        history,
+        """
+        select asked.model_asked, asked.repeat, asked.status, asked.client
+        from proxy_runs join proxy_exchanges as asked on run_id = proxy_runs.id
+        join turns on turns.id = asked.id join turns as recorded on recorded.id = recorded_id
+        where name = 'friday' and turns.parent_message_hash = recorded.parent_message_hash
+        and turns.tip_message_hash != recorded.tip_message_hash order by asked.number
+        """,
+    )
+    asked = "ab" + "abbaab"
+    repeats = [0] * 2 + [1] * 6
+    assert siblings == [
+        (model, repeat, "ok", "llmproxy bench")
+        for model, repeat in zip(asked, repeats, strict=True)
+    ]
+    tips = "select id, tip_message_hash from threads where forked_from is null"
+    assert rows(history, tips) == before
+    assert find_run(history, "friday").ended is not None
+
+
+def test_what_was_asked_is_kept_as_it_was_sent(session, history):
+    bench(
+        "--models", "a", "--warmup", "0", "--last", "1", "--max-tokens", "7", models=[one_word("a")]
+    )
+    (id,) = history.ids(Filter(client="llmproxy bench"))
+    body = history.exchange(id).request.body
+    assert (body["model"], body["stream"], body["max_tokens"]) == ("a", True, 7)
+    assert body["messages"][-1]["content"] == "What is 2 + 2?"
+
+
+def test_the_smaller_number_of_tokens_is_asked_for(llm_user_path, history_of):
+    with running(one_word("recorded")) as proxy:
+        ask(proxy, [{"role": "user", "content": "1"}], max_completion_tokens=5)
+        ask(proxy, [{"role": "user", "content": "2"}], max_completion_tokens=50)
+        ask(proxy, [{"role": "user", "content": "3"}])
+    a = one_word("a")
+    bench("--models", "a", "--warmup", "0", "--max-tokens", "9", models=[a])
+    assert [prompt.options.max_tokens for prompt in a.prompts] == [5, 9, 9]
+    bodies = [history_of().exchange(id).request.body for id in history_of().ids()][3:]
+    assert [body.get("max_completion_tokens") for body in bodies] == [5, 9, None]
+    assert bodies[2]["max_tokens"] == 9
+
+
+@pytest.fixture
+def history_of(llm_user_path):
+    """Open the log when it is there."""
+    opened = []
+
+    def open_it():
+        if not opened:
+            opened.append(History(llm_user_path / "logs.db"))
+        return opened[0]
+
+    yield open_it
+    for history in opened:
+        history.close()
+
+
+def test_only_the_recorded_model_is_given_its_own_reasoning_again(llm_user_path):
+    thought = StreamEvent(
+        "reasoning", "Hm.", part_index=0, provider_metadata={"p": {"signature": "s"}}
+    )
+    text = StreamEvent("text", "An answer that nobody gives twice by chance.", part_index=1)
+    thinker = AsyncScript("thinker", thought, text, usage(3, 2))
+    other = one_word("other")
+    with running(thinker) as proxy:
+        question = {"role": "user", "content": "Why?"}
+        answer = ask(proxy, [question], "thinker")
+        answer.pop("reasoning_content", None)
+        ask(proxy, [question, answer, question], "thinker")
+    bench("--models", "thinker,other", "--warmup", "0", "--last", "1", models=[thinker, other])
+    kinds = [
+        [type(part).__name__ for part in model.prompts[-1].messages[1].parts]
+        for model in (thinker, other)
+    ]
+    assert kinds == [[ReasoningPart.__name__, "TextPart"], ["TextPart"]]
+
+
+@pytest.mark.parametrize(
+    "words, count",
+    [
+        ([], 20),
+        (["--last", "2"], 2),
+        (["--since", "1h"], 22),
+        (["--search", "capital"], 1),
+        (["--model", "other"], 1),
+        (["--client", "editor"], 1),
+        (["--dialect", "anthropic_messages"], 1),
+        (["--status", "error"], 1),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_filters_choose_what_is_asked_again(llm_user_path, capsys, words, count):
+    say = [{"role": "user", "content": "hello"}]
+    with running(one_word("recorded"), one_word("other"), AsyncScript("bad", OSError())) as proxy:
+        for _ in range(19):
+            ask(proxy, say)
+        with pytest.raises(OSError):
+            ask(proxy, say, "bad")
+        post(proxy, "/v1/messages", {"model": "recorded", "max_tokens": 9, "messages": say})
+        body = {"model": "recorded", "messages": say}
+        post(proxy, "/v1/chat/completions", body, **{"x-title": "editor"})
+        ask(proxy, [{"role": "user", "content": "the capital of France?"}], "other")
+    bench("--models", "a", "--dry-run", *words, models=[one_word("a")])
+    *asked, last = capsys.readouterr().out.splitlines()
+    assert len(asked) == count
+    assert last.startswith(f"would ask a: {count + 1} requests each (1 of them to warm up), about ")
+
+
+def test_ids_of_a_file_choose_too(session, history, tmp_path, capsys):
+    first, _, third = history.ids()
+    (tmp_path / "ids").write_text(f"{third}\n{first}\n")
+    bench("--models", "a", "--ids", str(tmp_path / "ids"), "--dry-run", models=[one_word("a")])
+    asked = capsys.readouterr().out.splitlines()[:-1]
+    assert [line.split()[0] for line in asked] == [first, third]
+
+
+def test_what_a_run_was_answered_is_not_asked_again(session, history, capsys):
+    bench("--models", "a", models=[one_word("a")])
+    bench("--models", "a", "--dry-run", models=[one_word("a")])
+    assert "would ask a: 4 requests each" in capsys.readouterr().out
+    assert len(history.ids(Filter(is_traffic=True))) == 3
+
+
+def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp_path, capsys):
+    before = list(sqlite3.connect(llm_user_path / "logs.db").iterdump())
+    (tmp_path / "prices.json").write_text('{"a": {"input": 1000000, "output": 0}}')
+    a = one_word("a")
+    prices = str(tmp_path / "prices.json")
+    bench("--models", "a,b", "--prices", prices, "--dry-run", models=[a, one_word("b")])
+    said = capsys.readouterr().out.splitlines()
+    assert "would ask a, b: 4 requests each (1 of them to warm up), about " in said[-2]
+    assert said[-2].endswith("tokens; the recorded answers had 9 for as many")
+    tokens = int(said[-2].split("about ")[1].split()[0])
+    assert said[-1] == f"  a: about {tokens:,.4f} by your prices"
+    assert a.prompts == []
+    assert list(sqlite3.connect(llm_user_path / "logs.db").iterdump()) == before
+
+
+# ---- what is refused
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--models", "nobody"], "there is no model 'nobody' here; GET /v1/models lists them"),
+        (["--models", "a", "--search", "nowhere"], "no request that could be asked again"),
+        (["--models", "a", "--resume", "x"], "--resume goes on as the run began"),
+        (["--resume", "monday"], "the log has no run 'monday'; `bench` makes one"),
+        ([], "say which models to ask: --models A,B"),
+        (["--models", "a", "--name", "last"], "expected a name, which 'last' is not"),
+        (["--models", "a", "--timeout", "0"], "expected seconds, more than 0"),
+        (["--models", "a", "--ids", "/no/file"], "/no/file"),
+        (["--models", "a", "--base-url", "http://me:word@host/"], "a key goes into --key"),
+        (["--models", "a", "--prices", "/no/prices"], "/no/prices"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_told_before_anything_is_sent(
+    session, history, capsys, words, message
+):
+    a = one_word("a")
+    with registered_models(a):
+        try:
+            code = bench_command.main(words, "llmproxy")
+        except SystemExit as exc:
+            code = exc.code
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+    assert a.prompts == [] and len(history.ids()) == 3
+
+
+def test_a_name_is_taken_once(session, capsys):
+    bench("--models", "a", "--name", "friday", models=[one_word("a")])
+    bench("--models", "a", "--name", "friday", models=[one_word("a")], code=1)
+    assert "there is a run 'friday' already" in capsys.readouterr().err
+
+
+def test_logs_that_are_off_take_no_run(session, llm_user_path, capsys):
+    (llm_user_path / "logs-off").touch()
+    bench("--models", "a", models=[one_word("a")], code=1)
+    assert "llm logs on" in capsys.readouterr().err
+
+
+# ---- what is measured
+
+
+class Paced(AsyncScript):
+    """Says a word, waits, says the next, and remembers when it said each."""
+
+    def __init__(self, model_id, first_s, gap_s, words):
+        super().__init__(model_id)
+        self.first_s, self.gap_s, self.words = first_s, gap_s, words
+        self.said = []
+
+    async def execute(self, prompt, stream, response, conversation):
+        self._began(prompt, conversation)
+        times = [time.monotonic()]
+        self.said.append(times)
+        for number in range(self.words):
+            await asyncio.sleep(self.gap_s if number else self.first_s)
+            times.append(time.monotonic())
+            yield f"word{number} "
+        response.set_usage(input=20, output=self.words)
+        response_json(finish_reason="stop")(response)
+
+
+def test_figures_are_the_scripts_own(session, history):
+    """Held against the times at which the script really spoke, which a busy machine moves too."""
+    slow, fast = Paced("slow", 0.1, 0.02, 8), Paced("fast", 0.05, 0.01, 8)
+    bench("--models", "slow,fast", "--warmup", "0", models=[slow, fast])
+    found = figures(study_of_run(history, find_run(history, "last")))
+    for script, model in ((slow, found.models[0]), (fast, found.models[1])):
+        firsts = sorted((first - began) * 1000 for began, first, *_ in script.said)
+        wholes = sorted((times[-1] - times[0]) * 1000 for times in script.said)
+        rates = sorted(7 / (times[-1] - times[1]) for times in script.said)
+        gaps = [b - a for times in script.said for a, b in zip(times[1:], times[2:], strict=False)]
+        assert model.ttft_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
+        assert model.first_text_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
+        assert model.duration_ms.summary.p50 == pytest.approx(wholes[1], rel=0.05)
+        assert model.tokens_per_second.summary.p50 == pytest.approx(rates[1], rel=0.05)
+        assert model.gaps.longest_ms == pytest.approx(max(gaps) * 1000, rel=0.1)
+        assert (model.requests, model.ok, model.finish_reasons) == (3, 3, {"stop": 3})
+        assert model.tokens["output_tokens"].mean == 8
+        # And what was to be: a sleep is never shorter.
+        assert model.ttft_ms.summary.least >= script.first_s * 1000
+        assert model.gaps.p50_ms >= script.gap_s * 990
+
+
+def test_warm_ups_count_in_no_figure(session, history):
+    cold = iter([0.3])
+    model = AsyncScript("a", lambda _: asyncio.sleep(next(cold, 0)), *answers("Four."))
+    bench("--models", "a", models=[model])
+    (found,) = figures(study_of_run(history, find_run(history, "last"))).models
+    assert (found.warmups, found.requests) == (1, 3)
+    assert found.ttft_ms.summary.most < 300
+    (warm_up,) = [one for one in history.entries() if one.repeat == 0]
+    assert warm_up.ttft_ms >= 300
+
+
+def test_failures_are_counted_by_kind_and_kept(session, history, capsys):
+    class Refused(Exception):
+        status_code = 429
+
+    bad = AsyncScript("bad", Refused("slow down"))
+    cut = AsyncScript("cut", "so far", RuntimeError("gone"))
+    bench("--models", "bad,cut,ok", "--warmup", "0", models=[bad, cut, one_word("ok")])
+    found = figures(study_of_run(history, find_run(history, "last")))
+    assert [model.errors for model in found.models] == [{"rate_limit": 3}, {"upstream": 3}, {}]
+    kept = "select distinct status, http_status, error, thread_id is null from proxy_exchanges"
+    assert rows(history, f"{kept} where model_asked = 'bad'") == [("error", 429, "slow down", 1)]
+    assert rows(history, f"{kept} where model_asked = 'cut'")[0][3] == 0
+    assert "rate_limit" in capsys.readouterr().out
+
+
+def test_an_answer_without_end_is_a_time_out(session, history):
+    endless = AsyncScript("endless", "so", lambda _: asyncio.Event().wait())
+    bench("--models", "endless", "--timeout", "0.1", "--last", "1", models=[endless])
+    entries = history.entries(Filter(client="llmproxy bench"))
+    assert {(one.status, one.http_status, one.error) for one in entries} == {
+        ("error", 504, "no end within 0.1 s")
+    }
+    assert endless.closed == 2
+
+
+def test_so_many_are_asked_at_one_time(session, history):
+    now, most = 0, []
+
+    class Counting(AsyncScript):
+        async def execute(self, prompt, stream, response, conversation):
+            nonlocal now
+            now += 1
+            most.append(now)
+            await asyncio.sleep(0.02)
+            now -= 1
+            yield "4"
+
+    models = [Counting("a"), Counting("b")]
+    bench("--models", "a,b", "--concurrency", "3", "--repeat", "2", "--warmup", "0", models=models)
+    assert max(most) == 3 and len(most) == 12
+    assert len(history.ids(Filter(client="llmproxy bench"))) == 12
+
+
+def test_sync_models_are_measured_too(session, history):
+    bench("--models", "s", models=[SyncScript("s", *answers("It", " is", " 4"))])
+    (found,) = figures(study_of_run(history, find_run(history, "last"))).models
+    assert (found.ok, found.tokens["output_tokens"].p50) == (3, 3)
+
+
+def test_a_piped_run_says_a_line_for_each_answer(session, capsys):
+    bench("--models", "a", "--name", "friday", models=[one_word("a")])
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert [line.split("  ")[0] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
+    assert "warm-up" in lines[0] and "  a  ok  " in lines[1]
+    assert lines[4] == "as a page: report friday --html FILE"
+    assert out.startswith("friday: 3 requests, 3 of 3 answers")
+
+
+def test_a_terminal_shows_one_line_that_changes(session, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    bench("--models", "a", models=[one_word("a", "\x1b[31m")])
+    err = capsys.readouterr().err
+    assert err.count("\r\x1b[K") == 5
+    assert "\r\x1b[K3/3, about 0 s left  a ok\r\x1b[K" in err
+
+
+# ---- a server in place of llm
+
+
+@pytest.mark.parametrize("dialect", ["openai_chat", "anthropic_messages"])
+def test_a_server_is_asked_over_its_wire(session, history, dialect):
+    there = AsyncScript(
+        "there", *answers("It", " is", " four."), response_json(finish_reason="stop")
+    )
+    with running(there, log=False) as proxy:
+        words = ["--models", "there", "--base-url", proxy.url, "--dialect", dialect]
+        bench(*words, "--key", "any", "--warmup", "0")
+        bodies = [prompt.messages for prompt in there.prompts]
+    assert [messages[-1].parts[0].text for messages in bodies] == [
+        f"What is {number} + {number}?" for number in range(3)
+    ]
+    entries = history.entries(Filter(client="llmproxy bench"))
+    assert {(one.dialect, one.status, one.model_used) for one in entries} == {
+        (dialect, "ok", "there")
+    }
+    assert all(0 < one.setup_ms < 5000 and 0 < one.ttft_ms for one in entries)
+    (found,) = figures(study_of_run(history, find_run(history, "last"))).models
+    assert found.setup_ms.summary.count == 3
+    assert (found.tokens["input_tokens"].p50, found.tokens["output_tokens"].p50) == (20, 3)
+    assert found.agreement.exact_text.count == 3
+    assert rows(history, "select input_tokens, output_tokens from turns")[-1] == (20, 3)
+
+
+def test_a_server_that_is_not_there_is_an_error_for_each(session, history):
+    words = ["--models", "x", "--base-url", "http://127.0.0.1:1", "--warmup", "0", "--last", "1"]
+    bench(*words)
+    (entry,) = history.entries(Filter(client="llmproxy bench"))
+    assert (entry.status, entry.http_status, entry.setup_ms) == ("error", 502, None)
+
+
+def test_a_servers_key_comes_from_llms_keys_and_is_kept_nowhere(session, llm_user_path):
+    secret = "sk-very-secret-key-of-a-server"
+    (llm_user_path / "keys.json").write_text(json.dumps({"mine": secret}))
+    with running(one_word("there"), log=False, keys=[secret]) as proxy:
+        words = ["--models", "there", "--base-url", proxy.url, "--key"]
+        bench(*words, "mine")
+        bench(*words, "sk-wrong")
+    history = History(llm_user_path / "logs.db")
+    entries = history.entries(Filter(client="llmproxy bench"))
+    history.close()
+    assert [one.http_status for one in entries] == [200] * 4 + [401] * 4
+    for suffix in ("", "-wal"):
+        path = llm_user_path / f"logs.db{suffix}"
+        assert not path.exists() or secret.encode() not in path.read_bytes()
+
+
+# ---- stopped, and gone on with
+
+
+def test_a_run_that_is_stopped_reports_and_goes_on(session, history, capsys):
+    """By a real signal: what was measured stays, what was cut is asked again."""
+
+    async def stop_at_the_third(response):
+        if len(a.prompts) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+
+    a = AsyncScript("a", stop_at_the_third, *answers("Four."))
+    b = one_word("b")
+    bench("--models", "a,b", "--warmup", "0", "--repeat", "2", models=[a, b], code=130)
+    out, err = capsys.readouterr()
+    assert "3 requests, 4 of 12 answers" in out
+    (name,) = rows(history, "select name from proxy_runs where ended is null")[0]
+    assert err.splitlines()[-1] == f"stopped; to go on: bench --resume {name}"
+    assert [one.status for one in history.entries(Filter(run=name))] == ["ok"] * 4 + ["cancelled"]
+    bench("--resume", models=[a, b])
+    out = capsys.readouterr().out
+    assert "3 requests, 12 of 12 answers" in out
+    measured = [
+        (one.model_asked, one.recorded_id, one.repeat)
+        for one in history.entries(Filter(run=name))
+        if one.status == "ok"
+    ]
+    assert len(measured) == len(set(measured)) == 12
+    assert find_run(history, name).ended is not None
+    bench("--resume", name, models=[a, b])
+    assert len(history.ids(Filter(run=name, status="ok"))) == 12
