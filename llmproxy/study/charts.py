@@ -42,7 +42,7 @@ LOG_FROM = 20  # times the least is the most: a linear axis would press half of 
 LABEL_CHARS = 40
 POINT_CHARS = 24
 MAX_TICKS = 7  # of a logarithmic axis: as many words stand beside one another
-LABEL_WIDTH = 7.0  # of a bold character, at the most: no font is measured here
+LABEL_WIDTH = 7.4  # of a bold character, at the most: no font is measured here
 MOST = 1e15
 
 SHAPES = 8  # colours, too; the ninth model looks as the first, and its name stands beside it
@@ -523,7 +523,7 @@ def _nothing(title: str, model: str | None = None, number: int = 0) -> str:
 
 def _title_line(model: str, number: int, y: float, right: str) -> str:
     """A model's mark and name, and at the right end what there is to say of it."""
-    room = LABEL_CHARS - len(right) * 2 // 3
+    room = int((WIDTH - 27 - LABEL_WIDTH * len(right)) / (LABEL_WIDTH + 1))
     return (
         f'<path class="solid m{number % SHAPES}" d="{_shape(number, 7, y - 4, 4.5)}"/>'
         + _words(markup.shortened(model, max(room, 12)), 17, y, kind="name")

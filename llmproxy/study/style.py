@@ -318,7 +318,8 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8125rem; }
   .request > summary { grid-template-columns: 1.4rem 1fr; gap: 0 .5rem; }
   .chips { grid-column: 2; justify-content: flex-start; }
   .chip { min-width: 0; }
-  figure { padding: .85rem .75rem .75rem; }
+  figure { padding: .85rem .6rem .75rem; }
+  .chart text { font-size: 12.8px; }
 }
 @media print {
   :root { --paper: #fff; --wash: #f5f5f5; }

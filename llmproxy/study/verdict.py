@@ -19,6 +19,7 @@ CHANCE = "no difference that chance could not make"
 FEW = "too few requests to say"
 MODEL_CHARS = 60  # of a model's name in a sentence
 MAX_NAMED = 8  # models in one sentence
+MAX_LISTED = 4  # with their numbers
 
 _QUESTIONS: dict[Measure, str] = {
     "ttft_ms": "First event",
@@ -48,13 +49,13 @@ def verdict(study: Study, figures: Figures) -> Iterator[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class _Rival:
-    """Another model beside the best: by how much it is behind, where that lies, what is sure."""
+    """Another model beside the best: by how much it is behind, where that lies, who is faster."""
 
     model: str
     median: float
     behind: float
     interval: Interval | None
-    is_slower: bool
+    faster: str | None
     pairs: int
 
 
@@ -70,7 +71,7 @@ def _speed(study: Study, figures: Figures, measure: Measure) -> str:
     best = _best(medians, figures, measure)
     rivals = list(_rivals(best, medians, figures, measure))
     own = _amount(medians[best].summary.p50, measure)
-    slower = [rival for rival in rivals if rival.is_slower]
+    slower = [rival for rival in rivals if rival.faster == best]
     said = _of_two(best, own, rivals[0], measure) if len(rivals) == 1 else ""
     if not said:
         said = _of_many(best, own, rivals, slower, measure)
@@ -104,14 +105,14 @@ def _rival(each: Comparison, best: str, other: str, median: float, measure: Meas
     interval = each.interval
     if interval is not None and flip:
         interval = Interval(-interval.high, -interval.low)
-    return _Rival(other, median, behind, interval, each.faster == best, each.pairs)
+    return _Rival(other, median, behind, interval, each.faster, each.pairs)
 
 
 def _of_two(best: str, own: str, rival: _Rival, measure: Measure) -> str:
     both = f"{_named(best)} {own}, {_named(rival.model)} {_amount(rival.median, measure)}"
     if rival.interval is None:
         return f"{_capital(FEW)}: {both}."
-    if not rival.is_slower:
+    if rival.faster is None:
         where = markup.between(rival.interval, is_time=_is_time(measure))
         return f"{_capital(CHANCE)}: {both} (95 % interval of the difference {where})."
     return (
@@ -123,19 +124,23 @@ def _of_two(best: str, own: str, rival: _Rival, measure: Measure) -> str:
 def _of_many(
     best: str, own: str, rivals: Sequence[_Rival], slower: Sequence[_Rival], measure: Measure
 ) -> str:
-    others = [rival.model for rival in rivals if not rival.is_slower and rival.interval]
+    others = [rival.model for rival in rivals if rival.interval and rival.faster is None]
+    # Pairs are compared by what both answered, so that each of three can be behind another.
+    ahead = [rival.model for rival in rivals if rival.faster == rival.model]
     few = [rival.model for rival in rivals if rival.interval is None]
     if not slower:
         reason = CHANCE if others else FEW
         return f"{_capital(reason)}; the best median is {_named(best)}’s, {own}."
     nearest = min(slower, key=lambda rival: rival.behind)
     said = f"<b>{_named(best)} is the fastest</b>, median {own}. Next is "
-    if others or few:
+    if others or few or ahead:
         said = f"<b>{_named(best)} is faster</b> than {_names([r.model for r in slower])}, "
         said += f"median {own}. The nearest of them is "
     said += f"{_named(nearest.model)}, slower by {_by(nearest, measure)}."
     if others:
         said += f" To {_names(others)} {CHANCE}."
+    if ahead:
+        said += f" Faster than it: {_names(ahead)}."
     if few:
         said += f" {_capital(FEW)} of {_names(few)}."
     return said
@@ -178,9 +183,11 @@ def _closeness(figures: Figures) -> str:
     said = [
         f"{_named(model)} {estimate.summary.p50:.2f}"
         + (f" ({markup.shares_between(estimate.interval)})" if estimate.interval else "")
-        for model, estimate in found[:MAX_NAMED]
+        for model, estimate in found[:MAX_LISTED]
     ]
     listed = ", ".join(said)
+    if len(found) > MAX_LISTED:
+        listed += f", {len(found) - MAX_LISTED} more below"
     if len(found) == 1:
         return f"Similarity to the recorded answers, median: {listed}."
     (best, first), (_, second) = found[:2]
@@ -202,8 +209,10 @@ def _cost(figures: Figures) -> str:
     known.sort(key=lambda pair: pair[1].per_answer or 0)
     said = [
         f"{_named(model)} {markup.money(cost.per_answer or 0)} ({markup.money(cost.total)} in all)"
-        for model, cost in known[:MAX_NAMED]
+        for model, cost in known[:MAX_LISTED]
     ]
+    if len(known) > MAX_LISTED:
+        said.append(f"{len(known) - MAX_LISTED} more above")
     head = f"<b>{_named(known[0][0])} is cheapest</b>" if len(known) > 1 else "By your prices"
     return f"{head}, an answer: {', '.join(said)}."
 
