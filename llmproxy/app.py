@@ -22,12 +22,13 @@ from . import __version__, hub, payload, tokens
 from .access import Access
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
-from .errors import MethodNotAllowed, NotFound, ProxyError
+from .errors import MethodNotAllowed, NotFound, ProxyError, Unavailable
 from .limits import Limits
 from .recorder.chain import request_key
 from .recorder.exchange import Exchange, Turn, begun
 from .recorder.memory import Memory, Recollection
 from .recorder.writer import Writer
+from .study.page import POLICY
 from .transport.http11 import BodyCut, Headers, Request, Response, decode_content
 
 __all__ = ["App", "render_error"]
@@ -46,6 +47,8 @@ class App:
     memory: knows the log's conversations again, where there is one.
     new_id: gives lower-case ULIDs, each larger than the one before.
     report: is told of every exchange once, when it is over.
+    page: makes the page that a browser is shown, given the address of this server and
+        whether it loads itself again; it blocks. Without it there is a line of text.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class App:
         new_id: Callable[[], str],
         log_is_on: Callable[[], bool],
         report: Callable[[Exchange], None],
+        page: Callable[[str, bool], str] | None = None,
     ) -> None:
         self._engine = engine
         self._writer = writer
@@ -68,6 +72,7 @@ class App:
         self._new_id = new_id
         self._log_is_on = log_is_on
         self._report = report
+        self._page = page
         self._handlers: Mapping[hub.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
         self._handlers = {
             "chat": self._chat,
@@ -86,7 +91,7 @@ class App:
             if request.method == "OPTIONS":
                 response = Response(204)
             elif (text := _PAGES.get(_bare(request.path) or "/")) is not None:
-                response = _page(request, text)
+                response = await self._shown(request, text)
             else:
                 dialect, kind, argument = _route(request)
                 request = decode_content(request, self._limits)
@@ -98,6 +103,24 @@ class App:
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect)
         return replace(response, headers=[*response.headers, *cors])
+
+    async def _shown(self, request: Request, text: str) -> Response:
+        """A page for people: as HTML where they look with a browser, else as a line of text."""
+        if request.method not in ("GET", "HEAD"):
+            raise _not_allowed(request, {"GET", "HEAD"})
+        is_html = "text/html" in request.headers.get("accept", "")
+        if self._page is None or _bare(request.path) or not is_html:
+            headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept")]
+            return Response(200, headers, text.encode())
+        make, refreshes = self._page, request.query != STILL
+        try:
+            page = await in_daemon_thread(
+                lambda: make(f"http://{request.host}", refreshes), "llmproxy-page"
+            )
+        except RuntimeError as exc:
+            logger.warning("the page of the log could not be made: %s", exc)
+            raise Unavailable("the log can't be read now") from exc
+        return Response(200, _PAGE_HEADERS, page.encode())
 
     async def _models(self, dialect: Dialect, request: Request, argument: str) -> Response:
         models = self._engine.catalogue.models()
@@ -415,6 +438,19 @@ class _Body:
 
 # ---- routes
 
+STILL = "still"
+"""The query of a page that does not load itself again."""
+
+_PAGE_HEADERS = [
+    ("content-type", "text/html; charset=utf-8"),
+    ("cache-control", "no-store"),
+    ("vary", "accept"),
+    # Whatever a client or a model has said, the page loads and runs nothing, and is in no frame.
+    ("content-security-policy", f"{POLICY}; frame-ancestors 'none'"),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+]
+
 _PAGES: Mapping[str, str] = {
     "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1.\n",
     "/healthz": "ok\n",
@@ -464,12 +500,6 @@ def _routes_for(request: Request) -> list[tuple[Dialect, hub.Route]]:
 
 def _is_client_of(dialect: Dialect, request: Request) -> bool:
     return bool(dialect.VERSION_HEADER) and dialect.VERSION_HEADER in dict(request.headers)
-
-
-def _page(request: Request, text: str) -> Response:
-    if request.method not in ("GET", "HEAD"):
-        raise _not_allowed(request, {"GET", "HEAD"})
-    return Response(200, [("content-type", "text/plain; charset=utf-8")], text.encode())
 
 
 def _not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:

@@ -21,6 +21,7 @@ from .app import App, render_error
 from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread
 from .limits import Limits
+from .live_page import LivePage
 from .recorder.exchange import Exchange
 from .recorder.history import History
 from .recorder.memory import Memory
@@ -158,6 +159,7 @@ class Proxy:
             new_id=new_id,
             log_is_on=logs_on,
             report=settings.report,
+            page=LivePage(self.database).render if self.database else None,
         )
         self._server = Server(self.app, render_error=render_error, limits=settings.limits)
 

@@ -1,0 +1,59 @@
+"""The log's own traffic as a page that browsers load again and again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from . import __version__
+from .recorder.history import Filter, History
+from .study.figures import figures
+from .study.measured import Study
+from .study.page import page
+from .study.reading import LOG_TITLE, study_of_log
+
+__all__ = ["LivePage"]
+
+LAST = 100  # exchanges: a page that a phone still shows at once
+REFRESH_S = 10
+MIN_AGE_S = 5.0  # a page serves all who look at it for this long
+
+
+class LivePage:
+    """Makes the page of a log, which need not be there yet."""
+
+    def __init__(self, database: Path) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._made: tuple[tuple[str, bool], float, str] | None = None
+
+    def render(self, base_url: str, refreshes: bool) -> str:
+        """Write the page; it blocks, for some tenths of a second where there is much.
+
+        base_url: where this proxy listens, for who has recorded nothing yet.
+
+        Raises:
+            Unusable: the log can't be read.
+        """
+        key = base_url, refreshes
+        with self._lock:
+            if self._made is None or self._made[0] != key or time.monotonic() > self._made[1]:
+                text = page(
+                    study := self._study(),
+                    figures(study),
+                    refresh_s=REFRESH_S if refreshes else None,
+                    recorded_by=f"llmproxy {__version__}",
+                    base_url=base_url,
+                )
+                self._made = key, time.monotonic() + MIN_AGE_S, text
+            return self._made[2]
+
+    def _study(self) -> Study:
+        if not self._database.exists():
+            return Study(title=LOG_TITLE, is_run=False)
+        history = History(self._database, asks_models=False)
+        try:
+            return study_of_log(history, Filter(), last=LAST)
+        finally:
+            history.close()
