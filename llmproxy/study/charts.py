@@ -9,12 +9,13 @@ colour, and the shape of its mark for who can't tell colours apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median_low
 from typing import TypeVar
 
-from . import markup
+from . import axes, markup
+from .axes import Axis
 from .figures import Estimate
 from .stats import Interval
 
@@ -38,12 +39,9 @@ WIDTH = 380
 MAX_DOTS = 300  # of a row: more would lie on one another, and the page grows by each
 MAX_STREAMS = 40  # lines of a drawing: as many as an eye can part
 MAX_STREAM_POINTS = 60  # of a line: one for each six units of the width
-LOG_FROM = 20  # times the least is the most: a linear axis would press half of it together
 LABEL_CHARS = 40
 POINT_CHARS = 24
-MAX_TICKS = 7  # of a logarithmic axis: as many words stand beside one another
 LABEL_WIDTH = 7.4  # of a bold character, at the most: no font is measured here
-MOST = 1e15
 
 SHAPES = 8  # colours, too; the ninth model looks as the first, and its name stands beside it
 
@@ -121,19 +119,19 @@ def mark(number: int) -> str:
 def distribution(title: str, rows: Sequence[Row]) -> str:
     """Draw times in milliseconds: a dot for each, the median with its interval, p95.
 
-    The axis is logarithmic where the longest time is LOG_FROM times the shortest. Of more
+    The axis is logarithmic where the longest time is axes.LOG_FROM times the shortest. Of more
     than MAX_DOTS values as many are drawn, evenly from the least to the most.
     """
     rows = [
-        Row(row.model, row.number, _drawable(row.values), row.estimate)
+        Row(row.model, row.number, axes.drawable(row.values), row.estimate)
         for row in rows
-        if _drawable(row.values)
+        if axes.drawable(row.values)
     ]
     if not rows:
         return _nothing(title)
     values = [value for row in rows for value in row.values]
     ends = [end for row in rows for end in _interval_ends(row.estimate)]
-    axis = _axis([*values, *_drawable(ends)], 8, WIDTH - 10, _time_ticks)
+    axis = axes.time_axis([*values, *axes.drawable(ends)], 8, WIDTH - 10)
     step = 58
     height = len(rows) * step + 24
     body = "".join(
@@ -148,7 +146,7 @@ def distribution(title: str, rows: Sequence[Row]) -> str:
     return _svg(title, f"{title}, median: {told}", height, body)
 
 
-def _strip(row: Row, axis: _Axis, top: float) -> str:
+def _strip(row: Row, axis: Axis, top: float) -> str:
     middle = top + 32
     estimate = row.estimate
     right = f"median {markup.seconds(estimate.summary.p50)}" if estimate else ""
@@ -212,9 +210,9 @@ def streams(
         return _nothing(title, model, number)
     drawn.sort(key=_end)
     top, bottom, left = 24, 150, 34
-    end_ms, most = _finite(end_ms), max(_finite(most), 1.0)
-    across = _axis([0, end_ms], left, WIDTH - 10, _time_ticks, log=False)
-    up = _axis([0, most], bottom, top, _plain_ticks, log=False)
+    end_ms, most = axes.bounded(end_ms), max(axes.bounded(most), 1.0)
+    across = axes.time_axis([0, end_ms], left, WIDTH - 10, log=False)
+    up = axes.plain_axis([0, most], bottom, top)
     beyond = sum(1 for answer in drawn if answer.ticks[-1][0] > end_ms * 1.001)
     right = markup.count_of(len(drawn), "answer") + (f", {beyond} go on" if beyond else "")
     body = _title_line(model, number, 13, right)
@@ -236,10 +234,10 @@ def streams(
 
 
 def _end(answer: Stream) -> float:
-    return _finite(answer.ticks[-1][0] if answer.duration_ms is None else answer.duration_ms)
+    return axes.bounded(answer.ticks[-1][0] if answer.duration_ms is None else answer.duration_ms)
 
 
-def _line(answer: Stream, across: _Axis, up: _Axis, end_ms: float, most: float) -> str:
+def _line(answer: Stream, across: Axis, up: Axis, end_ms: float, most: float) -> str:
     points, chars = [(min(answer.ticks[0][0], end_ms), 0)], 0
     for at, brought in answer.ticks:
         chars += brought
@@ -247,7 +245,7 @@ def _line(answer: Stream, across: _Axis, up: _Axis, end_ms: float, most: float) 
             break
         points.append((at, chars))
     places = [
-        (_n(across.at(_finite(at))), _n(up.at(chars)))
+        (_n(across.at(axes.bounded(at))), _n(up.at(chars)))
         for at, chars in _thinned(points, MAX_STREAM_POINTS)
     ]
     return "M" + "L".join(f"{x} {y}" for x, y in dict.fromkeys(places))
@@ -266,8 +264,8 @@ def scatter(
     top, bottom, left, right = 24, height - 38, 40, WIDTH - 14
     xs = [value for point in points for value in (point.x, *_ends(point.x_interval))]
     ys = [value for point in points for value in (point.y, *_ends(point.y_interval))]
-    across = _axis(_drawable(xs), left + 8, right, _time_ticks)
-    up = _axis(_drawable(ys), bottom - 6, top + 4, _plain_ticks, log=False)
+    across = axes.time_axis(axes.drawable(xs), left + 8, right)
+    up = axes.plain_axis(axes.drawable(ys), bottom - 6, top + 4)
     body = _frame(across, up, bottom, left)
     body += _words(y_name, 2, 11) + _words(x_name, right + 6, bottom + 32, anchor="end")
     places = [(across.at(point.x), up.at(point.y)) for point in points]
@@ -288,7 +286,7 @@ def scatter(
     return _svg(title, f"{title}. {told}", height, body)
 
 
-def _cross(point: Point, x: float, y: float, across: _Axis, up: _Axis) -> str:
+def _cross(point: Point, x: float, y: float, across: Axis, up: Axis) -> str:
     lines = ""
     if ends := _ends(point.x_interval):
         lines += f"M{_n(across.at(ends[0]))} {_n(y)}H{_n(across.at(ends[1]))}"
@@ -299,7 +297,7 @@ def _cross(point: Point, x: float, y: float, across: _Axis, up: _Axis) -> str:
     return f'{bars}<path class="solid m{point.number % SHAPES}" d="{shape}"/>'
 
 
-def _boxes(point: Point, x: float, y: float, across: _Axis, up: _Axis) -> Iterator[_Box]:
+def _boxes(point: Point, x: float, y: float, across: Axis, up: Axis) -> Iterator[_Box]:
     """Say where a point's mark and its lines are: left, top, right, bottom."""
     yield x - 6, y - 6, x + 6, y + 6
     if ends := _ends(point.x_interval):
@@ -402,93 +400,10 @@ def _listed(counts: Mapping[str, int]) -> str:
     return " · ".join([*shown[:3], *more])
 
 
-# ---- axes
+# ---- pieces
 
 
-@dataclass(frozen=True)
-class _Axis:
-    """Where values lie, and at which places there are ticks, with their words."""
-
-    at: Callable[[float], float]
-    marks: Sequence[tuple[float, str]]
-
-
-def _axis(
-    values: Sequence[float],
-    start: float,
-    end: float,
-    ticks: Callable[[float, float], list[tuple[float, str]]],
-    *,
-    log: bool | None = None,
-) -> _Axis:
-    """Lay values out from `start` to `end`; log: None lets the values say."""
-    least, most = min(values, default=0.0), max(values, default=0.0)
-    positive = [value for value in values if value > 0]
-    floor = max(min(positive), most / 1e6) if positive else 0.0
-    if log is None:
-        log = bool(positive) and most > LOG_FROM * floor
-    if log:
-        low, high = floor / 1.15, most * 1.1
-        span = math.log(high / low)
-
-        def at(value: float) -> float:
-            return start + (end - start) * math.log(max(value, low) / low) / span
-
-        shown = _log_ticks(low, high)
-    else:
-        low = least - (most - least) * 0.3 if least > 0.6 * most else 0.0
-        low = max(low, 0.0)
-        if most <= low:  # all the same
-            low, most = 0.0, most * 1.5 or 1.0
-        high = most + (most - low) * 0.04
-        shown = [tick for tick in ticks(low, high) if low <= tick[0] <= high]
-
-        def at(value: float) -> float:
-            return start + (end - start) * (value - low) / (high - low)
-
-    return _Axis(at, [(at(value), label) for value, label in shown])
-
-
-def _steps(low: float, high: float) -> list[float]:
-    """Give round numbers that part a range into three to six."""
-    rough = (high - low) / 4
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next((power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= rough), rough)
-    first = math.floor(low / step)
-    return [step * (first + index) for index in range(8) if step * (first + index) < high + step]
-
-
-def _time_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    in_seconds = high >= 1000
-    unit, scale = ("s", 1000) if in_seconds else ("ms", 1)
-    return [
-        (value, f"{_round(value / scale)} {unit}" if value else "0") for value in _steps(low, high)
-    ]
-
-
-def _plain_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    return [(value, _round(value)) for value in _steps(low, high)]
-
-
-def _log_ticks(low: float, high: float) -> list[tuple[float, str]]:
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    values: list[float] = []
-    for nice in ((1, 2, 5), (1, 3), (1,)):
-        values = [10.0**power * each for power in powers for each in nice]
-        values = [value for value in values if low <= value <= high]
-        if len(values) <= MAX_TICKS:
-            break
-    return [
-        (value, f"{_round(value / 1000)} s" if value >= 1000 else f"{_round(value)} ms")
-        for value in values[:: math.ceil(len(values) / MAX_TICKS) or 1]
-    ]
-
-
-def _round(value: float) -> str:
-    return f"{value:,.0f}" if 1e4 <= value < 1e9 else f"{value:.3g}"
-
-
-def _frame(across: _Axis, up: _Axis, bottom: float, left: float) -> str:
+def _frame(across: Axis, up: Axis, bottom: float, left: float) -> str:
     lines = "".join(
         f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{_n(y)}" y2="{_n(y)}"/>'
         + _words(label, left - 6, y + 4, anchor="end")
@@ -504,9 +419,6 @@ def _frame(across: _Axis, up: _Axis, bottom: float, left: float) -> str:
             for x, label in across.marks
         )
     )
-
-
-# ---- pieces
 
 
 def _svg(title: str, told: str, height: float, body: str) -> str:
@@ -568,15 +480,6 @@ def _thinned(values: Sequence[T], most: int) -> Sequence[T]:
     if len(values) <= most:
         return values
     return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]
-
-
-def _drawable(values: Sequence[float]) -> list[float]:
-    return [_finite(value) for value in values if math.isfinite(value)]
-
-
-def _finite(value: float) -> float:
-    """Bring a value to where axes can be reckoned: a nanosecond is nothing, ages are ages."""
-    return min(value, MOST) if math.isfinite(value) and value > 1e-6 else 0.0
 
 
 def _ends(interval: Interval | None) -> tuple[float, ...]:
