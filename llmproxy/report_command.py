@@ -95,7 +95,7 @@ def _only(arguments: argparse.Namespace) -> Filter:
 
 def _report(arguments: argparse.Namespace) -> int:
     prices = prices_of(arguments)
-    history = History(database_of(arguments))
+    history = History(database_of(arguments), asks_models=False)  # whose plugins take seconds
     try:
         study = _study(history, arguments)
     finally:
