@@ -136,15 +136,30 @@ def median_interval(
     `resamples` times; the interval is between the quantiles (1-confidence)/2 and
     (1+confidence)/2 of these medians. The same seed gives the same interval.
 
+    By itself the bootstrap is too sure of few values: at 95 % it misses the median in 12 of
+    100 cases where they are 7, in 6 to 10 where they are 8 to 15, and of 30 still in nearly
+    6. So the interval is never narrower than the exact one, whose ends are two of the
+    values: each value lies below the median as a coin falls, however they are distributed.
+    Of 6 to 8 values it is from the least to the most, of 9 to 11 from the second to the last
+    but one, of 12 to 14 from the third. So it misses in 5 of 100 at most, and in 1 or 2
+    where one value further in would be just too many (7, 8, 11). From hundreds of values on
+    both are nearly the same.
+
     None where the values are too few for any such claim: even all of them together
     enclose the median only with probability 1-2^(1-n), so for 95 % it takes six.
 
     Of two models' times for the same requests, give their differences pair by pair:
     what the requests differ in is then no noise.
+
+    Spec: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), 13.3;
+        H. A. David and H. N. Nagaraja, Order Statistics (2003), 7.1
     """
-    if not _are_enough(values, confidence):
+    ordered = sorted(values)
+    exact = _exact_interval(ordered, confidence)
+    if exact is None:
         return None
-    return _percentiles(_resampled_medians(values, random.Random(seed), resamples), confidence)
+    medians = _resampled_medians(ordered, random.Random(seed), resamples)
+    return _hull(_percentiles(medians, confidence), exact)
 
 
 def difference_interval(
@@ -160,32 +175,70 @@ def difference_interval(
     Both samples are drawn from anew, each by itself, as `median_interval` does. Of times,
     the first is faster only where the interval `is_below_zero`. None where either has too
     few values.
+
+    Of two samples that spread alike the bootstrap is sure enough, but not where a small one
+    spreads further than the other, and so alone decides: 7 values that spread five times as
+    far as 50 others seem to differ from them in 11 of 100 cases. So the interval is never
+    narrower than the exact one of either median (see `median_interval`) would be if the
+    other median were known. In simulations with 6 to 50 values of many distributions, one
+    sample up to five times as wide as the other, it was then wrong in 1 to 5 of 100, or
+    hardly more: 17 of two far clusters each, in nearly 6.
     """
-    if not (_are_enough(first, confidence) and _are_enough(second, confidence)):
+    ordered, others = sorted(first), sorted(second)
+    exact, other_exact = (_exact_interval(of, confidence) for of in (ordered, others))
+    if exact is None or other_exact is None:
         return None
     source = random.Random(seed)
-    medians = _resampled_medians(first, source, resamples)
-    others = _resampled_medians(second, source, resamples)
-    differences = [one - other for one, other in zip(medians, others, strict=True)]
-    return _percentiles(differences, confidence)
+    medians = _resampled_medians(ordered, source, resamples)
+    other_medians = _resampled_medians(others, source, resamples)
+    differences = [one - other for one, other in zip(medians, other_medians, strict=True)]
+    middle, other_middle = _sorted_quantile(ordered, 0.5), _sorted_quantile(others, 0.5)
+    difference = middle - other_middle
+    wide = Interval(
+        difference - max(middle - exact.low, other_exact.high - other_middle),
+        difference + max(exact.high - middle, other_middle - other_exact.low),
+    )
+    return _hull(_percentiles(differences, confidence), wide)
 
 
-def _are_enough(values: Sequence[float], confidence: float) -> bool:
+def _exact_interval(ordered: Sequence[float], confidence: float) -> Interval | None:
+    """The narrowest pair of values, as far from either end, that is sure enough."""
     if not 0 < confidence < 1:
         raise ValueError("a confidence is between 0 and 1")
-    # n values have the median outside of them where all lie on one side of it: 2·(1/2)^n.
-    return len(values) > 0 and 1 - 2.0 ** (1 - len(values)) >= confidence
+    count = len(ordered)
+    # The k-th value and the k-th from the end enclose the median where k to n-k values lie
+    # below it. How probable that is, is summed up from the middle outwards: as whole
+    # numbers the chances are huge, and from the ends they are too small for a float.
+    below = count // 2
+    chance = math.comb(count, below) / 2**count
+    enclosed = chance if count % 2 == 0 else 2 * chance
+    while below > 0 and enclosed < confidence:
+        chance = chance * below / (count - below + 1)
+        below -= 1
+        enclosed += 2 * chance
+    return Interval(ordered[below - 1], ordered[count - below]) if below > 0 else None
 
 
 def _resampled_medians(
-    values: Sequence[float], source: random.Random, resamples: int
+    ordered: Sequence[float], source: random.Random, resamples: int
 ) -> list[float]:
-    count = len(values)
-    middle = count // 2
+    """Medians of samples drawn with replacement, without drawing the samples.
+
+    A value is drawn by a uniform number from 0 to 1, and the larger number draws no smaller
+    value. So the median is what the middle one of n uniform numbers draws, and that one is
+    Beta distributed. Of an even number it takes the one below too: the largest of upper-1
+    uniform numbers from 0 to the middle one.
+    """
+    count = len(ordered)
+    upper = count // 2 + 1
     medians = []
     for _ in range(resamples):
-        drawn = sorted(source.choices(values, k=count))
-        medians.append(drawn[middle] if count % 2 else (drawn[middle - 1] + drawn[middle]) / 2)
+        at = source.betavariate(upper, count - upper + 1)
+        median = ordered[min(int(at * count), count - 1)]  # `at` can be rounded to 1
+        if count % 2 == 0:
+            at *= source.random() ** (1 / (upper - 1))
+            median = (ordered[min(int(at * count), count - 1)] + median) / 2
+        medians.append(median)
     return medians
 
 
@@ -193,6 +246,10 @@ def _percentiles(medians: Sequence[float], confidence: float) -> Interval:
     ordered = sorted(medians)
     tail = (1 - confidence) / 2
     return Interval(_sorted_quantile(ordered, tail), _sorted_quantile(ordered, 1 - tail))
+
+
+def _hull(one: Interval, other: Interval) -> Interval:
+    return Interval(min(one.low, other.low), max(one.high, other.high))
 
 
 # ---- streams

@@ -292,12 +292,12 @@ def test_chance_is_seldom_called_faster():
     for _ in range(200):
         answers = [
             an_answer(model=model, sample=str(i), ttft_ms=source.lognormvariate(5, 0.5), **NOTHING)
-            for i in range(20)
+            for i in range(7)
             for model in "ab"
         ]
         called += compared(a_run(*answers), "ttft_ms").faster is not None
-    # A bootstrap of 20 is a little too sure: some 6 %; 24 of 200 were twice that.
-    assert called < 24
+    # 10 of 200 are 5 %. Of seven requests a bootstrap alone would call some 24 faster.
+    assert called <= 10
 
 
 def test_the_same_study_gives_the_same_figures():

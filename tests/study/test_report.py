@@ -27,16 +27,16 @@ small                    16  15       1         1       140 ms  1,141 ms  10.0/s
 openai/gp…2025-04-14     16  16       0         0       156 ms  1,156 ms  10.0/s
 
 first event                     answers     p50      p50, 95 %     p95     p99
-small                                15  140 ms  110 to 156 ms  170 ms  171 ms
-openai/gpt-4.1-mini-2025-04-14       16  156 ms  130 to 176 ms  190 ms  191 ms
+small                                15  140 ms  100 to 170 ms  170 ms  171 ms
+openai/gpt-4.1-mini-2025-04-14       16  156 ms  120 to 190 ms  190 ms  191 ms
 
 first text                      answers     p50      p50, 95 %     p95     p99
-small                                15  190 ms  160 to 206 ms  220 ms  221 ms
-openai/gpt-4.1-mini-2025-04-14       16  206 ms  180 to 226 ms  240 ms  241 ms
+small                                15  190 ms  150 to 220 ms  220 ms  221 ms
+openai/gpt-4.1-mini-2025-04-14       16  206 ms  170 to 240 ms  240 ms  241 ms
 
 whole answer            answers       p50          p50, 95 %       p95       p99
-small                        15  1,141 ms  1,120 to 1,170 ms  4,523 ms    10.8 s
-openai/gpt…-2025-04-14       16  1,156 ms  1,130 to 1,176 ms  1,190 ms  1,191 ms
+small                        15  1,141 ms      1.1 to 12.3 s  4,523 ms    10.8 s
+openai/gpt…-2025-04-14       16  1,156 ms  1,120 to 1,190 ms  1,190 ms  1,191 ms
 
 set-up, in no other time        answers      p50  p50, 95 %      p95      p99
 small                                 1  12.3 ms    too few  12.3 ms  12.3 ms
@@ -70,14 +70,15 @@ small, openai/gpt-4.1-mini-2025-04-14   8/8   1.00  1.00 to 1.00
 
 comparison
 small is faster to the first event than openai/gpt-4.1-mini-2025-04-14 by 20.0
-  ms (95 %: 20.0 to 20.0 ms, 8 requests)
+  ms (95 %: 20.0 to 20.5 ms, 8 requests)
 small is faster to the first text than openai/gpt-4.1-mini-2025-04-14 by 20.0 ms
-  (95 %: 20.0 to 20.0 ms, 8 requests)
-small is faster with the whole answer than openai/gpt-4.1-mini-2025-04-14 by
-  20.0 ms (95 %: 20.0 to 20.0 ms, 8 requests)
+  (95 %: 20.0 to 20.5 ms, 8 requests)
+no difference with the whole answer between small and
+  openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
+  openai/gpt-4.1-mini-2025-04-14, 95 %: 0.0 to 11.2 s, 8 requests)
 no difference in tokens per second between small and
   openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
-  openai/gpt-4.1-mini-2025-04-14, 95 %: 0.0 to 0.0/s, 8 requests)
+  openai/gpt-4.1-mini-2025-04-14, 95 %: -9.5 to 0.0/s, 8 requests)
 """
 
 
