@@ -43,6 +43,8 @@ class LivePage:
                     study := self._study(),
                     figures(study),
                     refresh_s=REFRESH_S if refreshes else None,
+                    # What a reader has opened is closed each time it is loaded.
+                    other=("/?still", "keep still") if refreshes else ("/", "follow the log"),
                     recorded_by=f"llmproxy {__version__}",
                     base_url=base_url,
                 )

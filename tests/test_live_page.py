@@ -56,7 +56,9 @@ def test_a_browser_is_shown_what_was_recorded(llm_user_path):
 
 def test_it_can_stand_still():
     with running() as proxy:
-        assert 'http-equiv="refresh"' not in get(proxy, "/?still")[2]
+        assert '<a href="/?still">keep still</a>' in get(proxy)[2]
+        still = get(proxy, "/?still")[2]
+        assert 'http-equiv="refresh"' not in still and '<a href="/">follow the log</a>' in still
 
 
 def test_who_is_no_browser_is_told_a_line():

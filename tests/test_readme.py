@@ -12,7 +12,13 @@ from urllib.request import urlopen
 
 import pytest
 
-from llmproxy import convert_command, log_command, moving_commands
+from llmproxy import (
+    bench_command,
+    convert_command,
+    log_command,
+    moving_commands,
+    report_command,
+)
 from llmproxy.app import _PAGES
 from llmproxy.cli import _parser
 from llmproxy.dialects import DIALECTS
@@ -71,12 +77,16 @@ def test_every_flag_of_convert_is_in_the_readme_and_the_other_way_round():
     [
         (moving_commands._export_parser, "python -m llmproxy export FILE"),
         (moving_commands._import_parser, "python -m llmproxy import FILE…"),
+        (bench_command._parser, "python -m llmproxy bench --models A"),
+        (report_command._parser, "python -m llmproxy report [RUN]"),
     ],
-    ids=["export", "import"],
+    ids=["export", "import", "bench", "report"],
 )
-def test_every_flag_of_export_and_import_is_in_the_readme_and_the_other_way_round(parser, start):
+def test_every_flag_of_a_command_is_in_the_readme_and_the_other_way_round(parser, start):
     flags = {word for action in parser("x")._actions for word in action.option_strings}
-    usage = README.partition(start)[2].partition("```")[0].partition("python -m")[0]
+    usage = README.partition(start)[2].partition("```")[0]
+    command = start.split()[3]
+    usage = start + re.split(f"python -m llmproxy (?!{command})", usage)[0]
     assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags - {"-h", "--help"}
 
 
@@ -97,6 +107,30 @@ def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()
 
 
+def test_the_story_of_a_benchmark_goes_as_written(tmp_path, monkeypatch):
+    """With models that need no key in place of the named ones."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    section = README.partition("## Compare models")[2]
+    script = section.partition("```sh\n")[2].partition("```")[0]
+    names = "gpt-4o-mini,claude-haiku-4.5"
+    assert names in script
+    script = script.replace("11435", str(port)).replace("python -m", f"{sys.executable} -m")
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = subprocess.run(
+        ["bash", "-ec", script.replace(names, "demo,echo") + "kill %1; wait %1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "friday: 1 request, 6 of 6 answers" in done.stdout
+    assert done.stderr.endswith("as a page: report friday --html FILE\nwrote friday.html\n")
+    assert "Name three colours." in (tmp_path / "friday.html").read_text("utf-8")
+
+
 def test_every_column_is_in_the_readme(llm_user_path):
     Store(llm_user_path / "logs.db").close()
     with sqlite3.connect(llm_user_path / "logs.db") as db:
@@ -109,7 +143,7 @@ def test_every_column_is_in_the_readme(llm_user_path):
 def test_every_query_of_the_readme_finds_something(llm_user_path):
     """Over an answer, a failure and an answer that a token limit cut."""
     queries = re.findall(r"```sql\n(.*?)```", README, re.DOTALL)
-    assert len(queries) == 5
+    assert len(queries) == 6
     cut = AsyncScript("long", "so far", usage(3, 9), response_json(finish_reason="length"))
     body = {"messages": [{"role": "user", "content": "hi"}]}
     with running(AsyncScript("m", "a", usage(2, 1)), cut) as proxy:
@@ -119,6 +153,7 @@ def test_every_query_of_the_readme_finds_something(llm_user_path):
                 urlopen(f"{proxy.url}/v1/chat/completions", data).read()
             except HTTPError as error:
                 error.close()
+        assert bench_command.main(["--models", "m"], "llmproxy") == 0
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         for query in queries:
             assert db.execute(query).fetchall(), query

@@ -107,8 +107,8 @@ class ModelFigures:
 
     requests: those that ended, well or not; ok of them well. warmups: how many there were.
     errors: by kind, finish_reasons: of the good ones, both the most frequent first.
-    Times in milliseconds, of good answers only; tokens_per_second after the first event,
-        by the provider's count, unstreamed reasoning left out.
+    Times in milliseconds, of good answers only; tokens_per_second from the first event to
+        the last, by the provider's count, unstreamed reasoning left out.
     gaps: between the events of an answer, over all answers.
     tokens: by the names of hub.Usage, a summary of what the providers said; names without
         any number are left out.
@@ -283,7 +283,9 @@ def _speed(answer: Measured) -> float | None:
     tokens = answer.usage.output_tokens
     if tokens is not None and not answer.shows_reasoning:
         tokens -= answer.usage.reasoning_tokens or 0
-    return tokens_per_second(tokens, answer.ttft_ms, answer.duration_ms)
+    # What comes behind the last event (counts, the end of the stream) is no slowness of tokens.
+    last_ms = answer.ticks[-1][0] if answer.ticks else None
+    return tokens_per_second(tokens, answer.ttft_ms, last_ms)
 
 
 MEASURES: Mapping[Measure, Callable[[Measured], float | None]] = {

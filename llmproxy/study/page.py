@@ -30,18 +30,20 @@ def page(
     figures: Figures,
     *,
     refresh_s: int | None = None,
+    other: tuple[str, str] | None = None,
     recorded_by: str = "",
     base_url: str = "http://127.0.0.1:11435",
 ) -> str:
     """Write the page of a study, a whole document that encodes as UTF-8.
 
     refresh_s: a browser loads it again after so many seconds; None for a page that stays.
+    other: where the same page is that does otherwise, and what that link says.
     recorded_by: the program and its version, for the foot of the page.
     base_url: where this proxy listens, for who has nothing recorded yet.
     """
     models = dict.fromkeys([*study.models, *(answer.model for answer in study.answers)])
     numbers = {model: number for number, model in enumerate(models)}
-    sections = [_header(study, figures, refresh_s)]
+    sections = [_header(study, refresh_s, other)]
     if study.samples or study.answers:
         sections += [
             _verdict(study, figures),
@@ -76,7 +78,7 @@ def _head(study: Study, refresh_s: int | None) -> str:
 # ---- what it is, and what it says
 
 
-def _header(study: Study, figures: Figures, refresh_s: int | None) -> str:
+def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) -> str:
     facts = [
         "Benchmark" if study.is_run else "Recorded traffic",
         markup.count_of(len(study.samples), "request") if study.samples else "",
@@ -84,6 +86,7 @@ def _header(study: Study, figures: Figures, refresh_s: int | None) -> str:
         _settings(study),
         _when(study),
         f"loaded again every {refresh_s:d} s" if refresh_s is not None else "",
+        f'<a href="{markup.text(other[0])}">{markup.text(other[1])}</a>' if other else "",
     ]
     return (
         f"<header><h1>{markup.name(study.title)}</h1>"
@@ -337,9 +340,9 @@ def _method_lines(study: Study) -> Iterator[str]:
         "answers count as errors, and in no time."
     )
     yield (
-        "Intervals are where the median lies with 95 % confidence, by bootstrap; of fewer than "
-        "six values there is none. One model is called faster only where the whole interval of "
-        "the difference says so."
+        "Intervals are where the median lies with 95 % confidence, by bootstrap, and never "
+        "narrower than the median's exact interval; of fewer than six values there is none. "
+        "One model is called faster only where the whole interval of the difference says so."
     )
     if study.is_run:
         yield (

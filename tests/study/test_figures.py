@@ -56,7 +56,14 @@ def test_a_small_study_by_hand():
         an_answer(id="2", repeat=0, ttft_ms=9000.0),
         a_failure(id="3", repeat=2),
         an_answer(id="4", repeat=3, status="cancelled", finish_reason=None),
-        an_answer(id="5", model="b", ttft_ms=300.0, reply=said("It is five."), usage=Usage()),
+        an_answer(
+            id="5",
+            model="b",
+            ttft_ms=300.0,
+            ticks=((100.0, 3), (150.0, 10), (1100.0, 7)),
+            reply=said("It is five."),
+            usage=Usage(),
+        ),
     )
     same = Share(1, 1)
     b = figures(study, {"a": Price(1.0, 2.0, cached=0.5), "c": Price(1.0, 1.0)})
@@ -116,6 +123,14 @@ def test_a_small_study_by_hand():
             )
         ],
     )
+
+
+def test_a_rate_ends_with_the_last_event_and_takes_two():
+    """Counts come behind it, after whatever the provider does then; one event has no rate."""
+    late = an_answer(duration_ms=9000.0, ticks=((100.0, 3), (1100.0, 17)))
+    at_once = an_answer(model="b", ticks=((100.0, 20),))
+    rates = [model.tokens_per_second for model in figures(a_run(late, at_once)).models]
+    assert rates == [Estimate(one(10.0), None), None]
 
 
 def test_a_study_of_nothing_has_no_figures():

@@ -78,7 +78,7 @@ no difference with the whole answer between small and
   openai/gpt-4.1-mini-2025-04-14, 95 %: 0.0 to 11.2 s, 8 requests)
 no difference in tokens per second between small and
   openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
-  openai/gpt-4.1-mini-2025-04-14, 95 %: -9.5 to 0.0/s, 8 requests)
+  openai/gpt-4.1-mini-2025-04-14, 95 %: -4.0 to 0.0/s, 8 requests)
 """
 
 
