@@ -102,8 +102,9 @@ def _summary(
 ) -> str:
     first = _first_words(sample.prompt)
     chips = "".join(
-        f'<span class="chip">{charts.mark(models.get(model, 0))}{_in_short(answers[0])}</span>'
-        for model, answers in list(given.items())[:MAX_MODELS]
+        f'<span class="chip">{charts.mark(models[model])}{_in_short(given[model][0])}</span>'
+        for model in list(models)[:MAX_MODELS]
+        if model in given
     )
     return (
         f'<span class="place">{place}</span><span class="first" dir="auto">{first}</span>'
@@ -118,7 +119,10 @@ def _in_short(answer: Measured) -> str:
 
 
 def _first_words(prompt: Sequence[Message]) -> str:
-    """Say how the prompt begins: the newest words of a user's, or what there is."""
+    """Say how the prompt begins: the newest words of a user's, or what there is.
+
+    An agent's prompts are what its tools gave, mostly.
+    """
     texts = [
         (message.role, part.text)
         for message in reversed(prompt)
@@ -127,8 +131,22 @@ def _first_words(prompt: Sequence[Message]) -> str:
     ]
     users = [text for role, text in texts if role == "user"]
     words = next(iter(users or [text for _, text in texts]), "")
-    cut = " ".join(words[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
-    return markup.text(cut) if cut else '<span class="soft">no text</span>'
+    if words:
+        return markup.text(_one_line(words))
+    return next(_results(prompt), '<span class="soft">no text</span>')
+
+
+def _one_line(words: str) -> str:
+    return " ".join(words[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
+
+
+def _results(prompt: Sequence[Message]) -> Iterator[str]:
+    """What tools gave, the newest first, each on one line."""
+    for message in reversed(prompt):
+        for part in message.parts:
+            if isinstance(part, ToolResultPart):
+                words = markup.text(_one_line(part.exception or part.output))
+                yield f'<span class="soft">{_giving(part)}</span> {words}'
 
 
 # ---- the prompt
@@ -171,16 +189,19 @@ def _part(part: Part) -> str:
                 f'<pre class="call" dir="auto"><b>{markup.name(name)}</b>({cut}'
                 f"{_cut(shown, MAX_CALL_CHARS)})</pre>"
             )
-        case ToolResultPart(name=name, output=output, exception=exception):
-            word = "failed" if exception else "gave"
+        case ToolResultPart(output=output, exception=exception):
             attached = "".join(_part(AttachmentPart(each)) for each in part.attachments)
-            head = f'<p class="soft">{markup.name(name)} {word}</p>'
+            head = f'<p class="soft">{_giving(part)}</p>'
             return f"{head}{_block(exception or output)}{attached}"
         case AttachmentPart(attachment=attachment) if attachment is not None:
             size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
             kind = attachment.type or "attachment"
             return f'<p class="attached">[{markup.name(kind)}, {markup.name(size or "empty")}]</p>'
     return '<p class="soft">[something that this page has no form for]</p>'
+
+
+def _giving(part: ToolResultPart) -> str:
+    return f"{markup.name(part.name)} {'failed' if part.exception else 'gave'}"
 
 
 def _block(text: str, limit: int = MAX_TEXT_CHARS) -> str:

@@ -195,6 +195,7 @@ pre {
   max-height: none;
 }
 .prompt h3, .answer h3 { margin: 0 0 .25rem; }
+.prompt p { font-size: .85rem; margin: 0 0 .25rem; }
 .message h3 { color: var(--soft); font-weight: 400; }
 .message + .message { margin-top: .9rem; }
 .answers {

@@ -33,7 +33,8 @@ MEASURES: dict[Measure, str] = {
     "tokens_per_second": "Tokens per second",
 }
 
-_TOKENS = {
+_TOKENS_OF_EACH = {"input_tokens": "in", "output_tokens": "out"}
+_TOKENS_IN_ALL = {
     "input_tokens": "in",
     "cached_tokens": "in, cached",
     "cache_write_tokens": "in, written to the cache",
@@ -95,7 +96,14 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
         ),
     )
     yield "Connection set-up, in no other time", _estimate_rows("setup_ms", is_time=True)[:3]
-    yield "Tokens an answer, median", [(label, _tokens(name)) for name, label in _TOKENS.items()]
+    yield (
+        "Tokens an answer, median",
+        [(label, _median_tokens(name)) for name, label in _TOKENS_OF_EACH.items()],
+    )
+    yield (
+        "Tokens in all",
+        [(label, _sum_of_tokens(name)) for name, label in _TOKENS_IN_ALL.items()],
+    )
     yield (
         "Agreement with the recorded answers",
         [(label, _of_agreement(cell)) for label, cell in _AGREEMENT],
@@ -164,10 +172,20 @@ def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
     ]
 
 
-def _tokens(name: str) -> Cell:
+def _median_tokens(name: str) -> Cell:
     def cell(each: ModelFigures) -> str:
         found = each.tokens.get(name)
         return NONE if found is None else markup.number(found.p50)
+
+    return cell
+
+
+def _sum_of_tokens(name: str) -> Cell:
+    """llm's plugins leave out counts that are 0: few have a median that means something."""
+
+    def cell(each: ModelFigures) -> str:
+        found = each.tokens.get(name)
+        return NONE if found is None else f"{round(found.mean * found.count):,}"
 
     return cell
 

@@ -191,11 +191,12 @@ def _closeness(figures: Figures) -> str:
     if len(found) == 1:
         return f"Similarity to the recorded answers, median: {listed}."
     (best, first), (_, second) = found[:2]
+    closest = "closer" if len(found) == 2 else "closest"
     if first.interval is None or second.interval is None:
         return f"{_capital(FEW)} who is closer to the recorded answers; similarity {listed}."
     if first.interval.low <= second.interval.high:
-        return f"No model is clearly closest to the recorded answers; similarity {listed}."
-    return f"<b>{_named(best)} is closest</b> to the recorded answers; similarity {listed}."
+        return f"No model is clearly {closest} to the recorded answers; similarity {listed}."
+    return f"<b>{_named(best)} is {closest}</b> to the recorded answers; similarity {listed}."
 
 
 def _cost(figures: Figures) -> str:
@@ -233,7 +234,8 @@ def _failed(each: ModelFigures) -> str:
 
 
 def _others(figures: Figures, failing: Sequence[ModelFigures]) -> str:
-    return "; the others none" if len(failing) < len(figures.models) else ""
+    well = len(figures.models) - len(failing)
+    return f"; the other{'s' if well > 1 else ''} none" if well else ""
 
 
 def _named(model: str) -> str:

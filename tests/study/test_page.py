@@ -162,7 +162,7 @@ def test_errors_are_told_with_their_kind_and_words():
     failure = a_failure(model="b", sample=study.samples[0].id, repeat=2)
     study = dataclasses.replace(study, answers=(*study.answers, failure), planned=None)
     words = read(the_page(study)).text
-    assert "Errors b 1 of 7 (rate_limit); the others none." in words
+    assert "Errors b 1 of 7 (rate_limit); the other none." in words
     assert "rate_limit: slow down" in words
 
 
@@ -177,7 +177,14 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
     ]
     words = read(the_page(dataclasses.replace(study, answers=(warmup, *answers)))).text
     assert "6 of 6 +1 warm-up" in words
-    for row in ("in, cached 7", "out, reasoning 3", "Connection set-up", "longest", "same text"):
+    for row in (
+        "in 20 20",
+        "in, cached 42",
+        "out, reasoning 18",
+        "Connection set-up",
+        "longest",
+        "same text",
+    ):
         assert row in words
 
 
@@ -323,6 +330,24 @@ def test_calls_reasoning_attachments_and_results_are_shown():
         'add({"a": [2, 2], "sign": "ü"})',
     ):
         assert shown in words
+
+
+def test_a_prompt_of_tool_results_alone_is_known_by_the_newest():
+    results = [
+        ToolResultPart(name="read", output="x = 1"),
+        ToolResultPart(name="run", output="", exception="1 failed\n2 passed"),
+    ]
+    prompt = [Message("tool", [result]) for result in results]
+    html = one_request(said("Four."), said("Four."), prompt=prompt)
+    assert '<span class="soft"><bdi>run</bdi> failed</span> 1 failed 2 passed' in html
+
+
+def test_models_stand_in_one_order_beside_every_request():
+    study = a_study(n=2)
+    a1, a2, b1, b2 = study.answers  # as a run asks: another model begins each time
+    html = the_page(dataclasses.replace(study, answers=(a1, b1, b2, a2)))
+    for chips in re.findall(r'<span class="chips">.*?</summary>', html):
+        assert chips.index("m0") < chips.index("m1")
 
 
 def test_an_answer_that_broke_off_shows_what_came():
