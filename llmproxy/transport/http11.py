@@ -53,7 +53,7 @@ _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t\x20-\x7e\x80-\xff]
 _CONTENT_LENGTH = re.compile(r"[0-9]+")
 # RFC 3986 3.2.2 without userinfo (RFC 9110 4.2.4) and IPvFuture, which nobody has.
 _AUTHORITY = re.compile(
-    r"(\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::[0-9]*)?"
+    r"(\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]*))?"
 )
 _ABSOLUTE_FORM = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?]*)(/[^?]*)?(?:\?(.*))?")
 _SECRETS = {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}
@@ -326,6 +326,8 @@ def _is_target(method: str, target: str) -> bool:
     """Say whether this is one of the four forms of RFC 9112 3.2, and the method's own."""
     if method == "CONNECT":
         authority = _AUTHORITY.fullmatch(target)
+        if authority is None or not _is_port(authority[2] or ""):
+            return False  # RFC 9110 9.3.6: a MUST
     elif target == "*":
         return method == "OPTIONS"
     elif absolute := _ABSOLUTE_FORM.fullmatch(target):
@@ -333,6 +335,11 @@ def _is_target(method: str, target: str) -> bool:
     else:
         return target.startswith("/")
     return authority is not None and authority[1] != ""  # RFC 9110 4.2.1: a host is a MUST
+
+
+def _is_port(digits: str) -> bool:
+    digits = digits.lstrip("0")
+    return 0 < len(digits) <= 5 and int(digits) <= 65_535
 
 
 def _target_too_long(limits: Limits) -> TooLarge:
