@@ -8,6 +8,7 @@ lives on. Sockets, deadlines and the order of answers are left to server.py.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import zlib
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
@@ -325,16 +326,27 @@ def _parse_request_line(line: bytes, limits: Limits) -> tuple[str, str, str]:
 def _is_target(method: str, target: str) -> bool:
     """Say whether this is one of the four forms of RFC 9112 3.2, and the method's own."""
     if method == "CONNECT":
-        authority = _AUTHORITY.fullmatch(target)
+        authority = _match_authority(target)
         if authority is None or not _is_port(authority[2] or ""):
             return False  # RFC 9110 9.3.6: a MUST
     elif target == "*":
         return method == "OPTIONS"
     elif absolute := _ABSOLUTE_FORM.fullmatch(target):
-        authority = _AUTHORITY.fullmatch(absolute[1])
+        authority = _match_authority(absolute[1])
     else:
         return target.startswith("/")
     return authority is not None and authority[1] != ""  # RFC 9110 4.2.1: a host is a MUST
+
+
+def _match_authority(text: str) -> re.Match[str] | None:
+    """Give the host as group 1 and the port as 2, if this is an authority (RFC 3986 3.2)."""
+    authority = _AUTHORITY.fullmatch(text)
+    if authority is not None and authority[1].startswith("["):
+        try:
+            ipaddress.IPv6Address(authority[1][1:-1])
+        except ValueError:
+            return None
+    return authority
 
 
 def _is_port(digits: str) -> bool:
@@ -373,7 +385,7 @@ def _check_host(headers: Headers, version: str) -> None:
         raise ProtocolError("the host header is missing")
     if len(hosts) > 1:
         raise ProtocolError("there is more than one host header")
-    if hosts and not _AUTHORITY.fullmatch(hosts[0]):
+    if hosts and not _match_authority(hosts[0]):
         raise ProtocolError("malformed host header")
 
 
