@@ -409,9 +409,10 @@ def _body_length(headers: Headers, version: str, limits: Limits) -> int | None:
     # RFC 9110 8.6 lets us take a list of equal lengths as one; whoever sends it is broken.
     if len(lengths) > 1 or not _CONTENT_LENGTH.fullmatch(lengths[0]):
         raise ProtocolError("malformed content-length")
-    if len(lengths[0]) > _MAX_LENGTH_DIGITS or int(lengths[0]) > limits.body:
+    digits = lengths[0].lstrip("0") or "0"
+    if len(digits) > _MAX_LENGTH_DIGITS or int(digits) > limits.body:
         raise _body_too_large(limits)
-    return int(lengths[0])
+    return int(digits)
 
 
 def _read_chunks(source: _Input, limits: Limits, body: bytearray) -> _Reading[None]:

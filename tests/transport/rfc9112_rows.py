@@ -543,6 +543,8 @@ ROWS = {
         ("0", post(b"Content-Length: 0"), said("POST")),
         ("missing is none", post(), said("POST")),
         ("zeros in front", length(b"0005"), POSTED),
+        ("many zeros in front", length(b"0" * 200 + b"5"), POSTED),
+        ("zeros only", post(b"Content-Length: " + b"0" * 200), said("POST")),
         (
             "the limit",
             post(b"Content-Length: 1000", body=b"x" * 1000),
