@@ -50,7 +50,12 @@ _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 # RFC 9112 3: single spaces only. A target is visible ASCII; a fragment ("#") is never sent.
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?)")
+_QUOTED = rb"\"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+\""
+# RFC 9112 7.1 and 7.1.1. Possessive, so that no backtracking makes time more than linear.
+_CHUNK_LINE = re.compile(
+    rb"([0-9A-Fa-f]{1,16})((?:[\t ]*+;[\t ]*+%b+(?:[\t ]*+=[\t ]*+(?:%b+|%b))?+)*+)"
+    % (_TOKEN, _TOKEN, _QUOTED)
+)
 _CONTENT_LENGTH = re.compile(r"[0-9]+")
 # RFC 3986 3.2.2 without userinfo (RFC 9110 4.2.4) and IPvFuture, which nobody has.
 _AUTHORITY = re.compile(
