@@ -49,12 +49,11 @@ class Access:
     origins: Sequence[str] = ()
     keys: Sequence[str] = ()
 
-    def check(self, request: Request) -> None:
-        """Let a request pass, or raise.
+    def check_source(self, request: Request) -> None:
+        """Let a request pass by where it comes from, or raise.
 
         Raises:
             Forbidden: a Host or an Origin that is not ours.
-            Unauthorized: no key, or a wrong one.
         """
         host = _without_port(request.host)
         if self.is_local and not self._is_our_host(host):
@@ -66,6 +65,13 @@ class Access:
             raise Forbidden(
                 f"pages of {origin[:80]!r} may not use this server; allow it by --allow-origin"
             )
+
+    def check_key(self, request: Request) -> None:
+        """Let a request pass by its key, or raise; a preflight can't carry one.
+
+        Raises:
+            Unauthorized: no key, or a wrong one.
+        """
         needs_key = self.keys and request.path not in OPEN_PATHS and not _is_preflight(request)
         if needs_key and not self._has_key(request):
             raise Unauthorized(
@@ -74,7 +80,7 @@ class Access:
             )
 
     def cors_headers(self, request: Request) -> list[tuple[str, str]]:
-        """The fields that let a page of an allowed origin read the answer; none for others."""
+        """The fields that let a page read the answer, once `check_source` has let it pass."""
         origin = request.headers.get("origin")
         if origin is None:
             return []
@@ -87,6 +93,9 @@ class Access:
             ]
             if asked:
                 headers.append(("access-control-allow-headers", asked))
+            # Browsers ask so before a page of the internet reaches into a private network.
+            if request.headers.get("access-control-request-private-network") == "true":
+                headers.append(("access-control-allow-private-network", "true"))
         else:
             headers.append(("access-control-expose-headers", "*"))
         return headers

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -18,17 +19,19 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Literal, cast
 
-from . import __version__, hub, payload, tokens
+from . import hub, payload, tokens
 from .access import Access
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
-from .errors import MethodNotAllowed, NotFound, ProxyError, Unavailable
+from .errors import NotFound, ProxyError, UpstreamTimeout
+from .gate import Gate
 from .limits import Limits
+from .pages import PATHS, Pages, State, not_allowed
 from .recorder.chain import request_key
 from .recorder.exchange import Exchange, Turn, begun
 from .recorder.memory import Memory, Recollection
 from .recorder.writer import Writer
-from .study.page import POLICY
+from .study.metrics import Metrics
 from .transport.http11 import BodyCut, Headers, Request, Response, decode_content
 
 __all__ = ["App", "render_error"]
@@ -47,8 +50,7 @@ class App:
     memory: knows the log's conversations again, where there is one.
     new_id: gives lower-case ULIDs, each larger than the one before.
     report: is told of every exchange once, when it is over.
-    page: makes the page that a browser is shown, given the address of this server and
-        whether it loads itself again; it blocks. Without it there is a line of text.
+    page: as `Pages` has it. connections: says how many there are.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class App:
         log_is_on: Callable[[], bool],
         report: Callable[[Exchange], None],
         page: Callable[[str, bool], str] | None = None,
+        connections: Callable[[], int] = lambda: 0,
     ) -> None:
         self._engine = engine
         self._writer = writer
@@ -72,7 +75,10 @@ class App:
         self._new_id = new_id
         self._log_is_on = log_is_on
         self._report = report
-        self._page = page
+        self._connections = connections
+        self._gate = Gate(limits.running, limits.queue_s)
+        self._metrics = Metrics()
+        self._pages = Pages(page, self._metrics, self._state)
         self._handlers: Mapping[hub.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
         self._handlers = {
             "chat": self._chat,
@@ -86,12 +92,13 @@ class App:
         dialect: Dialect | None = None
         cors: list[tuple[str, str]] = []  # a page of a foreign origin is told nothing
         try:
-            self._access.check(request)
+            self._access.check_source(request)
             cors = self._access.cors_headers(request)
+            self._access.check_key(request)
             if request.method == "OPTIONS":
                 response = Response(204)
-            elif (text := _PAGES.get(_bare(request.path) or "/")) is not None:
-                response = await self._shown(request, text)
+            elif (path := _bare(request.path) or "/") in PATHS:
+                response = await self._pages.answer(path, request)
             else:
                 dialect, kind, argument = _route(request)
                 request = decode_content(request, self._limits)
@@ -104,23 +111,9 @@ class App:
             response = render_error(ProxyError("internal error"), dialect)
         return replace(response, headers=[*response.headers, *cors])
 
-    async def _shown(self, request: Request, text: str) -> Response:
-        """A page for people: as HTML where they look with a browser, else as a line of text."""
-        if request.method not in ("GET", "HEAD"):
-            raise _not_allowed(request, {"GET", "HEAD"})
-        is_html = "text/html" in request.headers.get("accept", "")
-        if self._page is None or _bare(request.path) or not is_html:
-            headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept")]
-            return Response(200, headers, text.encode())
-        make, refreshes = self._page, request.query != STILL
-        try:
-            page = await in_daemon_thread(
-                lambda: make(f"http://{request.host}", refreshes), "llmproxy-page"
-            )
-        except RuntimeError as exc:
-            logger.warning("the page of the log could not be made: %s", exc)
-            raise Unavailable("the log can't be read now") from exc
-        return Response(200, _PAGE_HEADERS, page.encode())
+    def _state(self) -> State:
+        log = None if self._writer is None else self._writer.health()
+        return State(self._gate.running, self._gate.waiting, self._connections(), log)
 
     async def _models(self, dialect: Dialect, request: Request, argument: str) -> Response:
         models = self._engine.catalogue.models()
@@ -146,6 +139,9 @@ class App:
                 exchange.request = dialect.parse_request(body, dict(request.headers))
             finally:
                 self._write(exchange, exchange.begin())
+            await self._gate.enter()
+            exchange.has_entered = True
+            exchange.until = time.monotonic() + self._limits.answer_s
             exchange.answer = await self._engine.answer(
                 exchange.request, partial(self._recollect, exchange)
             )
@@ -247,12 +243,17 @@ class App:
             written = self._write(exchange, ended)
             if written is not None and self._memory is not None:
                 self._memory.learn(ended)
+            self._metrics.count(ended)
             self._report(ended)
         except Exception:  # neither a bug here nor a broken terminal costs an answer
             logger.exception("the end of exchange %s could not be told", exchange.id)
         finally:
-            if exchange.answer is not None and status != "ok":
-                await exchange.answer.stop()
+            try:
+                if exchange.answer is not None and status != "ok":
+                    await exchange.answer.stop()
+            finally:
+                if exchange.has_entered:
+                    self._gate.leave()
         if written is not None and status != "cancelled":
             assert self._writer is not None
             await self._writer.committed(written, self._limits.log_wait_s)
@@ -267,7 +268,8 @@ class _Exchange:
     """One chat request from its arrival to its end: what is kept of it as it goes on.
 
     body: the JSON as it came, or the bytes as text where it is none.
-    http_status: once there is one to send.
+    http_status: once there is one to send. has_entered: it has one of the running places.
+    until: when it must have ended, by time.monotonic().
     """
 
     def __init__(
@@ -285,6 +287,8 @@ class _Exchange:
         self.answer: hub.RunningAnswer | None = None
         self.stamped: list[hub.Stamped] = []
         self.http_status: int | None = None
+        self.has_entered = False
+        self.until = math.inf
         self.is_over = False
         self._begun: Exchange | None = None
         self._dialect = dialect
@@ -302,10 +306,21 @@ class _Exchange:
         return replace(self.request, model=self.request.model or self.answer.model_id)
 
     async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
-        """Read from the model, keeping what comes."""
+        """Read from the model, keeping what comes.
+
+        Raises:
+            UpstreamTimeout: it has not ended in time.
+        """
         assert self.answer is not None
-        batch = await self.answer.read(silence_s)
+        if self.until == math.inf:
+            batch = await self.answer.read(silence_s)
+        else:
+            left_s = max(self.until - time.monotonic(), 0.0)
+            batch = await self.answer.read(min(left_s, silence_s or math.inf))
         self.stamped += batch or ()
+        is_over = batch == [] or (batch and isinstance(batch[-1].event, hub.Finish))
+        if not is_over and time.monotonic() >= self.until:
+            raise UpstreamTimeout("the answer did not end in time (limit answer_s)")
         return batch
 
     def recollected(self, recollection: Recollection) -> None:
@@ -438,26 +453,6 @@ class _Body:
 
 # ---- routes
 
-STILL = "still"
-"""The query of a page that does not load itself again."""
-
-_PAGE_HEADERS = [
-    ("content-type", "text/html; charset=utf-8"),
-    ("cache-control", "no-store"),
-    ("vary", "accept"),
-    # Whatever a client or a model has said, the page loads and runs nothing, and is in no frame.
-    ("content-security-policy", f"{POLICY}; frame-ancestors 'none'"),
-    ("x-content-type-options", "nosniff"),
-    ("referrer-policy", "no-referrer"),
-]
-
-_PAGES: Mapping[str, str] = {
-    "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1.\n",
-    "/healthz": "ok\n",
-    "/health": "ok\n",
-    "/api/hello": "ok\n",  # Claude Code asks whether anybody is there (B35)
-}
-
 
 def _bare(path: str) -> str:
     """A path without what clients add or leave out: /v1, once or twice, and a last slash (d7)."""
@@ -488,7 +483,7 @@ def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
             return dialect, route.kind, rest
         allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
     if allowed:
-        raise _not_allowed(request, allowed)
+        raise not_allowed(request, allowed)
     there = ", ".join(dict.fromkeys(f"{route.method} {route.path}" for _, route in _ROUTES))
     raise NotFound(f"there is nothing at {request.path[:200]}; there is {there}")
 
@@ -500,13 +495,6 @@ def _routes_for(request: Request) -> list[tuple[Dialect, hub.Route]]:
 
 def _is_client_of(dialect: Dialect, request: Request) -> bool:
     return bool(dialect.VERSION_HEADER) and dialect.VERSION_HEADER in dict(request.headers)
-
-
-def _not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
-    allow = ", ".join(sorted(allowed))
-    return MethodNotAllowed(
-        f"{request.method[:20]} is not for {request.path[:200]}: {allow}", headers={"allow": allow}
-    )
 
 
 # ---- responses

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
 __all__ = ["Limits", "describe", "limits_from"]
+
+OFF = "off"
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,14 @@ class Limits:
     target: Annotated[int, "bytes of a request target: RFC 9112 3 asks for 8,000"] = 8 * 2**10
     json_depth: Annotated[int, "levels of JSON: schemas of tools nest about ten"] = 100
     int_digits: Annotated[int, "digits of a JSON number: json alone takes quadratic time"] = 400
+    connections: Annotated[int, "at one time, the rest is refused: each costs a descriptor"] = 4_000
+    running: Annotated[int, "answers at one time, the rest waits: each may cost a thread"] = 256
     header_s: Annotated[float, "until a begun request head is whole"] = 10.0
     body_s: Annotated[float, "between two reads of a body: phones on bad lines stall"] = 60.0
     idle_s: Annotated[float, "a kept-alive connection without a request"] = 120.0
     stall_s: Annotated[float, "until a client that reads nothing is given up"] = 300.0
+    queue_s: Annotated[float, "a request waits so long for its turn to run, then 429"] = 30.0
+    answer_s: Annotated[float, "for a whole answer: models may think for an hour"] = math.inf
     first_event_s: Annotated[float, "the status waits so long for the model's first event"] = 10.0
     keepalive_s: Annotated[float, "silence before a keep-alive: proxies cut at 30"] = 10.0
     log_wait_s: Annotated[float, "an answer's end waits this long for its commit"] = 1.0
@@ -37,26 +43,36 @@ class Limits:
 def describe() -> list[str]:
     """Say every limit as a line `name=default  reason`, in their order."""
     reasons = get_type_hints(Limits, include_extras=True)
-    return [f"{f.name}={f.default}  {reasons[f.name].__metadata__[0]}" for f in fields(Limits)]
+    return [
+        f"{name}={_word(default)}  {reasons[name].__metadata__[0]}"
+        for name, default in vars(Limits()).items()
+    ]
+
+
+def _word(value: float) -> str:
+    return OFF if value == math.inf else f"{value}"
 
 
 def limits_from(words: Iterable[str]) -> Limits:
     """Read `NAME=VALUE` words, as `--limit` gives them, over the defaults.
 
+    What is off by default may be "off" again.
+
     Raises:
         ValueError: a name that is no limit, or a value that is not a number above 0.
     """
-    kinds: dict[str, type[int] | type[float]] = {n: type(v) for n, v in vars(Limits()).items()}
+    defaults: dict[str, int | float] = vars(Limits())
     chosen: dict[str, int | float] = {}
     for word in words:
         name, _, text = word.partition("=")
-        if name not in kinds:
-            raise ValueError(f"no limit is called {name!r}; there are: {', '.join(kinds)}")
+        if name not in defaults:
+            raise ValueError(f"no limit is called {name!r}; there are: {', '.join(defaults)}")
+        default = defaults[name]
         try:
-            value = kinds[name](text)
+            value = default if text == _word(default) else type(default)(text)
         except ValueError:
             value = 0
-        if not 0 < value < math.inf:
+        if not 0 < value < math.inf and value != default:
             raise ValueError(f"limit {name} takes a number above 0, not {text!r}")
         chosen[name] = value
     return Limits(**chosen)  # type: ignore[arg-type]  # each value has its field's own type

@@ -27,8 +27,11 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextmanager
-def open_browser(tmp_path: Path) -> Iterator[Browser]:
-    """Start a browser with a new profile; the test is skipped where there is none."""
+def open_browser(tmp_path: Path, *flags: str) -> Iterator[Browser]:
+    """Start a browser with a new profile; the test is skipped where there is none.
+
+    flags: of the browser's own command line, besides those that it needs here.
+    """
     binary = next(filter(None, map(shutil.which, NAMES)), None)
     if binary is None:
         pytest.skip("no Chromium on this machine")
@@ -36,7 +39,15 @@ def open_browser(tmp_path: Path) -> Iterator[Browser]:
     our_answers, from_browser = os.pipe()
     # Which numbers the pipes have is chance; the shell gives them those that Chromium reads.
     wired = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
-    command = ["bash", "-c", wired, binary, *_FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]
+    command = [
+        "bash",
+        "-c",
+        wired,
+        binary,
+        *flags,
+        *_FLAGS,
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
     process = subprocess.Popen(
         command,
         pass_fds=(to_browser, from_browser),

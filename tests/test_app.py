@@ -548,6 +548,14 @@ def test_foreign_host_and_origin_are_refused_before_anything_is_done():
     assert preflight[1]["access-control-allow-headers"] == "authorization, x-stainless-os"
 
 
+def test_a_page_of_an_allowed_origin_can_read_that_its_key_is_wrong():
+    with running(keys=["any"], origins=["https://good.example"]) as proxy:
+        good = request(proxy, "GET", "/v1/models", None, {"origin": "https://good.example"})
+        evil = request(proxy, "GET", "/v1/models", None, {"origin": "https://evil.example"})
+    assert (good[0], good[1]["access-control-allow-origin"]) == (401, "https://good.example")
+    assert evil[0] == 403 and "access-control-allow-origin" not in evil[1]
+
+
 def test_key_is_asked_for_where_there_is_one():
     with running(AsyncScript("m", "a"), keys=["any", "other"]) as proxy:
         assert ask(proxy).choices[0].message.content == "a"

@@ -30,6 +30,13 @@ def test_what_is_no_time_above_0_is_refused(text):
     assert str(caught.value) == f"limit idle_s takes a number above 0, not {text!r}"
 
 
+def test_what_is_off_by_default_alone_may_be_off():
+    assert describe()[list(vars(Limits())).index("answer_s")].startswith("answer_s=off  ")
+    assert limits_from(["answer_s=5", "answer_s=off"]) == Limits()
+    with pytest.raises(ValueError):
+        limits_from(["idle_s=off"])
+
+
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(ValueError) as caught:
         limits_from(["bodi=1"])

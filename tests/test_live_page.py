@@ -66,7 +66,7 @@ def test_who_is_no_browser_is_told_a_line():
         status, headers, text = get(proxy, accept="*/*")
         assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
         assert "is running" in text and "\n" not in text[:-1]
-        assert get(proxy, "/healthz")[2] == "ok\n"
+        assert get(proxy, "/api/hello")[2] == "ok\n"
 
 
 def test_head_is_answered_without_the_page():

@@ -19,9 +19,10 @@ from llmproxy import (
     moving_commands,
     report_command,
 )
-from llmproxy.app import _PAGES
 from llmproxy.cli import _parser
 from llmproxy.dialects import DIALECTS
+from llmproxy.limits import describe
+from llmproxy.pages import PATHS
 from llmproxy.recorder.store import Store
 from tests.models import AsyncScript, response_json, usage
 from tests.proxies import running
@@ -163,8 +164,14 @@ def test_every_route_is_in_the_readme():
     for dialect in DIALECTS:
         for route in dialect.ROUTES:
             assert f"`{route.method} {route.path}" in README
-    for page in _PAGES:
+    for page in PATHS:
         assert f"`GET {page}`" in README
+
+
+def test_every_limit_is_in_the_docs_as_the_command_lists_it():
+    text = (ROOT / "docs" / "limits.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", text, re.MULTILINE)
+    assert [f"{name}={default}  {reason}" for name, default, reason in rows] == describe()
 
 
 def test_links_lead_somewhere():

@@ -73,6 +73,13 @@ class Spool:
         """Say whether there is nothing to take in."""
         return not self.path.exists()
 
+    def size(self) -> int:
+        """How many bytes wait in it."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
     def clear(self) -> None:
         """Forget what was taken in."""
         self.path.unlink(missing_ok=True)

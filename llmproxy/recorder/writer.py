@@ -23,7 +23,7 @@ from .exchange import Exchange
 from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
-__all__ = ["Writer"]
+__all__ = ["Health", "Writer"]
 
 GROUP = 32  # exchanges written in one transaction at most
 MAX_PENDING = 256  # exchanges kept in memory where neither logs.db nor the spool takes them
@@ -36,6 +36,15 @@ MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: a full or broken disk takes a person
 # between its read and its write.
 GAP_S = 0.02
 IDLE_S = 1.0  # without anything new, before the write-ahead log is emptied
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the log is: whether it takes what is written, how much waits in memory and spool."""
+
+    is_writable: bool
+    queued: int
+    spooled_bytes: int
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,11 @@ class Writer:
         else:
             self._worth_waiting = False
             ended.cancel()
+
+    def health(self) -> Health:
+        """Say how the log is at this moment; from any thread."""
+        spooled = 0 if self._spool is None else self._spool.size()
+        return Health(self._failing_since is None, len(self._jobs), spooled)
 
     def close(self, timeout_s: float) -> None:
         """Write what is left, for at most `timeout_s`, and stop. A second call does nothing."""

@@ -15,15 +15,16 @@ import logging
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 
-from ..errors import ProxyError, Timeout
+from ..errors import ProxyError, Timeout, Unavailable
 from ..limits import Limits
 from . import http11
 from .http11 import BodyCut, Request, RequestParser, Response
 
-__all__ = ["App", "Server"]
+__all__ = ["Answered", "App", "Server"]
 
 App = Callable[[Request], Awaitable[Response]]
 
@@ -31,8 +32,26 @@ READ_BYTES = 64 * 2**10  # of one read: as much as a StreamReader holds
 READ_AHEAD_BYTES = 256 * 2**10  # behind the request being answered; above it, reading waits
 LINGER_S = 5.0  # for a client to read our last answer and close, before we do
 CHUNKS_IN_A_ROW = 64  # that a body gives without waiting, before others have their turn
+MAX_REFUSING = 64  # connections that are told that there are too many; the rest is cut at once
+RETRY_S = 1  # when one of those may try again
+MIN_BODY_BYTES_PER_S = 1_000  # on an average: a modem is three times as fast
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A request whose answer is over.
+
+    peer: the client's address; request: None for bytes that were none.
+    status: as it was sent, None where the client had gone before. body_bytes: of the answer.
+    """
+
+    peer: str
+    request: Request | None
+    status: int | None
+    body_bytes: int
+    duration_s: float
 
 
 class Server:
@@ -40,6 +59,7 @@ class Server:
 
     render_error: makes the answer to bytes that are no request, to one that came too
         slowly, and to a bug in `app`, from facts that are safe to show.
+    tell: is told of each answer when it is over, however it ended.
     """
 
     def __init__(
@@ -48,10 +68,12 @@ class Server:
         *,
         render_error: Callable[[ProxyError], Response],
         limits: Limits | None = None,
+        tell: Callable[[Answered], None] | None = None,
     ) -> None:
         self._app = app
         self._render_error = render_error
         self._limits = limits or Limits()
+        self._tell = tell
         self._listeners: list[asyncio.Server] = []
         self._connections: dict[asyncio.Task[None], _Connection] = {}
         self._closing = False
@@ -86,6 +108,11 @@ class Server:
             raise missing
 
     @property
+    def connections(self) -> int:
+        """How many there are."""
+        return len(self._connections)
+
+    @property
     def addresses(self) -> list[tuple[str, int]]:
         """The addresses and real ports that are listened on."""
         sockets = (sock for listener in self._listeners for sock in listener.sockets)
@@ -117,7 +144,18 @@ class Server:
         if self._closing:  # accepted in the same turn of the loop
             writer.transport.abort()
             return
-        connection = _Connection(self._app, self._render_error, self._limits, reader, writer)
+        connection = _Connection(
+            self._app, self._render_error, self._limits, reader, writer, self._tell
+        )
+        beyond = len(self._connections) - self._limits.connections
+        if beyond >= MAX_REFUSING:
+            writer.transport.abort()
+            return
+        if beyond >= 0:
+            connection.refusal = Unavailable(
+                f"there are {self._limits.connections} connections already",
+                headers={"retry-after": str(RETRY_S)},
+            )
         task = asyncio.get_running_loop().create_task(connection.serve())
         self._connections[task] = connection
         task.add_done_callback(self._forget)
@@ -133,7 +171,11 @@ class _Gone(Exception):
 
 
 class _Connection:
-    """One client's connection. `is_last_answer` ends it after the answer that is running."""
+    """One client's connection.
+
+    `is_last_answer` ends it after the answer that is running; `refusal` is all that a
+    client is told for whom there is no room, whatever it asks.
+    """
 
     def __init__(
         self,
@@ -142,8 +184,10 @@ class _Connection:
         limits: Limits,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        tell: Callable[[Answered], None] | None,
     ) -> None:
         self._app = app
+        self._tell = tell
         self._render_error = render_error
         self._limits = limits
         self._reader = reader
@@ -154,8 +198,11 @@ class _Connection:
         self._fed = asyncio.Event()  # there are new bytes for the parser
         self._wanted = asyncio.Event()  # reading may go on, however much is buffered
         self._is_over = False  # the last answer is out, what still comes is thrown away
+        self._received_bytes = 0
+        self._sent_bytes = 0
         self.is_answering = False
         self.is_last_answer = False
+        self.refusal: ProxyError | None = None
 
     async def serve(self) -> None:
         """Read and answer until either is done, then close."""
@@ -189,6 +236,7 @@ class _Connection:
             while data := await self._reader.read(READ_BYTES):
                 if self._is_over:
                     continue
+                self._received_bytes += len(data)
                 self._parser.feed(data)
                 self._fed.set()
                 if self._parser.buffered > READ_AHEAD_BYTES:
@@ -209,15 +257,23 @@ class _Connection:
     async def _answer_next(self) -> bool:
         """Wait for a request and answer it; say whether the connection can take another."""
         try:
+            if self.refusal is not None:
+                raise self.refusal
             request = await self._next_request()
         except ProxyError as error:
             self.is_answering = True
-            return await self._send(self._render_error(error), None)
+            return await self._send(self._render_error(error), None, time.monotonic())
         if request is None:
             return False
         self.is_answering = True
         self._wanted.clear()
-        keep_alive = await self._send(await self._call_app(request), request)
+        began_at = time.monotonic()
+        try:
+            response = await self._call_app(request)
+        except asyncio.CancelledError:
+            self._tell_answered(request, None, began_at)
+            raise
+        keep_alive = await self._send(response, request, began_at)
         self.is_answering = not keep_alive  # the last answer is not over until it is sent
         await asyncio.sleep(0)  # many small ones, pipelined, must not keep the loop
         return keep_alive
@@ -232,6 +288,7 @@ class _Connection:
         limits = self._limits
         idle_until = now() + limits.idle_s
         head_until: float | None = None
+        body_since: tuple[float, int] | None = None
         self._wanted.set()
         while not self.is_last_answer:
             self._fed.clear()
@@ -240,7 +297,11 @@ class _Connection:
             if self._parser.take_continue():
                 self._write(http11.CONTINUE)
             if self._parser.in_body:
-                until = now() + limits.body_s
+                body_since = body_since or (now(), self._received_bytes)
+                came_bytes = self._received_bytes - body_since[1]
+                # A byte now and then would keep a connection for as long as it likes.
+                slowest = body_since[0] + limits.body_s + came_bytes / MIN_BODY_BYTES_PER_S
+                until = min(now() + limits.body_s, slowest)
             elif self._parser.begun:
                 until = head_until = head_until or now() + limits.header_s
             else:
@@ -252,7 +313,7 @@ class _Connection:
                 if self._fed.is_set():
                     continue  # bytes came in the same turn of the loop
                 if self._parser.in_body:
-                    raise Timeout(f"the body stopped coming for {limits.body_s:g} s") from None
+                    raise Timeout(f"the body came too slowly for {limits.body_s:g} s") from None
                 if self._parser.begun:
                     raise Timeout(f"the head took more than {limits.header_s:g} s") from None
                 return None  # RFC 9112 9.5: an idle connection may be closed at any time
@@ -267,22 +328,23 @@ class _Connection:
             _log.exception("the app failed at %s %r", request.method, request.path)
             return self._render_error(ProxyError("internal error"))
 
-    async def _send(self, response: Response, request: Request | None) -> bool:
+    async def _send(self, response: Response, request: Request | None, began_at: float) -> bool:
         """Write a response; say whether the connection can take another.
 
         A body that fails is cut: what it gave is sent, what would end it is not.
         """
         body = response.body
+        status: int | None = None
+        self._sent_bytes = 0
         try:
             date = _date(int(time.time()))
             framed = http11.frame_response(response, request, date=date, close=self.is_last_answer)
-            if not framed.has_body:
-                self._write(framed.head)
-            elif isinstance(body, bytes):
-                self._write(framed.head + body)
+            whole = body if framed.has_body and isinstance(body, bytes) else b""
+            self._write(framed.head + whole)
+            status, self._sent_bytes = response.status, len(whole)
+            if whole:
                 await self._drain()
-            else:
-                self._write(framed.head)
+            elif framed.has_body and not isinstance(body, bytes):
                 await self._stream(body, framed.chunked)
             return framed.keep_alive
         except BodyCut:
@@ -294,12 +356,24 @@ class _Connection:
             return False
         finally:
             await _close_body(body)
+            self._tell_answered(request, status, began_at)
+
+    def _tell_answered(self, request: Request | None, status: int | None, began_at: float) -> None:
+        if self._tell is None:
+            return
+        peer = self._writer.get_extra_info("peername") or ("-",)
+        duration_s = time.monotonic() - began_at
+        try:
+            self._tell(Answered(str(peer[0]), request, status, self._sent_bytes, duration_s))
+        except Exception:  # a full disk, say, which is no fault of this connection
+            _log.exception("an answer could not be told")
 
     async def _stream(self, body: AsyncIterator[bytes], chunked: bool) -> None:
         """Write each item as it comes. What is in the loop is paid for each token."""
         in_a_row = 0
         async for data in body:
             self._write(http11.encode_chunk(data) if chunked else data)
+            self._sent_bytes += len(data)
             if self._transport.get_write_buffer_size() > self._high_water:
                 await self._drain()
             # A body that never waits would keep the loop, and hang-ups would go unseen.

@@ -455,7 +455,7 @@ async def test_slow_body_is_a_408():
     async with serving(echo, body_s=0.1, header_s=0.01) as (_, port):
         request = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nabc"
         assert await exchange(port, request) == (
-            refused(b"408 Request Timeout", "the body stopped coming for 0.1 s")
+            refused(b"408 Request Timeout", "the body came too slowly for 0.1 s")
         )
 
 

@@ -1,0 +1,84 @@
+"""Prometheus' text format, read by Prometheus' own client."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmproxy.hub import Usage
+from llmproxy.recorder.exchange import Entry
+from llmproxy.study.metrics import Gauge, Metrics
+
+
+def an_entry(**changes):
+    whole = {
+        "id": "01a",
+        "received": datetime(2026, 11, 22, tzinfo=UTC),
+        "dialect": "openai_chat",
+        "path": "/v1/chat/completions",
+        "client": "tests",
+        "model_asked": "asked",
+        "model_used": "m",
+        "status": "ok",
+        "http_status": 200,
+        "ttft_ms": 300.0,
+        "duration_ms": 4000.0,
+        "usage": Usage(10, 3, cached_tokens=4),
+    }
+    return Entry(**whole | changes)
+
+
+def read(metrics, *gauges):
+    families = text_string_to_metric_families(metrics.render(gauges))
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def test_requests_are_counted_by_wire_model_and_ending():
+    metrics = Metrics()
+    for _ in range(2):
+        metrics.count(an_entry())
+    metrics.count(an_entry(status="error", http_status=404, model_used=None, usage=Usage()))
+    found = read(metrics)
+    which = ("code", "200"), ("dialect", "openai_chat"), ("model", "m"), ("status", "ok")
+    assert found[("llmproxy_requests_total", *which)] == 2
+    which = ("code", "404"), ("dialect", "openai_chat"), ("model", ""), ("status", "error")
+    assert found[("llmproxy_requests_total", *which)] == 1
+    of_m = ("dialect", "openai_chat"), ("model", "m")
+    tokens = {key[-1][1]: value for key, value in found.items() if "tokens" in key[0]}
+    assert tokens == {"input": 20, "output": 6, "cached": 8}
+    assert found[("llmproxy_time_to_first_event_seconds_sum", *of_m)] == 0.6
+
+
+def test_a_histogram_counts_what_is_below_each_bound():
+    metrics = Metrics()
+    for ms in (50.0, 50.1, 60_000.0, 60_000.1):
+        metrics.count(an_entry(ttft_ms=ms, duration_ms=None))
+    metrics.count(an_entry(ttft_ms=None, duration_ms=None))
+    found = read(metrics)
+    below = {
+        dict(key[1:])["le"]: value
+        for key, value in found.items()
+        if key[0] == "llmproxy_time_to_first_event_seconds_bucket"
+    }
+    assert (below["0.05"], below["0.1"], below["30"], below["60"], below["+Inf"]) == (1, 2, 2, 3, 4)
+    assert list(below.values()) == sorted(below.values())
+    assert not [key for key in found if "duration" in key[0]]
+
+
+def test_hostile_names_are_labels_and_no_lines():
+    metrics = Metrics()
+    name = 'a"b\\c\nllmproxy_evil 1\ud800'
+    metrics.count(an_entry(model_used=name))
+    metrics.render().encode()
+    models = {dict(key[1:]).get("model") for key in read(metrics)}
+    assert models == {name.replace("\ud800", "?")}
+    assert not any(line.startswith("llmproxy_evil") for line in metrics.render().splitlines())
+
+
+def test_gauges_are_as_they_are_given():
+    assert read(Metrics(), Gauge("running", "answers that run", 3)) == {("llmproxy_running",): 3}

@@ -1,0 +1,209 @@
+"""What a client is told when there is no room, and what an operator then sees."""
+
+import asyncio
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from http.client import HTTPConnection
+
+import anthropic
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llmproxy.assemble import Settings, SettingsError
+from llmproxy.background import running as running_proxy
+from llmproxy.limits import Limits
+from tests.models import AsyncScript, SyncScript, usage
+from tests.proxies import running
+
+BODY = {"messages": [{"role": "user", "content": "hi"}], "model": "m"}
+
+
+def post(proxy, path="/v1/chat/completions", **fields):
+    connection = HTTPConnection("127.0.0.1", proxy.port, timeout=20)
+    try:
+        connection.request("POST", path, json.dumps(BODY | fields).encode())
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+    finally:
+        connection.close()
+
+
+def get(proxy, path):
+    connection = HTTPConnection("127.0.0.1", proxy.port, timeout=20)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read().decode()
+    finally:
+        connection.close()
+
+
+class Held(AsyncScript):
+    """Answers when it is told to."""
+
+    def __init__(self, *words):
+        super().__init__("m", lambda _: self.wait(), *words)
+        self.begun = threading.Semaphore(0)
+        self.may_go = threading.Event()
+
+    async def wait(self):
+        self.begun.release()
+        while not self.may_go.is_set():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_who_finds_no_place_waits_and_then_gets_a_429(stream):
+    model = Held("a")
+    with running(model, limits=Limits(running=1, queue_s=0.2, shutdown_s=5)) as proxy:
+        first = threading.Thread(target=post, args=(proxy,))
+        first.start()
+        assert model.begun.acquire(timeout=10)
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(**BODY, stream=stream)
+        other = anthropic.Anthropic(base_url=proxy.url, api_key="x", max_retries=0)
+        with pytest.raises(anthropic.RateLimitError):
+            other.messages.create(**BODY, max_tokens=9, stream=stream)
+        health = json.loads(get(proxy, "/healthz")[2])
+        model.may_go.set()
+        first.join()
+        assert post(proxy)[0] == 200
+    assert caught.value.response.headers["retry-after"] == "1"
+    assert "1 answers are running" in caught.value.message
+    assert (health["running"], health["waiting"], health["status"]) == (1, 0, "ok")
+
+
+def test_a_place_is_free_again_when_a_client_hangs_up():
+    model = Held("a")
+    with running(model, limits=Limits(running=1, queue_s=10, shutdown_s=5)) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as gone:
+            body = json.dumps(BODY).encode()
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a.local\r\ncontent-length"
+            gone.sendall(f"{head}: {len(body)}\r\n\r\n".encode() + body)
+            assert model.begun.acquire(timeout=10)
+        model.may_go.set()
+        assert post(proxy)[0] == 200
+
+
+@pytest.mark.parametrize("script", [AsyncScript, SyncScript])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_an_answer_that_does_not_end_in_time_is_cut(script, stream):
+    def forever(response):
+        if script is SyncScript:
+            return time.sleep(0.01)
+        return asyncio.sleep(0.01)
+
+    steps = [step for _ in range(300) for step in ("word ", forever)]
+    model = script("m", *steps)
+    with running(model, limits=Limits(answer_s=0.3, shutdown_s=5)) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        with pytest.raises(openai.APIError) as caught:
+            list(client.chat.completions.create(**BODY, stream=stream))
+        ended = proxy.wait_for_report()
+    assert "the answer did not end in time (limit answer_s)" in str(caught.value)
+    assert ended.status == "error" and ended.turn.reply
+    assert 300 <= ended.duration_ms < 3000
+
+
+def test_connections_beyond_the_limit_get_a_503_at_once():
+    with running(limits=Limits(connections=2, shutdown_s=5)) as proxy:
+        held = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(2)]
+        until = time.monotonic() + 10
+        while proxy.proxy._server.connections < 2:
+            assert time.monotonic() < until
+        status, headers, body = get(proxy, "/v1/models")
+        for one in held:
+            one.close()
+        while proxy.proxy._server.connections:
+            assert time.monotonic() < until
+        assert get(proxy, "/v1/models")[0] == 200
+    assert (status, headers["retry-after"], headers["connection"]) == (503, "1", "close")
+    assert json.loads(body)["error"]["message"] == "there are 2 connections already"
+
+
+def test_health_and_metrics_tell_what_was_done_and_no_more(llm_user_path):
+    secret = "sk-a-key-that-nobody-may-see"
+    model = AsyncScript("m", "a", usage(3, 2))
+    with running(model, keys=[secret]) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key=secret, max_retries=0)
+        client.chat.completions.create(**BODY)
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(**BODY | {"model": "nobody\nevil 1"})
+        assert get(proxy, "/metrics")[0] == 401
+        raw = client.get("/metrics", cast_to=str)
+        status, headers, health = get(proxy, "/healthz")
+    found = {
+        (sample.name, sample.labels.get("status"), sample.labels.get("code")): sample.value
+        for family in text_string_to_metric_families(raw)
+        for sample in family.samples
+    }
+    assert found[("llmproxy_requests_total", "ok", "200")] == 1
+    assert found[("llmproxy_requests_total", "error", "404")] == 1
+    assert found[("llmproxy_log_writable", None, None)] == 1
+    assert found[("llmproxy_running", None, None)] == 0
+    assert (status, headers["content-type"]) == (200, "application/json")
+    assert set(json.loads(health)) == {
+        "status", "version", "running", "waiting", "log", "log_queue",
+    }  # fmt: skip
+    assert json.loads(health)["log"] == "ok"
+    for text in (raw, health):
+        assert secret not in text and str(llm_user_path) not in text and "evil" not in text
+
+
+def test_health_tells_of_a_log_that_can_not_be_written(llm_user_path):
+    (llm_user_path / "logs.db").mkdir()
+    with running(AsyncScript("m", "a")) as proxy:
+        assert post(proxy)[0] == 200
+        until = time.monotonic() + 10
+        while json.loads(get(proxy, "/healthz")[2])["log"] != "failing":
+            assert time.monotonic() < until
+        assert "llmproxy_log_writable 0" in get(proxy, "/metrics")[2]
+    with running(log=False) as proxy:
+        assert json.loads(get(proxy, "/healthz")[2])["log"] == "off"
+        assert "log_" not in get(proxy, "/metrics")[2]
+
+
+def test_no_auth_lets_others_in_who_have_no_key():
+    with pytest.raises(SettingsError, match="--no-auth lets all of them in"):
+        with running_proxy(Settings(host="0.0.0.0", port=0)):
+            pass
+    with running_proxy(Settings(host="0.0.0.0", port=0, auth=False)) as proxy:
+        connection = HTTPConnection("127.0.0.1", proxy.addresses[0][1], timeout=10)
+        connection.request("GET", "/v1/models", headers={"host": "any.example"})
+        assert connection.getresponse().status == 200
+        connection.close()
+    with pytest.raises(SettingsError, match="exclude each other"):
+        with running_proxy(Settings(port=0, auth=False, keys=["k"])):
+            pass
+
+
+def test_the_access_log_has_a_line_for_each_answer(tmp_path):
+    """By the command, to a file; its port is the one that it says."""
+    path = tmp_path / "access.log"
+    command = [sys.executable, "-m", "llmproxy", "--port", "0", "--access-log", str(path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
+        connection = HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", "/v1/models?api_key=secret", headers={"user-agent": 'a"\x80'})
+        connection.getresponse().read()
+        connection.request("GET", "/nowhere")
+        connection.getresponse().read()
+        connection.close()
+    finally:
+        process.terminate()
+        process.communicate(timeout=20)
+    first, second = path.read_text().splitlines()
+    assert re.fullmatch(
+        r'127\.0\.0\.1 - - \[\S+ [+-]\d{4}\] "GET /v1/models\?api_key=\S+ HTTP/1\.1" 200 \d+'
+        r' "-" "a\\x22\\x80" \d\.\d{3}',
+        first,
+    )
+    assert "secret" not in first and ' "GET /nowhere HTTP/1.1" 404 ' in second
