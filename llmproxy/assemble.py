@@ -31,6 +31,7 @@ from .recorder.sources import Folder, Log
 from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
+from .remote_images import RemoteImages
 from .transport.server import Server
 
 __all__ = [
@@ -84,6 +85,7 @@ class Settings:
         was not recorded. replay_speed: 1 as it was recorded, 2 twice as fast, 0 at once.
     recordings: a folder of Llama Stack's recordings to answer from, in place of the log.
     think_tags: read `<think>…</think>` in answers as reasoning.
+    remote_images: "refuse" takes no images by URL, "pass" leaves them to the provider to open.
     warn, report: take a line of warning, from any thread, and each exchange when it is over.
     """
 
@@ -98,6 +100,7 @@ class Settings:
     replay_speed: float = 1.0
     recordings: Path | None = None
     think_tags: bool = False
+    remote_images: RemoteImages = "pass"
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default_factory=keys_of_environment)
@@ -170,7 +173,7 @@ class Proxy:
             SettingsError: there are none to read.
         """
         settings = self.settings
-        live = Engine(self.catalogue, think_tags=settings.think_tags) if self.is_live else None
+        live = self._models() if self.is_live else None
         if settings.replay is None and settings.recordings is None:
             assert live is not None, "something answers"
             return live
@@ -185,6 +188,13 @@ class Proxy:
         except (StoreError, OSError) as exc:
             raise SettingsError(f"there is nothing to replay: {exc}") from exc
         return Replay(source, speed=settings.replay_speed, live=live)
+
+    def _models(self) -> Engine:
+        return Engine(
+            self.catalogue,
+            think_tags=self.settings.think_tags,
+            remote_images=self.settings.remote_images,
+        )
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

@@ -128,6 +128,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="answer from Llama Stack's recordings in this folder",
     )
     add("--think-tags", action="store_true", help="read <think>…</think> in answers as reasoning")
+    add(
+        "--remote-images",
+        choices=["pass", "refuse"],
+        default=Settings.remote_images,
+        help="URLs of images go to the provider, who opens them, or are refused (%(default)s)",
+    )
     add("--api-key", metavar="KEY", action="append", default=[], help="clients must send it")
     add(
         "--allow-host",
@@ -187,6 +193,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         replay_speed=arguments.replay_speed,
         recordings=arguments.recordings,
         think_tags=arguments.think_tags,
+        remote_images=arguments.remote_images,
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,
         keys=[*arguments.api_key, *keys_of_environment()],

@@ -354,6 +354,9 @@ class RemoteAttachment(llm.Attachment):
     content get the error instead.
     """
 
+    def resolve_type(self) -> str:
+        return self.type or "image/*"
+
     def content_bytes(self) -> bytes:
         raise Unsupported("this model needs the content itself: send base64 data, not a URL")
 

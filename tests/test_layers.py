@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "payload": {"errors", "limits"},
     "hub": {"errors", "payload"},
+    "remote_images": {"errors", "hub"},
     "tokens": {"hub"},
     "tags": {"hub"},
     "transport": set(),
@@ -133,17 +134,19 @@ ROOMS: dict[str, set[str]] = {
         "limits",
         "payload",
         "hub",
+        "remote_images",
         "transport.client",
         "transport.framing",
         "dialects",
     },
     "engine.catalogue": {"errors", "hub"},
     "engine.events": {"errors", "payload", "hub"},
-    "engine.form": {"errors", "hub", "engine.catalogue"},
+    "engine.form": {"errors", "hub", "remote_images", "engine.catalogue"},
     "engine.outcome": {"errors", "hub"},
     "engine.run": {
         "errors",
         "hub",
+        "remote_images",
         "tags",
         "engine.catalogue",
         "engine.events",
@@ -344,6 +347,7 @@ ROOMS: dict[str, set[str]] = {
         "recorder.spool",
         "recorder.store",
         "recorder.writer",
+        "remote_images",
         "transport.server",
     },
     "background": {"assemble"},
@@ -437,7 +441,7 @@ ROOMS: dict[str, set[str]] = {
 # Ids, times and bytes come in as arguments, so that a test can say them.
 PURE = (
     "limits errors payload hub tags transport.http11 transport.answers transport.framing"
-    " dialects dialects.openai_chat dialects.openai_chat.shapes"
+    " remote_images dialects dialects.openai_chat dialects.openai_chat.shapes"
     " dialects.openai_chat.models_and_errors dialects.openai_chat.noise"
     " dialects.openai_chat.read_request dialects.openai_chat.write_request"
     " dialects.openai_chat.answers dialects.openai_chat.stream dialects.openai_chat.read_answer"

@@ -23,6 +23,7 @@ from llm.parts import StreamEvent
 
 from .. import hub
 from ..errors import ProxyError, UpstreamError
+from ..remote_images import RemoteImages
 from ..tags import ThinkTagSplitter
 from . import outcome
 from .catalogue import Catalogue
@@ -43,11 +44,19 @@ class Engine:
     """Answers hub requests by llm's models.
 
     think_tags: read `<think>…</think>` in a model's text as reasoning.
+    remote_images: whether models are given URLs of images and files.
     """
 
-    def __init__(self, catalogue: Catalogue, *, think_tags: bool = False) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        *,
+        think_tags: bool = False,
+        remote_images: RemoteImages = "pass",
+    ) -> None:
         self.catalogue = catalogue
         self._think_tags = think_tags
+        self._remote_images = remote_images
 
     async def answer(
         self, request: hub.ChatRequest, recollect: hub.Recollect | None = None
@@ -64,7 +73,7 @@ class Engine:
             request = await recollect(entry.model_id)
         defaults = self.catalogue.options(entry.model_id)
         try:
-            call = prepare(request, entry.model, defaults)
+            call = prepare(request, entry.model, defaults, self._remote_images)
             return Answer(call, ThinkTagSplitter() if self._think_tags else None)
         except BaseException as exc:
             # A plugin's Options or Response may refuse in ways of its own.

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from .. import hub, payload
+from .. import hub, payload, remote_images
 from ..dialects import Dialect
 from ..errors import InvalidRequest, ProtocolError, ProxyError, UpstreamError, UpstreamTimeout
 from ..limits import Limits
@@ -103,10 +103,12 @@ async def asking(
     by a cancel too, cuts the connection at once.
 
     Raises:
-        ProxyError: the server's refusal, by its own status; UpstreamError where there is no
-            server, no answer or no stream; UpstreamTimeout where it is too slow.
+        ProxyError: the server's refusal, by its own status; Unsupported for a URL that is
+            not to be handed on (it may be a server on this machine); UpstreamError where
+            there is no server, no answer or no stream; UpstreamTimeout where it is too slow.
         ValueError: a URL, key or header that can't be sent.
     """
+    remote_images.check(request, "pass")
     body, ignored = dialect.render_request(replace(request, stream=True))
     fields = [
         ("content-type", "application/json"),

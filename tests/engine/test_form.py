@@ -4,6 +4,7 @@ from typing import Any
 
 import llm
 import pytest
+from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
@@ -233,7 +234,7 @@ def test_tools_are_withheld_where_none_is_chosen():
 
 def test_image_by_url_is_for_models_that_read_any_image():
     url = hub.attachment_from_url("https://example.org/photo")
-    made = call(SyncScript("m"), Message("user", [AttachmentPart(url)]))
+    made = call(AsyncChat("m", vision=True), Message("user", [AttachmentPart(url)]))
     assert made.prompt.attachments == [url]
 
 

@@ -92,12 +92,12 @@ def test_openai_arguments_cut_by_the_limit_end_in_length(engine, kind):
 @OPENAI_KINDS
 def test_openai_image_by_url_is_passed_on_and_never_opened(engine, kind):
     """d6.20"""
-    url = hub.attachment_from_url("http://127.0.0.1:9/cat")
+    url = hub.attachment_from_url("https://example.org/cat")
     with playing(chat_stream({"content": "a cat"})) as provider:
         message = Message("user", [TextPart("what?"), AttachmentPart(url)])
         engine.ask(openai_model(kind, provider), [message])
     image = provider.bodies[0]["messages"][0]["content"][1]
-    assert image == {"type": "image_url", "image_url": {"url": "http://127.0.0.1:9/cat"}}
+    assert image == {"type": "image_url", "image_url": {"url": "https://example.org/cat"}}
 
 
 @OPENAI_KINDS
