@@ -334,10 +334,15 @@ def _method(study: Study) -> str:
 
 
 def _method_lines(study: Study) -> Iterator[str]:
+    if not study.is_run:
+        since = "when a request had come"
+    elif study.settings.get("base_url"):
+        since = "when the connection stood; what it took to connect is told apart"
+    else:
+        since = "when the model was started; that its plugin connects is part of them"
     yield (
-        "Times run from the sending of a request on a connection that stands; what it took to "
-        "connect is told apart. The first event is the first of any kind, reasoning too. Failed "
-        "answers count as errors, and in no time."
+        f"Times run from {since}. The first event is the first of any kind, reasoning too. "
+        "Failed answers count as errors, and in no time."
     )
     yield (
         "Intervals are where the median lies with 95 % confidence, by bootstrap, and never "
