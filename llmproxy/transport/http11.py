@@ -228,6 +228,11 @@ class RequestParser:
         return self._input.stage == "body"
 
     @property
+    def method(self) -> str:
+        """The method of the request that is being read, or broke; "" where there is none yet."""
+        return self._input.method
+
+    @property
     def buffered(self) -> int:
         """How many bytes were fed and are not read yet."""
         return len(self._input.buffer)
@@ -244,6 +249,7 @@ class _Input:
         self.buffer = bytearray()
         self.stage: Literal["start", "head", "body"] = "start"
         self.wants_continue = False
+        self.method = ""
 
     def line(self, most: int) -> _Reading[bytes | None]:
         """Take a line and give it without its CRLF; None if it is longer than `most` bytes."""
@@ -279,6 +285,7 @@ def _read_requests(source: _Input, limits: Limits) -> Generator[Request | None, 
 
 def _read_request(source: _Input, limits: Limits) -> _Reading[Request]:
     line = yield from _read_request_line(source, limits)
+    source.method = _first_word(line)
     method, target, version = _parse_request_line(line, limits)
     source.stage = "head"
     headers = yield from _read_fields(source, limits, limits.head - len(line))
@@ -297,7 +304,7 @@ def _read_request(source: _Input, limits: Limits) -> _Reading[Request]:
         yield from _read_chunks(source, limits, body)
     else:
         yield from source.move(length, body)
-    source.stage = "start"
+    source.stage, source.method = "start", ""
     return Request(method, target, headers, bytes(body), version)
 
 
@@ -306,10 +313,15 @@ def _read_request_line(source: _Input, limits: Limits) -> _Reading[bytes]:
     for _ in range(_MAX_EMPTY_LINES + 1):
         line = yield from source.line(limits.target + _REQUEST_LINE_SPARE)
         if line is None:
+            source.method = _first_word(source.buffer)
             raise _target_too_long(limits)
         if line:
             return line
     raise ProtocolError("empty lines in place of a request")
+
+
+def _first_word(line: bytes | bytearray) -> str:
+    return line.partition(b" ")[0].decode("latin-1")
 
 
 def _parse_request_line(line: bytes, limits: Limits) -> tuple[str, str, str]:
@@ -512,17 +524,18 @@ class Framed:
 
 
 def frame_response(
-    response: Response, request: Request | None, *, date: str, close: bool = False
+    response: Response, request: Request | None, *, date: str, close: bool = False, method: str = ""
 ) -> Framed:
     """Settle a response's framing (RFC 9112 6.1 to 6.3) and write its head.
 
     request: the one answered; None for the answer to bytes that were none.
     date: the `date` field's value. close: end the connection, whatever the client wants.
+    method: the one that a broken request began with, since to HEAD goes no body.
 
     Raises:
         ValueError: a header field of the response that can't be written.
     """
-    method, version = (request.method, request.version) if request else ("", "1.1")
+    method, version = (request.method, request.version) if request else (method, "1.1")
     fields = [("date", date), *response.headers]
     # 6.1 and RFC 9110 8.6: these have neither length nor coding (a 304 MAY, and need not).
     bodiless = response.status < 200 or response.status in (204, 304)

@@ -338,7 +338,13 @@ class _Connection:
         self._sent_bytes = 0
         try:
             date = _date(int(time.time()))
-            framed = http11.frame_response(response, request, date=date, close=self.is_last_answer)
+            framed = http11.frame_response(
+                response,
+                request,
+                date=date,
+                close=self.is_last_answer,
+                method=self._parser.method,
+            )
             whole = body if framed.has_body and isinstance(body, bytes) else b""
             self._write(framed.head + whole)
             status, self._sent_bytes = response.status, len(whole)
