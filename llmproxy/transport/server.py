@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 
-from ..errors import ProxyError, Timeout, Unavailable
+from ..errors import ProtocolError, ProxyError, Timeout, Unavailable
 from ..limits import Limits
 from . import http11
 from .http11 import BodyCut, Request, RequestParser, Response
@@ -35,6 +35,9 @@ CHUNKS_IN_A_ROW = 64  # that a body gives without waiting, before others have th
 MAX_REFUSING = 64  # connections that are told that there are too many; the rest is cut at once
 RETRY_S = 1  # when one of those may try again
 MIN_BODY_BYTES_PER_S = 1_000  # on an average: a modem is three times as fast
+# RFC 9110 9.1: any other is a 501; one of these that a route has not is the app's 405. There
+# is no CONNECT, which would make a tunnel of the connection.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "PATCH"})
 
 _log = logging.getLogger(__name__)
 
@@ -320,6 +323,9 @@ class _Connection:
         return None
 
     async def _call_app(self, request: Request) -> Response:
+        if request.method not in METHODS:
+            message = f"the method {request.method[:20]} is not known here"
+            return self._render_error(ProtocolError(message, status=501))
         try:
             return await self._app(request)
         except ProxyError as error:

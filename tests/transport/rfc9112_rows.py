@@ -126,6 +126,10 @@ def not_ours(version: str) -> Answer:
     return refused(505, f"HTTP/{version} is not supported, HTTP/1.1 is")
 
 
+def unknown(method: str) -> Answer:
+    return refused(501, f"the method {method} is not known here", keeps=True)
+
+
 def line(request_line: bytes) -> bytes:
     """A request of this line."""
     return request_line + b"\r\nHost: a\r\n\r\n"
@@ -244,6 +248,16 @@ ROWS = {
         ("with NUL", line(b"GE\0T / HTTP/1.1"), LINE),
         ("not ASCII", line(b"G\xcbT / HTTP/1.1"), LINE),
         ("in quotes", line(b'"GET" / HTTP/1.1'), LINE),
+    ],
+    "9110 9.1, methods that we do not know: 501": [
+        ("unknown", line(b"BREW / HTTP/1.1"), unknown("BREW")),
+        ("in lower case, which is another", line(b"get / HTTP/1.1"), unknown("get")),
+        ("of every character", line(b"!#$%&'*+-.^_`|~0Z / HTTP/1.1"), unknown("!#$%&'*+-.^_`|~0Z")),
+        ("longer than any (9112 3)", line(b"X" * 60 + b" / HTTP/1.1"), unknown("X" * 20)),
+        ("of WebDAV", line(b"PROPFIND / HTTP/1.1"), unknown("PROPFIND")),
+        ("CONNECT, for which there is no tunnel", line(b"CONNECT a:443 HTTP/1.1"), unknown("CONNECT")),
+        ("its body is read first", HELLO.replace(b"POST", b"BREW") + GET, unknown("BREW"), said()),
+        ("in HTTP/1.0", b"BREW / HTTP/1.0\r\n\r\n", refused(501, "the method BREW is not known here")),
     ],
     "9112 3.2, request target": [
         ("empty path and a query", line(b"GET ?a HTTP/1.1"), TARGET),
