@@ -12,7 +12,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 from urllib.parse import urlsplit
 
@@ -32,11 +31,11 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.exchange import Exchange
+from .recorder.exchange import Entry, Exchange
 from .recorder.history import Filter, History
-from .recorder.runs import LAST, Run, find_run, run_names, save_run
+from .recorder.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
 from .recorder.sources import exchange_request
-from .recorder.store import StoreError, logs_on
+from .recorder.store import StoreError, Unusable, logs_on
 from .report_command import add_prices, prices_of, print_table
 from .study.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
 from .study.prices import Price, cost
@@ -125,7 +124,8 @@ def _seconds(word: str) -> float:
 def _url(word: str) -> str:
     try:
         parts = urlsplit(word)
-        is_one = parts.scheme in ("http", "https") and bool(parts.hostname)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_one = is_one and word.isascii() and word.isprintable() and " " not in word
     except ValueError:
         is_one = False
     if not is_one or parts.username is not None or parts.query or parts.fragment:
@@ -143,8 +143,8 @@ def _run_name(word: str) -> str:
 
 def _begins(arguments: argparse.Namespace) -> bool:
     """Whether anything is said that only a new run can be told."""
-    words = "models last repeat concurrency warmup max_tokens timeout name dry_run".split()
-    is_said = any(vars(arguments)[word] for word in words)
+    words = "models last repeat concurrency warmup max_tokens timeout name".split()
+    is_said = arguments.dry_run or any(vars(arguments)[word] is not None for word in words)
     return is_said or filter_of(arguments) != Filter()
 
 
@@ -156,28 +156,25 @@ def _bench(arguments: argparse.Namespace) -> int:
     prices = prices_of(arguments)
     history = History(database)
     try:
-        if arguments.resume is None:
-            done: set[Task] = set()
-            begun, plan = _new(history, arguments)
-        else:
-            begun, plan = _resumed(history, arguments)
-            done = _done(history, begun)
+        is_new = arguments.resume is None
+        begun, plan = (_new if is_new else _resumed)(history, arguments)
         recorded = _recorded(history, plan.ids)
         if not recorded:
             raise NotFound("the log has no request that could be asked again as you say")
         plan = replace(plan, ids=[id for id in plan.ids if id in recorded])
-        todo = tasks(plan, done)
         ask = _ask(plan, arguments.key)
         if arguments.dry_run:
             _print_plan(plan, recorded, prices)
             return 0
         if not logs_on():
             raise SettingsError("llm keeps no logs, where the answers belong: llm logs on")
-        run = replace(begun, settings=asdict(plan)) if arguments.resume is None else begun
-        save_run(database, run)
-        code = _measure(run, plan, recorded, todo, ask, database)
-        run = replace(run, ended=datetime.now(UTC)) if code == 0 else run
-        save_run(database, run)
+        run = replace(begun, settings=asdict(plan)) if is_new else begun
+        with claimed(database, run):
+            save_run(database, run)
+            code = _measure(history, run, plan, recorded, ask, is_new=is_new)
+            if code == 0:
+                run = replace(run, ended=datetime.now(UTC))
+                save_run(database, run)
         print_table(study_of_run(history, run), prices)
         _say(_next(run, code))
         return code
@@ -227,11 +224,12 @@ def _resumed(history: History, arguments: argparse.Namespace) -> tuple[Run, Plan
 
 def _done(history: History, run: Run) -> set[Task]:
     """What was measured; what was cut short by a stop is asked again."""
-    return {
-        Task(entry.model_asked or "", entry.recorded_id or "", entry.repeat or 0)
-        for entry in history.entries(Filter(run=run.id))
-        if entry.status in ("ok", "error")
-    }
+    entries = history.entries(Filter(run=run.id))
+    return {_task_of(entry) for entry in entries if entry.status in ("ok", "error")}
+
+
+def _task_of(entry: Entry) -> Task:
+    return Task(entry.model_asked or "", entry.recorded_id or "", entry.repeat or 0)
 
 
 def _recorded(history: History, ids: Sequence[str]) -> Recorded:
@@ -255,6 +253,8 @@ def _ask(plan: Plan, key: str | None) -> Ask:
         dialect = next(dialect for dialect in DIALECTS if dialect.NAME == plan.dialect)
         tls = ssl.create_default_context() if plan.base_url.startswith("https:") else None
         key = None if key is None else llm.get_key(input=key)
+        if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
+            raise InvalidRequest("the key of --key has characters that no key has")
         return ask_server(dialect, plan.base_url, key=key, tls=tls)
     catalogue = all_models()
     catalogue.load()
@@ -290,27 +290,41 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
 
 
 def _measure(
-    run: Run, plan: Plan, recorded: Recorded, todo: Sequence[Task], ask: Ask, database: Path
+    history: History, run: Run, plan: Plan, recorded: Recorded, ask: Ask, *, is_new: bool
 ) -> int:
-    """Measure, and keep what is measured; give the exit code, 130 where Ctrl-C has stopped it."""
-    progress = _Progress(todo, plan.concurrency)
-    writer = log_writer(database, lambda line: _say(f"warning: {line}"))
-    bench = Bench(run.id, plan, recorded, ask, writer, new_id=new_id, tell=progress.tell)
+    """Measure what is left, and keep it; give the exit code.
+
+    130 where Ctrl-C has stopped it, 1 where the log has not taken all answers.
+    """
+    writer = log_writer(history.path, lambda line: _say(f"warning: {line}"))
     writer.start()
     try:
-        asyncio.run(bench.measure(todo))
-    except KeyboardInterrupt:
-        return 130
+        # Answers may wait beside the log since it could not be written: nobody pays for them twice.
+        if not is_new and not wait_for_leftovers(history.path, FLUSH_S):
+            raise Unusable(f"{history.path}: what waits beside it can't be taken in")
+        todo = tasks(plan, _done(history, run))
+        progress = _Progress(todo, plan.concurrency)
+        bench = Bench(run.id, plan, recorded, ask, writer, new_id=new_id, tell=progress.tell)
+        code = 0
+        try:
+            asyncio.run(bench.measure(todo))
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            progress.close()
     finally:
-        progress.close()
         writer.close(FLUSH_S)
-    return 0
+    missing = set(todo) - progress.left - _done(history, run)
+    if missing:
+        _say(f"warning: {len(missing)} answers are not in the log, and not in what follows")
+    return code or int(bool(missing))
 
 
 class _Progress:
     """What a person is told while they wait: one line that changes, or a line for each answer."""
 
     def __init__(self, todo: Sequence[Task], concurrency: int) -> None:
+        self.left = set(todo)
         self._left = Counter(task.model for task in todo)
         self._total = len(todo)
         self._concurrency = concurrency
@@ -322,6 +336,7 @@ class _Progress:
         """Say that an answer is over."""
         if answer.repeat and answer.status != "cancelled":
             model = answer.model_asked or ""
+            self.left.discard(_task_of(answer))
             self._left[model] -= 1
             self._failed += answer.status == "error"
             self._times_s[model].append((answer.duration_ms or 0) / 1000)
@@ -360,7 +375,8 @@ def _duration(seconds: float) -> str:
 
 def _next(run: Run, code: int) -> str:
     if code:
-        return f"stopped; to go on: bench --resume {shlex.quote(run.name)}"
+        why = "stopped" if code == 130 else "the log has not all of it"
+        return f"{why}; to go on: bench --resume {shlex.quote(run.name)}"
     return f"as a page: report {shlex.quote(run.name)} --html FILE"
 
 

@@ -14,7 +14,7 @@ from llm.parts import ReasoningPart, StreamEvent
 
 from llmproxy import bench_command
 from llmproxy.recorder.history import Filter, History
-from llmproxy.recorder.runs import find_run
+from llmproxy.recorder.runs import claimed, find_run
 from llmproxy.study.figures import figures
 from llmproxy.study.reading import study_of_run
 from tests.models import AsyncScript, SyncScript, response_json, usage
@@ -491,3 +491,77 @@ def test_a_run_that_is_stopped_reports_and_goes_on(session, history, capsys):
     assert find_run(history, name).ended is not None
     bench("--resume", name, models=[a, b])
     assert len(history.ids(Filter(run=name, status="ok"))) == 12
+
+
+def test_a_run_with_nothing_left_asks_nobody(session, history, capsys):
+    """Not even to warm up: a request costs money."""
+    a, b = one_word("a"), one_word("b")
+    bench("--models", "a,b", "--name", "friday", models=[a, b])
+    bench("--resume", "friday", models=[a, b])
+    assert len(a.prompts) == len(b.prompts) == 1 + 3
+
+
+def test_only_who_is_asked_again_is_warmed_up(session, history):
+    bench("--models", "a,b", "--name", "friday", models=[one_word("a"), one_word("b")])
+    with sqlite3.connect(history.path) as log:
+        log.execute("update proxy_exchanges set status = 'interrupted' where id = (select max(id)"
+                    " from proxy_exchanges where model_asked = 'b')")  # fmt: skip
+    a, b = one_word("a"), one_word("b")
+    bench("--resume", models=[a, b])
+    assert (len(a.prompts), len(b.prompts)) == (0, 1 + 1)
+
+
+def test_a_run_is_under_way_once(session, history, capsys):
+    bench("--models", "a", "--name", "friday", models=[one_word("a")])
+    with claimed(history.path, find_run(history, "friday")):
+        bench("--resume", "friday", models=[one_word("a")], code=1)
+    assert "the run 'friday' is under way in another process" in capsys.readouterr().err
+    bench("--resume", "friday", models=[one_word("a")])
+
+
+def test_answers_that_the_log_could_not_take_are_not_asked_for_again(
+    session, history, capsys, monkeypatch
+):
+    """They are told of, wait beside it, and are taken in by who goes on."""
+    monkeypatch.setattr(bench_command, "FLUSH_S", 1.0)
+    blocker = sqlite3.connect(history.path, isolation_level=None, timeout=9)
+
+    def lock(_):
+        if len(a.prompts) == 3:
+            blocker.execute("begin immediate")
+
+    a = AsyncScript("a", lock, *answers("Four."))
+    words = ["--models", "a", "--name", "friday", "--repeat", "2", "--warmup", "0"]
+    bench(*words, models=[a], code=1)
+    blocker.execute("rollback")
+    blocker.close()
+    out, err = capsys.readouterr()
+    assert "3 requests, 2 of 6 answers" in out
+    assert "warning: 4 answers are not in the log, and not in what follows" in err
+    assert err.splitlines()[-1] == "the log has not all of it; to go on: bench --resume friday"
+    assert find_run(history, "friday").ended is None
+    bench("--resume", "friday", models=[a])
+    assert "3 requests, 6 of 6 answers" in capsys.readouterr().out
+    assert len(a.prompts) == 6
+    assert find_run(history, "friday").ended is not None
+
+
+@pytest.mark.parametrize("url", ["http://h:99999", "http://h:0/", "http://h/a b", "http://ü/"])
+def test_a_url_that_can_not_be_sent_is_refused(session, capsys, url):
+    with pytest.raises(SystemExit):
+        bench_command.main(["--models", "a", "--base-url", url], "llmproxy")
+    assert "expected http(s)://host[:port][/path] and no more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "ключ", "sk-1 "])
+def test_a_key_that_can_not_be_sent_is_refused_and_not_shown(session, history, capsys, key):
+    bench("--models", "a", "--base-url", "http://127.0.0.1:1", "--key", key, code=1)
+    err = capsys.readouterr().err
+    assert err == "llmproxy bench: the key of --key has characters that no key has\n"
+    assert len(history.ids()) == 3
+
+
+def test_no_warm_up_is_something_said(session, capsys):
+    with pytest.raises(SystemExit):
+        bench_command.main(["--resume", "--warmup", "0"], "llmproxy")
+    assert "--resume goes on as the run began" in capsys.readouterr().err

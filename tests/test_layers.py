@@ -210,7 +210,7 @@ ROOMS: dict[str, set[str]] = {
         "recorder.store",
         "recorder.timeline",
     },
-    "recorder.runs": {"errors", "recorder.history", "recorder.store"},
+    "recorder.runs": {"errors", "recorder.history", "recorder.owner", "recorder.store"},
     "recorder.memory": {
         "recorder.chain",
         "recorder.exchange",

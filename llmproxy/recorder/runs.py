@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import NotFound
+from ..errors import InvalidRequest, NotFound
 from .history import History
-from .store import Locked, Store, timestamp
+from .owner import Owner
+from .store import Locked, Store, timestamp, translated
 
-__all__ = ["LAST", "Run", "find_run", "run_names", "save_run"]
+__all__ = ["LAST", "Run", "claimed", "find_run", "run_names", "save_run", "wait_for_leftovers"]
 
 LAST = "last"
 """The word for the run that began last, which is no run's name."""
@@ -73,6 +75,41 @@ def save_run(path: Path, run: Run) -> None:
             time.sleep(PAUSE_S)
 
 
+@contextmanager
+def claimed(path: Path, run: Run) -> Iterator[None]:
+    """Have a run for this process alone: two would ask everything twice.
+
+    Raises:
+        InvalidRequest: another process has it.
+        Unusable: nothing can be written beside the log.
+    """
+    # As who writes has it: where this process is killed, the next one takes the lock away.
+    owner = Owner(path, run.id)
+    try:
+        with translated(path):
+            owner.claim()
+    except Locked as exc:
+        raise InvalidRequest(f"the run {run.name!r} is under way in another process") from exc
+    try:
+        yield
+    finally:
+        owner.release()
+
+
+def wait_for_leftovers(path: Path, wait_s: float) -> bool:
+    """Wait until a writer has taken in what dead processes could not write; say whether it has.
+
+    A writer does so when it starts.
+    """
+    owner = Owner(path, "")
+    until = time.monotonic() + wait_s
+    while any(owner.spool_path(id).exists() for id in owner.dead()):
+        if time.monotonic() > until:
+            return False
+        time.sleep(PAUSE_S)
+    return True
+
+
 def find_run(history: History, name: str) -> Run:
     """Read a run by its name or id, or the last one.
 
@@ -85,7 +122,7 @@ def find_run(history: History, name: str) -> Run:
     """
     which = "true" if name == LAST else ":name in (id, name)"
     rows = history.rows(
-        f"select * from proxy_runs where {which} order by began desc limit 1", {"name": name}
+        f"select * from ({_RUNS}) where {which} order by began desc limit 1", {"name": name}
     )
     if rows:
         (row,) = rows
@@ -96,23 +133,24 @@ def find_run(history: History, name: str) -> Run:
             row["ended"] and datetime.fromisoformat(row["ended"]),
             json.loads(row["settings"]),
         )
-    rows = history.rows(
-        "select min(received) as began, max(received) as ended from proxy_exchanges"
-        " where run_id = :name",
-        {"name": name},
-    )
-    if rows and rows[0]["began"]:
-        began, ended = map(datetime.fromisoformat, rows[0])
-        return Run(name, name, began, ended, {})
     names = run_names(history)
     there = f"there are {', '.join(names)}" if names else "`bench` makes one"
     raise NotFound(f"the log has no run {name!r}; {there}")
 
 
 def run_names(history: History) -> list[str]:
-    """The names of all runs, the newest last.
+    """The names of all runs, the newest last; of one that was imported its id.
 
     Raises:
         Unusable: the file can't be read any more.
     """
-    return [row["name"] for row in history.rows("select name from proxy_runs order by began", {})]
+    rows = history.rows(f"select name from ({_RUNS}) order by began", {})
+    return [row["name"] for row in rows]
+
+
+_RUNS = """
+    select id, name, began, ended, settings from proxy_runs
+    union all
+    select run_id, run_id, min(received), max(received), '{}' from proxy_exchanges
+    where run_id is not null and run_id not in (select id from proxy_runs) group by run_id
+"""

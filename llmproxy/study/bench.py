@@ -195,26 +195,27 @@ class Bench:
         self._dialect = _dialect(plan.dialect) if plan.base_url else None
 
     async def measure(self, todo: Iterable[Task]) -> None:
-        """Warm the models up, then ask all that is to do, so many at a time.
+        """Warm those up that are to be asked, then ask all that is to do, so many at a time.
 
         Cancelled, it ends what is under way, and keeps that as cancelled.
         """
-        todo = iter(todo)
+        todo = list(todo)
+        rest = iter(todo)
 
         async def work() -> None:
-            for task in todo:
+            for task in rest:
                 await self._measure(task)
 
-        for task in self._warmups():
+        for task in self._warmups({task.model for task in todo}):
             await self._measure(task)
         async with asyncio.TaskGroup() as workers:
             for _ in range(self._plan.concurrency):
                 workers.create_task(work())
 
-    def _warmups(self) -> Iterator[Task]:
+    def _warmups(self, models: Collection[str]) -> Iterator[Task]:
         ids = [id for id in self._plan.ids if id in self._recorded]
         for number in range(self._plan.warmup):
-            for model in self._plan.models:
+            for model in filter(models.__contains__, self._plan.models):
                 yield Task(model, ids[number % len(ids)], 0)
 
     async def _measure(self, task: Task) -> None:

@@ -188,3 +188,17 @@ def test_an_imported_run_is_what_it_was(
         (recorded.thread_id, None),
     ]
     other.close()
+
+
+def test_an_imported_run_is_there_under_its_id(store, path, history, make_exchange, asked_again):
+    """Its row stays where it was made, its exchanges do not."""
+    recorded = make_exchange("hello", "HELLO")
+    again = asked_again(recorded)
+    store.write([recorded, again])
+    assert run_names(history) == [RUN.id]
+    assert find_run(history, "last") == find_run(history, RUN.id)
+    assert find_run(history, "last").settings == {}
+    with pytest.raises(NotFound, match=f"there are {RUN.id}"):
+        find_run(history, "friday")
+    save_run(path, RUN)
+    assert run_names(history) == ["friday"]
