@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import io
+import json
 import random
 import re
 import socket
@@ -15,6 +16,7 @@ from llmproxy.app import render_error
 from llmproxy.errors import InvalidRequest
 from llmproxy.transport.http11 import BodyCut, Response
 from llmproxy.transport.server import Server
+from tests.proxies import running
 from tests.transport.rfc9112_rows import CONTINUE, LIMITS, ROWS, STREAMED, said
 
 PROBE = b"GET /probe HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
@@ -119,6 +121,71 @@ def test_row(runner, port, sent, answers):
 
 async def at_once(talks):
     return await asyncio.gather(*talks)
+
+
+# The whole app's routes
+
+MODELS, CHAT, NOWHERE = "/v1/models", "/v1/chat/completions", "/nowhere"
+ALLOW_READ, ALLOW_CHAT = {"allow": "GET, HEAD"}, {"allow": "POST"}
+
+# (section, method, target, status, fields, the error's words begin so)
+ROUTES = [
+    ("9110 15.5.5", "GET", NOWHERE, 404, {}, "there is nothing at /nowhere; "),
+    ("9110 15.5.5", "POST", NOWHERE, 404, {}, "there is nothing at /nowhere; "),
+    ("9110 9.3.2", "HEAD", NOWHERE, 404, {}, None),
+    ("9112 3.2.2", "GET", f"http://localhost{NOWHERE}", 404, {}, "there is nothing at /nowhere; "),
+    ("9112 3", "GET", "/" + "x" * 8_000, 404, {}, "there is nothing at /xxx"),
+    ("9112 3", "GET", "/" + "x" * 9_000, 414, {}, "the request target is longer than 8192 bytes"),
+    ("9110 15.5.6", "POST", MODELS, 405, ALLOW_READ, "POST is not for /v1/models: GET, HEAD"),
+    ("9110 15.5.6", "DELETE", MODELS, 405, ALLOW_READ, "DELETE is not for /v1/models: GET, HEAD"),
+    ("9110 15.5.6", "PUT", CHAT, 405, ALLOW_CHAT, "PUT is not for /v1/chat/completions: POST"),
+    ("9110 15.5.6", "GET", CHAT, 405, ALLOW_CHAT, "GET is not for /v1/chat/completions: POST"),
+    ("9110 9.3.2", "HEAD", CHAT, 405, ALLOW_CHAT, None),
+    ("9110 9.3.8", "TRACE", "/", 405, ALLOW_READ, "TRACE is not for /: GET, HEAD"),
+    ("9110 9.1", "BREW", MODELS, 501, {}, "the method BREW is not known here"),
+    ("9110 9.3.6", "CONNECT", "localhost:80", 501, {}, "the method CONNECT is not known here"),
+    ("9110 9.3.7", "OPTIONS", "*", 204, {}, None),
+    ("9110 9.3.7", "OPTIONS", MODELS, 204, {}, None),
+    ("9110 15.6.6", "GET", "/ HTTP/2.0\r\nX: ", 505, {}, "HTTP/2.0 is not supported"),
+    ("9110 15.5.1", "POST", CHAT, 400, {}, "the body is not JSON: "),
+]
+
+
+@pytest.fixture(scope="module")
+def whole_app(tmp_path_factory):
+    with running(log=False) as proxy:
+        yield proxy.port
+
+
+@pytest.mark.parametrize("section, method, target, status, fields, words", ROUTES)
+def test_route(runner, whole_app, section, method, target, status, fields, words):
+    """Errors of the app and of the server alike are JSON, and say what is allowed."""
+    sent = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    ways = ([sent.encode()], in_pieces(sent.encode(), 1 if len(sent) < 1000 else 700))
+    whole, cut = runner.run(at_once(exchange(whole_app, pieces) for pieces in ways))
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method=method, target="/", headers=[("host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(whole)
+    client.receive_data(b"")
+    head, body = client.next_event(), b""
+    while isinstance(event := client.next_event(), h11.Data):
+        body += bytes(event.data)
+    assert isinstance(event, h11.EndOfMessage)
+    answered = {name.decode(): value.decode() for name, value in head.headers}
+    assert head.status_code == status
+    assert {name: answered.get(name) for name in fields} == fields
+    assert (answered["connection"], "date" in answered) == ("close", True)
+    if status != 204:
+        assert answered["content-type"] == "application/json"
+        assert int(answered["content-length"]) > 0
+    if words is None:
+        assert body == b""
+    else:
+        assert json.loads(body)["error"]["message"].startswith(words)
+        assert len(body) == int(answered["content-length"])
+    hide = re.compile(rb"x-request-id: \w+\r\n")  # a new one for each
+    assert hide.sub(b"", without_dates(cut, 1)) == hide.sub(b"", without_dates(whole, 1))
 
 
 def test_there_are_rows_enough():
