@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sqlite3
 import time
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.runs import claimed, find_run
 from llmproxy.study.figures import figures
 from llmproxy.study.reading import study_of_run
-from tests.models import AsyncScript, SyncScript, response_json, usage
+from tests.models import AsyncScript, ScriptOptions, SyncScript, response_json, usage
 from tests.models import registered as registered_models
 from tests.proxies import running
 
@@ -343,6 +344,19 @@ def test_warm_ups_count_in_no_figure(session, history):
     assert warm_up.ttft_ms >= 300
 
 
+def test_what_goes_before_a_model_is_started_is_none_of_its_time(session, history):
+    class Slow(ScriptOptions):
+        def __init__(self, **values):
+            time.sleep(0.3)
+            super().__init__(**values)
+
+    bench("--models", "a", "--warmup", "0", models=[AsyncScript("a", *answers("4"), Options=Slow)])
+    (found,) = figures(study_of_run(history, find_run(history, "last"))).models
+    assert found.ttft_ms.summary.most <= found.duration_ms.summary.most < 300
+    rows_of = rows(history, "select duration_ms from turns order by datetime_utc desc limit 3")
+    assert all(ms < 300 for (ms,) in rows_of)
+
+
 def test_failures_are_counted_by_kind_and_kept(session, history, capsys):
     class Refused(Exception):
         status_code = 429
@@ -435,6 +449,22 @@ def test_a_server_is_asked_over_its_wire(session, history, dialect):
     assert (found.tokens["input_tokens"].p50, found.tokens["output_tokens"].p50) == (20, 3)
     assert found.agreement.exact_text.count == 3
     assert rows(history, "select input_tokens, output_tokens from turns")[-1] == (20, 3)
+
+
+def test_connecting_is_no_part_of_an_answers_time(session, history, monkeypatch):
+    look_up = socket.getaddrinfo
+
+    def slow_look_up(host, port, *rest, **more):
+        if host == "localhost":
+            time.sleep(0.3)
+        return look_up("127.0.0.1", port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow_look_up)
+    with running(one_word("there"), log=False) as proxy:
+        bench("--models", "there", "--base-url", f"http://localhost:{proxy.port}", "--warmup", "0")
+    (found,) = figures(study_of_run(history, find_run(history, "last"))).models
+    assert found.ok == 3 and found.setup_ms.summary.least >= 300
+    assert found.ttft_ms.summary.most <= found.duration_ms.summary.most < 300
 
 
 def test_a_server_that_is_not_there_is_an_error_for_each(session, history):
