@@ -240,6 +240,8 @@ def _recorded(history: History, ids: Sequence[str]) -> Recorded:
             recorded[id] = exchange, exchange_request(exchange)
         except ProxyError as exc:
             _say(f"left out: {printable(id)}: {printable(exc.words)}")
+        except (KeyError, ValueError, TypeError):
+            _say(f"left out: {printable(id)}: it is damaged; log --verify may say more")
     return recorded
 
 
@@ -316,7 +318,8 @@ def _measure(
         writer.close(FLUSH_S)
     missing = set(todo) - progress.left - _done(history, run)
     if missing:
-        _say(f"warning: {len(missing)} answers are not in the log, and not in what follows")
+        answers = "1 answer is" if len(missing) == 1 else f"{len(missing)} answers are"
+        _say(f"warning: {answers} not in the log, and not in what follows")
     return code or int(bool(missing))
 
 

@@ -121,6 +121,8 @@ def test_answers_are_siblings_of_the_recorded_one_under_a_named_run(session, his
     ]
     tips = "select id, tip_message_hash from threads where forked_from is null"
     assert rows(history, tips) == before
+    newest = rows(history, "select id, tip_message_hash from threads order by id desc limit 1")
+    assert newest == before, "which `llm -c` goes on with"
     assert find_run(history, "friday").ended is not None
 
 
@@ -162,7 +164,7 @@ def history_of(llm_user_path):
         history.close()
 
 
-def test_only_the_recorded_model_is_given_its_own_reasoning_again(llm_user_path):
+def test_only_the_recorded_model_is_given_its_own_reasoning_again(llm_user_path, history_of):
     thought = StreamEvent(
         "reasoning", "Hm.", part_index=0, provider_metadata={"p": {"signature": "s"}}
     )
@@ -180,6 +182,8 @@ def test_only_the_recorded_model_is_given_its_own_reasoning_again(llm_user_path)
         for model in (thinker, other)
     ]
     assert kinds == [[ReasoningPart.__name__, "TextPart"], ["TextPart"]]
+    asked = rows(history_of(), "select parent_message_hash from turns order by datetime_utc")
+    assert len(asked) == 4 and len(set(asked[1:])) == 1, "all are siblings all the same"
 
 
 @pytest.mark.parametrize(
@@ -219,6 +223,20 @@ def test_ids_of_a_file_choose_too(session, history, tmp_path, capsys):
     bench("--models", "a", "--ids", str(tmp_path / "ids"), "--dry-run", models=[one_word("a")])
     asked = capsys.readouterr().out.splitlines()[:-1]
     assert [line.split()[0] for line in asked] == [first, third]
+
+
+def test_what_is_damaged_is_left_out(llm_user_path, history_of, capsys):
+    with running(one_word("recorded")) as proxy:
+        ask(proxy, [{"role": "user", "content": "word " * 1000}])
+        ask(proxy, [{"role": "user", "content": "short"}])
+    history = history_of()
+    damaged, _ = history.ids()
+    with sqlite3.connect(history.path) as log:
+        assert log.execute("delete from proxy_contents").rowcount
+    bench("--models", "a", models=[one_word("a")])
+    out, err = capsys.readouterr()
+    assert err.splitlines()[0] == f"left out: {damaged}: it is damaged; log --verify may say more"
+    assert "1 request, 1 of 1 answer," in out
 
 
 def test_what_a_run_was_answered_is_not_asked_again(session, history, capsys):
@@ -355,6 +373,33 @@ def test_what_goes_before_a_model_is_started_is_none_of_its_time(session, histor
     assert found.ttft_ms.summary.most <= found.duration_ms.summary.most < 300
     rows_of = rows(history, "select duration_ms from turns order by datetime_utc desc limit 3")
     assert all(ms < 300 for (ms,) in rows_of)
+
+
+def test_what_a_model_does_after_its_end_is_none_of_its_time(llm_user_path, history_of):
+    class Lingering(AsyncScript):
+        async def execute(self, prompt, stream, response, conversation):
+            try:
+                yield "so END"
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.5)
+
+    with running(one_word("recorded")) as proxy:
+        ask(proxy, [{"role": "user", "content": "Say END."}], stop=["END"])
+    bench("--models", "slow", "--warmup", "0", models=[Lingering("slow")])
+    (found,) = figures(study_of_run(history_of(), find_run(history_of(), "last"))).models
+    assert (found.ok, found.duration_ms.summary.most < 400) == (1, True)
+
+
+def test_a_system_prompt_is_no_part_of_what_is_shown_side_by_side(llm_user_path, history_of):
+    system = {"role": "system", "content": "Be brief."}
+    with running(one_word("recorded")) as proxy:
+        ask(proxy, [system, {"role": "user", "content": "Why?"}])
+    a = one_word("a")
+    bench("--models", "a", models=[a])
+    assert [message.role for message in a.prompts[-1].messages] == ["system", "user"]
+    (sample,) = study_of_run(history_of(), find_run(history_of(), "last")).samples
+    assert [message.role for message in sample.prompt] == ["user"]
 
 
 def test_failures_are_counted_by_kind_and_kept(session, history, capsys):

@@ -50,6 +50,14 @@ def test_the_logs_own_traffic_is_a_table_too(recorded, capsys):
     assert report(capsys, "--model", "nobody").startswith("the log: 0 requests, 0 answers")
 
 
+def test_the_logs_models_come_by_how_much_they_answered(llm_user_path, capsys):
+    with running(one_word("rare"), one_word("busy")) as proxy:
+        talk(proxy, 1, "rare")
+        talk(proxy, 2, "busy")
+    whole = json.loads(report(capsys, "--json"))
+    assert [model["model"] for model in whole["models"]] == ["busy", "rare"]
+
+
 def test_json_has_figures_and_answers(recorded, capsys):
     whole = json.loads(report(capsys, "friday", "--json"))
     assert len(whole["answers"]) == 8  # two warm-ups among them
