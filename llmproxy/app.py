@@ -25,6 +25,7 @@ from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
 from .errors import NotFound, ProxyError, UpstreamTimeout
 from .gate import Gate
+from .keys import KnownKeys
 from .limits import Limits
 from .pages import PATHS, Pages, State, not_allowed
 from .recorder.chain import request_key
@@ -49,6 +50,7 @@ class App:
     writer: takes the exchanges, where there is a log; `log_is_on` is asked for each.
     memory: knows the log's conversations again, where there is one.
     new_id: gives lower-case ULIDs, each larger than the one before.
+    keys: to be kept out of what is said of a failure.
     report: is told of every exchange once, when it is over.
     page: as `Pages` has it. connections: says how many there are.
     """
@@ -62,6 +64,7 @@ class App:
         access: Access,
         limits: Limits,
         new_id: Callable[[], str],
+        keys: KnownKeys,
         log_is_on: Callable[[], bool],
         report: Callable[[Exchange], None],
         page: Callable[[str, bool], str] | None = None,
@@ -73,6 +76,7 @@ class App:
         self._access = access
         self._limits = limits
         self._new_id = new_id
+        self._keys = keys
         self._log_is_on = log_is_on
         self._report = report
         self._connections = connections
@@ -131,7 +135,8 @@ class App:
         return _json(200, counting.render_count(tokens.estimate(asked)))
 
     async def _chat(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        exchange = _Exchange(self._new_id(), dialect, request, is_logged=self._log_is_on())
+        is_logged = self._log_is_on()
+        exchange = _Exchange(self._new_id(), dialect, request, self._keys, is_logged=is_logged)
         try:
             try:
                 body = payload.parse(request.body, self._limits)
@@ -273,7 +278,13 @@ class _Exchange:
     """
 
     def __init__(
-        self, id_: str, dialect: Dialect, http_request: Request, *, is_logged: bool
+        self,
+        id_: str,
+        dialect: Dialect,
+        http_request: Request,
+        keys: KnownKeys,
+        *,
+        is_logged: bool,
     ) -> None:
         self.id = id_
         self.is_logged = is_logged
@@ -293,6 +304,7 @@ class _Exchange:
         self._begun: Exchange | None = None
         self._dialect = dialect
         self._http_request = http_request
+        self._keys = keys
 
     @cached_property
     def response(self) -> hub.ChatResponse:
@@ -356,6 +368,7 @@ class _Exchange:
             client=self.client,
             headers=self._http_request.headers,
             body=self.body,
+            keys=self._keys,
             **read,
         )
         return self._begun

@@ -19,7 +19,8 @@ from . import hub
 from .access import Access, is_loopback
 from .app import App, render_error
 from .demo import AsyncDemo, Demo
-from .engine import Catalogue, Engine, in_daemon_thread
+from .engine import Catalogue, Engine, in_daemon_thread, known_keys
+from .keys import KnownKeys
 from .limits import Limits
 from .live_page import LivePage
 from .recorder.exchange import Exchange
@@ -130,8 +131,10 @@ class Proxy:
         in their place. database: where the log is, None without one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, keys: KnownKeys | None = None) -> None:
         """Wire the parts. Nothing but recordings is read, and nothing started yet.
+
+        keys: to be kept out of errors; those of the settings join them.
 
         Raises:
             SettingsError: an address that others can reach, without a key; an empty
@@ -140,6 +143,8 @@ class Proxy:
         _check(settings)
         is_local = is_loopback(settings.host)
         self.settings = settings
+        self._known_keys = keys or known_keys()
+        self._known_keys.learn(settings.keys)
         self.catalogue = all_models(settings.maps, settings.default_model)
         self.database: Path | None = None
         self._writer: Writer | None = None
@@ -160,6 +165,7 @@ class Proxy:
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,
             new_id=new_id,
+            keys=self._known_keys,
             log_is_on=logs_on,
             report=settings.report,
             page=LivePage(self.database).render if self.database else None,
@@ -194,6 +200,7 @@ class Proxy:
             self.catalogue,
             think_tags=self.settings.think_tags,
             remote_images=self.settings.remote_images,
+            keys=self._known_keys,
         )
 
     @property

@@ -15,6 +15,8 @@ from pathlib import Path
 from . import __version__, limits
 from .access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
+from .engine import known_keys
+from .keys import KnownKeys
 from .recorder.exchange import Exchange
 from .recorder.store import logs_on
 from .terminal import entry_line
@@ -27,6 +29,8 @@ LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     """Run the command with these words (the process's own where None); give its exit code."""
     words = sys.argv[1:] if words is None else words
+    keys = known_keys()
+    _log_to_stderr(program, keys)
     if words[:1] == ["log"]:
         from . import log_command  # the server does not need it
 
@@ -55,15 +59,31 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that can't show what a client says
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(format=f"{program}: %(message)s", level=logging.WARNING)
     try:
         settings = _settings(arguments)
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, keys))
     except (SettingsError, OSError) as exc:
         return _fail(program, str(exc))
     except KeyboardInterrupt:  # before our own handlers were in place
         return 130
     return 0
+
+
+class _Formatter(logging.Formatter):
+    """Keeps keys out of what is logged, tracebacks of other people's code included."""
+
+    def __init__(self, program: str, keys: KnownKeys) -> None:
+        super().__init__(f"{program}: %(message)s")
+        self._keys = keys
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._keys.out_of_foreign(super().format(record))
+
+
+def _log_to_stderr(program: str, keys: KnownKeys) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter(program, keys))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
 
 
 def _fail(program: str, message: str) -> int:
@@ -218,13 +238,13 @@ def _say(exchange: Exchange) -> None:
     print(entry_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, keys: KnownKeys) -> None:
     """Run until a signal says to stop; a second one ends at once."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         _on_signal(loop, number, stopped)
-    async with Proxy(settings) as proxy:
+    async with Proxy(settings, keys) as proxy:
         for line in _welcome(proxy):
             print(line, flush=True)
         await stopped.wait()

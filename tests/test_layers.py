@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "limits": set(),
     "errors": set(),
     "payload": {"errors", "limits"},
+    "keys": {"errors"},
     "hub": {"errors", "payload"},
     "remote_images": {"errors", "hub"},
     "tokens": {"hub"},
@@ -134,6 +135,7 @@ ROOMS: dict[str, set[str]] = {
         "limits",
         "payload",
         "hub",
+        "keys",
         "remote_images",
         "transport.client",
         "transport.framing",
@@ -142,25 +144,28 @@ ROOMS: dict[str, set[str]] = {
     "engine.catalogue": {"errors", "hub"},
     "engine.events": {"errors", "payload", "hub"},
     "engine.form": {"errors", "hub", "remote_images", "engine.catalogue"},
-    "engine.outcome": {"errors", "hub"},
+    "engine.llm_keys": {"keys"},
+    "engine.outcome": {"errors", "hub", "keys"},
     "engine.run": {
         "errors",
         "hub",
+        "keys",
         "remote_images",
         "tags",
         "engine.catalogue",
         "engine.events",
         "engine.form",
+        "engine.llm_keys",
         "engine.outcome",
     },
-    "engine": {"engine.catalogue", "engine.run"},
+    "engine": {"engine.catalogue", "engine.llm_keys", "engine.run"},
     "demo": set(),
     "recorder": set(),
     "recorder.timeline": {"hub"},
-    "recorder.redact": set(),
+    "recorder.redact": {"keys"},
     "recorder.folding": set(),
     "recorder.owner": {"errors"},
-    "recorder.exchange": {"errors", "hub", "recorder.redact", "recorder.timeline"},
+    "recorder.exchange": {"errors", "hub", "keys", "recorder.redact", "recorder.timeline"},
     "recorder.lines": {
         "errors",
         "limits",
@@ -305,6 +310,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "access": {"errors", "transport.http11"},
     "app": {
+        "keys",
         "",
         "access",
         "errors",
@@ -330,6 +336,7 @@ ROOMS: dict[str, set[str]] = {
         "study.reading",
     },
     "assemble": {
+        "keys",
         "access",
         "app",
         "demo",
@@ -421,6 +428,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "cli": {
         "",
+        "engine",
+        "keys",
         "access",
         "assemble",
         "bench_command",
@@ -441,7 +450,7 @@ ROOMS: dict[str, set[str]] = {
 # Ids, times and bytes come in as arguments, so that a test can say them.
 PURE = (
     "limits errors payload hub tags transport.http11 transport.answers transport.framing"
-    " remote_images dialects dialects.openai_chat dialects.openai_chat.shapes"
+    " keys remote_images dialects dialects.openai_chat dialects.openai_chat.shapes"
     " dialects.openai_chat.models_and_errors dialects.openai_chat.noise"
     " dialects.openai_chat.read_request dialects.openai_chat.write_request"
     " dialects.openai_chat.answers dialects.openai_chat.stream dialects.openai_chat.read_answer"

@@ -4,12 +4,14 @@
     form        a hub request → the llm.Prompt that this model can read
     events      what plugins yield → the hub's event stream
     outcome     what llm has no field for: finish reason, usage, what an exception means
+    llm_keys    llm's keys, to be kept out of everything
     run         the engine itself: one running model, read in batches
 
 Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
 """
 
 from .catalogue import Catalogue, in_daemon_thread
+from .llm_keys import known_keys
 from .run import Answer, Engine
 
-__all__ = ["Answer", "Catalogue", "Engine", "in_daemon_thread"]
+__all__ = ["Answer", "Catalogue", "Engine", "in_daemon_thread", "known_keys"]

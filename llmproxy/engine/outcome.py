@@ -7,7 +7,6 @@ class names must do.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import llm
 
 from .. import errors, hub
 from ..errors import ProxyError, UpstreamError
+from ..keys import KnownKeys
 
 __all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
 
@@ -136,17 +136,19 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
 # ---- exceptions
 
 
-def translate(exc: BaseException) -> ProxyError:
-    """Say what an exception out of a model means to the client.
+def translate(exc: BaseException, keys: KnownKeys) -> ProxyError:
+    """Say what an exception out of a model means to the client, without any key.
 
-    A status of 4xx is the upstream's own, with its `retry-after`, code and param. Keys
-    that it quotes are blotted out. What has no status is a failure of the upstream, 502, save llm's
-    missing key (401), time-outs (504), and a plugin's plain ValueError or
-    NotImplementedError, which is how plugins refuse a request (400).
+    A status of 4xx is the upstream's own, with its `retry-after`, code and param. What has
+    no status is a failure of the upstream, 502, save llm's missing key (401), time-outs
+    (504), and a plugin's plain ValueError or NotImplementedError, which is how plugins
+    refuse a request (400).
     """
-    if isinstance(exc, ProxyError):
-        return exc
-    message = without_keys(_message(exc))
+    return exc if isinstance(exc, ProxyError) else keys.cleaned(_translated(exc))
+
+
+def _translated(exc: BaseException) -> ProxyError:
+    message = _message(exc)
     if isinstance(exc, llm.NeedsKeyException):
         return errors.Unauthorized(message)
     status, headers = _status_and_headers(exc)
@@ -219,15 +221,3 @@ def _is_timeout(exc: BaseException) -> bool:
     return isinstance(exc, TimeoutError) or any(
         "Timeout" in cls.__name__ for cls in type(exc).__mro__
     )
-
-
-_KEY = re.compile(
-    r"\b(?:(?:sk|pk|rk|gsk|xai|ghp|hf|r8|pplx)[-_][\w*.-]{12,}"
-    r"|AIza[\w-]{20,}|Bearer [\w.~+/-]{8,})"
-)
-_NAMED_KEY = re.compile(r"(?i)\b((?:api[-_ ]?key|key|token)(?: provided)?)([=:]\s*)[\w*./+~-]{8,}")
-
-
-def without_keys(text: str) -> str:
-    """Blot out what looks like a key: providers quote the one that they refuse."""
-    return _NAMED_KEY.sub(r"\1\2[key]", _KEY.sub("[key]", text))

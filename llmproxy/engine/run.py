@@ -23,12 +23,14 @@ from llm.parts import StreamEvent
 
 from .. import hub
 from ..errors import ProxyError, UpstreamError
+from ..keys import KnownKeys
 from ..remote_images import RemoteImages
 from ..tags import ThinkTagSplitter
 from . import outcome
 from .catalogue import Catalogue
 from .events import EventReader, StopCutter
 from .form import Call, prepare
+from .llm_keys import keys_of_model, known_keys
 
 __all__ = ["Answer", "Engine"]
 
@@ -45,6 +47,7 @@ class Engine:
 
     think_tags: read `<think>…</think>` in a model's text as reasoning.
     remote_images: whether models are given URLs of images and files.
+    keys: to be kept out of errors; llm's, where none are given.
     """
 
     def __init__(
@@ -53,10 +56,12 @@ class Engine:
         *,
         think_tags: bool = False,
         remote_images: RemoteImages = "pass",
+        keys: KnownKeys | None = None,
     ) -> None:
         self.catalogue = catalogue
         self._think_tags = think_tags
         self._remote_images = remote_images
+        self._keys = keys or known_keys()
 
     async def answer(
         self, request: hub.ChatRequest, recollect: hub.Recollect | None = None
@@ -72,19 +77,24 @@ class Engine:
         if recollect is not None:
             request = await recollect(entry.model_id)
         defaults = self.catalogue.options(entry.model_id)
+        self._keys.look()  # before the model does: its key may be another when it fails
+        self._keys.learn(keys_of_model(entry.model))
         try:
             call = prepare(request, entry.model, defaults, self._remote_images)
-            return Answer(call, ThinkTagSplitter() if self._think_tags else None)
+            return Answer(call, self._keys, ThinkTagSplitter() if self._think_tags else None)
         except BaseException as exc:
             # A plugin's Options or Response may refuse in ways of its own.
-            raise outcome.translate(exc) from exc
+            raise outcome.translate(exc, self._keys) from exc
 
 
 class Answer:
     """A running model, as hub.RunningAnswer has it."""
 
-    def __init__(self, call: Call, splitter: ThinkTagSplitter | None = None) -> None:
+    def __init__(
+        self, call: Call, keys: KnownKeys, splitter: ThinkTagSplitter | None = None
+    ) -> None:
         prompt = call.prompt
+        self._keys = keys
         self.replay_of: str | None = None
         self.model_id: str = prompt.model.model_id
         self.options: Mapping[str, Any] = call.options
@@ -243,7 +253,7 @@ class Answer:
         """Close the stream by a Finish, or by the error that the exception means."""
         cut = self._cutter is not None and self._cutter.matched is not None
         if exc is not None and not self._is_an_ending(exc):
-            self._end(outcome.translate(exc))
+            self._end(outcome.translate(exc, self._keys))
             return
         if not cut:
             for event in self._reader.end([] if exc else response._tool_calls):

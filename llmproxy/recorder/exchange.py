@@ -19,6 +19,7 @@ import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
 
 from .. import hub
+from ..keys import KnownKeys
 from . import timeline
 from .redact import Redactor
 from .timeline import TimedEvent
@@ -243,12 +244,14 @@ def begun(
     model: str | None = None,
     messages: Sequence[Message] = (),
     replay_key: str | None = None,
+    keys: KnownKeys | None = None,
 ) -> Exchange:
     """Begin an exchange: the request as it came, its secrets taken out.
 
+    keys: those that what is said of its failure must not have.
     stream, model, messages, replay_key: as the dialect read it; left out where it could not.
     """
-    redactor = Redactor()
+    redactor = Redactor(keys)
     if isinstance(body, str):
         body = body[:MAX_TEXT_BODY_CHARS]
     return Exchange(

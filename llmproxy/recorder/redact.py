@@ -1,8 +1,8 @@
 """What must never be kept: keys, tokens and cookies, wherever a request or an error has them.
 
 Names decide in headers, queries and bodies; in an error's words, where a provider may
-quote a key, the client's own secrets do and the usual shapes of keys. The conversation
-itself is left as it is: llm's tables hold it too.
+quote a key, the keys that are known do, the client's own and the usual shapes of keys.
+The conversation itself is left as it is: llm's tables hold it too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-__all__ = ["REMOVED", "Redactor"]
+from ..keys import MIN_KEY_CHARS, REMOVED, KnownKeys
 
-REMOVED = "[removed]"
-MIN_SECRET_CHARS = 8  # what people write where no key is needed ("none", "x") stands in many words
+__all__ = ["REMOVED", "Redactor"]
 
 _CONVERSATION = frozenset({"messages", "input", "system", "instructions", "prompt"})
 # With "-" and "_" taken out: api_key, x-goog-api-key, authorization_token, clientSecret …
@@ -26,18 +25,17 @@ _SECRET_ENDINGS = (
 _SECRET_HEADER = re.compile(r"auth|cookie|credential|key|password|secret|signature|token")
 _HEADER_MAPS = frozenset({"headers", "extra_headers"})  # sent on to a tool's server
 _USER_OF_URL = re.compile(r"(?<=://)[^/?#@\s]+@")
-_KEY_SHAPES = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|r8|pplx|nvapi|ghp|gho|glpat)[-_][\w*.-]{8,}"
-    r"|\bAIza[\w-]{20,}|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|(?<=bearer )\S{8,}",
-    re.IGNORECASE,
-)
 
 
 class Redactor:
-    """Takes the secrets out of one request, and knows them again in what is said of it."""
+    """Takes the secrets out of one request, and knows them again in what is said of it.
 
-    def __init__(self) -> None:
+    keys: those that are known, not to be told either.
+    """
+
+    def __init__(self, keys: KnownKeys | None = None) -> None:
         self._found: set[str] = set()
+        self._keys = keys or KnownKeys()
 
     def headers(self, headers: Iterable[tuple[str, str]]) -> dict[str, str]:
         """Keep header fields by lower-case name, a secret one's value removed."""
@@ -72,7 +70,7 @@ class Redactor:
         """Keep an error's text without the secrets found so far and what looks like a key."""
         for secret in sorted(self._found, key=len, reverse=True):
             text = text.replace(secret, REMOVED)
-        return _KEY_SHAPES.sub(REMOVED, _USER_OF_URL.sub(f"{REMOVED}@", text))
+        return self._keys.out_of(text)
 
     def _member(self, name: str, value: Any) -> Any:
         match value:
@@ -96,5 +94,5 @@ class Redactor:
     def _removed(self, value: str) -> str:
         """Remember a secret's words, each by itself: `Bearer …`, `a=…; b=…`."""
         words = re.split(r"[\s;,=]+", value)
-        self._found.update(word for word in words if len(word) >= MIN_SECRET_CHARS)
+        self._found.update(word for word in words if len(word) >= MIN_KEY_CHARS)
         return REMOVED

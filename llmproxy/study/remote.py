@@ -17,6 +17,7 @@ from urllib.parse import urlsplit, urlunsplit
 from .. import hub, payload, remote_images
 from ..dialects import Dialect
 from ..errors import InvalidRequest, ProtocolError, ProxyError, UpstreamError, UpstreamTimeout
+from ..keys import KnownKeys
 from ..limits import Limits
 from ..transport import client, framing
 
@@ -116,21 +117,24 @@ async def asking(
         *_access_fields(dialect, key),
         *(headers or {}).items(),
     ]
-    async with client.sending(
-        chat_url(dialect, base_url),
-        fields,
-        payload.encode(body),
-        limits=limits,
-        deadlines=deadlines or client.Deadlines(),
-        tls=tls,
-    ) as answer:
-        if not 200 <= answer.status < 300:
-            raise await _refusal(dialect, answer)
-        media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-        # A stream under a wrong type is read all the same; these two can't be one.
-        if media_type in ("application/json", "text/html"):
-            raise await _no_stream(dialect, answer, media_type)
-        yield RemoteAnswer(answer, dialect, ignored, limits)
+    try:
+        async with client.sending(
+            chat_url(dialect, base_url),
+            fields,
+            payload.encode(body),
+            limits=limits,
+            deadlines=deadlines or client.Deadlines(),
+            tls=tls,
+        ) as answer:
+            if not 200 <= answer.status < 300:
+                raise await _refusal(dialect, answer)
+            media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+            # A stream under a wrong type is read all the same; these two can't be one.
+            if media_type in ("application/json", "text/html"):
+                raise await _no_stream(dialect, answer, media_type)
+            yield RemoteAnswer(answer, dialect, ignored, limits)
+    except ProxyError as error:  # the server's words, which may quote the key
+        raise KnownKeys([key or ""]).cleaned(error) from error
 
 
 def chat_url(dialect: Dialect, base_url: str) -> str:

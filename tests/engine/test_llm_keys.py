@@ -1,0 +1,39 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from llmproxy.engine import known_keys
+from llmproxy.engine.llm_keys import keys_of_model
+from llmproxy.keys import REMOVED
+
+
+def test_the_keys_of_llms_file_are_known_also_those_set_later(llm_user_path):
+    keys = known_keys(["own-key-1"])
+    assert keys.out_of("own-key-1 stored-key-1") == f"{REMOVED} stored-key-1"
+    file = llm_user_path / "keys.json"
+    file.write_text(json.dumps({"// Note": "This file stores", "a": "stored-key-1", "b": 5}))
+    assert keys.out_of("stored-key-1 This file stores") == f"{REMOVED} This file stores"
+    file.write_text(json.dumps({"a": "stored-key-22"}))
+    assert keys.out_of("stored-key-1 stored-key-22") == f"{REMOVED} {REMOVED}"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\udcff"])
+def test_a_broken_file_costs_nothing(llm_user_path, text):
+    (llm_user_path / "keys.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert known_keys().out_of("a text") == "a text"
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "LLM_GEMINI_KEY", "HF_TOKEN", "my_secret"])
+def test_the_keys_of_the_environment_are_known(monkeypatch, name):
+    monkeypatch.setenv(name, "of-the-env-1,of-the-env-2")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "a-word-of-its")
+    text = "of-the-env-1 of-the-env-2 a-word-of-its"
+    assert known_keys().out_of(text) == f"{REMOVED} {REMOVED} a-word-of-its"
+
+
+def test_the_keys_that_a_model_has_itself():
+    headers = {"Authorization": "Bearer local-key-1", "http-referer": "https://my.example"}
+    model = SimpleNamespace(key="local-key-2", headers=headers)
+    assert set(keys_of_model(model)) == {"Bearer", "local-key-1", "local-key-2"}
+    assert list(keys_of_model(SimpleNamespace(key=None, headers=None))) == []
