@@ -18,6 +18,9 @@ from ..keys import KnownKeys
 
 __all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
 
+MAX_COUNT = 2**53  # JSON's readers hold no larger number exactly
+MAX_WORDS = 10_000  # characters of an error; a provider's page of HTML may be megabytes
+
 # Every provider's word for why it stopped, in lower case → the hub's.
 REASONS: Mapping[str, hub.FinishReason] = {
     "length": "length",
@@ -89,23 +92,33 @@ def usage(counted: llm.Usage) -> hub.Usage:
 
     Anthropic's plugin counts cached input apart, and gives the cached counts only if
     its `cache` option was on (d6.8); OpenAI's and the others include them.
+
+    Raises:
+        ValueError: what should be a count is none.
     """
     details = counted.details or {}
-    read, written = (
-        details.get("cache_read_input_tokens"),
-        details.get("cache_creation_input_tokens"),
-    )
-    input_tokens = counted.input
+    read = _count(details.get("cache_read_input_tokens"))
+    written = _count(details.get("cache_creation_input_tokens"))
+    input_tokens = _count(counted.input)
     if input_tokens is not None:
         input_tokens += (read or 0) + (written or 0)
     cached = read if read is not None else _detail(details, _CACHED)
     return hub.Usage(
         input_tokens=input_tokens,
-        output_tokens=counted.output,
+        output_tokens=_count(counted.output),
         cached_tokens=cached,
         cache_write_tokens=written,
         reasoning_tokens=_detail(details, _REASONING),
     )
+
+
+def _count(value: Any) -> int | None:
+    """Take a count, a whole float too: it goes into JSON and into SQLite, which hold no more."""
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or not 0 <= value < MAX_COUNT or value != int(value):
+        raise ValueError("what should be a count is none")
+    return int(value)
 
 
 _CACHED = (
@@ -128,7 +141,7 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
         value: Any = details
         for key in place:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, int):
+        if isinstance(value, int) and 0 <= value < MAX_COUNT:
             return value
     return None
 
@@ -169,13 +182,24 @@ def _translated(exc: BaseException) -> ProxyError:
 
 
 def _message(exc: BaseException) -> str:
-    """The provider's own words where they are found, else the exception's."""
+    """The provider's own words where they are found, else the exception's, as UTF-8 takes them."""
+    words = _words(exc)
+    if len(words) > MAX_WORDS:
+        words = words[:MAX_WORDS] + "…"
+    return words.encode(errors="replace").decode()
+
+
+def _words(exc: BaseException) -> str:
     match getattr(exc, "body", None):
         case {"message": str(text)} | {"error": {"message": str(text)}}:
             return text
-    if isinstance(exc, llm.ModelError) or hasattr(exc, "status_code"):
-        return str(exc)  # written to be shown
-    return f"the model failed: {type(exc).__name__}: {exc}".removesuffix(": ")
+    try:
+        said = str(exc)
+    except BaseException:  # a plugin's own class may do anything here
+        said = ""
+    if said and (isinstance(exc, llm.ModelError) or hasattr(exc, "status_code")):
+        return said  # written to be shown
+    return f"the model failed: {type(exc).__name__}: {said}".removesuffix(": ")
 
 
 def _code_and_param(exc: BaseException) -> tuple[str | None, str | None]:

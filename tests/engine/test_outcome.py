@@ -93,6 +93,32 @@ def test_usage_is_comparable(counted, expected):
     assert outcome.usage(counted) == expected
 
 
+@pytest.mark.parametrize("count", ["3", -1, 1.5, float("nan"), float("inf"), 10**400, 2**53, [1]])
+def test_count_that_is_none_is_rubbish(count):
+    for counted in (llm.Usage(count, 1, {}), llm.Usage(1, count, {})):
+        with pytest.raises(ValueError, match="what should be a count is none"):
+            outcome.usage(counted)
+    assert outcome.usage(llm.Usage(3.0, 1, {"cached_tokens": count})) == Usage(3, 1)
+
+
+class Unprintable(Exception):
+    def __str__(self):
+        raise SystemExit("no text")
+
+
+@pytest.mark.parametrize(
+    ("exc", "message"),
+    [
+        (Unprintable(), "the model failed: Unprintable"),
+        (RuntimeError("a \ud800"), "the model failed: RuntimeError: a ?"),
+        (llm.ModelError("x" * 9_999 + "yz"), "x" * 9_999 + "y…"),
+    ],
+    ids=["unprintable", "half a character", "too long"],
+)
+def test_words_that_can_not_be_shown(exc, message):
+    assert outcome.translate(exc, KnownKeys()).message == message
+
+
 def openai_error(status: int, message: str = "no", **headers: str) -> openai.APIStatusError:
     module = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.split(".")[0]]
     names = {name.replace("_", "-"): word for name, word in headers.items()}
