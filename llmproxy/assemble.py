@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -17,6 +19,7 @@ from llm.utils import monotonic_ulid
 
 from . import hub
 from .access import Access, is_loopback
+from .access_log import access_line
 from .app import App, render_error
 from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread, known_keys
@@ -33,7 +36,7 @@ from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
 from .remote_images import RemoteImages
-from .transport.server import Server
+from .transport.server import Answered, Server
 
 __all__ = [
     "Proxy",
@@ -87,7 +90,9 @@ class Settings:
     recordings: a folder of Llama Stack's recordings to answer from, in place of the log.
     think_tags: read `<think>…</think>` in answers as reasoning.
     remote_images: "refuse" takes no images by URL, "pass" leaves them to the provider to open.
+    auth: False lets everybody in who reaches an address that is not loopback, without a key.
     warn, report: take a line of warning, from any thread, and each exchange when it is over.
+    access_log: takes a line for each HTTP answer.
     """
 
     host: str = "127.0.0.1"
@@ -105,22 +110,30 @@ class Settings:
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default_factory=keys_of_environment)
+    auth: bool = True
     limits: Limits = Limits()
     warn: Callable[[str], None] = _ignore
     report: Callable[[Exchange], None] = _ignore
+    access_log: Callable[[str], None] | None = None
 
 
 def _check(settings: Settings) -> None:
-    if not is_loopback(settings.host) and not settings.keys:
+    if not is_loopback(settings.host) and not settings.keys and settings.auth:
         raise SettingsError(
             f"{settings.host or 'every address'} can be reached by others, who would spend "
-            "your keys: give --api-key KEY, or listen on 127.0.0.1"
+            "your keys: give --api-key KEY, or listen on 127.0.0.1; --no-auth lets all of them in"
         )
+    if settings.keys and not settings.auth:
+        raise SettingsError("--no-auth and --api-key or LLMPROXY_API_KEY exclude each other")
     if not all(key.strip() for key in settings.keys):
         raise SettingsError("an empty key lets nobody in")
     for origin in settings.origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
             raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
+
+
+def _tell(write: Callable[[str], None], answered: Answered) -> None:
+    write(access_line(answered, datetime.now().astimezone()))
 
 
 class Proxy:
@@ -169,8 +182,12 @@ class Proxy:
             log_is_on=logs_on,
             report=settings.report,
             page=LivePage(self.database).render if self.database else None,
+            connections=lambda: self._server.connections,
         )
-        self._server = Server(self.app, render_error=render_error, limits=settings.limits)
+        tell = settings.access_log and partial(_tell, settings.access_log)
+        self._server = Server(
+            self.app, render_error=render_error, limits=settings.limits, tell=tell
+        )
 
     def _engine(self, database: Path) -> hub.Answering:
         """Models, or recordings in their place.
@@ -200,6 +217,7 @@ class Proxy:
             self.catalogue,
             think_tags=self.settings.think_tags,
             remote_images=self.settings.remote_images,
+            threads=self.settings.limits.running,
             keys=self._known_keys,
         )
 

@@ -146,6 +146,7 @@ ROOMS: dict[str, set[str]] = {
     "engine.form": {"errors", "hub", "remote_images", "engine.catalogue"},
     "engine.llm_keys": {"keys"},
     "engine.outcome": {"errors", "hub", "keys"},
+    "engine.threads": {"errors"},
     "engine.run": {
         "errors",
         "hub",
@@ -157,6 +158,7 @@ ROOMS: dict[str, set[str]] = {
         "engine.form",
         "engine.llm_keys",
         "engine.outcome",
+        "engine.threads",
     },
     "engine": {"engine.catalogue", "engine.llm_keys", "engine.run"},
     "demo": set(),
@@ -308,10 +310,22 @@ ROOMS: dict[str, set[str]] = {
         "study.bench",
         "study.measured",
     },
+    "study.metrics": {"recorder.exchange"},
+    "gate": {"errors"},
+    "pages": {
+        "",
+        "payload",
+        "engine",
+        "errors",
+        "recorder.writer",
+        "study.metrics",
+        "study.page",
+        "transport.http11",
+    },
+    "access_log": {"recorder.redact", "transport.http11", "transport.server"},
     "access": {"errors", "transport.http11"},
     "app": {
         "keys",
-        "",
         "access",
         "errors",
         "limits",
@@ -325,7 +339,9 @@ ROOMS: dict[str, set[str]] = {
         "recorder.exchange",
         "recorder.memory",
         "recorder.writer",
-        "study.page",
+        "study.metrics",
+        "gate",
+        "pages",
     },
     "live_page": {
         "",
@@ -338,6 +354,7 @@ ROOMS: dict[str, set[str]] = {
     "assemble": {
         "keys",
         "access",
+        "access_log",
         "app",
         "demo",
         "engine",
@@ -463,7 +480,7 @@ PURE = (
     " engine.events engine.form engine.outcome recorder.timeline recorder.redact"
     " recorder.folding recorder.exchange recorder.lines recorder.filler recorder.recordings"
     " recorder.write_recording"
-    " recorder.chain recorder.tree access terminal terminal_threads"
+    " recorder.chain recorder.tree access terminal terminal_threads study.metrics"
     # study.stats draws at random, from a seed that it is given.
     " study.values study.agreement study.prices study.measured study.figures"
     " study.markup study.style study.differences study.axes study.charts study.verdict"

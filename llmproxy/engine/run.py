@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from json import JSONDecodeError
 from typing import Any
 
@@ -31,6 +32,7 @@ from .catalogue import Catalogue
 from .events import EventReader, StopCutter
 from .form import Call, prepare
 from .llm_keys import keys_of_model, known_keys
+from .threads import MAX_THREADS, Threads
 
 __all__ = ["Answer", "Engine"]
 
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 QUEUED_EVENTS = 512  # a model is held back when a slow client leaves this many unread
 STOP_S = 1.0  # how long a cancelled model may take to clean up before it is left alone
 
+_ASYNC = (llm.AsyncModel, llm.AsyncKeyModel)
 _RESPONSES_CLASSES = frozenset({"Responses", "AsyncResponses"})
 
 
@@ -47,6 +50,8 @@ class Engine:
 
     think_tags: read `<think>…</think>` in a model's text as reasoning.
     remote_images: whether models are given URLs of images and files.
+    threads: how many sync models may be at work at one time, also those that were stopped
+        or left and do not end: each holds a thread, which can't be interrupted.
     keys: to be kept out of errors; llm's, where none are given.
     """
 
@@ -56,11 +61,13 @@ class Engine:
         *,
         think_tags: bool = False,
         remote_images: RemoteImages = "pass",
+        threads: int = MAX_THREADS,
         keys: KnownKeys | None = None,
     ) -> None:
         self.catalogue = catalogue
         self._think_tags = think_tags
         self._remote_images = remote_images
+        self._threads = Threads(threads)
         self._keys = keys or known_keys()
 
     async def answer(
@@ -71,6 +78,7 @@ class Engine:
         Raises:
             ModelNotFound: no such model.
             Unsupported: the model can't do what the request hangs on.
+            Unavailable: it is a sync one, and there is no thread for it.
             ProxyError: the model's plugin refused at once.
         """
         entry = await self.catalogue.choose(request.model)
@@ -79,9 +87,12 @@ class Engine:
         defaults = self.catalogue.options(entry.model_id)
         self._keys.look()  # before the model does: its key may be another when it fails
         self._keys.learn(keys_of_model(entry.model))
+        if not isinstance(entry.model, _ASYNC):
+            await self._threads.room()
         try:
             call = prepare(request, entry.model, defaults, self._remote_images)
-            return Answer(call, self._keys, ThinkTagSplitter() if self._think_tags else None)
+            splitter = ThinkTagSplitter() if self._think_tags else None
+            return Answer(call, self._keys, self._threads, splitter)
         except BaseException as exc:
             # A plugin's Options or Response may refuse in ways of its own.
             raise outcome.translate(exc, self._keys) from exc
@@ -91,7 +102,11 @@ class Answer:
     """A running model, as hub.RunningAnswer has it."""
 
     def __init__(
-        self, call: Call, keys: KnownKeys, splitter: ThinkTagSplitter | None = None
+        self,
+        call: Call,
+        keys: KnownKeys,
+        threads: Threads,
+        splitter: ThinkTagSplitter | None = None,
     ) -> None:
         prompt = call.prompt
         self._keys = keys
@@ -118,7 +133,7 @@ class Answer:
         self._room = asyncio.Event()
         self._thread_room = threading.Event()
         self._task: asyncio.Task[None] | None = None
-        if isinstance(prompt.model, llm.AsyncModel | llm.AsyncKeyModel):
+        if isinstance(prompt.model, _ASYNC):
             response = llm.AsyncResponse(
                 prompt, prompt.model, prompt.model.can_stream, conversation=call.conversation
             )
@@ -127,11 +142,7 @@ class Answer:
             sync_response = llm.Response(
                 prompt, prompt.model, prompt.model.can_stream, conversation=call.conversation
             )
-            name = f"llmproxy-{self.model_id}"
-            thread = threading.Thread(
-                target=self._run_sync, args=(sync_response,), name=name, daemon=True
-            )
-            thread.start()
+            threads.start(partial(self._run_sync, sync_response), f"llmproxy-{self.model_id}")
 
     # ---- the reader's side
 
