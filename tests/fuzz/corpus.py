@@ -7,13 +7,14 @@ that reads it.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 _FOLDER = Path(__file__).parent / "corpus"
 
 
-def cases(room: str) -> list[object]:
+def cases(room: str) -> list[Any]:
     """The cases of a room, as parameters of a test."""
     files = sorted((_FOLDER / room).iterdir())
     assert files, f"no corpus for {room}"

@@ -62,7 +62,7 @@ def test_any_bytes_are_read_or_refused(data, borders):
 
 @pytest.mark.slow
 @given(anything, st.lists(st.integers(0, 500), max_size=5))
-@settings(max_examples=1_500)
+@settings(max_examples=1_200)
 def test_very_many_bytes_are_read_or_refused(data, borders):
     check(data, borders)
 
@@ -74,7 +74,7 @@ def test_case_of_the_corpus(data):
 
 @pytest.mark.slow
 @given(near_requests(), st.binary(min_size=1, max_size=8), st.integers(0, 400))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_time_is_linear_whatever_is_repeated(data, piece, at):
     """Bytes many times over, within whatever a request stands in, and in small pieces."""
     limits = Limits(body=2**20, head=2**17, target=2**17)
