@@ -6,6 +6,7 @@ import io
 import json
 import random
 import re
+import shutil
 import socket
 
 import h11
@@ -273,3 +274,62 @@ def read_by_llhttp(data, is_cut):
     if heard.is_within:
         heard.read.append((heard.parser.get_status_code(), heard.body))
     return heard.read, heard.is_within and is_cut
+
+
+NODE = shutil.which("node")
+NODES_CLIENT = """
+const http = require("http");
+const agent = new http.Agent({keepAlive: true, maxSockets: 1});
+const ask = (method, path) => new Promise((done) => {
+  const request = http.request({port: process.argv[1], agent, method, path}, (response) => {
+    let body = "";
+    response.on("data", (data) => { body += data; });
+    response.on("error", () => done([response.statusCode, body, "cut"]));
+    response.on("end", () => done([response.statusCode, body, request.reusedSocket]));
+  });
+  request.on("error", (error) => done(error.code));
+  request.end();
+});
+(async () => {
+  const answers = [];
+  for (const [method, path] of JSON.parse(process.argv[2])) answers.push(await ask(method, path));
+  console.log(JSON.stringify(answers));
+  agent.destroy();
+})();
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="there is no node here")
+def test_node_reads_answers_of_every_kind_on_one_connection(runner, port):
+    """Node itself, which knows what HEAD is."""
+    asked = [
+        "HEAD /",
+        "GET /stream",
+        "HEAD /stream",
+        "GET /204",
+        "HEAD /400",
+        "GET /400",
+        "GET /cut",
+    ]
+    words = json.dumps([each.split() for each in asked])
+
+    async def talk():
+        process = await asyncio.create_subprocess_exec(
+            NODE, "-e", NODES_CLIENT, str(port), words, stdout=asyncio.subprocess.PIPE
+        )
+        return json.loads((await process.communicate())[0])
+
+    whole = b"".join(STREAMED).decode()
+    error = json.dumps(
+        {"error": {"message": "no", "type": "invalid_request_error", "param": None, "code": None}},
+        separators=(",", ":"),
+    )
+    assert runner.run(talk()) == [
+        [200, "", False],
+        [200, whole, True],
+        [200, "", True],
+        [204, "", True],
+        [400, "", True],
+        [400, error, True],
+        [200, whole, "cut"],
+    ]
