@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .terminal import entry_line
 
 __all__ = ["main"]
 
+OTHER_DESCRIPTORS = 512  # besides connections: models' own, the log, the loop
 LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
 
 
@@ -56,6 +58,9 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
 
         return report_command.main(words[1:], program)
     arguments = _parser(program).parse_args(words)
+    if arguments.help_limits:
+        print("\n".join(limits.describe()))
+        return 0
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a terminal that can't show what a client says
             stream.reconfigure(errors="backslashreplace")
@@ -100,9 +105,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
         description="Serve every llm model to programs that speak an LLM wire, "
         "and keep every exchange in llm's logs.db.",
-        epilog="limits (change one with --limit NAME=VALUE):\n  "
-        + "\n  ".join(limits.describe())
-        + "\n\nkeys of your own clients may also come from LLMPROXY_API_KEY, comma separated.",
+        epilog="keys of your own clients may also come from LLMPROXY_API_KEY, comma separated.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -169,7 +172,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
         default=[],
         help="pages of this origin may use the server from a browser (https://example.org)",
     )
+    add("--no-auth", action="store_true", help="let in who has no key, from other machines too")
     add("--limit", metavar="NAME=VALUE", action="append", default=[], help="change a limit")
+    add("--help-limits", action="store_true", help="list the limits, and exit")
+    add("--access-log", metavar="FILE", help="a line for each HTTP answer; - is standard error")
     add("--quiet", action="store_true", help="no line for each exchange")
     return parser
 
@@ -217,10 +223,22 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         hosts=arguments.allow_host,
         origins=arguments.allow_origin,
         keys=[*arguments.api_key, *keys_of_environment()],
+        auth=not arguments.no_auth,
         limits=_limits(arguments.limit),
         warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True),
         report=_say_nothing if arguments.quiet else _say,
+        access_log=arguments.access_log and _lines_to(arguments.access_log),
     )
+
+
+def _lines_to(path: str) -> Callable[[str], None]:
+    """Open a file for lines that are seen at once.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    file = sys.stderr if path == "-" else open(path, "a", encoding="ascii", buffering=1)
+    return lambda line: print(line, file=file, flush=True)
 
 
 def _limits(words: Sequence[str]) -> limits.Limits:
@@ -238,8 +256,24 @@ def _say(exchange: Exchange) -> None:
     print(entry_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
 
 
+def _take_descriptors(connections: int) -> None:
+    """Take as many file descriptors as the connections need, as far as the system lets us."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has further limits of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def _serve(settings: Settings, keys: KnownKeys) -> None:
     """Run until a signal says to stop; a second one ends at once."""
+    _take_descriptors(settings.limits.connections)
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -13,13 +13,15 @@ import llm
 
 from .dialects import DIALECTS
 from .recorder.exchange import Status
-from .recorder.history import Filter
+from .recorder.history import Filter, History
+from .recorder.runs import find_run
 
 __all__ = [
     "TIME_HELP",
     "add_database",
     "add_filters",
     "add_run",
+    "check_run",
     "count",
     "database_of",
     "filter_of",
@@ -53,6 +55,16 @@ def add_filters(
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the flag that narrows exchanges to a benchmark's."""
     parser.add_argument("--run", metavar="NAME", help="what this benchmark was answered")
+
+
+def check_run(history: History, arguments: argparse.Namespace) -> None:
+    """See that there is the run that is named; "last" comes to mean the one that it is.
+
+    Raises:
+        NotFound: there is none.
+    """
+    if arguments.run is not None:
+        arguments.run = find_run(history, arguments.run).id
 
 
 def filter_of(arguments: argparse.Namespace) -> Filter:

@@ -26,7 +26,7 @@ class LivePage:
     def __init__(self, database: Path) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._made: tuple[tuple[str, bool], float, str] | None = None
+        self._made: dict[tuple[str, bool], tuple[float, str]] = {}
 
     def render(self, base_url: str, refreshes: bool) -> str:
         """Write the page; it blocks, for some tenths of a second where there is much.
@@ -38,9 +38,12 @@ class LivePage:
         """
         key = base_url, refreshes
         with self._lock:
-            if self._made is None or self._made[0] != key or time.monotonic() > self._made[1]:
+            now = time.monotonic()
+            self._made = {key: made for key, made in self._made.items() if now <= made[0]}
+            if key not in self._made:
+                study = self._study()
                 text = page(
-                    study := self._study(),
+                    study,
                     figures(study),
                     refresh_s=REFRESH_S if refreshes else None,
                     # What a reader has opened is closed each time it is loaded.
@@ -48,8 +51,8 @@ class LivePage:
                     recorded_by=f"llmproxy {__version__}",
                     base_url=base_url,
                 )
-                self._made = key, time.monotonic() + MIN_AGE_S, text
-            return self._made[2]
+                self._made[key] = time.monotonic() + MIN_AGE_S, text
+            return self._made[key][1]
 
     def _study(self) -> Study:
         if not self._database.exists():

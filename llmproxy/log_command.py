@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from .command import run
-from .filters import TIME_HELP, add_database, add_filters, add_run, database_of, filter_of
+from .filters import (
+    TIME_HELP,
+    add_database,
+    add_filters,
+    add_run,
+    check_run,
+    database_of,
+    filter_of,
+)
 from .recorder.conversations import thread_of, threads, tree
 from .recorder.exchange import Entry, entry_to_json, to_json
 from .recorder.history import Filter, History
@@ -43,11 +51,14 @@ def main(words: Sequence[str], program: str) -> int:
 
 def _log(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
-    if arguments.prune:
-        return _prune(database, arguments)
     if arguments.verify:
         return _verify(database, arguments)
-    return _read(History(database), arguments)
+    history = History(database)
+    try:
+        check_run(history, arguments)
+        return _prune(database, arguments) if arguments.prune else _read(history, arguments)
+    finally:
+        history.close()
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -92,22 +103,19 @@ def _narrows(arguments: argparse.Namespace) -> bool:
 
 
 def _read(history: History, arguments: argparse.Namespace) -> int:
-    try:
-        if arguments.threads or arguments.cache:
-            _conversations(history, arguments)
-        elif arguments.id:
-            exchange = history.exchange(arguments.id)
-            page = exchange_page(exchange, colours=sys.stdout.isatty())
-            _say([page], [to_json(exchange)], arguments)
-        elif _is_tree(arguments):
-            thread_id = thread_of(history, arguments.thread)
-            lines = tree_lines(tree(history, thread_id), thread_id, colours=sys.stdout.isatty())
-            _say(lines, (), arguments)
-        else:
-            _exchanges(history, arguments)
-        return 0
-    finally:
-        history.close()
+    if arguments.threads or arguments.cache:
+        _conversations(history, arguments)
+    elif arguments.id:
+        exchange = history.exchange(arguments.id)
+        page = exchange_page(exchange, colours=sys.stdout.isatty())
+        _say([page], [to_json(exchange)], arguments)
+    elif _is_tree(arguments):
+        thread_id = thread_of(history, arguments.thread)
+        lines = tree_lines(tree(history, thread_id), thread_id, colours=sys.stdout.isatty())
+        _say(lines, (), arguments)
+    else:
+        _exchanges(history, arguments)
+    return 0
 
 
 def _conversations(history: History, arguments: argparse.Namespace) -> None:

@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .command import run
-from .filters import TIME_HELP, add_database, add_filters, add_run, database_of, filter_of
+from .filters import (
+    TIME_HELP,
+    add_database,
+    add_filters,
+    add_run,
+    check_run,
+    database_of,
+    filter_of,
+)
 from .recorder.history import History
 from .recorder.moving import (
     Exported,
@@ -66,10 +74,12 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    only, path = filter_of(arguments), Path(arguments.file)
+    path = Path(arguments.file)
     how = {"last": arguments.last, "redact": arguments.redact}
     history = History(database_of(arguments))
     try:
+        check_run(history, arguments)
+        only = filter_of(arguments)
         if arguments.format == "llama-stack":
             exported = export_recordings(history, path, only, **how)
         elif arguments.file == "-":

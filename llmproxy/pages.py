@@ -80,7 +80,8 @@ class Pages:
         if path == "/metrics":
             text = self._metrics.render(_gauges(self._state()))
             return Response(200, [("content-type", METRICS_TYPE), _FRESH], text.encode())
-        if path == "/" and self._page and "text/html" in request.headers.get("accept", ""):
+        accepted = request.headers.get("accept", "").lower()
+        if path == "/" and self._page and "text/html" in accepted:
             return await self._html(self._page, request)
         headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept")]
         return Response(200, headers, _LINES[path].encode())

@@ -301,7 +301,14 @@ ROOMS: dict[str, set[str]] = {
         "study.tables",
         "study.verdict",
     },
-    "study.bench": {"dialects", "errors", "hub", "recorder.exchange", "study.remote"},
+    "study.bench": {
+        "dialects",
+        "errors",
+        "hub",
+        "recorder.exchange",
+        "recorder.store",
+        "study.remote",
+    },
     "study.reading": {
         "errors",
         "recorder.exchange",
@@ -386,7 +393,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "study.report": {"study.figures", "study.measured", "terminal"},
     "command": {"errors"},
-    "filters": {"dialects", "recorder.exchange", "recorder.history"},
+    "filters": {"dialects", "recorder.exchange", "recorder.history", "recorder.runs"},
     "log_command": {
         "command",
         "filters",

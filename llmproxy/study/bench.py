@@ -21,6 +21,7 @@ from .. import hub
 from ..dialects import DIALECTS, Dialect
 from ..errors import ProxyError, UpstreamTimeout
 from ..recorder.exchange import Exchange, Status, Turn, begun
+from ..recorder.store import StoreError
 from .remote import asking
 
 __all__ = [
@@ -193,20 +194,26 @@ class Bench:
         self._new_id = new_id
         self._tell = tell
         self._dialect = _dialect(plan.dialect) if plan.base_url else None
+        self._has_lost = False
 
     async def measure(self, todo: Iterable[Task]) -> None:
         """Warm those up that are to be asked, then ask all that is to do, so many at a time.
 
-        Cancelled, it ends what is under way, and keeps that as cancelled.
+        Cancelled, it ends what is under way, and keeps that as cancelled. Where an answer
+        can be kept nowhere no more is asked: somebody pays for each.
         """
         todo = list(todo)
         rest = iter(todo)
 
         async def work() -> None:
             for task in rest:
+                if self._has_lost:
+                    return
                 await self._measure(task)
 
         for task in self._warmups({task.model for task in todo}):
+            if self._has_lost:
+                return
             await self._measure(task)
         async with asyncio.TaskGroup() as workers:
             for _ in range(self._plan.concurrency):
@@ -244,6 +251,8 @@ class Bench:
             written = self._log.write(ended)
             self._tell(ended)
         await self._log.committed(written, COMMIT_S)
+        # Any other failure is one strange answer's own.
+        self._has_lost |= written.done() and isinstance(written.exception(), StoreError)
 
     def _begun(self, task: Task, recorded: Exchange, request: hub.ChatRequest) -> Exchange:
         exchange = begun(
