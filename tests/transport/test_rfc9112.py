@@ -107,8 +107,7 @@ def test_row(runner, port, sent, answers):
     """Whole, byte by byte and cut at random; then a request shows whether one is taken still."""
     if not (answers and answers[-1].is_last):
         answers = [*answers, PROBED]
-    sent += PROBE
-    ways = ([sent], in_pieces(sent, 1), at_random(sent))
+    ways = ([sent + PROBE], [*in_pieces(sent, 1), PROBE], [*at_random(sent), PROBE])
     whole, *cut = runner.run(at_once(exchange(port, pieces) for pieces in ways))
     expected = b"".join(answer.wire for answer in answers)
     assert without_dates(whole, len(answers)) == expected
