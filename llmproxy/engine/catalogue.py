@@ -263,6 +263,9 @@ def _registered() -> list[tuple[SyncModel | None, AsyncModel | None, list[str], 
             aliases: Iterable[str] | None = None,
             owned_by: str = owned_by,
         ) -> None:
+            for each in (model, async_model):
+                if each is not None and not isinstance(getattr(each, "model_id", None), str):
+                    raise TypeError(f"{type(each).__name__} is no model")
             found.append((model, async_model, list(aliases or ()), owned_by))
 
         arguments = {"register": register, "model_aliases": []}
