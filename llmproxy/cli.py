@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
+import math
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 
 from . import __version__, limits
 from .access import is_loopback
@@ -25,7 +31,12 @@ from .terminal import entry_line
 __all__ = ["main"]
 
 OTHER_DESCRIPTORS = 512  # besides connections: models' own, the log, the loop
+SAY_AGAIN_S = 60.0  # that there are no descriptors left
 LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
+
+_NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_log = logging.getLogger(__name__)
 
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
@@ -256,12 +267,16 @@ def _say(exchange: Exchange) -> None:
     print(entry_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
 
 
-def _take_descriptors(connections: int) -> None:
-    """Take as many file descriptors as the connections need, as far as the system lets us."""
+def _take_descriptors(connections: int) -> int:
+    """Take as many file descriptors as the connections need, as far as the system lets us.
+
+    Gives the connections that there are enough for: with none left, neither a provider
+    nor the log could be reached.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
-        return
+        return connections
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + OTHER_DESCRIPTORS
     if hard != resource.RLIM_INFINITY:
@@ -269,12 +284,18 @@ def _take_descriptors(connections: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         with suppress(OSError, ValueError):  # macOS has further limits of its own
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return min(connections, max(soft - OTHER_DESCRIPTORS, soft // 2))
 
 
 async def _serve(settings: Settings, keys: KnownKeys) -> None:
     """Run until a signal says to stop; a second one ends at once."""
-    _take_descriptors(settings.limits.connections)
+    connections = _take_descriptors(settings.limits.connections)
+    settings = replace(settings, limits=replace(settings.limits, connections=connections))
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_Failures())
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         _on_signal(loop, number, stopped)
@@ -296,6 +317,24 @@ async def _leave() -> None:
         os._exit(0)
 
 
+class _Failures:
+    """Reports what fails in the loop, and once a minute that no connection can be taken.
+
+    asyncio would say that a hundred times a second, each time with its traceback.
+    """
+
+    def __init__(self) -> None:
+        self._said_at = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        exc = context.get("exception")
+        if not isinstance(exc, OSError) or exc.errno not in _NO_MORE:
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._said_at >= SAY_AGAIN_S:
+            self._said_at = time.monotonic()
+            _log.warning("a connection has to wait: %s", exc.strerror)
+
+
 def _on_signal(
     loop: asyncio.AbstractEventLoop, number: signal.Signals, stopped: asyncio.Event
 ) -> None:
@@ -307,6 +346,10 @@ def _on_signal(
 
 def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
     if stopped.is_set():
+        # A model that won't let itself be cancelled would hold the loop's own end.
+        end = threading.Timer(LEAVE_S, os._exit, [128 + number])
+        end.daemon = True
+        end.start()
         raise SystemExit(128 + number)
     stopped.set()
 
