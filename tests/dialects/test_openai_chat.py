@@ -851,13 +851,6 @@ def test_any_value_is_read_or_refused(body):
     check_read_or_refused(body)
 
 
-@pytest.mark.slow
-@given(json_values(40) | damaged_requests())
-@settings(max_examples=1_000, deadline=None)
-def test_any_value_of_very_many_is_read_or_refused(body):
-    check_read_or_refused(body)
-
-
 # ---- what of a request is kept
 
 MARK = {"cache_control": {"type": "ephemeral"}}
