@@ -16,7 +16,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -572,10 +572,34 @@ ENTRY_COLUMNS = (
 
 
 def _create(path: Path) -> None:
+    if path.exists():  # and is not opened: closing it would drop SQLite's own locks on it
+        return
+    with _one_of_us_in(path.parent):
+        if path.exists():
+            return
+        # What a deleted file has left there is still written by whoever reads that: a new
+        # file that shares its index with it could not be read (SQLITE_IOERR_SHORT_READ).
+        for left in ("-shm", "-wal"):
+            Path(f"{path}{left}").unlink(missing_ok=True)
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+@contextmanager
+def _one_of_us_in(folder: Path) -> Iterator[None]:
+    """Let one llmproxy at a time do what is in the block."""
     try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    except FileExistsError:
-        pass  # and is not opened: closing it would drop SQLite's own locks on it
+        import fcntl
+    except ImportError:  # Windows, where a file that is open can't be deleted
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def identity(path: Path) -> tuple[int, int] | None:
