@@ -12,7 +12,11 @@ from llmproxy.study import charts
 from llmproxy.study.figures import Estimate
 from llmproxy.study.stats import Interval, median_interval, summary
 
-TIMES = st.floats() | st.floats(0, 1e6) | st.sampled_from([0.0, 1.0])
+TIMES = (
+    st.floats(-1e300, 1e300)  # the sum of larger ones is no double
+    | st.floats(0, 1e6)
+    | st.sampled_from([0.0, 1.0, math.inf, -math.inf, math.nan])
+)
 NAMES = st.text(st.characters(), max_size=20) | st.just("n" * 200)
 
 
