@@ -1,5 +1,6 @@
 """`log` as a person runs it, on what a real proxy recorded."""
 
+import io
 import json
 import os
 import re
@@ -7,10 +8,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import openai
 import pytest
 
+from llmproxy import log_command
 from tests.models import AsyncScript, usage
 from tests.proxies import running
 
@@ -18,9 +21,14 @@ COMMAND = [sys.executable, "-m", "llmproxy", "log"]
 
 
 def log(*words: str, code: int = 0) -> str:
-    result = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=30)
-    assert result.returncode == code, result.stderr
-    return result.stdout if code == 0 else result.stderr
+    """Run the command here: a process of its own takes a second to start."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+        try:
+            found = log_command.main(words, "llmproxy")
+        except SystemExit as exc:
+            found = exc.code
+    assert found == code, err.getvalue()
+    return out.getvalue() if code == 0 else err.getvalue()
 
 
 def ask(proxy, text, model="m", before=(), **fields):

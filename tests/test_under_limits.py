@@ -1,6 +1,7 @@
 """What a client is told when there is no room, and what an operator then sees."""
 
 import asyncio
+import itertools
 import json
 import re
 import socket
@@ -100,8 +101,8 @@ def test_an_answer_that_does_not_end_in_time_is_cut(script, stream):
             return time.sleep(0.01)
         return asyncio.sleep(0.01)
 
-    steps = [step for _ in range(300) for step in ("word ", forever)]
-    model = script("m", *steps)
+    model = script("m")
+    model.steps = itertools.cycle(["word ", forever])
     with running(model, limits=Limits(answer_s=1.0, shutdown_s=5)) as proxy:
         client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
         with pytest.raises(openai.APIError) as caught:
