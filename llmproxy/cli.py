@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     """Run the command with these words (the process's own where None); give its exit code."""
-    words = sys.argv[1:] if words is None else words
+    words = sys.argv[1:] if words is None else list(words)
     keys = known_keys()
     _log_to_stderr(program, keys)
     if words[:1] == ["log"]:

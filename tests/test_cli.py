@@ -20,6 +20,13 @@ from llmproxy.limits import describe
 COMMAND = [sys.executable, "-m", "llmproxy"]
 
 
+@pytest.fixture(autouse=True)
+def few_plugins(monkeypatch, request):
+    """A process starts faster without the others."""
+    if "plugin" not in request.node.name:
+        monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
+
+
 def run(*words: str, command: list[str] = COMMAND) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
 
@@ -132,7 +139,7 @@ def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
         assert process.stderr.read().count("warning: ") >= 1
 
 
-def test_running_answer_may_end_after_a_signal(tmp_path, llm_user_path):
+def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_path):
     """The log has it too: it is flushed after the last answer."""
     plugin = tmp_path / "slow_plugin.py"
     plugin.write_text(

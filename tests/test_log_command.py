@@ -1,6 +1,5 @@
 """`log` as a person runs it, on what a real proxy recorded."""
 
-import io
 import json
 import os
 import re
@@ -8,12 +7,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
 
 import openai
 import pytest
 
-from llmproxy import log_command
+from tests.commands import run_here
 from tests.models import AsyncScript, usage
 from tests.proxies import running
 
@@ -21,14 +19,9 @@ COMMAND = [sys.executable, "-m", "llmproxy", "log"]
 
 
 def log(*words: str, code: int = 0) -> str:
-    """Run the command here: a process of its own takes a second to start."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
-        try:
-            found = log_command.main(words, "llmproxy")
-        except SystemExit as exc:
-            found = exc.code
-    assert found == code, err.getvalue()
-    return out.getvalue() if code == 0 else err.getvalue()
+    found, out, err = run_here("log", *words)
+    assert found == code, err
+    return out.decode() if code == 0 else err
 
 
 def ask(proxy, text, model="m", before=(), **fields):

@@ -15,6 +15,7 @@ import pytest
 
 from llmproxy.recorder.lines import decode, encode
 from llmproxy.recorder.store import Store
+from tests.commands import run_here
 from tests.models import AsyncScript, usage
 from tests.proxies import running
 from tests.recorder.test_moving import everything, rows
@@ -22,10 +23,14 @@ from tests.recorder.test_moving import everything, rows
 COMMAND = [sys.executable, "-m", "llmproxy"]
 
 
-def run(*words, stdin=b"", code=0):
-    result = subprocess.run([*COMMAND, *words], input=stdin, capture_output=True, timeout=60)
-    assert result.returncode == code, result.stderr
-    return result.stdout.decode(), result.stderr.decode()
+def run(*words, stdin=None, code=0):
+    if stdin is None:
+        found, out, err = run_here(*words)
+    else:  # which is read as a file
+        result = subprocess.run([*COMMAND, *words], input=stdin, capture_output=True, timeout=60)
+        found, out, err = result.returncode, result.stdout, result.stderr.decode()
+    assert found == code, err
+    return out.decode(), err
 
 
 @pytest.fixture(scope="module")
