@@ -12,7 +12,14 @@ import json
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+)
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,7 +30,7 @@ from . import hub, payload, tokens
 from .access import Access
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
-from .errors import NotFound, ProxyError, UpstreamTimeout
+from .errors import NotFound, ProxyError, UpstreamError, UpstreamTimeout
 from .gate import Gate
 from .keys import KnownKeys
 from .limits import Limits
@@ -40,6 +47,8 @@ __all__ = ["App", "render_error"]
 logger = logging.getLogger(__name__)
 
 IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all headers
+
+EVENT_BYTES = 500  # that an event takes besides its text, while its answer runs
 
 Ending = Literal["ok", "error", "cancelled"]
 
@@ -135,8 +144,14 @@ class App:
         return _json(200, counting.render_count(tokens.estimate(asked)))
 
     async def _chat(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        is_logged = self._log_is_on()
-        exchange = _Exchange(self._new_id(), dialect, request, self._keys, is_logged=is_logged)
+        exchange = _Exchange(
+            self._new_id(),
+            dialect,
+            request,
+            self._keys,
+            is_logged=self._log_is_on(),
+            room_bytes=self._limits.answer,
+        )
         try:
             try:
                 body = payload.parse(request.body, self._limits)
@@ -285,6 +300,7 @@ class _Exchange:
         keys: KnownKeys,
         *,
         is_logged: bool,
+        room_bytes: int,
     ) -> None:
         self.id = id_
         self.is_logged = is_logged
@@ -302,6 +318,7 @@ class _Exchange:
         self.until = math.inf
         self.is_over = False
         self._begun: Exchange | None = None
+        self._room_bytes = room_bytes
         self._dialect = dialect
         self._http_request = http_request
         self._keys = keys
@@ -322,6 +339,7 @@ class _Exchange:
 
         Raises:
             UpstreamTimeout: it has not ended in time.
+            UpstreamError: it is too large.
         """
         assert self.answer is not None
         if self.until == math.inf:
@@ -330,10 +348,20 @@ class _Exchange:
             left_s = max(self.until - time.monotonic(), 0.0)
             batch = await self.answer.read(min(left_s, silence_s or math.inf))
         self.stamped += batch or ()
+        self._keep_within(batch or ())
         is_over = batch == [] or (batch and isinstance(batch[-1].event, hub.Finish))
         if not is_over and time.monotonic() >= self.until:
             raise UpstreamTimeout("the answer did not end in time (limit answer_s)")
         return batch
+
+    def _keep_within(self, batch: Iterable[hub.Stamped]) -> None:
+        """Hold a model that never stops to its room, however fast its client reads."""
+        for stamped in batch:
+            self._room_bytes -= EVENT_BYTES
+            if not isinstance(stamped.event, hub.Finish):
+                self._room_bytes -= len(stamped.event.chunk)
+        if self._room_bytes < 0:
+            raise UpstreamError("the answer is too large (limit answer)")
 
     def recollected(self, recollection: Recollection) -> None:
         """Go on with what the log knows of the request."""

@@ -28,6 +28,7 @@ class Limits:
     int_digits: Annotated[int, "digits of a JSON number: json alone takes quadratic time"] = 400
     connections: Annotated[int, "at one time, the rest is refused: each costs a descriptor"] = 4_000
     running: Annotated[int, "answers at one time, the rest waits: each may cost a thread"] = 256
+    answer: Annotated[int, "bytes of memory for a running answer: 500,000 tokens"] = 256 * 2**20
     header_s: Annotated[float, "until a begun request head is whole"] = 10.0
     body_s: Annotated[float, "between two reads of a body: phones on bad lines stall"] = 60.0
     idle_s: Annotated[float, "a kept-alive connection without a request"] = 120.0

@@ -113,6 +113,23 @@ def test_an_answer_that_does_not_end_in_time_is_cut(script, stream):
     assert ended.duration_ms >= 1000
 
 
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("word", ["word ", "long " * 1000], ids=["short", "long"])
+def test_a_model_that_never_stops_is_held_to_its_room(stream, word):
+    """However fast its client reads: what came has to be kept until it is logged."""
+    model = AsyncScript("m")
+    model.steps = itertools.cycle([word])
+    with running(model, limits=Limits(answer=10**6, shutdown_s=5)) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        with pytest.raises(openai.APIError) as caught:
+            list(client.chat.completions.create(**BODY, stream=stream))
+        ended = proxy.wait_for_report()
+        assert get(proxy, "/healthz")[0] == 200
+    assert "the answer is too large (limit answer)" in str(caught.value)
+    assert ended.status == "error" and model.closed == 1
+    assert ended.event_count <= 10**6 / 500 + 1024
+
+
 def test_connections_beyond_the_limit_get_a_503_at_once():
     with running(limits=Limits(connections=2, shutdown_s=5)) as proxy:
         held = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(2)]
