@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
 
 from llmproxy import cli
 
 
-def run_here(*words: str) -> tuple[int, bytes, str]:
+def run_here(*words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
     """Run the command with these words; give its exit code, and what it wrote."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err):
+    given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
+    with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", given):
         try:
             code = cli.main(words)
         except SystemExit as exc:

@@ -17,7 +17,7 @@ import pytest
 hypothesis.settings.register_profile(
     "house",
     deadline=None,
-    max_examples=25,
+    max_examples=15,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("house")

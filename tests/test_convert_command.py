@@ -11,6 +11,7 @@ import pytest
 
 from llmproxy import convert
 from llmproxy.dialects import DIALECTS
+from tests.commands import run_here
 from tests.wire_cases import wire_cases
 
 COMMAND = [sys.executable, "-m", "llmproxy", "convert"]
@@ -20,8 +21,7 @@ REQUEST = {"model": "m", "messages": [{"role": "user", "content": "渐"}]}
 
 
 def run(*words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
-    result = subprocess.run([*COMMAND, *words], input=stdin, capture_output=True, timeout=30)
-    return result.returncode, result.stdout, result.stderr.decode()
+    return run_here("convert", *words, stdin=stdin)
 
 
 @pytest.mark.parametrize("target", [dialect.NAME for dialect in DIALECTS])

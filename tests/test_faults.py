@@ -247,14 +247,15 @@ def test_slow_reader_holds_a_fast_model_back(kind):
         assert proxy.wait_for_report().status == "cancelled"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Counting, AsyncCounting])
 def test_endless_stream_starves_nobody(kind):
     model = kind("m")
-    with running(model, log=False) as proxy:
+    with running(model, log=False, limits=Limits(answer=2**40, shutdown_s=5)) as proxy:
         client = begin(proxy.port, "m")
         is_read = threading.Thread(target=lambda: [None for _ in iter(read_some(client), b"")])
         is_read.start()
-        for _ in range(5):
+        for _ in range(2):
             before = model.yielded
             for path in ("/v1/models", "/healthz", "/metrics"):
                 began = time.monotonic()
