@@ -30,7 +30,7 @@ from . import hub, payload, tokens
 from .access import Access
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
-from .errors import NotFound, ProxyError, UpstreamError, UpstreamTimeout
+from .errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
 from .gate import Gate
 from .keys import KnownKeys
 from .limits import Limits
@@ -47,6 +47,10 @@ __all__ = ["App", "render_error"]
 logger = logging.getLogger(__name__)
 
 IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all headers
+
+RECALLS = 16  # threads that ask the log at one time
+
+RETRY_S = 1  # when a client that waited in vain may ask again
 
 EVENT_BYTES = 500  # that an event takes besides its text, while its answer runs
 
@@ -89,7 +93,10 @@ class App:
         self._log_is_on = log_is_on
         self._report = report
         self._connections = connections
-        self._gate = Gate(limits.running, limits.queue_s)
+        self._gate = Gate(limits.running)
+        self._recalls = asyncio.Semaphore(RECALLS)
+        self._waiting = 0
+        self._counts_tokens: dict[str, bool] = {}  # by model id: did its last run count any?
         self._metrics = Metrics()
         self._pages = Pages(page, self._metrics, self._state)
         self._handlers: Mapping[hub.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
@@ -126,7 +133,7 @@ class App:
 
     def _state(self) -> State:
         log = None if self._writer is None else self._writer.health()
-        return State(self._gate.running, self._gate.waiting, self._connections(), log)
+        return State(self._gate.running, self._waiting, self._connections(), log)
 
     async def _models(self, dialect: Dialect, request: Request, argument: str) -> Response:
         models = self._engine.catalogue.models()
@@ -158,13 +165,11 @@ class App:
                 exchange.body = dialect.without_noise(body)
                 exchange.request = dialect.parse_request(body, dict(request.headers))
             finally:
-                self._write(exchange, exchange.begin())
-            await self._gate.enter()
-            exchange.has_entered = True
-            exchange.until = time.monotonic() + self._limits.answer_s
+                begun = self._write(exchange, exchange.begin())
             exchange.answer = await self._engine.answer(
                 exchange.request, partial(self._recollect, exchange)
             )
+            exchange.beginning = asyncio.create_task(self._begin(exchange, exchange.answer, begun))
             if exchange.request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
@@ -176,16 +181,56 @@ class App:
             await self._end(exchange, "error" if bug else "cancelled", exc)
             raise
 
+    async def _begin(
+        self, exchange: _Exchange, answer: hub.RunningAnswer, begun: Future[None] | None
+    ) -> None:
+        """Begin an answer when its model's turn has come, and a place among all that run.
+
+        begun: ends when the log has that the exchange began. A model in this process may end
+        it at any moment, and the log is to say then what was running.
+
+        Raises:
+            Unavailable: others hold the model for too long, or there is no thread for it.
+            RateLimited: too many answers run.
+        """
+        exchange.queued_at = time.monotonic()
+        self._waiting += 1
+        try:
+            has_waited = await answer.wait_turn(self._limits.queue_s)
+            has_waited |= await self._enter()
+            exchange.has_entered = True
+        finally:
+            self._waiting -= 1
+        if has_waited:
+            exchange.queue_ms = (time.monotonic() - exchange.queued_at) * 1000
+        exchange.queued_at = None
+        if begun is not None and answer.runs_in_process:
+            assert self._writer is not None
+            await self._writer.committed(begun, self._limits.log_wait_s)
+        await answer.begin()
+        exchange.until = time.monotonic() + self._limits.answer_s
+
+    async def _enter(self) -> bool:
+        try:
+            return await self._gate.enter(self._limits.queue_s)
+        except TimeoutError:
+            raise RateLimited(
+                f"{self._gate.limit} answers are running, and none ended for"
+                f" {self._limits.queue_s:g} s",
+                headers={"retry-after": f"{RETRY_S}"},
+            ) from None
+
     async def _recollect(self, exchange: _Exchange, model: str) -> hub.ChatRequest:
         """Find the conversation in the log; a log that can't be asked soon costs no answer."""
         assert exchange.request is not None
         if self._memory is not None and exchange.is_logged:
             messages, recollect = exchange.request.messages, self._memory.recollect
-            asked = in_daemon_thread(
-                lambda: recollect(messages, model, exchange.client), "llmproxy-memory"
-            )
             try:
-                exchange.recollected(await asyncio.wait_for(asked, self._limits.log_wait_s))
+                async with asyncio.timeout(self._limits.log_wait_s), self._recalls:
+                    asked = in_daemon_thread(
+                        lambda: recollect(messages, model, exchange.client), "llmproxy-memory"
+                    )
+                    exchange.recollected(await asked)
             except (TimeoutError, RuntimeError):
                 logger.warning("the log did not say what exchange %s goes on from", exchange.id)
         return exchange.request
@@ -193,12 +238,21 @@ class App:
     async def _whole(self, dialect: Dialect, exchange: _Exchange) -> Response:
         while await exchange.read():
             pass
+        response = exchange.response
+        response = replace(response, finish=exchange.counted(response.finish))
         rendered = dialect.render_response(
-            exchange.shown_request, exchange.response, exchange.id, exchange.created
+            exchange.shown_request, response, exchange.id, exchange.created
         )
         exchange.http_status = 200
         await self._end(exchange, "ok")
         return _json(200, rendered, _headers(dialect, exchange))
+
+    def _expects_no_counts(self, exchange: _Exchange) -> bool:
+        """Whether the usage of a stream will be an estimate, as far as can be told before."""
+        answer = exchange.answer
+        assert answer is not None
+        counts = self._counts_tokens.get(answer.model_id, not answer.runs_in_process)
+        return exchange.shows_usage and not counts
 
     async def _stream(self, dialect: Dialect, exchange: _Exchange) -> Response:
         first = await exchange.read(self._limits.first_event_s)
@@ -207,7 +261,7 @@ class App:
             ("content-type", dialect.STREAM_TYPE),
             ("cache-control", "no-cache"),
             ("x-accel-buffering", "no"),  # nginx would hold the stream back
-            *_headers(dialect, exchange),
+            *_headers(dialect, exchange, is_estimated=self._expects_no_counts(exchange)),
         ]
         exchange.http_status = 200
         frames = self._frames(dialect, exchange, renderer, first)
@@ -226,12 +280,14 @@ class App:
         try:
             while batch != []:
                 for stamped in batch or ():
-                    if isinstance(stamped.event, hub.Finish):
+                    event = stamped.event
+                    if isinstance(event, hub.Finish):
                         if frames:
                             yield b"".join(frames)
                             frames = []
+                        event = exchange.counted(event)
                         await self._end(exchange, "ok")
-                    frames += renderer.feed(stamped.event)
+                    frames += renderer.feed(event)
                 now = time.monotonic()
                 # Events that this wire does not show keep nobody's connection open.
                 if batch is None or (not frames and now - sent_at >= self._limits.keepalive_s):
@@ -263,12 +319,15 @@ class App:
             written = self._write(exchange, ended)
             if written is not None and self._memory is not None:
                 self._memory.learn(ended)
+            if status == "ok" and ended.model_used is not None:
+                self._counts_tokens[ended.model_used] = ended.usage.output_tokens is not None
             self._metrics.count(ended)
             self._report(ended)
         except Exception:  # neither a bug here nor a broken terminal costs an answer
             logger.exception("the end of exchange %s could not be told", exchange.id)
         finally:
             try:
+                await exchange.stop_beginning()
                 if exchange.answer is not None and status != "ok":
                     await exchange.answer.stop()
             finally:
@@ -289,6 +348,8 @@ class _Exchange:
 
     body: the JSON as it came, or the bytes as text where it is none.
     http_status: once there is one to send. has_entered: it has one of the running places.
+    beginning: waits for the answer's turn and begins it. queued_at: since when it waits, by
+        time.monotonic(); queue_ms: how long it waited, None where nobody was first.
     until: when it must have ended, by time.monotonic().
     """
 
@@ -315,6 +376,10 @@ class _Exchange:
         self.stamped: list[hub.Stamped] = []
         self.http_status: int | None = None
         self.has_entered = False
+        self.beginning: asyncio.Task[None] | None = None
+        self.queued_at: float | None = None
+        self.queue_ms: float | None = None
+        self.is_usage_estimated = False
         self.until = math.inf
         self.is_over = False
         self._begun: Exchange | None = None
@@ -334,14 +399,50 @@ class _Exchange:
         assert self.request is not None and self.answer is not None
         return replace(self.request, model=self.request.model or self.answer.model_id)
 
+    @property
+    def shows_usage(self) -> bool:
+        """Whether the client is shown how many tokens there were."""
+        request = self.request
+        return request is None or not request.stream or request.wire.get("include_usage", True)
+
+    def counted(self, finish: hub.Finish) -> hub.Finish:
+        """Give the end as the client is shown it: our estimate of tokens that nobody counted."""
+        usage = finish.usage
+        if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
+            return finish
+        assert self.request is not None
+        self.is_usage_estimated = True
+        if usage.input_tokens is None:
+            usage = replace(usage, input_tokens=tokens.estimate(self.request))
+        if usage.output_tokens is None:
+            usage = replace(usage, output_tokens=tokens.estimate_reply(self.response.messages))
+        return replace(finish, usage=usage)
+
+    async def stop_beginning(self) -> None:
+        """Wait no more for a turn."""
+        if self.beginning is not None and not self.beginning.done():
+            self.beginning.cancel()
+            await asyncio.wait({self.beginning})
+        if self.beginning is not None and not self.beginning.cancelled():
+            self.beginning.exception()  # looked at: the client is told, or has gone
+
     async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
-        """Read from the model, keeping what comes.
+        """Read from the model, keeping what comes; wait for its turn before.
 
         Raises:
+            ProxyError: its turn did not come, or it failed.
             UpstreamTimeout: it has not ended in time.
             UpstreamError: it is too large.
         """
-        assert self.answer is not None
+        assert self.answer is not None and self.beginning is not None
+        if not self.beginning.done():
+            asked_at = time.monotonic()
+            await asyncio.wait({self.beginning}, timeout=silence_s)
+            if not self.beginning.done():
+                return None
+            if silence_s is not None:
+                silence_s = max(silence_s - (time.monotonic() - asked_at), 0.0)
+        self.beginning.result()
         if self.until == math.inf:
             batch = await self.answer.read(silence_s)
         else:
@@ -420,13 +521,27 @@ class _Exchange:
             ],
             finish=finish if isinstance(finish, hub.Finish) else None,
             error=_in_words(error),
-            ignored=self.answer.ignored if self.answer else (),
+            ignored=self.ignored,
+            queue_ms=self._waited_ms(),
+            is_first_run=self.answer is not None and self.answer.is_first,
             previous_id=self.recollection.previous_id,
             link=self.recollection.link,
             recalled=len(self.recollection.recalled),
             model_used=self.answer.model_id if self.answer else None,
             replay_of=self.answer.replay_of if self.answer else None,
         )
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Paths of what was not carried, the usage among them where it is our estimate."""
+        if self.answer is None:
+            return ()
+        return self.answer.ignored + (("usage",) if self.is_usage_estimated else ())
+
+    def _waited_ms(self) -> float | None:
+        if self.queued_at is not None:  # it ended while it waited
+            return self._since(time.monotonic()) - self._since(self.queued_at)
+        return self.queue_ms
 
     def _turn(self, new_id: Callable[[], str]) -> Turn | None:
         if self.request is None or self.answer is None or self.answer.replay_of is not None:
@@ -553,11 +668,13 @@ def _json(status: int, value: object, headers: list[tuple[str, str]] | None = No
     )
 
 
-def _headers(dialect: Dialect, exchange: _Exchange) -> list[tuple[str, str]]:
+def _headers(
+    dialect: Dialect, exchange: _Exchange, *, is_estimated: bool = False
+) -> list[tuple[str, str]]:
     headers = [(dialect.REQUEST_ID_HEADER, exchange.id)]
-    assert exchange.answer is not None
-    if exchange.answer.ignored:
-        headers.append(("x-llmproxy-ignored", _ignored_header(exchange.answer.ignored)))
+    ignored = exchange.ignored + (("usage",) if is_estimated else ())
+    if ignored:
+        headers.append(("x-llmproxy-ignored", _ignored_header(ignored)))
     return headers
 
 

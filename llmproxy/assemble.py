@@ -64,9 +64,18 @@ def new_id() -> str:
     return str(monotonic_ulid()).lower()
 
 
-def all_models(maps: Sequence[tuple[str, str]] = (), default_model: str | None = None) -> Catalogue:
+def all_models(
+    maps: Sequence[tuple[str, str]] = (),
+    default_model: str | None = None,
+    parallel: Sequence[tuple[str, int]] = (),
+) -> Catalogue:
     """llm's models, and the demo, which answers also where our plugin is not installed."""
-    return Catalogue(maps=maps, default_model=default_model, extra_models=[(Demo(), AsyncDemo())])
+    return Catalogue(
+        maps=maps,
+        default_model=default_model,
+        parallel=parallel,
+        extra_models=[(Demo(), AsyncDemo())],
+    )
 
 
 def log_writer(database: Path, warn: Callable[[str], None]) -> Writer:
@@ -83,7 +92,9 @@ def _ignore(_: object) -> None:
 class Settings:
     """What a server is to be; the same names as the command's flags.
 
-    maps: (pattern, model) pairs; database: logs.db of llm where None.
+    maps: (pattern, model) pairs. parallel: (pattern, count) pairs: how many requests models of
+        such a name run at one time; by default one each for those that run in this process.
+    database: logs.db of llm where None.
     recall: give models back what they said and clients' wires could not carry.
     replay: answer from the log instead of from models; by "replay-or-live" they answer what
         was not recorded. replay_speed: 1 as it was recorded, 2 twice as fast, 0 at once.
@@ -99,6 +110,7 @@ class Settings:
     port: int = 11435
     maps: Sequence[tuple[str, str]] = ()
     default_model: str | None = None
+    parallel: Sequence[tuple[str, int]] = ()
     database: Path | None = None
     log: bool = True
     recall: bool = True
@@ -125,6 +137,8 @@ def _check(settings: Settings) -> None:
         )
     if settings.keys and not settings.auth:
         raise SettingsError("--no-auth and --api-key or LLMPROXY_API_KEY exclude each other")
+    if not all(isinstance(count, int) and count > 0 for _, count in settings.parallel):
+        raise SettingsError("parallel takes (pattern, count) pairs, the count above 0")
     if not all(key.strip() for key in settings.keys):
         raise SettingsError("an empty key lets nobody in")
     for origin in settings.origins:
@@ -158,7 +172,7 @@ class Proxy:
         self.settings = settings
         self._known_keys = keys or known_keys()
         self._known_keys.learn(settings.keys)
-        self.catalogue = all_models(settings.maps, settings.default_model)
+        self.catalogue = all_models(settings.maps, settings.default_model, settings.parallel)
         self.database: Path | None = None
         self._writer: Writer | None = None
         self._memory: Memory | None = None

@@ -27,6 +27,7 @@ from .filters import (
     TIME_HELP,
     add_database,
     add_filters,
+    add_parallel,
     count,
     database_of,
     filter_of,
@@ -80,6 +81,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     add("--repeat", type=count, metavar="N", help="ask each so often (1)")
     add("--concurrency", type=count, metavar="N", help="requests at one time, in all (1)")
+    add_parallel(parser)
     add("--warmup", type=_count_or_none, metavar="N", help="requests before, not counted (1)")
     add("--max-tokens", type=count, metavar="N", help="of an answer, at most")
     add("--timeout", type=_seconds, metavar="SECONDS", help="for a whole answer (none)")
@@ -162,7 +164,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         if not recorded:
             raise NotFound("the log has no request that could be asked again as you say")
         plan = replace(plan, ids=[id for id in plan.ids if id in recorded])
-        ask = _ask(plan, arguments.key)
+        ask = _ask(plan, arguments.key, arguments.parallel)
         if arguments.dry_run:
             _print_plan(plan, recorded, prices)
             return 0
@@ -245,7 +247,7 @@ def _recorded(history: History, ids: Sequence[str]) -> Recorded:
     return recorded
 
 
-def _ask(plan: Plan, key: str | None) -> Ask:
+def _ask(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> Ask:
     """Make what asks; llm's plugins are loaded, and its models looked up, before any is asked.
 
     Raises:
@@ -258,7 +260,7 @@ def _ask(plan: Plan, key: str | None) -> Ask:
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise InvalidRequest("the key of --key has characters that no key has")
         return ask_server(dialect, plan.base_url, key=key, tls=tls)
-    catalogue = all_models()
+    catalogue = all_models(parallel=parallel)
     catalogue.load()
     for name in plan.models:
         asyncio.run(catalogue.choose(name))

@@ -23,10 +23,11 @@ from . import __version__, limits
 from .access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
 from .engine import known_keys
+from .filters import add_parallel
 from .keys import KnownKeys
 from .recorder.exchange import Exchange
 from .recorder.store import logs_on
-from .terminal import entry_line
+from .terminal import entry_line, printable
 
 __all__ = ["main"]
 
@@ -134,6 +135,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="answer for models of this name, * and ? allowed, by MODEL; the first that fits",
     )
     add("--default-model", metavar="MODEL", help="answers where no model or an unknown is named")
+    add_parallel(parser)
     add("--database", type=Path, metavar="PATH", help="where to log (llm's logs.db)")
     add("--no-log", action="store_true", help="keep nothing")
     add(
@@ -223,6 +225,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         port=arguments.port,
         maps=arguments.maps,
         default_model=arguments.default_model,
+        parallel=arguments.parallel,
         database=arguments.database,
         log=not arguments.no_log,
         recall=not arguments.no_recall,
@@ -236,7 +239,7 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         keys=[*arguments.api_key, *keys_of_environment()],
         auth=not arguments.no_auth,
         limits=_limits(arguments.limit),
-        warn=lambda line: print(f"warning: {line}", file=sys.stderr, flush=True),
+        warn=lambda line: print(f"warning: {printable(line)}", file=sys.stderr, flush=True),
         report=_say_nothing if arguments.quiet else _say,
         access_log=arguments.access_log and _lines_to(arguments.access_log),
     )

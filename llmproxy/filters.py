@@ -20,6 +20,7 @@ __all__ = [
     "TIME_HELP",
     "add_database",
     "add_filters",
+    "add_parallel",
     "add_run",
     "check_run",
     "count",
@@ -50,6 +51,26 @@ def add_filters(
     add("--thread", metavar="ID", help=thread)
     add("--search", metavar="TEXT", help="prompt or answer have all these words")
     add("--ids", type=_ids, metavar="FILE", help="these, by their ids; - is standard input")
+
+
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says how many requests a model runs at one time."""
+    parser.add_argument(
+        "--parallel",
+        metavar="PATTERN=N",
+        action="append",
+        type=_parallel,
+        default=[],
+        help="requests that models of this name run at one time, the first pattern that fits"
+        " (1 for a model in this process, else no limit)",
+    )
+
+
+def _parallel(word: str) -> tuple[str, int]:
+    pattern, equals, number = word.rpartition("=")
+    if not (pattern and equals and number.isdecimal() and int(number)):
+        raise argparse.ArgumentTypeError(f"expected PATTERN=N, N above 0, not {word!r}")
+    return pattern, int(number)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

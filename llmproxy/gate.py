@@ -1,49 +1,35 @@
-"""How many answers run at one time; who comes later waits for a turn."""
+"""A counted gate: at most so many at once, the others wait in the order in which they came."""
 
 from __future__ import annotations
 
 import asyncio
 
-from .errors import RateLimited
-
 __all__ = ["Gate"]
-
-RETRY_S = 1  # when a client that waited in vain may ask again
 
 
 class Gate:
-    """Lets `running` in at one time, in the order in which they came.
+    """Let `limit` callers in at one time, first come first served. For one event loop."""
 
-    queue_s: how long one waits for a turn at most.
-    """
-
-    def __init__(self, running: int, queue_s: float) -> None:
-        self._limit = running
-        self._queue_s = queue_s
-        self._places = asyncio.Semaphore(running)
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._places = asyncio.Semaphore(limit)
         self.running = 0
-        self.waiting = 0
 
-    async def enter(self) -> None:
-        """Wait for a turn; who has one gives it back by `leave`.
+    async def enter(self, wait_s: float | None) -> bool:
+        """Wait for a place, at most `wait_s` seconds; give it back by `leave`.
+
+        Say whether there was none free.
 
         Raises:
-            RateLimited: there was none for so long.
+            TimeoutError: none became free in time.
         """
-        self.waiting += 1
-        try:
-            async with asyncio.timeout(self._queue_s):
-                await self._places.acquire()
-        except TimeoutError:
-            raise RateLimited(
-                f"{self._limit} answers are running, and none ended for {self._queue_s:g} s",
-                headers={"retry-after": f"{RETRY_S}"},
-            ) from None
-        finally:
-            self.waiting -= 1
+        must_wait = self._places.locked()
+        async with asyncio.timeout(wait_s):
+            await self._places.acquire()
         self.running += 1
+        return must_wait
 
     def leave(self) -> None:
-        """Let the next one in."""
+        """Give the place to the next caller."""
         self.running -= 1
         self._places.release()

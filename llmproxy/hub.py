@@ -179,12 +179,16 @@ class Stamped:
 
 
 class RunningAnswer(Protocol):
-    """An answer that comes in, wherever from. Read it to its Finish, or stop it.
+    """An answer that comes in, wherever from.
+
+    Wait for its turn, begin it, read it to its Finish; or stop it, at any time.
 
     model_id: llm's id of what answers; options, tools: as the model was given them.
     ignored: paths of what of the request it was not given.
-    started: UTC; started_at: the same moment by time.monotonic().
+    started: UTC; started_at: the same moment by time.monotonic(); both set by `begin`.
     replay_of: the id of what was recorded, where it is no model that answers.
+    is_first: the first run of a model in this process that loads itself then, as far as can
+        be told. runs_in_process: such a model, first run or not.
     """
 
     model_id: str
@@ -194,6 +198,24 @@ class RunningAnswer(Protocol):
     started: datetime
     started_at: float
     replay_of: str | None
+    is_first: bool
+    runs_in_process: bool
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Wait until its model may take one more request; at most `wait_s` seconds.
+
+        Say whether others were first.
+
+        Raises:
+            Unavailable: the model is busy for longer.
+        """
+
+    async def begin(self) -> None:
+        """Start, once its turn has come.
+
+        Raises:
+            Unavailable: there is no thread to run it in.
+        """
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
         """Give the events that have come, at least one; [] when all were given.

@@ -66,7 +66,7 @@ def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:
         entry.dialect,
         _model(entry),
         painted(status, _STATUS_COLOURS[entry.status], colours),
-        "" if entry.ttft_ms is None else _seconds(entry.ttft_ms),
+        "" if entry.ttft_ms is None else _first_event(entry),
         tokens_in_and_out(entry.usage),
         _speed(entry),
         entry.error or entry.first_words,
@@ -89,6 +89,15 @@ def _model(entry: Entry) -> str:
     return used or asked or "-"
 
 
+def _first_event(entry: Entry) -> str:
+    """Say the time to the first event, and what of it was no answering."""
+    assert entry.ttft_ms is not None
+    parts = [] if entry.queue_ms is None else [f"{_seconds(entry.queue_ms)} waiting"]
+    if entry.is_first_run:
+        parts.append("first run")
+    return _seconds(entry.ttft_ms) + (f" ({', '.join(parts)})" if parts else "")
+
+
 def _seconds(ms: float) -> str:
     return f"{ms / 1000:.2f}s" if ms >= 10 else f"{ms:.1f}ms"
 
@@ -101,11 +110,14 @@ def tokens_in_and_out(usage: hub.Usage) -> str:
 
 
 def _speed(entry: Entry) -> str:
-    """Tokens per second after the first event, by the provider's count."""
+    """Tokens per second after the first event, by the provider's count, else ours, as `~`."""
     output, first, whole = entry.usage.output_tokens, entry.ttft_ms, entry.duration_ms
+    about = ""
+    if output is None:
+        output, about = entry.output_tokens_estimate, "~"
     if not output or first is None or whole is None or whole <= first:
         return ""
-    return f"{output / (whole - first) * 1000:,.0f}/s"
+    return f"{about}{output / (whole - first) * 1000:,.0f}/s"
 
 
 def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:
@@ -133,7 +145,8 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         f"{word} {_seconds(ms)}"
         for word, ms in (
             ("connected", exchange.setup_ms),
-            ("first event", exchange.ttft_ms),
+            ("waited for its turn", exchange.queue_ms),
+            ("first event" + " of a first run" * exchange.is_first_run, exchange.ttft_ms),
             ("first text", exchange.first_text_ms),
             ("in all", exchange.duration_ms),
         )

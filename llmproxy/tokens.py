@@ -22,7 +22,7 @@ from llm.parts import (
 
 from . import hub
 
-__all__ = ["estimate", "estimate_message", "estimate_text"]
+__all__ = ["estimate", "estimate_message", "estimate_reply", "estimate_text"]
 
 CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code alike, with every vendor's tokenizer
 TOKENS_PER_CHARACTER = 0.7  # of others: one for a Chinese character, half for a Cyrillic letter
@@ -48,6 +48,11 @@ def estimate(request: hub.ChatRequest) -> int:
 def estimate_message(message: Message) -> int:
     """Estimate the tokens of a message, the marks round it included."""
     return MESSAGE_TOKENS + _parts(message.parts)
+
+
+def estimate_reply(reply: Iterable[Message]) -> int:
+    """Estimate the output tokens of what a model has answered."""
+    return sum(_parts(message.parts) for message in reply)
 
 
 def estimate_text(text: str) -> int:

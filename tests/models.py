@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -63,6 +65,31 @@ class SyncScript(_Script, llm.Model):
                     yield step
         finally:
             self.closed += 1
+
+
+class NativeScript(SyncScript):
+    """As native code is: it ends the process if two requests run at once, or if a request is
+    closed by another thread than the one that ran it.
+
+    crash: takes what was done wrong, in place of the end of the process.
+    """
+
+    def __init__(self, model_id: str, *steps: Step, crash: Any = None, **attributes: Any) -> None:
+        super().__init__(model_id, *steps, **attributes)
+        self._crash = crash or (lambda _: os._exit(134))
+        self._thread: int | None = None
+
+    def execute(self, prompt, stream, response, conversation):  # type: ignore[no-untyped-def]
+        if self._thread is not None:
+            self._crash("two at once")
+        thread = self._thread = threading.get_ident()
+        try:
+            # As a plugin has it, which reads the library's own generator in its own.
+            yield from super().execute(prompt, stream, response, conversation)
+        finally:
+            if threading.get_ident() != thread:
+                self._crash("closed in another thread")
+            self._thread = None
 
 
 class AsyncScript(_Script, llm.AsyncModel):

@@ -144,7 +144,7 @@ def test_stop_sequence_is_not_looked_for_in_thinking():
 
 
 def test_ignored_fields_are_told_in_a_header():
-    with running(AsyncScript("m", "a")) as proxy:
+    with running(AsyncScript("m", "a", usage(3, 1))) as proxy:
         raw = client(proxy).chat.completions.with_raw_response.create(
             model="m", messages=QUESTION, seed=7, store=True, extra_body={"naïve\n": 1}
         )
@@ -152,7 +152,7 @@ def test_ignored_fields_are_told_in_a_header():
 
 
 def test_too_many_ignored_fields_are_counted():
-    with running(AsyncScript("m", "a")) as proxy:
+    with running(AsyncScript("m", "a", usage(3, 1))) as proxy:
         body = {"model": "m", "messages": QUESTION} | {f"field_{i:04}": 1 for i in range(400)}
         _, headers, _ = request(proxy, "POST", "/v1/chat/completions", body)
     listed = headers["x-llmproxy-ignored"]

@@ -41,7 +41,8 @@ class Blocked(SyncScript):
     """Holds its thread until it is freed, which no client can do."""
 
     def __init__(self, model_id):
-        super().__init__(model_id, lambda _: self._block(), "freed")
+        # With a key it is a client of a provider, of which many requests run side by side.
+        super().__init__(model_id, lambda _: self._block(), "freed", needs_key="a-provider")
         self.begun = threading.Semaphore(0)
         self.free = threading.Event()
 

@@ -1,4 +1,4 @@
-"""So many at one time, in their order."""
+"""A counted gate: at most so many at once, in their order."""
 
 from __future__ import annotations
 
@@ -6,62 +6,58 @@ import asyncio
 
 import pytest
 
-from llmproxy.errors import RateLimited
 from llmproxy.gate import Gate
 
 
-def test_who_comes_later_waits_for_a_turn_in_order():
+def test_later_callers_wait_in_order():
     async def run():
-        gate, order = Gate(2, 5.0), []
+        gate, order = Gate(2), []
 
         async def visit(name):
-            await gate.enter()
-            order.append(name)
+            order.append((name, await gate.enter(5.0)))
 
         await visit("a")
         await visit("b")
         waiting = [asyncio.ensure_future(visit(name)) for name in "cd"]
         await asyncio.sleep(0)
-        assert (gate.running, gate.waiting, order) == (2, 2, ["a", "b"])
+        assert (gate.running, order) == (2, [("a", False), ("b", False)])
         gate.leave()
         await waiting[0]
-        assert (gate.running, gate.waiting, order) == (2, 1, ["a", "b", "c"])
+        assert (gate.running, order[2:]) == (2, [("c", True)])
         gate.leave()
         await waiting[1]
-        assert order == ["a", "b", "c", "d"]
+        assert order[2:] == [("c", True), ("d", True)]
         gate.leave()
         gate.leave()
-        assert (gate.running, gate.waiting) == (0, 0)
+        assert gate.running == 0
 
     asyncio.run(run())
 
 
-def test_a_turn_that_does_not_come_is_a_429():
+def test_a_place_that_does_not_come_in_time_is_a_timeout():
     async def run():
-        gate = Gate(1, 0.01)
-        await gate.enter()
-        with pytest.raises(RateLimited) as caught:
-            await gate.enter()
-        assert caught.value.message == "1 answers are running, and none ended for 0.01 s"
-        assert caught.value.headers == {"retry-after": "1"}
+        gate = Gate(1)
+        await gate.enter(None)
+        with pytest.raises(TimeoutError):
+            await gate.enter(0.01)
         gate.leave()
-        await gate.enter()
-        assert (gate.running, gate.waiting) == (1, 0)
+        assert await gate.enter(0.01) is False
+        assert gate.running == 1
 
     asyncio.run(run())
 
 
-def test_who_goes_away_while_waiting_takes_no_place():
+def test_a_caller_that_goes_away_while_it_waits_takes_no_place():
     async def run():
-        gate = Gate(1, 5.0)
-        await gate.enter()
-        waiting = asyncio.ensure_future(gate.enter())
+        gate = Gate(1)
+        await gate.enter(None)
+        waiting = asyncio.ensure_future(gate.enter(None))
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait({waiting})
-        assert (gate.running, gate.waiting) == (1, 0)
+        assert gate.running == 1
         gate.leave()
-        await asyncio.wait_for(gate.enter(), 1)
+        await asyncio.wait_for(gate.enter(None), 1)
         assert gate.running == 1
 
     asyncio.run(run())

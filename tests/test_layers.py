@@ -141,7 +141,8 @@ ROOMS: dict[str, set[str]] = {
         "transport.framing",
         "dialects",
     },
-    "engine.catalogue": {"errors", "hub"},
+    "gate": set(),
+    "engine.catalogue": {"errors", "gate", "hub"},
     "engine.events": {"errors", "payload", "hub"},
     "engine.form": {"errors", "hub", "remote_images", "engine.catalogue"},
     "engine.llm_keys": {"keys"},
@@ -167,7 +168,14 @@ ROOMS: dict[str, set[str]] = {
     "recorder.redact": {"keys"},
     "recorder.folding": set(),
     "recorder.owner": {"errors"},
-    "recorder.exchange": {"errors", "hub", "keys", "recorder.redact", "recorder.timeline"},
+    "recorder.exchange": {
+        "errors",
+        "hub",
+        "keys",
+        "tokens",
+        "recorder.redact",
+        "recorder.timeline",
+    },
     "recorder.lines": {
         "errors",
         "limits",
@@ -318,7 +326,6 @@ ROOMS: dict[str, set[str]] = {
         "study.measured",
     },
     "study.metrics": {"recorder.exchange"},
-    "gate": {"errors"},
     "pages": {
         "",
         "payload",
@@ -453,6 +460,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {
         "",
         "engine",
+        "filters",
         "keys",
         "access",
         "assemble",

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import metadata
@@ -26,6 +26,7 @@ from llm import plugins
 
 from .. import hub
 from ..errors import ModelNotFound
+from ..gate import Gate
 
 __all__ = ["Catalogue", "CatalogueEntry", "in_daemon_thread"]
 
@@ -42,12 +43,16 @@ SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # what llm and its plugi
 
 @dataclass(frozen=True)
 class CatalogueEntry:
-    """A model as a plugin registered it: async, sync, or both."""
+    """A model as a plugin registered it: async, sync, or both.
+
+    gate: limits how many requests it runs at one time; None for no limit of its own.
+    """
 
     model_id: str
     sync_model: SyncModel | None
     async_model: AsyncModel | None
     owned_by: str
+    gate: Gate | None = None
 
     @property
     def model(self) -> SyncModel | AsyncModel:
@@ -55,6 +60,15 @@ class CatalogueEntry:
         model = self.async_model or self.sync_model
         assert model is not None, "a plugin registers a model of one kind at least"
         return model
+
+    @property
+    def runs_in_process(self) -> bool:
+        """Whether the model seems to run in this process: sync, and no key for a provider.
+
+        Such models mostly share native state between requests, and abort the process if two
+        run at once; their first run loads them.
+        """
+        return self.async_model is None and not getattr(self.sync_model, "needs_key", None)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,9 @@ class Catalogue:
         the client's name decides, before any model's own name.
     default_model: answers for unknown and for missing names; without it an unknown
         name is an error, and a missing one means llm's own default.
+    parallel: pairs of a pattern and how many requests a model of such an id (or alias) runs
+        at one time; the first that fits. Without one, a model that runs in this process
+        runs one request at a time, and any other has no limit.
     extra_models: models that are there without a plugin.
     """
 
@@ -83,10 +100,13 @@ class Catalogue:
         *,
         maps: Sequence[tuple[str, str]] = (),
         default_model: str | None = None,
+        parallel: Sequence[tuple[str, int]] = (),
         extra_models: Sequence[tuple[SyncModel | None, AsyncModel | None]] = (),
     ) -> None:
         self._maps = tuple(maps)
         self._default_model = default_model
+        self._parallel = tuple(parallel)
+        self._gates: dict[str, Gate] = {}  # by model id; they outlive a reading of the models
         self._extra_models = tuple(extra_models)
         self._contents = _Contents({}, {}, {}, "", frozenset())
         self._created = int(time.time())  # no provider tells; at least it stays the same
@@ -96,7 +116,7 @@ class Catalogue:
     def load(self) -> None:
         """Read plugins, models, aliases and defaults. Blocks, for seconds the first time."""
         self._looked_at = time.monotonic()
-        self._contents = _read(self._extra_models)
+        self._contents = self._read()
 
     def models(self) -> list[hub.ModelEntry]:
         """List every model once, under its own id."""
@@ -174,9 +194,41 @@ class Catalogue:
             # Some plugins ask a server for their models, whose answer no file shows.
             new_plugins = _load_plugins()
             if is_unknown or new_plugins or _files() != self._contents.files:
-                self._contents = _read(self._extra_models)
+                self._contents = self._read()
         except Exception:
             logger.exception("reading llm's models again failed; the earlier list stays")
+
+    def _read(self) -> _Contents:
+        contents = _read(self._extra_models)
+        gated = _with_gates(contents, self._parallel, self._gates)
+        self._gates |= {id: entry.gate for id, entry in gated.items() if entry.gate is not None}
+        by_name = {name: gated[entry.model_id] for name, entry in contents.by_name.items()}
+        return replace(contents, entries=gated, by_name=by_name)
+
+
+def _with_gates(
+    contents: _Contents, parallel: Sequence[tuple[str, int]], known: Mapping[str, Gate]
+) -> dict[str, CatalogueEntry]:
+    """Give each entry its gate: that of its model object, else the one it had before a reload."""
+    names: dict[int, list[str]] = {}
+    for name, entry in contents.by_name.items():
+        names.setdefault(id(entry.model), []).append(name)
+    gates: dict[int, Gate] = {}
+    gated = {}
+    for model_id, entry in contents.entries.items():
+        place = id(entry.model)
+        limit = _limit([model_id, *names.get(place, ())], parallel)
+        if limit is None and entry.runs_in_process:
+            limit = 1
+        if limit is not None and place not in gates:
+            gates[place] = known.get(model_id) or Gate(limit)
+        gated[model_id] = replace(entry, gate=gates.get(place))
+    return gated
+
+
+def _limit(names: Sequence[str], parallel: Sequence[tuple[str, int]]) -> int | None:
+    fits = (n for pattern, n in parallel if any(fnmatchcase(name, pattern) for name in names))
+    return next(fits, None)
 
 
 def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:

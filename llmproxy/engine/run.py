@@ -12,27 +12,29 @@ import logging
 import secrets
 import threading
 import time
+import traceback
 from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from json import JSONDecodeError
+from types import TracebackType
 from typing import Any
 
 import llm
 from llm.parts import StreamEvent
 
 from .. import hub
-from ..errors import ProxyError, UpstreamError
+from ..errors import ProxyError, Unavailable, UpstreamError
 from ..keys import KnownKeys
 from ..remote_images import RemoteImages
 from ..tags import ThinkTagSplitter
 from . import outcome
-from .catalogue import Catalogue
+from .catalogue import Catalogue, CatalogueEntry
 from .events import EventReader, StopCutter
 from .form import Call, prepare
 from .llm_keys import keys_of_model, known_keys
-from .threads import MAX_THREADS, Threads
+from .threads import MAX_THREADS, RETRY_S, Threads
 
 __all__ = ["Answer", "Engine"]
 
@@ -68,17 +70,17 @@ class Engine:
         self._think_tags = think_tags
         self._remote_images = remote_images
         self._threads = Threads(threads)
+        self._ran: dict[str, object] = {}  # the model that ran last under each id
         self._keys = keys or known_keys()
 
     async def answer(
         self, request: hub.ChatRequest, recollect: hub.Recollect | None = None
     ) -> Answer:
-        """Start the model that a request asks for, with the request as `recollect` gives it.
+        """Prepare the model that a request asks for, with the request as `recollect` gives it.
 
         Raises:
             ModelNotFound: no such model.
             Unsupported: the model can't do what the request hangs on.
-            Unavailable: it is a sync one, and there is no thread for it.
             ProxyError: the model's plugin refused at once.
         """
         entry = await self.catalogue.choose(request.model)
@@ -87,12 +89,10 @@ class Engine:
         defaults = self.catalogue.options(entry.model_id)
         self._keys.look()  # before the model does: its key may be another when it fails
         self._keys.learn(keys_of_model(entry.model))
-        if not isinstance(entry.model, _ASYNC):
-            await self._threads.room()
         try:
             call = prepare(request, entry.model, defaults, self._remote_images)
             splitter = ThinkTagSplitter() if self._think_tags else None
-            return Answer(call, self._keys, self._threads, splitter)
+            return Answer(call, entry, self._keys, self._threads, self._ran, splitter)
         except BaseException as exc:
             # A plugin's Options or Response may refuse in ways of its own.
             raise outcome.translate(exc, self._keys) from exc
@@ -104,12 +104,21 @@ class Answer:
     def __init__(
         self,
         call: Call,
+        entry: CatalogueEntry,
         keys: KnownKeys,
         threads: Threads,
+        ran: dict[str, object],
         splitter: ThinkTagSplitter | None = None,
     ) -> None:
         prompt = call.prompt
+        self._entry = entry
         self._keys = keys
+        self._threads = threads
+        self._ran = ran
+        self._has_turn = False
+        self._has_begun = False
+        self.runs_in_process = entry.runs_in_process
+        self.is_first = False
         self.replay_of: str | None = None
         self.model_id: str = prompt.model.model_id
         self.options: Mapping[str, Any] = call.options
@@ -133,16 +142,55 @@ class Answer:
         self._room = asyncio.Event()
         self._thread_room = threading.Event()
         self._task: asyncio.Task[None] | None = None
-        if isinstance(prompt.model, _ASYNC):
-            response = llm.AsyncResponse(
-                prompt, prompt.model, prompt.model.can_stream, conversation=call.conversation
-            )
+        self._response = _response(call)
+
+    # ---- its beginning
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Wait for the gate of the model, if it has one; see hub.RunningAnswer."""
+        gate = self._entry.gate
+        if gate is None:
+            return False
+        try:
+            has_waited = await gate.enter(wait_s)
+        except TimeoutError:
+            few = "one request" if gate.limit == 1 else f"{gate.limit} requests"
+            raise Unavailable(
+                f"the model {self.model_id!r} answers {few} at a time, and none before this one"
+                f" has ended for {wait_s:g} s (limit queue_s)",
+                headers={"retry-after": f"{RETRY_S}"},
+            ) from None
+        self._has_turn = True
+        return has_waited
+
+    async def begin(self) -> None:
+        """Start the model; see hub.RunningAnswer."""
+        response = self._response
+        if isinstance(response, llm.Response):
+            await self._threads.room()
+        if self._stopping:
+            return
+        self.started = datetime.now(UTC)
+        self.started_at = self._heard_at = time.monotonic()
+        if isinstance(response, llm.AsyncResponse):
             self._task = self._loop.create_task(self._run_async(response))
+            self._task.add_done_callback(lambda _: self._leave())
         else:
-            sync_response = llm.Response(
-                prompt, prompt.model, prompt.model.can_stream, conversation=call.conversation
-            )
-            threads.start(partial(self._run_sync, sync_response), f"llmproxy-{self.model_id}")
+            run = partial(self._run_sync, response)
+            self._threads.start(run, f"llmproxy-{self.model_id}", self._leave)
+        # From here on the turn is given back at the model's own end alone, which may come
+        # long after a `stop`.
+        self._has_begun = True
+        if self.runs_in_process:  # a reload of the catalogue makes a new model, which loads too
+            self.is_first = self._ran.get(self.model_id) is not response.model
+            self._ran[self.model_id] = response.model
+
+    def _leave(self) -> None:
+        """Let the next request have the turn."""
+        if self._has_turn:
+            self._has_turn = False
+            assert self._entry.gate is not None
+            self._entry.gate.leave()
 
     # ---- the reader's side
 
@@ -154,6 +202,7 @@ class Answer:
         Raises:
             ProxyError: what the model raised, after all events that came before it.
         """
+        assert self._has_begun
         self._silence_s = silence_s
         while not self._queue:
             if self._over:
@@ -182,6 +231,8 @@ class Answer:
         was_over, self._over, self._stopping = self._over, True, True
         self._queue.clear()
         self._thread_room.set()
+        if not self._has_begun:
+            self._leave()
         if self._ticker is not None:
             self._ticker.cancel()
         if self._task is not None and not self._task.done():
@@ -361,9 +412,10 @@ class Answer:
     # ---- a sync model
 
     def _run_sync(self, response: llm.Response) -> None:
+        events: Iterator[StreamEvent] = response.stream_events()
         raised: BaseException | None = None
         try:
-            for event in response.stream_events():
+            for event in events:
                 if not self._take(event):
                     break
                 self._wake_from_thread()
@@ -373,9 +425,11 @@ class Answer:
                         self._thread_room.wait(STOP_S)
         except BaseException as exc:
             raised = exc
+        tracebacks = _tracebacks(raised)
         if not self._stopping:
             self._close_with(response, raised)
         self._wake_from_thread()
+        _close_here(events, tracebacks)
 
     def _wake_from_thread(self) -> None:
         """Wake the loop once for all events that it has not looked at yet."""
@@ -386,6 +440,47 @@ class Answer:
             self._loop.call_soon_threadsafe(self._wake)
         except RuntimeError:  # the loop is closed: nobody waits any more
             self._stopping = True
+
+
+def _response(call: Call) -> llm.Response | llm.AsyncResponse:
+    model: Any = call.prompt.model
+    kind: Any = llm.AsyncResponse if isinstance(model, _ASYNC) else llm.Response
+    made: llm.Response | llm.AsyncResponse = kind(
+        call.prompt, model, model.can_stream, conversation=call.conversation
+    )
+    return made
+
+
+def _close_here(events: Any, tracebacks: list[TracebackType]) -> None:
+    """Close a sync model's generators in the thread that ran them.
+
+    Native code may abort the process if it is closed in another one, as it is where the
+    garbage collector closes it: what the frames of an exception still hold is closed too.
+    """
+    try:
+        events.close()
+    except BaseException as exc:
+        logger.debug("a model's generator did not close: %r", exc)
+    for failed_at in tracebacks:
+        traceback.clear_frames(failed_at)
+
+
+def _tracebacks(exc: BaseException | None) -> list[TracebackType]:
+    """List where an exception and its causes came from, as long as this thread alone has them.
+
+    The event loop may raise the same exception again, whose traceback then begins with
+    coroutines that must not be cleared.
+    """
+    found: list[TracebackType] = []
+    left = [exc]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            found += [one.__traceback__] if one.__traceback__ else []
+            left += (one.__cause__, one.__context__)
+    return found
 
 
 async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:

@@ -46,8 +46,10 @@ class Threads:
         except TimeoutError:
             raise _no_room(f"{self._most} models that can't be stopped run already") from None
 
-    def start(self, run: Callable[[], None], name: str) -> None:
-        """Run a function in a thread of its own.
+    def start(
+        self, run: Callable[[], None], name: str, ended: Callable[[], None] | None = None
+    ) -> None:
+        """Run a function in a thread of its own; `ended` is called in the loop after it.
 
         Raises:
             Unavailable: the system gives no thread.
@@ -59,7 +61,7 @@ class Threads:
                 run()
             finally:
                 with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(self._end)
+                    loop.call_soon_threadsafe(self._end, ended)
 
         try:
             threading.Thread(target=work, name=name, daemon=True).start()
@@ -67,9 +69,11 @@ class Threads:
             raise _no_room("the system gives no thread") from exc
         self._alive += 1
 
-    def _end(self) -> None:
+    def _end(self, ended: Callable[[], None] | None) -> None:
         self._alive -= 1
         self._ended.set()
+        if ended is not None:
+            ended()
 
 
 def _no_room(words: str) -> Unavailable:

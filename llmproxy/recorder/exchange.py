@@ -18,7 +18,7 @@ from typing import Any, Literal
 import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
 
-from .. import hub
+from .. import hub, tokens
 from ..keys import KnownKeys
 from . import timeline
 from .redact import Redactor
@@ -98,9 +98,14 @@ class Entry:
     id: a lower-case ULID, the turn's too; thread_id: the turn's, None where llm's tables
         have no turn of it: the answer failed before it brought anything.
     received: UTC; times in milliseconds from then, None where it did not come to that.
+    queue_ms: how long it waited for its turn to run, which all of these times include; None
+        where no other request was first.
+    is_first_run: the model's first run in its process, as far as can be told: the time to its
+        first event then includes loading it.
     model_asked: as the client wrote it; model_used: llm's id of what answered.
     status: "interrupted" is what was running when its process was killed.
     error: in words; usage: as the hub counts; ignored: paths that were not carried.
+    output_tokens_estimate: ours, of what was answered, where nobody has counted.
     ttft_ms: until the first event of any kind; first_text_ms: until the first visible text.
     first_words: how the prompt begins.
     previous_id: the exchange whose reply this one goes on from, and `link` in which way;
@@ -144,6 +149,9 @@ class Entry:
     recorded_id: str | None = None
     repeat: int | None = None
     setup_ms: float | None = None
+    queue_ms: float | None = None
+    is_first_run: bool = False
+    output_tokens_estimate: int | None = None
     owner: str | None = None
 
 
@@ -196,6 +204,8 @@ class Exchange(Entry):
         recalled: int = 0,
         model_used: str | None = None,
         replay_of: str | None = None,
+        queue_ms: float | None = None,
+        is_first_run: bool = False,
     ) -> Exchange:
         """Give the exchange as it ended, however that was; secrets are taken out of `error`.
 
@@ -205,6 +215,8 @@ class Exchange(Entry):
         """
         visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
         is_turn = turn is not None and (status == "ok" or turn.reply)
+        usage = finish.usage if finish else hub.Usage()
+        estimate = tokens.estimate_reply(turn.reply) if turn and turn.reply else None
         return replace(
             self,
             status=status,
@@ -220,7 +232,10 @@ class Exchange(Entry):
             first_text_ms=next(visible, None),
             finish_reason=finish.reason if finish else None,
             stop_sequence=finish.stop_sequence if finish else None,
-            usage=finish.usage if finish else hub.Usage(),
+            usage=usage,
+            output_tokens_estimate=estimate if usage.output_tokens is None else None,
+            queue_ms=queue_ms,
+            is_first_run=is_first_run,
             error=None if error is None else self.redactor.words(error),
             ignored=tuple(ignored),
             previous_id=previous_id,

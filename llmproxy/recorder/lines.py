@@ -209,6 +209,9 @@ class ExchangeForm:
     recorded_id: str | None = None
     repeat: int | None = None
     setup_ms: float | None = None
+    queue_ms: float | None = None
+    is_first_run: bool = False
+    output_tokens_estimate: int | None = None
     owner: str | None
     request: RequestForm
     replay_key: str | None = None
@@ -259,7 +262,7 @@ def _check_entry(entry: ExchangeForm) -> None:
     for name in ("previous_id", "run_id", "recorded_id"):
         _check_id(getattr(entry, name), name)
     _check_time(entry.received, "received")
-    for name in ("ttft_ms", "first_text_ms", "duration_ms", "setup_ms"):
+    for name in ("ttft_ms", "first_text_ms", "duration_ms", "setup_ms", "queue_ms"):
         _check_number(getattr(entry, name), name)
     for name in ("http_status", "event_count", "recalled", "repeat"):
         _check_number(getattr(entry, name), name)

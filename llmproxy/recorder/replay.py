@@ -131,6 +131,8 @@ class Replayed:
         self.options: Mapping[str, Any] = {}
         self.tools: tuple[llm.Tool, ...] = ()
         self.ignored = ignored
+        self.is_first = False
+        self.runs_in_process = False
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
         self._speed = speed
@@ -140,6 +142,15 @@ class Replayed:
             self._left.append((recorded.ended_ms, recorded.finish))
         self._left.reverse()
         self._ended_ms = recorded.ended_ms
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Return at once: any number of recordings is played at one time."""
+        return False
+
+    async def begin(self) -> None:
+        """Start the clock."""
+        self.started = datetime.now(UTC)
+        self.started_at = time.monotonic()
 
     async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
         """Give the events that are due by now, at least one; see hub.RunningAnswer."""

@@ -61,13 +61,14 @@ class Log:
         """The answer of an exchange."""
         exchange = self._exchange(id)
         last_ms = exchange.events[-1][0] if exchange.events else 0.0
+        waited_ms = exchange.queue_ms or 0.0  # for other requests, which are not there now
         return Recorded(
             exchange.id,
             exchange.model_used or exchange.model_asked or "",
-            exchange.events,
+            [(max(at - waited_ms, 0.0), event) for at, event in exchange.events],
             exchange.finish,
             None if exchange.finish else _failure(exchange),
-            exchange.duration_ms or last_ms,
+            max((exchange.duration_ms or last_ms) - waited_ms, 0.0),
         )
 
     def near(self, request: hub.ChatRequest) -> Iterator[tuple[str, hub.ChatRequest]]:

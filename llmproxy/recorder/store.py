@@ -131,6 +131,11 @@ _MIGRATIONS = (
         "create index proxy_exchanges_recorded on proxy_exchanges (recorded_id)"
         " where recorded_id is not null",
     ),
+    (
+        "alter table proxy_exchanges add column queue_ms real",
+        "alter table proxy_exchanges add column is_first_run integer not null default 0",
+        "alter table proxy_exchanges add column output_tokens_estimate integer",
+    ),
 )
 
 
@@ -478,8 +483,10 @@ class Store:
                 {"id": id, **values},
             )
 
-    def interrupt_orphans(self) -> None:
+    def interrupt_orphans(self) -> list[Entry]:
         """Mark what was running when its process was killed; a living neighbour's is left alone.
+
+        Give what was marked, in short.
 
         Raises:
             Locked, Unusable: as `write`.
@@ -489,13 +496,18 @@ class Store:
             owners = self._conn.execute(
                 "select distinct owner from proxy_exchanges where status = 'running'"
             ).fetchall()
+            found = []
             for (id,) in owners:
                 if id is None or self._owner is None or not self._owner.is_alive(id):
-                    self._conn.execute(
+                    cursor = self._conn.execute(
                         "update proxy_exchanges set status = 'interrupted'"
-                        " where status = 'running' and owner is ?",
+                        " where status = 'running' and owner is ?"
+                        f" returning {', '.join(ENTRY_COLUMNS)}",
                         (id,),
                     )
+                    cursor.row_factory = sqlite3.Row
+                    found += [entry_of(row) for row in cursor]
+            return found
 
     def flush(self) -> None:
         """Move the write-ahead log into the file and empty it, if no reader is in the way.
@@ -558,6 +570,7 @@ def entry_of(row: sqlite3.Row) -> Entry:
         | {
             "received": datetime.fromisoformat(row["received"]),
             "stream": bool(row["stream"]),
+            "is_first_run": bool(row["is_first_run"]),
             "ignored": tuple(json.loads(row["ignored"])),
             "usage": Usage(**{field.name: row[field.name] for field in fields(Usage)}),
         }

@@ -12,14 +12,14 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from .exchange import Exchange
+from .exchange import Entry, Exchange
 from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
@@ -35,6 +35,7 @@ MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: a full or broken disk takes a person
 # Between two groups, for the `llm` command beside us: it fails where a commit falls
 # between its read and its write.
 GAP_S = 0.02
+MAX_NAMED = 5  # of the exchanges that a warning tells of
 IDLE_S = 1.0  # without anything new, before the write-ahead log is emptied
 
 
@@ -228,7 +229,9 @@ class Writer:
                 self._warn(f"what another llmproxy left can't be taken in: {exc}")
             else:
                 taken.append(id)
-        store.interrupt_orphans()
+        interrupted = store.interrupt_orphans()
+        if interrupted:
+            self._warn(_interrupted(interrupted))
         for id in taken:
             spool.owner.forget(id)
 
@@ -358,6 +361,20 @@ class Writer:
         self._drop_store()
         if self._spool is not None:
             self._spool.owner.release()
+
+
+def _interrupted(entries: Sequence[Entry]) -> str:
+    """Name what a killed or crashed process left running: its model may be the cause."""
+    shown = [
+        f"{entry.id} ({entry.client}, {entry.model_asked or 'the default model'})"
+        for entry in entries[:MAX_NAMED]
+    ]
+    more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
+    were = "exchange was" if len(entries) == 1 else "exchanges were"
+    return (
+        f"llmproxy ended without stopping while {len(entries)} {were} running:"
+        f" {', '.join(shown)}{more}"
+    )
 
 
 def _exchanges(count: int) -> str:

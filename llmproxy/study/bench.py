@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator,
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import llm
@@ -101,13 +102,19 @@ def tasks(plan: Plan, done: Collection[Task] = ()) -> list[Task]:
 class Attempt:
     """An answer as far as it has come in.
 
-    began_at: by time.monotonic(), when sending it began, or the model was started;
+    began_at: by time.monotonic(), when sending it began, or the model was asked;
     setup_ms: what connecting took before that, None where it can't be told.
+    queue_ms: how long it waited after that for the model's turn, None where it did not.
+    is_first_run: as hub.RunningAnswer has it.
+    begins: called when it is its turn, from when on its time is limited.
     model_id, options, tools, ignored: as hub.RunningAnswer has them.
     """
 
+    begins: Callable[[], None]
     began_at: float = field(default_factory=time.monotonic)
     setup_ms: float | None = None
+    queue_ms: float | None = None
+    is_first_run: bool = False
     model_id: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[llm.Tool, ...] = ()
@@ -124,12 +131,20 @@ def ask_models(answering: hub.Answering) -> Ask:
 
     async def ask(request: hub.ChatRequest, recollect: hub.Recollect, attempt: Attempt) -> None:
         answer = await answering.answer(request, recollect)
-        attempt.began_at = answer.started_at
         attempt.model_id = answer.model_id
         attempt.options = answer.options
         attempt.tools = answer.tools
         attempt.ignored = answer.ignored
         try:
+            attempt.began_at = time.monotonic()
+            has_waited = await answer.wait_turn(None)
+            await answer.begin()
+            if has_waited:
+                attempt.queue_ms = (answer.started_at - attempt.began_at) * 1000
+            else:
+                attempt.began_at = answer.started_at
+            attempt.is_first_run = answer.is_first
+            attempt.begins()
             while batch := await answer.read():
                 attempt.stamped += batch
         finally:
@@ -144,6 +159,7 @@ def ask_server(
     """Ask a server by our own client, whose connecting is no part of an answer's time."""
 
     async def ask(request: hub.ChatRequest, recollect: hub.Recollect, attempt: Attempt) -> None:
+        attempt.begins()
         async with asking(dialect, base_url, request, key=key, tls=tls) as answer:
             attempt.began_at = answer.times.connected
             attempt.setup_ms = (answer.times.connected - answer.times.began) * 1000
@@ -230,12 +246,13 @@ class Bench:
         request = _request(asked, task.model, self._plan.max_tokens)
         exchange = self._begun(task, recorded, request)
         self._log.write(exchange)
-        attempt = Attempt()
+        limit = asyncio.timeout(None)
+        attempt = Attempt(partial(self._limit, limit))
         started, started_at = datetime.now(UTC), attempt.began_at
         status: Status = "error"
         error = None
         try:
-            async with asyncio.timeout(self._plan.timeout_s):
+            async with limit:
                 await self._ask(request, _recollect(recorded, request), attempt)
             status = "ok"
         except ProxyError as exc:
@@ -253,6 +270,10 @@ class Bench:
         await self._log.committed(written, COMMIT_S)
         # Any other failure is one strange answer's own.
         self._has_lost |= written.done() and isinstance(written.exception(), StoreError)
+
+    def _limit(self, limit: asyncio.Timeout) -> None:
+        if self._plan.timeout_s is not None:
+            limit.reschedule(asyncio.get_running_loop().time() + self._plan.timeout_s)
 
     def _begun(self, task: Task, recorded: Exchange, request: hub.ChatRequest) -> Exchange:
         exchange = begun(
@@ -339,6 +360,8 @@ def _ended(
         finish=finish if isinstance(finish, hub.Finish) else None,
         error=None if error is None else error.words,
         ignored=attempt.ignored,
+        queue_ms=attempt.queue_ms,
+        is_first_run=attempt.is_first_run,
     )
     return replace(ended, setup_ms=attempt.setup_ms)
 
@@ -373,8 +396,8 @@ def _turn(
         schema=request.schema,
         usage=counted,
         response_json=finish.response_json,
-        started=started,
-        duration_ms=int(_since(attempt, ended_at)),
+        started=started + timedelta(milliseconds=attempt.queue_ms or 0),
+        duration_ms=int(_since(attempt, ended_at) - (attempt.queue_ms or 0)),
     )
 
 

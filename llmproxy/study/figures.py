@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import combinations, pairwise
 from math import fsum
 from operator import attrgetter
@@ -58,10 +58,12 @@ class Estimate:
 
     interval: of the requests' medians, since answers to one request are alike, and many of
         them tell little about others. None where they are too few to say: ENOUGH it takes.
+    is_estimated: some of the values rest on our own estimate of the tokens.
     """
 
     summary: Summary
     interval: Interval | None
+    is_estimated: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,12 @@ class ModelFigures:
     """One model's answers; warm-ups, and what was cancelled, are in no figure.
 
     requests: those that ended, well or not; ok of them well. warmups: how many there were.
+    first_runs: of the good ones, how many may have loaded the model.
+    queue_ms: what those that waited for their turn waited, in no other time.
     errors: by kind, finish_reasons: of the good ones, both the most frequent first.
     Times in milliseconds, of good answers only; tokens_per_second from the first event to
-        the last, by the provider's count, unstreamed reasoning left out.
+        the last, by the provider's count, unstreamed reasoning left out; where it did not count,
+        by our estimate.
     gaps: between the events of an answer, over all answers.
     tokens: by the names of hub.Usage, a summary of what the providers said; names without
         any number are left out.
@@ -120,9 +125,11 @@ class ModelFigures:
     requests: int
     ok: int
     warmups: int
+    first_runs: int
     errors: Mapping[str, int]
     finish_reasons: Mapping[str, int]
     setup_ms: Estimate | None
+    queue_ms: Estimate | None
     ttft_ms: Estimate | None
     first_text_ms: Estimate | None
     duration_ms: Estimate | None
@@ -236,13 +243,15 @@ def _model_figures(
         requests=len(ended),
         ok=len(good),
         warmups=warmups,
+        first_runs=sum(answer.is_first_run for answer in good),
         errors=_frequent(answer.error_kind for answer in failed),
         finish_reasons=_frequent(answer.finish_reason for answer in good),
         setup_ms=_estimate(_by_sample(good, attrgetter("setup_ms"))),
+        queue_ms=_estimate(_by_sample(good, attrgetter("queue_ms"))),
         ttft_ms=_estimate(_by_sample(good, MEASURES["ttft_ms"])),
         first_text_ms=_estimate(_by_sample(good, MEASURES["first_text_ms"])),
         duration_ms=_estimate(_by_sample(good, MEASURES["duration_ms"])),
-        tokens_per_second=_estimate(_by_sample(good, MEASURES["tokens_per_second"])),
+        tokens_per_second=_rate(good),
         gaps=_gaps(good),
         tokens=_tokens(good),
         agreement=_agreement_with_recorded(good, samples),
@@ -275,13 +284,21 @@ def _estimate(values: Mapping[str, Sequence[float]]) -> Estimate | None:
     return None if whole is None else Estimate(whole, _interval([*_medians(values).values()]))
 
 
+def _rate(good: Sequence[Measured]) -> Estimate | None:
+    found = _estimate(_by_sample(good, _speed))
+    is_estimated = any(answer.output_tokens_estimate is not None for answer in good)
+    return None if found is None else replace(found, is_estimated=is_estimated)
+
+
 def _interval(values: Sequence[float]) -> Interval | None:
     return median_interval(values, seed=SEED)
 
 
 def _speed(answer: Measured) -> float | None:
     tokens = answer.usage.output_tokens
-    if tokens is not None and not answer.shows_reasoning:
+    if tokens is None:
+        tokens = answer.output_tokens_estimate
+    elif not answer.shows_reasoning:
         tokens -= answer.usage.reasoning_tokens or 0
     # What comes behind the last event (counts, the end of the stream) is no slowness of tokens.
     last_ms = answer.ticks[-1][0] if answer.ticks else None

@@ -27,11 +27,15 @@ class Measured:
         which counts in no figure.
     status: "ok", or "error" with `error_kind`, a word of errors.py ("rate_limit", "timeout" …;
         "cut" where an answer failed after it had begun), and `error` in words.
-    setup_ms: the time it took to connect, known of servers that our own client asks; it is
-        in none of the other times, which are in milliseconds from the sending on.
+    setup_ms: the time it took to connect, known of servers that our own client asks;
+        queue_ms: how long the request waited for other answers to end, None where it did not.
+        Both are in none of the other times, which are in milliseconds from the sending on.
+    is_first_run: the model's first in its process, as far as can be told: it may have been
+        loaded within the time to the first event.
     ticks: of each event when it came, in milliseconds, and how many characters it brought,
         reasoning and tool arguments included.
     shows_reasoning: reasoning was streamed, not only counted.
+    output_tokens_estimate: ours, where nobody has counted.
     reply: what was answered.
     """
 
@@ -45,12 +49,15 @@ class Measured:
     error: str | None = None
     finish_reason: hub.FinishReason | None = None
     setup_ms: float | None = None
+    queue_ms: float | None = None
+    is_first_run: bool = False
     ttft_ms: float | None = None
     first_text_ms: float | None = None
     duration_ms: float | None = None
     ticks: Sequence[tuple[float, int]] = ()
     shows_reasoning: bool = False
     usage: hub.Usage = hub.Usage()
+    output_tokens_estimate: int | None = None
     reply: Sequence[Message] = ()
 
 

@@ -59,6 +59,7 @@ class Metrics:
         self._tokens: Counter[Labels] = Counter()
         self._ttft: dict[Labels, _Histogram] = {}
         self._duration: dict[Labels, _Histogram] = {}
+        self._queue: dict[Labels, _Histogram] = {}
 
     def count(self, entry: Entry) -> None:
         """Count an exchange that has ended."""
@@ -73,6 +74,7 @@ class Metrics:
         for histograms, buckets, ms in (
             (self._ttft, TTFT_BUCKETS_S, entry.ttft_ms),
             (self._duration, DURATION_BUCKETS_S, entry.duration_ms),
+            (self._queue, TTFT_BUCKETS_S, entry.queue_ms),
         ):
             if ms is not None:
                 histograms.setdefault(which, _Histogram(buckets)).observe(ms / 1000)
@@ -82,9 +84,10 @@ class Metrics:
         lines: list[str] = []
         lines += _counter("requests", "requests by how they ended", self._requests)
         lines += _counter("tokens", "tokens as the providers count", self._tokens)
-        first = "from a request to the first event of its answer"
+        first = "from a request to the first event of its answer, waiting for a turn included"
         lines += _histogram("time_to_first_event_seconds", first, self._ttft)
         lines += _histogram("duration_seconds", "from a request to its end", self._duration)
+        lines += _histogram("queue_seconds", "that requests waited for a turn", self._queue)
         for gauge in gauges:
             lines += _head(gauge.name, gauge.help, "gauge")
             lines.append(f"llmproxy_{gauge.name} {_number(gauge.value)}")

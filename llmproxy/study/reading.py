@@ -110,6 +110,11 @@ def _measured_again(exchange: Exchange) -> Measured:
 
 
 def _measured(exchange: Exchange) -> Measured:
+    waited_ms = exchange.queue_ms or 0.0
+
+    def since_begun(at: float | None) -> float | None:
+        return None if at is None else max(at - waited_ms, 0.0)
+
     return Measured(
         id=exchange.id,
         model=exchange.model_used or exchange.model_asked or "?",
@@ -120,14 +125,17 @@ def _measured(exchange: Exchange) -> Measured:
         error=exchange.error,
         finish_reason=exchange.finish_reason,
         setup_ms=exchange.setup_ms,
-        ttft_ms=exchange.ttft_ms,
-        first_text_ms=exchange.first_text_ms,
-        duration_ms=exchange.duration_ms,
-        ticks=[(at, len(event.chunk)) for at, event in exchange.events],
+        queue_ms=exchange.queue_ms,
+        is_first_run=exchange.is_first_run,
+        ttft_ms=since_begun(exchange.ttft_ms),
+        first_text_ms=since_begun(exchange.first_text_ms),
+        duration_ms=since_begun(exchange.duration_ms),
+        ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
         shows_reasoning=any(
             event.type == "reasoning" and event.chunk for _, event in exchange.events
         ),
         usage=exchange.usage,
+        output_tokens_estimate=exchange.output_tokens_estimate,
         reply=exchange.turn.reply if exchange.turn else (),
     )
 

@@ -56,6 +56,7 @@ def table(study: Study, figures: Figures, *, width: int, colours: bool = False) 
         _times("first text", models, lambda model: model.first_text_ms, page),
         _times("whole answer", models, lambda model: model.duration_ms, page),
         _times("set-up, in no other time", models, lambda model: model.setup_ms, page),
+        _times("wait for a turn, in no other time", models, lambda model: model.queue_ms, page),
         _gaps(models, page),
         _tokens(models, page),
         _costs(models, page),
@@ -170,7 +171,14 @@ def _answers(models: Sequence[ModelFigures], page: _Page) -> list[str]:
         for m in models
     }
     columns = ["asked", "ok", "errors", "warm-ups", *_IN_SHORT.values()]
-    return page.grid("in short, by p50", columns, rows)
+    lines = page.grid("in short, by p50", columns, rows)
+    for m in models:
+        if m.first_runs:
+            lines += page.wrapped(
+                f"{m.model}: first run of its process {m.first_runs:,} of {m.ok:,} times, in which"
+                " the model may have been loaded"
+            )
+    return lines
 
 
 _IN_SHORT: Mapping[Measure, str] = {
@@ -181,7 +189,9 @@ _IN_SHORT: Mapping[Measure, str] = {
 
 
 def _median(estimate: Estimate | None, measure: Measure) -> str:
-    return NOTHING if estimate is None else _amount(measure, estimate.summary.p50)
+    if estimate is None:
+        return NOTHING
+    return "~" * estimate.is_estimated + _amount(measure, estimate.summary.p50)
 
 
 def _times(
@@ -235,7 +245,10 @@ def _tokens(models: Sequence[ModelFigures], page: _Page) -> list[str]:
     for m in models:
         told = m.tokens["output_tokens"].count if "output_tokens" in m.tokens else 0
         if told < m.ok:
-            lines += page.wrapped(f"{m.model}: only {told:,} of {m.ok:,} answers told their tokens")
+            lines += page.wrapped(
+                f"{m.model}: only {told:,} of {m.ok:,} answers told their tokens;"
+                " ~ marks rates by our estimate"
+            )
     return lines
 
 
@@ -422,8 +435,11 @@ def _answer(answer: Measured) -> dict[str, Any]:
         "error": answer.error,
         "finish_reason": answer.finish_reason,
         "setup_ms": answer.setup_ms,
+        "queue_ms": answer.queue_ms,
+        "is_first_run": answer.is_first_run,
         **{measure: measured(answer) for measure, measured in MEASURES.items()},
         **asdict(answer.usage),
+        "output_tokens_estimate": answer.output_tokens_estimate,
     }
 
 

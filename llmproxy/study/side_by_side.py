@@ -269,6 +269,10 @@ def _facts(answer: Measured) -> str:
 def _each_fact(answer: Measured) -> Iterator[str]:
     if answer.ttft_ms is not None:
         yield f"{markup.seconds(answer.ttft_ms)} to the first event"
+    if answer.is_first_run:
+        yield "first run of its process, the model may have been loaded"
+    if answer.queue_ms is not None:
+        yield f"{markup.seconds(answer.queue_ms)} of waiting before, for its turn"
     if answer.duration_ms is not None:
         yield f"{markup.seconds(answer.duration_ms)} in all"
     usage = answer.usage

@@ -96,6 +96,7 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
         ),
     )
     yield "Connection set-up, in no other time", _estimate_rows("setup_ms", is_time=True)[:3]
+    yield "Wait for a turn, in no other time", _estimate_rows("queue_ms", is_time=True)[:3]
     yield (
         "Tokens an answer, median",
         [(label, _median_tokens(name)) for name, label in _TOKENS_OF_EACH.items()],
@@ -123,7 +124,12 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
 
 def _ok(each: ModelFigures) -> str:
     warm = f'<br><span class="soft">+{each.warmups:,} warm-up</span>' if each.warmups else ""
-    return f"{each.ok:,} of {each.requests:,}{warm}"
+    first = (
+        f'<br><span class="soft">{each.first_runs:,} may have loaded the model</span>'
+        if each.first_runs
+        else ""
+    )
+    return f"{each.ok:,} of {each.requests:,}{warm}{first}"
 
 
 def _finished(each: ModelFigures) -> str:
@@ -152,7 +158,8 @@ def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
             if found is None:
                 return NONE
             value: float = getattr(found.summary, name)
-            return markup.seconds(value) if is_time else markup.number(value)
+            shown = markup.seconds(value) if is_time else markup.number(value)
+            return "~" * found.is_estimated + shown
 
         return cell
 

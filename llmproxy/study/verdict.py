@@ -34,7 +34,7 @@ def verdict(study: Study, figures: Figures) -> Iterator[tuple[str, str]]:
     for measure, question in _QUESTIONS.items():
         words = _speed(study, figures, measure)
         if words:
-            yield question, words
+            yield question, words + _estimated(figures, measure)
     for question, words in (
         ("Agreement", _closeness(figures)),
         ("Cost", _cost(figures)),
@@ -42,6 +42,15 @@ def verdict(study: Study, figures: Figures) -> Iterator[tuple[str, str]]:
     ):
         if words:
             yield question, words
+
+
+def _estimated(figures: Figures, measure: Measure) -> str:
+    models = [each.model for each in figures.models if _is_estimated(getattr(each, measure))]
+    return f" For {_names(models)} the tokens are our estimate." if models else ""
+
+
+def _is_estimated(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.is_estimated
 
 
 # ---- speed

@@ -45,6 +45,13 @@ class Outcome:
         return "".join(e.chunk for e in self.events if getattr(e, "type", "") == "text")
 
 
+async def started(engine: Engine, request: hub.ChatRequest) -> Answer:
+    answer = await engine.answer(request)
+    await answer.wait_turn(None)
+    await answer.begin()
+    return answer
+
+
 class Runner:
     """Ask a model through the engine and read it to its end."""
 
@@ -60,7 +67,7 @@ class Runner:
         catalogue.load()
         outcome = Outcome([], None, None)
         try:
-            outcome.answer = await Engine(catalogue).answer(request)
+            outcome.answer = await started(Engine(catalogue), request)
             while batch := await outcome.answer.read():
                 outcome.events += [stamped.event for stamped in batch]
         except Exception as exc:

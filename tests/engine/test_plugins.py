@@ -13,7 +13,7 @@ from llm_perplexity import PRESETS, Perplexity
 
 from llmproxy import errors, hub
 from llmproxy.engine import Catalogue, Engine
-from tests.engine.conftest import assistant, system, user
+from tests.engine.conftest import assistant, started, system, user
 from tests.models import registered
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
 
@@ -159,7 +159,7 @@ def test_hang_up_ends_openais_own_request(read_first):
         catalogue.load()
         with registered(model):
             catalogue.load()
-        running = await Engine(catalogue).answer(hub.ChatRequest("m", [user()]))
+        running = await started(Engine(catalogue), hub.ChatRequest("m", [user()]))
         if read_first:
             await running.read()
         else:
@@ -195,7 +195,7 @@ def test_stop_sequence_ends_openais_own_request():
         with registered(model):
             catalogue.load()
         options = {"stop_sequences": ["two", "never"]}
-        answer = await Engine(catalogue).answer(hub.ChatRequest("m", [user()], options=options))
+        answer = await started(Engine(catalogue), hub.ChatRequest("m", [user()], options=options))
         events = []
         while batch := await answer.read():
             events += [stamped.event for stamped in batch]

@@ -12,7 +12,7 @@ from llmproxy import hub
 from llmproxy.engine import Catalogue, Engine
 from llmproxy.engine import run as run_module
 from llmproxy.errors import ModelNotFound, Unsupported, UpstreamError
-from tests.engine.conftest import user
+from tests.engine.conftest import started, user
 from tests.models import (
     AsyncScript,
     StopOptions,
@@ -147,7 +147,7 @@ def running(model, use, **request):
         catalogue = Catalogue()
         catalogue.load()
         asked = hub.ChatRequest(model="m", messages=[user()], **request)
-        answer = await Engine(catalogue).answer(asked)
+        answer = await started(Engine(catalogue), asked)
         return await use(answer)
 
     with registered(model):
@@ -286,16 +286,16 @@ def test_events_are_stamped_in_order():
     assert len(stamps) == 4
 
 
-def test_many_sync_models_run_at_once():
+def test_many_runs_of_a_sync_model_with_a_key_go_side_by_side():
     barrier = threading.Barrier(20, timeout=10)
-    model = SyncScript("m", lambda _: barrier.wait(), "a")
+    model = SyncScript("m", lambda _: barrier.wait(), "a", needs_key="of-a-provider")
 
     async def main():
         catalogue = Catalogue()
         catalogue.load()
         engine = Engine(catalogue)
         asked = hub.ChatRequest(model="m", messages=[user()])
-        answers = [await engine.answer(asked) for _ in range(20)]
+        answers = [await started(engine, asked) for _ in range(20)]
         return [len(await answer.read()) for answer in answers]
 
     with registered(model):

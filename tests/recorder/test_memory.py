@@ -683,6 +683,7 @@ def test_replaced_database_is_read_anew(log, empty_log):
 
 NEW_COLUMNS = (
     "previous_id link recalled replay_key replay_of origin run_id recorded_id repeat setup_ms"
+    " queue_ms is_first_run output_tokens_estimate"
 ).split()
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -330,7 +331,10 @@ def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun,
         found = connection.execute("select id, status, owner from proxy_exchanges").fetchall()
     assert found == [(begun.id, "interrupted", "gone"), (ended.id, "ok", "gone")]
     assert texts(path) == ["had ended"]
-    assert warnings == [f"{gone.path} has a line that is no exchange; it was left out"]
+    assert warnings == [
+        f"{gone.path} has a line that is no exchange; it was left out",
+        f"llmproxy ended without stopping while 1 exchange was running: {begun.id} (tests, demo)",
+    ]
     assert [file.name for file in path.parent.glob("*-llmproxy-*")] == []
 
 
@@ -415,10 +419,14 @@ def test_whatever_happens_each_exchange_is_there_once(
     expected = {}
 
     def start():
+        said = []
         spool = Spool(Owner(path, f"owner{next(owners)}"))
-        writer = Writer(lambda: Store(path, spool.owner), warn=pytest.fail, spool=spool)
+        writer = Writer(lambda: Store(path, spool.owner), warn=said.append, spool=spool)
         writer.start()
         writer.close(10)
+        count = list(expected.values()).count("running")
+        assert len(said) == bool(count)
+        assert not said or re.search(rf" while {count} exchanges? (was|were) running: ", said[0])
         return Store(path, spool.owner), spool
 
     def kill(store, spool):
@@ -429,8 +437,8 @@ def test_whatever_happens_each_exchange_is_there_once(
     for step, number, to_spool in steps:
         if step == "restart":
             kill(store, spool)
-            expected = {id: "interrupted" if s == "running" else s for id, s in expected.items()}
             store, spool = start()
+            expected = {id: "interrupted" if s == "running" else s for id, s in expected.items()}
             continue
         exchange = (begun if step == "begin" else ended)[number]
         spool.append(exchange) if to_spool else store.write([exchange])

@@ -138,7 +138,7 @@ def test_what_providers_do_not_tell_is_told():
     told, *others = study.answers
     answers = [told, *(replace(answer, usage=Usage()) for answer in others)]
     lines = shown(replace(study, answers=answers), {"a": Price(1000.0, 10_000.0)})
-    assert "a: only 1 of 3 answers told their tokens" in lines
+    assert "a: only 1 of 3 answers told their tokens; ~ marks rates by our estimate" in lines
     cost = lines.index("cost  answers  in all  each")
     assert lines[cost + 1] == "a         1/3    0.13  0.13"
 
@@ -231,6 +231,8 @@ def test_json_has_it_all_and_is_json():
         "error": "slow down",
         "finish_reason": None,
         "setup_ms": None,
+        "queue_ms": None,
+        "is_first_run": False,
         "ttft_ms": None,
         "first_text_ms": None,
         "duration_ms": 20.0,
@@ -240,6 +242,7 @@ def test_json_has_it_all_and_is_json():
         "cached_tokens": None,
         "cache_write_tokens": None,
         "reasoning_tokens": None,
+        "output_tokens_estimate": None,
     }
 
 

@@ -22,6 +22,8 @@ def of(model, median):
         requests=9,
         ok=9,
         warmups=0,
+        first_runs=0,
+        queue_ms=None,
         errors={},
         finish_reasons={"stop": 9},
         setup_ms=None,
