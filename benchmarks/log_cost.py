@@ -22,7 +22,7 @@ import sqlite_utils
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart
 from llm.utils import monotonic_ulid
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.demo import Demo
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.memory import Memory, Recollection
@@ -71,7 +71,7 @@ def ours(
         for i, word in enumerate(WORDS.split())
     ]
     ended = exchange.ended(
-        "ok", http_status=200, duration_ms=9.0, turn=turn, events=events, finish=hub.Finish(),
+        "ok", http_status=200, duration_ms=9.0, turn=turn, events=events, finish=chat.Finish(),
         previous_id=found[0].previous_id, link=found[0].link,
     )  # fmt: skip
     return find, begin, cpu_ms(lambda: store.write([ended]))

@@ -8,7 +8,7 @@ no network. Leaves out the posting: any HTTP client will do.
 import json
 
 from llmproxy import convert
-from llmproxy.errors import InvalidRequest
+from llmproxy.core.errors import InvalidRequest
 
 body = {
     "model": "claude-sonnet-4-5",

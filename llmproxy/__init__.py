@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from .assemble import Settings as Settings
     from .assemble import SettingsError as SettingsError
     from .background import running as running
-    from .limits import Limits as Limits
+    from .core.limits import Limits as Limits
 
 __all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert", "running"]
 
 __version__ = "0.1.0"
 
 _ROOMS = {
-    "Limits": "limits",
+    "Limits": "core.limits",
     "Proxy": "assemble",
     "Settings": "assemble",
     "SettingsError": "assemble",

@@ -15,7 +15,7 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .errors import Forbidden, Unauthorized
+from .core.errors import Forbidden, Unauthorized
 from .transport.http11 import Request
 
 __all__ = ["Access", "is_loopback"]

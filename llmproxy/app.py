@@ -26,16 +26,16 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Literal, cast
 
-from . import hub, payload, tokens
 from .access import Access
+from .core import chat, payload, token_estimate
+from .core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
+from .core.fingerprints import request_key
+from .core.known_keys import KnownKeys
+from .core.limiter import Gate
+from .core.limits import Limits
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
-from .errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
-from .gate import Gate
-from .keys import KnownKeys
-from .limits import Limits
 from .pages import PATHS, Pages, State, not_allowed
-from .recorder.chain import request_key
 from .recorder.exchange import Exchange, Turn, begun
 from .recorder.memory import Memory, Recollection
 from .recorder.writer import Writer
@@ -70,7 +70,7 @@ class App:
 
     def __init__(
         self,
-        engine: hub.Answering,
+        engine: chat.Answering,
         writer: Writer | None,
         memory: Memory | None,
         *,
@@ -99,7 +99,7 @@ class App:
         self._counts_tokens: dict[str, bool] = {}  # by model id: did its last run count any?
         self._metrics = Metrics()
         self._pages = Pages(page, self._metrics, self._state)
-        self._handlers: Mapping[hub.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
+        self._handlers: Mapping[chat.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
         self._handlers = {
             "chat": self._chat,
             "models": self._models,
@@ -148,7 +148,7 @@ class App:
         # A count needs no answer, and its body has no limit for one.
         asked = dialect.parse_request(body, dict(request.headers))
         counting = cast(CountingDialect, dialect)  # it has the route
-        return _json(200, counting.render_count(tokens.estimate(asked)))
+        return _json(200, counting.render_count(token_estimate.estimate(asked)))
 
     async def _chat(self, dialect: Dialect, request: Request, argument: str) -> Response:
         exchange = _Exchange(
@@ -182,7 +182,7 @@ class App:
             raise
 
     async def _begin(
-        self, exchange: _Exchange, answer: hub.RunningAnswer, begun: Future[None] | None
+        self, exchange: _Exchange, answer: chat.RunningAnswer, begun: Future[None] | None
     ) -> None:
         """Begin an answer when its model's turn has come, and a place among all that run.
 
@@ -220,7 +220,7 @@ class App:
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
 
-    async def _recollect(self, exchange: _Exchange, model: str) -> hub.ChatRequest:
+    async def _recollect(self, exchange: _Exchange, model: str) -> chat.ChatRequest:
         """Find the conversation in the log; a log that can't be asked soon costs no answer."""
         assert exchange.request is not None
         if self._memory is not None and exchange.is_logged:
@@ -272,7 +272,7 @@ class App:
         dialect: Dialect,
         exchange: _Exchange,
         renderer: Renderer,
-        batch: list[hub.Stamped] | None,
+        batch: list[chat.Stamped] | None,
     ) -> AsyncGenerator[bytes, None]:
         """Give the bytes of a stream: what is ready together at once, the end after its commit."""
         frames = renderer.start()
@@ -281,7 +281,7 @@ class App:
             while batch != []:
                 for stamped in batch or ():
                     event = stamped.event
-                    if isinstance(event, hub.Finish):
+                    if isinstance(event, chat.Finish):
                         if frames:
                             yield b"".join(frames)
                             frames = []
@@ -371,9 +371,9 @@ class _Exchange:
         self.client = _client(http_request.headers)
         self.recollection = Recollection([])
         self.body: Any = http_request.body.decode("utf-8", "replace")
-        self.request: hub.ChatRequest | None = None
-        self.answer: hub.RunningAnswer | None = None
-        self.stamped: list[hub.Stamped] = []
+        self.request: chat.ChatRequest | None = None
+        self.answer: chat.RunningAnswer | None = None
+        self.stamped: list[chat.Stamped] = []
         self.http_status: int | None = None
         self.has_entered = False
         self.beginning: asyncio.Task[None] | None = None
@@ -389,12 +389,12 @@ class _Exchange:
         self._keys = keys
 
     @cached_property
-    def response(self) -> hub.ChatResponse:
+    def response(self) -> chat.ChatResponse:
         """What the model produced, asked for when there is no more to come."""
-        return hub.collect(stamped.event for stamped in self.stamped)
+        return chat.collect(stamped.event for stamped in self.stamped)
 
     @property
-    def shown_request(self) -> hub.ChatRequest:
+    def shown_request(self) -> chat.ChatRequest:
         """The request with the name that the answer shows: the asked one, else the real one."""
         assert self.request is not None and self.answer is not None
         return replace(self.request, model=self.request.model or self.answer.model_id)
@@ -405,7 +405,7 @@ class _Exchange:
         request = self.request
         return request is None or not request.stream or request.wire.get("include_usage", True)
 
-    def counted(self, finish: hub.Finish) -> hub.Finish:
+    def counted(self, finish: chat.Finish) -> chat.Finish:
         """Give the end as the client is shown it: our estimate of tokens that nobody counted."""
         usage = finish.usage
         if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
@@ -413,9 +413,11 @@ class _Exchange:
         assert self.request is not None
         self.is_usage_estimated = True
         if usage.input_tokens is None:
-            usage = replace(usage, input_tokens=tokens.estimate(self.request))
+            usage = replace(usage, input_tokens=token_estimate.estimate(self.request))
         if usage.output_tokens is None:
-            usage = replace(usage, output_tokens=tokens.estimate_reply(self.response.messages))
+            usage = replace(
+                usage, output_tokens=token_estimate.estimate_reply(self.response.messages)
+            )
         return replace(finish, usage=usage)
 
     async def stop_beginning(self) -> None:
@@ -426,7 +428,7 @@ class _Exchange:
         if self.beginning is not None and not self.beginning.cancelled():
             self.beginning.exception()  # looked at: the client is told, or has gone
 
-    async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
+    async def read(self, silence_s: float | None = None) -> list[chat.Stamped] | None:
         """Read from the model, keeping what comes; wait for its turn before.
 
         Raises:
@@ -450,16 +452,16 @@ class _Exchange:
             batch = await self.answer.read(min(left_s, silence_s or math.inf))
         self.stamped += batch or ()
         self._keep_within(batch or ())
-        is_over = batch == [] or (batch and isinstance(batch[-1].event, hub.Finish))
+        is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
         if not is_over and time.monotonic() >= self.until:
             raise UpstreamTimeout("the answer did not end in time (limit answer_s)")
         return batch
 
-    def _keep_within(self, batch: Iterable[hub.Stamped]) -> None:
+    def _keep_within(self, batch: Iterable[chat.Stamped]) -> None:
         """Hold a model that never stops to its room, however fast its client reads."""
         for stamped in batch:
             self._room_bytes -= EVENT_BYTES
-            if not isinstance(stamped.event, hub.Finish):
+            if not isinstance(stamped.event, chat.Finish):
                 self._room_bytes -= len(stamped.event.chunk)
         if self._room_bytes < 0:
             raise UpstreamError("the answer is too large (limit answer)")
@@ -517,9 +519,9 @@ class _Exchange:
             events=[
                 (self._since(stamped.at), stamped.event)
                 for stamped in self.stamped
-                if not isinstance(stamped.event, hub.Finish)
+                if not isinstance(stamped.event, chat.Finish)
             ],
-            finish=finish if isinstance(finish, hub.Finish) else None,
+            finish=finish if isinstance(finish, chat.Finish) else None,
             error=_in_words(error),
             ignored=self.ignored,
             queue_ms=self._waited_ms(),
@@ -620,7 +622,7 @@ def _bare(path: str) -> str:
 _ROUTES = [(dialect, route) for dialect in DIALECTS for route in dialect.ROUTES]
 
 
-def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
+def _route(request: Request) -> tuple[Dialect, chat.Kind, str]:
     """Find the dialect, what is asked of it, and the rest of the path where that is open.
 
     Raises:
@@ -644,7 +646,7 @@ def _route(request: Request) -> tuple[Dialect, hub.Kind, str]:
     raise NotFound(f"there is nothing at {request.path[:200]}; there is {there}")
 
 
-def _routes_for(request: Request) -> list[tuple[Dialect, hub.Route]]:
+def _routes_for(request: Request) -> list[tuple[Dialect, chat.Route]]:
     """All routes, those of the dialect whose client this is first: some are shared."""
     return sorted(_ROUTES, key=lambda place: not _is_client_of(place[0], request))
 

@@ -17,14 +17,15 @@ from typing import Literal
 import llm
 from llm.utils import monotonic_ulid
 
-from . import hub
 from .access import Access, is_loopback
 from .access_log import access_line
 from .app import App, render_error
+from .core import chat
+from .core.known_keys import KnownKeys
+from .core.limits import Limits
+from .core.url_policy import RemoteImages
 from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread, known_keys
-from .keys import KnownKeys
-from .limits import Limits
 from .live_page import LivePage
 from .recorder.exchange import Exchange
 from .recorder.history import History
@@ -35,7 +36,6 @@ from .recorder.sources import Folder, Log
 from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
-from .remote_images import RemoteImages
 from .transport.server import Answered, Server
 
 __all__ = [
@@ -203,7 +203,7 @@ class Proxy:
             self.app, render_error=render_error, limits=settings.limits, tell=tell
         )
 
-    def _engine(self, database: Path) -> hub.Answering:
+    def _engine(self, database: Path) -> chat.Answering:
         """Models, or recordings in their place.
 
         Raises:

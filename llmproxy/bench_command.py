@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 
 import llm
 
-from . import hub, tokens
 from .assemble import SettingsError, all_models, log_writer, new_id
 from .command import run
+from .core import chat, token_estimate
+from .core.errors import InvalidRequest, NotFound, ProxyError
 from .dialects import DIALECTS
 from .engine import Engine
-from .errors import InvalidRequest, NotFound, ProxyError
 from .filters import (
     TIME_HELP,
     add_database,
@@ -48,7 +48,7 @@ __all__ = ["main"]
 NEWEST = 20  # recorded requests, where nobody says which
 FLUSH_S = 10.0  # for the log, at the end
 
-Recorded = dict[str, tuple[Exchange, hub.ChatRequest]]
+Recorded = dict[str, tuple[Exchange, chat.ChatRequest]]
 
 
 def main(words: Sequence[str], program: str) -> int:
@@ -269,7 +269,7 @@ def _ask(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> As
 
 def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> None:
     """Say what would be sent, without sending it."""
-    sizes = {id: tokens.estimate(request) for id, (_, request) in recorded.items()}
+    sizes = {id: token_estimate.estimate(request) for id, (_, request) in recorded.items()}
     for id, (exchange, _) in recorded.items():
         words = f"{exchange.client}  about {sizes[id]:,} tokens  {exchange.first_words}"
         print(f"{id}  {printable(words)}")
@@ -286,7 +286,7 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
     )
     for model in plan.models:
         if model in prices:
-            sum_of = cost(hub.Usage(asked, answered), prices[model])
+            sum_of = cost(chat.Usage(asked, answered), prices[model])
             print(f"  {printable(model)}: about {sum_of:,.4f} by your prices")
 
 

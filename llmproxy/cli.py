@@ -19,12 +19,13 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from . import __version__, limits
+from . import __version__
 from .access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
+from .core import limits
+from .core.known_keys import KnownKeys
 from .engine import known_keys
 from .filters import add_parallel
-from .keys import KnownKeys
 from .recorder.exchange import Exchange
 from .recorder.store import logs_on
 from .terminal import entry_line, printable

@@ -22,9 +22,9 @@ from typing import Any
 
 from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from . import hub, payload
+from .core import chat, payload
+from .core.errors import ProxyError
 from .dialects import DIALECTS, Dialect, Renderer
-from .errors import ProxyError
 from .transport import framing
 
 __all__ = [
@@ -40,7 +40,7 @@ __all__ = [
     "response",
 ]
 
-StreamData = bytes | framing.SSEFrame | Mapping[str, Any] | StreamEvent | hub.Finish
+StreamData = bytes | framing.SSEFrame | Mapping[str, Any] | StreamEvent | chat.Finish
 """What a stream is fed: bytes cut anywhere, a frame, a frame's JSON value (as SDKs give
 it), or an event of the hub."""
 
@@ -161,16 +161,16 @@ class _Envelope:
             int(time.time()) if created is None else created,
         )
 
-    def request(self, model: str | None) -> hub.ChatRequest:
+    def request(self, model: str | None) -> chat.ChatRequest:
         """Make the request that renderers ask for the model's name and what to show."""
-        return hub.ChatRequest(
+        return chat.ChatRequest(
             self.model if self.model is not None else model,
             [],
             stream=True,
             wire={"include_usage": True},
         )
 
-    def whole(self, target: Dialect, answer: hub.ChatResponse) -> dict[str, Any]:
+    def whole(self, target: Dialect, answer: chat.ChatResponse) -> dict[str, Any]:
         asked = self.request(answer.finish.model)
         return target.render_response(asked, answer, self.id, self.created)
 
@@ -178,7 +178,7 @@ class _Envelope:
 # ---- what an answer lost
 
 
-def _lost(answer: hub.ChatResponse, target: Dialect, rendered: Any) -> tuple[str, ...]:
+def _lost(answer: chat.ChatResponse, target: Dialect, rendered: Any) -> tuple[str, ...]:
     """Say what an answer has no more when its rendering is read again."""
     before, after = _content(answer), _content(target.parse_response(rendered))
     lost = [name for name, value in before.items() if value and value != after[name]]
@@ -188,7 +188,7 @@ def _lost(answer: hub.ChatResponse, target: Dialect, rendered: Any) -> tuple[str
     return tuple(lost)
 
 
-def _content(answer: hub.ChatResponse) -> dict[str, Any]:
+def _content(answer: chat.ChatResponse) -> dict[str, Any]:
     """Give all that an answer says, by the words in which its loss is told."""
     parts = answer.parts
     calls = [part for part in parts if isinstance(part, ToolCallPart)]
@@ -244,10 +244,10 @@ class _Reader:
     def model(self) -> str | None:
         return self._parser.model
 
-    def read(self, data: StreamData) -> Iterator[hub.Event]:
+    def read(self, data: StreamData) -> Iterator[chat.Event]:
         """Give events one by one, so that those before a broken frame are had."""
         match data:
-            case StreamEvent() | hub.Finish():
+            case StreamEvent() | chat.Finish():
                 yield data
                 return
             case framing.SSEFrame():
@@ -260,7 +260,7 @@ class _Reader:
         for frame in frames:
             yield from self._parser.feed(frame)
 
-    def end(self) -> list[hub.Event]:
+    def end(self) -> list[chat.Event]:
         return self._parser.end()
 
 
@@ -291,7 +291,7 @@ class Stream:
         self._target = _dialect(target)
         self._envelope = _Envelope.of(model, id, created)
         self._renderer: Renderer | None = None
-        self._events: list[hub.Event] = []
+        self._events: list[chat.Event] = []
         self.failed: ProxyError | None = None
 
     def feed(self, data: StreamData) -> bytes:
@@ -300,7 +300,7 @@ class Stream:
 
     def end(self) -> bytes:
         """Say that the source has ended; give what is left. A cut source is an error."""
-        if self._events and isinstance(self._events[-1], hub.Finish):
+        if self._events and isinstance(self._events[-1], chat.Finish):
             return b""
         return self._convert(event for events in [self._reader.end] for event in events())
 
@@ -313,11 +313,11 @@ class Stream:
     @property
     def ignored(self) -> tuple[str, ...]:
         """What of the stream so far the target could not be given, as `response` lists it."""
-        answer = hub.collect(self._events)
+        answer = chat.collect(self._events)
         rendered = self._envelope.whole(self._target, answer)
         return answer.finish.ignored + _lost(answer, self._target, rendered)
 
-    def _convert(self, events: Iterator[hub.Event]) -> bytes:
+    def _convert(self, events: Iterator[chat.Event]) -> bytes:
         if self.failed:
             return b""
         frames: list[bytes] = []
@@ -343,7 +343,7 @@ class Stream:
         self._renderer = self._new_renderer(self._envelope.request(self._reader.model))
         return self._renderer.start()
 
-    def _new_renderer(self, asked: hub.ChatRequest) -> Renderer:
+    def _new_renderer(self, asked: chat.ChatRequest) -> Renderer:
         return self._target.StreamRenderer(asked, self._envelope.id, self._envelope.created)
 
 
@@ -361,14 +361,14 @@ class Collected:
     """
 
     body: dict[str, Any]
-    response: hub.ChatResponse
+    response: chat.ChatResponse
     ttft_ms: float | None
     first_text_ms: float | None
     duration_ms: float | None
     ignored: tuple[str, ...]
 
     @property
-    def usage(self) -> hub.Usage:
+    def usage(self) -> chat.Usage:
         """Tokens as the provider counts, made comparable."""
         return self.response.finish.usage
 
@@ -393,7 +393,7 @@ class Collector:
         self._started = clock() if clock is not None and started is None else started
         self._ttft_ms: float | None = None
         self._first_text_ms: float | None = None
-        self.events: list[hub.Event] = []
+        self.events: list[chat.Event] = []
 
     def feed(self, data: StreamData) -> None:
         """Take a piece of the stream.
@@ -410,16 +410,16 @@ class Collector:
         Raises:
             UpstreamError: the stream was cut.
         """
-        if not (self.events and isinstance(self.events[-1], hub.Finish)):
+        if not (self.events and isinstance(self.events[-1], chat.Finish)):
             for event in self._reader.end():
                 self._take(event)
-        answer = hub.collect(self.events)
+        answer = chat.collect(self.events)
         body = self._envelope.whole(self._source, answer)
         ignored = answer.finish.ignored + _lost(answer, self._source, body)
         times = (self._ttft_ms, self._first_text_ms, self._elapsed_ms())
         return Collected(body, answer, *times, ignored)
 
-    def _take(self, event: hub.Event) -> None:
+    def _take(self, event: chat.Event) -> None:
         self.events.append(event)
         if not isinstance(event, StreamEvent):
             return

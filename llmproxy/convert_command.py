@@ -7,8 +7,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from . import convert, payload
+from . import convert
 from .command import run
+from .core import payload
 from .dialects import DIALECTS
 
 __all__ = ["main"]

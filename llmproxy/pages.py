@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from . import __version__, payload
+from . import __version__
+from .core import payload
+from .core.errors import MethodNotAllowed, Unavailable
 from .engine import in_daemon_thread
-from .errors import MethodNotAllowed, Unavailable
 from .recorder.writer import Health
 from .study.metrics import METRICS_TYPE, Gauge, Metrics
 from .study.page import POLICY

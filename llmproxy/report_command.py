@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __version__
 from .command import run
-from .errors import InvalidRequest
+from .core.errors import InvalidRequest
 from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
 from .recorder.history import Filter, History
 from .recorder.runs import find_run

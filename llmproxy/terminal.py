@@ -19,7 +19,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from . import hub, payload
+from .core import chat, payload
 from .recorder.exchange import Entry, Exchange
 from .recorder.timeline import TimedEvent
 
@@ -102,7 +102,7 @@ def _seconds(ms: float) -> str:
     return f"{ms / 1000:.2f}s" if ms >= 10 else f"{ms:.1f}ms"
 
 
-def tokens_in_and_out(usage: hub.Usage) -> str:
+def tokens_in_and_out(usage: chat.Usage) -> str:
     """Say what the provider counted; nothing where it did not."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return ""

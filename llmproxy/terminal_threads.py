@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from .recorder.chain import Difference
+from .core.fingerprints import Difference
 from .recorder.conversations import Origin, Thread
 from .recorder.prefix import Break, Prefix, ToolsChange
 from .recorder.tree import Label, Place

@@ -10,7 +10,7 @@ from typing import Any
 
 from llmproxy import background
 from llmproxy.assemble import Proxy, Settings
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from llmproxy.recorder.exchange import Exchange
 from tests.models import registered
 

@@ -20,7 +20,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy import hub
+from llmproxy.core import chat
 
 # Each has broken some reader: line ends of Unicode, NUL, astral, combining, joined and
 # right-to-left characters, what looks like the framing or like an escape.
@@ -133,7 +133,7 @@ def _result(draw: st.DrawFn, call: ToolCallPart) -> ToolResultPart:
     return ToolResultPart(name=call.name, output=draw(texts()), tool_call_id=call.tool_call_id)
 
 
-def requests() -> st.SearchStrategy[hub.ChatRequest]:
+def requests() -> st.SearchStrategy[chat.ChatRequest]:
     """A request with what every dialect carries."""
     options = st.fixed_dictionaries(
         {},
@@ -144,7 +144,7 @@ def requests() -> st.SearchStrategy[hub.ChatRequest]:
         },
     )
     return st.builds(
-        hub.ChatRequest,
+        chat.ChatRequest,
         model=words,
         messages=conversations(),
         tools=st.lists(tools(), max_size=2, unique_by=lambda tool: tool.name).map(tuple),
@@ -174,19 +174,19 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 # ---- answers
 
 
-def finishes(has_calls: bool) -> st.SearchStrategy[hub.Finish]:
+def finishes(has_calls: bool) -> st.SearchStrategy[chat.Finish]:
     """An end with a reason that the parts before it allow (B6)."""
-    ended: hub.FinishReason = "tool_calls" if has_calls else "stop"
+    ended: chat.FinishReason = "tool_calls" if has_calls else "stop"
     counts = st.none() | st.integers(0, 2**40)
     return st.builds(
-        hub.Finish,
+        chat.Finish,
         reason=st.sampled_from([ended, ended, "length", "content_filter"]),
-        usage=st.builds(hub.Usage, counts, counts, counts, counts, counts),
+        usage=st.builds(chat.Usage, counts, counts, counts, counts, counts),
     )
 
 
 @st.composite
-def event_streams(draw: st.DrawFn) -> list[hub.Event]:
+def event_streams(draw: st.DrawFn) -> list[chat.Event]:
     """An answer as the hub's invariant has it: any parts, calls interleaved, cut anywhere."""
     events: list[StreamEvent] = []
     kinds = draw(

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from llmproxy.access import Access, is_loopback
-from llmproxy.errors import Forbidden, Unauthorized
+from llmproxy.core.errors import Forbidden, Unauthorized
 from llmproxy.transport.http11 import Headers, Request
 
 

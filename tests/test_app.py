@@ -15,7 +15,7 @@ import openai
 import pytest
 from llm.parts import StreamEvent
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
 from tests.proxies import running
 

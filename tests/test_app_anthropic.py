@@ -10,7 +10,7 @@ import pytest
 from llm.parts import StreamEvent
 from llm_anthropic import AsyncClaudeMessages
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.engine.test_plugins import anthropic_stream, claude
 from tests.models import AsyncScript, SyncScript, response_json, usage
 from tests.provider import begin_sse, playing

@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from llmproxy.limits import describe
+from llmproxy.core.limits import describe
 
 COMMAND = [sys.executable, "-m", "llmproxy"]
 

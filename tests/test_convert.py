@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 import llmproxy
-from llmproxy import convert, hub, payload
-from llmproxy.dialects import DIALECTS, Dialect
-from llmproxy.errors import (
+from llmproxy import convert
+from llmproxy.core import chat, payload
+from llmproxy.core.errors import (
     InvalidRequest,
     Overloaded,
     ProxyError,
@@ -23,6 +23,7 @@ from llmproxy.errors import (
     Unauthorized,
     UpstreamError,
 )
+from llmproxy.dialects import DIALECTS, Dialect
 from llmproxy.transport.framing import SSEDecoder
 from tests.strategies import event_streams, requests
 from tests.wire_cases import hub_json, wire_cases
@@ -34,17 +35,17 @@ ID, CREATED = "01k0converted", 1_767_225_600
 dialects = st.sampled_from(DIALECTS)
 
 
-def asked() -> hub.ChatRequest:
-    return hub.ChatRequest("m", [], stream=True, wire={"include_usage": True})
+def asked() -> chat.ChatRequest:
+    return chat.ChatRequest("m", [], stream=True, wire={"include_usage": True})
 
 
-def stream_of(dialect: Dialect, events: list[hub.Event]) -> bytes:
+def stream_of(dialect: Dialect, events: list[chat.Event]) -> bytes:
     renderer = dialect.StreamRenderer(asked(), ID, CREATED)
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
-def whole_of(dialect: Dialect, events: list[hub.Event]) -> dict[str, Any]:
-    return dialect.render_response(asked(), hub.collect(events), ID, CREATED)
+def whole_of(dialect: Dialect, events: list[chat.Event]) -> dict[str, Any]:
+    return dialect.render_response(asked(), chat.collect(events), ID, CREATED)
 
 
 def converted(source: str, target: str, stream: bytes, cuts: list[int] | None = None) -> bytes:
@@ -217,7 +218,7 @@ def without_space(what_is_said: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_a_stream_split_within_each_character_is_the_same(source, target):
     """B18"""
-    stream = stream_of(by_name(source), [text("渐a🌊"), hub.Finish(usage=hub.Usage(3, 2))])
+    stream = stream_of(by_name(source), [text("渐a🌊"), chat.Finish(usage=chat.Usage(3, 2))])
     whole = converted(source, target, stream)
     for cut in range(len(stream)):
         assert converted(source, target, stream, [cut]) == whole
@@ -245,20 +246,20 @@ def test_two_converters_at_once_share_nothing(source, target, one, other, random
 def test_what_a_stream_lost_is_all_that_it_lost(source, target, events):
     converter = convert.Stream(source, target, id=ID, created=CREATED)
     there = b"".join(map(converter.feed, events)) + converter.end()
-    before, after = hub.collect(events), convert.collect(target, [there]).response
+    before, after = chat.collect(events), convert.collect(target, [there]).response
     for kind, words in ((TextPart, "text"), (ReasoningPart, "reasoning")):
         texts = ["".join(p.text for p in a.parts if isinstance(p, kind)) for a in (before, after)]
         assert texts[0] == texts[1] or words in converter.ignored
     assert calls_of(before) == calls_of(after) or "tool calls" in converter.ignored
 
 
-def calls_of(answer: hub.ChatResponse) -> list[tuple[Any, ...]]:
+def calls_of(answer: chat.ChatResponse) -> list[tuple[Any, ...]]:
     calls = [part for part in answer.parts if isinstance(part, ToolCallPart)]
     return [(c.tool_call_id, c.name, c.arguments) for c in calls if not c.server_executed]
 
 
 def test_a_stream_of_one_wire_to_itself_is_itself():
-    stream = stream_of(by_name("openai_chat"), [text("a"), text("b"), hub.Finish()])
+    stream = stream_of(by_name("openai_chat"), [text("a"), text("b"), chat.Finish()])
     assert converted("openai_chat", "openai_chat", stream) == stream
 
 
@@ -266,7 +267,7 @@ def test_each_piece_is_converted_as_it_comes():
     converter = convert.Stream("openai_chat", "openai_chat", id=ID, created=CREATED)
     renderer = by_name("openai_chat").StreamRenderer(asked(), ID, CREATED)
     assert converter.idle() == b""
-    for frames in (renderer.start(), renderer.feed(text("a")), renderer.feed(hub.Finish())):
+    for frames in (renderer.start(), renderer.feed(text("a")), renderer.feed(chat.Finish())):
         assert converter.feed(b"".join(frames)) == b"".join(frames)
         assert converter.idle() == b": ping\n\n"
     assert (converter.end(), converter.end(), converter.failed) == (b"", b"", None)
@@ -284,7 +285,7 @@ FEEDS = {
 @pytest.mark.parametrize("form", FEEDS.values(), ids=FEEDS)
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_a_stream_is_taken_in_every_form(source, target, form):
-    stream = stream_of(by_name(source), [text("a"), text("b"), hub.Finish()])
+    stream = stream_of(by_name(source), [text("a"), text("b"), chat.Finish()])
     converter = convert.Stream(source, target, id=ID, created=CREATED)
     assert b"".join(map(converter.feed, form(stream))) + converter.end() == converted(
         source, target, stream
@@ -293,15 +294,15 @@ def test_a_stream_is_taken_in_every_form(source, target, form):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_events_of_the_hub_are_rendered_as_they_are(name):
-    events = [text("a"), text("b"), hub.Finish()]
+    events = [text("a"), text("b"), chat.Finish()]
     converter = convert.Stream(name, name, model="m", id=ID, created=CREATED)
     out = b"".join(map(converter.feed, events)) + converter.end()
     assert out == stream_of(by_name(name), events)
 
 
 def test_the_model_of_the_answer_is_shown_unless_another_is_said():
-    body = whole_of(by_name("openai_chat"), [text("a"), hub.Finish()])
-    stream = stream_of(by_name("openai_chat"), [text("a"), hub.Finish()])
+    body = whole_of(by_name("openai_chat"), [text("a"), chat.Finish()])
+    stream = stream_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     for target in NAMES:
         assert convert.response(body, "openai_chat", target).body["model"] == "m"
         assert convert.response(body, "openai_chat", target, model="n").body["model"] == "n"
@@ -311,7 +312,7 @@ def test_the_model_of_the_answer_is_shown_unless_another_is_said():
 
 
 def test_ids_are_made_up_where_none_is_given():
-    body = whole_of(by_name("openai_chat"), [text("a"), hub.Finish()])
+    body = whole_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     ids = {convert.response(body, "openai_chat", "openai_chat").body["id"] for _ in range(2)}
     assert len(ids) == 2
 
@@ -324,7 +325,7 @@ def test_what_a_stream_lost_is_listed():
         StreamEvent("tool_result", "found", part_index=2, tool_name="search", **server),
         text("a", 3),
         StreamEvent("reasoning", "", part_index=4, redacted=True),
-        hub.Finish(stop_sequence="END", usage=hub.Usage(3, 2, 1), ignored=("citations",)),
+        chat.Finish(stop_sequence="END", usage=chat.Usage(3, 2, 1), ignored=("citations",)),
     ]
     converter = convert.Stream("openai_chat", "openai_chat")
     for event in events:
@@ -358,7 +359,7 @@ def test_an_error_inside_a_stream_is_the_targets_error_frame(source, target, err
     assert b'"a"' in begun
     assert converter.failed is not None
     assert converter.failed.message == error.message
-    after = stream_of(by_name(source), [text("b"), hub.Finish()])
+    after = stream_of(by_name(source), [text("b"), chat.Finish()])
     assert (converter.feed(after), converter.end(), converter.idle()) == (b"", b"", b"")
 
 
@@ -424,7 +425,7 @@ def test_a_stream_collected_is_its_whole_answer(name, events):
 
 
 def test_times_are_measured_by_the_callers_clock():
-    frames = [StreamEvent("reasoning", "hm", part_index=0), text("a", 1), hub.Finish()]
+    frames = [StreamEvent("reasoning", "hm", part_index=0), text("a", 1), chat.Finish()]
     times = iter([10.0, 10.5, 11.0, 11.25, 13.0])
     collected = convert.collect("openai_chat", frames, clock=lambda: next(times))
     # The text came after the reasoning, so it was not the first event.
@@ -434,15 +435,15 @@ def test_times_are_measured_by_the_callers_clock():
         1250.0,
     )
     started = convert.collect(
-        "openai_chat", [text("a"), hub.Finish()], clock=lambda: 9.0, started=8
+        "openai_chat", [text("a"), chat.Finish()], clock=lambda: 9.0, started=8
     )
     assert (started.ttft_ms, started.first_text_ms, started.duration_ms) == (1000.0, 1000.0, 1000.0)
 
 
 def test_without_a_clock_nothing_is_measured():
-    collected = convert.collect("openai_chat", [text("a"), hub.Finish()])
+    collected = convert.collect("openai_chat", [text("a"), chat.Finish()])
     assert (collected.ttft_ms, collected.first_text_ms, collected.duration_ms) == (None, None, None)
-    assert collected.response == hub.collect([text("a"), hub.Finish()])
+    assert collected.response == chat.collect([text("a"), chat.Finish()])
 
 
 def test_a_collector_keeps_what_came_before_an_error():
@@ -459,7 +460,7 @@ def test_a_collector_keeps_what_came_before_an_error():
 
 
 def test_it_runs_in_a_thread_and_in_asyncio_as_in_a_loop():
-    stream = stream_of(by_name("openai_chat"), [text("渐"), text("b"), hub.Finish()])
+    stream = stream_of(by_name("openai_chat"), [text("渐"), text("b"), chat.Finish()])
     pieces = [stream[i : i + 7] for i in range(0, len(stream), 7)]
     looped = converted("openai_chat", NAMES[-1], stream)
 

@@ -17,7 +17,7 @@ import pytest
 from llm.logs import LogStore
 from sqlite_utils import Database
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.models import AsyncScript, SyncScript, usage
 from tests.proxies import running
 from tests.test_cli import chat, serving

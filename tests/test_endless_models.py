@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.models import AsyncScript, SyncScript
 from tests.proxies import running
 from tests.test_strange_models import PATHS, QUESTION, Asked, ask, error_of, text_of

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from llmproxy import errors
+from llmproxy.core import errors
+from llmproxy.core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError
 from llmproxy.dialects import openai_chat
-from llmproxy.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError
 
 CLASSES = [value for name in errors.__all__ if isinstance(value := getattr(errors, name), type)]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.faulty import BROKEN, GOOD, install
 from tests.models import AsyncScript, SyncScript
 from tests.proxies import running

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from llmproxy.gate import Gate
+from llmproxy.core.limiter import Gate
 
 
 def test_later_callers_wait_in_order():

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy import hub, payload
+from llmproxy.core import chat, payload
+from llmproxy.core.errors import InvalidRequest, Unsupported
 from llmproxy.demo import Demo
-from llmproxy.errors import InvalidRequest, Unsupported
 from tests.strategies import (
     PNG_MAGIC,
     argument_texts,
@@ -37,7 +37,7 @@ def reasoning(chunk, index=0, **fields):
 
 
 def collected(*events):
-    [message] = hub.collect(events).messages
+    [message] = chat.collect(events).messages
     assert message.role == "assistant"
     return message.parts
 
@@ -50,14 +50,14 @@ def test_text_is_joined_by_part():
 
 
 def test_nothing_is_no_message():
-    finish = hub.Finish("length")
-    assert hub.collect([text(""), reasoning("", 1), finish]) == hub.ChatResponse([], finish, {})
-    assert hub.collect([]) == hub.ChatResponse([], hub.Finish(), {})
+    finish = chat.Finish("length")
+    assert chat.collect([text(""), reasoning("", 1), finish]) == chat.ChatResponse([], finish, {})
+    assert chat.collect([]) == chat.ChatResponse([], chat.Finish(), {})
 
 
 def test_interleaved_calls_keep_their_own_arguments():
     """B1: each call's arguments go by its part."""
-    response = hub.collect(
+    response = chat.collect(
         [
             name("f", 0, "a"),
             name("g", 1, "b"),
@@ -92,7 +92,7 @@ def test_reasoning_of_metadata_alone_keeps_its_place():
 
 
 def test_redacted_reasoning_goes_to_the_front_of_its_message():
-    response = hub.collect(
+    response = chat.collect(
         [text("a"), text("b", 1, message_index=1), reasoning("", 2, redacted=True, message_index=1)]
     )
     assert response.messages == [
@@ -125,16 +125,16 @@ def test_an_answer_is_collected_as_llm_stores_it(events):
         for part in message.parts:
             if isinstance(part, ToolCallPart):
                 raw = _raw_arguments(events, part.tool_call_id)
-                part.arguments = hub.parse_arguments(raw)
-    assert hub.collect(events).messages == theirs
-    assert hub.collect(events).finish is events[-1]
+                part.arguments = chat.parse_arguments(raw)
+    assert chat.collect(events).messages == theirs
+    assert chat.collect(events).finish is events[-1]
 
 
 @given(event_streams())
 @settings(max_examples=50)
 def test_raw_arguments_are_those_of_the_events(events):
     """B40: letter for letter, in the model's own key order."""
-    response = hub.collect(events)
+    response = chat.collect(events)
     calls = [part for part in response.parts if isinstance(part, ToolCallPart)]
     assert response.raw_arguments == {
         call.tool_call_id: _raw_arguments(events, call.tool_call_id) for call in calls
@@ -173,19 +173,19 @@ ARGUMENTS = {
 
 @pytest.mark.parametrize("raw, value", ARGUMENTS.values(), ids=ARGUMENTS)
 def test_arguments_read_as(raw, value):
-    assert hub.parse_arguments(raw) == value
+    assert chat.parse_arguments(raw) == value
 
 
 @given(json_objects)
 @settings(max_examples=50)
 def test_arguments_encoded_read_back(value):
-    assert hub.parse_arguments(payload.encode(value).decode()) == value
+    assert chat.parse_arguments(payload.encode(value).decode()) == value
 
 
 @given(argument_texts())
 @settings(max_examples=50)
 def test_arguments_are_always_an_object(raw):
-    value = hub.parse_arguments(raw)
+    value = chat.parse_arguments(raw)
     assert isinstance(value, dict)
     assert value or raw.strip() in ("", "{}")
 
@@ -211,8 +211,8 @@ URLS = {
 def test_a_remote_attachment_has_a_type_and_is_never_fetched(url, type_, monkeypatch):
     """d6.20: without a type llm would ask the address for one."""
     monkeypatch.setattr(socket.socket, "connect", None)
-    attachment = hub.attachment_from_url(url)
-    assert attachment == hub.RemoteAttachment(type=type_, url=url)
+    attachment = chat.attachment_from_url(url)
+    assert attachment == chat.RemoteAttachment(type=type_, url=url)
     assert attachment.resolve_type() == type_
     for fetch in (attachment.content_bytes, attachment.base64_content):
         with pytest.raises(Unsupported) as caught:
@@ -247,7 +247,7 @@ DATA = {
 
 @pytest.mark.parametrize("url, type_, content", DATA.values(), ids=DATA)
 def test_a_data_url_is_read_and_its_bytes_are_believed(url, type_, content):
-    assert hub.attachment_from_url(url) == llm.Attachment(type=type_, content=content)
+    assert chat.attachment_from_url(url) == llm.Attachment(type=type_, content=content)
 
 
 BAD_URLS = {
@@ -269,7 +269,7 @@ BAD_URLS = {
 @pytest.mark.parametrize("url, message", BAD_URLS.values(), ids=BAD_URLS)
 def test_a_url_that_is_refused(url, message):
     with pytest.raises(InvalidRequest) as caught:
-        hub.attachment_from_url(url, param="messages[0].content[1].image_url.url")
+        chat.attachment_from_url(url, param="messages[0].content[1].image_url.url")
     assert (caught.value.message, caught.value.param) == (
         message,
         "messages[0].content[1].image_url.url",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from llmproxy import errors
-from llmproxy.keys import REMOVED, KnownKeys, without_key_shapes
+from llmproxy.core import errors
+from llmproxy.core.known_keys import REMOVED, KnownKeys, without_key_shapes
 
 KEY = "my-own/key+9=="
 

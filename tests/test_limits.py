@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmproxy.limits import Limits, describe, limits_from
+from llmproxy.core.limits import Limits, describe, limits_from
 
 
 def test_words_replace_the_defaults():

@@ -24,8 +24,8 @@ import pytest
 from openai import OpenAI
 
 from llmproxy import bench_command
+from llmproxy.core.limits import Limits
 from llmproxy.engine import Catalogue
-from llmproxy.limits import Limits
 from llmproxy.transport import framing
 from tests.models import AsyncScript, NativeScript, registered, usage
 from tests.proxies import running

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy import payload
-from llmproxy.errors import InvalidRequest
-from llmproxy.limits import Limits
+from llmproxy.core import payload
+from llmproxy.core.errors import InvalidRequest
+from llmproxy.core.limits import Limits
 from tests.strategies import AWKWARD, json_values, texts
 
 

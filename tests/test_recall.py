@@ -18,7 +18,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from sqlite_utils import Database
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests import proxies
 from tests.engine.test_plugins import anthropic_stream
 from tests.models import AsyncScript

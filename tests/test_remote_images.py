@@ -16,10 +16,11 @@ from llm.parts import AttachmentPart, Message, TextPart, ToolResultPart
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMGroq
 
-from llmproxy import bench_command, hub, log_command, moving_commands, report_command
+from llmproxy import bench_command, log_command, moving_commands, report_command
+from llmproxy.core import chat
+from llmproxy.core.errors import Unsupported
+from llmproxy.core.url_policy import check, why_not_public
 from llmproxy.engine.form import prepare
-from llmproxy.errors import Unsupported
-from llmproxy.remote_images import check, why_not_public
 from tests.models import AsyncScript
 from tests.provider import begin_sse, chat_stream, playing, say_event
 from tests.proxies import running
@@ -141,13 +142,13 @@ def test_a_public_place(url):
 
 
 def remote(url: str) -> llm.Attachment:
-    return hub.RemoteAttachment(type="image/png", url=url)
+    return chat.RemoteAttachment(type="image/png", url=url)
 
 
 def test_the_field_is_named_also_in_a_tools_result():
     result = ToolResultPart("f", "x", "c1", attachments=[remote("http://10.1.1.1/")])
     messages = [Message("user", [AttachmentPart(remote(URL))]), Message("tool", [result])]
-    request = hub.ChatRequest("m", messages, attachment_paths=("first", "second"))
+    request = chat.ChatRequest("m", messages, attachment_paths=("first", "second"))
     with pytest.raises(Unsupported) as caught:
         check(request, "pass")
     assert caught.value.words == (
@@ -191,9 +192,9 @@ def groq_that_sees():
     ids=lambda value: getattr(value, "model_id", None),
 )
 def test_who_is_given_urls(model, url, sends):
-    attachment = hub.attachment_from_url(url)
+    attachment = chat.attachment_from_url(url)
     message = Message("user", [TextPart("what?"), AttachmentPart(attachment)])
-    request = hub.ChatRequest("m", [message], attachment_paths=("here",))
+    request = chat.ChatRequest("m", [message], attachment_paths=("here",))
     if sends:
         assert prepare(request, model, {}).prompt.attachments == [attachment]
         return
@@ -262,7 +263,7 @@ def ask(proxy, path, body):
         return response.read().decode()
 
 
-def chat(url, model="openai", **fields):
+def ask_chat(url, model="openai", **fields):
     image = {"type": "image_url", "image_url": {"url": url}}
     content = [{"type": "text", "text": "what is it?"}, image]
     return {"model": model, "messages": [{"role": "user", "content": content}], **fields}
@@ -276,7 +277,7 @@ def messages(url, model="openai", type_="image"):
 WIRES = pytest.mark.parametrize(
     "path, body, field",
     [
-        ("/v1/chat/completions", chat, "messages[0].content[1].image_url.url"),
+        ("/v1/chat/completions", ask_chat, "messages[0].content[1].image_url.url"),
         ("/v1/messages", messages, "messages.0.content.0.source.url"),
     ],
     ids=["openai", "anthropic"],
@@ -310,7 +311,7 @@ def test_no_url_is_taken_where_they_are_refused(path, body, field):
             said = refusal(proxy, path, body(URL))
             assert field in said or field.replace(".0", "[0]") in said
             data = "data:image/png;base64,iVBORw0KGgoAAAAA"
-            ask(proxy, "/v1/chat/completions", chat(data))
+            ask(proxy, "/v1/chat/completions", ask_chat(data))
     assert len(provider.bodies) == 1
 
 
@@ -370,7 +371,7 @@ def test_a_url_is_opened_nowhere_in_its_life(tmp_path, llm_user_path, capsys):
         with playing(chat_stream({"content": "a cat"})) as provider:
             model = openai(AsyncChat, provider.url)
             with running(model) as proxy:
-                first = chat(URL, stream=True)
+                first = ask_chat(URL, stream=True)
                 ask(proxy, "/v1/chat/completions", first)
                 said = {"role": "assistant", "content": "a cat"}
                 more = [*first["messages"], said, {"role": "user", "content": "sure?"}]

@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import ReasoningPart, StreamEvent, TextPart
 
-from llmproxy import hub
-from llmproxy.tags import ThinkTagSplitter, split_thinking
+from llmproxy.core import chat
+from llmproxy.core.think_tags import ThinkTagSplitter, split_thinking
 from tests.strategies import event_streams, texts
 
 
-def split(*events: hub.Event) -> list[hub.Event]:
+def split(*events: chat.Event) -> list[chat.Event]:
     splitter = ThinkTagSplitter()
     return [out for event in events for out in splitter.feed(event)] + splitter.end()
 
@@ -65,10 +65,10 @@ def test_a_text_cut_anywhere_splits_as_the_whole(whole, data):
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     assert both(split(*map(text, pieces))) == split_thinking(whole)
     assert both(split(*map(text, whole))) == split_thinking(whole)
-    assert hub.collect(split(*map(text, pieces))) == hub.collect(split(text(whole)))
+    assert chat.collect(split(*map(text, pieces))) == chat.collect(split(text(whole)))
 
 
-def both(events: list[hub.Event]) -> tuple[str, str]:
+def both(events: list[chat.Event]) -> tuple[str, str]:
     reasoning, said = (
         "".join(event.chunk for event in events if event.type == type_)
         for type_ in ("reasoning", "text")
@@ -77,9 +77,9 @@ def both(events: list[hub.Event]) -> tuple[str, str]:
 
 
 def test_each_run_is_a_part_of_its_own():
-    events = split(text("a<think>b"), text("c</think>"), text("  d"), hub.Finish())
-    assert events == [text("a"), reasoning("b", 1), reasoning("c", 1), text("d", 2), hub.Finish()]
-    assert hub.collect(events).parts == [TextPart("a"), ReasoningPart("bc"), TextPart("d")]
+    events = split(text("a<think>b"), text("c</think>"), text("  d"), chat.Finish())
+    assert events == [text("a"), reasoning("b", 1), reasoning("c", 1), text("d", 2), chat.Finish()]
+    assert chat.collect(events).parts == [TextPart("a"), ReasoningPart("bc"), TextPart("d")]
 
 
 def test_no_more_is_held_back_than_may_be_a_tag():
@@ -97,12 +97,12 @@ def test_no_more_is_held_back_than_may_be_a_tag():
 
 def test_what_follows_the_text_comes_after_what_was_held_back():
     call = StreamEvent("tool_call_name", "f", part_index=1, tool_call_id="c")
-    assert split(text("<think>hm</think>a <"), call, hub.Finish("tool_calls")) == [
+    assert split(text("<think>hm</think>a <"), call, chat.Finish("tool_calls")) == [
         reasoning("hm"),
         text("a ", 1),
         text("<", 1),
         StreamEvent("tool_call_name", "f", part_index=2, tool_call_id="c"),
-        hub.Finish("tool_calls"),
+        chat.Finish("tool_calls"),
     ]
 
 
@@ -130,7 +130,7 @@ def test_a_stream_without_tags_is_the_same_answer(events):
     if any("<think" in getattr(event, "chunk", "") for event in events):
         return
     given_events = [repr(event) for event in events]
-    assert hub.collect(split(*events)) == hub.collect(events)
+    assert chat.collect(split(*events)) == chat.collect(events)
     assert [repr(event) for event in events] == given_events
 
 

@@ -13,7 +13,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
 from llmproxy.terminal import entry_line, exchange_page, printable
 
@@ -36,7 +36,7 @@ EXCHANGE = Exchange(
     first_text_ms=130.0,
     duration_ms=2120.0,
     event_count=2,
-    usage=hub.Usage(1000, 50, cached_tokens=900),
+    usage=chat.Usage(1000, 50, cached_tokens=900),
     ignored=("seed", "store"),
     first_words="Change the greeting",
     request=RawRequest({}, "", {"model": "m", "messages": ["…"], "stream": True}),
@@ -80,12 +80,12 @@ def test_line_has_all_that_one_looks_for():
 
 
 def test_line_of_what_failed_says_why():
-    shown = words(status="error", http_status=429, error="slow down", usage=hub.Usage())
+    shown = words(status="error", http_status=429, error="slow down", usage=chat.Usage())
     assert shown[5:] == ["error 429", "0.12s", "slow down"]
 
 
 def test_line_of_what_runs_or_was_cut_has_no_numbers_it_lacks():
-    none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": hub.Usage()}
+    none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": chat.Usage()}
     assert words(status="running", **none)[5:] == ["running", "Change the greeting"]
     assert words(status="cancelled", **none)[5] == "cancelled"
 
@@ -149,7 +149,7 @@ def test_bar_is_highest_where_most_text_came():
 
 
 def test_page_shows_calls_results_and_attachments():
-    image = hub.attachment_from_base64("iVBORw0KGgo=")
+    image = chat.attachment_from_base64("iVBORw0KGgo=")
     messages = [
         Message("user", [AttachmentPart(image)]),
         Message("assistant", [ToolCallPart("look", {"at": 1}, "c1")]),

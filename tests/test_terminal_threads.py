@@ -3,8 +3,8 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from llmproxy.hub import Usage
-from llmproxy.recorder.chain import Difference
+from llmproxy.core.chat import Usage
+from llmproxy.core.fingerprints import Difference
 from llmproxy.recorder.conversations import Thread
 from llmproxy.recorder.exchange import Entry
 from llmproxy.recorder.prefix import Break, Prefix, ToolsChange

@@ -17,7 +17,7 @@ from llm.logs import LogStore
 from llm.parts import ReasoningPart, TextPart
 from sqlite_utils import Database
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.memory import Memory
 from llmproxy.recorder.store import Store
@@ -39,7 +39,7 @@ def system(content):
     return {"role": "system", "content": content}
 
 
-def chat(proxy, *messages, model="m"):
+def ask_chat(proxy, *messages, model="m"):
     """Ask by OpenAI's wire, and give the answer as a client keeps it."""
     body = {"model": model, "messages": messages, "tools": TOOLS}
     status, _, answer = request(proxy, "POST", "/v1/chat/completions", body)
@@ -140,14 +140,14 @@ class Aider:
 
     def ask(self, words):
         self.current.append(user(words))
-        self.current.append(chat(self.proxy, *self._chunks(), model="demo"))
+        self.current.append(ask_chat(self.proxy, *self._chunks(), model="demo"))
 
     def edit(self):
         """Take the edits of the last reply: commit them, and begin anew behind them."""
         self.version += 1
         said = "".join(f"\n{m['role'].upper()}: {m['content']}\n" for m in self.current)
         diffs = f"# Diffs:\n--- a/app.py\n+++ b/app.py\n+version = {self.version}\n"
-        chat(
+        ask_chat(
             self.proxy,
             system("You are an expert software engineer that generates concise commit messages."),
             user(f"# Context:\n{said}\n{diffs}"),
@@ -261,7 +261,7 @@ def openai_session(proxy, system_of, dressed):
     """An agent on OpenAI's wire, which drops thinking; gives after each turn its number."""
     history = [user(TASK)]
     for turn in range(TURNS):
-        reply = chat(proxy, system(system_of(turn)), *dressed(history))
+        reply = ask_chat(proxy, system(system_of(turn)), *dressed(history))
         yield turn
         history.append(reply)
         for call in reply.get("tool_calls", ()):
@@ -373,7 +373,7 @@ def test_system_prompt_that_changes_is_one_thread_all_the_same(session, llm_user
 # ---- forks
 
 
-def conversation(proxy, count, ask=chat):
+def conversation(proxy, count, ask=ask_chat):
     """Hold a conversation of so many questions, and give it."""
     history = []
     for i in range(count):
@@ -386,17 +386,17 @@ def test_edited_turn_forks_and_both_branches_go_on(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 2)
         edited = [*history[:2], user("Rather another question.")]
-        edited.append(chat(proxy, *edited))
-        chat(proxy, *edited, user("And so on."))
-        chat(proxy, *history, user("And so on."))
+        edited.append(ask_chat(proxy, *edited))
+        ask_chat(proxy, *edited, user("And so on."))
+        ask_chat(proxy, *history, user("And so on."))
     assert drawn(llm_user_path) == ["A", "A 0 reply", "B<A 0 reply", "B 2 reply", "A 1 reply"]
 
 
 def test_retried_turn_forks(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 3)
-        again = chat(proxy, *history[:-1])
-        chat(proxy, *history[:-1], again, user("Better."))
+        again = ask_chat(proxy, *history[:-1])
+        ask_chat(proxy, *history[:-1], again, user("Better."))
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "B<A 1 reply", "B 3 reply"]
 
 
@@ -405,32 +405,34 @@ def test_retried_or_edited_beginning_is_a_conversation_of_its_own(llm_user_path)
     with running(talker()) as proxy:
         conversation(proxy, 2)
         conversation(proxy, 1)
-        chat(proxy, user("Rather another question."))
+        ask_chat(proxy, user("Rather another question."))
     assert drawn(llm_user_path) == ["A", "A 0 reply", "B", "C"]
 
 
 def test_unknown_replies_begin_a_thread(llm_user_path):
     with running(talker()) as proxy:
         conversation(proxy, 1)
-        chat(proxy, user("hi"), assistant("This is what no model has said here."), user("Really?"))
+        ask_chat(
+            proxy, user("hi"), assistant("This is what no model has said here."), user("Really?")
+        )
     assert drawn(llm_user_path) == ["A", "B"]
 
 
 def test_system_messages_take_no_part(llm_user_path):
     with running(talker()) as proxy:
         history = [user("A question.")]
-        history.append(chat(proxy, system("Be brief."), *history))
+        history.append(ask_chat(proxy, system("Be brief."), *history))
         history.append(user("Another one."))
-        history.append(chat(proxy, system("Be long."), *history, system("Mind the gap.")))
-        chat(proxy, *history[:2], system("By the way"), *history[2:], user("A third one."))
+        history.append(ask_chat(proxy, system("Be long."), *history, system("Mind the gap.")))
+        ask_chat(proxy, *history[:2], system("By the way"), *history[2:], user("A third one."))
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
 def test_another_model_goes_on_in_the_same_thread(llm_user_path):
     with running(talker(), Speaker("n", lambda _: says("This is what n has to say."))) as proxy:
         history = [*conversation(proxy, 1), user("And you, n?")]
-        history += [chat(proxy, *history, model="n"), user("And you, m?")]
-        chat(proxy, *history)
+        history += [ask_chat(proxy, *history, model="n"), user("And you, m?")]
+        ask_chat(proxy, *history)
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
@@ -438,9 +440,9 @@ def test_words_that_are_said_everywhere_are_told_apart_by_the_question(llm_user_
     refusal = "I'm sorry, but I can't help with that."
     with running(Speaker("m", lambda _: says(refusal))) as proxy:
         for thing in ("a lock", "a safe"):
-            chat(proxy, user(f"How do I pick {thing}?"))
+            ask_chat(proxy, user(f"How do I pick {thing}?"))
         for thing in ("a lock", "a safe", "a door"):
-            chat(proxy, user(f"How do I pick {thing}?"), assistant(refusal), user("Please!"))
+            ask_chat(proxy, user(f"How do I pick {thing}?"), assistant(refusal), user("Please!"))
     assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply", "C"]
 
 
@@ -448,7 +450,7 @@ def test_thread_goes_on_after_a_restart(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 2)
     with running(talker()) as proxy:
-        chat(proxy, *history, user("And so on."))
+        ask_chat(proxy, *history, user("And so on."))
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
@@ -465,13 +467,13 @@ def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
     )
     with running(Speaker("m", say)) as proxy:
         history = [user("Look into the files.")]
-        both = chat(proxy, *history)
+        both = ask_chat(proxy, *history)
         for call, result in zip(both["tool_calls"], results(both), strict=True):
             history += [{"role": "assistant", "tool_calls": [call]}, result]
-        history += [chat(proxy, *history), user("And c?")]
-        third = chat(proxy, *history)
+        history += [ask_chat(proxy, *history), user("And c?")]
+        third = ask_chat(proxy, *history)
         third["tool_calls"][0]["function"]["arguments"] = '{"path": "d"}'
-        chat(proxy, *history, third, *results(third))
+        ask_chat(proxy, *history, third, *results(third))
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply"]
 
 
@@ -487,9 +489,9 @@ def test_ids_that_are_counted_anew_in_each_conversation_keep_them_apart(llm_user
     with running(model := Speaker("m", say)) as proxy:
         histories = [[user(f"What does {name} read?")] for name in ("Ann", "Bob")]
         for history in histories:
-            history.append(chat(proxy, *history))
+            history.append(ask_chat(proxy, *history))
         for history in histories:
-            chat(proxy, *history, *results(history[-1]))
+            ask_chat(proxy, *history, *results(history[-1]))
     assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply"]
     for prompt in model.prompts[2:]:
         question, reply, _ = prompt.messages
@@ -503,7 +505,7 @@ def test_tool_results_that_a_client_clears_change_no_thread(llm_user_path):
     with running(working_agent()) as proxy:
         history = [user(TASK)]
         for turn in range(6):
-            history.append(reply := chat(proxy, *history))
+            history.append(reply := ask_chat(proxy, *history))
             history += [result | {"content": file_of(turn)} for result in results(reply)]
             if turn >= 2:
                 history[2 * turn - 2] |= {"content": "[Old tool result content cleared]"}
@@ -600,7 +602,7 @@ LONG_REPLY = "I have changed the parser so that it reads numbers with underscore
     ],
     ids=["whole", "without white space", "not all of it", "too short"],
 )
-@pytest.mark.parametrize("ask", [chat, messages])
+@pytest.mark.parametrize("ask", [ask_chat, messages])
 def test_title_that_quotes_a_whole_reply_is_forked_from_it(
     ask, reply, quoted, expected, llm_user_path
 ):
@@ -650,8 +652,8 @@ def test_summary_in_place_of_older_replies_forks_once(compacted, llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 4)
         history = [*compacted(history[4:]), user("What now?")]
-        history.append(chat(proxy, *history))
-        chat(proxy, *history, user("And then?"))
+        history.append(ask_chat(proxy, *history))
+        ask_chat(proxy, *history, user("And then?"))
     assert drawn(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
 
 
@@ -662,8 +664,8 @@ def test_summary_behind_the_first_question_forks_too(said_by, llm_user_path):
         history = conversation(proxy, 4)
         summary = said_by("<CONTEXT SUMMARY> We spoke of many things before: ...")
         history = [history[0], summary, *history[4:], user("What now?")]
-        history.append(chat(proxy, *history))
-        chat(proxy, *history, user("And then?"))
+        history.append(ask_chat(proxy, *history))
+        ask_chat(proxy, *history, user("And then?"))
     assert drawn(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
 
 
@@ -672,8 +674,8 @@ def test_sliding_window_stays_in_its_thread(left_out, llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 4)
         history.append(user("What now?"))
-        history.append(chat(proxy, *history[left_out:]))
-        chat(proxy, *history[left_out + 2 :], user("And then?"))
+        history.append(ask_chat(proxy, *history[left_out:]))
+        ask_chat(proxy, *history[left_out + 2 :], user("And then?"))
     assert drawn(llm_user_path)[4:] == ["A 3 reply", "A 4 reply"]
 
 
@@ -681,8 +683,8 @@ def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path)
     """Cline and others cut out the middle."""
     with running(talker()) as proxy:
         history = conversation(proxy, 5)
-        chat(proxy, *history[:2], *history[6:], user("What now?"))
-        chat(proxy, history[0], *history[7:], user("What then?"))
+        ask_chat(proxy, *history[:2], *history[6:], user("What now?"))
+        ask_chat(proxy, history[0], *history[7:], user("What then?"))
     assert drawn(llm_user_path)[5:] == ["A 4 reply", "B<A 4 reply"]
 
 
@@ -698,9 +700,9 @@ def test_conversation_goes_on_over_another_dialect(llm_user_path):
     call = {"type": "tool_use", "id": "call_1", "name": "read", "input": {"n": 1}}
     with running(Speaker("m", say)) as proxy:
         history = [user("What does the file say?")]
-        history.append(chat(proxy, *history))
+        history.append(ask_chat(proxy, *history))
         history += results(history[-1])
-        second = chat(proxy, *history)["content"]
+        second = ask_chat(proxy, *history)["content"]
         blocks = [
             user("What does the file say?"),
             assistant([{"type": "text", "text": "I read it."}, call]),
@@ -726,7 +728,7 @@ def test_conversation_goes_on_over_another_dialect(llm_user_path):
             assistant(fourth["content"][0]["text"]),
             user("Thanks."),
         ]
-        chat(proxy, *history)
+        ask_chat(proxy, *history)
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply", "A 3 reply"]
 
 
@@ -745,14 +747,14 @@ def test_conversations_that_begin_alike_stay_apart(greeting, count, llm_user_pat
     begins = [system("Be kind."), user("hi")]
     with running(model := Speaker("m", say)) as proxy:
         with ThreadPoolExecutor(8) as pool:
-            replies = list(pool.map(lambda _: chat(proxy, *begins), range(count)))
+            replies = list(pool.map(lambda _: ask_chat(proxy, *begins), range(count)))
         assert threads_by_turns(llm_user_path) == {1: count}
         histories = [[*begins, reply, user(f"Question {i}")] for i, reply in enumerate(replies)]
         for history in histories:
-            history.append(chat(proxy, *history))
+            history.append(ask_chat(proxy, *history))
         assert threads_by_turns(llm_user_path) == {2: count}
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda history: chat(proxy, *history, user("Thanks.")), histories))
+            list(pool.map(lambda history: ask_chat(proxy, *history, user("Thanks.")), histories))
     assert threads_by_turns(llm_user_path) == {3: count}
     assert rows(llm_user_path, "select distinct forked_from from threads") == [(None,)]
     questions = (
@@ -812,16 +814,16 @@ def exchange(number, messages, reply, **fields):
     id_ = f"01jd{number:022d}"
     turn = Turn(id_, f"01jt{number:022d}", "m", messages, [reply], received, duration_ms=12)
     return begun(id_, received, **facts).ended(
-        "ok", http_status=200, duration_ms=12.5, turn=turn, finish=hub.Finish(), **fields
+        "ok", http_status=200, duration_ms=12.5, turn=turn, finish=chat.Finish(), **fields
     )
 
 
 def test_trivial_reply_counts_only_where_all_before_it_is_the_same(llm_user_path):
     with running(Speaker("m", lambda _: says("ok"))) as proxy:
-        chat(proxy, user("Remember the number seven."))
-        chat(proxy, user("Remember the number eight."))
-        chat(proxy, user("Remember the number nine."), assistant("ok"), user("And?"))
-        chat(proxy, user("Remember the number seven."), assistant("ok"), user("And?"))
+        ask_chat(proxy, user("Remember the number seven."))
+        ask_chat(proxy, user("Remember the number eight."))
+        ask_chat(proxy, user("Remember the number nine."), assistant("ok"), user("And?"))
+        ask_chat(proxy, user("Remember the number seven."), assistant("ok"), user("And?"))
     assert drawn(llm_user_path) == ["A", "B", "C", "A 0 reply"]
 
 
@@ -847,7 +849,7 @@ def test_of_two_that_go_on_at_the_same_moment_one_forks(llm_user_path):
     with running(model := Speaker("m", say)) as proxy:
         history = conversation(proxy, 1)
         with ThreadPoolExecutor(2) as pool:
-            list(pool.map(lambda i: chat(proxy, *history, user(f"Branch {i}")), range(2)))
+            list(pool.map(lambda i: ask_chat(proxy, *history, user(f"Branch {i}")), range(2)))
     first, *branches = drawn(llm_user_path)
     assert (first, sorted(branches)) == ("A", ["A 0 reply", "B<A 0 reply"])
 
@@ -886,9 +888,9 @@ def test_answer_that_was_hung_up_on_leaves_the_tip_where_it_was(keeps_the_rest, 
         hang_up_in(proxy, began, *history)
         if keeps_the_rest:
             history += [assistant(partial), user("Go on.")]
-        reply = chat(proxy, *history)
+        reply = ask_chat(proxy, *history)
         assert rows(llm_user_path, tip) != before
-        chat(proxy, *history, reply, user("And that was all?"))
+        ask_chat(proxy, *history, reply, user("And that was all?"))
     statuses = rows(llm_user_path, "select status from proxy_exchanges order by number")
     assert statuses == [("ok",), ("cancelled",), ("ok",), ("ok",)]
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
@@ -910,6 +912,6 @@ def test_failed_answer_leaves_the_tip_where_it_was(llm_user_path):
         history = [*conversation(proxy, 1), user("What else is there?")]
         body = {"model": "m", "messages": history}
         assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 502
-        chat(proxy, *history)
+        ask_chat(proxy, *history)
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [(3, 1)]
     assert drawn(llm_user_path)[-1] == "A 0 reply"

@@ -6,11 +6,11 @@ import llm
 import pytest
 from llm.parts import AttachmentPart, Message, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy import hub, tokens
+from llmproxy.core import chat, token_estimate
 
 
 def request(*parts, role="user", **fields):
-    return hub.ChatRequest(model=None, messages=[Message(role, list(parts))], **fields)
+    return chat.ChatRequest(model=None, messages=[Message(role, list(parts))], **fields)
 
 
 @pytest.mark.parametrize(
@@ -27,27 +27,27 @@ def request(*parts, role="user", **fields):
     ],
 )
 def test_text_is_estimated_within_reason(text, low, high):
-    assert low <= tokens.estimate_text(text) <= high
+    assert low <= token_estimate.estimate_text(text) <= high
 
 
 def test_everything_of_a_request_counts():
-    bare = tokens.estimate(request(TextPart("hi")))
-    image = hub.attachment_from_base64("iVBORw0KGgo=")
-    assert tokens.estimate(request(TextPart("hi"), AttachmentPart(image))) == bare + 1500
+    bare = token_estimate.estimate(request(TextPart("hi")))
+    image = chat.attachment_from_base64("iVBORw0KGgo=")
+    assert token_estimate.estimate(request(TextPart("hi"), AttachmentPart(image))) == bare + 1500
     tool = llm.Tool("weather", "Look out of the window", {"type": "object"})
-    assert tokens.estimate(request(TextPart("hi"), tools=(tool,))) > bare + 12
-    assert tokens.estimate(request(TextPart("hi"), schema={"type": "object"})) > bare
-    server = hub.ServerTool("web_search", {"max_uses": 3})
-    assert tokens.estimate(request(TextPart("hi"), server_tools=(server,))) > bare
+    assert token_estimate.estimate(request(TextPart("hi"), tools=(tool,))) > bare + 12
+    assert token_estimate.estimate(request(TextPart("hi"), schema={"type": "object"})) > bare
+    server = chat.ServerTool("web_search", {"max_uses": 3})
+    assert token_estimate.estimate(request(TextPart("hi"), server_tools=(server,))) > bare
     asked = request(ToolCallPart("weather", {"at": "home"}, "c"), role="assistant")
-    assert tokens.estimate(asked) > tokens.estimate(request(TextPart("weather")))
+    assert token_estimate.estimate(asked) > token_estimate.estimate(request(TextPart("weather")))
     seen = ToolResultPart("look", "a cat", "c", attachments=[image])
-    assert tokens.estimate(request(seen, role="tool")) > 1500
+    assert token_estimate.estimate(request(seen, role="tool")) > 1500
 
 
 def test_long_histories_are_counted_fast():
     """B34: clients ask fifty times in the first second."""
     long = request(*[TextPart("some words of a message " * 50)] * 400)
     began = time.perf_counter()
-    tokens.estimate(long)
+    token_estimate.estimate(long)
     assert time.perf_counter() - began < 1

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy.assemble import Settings, SettingsError
 from llmproxy.background import running as running_proxy
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.models import AsyncScript, SyncScript, usage
 from tests.proxies import running
 

@@ -1,7 +1,7 @@
 """Captures of wires in `tests/wire/<dialect>/<case>/`, and the hub's values as JSON.
 
 request.json   the body that the client sent
-hub.json       what it says: a hub.ChatRequest, fields at their defaults left out
+chat.json       what it says: a chat.ChatRequest, fields at their defaults left out
 events.json    where there is an answer: the hub's events of it
 response.json  that answer whole, in the dialect
 stream.txt     that answer streamed, byte for byte
@@ -19,7 +19,7 @@ from typing import Any
 import llm
 from llm.parts import Message, StreamEvent
 
-from llmproxy import hub
+from llmproxy.core import chat
 
 WIRE = Path(__file__).parent / "wire"
 
@@ -35,7 +35,7 @@ class WireCase:
     request: Any
     hub: dict[str, Any]
     note: str
-    events: list[hub.Event] | None
+    events: list[chat.Event] | None
     response: dict[str, Any] | None
     stream: bytes | None
 
@@ -65,12 +65,12 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
-def event_of(value: dict[str, Any]) -> hub.Event:
+def event_of(value: dict[str, Any]) -> chat.Event:
     """Make an event of its JSON: a StreamEvent's fields, or `{"finish": {…}}`."""
     if "finish" not in value:
         return StreamEvent(**value)
     finish = dict(value["finish"])
-    return hub.Finish(**finish | {"usage": hub.Usage(**finish.get("usage", {}))})
+    return chat.Finish(**finish | {"usage": chat.Usage(**finish.get("usage", {}))})
 
 
 def hub_json(value: Any) -> Any:

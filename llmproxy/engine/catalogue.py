@@ -24,9 +24,9 @@ from typing import Any, TypeVar, cast
 import llm
 from llm import plugins
 
-from .. import hub
-from ..errors import ModelNotFound
-from ..gate import Gate
+from ..core import chat
+from ..core.errors import ModelNotFound
+from ..core.limiter import Gate
 
 __all__ = ["Catalogue", "CatalogueEntry", "in_daemon_thread"]
 
@@ -118,21 +118,21 @@ class Catalogue:
         self._looked_at = time.monotonic()
         self._contents = self._read()
 
-    def models(self) -> list[hub.ModelEntry]:
+    def models(self) -> list[chat.ModelEntry]:
         """List every model once, under its own id."""
         return [
-            hub.ModelEntry(entry.model_id, entry.owned_by, self._created)
+            chat.ModelEntry(entry.model_id, entry.owned_by, self._created)
             for entry in self._contents.entries.values()
         ]
 
-    async def model(self, name: str) -> hub.ModelEntry:
+    async def model(self, name: str) -> chat.ModelEntry:
         """Show a model under one of its names, an alias say.
 
         Raises:
             ModelNotFound: no model has it.
         """
         entry = await self.choose(name)
-        return hub.ModelEntry(name, entry.owned_by, self._created)
+        return chat.ModelEntry(name, entry.owned_by, self._created)
 
     def options(self, model_id: str) -> Mapping[str, Any]:
         """The user's defaults for a model (`llm models options set`)."""

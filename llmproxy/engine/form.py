@@ -23,9 +23,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from .. import hub, remote_images
-from ..errors import Unsupported
-from ..remote_images import RemoteImages
+from ..core import chat, url_policy
+from ..core.errors import Unsupported
+from ..core.url_policy import RemoteImages
 from .catalogue import AsyncModel, SyncModel
 
 __all__ = ["Call", "prepare"]
@@ -50,7 +50,7 @@ class Call:
 
 
 def prepare(
-    request: hub.ChatRequest,
+    request: chat.ChatRequest,
     model: SyncModel | AsyncModel,
     defaults: Mapping[str, Any],
     images: RemoteImages = "pass",
@@ -61,7 +61,7 @@ def prepare(
         Unsupported: what the answer's meaning hangs on and this model can't do, or a URL
             that is not to be handed on.
     """
-    remote_images.check(request, images)
+    url_policy.check(request, images)
     ignored = list(request.ignored)
     tools = () if request.tool_choice == "none" else request.tools
     _refuse_what_matters(request, model, tools)
@@ -89,7 +89,7 @@ def prepare(
 
 
 def _server_tools(
-    request: hub.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
+    request: chat.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[llm.ServerSideTool]:
     """Make the plugin's own tools of those that the provider is to run, where it has them."""
     kinds = {kind.name: kind for kind in model.supported_server_side_tools}
@@ -107,7 +107,7 @@ def _never_called(**arguments: Any) -> None:
 
 
 def _refuse_what_matters(
-    request: hub.ChatRequest, model: SyncModel | AsyncModel, tools: tuple[llm.Tool, ...]
+    request: chat.ChatRequest, model: SyncModel | AsyncModel, tools: tuple[llm.Tool, ...]
 ) -> None:
     name = model.model_id
     if tools and not model.supports_tools:
@@ -119,7 +119,7 @@ def _refuse_what_matters(
     answered = any(message.role in ("assistant", "tool") for message in request.messages)
     if answered and not model.supports_conversation:
         raise Unsupported(f"the model {name} answers single prompts only", param="messages")
-    for attachment, path in remote_images.located(request):
+    for attachment, path in url_policy.located(request):
         if not _takes(model, attachment) and not _is_text(attachment):
             raise Unsupported(f"the model {name} can't read {attachment.type}", param=path)
         if attachment.url is not None and not _sends_url(model, attachment):
@@ -175,7 +175,7 @@ def _classes(model: SyncModel | AsyncModel) -> set[str]:
 
 
 def _model_form(
-    request: hub.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
+    request: chat.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[Message]:
     """Put every message into a form that this plugin sends on."""
     form = _Form(model, ignored)
@@ -477,7 +477,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def _options(
-    request: hub.ChatRequest,
+    request: chat.ChatRequest,
     model: SyncModel | AsyncModel,
     defaults: Mapping[str, Any],
     ignored: list[str],
@@ -504,9 +504,9 @@ def _options(
     return chosen, stop_sequences
 
 
-def _forced_tool(request: hub.ChatRequest) -> dict[str, Any]:
+def _forced_tool(request: chat.ChatRequest) -> dict[str, Any]:
     match request.tool_choice:
-        case hub.NamedTool(name=name):
+        case chat.NamedTool(name=name):
             return {"tool_choice": name}
         case "required":
             return {"tool_choice": "required"}

@@ -12,9 +12,9 @@ from typing import Any
 
 import llm
 
-from .. import errors, hub
-from ..errors import ProxyError, UpstreamError
-from ..keys import KnownKeys
+from ..core import chat, errors
+from ..core.errors import ProxyError, UpstreamError
+from ..core.known_keys import KnownKeys
 
 __all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
 
@@ -22,7 +22,7 @@ MAX_COUNT = 2**53  # JSON's readers hold no larger number exactly
 MAX_WORDS = 10_000  # characters of an error; a provider's page of HTML may be megabytes
 
 # Every provider's word for why it stopped, in lower case → the hub's.
-REASONS: Mapping[str, hub.FinishReason] = {
+REASONS: Mapping[str, chat.FinishReason] = {
     "length": "length",
     "max_tokens": "length",
     "max_output_tokens": "length",
@@ -42,7 +42,7 @@ REASONS: Mapping[str, hub.FinishReason] = {
 }
 
 
-def finish_reason(response_json: Any, *, has_calls: bool) -> hub.FinishReason:
+def finish_reason(response_json: Any, *, has_calls: bool) -> chat.FinishReason:
     """Say why the model stopped, in the hub's words.
 
     llm has no field for this: providers leave it in response_json. `length` and
@@ -87,7 +87,7 @@ def is_refusal(exc: BaseException) -> bool:
     return type(exc).__name__ == "ClaudeRefusal"
 
 
-def usage(counted: llm.Usage) -> hub.Usage:
+def usage(counted: llm.Usage) -> chat.Usage:
     """Make the counts of a plugin comparable: input includes what was cached.
 
     Anthropic's plugin counts cached input apart, and gives the cached counts only if
@@ -103,7 +103,7 @@ def usage(counted: llm.Usage) -> hub.Usage:
     if input_tokens is not None:
         input_tokens += (read or 0) + (written or 0)
     cached = read if read is not None else _detail(details, _CACHED)
-    return hub.Usage(
+    return chat.Usage(
         input_tokens=input_tokens,
         output_tokens=_count(counted.output),
         cached_tokens=cached,

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Literal
 
-from ..errors import NotFound
-from ..hub import Usage
+from ..core.chat import Usage
+from ..core.errors import NotFound
 from .exchange import FIRST_WORDS_CHARS, Entry
 from .history import THREAD_OF, Filter, History
 from .store import ENTRY_COLUMNS, entry_of

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
 
-from .. import hub, tokens
-from ..keys import KnownKeys
+from ..core import chat, token_estimate
+from ..core.known_keys import KnownKeys
 from . import timeline
 from .redact import Redactor
 from .timeline import TimedEvent
@@ -130,14 +130,14 @@ class Entry:
     thread_id: str | None = None
     status: Status = "running"
     http_status: int | None = None
-    finish_reason: hub.FinishReason | None = None
+    finish_reason: chat.FinishReason | None = None
     stop_sequence: str | None = None
     error: str | None = None
     ttft_ms: float | None = None
     first_text_ms: float | None = None
     duration_ms: float | None = None
     event_count: int = 0
-    usage: hub.Usage = hub.Usage()
+    usage: chat.Usage = chat.Usage()
     ignored: tuple[str, ...] = ()
     first_words: str = ""
     previous_id: str | None = None
@@ -174,11 +174,11 @@ class Exchange(Entry):
     redactor: Redactor = field(default_factory=Redactor, repr=False, compare=False)
 
     @property
-    def finish(self) -> hub.Finish | None:
+    def finish(self) -> chat.Finish | None:
         """The end of the answer, None where it did not come to that."""
         if self.finish_reason is None:
             return None
-        finish = hub.Finish(self.finish_reason, self.stop_sequence, self.usage)
+        finish = chat.Finish(self.finish_reason, self.stop_sequence, self.usage)
         if self.turn is None:
             return finish
         return replace(
@@ -196,7 +196,7 @@ class Exchange(Entry):
         duration_ms: float,
         turn: Turn | None = None,
         events: Sequence[TimedEvent] = (),
-        finish: hub.Finish | None = None,
+        finish: chat.Finish | None = None,
         error: str | None = None,
         ignored: Iterable[str] = (),
         previous_id: str | None = None,
@@ -215,8 +215,8 @@ class Exchange(Entry):
         """
         visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
         is_turn = turn is not None and (status == "ok" or turn.reply)
-        usage = finish.usage if finish else hub.Usage()
-        estimate = tokens.estimate_reply(turn.reply) if turn and turn.reply else None
+        usage = finish.usage if finish else chat.Usage()
+        estimate = token_estimate.estimate_reply(turn.reply) if turn and turn.reply else None
         return replace(
             self,
             status=status,
@@ -323,7 +323,7 @@ def _with_remote_attachments(part: Part) -> Part:
 def _remote(attachment: llm.Attachment) -> llm.Attachment:
     if not attachment.url:
         return attachment
-    return hub.RemoteAttachment(type=attachment.type, url=attachment.url)
+    return chat.RemoteAttachment(type=attachment.type, url=attachment.url)
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:
@@ -363,7 +363,7 @@ def from_json(form: Mapping[str, Any]) -> Exchange:
         **entry
         | {
             "received": datetime.fromisoformat(form["received"]),
-            "usage": hub.Usage(**form["usage"]),
+            "usage": chat.Usage(**form["usage"]),
             "ignored": tuple(form["ignored"]),
         },
         request=RawRequest(**form["request"]),

@@ -27,7 +27,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from .. import hub
+from ..core import chat
 from .exchange import Exchange, RawRequest, Turn
 from .timeline import TimedEvent
 
@@ -127,7 +127,7 @@ _ESCAPE = re.compile(
 def _fill_arguments(text: str) -> str:
     """Fill the raw arguments of a tool call: the JSON that they are stays JSON.
 
-    What `hub.parse_arguments` reads of them is then what `_free` makes of it.
+    What `chat.parse_arguments` reads of them is then what `_free` makes of it.
     """
     if not text.strip() or _is_raw(text):
         return fill(text)
@@ -136,7 +136,7 @@ def _fill_arguments(text: str) -> str:
 
 def _is_raw(text: str) -> bool:
     """Say whether it is no object; one may also have a member of this name."""
-    return hub.parse_arguments(text) == {"_raw": text}
+    return chat.parse_arguments(text) == {"_raw": text}
 
 
 def _fill_string(match: re.Match[str]) -> str:
@@ -307,7 +307,7 @@ def _part(part: Part) -> Part:
 
 def _attachment(attachment: llm.Attachment) -> llm.Attachment:
     if attachment.url:
-        return hub.RemoteAttachment(type=attachment.type, url=_fill_url(attachment.url))
+        return chat.RemoteAttachment(type=attachment.type, url=_fill_url(attachment.url))
     return llm.Attachment(type=attachment.type, content=bytes(len(attachment.content or b"")))
 
 

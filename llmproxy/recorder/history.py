@@ -22,7 +22,7 @@ from llm.logs import LogStore, UncondenseError  # type: ignore[attr-defined]  # 
 from llm.migrations import MIGRATIONS
 from llm.parts import Message
 
-from ..errors import NotFound
+from ..core.errors import NotFound
 from . import timeline
 from .exchange import Entry, Exchange, RawRequest, Status, Turn, with_remote_attachments
 from .folding import unfold

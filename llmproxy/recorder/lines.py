@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import llm
 
-from .. import hub, payload
-from ..errors import InvalidRequest
-from ..limits import Limits
+from ..core import chat, payload
+from ..core.errors import InvalidRequest
+from ..core.limits import Limits
 from . import timeline
 from .exchange import Exchange, Link, Origin, from_json, to_json
 
@@ -190,14 +190,14 @@ class ExchangeForm:
     thread_id: str | None
     status: Literal["ok", "error", "cancelled", "interrupted"]
     http_status: int | None
-    finish_reason: hub.FinishReason | None
+    finish_reason: chat.FinishReason | None
     stop_sequence: str | None = None
     error: str | None
     ttft_ms: float | None
     first_text_ms: float | None
     duration_ms: float | None
     event_count: int
-    usage: hub.Usage
+    usage: chat.Usage
     ignored: list[str]
     first_words: str = ""
     previous_id: str | None = None
@@ -325,7 +325,7 @@ def _check_attachment(attachment: AttachmentForm, place: str) -> None:
     if attachment.url is not None:
         if attachment.content is not None:
             raise InvalidRequest("expected a url or content, got both", param=place)
-        if hub.attachment_from_url(attachment.url, param=f"{place}.url").url is None:
+        if chat.attachment_from_url(attachment.url, param=f"{place}.url").url is None:
             raise InvalidRequest("expected an http(s) URL", param=f"{place}.url")
     try:
         base64.b64decode(attachment.content or "", validate=True)

@@ -21,7 +21,15 @@ from pathlib import Path
 
 from llm.parts import Message, TextPart
 
-from .chain import Reply, Sameness, is_same, replies, reply_of, say_the_same, visible_text
+from ..core.fingerprints import (
+    Reply,
+    Sameness,
+    is_same,
+    replies,
+    reply_of,
+    say_the_same,
+    visible_text,
+)
 from .exchange import Exchange, Link, Turn
 from .history import open_for_reading
 from .replies import Candidate, Quotable, Replies

@@ -25,9 +25,9 @@ from typing import BinaryIO, TypeVar
 
 import llm
 
-from .. import hub
-from ..errors import InvalidRequest, NotFound
-from .chain import request_key
+from ..core import chat
+from ..core.errors import InvalidRequest, NotFound
+from ..core.fingerprints import request_key
 from .exchange import Exchange, Status, Turn, begun
 from .filler import filled
 from .history import Filter, History, check_llm
@@ -312,8 +312,8 @@ def exchange_of(recording: Recording) -> Exchange | None:
     if request is None or recording.dialect is None:
         return None
     id = _id_of(recording.key)
-    events = [(0.0, event) for event in recording.events if not isinstance(event, hub.Finish)]
-    answer = hub.collect(recording.events)
+    events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
+    answer = chat.collect(recording.events)
     finish = None if recording.error else answer.finish
     turn = Turn(
         id=id,

@@ -17,8 +17,8 @@ from typing import Any
 import llm
 from llm.parts import Message, Part
 
-from .. import hub, tokens
-from .chain import Difference, first_difference
+from ..core import chat, token_estimate
+from ..core.fingerprints import Difference, first_difference
 from .conversations import parents, selected
 from .exchange import Entry, Link
 from .history import Filter, History
@@ -303,9 +303,9 @@ def _sizes(history: History, hashes: Iterable[str]) -> dict[str, int]:
             form |= {"type": row["type"]} | ({} if row["text"] is None else {"text": row["text"]})
             parts[row["message_hash"]].append(Part.from_dict(form))
         for hash, found in parts.items():
-            sizes[hash] = tokens.estimate_message(Message("user", found))
+            sizes[hash] = token_estimate.estimate_message(Message("user", found))
         for hash, message in history.messages(whole).items():
-            sizes[hash] = tokens.estimate_message(message)
+            sizes[hash] = token_estimate.estimate_message(message)
     return sizes
 
 
@@ -323,8 +323,8 @@ def _definitions(history: History, tool_ids: Iterable[int]) -> dict[int, int]:
         {"ids": json.dumps(list(tool_ids))},
     )
     return {
-        row["id"]: tokens.estimate(
-            hub.ChatRequest(
+        row["id"]: token_estimate.estimate(
+            chat.ChatRequest(
                 None,
                 [],
                 (llm.Tool(row["name"], row["description"], json.loads(row["input_schema"])),),

@@ -23,9 +23,8 @@ from urllib.parse import ParseResult, urlparse
 
 from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from .. import hub, payload
-from ..dialects import Dialect, Parser, anthropic_messages, openai_chat
-from ..errors import (
+from ..core import chat, payload
+from ..core.errors import (
     Forbidden,
     InvalidRequest,
     ProxyError,
@@ -34,6 +33,7 @@ from ..errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from ..dialects import Dialect, Parser, anthropic_messages, openai_chat
 from ..transport import framing
 
 __all__ = ["Recording", "parse_recording"]
@@ -60,10 +60,10 @@ class Recording:
     key: str
     test_id: str | None
     path: str
-    request: hub.ChatRequest | None
+    request: chat.ChatRequest | None
     body: Any
     dialect: str | None
-    events: list[hub.Event]
+    events: list[chat.Event]
     error: ProxyError | None
     kind: Kind
     models: tuple[str, ...] = ()
@@ -153,7 +153,7 @@ def parse_recording(text: str | bytes, key: str) -> Recording:
     if dialect is not None:
         with _at(asked.place):
             request = dialect.parse_request(asked.body, {})
-    events: list[hub.Event] = []
+    events: list[chat.Event] = []
     models: tuple[str, ...] = ()
     error = _recorded_error(dialect or openai_chat, file.response)
     if error is None and dialect is not None:
@@ -335,7 +335,7 @@ def _data(item: Any) -> Any:
 # ---- answers
 
 
-def _answer(dialect: Dialect, body: Any) -> Iterator[hub.Event]:
+def _answer(dialect: Dialect, body: Any) -> Iterator[chat.Event]:
     """Give the events of an answer, streamed or whole, until its Finish.
 
     Raises:
@@ -350,20 +350,20 @@ def _answer(dialect: Dialect, body: Any) -> Iterator[hub.Event]:
         yield from _events_of(dialect.parse_response(body))
 
 
-def _streamed(dialect: Dialect, items: list[Any]) -> Iterator[hub.Event]:
+def _streamed(dialect: Dialect, items: list[Any]) -> Iterator[chat.Event]:
     parser, feed = _new_parser(dialect)
     for place, value in _values(items):
         _refuse_error(dialect, value)
         with _at(place):
             events = feed(value)
         yield from events
-        if events and isinstance(events[-1], hub.Finish):
+        if events and isinstance(events[-1], chat.Finish):
             return
     with _at("response.body"):
         yield from parser.end()
 
 
-def _new_parser(dialect: Dialect) -> tuple[Parser, Callable[[Any], list[hub.Event]]]:
+def _new_parser(dialect: Dialect) -> tuple[Parser, Callable[[Any], list[chat.Event]]]:
     if dialect is openai_chat:
         chunks = openai_chat.StreamParser()
         return chunks, chunks.feed_chunk
@@ -397,7 +397,7 @@ def _refuse_error(dialect: Dialect, value: Any) -> None:
         raise _Failed(dialect.parse_error(0, value))
 
 
-def _events_of(answer: hub.ChatResponse) -> Iterator[hub.Event]:
+def _events_of(answer: chat.ChatResponse) -> Iterator[chat.Event]:
     """Give a whole answer as events, one part at a time."""
     parts = [(i, part) for i, message in enumerate(answer.messages) for part in message.parts]
     for index, (message_index, part) in enumerate(parts):
@@ -429,7 +429,7 @@ def _part_events(part: Part, raw_arguments: Mapping[str, str]) -> Iterator[Strea
                 provider_metadata=part.provider_metadata,
             )
             raw = raw_arguments.get(id_ or "", "")
-            if hub.parse_arguments(raw) != part.arguments:  # another call has the same id
+            if chat.parse_arguments(raw) != part.arguments:  # another call has the same id
                 raw = payload.encode(part.arguments).decode()
             yield StreamEvent(
                 "tool_call_args", raw, tool_call_id=id_, server_executed=server_executed

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from ..keys import MIN_KEY_CHARS, REMOVED, KnownKeys
+from ..core.known_keys import MIN_KEY_CHARS, REMOVED, KnownKeys
 
 __all__ = ["REMOVED", "Redactor"]
 

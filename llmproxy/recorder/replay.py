@@ -21,9 +21,15 @@ from typing import Any, Protocol
 import llm
 from llm.parts import Message, ReasoningPart
 
-from .. import hub
-from ..errors import ModelNotFound, NotFound, ProxyError
-from .chain import answering_options, attached, first_difference, say_the_same, visible_text
+from ..core import chat
+from ..core.errors import ModelNotFound, NotFound, ProxyError
+from ..core.fingerprints import (
+    answering_options,
+    attached,
+    first_difference,
+    say_the_same,
+    visible_text,
+)
 from .timeline import TimedEvent
 
 __all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
@@ -43,7 +49,7 @@ class Recorded:
     id: str
     model: str
     events: Sequence[TimedEvent]
-    finish: hub.Finish | None
+    finish: chat.Finish | None
     error: ProxyError | None
     ended_ms: float
 
@@ -54,13 +60,13 @@ class Source(Protocol):
     def models(self) -> list[str]:
         """Every name by which a recorded model is known."""
 
-    def find(self, request: hub.ChatRequest) -> list[str]:
+    def find(self, request: chat.ChatRequest) -> list[str]:
         """The ids of all recordings of a request, in the order in which they were made."""
 
     def load(self, id: str) -> Recorded:
         """One of them."""
 
-    def near(self, request: hub.ChatRequest) -> Iterable[tuple[str, hub.ChatRequest]]:
+    def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
         """Ids and requests of recordings that may be what a request was meant to be."""
 
 
@@ -72,7 +78,7 @@ class Replay:
     """
 
     def __init__(
-        self, source: Source, *, speed: float = 1.0, live: hub.Answering | None = None
+        self, source: Source, *, speed: float = 1.0, live: chat.Answering | None = None
     ) -> None:
         self._source = source
         self._speed = speed
@@ -80,15 +86,15 @@ class Replay:
         self._served: Counter[str] = Counter()
 
     @property
-    def catalogue(self) -> hub.Models:
+    def catalogue(self) -> chat.Models:
         """The live models where there are any, else the recorded ones."""
         return self if self._live is None else self._live.catalogue
 
-    def models(self) -> list[hub.ModelEntry]:
+    def models(self) -> list[chat.ModelEntry]:
         """List the recorded models."""
         return [_shown(name) for name in self._source.models()]
 
-    async def model(self, name: str) -> hub.ModelEntry:
+    async def model(self, name: str) -> chat.ModelEntry:
         """Show a recorded model.
 
         Raises:
@@ -99,8 +105,8 @@ class Replay:
         return _shown(name)
 
     async def answer(
-        self, request: hub.ChatRequest, recollect: hub.Recollect | None = None
-    ) -> hub.RunningAnswer:
+        self, request: chat.ChatRequest, recollect: chat.Recollect | None = None
+    ) -> chat.RunningAnswer:
         """Begin to play the recording whose turn it is.
 
         Raises:
@@ -118,12 +124,12 @@ class Replay:
         raise await asyncio.to_thread(_miss, request, self._source)
 
 
-def _shown(name: str) -> hub.ModelEntry:
-    return hub.ModelEntry(name, "recorded", 0)
+def _shown(name: str) -> chat.ModelEntry:
+    return chat.ModelEntry(name, "recorded", 0)
 
 
 class Replayed:
-    """A recorded answer as it is played: hub.RunningAnswer, of an answer that has been given."""
+    """A recorded answer as it is played: chat.RunningAnswer, of an answer that has been given."""
 
     def __init__(self, recorded: Recorded, speed: float, ignored: tuple[str, ...] = ()) -> None:
         self.replay_of: str | None = recorded.id
@@ -137,7 +143,7 @@ class Replayed:
         self.started_at = time.monotonic()
         self._speed = speed
         self._error = recorded.error
-        self._left: list[tuple[float, hub.Event]] = [*recorded.events]
+        self._left: list[tuple[float, chat.Event]] = [*recorded.events]
         if recorded.finish is not None:
             self._left.append((recorded.ended_ms, recorded.finish))
         self._left.reverse()
@@ -152,8 +158,8 @@ class Replayed:
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
 
-    async def read(self, silence_s: float | None = None) -> list[hub.Stamped] | None:
-        """Give the events that are due by now, at least one; see hub.RunningAnswer."""
+    async def read(self, silence_s: float | None = None) -> list[chat.Stamped] | None:
+        """Give the events that are due by now, at least one; see chat.RunningAnswer."""
         if not self._left and self._error is None:
             return []
         due_at = self._due(self._left[-1][0] if self._left else self._ended_ms)
@@ -167,7 +173,7 @@ class Replayed:
         now = time.monotonic()
         events = []
         while self._left and self._due(self._left[-1][0]) <= now:
-            events.append(hub.Stamped(now, self._left.pop()[1]))
+            events.append(chat.Stamped(now, self._left.pop()[1]))
         return events
 
     async def stop(self) -> None:
@@ -182,7 +188,7 @@ class Replayed:
 # ---- misses
 
 
-def _miss(request: hub.ChatRequest, source: Source) -> NotFound:
+def _miss(request: chat.ChatRequest, source: Source) -> NotFound:
     """Say that nothing was recorded for a request, what is nearest, and where it differs."""
     near = list(source.near(request))
     if not near:
@@ -200,11 +206,11 @@ _UNKNOWN = (
 )
 
 
-def _model(request: hub.ChatRequest) -> str:
+def _model(request: chat.ChatRequest) -> str:
     return "the default model" if request.model is None else f"the model {request.model!r}"
 
 
-def _likeness(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> tuple[float, ...]:
+def _likeness(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> tuple[float, ...]:
     """How near a recording is: by the messages from the first on, then by the one that differs."""
     pairs = list(zip(asked.messages, recorded.messages, strict=False))
     alike = next((i for i, (a, b) in enumerate(pairs) if not _is_alike(a, b)), len(pairs))
@@ -221,7 +227,7 @@ def _is_alike(one: Message, other: Message) -> bool:
     return is_same and attached(one) == attached(other)
 
 
-def differences(asked: hub.ChatRequest, recorded: hub.ChatRequest) -> Iterator[tuple[str, str]]:
+def differences(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterator[tuple[str, str]]:
     """Say where a request differs from a recorded one, by the hub's paths, each in words.
 
     Of the messages it is the first that differs, with the position of its text.
@@ -248,7 +254,7 @@ def _was(path: str, was: object, now: object) -> str:
 
 
 def _tool_differences(
-    asked: hub.ChatRequest, recorded: hub.ChatRequest
+    asked: chat.ChatRequest, recorded: chat.ChatRequest
 ) -> Iterator[tuple[str, str]]:
     was, now = _tools(recorded), _tools(asked)
     before, after = dict(was), dict(now)
@@ -263,7 +269,7 @@ def _tool_differences(
         yield "tools", f"tools are {', '.join(changes)}"
 
 
-def _tools(request: hub.ChatRequest) -> list[tuple[str, object]]:
+def _tools(request: chat.ChatRequest) -> list[tuple[str, object]]:
     """Tools with all that the model is told of them, then those that the provider runs."""
     return [
         *((tool.name, (tool.description, tool.input_schema)) for tool in request.tools),

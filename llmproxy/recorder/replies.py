@@ -16,7 +16,7 @@ from typing import Any
 from llm.logs import LogStore
 from llm.parts import Message
 
-from .chain import Reply, Sameness, Walk, reply_of
+from ..core.fingerprints import Reply, Sameness, Walk, reply_of
 
 __all__ = ["SCHEMA", "Candidate", "Quotable", "Replies", "insert_keys", "insert_missing_keys"]
 

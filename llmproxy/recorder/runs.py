@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..errors import InvalidRequest, NotFound
+from ..core.errors import InvalidRequest, NotFound
 from .history import History
 from .owner import Owner
 from .store import Locked, Store, timestamp, translated

@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .. import hub
+from ..core import chat
+from ..core.errors import InvalidRequest, NotFound, ProxyError, UpstreamError, class_of_status
+from ..core.fingerprints import replies, request_key
 from ..dialects import DIALECTS
-from ..errors import InvalidRequest, NotFound, ProxyError, UpstreamError, class_of_status
-from .chain import replies, request_key
 from .exchange import Exchange, first_words
 from .history import History
 from .recordings import Recording, parse_recording
@@ -22,7 +22,7 @@ __all__ = ["Folder", "Log", "exchange_request"]
 MAX_NEAR = 60  # recordings that a miss is held against, of each kind
 
 
-def exchange_request(exchange: Exchange) -> hub.ChatRequest:
+def exchange_request(exchange: Exchange) -> chat.ChatRequest:
     """Read the request of an exchange again, as its dialect did.
 
     Raises:
@@ -52,7 +52,7 @@ class Log:
         rows = self._rows(_MODELS, {})
         return [name for (name,) in rows]
 
-    def find(self, request: hub.ChatRequest) -> list[str]:
+    def find(self, request: chat.ChatRequest) -> list[str]:
         """The ids of the exchanges with this request, the oldest first."""
         rows = self._rows(_FIND, {"key": request_key(request), "model": request.model})
         return [id for id, status in rows if status == "ok"] or [id for id, _ in rows]
@@ -71,7 +71,7 @@ class Log:
             max((exchange.duration_ms or last_ms) - waited_ms, 0.0),
         )
 
-    def near(self, request: hub.ChatRequest) -> Iterator[tuple[str, hub.ChatRequest]]:
+    def near(self, request: chat.ChatRequest) -> Iterator[tuple[str, chat.ChatRequest]]:
         """Exchanges that went on from the same replies, that asked the same, and the newest."""
         values = {
             "model": request.model,
@@ -172,7 +172,7 @@ class Folder:
             if recording.request is not None:
                 self._take(recording, recording.request)
 
-    def _take(self, recording: Recording, request: hub.ChatRequest) -> None:
+    def _take(self, recording: Recording, request: chat.ChatRequest) -> None:
         self._recordings[recording.key] = recording
         self._by_key.setdefault(request_key(request), []).append(recording.key)
         if request.model is not None:
@@ -182,7 +182,7 @@ class Folder:
         """The names that were asked for, and those of recorded lists of models."""
         return list(self._models)
 
-    def find(self, request: hub.ChatRequest) -> list[str]:
+    def find(self, request: chat.ChatRequest) -> list[str]:
         """The names of the recordings of a request, in their order."""
         return [
             key
@@ -193,17 +193,17 @@ class Folder:
     def load(self, id: str) -> Recorded:
         """The answer of a recording, all of it at once: they have no times."""
         recording = self._recordings[id]
-        events = [(0.0, event) for event in recording.events if not isinstance(event, hub.Finish)]
-        finishes = [event for event in recording.events if isinstance(event, hub.Finish)]
+        events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
+        finishes = [event for event in recording.events if isinstance(event, chat.Finish)]
         model = self._request(id).model or ""
         finish = finishes[0] if finishes else None
         return Recorded(id, model, events, finish, recording.error, 0.0)
 
-    def near(self, request: hub.ChatRequest) -> Iterable[tuple[str, hub.ChatRequest]]:
+    def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
         """All of them."""
         return [(key, self._request(key)) for key in self._recordings]
 
-    def _request(self, key: str) -> hub.ChatRequest:
+    def _request(self, key: str) -> chat.ChatRequest:
         request = self._recordings[key].request
         assert request is not None, "others are not taken"
         return request

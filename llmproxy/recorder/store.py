@@ -24,9 +24,9 @@ from typing import Any
 
 import llm
 
-from ..hub import Usage
+from ..core.chat import Usage
+from ..core.fingerprints import Reply, reply_of
 from . import replies, timeline
-from .chain import Reply, reply_of
 from .exchange import Entry, Exchange
 from .folding import Folded, dumps, fold
 from .owner import Owner

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from llm.parts import Message, Part, ReasoningPart, StreamEvent, TextPart, ToolResultPart
 
-from .. import hub
+from ..core import chat
 
 __all__ = ["Tick", "TimedEvent", "decode", "encode", "ticks"]
 
@@ -75,7 +75,7 @@ def _described(group: list[StreamEvent]) -> dict[str, Any]:
         "arguments": "".join(event.chunk for event in group if event.type == "tool_call_args"),
         "server": first.server_executed,
         "redacted": any(event.redacted for event in group),
-        "empty": not hub.collect(group).messages,
+        "empty": not chat.collect(group).messages,
     }
     return {name: fact for name, fact in facts.items() if fact}
 

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
-from .. import hub
+from ..core import chat
+from ..core.errors import InvalidRequest, UpstreamError, class_of_status
 from ..dialects import DIALECTS, openai_chat
-from ..errors import InvalidRequest, UpstreamError, class_of_status
 from ..transport import framing
 from .exchange import Exchange
 
@@ -162,15 +162,15 @@ def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, A
             f"only an answer that came to its end is a recording; this one is {exchange.status!r}",
             param="status",
         )
-    events: list[hub.Event] = [*(event for _, event in exchange.events), finish]
-    request = hub.ChatRequest(
+    events: list[chat.Event] = [*(event for _, event in exchange.events), finish]
+    request = chat.ChatRequest(
         finish.model or exchange.model_used or exchange.model_asked,
         [],
         stream=exchange.stream,
         wire={"include_usage": True},
     )
     if not exchange.stream:
-        answer = openai_chat.render_response(request, hub.collect(events), "", 0)
+        answer = openai_chat.render_response(request, chat.collect(events), "", 0)
         return {"body": _completion(answer, id_), "is_streaming": False}
     chunks = _chunks(request, events)
     match body:
@@ -182,7 +182,7 @@ def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, A
     return {"body": [_chunk(chunk, id_) for chunk in chunks], "is_streaming": True}
 
 
-def _chunks(request: hub.ChatRequest, events: list[hub.Event]) -> list[dict[str, Any]]:
+def _chunks(request: chat.ChatRequest, events: list[chat.Event]) -> list[dict[str, Any]]:
     """Render the stream, its usage in a chunk of its own at the end."""
     renderer = openai_chat.StreamRenderer(request, "", 0)
     frames = renderer.start() + [frame for event in events for frame in renderer.feed(event)]

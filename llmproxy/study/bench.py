@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import llm
 
-from .. import hub
+from ..core import chat
+from ..core.errors import ProxyError, UpstreamTimeout
 from ..dialects import DIALECTS, Dialect
-from ..errors import ProxyError, UpstreamTimeout
 from ..recorder.exchange import Exchange, Status, Turn, begun
 from ..recorder.store import StoreError
 from .remote import asking
@@ -105,9 +105,9 @@ class Attempt:
     began_at: by time.monotonic(), when sending it began, or the model was asked;
     setup_ms: what connecting took before that, None where it can't be told.
     queue_ms: how long it waited after that for the model's turn, None where it did not.
-    is_first_run: as hub.RunningAnswer has it.
+    is_first_run: as chat.RunningAnswer has it.
     begins: called when it is its turn, from when on its time is limited.
-    model_id, options, tools, ignored: as hub.RunningAnswer has them.
+    model_id, options, tools, ignored: as chat.RunningAnswer has them.
     """
 
     begins: Callable[[], None]
@@ -119,17 +119,17 @@ class Attempt:
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[llm.Tool, ...] = ()
     ignored: tuple[str, ...] = ()
-    stamped: list[hub.Stamped] = field(default_factory=list)
+    stamped: list[chat.Stamped] = field(default_factory=list)
 
 
-Ask = Callable[[hub.ChatRequest, hub.Recollect, Attempt], Awaitable[None]]
+Ask = Callable[[chat.ChatRequest, chat.Recollect, Attempt], Awaitable[None]]
 """Asks, and fills the attempt; raises ProxyError where the answer fails."""
 
 
-def ask_models(answering: hub.Answering) -> Ask:
+def ask_models(answering: chat.Answering) -> Ask:
     """Ask llm's models. Their plugins connect by themselves, within the time to first event."""
 
-    async def ask(request: hub.ChatRequest, recollect: hub.Recollect, attempt: Attempt) -> None:
+    async def ask(request: chat.ChatRequest, recollect: chat.Recollect, attempt: Attempt) -> None:
         answer = await answering.answer(request, recollect)
         attempt.model_id = answer.model_id
         attempt.options = answer.options
@@ -158,7 +158,7 @@ def ask_server(
 ) -> Ask:
     """Ask a server by our own client, whose connecting is no part of an answer's time."""
 
-    async def ask(request: hub.ChatRequest, recollect: hub.Recollect, attempt: Attempt) -> None:
+    async def ask(request: chat.ChatRequest, recollect: chat.Recollect, attempt: Attempt) -> None:
         attempt.begins()
         async with asking(dialect, base_url, request, key=key, tls=tls) as answer:
             attempt.began_at = answer.times.connected
@@ -195,7 +195,7 @@ class Bench:
         self,
         run_id: str,
         plan: Plan,
-        recorded: Mapping[str, tuple[Exchange, hub.ChatRequest]],
+        recorded: Mapping[str, tuple[Exchange, chat.ChatRequest]],
         ask: Ask,
         log: Log,
         *,
@@ -275,7 +275,7 @@ class Bench:
         if self._plan.timeout_s is not None:
             limit.reschedule(asyncio.get_running_loop().time() + self._plan.timeout_s)
 
-    def _begun(self, task: Task, recorded: Exchange, request: hub.ChatRequest) -> Exchange:
+    def _begun(self, task: Task, recorded: Exchange, request: chat.ChatRequest) -> Exchange:
         exchange = begun(
             self._new_id(),
             datetime.now(UTC),
@@ -291,7 +291,7 @@ class Bench:
         )
         return replace(exchange, run_id=self._run_id, recorded_id=task.id, repeat=task.repeat)
 
-    def _body(self, recorded: Exchange, request: hub.ChatRequest) -> Any:
+    def _body(self, recorded: Exchange, request: chat.ChatRequest) -> Any:
         """What is sent to a server; of llm's models the recorded body, with what is changed."""
         if self._dialect is not None:
             return self._dialect.render_request(request)[0]
@@ -310,7 +310,7 @@ def _chat_path(dialect: Dialect) -> str:
     return next(route.path for route in dialect.ROUTES if route.kind == "chat")
 
 
-def _request(asked: hub.ChatRequest, model: str, max_tokens: int | None) -> hub.ChatRequest:
+def _request(asked: chat.ChatRequest, model: str, max_tokens: int | None) -> chat.ChatRequest:
     options = dict(asked.options)
     if max_tokens is not None:
         options["max_tokens"] = min(options.get("max_tokens") or max_tokens, max_tokens)
@@ -318,10 +318,10 @@ def _request(asked: hub.ChatRequest, model: str, max_tokens: int | None) -> hub.
     return replace(asked, model=model, options=options, stream=True, wire={})
 
 
-def _recollect(recorded: Exchange, request: hub.ChatRequest) -> hub.Recollect:
+def _recollect(recorded: Exchange, request: chat.ChatRequest) -> chat.Recollect:
     """Give the model that was recorded what it was given then: its own reasoning among it."""
 
-    async def recollect(model_id: str) -> hub.ChatRequest:
+    async def recollect(model_id: str) -> chat.ChatRequest:
         turn = recorded.turn
         if turn is None or turn.model != model_id:
             return request
@@ -339,14 +339,14 @@ def _ended(
     exchange: Exchange,
     attempt: Attempt,
     recorded: Exchange,
-    request: hub.ChatRequest,
+    request: chat.ChatRequest,
     started: datetime,
     status: Status,
     error: ProxyError | None,
 ) -> Exchange:
     stamped = attempt.stamped
     finish = stamped[-1].event if stamped else None
-    ended_at = stamped[-1].at if isinstance(finish, hub.Finish) else time.monotonic()
+    ended_at = stamped[-1].at if isinstance(finish, chat.Finish) else time.monotonic()
     ended = exchange.ended(
         status,
         http_status=200 if status == "ok" else None if error is None else error.status,
@@ -355,9 +355,9 @@ def _ended(
         events=[
             (_since(attempt, one.at), one.event)
             for one in stamped
-            if not isinstance(one.event, hub.Finish)
+            if not isinstance(one.event, chat.Finish)
         ],
-        finish=finish if isinstance(finish, hub.Finish) else None,
+        finish=finish if isinstance(finish, chat.Finish) else None,
         error=None if error is None else error.words,
         ignored=attempt.ignored,
         queue_ms=attempt.queue_ms,
@@ -370,13 +370,13 @@ def _turn(
     exchange: Exchange,
     attempt: Attempt,
     recorded: Exchange,
-    request: hub.ChatRequest,
+    request: chat.ChatRequest,
     started: datetime,
     ended_at: float,
 ) -> Turn | None:
     if attempt.model_id is None:
         return None
-    response = hub.collect(one.event for one in attempt.stamped)
+    response = chat.collect(one.event for one in attempt.stamped)
     finish = response.finish
     counted = finish.llm_usage
     if counted == llm.Usage():  # no plugin has counted

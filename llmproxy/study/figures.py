@@ -16,7 +16,7 @@ from typing import Literal
 
 from llm.parts import Message
 
-from .. import hub
+from ..core import chat
 from .agreement import Agreement, agreement
 from .measured import Measured, Sample, Study
 from .prices import Price, cost
@@ -115,7 +115,7 @@ class ModelFigures:
         the last, by the provider's count, unstreamed reasoning left out; where it did not count,
         by our estimate.
     gaps: between the events of an answer, over all answers.
-    tokens: by the names of hub.Usage, a summary of what the providers said; names without
+    tokens: by the names of chat.Usage, a summary of what the providers said; names without
         any number are left out.
     agreement: with the recorded answers, None where there are none.
     cost: None without a price.
@@ -328,7 +328,7 @@ def _gaps(answers: Iterable[Measured]) -> Gaps | None:
 def _tokens(answers: Sequence[Measured]) -> dict[str, Summary]:
     return {
         field.name: counts
-        for field in fields(hub.Usage)
+        for field in fields(chat.Usage)
         if (counts := summary(_numbers(getattr(a.usage, field.name) for a in answers))) is not None
     }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm.parts import Message
 
-from .. import hub
+from ..core import chat
 from ..recorder.exchange import Status
 
 __all__ = ["Measured", "Sample", "Study"]
@@ -47,7 +47,7 @@ class Measured:
     status: Status
     error_kind: str | None = None
     error: str | None = None
-    finish_reason: hub.FinishReason | None = None
+    finish_reason: chat.FinishReason | None = None
     setup_ms: float | None = None
     queue_ms: float | None = None
     is_first_run: bool = False
@@ -56,7 +56,7 @@ class Measured:
     duration_ms: float | None = None
     ticks: Sequence[tuple[float, int]] = ()
     shows_reasoning: bool = False
-    usage: hub.Usage = hub.Usage()
+    usage: chat.Usage = chat.Usage()
     output_tokens_estimate: int | None = None
     reply: Sequence[Message] = ()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from .. import hub, payload
-from ..errors import InvalidRequest
+from ..core import chat, payload
+from ..core.errors import InvalidRequest
 
 __all__ = ["Price", "cost", "load_prices"]
 
@@ -49,7 +49,7 @@ def load_prices(data: bytes) -> dict[str, Price]:
     return prices
 
 
-def cost(usage: hub.Usage, price: Price) -> float | None:
+def cost(usage: chat.Usage, price: Price) -> float | None:
     """Say what an answer cost, in the prices' currency.
 
     None where the provider did not tell both input and output. Cached tokens, and those

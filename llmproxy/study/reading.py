@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from ..errors import NotFound, class_of_status
+from ..core.errors import NotFound, class_of_status
 from ..recorder.exchange import Exchange
 from ..recorder.history import Filter, History
 from ..recorder.runs import Run

@@ -14,11 +14,11 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from .. import hub, payload, remote_images
+from ..core import chat, payload, url_policy
+from ..core.errors import InvalidRequest, ProtocolError, ProxyError, UpstreamError, UpstreamTimeout
+from ..core.known_keys import KnownKeys
+from ..core.limits import Limits
 from ..dialects import Dialect
-from ..errors import InvalidRequest, ProtocolError, ProxyError, UpstreamError, UpstreamTimeout
-from ..keys import KnownKeys
-from ..limits import Limits
 from ..transport import client, framing
 
 __all__ = ["RemoteAnswer", "asking", "chat_url"]
@@ -44,14 +44,14 @@ class RemoteAnswer:
         self._answer = answer
         self._parser = dialect.StreamParser()
         self._decoder = framing.SSEDecoder(limits.body)
-        self._events: Iterator[hub.Stamped] = iter(())
+        self._events: Iterator[chat.Stamped] = iter(())
         self._is_finished = False
         self._at = answer.times.first_byte
 
     def __aiter__(self) -> RemoteAnswer:
         return self
 
-    async def __anext__(self) -> hub.Stamped:
+    async def __anext__(self) -> chat.Stamped:
         """Give the next event with the time at which its last byte came.
 
         Raises:
@@ -60,20 +60,20 @@ class RemoteAnswer:
         """
         while True:
             for stamped in self._events:
-                self._is_finished |= isinstance(stamped.event, hub.Finish)
+                self._is_finished |= isinstance(stamped.event, chat.Finish)
                 return stamped
             if self._is_finished:  # what a server sends behind the end is not waited for
                 raise StopAsyncIteration
             self._events = await self._next_events()
 
-    async def _next_events(self) -> Iterator[hub.Stamped]:
+    async def _next_events(self) -> Iterator[chat.Stamped]:
         async for at, data in self._answer:
             self._at = at
             return self._read(data)
         self._is_finished = True
-        return iter([hub.Stamped(self._at, event) for event in self._parser.end()])
+        return iter([chat.Stamped(self._at, event) for event in self._parser.end()])
 
-    def _read(self, data: bytes) -> Iterator[hub.Stamped]:
+    def _read(self, data: bytes) -> Iterator[chat.Stamped]:
         """Give events one by one, so that those before a broken frame are had."""
         try:
             frames = self._decoder.feed(data)
@@ -81,14 +81,14 @@ class RemoteAnswer:
             raise UpstreamError(f"the upstream's stream: {exc.message}") from exc
         for frame in frames:
             for event in self._parser.feed(frame):
-                yield hub.Stamped(self._at, event)
+                yield chat.Stamped(self._at, event)
 
 
 @asynccontextmanager
 async def asking(
     dialect: Dialect,
     base_url: str,
-    request: hub.ChatRequest,
+    request: chat.ChatRequest,
     *,
     key: str | None = None,
     headers: Mapping[str, str] | None = None,
@@ -109,7 +109,7 @@ async def asking(
             there is no server, no answer or no stream; UpstreamTimeout where it is too slow.
         ValueError: a URL, key or header that can't be sent.
     """
-    remote_images.check(request, "pass")
+    url_policy.check(request, "pass")
     body, ignored = dialect.render_request(replace(request, stream=True))
     fields = [
         ("content-type", "application/json"),

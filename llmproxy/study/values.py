@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
-from .. import payload
-from ..errors import InvalidRequest
+from ..core import payload
+from ..core.errors import InvalidRequest
 
 __all__ = ["NoValue", "Verdict", "canonical", "held_against", "json_value"]
 

@@ -15,8 +15,8 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from ..errors import ProxyError, UpstreamError
-from ..limits import Limits
+from ..core.errors import ProxyError, UpstreamError
+from ..core.limits import Limits
 from .http11 import Headers
 
 __all__ = ["AnswerHead", "AnswerParser", "encode_request"]

@@ -20,8 +20,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from ..errors import UpstreamError, UpstreamTimeout
-from ..limits import Limits
+from ..core.errors import UpstreamError, UpstreamTimeout
+from ..core.limits import Limits
 from .answers import AnswerHead, AnswerParser, encode_request
 from .http11 import Headers
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..errors import ProtocolError
+from ..core.errors import ProtocolError
 
 __all__ = [
     "MAX_FRAME_BYTES",

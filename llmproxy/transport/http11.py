@@ -18,8 +18,8 @@ from http import HTTPStatus
 from typing import Literal, TypeVar, overload
 from urllib.parse import unquote
 
-from ..errors import InvalidRequest, ProtocolError, ProxyError, TooLarge, UnsupportedMediaType
-from ..limits import Limits
+from ..core.errors import InvalidRequest, ProtocolError, ProxyError, TooLarge, UnsupportedMediaType
+from ..core.limits import Limits
 
 __all__ = [
     "CONTINUE",

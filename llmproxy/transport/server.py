@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 
-from ..errors import ProtocolError, ProxyError, Timeout, Unavailable
-from ..limits import Limits
+from ..core.errors import ProtocolError, ProxyError, Timeout, Unavailable
+from ..core.limits import Limits
 from . import http11
 from .http11 import BodyCut, Request, RequestParser, Response
 

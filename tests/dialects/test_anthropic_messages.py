@@ -28,9 +28,8 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy import hub, payload
-from llmproxy.dialects import anthropic_messages
-from llmproxy.errors import (
+from llmproxy.core import chat, payload
+from llmproxy.core.errors import (
     Forbidden,
     InvalidRequest,
     ModelNotFound,
@@ -45,6 +44,7 @@ from llmproxy.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from llmproxy.dialects import anthropic_messages
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
 from tests.strategies import AWKWARD, event_streams, json_values, marked_bodies, requests
 from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, WIRE, hub_json, wire_cases
@@ -56,7 +56,7 @@ USER = {"role": "user", "content": "hi"}
 PNG = b"\x89PNG\r\n\x1a\nshot"
 
 
-def parse(*messages: dict[str, Any], **fields: Any) -> hub.ChatRequest:
+def parse(*messages: dict[str, Any], **fields: Any) -> chat.ChatRequest:
     return anthropic_messages.parse_request({"model": "m", "messages": list(messages), **fields})
 
 
@@ -80,18 +80,18 @@ def tool_result(id_: str, content: Any = "x", **fields: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": id_, "content": content, **fields}
 
 
-def asked(model: str | None = "m") -> hub.ChatRequest:
+def asked(model: str | None = "m") -> chat.ChatRequest:
     """The request of an answer; the estimate that the stream begins with is 7."""
-    return hub.ChatRequest(model, [Message("user", [TextPart("three tokens")])])
+    return chat.ChatRequest(model, [Message("user", [TextPart("three tokens")])])
 
 
-def stream_of(events: list[hub.Event], model: str | None = "m") -> bytes:
+def stream_of(events: list[chat.Event], model: str | None = "m") -> bytes:
     renderer = anthropic_messages.StreamRenderer(asked(model), ANSWER_ID, ANSWER_CREATED)
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
-def whole_of(events: list[hub.Event], model: str | None = "m") -> dict[str, Any]:
-    response = hub.collect(events)
+def whole_of(events: list[chat.Event], model: str | None = "m") -> dict[str, Any]:
+    response = chat.collect(events)
     return anthropic_messages.render_response(asked(model), response, ANSWER_ID, ANSWER_CREATED)
 
 
@@ -212,7 +212,7 @@ def test_a_stream_cut_anywhere_reads_the_same(case, size):
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
 def test_an_answer_sent_back_is_the_message_that_was_answered(case):
     """B25, C7: thinking comes back with its signature; what is stored is found again."""
-    said = hub.collect(case.events).messages[0]
+    said = chat.collect(case.events).messages[0]
     echoed = {"role": "assistant", "content": case.response["content"]}
     results = [tool_result(b["id"]) for b in case.response["content"] if b["type"] == "tool_use"]
     read = parse(USER, echoed, user(*results, words("go on")))
@@ -268,7 +268,7 @@ def test_cache_marks_ask_for_caching_and_leave_no_other_trace():
 def test_a_mark_in_what_a_server_gave_is_no_part_of_it():
     """C3: an MCP server's text is marked as any other block; what is stored must not change."""
 
-    def answered(**mark: Any) -> hub.ChatRequest:
+    def answered(**mark: Any) -> chat.ChatRequest:
         shown = {"tool_use_id": "mcptoolu_1", "content": [words("3 notes", **mark)]}
         call = {"type": "mcp_tool_use", "id": "mcptoolu_1", "name": "note", "server_name": "notes"}
         return parse(USER, assistant(call, {"type": "mcp_tool_result", **shown}), USER)
@@ -358,7 +358,7 @@ def test_unknown_things_are_accepted_and_listed():
         "fallback_models",
         "messages[*].content[*] (hologram)",
     )
-    assert request.server_tools == (hub.ServerTool("laser", {}, "tools[1]"),)
+    assert request.server_tools == (chat.ServerTool("laser", {}, "tools[1]"),)
 
 
 @pytest.mark.parametrize("name", anthropic_messages.NOT_CARRIED)
@@ -397,7 +397,7 @@ def test_thinking_is_read_in_every_form(thinking, options, ignored):
         ({"type": "auto"}, "auto", {}),
         ({"type": "any"}, "required", {}),
         ({"type": "none"}, "none", {}),
-        ({"type": "tool", "name": "f"}, hub.NamedTool("f"), {}),
+        ({"type": "tool", "name": "f"}, chat.NamedTool("f"), {}),
         (
             {"type": "any", "disable_parallel_tool_use": True},
             "required",
@@ -661,16 +661,16 @@ def test_any_value_has_something_to_keep(body):
 
 def test_a_stream_begins_with_an_estimate_that_is_not_zero():
     """B23, B19"""
-    request = hub.ChatRequest("m", [Message("user", [TextPart("four words are here")])])
+    request = chat.ChatRequest("m", [Message("user", [TextPart("four words are here")])])
     renderer = anthropic_messages.StreamRenderer(request, ANSWER_ID, ANSWER_CREATED)
     [start] = frames_of(b"".join(renderer.start()))
     assert start["message"]["usage"]["input_tokens"] > 1
-    empty = anthropic_messages.StreamRenderer(hub.ChatRequest("m", []), ANSWER_ID, ANSWER_CREATED)
+    empty = anthropic_messages.StreamRenderer(chat.ChatRequest("m", []), ANSWER_ID, ANSWER_CREATED)
     [start] = frames_of(b"".join(empty.start()))
     assert start["message"]["usage"]["input_tokens"] == 1
 
 
-def kinds(events: list[hub.Event]) -> list[str]:
+def kinds(events: list[chat.Event]) -> list[str]:
     """Tell the blocks of a stream: their kinds with their text."""
     shown: list[str] = []
     for frame in frames_of(stream_of(events)):
@@ -710,7 +710,7 @@ def kinds(events: list[hub.Event]) -> list[str]:
 )
 def test_blocks_follow_one_another(events, blocks):
     """B19, B20, B21, B28: no empty text block, thinking is closed by what follows it."""
-    assert kinds([*events, hub.Finish()]) == blocks
+    assert kinds([*events, chat.Finish()]) == blocks
 
 
 def test_redacted_thinking_is_a_block_of_its_own():
@@ -720,7 +720,7 @@ def test_redacted_thinking_is_a_block_of_its_own():
         reasoning("hm", 0),
         StreamEvent("reasoning", "", 1, provider_metadata=metadata),
         reasoning("so", 2),
-        hub.Finish(),
+        chat.Finish(),
     ]
     content = [
         {"type": "thinking", "thinking": "hm", "signature": ""},
@@ -751,11 +751,11 @@ def test_a_whole_call_is_ended_when_the_next_one_begins():
 @pytest.mark.parametrize(
     "finish, stop",
     [
-        (hub.Finish("stop"), ("end_turn", None)),
-        (hub.Finish("stop", stop_sequence="END"), ("stop_sequence", "END")),
-        (hub.Finish("length"), ("max_tokens", None)),
-        (hub.Finish("tool_calls"), ("tool_use", None)),
-        (hub.Finish("content_filter"), ("refusal", None)),
+        (chat.Finish("stop"), ("end_turn", None)),
+        (chat.Finish("stop", stop_sequence="END"), ("stop_sequence", "END")),
+        (chat.Finish("length"), ("max_tokens", None)),
+        (chat.Finish("tool_calls"), ("tool_use", None)),
+        (chat.Finish("content_filter"), ("refusal", None)),
     ],
 )
 def test_the_end_is_told_in_anthropics_words(finish, stop):
@@ -771,10 +771,10 @@ def test_the_end_is_told_in_anthropics_words(finish, stop):
 @pytest.mark.parametrize(
     "usage, counts",
     [
-        (hub.Usage(), {"input_tokens": 7, "output_tokens": 0}),
-        (hub.Usage(10, 3), {"input_tokens": 10, "output_tokens": 3}),
+        (chat.Usage(), {"input_tokens": 7, "output_tokens": 0}),
+        (chat.Usage(10, 3), {"input_tokens": 10, "output_tokens": 3}),
         (
-            hub.Usage(10, 3, 8, 2),
+            chat.Usage(10, 3, 8, 2),
             {
                 "input_tokens": 0,
                 "output_tokens": 3,
@@ -782,9 +782,12 @@ def test_the_end_is_told_in_anthropics_words(finish, stop):
                 "cache_creation_input_tokens": 2,
             },
         ),
-        (hub.Usage(1, 3, 8), {"input_tokens": 0, "output_tokens": 3, "cache_read_input_tokens": 8}),
         (
-            hub.Usage(9, 3, reasoning_tokens=2),
+            chat.Usage(1, 3, 8),
+            {"input_tokens": 0, "output_tokens": 3, "cache_read_input_tokens": 8},
+        ),
+        (
+            chat.Usage(9, 3, reasoning_tokens=2),
             {
                 "input_tokens": 9,
                 "output_tokens": 3,
@@ -795,9 +798,9 @@ def test_the_end_is_told_in_anthropics_words(finish, stop):
 )
 def test_cached_input_is_counted_apart(usage, counts):
     """B24: never negative, what is unknown is left out."""
-    *_, delta, _ = frames_of(stream_of([hub.Finish(usage=usage)]))
+    *_, delta, _ = frames_of(stream_of([chat.Finish(usage=usage)]))
     assert delta["usage"] == counts
-    shown = whole_of([hub.Finish(usage=usage)])["usage"]
+    shown = whole_of([chat.Finish(usage=usage)])["usage"]
     assert {name: count for name, count in shown.items() if count is not None} == counts
 
 
@@ -805,8 +808,8 @@ def test_cached_input_is_counted_apart(usage, counts):
 def test_counts_written_and_read_are_what_they_were(counts):
     """B24"""
     plain, output_tokens, cached, written = counts
-    usage = hub.Usage(plain + cached + written, output_tokens, cached, written)
-    read = anthropic_messages.parse_response(whole_of([hub.Finish(usage=usage)]))
+    usage = chat.Usage(plain + cached + written, output_tokens, cached, written)
+    read = anthropic_messages.parse_response(whole_of([chat.Finish(usage=usage)]))
     assert read.finish.usage == usage
 
 
@@ -835,7 +838,7 @@ def test_a_keep_alive_may_stand_anywhere():
     """B13"""
     renderer = anthropic_messages.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
     [ping] = renderer.idle()
-    stream = stream_of([text("x"), hub.Finish()])
+    stream = stream_of([text("x"), chat.Finish()])
     frames = [frame + b"\n\n" for frame in stream.split(b"\n\n")[:-1]]
     assert SERVER.accumulated(ping, *(f + ping for f in frames)) == SERVER.accumulated(stream)
 
@@ -860,7 +863,7 @@ def test_an_error_inside_a_stream_reaches_the_sdk():
 def test_counts_and_models_are_what_the_sdk_wants():
     """B34: the count's shape; that no model is asked is the app's."""
     assert MessageTokensCount.model_validate(anthropic_messages.render_count(5)).input_tokens == 5
-    entry = hub.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
+    entry = chat.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
     shown = {
         "type": "model",
         "id": "openrouter/a/b",
@@ -932,7 +935,7 @@ def test_an_error_with_a_request_id_says_it():
 
 
 def rendered(*messages: Message, **fields: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-    return anthropic_messages.render_request(hub.ChatRequest("m", list(messages), **fields))
+    return anthropic_messages.render_request(chat.ChatRequest("m", list(messages), **fields))
 
 
 def said(role: str, *texts: str) -> Message:
@@ -1008,7 +1011,7 @@ def test_the_body_that_another_server_expects():
         },
         (),
     )
-    request = hub.ChatRequest(None, [GO_ON])
+    request = chat.ChatRequest(None, [GO_ON])
     assert anthropic_messages.render_request(request, max_tokens=9)[0] == {
         "max_tokens": 9,
         "messages": [{"role": "user", "content": "go on"}],
@@ -1126,11 +1129,11 @@ def test_names_of_tools_are_fitted_only_if_needed_and_listed():
     schema = {"type": "object", "properties": {}}
     tools = tuple(llm.Tool(name, None, schema) for name in ("a.b", "a_b", "ok", 70 * "x"))
     call = Message("assistant", [ToolCallPart("a.b", {}, tool_call_id="c:1")])
-    request = hub.ChatRequest(
+    request = chat.ChatRequest(
         "m",
         [GO_ON, call, result("c:1")],
         tools=tools,
-        tool_choice=hub.NamedTool("a.b"),
+        tool_choice=chat.NamedTool("a.b"),
     )
     body, ignored = anthropic_messages.render_request(request)
     assert [tool["name"] for tool in body["tools"]] == ["a_b_2", "a_b", "ok", 64 * "x"]
@@ -1148,7 +1151,7 @@ def test_attachments_are_blocks_or_listed_and_never_opened():
         AttachmentPart(attachment)
         for attachment in (
             llm.Attachment(type="image/png", content=PNG),
-            hub.RemoteAttachment(type="image/*", url="https://example.com/x"),
+            chat.RemoteAttachment(type="image/*", url="https://example.com/x"),
             llm.Attachment(type="application/pdf", content=b"%PDF-"),
             llm.Attachment(type="text/plain", content=b"abc"),
             llm.Attachment(type="audio/wav", content=b"RIFF"),
@@ -1192,19 +1195,19 @@ def test_what_others_signed_or_ran_is_left_out_and_listed():
 # ---- the other side: answers
 
 
-def events_of(stream: bytes) -> list[hub.Event]:
+def events_of(stream: bytes) -> list[chat.Event]:
     parser = anthropic_messages.StreamParser()
     events = [event for frame in SSEDecoder().feed(stream) for event in parser.feed(frame)]
     return events + parser.end()
 
 
-def normal(response: hub.ChatResponse) -> hub.ChatResponse:
+def normal(response: chat.ChatResponse) -> chat.ChatResponse:
     """An answer without the letters of its arguments, which a whole one does not keep."""
     return replace(response, raw_arguments={})
 
 
-def read_of(stream: bytes) -> hub.ChatResponse:
-    return normal(hub.collect(events_of(stream)))
+def read_of(stream: bytes) -> chat.ChatResponse:
+    return normal(chat.collect(events_of(stream)))
 
 
 def test_anthropics_own_stream_is_read():
@@ -1216,10 +1219,10 @@ def test_anthropics_own_stream_is_read():
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
 def test_an_answer_capture_reads_back_whole_and_streamed(case):
-    expected = hub.collect(case.events)
+    expected = chat.collect(case.events)
     usage = expected.finish.usage
     if usage.input_tokens is None:
-        usage = hub.Usage(7, 0)
+        usage = chat.Usage(7, 0)
     finish = replace(expected.finish, model=case.request["model"], usage=usage)
     assert read_of(case.stream) == normal(replace(expected, finish=finish))
     assert normal(anthropic_messages.parse_response(case.response)) == read_of(case.stream)
@@ -1256,9 +1259,9 @@ END = frame(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"out
 STOP = frame(type="message_stop")
 
 
-def fed(*frames: SSEFrame) -> hub.ChatResponse:
+def fed(*frames: SSEFrame) -> chat.ChatResponse:
     parser = anthropic_messages.StreamParser()
-    return hub.collect([e for f in frames for e in parser.feed(f)] + parser.end())
+    return chat.collect([e for f in frames for e in parser.feed(f)] + parser.end())
 
 
 CALL = {"type": "tool_use", "id": "a", "name": "f"}
@@ -1320,7 +1323,7 @@ def test_usage_of_the_end_overwrites_and_what_it_omits_stays():
     usage = {"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1}
     start = frame(type="message_start", message={"model": "c", "usage": usage})
     end = frame(type="message_delta", delta={}, usage={"output_tokens": 9, "input_tokens": None})
-    assert fed(start, end).finish == hub.Finish(usage=hub.Usage(8, 9, cached_tokens=3), model="c")
+    assert fed(start, end).finish == chat.Finish(usage=chat.Usage(8, 9, cached_tokens=3), model="c")
 
 
 @pytest.mark.parametrize(
@@ -1350,7 +1353,7 @@ def test_a_stream_that_was_cut_is_an_error(frames):
 def test_finish_is_given_once():
     parser = anthropic_messages.StreamParser()
     assert parser.feed(END) == []
-    assert parser.feed(STOP) == [hub.Finish(usage=hub.Usage(output_tokens=1))]
+    assert parser.feed(STOP) == [chat.Finish(usage=chat.Usage(output_tokens=1))]
     assert parser.feed(STOP) + parser.end() == []
 
 
@@ -1406,9 +1409,9 @@ def test_text_between_the_pieces_of_arguments_waits_until_they_are_whole():
         StreamEvent("text", "while", part_index=1),
         StreamEvent("tool_call_args", "1}", part_index=0, tool_call_id="toolu_1"),
         StreamEvent("text", "!", part_index=1),
-        hub.Finish("tool_calls"),
+        chat.Finish("tool_calls"),
     ]
-    renderer = anthropic_messages.StreamRenderer(hub.ChatRequest("m", []), "id", 0)
+    renderer = anthropic_messages.StreamRenderer(chat.ChatRequest("m", []), "id", 0)
     data = b"".join(frame for event in events for frame in renderer.feed(event))
     deltas = [
         json.loads(line.removeprefix(b"data: "))["delta"]

@@ -28,9 +28,8 @@ from llm.parts import (
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llmproxy import hub, payload
-from llmproxy.dialects import DIALECTS, openai_chat
-from llmproxy.errors import (
+from llmproxy.core import chat, payload
+from llmproxy.core.errors import (
     InvalidRequest,
     ModelNotFound,
     NotFound,
@@ -42,6 +41,7 @@ from llmproxy.errors import (
     Unsupported,
     UpstreamError,
 )
+from llmproxy.dialects import DIALECTS, openai_chat
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
 from tests.strategies import (
     AWKWARD,
@@ -57,7 +57,7 @@ CASES = wire_cases("openai_chat")
 ANSWERED = wire_cases("openai_chat", answered=True)
 
 
-def parse(*messages: dict[str, Any], **fields: Any) -> hub.ChatRequest:
+def parse(*messages: dict[str, Any], **fields: Any) -> chat.ChatRequest:
     return openai_chat.parse_request({"model": "m", "messages": list(messages), **fields})
 
 
@@ -72,18 +72,18 @@ def assistant(**fields: Any) -> dict[str, Any]:
     return {"role": "assistant", **fields}
 
 
-def stream_of(events: list[hub.Event], *, include_usage: bool = True) -> bytes:
+def stream_of(events: list[chat.Event], *, include_usage: bool = True) -> bytes:
     renderer = openai_chat.StreamRenderer(asked(include_usage), ANSWER_ID, ANSWER_CREATED)
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
-def whole_of(events: list[hub.Event]) -> dict[str, Any]:
-    response = hub.collect(events)
+def whole_of(events: list[chat.Event]) -> dict[str, Any]:
+    response = chat.collect(events)
     return openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
 
 
-def asked(include_usage: bool = True) -> hub.ChatRequest:
-    return hub.ChatRequest("m", [], stream=True, wire={"include_usage": include_usage})
+def asked(include_usage: bool = True) -> chat.ChatRequest:
+    return chat.ChatRequest("m", [], stream=True, wire={"include_usage": include_usage})
 
 
 def chunks_of(stream: bytes) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ def test_request_capture_reads(case):
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
 def test_answer_capture_renders_whole_and_streamed(case):
     request = openai_chat.parse_request(case.request)
-    whole = hub.collect(case.events)
+    whole = chat.collect(case.events)
     renderer = openai_chat.StreamRenderer(request, ANSWER_ID, ANSWER_CREATED)
     frames = renderer.start() + [f for event in case.events for f in renderer.feed(event)]
     assert openai_chat.render_response(request, whole, ANSWER_ID, ANSWER_CREATED) == case.response
@@ -510,12 +510,12 @@ def test_what_would_change_the_answer_in_silence_is_refused(fields, message, par
 
 def test_the_role_is_in_the_first_chunk_alone():
     """B3"""
-    first, *others = chunks_of(stream_of([text("a"), text("b"), hub.Finish()]))
+    first, *others = chunks_of(stream_of([text("a"), text("b"), chat.Finish()]))
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
     assert all("role" not in c["delta"] for chunk in others for c in chunk["choices"])
 
 
-def deltas_of_calls(events: list[hub.Event]) -> list[dict[str, Any]]:
+def deltas_of_calls(events: list[chat.Event]) -> list[dict[str, Any]]:
     return [
         delta
         for chunk in chunks_of(stream_of(events))
@@ -534,7 +534,7 @@ def test_calls_are_counted_from_0_and_keep_their_own_arguments():
         call_args('{"x":', 5, "c5"),
         call_args('{"y":2}', 3, "c3"),
         call_args("1}", 5, "c5"),
-        hub.Finish("tool_calls"),
+        chat.Finish("tool_calls"),
     ]
     assert deltas_of_calls(events) == [
         {"index": 0, "id": "c5", "type": "function", "function": {"name": "f", "arguments": ""}},
@@ -548,7 +548,11 @@ def test_calls_are_counted_from_0_and_keep_their_own_arguments():
 @pytest.mark.parametrize("pieces", [[], [""], [" "], ["\n", "\t"]])
 def test_a_call_without_arguments_is_given_an_empty_object(pieces):
     """B4"""
-    events = [call_name("f", 0, "c"), *(call_args(piece, 0, "c") for piece in pieces), hub.Finish()]
+    events = [
+        call_name("f", 0, "c"),
+        *(call_args(piece, 0, "c") for piece in pieces),
+        chat.Finish(),
+    ]
     assert "".join(d["function"]["arguments"] for d in deltas_of_calls(events)) == "{}"
     [call] = whole_of(events)["choices"][0]["message"]["tool_calls"]
     assert call["function"]["arguments"] == "{}"
@@ -557,7 +561,7 @@ def test_a_call_without_arguments_is_given_an_empty_object(pieces):
 def test_arguments_are_the_models_own_text():
     """B4, B40: key order, spaces and truncation stay."""
     raw = '\n {"b": 1,  "a": "x'
-    events = [call_name("f", 0, "c"), *(call_args(c, 0, "c") for c in raw), hub.Finish("length")]
+    events = [call_name("f", 0, "c"), *(call_args(c, 0, "c") for c in raw), chat.Finish("length")]
     assert "".join(d["function"]["arguments"] for d in deltas_of_calls(events)) == raw
     [call] = whole_of(events)["choices"][0]["message"]["tool_calls"]
     assert call["function"]["arguments"] == raw
@@ -566,7 +570,7 @@ def test_arguments_are_the_models_own_text():
 def test_arguments_that_came_without_their_text_are_written_anew():
     """An answer that was not collected from a stream has Parts alone."""
     part = ToolCallPart("f", {"a": 1, "b": ["x"]}, tool_call_id="c")
-    response = hub.ChatResponse([Message("assistant", [part])], hub.Finish("tool_calls"))
+    response = chat.ChatResponse([Message("assistant", [part])], chat.Finish("tool_calls"))
     rendered = openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
     assert rendered["choices"][0]["message"]["tool_calls"] == [
         tool_call("c", "f", '{"a":1,"b":["x"]}')
@@ -594,23 +598,23 @@ def test_every_chunk_has_the_same_head_and_a_finish_reason(events):
 @pytest.mark.parametrize("reason", ["stop", "length", "tool_calls", "content_filter"])
 def test_the_reason_is_the_same_streamed_and_whole(reason):
     """B6: it is decided once, by the engine."""
-    events = [text("a"), hub.Finish(reason)]
+    events = [text("a"), chat.Finish(reason)]
     assert chunks_of(stream_of(events))[-2]["choices"][0]["finish_reason"] == reason
     assert whole_of(events)["choices"][0]["finish_reason"] == reason
 
 
 USAGES = {
-    "unknown": (hub.Usage(), None),
+    "unknown": (chat.Usage(), None),
     "plain": (
-        hub.Usage(3, 4),
+        chat.Usage(3, 4),
         {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
     ),
     "one side": (
-        hub.Usage(output_tokens=4),
+        chat.Usage(output_tokens=4),
         {"prompt_tokens": 0, "completion_tokens": 4, "total_tokens": 4},
     ),
     "details": (
-        hub.Usage(10, 5, 8, 0, 2),
+        chat.Usage(10, 5, 8, 0, 2),
         {
             "prompt_tokens": 10,
             "completion_tokens": 5,
@@ -625,7 +629,7 @@ USAGES = {
 @pytest.mark.parametrize("usage, shown", USAGES.values(), ids=USAGES)
 def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(usage, shown):
     """B7, C16: with no choices, after the finish, null before; a whole answer always has it."""
-    events = [text("a"), hub.Finish(usage=usage)]
+    events = [text("a"), chat.Finish(usage=usage)]
     *others, finish, last = chunks_of(stream_of(events))
     assert finish["choices"][0]["finish_reason"] == "stop"
     assert (last["choices"], last["usage"]) == ([], shown)
@@ -662,7 +666,7 @@ def test_a_keep_alive_is_a_comment_that_the_sdk_skips():
     ping = renderer.idle()
     assert ping == [b": ping\n\n"]
     frames = [*ping, *renderer.start(), *ping, *renderer.feed(text("a")), *ping]
-    frames += renderer.feed(hub.Finish())
+    frames += renderer.feed(chat.Finish())
     assert shown(SERVER.accumulated(Pieces(frames)))["text"] == "a"
 
 
@@ -681,7 +685,7 @@ def test_two_streams_at_once_share_nothing(one, other, random):
 
 def test_a_delta_of_a_megabyte_is_one_frame():
     long = "渐" * 2**20
-    chunks = chunks_of(stream_of([text(long), hub.Finish()]))
+    chunks = chunks_of(stream_of([text(long), chat.Finish()]))
     assert chunks[1]["choices"][0]["delta"] == {"content": long}
 
 
@@ -701,12 +705,12 @@ def test_a_stream_accumulated_by_the_sdk_is_the_whole_answer(events):
 @given(event_streams())
 @settings(max_examples=50)
 def test_the_sdk_reads_what_the_hub_collects(events):
-    response = hub.collect(events)
+    response = chat.collect(events)
     read = shown(SERVER.accumulated(Pieces([stream_of(events)])))
     parts = [part for part in response.parts if not getattr(part, "server_executed", False)]
     assert read["text"] == "".join(p.text for p in parts if isinstance(p, TextPart))
     assert read["reasoning"] == "".join(p.text for p in parts if isinstance(p, ReasoningPart))
-    assert [(id_, name, hub.parse_arguments(raw)) for id_, _, name, raw in read["calls"]] == [
+    assert [(id_, name, chat.parse_arguments(raw)) for id_, _, name, raw in read["calls"]] == [
         (p.tool_call_id, p.name, p.arguments) for p in parts if isinstance(p, ToolCallPart)
     ]
 
@@ -740,7 +744,7 @@ def test_an_answer_sent_back_is_read_as_what_it_was(events, exclude_none):
     ]
     read = parse(USER, echo, *results, USER).messages
     replies = [message for message in read if message.role == "assistant"]
-    assert visible(replies) == visible(hub.collect(events).messages)
+    assert visible(replies) == visible(chat.collect(events).messages)
 
 
 def as_wire(messages: list[Message]) -> list[dict[str, Any]]:
@@ -841,7 +845,7 @@ def check_read_or_refused(body: Any) -> None:
     except InvalidRequest as error:
         payload.encode(openai_chat.render_error(error))
         return
-    assert isinstance(request, hub.ChatRequest)
+    assert isinstance(request, chat.ChatRequest)
     payload.encode(hub_json(request))
 
 
@@ -914,7 +918,7 @@ def test_any_value_has_something_to_keep(body):
 
 # ---- models, errors, routes
 
-ENTRY = hub.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
+ENTRY = chat.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
 
 
 def test_models_are_listed_as_the_sdk_wants_them():
@@ -983,9 +987,9 @@ def test_it_is_a_dialect_with_the_agreed_names():
     assert openai_chat in DIALECTS
     assert (openai_chat.NAME, openai_chat.REQUEST_ID_HEADER) == ("openai_chat", "x-request-id")
     assert openai_chat.ROUTES == (
-        hub.Route("POST", "/v1/chat/completions", "chat"),
-        hub.Route("GET", "/v1/models", "models"),
-        hub.Route("GET", "/v1/models/", "model"),
+        chat.Route("POST", "/v1/chat/completions", "chat"),
+        chat.Route("GET", "/v1/models", "models"),
+        chat.Route("GET", "/v1/models/", "model"),
     )
 
 
@@ -1031,7 +1035,7 @@ def test_a_capture_written_anew_reads_as_the_capture(case):
 
 
 def write(*messages: Message, **fields: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-    return openai_chat.render_request(hub.ChatRequest("m", list(messages), **fields))
+    return openai_chat.render_request(chat.ChatRequest("m", list(messages), **fields))
 
 
 USER_MESSAGE = Message("user", [TextPart("hi")])
@@ -1039,7 +1043,7 @@ USER_MESSAGE = Message("user", [TextPart("hi")])
 
 def test_a_request_is_written_in_its_shortest_form():
     assert write(USER_MESSAGE) == ({"model": "m", "messages": [USER]}, ())
-    assert openai_chat.render_request(hub.ChatRequest(None, [USER_MESSAGE])) == (
+    assert openai_chat.render_request(chat.ChatRequest(None, [USER_MESSAGE])) == (
         {"messages": [USER]},
         (),
     )
@@ -1063,7 +1067,7 @@ def test_options_of_no_name_here_are_listed_by_their_path():
         USER_MESSAGE,
         options=options,
         option_paths={"thinking_budget": "thinking.budget_tokens", "user": "metadata.user_id"},
-        server_tools=(hub.ServerTool("web_search", path="tools[0]"),),
+        server_tools=(chat.ServerTool("web_search", path="tools[0]"),),
     )
     assert body == {"model": "m", "messages": [USER], "top_k": 5, "seed": 1}
     assert ignored == ("tools[0]", "thinking.budget_tokens", "metadata.user_id")
@@ -1105,7 +1109,7 @@ def test_parts_in_another_order_are_sorted_and_listed():
 def test_an_image_of_a_tool_follows_all_results_in_a_user_message():
     """B26"""
     calls = [ToolCallPart("f", {}, tool_call_id=id_) for id_ in "ab"]
-    image = hub.attachment_from_url("https://x.test/a.png")
+    image = chat.attachment_from_url("https://x.test/a.png")
     results = [
         ToolResultPart("f", "one", tool_call_id="a", attachments=[image]),
         ToolResultPart("f", "two", tool_call_id="b", exception="ValueError"),
@@ -1126,7 +1130,7 @@ def test_an_image_of_a_tool_follows_all_results_in_a_user_message():
 
 
 def test_a_document_that_only_has_an_address_is_listed_by_its_path():
-    pdf = hub.attachment_from_url("https://x.test/a.pdf")
+    pdf = chat.attachment_from_url("https://x.test/a.pdf")
     path = "messages[0].content[1].source.url"
     body, ignored = write(
         Message("user", [TextPart("hi"), AttachmentPart(pdf)]), attachment_paths=(path,)
@@ -1144,9 +1148,9 @@ def test_arguments_that_were_no_object_are_written_as_they_were():
 # ---- the client's side: answers of another server
 
 
-def read_stream(stream: bytes, sizes: list[int] | None = None) -> list[hub.Event]:
+def read_stream(stream: bytes, sizes: list[int] | None = None) -> list[chat.Event]:
     decoder, parser = SSEDecoder(), openai_chat.StreamParser()
-    events: list[hub.Event] = []
+    events: list[chat.Event] = []
     cuts = [0, *sorted(sizes or []), len(stream)]
     for start, end in zip(cuts, cuts[1:], strict=False):
         for frame in decoder.feed(stream[start:end]):
@@ -1162,7 +1166,7 @@ def delta(finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
     return {"choices": [{"index": 0, "delta": fields, "finish_reason": finish_reason}]}
 
 
-def written(response: hub.ChatResponse) -> dict[str, Any]:
+def written(response: chat.ChatResponse) -> dict[str, Any]:
     return openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
 
 
@@ -1170,7 +1174,7 @@ def written(response: hub.ChatResponse) -> dict[str, Any]:
 def test_an_answer_capture_reads_back_whole_and_streamed(case):
     request = openai_chat.parse_request(case.request)
     whole = openai_chat.parse_response(case.response)
-    streamed = hub.collect(read_stream(case.stream))
+    streamed = chat.collect(read_stream(case.stream))
     again = openai_chat.render_response(request, whole, ANSWER_ID, ANSWER_CREATED)
     calls = case.response["choices"][0]["message"].get("tool_calls")
     if calls and case.response["choices"][0]["finish_reason"] == "stop":
@@ -1188,7 +1192,7 @@ def test_a_rendered_stream_cut_anywhere_is_read_as_the_whole_answer(events, data
     stream = stream_of(events)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
     read = read_stream(stream, cuts)
-    assert written(hub.collect(read)) == whole_of(events)
+    assert written(chat.collect(read)) == whole_of(events)
     assert written(openai_chat.parse_response(whole_of(events))) == whole_of(events)
 
 
@@ -1196,7 +1200,7 @@ def test_a_rendered_stream_cut_anywhere_is_read_as_the_whole_answer(events, data
 @settings(max_examples=40)
 def test_events_read_keep_the_hubs_invariant(events):
     read = read_stream(stream_of(events))
-    assert [isinstance(event, hub.Finish) for event in read] == [False] * (len(read) - 1) + [True]
+    assert [isinstance(event, chat.Finish) for event in read] == [False] * (len(read) - 1) + [True]
     families: dict[int, str] = {}
     for event in read[:-1]:
         family = event.type.removesuffix("_name").removesuffix("_args")
@@ -1208,12 +1212,12 @@ def test_events_read_keep_the_hubs_invariant(events):
 
 def test_a_stream_cut_at_every_byte_reads_the_same():
     """B18: within each character too."""
-    stream = stream_of([text("a渐"), text("🌊b"), hub.Finish()])
+    stream = stream_of([text("a渐"), text("🌊b"), chat.Finish()])
     for cut in range(len(stream)):
         assert read_stream(stream, [cut]) == [
             text("a渐"),
             text("🌊b"),
-            hub.Finish(model="m"),
+            chat.Finish(model="m"),
         ]
 
 
@@ -1223,7 +1227,7 @@ def test_two_parsers_at_once_share_nothing(one, other, random):
     """B17"""
     queues = [SSEDecoder().feed(stream_of(events)) for events in (one, other)]
     parsers = [openai_chat.StreamParser() for _ in range(2)]
-    read: list[list[hub.Event]] = [[], []]
+    read: list[list[chat.Event]] = [[], []]
     while any(queues):
         i = random.choice([i for i in range(2) if queues[i]])
         read[i] += parsers[i].feed(queues[i].pop(0))
@@ -1245,7 +1249,7 @@ def test_chunks_that_say_nothing_are_passed_over():
     )
     assert read_stream(stream) == [
         text("a"),
-        hub.Finish(model="m-1", ignored=("prompt_filter_results",)),
+        chat.Finish(model="m-1", ignored=("prompt_filter_results",)),
     ]
 
 
@@ -1262,7 +1266,7 @@ def test_the_last_usage_counts_wherever_it_stands():
         },
     )
     *_, finish = read_stream(stream + b"data: [DONE]\n\n")
-    assert finish == hub.Finish(usage=hub.Usage(3, 3, 2), ignored=("usage.queue_time",))
+    assert finish == chat.Finish(usage=chat.Usage(3, 3, 2), ignored=("usage.queue_time",))
 
 
 def test_what_the_finish_chunk_says_is_not_lost():
@@ -1274,7 +1278,7 @@ def test_what_the_finish_chunk_says_is_not_lost():
         text("a", 1),
         call_name("f", 2, "c"),
         call_args("{}", 2, "c"),
-        hub.Finish("tool_calls"),
+        chat.Finish("tool_calls"),
     ]
 
 
@@ -1329,7 +1333,7 @@ CALLS = {
 
 @pytest.mark.parametrize("chunks", CALLS.values(), ids=CALLS)
 def test_calls_are_told_apart_however_they_come(chunks):
-    response = hub.collect(read_stream(frames_of(*chunks, delta("stop"))))
+    response = chat.collect(read_stream(frames_of(*chunks, delta("stop"))))
     assert [(p.name, p.arguments, p.tool_call_id) for p in response.parts] == [
         ("f", {"a": 1}, "x"),
         ("g", {"b": 2}, "y"),
@@ -1342,7 +1346,7 @@ def test_calls_without_ids_are_given_some_of_the_answers_own():
     """Two answers of one conversation may not have the same: Anthropic refuses it."""
     calls = [call_delta(None, None, name, "{}") for name in "fg"]
     stream = frames_of(*({**call, "id": "chatcmpl-7.a:Z"} for call in calls), delta("tool_calls"))
-    parts = hub.collect(read_stream(stream)).parts
+    parts = chat.collect(read_stream(stream)).parts
     assert [part.tool_call_id for part in parts] == ["call_chatcmpl-7aZ_0", "call_chatcmpl-7aZ_1"]
 
 
@@ -1356,7 +1360,7 @@ def test_the_old_function_call_is_a_call():
         call_name("f", 0, "call_0"),
         call_args("{", 0, "call_0"),
         call_args("}", 0, "call_0"),
-        hub.Finish("tool_calls"),
+        chat.Finish("tool_calls"),
     ]
 
 
@@ -1369,7 +1373,7 @@ REASONS = {"stop": "stop", "length": "length", "content_filter": "content_filter
 
 @pytest.mark.parametrize("said, reason", REASONS.items())
 def test_the_reason_is_said_in_the_hubs_words(said, reason):
-    assert read_stream(frames_of(delta(said, content="a"))) == [text("a"), hub.Finish(reason)]
+    assert read_stream(frames_of(delta(said, content="a"))) == [text("a"), chat.Finish(reason)]
 
 
 def test_what_the_hub_does_not_hold_of_an_answer_is_listed():
@@ -1396,7 +1400,7 @@ def test_what_the_hub_does_not_hold_of_an_answer_is_listed():
     }
     response = openai_chat.parse_response(body)
     assert response.messages == [Message("assistant", [TextPart("ano")])]
-    assert response.finish == hub.Finish(
+    assert response.finish == chat.Finish(
         model="m",
         ignored=(
             "citations",
@@ -1423,7 +1427,7 @@ def test_a_stream_that_was_cut_is_an_error(stream):
 
 
 def test_frames_after_the_end_are_passed_over():
-    stream = stream_of([text("a"), hub.Finish()])
+    stream = stream_of([text("a"), chat.Finish()])
     assert read_stream(stream + frames_of(delta(content="b"))) == read_stream(stream)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from llm.parts import Message, TextPart
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.engine import Answer, Catalogue, Engine
 from tests.models import registered
 
@@ -31,13 +31,13 @@ def system(text: str) -> Message:
 class Outcome:
     """All that came of one answer."""
 
-    events: list[hub.Event]
+    events: list[chat.Event]
     error: BaseException | None
     answer: Answer | None
 
     @property
-    def finish(self) -> hub.Finish:
-        assert isinstance(self.events[-1], hub.Finish), self
+    def finish(self) -> chat.Finish:
+        assert isinstance(self.events[-1], chat.Finish), self
         return self.events[-1]
 
     @property
@@ -45,7 +45,7 @@ class Outcome:
         return "".join(e.chunk for e in self.events if getattr(e, "type", "") == "text")
 
 
-async def started(engine: Engine, request: hub.ChatRequest) -> Answer:
+async def started(engine: Engine, request: chat.ChatRequest) -> Answer:
     answer = await engine.answer(request)
     await answer.wait_turn(None)
     await answer.begin()
@@ -58,11 +58,11 @@ class Runner:
     def ask(self, model: Any, messages: Sequence[Message] | None = None, **request: Any) -> Outcome:
         name = model if isinstance(model, str) else model.model_id
         models = [] if isinstance(model, str) else [model]
-        asked = hub.ChatRequest(model=name, messages=list(messages or [user()]), **request)
+        asked = chat.ChatRequest(model=name, messages=list(messages or [user()]), **request)
         with registered(*models):
             return asyncio.run(self._ask(asked), debug=True)
 
-    async def _ask(self, request: hub.ChatRequest) -> Outcome:
+    async def _ask(self, request: chat.ChatRequest) -> Outcome:
         catalogue = Catalogue()
         catalogue.load()
         outcome = Outcome([], None, None)

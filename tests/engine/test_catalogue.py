@@ -7,8 +7,8 @@ import llm
 import pytest
 from llm.plugins import pm
 
+from llmproxy.core.errors import ModelNotFound
 from llmproxy.engine import Catalogue, catalogue
-from llmproxy.errors import ModelNotFound
 from tests.models import AsyncScript, SyncScript, registered
 
 

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from llm import ToolCall
 from llm.parts import StreamEvent
 
-from llmproxy import hub
+from llmproxy.core import chat
+from llmproxy.core.errors import UpstreamError
 from llmproxy.engine.events import EventReader, StopCutter
-from llmproxy.errors import UpstreamError
 
 
 def event(type_: str, chunk: str, part: int = 0, **fields: object) -> StreamEvent:
@@ -21,7 +21,7 @@ def read(*events: StreamEvent, announced: tuple[ToolCall, ...] = ()) -> list[Str
 
 
 def calls(events: list[StreamEvent]) -> list[tuple[str, str, str]]:
-    response = hub.collect(events)
+    response = chat.collect(events)
     return [
         (part.tool_call_id, part.name, response.raw_arguments[part.tool_call_id])
         for part in response.parts

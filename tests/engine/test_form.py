@@ -8,19 +8,19 @@ from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
-from llmproxy import hub
+from llmproxy.core import chat
+from llmproxy.core.errors import Unsupported
 from llmproxy.engine.form import Call, prepare
-from llmproxy.errors import Unsupported
 from tests.engine.conftest import assistant, system, user
 from tests.models import AsyncScript, StopOptions, SyncScript
 
-PNG = hub.attachment_from_base64("iVBORw0KGgo=")
+PNG = chat.attachment_from_base64("iVBORw0KGgo=")
 
 
 def call(
     model: Any, *messages: Message, defaults: dict[str, Any] | None = None, **fields: Any
 ) -> Call:
-    request = hub.ChatRequest(model="m", messages=list(messages) or [user()], **fields)
+    request = chat.ChatRequest(model="m", messages=list(messages) or [user()], **fields)
     return prepare(request, model, defaults or {})
 
 
@@ -141,13 +141,13 @@ def test_reply_that_the_log_gave_back_is_sent_as_the_model_gave_it():
     reply = Message("assistant", [ReasoningPart("plain"), TextPart("a")])
     messages = [user(), reply, user("q")]
     model = SyncScript("m")
-    made = prepare(hub.ChatRequest("m", messages, recalled=frozenset({1})), model, {})
+    made = prepare(chat.ChatRequest("m", messages, recalled=frozenset({1})), model, {})
     assert made.prompt.messages[1] == reply
     assert made.ignored == ()
 
 
 def test_text_file_becomes_text_for_models_that_read_images():
-    file = hub.attachment_from_url("data:text/plain,hello%20there")
+    file = chat.attachment_from_url("data:text/plain,hello%20there")
     made = call(SyncScript("m"), Message("user", [AttachmentPart(file)]))
     assert texts(made) == [("user", "hello there")]
     assert made.ignored == ("messages[*] (a text file, put in as text)",)
@@ -220,7 +220,7 @@ def test_old_plugins_find_tool_calls_and_results():
     ],
 )
 def test_what_the_answer_hangs_on_is_refused_by_name(attributes, fields, message, param):
-    request = hub.ChatRequest(**{"model": "m", "messages": [user()], **fields})
+    request = chat.ChatRequest(**{"model": "m", "messages": [user()], **fields})
     with pytest.raises(Unsupported) as caught:
         prepare(request, SyncScript("m", **attributes), {})
     assert (caught.value.message, caught.value.param) == (message, param)
@@ -233,7 +233,7 @@ def test_tools_are_withheld_where_none_is_chosen():
 
 
 def test_image_by_url_is_for_models_that_read_any_image():
-    url = hub.attachment_from_url("https://example.org/photo")
+    url = chat.attachment_from_url("https://example.org/photo")
     made = call(AsyncChat("m", vision=True), Message("user", [AttachmentPart(url)]))
     assert made.prompt.attachments == [url]
 
@@ -311,7 +311,7 @@ def test_users_defaults_hold_where_the_client_says_nothing():
 
 
 def test_forced_tool_goes_to_the_option_where_there_is_one():
-    forced = {"tools": (llm.Tool("f"),), "tool_choice": hub.NamedTool("f")}
+    forced = {"tools": (llm.Tool("f"),), "tool_choice": chat.NamedTool("f")}
     assert call(SyncScript("m", Options=Claude), **forced).options == {"tool_choice": "f"}
     assert call(SyncScript("m"), **forced).ignored == ("tool_choice",)
 
@@ -352,7 +352,7 @@ def test_tool_calls_and_results_become_words_for_models_without_tools():
 
 
 def test_text_file_in_a_tool_result_becomes_text():
-    file = hub.attachment_from_url("data:text/plain,hello")
+    file = chat.attachment_from_url("data:text/plain,hello")
     asked = Message("assistant", [ToolCallPart("f", {}, "c")])
     result = Message("tool", [ToolResultPart("f", "see", "c", attachments=[file])])
     assert texts(call(SyncScript("m"), user(), asked, result))[-1] == ("user", "hello")
@@ -371,9 +371,9 @@ def test_server_tools_are_the_plugins_own_where_it_has_them():
     from llm_anthropic import WebSearch
 
     wanted = (
-        hub.ServerTool("web_search", {"max_uses": 3}, "tools[0]"),
-        hub.ServerTool("web_search", {"max_uses": "many"}, "tools[1]"),
-        hub.ServerTool("code_execution", {}, "tools[2]"),
+        chat.ServerTool("web_search", {"max_uses": 3}, "tools[0]"),
+        chat.ServerTool("web_search", {"max_uses": "many"}, "tools[1]"),
+        chat.ServerTool("code_execution", {}, "tools[2]"),
     )
 
     class Searching(SyncScript):

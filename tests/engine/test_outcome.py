@@ -7,10 +7,10 @@ import llm
 import openai
 import pytest
 
-from llmproxy import errors
+from llmproxy.core import errors
+from llmproxy.core.chat import Usage
+from llmproxy.core.known_keys import KnownKeys
 from llmproxy.engine import outcome
-from llmproxy.hub import Usage
-from llmproxy.keys import KnownKeys
 
 REASONS = [
     ({"finish_reason": "stop"}, "stop"),  # OpenAI Chat, streamed

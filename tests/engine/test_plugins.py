@@ -11,7 +11,7 @@ from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMAsyncGroq, LLMGroq
 from llm_perplexity import PRESETS, Perplexity
 
-from llmproxy import errors, hub
+from llmproxy.core import chat, errors
 from llmproxy.engine import Catalogue, Engine
 from tests.engine.conftest import assistant, started, system, user
 from tests.models import registered
@@ -36,7 +36,7 @@ def test_openai_chat_gets_the_conversation_and_gives_text_and_usage(engine, kind
         model = openai_model(kind, provider)
         outcome = engine.ask(model, messages, options={"temperature": 0.5, "max_tokens": 9})
     assert outcome.text == "Hello"
-    assert (outcome.finish.reason, outcome.finish.usage) == ("stop", hub.Usage(11, 7))
+    assert (outcome.finish.reason, outcome.finish.usage) == ("stop", chat.Usage(11, 7))
     [body] = provider.bodies
     assert body["messages"] == [
         {"role": "system", "content": "be brief"},
@@ -60,7 +60,7 @@ def test_openai_chat_calls_tools_in_parallel(engine, kind):
     ]
     with playing(chat_stream(*deltas, finish_reason="tool_calls")) as provider:
         outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
-    response = hub.collect(outcome.events)
+    response = chat.collect(outcome.events)
     assert response.parts == [
         ToolCallPart("weather", {"at": 1}, "c1"),
         ToolCallPart("weather", {}, "c2"),
@@ -92,7 +92,7 @@ def test_openai_arguments_cut_by_the_limit_end_in_length(engine, kind):
 @OPENAI_KINDS
 def test_openai_image_by_url_is_passed_on_and_never_opened(engine, kind):
     """d6.20"""
-    url = hub.attachment_from_url("https://example.org/cat")
+    url = chat.attachment_from_url("https://example.org/cat")
     with playing(chat_stream({"content": "a cat"})) as provider:
         message = Message("user", [TextPart("what?"), AttachmentPart(url)])
         engine.ask(openai_model(kind, provider), [message])
@@ -159,7 +159,7 @@ def test_hang_up_ends_openais_own_request(read_first):
         catalogue.load()
         with registered(model):
             catalogue.load()
-        running = await started(Engine(catalogue), hub.ChatRequest("m", [user()]))
+        running = await started(Engine(catalogue), chat.ChatRequest("m", [user()]))
         if read_first:
             await running.read()
         else:
@@ -195,7 +195,7 @@ def test_stop_sequence_ends_openais_own_request():
         with registered(model):
             catalogue.load()
         options = {"stop_sequences": ["two", "never"]}
-        answer = await started(Engine(catalogue), hub.ChatRequest("m", [user()], options=options))
+        answer = await started(Engine(catalogue), chat.ChatRequest("m", [user()], options=options))
         events = []
         while batch := await answer.read():
             events += [stamped.event for stamped in batch]
@@ -296,7 +296,7 @@ def test_groq_sees_every_turn_once(engine, kind, monkeypatch):
         monkeypatch.setenv("GROQ_API_KEY", "gsk-test")
         outcome = engine.ask(kind("groq/m", "m"), TURNS, options={"stop_sequences": ["a", "b"]})
     assert outcome.text == "drei"
-    assert outcome.finish.usage == hub.Usage(5, 2)
+    assert outcome.finish.usage == chat.Usage(5, 2)
     [body] = provider.bodies
     assert body["messages"] == SEEN_ONCE
     assert body["stop"] == ["a", "b"]
@@ -378,7 +378,7 @@ def test_claude_thinks_speaks_and_calls(engine, kind):
     )
     with playing(answer) as provider:
         outcome = engine.ask(claude(kind, provider), tools=(WEATHER,))
-    response = hub.collect(outcome.events)
+    response = chat.collect(outcome.events)
     thinking, text, call = response.parts
     assert (thinking.text, thinking.provider_metadata) == (
         "hm",
@@ -386,7 +386,7 @@ def test_claude_thinks_speaks_and_calls(engine, kind):
     )
     assert text.text == "Look:", "without the space that the plugin adds for the eye (d6.25)"
     assert call == ToolCallPart("weather", {"at": 1}, "toolu_1")
-    assert (outcome.finish.reason, outcome.finish.usage) == ("tool_calls", hub.Usage(10, 6))
+    assert (outcome.finish.reason, outcome.finish.usage) == ("tool_calls", chat.Usage(10, 6))
 
 
 @CLAUDE_KINDS

@@ -8,10 +8,10 @@ import time
 import pytest
 from llm.parts import StreamEvent
 
-from llmproxy import hub
+from llmproxy.core import chat
+from llmproxy.core.errors import ModelNotFound, Unsupported, UpstreamError
 from llmproxy.engine import Catalogue, Engine
 from llmproxy.engine import run as run_module
-from llmproxy.errors import ModelNotFound, Unsupported, UpstreamError
 from tests.engine.conftest import started, user
 from tests.models import (
     AsyncScript,
@@ -34,14 +34,14 @@ def test_answer_is_its_events_closed_by_one_finish(engine, kind):
     assert outcome.error is None
     assert [e.chunk for e in outcome.events[:-1]] == ["a", "b"]
     assert outcome.finish.reason == "length"
-    assert outcome.finish.usage == hub.Usage(11, 7, cached_tokens=4)
+    assert outcome.finish.usage == chat.Usage(11, 7, cached_tokens=4)
     assert outcome.finish.response_json == {"finish_reason": "length"}
     assert outcome.finish.llm_usage.details == {"prompt_tokens_details": {"cached_tokens": 4}}
 
 
 @KINDS
 def test_empty_answer_is_an_answer(engine, kind):
-    assert engine.ask(kind("m")).events == [hub.Finish()]
+    assert engine.ask(kind("m")).events == [chat.Finish()]
 
 
 @KINDS
@@ -98,7 +98,7 @@ def test_refusal_is_an_end_and_no_failure(engine, kind):
     outcome = engine.ask(kind("m", "I", usage(3, 1), ClaudeRefusal({"category": "bio"})))
     assert (outcome.error, outcome.text) == (None, "I")
     assert outcome.finish.reason == "content_filter"
-    assert outcome.finish.usage == hub.Usage(3, 1)
+    assert outcome.finish.usage == chat.Usage(3, 1)
 
 
 @KINDS
@@ -146,7 +146,7 @@ def running(model, use, **request):
     async def main():
         catalogue = Catalogue()
         catalogue.load()
-        asked = hub.ChatRequest(model="m", messages=[user()], **request)
+        asked = chat.ChatRequest(model="m", messages=[user()], **request)
         answer = await started(Engine(catalogue), asked)
         return await use(answer)
 
@@ -294,7 +294,7 @@ def test_many_runs_of_a_sync_model_with_a_key_go_side_by_side():
         catalogue = Catalogue()
         catalogue.load()
         engine = Engine(catalogue)
-        asked = hub.ChatRequest(model="m", messages=[user()])
+        asked = chat.ChatRequest(model="m", messages=[user()])
         answers = [await started(engine, asked) for _ in range(20)]
         return [len(await answer.read()) for answer in answers]
 
@@ -374,6 +374,6 @@ def test_calls_under_one_id_come_apart(engine, kind):
         StreamEvent("tool_call_name", "g", tool_call_id="1"),
         StreamEvent("tool_call_args", '{"b":2}', tool_call_id="1"),
     ]
-    parts = hub.collect(engine.ask(kind("m", *steps)).events).parts
+    parts = chat.collect(engine.ask(kind("m", *steps)).events).parts
     assert [(part.name, part.arguments) for part in parts] == [("f", {"a": 1}), ("g", {"b": 2})]
     assert len({part.tool_call_id for part in parts}) == 2

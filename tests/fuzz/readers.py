@@ -8,8 +8,8 @@ from typing import Any
 import h11
 import httptools
 
-from llmproxy.errors import ProxyError
-from llmproxy.limits import Limits
+from llmproxy.core.errors import ProxyError
+from llmproxy.core.limits import Limits
 from llmproxy.transport.http11 import Request, RequestParser
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy import hub, payload, tokens
+from llmproxy.core import chat, payload, token_estimate
+from llmproxy.core.errors import InvalidRequest, ProxyError
+from llmproxy.core.fingerprints import request_key
 from llmproxy.dialects import DIALECTS
-from llmproxy.errors import InvalidRequest, ProxyError
-from llmproxy.recorder.chain import request_key
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
 from tests.fuzz.corpus import cases
 from tests.fuzz.json_text import NASTY, damaged, requests_of, spliced
@@ -31,9 +31,9 @@ def check_request(name, body, headers):
     except InvalidRequest as refused:
         payload.encode(dialect.render_error(refused))
     else:
-        assert isinstance(request, hub.ChatRequest)
+        assert isinstance(request, chat.ChatRequest)
         payload.encode(hub_json(request))
-        assert tokens.estimate(request) >= 0
+        assert token_estimate.estimate(request) >= 0
         request_key(request)
         for other in DIALECTS:  # as convert and a study write it anew
             try:
@@ -119,11 +119,11 @@ def check_frames(name, frames):
         for dialect in DIALECTS:
             payload.encode(dialect.render_error(failed))
     else:
-        assert isinstance(events[-1], hub.Finish)
+        assert isinstance(events[-1], chat.Finish)
     assert parser.model is None or isinstance(parser.model, str)
-    assert not any(isinstance(event, hub.Finish) for event in events[:-1])
-    hub.collect(events)
-    request = hub.ChatRequest("m", [])
+    assert not any(isinstance(event, chat.Finish) for event in events[:-1])
+    chat.collect(events)
+    request = chat.ChatRequest("m", [])
     for dialect in DIALECTS:
         renderer = dialect.StreamRenderer(request, "id", 0)
         wire = b"".join([*renderer.start(), *(f for e in events for f in renderer.feed(e))])
@@ -147,7 +147,7 @@ def check_response(name, body):
         payload.encode(BY_NAME[name].render_error(failed))
     else:
         for dialect in DIALECTS:
-            payload.encode(dialect.render_response(hub.ChatRequest("m", []), response, "id", 0))
+            payload.encode(dialect.render_response(chat.ChatRequest("m", []), response, "id", 0))
 
 
 def check_error(name, status, body):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.errors import ProtocolError
+from llmproxy.core.errors import ProtocolError
 from llmproxy.transport.framing import NDJSONDecoder, SSEDecoder
 from tests.fuzz.corpus import cases
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.errors import ProtocolError, ProxyError, TooLarge
-from llmproxy.limits import Limits
+from llmproxy.core.errors import ProtocolError, ProxyError, TooLarge
+from llmproxy.core.limits import Limits
 from llmproxy.transport.http11 import RequestParser, decode_content
 from tests.fuzz.corpus import cases
 from tests.fuzz.wire import near_requests

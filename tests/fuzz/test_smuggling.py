@@ -10,7 +10,7 @@ import re
 import pytest
 from hypothesis import given, settings
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from tests.fuzz.corpus import cases
 from tests.fuzz.readers import read_by_h11, read_by_llhttp, read_by_us
 from tests.fuzz.wire import TABLE, near_requests

@@ -12,7 +12,7 @@ import llm
 import pytest
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.store import Store
 
@@ -94,7 +94,7 @@ def make_exchange(make_begun):
             duration_ms=12.5,
             turn=turn,
             events=events,
-            finish=hub.Finish() if status == "ok" else None,
+            finish=chat.Finish() if status == "ok" else None,
             error=error,
         )
 
@@ -146,7 +146,7 @@ def talk(store, make_exchange):
         exchange = replace(
             exchange,
             received=received or RECEIVED + timedelta(seconds=next(times)),
-            usage=usage or hub.Usage(),
+            usage=usage or chat.Usage(),
             previous_id=after and after.id,
             link=after and link,
         )

@@ -8,14 +8,8 @@ import pytest
 from hypothesis import given
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
+from llmproxy.core.fingerprints import Difference, first_difference, replies, reply_of, request_key
 from llmproxy.dialects import anthropic_messages, openai_chat
-from llmproxy.recorder.chain import (
-    Difference,
-    first_difference,
-    replies,
-    reply_of,
-    request_key,
-)
 from tests import strategies
 
 LONG = "An answer that nobody gives twice by chance."

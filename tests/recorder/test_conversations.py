@@ -8,8 +8,8 @@ import pytest
 from llm.logs import LogStore
 from sqlite_utils import Database
 
-from llmproxy.errors import NotFound
-from llmproxy.hub import Usage
+from llmproxy.core.chat import Usage
+from llmproxy.core.errors import NotFound
 from llmproxy.recorder.conversations import Thread, parents, thread_of, threads, tree
 from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prune import prune

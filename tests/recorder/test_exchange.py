@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, StreamEvent
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
@@ -73,11 +73,11 @@ def test_an_exchange_ends_with_what_its_events_tell():
         (300.0, StreamEvent("text", "\n", part_index=1)),
         (310.0, StreamEvent("text", "HELLO", part_index=1)),
     ]
-    reply = hub.collect(event for _, event in events).messages
-    finish = hub.Finish(
+    reply = chat.collect(event for _, event in events).messages
+    finish = chat.Finish(
         "length",
         "END",
-        hub.Usage(7, 2, 1),
+        chat.Usage(7, 2, 1),
         model="demo-2026",
         response_json={"id": "r1"},
         llm_usage=llm.Usage(7, 2),
@@ -136,7 +136,7 @@ def exchanges(draw):
     events = draw(event_streams())
     finish = events.pop()
     timed = [(float(i), event) for i, event in enumerate(events)]
-    reply = hub.collect(events).messages
+    reply = chat.collect(events).messages
     answered = turn(
         draw(conversations()),
         reply,
@@ -167,7 +167,7 @@ def test_the_json_form_reads_back_equal(exchange):
 
 
 def test_an_attachment_that_is_read_back_stays_where_it_is():
-    picture = hub.attachment_from_url("https://example.invalid/cat.png")
+    picture = chat.attachment_from_url("https://example.invalid/cat.png")
     asked = [llm.user("look", picture)]
     result = llm.parts.ToolResultPart("look", "red", "call_1", attachments=[picture])
     exchange = begin().ended(
@@ -178,8 +178,8 @@ def test_an_attachment_that_is_read_back_stays_where_it_is():
     )
     read = from_json(to_json(exchange))
     assert read.turn == exchange.turn
-    assert type(read.turn.messages[0].parts[1].attachment) is hub.RemoteAttachment
-    assert type(read.turn.messages[1].parts[0].attachments[0]) is hub.RemoteAttachment
+    assert type(read.turn.messages[0].parts[1].attachment) is chat.RemoteAttachment
+    assert type(read.turn.messages[1].parts[0].attachments[0]) is chat.RemoteAttachment
 
 
 def test_what_an_older_version_wrote_is_read():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ToolResultPart
 
-from llmproxy import hub, payload
+from llmproxy.core import chat, payload
 from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from llmproxy.recorder.filler import ASTRAL_X, _fill_arguments, _free, fill, filled
@@ -34,7 +34,7 @@ def test_a_text_stays_as_long_for_every_reader(text):
 @given(argument_texts())
 def test_raw_arguments_stay_json_of_the_same_shape_and_length(text):
     assert len(_fill_arguments(text)) == len(text)
-    assert hub.parse_arguments(_fill_arguments(text)) == _free(hub.parse_arguments(text))
+    assert chat.parse_arguments(_fill_arguments(text)) == _free(chat.parse_arguments(text))
 
 
 ESCAPES = [r"\u00e9", r"\u0041", r"\u0037", r"\ud83c\udf0a", r"\ud800", r"\n", r"\"", r"\\", r"\/"]
@@ -44,9 +44,9 @@ ESCAPES = [r"\u00e9", r"\u0041", r"\u0037", r"\ud83c\udf0a", r"\ud800", r"\n", r
 def test_escapes_in_raw_arguments_stay_escapes(pieces):
     value = "".join(pieces)
     text = f'{{"{value}" : "{value}", "{value}2": ["{value}", 12.5e3, {{"k":"{value}"}}]}}'
-    assert hub.parse_arguments(text) != {"_raw": text}
+    assert chat.parse_arguments(text) != {"_raw": text}
     assert len(_fill_arguments(text)) == len(text)
-    assert hub.parse_arguments(_fill_arguments(text)) == _free(hub.parse_arguments(text))
+    assert chat.parse_arguments(_fill_arguments(text)) == _free(chat.parse_arguments(text))
 
 
 def test_members_and_numbers_of_raw_arguments_stay():
@@ -167,7 +167,7 @@ def test_a_text_body_is_filled_too():
 
 def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\nsecret")
-    far = hub.attachment_from_url("https://secret.example/secret.png")
+    far = chat.attachment_from_url("https://secret.example/secret.png")
     result = ToolResultPart("look", "secret", "c1", exception="Secret: 1", attachments=[picture])
     turn = Turn(
         "01jd1", "01jd1", "m",
@@ -179,7 +179,7 @@ def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
     ).ended("error", http_status=500, duration_ms=1.0, turn=turn, error="secret 500")
     got = filled(exchange)
     zeros = llm.Attachment(type="image/png", content=bytes(14))
-    address = hub.RemoteAttachment(type="image/png", url="https://xxxxxx.xxxxxxx/xxxxxx.xxx")
+    address = chat.RemoteAttachment(type="image/png", url="https://xxxxxx.xxxxxxx/xxxxxx.xxx")
     assert got.turn.messages == [
         llm.user(zeros, address),
         Message(
@@ -215,7 +215,7 @@ def test_shape_lengths_and_timing_stay(exchange):
     assert [at for at, _ in got.events] == [at for at, _ in exchange.events]
     if got.turn is not None:
         events = timeline.decode(form["timeline"], got.turn.reply)
-        assert hub.collect(event for _, event in events).messages == got.turn.reply
+        assert chat.collect(event for _, event in events).messages == got.turn.reply
     assert filled(got) == got
 
 
@@ -241,15 +241,15 @@ def said(draw):
 def test_no_word_of_what_was_said_is_left(secret, arguments, indent):
     raw = json.dumps(arguments, indent=indent)
     events = [
-        hub.StreamEvent("reasoning", secret, 0, provider_metadata={"a": {"signature": secret}}),
-        hub.StreamEvent("text", secret, 1),
-        hub.StreamEvent("tool_call_name", "look_up", 2, "c1"),
+        chat.StreamEvent("reasoning", secret, 0, provider_metadata={"a": {"signature": secret}}),
+        chat.StreamEvent("text", secret, 1),
+        chat.StreamEvent("tool_call_name", "look_up", 2, "c1"),
         *(
-            hub.StreamEvent("tool_call_args", raw[i : i + 3], 2, "c1")
+            chat.StreamEvent("tool_call_args", raw[i : i + 3], 2, "c1")
             for i in range(0, len(raw), 3)
         ),
     ]
-    answer = hub.collect(events)
+    answer = chat.collect(events)
     turn = Turn(
         id="01jd0000000000000000000001",
         thread_id="01jd0000000000000000000001",
@@ -279,7 +279,7 @@ def test_no_word_of_what_was_said_is_left(secret, arguments, indent):
         messages=turn.messages,
     ).ended(
         "ok", http_status=200, duration_ms=1.0, turn=turn, error=secret,
-        events=[(1.0, event) for event in events], finish=hub.Finish("stop", secret),
+        events=[(1.0, event) for event in events], finish=chat.Finish("stop", secret),
     )  # fmt: skip
     text = encode(filled(exchange)).decode()
     assert secret.lower() in encode(exchange).decode().lower()
@@ -295,7 +295,7 @@ def test_an_object_in_free_text_is_valid_after(value):
 
 @pytest.mark.parametrize("text", ['{"a": １}', "{'a': 1}", '{"a": tru', "[1]", "null", "１"])
 def test_what_is_no_object_does_not_become_one(text):
-    assert hub.parse_arguments(_fill_arguments(text)) == {"_raw": fill(text)}
+    assert chat.parse_arguments(_fill_arguments(text)) == {"_raw": fill(text)}
 
 
 def test_a_filled_form_reads_back():

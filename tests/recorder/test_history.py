@@ -10,8 +10,8 @@ import llm
 import pytest
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
-from llmproxy import hub
-from llmproxy.errors import NotFound
+from llmproxy.core import chat
+from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import Entry, to_json
 from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
@@ -38,7 +38,7 @@ def test_exchanges_are_listed_as_they_were_received(store, history, make_exchang
 
 
 def test_an_entry_reads_back_equal(store, history, make_begun, make_exchange):
-    finish = hub.Finish("length", "END", hub.Usage(9, 8, 7, 6, 5))
+    finish = chat.Finish("length", "END", chat.Usage(9, 8, 7, 6, 5))
     exchange = make_begun("two  words\n" * 50).ended(
         "error",
         http_status=200,
@@ -87,7 +87,7 @@ def test_a_list_is_narrowed(store, history, make_exchange, only, expected):
 
 
 def test_an_exchange_reads_back_whole(store, history, make_exchange):
-    picture = hub.attachment_from_url("https://example.invalid/cat.png")
+    picture = chat.attachment_from_url("https://example.invalid/cat.png")
     image = llm.Attachment("image/png", content=b"\x89PNG")
     reply = [
         ReasoningPart("hmm", provider_metadata={"anthropic": {"signature": "s" * 80}}),
@@ -110,7 +110,7 @@ def test_an_exchange_reads_back_whole(store, history, make_exchange):
     read = history.exchange(exchange.id)
     assert to_json(read) == to_json(exchange)
     assert read.finish == exchange.finish
-    assert type(read.turn.messages[1].parts[1].attachment) is hub.RemoteAttachment
+    assert type(read.turn.messages[1].parts[1].attachment) is chat.RemoteAttachment
 
 
 def test_a_failure_reads_back_with_its_messages(store, history, make_exchange):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy import hub
-from llmproxy.errors import InvalidRequest
+from llmproxy.core import chat
+from llmproxy.core.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, to_json
 from llmproxy.recorder.lines import decode, encode
 from llmproxy.recorder.store import Store
@@ -33,7 +33,7 @@ def exchanges(draw):
         thread_id=ID,
         model=draw(words),
         messages=draw(conversations()),
-        reply=hub.collect(events).messages,
+        reply=chat.collect(events).messages,
         started=RECEIVED,
         duration_ms=12,
         resolved_model=draw(st.none() | words),
@@ -105,7 +105,7 @@ def test_a_time_of_another_zone_is_the_same_time(make_exchange):
 def whole(make_exchange):
     """A form with one of everything."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
-    far = hub.attachment_from_url("https://example.invalid/cat.png")
+    far = chat.attachment_from_url("https://example.invalid/cat.png")
     exchange = make_exchange(
         messages=[
             llm.system("be brief"),
@@ -236,18 +236,18 @@ def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
 def stored(tmp_path_factory):
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
     events = [
-        hub.StreamEvent("text", "it is", 0),
-        hub.StreamEvent("tool_call_name", "look", 1, "c2"),
-        hub.StreamEvent("tool_call_args", '{"b": 1}', 1, "c2"),
+        chat.StreamEvent("text", "it is", 0),
+        chat.StreamEvent("tool_call_name", "look", 1, "c2"),
+        chat.StreamEvent("tool_call_args", '{"b": 1}', 1, "c2"),
     ]
     turn = Turn(
         ID, ID, "m",
         [
-            llm.user("look", picture, hub.attachment_from_url("https://example.invalid/cat.png")),
+            llm.user("look", picture, chat.attachment_from_url("https://example.invalid/cat.png")),
             llm.assistant(ToolCallPart("look", {"a": 1}, "c1")),
             Message("tool", [ToolResultPart("look", "red", "c1", attachments=[picture])]),
         ],
-        hub.collect(events).messages, RECEIVED, 1,
+        chat.collect(events).messages, RECEIVED, 1,
         tools=(llm.Tool("look", "look at it", {"type": "object"}),),
         options={"temperature": 0.5}, schema={"type": "object"}, response_json={"id": "r1"},
     )  # fmt: skip
@@ -255,7 +255,7 @@ def stored(tmp_path_factory):
         ID, RECEIVED, dialect="d", path="/", query="", client="c", headers=[("a", "b")],
         body={"messages": [{"content": "look"}]},
     ).ended(
-        "ok", http_status=200, duration_ms=1.0, turn=turn, finish=hub.Finish(),
+        "ok", http_status=200, duration_ms=1.0, turn=turn, finish=chat.Finish(),
         events=[(1.0, event) for event in events],
     )  # fmt: skip
     store = Store(tmp_path_factory.mktemp("lines") / "logs.db")

@@ -20,9 +20,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy import hub
+from llmproxy.core import chat
+from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
-from llmproxy.recorder.chain import replies
 from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.history import Filter
 from llmproxy.recorder.memory import Memory, Recollection
@@ -63,7 +63,7 @@ class Log:
             started=RECEIVED, duration_ms=1,
         )  # fmt: skip
         ended = begins.ended(
-            status, http_status=200, duration_ms=1, turn=turn, finish=hub.Finish(),
+            status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
         )  # fmt: skip
         self.memory.learn(ended)
@@ -211,7 +211,7 @@ def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log,
             assert found.previous_id == shown
             if shown is not None:
                 assert found.messages[: len(stored)] == stored
-            response = hub.collect(numbered(answers[number % len(answers)], number))
+            response = chat.collect(numbered(answers[number % len(answers)], number))
             last = log.ask(request.messages, response.messages)
             answer = json.loads(json.dumps(dialect.render_response(request, response, last, 0)))
             if not replies(response.messages):  # it showed nothing: there is no echo

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.filler import filled
 from llmproxy.recorder.history import Filter, History
@@ -87,7 +87,7 @@ def everything(path):
 def recorded(store, path, talk):
     """A log with threads of every kind, as a running proxy wrote it; its exchanges' lines."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n" + bytes(9))
-    far = hub.attachment_from_url("https://example.invalid/cat.png")
+    far = chat.attachment_from_url("https://example.invalid/cat.png")
     tool = llm.Tool("look", "looks at it", {"type": "object", "properties": {}})
     call = Message(
         "assistant",

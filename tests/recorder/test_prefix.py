@@ -14,9 +14,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy import hub, tokens
-from llmproxy.hub import Usage
-from llmproxy.recorder.chain import Difference
+from llmproxy.core import chat, token_estimate
+from llmproxy.core.chat import Usage
+from llmproxy.core.fingerprints import Difference
 from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prefix import Prefix, ToolsChange, prefixes
 from tests.recorder.conftest import RECEIVED
@@ -40,7 +40,7 @@ def asked(exchange):
 
 
 def size(messages, tools=()):
-    return tokens.estimate(hub.ChatRequest(None, list(messages), tuple(tools)))
+    return token_estimate.estimate(chat.ChatRequest(None, list(messages), tuple(tools)))
 
 
 SYSTEM = llm.system("You help. It is 10:41, on a Saturday in November.")
@@ -186,7 +186,7 @@ def test_a_filter_means_the_later_request(talk, history):
 
 
 def test_attachments_and_reasoning_are_counted(talk, history):
-    image = hub.attachment_from_base64("iVBORw0KGgo=")
+    image = chat.attachment_from_base64("iVBORw0KGgo=")
     messages = [
         SYSTEM,
         Message("user", [TextPart("look"), AttachmentPart(image)]),
@@ -197,7 +197,7 @@ def test_attachments_and_reasoning_are_counted(talk, history):
     talk("two", first, messages=[LATER, *messages[1:], llm.user("two")])
     broken = only_break(history)
     assert (broken.messages_again, broken.tokens_again) == (4, size(messages))
-    assert broken.tokens_again > tokens.IMAGE_TOKENS
+    assert broken.tokens_again > token_estimate.IMAGE_TOKENS
 
 
 def test_metadata_alone_is_a_change(talk, history):

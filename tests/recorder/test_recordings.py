@@ -22,9 +22,8 @@ from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llmproxy import hub
-from llmproxy.dialects import anthropic_messages, openai_chat
-from llmproxy.errors import (
+from llmproxy.core import chat
+from llmproxy.core.errors import (
     Forbidden,
     InvalidRequest,
     NotFound,
@@ -34,10 +33,9 @@ from llmproxy.errors import (
     Unsupported,
     UpstreamError,
 )
+from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Turn, begun
-from llmproxy.recorder.recordings import (
-    parse_recording,
-)
+from llmproxy.recorder.recordings import parse_recording
 from llmproxy.recorder.write_recording import recording_hash, render_recording
 from tests.strategies import event_streams, json_values, requests
 
@@ -78,7 +76,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [TEXT("The ostrich.")],
             "stop",
-            hub.Usage(29, 5),
+            chat.Usage(29, 5),
             "llama3.2:3b",
         ),
         ("d07a61be92f5", "openai_chat", [TEXT("The ostrich.")], "stop", None, "llama3.2:3b"),
@@ -87,7 +85,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [TEXT("Small, brown, flightless.")],
             "stop",
-            hub.Usage(11, 9, 4, None, 3),
+            chat.Usage(11, 9, 4, None, 3),
             "gpt-4o-mini-2024-07-18",
         ),
         (
@@ -103,7 +101,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_7")],
             "tool_calls",
-            hub.Usage(29, 5),
+            chat.Usage(29, 5),
             "llama3.2:3b",
         ),
         (
@@ -119,7 +117,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [TEXT("An emu.")],
             "stop",
-            hub.Usage(29, 5),
+            chat.Usage(29, 5),
             "llama3.2:3b",
         ),
         (
@@ -135,7 +133,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "anthropic_messages",
             [TEXT("Brine shrimp.")],
             "stop",
-            hub.Usage(14, 6),
+            chat.Usage(14, 6),
             "claude-haiku-4-5-20251001",
         ),
         (
@@ -147,7 +145,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
                 ToolCallPart("weigh", {"bird": "flamingo"}, tool_call_id="toolu_1"),
             ],
             "stop",
-            hub.Usage(14, 8),
+            chat.Usage(14, 8),
             "claude-haiku-4-5-20251001",
         ),
     ],
@@ -155,12 +153,12 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
 )
 def test_a_recorded_answer_is_read_as_events(name, dialect, parts, reason, usage, model):
     recording = sample(name)
-    answer = hub.collect(recording.events)
+    answer = chat.collect(recording.events)
     assert (recording.kind, recording.dialect, recording.error) == ("chat", dialect, None)
     assert answer.parts == parts
-    assert isinstance(recording.events[-1], hub.Finish)
+    assert isinstance(recording.events[-1], chat.Finish)
     finish = answer.finish
-    assert (finish.reason, finish.usage, finish.model) == (reason, usage or hub.Usage(), model)
+    assert (finish.reason, finish.usage, finish.model) == (reason, usage or chat.Usage(), model)
 
 
 def test_the_first_generation_has_neither_test_id_nor_mapping():
@@ -224,7 +222,7 @@ def test_two_calls_of_one_id_keep_their_own_arguments():
         for bird in ("emu", "rhea")
     ]
     text = damaged("messages-whole", "response", "body", "content", value=calls)
-    assert [part.arguments for part in hub.collect(parse_recording(text, "k").events).parts] == [
+    assert [part.arguments for part in chat.collect(parse_recording(text, "k").events).parts] == [
         {"bird": "emu"},
         {"bird": "rhea"},
     ]
@@ -481,7 +479,7 @@ def check_mutated(form):
         recording = parse_recording(json.dumps(form), "k")
     except InvalidRequest:
         return
-    finishes = [event for event in recording.events if isinstance(event, hub.Finish)]
+    finishes = [event for event in recording.events if isinstance(event, chat.Finish)]
     is_answered = recording.kind == "chat" and recording.error is None
     assert finishes == (recording.events[-1:] if is_answered else [])
 
@@ -498,7 +496,7 @@ def test_any_text_is_refused_and_nothing_else(text):
 def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions", **ended):
     """An exchange of this body that was answered with these events."""
     *said, finish = events or [None]
-    reply = hub.collect(said).messages
+    reply = chat.collect(said).messages
     turn = Turn(
         id="01jd1",
         thread_id="01jd0",
@@ -597,8 +595,8 @@ SAID = [
     StreamEvent("tool_call_args", '{"bird": ', part_index=2, tool_call_id="call_1"),
     StreamEvent("tool_call_args", '"penguin"}', part_index=2, tool_call_id="call_1"),
 ]
-USAGE = hub.Usage(9, 12, 3, 1, 4)
-ANSWERED = [*SAID, hub.Finish("tool_calls", usage=USAGE, model="demo-2026")]
+USAGE = chat.Usage(9, 12, 3, 1, 4)
+ANSWERED = [*SAID, chat.Finish("tool_calls", usage=USAGE, model="demo-2026")]
 
 
 @pytest.mark.parametrize(
@@ -632,7 +630,7 @@ def test_what_we_write_we_read_to_the_same_events(stream, test_id):
     assert (finish.reason, finish.usage, finish.model) == ("tool_calls", USAGE, "demo-2026")
     if stream:
         assert said == SAID
-    assert hub.collect(said).messages == hub.collect(SAID).messages
+    assert chat.collect(said).messages == chat.collect(SAID).messages
 
 
 def test_usage_that_was_not_asked_for_makes_no_chunk_without_choices():
@@ -730,15 +728,15 @@ def test_any_exchange_is_read_as_it_was_written(request, events, test_id):
     read_as_documented(name, text)
     recording = parse_recording(text, name.removesuffix(".json"))
     assert recording.request == openai_chat.parse_request(body)
-    assert carried(hub.collect(recording.events)) == carried(hub.collect(events))
+    assert carried(chat.collect(recording.events)) == carried(chat.collect(events))
 
 
-def carried(answer: hub.ChatResponse) -> dict[str, Any]:
+def carried(answer: chat.ChatResponse) -> dict[str, Any]:
     """What OpenAI's wire has of an answer."""
     calls = [p for p in answer.parts if isinstance(p, ToolCallPart) and not p.server_executed]
     usage = answer.finish.usage
     if usage.input_tokens is None and usage.output_tokens is None:
-        usage = hub.Usage()
+        usage = chat.Usage()
     return {
         "text": "".join(part.text for part in answer.parts if isinstance(part, TextPart)),
         "reasoning": "".join(part.text for part in answer.parts if isinstance(part, ReasoningPart)),

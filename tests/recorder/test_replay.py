@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from llm.parts import Message, StreamEvent, TextPart
 
-from llmproxy import hub
+from llmproxy.core import chat
+from llmproxy.core.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
+from llmproxy.core.fingerprints import request_key
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
-from llmproxy.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
 from llmproxy.recorder import timeline
-from llmproxy.recorder.chain import request_key
 from llmproxy.recorder.replay import Recorded, Replay, Replayed, differences
 from llmproxy.recorder.sources import Log
 from tests import strategies
@@ -26,11 +26,11 @@ SAID = [
     (10.0, StreamEvent("text", "Hel", part_index=0)),
     (250.0, StreamEvent("text", "lo", part_index=0)),
 ]
-REQUEST = hub.ChatRequest("m", [llm.system("s"), llm.user("q")], options={"temperature": 1})
+REQUEST = chat.ChatRequest("m", [llm.system("s"), llm.user("q")], options={"temperature": 1})
 
 
 def recorded(events=SAID, *, error=None, ended_ms=300.0, id="r1"):
-    return Recorded(id, "m", events, None if error else hub.Finish(), error, ended_ms)
+    return Recorded(id, "m", events, None if error else chat.Finish(), error, ended_ms)
 
 
 def played(answer, silence_s=None):
@@ -58,7 +58,7 @@ def test_events_come_when_they_came(speed):
     """Never early, and late by no more than a busy machine makes it."""
     answer = Replayed(recorded(), speed)
     batches, end = played(answer)
-    assert events_in(batches) == [*(event for _, event in SAID), hub.Finish()]
+    assert events_in(batches) == [*(event for _, event in SAID), chat.Finish()]
     assert end == []
     due = [at / 1000 / speed if speed else 0 for at in (10, 250, 300)]
     came = [stamped.at - answer.started_at for batch in batches for stamped in batch]
@@ -73,7 +73,7 @@ def test_silence_is_told():
 
     first, second = asyncio.run(play())
     assert first is None
-    assert events_in([second]) == [SAID[0][1], hub.Finish()]
+    assert events_in([second]) == [SAID[0][1], chat.Finish()]
 
 
 def test_failure_comes_after_what_was_said():
@@ -104,7 +104,7 @@ def test_what_was_kept_renders_byte_for_byte_as_what_came(dialect, events):
         for number, event in enumerate(said)
     ]
     kept = timeline.encode([(0.0, event) for event in said])
-    reply = hub.collect(said).messages
+    reply = chat.collect(said).messages
     again = [event for _, event in timeline.decode(json.loads(json.dumps(kept)), reply)]
 
     def rendered(events):
@@ -167,7 +167,7 @@ def test_answer_is_as_it_was_recorded(log):
     answer = answer_to(log, request())
     batches, _ = played(answer)
     *said, finish = events_in(batches)
-    assert hub.collect(said).messages == [llm.assistant("Hello")]
+    assert chat.collect(said).messages == [llm.assistant("Hello")]
     assert (finish.reason, answer.model_id, answer.replay_of) == ("stop", "real", id)
 
 

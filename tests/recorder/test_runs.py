@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from llmproxy.errors import NotFound
+from llmproxy.core.errors import NotFound
 from llmproxy.recorder.conversations import threads, tree
 from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.lines import decode, encode

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, StreamEvent, TextPart
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.timeline import Tick, decode, encode, ticks
 from tests.strategies import event_streams
 
@@ -33,17 +33,17 @@ def with_metadata_last(events):
     metadata = {}
     for group in groups.values():
         merged = {k: v for event in group for k, v in (event.provider_metadata or {}).items()}
-        metadata[id(group[-1])] = (merged or None) if hub.collect(group).messages else None
+        metadata[id(group[-1])] = (merged or None) if chat.collect(group).messages else None
     return [(at, replace(e, provider_metadata=metadata.get(id(e)))) for at, e in events]
 
 
 @given(timed())
 def test_an_answer_is_played_again_event_by_event(events):
-    reply = hub.collect(event for _, event in events).messages
+    reply = chat.collect(event for _, event in events).messages
     timeline = json.loads(json.dumps(encode(events)))
     played = decode(timeline, reply)
     assert played == with_metadata_last(events)
-    assert hub.collect(event for _, event in played).messages == reply
+    assert chat.collect(event for _, event in played).messages == reply
     told = [(tick.at_ms, tick.length) for tick in ticks(timeline)]
     assert told == [(at, len(event.chunk)) for at, event in events]
 
@@ -54,7 +54,7 @@ def test_part_that_is_numbered_alike_in_two_messages_is_one():
         (float(index), StreamEvent("text", word, part_index=0, message_index=index))
         for index, word in enumerate(["one", "two"])
     ]
-    reply = hub.collect(event for _, event in events).messages
+    reply = chat.collect(event for _, event in events).messages
     played = decode(encode(events), reply)
     assert [(at_ms, event.chunk) for at_ms, event in played] == [(0.0, "one"), (1.0, "two")]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from llm import user
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.recorder.exchange import begun
 from llmproxy.recorder.store import StoreError
 from llmproxy.study.bench import Bench, Plan, Task, plan_of, tasks
@@ -61,7 +61,7 @@ def a_bench(log, **changes):
         headers=[],
         body={"model": "x", "messages": []},
     )
-    request = hub.ChatRequest("x", [user("hello")])
+    request = chat.ChatRequest("x", [user("hello")])
     recorded = {id: (replace(exchange, id=id), request) for id in PLAN.ids}
 
     async def ask(request, recollect, attempt):

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from llm.parts import Message, ToolCallPart
 
-from llmproxy.hub import Usage
+from llmproxy.core.chat import Usage
 from llmproxy.study.figures import (
     ENOUGH,
     AgreementFigures,

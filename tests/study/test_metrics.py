@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmproxy.hub import Usage
+from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import Entry
 from llmproxy.study.metrics import Gauge, Metrics
 

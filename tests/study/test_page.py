@@ -19,7 +19,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy import hub
+from llmproxy.core import chat
 from llmproxy.study import page as rooms_page
 from llmproxy.study import side_by_side
 from llmproxy.study.figures import figures
@@ -145,7 +145,7 @@ def test_of_many_models_the_fastest_and_the_next_are_named():
 def test_a_higher_rate_is_the_faster_one():
     study = a_study(n=8)
     answers = [
-        dataclasses.replace(answer, usage=hub.Usage(20, 31)) if answer.model == "b" else answer
+        dataclasses.replace(answer, usage=chat.Usage(20, 31)) if answer.model == "b" else answer
         for answer in study.answers
     ]
     words = read(the_page(dataclasses.replace(study, answers=answers))).text
@@ -171,7 +171,7 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
     warmup = an_answer(model="a", repeat=0, sample=study.samples[0].id)
     answers = [
         dataclasses.replace(
-            answer, setup_ms=12.0, usage=hub.Usage(20, 11, cached_tokens=7, reasoning_tokens=3)
+            answer, setup_ms=12.0, usage=chat.Usage(20, 11, cached_tokens=7, reasoning_tokens=3)
         )
         for answer in study.answers
     ]

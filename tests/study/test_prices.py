@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.errors import InvalidRequest
-from llmproxy.hub import Usage
+from llmproxy.core.chat import Usage
+from llmproxy.core.errors import InvalidRequest
 from llmproxy.study.prices import Price, cost, load_prices
 
 PRICE = Price(input=2.0, output=10.0, cached=0.5, cache_write=3.0)

@@ -10,16 +10,16 @@ import llm
 import pytest
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
-from llmproxy import hub
+from llmproxy.core import chat
+from llmproxy.core.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
-from llmproxy.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
 from llmproxy.study.remote import asking, chat_url
 from llmproxy.transport.client import Deadlines
 from tests.models import SyncScript, tool_call, usage
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
 from tests.proxies import running
 
-QUESTION = hub.ChatRequest("m", [Message("user", [TextPart("Hi?")])], options={"max_tokens": 50})
+QUESTION = chat.ChatRequest("m", [Message("user", [TextPart("Hi?")])], options={"max_tokens": 50})
 
 
 async def ask(dialect, url, request=QUESTION, **options):
@@ -41,7 +41,7 @@ async def test_a_providers_stream_is_read_as_events():
         StreamEvent("reasoning", "Hm.", 0),
         StreamEvent("text", "Hel", 1),
         StreamEvent("text", "lo", 1),
-        hub.Finish("stop", usage=hub.Usage(11, 7), model="real-model"),
+        chat.Finish("stop", usage=chat.Usage(11, 7), model="real-model"),
     ]
     assert began < stamped[0].at <= stamped[-1].at < time.monotonic()
     assert played.bodies == [
@@ -64,7 +64,7 @@ async def test_a_stream_without_done_ends_with_its_connection():
 
     with playing(answer) as played:
         events = events_of(await ask(openai_chat, played.url))
-    assert events == [StreamEvent("text", "Hi", 0), hub.Finish("stop", model="real-model")]
+    assert events == [StreamEvent("text", "Hi", 0), chat.Finish("stop", model="real-model")]
 
 
 async def test_a_cut_stream_fails_behind_its_events():
@@ -113,12 +113,12 @@ TOOL = llm.Tool(name="look", input_schema={"type": "object", "properties": {}})
 @pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/"])
 async def test_our_own_proxy_is_asked_in_both_dialects(dialect, tail):
     with running(SyncScript("m", *SCRIPT)) as proxy:
-        request = hub.ChatRequest("m", QUESTION.messages, (TOOL,))
+        request = chat.ChatRequest("m", QUESTION.messages, (TOOL,))
         async with asking(dialect, proxy.url + tail, request) as answer:
             stamped = [each async for each in answer]
         times = answer.times
     assert times.began < times.connected < times.sent < times.first_byte <= stamped[0].at
-    response = hub.collect(events_of(stamped))
+    response = chat.collect(events_of(stamped))
     (message,) = response.messages
     assert [part.text for part in message.parts if isinstance(part, ReasoningPart)] == [
         "Think first."
@@ -148,7 +148,7 @@ async def test_anthropics_fields_and_what_the_wire_can_not_carry():
     def answer(body, handler):
         say_json(handler, {"type": "error", "error": {"type": "x", "message": "no"}}, 500)
 
-    request = hub.ChatRequest("m", QUESTION.messages, options={"seed": 3, "max_tokens": 9})
+    request = chat.ChatRequest("m", QUESTION.messages, options={"seed": 3, "max_tokens": 9})
     with playing(answer) as played:
         with pytest.raises(UpstreamError, match="^no$") as failure:
             await ask(anthropic_messages, played.url, request, key="k", headers={"x-extra": "1"})

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmproxy.hub import Usage
+from llmproxy.core.chat import Usage
 from llmproxy.study.figures import figures
 from llmproxy.study.measured import Study
 from llmproxy.study.prices import Price

@@ -14,7 +14,7 @@ import json
 from http import HTTPStatus
 from typing import NamedTuple
 
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 
 LIMITS = Limits(body=1000, head=500, headers=6, target=100)
 STREAMED = (b"one", b"two " * 4)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.errors import UpstreamError
-from llmproxy.limits import Limits
+from llmproxy.core.errors import UpstreamError
+from llmproxy.core.limits import Limits
 from llmproxy.transport.answers import (
     MAX_GZIP_MEMBERS,
     PIECE_BYTES,

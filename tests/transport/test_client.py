@@ -13,8 +13,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llmproxy.errors import ProtocolError, UpstreamError, UpstreamTimeout
-from llmproxy.limits import Limits
+from llmproxy.core.errors import ProtocolError, UpstreamError, UpstreamTimeout
+from llmproxy.core.limits import Limits
 from llmproxy.transport import client
 from llmproxy.transport.client import Deadlines, sending
 from llmproxy.transport.http11 import RequestParser, Response

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.errors import ProtocolError
+from llmproxy.core.errors import ProtocolError
 from llmproxy.transport.framing import (
     SSE_PING,
     NDJSONDecoder,

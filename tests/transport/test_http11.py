@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.errors import (
+from llmproxy.core.errors import (
     InvalidRequest,
     ProtocolError,
     ProxyError,
     TooLarge,
     UnsupportedMediaType,
 )
-from llmproxy.limits import Limits
+from llmproxy.core.limits import Limits
 from llmproxy.transport.http11 import (
     CONTINUE,
     LAST_CHUNK,

@@ -14,7 +14,7 @@ import httptools
 import pytest
 
 from llmproxy.app import render_error
-from llmproxy.errors import InvalidRequest
+from llmproxy.core.errors import InvalidRequest
 from llmproxy.transport.http11 import BodyCut, Response
 from llmproxy.transport.server import Server
 from tests.proxies import running

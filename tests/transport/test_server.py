@@ -14,8 +14,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from llmproxy.errors import RateLimited
-from llmproxy.limits import Limits
+from llmproxy.core.errors import RateLimited
+from llmproxy.core.limits import Limits
 from llmproxy.transport import server as server_module
 from llmproxy.transport.http11 import CONTINUE, BodyCut, Response
 from llmproxy.transport.server import Server

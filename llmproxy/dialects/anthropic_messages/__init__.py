@@ -11,7 +11,7 @@ Spec: https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
-from ...hub import Route
+from ...core.chat import Route
 from .answers import render_response
 from .models_and_errors import (
     REQUEST_ID_HEADER,

@@ -22,7 +22,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ... import hub, tokens
+from ...core import chat, token_estimate
 
 __all__ = [
     "anthropics",
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def render_message(
-    request: hub.ChatRequest,
+    request: chat.ChatRequest,
     id_: str,
     content: list[dict[str, Any]],
     usage: dict[str, Any],
@@ -68,7 +68,7 @@ def render_message(
     }
 
 
-STOP_REASONS: Mapping[hub.FinishReason, str] = {
+STOP_REASONS: Mapping[chat.FinishReason, str] = {
     "stop": "end_turn",
     "length": "max_tokens",
     "tool_calls": "tool_use",
@@ -76,16 +76,16 @@ STOP_REASONS: Mapping[hub.FinishReason, str] = {
 }
 
 
-def render_stop(finish: hub.Finish) -> dict[str, str | None]:
+def render_stop(finish: chat.Finish) -> dict[str, str | None]:
     """Give why the model stopped, in the two fields that say it."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
-def estimate_input_tokens(request: hub.ChatRequest) -> int:
+def estimate_input_tokens(request: chat.ChatRequest) -> int:
     """Estimate what a stream begins with, never none: clients read the first usage (B23)."""
-    return max(1, tokens.estimate(request))
+    return max(1, token_estimate.estimate(request))
 
 
 def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def render_counts(usage: hub.Usage, input_tokens_estimate: int) -> dict[str, Any]:
+def render_counts(usage: chat.Usage, input_tokens_estimate: int) -> dict[str, Any]:
     """Anthropic counts cached input apart (B24). Unknown counts are left out.
 
     Save the two that the wire's types require: the estimate, and 0.
@@ -215,8 +215,8 @@ def server_result_block(name: str, tool_call_id: str | None, output: str) -> dic
 
 
 def render_response(
-    request: hub.ChatRequest,
-    response: hub.ChatResponse,
+    request: chat.ChatRequest,
+    response: chat.ChatResponse,
     id: str,
     created: int,
 ) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ... import hub
-from ...errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
+from ...core import chat
+from ...core.errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
 
 __all__ = [
     "REQUEST_ID_HEADER",
@@ -35,7 +35,7 @@ def render_count(count: int) -> dict[str, Any]:
     return {"input_tokens": count}
 
 
-def render_models(models: Iterable[hub.ModelEntry]) -> dict[str, Any]:
+def render_models(models: Iterable[chat.ModelEntry]) -> dict[str, Any]:
     """Render the list of models, all on one page.
 
     Spec: https://docs.anthropic.com/en/api/models-list
@@ -49,7 +49,7 @@ def render_models(models: Iterable[hub.ModelEntry]) -> dict[str, Any]:
     }
 
 
-def render_model(model: hub.ModelEntry) -> dict[str, Any]:
+def render_model(model: chat.ModelEntry) -> dict[str, Any]:
     """Render one model."""
     created_at = datetime.fromtimestamp(model.created, UTC)
     return {

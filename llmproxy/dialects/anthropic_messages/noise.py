@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from ... import payload
+from ...core import payload
 
 __all__ = ["without_billing_line", "without_noise"]
 

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from llm.parts import StreamEvent
 
-from ... import hub, payload
-from ...errors import InvalidRequest, UpstreamError
+from ...core import chat, payload
+from ...core.errors import InvalidRequest, UpstreamError
 from ...transport import framing
 from .answers import mcp_server, redacted, server_output, signed
 from .models_and_errors import parse_error
@@ -23,7 +23,7 @@ from .models_and_errors import parse_error
 __all__ = ["StreamParser", "parse_response"]
 
 
-def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatResponse:
+def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
     """Read another server's message; the same as its stream, collected, reads.
 
     Raises:
@@ -40,7 +40,7 @@ def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.C
                 events += parser.feed_event(start)
                 events += parser.feed_event({"type": "content_block_stop", "index": index})
             events += parser.feed_event({"type": "message_delta", "delta": fields})
-            return hub.collect(events + parser.end())
+            return chat.collect(events + parser.end())
     raise UpstreamError("the upstream's answer is no message")
 
 
@@ -63,7 +63,7 @@ class StreamParser:
         self._ignored: dict[str, None] = {}
         self._is_finished = False
 
-    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]:
+    def feed(self, frame: framing.SSEFrame) -> list[chat.Event]:
         """Give the events of one frame.
 
         Raises:
@@ -77,7 +77,7 @@ class StreamParser:
             raise UpstreamError(f"an event of the upstream is no JSON: {exc.message}") from exc
         return self.feed_event(value)
 
-    def feed_event(self, value: Any) -> list[hub.Event]:
+    def feed_event(self, value: Any) -> list[chat.Event]:
         """Give the hub events of one event's JSON value."""
         match value:
             case {"type": "error"}:
@@ -105,7 +105,7 @@ class StreamParser:
                 raise UpstreamError("an event of the upstream has no type")
         return []
 
-    def end(self) -> list[hub.Event]:
+    def end(self) -> list[chat.Event]:
         """Give the Finish, where no frame had it yet.
 
         Raises:
@@ -119,7 +119,7 @@ class StreamParser:
         self._is_finished = True
         events = [event for index in list(self._blocks) for event in self._ended(index)]
         sequence = stop.get("stop_sequence")
-        finish = hub.Finish(
+        finish = chat.Finish(
             _REASONS.get(str(stop.get("stop_reason")), "stop"),
             stop_sequence=sequence if isinstance(sequence, str) else None,
             usage=_hub_usage(self._usage),
@@ -133,7 +133,7 @@ class StreamParser:
         if isinstance(usage, dict):
             self._usage |= {name: count for name, count in usage.items() if count is not None}
 
-    def _begun(self, index: Any, block: dict[str, Any]) -> list[hub.Event]:
+    def _begun(self, index: Any, block: dict[str, Any]) -> list[chat.Event]:
         match block:
             case {"type": "text"}:
                 if block.get("citations"):
@@ -169,7 +169,7 @@ class StreamParser:
         self._new(index, "unknown")
         return []
 
-    def _grown(self, index: Any, delta: dict[str, Any]) -> list[hub.Event]:
+    def _grown(self, index: Any, delta: dict[str, Any]) -> list[chat.Event]:
         block = self._blocks.get(index)
         if block is not None and block.kind == "unknown":
             return []
@@ -188,20 +188,22 @@ class StreamParser:
         self._ignored[f"content[*] ({str(delta.get('type'))[:40]})"] = None
         return []
 
-    def _ended(self, index: Any) -> list[hub.Event]:
+    def _ended(self, index: Any) -> list[chat.Event]:
         block = self._blocks.pop(index, None)
         if block is None or block.kind != "call" or not block.input:
             return []
         return [block.event("tool_call_args", payload.encode(block.input).decode())]
 
-    def _said(self, index: Any, family: Literal["text", "reasoning"], text: str) -> list[hub.Event]:
+    def _said(
+        self, index: Any, family: Literal["text", "reasoning"], text: str
+    ) -> list[chat.Event]:
         """Give text; a delta that is of another kind than its block begins a part (B19)."""
         block = self._blocks.get(index)
         if block is None or block.kind != family:
             block = self._new(index, family)
         return [StreamEvent(family, text, block.part)] if text else []
 
-    def _signature(self, index: Any, signature: Any) -> list[hub.Event]:
+    def _signature(self, index: Any, signature: Any) -> list[chat.Event]:
         if not isinstance(signature, str) or not signature:
             return []
         block = self._blocks.get(index)
@@ -255,7 +257,7 @@ def _str(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-_REASONS: Mapping[str, hub.FinishReason] = {
+_REASONS: Mapping[str, chat.FinishReason] = {
     "end_turn": "stop",
     "stop_sequence": "stop",
     "pause_turn": "stop",
@@ -266,7 +268,7 @@ _REASONS: Mapping[str, hub.FinishReason] = {
 }
 
 
-def _hub_usage(usage: Mapping[str, Any]) -> hub.Usage:
+def _hub_usage(usage: Mapping[str, Any]) -> chat.Usage:
     """Count as the hub does: input with what was cached (B24)."""
     counts = {name: count for name, count in usage.items() if type(count) is int}
     read, written = (
@@ -278,7 +280,7 @@ def _hub_usage(usage: Mapping[str, Any]) -> hub.Usage:
         input_tokens += (read or 0) + (written or 0)
     details = usage.get("output_tokens_details")
     thinking = details.get("thinking_tokens") if isinstance(details, dict) else None
-    return hub.Usage(
+    return chat.Usage(
         input_tokens=input_tokens,
         output_tokens=counts.get("output_tokens"),
         cached_tokens=read,

@@ -23,8 +23,8 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ... import hub, payload
-from ...errors import InvalidRequest, Unsupported
+from ...core import chat, payload
+from ...core.errors import InvalidRequest, Unsupported
 from .answers import mcp_server, redacted, server_output, signed
 from .noise import without_billing_line
 from .shapes import (
@@ -57,8 +57,8 @@ __all__ = ["parse_request"]
 MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
 
 
-def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatRequest:
-    """Read the JSON value of a request's body as a hub.ChatRequest.
+def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
+    """Read the JSON value of a request's body as a chat.ChatRequest.
 
     Kept: system text, inline system messages in their places, text, images and
     documents as attachments (text documents and search results as text), thinking with
@@ -93,7 +93,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
     if reader.has_cache_marks:
         options["cache"] = True
     wanted = (request.output_config and request.output_config.format) or request.output_format
-    return hub.ChatRequest(
+    return chat.ChatRequest(
         model=request.model or None,
         messages=reader.messages,
         tools=tools,
@@ -213,9 +213,9 @@ def _options(request: CreateMessageRequest, ignored: list[str]) -> dict[str, Any
 
 def _tools(
     request: CreateMessageRequest, reader: _MessageReader
-) -> tuple[tuple[llm.Tool, ...], tuple[hub.ServerTool, ...]]:
+) -> tuple[tuple[llm.Tool, ...], tuple[chat.ServerTool, ...]]:
     tools: list[llm.Tool] = []
-    server_tools: list[hub.ServerTool] = []
+    server_tools: list[chat.ServerTool] = []
     for i, tool in enumerate(request.tools or ()):
         if isinstance(tool, OtherBlock):
             server_tools.append(_server_tool(tool.block, f"tools[{i}]"))
@@ -231,19 +231,19 @@ def _tools(
 _DATE = re.compile(r"_\d{8}$")
 
 
-def _server_tool(tool: Mapping[str, Any], path: str) -> hub.ServerTool:
+def _server_tool(tool: Mapping[str, Any], path: str) -> chat.ServerTool:
     """Name it without the date of its version: the plugin chooses one that the model has."""
     config = {
         name: value
         for name, value in tool.items()
         if name not in ("type", "name", "cache_control") and value is not None
     }
-    return hub.ServerTool(_DATE.sub("", tool["type"]), config, path)
+    return chat.ServerTool(_DATE.sub("", tool["type"]), config, path)
 
 
 def _tool_choice(
     request: CreateMessageRequest, tools: tuple[llm.Tool, ...], ignored: list[str]
-) -> hub.ToolChoice:
+) -> chat.ToolChoice:
     match request.tool_choice:
         case ToolChoice(type="any"):
             return "required"
@@ -251,7 +251,7 @@ def _tool_choice(
             return "none"
         case ToolChoiceTool(name=name):
             if name in {tool.name for tool in tools}:
-                return hub.NamedTool(name)
+                return chat.NamedTool(name)
             others = [t.block for t in request.tools or () if isinstance(t, OtherBlock)]
             if name not in {other.get("name") for other in others}:
                 raise InvalidRequest(
@@ -381,16 +381,16 @@ class _MessageReader:
                 yield from self._parts(content, f"{path}.content", "user")
             case Base64Source(data=data):
                 path = f"{path}.data"
-                attachment = hub.attachment_from_base64(
+                attachment = chat.attachment_from_base64(
                     data, source.media_type or media_type, param=path
                 )
                 self.attachment_paths.append(path)
                 yield AttachmentPart(attachment)
             case URLSource(url=url):
                 path = f"{path}.url"
-                attachment = hub.attachment_from_url(url, param=path)
+                attachment = chat.attachment_from_url(url, param=path)
                 if media_type and attachment.url and attachment.type == "image/*":
-                    attachment = hub.RemoteAttachment(type=media_type, url=attachment.url)
+                    attachment = chat.RemoteAttachment(type=media_type, url=attachment.url)
                 self.attachment_paths.append(path)
                 yield AttachmentPart(attachment)
             case FileSource():

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from llm.parts import StreamEvent, ToolCallPart
 
-from ... import hub, payload
-from ...errors import ProxyError
+from ...core import chat, payload
+from ...core.errors import ProxyError
 from ...transport import framing
 from .answers import (
     anthropics,
@@ -47,7 +47,7 @@ class StreamRenderer:
     Spec: https://docs.anthropic.com/en/api/messages-streaming
     """
 
-    def __init__(self, request: hub.ChatRequest, id: str, created: int) -> None:
+    def __init__(self, request: chat.ChatRequest, id: str, created: int) -> None:
         """`id` is the exchange's; `created` has no place on this wire."""
         self._request = request
         self._id = id
@@ -69,13 +69,13 @@ class StreamRenderer:
         message = render_message(self._request, self._id, [], usage)
         return [_event("message_start", {"message": message})]
 
-    def feed(self, event: hub.Event) -> list[bytes]:
+    def feed(self, event: chat.Event) -> list[bytes]:
         """Give the frames of one event: none for what waits, or what this wire does not show.
 
         Blocks come one after the other here (B20), so what comes between the pieces of a
         call's arguments waits until they are whole.
         """
-        if isinstance(event, hub.Finish):
+        if isinstance(event, chat.Finish):
             return [*self._release_all(), *self._end(event)]
         goes_on = event.part_index in self._calls
         begins_beside = event.type == "tool_call_name" and not self._held
@@ -243,7 +243,7 @@ class StreamRenderer:
         self._ended_calls.add(part)
         return [*frames, self._stop_block()]
 
-    def _end(self, finish: hub.Finish) -> list[bytes]:
+    def _end(self, finish: chat.Finish) -> list[bytes]:
         delta = {**render_stop(finish), "stop_details": None, "container": None}
         usage = render_counts(finish.usage, self._input_tokens)
         return [
@@ -278,7 +278,7 @@ class _Call:
     @property
     def is_whole(self) -> bool:
         """Whether the arguments are a JSON object, to which nothing can be added."""
-        return self._arguments.rstrip().endswith("}") and "_raw" not in hub.parse_arguments(
+        return self._arguments.rstrip().endswith("}") and "_raw" not in chat.parse_arguments(
             self._arguments
         )
 

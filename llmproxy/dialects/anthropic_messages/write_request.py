@@ -23,8 +23,8 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ... import hub
-from ...errors import InvalidRequest
+from ...core import chat
+from ...core.errors import InvalidRequest
 from .answers import anthropics, render_block
 
 __all__ = ["render_request", "tool_names"]
@@ -45,7 +45,7 @@ SERVER_TOOL_TYPES: Mapping[str, str] = {
 
 
 def render_request(
-    request: hub.ChatRequest, *, max_tokens: int = MAX_TOKENS
+    request: chat.ChatRequest, *, max_tokens: int = MAX_TOKENS
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write a request's body, and list the paths of what this wire can't carry.
 
@@ -96,7 +96,7 @@ def render_request(
 _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-def tool_names(request: hub.ChatRequest) -> dict[str, str]:
+def tool_names(request: chat.ChatRequest) -> dict[str, str]:
     """Give for each of a request's tools the name that it has on this wire.
 
     Most keep theirs; to read an answer, look a changed one up the other way round.
@@ -124,9 +124,9 @@ def _tool(tool: llm.Tool, names: Mapping[str, str]) -> dict[str, Any]:
     return rendered | {"input_schema": tool.input_schema}
 
 
-def _rendered_choice(request: hub.ChatRequest, names: Mapping[str, str]) -> dict[str, Any] | None:
+def _rendered_choice(request: chat.ChatRequest, names: Mapping[str, str]) -> dict[str, Any] | None:
     match request.tool_choice:
-        case hub.NamedTool(name=name):
+        case chat.NamedTool(name=name):
             choice: dict[str, Any] = {"type": "tool", "name": names.get(name, name)}
         case "required":
             choice = {"type": "any"}
@@ -137,7 +137,9 @@ def _rendered_choice(request: hub.ChatRequest, names: Mapping[str, str]) -> dict
     return None if choice == {"type": "auto"} else choice
 
 
-def _option_fields(request: hub.ChatRequest, max_tokens: int, ignored: list[str]) -> dict[str, Any]:
+def _option_fields(
+    request: chat.ChatRequest, max_tokens: int, ignored: list[str]
+) -> dict[str, Any]:
     options = dict(request.options)
     fields: dict[str, Any] = {}
     thinking = _thinking(options, max_tokens)
@@ -196,7 +198,7 @@ def _thinking(options: Mapping[str, Any], max_tokens: int) -> dict[str, Any] | N
 class _MessageWriter:
     """Write messages in order, listing what they can't hold here."""
 
-    def __init__(self, request: hub.ChatRequest, names: Mapping[str, str]) -> None:
+    def __init__(self, request: chat.ChatRequest, names: Mapping[str, str]) -> None:
         self.system: list[dict[str, Any]] = []
         self.messages: list[dict[str, Any]] = []
         self.ignored: list[str] = []

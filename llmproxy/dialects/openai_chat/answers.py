@@ -12,12 +12,12 @@ from typing import Any
 
 from llm.parts import ReasoningPart, TextPart, ToolCallPart
 
-from ... import hub, payload
+from ...core import chat, payload
 
 __all__ = ["arguments_text", "envelope", "render_response", "render_usage", "tool_call"]
 
 
-def envelope(request: hub.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
+def envelope(request: chat.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
     """What the whole answer and each of its chunks begin with; the model as it was asked for."""
     return {
         "id": f"chatcmpl-{id_}",
@@ -32,7 +32,7 @@ def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": function}
 
 
-def render_usage(usage: hub.Usage) -> dict[str, Any] | None:
+def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     """OpenAI counts as the hub does. Null where the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -58,8 +58,8 @@ def render_usage(usage: hub.Usage) -> dict[str, Any] | None:
 
 
 def render_response(
-    request: hub.ChatRequest,
-    response: hub.ChatResponse,
+    request: chat.ChatRequest,
+    response: chat.ChatResponse,
     id: str,
     created: int,
 ) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def render_response(
     return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
 
 
-def _arguments(response: hub.ChatResponse, call: ToolCallPart) -> str:
+def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
     raw = response.raw_arguments.get(call.tool_call_id or "")
     if raw is None:
         return arguments_text(call)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ... import payload
+from ...core import payload
 
 __all__ = ["without_noise"]
 

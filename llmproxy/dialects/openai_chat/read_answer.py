@@ -15,8 +15,8 @@ from typing import Any
 
 from llm.parts import StreamEvent
 
-from ... import hub, payload
-from ...errors import InvalidRequest, UpstreamError
+from ...core import chat, payload
+from ...core.errors import InvalidRequest, UpstreamError
 from ...transport import framing
 from .models_and_errors import parse_error
 from .shapes import (
@@ -33,7 +33,7 @@ from .shapes import (
 __all__ = ["StreamParser", "parse_response"]
 
 
-def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatResponse:
+def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
     """Read another server's chat.completion; the same as its stream, collected, reads.
 
     Raises:
@@ -43,7 +43,7 @@ def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> hub.C
     events = parser.feed_chunk(body)
     if not parser.has_choice:
         raise UpstreamError("the upstream's answer has no choices")
-    return hub.collect(events + parser.finish(default="stop"))
+    return chat.collect(events + parser.finish(default="stop"))
 
 
 class StreamParser:
@@ -67,7 +67,7 @@ class StreamParser:
         self._ignored: dict[str, None] = {}
         self._is_finished = False
 
-    def feed(self, frame: framing.SSEFrame) -> list[hub.Event]:
+    def feed(self, frame: framing.SSEFrame) -> list[chat.Event]:
         """Give the events of one frame.
 
         Raises:
@@ -84,7 +84,7 @@ class StreamParser:
             raise UpstreamError(f"a chunk of the upstream is no JSON: {exc.message}") from exc
         return self.feed_chunk(value)
 
-    def feed_chunk(self, value: Any) -> list[hub.Event]:
+    def feed_chunk(self, value: Any) -> list[chat.Event]:
         """Give the events of one chunk's JSON value, or of a whole chat.completion's."""
         if isinstance(value, dict) and value.get("error"):
             raise parse_error(200, value)
@@ -100,7 +100,7 @@ class StreamParser:
             # Unique in the conversation, and in the letters that every wire takes.
             self._made_up_id = "call_" + re.sub(r"[^a-zA-Z0-9_-]", "", chunk.id)[-32:]
         self._usage = chunk.usage or self._usage
-        events: list[hub.Event] = []
+        events: list[chat.Event] = []
         for choice in chunk.choices or ():
             if choice.index:
                 self._ignored["choices[1]"] = None  # n above 1
@@ -113,7 +113,7 @@ class StreamParser:
             self._reason = choice.finish_reason or self._reason
         return events
 
-    def end(self) -> list[hub.Event]:
+    def end(self) -> list[chat.Event]:
         """Give the Finish, where no frame had it yet.
 
         Raises:
@@ -121,17 +121,17 @@ class StreamParser:
         """
         return [] if self._is_finished else self.finish()
 
-    def finish(self, default: str | None = None) -> list[hub.Event]:
+    def finish(self, default: str | None = None) -> list[chat.Event]:
         """Give the last events; `default` is the reason where none was given."""
         reason = self._reason or default
         if reason is None:
             raise UpstreamError("the upstream's stream ended before its answer did")
         self._is_finished = True
-        events: list[hub.Event] = [event for call in self._calls for event in call.named("")]
+        events: list[chat.Event] = [event for call in self._calls for event in call.named("")]
         word = _REASONS.get(reason, "stop")
         if word in ("stop", "tool_calls"):
             word = "tool_calls" if self._calls else "stop"
-        finish = hub.Finish(
+        finish = chat.Finish(
             word,
             usage=_counts(self._usage or CompletionUsage()),
             model=self.model,
@@ -147,7 +147,7 @@ class StreamParser:
                 if getattr(getattr(choice, kind), name, None):
                     self._ignored[f"choices[*].{kind}.{name}"] = None
 
-    def _events(self, delta: ChoiceDelta) -> Iterator[hub.Event]:
+    def _events(self, delta: ChoiceDelta) -> Iterator[chat.Event]:
         said = (delta.reasoning_content, delta.reasoning, delta.thinking)
         reasoning = next((text for text in said if isinstance(text, str) and text), "")
         yield from self._said("reasoning", reasoning)
@@ -168,7 +168,7 @@ class StreamParser:
         if delta.function_call is not None:
             yield from self._called(ChoiceDeltaToolCall(index=0), delta.function_call)
 
-    def _said(self, family: str, text: str) -> Iterator[hub.Event]:
+    def _said(self, family: str, text: str) -> Iterator[chat.Event]:
         if not text:
             return
         if self._prose is None or self._prose[0] != family:
@@ -181,7 +181,7 @@ class StreamParser:
 
     def _called(
         self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
-    ) -> Iterator[hub.Event]:
+    ) -> Iterator[chat.Event]:
         call = self._call_of(delta, function)
         if call is None:
             self._prose = None
@@ -240,7 +240,7 @@ class _Call:
 
 
 # Servers of this wire pass on what their models' own runtimes say.
-_REASONS: Mapping[str, hub.FinishReason] = {
+_REASONS: Mapping[str, chat.FinishReason] = {
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",
@@ -250,10 +250,10 @@ _REASONS: Mapping[str, hub.FinishReason] = {
 }
 
 
-def _counts(usage: CompletionUsage) -> hub.Usage:
+def _counts(usage: CompletionUsage) -> chat.Usage:
     prompt = usage.prompt_tokens_details or PromptTokensDetails()
     completion = usage.completion_tokens_details or CompletionTokensDetails()
-    return hub.Usage(
+    return chat.Usage(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
         cached_tokens=prompt.cached_tokens,

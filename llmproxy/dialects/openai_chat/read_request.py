@@ -23,8 +23,8 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ... import hub, payload
-from ...errors import InvalidRequest, Unsupported
+from ...core import chat, payload
+from ...core.errors import InvalidRequest, Unsupported
 from .shapes import (
     NOT_CARRIED,
     OPTIONS,
@@ -51,8 +51,8 @@ from .shapes import (
 __all__ = ["parse_request"]
 
 
-def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.ChatRequest:
-    """Read the JSON value of a request's body as a hub.ChatRequest.
+def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
+    """Read the JSON value of a request's body as a chat.ChatRequest.
 
     Kept: messages of every role in their places, with text, images, audio and files
     as attachments, reasoning, tool calls and results (tool messages that follow one
@@ -83,7 +83,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> hub.Ch
     tools, tool_choice = _tools(request, ignored)
     options, paths = _options(request, ignored)
     stream_options = request.stream_options or ChatCompletionStreamOptions()
-    return hub.ChatRequest(
+    return chat.ChatRequest(
         model=request.model or None,
         messages=reader.messages,
         tools=tools,
@@ -153,7 +153,7 @@ def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[st
 
 def _tools(
     request: CreateChatCompletionRequest, ignored: list[str]
-) -> tuple[tuple[llm.Tool, ...], hub.ToolChoice]:
+) -> tuple[tuple[llm.Tool, ...], chat.ToolChoice]:
     definitions = list(request.functions or [])
     for tool in request.tools or []:
         if isinstance(tool, ChatCompletionFunctionTool):
@@ -181,10 +181,10 @@ def _tools(
     raise AssertionError("payload checks the tool choice")
 
 
-def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> hub.NamedTool:
+def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> chat.NamedTool:
     if chosen.name not in {tool.name for tool in tools}:
         raise InvalidRequest(f"there is no tool {chosen.name!r} in this request", param=param)
-    return hub.NamedTool(chosen.name)
+    return chat.NamedTool(chosen.name)
 
 
 class _MessageReader:
@@ -248,21 +248,21 @@ class _MessageReader:
                 if detail not in (None, "auto"):
                     self._ignored.append("messages[*].content[*].image_url.detail")
                 path = f"{path}.image_url.url"
-                return hub.attachment_from_url(url, param=path), path
+                return chat.attachment_from_url(url, param=path), path
             case ChatCompletionContentPartImage(image_url=str(url)):
                 path = f"{path}.image_url"
-                return hub.attachment_from_url(url, param=path), path
+                return chat.attachment_from_url(url, param=path), path
             case ChatCompletionContentPartInputAudio(input_audio=audio):
                 media_type = {"wav": "audio/wav", "mp3": "audio/mpeg"}[audio.format]
                 path = f"{path}.input_audio.data"
-                return hub.attachment_from_base64(audio.data, media_type, param=path), path
+                return chat.attachment_from_base64(audio.data, media_type, param=path), path
             case File(file=FileFile(file_data=str(data), filename=filename)):
                 if filename:
                     self._ignored.append("messages[*].content[*].file.filename")
                 path = f"{path}.file.file_data"
                 if data.startswith("data:"):
-                    return hub.attachment_from_url(data, param=path), path
-                return hub.attachment_from_base64(data, "application/pdf", param=path), path
+                    return chat.attachment_from_url(data, param=path), path
+                return chat.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
             "files are taken as file_data; no files are kept here", param=f"{path}.file"
         )
@@ -287,7 +287,7 @@ class _MessageReader:
         for i, (id_, function) in enumerate(calls):
             id_ = id_ or f"call_{len(self.messages)}_{i}"
             self._waiting[id_] = function.name
-            arguments = hub.parse_arguments(function.arguments or "")
+            arguments = chat.parse_arguments(function.arguments or "")
             yield ToolCallPart(function.name, arguments, tool_call_id=id_)
 
     def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:

@@ -12,8 +12,8 @@ from typing import Any
 
 from llm.parts import StreamEvent
 
-from ... import hub, payload
-from ...errors import ProxyError
+from ...core import chat, payload
+from ...core.errors import ProxyError
 from ...transport import framing
 from .answers import envelope, render_usage, tool_call
 from .models_and_errors import render_error
@@ -32,7 +32,7 @@ class StreamRenderer:
     Spec: https://platform.openai.com/docs/api-reference/chat-streaming
     """
 
-    def __init__(self, request: hub.ChatRequest, id: str, created: int) -> None:
+    def __init__(self, request: chat.ChatRequest, id: str, created: int) -> None:
         """`id` is the exchange's; `created` in seconds since 1970."""
         head = envelope(request, id, created, "chat.completion.chunk")
         self._head = b"data: " + payload.encode(head)[:-1] + b","
@@ -49,10 +49,10 @@ class StreamRenderer:
         """Give the first chunk, which alone bears the role (B3)."""
         return [self._chunk(b'{"role":"assistant","content":"","refusal":null}')]
 
-    def feed(self, event: hub.Event) -> list[bytes]:
+    def feed(self, event: chat.Event) -> list[bytes]:
         """Give the frames of one event: none for what this wire does not show."""
         match event:
-            case hub.Finish():
+            case chat.Finish():
                 return self._end(event)
             case StreamEvent(type="text", chunk=text) if text:
                 return [self._chunk(b'{"content":%b}' % payload.encode_string(text).encode())]
@@ -99,7 +99,7 @@ class StreamRenderer:
         call = {"index": index, "function": {"arguments": text}}
         return self._chunk(payload.encode({"tool_calls": [call]}))
 
-    def _end(self, finish: hub.Finish) -> list[bytes]:
+    def _end(self, finish: chat.Finish) -> list[bytes]:
         frames = [self._call_arguments(index, "{}") for index in self._blank]
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finish.reason}
         choices = b'"choices":[%b]' % payload.encode(choice)

@@ -23,7 +23,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ... import hub
+from ...core import chat
 from .answers import arguments_text, tool_call
 from .shapes import OPTIONS
 
@@ -33,7 +33,7 @@ SCHEMA_NAME = "answer"  # OpenAI wants one; the hub's schemas have none
 MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
 
 
-def render_request(request: hub.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
+def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Write a request's body, and list the paths of what this wire can't carry.
 
     An assistant's parts are sorted, as the wire has them: reasoning (as
@@ -54,7 +54,7 @@ def render_request(request: hub.ChatRequest) -> tuple[dict[str, Any], tuple[str,
     if request.tools:
         body["tools"] = [_function_tool(tool) for tool in request.tools]
         match request.tool_choice:
-            case hub.NamedTool(name=name):
+            case chat.NamedTool(name=name):
                 body["tool_choice"] = {"type": "function", "function": {"name": name}}
             case "none" | "required" as word:
                 body["tool_choice"] = word
@@ -76,7 +76,7 @@ def _function_tool(tool: llm.Tool) -> dict[str, Any]:
     return {"type": "function", "function": function | {"parameters": tool.input_schema}}
 
 
-def _option_fields(request: hub.ChatRequest, ignored: list[str]) -> dict[str, Any]:
+def _option_fields(request: chat.ChatRequest, ignored: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in request.options.items():
         path = request.option_paths.get(name, name)
@@ -106,7 +106,7 @@ def _option_fields(request: hub.ChatRequest, ignored: list[str]) -> dict[str, An
 class _MessageWriter:
     """Write messages in order, listing what they can't hold here."""
 
-    def __init__(self, request: hub.ChatRequest) -> None:
+    def __init__(self, request: chat.ChatRequest) -> None:
         self.messages: list[dict[str, Any]] = []
         self.ignored: list[str] = []
         self._attachment_paths = iter(request.attachment_paths)

@@ -20,7 +20,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from . import hub
+from . import chat
 
 __all__ = ["estimate", "estimate_message", "estimate_reply", "estimate_text"]
 
@@ -32,7 +32,7 @@ IMAGE_TOKENS = 1_500  # what a photo costs that fills the size to which vendors 
 DOCUMENT_BYTES_PER_TOKEN = 20  # of a PDF, whose pages vary more than anything else here
 
 
-def estimate(request: hub.ChatRequest) -> int:
+def estimate(request: chat.ChatRequest) -> int:
     """Estimate the input tokens of a request: messages, tools, schema, attachments."""
     count = sum(map(estimate_message, request.messages))
     for tool in request.tools:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from ..errors import Unavailable
+from .errors import Unavailable
 
 __all__ = ["MAX_THREADS", "Threads"]
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from llm.parts import StreamEvent
 
-from . import hub
+from . import chat
 
 __all__ = ["ThinkTagSplitter", "split_thinking"]
 
@@ -38,16 +38,16 @@ class ThinkTagSplitter:
         self._indexes: dict[tuple[int | None, int], int] = {}  # (part, its run) → new index
         self._held: StreamEvent | None = None  # the event whose end is held back
 
-    def feed(self, event: hub.Event) -> list[hub.Event]:
+    def feed(self, event: chat.Event) -> list[chat.Event]:
         """Give the events of one event: none while all of it may be a tag's beginning."""
-        if isinstance(event, hub.Finish):
+        if isinstance(event, chat.Finish):
             return [*self.end(), event]
         held = self._held
         if held is None or (event.type == "text" and event.part_index == held.part_index):
             return list(self._split(event))
         return [*self.end(), *self._split(event)]
 
-    def end(self) -> list[hub.Event]:
+    def end(self) -> list[chat.Event]:
         """Give what is held back, where a stream ends without its Finish."""
         if self._held is None:
             return []

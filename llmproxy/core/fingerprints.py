@@ -19,7 +19,7 @@ from typing import Any, Literal
 import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
-from .. import hub
+from . import chat
 
 __all__ = [
     "Difference",
@@ -113,7 +113,7 @@ def is_same(how: Sameness, one: Reply, other: Reply) -> bool:
             return one.key == other.key and one.history_key == other.history_key
 
 
-def request_key(request: hub.ChatRequest) -> str:
+def request_key(request: chat.ChatRequest) -> str:
     """Know a request again by all that an answer hangs on, but for the model's name.
 
     Options, tools, their choice, schema, and of the messages what is visible; whichever
@@ -138,7 +138,7 @@ def request_key(request: hub.ChatRequest) -> str:
     return str(key.hexdigest())
 
 
-def answering_options(request: hub.ChatRequest) -> dict[str, Any]:
+def answering_options(request: chat.ChatRequest) -> dict[str, Any]:
     """The options that an answer hangs on.
 
     Not who asks, where agents send another session's name each time, nor whether the

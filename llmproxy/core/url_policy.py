@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import llm
 from llm.parts import AttachmentPart, Message, ToolResultPart
 
-from . import hub
+from . import chat
 from .errors import Unsupported
 
 __all__ = ["RemoteImages", "check", "located", "why_not_public"]
@@ -45,7 +45,7 @@ _TUNNELS = (  # Teredo and 6to4: IPv6 addresses that lead to an IPv4 one inside
 )
 
 
-def located(request: hub.ChatRequest) -> Iterator[tuple[llm.Attachment, str]]:
+def located(request: chat.ChatRequest) -> Iterator[tuple[llm.Attachment, str]]:
     """Give a request's attachments, each with the path of the client's field that has it."""
     paths = chain(request.attachment_paths, repeat("messages"))
     return zip(_attachments(request.messages), paths, strict=False)
@@ -60,7 +60,7 @@ def _attachments(messages: Iterable[Message]) -> Iterator[llm.Attachment]:
                 yield from part.attachments
 
 
-def check(request: hub.ChatRequest, remote_images: RemoteImages) -> None:
+def check(request: chat.ChatRequest, remote_images: RemoteImages) -> None:
     """Let a request pass if every URL of its attachments may be handed on.
 
     Raises:
