@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from ..core.errors import UpstreamError, UpstreamTimeout
 from ..core.limits import Limits
-from .answers import AnswerHead, AnswerParser, encode_request
 from .http11 import Headers
+from .response_parser import AnswerHead, AnswerParser, encode_request
 
 __all__ = ["Answer", "Deadlines", "Times", "sending"]
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from llmproxy.core.errors import UpstreamError
 from llmproxy.core.limits import Limits
-from llmproxy.transport.answers import (
+from llmproxy.transport.http11 import Headers, Request, RequestParser
+from llmproxy.transport.response_parser import (
     MAX_GZIP_MEMBERS,
     PIECE_BYTES,
     AnswerHead,
     AnswerParser,
     encode_request,
 )
-from llmproxy.transport.http11 import Headers, Request, RequestParser
 
 LIMITS = Limits(body=5000, head=500, headers=6)
 OK = b"HTTP/1.1 200 OK\r\n"
