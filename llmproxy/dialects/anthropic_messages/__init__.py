@@ -12,7 +12,6 @@ Spec: https://docs.anthropic.com/en/api/messages
 from __future__ import annotations
 
 from ...core.chat import Route
-from .answers import render_response
 from .models_and_errors import (
     REQUEST_ID_HEADER,
     parse_error,
@@ -22,11 +21,12 @@ from .models_and_errors import (
     render_models,
 )
 from .noise import without_noise
-from .read_answer import StreamParser, parse_response
-from .read_request import parse_request
-from .shapes import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
+from .parse_request import parse_request
+from .parse_response import StreamParser, parse_response
+from .render_request import FILLER, render_request, tool_names
+from .render_response import render_response
+from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
 from .stream import StreamRenderer
-from .write_request import FILLER, render_request, tool_names
 
 __all__ = [
     "CUT_AFTER_ERROR",

@@ -16,7 +16,8 @@ from llm.parts import StreamEvent, ToolCallPart
 from ...core import chat, payload
 from ...core.errors import ProxyError
 from ...transport import framing
-from .answers import (
+from .models_and_errors import render_error
+from .render_response import (
     anthropics,
     estimate_input_tokens,
     is_anthropics,
@@ -31,7 +32,6 @@ from .answers import (
     thinking_block,
     tool_use_block,
 )
-from .models_and_errors import render_error
 
 __all__ = ["StreamRenderer"]
 

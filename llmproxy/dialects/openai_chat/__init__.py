@@ -20,14 +20,14 @@ Spec: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from ...core.chat import Route
-from .answers import render_response
 from .models_and_errors import parse_error, render_error, render_model, render_models
 from .noise import without_noise
-from .read_answer import StreamParser, parse_response
-from .read_request import parse_request
-from .shapes import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
+from .parse_request import parse_request
+from .parse_response import StreamParser, parse_response
+from .render_request import render_request
+from .render_response import render_response
+from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
 from .stream import StreamRenderer
-from .write_request import render_request
 
 __all__ = [
     "CUT_AFTER_ERROR",

@@ -15,8 +15,8 @@ from llm.parts import StreamEvent
 from ...core import chat, payload
 from ...core.errors import ProxyError
 from ...transport import framing
-from .answers import envelope, render_usage, tool_call
 from .models_and_errors import render_error
+from .render_response import envelope, render_usage, tool_call
 
 __all__ = ["StreamRenderer"]
 

@@ -25,7 +25,7 @@ from llm.parts import (
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, Unsupported
-from .shapes import (
+from .schema import (
     NOT_CARRIED,
     OPTIONS,
     ChatCompletionAllowedToolChoice,

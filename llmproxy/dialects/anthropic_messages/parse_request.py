@@ -25,9 +25,9 @@ from llm.parts import (
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, Unsupported
-from .answers import mcp_server, redacted, server_output, signed
 from .noise import without_billing_line
-from .shapes import (
+from .render_response import mcp_server, redacted, server_output, signed
+from .schema import (
     NOT_CARRIED,
     TOOL_NOT_CARRIED,
     Base64Source,

@@ -17,8 +17,8 @@ from llm.parts import StreamEvent
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
 from ...transport import framing
-from .answers import mcp_server, redacted, server_output, signed
 from .models_and_errors import parse_error
+from .render_response import mcp_server, redacted, server_output, signed
 
 __all__ = ["StreamParser", "parse_response"]
 

@@ -24,8 +24,8 @@ from llm.parts import (
 )
 
 from ...core import chat
-from .answers import arguments_text, tool_call
-from .shapes import OPTIONS
+from .render_response import arguments_text, tool_call
+from .schema import OPTIONS
 
 __all__ = ["render_request"]
 

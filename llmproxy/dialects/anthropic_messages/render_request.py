@@ -25,7 +25,7 @@ from llm.parts import (
 
 from ...core import chat
 from ...core.errors import InvalidRequest
-from .answers import anthropics, render_block
+from .render_response import anthropics, render_block
 
 __all__ = ["render_request", "tool_names"]
 

@@ -19,7 +19,7 @@ from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
 from ...transport import framing
 from .models_and_errors import parse_error
-from .shapes import (
+from .schema import (
     ChatCompletionChunk,
     Choice,
     ChoiceDelta,
