@@ -28,9 +28,9 @@ from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread, known_keys
 from .live_page import LivePage
 from .recorder.exchange import Exchange
-from .recorder.history import History
 from .recorder.memory import Memory
-from .recorder.owner import Owner
+from .recorder.process_lock import Owner
+from .recorder.reader import History
 from .recorder.replay import Replay, Source
 from .recorder.sources import Folder, Log
 from .recorder.spool import Spool

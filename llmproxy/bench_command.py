@@ -33,7 +33,7 @@ from .filters import (
     filter_of,
 )
 from .recorder.exchange import Entry, Exchange
-from .recorder.history import Filter, History
+from .recorder.reader import Filter, History
 from .recorder.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
 from .recorder.sources import exchange_request
 from .recorder.store import StoreError, Unusable, logs_on

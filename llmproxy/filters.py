@@ -13,7 +13,7 @@ import llm
 
 from .dialects import DIALECTS
 from .recorder.exchange import Status
-from .recorder.history import Filter, History
+from .recorder.reader import Filter, History
 from .recorder.runs import find_run
 
 __all__ = [

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from . import __version__
-from .recorder.history import Filter, History
+from .recorder.reader import Filter, History
 from .study.figures import figures
 from .study.measured import Study
 from .study.page import page

@@ -24,9 +24,9 @@ from .filters import (
 )
 from .recorder.conversations import thread_of, threads, tree
 from .recorder.exchange import Entry, entry_to_json, to_json
-from .recorder.history import Filter, History
 from .recorder.prefix import prefixes
 from .recorder.prune import prune
+from .recorder.reader import Filter, History
 from .recorder.store import StoreError
 from .recorder.verify import verify
 from .terminal import entry_line, exchange_page

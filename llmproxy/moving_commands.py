@@ -17,7 +17,6 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.history import History
 from .recorder.moving import (
     Exported,
     Unreadable,
@@ -26,6 +25,7 @@ from .recorder.moving import (
     export_to,
     import_files,
 )
+from .recorder.reader import History
 from .recorder.store import StoreError
 
 __all__ = ["export_main", "import_main"]

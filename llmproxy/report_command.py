@@ -13,7 +13,7 @@ from . import __version__
 from .command import run
 from .core.errors import InvalidRequest
 from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
-from .recorder.history import Filter, History
+from .recorder.reader import Filter, History
 from .recorder.runs import find_run
 from .recorder.store import StoreError
 from .study.figures import figures

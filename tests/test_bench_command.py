@@ -14,7 +14,7 @@ import pytest
 from llm.parts import ReasoningPart, StreamEvent
 
 from llmproxy import bench_command
-from llmproxy.recorder.history import Filter, History
+from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.runs import claimed, find_run
 from llmproxy.study.figures import figures
 from llmproxy.study.reading import study_of_run

@@ -15,7 +15,7 @@ from typing import Literal
 from ..core.chat import Usage
 from ..core.errors import NotFound
 from .exchange import FIRST_WORDS_CHARS, Entry
-from .history import THREAD_OF, Filter, History
+from .reader import THREAD_OF, Filter, History
 from .store import ENTRY_COLUMNS, entry_of
 from .tree import Node, Place, laid_out, with_previous
 

@@ -31,8 +31,8 @@ from ..core.fingerprints import (
     visible_text,
 )
 from .exchange import Exchange, Link, Turn
-from .history import open_for_reading
-from .replies import Candidate, Quotable, Replies
+from .reader import open_for_reading
+from .reply_index import Candidate, Quotable, Replies
 from .store import SCHEMA_VERSION, StoreError, identity, translated
 
 __all__ = ["Memory", "Recollection"]

@@ -30,8 +30,8 @@ from ..core.errors import InvalidRequest, NotFound
 from ..core.fingerprints import request_key
 from .exchange import Exchange, Status, Turn, begun
 from .filler import filled
-from .history import Filter, History, check_llm
 from .lines import decode, encode
+from .reader import Filter, History, check_llm
 from .recordings import Recording, parse_recording
 from .store import Locked, Store
 from .write_recording import render_recording

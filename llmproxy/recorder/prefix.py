@@ -21,7 +21,7 @@ from ..core import chat, token_estimate
 from ..core.fingerprints import Difference, first_difference
 from .conversations import parents, selected
 from .exchange import Entry, Link
-from .history import Filter, History
+from .reader import Filter, History
 from .store import ENTRY_COLUMNS, entry_of
 
 __all__ = ["Break", "Prefix", "ToolsChange", "prefixes"]

@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .folding import references
-from .history import Filter, History
+from .reader import Filter, History
+from .request_store import references
 from .store import translated
 
 __all__ = ["Pruned", "prune"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
-from .history import History
-from .owner import Owner
+from .process_lock import Owner
+from .reader import History
 from .store import Locked, Store, timestamp, translated
 
 __all__ = ["LAST", "Run", "claimed", "find_run", "run_names", "save_run", "wait_for_leftovers"]

@@ -13,7 +13,7 @@ from ..core.errors import InvalidRequest, NotFound, ProxyError, UpstreamError, c
 from ..core.fingerprints import replies, request_key
 from ..dialects import DIALECTS
 from .exchange import Exchange, first_words
-from .history import History
+from .reader import History
 from .recordings import Recording, parse_recording
 from .replay import Recorded
 

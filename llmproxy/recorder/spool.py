@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .exchange import Exchange, from_json, to_json
-from .owner import Owner
+from .process_lock import Owner
 
 __all__ = ["Spool", "read"]
 

@@ -26,11 +26,11 @@ import llm
 
 from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
-from . import replies, timeline
+from . import reply_index, timeline
 from .exchange import Entry, Exchange
-from .folding import Folded, dumps, fold
-from .owner import Owner
-from .turns import Conversation, TurnLog, TurnRecord
+from .llm_turns import Conversation, TurnLog, TurnRecord
+from .process_lock import Owner
+from .request_store import Folded, dumps, fold
 
 __all__ = [
     "ENTRY_COLUMNS",
@@ -111,7 +111,7 @@ _MIGRATIONS = (
         " where replay_key is not null",
         "create index proxy_exchanges_previous on proxy_exchanges (previous_id)"
         " where previous_id is not null",
-        *replies.SCHEMA,
+        *reply_index.SCHEMA,
     ),
     (
         """
@@ -265,7 +265,7 @@ class Store:
             for statement in statements:
                 self._conn.execute(statement)
         if version == 1:
-            replies.insert_missing_keys(self._conn, self._log)
+            reply_index.insert_missing_keys(self._conn, self._log)
         self._conn.execute(
             "insert or replace into proxy_meta (name, value) values ('schema', ?)",
             (SCHEMA_VERSION,),
@@ -366,7 +366,7 @@ class Store:
                 exchange, row.record, is_imported
             )
             if row.reply is not None:
-                replies.insert_keys(self._conn, exchange.id, row.reply)
+                reply_index.insert_keys(self._conn, exchange.id, row.reply)
         if row.body is not None:
             self._conn.executemany(
                 "insert or ignore into proxy_contents (hash, text) values (?, ?)",

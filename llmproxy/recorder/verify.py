@@ -21,8 +21,8 @@ from llm.logs import LogStore, message_hash
 from llm.parts import AttachmentPart, Message, Part, ToolResultPart
 
 from .exchange import with_remote_attachments
-from .folding import references
-from .history import open_for_reading
+from .reader import open_for_reading
+from .request_store import references
 from .store import translated
 
 __all__ = ["Broken", "Verified", "verify"]

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..core.errors import NotFound, class_of_status
 from ..recorder.exchange import Exchange
-from ..recorder.history import Filter, History
+from ..recorder.reader import Filter, History
 from ..recorder.runs import Run
 from .bench import plan_of, tasks
 from .measured import Measured, Sample, Study

@@ -11,8 +11,8 @@ from sqlite_utils import Database
 from llmproxy.core.chat import Usage
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.conversations import Thread, parents, thread_of, threads, tree
-from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prune import prune
+from llmproxy.recorder.reader import Filter, History
 from tests.recorder.conftest import RECEIVED
 
 

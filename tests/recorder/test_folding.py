@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.recorder.folding import LONG_CHARS, RUN, dumps, fold, unfold
+from llmproxy.recorder.request_store import LONG_CHARS, RUN, dumps, fold, unfold
 from tests.strategies import json_values
 
 keys = st.sampled_from(["$", "$$", "messages", "content"])

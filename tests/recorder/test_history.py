@@ -13,7 +13,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llmproxy.core import chat
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import Entry, to_json
-from llmproxy.recorder.history import Filter, History
+from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
 from tests.recorder.conftest import RECEIVED
 

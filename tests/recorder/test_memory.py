@@ -24,10 +24,10 @@ from llmproxy.core import chat
 from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Exchange, Turn, begun
-from llmproxy.recorder.history import Filter
 from llmproxy.recorder.memory import Memory, Recollection
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.replies import Replies
+from llmproxy.recorder.reader import Filter
+from llmproxy.recorder.reply_index import Replies
 from llmproxy.recorder.store import Store
 from tests import strategies
 from tests.recorder.conftest import RECEIVED

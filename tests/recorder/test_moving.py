@@ -25,7 +25,6 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.filler import filled
-from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.lines import decode, encode
 from llmproxy.recorder.moving import (
     Exported,
@@ -37,6 +36,7 @@ from llmproxy.recorder.moving import (
     export_to,
     import_files,
 )
+from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.recordings import parse_recording
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
 from llmproxy.recorder.verify import verify

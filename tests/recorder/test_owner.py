@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.process_lock import Owner
 
 CLAIM = """
 import pathlib, sys
-from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.process_lock import Owner
 owner = Owner(pathlib.Path(sys.argv[1]), "other")
 owner.claim()
 print("claimed", flush=True)
@@ -85,7 +85,7 @@ def test_two_owners_in_one_process_are_two(owner, path):
 
 def test_a_claim_is_made_again_where_a_neighbour_took_the_file_away(owner, path, monkeypatch):
     """It saw the file before it was locked, and took it for a dead one's."""
-    from llmproxy.recorder import owner as room
+    from llmproxy.recorder import process_lock as room
 
     locked, taken = room._locked, []
 

@@ -17,8 +17,8 @@ from llm.parts import (
 from llmproxy.core import chat, token_estimate
 from llmproxy.core.chat import Usage
 from llmproxy.core.fingerprints import Difference
-from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prefix import Prefix, ToolsChange, prefixes
+from llmproxy.recorder.reader import Filter, History
 from tests.recorder.conftest import RECEIVED
 
 

@@ -10,8 +10,8 @@ import sqlite_utils
 from llm.logs import LogStore
 from llm.parts import Message, ToolResultPart
 
-from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.prune import Pruned, prune
+from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.store import Locked, Unusable
 from tests.recorder.conftest import RECEIVED
 

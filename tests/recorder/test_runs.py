@@ -10,11 +10,11 @@ import pytest
 
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.conversations import threads, tree
-from llmproxy.recorder.history import Filter, History
 from llmproxy.recorder.lines import decode, encode
 from llmproxy.recorder.memory import Memory, Recollection
 from llmproxy.recorder.moving import import_files
 from llmproxy.recorder.prune import prune
+from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.runs import Run, find_run, run_names, save_run
 
 BEGAN = datetime(2026, 11, 22, 5, 0, tzinfo=UTC)

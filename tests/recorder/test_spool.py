@@ -6,7 +6,7 @@ import pytest
 
 from llmproxy.recorder import spool as spool_module
 from llmproxy.recorder.exchange import to_json
-from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.process_lock import Owner
 from llmproxy.recorder.spool import Spool, read
 
 

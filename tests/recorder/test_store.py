@@ -21,10 +21,10 @@ from llm.parts import (
 )
 
 from llmproxy.core import chat
-from llmproxy.recorder.folding import unfold
-from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.llm_turns import TurnRecord
+from llmproxy.recorder.process_lock import Owner
+from llmproxy.recorder.request_store import unfold
 from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
-from llmproxy.recorder.turns import TurnRecord
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
-from llmproxy.recorder.history import History
-from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.process_lock import Owner
+from llmproxy.recorder.reader import History
 from llmproxy.recorder.spool import Spool, read
 from llmproxy.recorder.store import Store, StoreError
 from llmproxy.recorder.writer import Writer
@@ -460,8 +460,8 @@ from datetime import UTC, datetime
 import llm
 from llm.parts import StreamEvent
 from llmproxy.recorder.exchange import Turn, begun
-from llmproxy.recorder.history import History
-from llmproxy.recorder.owner import Owner
+from llmproxy.recorder.reader import History
+from llmproxy.recorder.process_lock import Owner
 from llmproxy.recorder.spool import Spool
 from llmproxy.recorder.store import Store
 from llmproxy.recorder.writer import Writer

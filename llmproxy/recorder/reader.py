@@ -25,7 +25,7 @@ from llm.parts import Message
 from ..core.errors import NotFound
 from . import timeline
 from .exchange import Entry, Exchange, RawRequest, Status, Turn, with_remote_attachments
-from .folding import unfold
+from .request_store import unfold
 from .store import (
     ENTRY_COLUMNS,
     SCHEMA_VERSION,
