@@ -27,6 +27,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 from .access import Access
+from .conversations.matching import Memory, Recollection
 from .core import chat, payload, token_estimate
 from .core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
 from .core.fingerprints import request_key
@@ -37,7 +38,6 @@ from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from .engine import in_daemon_thread
 from .pages import PATHS, Pages, State, not_allowed
 from .recorder.exchange import Exchange, Turn, begun
-from .recorder.memory import Memory, Recollection
 from .recorder.writer import Writer
 from .study.metrics import Metrics
 from .transport.http11 import BodyCut, Headers, Request, Response, decode_content

@@ -20,6 +20,7 @@ from llm.utils import monotonic_ulid
 from .access import Access, is_loopback
 from .access_log import access_line
 from .app import App, render_error
+from .conversations.matching import Memory
 from .core import chat
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
@@ -28,7 +29,6 @@ from .demo import AsyncDemo, Demo
 from .engine import Catalogue, Engine, in_daemon_thread, known_keys
 from .live_page import LivePage
 from .recorder.exchange import Exchange
-from .recorder.memory import Memory
 from .recorder.process_lock import Owner
 from .recorder.reader import History
 from .recorder.replay import Replay, Source

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .command import run
+from .conversations.prompt_cache import prefixes
+from .conversations.threads import thread_of, threads, tree
 from .filters import (
     TIME_HELP,
     add_database,
@@ -22,9 +24,7 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.conversations import thread_of, threads, tree
 from .recorder.exchange import Entry, entry_to_json, to_json
-from .recorder.prefix import prefixes
 from .recorder.prune import prune
 from .recorder.reader import Filter, History
 from .recorder.store import StoreError

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from .conversations.prompt_cache import Break, Prefix, ToolsChange
+from .conversations.threads import Origin, Thread
+from .conversations.tree import Label, Place
 from .core.fingerprints import Difference
-from .recorder.conversations import Origin, Thread
-from .recorder.prefix import Break, Prefix, ToolsChange
-from .recorder.tree import Label, Place
 from .recorder.verify import Broken, Verified
 from .terminal import entry_line, painted, printable, tokens_in_and_out
 

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from llmproxy.conversations.prompt_cache import Break, Prefix, ToolsChange
+from llmproxy.conversations.threads import Thread
+from llmproxy.conversations.tree import Place
 from llmproxy.core.chat import Usage
 from llmproxy.core.fingerprints import Difference
-from llmproxy.recorder.conversations import Thread
 from llmproxy.recorder.exchange import Entry
-from llmproxy.recorder.prefix import Break, Prefix, ToolsChange
-from llmproxy.recorder.tree import Place
 from llmproxy.recorder.verify import Broken, Verified
 from llmproxy.terminal_threads import prefix_lines, thread_line, tree_lines, verified_lines
 

@@ -17,9 +17,9 @@ from llm.logs import LogStore
 from llm.parts import ReasoningPart, TextPart
 from sqlite_utils import Database
 
+from llmproxy.conversations.matching import Memory
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun
-from llmproxy.recorder.memory import Memory
 from llmproxy.recorder.store import Store
 from tests.test_app import request, rows
 from tests.test_recall import Speaker, calls, in_turn, running, says, thinks

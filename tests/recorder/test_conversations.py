@@ -8,9 +8,9 @@ import pytest
 from llm.logs import LogStore
 from sqlite_utils import Database
 
+from llmproxy.conversations.threads import Thread, parents, thread_of, threads, tree
 from llmproxy.core.chat import Usage
 from llmproxy.core.errors import NotFound
-from llmproxy.recorder.conversations import Thread, parents, thread_of, threads, tree
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, History
 from tests.recorder.conftest import RECEIVED

@@ -20,11 +20,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
+from llmproxy.conversations.matching import Memory, Recollection
 from llmproxy.core import chat
 from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Exchange, Turn, begun
-from llmproxy.recorder.memory import Memory, Recollection
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter
 from llmproxy.recorder.reply_index import Replies

@@ -14,10 +14,10 @@ from llm.parts import (
     ToolResultPart,
 )
 
+from llmproxy.conversations.prompt_cache import Prefix, ToolsChange, prefixes
 from llmproxy.core import chat, token_estimate
 from llmproxy.core.chat import Usage
 from llmproxy.core.fingerprints import Difference
-from llmproxy.recorder.prefix import Prefix, ToolsChange, prefixes
 from llmproxy.recorder.reader import Filter, History
 from tests.recorder.conftest import RECEIVED
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from llmproxy.conversations.matching import Memory, Recollection
+from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
-from llmproxy.recorder.conversations import threads, tree
 from llmproxy.recorder.lines import decode, encode
-from llmproxy.recorder.memory import Memory, Recollection
 from llmproxy.recorder.moving import import_files
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, History

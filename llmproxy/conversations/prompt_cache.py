@@ -19,10 +19,10 @@ from llm.parts import Message, Part
 
 from ..core import chat, token_estimate
 from ..core.fingerprints import Difference, first_difference
-from .conversations import parents, selected
-from .exchange import Entry, Link
-from .reader import Filter, History
-from .store import ENTRY_COLUMNS, entry_of
+from ..recorder.exchange import Entry, Link
+from ..recorder.reader import Filter, History
+from ..recorder.store import ENTRY_COLUMNS, entry_of
+from .threads import parents, selected
 
 __all__ = ["Break", "Prefix", "ToolsChange", "prefixes"]
 

@@ -14,9 +14,9 @@ from typing import Literal
 
 from ..core.chat import Usage
 from ..core.errors import NotFound
-from .exchange import FIRST_WORDS_CHARS, Entry
-from .reader import THREAD_OF, Filter, History
-from .store import ENTRY_COLUMNS, entry_of
+from ..recorder.exchange import FIRST_WORDS_CHARS, Entry
+from ..recorder.reader import THREAD_OF, Filter, History
+from ..recorder.store import ENTRY_COLUMNS, entry_of
 from .tree import Node, Place, laid_out, with_previous
 
 __all__ = ["Origin", "Thread", "parents", "selected", "thread_of", "threads", "tree"]

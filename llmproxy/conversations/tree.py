@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from .exchange import Entry
+from ..recorder.exchange import Entry
 
 __all__ = ["Label", "Node", "Place", "laid_out", "with_previous"]
 

@@ -30,10 +30,10 @@ from ..core.fingerprints import (
     say_the_same,
     visible_text,
 )
-from .exchange import Exchange, Link, Turn
-from .reader import open_for_reading
-from .reply_index import Candidate, Quotable, Replies
-from .store import SCHEMA_VERSION, StoreError, identity, translated
+from ..recorder.exchange import Exchange, Link, Turn
+from ..recorder.reader import open_for_reading
+from ..recorder.reply_index import Candidate, Quotable, Replies
+from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
 
 __all__ = ["Memory", "Recollection"]
 
