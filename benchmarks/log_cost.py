@@ -22,9 +22,9 @@ import sqlite_utils
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart
 from llm.utils import monotonic_ulid
 
+from llmproxy.backends.engine.demo import Demo
 from llmproxy.conversations.matching import Memory, Recollection
 from llmproxy.core import chat
-from llmproxy.demo import Demo
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.store import Store
 

@@ -27,6 +27,7 @@ from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 from .access import Access
+from .backends.engine import in_daemon_thread
 from .conversations.matching import Memory, Recollection
 from .core import chat, payload, token_estimate
 from .core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
@@ -35,7 +36,6 @@ from .core.known_keys import KnownKeys
 from .core.limiter import Gate
 from .core.limits import Limits
 from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
-from .engine import in_daemon_thread
 from .pages import PATHS, Pages, State, not_allowed
 from .recorder.exchange import Exchange, Turn, begun
 from .recorder.writer import Writer

@@ -20,19 +20,19 @@ from llm.utils import monotonic_ulid
 from .access import Access, is_loopback
 from .access_log import access_line
 from .app import App, render_error
+from .backends.engine import Catalogue, Engine, in_daemon_thread, known_keys
+from .backends.engine.demo import AsyncDemo, Demo
+from .backends.log_source import Folder, Log
+from .backends.replay import Replay, Source
 from .conversations.matching import Memory
 from .core import chat
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.url_policy import RemoteImages
-from .demo import AsyncDemo, Demo
-from .engine import Catalogue, Engine, in_daemon_thread, known_keys
 from .live_page import LivePage
 from .recorder.exchange import Exchange
 from .recorder.process_lock import Owner
 from .recorder.reader import History
-from .recorder.replay import Replay, Source
-from .recorder.sources import Folder, Log
 from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer

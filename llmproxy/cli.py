@@ -22,9 +22,9 @@ from typing import Any
 from . import __version__
 from .access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
+from .backends.engine import known_keys
 from .core import limits
 from .core.known_keys import KnownKeys
-from .engine import known_keys
 from .filters import add_parallel
 from .recorder.exchange import Exchange
 from .recorder.store import logs_on

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import __version__
+from .backends.engine import in_daemon_thread
 from .core import payload
 from .core.errors import MethodNotAllowed, Unavailable
-from .engine import in_daemon_thread
 from .recorder.writer import Health
 from .study.metrics import METRICS_TYPE, Gauge, Metrics
 from .study.page import POLICY

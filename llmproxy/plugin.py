@@ -13,7 +13,7 @@ __all__ = ["register_commands", "register_models"]
 @llm.hookimpl
 def register_models(register: Any) -> None:
     """Register the demo model, so that llm can show and continue its conversations."""
-    from .demo import AsyncDemo, Demo
+    from .backends.engine.demo import AsyncDemo, Demo
 
     register(Demo(), AsyncDemo())
 

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_plugins")
 
 @pytest.fixture
 def no_plugins(monkeypatch):
-    monkeypatch.setattr("llmproxy.engine.catalogue._load_plugins", lambda: False)
+    monkeypatch.setattr("llmproxy.backends.engine.catalog._load_plugins", lambda: False)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import asyncio
 import llm
 import pytest
 
-from llmproxy.demo import SHOWN_CHARACTERS, AsyncDemo, Demo
+from llmproxy.backends.engine.demo import SHOWN_CHARACTERS, AsyncDemo, Demo
 
 ADVICE = (
     "and I am only the demo model: no key, no network. To talk to a real one, install a plugin "

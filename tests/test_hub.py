@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
+from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import chat, payload
 from llmproxy.core.errors import InvalidRequest, Unsupported
-from llmproxy.demo import Demo
 from tests.strategies import (
     PNG_MAGIC,
     argument_texts,

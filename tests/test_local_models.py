@@ -24,8 +24,8 @@ import pytest
 from openai import OpenAI
 
 from llmproxy import bench_command
+from llmproxy.backends.engine import Catalogue
 from llmproxy.core.limits import Limits
-from llmproxy.engine import Catalogue
 from llmproxy.transport import framing
 from tests.models import AsyncScript, NativeScript, registered, usage
 from tests.proxies import running
@@ -354,7 +354,7 @@ def test_usage_that_is_counted_or_not_asked_for_is_not_said_to_be_an_estimate(fa
 
 @pytest.fixture
 def no_plugins(monkeypatch):
-    monkeypatch.setattr("llmproxy.engine.catalogue._load_plugins", lambda: False)
+    monkeypatch.setattr("llmproxy.backends.engine.catalog._load_plugins", lambda: False)
 
 
 @pytest.mark.usefixtures("no_plugins")

@@ -17,10 +17,10 @@ from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMGroq
 
 from llmproxy import bench_command, log_command, moving_commands, report_command
+from llmproxy.backends.engine.prompt import prepare
 from llmproxy.core import chat
 from llmproxy.core.errors import Unsupported
 from llmproxy.core.url_policy import check, why_not_public
-from llmproxy.engine.form import prepare
 from tests.models import AsyncScript
 from tests.provider import begin_sse, chat_stream, playing, say_event
 from tests.proxies import running

@@ -14,7 +14,7 @@ import pytest
 from llm.default_plugins.openai_models import AsyncChat
 
 from llmproxy import cli
-from llmproxy.engine import known_keys
+from llmproxy.backends.engine import known_keys
 from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
 from tests.proxies import running

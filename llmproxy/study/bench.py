@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import llm
 
+from ..backends.upstream import asking
 from ..core import chat
 from ..core.errors import ProxyError, UpstreamTimeout
 from ..dialects import DIALECTS, Dialect
 from ..recorder.exchange import Exchange, Status, Turn, begun
 from ..recorder.store import StoreError
-from .remote import asking
 
 __all__ = [
     "Ask",

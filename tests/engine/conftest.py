@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from llm.parts import Message, TextPart
 
+from llmproxy.backends.engine import Answer, Catalogue, Engine
 from llmproxy.core import chat
-from llmproxy.engine import Answer, Catalogue, Engine
 from tests.models import registered
 
 

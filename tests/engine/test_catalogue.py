@@ -7,8 +7,8 @@ import llm
 import pytest
 from llm.plugins import pm
 
+from llmproxy.backends.engine import Catalogue
 from llmproxy.core.errors import ModelNotFound
-from llmproxy.engine import Catalogue, catalogue
 from tests.models import AsyncScript, SyncScript, registered
 
 
@@ -113,7 +113,7 @@ def test_plugin_that_fails_to_import_costs_its_own_alone(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[llm]\nbroken = broken_plugin\n")
     code = (
-        "from llmproxy.engine import Catalogue; c = Catalogue(); c.load();"
+        "from llmproxy.backends.engine import Catalogue; c = Catalogue(); c.load();"
         "print('gpt-4o' in [m.id for m in c.models()])"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}
@@ -140,7 +140,7 @@ def test_unknown_name_makes_the_files_read_again_but_not_at_once(llm_user_path, 
         (llm_user_path / "aliases.json").write_text(json.dumps({"new": "gpt-4o"}))
         with pytest.raises(ModelNotFound):
             await loaded.choose("new")
-        monkeypatch.setattr(catalogue, "RELOAD_S", 0.0)
+        monkeypatch.setattr(catalog, "RELOAD_S", 0.0)
         return (await loaded.choose("new")).model_id
 
     assert asyncio.run(ask_twice(), debug=True) == "gpt-4o"
@@ -150,7 +150,7 @@ def test_known_name_does_not_wait_for_the_reading(llm_user_path, monkeypatch):
     import threading
 
     loaded = load()
-    monkeypatch.setattr(catalogue, "RELOAD_S", 0.0)
+    monkeypatch.setattr(catalog, "RELOAD_S", 0.0)
     may_go_on, reading = threading.Event(), threading.Event()
 
     def slow(*_):
@@ -158,7 +158,7 @@ def test_known_name_does_not_wait_for_the_reading(llm_user_path, monkeypatch):
         may_go_on.wait(10)
         return False
 
-    monkeypatch.setattr(catalogue, "_load_plugins", slow)
+    monkeypatch.setattr(catalog, "_load_plugins", slow)
 
     async def ask():
         entry = await loaded.choose("gpt-4o")
@@ -185,7 +185,7 @@ def test_broken_settings_are_warned_of_and_cost_nothing_else(llm_user_path, capl
 def test_models_that_a_plugin_finds_later_are_found_without_a_file(monkeypatch):
     """As after `ollama pull`: the plugin asks its server, and no file changes."""
     loaded = load()
-    monkeypatch.setattr(catalogue, "RELOAD_S", 0.0)
+    monkeypatch.setattr(catalog, "RELOAD_S", 0.0)
     with registered(SyncScript("pulled")):
-        monkeypatch.setattr(catalogue, "_load_plugins", lambda: False)
+        monkeypatch.setattr(catalog, "_load_plugins", lambda: False)
         assert choose("pulled", loaded) == "pulled"

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 from llm import ToolCall
 from llm.parts import StreamEvent
 
+from llmproxy.backends.engine.events import EventReader, StopCutter
 from llmproxy.core import chat
 from llmproxy.core.errors import UpstreamError
-from llmproxy.engine.events import EventReader, StopCutter
 
 
 def event(type_: str, chunk: str, part: int = 0, **fields: object) -> StreamEvent:

@@ -8,9 +8,9 @@ from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
+from llmproxy.backends.engine.prompt import Call, prepare
 from llmproxy.core import chat
 from llmproxy.core.errors import Unsupported
-from llmproxy.engine.form import Call, prepare
 from tests.engine.conftest import assistant, system, user
 from tests.models import AsyncScript, StopOptions, SyncScript
 

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from llmproxy.backends.engine import known_keys
+from llmproxy.backends.engine.llm_keys import keys_of_model
 from llmproxy.core.known_keys import REMOVED
-from llmproxy.engine import known_keys
-from llmproxy.engine.llm_keys import keys_of_model
 
 
 def test_the_keys_of_llms_file_are_known_also_those_set_later(llm_user_path):

@@ -7,10 +7,10 @@ import llm
 import openai
 import pytest
 
+from llmproxy.backends.engine import outcome
 from llmproxy.core import errors
 from llmproxy.core.chat import Usage
 from llmproxy.core.known_keys import KnownKeys
-from llmproxy.engine import outcome
 
 REASONS = [
     ({"finish_reason": "stop"}, "stop"),  # OpenAI Chat, streamed

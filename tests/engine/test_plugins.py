@@ -11,8 +11,8 @@ from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMAsyncGroq, LLMGroq
 from llm_perplexity import PRESETS, Perplexity
 
+from llmproxy.backends.engine import Catalogue, Engine
 from llmproxy.core import chat, errors
-from llmproxy.engine import Catalogue, Engine
 from tests.engine.conftest import assistant, started, system, user
 from tests.models import registered
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json

@@ -8,10 +8,10 @@ import time
 import pytest
 from llm.parts import StreamEvent
 
+from llmproxy.backends.engine import Catalogue, Engine
+from llmproxy.backends.engine import run as run_module
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, Unsupported, UpstreamError
-from llmproxy.engine import Catalogue, Engine
-from llmproxy.engine import run as run_module
 from tests.engine.conftest import started, user
 from tests.models import (
     AsyncScript,

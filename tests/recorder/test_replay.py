@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from llm.parts import Message, StreamEvent, TextPart
 
+from llmproxy.backends.log_source import Log
+from llmproxy.backends.replay import Recorded, Replay, Replayed, differences
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
 from llmproxy.core.fingerprints import request_key
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
 from llmproxy.recorder import timeline
-from llmproxy.recorder.replay import Recorded, Replay, Replayed, differences
-from llmproxy.recorder.sources import Log
 from tests import strategies
 
 SAID = [

@@ -10,10 +10,10 @@ import llm
 import pytest
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
+from llmproxy.backends.upstream import asking, chat_url
 from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
-from llmproxy.study.remote import asking, chat_url
 from llmproxy.transport.client import Deadlines
 from tests.models import SyncScript, tool_call, usage
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json

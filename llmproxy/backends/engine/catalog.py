@@ -24,9 +24,9 @@ from typing import Any, TypeVar, cast
 import llm
 from llm import plugins
 
-from ..core import chat
-from ..core.errors import ModelNotFound
-from ..core.limiter import Gate
+from ...core import chat
+from ...core.errors import ModelNotFound
+from ...core.limiter import Gate
 
 __all__ = ["Catalogue", "CatalogueEntry", "in_daemon_thread"]
 

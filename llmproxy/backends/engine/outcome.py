@@ -12,9 +12,9 @@ from typing import Any
 
 import llm
 
-from ..core import chat, errors
-from ..core.errors import ProxyError, UpstreamError
-from ..core.known_keys import KnownKeys
+from ...core import chat, errors
+from ...core.errors import ProxyError, UpstreamError
+from ...core.known_keys import KnownKeys
 
 __all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
 

@@ -15,9 +15,9 @@ from dataclasses import replace
 import llm
 from llm.parts import StreamEvent
 
-from ..core import payload
-from ..core.chat import parse_arguments
-from ..core.errors import UpstreamError
+from ...core import payload
+from ...core.chat import parse_arguments
+from ...core.errors import UpstreamError
 
 __all__ = ["EventReader", "StopCutter"]
 

@@ -30,7 +30,7 @@ from ..core.fingerprints import (
     say_the_same,
     visible_text,
 )
-from .timeline import TimedEvent
+from ..recorder.timeline import TimedEvent
 
 __all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import llm
 
-from ..core.known_keys import KnownKeys
+from ...core.known_keys import KnownKeys
 
 __all__ = ["keys_of_model", "known_keys"]
 

@@ -12,9 +12,9 @@ from ..core import chat
 from ..core.errors import InvalidRequest, NotFound, ProxyError, UpstreamError, class_of_status
 from ..core.fingerprints import replies, request_key
 from ..dialects import DIALECTS
-from .exchange import Exchange, first_words
-from .reader import History
-from .recordings import Recording, parse_recording
+from ..recorder.exchange import Exchange, first_words
+from ..recorder.reader import History
+from ..recorder.recordings import Recording, parse_recording
 from .replay import Recorded
 
 __all__ = ["Folder", "Log", "exchange_request"]

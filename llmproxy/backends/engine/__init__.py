@@ -10,7 +10,7 @@
 Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
 """
 
-from .catalogue import Catalogue, in_daemon_thread
+from .catalog import Catalogue, in_daemon_thread
 from .llm_keys import known_keys
 from .run import Answer, Engine
 

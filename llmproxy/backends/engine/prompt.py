@@ -23,10 +23,10 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ..core import chat, url_policy
-from ..core.errors import Unsupported
-from ..core.url_policy import RemoteImages
-from .catalogue import AsyncModel, SyncModel
+from ...core import chat, url_policy
+from ...core.errors import Unsupported
+from ...core.url_policy import RemoteImages
+from .catalog import AsyncModel, SyncModel
 
 __all__ = ["Call", "prepare"]
 

@@ -24,17 +24,17 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
-from ..core import chat
-from ..core.errors import ProxyError, Unavailable, UpstreamError
-from ..core.known_keys import KnownKeys
-from ..core.think_tags import ThinkTagSplitter
-from ..core.threads import MAX_THREADS, RETRY_S, Threads
-from ..core.url_policy import RemoteImages
+from ...core import chat
+from ...core.errors import ProxyError, Unavailable, UpstreamError
+from ...core.known_keys import KnownKeys
+from ...core.think_tags import ThinkTagSplitter
+from ...core.threads import MAX_THREADS, RETRY_S, Threads
+from ...core.url_policy import RemoteImages
 from . import outcome
-from .catalogue import Catalogue, CatalogueEntry
+from .catalog import Catalogue, CatalogueEntry
 from .events import EventReader, StopCutter
-from .form import Call, prepare
 from .llm_keys import keys_of_model, known_keys
+from .prompt import Call, prepare
 
 __all__ = ["Answer", "Engine"]
 
