@@ -17,7 +17,9 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.moving import (
+from .recorder.reader import History
+from .recorder.store import StoreError
+from .transfer.export import (
     Exported,
     Unreadable,
     export_lines,
@@ -25,8 +27,6 @@ from .recorder.moving import (
     export_to,
     import_files,
 )
-from .recorder.reader import History
-from .recorder.store import StoreError
 
 __all__ = ["export_main", "import_main"]
 

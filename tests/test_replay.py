@@ -13,7 +13,7 @@ from llm.parts import StreamEvent, ToolResultPart
 
 import llmproxy
 from llmproxy.assemble import Proxy, Settings, SettingsError
-from llmproxy.recorder.recordings import parse_recording
+from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
 from tests.models import AsyncScript, usage
 from tests.proxies import running

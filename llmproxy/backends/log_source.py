@@ -14,7 +14,7 @@ from ..core.fingerprints import replies, request_key
 from ..dialects import DIALECTS
 from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import History
-from ..recorder.recordings import Recording, parse_recording
+from ..transfer.llama_stack.read import Recording, parse_recording
 from .replay import Recorded
 
 __all__ = ["Folder", "Log", "exchange_request"]

@@ -12,8 +12,8 @@ from llm.parts import Message, ToolResultPart
 from llmproxy.core import chat, payload
 from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
-from llmproxy.recorder.filler import ASTRAL_X, _fill_arguments, _free, fill, filled
-from llmproxy.recorder.lines import decode, encode
+from llmproxy.transfer.anonymize import ASTRAL_X, _fill_arguments, _free, fill, filled
+from llmproxy.transfer.jsonl import decode, encode
 from tests.recorder.test_exchange import RECEIVED
 from tests.recorder.test_lines import exchanges
 from tests.strategies import argument_texts, json_objects, texts

@@ -15,8 +15,8 @@ from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 from llmproxy.core import chat
 from llmproxy.core.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, to_json
-from llmproxy.recorder.lines import decode, encode
 from llmproxy.recorder.store import Store
+from llmproxy.transfer.jsonl import decode, encode
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)

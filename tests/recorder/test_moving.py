@@ -24,9 +24,11 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import to_json
-from llmproxy.recorder.filler import filled
-from llmproxy.recorder.lines import decode, encode
-from llmproxy.recorder.moving import (
+from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
+from llmproxy.recorder.verify import verify
+from llmproxy.transfer.anonymize import filled
+from llmproxy.transfer.export import (
     Exported,
     Imported,
     Unreadable,
@@ -36,10 +38,8 @@ from llmproxy.recorder.moving import (
     export_to,
     import_files,
 )
-from llmproxy.recorder.reader import Filter, History
-from llmproxy.recorder.recordings import parse_recording
-from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
-from llmproxy.recorder.verify import verify
+from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.llama_stack.read import parse_recording
 
 ALL = Filter()
 RECORDINGS = Path(__file__).parent.parent / "recordings"
@@ -286,7 +286,7 @@ def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError):
-        patched.setattr("llmproxy.recorder.moving.encode", broken)
+        patched.setattr("llmproxy.transfer.export.encode", broken)
         export_to(history, file, ALL)
     assert file.read_text() == "before"
     assert sorted(tmp_path.glob("out*")) == [file]
@@ -482,7 +482,7 @@ def test_an_import_waits_for_another_writer(lines, tmp_path, empty_log):
 
 
 def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
-    monkeypatch.setattr("llmproxy.recorder.moving.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("llmproxy.transfer.export.TIMEOUT_S", 0.1)
     there = tmp_path / "there.db"
     shutil.copy(empty_log, there)
     (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
@@ -495,7 +495,7 @@ def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
 
 IMPORT = """
 import pathlib, sys
-from llmproxy.recorder.moving import import_files
+from llmproxy.transfer.export import import_files
 import_files([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]))
 """
 

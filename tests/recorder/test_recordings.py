@@ -35,8 +35,8 @@ from llmproxy.core.errors import (
 )
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Turn, begun
-from llmproxy.recorder.recordings import parse_recording
-from llmproxy.recorder.write_recording import recording_hash, render_recording
+from llmproxy.transfer.llama_stack.read import parse_recording
+from llmproxy.transfer.llama_stack.write import recording_hash, render_recording
 from tests.strategies import event_streams, json_values, requests
 
 SAMPLES = Path(__file__).parents[1] / "recordings"

@@ -11,11 +11,11 @@ import pytest
 from llmproxy.conversations.matching import Memory, Recollection
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
-from llmproxy.recorder.lines import decode, encode
-from llmproxy.recorder.moving import import_files
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.runs import Run, find_run, run_names, save_run
+from llmproxy.transfer.export import import_files
+from llmproxy.transfer.jsonl import decode, encode
 
 BEGAN = datetime(2026, 11, 22, 5, 0, tzinfo=UTC)
 RUN = Run("01jr" + "0" * 22, "friday", BEGAN, None, {"models": ["a", "b"], "repeat": 2})

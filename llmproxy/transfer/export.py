@@ -28,13 +28,13 @@ import llm
 from ..core import chat
 from ..core.errors import InvalidRequest, NotFound
 from ..core.fingerprints import request_key
-from .exchange import Exchange, Status, Turn, begun
-from .filler import filled
-from .lines import decode, encode
-from .reader import Filter, History, check_llm
-from .recordings import Recording, parse_recording
-from .store import Locked, Store
-from .write_recording import render_recording
+from ..recorder.exchange import Exchange, Status, Turn, begun
+from ..recorder.reader import Filter, History, check_llm
+from ..recorder.store import Locked, Store
+from .anonymize import filled
+from .jsonl import decode, encode
+from .llama_stack.read import Recording, parse_recording
+from .llama_stack.write import render_recording
 
 T = TypeVar("T")
 

@@ -21,8 +21,8 @@ import llm
 from ..core import chat, payload
 from ..core.errors import InvalidRequest
 from ..core.limits import Limits
-from . import timeline
-from .exchange import Exchange, Link, Origin, from_json, to_json
+from ..recorder import timeline
+from ..recorder.exchange import Exchange, Link, Origin, from_json, to_json
 
 __all__ = ["decode", "encode"]
 

@@ -28,8 +28,8 @@ from llm.parts import (
 )
 
 from ..core import chat
-from .exchange import Exchange, RawRequest, Turn
-from .timeline import TimedEvent
+from ..recorder.exchange import Exchange, RawRequest, Turn
+from ..recorder.timeline import TimedEvent
 
 __all__ = ["fill", "filled"]
 

@@ -23,8 +23,8 @@ from urllib.parse import ParseResult, urlparse
 
 from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from ..core import chat, payload
-from ..core.errors import (
+from ...core import chat, payload
+from ...core.errors import (
     Forbidden,
     InvalidRequest,
     ProxyError,
@@ -33,8 +33,8 @@ from ..core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from ..dialects import Dialect, Parser, anthropic_messages, openai_chat
-from ..transport import framing
+from ...dialects import Dialect, Parser, anthropic_messages, openai_chat
+from ...transport import framing
 
 __all__ = ["Recording", "parse_recording"]
 

@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlparse
 
-from ..core import chat
-from ..core.errors import InvalidRequest, UpstreamError, class_of_status
-from ..dialects import DIALECTS, openai_chat
-from ..transport import framing
-from .exchange import Exchange
+from ...core import chat
+from ...core.errors import InvalidRequest, UpstreamError, class_of_status
+from ...dialects import DIALECTS, openai_chat
+from ...recorder.exchange import Exchange
+from ...transport import framing
 
 __all__ = ["recording_hash", "render_recording"]
 
