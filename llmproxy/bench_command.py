@@ -20,6 +20,8 @@ import llm
 from .assemble import SettingsError, all_models, log_writer, new_id
 from .backends.engine import Engine
 from .backends.log_source import exchange_request
+from .bench.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
+from .bench.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
 from .command import run
 from .core import chat, token_estimate
 from .core.errors import InvalidRequest, NotFound, ProxyError
@@ -35,10 +37,8 @@ from .filters import (
 )
 from .recorder.exchange import Entry, Exchange
 from .recorder.reader import Filter, History
-from .recorder.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
 from .recorder.store import StoreError, Unusable, logs_on
 from .report_command import add_prices, prices_of, print_table
-from .study.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
 from .study.prices import Price, cost
 from .study.reading import study_of_run
 from .terminal import entry_line, printable

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import __version__
+from .bench.runs import find_run
 from .command import run
 from .core.errors import InvalidRequest
 from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
 from .recorder.reader import Filter, History
-from .recorder.runs import find_run
 from .recorder.store import StoreError
 from .study.figures import figures
 from .study.measured import Study

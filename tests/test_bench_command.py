@@ -14,8 +14,8 @@ import pytest
 from llm.parts import ReasoningPart, StreamEvent
 
 from llmproxy import bench_command
+from llmproxy.bench.runs import claimed, find_run
 from llmproxy.recorder.reader import Filter, History
-from llmproxy.recorder.runs import claimed, find_run
 from llmproxy.study.figures import figures
 from llmproxy.study.reading import study_of_run
 from tests.models import AsyncScript, ScriptOptions, SyncScript, response_json, usage

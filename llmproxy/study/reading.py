@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from ..bench.bench import plan_of, tasks
+from ..bench.runs import Run
 from ..core.errors import NotFound, class_of_status
 from ..recorder.exchange import Exchange
 from ..recorder.reader import Filter, History
-from ..recorder.runs import Run
-from .bench import plan_of, tasks
 from .measured import Measured, Sample, Study
 
 __all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]

@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from llmproxy.bench.runs import Run, find_run, run_names, save_run
 from llmproxy.conversations.matching import Memory, Recollection
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, History
-from llmproxy.recorder.runs import Run, find_run, run_names, save_run
 from llmproxy.transfer.export import import_files
 from llmproxy.transfer.jsonl import decode, encode
 

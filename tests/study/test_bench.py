@@ -7,10 +7,10 @@ from dataclasses import replace
 
 from llm import user
 
+from llmproxy.bench.bench import Bench, Plan, Task, plan_of, tasks
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import begun
 from llmproxy.recorder.store import StoreError
-from llmproxy.study.bench import Bench, Plan, Task, plan_of, tasks
 from tests.study.studies import BEGAN
 
 PLAN = Plan(models=["a", "b"], ids=["1", "2"], repeat=2)

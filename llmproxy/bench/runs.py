@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
-from .process_lock import Owner
-from .reader import History
-from .store import Locked, Store, timestamp, translated
+from ..recorder.process_lock import Owner
+from ..recorder.reader import History
+from ..recorder.store import Locked, Store, timestamp, translated
 
 __all__ = ["LAST", "Run", "claimed", "find_run", "run_names", "save_run", "wait_for_leftovers"]
 
