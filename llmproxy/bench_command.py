@@ -38,9 +38,9 @@ from .filters import (
 from .recorder.exchange import Entry, Exchange
 from .recorder.reader import Filter, History
 from .recorder.store import StoreError, Unusable, logs_on
+from .report.load import study_of_run
+from .report.prices import Price, cost
 from .report_command import add_prices, prices_of, print_table
-from .study.prices import Price, cost
-from .study.reading import study_of_run
 from .terminal import entry_line, printable
 
 __all__ = ["main"]

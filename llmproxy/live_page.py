@@ -8,10 +8,10 @@ from pathlib import Path
 
 from . import __version__
 from .recorder.reader import Filter, History
-from .study.figures import figures
-from .study.measured import Study
-from .study.page import page
-from .study.reading import LOG_TITLE, study_of_log
+from .report.data import Study
+from .report.figures import figures
+from .report.html.page import page
+from .report.load import LOG_TITLE, study_of_log
 
 __all__ = ["LivePage"]
 

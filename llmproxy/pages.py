@@ -12,8 +12,8 @@ from .backends.engine import in_daemon_thread
 from .core import payload
 from .core.errors import MethodNotAllowed, Unavailable
 from .recorder.writer import Health
+from .report.html.page import POLICY
 from .study.metrics import METRICS_TYPE, Gauge, Metrics
-from .study.page import POLICY
 from .transport.http11 import Request, Response
 
 __all__ = ["PATHS", "Pages", "State", "not_allowed"]

@@ -16,12 +16,12 @@ from .core.errors import InvalidRequest
 from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
 from .recorder.reader import Filter, History
 from .recorder.store import StoreError
-from .study.figures import figures
-from .study.measured import Study
-from .study.page import page
-from .study.prices import Price, load_prices
-from .study.reading import study_of_log, study_of_run
-from .study.report import report_csv, report_json, table
+from .report.data import Study
+from .report.figures import figures
+from .report.html.page import page
+from .report.load import study_of_log, study_of_run
+from .report.prices import Price, load_prices
+from .report.text import report_csv, report_json, table
 
 __all__ = ["add_prices", "main", "prices_of", "print_table"]
 

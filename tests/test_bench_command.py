@@ -16,8 +16,8 @@ from llm.parts import ReasoningPart, StreamEvent
 from llmproxy import bench_command
 from llmproxy.bench.runs import claimed, find_run
 from llmproxy.recorder.reader import Filter, History
-from llmproxy.study.figures import figures
-from llmproxy.study.reading import study_of_run
+from llmproxy.report.figures import figures
+from llmproxy.report.load import study_of_run
 from tests.models import AsyncScript, ScriptOptions, SyncScript, response_json, usage
 from tests.models import registered as registered_models
 from tests.proxies import running

@@ -7,7 +7,7 @@ import llm
 import pytest
 from llm.plugins import pm
 
-from llmproxy.backends.engine import Catalogue
+from llmproxy.backends.engine import Catalogue, catalog
 from llmproxy.core.errors import ModelNotFound
 from tests.models import AsyncScript, SyncScript, registered
 

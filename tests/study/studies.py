@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from llm.parts import Message, TextPart
 
 from llmproxy.core.chat import Usage
-from llmproxy.study.measured import Measured, Sample, Study
+from llmproxy.report.data import Measured, Sample, Study
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart
 
-from llmproxy.study.agreement import MAX_WORDS, Agreement, agreement, similarity
-from llmproxy.study.values import Verdict
+from llmproxy.report.agreement import MAX_WORDS, Agreement, agreement, similarity
+from llmproxy.report.json_schema import Verdict
 
 
 def said(*parts):

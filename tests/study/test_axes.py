@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.study import axes
+from llmproxy.report.html import axes
 
 ANY = st.lists(st.floats() | st.floats(0, 1e6) | st.just(7.0), max_size=20)
 

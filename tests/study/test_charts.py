@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.study import charts
-from llmproxy.study.figures import Estimate
-from llmproxy.study.stats import Interval, median_interval, summary
+from llmproxy.report.figures import Estimate
+from llmproxy.report.html import charts
+from llmproxy.report.stats import Interval, median_interval, summary
 
 TIMES = (
     st.floats(-1e300, 1e300)  # the sum of larger ones is no double

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.study.differences import MAX_WORDS, Change, differences
+from llmproxy.report.html.word_diff import MAX_WORDS, Change, differences
 
 TEXTS = st.text("ab c.\n", max_size=60) | st.text(max_size=60)
 

@@ -10,7 +10,8 @@ import scipy.stats
 from llm.parts import Message, ToolCallPart
 
 from llmproxy.core.chat import Usage
-from llmproxy.study.figures import (
+from llmproxy.report.data import Study
+from llmproxy.report.figures import (
     ENOUGH,
     AgreementFigures,
     Between,
@@ -22,9 +23,8 @@ from llmproxy.study.figures import (
     Share,
     figures,
 )
-from llmproxy.study.measured import Study
-from llmproxy.study.prices import Price
-from llmproxy.study.stats import Gaps, Interval, Summary, summary
+from llmproxy.report.prices import Price
+from llmproxy.report.stats import Gaps, Interval, Summary, summary
 from tests.study.studies import a_failure, a_sample, a_study, an_answer, said
 
 NOTHING = {"first_text_ms": None, "duration_ms": None, "ticks": (), "reply": ()}  # to save time

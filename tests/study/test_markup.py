@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.study import markup
-from llmproxy.study.stats import Interval
+from llmproxy.report.html import markup
+from llmproxy.report.stats import Interval
 
 ANYTHING = st.text(st.characters(), max_size=50)  # lone surrogates too
 

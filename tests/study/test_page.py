@@ -20,12 +20,12 @@ from llm.parts import (
 )
 
 from llmproxy.core import chat
-from llmproxy.study import page as rooms_page
-from llmproxy.study import side_by_side
-from llmproxy.study.figures import figures
-from llmproxy.study.measured import Measured, Sample, Study
-from llmproxy.study.page import page
-from llmproxy.study.prices import Price
+from llmproxy.report.data import Measured, Sample, Study
+from llmproxy.report.figures import figures
+from llmproxy.report.html import page as rooms_page
+from llmproxy.report.html import samples
+from llmproxy.report.html.page import page
+from llmproxy.report.prices import Price
 from tests.browser import open_browser
 from tests.study.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
 
@@ -363,7 +363,7 @@ def test_an_answer_that_broke_off_shows_what_came():
 
 
 def test_a_page_of_many_requests_leaves_some_out():
-    study = a_study(n=side_by_side.MAX_SAMPLES + 5)
+    study = a_study(n=samples.MAX_SAMPLES + 5)
     assert "5 more requests left out" in read(the_page(study)).text
 
 
@@ -377,7 +377,7 @@ def test_requests_of_many_long_answers_are_bounded():
     ]
     study = Study(title="big", is_run=True, models=("a",), samples=samples, answers=answers)
     html = the_page(study)
-    assert len(html) < side_by_side.MAX_REQUESTS_CHARS + 400_000
+    assert len(html) < samples.MAX_REQUESTS_CHARS + 400_000
     assert "more requests left out" in html
 
 

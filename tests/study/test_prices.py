@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmproxy.core.chat import Usage
 from llmproxy.core.errors import InvalidRequest
-from llmproxy.study.prices import Price, cost, load_prices
+from llmproxy.report.prices import Price, cost, load_prices
 
 PRICE = Price(input=2.0, output=10.0, cached=0.5, cache_write=3.0)
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 
 from llmproxy.core.chat import Usage
-from llmproxy.study.figures import figures
-from llmproxy.study.measured import Study
-from llmproxy.study.prices import Price
-from llmproxy.study.report import report_csv, report_json, table
+from llmproxy.report.data import Study
+from llmproxy.report.figures import figures
+from llmproxy.report.prices import Price
+from llmproxy.report.text import report_csv, report_json, table
 from tests.study.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
 
 EVIL = "\x1b[2Jevil\r\n\x9b\u202e"

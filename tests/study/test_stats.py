@@ -10,8 +10,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.study import stats
-from llmproxy.study.stats import Gaps, Interval, Summary
+from llmproxy.report import stats
+from llmproxy.report.stats import Gaps, Interval, Summary
 
 NUMBERS = st.floats(-1e9, 1e9) | st.integers(-5, 5).map(float)
 SAMPLES = st.lists(NUMBERS, min_size=1, max_size=60)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmproxy.study.values import NoValue, Verdict, canonical, held_against, json_value
+from llmproxy.report.json_schema import NoValue, Verdict, canonical, held_against, json_value
 from tests.strategies import json_values
 
 

@@ -2,10 +2,10 @@
 
 import re
 
-from llmproxy.study.figures import Comparison, Estimate, Figures, ModelFigures
-from llmproxy.study.measured import Study
-from llmproxy.study.stats import Interval, Summary
-from llmproxy.study.verdict import verdict
+from llmproxy.report.data import Study
+from llmproxy.report.figures import Comparison, Estimate, Figures, ModelFigures
+from llmproxy.report.html.summary import verdict
+from llmproxy.report.stats import Interval, Summary
 
 
 def said(models, comparisons, is_run=True):

@@ -14,7 +14,7 @@ from typing import Any
 
 from llm.parts import Message, TextPart, ToolCallPart
 
-from .values import NoValue, Verdict, canonical, held_against, json_value
+from .json_schema import NoValue, Verdict, canonical, held_against, json_value
 
 __all__ = ["Agreement", "agreement", "similarity"]
 

@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any
 
 from ..terminal import painted, printable
+from .data import Measured, Study
 from .figures import (
     ENOUGH,
     MEASURES,
@@ -28,7 +29,6 @@ from .figures import (
     ModelFigures,
     Share,
 )
-from .measured import Measured, Study
 
 __all__ = ["report_csv", "report_json", "table"]
 

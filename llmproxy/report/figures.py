@@ -18,7 +18,7 @@ from llm.parts import Message
 
 from ..core import chat
 from .agreement import Agreement, agreement
-from .measured import Measured, Sample, Study
+from .data import Measured, Sample, Study
 from .prices import Price, cost
 from .stats import (
     Gaps,

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import TypeVar
 
+from ..figures import Estimate
+from ..stats import Interval
 from . import axes, markup
 from .axes import Axis
-from .figures import Estimate
-from .stats import Interval
 
 __all__ = [
     "MAX_STREAMS",

@@ -20,9 +20,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
+from ..data import Measured, Sample, Study
 from . import charts, markup
-from .differences import Change, differences
-from .measured import Measured, Sample, Study
+from .word_diff import Change, differences
 
 __all__ = ["MAX_SAMPLES", "requests", "stamp"]
 

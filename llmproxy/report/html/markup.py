@@ -10,7 +10,7 @@ import math
 import re
 from html import escape
 
-from .stats import Interval
+from ..stats import Interval
 
 __all__ = [
     "between",

@@ -10,7 +10,7 @@ from ..bench.runs import Run
 from ..core.errors import NotFound, class_of_status
 from ..recorder.exchange import Exchange
 from ..recorder.reader import Filter, History
-from .measured import Measured, Sample, Study
+from .data import Measured, Sample, Study
 
 __all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]
 

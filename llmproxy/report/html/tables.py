@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from . import charts, markup
-from .figures import (
+from ..figures import (
     AgreementFigures,
     Between,
     Comparison,
@@ -15,6 +14,7 @@ from .figures import (
     ModelFigures,
     Share,
 )
+from . import charts, markup
 
 __all__ = ["MAX_COLUMNS", "between_table", "comparison_table", "figures_table"]
 

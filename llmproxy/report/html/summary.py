@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ..data import Study
+from ..figures import Comparison, Estimate, Figures, Measure, ModelFigures
+from ..stats import Interval
 from . import markup
-from .figures import Comparison, Estimate, Figures, Measure, ModelFigures
-from .measured import Study
-from .stats import Interval
 
 __all__ = ["verdict"]
 

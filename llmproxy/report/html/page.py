@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC
 
-from . import charts, markup, side_by_side, tables
-from .figures import Estimate, Figures, ModelFigures
-from .measured import Measured, Study
+from ..data import Measured, Study
+from ..figures import Estimate, Figures, ModelFigures
+from . import charts, markup, samples, tables
 from .style import STYLE
-from .verdict import verdict
+from .summary import verdict
 
 __all__ = ["page"]
 
@@ -107,8 +107,8 @@ def _when(study: Study) -> str:
     ended = ""
     if study.ended is not None:
         is_one_day = study.ended.astimezone(UTC).date() == study.began.astimezone(UTC).date()
-        ended = f" to {side_by_side.stamp(study.ended, day=not is_one_day)}"
-    return f"{side_by_side.stamp(study.began)}{ended} UTC"
+        ended = f" to {samples.stamp(study.ended, day=not is_one_day)}"
+    return f"{samples.stamp(study.began)}{ended} UTC"
 
 
 def _unfinished(study: Study) -> str:
@@ -322,7 +322,7 @@ def _requests(study: Study, numbers: Mapping[str, int]) -> str:
                 "<del>only there</del> <ins>only here</ins>. "
                 "<code>log ID</code> shows any of them whole.</p>"
             )
-    body = side_by_side.requests(study, numbers)
+    body = samples.requests(study, numbers)
     return f"<section><h2>{title}</h2>{legend}{body}</section>"
 
 
