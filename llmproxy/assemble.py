@@ -17,9 +17,10 @@ from typing import Literal
 import llm
 from llm.utils import monotonic_ulid
 
-from .access import Access, is_loopback
-from .access_log import access_line
-from .app import App, render_error
+from .app.access import Access, is_loopback
+from .app.access_log import access_line
+from .app.app import App, render_error
+from .app.dashboard import LivePage
 from .backends.engine import Catalogue, Engine, in_daemon_thread, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Folder, Log
@@ -29,7 +30,6 @@ from .core import chat
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.url_policy import RemoteImages
-from .live_page import LivePage
 from .recorder.exchange import Exchange
 from .recorder.process_lock import Owner
 from .recorder.reader import History

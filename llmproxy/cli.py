@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .access import is_loopback
+from .app.access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
 from .backends.engine import known_keys
 from .core import limits

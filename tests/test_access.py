@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from llmproxy.access import Access, is_loopback
+from llmproxy.app.access import Access, is_loopback
 from llmproxy.core.errors import Forbidden, Unauthorized
 from llmproxy.transport.http11 import Headers, Request
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from llmproxy.access_log import access_line
+from llmproxy.app.access_log import access_line
 from llmproxy.transport.http11 import Headers, Request
 from llmproxy.transport.server import Answered
 

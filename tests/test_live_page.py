@@ -6,7 +6,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from llmproxy import live_page
+from llmproxy.app import dashboard
 from tests.models import AsyncScript, usage
 from tests.proxies import running
 from tests.test_log_command import ask
@@ -17,7 +17,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @pytest.fixture(autouse=True)
 def always_anew(monkeypatch):
-    monkeypatch.setattr(live_page, "MIN_AGE_S", 0)
+    monkeypatch.setattr(dashboard, "MIN_AGE_S", 0)
 
 
 def get(proxy, path="/", method="GET", **headers):
@@ -105,10 +105,10 @@ def test_a_log_that_can_not_be_read_is_told(llm_user_path):
 
 
 def test_many_who_look_at_once_are_shown_one_making(monkeypatch, tmp_path):
-    monkeypatch.setattr(live_page, "MIN_AGE_S", 60)
+    monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     made = []
-    monkeypatch.setattr(live_page, "page", lambda *_, **settings: made.append(settings) or "page")
-    live = live_page.LivePage(tmp_path / "logs.db")
+    monkeypatch.setattr(dashboard, "page", lambda *_, **settings: made.append(settings) or "page")
+    live = dashboard.LivePage(tmp_path / "logs.db")
     assert [live.render("http://here", True) for _ in range(3)] == ["page"] * 3
     live.render("http://here", False)
     assert [settings["refresh_s"] for settings in made] == [10, None]

@@ -13,10 +13,10 @@ from urllib.request import urlopen
 import pytest
 
 from llmproxy import bench_command, convert_command, log_command, moving_commands, report_command
+from llmproxy.app.status import PATHS
 from llmproxy.cli import _parser
 from llmproxy.core.limits import describe
 from llmproxy.dialects import DIALECTS
-from llmproxy.pages import PATHS
 from llmproxy.recorder.store import Store
 from tests.models import AsyncScript, response_json, usage
 from tests.proxies import running

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmproxy.app.metrics import Gauge, Metrics
 from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import Entry
-from llmproxy.study.metrics import Gauge, Metrics
 
 
 def an_entry(**changes):

@@ -13,7 +13,7 @@ import h11
 import httptools
 import pytest
 
-from llmproxy.app import render_error
+from llmproxy.app.app import render_error
 from llmproxy.core.errors import InvalidRequest
 from llmproxy.transport.http11 import BodyCut, Response
 from llmproxy.transport.server import Server

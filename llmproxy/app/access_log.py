@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
-from .recorder.redact import Redactor
-from .transport.http11 import Request
-from .transport.server import Answered
+from ..recorder.redact import Redactor
+from ..transport.http11 import Request
+from ..transport.server import Answered
 
 __all__ = ["access_line"]
 

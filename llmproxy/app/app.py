@@ -26,21 +26,21 @@ from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, Literal, cast
 
+from ..backends.engine import in_daemon_thread
+from ..conversations.matching import Memory, Recollection
+from ..core import chat, payload, token_estimate
+from ..core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
+from ..core.fingerprints import request_key
+from ..core.known_keys import KnownKeys
+from ..core.limiter import Gate
+from ..core.limits import Limits
+from ..dialects import DIALECTS, CountingDialect, Dialect, Renderer
+from ..recorder.exchange import Exchange, Turn, begun
+from ..recorder.writer import Writer
+from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
-from .backends.engine import in_daemon_thread
-from .conversations.matching import Memory, Recollection
-from .core import chat, payload, token_estimate
-from .core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
-from .core.fingerprints import request_key
-from .core.known_keys import KnownKeys
-from .core.limiter import Gate
-from .core.limits import Limits
-from .dialects import DIALECTS, CountingDialect, Dialect, Renderer
-from .pages import PATHS, Pages, State, not_allowed
-from .recorder.exchange import Exchange, Turn, begun
-from .recorder.writer import Writer
-from .study.metrics import Metrics
-from .transport.http11 import BodyCut, Headers, Request, Response, decode_content
+from .metrics import Metrics
+from .status import PATHS, Pages, State, not_allowed
 
 __all__ = ["App", "render_error"]
 

@@ -15,8 +15,8 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .core.errors import Forbidden, Unauthorized
-from .transport.http11 import Request
+from ..core.errors import Forbidden, Unauthorized
+from ..transport.http11 import Request
 
 __all__ = ["Access", "is_loopback"]
 

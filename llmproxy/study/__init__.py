@@ -1,1 +1,0 @@
-"""What one does with a log: ask other models the same, and compare."""
