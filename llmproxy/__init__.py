@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import convert as convert
-    from .assemble import Proxy as Proxy
-    from .assemble import Settings as Settings
-    from .assemble import SettingsError as SettingsError
     from .background import running as running
     from .core.limits import Limits as Limits
+    from .proxy import Proxy as Proxy
+    from .proxy import Settings as Settings
+    from .proxy import SettingsError as SettingsError
 
 __all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert", "running"]
 
@@ -25,9 +25,9 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "Limits": "core.limits",
-    "Proxy": "assemble",
-    "Settings": "assemble",
-    "SettingsError": "assemble",
+    "Proxy": "proxy",
+    "Settings": "proxy",
+    "SettingsError": "proxy",
     "running": "background",
 }
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .assemble import Proxy, Settings
+from .proxy import Proxy, Settings
 
 __all__ = ["running"]
 

@@ -24,7 +24,7 @@ def register_commands(cli: Any) -> None:
 
     def proxy() -> None:
         "Serve every llm model to programs that speak an LLM wire"
-        from .cli import main
+        from .cli.main import main
 
         # Ours to parse, and not by click, on which we do not depend.
         words = sys.argv[sys.argv.index("proxy") + 1 :]

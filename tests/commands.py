@@ -6,7 +6,7 @@ import io
 from contextlib import redirect_stderr, redirect_stdout
 from unittest.mock import patch
 
-from llmproxy import cli
+from llmproxy.cli import main
 
 
 def run_here(*words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
@@ -15,7 +15,7 @@ def run_here(*words: str, stdin: bytes = b"") -> tuple[int, bytes, str]:
     given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
     with redirect_stdout(out), redirect_stderr(err), patch("sys.stdin", given):
         try:
-            code = cli.main(words)
+            code = main.main(words)
         except SystemExit as exc:
             code = int(exc.code or 0)
     out.flush()

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llmproxy import background
-from llmproxy.assemble import Proxy, Settings
 from llmproxy.core.limits import Limits
+from llmproxy.proxy import Proxy, Settings
 from llmproxy.recorder.exchange import Exchange
 from tests.models import registered
 

@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 import pytest
 from llm.parts import ReasoningPart, StreamEvent
 
-from llmproxy import bench_command
 from llmproxy.bench.runs import claimed, find_run
+from llmproxy.cli import bench as bench_command
 from llmproxy.recorder.reader import Filter, History
 from llmproxy.report.figures import figures
 from llmproxy.report.load import study_of_run

@@ -23,8 +23,8 @@ import llm
 import pytest
 from openai import OpenAI
 
-from llmproxy import bench_command
 from llmproxy.backends.engine import Catalogue
+from llmproxy.cli import bench
 from llmproxy.core.limits import Limits
 from llmproxy.transport import framing
 from tests.models import AsyncScript, NativeScript, registered, usage
@@ -365,7 +365,7 @@ def test_a_bench_of_many_at_a_time_runs_a_local_model_one_by_one(faults, llm_use
             ask(proxy.port, "recorded")
     with registered(slow):
         words = ["--models", "m", "--concurrency", "4", "--timeout", "5", "--warmup", "0"]
-        assert bench_command.main([*words, "--name", "local"], "llmproxy") == 0
+        assert bench.main([*words, "--name", "local"], "llmproxy") == 0
     sql = "select queue_ms, ttft_ms, is_first_run from proxy_exchanges where run_id is not null"
     found = sorted(rows(llm_user_path, sql), key=lambda row: row[0] or 0)
     assert [queue_ms is None for queue_ms, *_ in found] == [True, False, False, False]
@@ -406,7 +406,7 @@ CRASHES = """
 import os, sys
 sys.path.insert(0, {root!r})
 from tests.models import NativeScript, registered
-from llmproxy.cli import main
+from llmproxy.cli.main import main
 with registered(NativeScript("m", "a", lambda _: os._exit(134)), NativeScript("n", "fine")):
     sys.exit(main(["--port", "0", "--database", {database!r}]))
 """

@@ -12,9 +12,9 @@ from urllib.request import urlopen
 
 import pytest
 
-from llmproxy import bench_command, convert_command, log_command, moving_commands, report_command
 from llmproxy.app.status import PATHS
-from llmproxy.cli import _parser
+from llmproxy.cli import bench, convert, export_import, log, report
+from llmproxy.cli.main import _parser
 from llmproxy.core.limits import describe
 from llmproxy.dialects import DIALECTS
 from llmproxy.recorder.store import Store
@@ -54,14 +54,14 @@ def test_session_is_recorded_and_played_again_as_written(tmp_path, monkeypatch):
 
 
 def test_every_flag_of_log_is_in_the_readme_and_the_other_way_round():
-    flags = {word for action in log_command._parser("x")._actions for word in action.option_strings}
+    flags = {word for action in log._parser("x")._actions for word in action.option_strings}
     flags -= {"-h", "--help"}
     usage = README.partition("python -m llmproxy log [ID]")[2].partition("```")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags
 
 
 def test_every_flag_of_convert_is_in_the_readme_and_the_other_way_round():
-    actions = convert_command._parser("x")._actions
+    actions = convert._parser("x")._actions
     flags = {word for action in actions for word in action.option_strings} - {"-h", "--help"}
     usage = README.partition("python -m llmproxy convert")[2].partition("```")[0]
     assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags
@@ -70,10 +70,10 @@ def test_every_flag_of_convert_is_in_the_readme_and_the_other_way_round():
 @pytest.mark.parametrize(
     "parser, start",
     [
-        (moving_commands._export_parser, "python -m llmproxy export FILE"),
-        (moving_commands._import_parser, "python -m llmproxy import FILE…"),
-        (bench_command._parser, "python -m llmproxy bench --models A"),
-        (report_command._parser, "python -m llmproxy report [RUN]"),
+        (export_import._export_parser, "python -m llmproxy export FILE"),
+        (export_import._import_parser, "python -m llmproxy import FILE…"),
+        (bench._parser, "python -m llmproxy bench --models A"),
+        (report._parser, "python -m llmproxy report [RUN]"),
     ],
     ids=["export", "import", "bench", "report"],
 )
@@ -148,7 +148,7 @@ def test_every_query_of_the_readme_finds_something(llm_user_path):
                 urlopen(f"{proxy.url}/v1/chat/completions", data).read()
             except HTTPError as error:
                 error.close()
-        assert bench_command.main(["--models", "m"], "llmproxy") == 0
+        assert bench.main(["--models", "m"], "llmproxy") == 0
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         for query in queries:
             assert db.execute(query).fetchall(), query

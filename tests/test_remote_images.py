@@ -16,8 +16,8 @@ from llm.parts import AttachmentPart, Message, TextPart, ToolResultPart
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMGroq
 
-from llmproxy import bench_command, log_command, moving_commands, report_command
 from llmproxy.backends.engine.prompt import prepare
+from llmproxy.cli import bench, export_import, log, report
 from llmproxy.core import chat
 from llmproxy.core.errors import Unsupported
 from llmproxy.core.url_policy import check, why_not_public
@@ -381,21 +381,21 @@ def test_a_url_is_opened_nowhere_in_its_life(tmp_path, llm_user_path, capsys):
                 assert sent == [{"type": "image_url", "image_url": {"url": URL}}] * 2
                 ids = [exchange.id for exchange in proxy.reports]
             server = ["--base-url", provider.url, "--models", "openai", "--warmup", "0"]
-            assert bench_command.main(server, "x") == 0
+            assert bench.main(server, "x") == 0
             assert provider.bodies[2]["messages"][0]["content"][1]["image_url"]["url"] == URL
             with running(model):
-                assert bench_command.main(["--models", "openai", "--warmup", "0"], "x") == 0
+                assert bench.main(["--models", "openai", "--warmup", "0"], "x") == 0
             assert len(provider.bodies) == 6
         lines = tmp_path / "out.jsonl"
         for words in ([str(lines)], ["--format", "llama-stack", str(tmp_path / "folder")]):
-            assert moving_commands.export_main(words, "x") == 0
-        assert moving_commands.import_main([str(lines), "--database", str(other)], "x") == 0
+            assert export_import.export_main(words, "x") == 0
+        assert export_import.import_main([str(lines), "--database", str(other)], "x") == 0
         assert URL in lines.read_text()
         with running(database=other, replay="replay", replay_speed=0) as proxy:
             assert "a cat" in ask(proxy, "/v1/chat/completions", first)
-        assert log_command.main([ids[0]], "x") == 0
-        assert log_command.main(["--verify"], "x") == 0
-        assert report_command.main(["last", "--html", str(tmp_path / "page.html")], "x") == 0
+        assert log.main([ids[0]], "x") == 0
+        assert log.main(["--verify"], "x") == 0
+        assert report.main(["last", "--html", str(tmp_path / "page.html")], "x") == 0
     assert database.exists()
     assert HOST not in str(opened)
     assert any("127.0.0.1" in one for one in opened)

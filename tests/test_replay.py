@@ -12,7 +12,7 @@ import pytest
 from llm.parts import StreamEvent, ToolResultPart
 
 import llmproxy
-from llmproxy.assemble import Proxy, Settings, SettingsError
+from llmproxy.proxy import Proxy, Settings, SettingsError
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
 from tests.models import AsyncScript, usage

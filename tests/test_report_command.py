@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from llmproxy import report_command
+from llmproxy.cli import report as report_command
 from tests.models import AsyncScript, registered, usage
 from tests.proxies import running
 from tests.test_bench_command import bench, no_plugins, one_word, talk

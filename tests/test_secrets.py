@@ -13,8 +13,8 @@ from urllib.request import Request, urlopen
 import pytest
 from llm.default_plugins.openai_models import AsyncChat
 
-from llmproxy import cli
 from llmproxy.backends.engine import known_keys
+from llmproxy.cli import main
 from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
 from tests.proxies import running
@@ -234,7 +234,7 @@ def test_the_key_may_change_while_an_answer_comes(llm_user_path):
 def test_a_logged_traceback_has_no_key(llm_user_path, monkeypatch):
     (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
     monkeypatch.setenv("ANY_API_KEY", OF_ENVIRONMENT)
-    formatter = cli._Formatter("llmproxy", known_keys([OWN]))
+    formatter = main._Formatter("llmproxy", known_keys([OWN]))
     try:
         try:
             raise KeyError(f"{STORED} {SHAPED}")
@@ -250,7 +250,7 @@ def test_a_logged_traceback_has_no_key(llm_user_path, monkeypatch):
 
 def test_the_command_logs_by_that_formatter(llm_user_path):
     probe = (
-        "import logging; from llmproxy import cli; cli.main(['log']);"
+        "import logging; from llmproxy import cli; main.main(['log']);"
         f"logging.getLogger('any').warning('no {STORED}')"
     )
     (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))

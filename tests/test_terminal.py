@@ -13,9 +13,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
+from llmproxy.cli.exchange_text import entry_line, exchange_page, printable
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
-from llmproxy.terminal import entry_line, exchange_page, printable
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

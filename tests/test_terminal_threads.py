@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+from llmproxy.cli.thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 from llmproxy.conversations.prompt_cache import Break, Prefix, ToolsChange
 from llmproxy.conversations.threads import Thread
 from llmproxy.conversations.tree import Place
@@ -10,7 +11,6 @@ from llmproxy.core.chat import Usage
 from llmproxy.core.fingerprints import Difference
 from llmproxy.recorder.exchange import Entry
 from llmproxy.recorder.verify import Broken, Verified
-from llmproxy.terminal_threads import prefix_lines, thread_line, tree_lines, verified_lines
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 EVIL = "\x1b[2Jevil\r\n"

@@ -7,8 +7,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .command import run
-from .filters import (
+from ..recorder.reader import History
+from ..recorder.store import StoreError
+from ..transfer.export import (
+    Exported,
+    Unreadable,
+    export_lines,
+    export_recordings,
+    export_to,
+    import_files,
+)
+from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
@@ -17,16 +26,7 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.reader import History
-from .recorder.store import StoreError
-from .transfer.export import (
-    Exported,
-    Unreadable,
-    export_lines,
-    export_recordings,
-    export_to,
-    import_files,
-)
+from .run import run
 
 __all__ = ["export_main", "import_main"]
 

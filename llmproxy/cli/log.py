@@ -12,10 +12,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .command import run
-from .conversations.prompt_cache import prefixes
-from .conversations.threads import thread_of, threads, tree
-from .filters import (
+from ..conversations.prompt_cache import prefixes
+from ..conversations.threads import thread_of, threads, tree
+from ..recorder.exchange import Entry, entry_to_json, to_json
+from ..recorder.prune import prune
+from ..recorder.reader import Filter, History
+from ..recorder.store import StoreError
+from ..recorder.verify import verify
+from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
@@ -24,13 +28,9 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.exchange import Entry, entry_to_json, to_json
-from .recorder.prune import prune
-from .recorder.reader import Filter, History
-from .recorder.store import StoreError
-from .recorder.verify import verify
-from .terminal import entry_line, exchange_page
-from .terminal_threads import prefix_lines, thread_line, tree_lines, verified_lines
+from .exchange_text import entry_line, exchange_page
+from .run import run
+from .thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 
 __all__ = ["main"]
 

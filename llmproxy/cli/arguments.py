@@ -11,10 +11,10 @@ from typing import get_args
 
 import llm
 
-from .bench.runs import find_run
-from .dialects import DIALECTS
-from .recorder.exchange import Status
-from .recorder.reader import Filter, History
+from ..bench.runs import find_run
+from ..dialects import DIALECTS
+from ..recorder.exchange import Status
+from ..recorder.reader import Filter, History
 
 __all__ = [
     "TIME_HELP",

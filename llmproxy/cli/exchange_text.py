@@ -19,9 +19,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from .core import chat, payload
-from .recorder.exchange import Entry, Exchange
-from .recorder.timeline import TimedEvent
+from ..core import chat, payload
+from ..recorder.exchange import Entry, Exchange
+from ..recorder.timeline import TimedEvent
 
 __all__ = ["entry_line", "exchange_page", "painted", "printable", "tokens_in_and_out"]
 

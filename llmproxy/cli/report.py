@@ -9,19 +9,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from . import __version__
-from .bench.runs import find_run
-from .command import run
-from .core.errors import InvalidRequest
-from .filters import TIME_HELP, add_database, add_filters, database_of, filter_of
-from .recorder.reader import Filter, History
-from .recorder.store import StoreError
-from .report.data import Study
-from .report.figures import figures
-from .report.html.page import page
-from .report.load import study_of_log, study_of_run
-from .report.prices import Price, load_prices
-from .report.text import report_csv, report_json, table
+from .. import __version__
+from ..bench.runs import find_run
+from ..core.errors import InvalidRequest
+from ..recorder.reader import Filter, History
+from ..recorder.store import StoreError
+from ..report.data import Study
+from ..report.figures import figures
+from ..report.html.page import page
+from ..report.load import study_of_log, study_of_run
+from ..report.prices import Price, load_prices
+from ..report.text import report_csv, report_json, table
+from .arguments import TIME_HELP, add_database, add_filters, database_of, filter_of
+from .run import run
 
 __all__ = ["add_prices", "main", "prices_of", "print_table"]
 

@@ -19,16 +19,16 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .app.access import is_loopback
-from .assemble import Proxy, Settings, SettingsError, keys_of_environment
-from .backends.engine import known_keys
-from .core import limits
-from .core.known_keys import KnownKeys
-from .filters import add_parallel
-from .recorder.exchange import Exchange
-from .recorder.store import logs_on
-from .terminal import entry_line, printable
+from .. import __version__
+from ..app.access import is_loopback
+from ..backends.engine import known_keys
+from ..core import limits
+from ..core.known_keys import KnownKeys
+from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
+from ..recorder.exchange import Exchange
+from ..recorder.store import logs_on
+from .arguments import add_parallel
+from .exchange_text import entry_line, printable
 
 __all__ = ["main"]
 
@@ -47,29 +47,29 @@ def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     keys = known_keys()
     _log_to_stderr(program, keys)
     if words[:1] == ["log"]:
-        from . import log_command  # the server does not need it
+        from . import log  # the server does not need it
 
-        return log_command.main(words[1:], program)
+        return log.main(words[1:], program)
     if words[:1] == ["convert"]:
-        from . import convert_command
+        from . import convert
 
-        return convert_command.main(words[1:], program)
+        return convert.main(words[1:], program)
     if words[:1] == ["export"]:
-        from . import moving_commands
+        from . import export_import
 
-        return moving_commands.export_main(words[1:], program)
+        return export_import.export_main(words[1:], program)
     if words[:1] == ["import"]:
-        from . import moving_commands
+        from . import export_import
 
-        return moving_commands.import_main(words[1:], program)
+        return export_import.import_main(words[1:], program)
     if words[:1] == ["bench"]:
-        from . import bench_command
+        from . import bench
 
-        return bench_command.main(words[1:], program)
+        return bench.main(words[1:], program)
     if words[:1] == ["report"]:
-        from . import report_command
+        from . import report
 
-        return report_command.main(words[1:], program)
+        return report.main(words[1:], program)
     arguments = _parser(program).parse_args(words)
     if arguments.help_limits:
         print("\n".join(limits.describe()))

@@ -17,16 +17,20 @@ from urllib.parse import urlsplit
 
 import llm
 
-from .assemble import SettingsError, all_models, log_writer, new_id
-from .backends.engine import Engine
-from .backends.log_source import exchange_request
-from .bench.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
-from .bench.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
-from .command import run
-from .core import chat, token_estimate
-from .core.errors import InvalidRequest, NotFound, ProxyError
-from .dialects import DIALECTS
-from .filters import (
+from ..backends.engine import Engine
+from ..backends.log_source import exchange_request
+from ..bench.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
+from ..bench.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
+from ..core import chat, token_estimate
+from ..core.errors import InvalidRequest, NotFound, ProxyError
+from ..dialects import DIALECTS
+from ..proxy import SettingsError, all_models, log_writer, new_id
+from ..recorder.exchange import Entry, Exchange
+from ..recorder.reader import Filter, History
+from ..recorder.store import StoreError, Unusable, logs_on
+from ..report.load import study_of_run
+from ..report.prices import Price, cost
+from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
@@ -35,13 +39,9 @@ from .filters import (
     database_of,
     filter_of,
 )
-from .recorder.exchange import Entry, Exchange
-from .recorder.reader import Filter, History
-from .recorder.store import StoreError, Unusable, logs_on
-from .report.load import study_of_run
-from .report.prices import Price, cost
-from .report_command import add_prices, prices_of, print_table
-from .terminal import entry_line, printable
+from .exchange_text import entry_line, printable
+from .report import add_prices, prices_of, print_table
+from .run import run
 
 __all__ = ["main"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from .core.errors import ProxyError
+from ..core.errors import ProxyError
 
 __all__ = ["run"]
 

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
-from . import convert
-from .command import run
-from .core import payload
-from .dialects import DIALECTS
+from .. import convert
+from ..core import payload
+from ..dialects import DIALECTS
+from .run import run
 
 __all__ = ["main"]
 
