@@ -11,6 +11,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import convert as convert
     from .background import running as running
@@ -20,8 +22,6 @@ if TYPE_CHECKING:
     from .proxy import SettingsError as SettingsError
 
 __all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert", "running"]
-
-__version__ = "0.1.0"
 
 _ROOMS = {
     "Limits": "core.limits",

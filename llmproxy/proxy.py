@@ -23,10 +23,10 @@ from .app.app import App, render_error
 from .app.dashboard import LivePage
 from .backends.engine import Catalogue, Engine, in_daemon_thread, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
-from .backends.log_source import Folder, Log
+from .backends.log_source import Log
 from .backends.replay import Replay, Source
 from .conversations.matching import Memory
-from .core import chat
+from .core import backend
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.url_policy import RemoteImages
@@ -36,6 +36,7 @@ from .recorder.reader import History
 from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
+from .transfer.llama_stack.folder import Folder
 from .transport.server import Answered, Server
 
 __all__ = [
@@ -203,7 +204,7 @@ class Proxy:
             self.app, render_error=render_error, limits=settings.limits, tell=tell
         )
 
-    def _engine(self, database: Path) -> chat.Answering:
+    def _engine(self, database: Path) -> backend.Answering:
         """Models, or recordings in their place.
 
         Raises:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy.backends.engine.demo import Demo
-from llmproxy.core import chat, payload
+from llmproxy.core import attachments, chat, payload
 from llmproxy.core.errors import InvalidRequest, Unsupported
 from tests.strategies import (
     PNG_MAGIC,
@@ -211,8 +211,8 @@ URLS = {
 def test_a_remote_attachment_has_a_type_and_is_never_fetched(url, type_, monkeypatch):
     """d6.20: without a type llm would ask the address for one."""
     monkeypatch.setattr(socket.socket, "connect", None)
-    attachment = chat.attachment_from_url(url)
-    assert attachment == chat.RemoteAttachment(type=type_, url=url)
+    attachment = attachments.attachment_from_url(url)
+    assert attachment == attachments.RemoteAttachment(type=type_, url=url)
     assert attachment.resolve_type() == type_
     for fetch in (attachment.content_bytes, attachment.base64_content):
         with pytest.raises(Unsupported) as caught:
@@ -247,7 +247,7 @@ DATA = {
 
 @pytest.mark.parametrize("url, type_, content", DATA.values(), ids=DATA)
 def test_a_data_url_is_read_and_its_bytes_are_believed(url, type_, content):
-    assert chat.attachment_from_url(url) == llm.Attachment(type=type_, content=content)
+    assert attachments.attachment_from_url(url) == llm.Attachment(type=type_, content=content)
 
 
 BAD_URLS = {
@@ -269,7 +269,7 @@ BAD_URLS = {
 @pytest.mark.parametrize("url, message", BAD_URLS.values(), ids=BAD_URLS)
 def test_a_url_that_is_refused(url, message):
     with pytest.raises(InvalidRequest) as caught:
-        chat.attachment_from_url(url, param="messages[0].content[1].image_url.url")
+        attachments.attachment_from_url(url, param="messages[0].content[1].image_url.url")
     assert (caught.value.message, caught.value.param) == (
         message,
         "messages[0].content[1].image_url.url",

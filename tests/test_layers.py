@@ -27,7 +27,8 @@ bench transfer
 report
 app
 proxy
-cli asgi plugin __main__ __init__
+cli asgi
+plugin __main__ __init__
 """.split("\n")[1:-1]
 RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split()}
 

@@ -18,7 +18,7 @@ from llm_groq import LLMGroq
 
 from llmproxy.backends.engine.prompt import prepare
 from llmproxy.cli import bench, export_import, log, report
-from llmproxy.core import chat
+from llmproxy.core import attachments, chat
 from llmproxy.core.errors import Unsupported
 from llmproxy.core.url_policy import check, why_not_public
 from tests.models import AsyncScript
@@ -142,7 +142,7 @@ def test_a_public_place(url):
 
 
 def remote(url: str) -> llm.Attachment:
-    return chat.RemoteAttachment(type="image/png", url=url)
+    return attachments.RemoteAttachment(type="image/png", url=url)
 
 
 def test_the_field_is_named_also_in_a_tools_result():
@@ -192,7 +192,7 @@ def groq_that_sees():
     ids=lambda value: getattr(value, "model_id", None),
 )
 def test_who_is_given_urls(model, url, sends):
-    attachment = chat.attachment_from_url(url)
+    attachment = attachments.attachment_from_url(url)
     message = Message("user", [TextPart("what?"), AttachmentPart(attachment)])
     request = chat.ChatRequest("m", [message], attachment_paths=("here",))
     if sends:

@@ -13,8 +13,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.cli.exchange_text import entry_line, exchange_page, printable
-from llmproxy.core import chat
+from llmproxy.cli.exchange_text import entry_line, exchange_page
+from llmproxy.core import attachments, chat
+from llmproxy.core.text import printable
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -149,7 +150,7 @@ def test_bar_is_highest_where_most_text_came():
 
 
 def test_page_shows_calls_results_and_attachments():
-    image = chat.attachment_from_base64("iVBORw0KGgo=")
+    image = attachments.attachment_from_base64("iVBORw0KGgo=")
     messages = [
         Message("user", [AttachmentPart(image)]),
         Message("assistant", [ToolCallPart("look", {"at": 1}, "c1")]),

@@ -8,7 +8,7 @@ from llmproxy.conversations.prompt_cache import Break, Prefix, ToolsChange
 from llmproxy.conversations.threads import Thread
 from llmproxy.conversations.tree import Place
 from llmproxy.core.chat import Usage
-from llmproxy.core.fingerprints import Difference
+from llmproxy.core.message_diff import Difference
 from llmproxy.recorder.exchange import Entry
 from llmproxy.recorder.verify import Broken, Verified
 

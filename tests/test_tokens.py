@@ -6,7 +6,7 @@ import llm
 import pytest
 from llm.parts import AttachmentPart, Message, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.core import chat, token_estimate
+from llmproxy.core import attachments, chat, token_estimate
 
 
 def request(*parts, role="user", **fields):
@@ -32,7 +32,7 @@ def test_text_is_estimated_within_reason(text, low, high):
 
 def test_everything_of_a_request_counts():
     bare = token_estimate.estimate(request(TextPart("hi")))
-    image = chat.attachment_from_base64("iVBORw0KGgo=")
+    image = attachments.attachment_from_base64("iVBORw0KGgo=")
     assert token_estimate.estimate(request(TextPart("hi"), AttachmentPart(image))) == bare + 1500
     tool = llm.Tool("weather", "Look out of the window", {"type": "object"})
     assert token_estimate.estimate(request(TextPart("hi"), tools=(tool,))) > bare + 12

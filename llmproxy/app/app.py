@@ -28,7 +28,7 @@ from typing import Any, Literal, cast
 
 from ..backends.engine import in_daemon_thread
 from ..conversations.matching import Memory, Recollection
-from ..core import chat, payload, token_estimate
+from ..core import backend, chat, payload, token_estimate
 from ..core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
@@ -70,7 +70,7 @@ class App:
 
     def __init__(
         self,
-        engine: chat.Answering,
+        engine: backend.Answering,
         writer: Writer | None,
         memory: Memory | None,
         *,
@@ -99,7 +99,9 @@ class App:
         self._counts_tokens: dict[str, bool] = {}  # by model id: did its last run count any?
         self._metrics = Metrics()
         self._pages = Pages(page, self._metrics, self._state)
-        self._handlers: Mapping[chat.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]]
+        self._handlers: Mapping[
+            backend.Kind, Callable[[Dialect, Request, str], Awaitable[Response]]
+        ]
         self._handlers = {
             "chat": self._chat,
             "models": self._models,
@@ -182,7 +184,7 @@ class App:
             raise
 
     async def _begin(
-        self, exchange: _Exchange, answer: chat.RunningAnswer, begun: Future[None] | None
+        self, exchange: _Exchange, answer: backend.RunningAnswer, begun: Future[None] | None
     ) -> None:
         """Begin an answer when its model's turn has come, and a place among all that run.
 
@@ -272,7 +274,7 @@ class App:
         dialect: Dialect,
         exchange: _Exchange,
         renderer: Renderer,
-        batch: list[chat.Stamped] | None,
+        batch: list[backend.Stamped] | None,
     ) -> AsyncGenerator[bytes, None]:
         """Give the bytes of a stream: what is ready together at once, the end after its commit."""
         frames = renderer.start()
@@ -372,8 +374,8 @@ class _Exchange:
         self.recollection = Recollection([])
         self.body: Any = http_request.body.decode("utf-8", "replace")
         self.request: chat.ChatRequest | None = None
-        self.answer: chat.RunningAnswer | None = None
-        self.stamped: list[chat.Stamped] = []
+        self.answer: backend.RunningAnswer | None = None
+        self.stamped: list[backend.Stamped] = []
         self.http_status: int | None = None
         self.has_entered = False
         self.beginning: asyncio.Task[None] | None = None
@@ -428,7 +430,7 @@ class _Exchange:
         if self.beginning is not None and not self.beginning.cancelled():
             self.beginning.exception()  # looked at: the client is told, or has gone
 
-    async def read(self, silence_s: float | None = None) -> list[chat.Stamped] | None:
+    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
         """Read from the model, keeping what comes; wait for its turn before.
 
         Raises:
@@ -457,7 +459,7 @@ class _Exchange:
             raise UpstreamTimeout("the answer did not end in time (limit answer_s)")
         return batch
 
-    def _keep_within(self, batch: Iterable[chat.Stamped]) -> None:
+    def _keep_within(self, batch: Iterable[backend.Stamped]) -> None:
         """Hold a model that never stops to its room, however fast its client reads."""
         for stamped in batch:
             self._room_bytes -= EVENT_BYTES
@@ -622,7 +624,7 @@ def _bare(path: str) -> str:
 _ROUTES = [(dialect, route) for dialect in DIALECTS for route in dialect.ROUTES]
 
 
-def _route(request: Request) -> tuple[Dialect, chat.Kind, str]:
+def _route(request: Request) -> tuple[Dialect, backend.Kind, str]:
     """Find the dialect, what is asked of it, and the rest of the path where that is open.
 
     Raises:
@@ -646,7 +648,7 @@ def _route(request: Request) -> tuple[Dialect, chat.Kind, str]:
     raise NotFound(f"there is nothing at {request.path[:200]}; there is {there}")
 
 
-def _routes_for(request: Request) -> list[tuple[Dialect, chat.Route]]:
+def _routes_for(request: Request) -> list[tuple[Dialect, backend.Route]]:
     """All routes, those of the dialect whose client this is first: some are shared."""
     return sorted(_ROUTES, key=lambda place: not _is_client_of(place[0], request))
 

@@ -6,12 +6,12 @@ import threading
 import time
 from pathlib import Path
 
-from .. import __version__
 from ..recorder.reader import Filter, History
 from ..report.data import Study
 from ..report.figures import figures
 from ..report.html.page import page
 from ..report.load import LOG_TITLE, study_of_log
+from ..version import __version__
 
 __all__ = ["LivePage"]
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import __version__
 from ..backends.engine import in_daemon_thread
 from ..core import payload
 from ..core.errors import MethodNotAllowed, Unavailable
 from ..recorder.writer import Health
 from ..report.html.page import POLICY
 from ..transport.http11 import Request, Response
+from ..version import __version__
 from .metrics import METRICS_TYPE, Gauge, Metrics
 
 __all__ = ["PATHS", "Pages", "State", "not_allowed"]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from ..core import chat
-from ..core.errors import InvalidRequest, NotFound, ProxyError, UpstreamError, class_of_status
+from ..core.errors import NotFound, ProxyError, UpstreamError, class_of_status
 from ..core.fingerprints import replies, request_key
 from ..dialects import DIALECTS
 from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import History
-from ..transfer.llama_stack.read import Recording, parse_recording
 from .replay import Recorded
 
-__all__ = ["Folder", "Log", "exchange_request"]
+__all__ = ["Log", "exchange_request"]
 
 MAX_NEAR = 60  # recordings that a miss is held against, of each kind
 
@@ -145,70 +144,3 @@ def _failure(exchange: Exchange) -> ProxyError:
     status = exchange.http_status or 0
     words = exchange.error or "the recorded answer failed"
     return class_of_status(status)(words, status=status) if status >= 400 else UpstreamError(words)
-
-
-class Folder:
-    """Llama Stack's recordings in a folder and those below it, all read when it is opened.
-
-    A recording is known by the name of its file. Chats alone are played; other kinds are
-    passed over, and what can't be read is told to `warn`, a line each.
-
-    Raises:
-        OSError: there is no such folder.
-    """
-
-    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
-        self._recordings: dict[str, Recording] = {}
-        self._by_key: dict[str, list[str]] = {}
-        self._models: dict[str, None] = {}
-        for file in sorted(_files(path)):
-            try:
-                recording = parse_recording(file.read_bytes(), file.stem)
-            except (InvalidRequest, OSError) as exc:
-                place = f", {exc.param}" if isinstance(exc, InvalidRequest) and exc.param else ""
-                warn(f"{file}{place}: {exc}")
-                continue
-            self._models.update((name, None) for name in recording.models)
-            if recording.request is not None:
-                self._take(recording, recording.request)
-
-    def _take(self, recording: Recording, request: chat.ChatRequest) -> None:
-        self._recordings[recording.key] = recording
-        self._by_key.setdefault(request_key(request), []).append(recording.key)
-        if request.model is not None:
-            self._models[request.model] = None
-
-    def models(self) -> list[str]:
-        """The names that were asked for, and those of recorded lists of models."""
-        return list(self._models)
-
-    def find(self, request: chat.ChatRequest) -> list[str]:
-        """The names of the recordings of a request, in their order."""
-        return [
-            key
-            for key in self._by_key.get(request_key(request), [])
-            if self._request(key).model == request.model
-        ]
-
-    def load(self, id: str) -> Recorded:
-        """The answer of a recording, all of it at once: they have no times."""
-        recording = self._recordings[id]
-        events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
-        finishes = [event for event in recording.events if isinstance(event, chat.Finish)]
-        model = self._request(id).model or ""
-        finish = finishes[0] if finishes else None
-        return Recorded(id, model, events, finish, recording.error, 0.0)
-
-    def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
-        """All of them."""
-        return [(key, self._request(key)) for key in self._recordings]
-
-    def _request(self, key: str) -> chat.ChatRequest:
-        request = self._recordings[key].request
-        assert request is not None, "others are not taken"
-        return request
-
-
-def _files(path: Path) -> Iterator[Path]:
-    next(path.iterdir(), None)  # raises where there is no folder
-    return path.rglob("*.json")

@@ -21,15 +21,10 @@ from typing import Any, Protocol
 import llm
 from llm.parts import Message, ReasoningPart
 
-from ..core import chat
+from ..core import backend, chat
 from ..core.errors import ModelNotFound, NotFound, ProxyError
-from ..core.fingerprints import (
-    answering_options,
-    attached,
-    first_difference,
-    say_the_same,
-    visible_text,
-)
+from ..core.fingerprints import answering_options, attached, say_the_same, visible_text
+from ..core.message_diff import first_difference
 from ..recorder.timeline import TimedEvent
 
 __all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
@@ -78,7 +73,7 @@ class Replay:
     """
 
     def __init__(
-        self, source: Source, *, speed: float = 1.0, live: chat.Answering | None = None
+        self, source: Source, *, speed: float = 1.0, live: backend.Answering | None = None
     ) -> None:
         self._source = source
         self._speed = speed
@@ -86,15 +81,15 @@ class Replay:
         self._served: Counter[str] = Counter()
 
     @property
-    def catalogue(self) -> chat.Models:
+    def catalogue(self) -> backend.Models:
         """The live models where there are any, else the recorded ones."""
         return self if self._live is None else self._live.catalogue
 
-    def models(self) -> list[chat.ModelEntry]:
+    def models(self) -> list[backend.ModelEntry]:
         """List the recorded models."""
         return [_shown(name) for name in self._source.models()]
 
-    async def model(self, name: str) -> chat.ModelEntry:
+    async def model(self, name: str) -> backend.ModelEntry:
         """Show a recorded model.
 
         Raises:
@@ -105,8 +100,8 @@ class Replay:
         return _shown(name)
 
     async def answer(
-        self, request: chat.ChatRequest, recollect: chat.Recollect | None = None
-    ) -> chat.RunningAnswer:
+        self, request: chat.ChatRequest, recollect: backend.Recollect | None = None
+    ) -> backend.RunningAnswer:
         """Begin to play the recording whose turn it is.
 
         Raises:
@@ -124,12 +119,12 @@ class Replay:
         raise await asyncio.to_thread(_miss, request, self._source)
 
 
-def _shown(name: str) -> chat.ModelEntry:
-    return chat.ModelEntry(name, "recorded", 0)
+def _shown(name: str) -> backend.ModelEntry:
+    return backend.ModelEntry(name, "recorded", 0)
 
 
 class Replayed:
-    """A recorded answer as it is played: chat.RunningAnswer, of an answer that has been given."""
+    """A recorded answer as it is played: backend.Run, of one that was recorded."""
 
     def __init__(self, recorded: Recorded, speed: float, ignored: tuple[str, ...] = ()) -> None:
         self.replay_of: str | None = recorded.id
@@ -158,8 +153,8 @@ class Replayed:
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
 
-    async def read(self, silence_s: float | None = None) -> list[chat.Stamped] | None:
-        """Give the events that are due by now, at least one; see chat.RunningAnswer."""
+    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
+        """Give the events that are due by now, at least one; see backend.RunningAnswer."""
         if not self._left and self._error is None:
             return []
         due_at = self._due(self._left[-1][0] if self._left else self._ended_ms)
@@ -173,7 +168,7 @@ class Replayed:
         now = time.monotonic()
         events = []
         while self._left and self._due(self._left[-1][0]) <= now:
-            events.append(chat.Stamped(now, self._left.pop()[1]))
+            events.append(backend.Stamped(now, self._left.pop()[1]))
         return events
 
     async def stop(self) -> None:

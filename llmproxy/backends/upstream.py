@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from ..core import chat, payload, url_policy
+from ..core import backend, chat, payload, url_policy
 from ..core.errors import InvalidRequest, ProtocolError, ProxyError, UpstreamError, UpstreamTimeout
 from ..core.known_keys import KnownKeys
 from ..core.limits import Limits
@@ -44,14 +44,14 @@ class RemoteAnswer:
         self._answer = answer
         self._parser = dialect.StreamParser()
         self._decoder = framing.SSEDecoder(limits.body)
-        self._events: Iterator[chat.Stamped] = iter(())
+        self._events: Iterator[backend.Stamped] = iter(())
         self._is_finished = False
         self._at = answer.times.first_byte
 
     def __aiter__(self) -> RemoteAnswer:
         return self
 
-    async def __anext__(self) -> chat.Stamped:
+    async def __anext__(self) -> backend.Stamped:
         """Give the next event with the time at which its last byte came.
 
         Raises:
@@ -66,14 +66,14 @@ class RemoteAnswer:
                 raise StopAsyncIteration
             self._events = await self._next_events()
 
-    async def _next_events(self) -> Iterator[chat.Stamped]:
+    async def _next_events(self) -> Iterator[backend.Stamped]:
         async for at, data in self._answer:
             self._at = at
             return self._read(data)
         self._is_finished = True
-        return iter([chat.Stamped(self._at, event) for event in self._parser.end()])
+        return iter([backend.Stamped(self._at, event) for event in self._parser.end()])
 
-    def _read(self, data: bytes) -> Iterator[chat.Stamped]:
+    def _read(self, data: bytes) -> Iterator[backend.Stamped]:
         """Give events one by one, so that those before a broken frame are had."""
         try:
             frames = self._decoder.feed(data)
@@ -81,7 +81,7 @@ class RemoteAnswer:
             raise UpstreamError(f"the upstream's stream: {exc.message}") from exc
         for frame in frames:
             for event in self._parser.feed(frame):
-                yield chat.Stamped(self._at, event)
+                yield backend.Stamped(self._at, event)
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import llm
 
 from ..backends.upstream import asking
-from ..core import chat
+from ..core import backend, chat
 from ..core.errors import ProxyError, UpstreamTimeout
 from ..dialects import DIALECTS, Dialect
 from ..recorder.exchange import Exchange, Status, Turn, begun
@@ -105,9 +105,9 @@ class Attempt:
     began_at: by time.monotonic(), when sending it began, or the model was asked;
     setup_ms: what connecting took before that, None where it can't be told.
     queue_ms: how long it waited after that for the model's turn, None where it did not.
-    is_first_run: as chat.RunningAnswer has it.
+    is_first_run: as backend.RunningAnswer has it.
     begins: called when it is its turn, from when on its time is limited.
-    model_id, options, tools, ignored: as chat.RunningAnswer has them.
+    model_id, options, tools, ignored: as backend.RunningAnswer has them.
     """
 
     begins: Callable[[], None]
@@ -119,17 +119,19 @@ class Attempt:
     options: Mapping[str, Any] = field(default_factory=dict)
     tools: tuple[llm.Tool, ...] = ()
     ignored: tuple[str, ...] = ()
-    stamped: list[chat.Stamped] = field(default_factory=list)
+    stamped: list[backend.Stamped] = field(default_factory=list)
 
 
-Ask = Callable[[chat.ChatRequest, chat.Recollect, Attempt], Awaitable[None]]
+Ask = Callable[[chat.ChatRequest, backend.Recollect, Attempt], Awaitable[None]]
 """Asks, and fills the attempt; raises ProxyError where the answer fails."""
 
 
-def ask_models(answering: chat.Answering) -> Ask:
+def ask_models(answering: backend.Answering) -> Ask:
     """Ask llm's models. Their plugins connect by themselves, within the time to first event."""
 
-    async def ask(request: chat.ChatRequest, recollect: chat.Recollect, attempt: Attempt) -> None:
+    async def ask(
+        request: chat.ChatRequest, recollect: backend.Recollect, attempt: Attempt
+    ) -> None:
         answer = await answering.answer(request, recollect)
         attempt.model_id = answer.model_id
         attempt.options = answer.options
@@ -158,7 +160,9 @@ def ask_server(
 ) -> Ask:
     """Ask a server by our own client, whose connecting is no part of an answer's time."""
 
-    async def ask(request: chat.ChatRequest, recollect: chat.Recollect, attempt: Attempt) -> None:
+    async def ask(
+        request: chat.ChatRequest, recollect: backend.Recollect, attempt: Attempt
+    ) -> None:
         attempt.begins()
         async with asking(dialect, base_url, request, key=key, tls=tls) as answer:
             attempt.began_at = answer.times.connected
@@ -318,7 +322,7 @@ def _request(asked: chat.ChatRequest, model: str, max_tokens: int | None) -> cha
     return replace(asked, model=model, options=options, stream=True, wire={})
 
 
-def _recollect(recorded: Exchange, request: chat.ChatRequest) -> chat.Recollect:
+def _recollect(recorded: Exchange, request: chat.ChatRequest) -> backend.Recollect:
     """Give the model that was recorded what it was given then: its own reasoning among it."""
 
     async def recollect(model_id: str) -> chat.ChatRequest:

@@ -23,6 +23,7 @@ from ..bench.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_o
 from ..bench.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
 from ..core import chat, token_estimate
 from ..core.errors import InvalidRequest, NotFound, ProxyError
+from ..core.text import printable
 from ..dialects import DIALECTS
 from ..proxy import SettingsError, all_models, log_writer, new_id
 from ..recorder.exchange import Entry, Exchange
@@ -39,7 +40,7 @@ from .arguments import (
     database_of,
     filter_of,
 )
-from .exchange_text import entry_line, printable
+from .exchange_text import entry_line
 from .report import add_prices, prices_of, print_table
 from .run import run
 

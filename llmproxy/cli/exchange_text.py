@@ -7,7 +7,6 @@ A client's and a model's words never drive the terminal.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
 
 from llm.parts import (
     AttachmentPart,
@@ -20,14 +19,13 @@ from llm.parts import (
 )
 
 from ..core import chat, payload
+from ..core.text import Colour, painted, printable
 from ..recorder.exchange import Entry, Exchange
 from ..recorder.timeline import TimedEvent
 
-__all__ = ["entry_line", "exchange_page", "painted", "printable", "tokens_in_and_out"]
+__all__ = ["entry_line", "exchange_page", "tokens_in_and_out"]
 
-Colour = Literal["red", "green", "yellow", "blue", "dim", "bold"]
 
-_CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "dim": 2, "bold": 1}
 _STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
     "error": "red",
@@ -37,19 +35,6 @@ _STATUS_COLOURS: dict[str, Colour] = {
 }
 _BARS = " ▁▂▃▄▅▆▇█"
 TIMELINE_COLUMNS = 60
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """Escape what does not print; with `lines`, new lines and tabs stay."""
-    if text.isprintable():
-        return text
-    kept = "\n\t" if lines else ""
-    return "".join(c if c.isprintable() or c in kept else repr(c)[1:-1] for c in text)
-
-
-def painted(text: str, colour: Colour, colours: bool) -> str:
-    """Give a text its colour, where there are colours."""
-    return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if colours else text
 
 
 def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:

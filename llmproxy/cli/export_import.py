@@ -9,14 +9,8 @@ from pathlib import Path
 
 from ..recorder.reader import History
 from ..recorder.store import StoreError
-from ..transfer.export import (
-    Exported,
-    Unreadable,
-    export_lines,
-    export_recordings,
-    export_to,
-    import_files,
-)
+from ..transfer.export import Exported, Unreadable, export_lines, export_recordings, export_to
+from ..transfer.import_ import import_files
 from .arguments import (
     TIME_HELP,
     add_database,

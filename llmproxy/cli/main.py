@@ -19,16 +19,17 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..app.access import is_loopback
 from ..backends.engine import known_keys
 from ..core import limits
 from ..core.known_keys import KnownKeys
+from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
+from ..version import __version__
 from .arguments import add_parallel
-from .exchange_text import entry_line, printable
+from .exchange_text import entry_line
 
 __all__ = ["main"]
 

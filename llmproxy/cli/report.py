@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .. import __version__
 from ..bench.runs import find_run
 from ..core.errors import InvalidRequest
 from ..recorder.reader import Filter, History
@@ -20,6 +19,7 @@ from ..report.html.page import page
 from ..report.load import study_of_log, study_of_run
 from ..report.prices import Price, load_prices
 from ..report.text import report_csv, report_json, table
+from ..version import __version__
 from .arguments import TIME_HELP, add_database, add_filters, database_of, filter_of
 from .run import run
 

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Sequence
 from ..conversations.prompt_cache import Break, Prefix, ToolsChange
 from ..conversations.threads import Origin, Thread
 from ..conversations.tree import Label, Place
-from ..core.fingerprints import Difference
+from ..core.message_diff import Difference
+from ..core.text import painted, printable
 from ..recorder.verify import Broken, Verified
-from .exchange_text import entry_line, painted, printable, tokens_in_and_out
+from .exchange_text import entry_line, tokens_in_and_out
 
 __all__ = ["prefix_lines", "thread_line", "tree_lines", "verified_lines"]
 

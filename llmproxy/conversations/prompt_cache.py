@@ -18,7 +18,7 @@ import llm
 from llm.parts import Message, Part
 
 from ..core import chat, token_estimate
-from ..core.fingerprints import Difference, first_difference
+from ..core.message_diff import Difference, first_difference
 from ..recorder.exchange import Entry, Link
 from ..recorder.reader import Filter, History
 from ..recorder.store import ENTRY_COLUMNS, entry_of

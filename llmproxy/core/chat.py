@@ -11,13 +11,9 @@ its `tool_call_name` comes first; text holds no lone surrogates; `Finish` is las
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Literal, Protocol
-from urllib.parse import unquote_to_bytes, urlsplit
+from typing import Any, Literal
 
 import llm
 from llm.parts import (
@@ -31,55 +27,23 @@ from llm.parts import (
 )
 
 from . import payload
-from .errors import InvalidRequest, Unsupported
+from .errors import InvalidRequest
 
 __all__ = [
-    "Answering",
     "ChatRequest",
     "ChatResponse",
     "Event",
     "Finish",
     "FinishReason",
-    "Kind",
-    "ModelEntry",
-    "Models",
     "NamedTool",
-    "Recollect",
-    "RemoteAttachment",
-    "Route",
-    "RunningAnswer",
     "ServerTool",
-    "Stamped",
     "ToolChoice",
     "Usage",
-    "attachment_from_base64",
-    "attachment_from_url",
     "collect",
     "parse_arguments",
 ]
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
-
-Kind = Literal["chat", "models", "model", "count_tokens"]
-"""What a route is for; app has one function per kind and none per dialect."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """A place of a dialect's API. A path that ends in `/` takes the rest as its argument."""
-
-    method: str
-    path: str
-    kind: Kind
-
-
-@dataclass(frozen=True)
-class ModelEntry:
-    """A model as a list of models shows it; `created` in seconds since 1970."""
-
-    id: str
-    owned_by: str
-    created: int
 
 
 @dataclass(frozen=True)
@@ -168,99 +132,6 @@ class Finish:
 
 
 Event = StreamEvent | Finish
-
-
-@dataclass(frozen=True, slots=True)
-class Stamped:
-    """An event and when it came, by time.monotonic()."""
-
-    at: float
-    event: Event
-
-
-class RunningAnswer(Protocol):
-    """An answer that comes in, wherever from.
-
-    Wait for its turn, begin it, read it to its Finish; or stop it, at any time.
-
-    model_id: llm's id of what answers; options, tools: as the model was given them.
-    ignored: paths of what of the request it was not given.
-    started: UTC; started_at: the same moment by time.monotonic(); both set by `begin`.
-    replay_of: the id of what was recorded, where it is no model that answers.
-    is_first: the first run of a model in this process that loads itself then, as far as can
-        be told. runs_in_process: such a model, first run or not.
-    """
-
-    model_id: str
-    options: Mapping[str, Any]
-    tools: tuple[llm.Tool, ...]
-    ignored: tuple[str, ...]
-    started: datetime
-    started_at: float
-    replay_of: str | None
-    is_first: bool
-    runs_in_process: bool
-
-    async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait until its model may take one more request; at most `wait_s` seconds.
-
-        Say whether others were first.
-
-        Raises:
-            Unavailable: the model is busy for longer.
-        """
-
-    async def begin(self) -> None:
-        """Start, once its turn has come.
-
-        Raises:
-            Unavailable: there is no thread to run it in.
-        """
-
-    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
-        """Give the events that have come, at least one; [] when all were given.
-
-        None after `silence_s` seconds without an event.
-
-        Raises:
-            ProxyError: how it failed, after all events that came before it.
-        """
-
-    async def stop(self) -> None:
-        """End it, and drop what is not read."""
-
-
-Recollect = Callable[[str], Awaitable[ChatRequest]]
-"""Gives a request as it is for the model of this id: with what the log knows of it."""
-
-
-class Models(Protocol):
-    """The models that there are, by their names."""
-
-    def models(self) -> list[ModelEntry]: ...
-
-    async def model(self, name: str) -> ModelEntry:
-        """Show a model under one of its names.
-
-        Raises:
-            ModelNotFound: no model has it.
-        """
-
-
-class Answering(Protocol):
-    """What answers requests: models, or recordings in their place."""
-
-    @property
-    def catalogue(self) -> Models: ...
-
-    async def answer(
-        self, request: ChatRequest, recollect: Recollect | None = None
-    ) -> RunningAnswer:
-        """Begin to answer.
-
-        Raises:
-            ProxyError: nothing here answers that.
-        """
 
 
 @dataclass(frozen=True)
@@ -366,105 +237,3 @@ def parse_arguments(text: str) -> dict[str, Any]:
 def _hoist_redacted(parts: list[Part]) -> list[Part]:
     """Sort as llm does: plugins learn from the last chunk that there was reasoning."""
     return sorted(parts, key=lambda part: not (isinstance(part, ReasoningPart) and part.redacted))
-
-
-class RemoteAttachment(llm.Attachment):
-    """An attachment that stays where it is: a URL that our process never opens.
-
-    llm's own Attachment sends HEAD and GET by itself, to whatever address a client
-    wrote. Plugins that pass URLs on work with this one; those that would fetch the
-    content get the error instead.
-    """
-
-    def resolve_type(self) -> str:
-        return self.type or "image/*"
-
-    def content_bytes(self) -> bytes:
-        raise Unsupported("this model needs the content itself: send base64 data, not a URL")
-
-    def base64_content(self) -> str:
-        return str(self.content_bytes())
-
-
-def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment:
-    """Make an attachment of an http(s) or data: URL. Nothing is fetched.
-
-    A remote one has its type from the URL's ending, else `image/*`: without a type
-    llm's log would ask the address for it.
-
-    Raises:
-        InvalidRequest: another scheme, or a data: URL that does not decode or has no
-            data; at `param`.
-    """
-    scheme = url[:8].partition(":")[0].lower()
-    if scheme == "data":
-        head, comma, data = url[5:].partition(",")
-        media_type, *parameters = head.split(";")
-        if not comma:
-            raise InvalidRequest("expected data:<type>;base64,<data>", param=param)
-        if "base64" in [parameter.strip().lower() for parameter in parameters]:
-            return attachment_from_base64(data, media_type or None, param=param)
-        if not data:
-            raise InvalidRequest("expected data after the comma, got none", param=param)
-        media_type = (media_type or "text/plain").lower()
-        return llm.Attachment(type=media_type, content=unquote_to_bytes(data))
-    if scheme not in ("http", "https") or not _host(url):
-        raise InvalidRequest("expected an http(s) or data: URL", param=param)
-    ending = urlsplit(url).path.lower().rpartition(".")[2]
-    return RemoteAttachment(type=_ENDINGS.get(ending, "image/*"), url=url)
-
-
-# Not `mimetypes`: that reads the machine's own files, and a message must be stored
-# alike everywhere. A page or script (`photo.php`) where a client says image gives one.
-_ENDINGS: Mapping[str, str] = {
-    "png": "image/png",
-    "jpg": "image/jpeg",
-    "jpeg": "image/jpeg",
-    "gif": "image/gif",
-    "webp": "image/webp",
-    "pdf": "application/pdf",
-}
-
-
-def _host(url: str) -> str | None:
-    try:
-        return urlsplit(url).hostname
-    except ValueError:
-        return None
-
-
-def attachment_from_base64(
-    data: str, media_type: str | None = None, *, param: str | None = None
-) -> llm.Attachment:
-    """Make an attachment of base64 text, of the type that its bytes show, else `media_type`.
-
-    Clients label JPEG as PNG and write `image/jpg`; providers refuse both, so the
-    bytes are believed.
-
-    Raises:
-        InvalidRequest: text that is not base64, or empty; at `param`.
-    """
-    try:
-        content = base64.b64decode("".join(data.split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("expected base64 data", param=param) from None
-    if not content:
-        raise InvalidRequest("expected base64 data, got none", param=param)
-    declared = (media_type or "application/octet-stream").lower()
-    declared = "image/jpeg" if declared == "image/jpg" else declared
-    return llm.Attachment(type=_sniffed(content) or declared, content=content)
-
-
-_MAGIC = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"%PDF-", "application/pdf"),
-    (b"ID3", "audio/mpeg"),
-)
-
-
-def _sniffed(content: bytes) -> str | None:
-    if content[:4] == b"RIFF":
-        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(content[8:12])
-    return next((type_ for magic, type_ in _MAGIC if content.startswith(magic)), None)

@@ -22,13 +22,11 @@ from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, Too
 from . import chat
 
 __all__ = [
-    "Difference",
     "Reply",
     "Sameness",
     "Walk",
     "answering_options",
     "attached",
-    "first_difference",
     "is_same",
     "replies",
     "reply_of",
@@ -42,7 +40,6 @@ TELLING_CHARS = 64  # of any kind: enough without counting the letters
 # call_0, functions.read:1 (Kimi): counted anew in each conversation, and so in all of them.
 _COUNTED_ID = re.compile(r"(.*[\W_]|[a-z]*)\d{1,6}", re.DOTALL)
 MAX_RUN = 32  # messages that one reply may have become; each is read again with every later one
-EXCERPT_CHARS = 40  # shown on either side of the place where two messages differ
 
 
 Sameness = Literal["history", "question", "words", "calls", "text"]
@@ -289,60 +286,3 @@ def _canonical(value: Any) -> Any:
 
 
 # ---- where two requests differ
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The first place where a message is not what it was.
-
-    index: of the message; role: as it is now.
-    position: the first differing character of its text, None where there is no text to
-        compare: the message is new, or of another kind.
-    before, after: the text around that place, as it was and as it is.
-    """
-
-    index: int
-    role: str
-    position: int | None
-    before: str
-    after: str
-
-
-def first_difference(before: Sequence[Message], after: Sequence[Message]) -> Difference | None:
-    """Find the first message of `before` that `after` does not have in its place.
-
-    None where `after` begins with all of `before`, and so goes on from it.
-    """
-    for index, old in enumerate(before):
-        new = after[index] if index < len(after) else Message("nothing")
-        # As text, for 1 and 1.0 are equal in Python, and two to a provider's cache.
-        if json.dumps(old.to_dict(), sort_keys=True) != json.dumps(new.to_dict(), sort_keys=True):
-            return _difference(index, old, new)
-    return None
-
-
-def _difference(index: int, old: Message, new: Message) -> Difference:
-    was, now = _shown(old), _shown(new)
-    if old.role != new.role or was == now:
-        return Difference(index, new.role, None, was[:EXCERPT_CHARS], now[:EXCERPT_CHARS])
-    pairs = enumerate(zip(was, now, strict=False))
-    position = next((at for at, (a, b) in pairs if a != b), min(len(was), len(now)))
-    around = slice(max(0, position - EXCERPT_CHARS), position + EXCERPT_CHARS)
-    return Difference(index, new.role, position, was[around], now[around])
-
-
-def _shown(message: Message) -> str:
-    """A message's words, whatever they are part of."""
-    shown = []
-    for part in message.parts:
-        match part:
-            case ToolCallPart():
-                shown.append(f"{part.name}({json.dumps(part.arguments, ensure_ascii=False)})")
-            case ToolResultPart():
-                shown.append(part.output)
-            case AttachmentPart(attachment=attachment) if attachment is not None:
-                where = attachment.url or f"{len(attachment.content or b'')} bytes"
-                shown.append(f"[{attachment.type}, {where}]")
-            case _:
-                shown.append(getattr(part, "text", ""))
-    return "".join(shown)

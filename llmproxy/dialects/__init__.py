@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from ..core import chat
+from ..core import backend, chat
 from ..core.errors import ProxyError
 from ..transport import framing
 from . import anthropic_messages, openai_chat
@@ -39,7 +39,7 @@ class Dialect(Protocol):
     """What a dialect's module has; app and convert use nothing else of it."""
 
     NAME: str
-    ROUTES: tuple[chat.Route, ...]
+    ROUTES: tuple[backend.Route, ...]
     STREAM_TYPE: str
     REQUEST_ID_HEADER: str
     CUT_AFTER_ERROR: bool
@@ -65,8 +65,8 @@ class Dialect(Protocol):
         self, status: int, body: Any, headers: Mapping[str, str] | None = None
     ) -> ProxyError: ...
     def render_error(self, error: ProxyError) -> dict[str, Any]: ...
-    def render_models(self, models: Iterable[chat.ModelEntry]) -> dict[str, Any]: ...
-    def render_model(self, model: chat.ModelEntry) -> dict[str, Any]: ...
+    def render_models(self, models: Iterable[backend.ModelEntry]) -> dict[str, Any]: ...
+    def render_model(self, model: backend.ModelEntry) -> dict[str, Any]: ...
 
 
 class CountingDialect(Dialect, Protocol):

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
 
-from ..core import chat, token_estimate
+from ..core import attachments, chat, token_estimate
 from ..core.known_keys import KnownKeys
 from . import timeline
 from .redact import Redactor
@@ -323,7 +323,7 @@ def _with_remote_attachments(part: Part) -> Part:
 def _remote(attachment: llm.Attachment) -> llm.Attachment:
     if not attachment.url:
         return attachment
-    return chat.RemoteAttachment(type=attachment.type, url=attachment.url)
+    return attachments.RemoteAttachment(type=attachment.type, url=attachment.url)
 
 
 def entry_to_json(entry: Entry) -> dict[str, Any]:

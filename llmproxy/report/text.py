@@ -16,7 +16,7 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from ..cli.exchange_text import painted, printable
+from ..core.text import painted, printable
 from .data import Measured, Study
 from .figures import (
     ENOUGH,

@@ -27,7 +27,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ..core import chat
+from ..core import attachments, chat
 from ..recorder.exchange import Exchange, RawRequest, Turn
 from ..recorder.timeline import TimedEvent
 
@@ -307,7 +307,7 @@ def _part(part: Part) -> Part:
 
 def _attachment(attachment: llm.Attachment) -> llm.Attachment:
     if attachment.url:
-        return chat.RemoteAttachment(type=attachment.type, url=_fill_url(attachment.url))
+        return attachments.RemoteAttachment(type=attachment.type, url=_fill_url(attachment.url))
     return llm.Attachment(type=attachment.type, content=bytes(len(attachment.content or b"")))
 
 

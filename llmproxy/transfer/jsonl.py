@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import llm
 
-from ..core import chat, payload
+from ..core import attachments, chat, payload
 from ..core.errors import InvalidRequest
 from ..core.limits import Limits
 from ..recorder import timeline
@@ -325,7 +325,7 @@ def _check_attachment(attachment: AttachmentForm, place: str) -> None:
     if attachment.url is not None:
         if attachment.content is not None:
             raise InvalidRequest("expected a url or content, got both", param=place)
-        if chat.attachment_from_url(attachment.url, param=f"{place}.url").url is None:
+        if attachments.attachment_from_url(attachment.url, param=f"{place}.url").url is None:
             raise InvalidRequest("expected an http(s) URL", param=f"{place}.url")
     try:
         base64.b64decode(attachment.content or "", validate=True)

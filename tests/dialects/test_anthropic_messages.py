@@ -28,7 +28,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.core import chat, payload
+from llmproxy.core import attachments, backend, chat, payload
 from llmproxy.core.errors import (
     Forbidden,
     InvalidRequest,
@@ -863,7 +863,7 @@ def test_an_error_inside_a_stream_reaches_the_sdk():
 def test_counts_and_models_are_what_the_sdk_wants():
     """B34: the count's shape; that no model is asked is the app's."""
     assert MessageTokensCount.model_validate(anthropic_messages.render_count(5)).input_tokens == 5
-    entry = chat.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
+    entry = backend.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
     shown = {
         "type": "model",
         "id": "openrouter/a/b",
@@ -1151,7 +1151,7 @@ def test_attachments_are_blocks_or_listed_and_never_opened():
         AttachmentPart(attachment)
         for attachment in (
             llm.Attachment(type="image/png", content=PNG),
-            chat.RemoteAttachment(type="image/*", url="https://example.com/x"),
+            attachments.RemoteAttachment(type="image/*", url="https://example.com/x"),
             llm.Attachment(type="application/pdf", content=b"%PDF-"),
             llm.Attachment(type="text/plain", content=b"abc"),
             llm.Attachment(type="audio/wav", content=b"RIFF"),

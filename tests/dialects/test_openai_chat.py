@@ -28,7 +28,7 @@ from llm.parts import (
 from openai.types import Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from llmproxy.core import chat, payload
+from llmproxy.core import attachments, backend, chat, payload
 from llmproxy.core.errors import (
     InvalidRequest,
     ModelNotFound,
@@ -918,7 +918,7 @@ def test_any_value_has_something_to_keep(body):
 
 # ---- models, errors, routes
 
-ENTRY = chat.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
+ENTRY = backend.ModelEntry("openrouter/a/b", "openrouter", 1_700_000_000)
 
 
 def test_models_are_listed_as_the_sdk_wants_them():
@@ -987,9 +987,9 @@ def test_it_is_a_dialect_with_the_agreed_names():
     assert openai_chat in DIALECTS
     assert (openai_chat.NAME, openai_chat.REQUEST_ID_HEADER) == ("openai_chat", "x-request-id")
     assert openai_chat.ROUTES == (
-        chat.Route("POST", "/v1/chat/completions", "chat"),
-        chat.Route("GET", "/v1/models", "models"),
-        chat.Route("GET", "/v1/models/", "model"),
+        backend.Route("POST", "/v1/chat/completions", "chat"),
+        backend.Route("GET", "/v1/models", "models"),
+        backend.Route("GET", "/v1/models/", "model"),
     )
 
 
@@ -1109,7 +1109,7 @@ def test_parts_in_another_order_are_sorted_and_listed():
 def test_an_image_of_a_tool_follows_all_results_in_a_user_message():
     """B26"""
     calls = [ToolCallPart("f", {}, tool_call_id=id_) for id_ in "ab"]
-    image = chat.attachment_from_url("https://x.test/a.png")
+    image = attachments.attachment_from_url("https://x.test/a.png")
     results = [
         ToolResultPart("f", "one", tool_call_id="a", attachments=[image]),
         ToolResultPart("f", "two", tool_call_id="b", exception="ValueError"),
@@ -1130,7 +1130,7 @@ def test_an_image_of_a_tool_follows_all_results_in_a_user_message():
 
 
 def test_a_document_that_only_has_an_address_is_listed_by_its_path():
-    pdf = chat.attachment_from_url("https://x.test/a.pdf")
+    pdf = attachments.attachment_from_url("https://x.test/a.pdf")
     path = "messages[0].content[1].source.url"
     body, ignored = write(
         Message("user", [TextPart("hi"), AttachmentPart(pdf)]), attachment_paths=(path,)

@@ -9,12 +9,12 @@ from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCall
 from pydantic import Field
 
 from llmproxy.backends.engine.prompt import Call, prepare
-from llmproxy.core import chat
+from llmproxy.core import attachments, chat
 from llmproxy.core.errors import Unsupported
 from tests.engine.conftest import assistant, system, user
 from tests.models import AsyncScript, StopOptions, SyncScript
 
-PNG = chat.attachment_from_base64("iVBORw0KGgo=")
+PNG = attachments.attachment_from_base64("iVBORw0KGgo=")
 
 
 def call(
@@ -147,7 +147,7 @@ def test_reply_that_the_log_gave_back_is_sent_as_the_model_gave_it():
 
 
 def test_text_file_becomes_text_for_models_that_read_images():
-    file = chat.attachment_from_url("data:text/plain,hello%20there")
+    file = attachments.attachment_from_url("data:text/plain,hello%20there")
     made = call(SyncScript("m"), Message("user", [AttachmentPart(file)]))
     assert texts(made) == [("user", "hello there")]
     assert made.ignored == ("messages[*] (a text file, put in as text)",)
@@ -233,7 +233,7 @@ def test_tools_are_withheld_where_none_is_chosen():
 
 
 def test_image_by_url_is_for_models_that_read_any_image():
-    url = chat.attachment_from_url("https://example.org/photo")
+    url = attachments.attachment_from_url("https://example.org/photo")
     made = call(AsyncChat("m", vision=True), Message("user", [AttachmentPart(url)]))
     assert made.prompt.attachments == [url]
 
@@ -352,7 +352,7 @@ def test_tool_calls_and_results_become_words_for_models_without_tools():
 
 
 def test_text_file_in_a_tool_result_becomes_text():
-    file = chat.attachment_from_url("data:text/plain,hello")
+    file = attachments.attachment_from_url("data:text/plain,hello")
     asked = Message("assistant", [ToolCallPart("f", {}, "c")])
     result = Message("tool", [ToolResultPart("f", "see", "c", attachments=[file])])
     assert texts(call(SyncScript("m"), user(), asked, result))[-1] == ("user", "hello")

@@ -12,7 +12,7 @@ from llm_groq import LLMAsyncGroq, LLMGroq
 from llm_perplexity import PRESETS, Perplexity
 
 from llmproxy.backends.engine import Catalogue, Engine
-from llmproxy.core import chat, errors
+from llmproxy.core import attachments, chat, errors
 from tests.engine.conftest import assistant, started, system, user
 from tests.models import registered
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
@@ -92,7 +92,7 @@ def test_openai_arguments_cut_by_the_limit_end_in_length(engine, kind):
 @OPENAI_KINDS
 def test_openai_image_by_url_is_passed_on_and_never_opened(engine, kind):
     """d6.20"""
-    url = chat.attachment_from_url("https://example.org/cat")
+    url = attachments.attachment_from_url("https://example.org/cat")
     with playing(chat_stream({"content": "a cat"})) as provider:
         message = Message("user", [TextPart("what?"), AttachmentPart(url)])
         engine.ask(openai_model(kind, provider), [message])

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.core.fingerprints import Difference, first_difference, replies, reply_of, request_key
+from llmproxy.core.fingerprints import replies, reply_of, request_key
+from llmproxy.core.message_diff import Difference, first_difference
 from llmproxy.dialects import anthropic_messages, openai_chat
 from tests import strategies
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, StreamEvent
 
-from llmproxy.core import chat
+from llmproxy.core import attachments, chat
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
@@ -167,7 +167,7 @@ def test_the_json_form_reads_back_equal(exchange):
 
 
 def test_an_attachment_that_is_read_back_stays_where_it_is():
-    picture = chat.attachment_from_url("https://example.invalid/cat.png")
+    picture = attachments.attachment_from_url("https://example.invalid/cat.png")
     asked = [llm.user("look", picture)]
     result = llm.parts.ToolResultPart("look", "red", "call_1", attachments=[picture])
     exchange = begin().ended(
@@ -178,8 +178,8 @@ def test_an_attachment_that_is_read_back_stays_where_it_is():
     )
     read = from_json(to_json(exchange))
     assert read.turn == exchange.turn
-    assert type(read.turn.messages[0].parts[1].attachment) is chat.RemoteAttachment
-    assert type(read.turn.messages[1].parts[0].attachments[0]) is chat.RemoteAttachment
+    assert type(read.turn.messages[0].parts[1].attachment) is attachments.RemoteAttachment
+    assert type(read.turn.messages[1].parts[0].attachments[0]) is attachments.RemoteAttachment
 
 
 def test_what_an_older_version_wrote_is_read():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ToolResultPart
 
-from llmproxy.core import chat, payload
+from llmproxy.core import attachments, chat, payload
 from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from llmproxy.transfer.anonymize import ASTRAL_X, _fill_arguments, _free, fill, filled
@@ -167,7 +167,7 @@ def test_a_text_body_is_filled_too():
 
 def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\nsecret")
-    far = chat.attachment_from_url("https://secret.example/secret.png")
+    far = attachments.attachment_from_url("https://secret.example/secret.png")
     result = ToolResultPart("look", "secret", "c1", exception="Secret: 1", attachments=[picture])
     turn = Turn(
         "01jd1", "01jd1", "m",
@@ -179,7 +179,9 @@ def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
     ).ended("error", http_status=500, duration_ms=1.0, turn=turn, error="secret 500")
     got = filled(exchange)
     zeros = llm.Attachment(type="image/png", content=bytes(14))
-    address = chat.RemoteAttachment(type="image/png", url="https://xxxxxx.xxxxxxx/xxxxxx.xxx")
+    address = attachments.RemoteAttachment(
+        type="image/png", url="https://xxxxxx.xxxxxxx/xxxxxx.xxx"
+    )
     assert got.turn.messages == [
         llm.user(zeros, address),
         Message(

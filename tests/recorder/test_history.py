@@ -10,7 +10,7 @@ import llm
 import pytest
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
-from llmproxy.core import chat
+from llmproxy.core import attachments, chat
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import Entry, to_json
 from llmproxy.recorder.reader import Filter, History
@@ -87,7 +87,7 @@ def test_a_list_is_narrowed(store, history, make_exchange, only, expected):
 
 
 def test_an_exchange_reads_back_whole(store, history, make_exchange):
-    picture = chat.attachment_from_url("https://example.invalid/cat.png")
+    picture = attachments.attachment_from_url("https://example.invalid/cat.png")
     image = llm.Attachment("image/png", content=b"\x89PNG")
     reply = [
         ReasoningPart("hmm", provider_metadata={"anthropic": {"signature": "s" * 80}}),
@@ -110,7 +110,7 @@ def test_an_exchange_reads_back_whole(store, history, make_exchange):
     read = history.exchange(exchange.id)
     assert to_json(read) == to_json(exchange)
     assert read.finish == exchange.finish
-    assert type(read.turn.messages[1].parts[1].attachment) is chat.RemoteAttachment
+    assert type(read.turn.messages[1].parts[1].attachment) is attachments.RemoteAttachment
 
 
 def test_a_failure_reads_back_with_its_messages(store, history, make_exchange):

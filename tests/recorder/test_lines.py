@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.core import chat
+from llmproxy.core import attachments, chat
 from llmproxy.core.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, to_json
 from llmproxy.recorder.store import Store
@@ -105,7 +105,7 @@ def test_a_time_of_another_zone_is_the_same_time(make_exchange):
 def whole(make_exchange):
     """A form with one of everything."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
-    far = chat.attachment_from_url("https://example.invalid/cat.png")
+    far = attachments.attachment_from_url("https://example.invalid/cat.png")
     exchange = make_exchange(
         messages=[
             llm.system("be brief"),
@@ -243,7 +243,7 @@ def stored(tmp_path_factory):
     turn = Turn(
         ID, ID, "m",
         [
-            llm.user("look", picture, chat.attachment_from_url("https://example.invalid/cat.png")),
+            llm.user("look", picture, attachments.attachment_from_url("https://example.invalid/cat.png")),
             llm.assistant(ToolCallPart("look", {"a": 1}, "c1")),
             Message("tool", [ToolResultPart("look", "red", "c1", attachments=[picture])]),
         ],

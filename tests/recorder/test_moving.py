@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.core import chat
+from llmproxy.core import attachments
 from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.reader import Filter, History
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
@@ -30,15 +30,14 @@ from llmproxy.recorder.verify import verify
 from llmproxy.transfer.anonymize import filled
 from llmproxy.transfer.export import (
     Exported,
-    Imported,
     Unreadable,
-    exchange_of,
     export_lines,
     export_recordings,
     export_to,
-    import_files,
 )
+from llmproxy.transfer.import_ import Imported, import_files
 from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.llama_stack.as_exchange import exchange_of
 from llmproxy.transfer.llama_stack.read import parse_recording
 
 ALL = Filter()
@@ -87,7 +86,7 @@ def everything(path):
 def recorded(store, path, talk):
     """A log with threads of every kind, as a running proxy wrote it; its exchanges' lines."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n" + bytes(9))
-    far = chat.attachment_from_url("https://example.invalid/cat.png")
+    far = attachments.attachment_from_url("https://example.invalid/cat.png")
     tool = llm.Tool("look", "looks at it", {"type": "object", "properties": {}})
     call = Message(
         "assistant",
@@ -482,7 +481,7 @@ def test_an_import_waits_for_another_writer(lines, tmp_path, empty_log):
 
 
 def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
-    monkeypatch.setattr("llmproxy.transfer.export.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("llmproxy.transfer.import_.TIMEOUT_S", 0.1)
     there = tmp_path / "there.db"
     shutil.copy(empty_log, there)
     (tmp_path / "all.jsonl").write_bytes(b"".join(lines))

@@ -15,9 +15,9 @@ from llm.parts import (
 )
 
 from llmproxy.conversations.prompt_cache import Prefix, ToolsChange, prefixes
-from llmproxy.core import chat, token_estimate
+from llmproxy.core import attachments, chat, token_estimate
 from llmproxy.core.chat import Usage
-from llmproxy.core.fingerprints import Difference
+from llmproxy.core.message_diff import Difference
 from llmproxy.recorder.reader import Filter, History
 from tests.recorder.conftest import RECEIVED
 
@@ -186,7 +186,7 @@ def test_a_filter_means_the_later_request(talk, history):
 
 
 def test_attachments_and_reasoning_are_counted(talk, history):
-    image = chat.attachment_from_base64("iVBORw0KGgo=")
+    image = attachments.attachment_from_base64("iVBORw0KGgo=")
     messages = [
         SYSTEM,
         Message("user", [TextPart("look"), AttachmentPart(image)]),

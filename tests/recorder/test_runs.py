@@ -14,7 +14,7 @@ from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, History
-from llmproxy.transfer.export import import_files
+from llmproxy.transfer.import_ import import_files
 from llmproxy.transfer.jsonl import decode, encode
 
 BEGAN = datetime(2026, 11, 22, 5, 0, tzinfo=UTC)

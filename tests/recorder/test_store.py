@@ -20,7 +20,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.core import chat
+from llmproxy.core import attachments
 from llmproxy.recorder.llm_turns import TurnRecord
 from llmproxy.recorder.process_lock import Owner
 from llmproxy.recorder.request_store import unfold
@@ -85,7 +85,9 @@ def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_exchange
     tool = llm.Tool("look", "Look at a picture" * 8, {"type": "object", "properties": {}})
     asked = [
         llm.system("use tools"),
-        llm.user("what colour?", chat.attachment_from_url("https://example.invalid/cat.png")),
+        llm.user(
+            "what colour?", attachments.attachment_from_url("https://example.invalid/cat.png")
+        ),
     ]
     call = Message(
         "assistant",
@@ -135,7 +137,7 @@ def test_no_address_of_a_client_is_ever_asked(store, make_exchange, monkeypatch)
         raise AssertionError("a socket was made")
 
     monkeypatch.setattr(socket, "socket", no_network)
-    picture = chat.attachment_from_url("http://127.0.0.1:9/without-a-type")
+    picture = attachments.attachment_from_url("http://127.0.0.1:9/without-a-type")
     store.write([make_exchange(messages=[llm.user("look", picture)])])
 
 

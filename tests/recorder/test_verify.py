@@ -9,7 +9,7 @@ from llm.logs import LogStore
 from llm.parts import AttachmentPart, Message, TextPart, ToolResultPart
 from sqlite_utils import Database
 
-from llmproxy.core import chat
+from llmproxy.core import attachments
 from llmproxy.recorder.store import Unusable
 from llmproxy.recorder.verify import Broken, Verified, verify
 
@@ -126,7 +126,7 @@ def test_an_attachment_that_is_gone_is_said(talk, path, change):
 
 def test_no_address_is_asked(talk, path, change):
     """llm would, for the type of an attachment that has none."""
-    remote = chat.attachment_from_url("http://127.0.0.1:1/a.png")
+    remote = attachments.attachment_from_url("http://127.0.0.1:1/a.png")
     talk("one", messages=[Message("user", [AttachmentPart(remote)])])
     assert verify(path).broken == ()
     change("update attachments set type = null")

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, cast
 import llm
 from llm import plugins
 
-from ...core import chat
+from ...core import backend
 from ...core.errors import ModelNotFound
 from ...core.limiter import Gate
 
@@ -118,21 +118,21 @@ class Catalogue:
         self._looked_at = time.monotonic()
         self._contents = self._read()
 
-    def models(self) -> list[chat.ModelEntry]:
+    def models(self) -> list[backend.ModelEntry]:
         """List every model once, under its own id."""
         return [
-            chat.ModelEntry(entry.model_id, entry.owned_by, self._created)
+            backend.ModelEntry(entry.model_id, entry.owned_by, self._created)
             for entry in self._contents.entries.values()
         ]
 
-    async def model(self, name: str) -> chat.ModelEntry:
+    async def model(self, name: str) -> backend.ModelEntry:
         """Show a model under one of its names, an alias say.
 
         Raises:
             ModelNotFound: no model has it.
         """
         entry = await self.choose(name)
-        return chat.ModelEntry(name, entry.owned_by, self._created)
+        return backend.ModelEntry(name, entry.owned_by, self._created)
 
     def options(self, model_id: str) -> Mapping[str, Any]:
         """The user's defaults for a model (`llm models options set`)."""

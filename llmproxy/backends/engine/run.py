@@ -24,7 +24,7 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
-from ...core import chat
+from ...core import backend, chat
 from ...core.errors import ProxyError, Unavailable, UpstreamError
 from ...core.known_keys import KnownKeys
 from ...core.think_tags import ThinkTagSplitter
@@ -74,7 +74,7 @@ class Engine:
         self._keys = keys or known_keys()
 
     async def answer(
-        self, request: chat.ChatRequest, recollect: chat.Recollect | None = None
+        self, request: chat.ChatRequest, recollect: backend.Recollect | None = None
     ) -> Answer:
         """Prepare the model that a request asks for, with the request as `recollect` gives it.
 
@@ -99,7 +99,7 @@ class Engine:
 
 
 class Answer:
-    """A running model, as chat.RunningAnswer has it."""
+    """A running model, as backend.RunningAnswer has it."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class Answer:
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[chat.Stamped] = deque()
+        self._queue: deque[backend.Stamped] = deque()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
@@ -147,7 +147,7 @@ class Answer:
     # ---- its beginning
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait for the gate of the model, if it has one; see chat.RunningAnswer."""
+        """Wait for the gate of the model, if it has one; see backend.RunningAnswer."""
         gate = self._entry.gate
         if gate is None:
             return False
@@ -164,7 +164,7 @@ class Answer:
         return has_waited
 
     async def begin(self) -> None:
-        """Start the model; see chat.RunningAnswer."""
+        """Start the model; see backend.RunningAnswer."""
         response = self._response
         if isinstance(response, llm.Response):
             await self._threads.room()
@@ -194,7 +194,7 @@ class Answer:
 
     # ---- the reader's side
 
-    async def read(self, silence_s: float | None = None) -> list[chat.Stamped] | None:
+    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
         """Give the events that have come, at least one; [] when all were given.
 
         None after `silence_s` seconds without an event: the model is still at work.
@@ -296,7 +296,7 @@ class Answer:
         if events:
             # What is held back, or says nothing, breaks no silence.
             self._heard_at = now = time.monotonic()
-            self._queue.extend([chat.Stamped(now, event) for event in events])
+            self._queue.extend([backend.Stamped(now, event) for event in events])
 
     def _close_with(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -323,12 +323,12 @@ class Answer:
             if self._splitter is not None:
                 self._show(self._splitter.end())
             for event in self._cutter.end() if self._cutter else ():
-                self._queue.append(chat.Stamped(time.monotonic(), event))
+                self._queue.append(backend.Stamped(time.monotonic(), event))
         finish = self._finish_event(response, exc, cut)
         if isinstance(finish, ProxyError):
             self._end(finish)
             return
-        self._queue.append(chat.Stamped(time.monotonic(), finish))
+        self._queue.append(backend.Stamped(time.monotonic(), finish))
         self._end(None)
 
     def _is_an_ending(self, exc: BaseException) -> bool:

@@ -11,7 +11,7 @@ Spec: https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
-from ...core.chat import Route
+from ...core.backend import Route
 from .models_and_errors import (
     REQUEST_ID_HEADER,
     parse_error,

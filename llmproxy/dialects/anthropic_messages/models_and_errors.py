@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ...core import chat
+from ...core import backend
 from ...core.errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
 
 __all__ = [
@@ -35,7 +35,7 @@ def render_count(count: int) -> dict[str, Any]:
     return {"input_tokens": count}
 
 
-def render_models(models: Iterable[chat.ModelEntry]) -> dict[str, Any]:
+def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
     """Render the list of models, all on one page.
 
     Spec: https://docs.anthropic.com/en/api/models-list
@@ -49,7 +49,7 @@ def render_models(models: Iterable[chat.ModelEntry]) -> dict[str, Any]:
     }
 
 
-def render_model(model: chat.ModelEntry) -> dict[str, Any]:
+def render_model(model: backend.ModelEntry) -> dict[str, Any]:
     """Render one model."""
     created_at = datetime.fromtimestamp(model.created, UTC)
     return {

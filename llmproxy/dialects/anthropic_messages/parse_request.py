@@ -23,7 +23,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ...core import chat, payload
+from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
 from .noise import without_billing_line
 from .render_response import mcp_server, redacted, server_output, signed
@@ -381,16 +381,16 @@ class _MessageReader:
                 yield from self._parts(content, f"{path}.content", "user")
             case Base64Source(data=data):
                 path = f"{path}.data"
-                attachment = chat.attachment_from_base64(
+                attachment = attachments.attachment_from_base64(
                     data, source.media_type or media_type, param=path
                 )
                 self.attachment_paths.append(path)
                 yield AttachmentPart(attachment)
             case URLSource(url=url):
                 path = f"{path}.url"
-                attachment = chat.attachment_from_url(url, param=path)
+                attachment = attachments.attachment_from_url(url, param=path)
                 if media_type and attachment.url and attachment.type == "image/*":
-                    attachment = chat.RemoteAttachment(type=media_type, url=attachment.url)
+                    attachment = attachments.RemoteAttachment(type=media_type, url=attachment.url)
                 self.attachment_paths.append(path)
                 yield AttachmentPart(attachment)
             case FileSource():

@@ -19,7 +19,7 @@ Spec: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from ...core.chat import Route
+from ...core.backend import Route
 from .models_and_errors import parse_error, render_error, render_model, render_models
 from .noise import without_noise
 from .parse_request import parse_request

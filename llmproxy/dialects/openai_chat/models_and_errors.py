@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...core import chat
+from ...core import backend
 from ...core.errors import (
     NotFound,
     ProxyError,
@@ -26,7 +26,7 @@ from ...core.errors import (
 __all__ = ["parse_error", "render_error", "render_model", "render_models"]
 
 
-def render_models(models: Iterable[chat.ModelEntry]) -> dict[str, Any]:
+def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
     """Render the list of models.
 
     Spec: https://platform.openai.com/docs/api-reference/models/list
@@ -34,7 +34,7 @@ def render_models(models: Iterable[chat.ModelEntry]) -> dict[str, Any]:
     return {"object": "list", "data": [render_model(model) for model in models]}
 
 
-def render_model(model: chat.ModelEntry) -> dict[str, Any]:
+def render_model(model: backend.ModelEntry) -> dict[str, Any]:
     """Render one model."""
     return {
         "id": model.id,

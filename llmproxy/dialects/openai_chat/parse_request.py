@@ -23,7 +23,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ...core import chat, payload
+from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
 from .schema import (
     NOT_CARRIED,
@@ -248,21 +248,21 @@ class _MessageReader:
                 if detail not in (None, "auto"):
                     self._ignored.append("messages[*].content[*].image_url.detail")
                 path = f"{path}.image_url.url"
-                return chat.attachment_from_url(url, param=path), path
+                return attachments.attachment_from_url(url, param=path), path
             case ChatCompletionContentPartImage(image_url=str(url)):
                 path = f"{path}.image_url"
-                return chat.attachment_from_url(url, param=path), path
+                return attachments.attachment_from_url(url, param=path), path
             case ChatCompletionContentPartInputAudio(input_audio=audio):
                 media_type = {"wav": "audio/wav", "mp3": "audio/mpeg"}[audio.format]
                 path = f"{path}.input_audio.data"
-                return chat.attachment_from_base64(audio.data, media_type, param=path), path
+                return attachments.attachment_from_base64(audio.data, media_type, param=path), path
             case File(file=FileFile(file_data=str(data), filename=filename)):
                 if filename:
                     self._ignored.append("messages[*].content[*].file.filename")
                 path = f"{path}.file.file_data"
                 if data.startswith("data:"):
-                    return chat.attachment_from_url(data, param=path), path
-                return chat.attachment_from_base64(data, "application/pdf", param=path), path
+                    return attachments.attachment_from_url(data, param=path), path
+                return attachments.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
             "files are taken as file_data; no files are kept here", param=f"{path}.file"
         )

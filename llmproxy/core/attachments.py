@@ -1,0 +1,114 @@
+"""Attachments of messages: from base64 and URLs, typed by their bytes, never fetched."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from urllib.parse import unquote_to_bytes, urlsplit
+
+import llm
+
+from .errors import InvalidRequest, Unsupported
+
+
+class RemoteAttachment(llm.Attachment):
+    """An attachment that stays where it is: a URL that our process never opens.
+
+    llm's own Attachment sends HEAD and GET by itself, to whatever address a client
+    wrote. Plugins that pass URLs on work with this one; those that would fetch the
+    content get the error instead.
+    """
+
+    def resolve_type(self) -> str:
+        return self.type or "image/*"
+
+    def content_bytes(self) -> bytes:
+        raise Unsupported("this model needs the content itself: send base64 data, not a URL")
+
+    def base64_content(self) -> str:
+        return str(self.content_bytes())
+
+
+def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment:
+    """Make an attachment of an http(s) or data: URL. Nothing is fetched.
+
+    A remote one has its type from the URL's ending, else `image/*`: without a type
+    llm's log would ask the address for it.
+
+    Raises:
+        InvalidRequest: another scheme, or a data: URL that does not decode or has no
+            data; at `param`.
+    """
+    scheme = url[:8].partition(":")[0].lower()
+    if scheme == "data":
+        head, comma, data = url[5:].partition(",")
+        media_type, *parameters = head.split(";")
+        if not comma:
+            raise InvalidRequest("expected data:<type>;base64,<data>", param=param)
+        if "base64" in [parameter.strip().lower() for parameter in parameters]:
+            return attachment_from_base64(data, media_type or None, param=param)
+        if not data:
+            raise InvalidRequest("expected data after the comma, got none", param=param)
+        media_type = (media_type or "text/plain").lower()
+        return llm.Attachment(type=media_type, content=unquote_to_bytes(data))
+    if scheme not in ("http", "https") or not _host(url):
+        raise InvalidRequest("expected an http(s) or data: URL", param=param)
+    ending = urlsplit(url).path.lower().rpartition(".")[2]
+    return RemoteAttachment(type=_ENDINGS.get(ending, "image/*"), url=url)
+
+
+# Not `mimetypes`: that reads the machine's own files, and a message must be stored
+# alike everywhere. A page or script (`photo.php`) where a client says image gives one.
+_ENDINGS: Mapping[str, str] = {
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "pdf": "application/pdf",
+}
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def attachment_from_base64(
+    data: str, media_type: str | None = None, *, param: str | None = None
+) -> llm.Attachment:
+    """Make an attachment of base64 text, of the type that its bytes show, else `media_type`.
+
+    Clients label JPEG as PNG and write `image/jpg`; providers refuse both, so the
+    bytes are believed.
+
+    Raises:
+        InvalidRequest: text that is not base64, or empty; at `param`.
+    """
+    try:
+        content = base64.b64decode("".join(data.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("expected base64 data", param=param) from None
+    if not content:
+        raise InvalidRequest("expected base64 data, got none", param=param)
+    declared = (media_type or "application/octet-stream").lower()
+    declared = "image/jpeg" if declared == "image/jpg" else declared
+    return llm.Attachment(type=_sniffed(content) or declared, content=content)
+
+
+_MAGIC = (
+    (b"\x89PNG\r\n\x1a\n", "image/png"),
+    (b"\xff\xd8\xff", "image/jpeg"),
+    (b"GIF8", "image/gif"),
+    (b"%PDF-", "application/pdf"),
+    (b"ID3", "audio/mpeg"),
+)
+
+
+def _sniffed(content: bytes) -> str | None:
+    if content[:4] == b"RIFF":
+        return {b"WEBP": "image/webp", b"WAVE": "audio/wav"}.get(content[8:12])
+    return next((type_ for magic, type_ in _MAGIC if content.startswith(magic)), None)

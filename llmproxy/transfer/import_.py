@@ -1,0 +1,211 @@
+"""Import exchanges from files without creating duplicates."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from ..core.errors import InvalidRequest
+from ..recorder.exchange import Exchange, Status
+from ..recorder.reader import Filter, History, check_llm
+from ..recorder.store import Locked, Store
+from .export import Unreadable
+from .jsonl import decode
+from .llama_stack.as_exchange import exchange_of
+from .llama_stack.read import parse_recording
+
+T = TypeVar("T")
+
+
+MAX_LINE_BYTES = 2**29  # a body of a few photos stands in it twice, and escaped
+
+
+GROUP = 16  # exchanges in memory at once; a lock ends sooner where they are long
+
+
+TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
+
+
+PAUSE_S = 0.02  # between two tries while another one writes
+
+
+MAX_HELD_BYTES = 2**20  # of what comes by a pipe; more of it goes to the disk
+
+
+@dataclass(frozen=True)
+class Imported:
+    """How many exchanges came in, or would: new ones, those that were there, those left out.
+
+    skipped: Llama Stack's recordings of something else than a chat.
+    """
+
+    new: int
+    there: int
+    skipped: int
+
+
+def import_files(paths: Sequence[Path], database: Path, *, dry_run: bool = False) -> Imported:
+    """Take in the exchanges of files, and Llama Stack's recordings, into a logs.db.
+
+    An exchange that is there is left as it is, unless it was found interrupted and comes
+    in whole. A file may be a pipe: it is read twice, and so held on disk meanwhile.
+
+    dry_run: only check, and count.
+
+    Raises:
+        Unreadable: a file is damaged, foreign, or not readable; nothing is written.
+        Unusable: the database is none, or of a newer llm or llmproxy; nothing is written.
+        Locked: another program did not let us write for a minute; what is in stays.
+    """
+    if database.exists():
+        check_llm(database)
+    with ExitStack() as stack:
+        sources = [_Source(path, stack) for path in paths]
+        statuses: dict[str, Status] = {}
+        count = skipped = 0
+        for exchange in _read(sources):
+            if exchange is None:
+                skipped += 1
+                continue
+            count += 1
+            if _says_more(exchange.status, statuses.get(exchange.id)):
+                statuses[exchange.id] = exchange.status
+        if dry_run:
+            new = _count_new(statuses, database)
+        else:
+            read = (exchange for exchange in _read(sources) if exchange is not None)
+            new = _write(read, database)
+    return Imported(new, count - new, skipped)
+
+
+class _Source:
+    """A file that can be read twice, also if it is a pipe."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self.path = path
+        self._held: BinaryIO | None = None
+        with _readable(path):
+            if path.exists() and not path.is_file() and not path.is_dir():
+                self._held = stack.enter_context(tempfile.TemporaryFile())
+                with path.open("rb") as pipe:
+                    shutil.copyfileobj(pipe, self._held, MAX_HELD_BYTES)
+
+    def open(self) -> AbstractContextManager[BinaryIO]:
+        if self._held is None:
+            return self.path.open("rb")
+        self._held.seek(0)
+        return nullcontext(self._held)
+
+
+@contextmanager
+def _readable(path: Path, place: str = "") -> Iterator[None]:
+    """Raise what is wrong with a file, or in it, with its name."""
+    try:
+        yield
+    except InvalidRequest as exc:
+        where = ", ".join(filter(None, (str(path), place, exc.param)))
+        raise Unreadable(f"{where}: {exc.message}") from exc
+    except OSError as exc:
+        raise Unreadable(f"{path}: {exc.strerror}") from exc
+
+
+def _read(sources: Iterable[_Source]) -> Iterator[Exchange | None]:
+    """Give what the files have, None for what is no exchange."""
+    for source in sources:
+        with _readable(source.path), source.open() as file:
+            first = file.readline(MAX_LINE_BYTES)
+            if _begins_a_recording(first, source.path):
+                data = first + file.read(MAX_LINE_BYTES)
+                yield exchange_of(parse_recording(data, source.path.stem))
+                continue
+            for number, line in enumerate(chain([first], _lines(file)), 1):
+                if line.isspace() or not line:
+                    continue
+                with _readable(source.path, f"line {number}"):
+                    exchange = decode(line)
+                yield exchange
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    while line := file.readline(MAX_LINE_BYTES):
+        yield line
+
+
+def _begins_a_recording(line: bytes, path: Path) -> bool:
+    """Tell by what is in it: a recording is one JSON object, mostly on many lines."""
+    if line.startswith(b"SQLite format 3\0"):
+        raise InvalidRequest("a database; export what is to be moved from it")
+    start = line.lstrip()[:64]
+    if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):
+        return True
+    return start.startswith((b'{"request":', b'{"test_id":'))
+
+
+def _write(exchanges: Iterable[Exchange], database: Path) -> int:
+    """Write what is not there, group by group; say how much that was."""
+    new: set[str] = set()
+    store = _patiently(partial(Store, database))
+    try:
+        history = History(database)
+        try:
+            left = iter(exchanges)
+            while group := list(islice(left, GROUP)):
+                there = _statuses(history, [exchange.id for exchange in group])
+                todo: dict[str, Exchange] = {}
+                for exchange in group:
+                    if _says_more(exchange.status, there.get(exchange.id)):
+                        there[exchange.id] = exchange.status
+                        todo[exchange.id] = exchange
+                _write_group(store, list(todo.values()))
+                new.update(todo)
+        finally:
+            history.close()
+    finally:
+        store.close()
+    return len(new)
+
+
+def _write_group(store: Store, exchanges: list[Exchange]) -> None:
+    while exchanges:
+        written = _patiently(partial(store.write, exchanges, are_imported=True))
+        exchanges = exchanges[written:]
+
+
+def _count_new(statuses: Mapping[str, Status], database: Path) -> int:
+    if not database.exists():
+        return len(statuses)
+    history = History(database)
+    try:
+        there = _statuses(history, list(statuses))
+    finally:
+        history.close()
+    return sum(_says_more(status, there.get(id)) for id, status in statuses.items())
+
+
+def _statuses(history: History, ids: Sequence[str]) -> dict[str, Status]:
+    return {entry.id: entry.status for entry in history.entries(Filter(ids=tuple(ids)))}
+
+
+def _says_more(status: Status, there: Status | None) -> bool:
+    """Of what was killed, another log may have the end (its spool had it)."""
+    return there is None or there in ("running", "interrupted") and status != "interrupted"
+
+
+def _patiently(action: Callable[[], T]) -> T:
+    """Try until nobody else writes."""
+    until = time.monotonic() + TIMEOUT_S
+    while True:
+        try:
+            return action()
+        except Locked:
+            if time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_S)
