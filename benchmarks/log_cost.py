@@ -23,7 +23,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart
 from llm.utils import monotonic_ulid
 
 from llmproxy.backends.engine.demo import Demo
-from llmproxy.conversations.matching import Memory, Recollection
+from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.store import Store
@@ -43,11 +43,11 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 
 def ours(
-    store: Store, memory: Memory, messages: list[Message], answer: str
+    store: Store, memory: Matcher, messages: list[Message], answer: str
 ) -> tuple[float, float, float]:
     """Find, begin and end one exchange; its answer thinks, which clients do not send again."""
     id_, now = new_id(), datetime.now(UTC)
-    found: list[Recollection] = []
+    found: list[Match] = []
     find = cpu_ms(lambda: found.append(memory.recollect(messages, "demo", "benchmark")))
     assert len(found[0].recalled) == len(messages) // 2
     wire = [{"role": m.role, "content": m.parts[0].text} for m in messages]  # type: ignore[attr-defined]
@@ -86,7 +86,7 @@ def theirs(database: sqlite_utils.Database, messages: list[Message]) -> float:
 
 def main() -> None:
     path = Path(folder) / "ours.db"
-    store, memory = Store(path), Memory(path)
+    store, memory = Store(path), Matcher(path)
     database = sqlite_utils.Database(Path(folder) / "theirs.db")
     print("messages sent again    find  begin    end    llm")
     for count in (0, 10, 100, 1000):

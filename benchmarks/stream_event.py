@@ -76,7 +76,7 @@ async def proxied(proxy: Proxy, model: Steady) -> float:
 async def main() -> None:
     pm.register(Plugin())
     proxy = Proxy(Settings(log=False))
-    proxy.catalogue.load()
+    proxy.catalog.load()
     for model in MODELS:
         # Side by side in each run, so that a busy machine slows both.
         runs = [(await alone(model), await proxied(proxy, model)) for _ in range(5)]

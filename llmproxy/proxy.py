@@ -21,18 +21,18 @@ from .app.access import Access, is_loopback
 from .app.access_log import access_line
 from .app.app import App, render_error
 from .app.dashboard import LivePage
-from .backends.engine import Catalogue, Engine, in_daemon_thread, known_keys
+from .backends.engine import Catalog, Engine, in_daemon_thread, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Log
 from .backends.replay import Replay, Source
-from .conversations.matching import Memory
+from .conversations.matching import Matcher
 from .core import backend
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.url_policy import RemoteImages
 from .recorder.exchange import Exchange
-from .recorder.process_lock import Owner
-from .recorder.reader import History
+from .recorder.process_lock import ProcessLock
+from .recorder.reader import LogReader
 from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
@@ -69,9 +69,9 @@ def all_models(
     maps: Sequence[tuple[str, str]] = (),
     default_model: str | None = None,
     parallel: Sequence[tuple[str, int]] = (),
-) -> Catalogue:
+) -> Catalog:
     """llm's models, and the demo, which answers also where our plugin is not installed."""
-    return Catalogue(
+    return Catalog(
         maps=maps,
         default_model=default_model,
         parallel=parallel,
@@ -81,7 +81,7 @@ def all_models(
 
 def log_writer(database: Path, warn: Callable[[str], None]) -> Writer:
     """A writer for a log, as a process of its own, with its spool beside the file."""
-    owner = Owner(database, new_id())
+    owner = ProcessLock(database, new_id())
     return Writer(lambda: Store(database, owner), warn=warn, spool=Spool(owner))
 
 
@@ -155,7 +155,7 @@ class Proxy:
     """A server with all its parts; `async with Proxy(settings) as proxy:` runs it.
 
     app: the same as `async (Request) -> Response`, for other servers.
-    catalogue: the models, none of which is loaded unless `is_live`: recordings may stand
+    catalog: the models, none of which is loaded unless `is_live`: recordings may stand
         in their place. database: where the log is, None without one.
     """
 
@@ -173,16 +173,16 @@ class Proxy:
         self.settings = settings
         self._known_keys = keys or known_keys()
         self._known_keys.learn(settings.keys)
-        self.catalogue = all_models(settings.maps, settings.default_model, settings.parallel)
+        self.catalog = all_models(settings.maps, settings.default_model, settings.parallel)
         self.database: Path | None = None
         self._writer: Writer | None = None
-        self._memory: Memory | None = None
+        self._memory: Matcher | None = None
         self._recorded: Log | None = None
         database = settings.database or llm.user_dir() / "logs.db"
         if settings.log:
             self.database = database
             self._writer = log_writer(database, settings.warn)
-            self._memory = Memory(database, recall=settings.recall)
+            self._memory = Matcher(database, recall=settings.recall)
         self.is_live = settings.replay != "replay" and not (
             settings.recordings and settings.replay is None
         )
@@ -204,7 +204,7 @@ class Proxy:
             self.app, render_error=render_error, limits=settings.limits, tell=tell
         )
 
-    def _engine(self, database: Path) -> backend.Answering:
+    def _engine(self, database: Path) -> backend.Backend:
         """Models, or recordings in their place.
 
         Raises:
@@ -229,7 +229,7 @@ class Proxy:
 
     def _models(self) -> Engine:
         return Engine(
-            self.catalogue,
+            self.catalog,
             think_tags=self.settings.think_tags,
             remote_images=self.settings.remote_images,
             threads=self.settings.limits.running,
@@ -258,8 +258,8 @@ class Proxy:
         """
         if self.is_live:  # else not even a plugin is loaded: some ask their servers for models
             # In a thread that may be left behind: a plugin may hang while it is loaded.
-            await in_daemon_thread(self.catalogue.load, "llmproxy-catalogue")
-        unknown = self.catalogue.unknown_targets() if self.is_live else []
+            await in_daemon_thread(self.catalog.load, "llmproxy-catalog")
+        unknown = self.catalog.unknown_targets() if self.is_live else []
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
         await asyncio.to_thread(self._update_log)
@@ -278,7 +278,7 @@ class Proxy:
         """Bring an older llmproxy's tables up to date: requests ask them from the first on."""
         if self.database is not None and self.database.exists():
             with suppress(StoreError):  # the writer meets the same, and says it
-                History(self.database).close()
+                LogReader(self.database).close()
 
     async def close(self) -> None:
         """Take nothing new, let running answers end for `limits.shutdown_s`, flush the log."""

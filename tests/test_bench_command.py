@@ -15,7 +15,7 @@ from llm.parts import ReasoningPart, StreamEvent
 
 from llmproxy.bench.runs import claimed, find_run
 from llmproxy.cli import bench as bench_command
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.report.figures import figures
 from llmproxy.report.load import study_of_run
 from tests.models import AsyncScript, ScriptOptions, SyncScript, response_json, usage
@@ -33,7 +33,7 @@ def no_plugins(monkeypatch):
 
 @pytest.fixture
 def history(llm_user_path):
-    history = History(llm_user_path / "logs.db")
+    history = LogReader(llm_user_path / "logs.db")
     yield history
     history.close()
 
@@ -156,7 +156,7 @@ def history_of(llm_user_path):
 
     def open_it():
         if not opened:
-            opened.append(History(llm_user_path / "logs.db"))
+            opened.append(LogReader(llm_user_path / "logs.db"))
         return opened[0]
 
     yield open_it
@@ -526,7 +526,7 @@ def test_a_servers_key_comes_from_llms_keys_and_is_kept_nowhere(session, llm_use
         words = ["--models", "there", "--base-url", proxy.url, "--key"]
         bench(*words, "mine")
         bench(*words, "sk-wrong")
-    history = History(llm_user_path / "logs.db")
+    history = LogReader(llm_user_path / "logs.db")
     entries = history.entries(Filter(client="llmproxy bench"))
     history.close()
     assert [one.http_status for one in entries] == [200] * 4 + [401] * 4

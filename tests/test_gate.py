@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from llmproxy.core.limiter import Gate
+from llmproxy.core.limiter import Limiter
 
 
 def test_later_callers_wait_in_order():
     async def run():
-        gate, order = Gate(2), []
+        gate, order = Limiter(2), []
 
         async def visit(name):
             order.append((name, await gate.enter(5.0)))
@@ -36,7 +36,7 @@ def test_later_callers_wait_in_order():
 
 def test_a_place_that_does_not_come_in_time_is_a_timeout():
     async def run():
-        gate = Gate(1)
+        gate = Limiter(1)
         await gate.enter(None)
         with pytest.raises(TimeoutError):
             await gate.enter(0.01)
@@ -49,7 +49,7 @@ def test_a_place_that_does_not_come_in_time_is_a_timeout():
 
 def test_a_caller_that_goes_away_while_it_waits_takes_no_place():
     async def run():
-        gate = Gate(1)
+        gate = Limiter(1)
         await gate.enter(None)
         waiting = asyncio.ensure_future(gate.enter(None))
         await asyncio.sleep(0)

@@ -23,7 +23,7 @@ import llm
 import pytest
 from openai import OpenAI
 
-from llmproxy.backends.engine import Catalogue
+from llmproxy.backends.engine import Catalog
 from llmproxy.cli import bench
 from llmproxy.core.limits import Limits
 from llmproxy.transport import framing
@@ -241,13 +241,13 @@ def test_aliases_share_the_turn_and_a_reload_keeps_it(faults):
         def register_models(self, register):
             register(NativeScript("m", crash=faults.append), aliases=("n",))
 
-    catalogue = Catalogue()
+    catalog = Catalog()
     llm.plugins.pm.register(Plugin(), name="aliased")
     try:
-        catalogue.load()
-        gates = {catalogue._find(name).gate for name in ("m", "n")}
-        catalogue.load()
-        gates |= {catalogue._find(name).gate for name in ("m", "n")}
+        catalog.load()
+        gates = {catalog._find(name).gate for name in ("m", "n")}
+        catalog.load()
+        gates |= {catalog._find(name).gate for name in ("m", "n")}
     finally:
         llm.plugins.pm.unregister(name="aliased")
     (gate,) = gates
@@ -266,10 +266,10 @@ def test_aliases_share_the_turn_and_a_reload_keeps_it(faults):
     ids=["in process", "with a key", "async", "the first pattern", "async by a pattern"],
 )
 def test_how_many_run_at_one_time(make, parallel, limit):
-    catalogue = Catalogue(parallel=parallel)
+    catalog = Catalog(parallel=parallel)
     with registered(make()):
-        catalogue.load()
-    gate = catalogue._find("m").gate
+        catalog.load()
+    gate = catalog._find("m").gate
     assert (gate.limit if gate else None) == limit
 
 

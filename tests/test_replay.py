@@ -97,7 +97,7 @@ def test_replay_calls_no_model_and_loads_no_plugin(llm_user_path):
     with running(AsyncScript("m", "A")) as proxy:
         answer_of(proxy, "/v1/messages", True)
     with running(replay="replay") as proxy:
-        assert proxy.proxy.catalogue.models() == []
+        assert proxy.proxy.catalog.models() == []
         client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
         assert [model.id for model in client.models.list()] == ["m"]
         with pytest.raises(openai.NotFoundError, match="the nearest is 01"):

@@ -268,8 +268,8 @@ def test_a_500_has_no_text_of_the_exception(llm_user_path, monkeypatch, caplog):
 
     (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
     with running(AsyncScript("m", "x")) as proxy:
-        monkeypatch.setattr(proxy.proxy.catalogue, "models", bug)
-        monkeypatch.setattr(proxy.proxy.catalogue, "options", bug)
+        monkeypatch.setattr(proxy.proxy.catalog, "models", bug)
+        monkeypatch.setattr(proxy.proxy.catalog, "options", bug)
         with pytest.raises(HTTPError) as caught:
             urlopen(proxy.url + "/v1/models", timeout=10)
         with caught.value as error:

@@ -13,7 +13,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.cli.exchange_text import entry_line, exchange_page
+from llmproxy.cli.exchange_text import exchange_page, summary_line
 from llmproxy.core import attachments, chat
 from llmproxy.core.text import printable
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
@@ -61,7 +61,7 @@ EXCHANGE = Exchange(
 
 
 def words(**fields: object) -> list[str]:
-    return entry_line(replace(EXCHANGE, **fields)).split("  ")
+    return summary_line(replace(EXCHANGE, **fields)).split("  ")
 
 
 def test_line_has_all_that_one_looks_for():
@@ -77,7 +77,7 @@ def test_line_has_all_that_one_looks_for():
         "25/s",
         "Change the greeting",
     ]
-    assert not entry_line(EXCHANGE, id=False).startswith("01abc")
+    assert not summary_line(EXCHANGE, id=False).startswith("01abc")
 
 
 def test_line_of_what_failed_says_why():
@@ -98,7 +98,7 @@ def test_line_shows_both_names_where_a_map_changed_the_model():
 
 def test_replay_is_told_from_what_a_model_gave():
     replayed = replace(EXCHANGE, replay_of="01recorded", turn=None, thread_id=None)
-    assert "  replayed  " in entry_line(replayed)
+    assert "  replayed  " in summary_line(replayed)
     assert "replay of 01recorded" in exchange_page(replayed)
 
 
@@ -110,12 +110,12 @@ def test_page_says_what_an_exchange_goes_on_from():
 
 
 def test_colours_are_only_where_they_are_asked_for():
-    assert "\x1b[32mok\x1b[0m" in entry_line(EXCHANGE, colours=True)
-    assert "\x1b" not in entry_line(EXCHANGE) + exchange_page(EXCHANGE)
+    assert "\x1b[32mok\x1b[0m" in summary_line(EXCHANGE, colours=True)
+    assert "\x1b" not in summary_line(EXCHANGE) + exchange_page(EXCHANGE)
 
 
 def test_a_clients_words_cannot_drive_the_terminal():
-    line = entry_line(replace(EXCHANGE, client="\x1b[2Jevil\r\n", first_words="\x07"))
+    line = summary_line(replace(EXCHANGE, client="\x1b[2Jevil\r\n", first_words="\x07"))
     assert "\\x1b[2Jevil\\r\\n" in line
     assert line.isprintable()
     assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 from llmproxy.cli.thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 from llmproxy.conversations.prompt_cache import Break, Prefix, ToolsChange
 from llmproxy.conversations.threads import Thread
-from llmproxy.conversations.tree import Place
+from llmproxy.conversations.tree import TreeRow
 from llmproxy.core.chat import Usage
 from llmproxy.core.message_diff import Difference
-from llmproxy.recorder.exchange import Entry
+from llmproxy.recorder.exchange import ExchangeSummary
 from llmproxy.recorder.verify import Broken, Verified
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -54,8 +54,8 @@ def test_line_of_a_conversation_has_no_numbers_that_it_lacks():
 
 def place(words, depth=0, label=None, begins=False, thread="01other", **fields):
     facts = {"received": RECEIVED, "dialect": "d", "path": "/", "client": "c", "status": "ok"}
-    entry = Entry(**facts | fields, id=words, thread_id=thread, first_words=words)
-    return Place(entry, label, depth, begins)
+    entry = ExchangeSummary(**facts | fields, id=words, thread_id=thread, first_words=words)
+    return TreeRow(entry, label, depth, begins)
 
 
 def test_tree_is_drawn_with_its_branches():

@@ -17,7 +17,7 @@ from llm.logs import LogStore
 from llm.parts import ReasoningPart, TextPart
 from sqlite_utils import Database
 
-from llmproxy.conversations.matching import Memory
+from llmproxy.conversations.matching import Matcher
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.store import Store
@@ -783,7 +783,7 @@ def test_ten_thousand_conversations_that_begin_alike_stay_apart(llm_user_path):
     path = llm_user_path / "logs.db"
     begins = [llm.system("Be kind."), llm.user("hi")]
     greeting = llm.assistant("Hello! How can I help you today?")
-    store, memory = Store(path), Memory(path)
+    store, memory = Store(path), Matcher(path)
     for start in range(0, count, 50):
         began = [exchange(start + i, begins, greeting) for i in range(50)]
         while began:

@@ -27,12 +27,12 @@ from functools import cached_property, partial
 from typing import Any, Literal, cast
 
 from ..backends.engine import in_daemon_thread
-from ..conversations.matching import Memory, Recollection
+from ..conversations.matching import Match, Matcher
 from ..core import backend, chat, payload, token_estimate
 from ..core.errors import NotFound, ProxyError, RateLimited, UpstreamError, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
-from ..core.limiter import Gate
+from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..dialects import DIALECTS, CountingDialect, Dialect, Renderer
 from ..recorder.exchange import Exchange, Turn, begun
@@ -70,9 +70,9 @@ class App:
 
     def __init__(
         self,
-        engine: backend.Answering,
+        engine: backend.Backend,
         writer: Writer | None,
-        memory: Memory | None,
+        memory: Matcher | None,
         *,
         access: Access,
         limits: Limits,
@@ -93,7 +93,7 @@ class App:
         self._log_is_on = log_is_on
         self._report = report
         self._connections = connections
-        self._gate = Gate(limits.running)
+        self._gate = Limiter(limits.running)
         self._recalls = asyncio.Semaphore(RECALLS)
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: did its last run count any?
@@ -138,11 +138,11 @@ class App:
         return State(self._gate.running, self._waiting, self._connections(), log)
 
     async def _models(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        models = self._engine.catalogue.models()
+        models = self._engine.catalog.models()
         return _json(200, dialect.render_models(models))
 
     async def _model(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return _json(200, dialect.render_model(await self._engine.catalogue.model(argument)))
+        return _json(200, dialect.render_model(await self._engine.catalog.model(argument)))
 
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
         """Count locally, as an estimate: clients ask dozens of times in a row (B34)."""
@@ -164,7 +164,7 @@ class App:
         try:
             try:
                 body = payload.parse(request.body, self._limits)
-                exchange.body = dialect.without_noise(body)
+                exchange.body = dialect.normalize_body(body)
                 exchange.request = dialect.parse_request(body, dict(request.headers))
             finally:
                 begun = self._write(exchange, exchange.begin())
@@ -184,7 +184,7 @@ class App:
             raise
 
     async def _begin(
-        self, exchange: _Exchange, answer: backend.RunningAnswer, begun: Future[None] | None
+        self, exchange: _Exchange, answer: backend.Run, begun: Future[None] | None
     ) -> None:
         """Begin an answer when its model's turn has come, and a place among all that run.
 
@@ -371,10 +371,10 @@ class _Exchange:
         self.received_at = time.monotonic()
         self.created = int(self.received.timestamp())
         self.client = _client(http_request.headers)
-        self.recollection = Recollection([])
+        self.recollection = Match([])
         self.body: Any = http_request.body.decode("utf-8", "replace")
         self.request: chat.ChatRequest | None = None
-        self.answer: backend.RunningAnswer | None = None
+        self.answer: backend.Run | None = None
         self.stamped: list[backend.Stamped] = []
         self.http_status: int | None = None
         self.has_entered = False
@@ -468,7 +468,7 @@ class _Exchange:
         if self._room_bytes < 0:
             raise UpstreamError("the answer is too large (limit answer)")
 
-    def recollected(self, recollection: Recollection) -> None:
+    def recollected(self, recollection: Match) -> None:
         """Go on with what the log knows of the request."""
         assert self.request is not None
         self.recollection = recollection

@@ -6,7 +6,7 @@ import threading
 import time
 from pathlib import Path
 
-from ..recorder.reader import Filter, History
+from ..recorder.reader import Filter, LogReader
 from ..report.data import Study
 from ..report.figures import figures
 from ..report.html.page import page
@@ -57,7 +57,7 @@ class LivePage:
     def _study(self) -> Study:
         if not self._database.exists():
             return Study(title=LOG_TITLE, is_run=False)
-        history = History(self._database, asks_models=False)
+        history = LogReader(self._database, asks_models=False)
         try:
             return study_of_log(history, Filter(), last=LAST)
         finally:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..recorder.exchange import Entry
+from ..recorder.exchange import ExchangeSummary
 
 __all__ = ["METRICS_TYPE", "Gauge", "Metrics"]
 
@@ -61,7 +61,7 @@ class Metrics:
         self._duration: dict[Labels, _Histogram] = {}
         self._queue: dict[Labels, _Histogram] = {}
 
-    def count(self, entry: Entry) -> None:
+    def count(self, entry: ExchangeSummary) -> None:
         """Count an exchange that has ended."""
         model = entry.model_used or ""
         which: Labels = (("dialect", entry.dialect), ("model", model))

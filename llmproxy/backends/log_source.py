@@ -13,7 +13,7 @@ from ..core.errors import NotFound, ProxyError, UpstreamError, class_of_status
 from ..core.fingerprints import replies, request_key
 from ..dialects import DIALECTS
 from ..recorder.exchange import Exchange, first_words
-from ..recorder.reader import History
+from ..recorder.reader import LogReader
 from .replay import Recorded
 
 __all__ = ["Log", "exchange_request"]
@@ -43,7 +43,7 @@ class Log:
     """
 
     def __init__(self, path: Path) -> None:
-        self._history = History(path, asks_models=False)  # a plugin may ask its server
+        self._history = LogReader(path, asks_models=False)  # a plugin may ask its server
         self._lock = threading.Lock()
 
     def models(self) -> list[str]:

@@ -73,7 +73,7 @@ class Replay:
     """
 
     def __init__(
-        self, source: Source, *, speed: float = 1.0, live: backend.Answering | None = None
+        self, source: Source, *, speed: float = 1.0, live: backend.Backend | None = None
     ) -> None:
         self._source = source
         self._speed = speed
@@ -81,9 +81,9 @@ class Replay:
         self._served: Counter[str] = Counter()
 
     @property
-    def catalogue(self) -> backend.Models:
+    def catalog(self) -> backend.Models:
         """The live models where there are any, else the recorded ones."""
-        return self if self._live is None else self._live.catalogue
+        return self if self._live is None else self._live.catalog
 
     def models(self) -> list[backend.ModelEntry]:
         """List the recorded models."""
@@ -101,7 +101,7 @@ class Replay:
 
     async def answer(
         self, request: chat.ChatRequest, recollect: backend.Recollect | None = None
-    ) -> backend.RunningAnswer:
+    ) -> backend.Run:
         """Begin to play the recording whose turn it is.
 
         Raises:
@@ -154,7 +154,7 @@ class Replayed:
         self.started_at = time.monotonic()
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
-        """Give the events that are due by now, at least one; see backend.RunningAnswer."""
+        """Give the events that are due by now, at least one; see backend.Run."""
         if not self._left and self._error is None:
             return []
         due_at = self._due(self._left[-1][0] if self._left else self._ended_ms)

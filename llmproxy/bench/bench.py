@@ -105,9 +105,9 @@ class Attempt:
     began_at: by time.monotonic(), when sending it began, or the model was asked;
     setup_ms: what connecting took before that, None where it can't be told.
     queue_ms: how long it waited after that for the model's turn, None where it did not.
-    is_first_run: as backend.RunningAnswer has it.
+    is_first_run: as backend.Run has it.
     begins: called when it is its turn, from when on its time is limited.
-    model_id, options, tools, ignored: as backend.RunningAnswer has them.
+    model_id, options, tools, ignored: as backend.Run has them.
     """
 
     begins: Callable[[], None]
@@ -126,7 +126,7 @@ Ask = Callable[[chat.ChatRequest, backend.Recollect, Attempt], Awaitable[None]]
 """Asks, and fills the attempt; raises ProxyError where the answer fails."""
 
 
-def ask_models(answering: backend.Answering) -> Ask:
+def ask_models(answering: backend.Backend) -> Ask:
     """Ask llm's models. Their plugins connect by themselves, within the time to first event."""
 
     async def ask(

@@ -16,11 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
-from ..recorder.process_lock import Owner
-from ..recorder.reader import History
+from ..recorder.process_lock import ProcessLock
+from ..recorder.reader import LogReader
 from ..recorder.store import Locked, Store, timestamp, translated
 
-__all__ = ["LAST", "Run", "claimed", "find_run", "run_names", "save_run", "wait_for_leftovers"]
+__all__ = [
+    "LAST",
+    "Benchmark",
+    "claimed",
+    "find_run",
+    "run_names",
+    "save_run",
+    "wait_for_leftovers",
+]
 
 LAST = "last"
 """The word for the run that began last, which is no run's name."""
@@ -30,7 +38,7 @@ PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
-class Run:
+class Benchmark:
     """A benchmark's run.
 
     id: a lower-case ULID; name: the user's own, or made of the time; no two have one.
@@ -45,7 +53,7 @@ class Run:
     settings: Mapping[str, Any]
 
 
-def save_run(path: Path, run: Run) -> None:
+def save_run(path: Path, run: Benchmark) -> None:
     """Write a run, or what has changed of it; a logs.db that is not there yet is made.
 
     Raises:
@@ -76,7 +84,7 @@ def save_run(path: Path, run: Run) -> None:
 
 
 @contextmanager
-def claimed(path: Path, run: Run) -> Iterator[None]:
+def claimed(path: Path, run: Benchmark) -> Iterator[None]:
     """Have a run for this process alone: two would ask everything twice.
 
     Raises:
@@ -84,7 +92,7 @@ def claimed(path: Path, run: Run) -> Iterator[None]:
         Unusable: nothing can be written beside the log.
     """
     # As who writes has it: where this process is killed, the next one takes the lock away.
-    owner = Owner(path, run.id)
+    owner = ProcessLock(path, run.id)
     try:
         with translated(path):
             owner.claim()
@@ -101,7 +109,7 @@ def wait_for_leftovers(path: Path, wait_s: float) -> bool:
 
     A writer does so when it starts.
     """
-    owner = Owner(path, "")
+    owner = ProcessLock(path, "")
     until = time.monotonic() + wait_s
     while any(owner.spool_path(id).exists() for id in owner.dead()):
         if time.monotonic() > until:
@@ -110,7 +118,7 @@ def wait_for_leftovers(path: Path, wait_s: float) -> bool:
     return True
 
 
-def find_run(history: History, name: str) -> Run:
+def find_run(history: LogReader, name: str) -> Benchmark:
     """Read a run by its name or id, or the last one.
 
     Of a run that was imported there are exchanges alone: its name is its id then, and it has
@@ -126,7 +134,7 @@ def find_run(history: History, name: str) -> Run:
     )
     if rows:
         (row,) = rows
-        return Run(
+        return Benchmark(
             row["id"],
             row["name"],
             datetime.fromisoformat(row["began"]),
@@ -138,7 +146,7 @@ def find_run(history: History, name: str) -> Run:
     raise NotFound(f"the log has no run {name!r}; {there}")
 
 
-def run_names(history: History) -> list[str]:
+def run_names(history: LogReader) -> list[str]:
     """The names of all runs, the newest last; of one that was imported its id.
 
     Raises:

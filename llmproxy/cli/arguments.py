@@ -14,7 +14,7 @@ import llm
 from ..bench.runs import find_run
 from ..dialects import DIALECTS
 from ..recorder.exchange import Status
-from ..recorder.reader import Filter, History
+from ..recorder.reader import Filter, LogReader
 
 __all__ = [
     "TIME_HELP",
@@ -78,7 +78,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", metavar="NAME", help="what this benchmark was answered")
 
 
-def check_run(history: History, arguments: argparse.Namespace) -> None:
+def check_run(history: LogReader, arguments: argparse.Namespace) -> None:
     """See that there is the run that is named; "last" comes to mean the one that it is.
 
     Raises:

@@ -20,14 +20,14 @@ import llm
 from ..backends.engine import Engine
 from ..backends.log_source import exchange_request
 from ..bench.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
-from ..bench.runs import LAST, Run, claimed, find_run, run_names, save_run, wait_for_leftovers
+from ..bench.runs import LAST, Benchmark, claimed, find_run, run_names, save_run, wait_for_leftovers
 from ..core import chat, token_estimate
 from ..core.errors import InvalidRequest, NotFound, ProxyError
 from ..core.text import printable
 from ..dialects import DIALECTS
 from ..proxy import SettingsError, all_models, log_writer, new_id
-from ..recorder.exchange import Entry, Exchange
-from ..recorder.reader import Filter, History
+from ..recorder.exchange import Exchange, ExchangeSummary
+from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError, Unusable, logs_on
 from ..report.load import study_of_run
 from ..report.prices import Price, cost
@@ -40,7 +40,7 @@ from .arguments import (
     database_of,
     filter_of,
 )
-from .exchange_text import entry_line
+from .exchange_text import summary_line
 from .report import add_prices, prices_of, print_table
 from .run import run
 
@@ -157,7 +157,7 @@ def _begins(arguments: argparse.Namespace) -> bool:
 def _bench(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     prices = prices_of(arguments)
-    history = History(database)
+    history = LogReader(database)
     try:
         is_new = arguments.resume is None
         begun, plan = (_new if is_new else _resumed)(history, arguments)
@@ -185,7 +185,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         history.close()
 
 
-def _new(history: History, arguments: argparse.Namespace) -> tuple[Run, Plan]:
+def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:
     now = datetime.now(UTC)
     id, name, names = new_id(), arguments.name, run_names(history)
     if name is None:
@@ -212,10 +212,10 @@ def _new(history: History, arguments: argparse.Namespace) -> tuple[Run, Plan]:
         base_url=arguments.base_url,
         dialect=(arguments.dialect or DIALECTS[0].NAME) if arguments.base_url else None,
     )
-    return Run(id, name, now, None, {}), plan
+    return Benchmark(id, name, now, None, {}), plan
 
 
-def _resumed(history: History, arguments: argparse.Namespace) -> tuple[Run, Plan]:
+def _resumed(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:
     run = find_run(history, arguments.resume)
     plan = plan_of(run.settings)
     if plan is None:
@@ -225,17 +225,17 @@ def _resumed(history: History, arguments: argparse.Namespace) -> tuple[Run, Plan
     return run, plan
 
 
-def _done(history: History, run: Run) -> set[Task]:
+def _done(history: LogReader, run: Benchmark) -> set[Task]:
     """What was measured; what was cut short by a stop is asked again."""
     entries = history.entries(Filter(run=run.id))
     return {_task_of(entry) for entry in entries if entry.status in ("ok", "error")}
 
 
-def _task_of(entry: Entry) -> Task:
+def _task_of(entry: ExchangeSummary) -> Task:
     return Task(entry.model_asked or "", entry.recorded_id or "", entry.repeat or 0)
 
 
-def _recorded(history: History, ids: Sequence[str]) -> Recorded:
+def _recorded(history: LogReader, ids: Sequence[str]) -> Recorded:
     recorded: Recorded = {}
     for id in ids:
         try:
@@ -261,11 +261,11 @@ def _ask(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> As
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise InvalidRequest("the key of --key has characters that no key has")
         return ask_server(dialect, plan.base_url, key=key, tls=tls)
-    catalogue = all_models(parallel=parallel)
-    catalogue.load()
+    catalog = all_models(parallel=parallel)
+    catalog.load()
     for name in plan.models:
-        asyncio.run(catalogue.choose(name))
-    return ask_models(Engine(catalogue))
+        asyncio.run(catalog.choose(name))
+    return ask_models(Engine(catalog))
 
 
 def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> None:
@@ -295,7 +295,7 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
 
 
 def _measure(
-    history: History, run: Run, plan: Plan, recorded: Recorded, ask: Ask, *, is_new: bool
+    history: LogReader, run: Benchmark, plan: Plan, recorded: Recorded, ask: Ask, *, is_new: bool
 ) -> int:
     """Measure what is left, and keep it; give the exit code.
 
@@ -349,7 +349,7 @@ class _Progress:
         done = f"{self._total - self._left.total()}/{self._total}"
         if not self._is_live:
             warmup = "" if answer.repeat else "warm-up  "
-            _say(f"{done}  {warmup}{entry_line(answer)}")
+            _say(f"{done}  {warmup}{summary_line(answer)}")
             return
         failed = f", {self._failed} failed" if self._failed else ""
         line = f"{done}{failed}, about {_duration(self._left_s())} left"
@@ -379,7 +379,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _next(run: Run, code: int) -> str:
+def _next(run: Benchmark, code: int) -> str:
     if code:
         why = "stopped" if code == 130 else "the log has not all of it"
         return f"{why}; to go on: bench --resume {shlex.quote(run.name)}"

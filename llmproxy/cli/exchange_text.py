@@ -20,10 +20,10 @@ from llm.parts import (
 
 from ..core import chat, payload
 from ..core.text import Colour, painted, printable
-from ..recorder.exchange import Entry, Exchange
+from ..recorder.exchange import Exchange, ExchangeSummary
 from ..recorder.timeline import TimedEvent
 
-__all__ = ["entry_line", "exchange_page", "tokens_in_and_out"]
+__all__ = ["summary_line", "exchange_page", "tokens_in_and_out"]
 
 
 _STATUS_COLOURS: dict[str, Colour] = {
@@ -37,7 +37,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 TIMELINE_COLUMNS = 60
 
 
-def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:
+def summary_line(entry: ExchangeSummary, *, colours: bool = False, id: bool = True) -> str:
     """Say an exchange in one line.
 
     Its id (for `log ID`), when, who, by which wire, which model, how it ended, the time
@@ -60,21 +60,21 @@ def entry_line(entry: Entry, *, colours: bool = False, id: bool = True) -> str:
     return "  ".join(word for word in shown if word)
 
 
-def _status(entry: Entry) -> str:
+def _status(entry: ExchangeSummary) -> str:
     status = "replayed" if entry.replay_of and entry.status == "ok" else entry.status
     if entry.status == "ok" or entry.http_status is None:
         return status
     return f"{status} {entry.http_status}"
 
 
-def _model(entry: Entry) -> str:
+def _model(entry: ExchangeSummary) -> str:
     asked, used = entry.model_asked, entry.model_used
     if asked and used and asked != used:
         return f"{asked}→{used}"
     return used or asked or "-"
 
 
-def _first_event(entry: Entry) -> str:
+def _first_event(entry: ExchangeSummary) -> str:
     """Say the time to the first event, and what of it was no answering."""
     assert entry.ttft_ms is not None
     parts = [] if entry.queue_ms is None else [f"{_seconds(entry.queue_ms)} waiting"]
@@ -94,7 +94,7 @@ def tokens_in_and_out(usage: chat.Usage) -> str:
     return f"{usage.input_tokens or 0:,}→{usage.output_tokens or 0:,} tokens"
 
 
-def _speed(entry: Entry) -> str:
+def _speed(entry: ExchangeSummary) -> str:
     """Tokens per second after the first event, by the provider's count, else ours, as `~`."""
     output, first, whole = entry.usage.output_tokens, entry.ttft_ms, entry.duration_ms
     about = ""
@@ -169,7 +169,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
     )
 
 
-def _links(entry: Entry) -> str:
+def _links(entry: ExchangeSummary) -> str:
     return f"({entry.link})" if entry.link not in (None, "reply") else ""
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..recorder.reader import History
+from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
 from ..transfer.export import Exported, Unreadable, export_lines, export_recordings, export_to
 from ..transfer.import_ import import_files
@@ -70,7 +70,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
 def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     how = {"last": arguments.last, "redact": arguments.redact}
-    history = History(database_of(arguments))
+    history = LogReader(database_of(arguments))
     try:
         check_run(history, arguments)
         only = filter_of(arguments)

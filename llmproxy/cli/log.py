@@ -14,9 +14,9 @@ from typing import Any
 
 from ..conversations.prompt_cache import prefixes
 from ..conversations.threads import thread_of, threads, tree
-from ..recorder.exchange import Entry, entry_to_json, to_json
+from ..recorder.exchange import ExchangeSummary, summary_to_json, to_json
 from ..recorder.prune import prune
-from ..recorder.reader import Filter, History
+from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError
 from ..recorder.verify import verify
 from .arguments import (
@@ -28,7 +28,7 @@ from .arguments import (
     database_of,
     filter_of,
 )
-from .exchange_text import entry_line, exchange_page
+from .exchange_text import exchange_page, summary_line
 from .run import run
 from .thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 
@@ -53,7 +53,7 @@ def _log(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     if arguments.verify:
         return _verify(database, arguments)
-    history = History(database)
+    history = LogReader(database)
     try:
         check_run(history, arguments)
         return _prune(database, arguments) if arguments.prune else _read(history, arguments)
@@ -102,7 +102,7 @@ def _narrows(arguments: argparse.Namespace) -> bool:
     return filter_of(arguments) != Filter()
 
 
-def _read(history: History, arguments: argparse.Namespace) -> int:
+def _read(history: LogReader, arguments: argparse.Namespace) -> int:
     if arguments.threads or arguments.cache:
         _conversations(history, arguments)
     elif arguments.id:
@@ -118,7 +118,7 @@ def _read(history: History, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _conversations(history: History, arguments: argparse.Namespace) -> None:
+def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
     only, last = filter_of(arguments), arguments.last or LAST
     if arguments.threads:
         found = threads(history, only, last=last)
@@ -136,7 +136,7 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
     return arguments.thread is not None and is_alone and not is_list
 
 
-def _exchanges(history: History, arguments: argparse.Namespace) -> None:
+def _exchanges(history: LogReader, arguments: argparse.Namespace) -> None:
     only = filter_of(arguments)
     follower = history.follow(only) if arguments.follow else None
     _print(history.entries(only, last=arguments.last or LAST), arguments)
@@ -155,10 +155,10 @@ def _say(lines: Iterable[str], forms: Iterable[Any], arguments: argparse.Namespa
         print(json.dumps(line, ensure_ascii=False) if arguments.json else line, flush=True)
 
 
-def _print(entries: Iterable[Entry], arguments: argparse.Namespace) -> None:
+def _print(entries: Iterable[ExchangeSummary], arguments: argparse.Namespace) -> None:
     colours = sys.stdout.isatty()
-    lines = (entry_line(entry, colours=colours) for entry in entries)
-    _say(lines, map(entry_to_json, entries), arguments)
+    lines = (summary_line(entry, colours=colours) for entry in entries)
+    _say(lines, map(summary_to_json, entries), arguments)
 
 
 def _verify(database: Path, arguments: argparse.Namespace) -> int:

@@ -29,7 +29,7 @@ from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
 from ..version import __version__
 from .arguments import add_parallel
-from .exchange_text import entry_line
+from .exchange_text import summary_line
 
 __all__ = ["main"]
 
@@ -269,7 +269,7 @@ def _say_nothing(exchange: Exchange) -> None:
 
 
 def _say(exchange: Exchange) -> None:
-    print(entry_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
+    print(summary_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
 
 
 def _take_descriptors(connections: int) -> int:
@@ -361,7 +361,7 @@ def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
 
 def _welcome(proxy: Proxy) -> list[str]:
     if proxy.is_live:
-        count = len(proxy.catalogue.models())
+        count = len(proxy.catalog.models())
         models = (
             f"models: {count}, and demo needs no key; `llm models` lists them"
             if count > 1

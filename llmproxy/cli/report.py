@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..bench.runs import find_run
 from ..core.errors import InvalidRequest
-from ..recorder.reader import Filter, History
+from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError
 from ..report.data import Study
 from ..report.figures import figures
@@ -95,7 +95,7 @@ def _only(arguments: argparse.Namespace) -> Filter:
 
 def _report(arguments: argparse.Namespace) -> int:
     prices = prices_of(arguments)
-    history = History(database_of(arguments), asks_models=False)  # whose plugins take seconds
+    history = LogReader(database_of(arguments), asks_models=False)  # whose plugins take seconds
     try:
         study = _study(history, arguments)
     finally:
@@ -115,7 +115,7 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _study(history: History, arguments: argparse.Namespace) -> Study:
+def _study(history: LogReader, arguments: argparse.Namespace) -> Study:
     if arguments.run is not None:
         return study_of_run(history, find_run(history, arguments.run))
     return study_of_log(history, _only(arguments), last=arguments.last or NEWEST)

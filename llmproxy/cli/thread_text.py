@@ -9,11 +9,11 @@ from collections.abc import Iterable, Sequence
 
 from ..conversations.prompt_cache import Break, Prefix, ToolsChange
 from ..conversations.threads import Origin, Thread
-from ..conversations.tree import Label, Place
+from ..conversations.tree import Label, TreeRow
 from ..core.message_diff import Difference
 from ..core.text import painted, printable
 from ..recorder.verify import Broken, Verified
-from .exchange_text import entry_line, tokens_in_and_out
+from .exchange_text import summary_line, tokens_in_and_out
 
 __all__ = ["prefix_lines", "thread_line", "tree_lines", "verified_lines"]
 
@@ -58,7 +58,7 @@ def _counted(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
 
-def tree_lines(places: Sequence[Place], thread_id: str, *, colours: bool = False) -> list[str]:
+def tree_lines(places: Sequence[TreeRow], thread_id: str, *, colours: bool = False) -> list[str]:
     """Draw a tree, one exchange a line; those of the thread that was asked for have a star."""
     lines = []
     # From the end, for a branch is drawn on only where more comes after it.
@@ -75,7 +75,7 @@ def tree_lines(places: Sequence[Place], thread_id: str, *, colours: bool = False
             star
             + painted("".join(bars), "dim", colours)
             + painted(label, "yellow", colours)
-            + entry_line(place.entry, colours=colours)
+            + summary_line(place.entry, colours=colours)
         )
         more = [*open_[:depth], True] if place.begins else [*open_, True]
     return lines[::-1]

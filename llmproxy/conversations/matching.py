@@ -22,20 +22,20 @@ from pathlib import Path
 from llm.parts import Message, TextPart
 
 from ..core.fingerprints import (
+    MatchLevel,
     Reply,
-    Sameness,
     is_same,
     replies,
     reply_of,
     say_the_same,
     visible_text,
 )
-from ..recorder.exchange import Exchange, Link, Turn
+from ..recorder.exchange import Exchange, Relation, Turn
 from ..recorder.reader import open_for_reading
-from ..recorder.reply_index import Candidate, Quotable, Replies
+from ..recorder.reply_index import Candidate, Excerpt, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
 
-__all__ = ["Memory", "Recollection"]
+__all__ = ["Matcher", "Match"]
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a task for a sub-agent says this much
 TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are said again by chance
@@ -46,7 +46,7 @@ MAX_WAITING = 64  # turns kept until the log has them; each may hold a whole con
 
 
 @dataclass(frozen=True)
-class Recollection:
+class Match:
     """What the log knows of a request.
 
     messages: the request's own, those that were recalled in place of what the client sent;
@@ -60,10 +60,10 @@ class Recollection:
     messages: list[Message]
     recalled: frozenset[int] = frozenset()
     previous_id: str | None = None
-    link: Link | None = None
+    link: Relation | None = None
 
 
-class Memory:
+class Matcher:
     """A log's recorded replies, for any thread to ask, one at a time.
 
     path: of the logs.db, which need not be there yet.
@@ -84,7 +84,7 @@ class Memory:
             is_finished = exchange.status == "ok"
             self._waiting.append(_Waiting(exchange.turn, exchange.client, is_finished))
 
-    def recollect(self, messages: Sequence[Message], model: str, client: str) -> Recollection:
+    def recollect(self, messages: Sequence[Message], model: str, client: str) -> Match:
         """Look through a request that `client` has for `model` (llm's id); it blocks.
 
         A log that can't be read now knows nothing but what it is waiting for.
@@ -99,7 +99,7 @@ class Memory:
 
     def _recollect(
         self, logged: Replies | None, messages: Sequence[Message], model: str, client: str
-    ) -> Recollection:
+    ) -> Match:
         waiting = list(self._waiting)  # the event loop may add one at any time
         if logged is not None and waiting:
             there = logged.which_of([turn.candidate.turn_id for turn in waiting])
@@ -110,7 +110,7 @@ class Memory:
         recorded = _Recorded(waiting, logged)
         said = replies(messages)
         previous_id, link = _previous(messages, said, recorded, client)
-        recollection = Recollection(list(messages), previous_id=previous_id, link=link)
+        recollection = Match(list(messages), previous_id=previous_id, link=link)
         return _recalled(recollection, said, recorded, model) if self._recall else recollection
 
     def _open(self) -> Replies | None:
@@ -160,7 +160,7 @@ class _Recorded:
         self._waiting = {turn.candidate.turn_id: turn for turn in waiting}
         self._logged = logged
 
-    def find(self, how: Sameness, reply: Reply) -> list[Candidate]:
+    def find(self, how: MatchLevel, reply: Reply) -> list[Candidate]:
         found = [
             turn.candidate
             for turn in reversed(self._waiting.values())
@@ -188,13 +188,13 @@ class _Recorded:
         assert self._logged is not None, "the candidate is its own"
         return self._logged.before(known.turn_id)
 
-    def quotable(self) -> list[Quotable]:
+    def quotable(self) -> list[Excerpt]:
         return self._logged.quotable() if self._logged is not None else []
 
 
 def _previous(
     messages: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, client: str
-) -> tuple[str | None, Link | None]:
+) -> tuple[str | None, Relation | None]:
     """Find the turn that a request goes on from, by the newest reply that is known."""
     unsure = 0
     for count, reply in reversed([*enumerate(said)]):
@@ -280,8 +280,8 @@ def _is_compacted(
 
 
 def _quotes(
-    messages: Iterable[Message], quotable: Iterable[Quotable]
-) -> Iterator[tuple[str, Link]]:
+    messages: Iterable[Message], quotable: Iterable[Excerpt]
+) -> Iterator[tuple[str, Relation]]:
     """Find what of the last replies a new conversation begins with."""
     texts = [
         part.text.strip()
@@ -302,7 +302,7 @@ def _quotes(
             yield quote.turn_id, "quote"
 
 
-def _tasks(quote: Quotable) -> list[str]:
+def _tasks(quote: Excerpt) -> list[str]:
     arguments = quote.payload.get("arguments", {}).values()
     texts = [value.strip() for value in arguments if isinstance(value, str)]
     return [text for text in texts if len(text) >= CALL_QUOTE_CHARS]
@@ -317,9 +317,7 @@ def _summary(text: str) -> str:
 # ---- recall
 
 
-def _recalled(
-    recollection: Recollection, said: Iterable[Reply], recorded: _Recorded, model: str
-) -> Recollection:
+def _recalled(recollection: Match, said: Iterable[Reply], recorded: _Recorded, model: str) -> Match:
     known = {
         reply.index: original
         for reply in said
@@ -356,7 +354,7 @@ def _original(
 
 def _tellers(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:
     """The turns that may have said it here: what stood before must agree, or the calls' ids."""
-    ways: list[Sameness] = ["history"]
+    ways: list[MatchLevel] = ["history"]
     if not reply.is_trivial:
         ways.append("question")
     if reply.tool_call_ids:

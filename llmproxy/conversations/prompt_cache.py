@@ -19,9 +19,9 @@ from llm.parts import Message, Part
 
 from ..core import chat, token_estimate
 from ..core.message_diff import Difference, first_difference
-from ..recorder.exchange import Entry, Link
-from ..recorder.reader import Filter, History
-from ..recorder.store import ENTRY_COLUMNS, entry_of
+from ..recorder.exchange import ExchangeSummary, Relation
+from ..recorder.reader import Filter, LogReader
+from ..recorder.store import SUMMARY_COLUMNS, summary_of
 from .threads import parents, selected
 
 __all__ = ["Break", "Prefix", "ToolsChange", "prefixes"]
@@ -56,7 +56,7 @@ class Break:
     id: str
     previous_id: str
     received: datetime
-    link: Link | None
+    link: Relation | None
     models: tuple[str, str] | None
     tools: ToolsChange | None
     difference: Difference | None
@@ -77,7 +77,7 @@ class Prefix:
     breaks: tuple[Break, ...]
 
 
-def prefixes(history: History, only: Filter, *, last: int | None = None) -> list[Prefix]:
+def prefixes(history: LogReader, only: Filter, *, last: int | None = None) -> list[Prefix]:
     """Hold each request that `only` means against the one before it, thread by thread.
 
     At most the `last` threads, the one that moved last at the end; those that have no
@@ -98,12 +98,12 @@ def prefixes(history: History, only: Filter, *, last: int | None = None) -> list
 
 @dataclass(frozen=True)
 class _Request:
-    entry: Entry
+    entry: ExchangeSummary
     thread_id: str
     tip: str | None
 
 
-def _requests(history: History, thread_ids: Sequence[str]) -> list[_Request]:
+def _requests(history: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
     """Those of the threads, and those that they go on from, in the order of time."""
     rows = history.rows(
         f"""
@@ -111,17 +111,17 @@ def _requests(history: History, thread_ids: Sequence[str]) -> list[_Request]:
             select id, previous_id from proxy_exchanges
             where thread_id in (select value from json_each(:ids))
         )
-        select {", ".join(ENTRY_COLUMNS)}, message_hash from proxy_exchanges
+        select {", ".join(SUMMARY_COLUMNS)}, message_hash from proxy_exchanges
         where thread_id is not null
             and id in (select id from own union select previous_id from own)
         order by received, number
         """,
         {"ids": json.dumps(thread_ids)},
     )
-    return [_Request(entry_of(row), row["thread_id"], row["message_hash"]) for row in rows]
+    return [_Request(summary_of(row), row["thread_id"], row["message_hash"]) for row in rows]
 
 
-def _meant(history: History, only: Filter, thread_ids: Sequence[str]) -> set[str]:
+def _meant(history: LogReader, only: Filter, thread_ids: Sequence[str]) -> set[str]:
     condition, values = only.where()
     rows = history.rows(
         f"select id from proxy_exchanges where {condition}"
@@ -143,7 +143,9 @@ def _pairs(requests: Iterable[_Request]) -> Iterator[tuple[_Request, _Request]]:
         by_id[request.entry.id] = last[request.thread_id] = request
 
 
-def _prefix(history: History, thread_id: str, pairs: Sequence[tuple[_Request, _Request]]) -> Prefix:
+def _prefix(
+    history: LogReader, thread_id: str, pairs: Sequence[tuple[_Request, _Request]]
+) -> Prefix:
     tips = {request.tip for pair in pairs for request in pair if request.tip is not None}
     chains = _Chains(parents(history, tips))
     tools = _tools(history, {request.entry.id for pair in pairs for request in pair})
@@ -245,7 +247,7 @@ class _Tools:
         return ToolsChange(added, removed, redefined, not (added or removed or redefined))
 
 
-def _tools(history: History, turn_ids: Iterable[str]) -> _Tools:
+def _tools(history: LogReader, turn_ids: Iterable[str]) -> _Tools:
     rows = history.rows(
         "select turn_id, tool_id, name from turn_tools join tools on tools.id = tool_id"
         " where turn_id in (select value from json_each(:ids)) order by turn_tools.rowid",
@@ -284,7 +286,7 @@ def _held(before: _Request, after: _Request, chains: _Chains, tools: _Tools) -> 
     )
 
 
-def _sizes(history: History, hashes: Iterable[str]) -> dict[str, int]:
+def _sizes(history: LogReader, hashes: Iterable[str]) -> dict[str, int]:
     """Estimate the tokens of messages."""
     sizes: dict[str, int] = {}
     ordered = list(dict.fromkeys(hashes))  # as they were written, so read in a row
@@ -315,7 +317,7 @@ _PARTS = (
 )
 
 
-def _definitions(history: History, tool_ids: Iterable[int]) -> dict[int, int]:
+def _definitions(history: LogReader, tool_ids: Iterable[int]) -> dict[int, int]:
     """Estimate the tokens of tools."""
     rows = history.rows(
         "select id, name, description, input_schema from tools"
@@ -334,7 +336,7 @@ def _definitions(history: History, tool_ids: Iterable[int]) -> dict[int, int]:
     }
 
 
-def _contents(history: History, hashes: Sequence[str]) -> dict[str, Message]:
+def _contents(history: LogReader, hashes: Sequence[str]) -> dict[str, Message]:
     contents: dict[str, Message] = {}
     for start in range(0, len(hashes), BATCH):
         contents |= history.messages(hashes[start : start + BATCH])

@@ -14,10 +14,10 @@ from typing import Literal
 
 from ..core.chat import Usage
 from ..core.errors import NotFound
-from ..recorder.exchange import FIRST_WORDS_CHARS, Entry
-from ..recorder.reader import THREAD_OF, Filter, History
-from ..recorder.store import ENTRY_COLUMNS, entry_of
-from .tree import Node, Place, laid_out, with_previous
+from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary
+from ..recorder.reader import THREAD_OF, Filter, LogReader
+from ..recorder.store import SUMMARY_COLUMNS, summary_of
+from .tree import Node, TreeRow, laid_out, with_previous
 
 __all__ = ["Origin", "Thread", "parents", "selected", "thread_of", "threads", "tree"]
 
@@ -49,7 +49,7 @@ class Thread:
     origin: Origin | None = None
 
 
-def threads(history: History, only: Filter, *, last: int | None = None) -> list[Thread]:
+def threads(history: LogReader, only: Filter, *, last: int | None = None) -> list[Thread]:
     """List the threads that have an exchange meant by `only`, the one that moved last at the end.
 
     At most the `last` ones.
@@ -73,7 +73,7 @@ def threads(history: History, only: Filter, *, last: int | None = None) -> list[
     ]
 
 
-def selected(history: History, only: Filter, last: int | None) -> list[str]:
+def selected(history: LogReader, only: Filter, last: int | None) -> list[str]:
     """Give the ids of the threads that `only` means, the one that moved last at the end."""
     condition, values = only.where()
     rows = history.rows(
@@ -121,7 +121,7 @@ def _sum(usages: Sequence[Usage]) -> Usage:
     return Usage(**{name: sum(said) if said else None for name, said in counts.items()})
 
 
-def thread_of(history: History, id: str) -> str:
+def thread_of(history: LogReader, id: str) -> str:
     """Give the id of the thread that is meant by its own id, or by that of an exchange in it.
 
     Raises:
@@ -134,7 +134,7 @@ def thread_of(history: History, id: str) -> str:
     return str(found[0]["id"])
 
 
-def tree(history: History, thread_id: str) -> list[Place]:
+def tree(history: LogReader, thread_id: str) -> list[TreeRow]:
     """Show a thread among those that it forked from and that forked from it, line by line.
 
     thread_id: as `thread_of` takes it.
@@ -151,7 +151,7 @@ def tree(history: History, thread_id: str) -> list[Place]:
     return laid_out(with_previous(nodes, before))
 
 
-def _family(history: History, thread_id: str) -> list[str]:
+def _family(history: LogReader, thread_id: str) -> list[str]:
     rows = history.rows(
         "select id, forked_from from threads where forked_from is not null and not exists"
         " (select 1 from proxy_exchanges where thread_id = threads.id and run_id is not null)",
@@ -174,9 +174,9 @@ def _family(history: History, thread_id: str) -> list[str]:
     return sorted(family)
 
 
-def _nodes(history: History, thread_ids: Sequence[str]) -> list[Node]:
+def _nodes(history: LogReader, thread_ids: Sequence[str]) -> list[Node]:
     values = {"ids": json.dumps(thread_ids)}
-    columns = ", ".join(f"proxy_exchanges.{name}" for name in ENTRY_COLUMNS)
+    columns = ", ".join(f"proxy_exchanges.{name}" for name in SUMMARY_COLUMNS)
     ours = history.rows(
         f"""
         select {columns}, proxy_exchanges.message_hash, turns.tip_message_hash,
@@ -204,11 +204,11 @@ def _nodes(history: History, thread_ids: Sequence[str]) -> list[Node]:
         values,
     )
     return [
-        Node(entry_of(row), row["in_thread"], row["message_hash"], row["tip_message_hash"])
+        Node(summary_of(row), row["in_thread"], row["message_hash"], row["tip_message_hash"])
         for row in ours
     ] + [
         Node(
-            Entry(
+            ExchangeSummary(
                 id=row["id"],
                 received=_utc(row["datetime_utc"]),
                 dialect="",
@@ -235,7 +235,7 @@ def _utc(text: str) -> datetime:
     return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def parents(history: History, tips: Iterable[str]) -> dict[str, str | None]:
+def parents(history: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
     """Give the message before each message of the chains that end with `tips`, by hash."""
     found: dict[str, str | None] = {}
     todo = set(tips)

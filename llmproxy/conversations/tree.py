@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ..recorder.exchange import Entry
+from ..recorder.exchange import ExchangeSummary
 
-__all__ = ["Label", "Node", "Place", "laid_out", "with_previous"]
+__all__ = ["Label", "Node", "TreeRow", "laid_out", "with_previous"]
 
 Label = Literal["retry", "fork", "compacted", "call", "quote"]
 
@@ -28,14 +28,14 @@ class Node:
         None where it is no turn.
     """
 
-    entry: Entry
+    entry: ExchangeSummary
     thread_id: str
     message_hash: str | None
     tip_hash: str | None
 
 
 @dataclass(frozen=True)
-class Place:
+class TreeRow:
     """A line of the tree.
 
     label: what the exchange is beside others, None where it simply goes on: a "retry" asks
@@ -45,7 +45,7 @@ class Place:
         here, which stands under the turn that it goes on from.
     """
 
-    entry: Entry
+    entry: ExchangeSummary
     label: Label | None
     depth: int
     begins: bool
@@ -91,7 +91,7 @@ def _end_before(
     return ends[hash].get(node.thread_id) or list(ends[hash].values())[-1]
 
 
-def laid_out(nodes: Sequence[tuple[Node, str | None]]) -> list[Place]:
+def laid_out(nodes: Sequence[tuple[Node, str | None]]) -> list[TreeRow]:
     """Lay a tree out, line by line; `nodes` are as `with_previous` gives them."""
     following: dict[str | None, list[Node]] = {}
     for node, previous in nodes:
@@ -103,7 +103,7 @@ def laid_out(nodes: Sequence[tuple[Node, str | None]]) -> list[Place]:
     ]
     while todo:
         node, label, depth, begins = todo.pop()
-        places.append(Place(node.entry, label, depth, begins))
+        places.append(TreeRow(node.entry, label, depth, begins))
         after = following.get(node.entry.id, [])
         labels = _labels(after, by_id[node.entry.id])
         straight = _straight_on(after, node)

@@ -41,7 +41,7 @@ class Stamped:
     event: Event
 
 
-class RunningAnswer(Protocol):
+class Run(Protocol):
     """An answer that comes in, wherever from.
 
     Wait for its turn, begin it, read it to its Finish; or stop it, at any time.
@@ -110,15 +110,13 @@ class Models(Protocol):
         """
 
 
-class Answering(Protocol):
+class Backend(Protocol):
     """What answers requests: models, or recordings in their place."""
 
     @property
-    def catalogue(self) -> Models: ...
+    def catalog(self) -> Models: ...
 
-    async def answer(
-        self, request: ChatRequest, recollect: Recollect | None = None
-    ) -> RunningAnswer:
+    async def answer(self, request: ChatRequest, recollect: Recollect | None = None) -> Run:
         """Begin to answer.
 
         Raises:

@@ -23,8 +23,8 @@ from . import chat
 
 __all__ = [
     "Reply",
-    "Sameness",
-    "Walk",
+    "MatchLevel",
+    "HistoryHasher",
     "answering_options",
     "attached",
     "is_same",
@@ -42,7 +42,7 @@ _COUNTED_ID = re.compile(r"(.*[\W_]|[a-z]*)\d{1,6}", re.DOTALL)
 MAX_RUN = 32  # messages that one reply may have become; each is read again with every later one
 
 
-Sameness = Literal["history", "question", "words", "calls", "text"]
+MatchLevel = Literal["history", "question", "words", "calls", "text"]
 """How far two replies are the same: all that was said until and with them; their words and
 what they answer; their words, calls included; one call's id; their text, if it says much."""
 
@@ -70,7 +70,7 @@ class Reply:
 
 def replies(messages: Iterable[Message]) -> list[Reply]:
     """Find the replies in a history, the oldest first; those that show nothing are left out."""
-    walk = Walk()
+    walk = HistoryHasher()
     found = []
     for index, message in enumerate(messages):
         if message.role == "assistant":
@@ -85,7 +85,7 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
     messages: what was asked. Where that ends in words of the assistant's own, which the
         reply goes on from, the client will send both as one.
     """
-    walk = Walk()
+    walk = HistoryHasher()
     start = len(messages)
     while start and messages[start - 1].role == "assistant":
         start -= 1
@@ -95,7 +95,7 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
     return walk.reply(start, Message("assistant", said))
 
 
-def is_same(how: Sameness, one: Reply, other: Reply) -> bool:
+def is_same(how: MatchLevel, one: Reply, other: Reply) -> bool:
     """Say whether two replies are the same in a way."""
     match how:
         case "calls":
@@ -170,7 +170,7 @@ def say_the_same(one: Iterable[Message], other: Iterable[Message]) -> bool:
     return _words(first) == _words(second)
 
 
-class Walk:
+class HistoryHasher:
     """What was said so far, as one walks through a conversation.
 
     Replies that follow one another count as one there, since clients may join them.
@@ -181,9 +181,9 @@ class Walk:
         self._question = _hash()
         self._said: list[Sequence[Part]] = []
 
-    def copy(self) -> Walk:
+    def copy(self) -> HistoryHasher:
         """Give another walk that has come as far."""
-        other = Walk()
+        other = HistoryHasher()
         other._history, other._question = self._history.copy(), self._question.copy()
         other._said = list(self._said)
         return other

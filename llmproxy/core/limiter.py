@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Gate"]
+__all__ = ["Limiter"]
 
 
-class Gate:
+class Limiter:
     """Let `limit` callers in at one time, first come first served. For one event loop."""
 
     def __init__(self, limit: int) -> None:

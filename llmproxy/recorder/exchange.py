@@ -25,15 +25,15 @@ from .redact import Redactor
 from .timeline import TimedEvent
 
 __all__ = [
-    "Entry",
+    "ExchangeSummary",
     "Exchange",
-    "Link",
+    "Relation",
     "Origin",
     "RawRequest",
     "Status",
     "Turn",
     "begun",
-    "entry_to_json",
+    "summary_to_json",
     "first_words",
     "from_json",
     "last_text",
@@ -45,7 +45,7 @@ Status = Literal["running", "ok", "error", "cancelled", "interrupted"]
 
 Origin = Literal["llama-stack"]
 
-Link = Literal["reply", "compacted", "call", "quote"]
+Relation = Literal["reply", "compacted", "call", "quote"]
 """How an exchange goes on from the one before it: by its reply in the history, by one of
 the replies that a compacted history kept, as the task of a tool call, by quoting it."""
 
@@ -92,7 +92,7 @@ class RawRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class ExchangeSummary:
     """An exchange in short, as a list of the log shows it.
 
     id: a lower-case ULID, the turn's too; thread_id: the turn's, None where llm's tables
@@ -141,7 +141,7 @@ class Entry:
     ignored: tuple[str, ...] = ()
     first_words: str = ""
     previous_id: str | None = None
-    link: Link | None = None
+    link: Relation | None = None
     recalled: int = 0
     replay_of: str | None = None
     origin: Origin | None = None
@@ -156,7 +156,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Exchange(Entry):
+class Exchange(ExchangeSummary):
     """An exchange whole.
 
     turn: None where no model was asked, with an empty reply where it produced nothing;
@@ -200,7 +200,7 @@ class Exchange(Entry):
         error: str | None = None,
         ignored: Iterable[str] = (),
         previous_id: str | None = None,
-        link: Link | None = None,
+        link: Relation | None = None,
         recalled: int = 0,
         model_used: str | None = None,
         replay_of: str | None = None,
@@ -326,9 +326,9 @@ def _remote(attachment: llm.Attachment) -> llm.Attachment:
     return attachments.RemoteAttachment(type=attachment.type, url=attachment.url)
 
 
-def entry_to_json(entry: Entry) -> dict[str, Any]:
+def summary_to_json(entry: ExchangeSummary) -> dict[str, Any]:
     """Give an exchange in short as JSON values."""
-    form = {f.name: getattr(entry, f.name) for f in fields(Entry)}
+    form = {f.name: getattr(entry, f.name) for f in fields(ExchangeSummary)}
     return form | {
         "received": entry.received.isoformat(),
         "usage": asdict(entry.usage),
@@ -338,7 +338,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
 
 def to_json(exchange: Exchange) -> dict[str, Any]:
     """Give an exchange as JSON values, complete but for what the timeline rounds."""
-    return entry_to_json(exchange) | {
+    return summary_to_json(exchange) | {
         "request": {
             "headers": dict(exchange.request.headers),
             "query": exchange.request.query,
@@ -357,7 +357,7 @@ def from_json(form: Mapping[str, Any]) -> Exchange:
         ValueError, TypeError, KeyError: it is something else.
     """
     # What an older version did not have yet has its default.
-    entry = {f.name: form[f.name] for f in fields(Entry) if f.name in form}
+    entry = {f.name: form[f.name] for f in fields(ExchangeSummary) if f.name in form}
     turn = None if form["turn"] is None else _turn_from_json(form["turn"])
     return Exchange(
         **entry

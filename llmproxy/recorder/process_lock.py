@@ -11,13 +11,13 @@ import os
 import sqlite3
 from pathlib import Path
 
-__all__ = ["Owner"]
+__all__ = ["ProcessLock"]
 
 # A neighbour that looks whether we live holds our lock for an instant.
 CLAIM_TIMEOUT_S = 2.0
 
 
-class Owner:
+class ProcessLock:
     """This process, as its neighbours on the same logs.db know it.
 
     id: in no other process's use, and made of letters and digits.

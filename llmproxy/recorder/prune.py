@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .reader import Filter, History
+from .reader import Filter, LogReader
 from .request_store import references
 from .store import translated
 
@@ -41,7 +41,7 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
     condition, values = only.where()
     if not values:
         raise ValueError("say which exchanges are to be forgotten")
-    History(path).close()  # which brings an older llmproxy's tables up to date
+    LogReader(path).close()  # which brings an older llmproxy's tables up to date
     with translated(path):
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
@@ -127,7 +127,7 @@ def _settle_threads(connection: sqlite3.Connection) -> None:
 
 
 def _prune_messages(connection: sqlite3.Connection, ends: Iterable[str]) -> int:
-    """Walk up from the ends of chains, as far as nothing else hangs there."""
+    """HistoryHasher up from the ends of chains, as far as nothing else hangs there."""
     connection.execute(
         """
         create temp table used as

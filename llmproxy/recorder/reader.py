@@ -24,20 +24,20 @@ from llm.parts import Message
 
 from ..core.errors import NotFound
 from . import timeline
-from .exchange import Entry, Exchange, RawRequest, Status, Turn, with_remote_attachments
+from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn, with_remote_attachments
 from .request_store import unfold
 from .store import (
-    ENTRY_COLUMNS,
     SCHEMA_VERSION,
+    SUMMARY_COLUMNS,
     Store,
     Unusable,
     check_version,
-    entry_of,
+    summary_of,
     timestamp,
     translated,
 )
 
-__all__ = ["THREAD_OF", "Filter", "Follower", "History", "check_llm", "open_for_reading"]
+__all__ = ["THREAD_OF", "Filter", "Follower", "LogReader", "check_llm", "open_for_reading"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _quoted(words: str) -> str:
     return " ".join('"' + word.replace('"', '""') + '"' for word in words.split())
 
 
-class History:
+class LogReader:
     """A logs.db open for reading, by one thread at a time.
 
     asks_models: let llm look a model up, and so load its plugins, where it needs that to
@@ -137,13 +137,13 @@ class History:
         """Close the file."""
         self._conn.close()
 
-    def entries(self, only: Filter = Filter(), *, last: int | None = None) -> list[Entry]:
+    def entries(self, only: Filter = Filter(), *, last: int | None = None) -> list[ExchangeSummary]:
         """List exchanges in the order in which they were received, at most the `last` ones.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [entry_of(row) for row in self._listed(ENTRY_COLUMNS, only, last)]
+        return [summary_of(row) for row in self._listed(SUMMARY_COLUMNS, only, last)]
 
     def ids(self, only: Filter = Filter(), *, last: int | None = None) -> list[str]:
         """List the ids of exchanges, as `entries` does.
@@ -197,12 +197,12 @@ class History:
         return rows[0]
 
     def _exchange(self, row: sqlite3.Row, *, is_whole: bool = True) -> tuple[Exchange, int]:
-        entry = entry_of(row)
+        entry = summary_of(row)
         with translated(self.path):
             turn, earlier = self._turn(row, is_whole)
             body = unfold(row["body"], self._content) if is_whole else None
             exchange = Exchange(
-                **{field.name: getattr(entry, field.name) for field in fields(Entry)},
+                **{field.name: getattr(entry, field.name) for field in fields(ExchangeSummary)},
                 request=RawRequest(json.loads(row["headers"]), row["query"], body),
                 turn=turn,
                 replay_key=row["replay_key"],
@@ -333,7 +333,7 @@ class History:
 class Follower:
     """What comes into a log: each exchange when it begins, and again when it has ended."""
 
-    def __init__(self, history: History, only: Filter) -> None:
+    def __init__(self, history: LogReader, only: Filter) -> None:
         self._history = history
         self._only = only
         newest = history.rows("select max(number) as number from proxy_exchanges", {})
@@ -341,7 +341,7 @@ class Follower:
         self._last: int = (newest[0]["number"] if newest else None) or 0
         self._running: set[int] = {row["number"] for row in running}
 
-    def poll(self) -> list[Entry]:
+    def poll(self) -> list[ExchangeSummary]:
         """Give what is new since the last time, in the order of its beginning.
 
         Raises:
@@ -349,7 +349,7 @@ class Follower:
         """
         condition, values = self._only.where()
         rows = self._history.rows(
-            f"select number, {', '.join(ENTRY_COLUMNS)}, {condition} as is_meant"
+            f"select number, {', '.join(SUMMARY_COLUMNS)}, {condition} as is_meant"
             " from proxy_exchanges where number in"
             " (select number from proxy_exchanges where number > :followed"
             " union select value from json_each(:running)) order by number",
@@ -362,7 +362,7 @@ class Follower:
             else:
                 self._running.discard(row["number"])
             self._last = max(self._last, row["number"])
-        return [entry_of(row) for row in news if row["is_meant"]]
+        return [summary_of(row) for row in news if row["is_meant"]]
 
 
 _CHAIN = """

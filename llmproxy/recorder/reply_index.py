@@ -16,9 +16,9 @@ from typing import Any
 from llm.logs import LogStore
 from llm.parts import Message
 
-from ..core.fingerprints import Reply, Sameness, Walk, reply_of
+from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
 
-__all__ = ["SCHEMA", "Candidate", "Quotable", "Replies", "insert_keys", "insert_missing_keys"]
+__all__ = ["SCHEMA", "Candidate", "Excerpt", "Replies", "insert_keys", "insert_missing_keys"]
 
 SCHEMA = (
     """
@@ -68,7 +68,7 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
         " from turns join proxy_exchanges using (id) order by turns.id"
     ).fetchall()
     # To the ends of what turns were asked: most go on from another one's.
-    walks: dict[str | None, Walk] = {None: Walk()}
+    walks: dict[str | None, HistoryHasher] = {None: HistoryHasher()}
     for turn_id, parent, tip in turns:
         said = chains.between(parent, tip)
         start, asked = chains.since(walks.keys(), parent)
@@ -135,7 +135,7 @@ class Candidate:
     tip_hash: str | None = None
 
 
-_SAME: Mapping[Sameness, str] = {
+_SAME: Mapping[MatchLevel, str] = {
     "history": "proxy_replies where reply_key = :key and question_key = :question"
     " and history_key = :history",
     "question": "proxy_replies where reply_key = :key and question_key = :question",
@@ -159,7 +159,7 @@ _FIND = {
 
 
 @dataclass(frozen=True)
-class Quotable:
+class Excerpt:
     """What a turn's reply said that another conversation may begin with."""
 
     turn_id: str
@@ -182,7 +182,7 @@ class Replies:
         """Close the database."""
         self._connection.close()
 
-    def find(self, how: Sameness, reply: Reply) -> list[Candidate]:
+    def find(self, how: MatchLevel, reply: Reply) -> list[Candidate]:
         """Turns whose reply is the same; those that nothing goes on from first, then the newest."""
         values = {
             "key": reply.key,
@@ -231,7 +231,7 @@ class Replies:
             self._said[ends] = _Chains(self._connection, self._log).between(*ends)
         return self._said[ends]
 
-    def quotable(self) -> list[Quotable]:
+    def quotable(self) -> list[Excerpt]:
         """The parts of what was said last, the newest first."""
         rows = self._connection.execute(
             """
@@ -244,6 +244,6 @@ class Replies:
             (RECENT_TURNS,),
         )
         return [
-            Quotable(turn_id, thread_id, type_, text, json.loads(payload or "{}"))
+            Excerpt(turn_id, thread_id, type_, text, json.loads(payload or "{}"))
             for turn_id, thread_id, type_, text, payload in rows
         ]

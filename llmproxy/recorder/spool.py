@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .exchange import Exchange, from_json, to_json
-from .process_lock import Owner
+from .process_lock import ProcessLock
 
 __all__ = ["Spool", "read"]
 
@@ -25,7 +25,7 @@ MAX_SPOOL_BYTES = 2**30  # whole requests: some thousand long ones; a person has
 class Spool:
     """This owner's spool; made with its first exchange, for its owner alone."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, owner: ProcessLock) -> None:
         self.owner = owner
         self.path = owner.spool_path()
 

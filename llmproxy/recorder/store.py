@@ -27,13 +27,13 @@ import llm
 from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline
-from .exchange import Entry, Exchange
+from .exchange import Exchange, ExchangeSummary
 from .llm_turns import Conversation, TurnLog, TurnRecord
-from .process_lock import Owner
+from .process_lock import ProcessLock
 from .request_store import Folded, dumps, fold
 
 __all__ = [
-    "ENTRY_COLUMNS",
+    "SUMMARY_COLUMNS",
     "SCHEMA_VERSION",
     "Locked",
     "Store",
@@ -41,7 +41,7 @@ __all__ = [
     "Unusable",
     "check_version",
     "columns",
-    "entry_of",
+    "summary_of",
     "identity",
     "logs_on",
     "timestamp",
@@ -228,7 +228,7 @@ class Store:
             a newer llmproxy's.
     """
 
-    def __init__(self, path: Path, owner: Owner | None = None) -> None:
+    def __init__(self, path: Path, owner: ProcessLock | None = None) -> None:
         self.path = path
         self._owner = owner
         self._known: dict[bytes, str] = {}
@@ -483,7 +483,7 @@ class Store:
                 {"id": id, **values},
             )
 
-    def interrupt_orphans(self) -> list[Entry]:
+    def interrupt_orphans(self) -> list[ExchangeSummary]:
         """Mark what was running when its process was killed; a living neighbour's is left alone.
 
         Give what was marked, in short.
@@ -502,11 +502,11 @@ class Store:
                     cursor = self._conn.execute(
                         "update proxy_exchanges set status = 'interrupted'"
                         " where status = 'running' and owner is ?"
-                        f" returning {', '.join(ENTRY_COLUMNS)}",
+                        f" returning {', '.join(SUMMARY_COLUMNS)}",
                         (id,),
                     )
                     cursor.row_factory = sqlite3.Row
-                    found += [entry_of(row) for row in cursor]
+                    found += [summary_of(row) for row in cursor]
             return found
 
     def flush(self) -> None:
@@ -549,8 +549,8 @@ def timestamp(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def columns(entry: Entry) -> dict[str, Any]:
-    """Give an entry's columns; `entry_of` reads them again."""
+def columns(entry: ExchangeSummary) -> dict[str, Any]:
+    """Give an entry's columns; `summary_of` reads them again."""
     values = {name: getattr(entry, name) for name in _PLAIN_COLUMNS} | {
         "received": timestamp(entry.received),
         "ignored": json.dumps(entry.ignored),
@@ -563,9 +563,9 @@ def columns(entry: Entry) -> dict[str, Any]:
     }
 
 
-def entry_of(row: sqlite3.Row) -> Entry:
+def summary_of(row: sqlite3.Row) -> ExchangeSummary:
     """Read an entry from its columns."""
-    return Entry(
+    return ExchangeSummary(
         **{name: row[name] for name in _PLAIN_COLUMNS}
         | {
             "received": datetime.fromisoformat(row["received"]),
@@ -577,9 +577,13 @@ def entry_of(row: sqlite3.Row) -> Entry:
     )
 
 
-_PLAIN_COLUMNS = {field.name for field in fields(Entry)} - {"received", "ignored", "usage"}
-ENTRY_COLUMNS = (
-    *(field.name for field in fields(Entry) if field.name != "usage"),
+_PLAIN_COLUMNS = {field.name for field in fields(ExchangeSummary)} - {
+    "received",
+    "ignored",
+    "usage",
+}
+SUMMARY_COLUMNS = (
+    *(field.name for field in fields(ExchangeSummary) if field.name != "usage"),
     *(field.name for field in fields(Usage)),
 )
 

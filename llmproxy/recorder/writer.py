@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
-from .exchange import Entry, Exchange
+from .exchange import Exchange, ExchangeSummary
 from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
@@ -363,7 +363,7 @@ class Writer:
             self._spool.owner.release()
 
 
-def _interrupted(entries: Sequence[Entry]) -> str:
+def _interrupted(entries: Sequence[ExchangeSummary]) -> str:
     """Name what a killed or crashed process left running: its model may be the cause."""
     shown = [
         f"{entry.id} ({entry.client}, {entry.model_asked or 'the default model'})"

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from ..bench.bench import plan_of, tasks
-from ..bench.runs import Run
+from ..bench.runs import Benchmark
 from ..core.errors import NotFound, class_of_status
 from ..recorder.exchange import Exchange
-from ..recorder.reader import Filter, History
+from ..recorder.reader import Filter, LogReader
 from .data import Measured, Sample, Study
 
 __all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]
@@ -17,7 +17,7 @@ __all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]
 LOG_TITLE = "the log"
 
 
-def study_of_run(history: History, run: Run) -> Study:
+def study_of_run(history: LogReader, run: Benchmark) -> Study:
     """Read a run, with the recorded answers of what it asked again.
 
     What was recorded may have been forgotten since: its sample has no recorded answer then.
@@ -55,7 +55,7 @@ def study_of_run(history: History, run: Run) -> Study:
     )
 
 
-def study_of_log(history: History, only: Filter, *, last: int | None = None) -> Study:
+def study_of_log(history: LogReader, only: Filter, *, last: int | None = None) -> Study:
     """Read what clients asked and models answered, at most the `last` of those that are over.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ..core.errors import InvalidRequest, NotFound
 from ..recorder.exchange import Exchange
-from ..recorder.reader import Filter, History
+from ..recorder.reader import Filter, LogReader
 from .anonymize import filled
 from .jsonl import encode
 from .llama_stack.write import render_recording
@@ -54,7 +54,7 @@ class Exported:
 
 
 def export_lines(
-    history: History,
+    history: LogReader,
     file: BinaryIO,
     only: Filter,
     *,
@@ -80,7 +80,7 @@ def export_lines(
 
 
 def export_to(
-    history: History,
+    history: LogReader,
     path: Path,
     only: Filter,
     *,
@@ -99,7 +99,7 @@ def export_to(
 
 
 def export_recordings(
-    history: History,
+    history: LogReader,
     folder: Path,
     only: Filter,
     *,
@@ -132,7 +132,7 @@ def export_recordings(
     return Exported(len(names), running, skipped, count - len(names))
 
 
-def _exchanges(history: History, only: Filter, last: int | None) -> Iterator[Exchange]:
+def _exchanges(history: LogReader, only: Filter, last: int | None) -> Iterator[Exchange]:
     for id in history.ids(only, last=last):
         try:
             yield history.exchange(id)

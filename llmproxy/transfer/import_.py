@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeVar
 
 from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
-from ..recorder.reader import Filter, History, check_llm
+from ..recorder.reader import Filter, LogReader, check_llm
 from ..recorder.store import Locked, Store
 from .export import Unreadable
 from .jsonl import decode
@@ -154,7 +154,7 @@ def _write(exchanges: Iterable[Exchange], database: Path) -> int:
     new: set[str] = set()
     store = _patiently(partial(Store, database))
     try:
-        history = History(database)
+        history = LogReader(database)
         try:
             left = iter(exchanges)
             while group := list(islice(left, GROUP)):
@@ -182,7 +182,7 @@ def _write_group(store: Store, exchanges: list[Exchange]) -> None:
 def _count_new(statuses: Mapping[str, Status], database: Path) -> int:
     if not database.exists():
         return len(statuses)
-    history = History(database)
+    history = LogReader(database)
     try:
         there = _statuses(history, list(statuses))
     finally:
@@ -190,7 +190,7 @@ def _count_new(statuses: Mapping[str, Status], database: Path) -> int:
     return sum(_says_more(status, there.get(id)) for id, status in statuses.items())
 
 
-def _statuses(history: History, ids: Sequence[str]) -> dict[str, Status]:
+def _statuses(history: LogReader, ids: Sequence[str]) -> dict[str, Status]:
     return {entry.id: entry.status for entry in history.entries(Filter(ids=tuple(ids)))}
 
 

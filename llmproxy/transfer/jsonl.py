@@ -22,7 +22,7 @@ from ..core import attachments, chat, payload
 from ..core.errors import InvalidRequest
 from ..core.limits import Limits
 from ..recorder import timeline
-from ..recorder.exchange import Exchange, Link, Origin, from_json, to_json
+from ..recorder.exchange import Exchange, Origin, Relation, from_json, to_json
 
 __all__ = ["decode", "encode"]
 
@@ -201,7 +201,7 @@ class ExchangeForm:
     ignored: list[str]
     first_words: str = ""
     previous_id: str | None = None
-    link: Link | None = None
+    link: Relation | None = None
     recalled: int = 0
     replay_of: str | None = None
     origin: Origin | None = None

@@ -585,7 +585,7 @@ def test_marks_are_no_part_of_what_is_kept():
         "tools": [{"name": "f", "input_schema": {}, **MARK}],
         **MARK,
     }
-    kept = payload.encode(anthropic_messages.without_noise(body))
+    kept = payload.encode(anthropic_messages.normalize_body(body))
     assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
     assert b"cache_control" not in kept
 
@@ -596,7 +596,7 @@ def test_what_a_tool_is_given_and_its_schema_are_kept_whole():
         "messages": [assistant(tool_use("t", **MARK, content=[MARK]))],
         "tools": [{"name": "f", "input_schema": {"properties": MARK, **MARK}}],
     }
-    assert anthropic_messages.without_noise(body) is body
+    assert anthropic_messages.normalize_body(body) is body
 
 
 @pytest.mark.parametrize(
@@ -611,7 +611,7 @@ def test_what_a_tool_is_given_and_its_schema_are_kept_whole():
 )
 def test_the_billing_line_is_no_part_of_what_is_kept(system, kept):
     """B32"""
-    assert anthropic_messages.without_noise({"system": system}) == {"system": kept}
+    assert anthropic_messages.normalize_body({"system": system}) == {"system": kept}
 
 
 @pytest.mark.parametrize(
@@ -626,7 +626,7 @@ def test_the_billing_line_is_no_part_of_what_is_kept(system, kept):
     ],
 )
 def test_what_has_no_noise_is_kept_itself(body):
-    assert anthropic_messages.without_noise(body) is body
+    assert anthropic_messages.normalize_body(body) is body
 
 
 def but_for_marks(body: Any) -> Any:
@@ -643,16 +643,16 @@ def test_what_is_kept_reads_as_the_whole_does(body, line):
     if isinstance(body.get("system"), str):
         body["system"] = line + body["system"]
     before = copy.deepcopy(body)
-    kept = anthropic_messages.without_noise(body)
+    kept = anthropic_messages.normalize_body(body)
     assert but_for_marks(kept) == but_for_marks(body)
     assert body == before
-    assert anthropic_messages.without_noise(kept) is kept
+    assert anthropic_messages.normalize_body(kept) is kept
 
 
 @given(json_values() | damaged_requests())
 def test_any_value_has_something_to_keep(body):
     before = copy.deepcopy(body)
-    payload.encode(anthropic_messages.without_noise(body))
+    payload.encode(anthropic_messages.normalize_body(body))
     assert body == before
 
 

@@ -871,7 +871,7 @@ def test_marks_are_no_part_of_what_is_kept():
         "tools": [{"type": "function", "function": {"name": "f", **MARK}, **MARK}],
         **MARK,
     }
-    kept = payload.encode(openai_chat.without_noise(body))
+    kept = payload.encode(openai_chat.normalize_body(body))
     assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
     assert b"cache_control" not in kept
 
@@ -887,7 +887,7 @@ def test_marks_are_no_part_of_what_is_kept():
     ],
 )
 def test_what_has_no_noise_is_kept_itself(body):
-    assert openai_chat.without_noise(body) is body
+    assert openai_chat.normalize_body(body) is body
 
 
 def but_for_marks(body: Any) -> Any:
@@ -903,16 +903,16 @@ def but_for_marks(body: Any) -> Any:
 @given(marked_bodies([case.request for case in CASES]))
 def test_what_is_kept_reads_as_the_whole_does(body):
     before = copy.deepcopy(body)
-    kept = openai_chat.without_noise(body)
+    kept = openai_chat.normalize_body(body)
     assert but_for_marks(kept) == but_for_marks(body)
     assert body == before
-    assert openai_chat.without_noise(kept) is kept
+    assert openai_chat.normalize_body(kept) is kept
 
 
 @given(json_values() | damaged_requests())
 def test_any_value_has_something_to_keep(body):
     before = copy.deepcopy(body)
-    payload.encode(openai_chat.without_noise(body))
+    payload.encode(openai_chat.normalize_body(body))
     assert body == before
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from llm.parts import Message, TextPart
 
-from llmproxy.backends.engine import Answer, Catalogue, Engine
+from llmproxy.backends.engine import Answer, Catalog, Engine
 from llmproxy.core import chat
 from tests.models import registered
 
@@ -63,11 +63,11 @@ class Runner:
             return asyncio.run(self._ask(asked), debug=True)
 
     async def _ask(self, request: chat.ChatRequest) -> Outcome:
-        catalogue = Catalogue()
-        catalogue.load()
+        catalog = Catalog()
+        catalog.load()
         outcome = Outcome([], None, None)
         try:
-            outcome.answer = await started(Engine(catalogue), request)
+            outcome.answer = await started(Engine(catalog), request)
             while batch := await outcome.answer.read():
                 outcome.events += [stamped.event for stamped in batch]
         except Exception as exc:

@@ -7,7 +7,7 @@ import llm
 import pytest
 from llm.plugins import pm
 
-from llmproxy.backends.engine import Catalogue, catalog
+from llmproxy.backends.engine import Catalog, catalog
 from llmproxy.core.errors import ModelNotFound
 from tests.models import AsyncScript, SyncScript, registered
 
@@ -17,8 +17,8 @@ def choose(name, loaded=None, **settings):
     return asyncio.run(loaded.choose(name)).model_id
 
 
-def load(**settings) -> Catalogue:
-    loaded = Catalogue(**settings)
+def load(**settings) -> Catalog:
+    loaded = Catalog(**settings)
     loaded.load()
     return loaded
 
@@ -113,7 +113,7 @@ def test_plugin_that_fails_to_import_costs_its_own_alone(tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[llm]\nbroken = broken_plugin\n")
     code = (
-        "from llmproxy.backends.engine import Catalogue; c = Catalogue(); c.load();"
+        "from llmproxy.backends.engine import Catalog; c = Catalog(); c.load();"
         "print('gpt-4o' in [m.id for m in c.models()])"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.getcwd()}"}

@@ -11,7 +11,7 @@ from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMAsyncGroq, LLMGroq
 from llm_perplexity import PRESETS, Perplexity
 
-from llmproxy.backends.engine import Catalogue, Engine
+from llmproxy.backends.engine import Catalog, Engine
 from llmproxy.core import attachments, chat, errors
 from tests.engine.conftest import assistant, started, system, user
 from tests.models import registered
@@ -155,11 +155,11 @@ def test_hang_up_ends_openais_own_request(read_first):
                 return
 
     async def main(model):
-        catalogue = Catalogue()
-        catalogue.load()
+        catalog = Catalog()
+        catalog.load()
         with registered(model):
-            catalogue.load()
-        running = await started(Engine(catalogue), chat.ChatRequest("m", [user()]))
+            catalog.load()
+        running = await started(Engine(catalog), chat.ChatRequest("m", [user()]))
         if read_first:
             await running.read()
         else:
@@ -191,11 +191,11 @@ def test_stop_sequence_ends_openais_own_request():
             provider.hung_up.set()
 
     async def main(model):
-        catalogue = Catalogue()
+        catalog = Catalog()
         with registered(model):
-            catalogue.load()
+            catalog.load()
         options = {"stop_sequences": ["two", "never"]}
-        answer = await started(Engine(catalogue), chat.ChatRequest("m", [user()], options=options))
+        answer = await started(Engine(catalog), chat.ChatRequest("m", [user()], options=options))
         events = []
         while batch := await answer.read():
             events += [stamped.event for stamped in batch]

@@ -8,7 +8,7 @@ import time
 import pytest
 from llm.parts import StreamEvent
 
-from llmproxy.backends.engine import Catalogue, Engine
+from llmproxy.backends.engine import Catalog, Engine
 from llmproxy.backends.engine import run as run_module
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, Unsupported, UpstreamError
@@ -144,10 +144,10 @@ def running(model, use, **request):
     """Start a model in a loop and use its answer there."""
 
     async def main():
-        catalogue = Catalogue()
-        catalogue.load()
+        catalog = Catalog()
+        catalog.load()
         asked = chat.ChatRequest(model="m", messages=[user()], **request)
-        answer = await started(Engine(catalogue), asked)
+        answer = await started(Engine(catalog), asked)
         return await use(answer)
 
     with registered(model):
@@ -291,9 +291,9 @@ def test_many_runs_of_a_sync_model_with_a_key_go_side_by_side():
     model = SyncScript("m", lambda _: barrier.wait(), "a", needs_key="of-a-provider")
 
     async def main():
-        catalogue = Catalogue()
-        catalogue.load()
-        engine = Engine(catalogue)
+        catalog = Catalog()
+        catalog.load()
+        engine = Engine(catalog)
         asked = chat.ChatRequest(model="m", messages=[user()])
         answers = [await started(engine, asked) for _ in range(20)]
         return [len(await answer.read()) for answer in answers]

@@ -12,13 +12,13 @@ from llmproxy.conversations.threads import Thread, parents, thread_of, threads, 
 from llmproxy.core.chat import Usage
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.reader import Filter, LogReader
 from tests.recorder.conftest import RECEIVED
 
 
 @pytest.fixture
 def history(store, path):
-    history = History(path)
+    history = LogReader(path)
     yield history
     history.close()
 
@@ -91,7 +91,7 @@ def test_a_log_in_which_no_proxy_has_written_has_no_conversations(path):
     database = Database(path)
     LogStore(database)
     database.close()
-    history = History(path)
+    history = LogReader(path)
     assert threads(history, Filter()) == []
     with pytest.raises(NotFound):
         tree(history, "x")

@@ -12,15 +12,15 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import NotFound
-from llmproxy.recorder.exchange import Entry, to_json
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.exchange import ExchangeSummary, to_json
+from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
 from tests.recorder.conftest import RECEIVED
 
 
 @pytest.fixture
 def history(store, path):
-    history = History(path)
+    history = LogReader(path)
     yield history
     history.close()
 
@@ -50,7 +50,7 @@ def test_an_entry_reads_back_equal(store, history, make_begun, make_exchange):
     )
     store.write([exchange])
     (entry,) = history.entries()
-    assert entry == Entry(**{name: getattr(exchange, name) for name in vars(entry)})
+    assert entry == ExchangeSummary(**{name: getattr(exchange, name) for name in vars(entry)})
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_reading_writes_nothing_and_waits_for_nobody(store, history, path, make_
 
 def test_a_logs_db_that_no_proxy_wrote_is_empty_until_one_does(path, run_llm, make_exchange):
     run_llm("-m", "echo", "hi")
-    history = History(path)
+    history = LogReader(path)
     assert history.entries() == []
     follower = history.follow()
     store = Store(path)
@@ -208,7 +208,7 @@ def no_database(path):
 def test_what_can_not_be_read_is_told_in_one_line(path, spoil, words):
     spoil(path)
     with pytest.raises(Unusable, match=words):
-        History(path)
+        LogReader(path)
     assert path.exists() == (spoil is no_database or spoil is newer)
 
 
@@ -259,7 +259,7 @@ def test_a_hundred_thousand_exchanges_are_no_slower_than_none(store, history, pa
 def test_exchange_is_known_by_the_id_that_its_client_was_told(store, path, make_exchange):
     exchange = make_exchange()
     store.write([replace(exchange, turn=replace(exchange.turn, thread_id="01thread"))])
-    log = History(path)
+    log = LogReader(path)
     assert log.exchange(f"chatcmpl-{exchange.id}").id == exchange.id
     assert log.exchange(f"msg_{exchange.id}").id == exchange.id
     log.close()
@@ -268,7 +268,7 @@ def test_exchange_is_known_by_the_id_that_its_client_was_told(store, path, make_
 def test_thread_is_told_from_an_exchange(store, path, make_exchange):
     exchange = replace(make_exchange(), thread_id="01thread")
     store.write([exchange])
-    log = History(path)
+    log = LogReader(path)
     with pytest.raises(NotFound, match="it is a conversation: log --thread 01thread"):
         log.exchange("01thread")
     log.close()

@@ -20,7 +20,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.conversations.matching import Memory, Recollection
+from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.core import chat
 from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
@@ -42,11 +42,11 @@ class Log:
 
     path: Path
     store: Store
-    memory: Memory
+    memory: Matcher
     numbers: Any
     stuck: list[Exchange] = field(default_factory=list)  # exchanges that the log can't take yet
 
-    def recollect(self, messages, *, model="m", client="tests") -> Recollection:
+    def recollect(self, messages, *, model="m", client="tests") -> Match:
         return self.memory.recollect(messages, model, client)
 
     def ask(self, messages, reply, *, model="m", client="tests", status="ok", is_stuck=False):
@@ -87,7 +87,7 @@ class Log:
 
 @pytest.fixture
 def log(store, path):
-    log = Log(path, store, Memory(path), itertools.count(1))
+    log = Log(path, store, Matcher(path), itertools.count(1))
     yield log
     log.memory.close()
 
@@ -202,7 +202,7 @@ def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log,
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "logs.db"
         shutil.copy(empty_log, path)
-        log = Log(path, Store(path), Memory(path), itertools.count(1))
+        log = Log(path, Store(path), Matcher(path), itertools.count(1))
         stored: list[Message] = []
         shown: str | None = None  # the last turn that a client could see anything of
         for number in range(30):
@@ -245,7 +245,7 @@ def test_the_newest_reply_says_where_a_request_goes_on(log):
     first = log.ask(START, LONG)
     second = log.ask(ECHO, "Another answer, as long as the first.")
     go_on = [*ECHO, llm.assistant("Another answer, as long as the first."), llm.user("s")]
-    assert log.recollect(go_on) == Recollection(go_on, frozenset(), second, "reply")
+    assert log.recollect(go_on) == Match(go_on, frozenset(), second, "reply")
     assert log.recollect(ECHO).previous_id == first
     assert log.threads() == [[first, second]]
 
@@ -266,7 +266,7 @@ def test_edited_and_retried_turns_fork(log):
 def test_conversation_without_a_known_reply_is_new(log):
     log.ask(START, LONG)
     for messages in (START, [*START, llm.assistant("Something else altogether."), llm.user("r")]):
-        assert log.recollect(messages) == Recollection(messages)
+        assert log.recollect(messages) == Match(messages)
 
 
 @pytest.mark.parametrize("status", ["cancelled", "error"])
@@ -410,7 +410,7 @@ def test_reply_is_known_by_its_text_though_its_calls_are_not(echo, log):
     call = ToolCallPart("weather", {}, tool_call_id="call_x", provider_metadata=SIGNED)
     first = log.ask(START, said(TextPart(LONG), call))
     messages = [*START, *said(*echo), llm.user("r")]
-    assert log.recollect(messages) == Recollection(messages, frozenset(), first, "reply")
+    assert log.recollect(messages) == Match(messages, frozenset(), first, "reply")
 
 
 def test_summary_in_place_of_older_turns_forks(log):
@@ -509,8 +509,8 @@ def test_what_the_wire_dropped_is_given_back(log):
 
 def test_without_recall_threads_are_found_all_the_same(log):
     first = log.ask(START, THOUGHT)
-    memory = Memory(log.path, recall=False)
-    assert memory.recollect(ECHO, "m", "tests") == Recollection(ECHO, frozenset(), first, "reply")
+    memory = Matcher(log.path, recall=False)
+    assert memory.recollect(ECHO, "m", "tests") == Match(ECHO, frozenset(), first, "reply")
     memory.close()
 
 
@@ -636,7 +636,7 @@ def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
     first = log.ask(prefilled, said(ReasoningPart("hm"), TextPart(" forty-two.")))
     whole = llm.assistant("The answer, which is a long one, is forty-two.")
     messages = [llm.user("q"), whole, llm.user("r")]
-    assert log.recollect(messages) == Recollection(messages, frozenset(), first, "reply")
+    assert log.recollect(messages) == Match(messages, frozenset(), first, "reply")
 
 
 # ---- the database
@@ -659,14 +659,14 @@ def test_broken_log_costs_only_what_it_knows(log):
     log.ask(START, THOUGHT)
     with sqlite3.connect(log.path, isolation_level=None) as connection:
         connection.execute("drop table proxy_replies")
-        assert log.recollect(ECHO) == Recollection(ECHO)
+        assert log.recollect(ECHO) == Match(ECHO)
         log.ask(START, THOUGHT, is_stuck=True)
         assert log.recollect(ECHO).recalled == {2}
 
 
 def test_nothing_is_known_where_there_is_no_log(path):
-    memory = Memory(path)
-    assert memory.recollect(ECHO, "m", "tests") == Recollection(ECHO)
+    memory = Matcher(path)
+    assert memory.recollect(ECHO, "m", "tests") == Match(ECHO)
     memory.close()
 
 
@@ -678,7 +678,7 @@ def test_replaced_database_is_read_anew(log, empty_log):
         log.path.with_name(name).unlink(missing_ok=True)
     log.path.unlink()
     shutil.copy(empty_log, log.path)
-    assert log.recollect(ECHO) == Recollection(ECHO)
+    assert log.recollect(ECHO) == Match(ECHO)
 
 
 NEW_COLUMNS = (
@@ -706,7 +706,7 @@ def test_older_database_gains_its_keys_when_it_is_opened(log):
             connection.execute(statement)
         sqlite_utils.Database(connection)["proxy_exchanges"].transform(drop=NEW_COLUMNS)
     log.memory.close()
-    assert log.recollect(ECHO) == Recollection(ECHO)  # the writer has not opened it yet
+    assert log.recollect(ECHO) == Match(ECHO)  # the writer has not opened it yet
     Store(log.path).close()
     assert log.recollect(ECHO).previous_id == first
     again = [(*row[:-1], 0) for row in keys[0]], keys[1]
@@ -718,7 +718,7 @@ def test_forgotten_turns_are_known_no_more(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     prune(log.path, Filter(ids=(first,)))
-    assert log.recollect(ECHO) == Recollection(ECHO)
+    assert log.recollect(ECHO) == Match(ECHO)
     assert log.rows("select previous_id, link from proxy_exchanges") == [(None, None)]
 
 

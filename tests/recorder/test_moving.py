@@ -24,7 +24,7 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llmproxy.core import attachments
 from llmproxy.recorder.exchange import to_json
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
 from llmproxy.recorder.verify import verify
 from llmproxy.transfer.anonymize import filled
@@ -120,7 +120,7 @@ def recorded(store, path, talk):
 
 @pytest.fixture
 def lines(recorded):
-    history = History(recorded)
+    history = LogReader(recorded)
     file = io.BytesIO()
     exported = export_lines(history, file, ALL)
     history.close()
@@ -147,7 +147,7 @@ def test_a_log_comes_out_as_it_went_in(recorded, lines, tmp_path, store):
         )
     assert moved == was
     assert verify(there).broken == ()
-    history = History(there)
+    history = LogReader(there)
     assert b"".join(lines) == b"".join(encode(history.exchange(id)) for id in history.ids())
     history.close()
 
@@ -257,7 +257,7 @@ def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, ru
 
 
 def test_filters_and_a_number_narrow_what_comes_out(recorded):
-    history = History(recorded)
+    history = LogReader(recorded)
     file = io.BytesIO()
     assert export_lines(history, file, Filter(status="ok"), last=2) == Exported(2)
     words = [json.loads(line)["first_words"] for line in file.getvalue().splitlines()]
@@ -267,7 +267,7 @@ def test_filters_and_a_number_narrow_what_comes_out(recorded):
 
 def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
     store.write([make_begun(), make_exchange()])
-    history = History(path)
+    history = LogReader(path)
     file = io.BytesIO()
     assert export_lines(history, file, ALL) == Exported(1, running=1)
     assert file.getvalue().count(b"\n") == 1
@@ -275,7 +275,7 @@ def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
 
 
 def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, monkeypatch):
-    history = History(recorded)
+    history = LogReader(recorded)
     file = tmp_path / "out.jsonl"
     file.write_text("before")
     link = tmp_path / "link.jsonl"
@@ -296,7 +296,7 @@ def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, 
 
 
 def test_an_export_never_replaces_the_log(recorded):
-    history = History(recorded)
+    history = LogReader(recorded)
     with pytest.raises(Unreadable, match="is the log itself"):
         export_to(history, recorded, ALL)
     history.close()
@@ -305,14 +305,14 @@ def test_an_export_never_replaces_the_log(recorded):
 def test_a_damaged_log_is_named(recorded):
     with sqlite3.connect(recorded) as connection:
         connection.execute("delete from messages")
-    history = History(recorded)
+    history = LogReader(recorded)
     with pytest.raises(Unreadable, match=r"exchange \w+ is damaged; log --verify may say more"):
         export_lines(history, io.BytesIO(), ALL)
     history.close()
 
 
 def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
-    history = History(recorded)
+    history = LogReader(recorded)
     file = tmp_path / "redacted.jsonl"
     export_to(history, file, ALL, redact=True)
     history.close()
@@ -320,7 +320,7 @@ def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_pa
     for word in ("picture", "otherwise", "example", "hmm", "ssss", "503", "looks", "sum it"):
         assert word not in text
     there = taken_in(tmp_path, text.encode().splitlines(keepends=True))
-    history = History(there)
+    history = LogReader(there)
     for line in lines:
         was = decode(line)
         moved = history.exchange(was.id)
@@ -337,7 +337,7 @@ def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, pa
     exchange = exchange_of(parse_recording(file.read_bytes(), file.stem))
     assert import_files([file], path) == Imported(1, 0, 0)
     assert import_files([file], path) == Imported(0, 1, 0)
-    history = History(path)
+    history = LogReader(path)
     read = history.exchange(exchange.id)
     assert to_json(read) == to_json(exchange)
     assert (read.origin, read.client, read.dialect) == ("llama-stack", "llama-stack", "openai_chat")
@@ -363,7 +363,7 @@ def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
     assert chats > 5
     there = tmp_path / "there.db"
     assert import_files(readable, there) == Imported(chats, 0, len(readable) - chats)
-    history = History(there)
+    history = LogReader(there)
     exported = export_recordings(history, tmp_path / "out", ALL)
     assert exported.exchanges + exported.skipped + exported.replaced == chats
     written = sorted((tmp_path / "out").iterdir())

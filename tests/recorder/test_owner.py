@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from llmproxy.recorder.process_lock import Owner
+from llmproxy.recorder.process_lock import ProcessLock
 
 CLAIM = """
 import pathlib, sys
-from llmproxy.recorder.process_lock import Owner
-owner = Owner(pathlib.Path(sys.argv[1]), "other")
+from llmproxy.recorder.process_lock import ProcessLock
+owner = ProcessLock(pathlib.Path(sys.argv[1]), "other")
 owner.claim()
 print("claimed", flush=True)
 sys.stdin.read()
@@ -21,7 +21,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def owner(path):
-    owner = Owner(path, "me")
+    owner = ProcessLock(path, "me")
     yield owner
     owner.release()
 
@@ -63,7 +63,7 @@ def test_a_lock_whose_file_was_deleted_is_made_anew(owner, path):
     owner.claim()
     path.with_name("logs.db-llmproxy-me.lock").unlink()
     owner.claim()
-    assert Owner(path, "neighbour").is_alive("me")
+    assert ProcessLock(path, "neighbour").is_alive("me")
 
 
 def test_a_spool_without_a_lock_is_a_dead_ones(owner, path):
@@ -75,7 +75,7 @@ def test_a_spool_without_a_lock_is_a_dead_ones(owner, path):
 
 
 def test_two_owners_in_one_process_are_two(owner, path):
-    neighbour = Owner(path, "neighbour")
+    neighbour = ProcessLock(path, "neighbour")
     owner.claim()
     neighbour.claim()
     assert owner.dead() == neighbour.dead() == []
@@ -98,9 +98,9 @@ def test_a_claim_is_made_again_where_a_neighbour_took_the_file_away(owner, path,
     monkeypatch.setattr(room, "_locked", take_away)
     owner.claim()
     assert names(path) == ["logs.db-llmproxy-me.lock"]
-    assert Owner(path, "neighbour").is_alive("me")
+    assert ProcessLock(path, "neighbour").is_alive("me")
 
 
 def test_a_folder_that_is_none_can_hold_no_claim(path):
     with pytest.raises(OSError):
-        Owner(path / "below", "me").claim()
+        ProcessLock(path / "below", "me").claim()

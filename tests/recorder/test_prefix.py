@@ -18,13 +18,13 @@ from llmproxy.conversations.prompt_cache import Prefix, ToolsChange, prefixes
 from llmproxy.core import attachments, chat, token_estimate
 from llmproxy.core.chat import Usage
 from llmproxy.core.message_diff import Difference
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.reader import Filter, LogReader
 from tests.recorder.conftest import RECEIVED
 
 
 @pytest.fixture
 def history(store, path):
-    history = History(path)
+    history = LogReader(path)
     yield history
     history.close()
 

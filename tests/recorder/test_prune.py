@@ -11,7 +11,7 @@ from llm.logs import LogStore
 from llm.parts import Message, ToolResultPart
 
 from llmproxy.recorder.prune import Pruned, prune
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Unusable
 from tests.recorder.conftest import RECEIVED
 
@@ -70,7 +70,7 @@ def test_what_is_shared_stays(store, path, make_exchange):
     )
     store.write([first, second])
     assert prune(path, Filter(ids=(first.id,))) == Pruned(1, 1, 0, 0)
-    log = History(path)
+    log = LogReader(path)
     assert log.exchange(second.id).turn.messages == second.turn.messages
     assert log.exchange(second.id).request == second.request
     log.close()
@@ -131,7 +131,7 @@ def test_pruning_by_age(store, path, make_exchange):
     new = replace(new, received=RECEIVED + timedelta(days=2))
     store.write([old, new])
     assert prune(path, Filter(until=RECEIVED + timedelta(days=1))).exchanges == 1
-    log = History(path)
+    log = LogReader(path)
     assert [entry.id for entry in log.entries()] == [new.id]
     log.close()
 
@@ -143,7 +143,7 @@ def test_a_running_proxy_stores_again_what_was_forgotten(store, path, make_excha
     with pytest.raises(Locked):
         store.write([second])
     store.write([second])
-    log = History(path)
+    log = LogReader(path)
     assert log.exchange(second.id).request == second.request
     log.close()
     assert sound(path)

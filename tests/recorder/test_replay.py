@@ -200,10 +200,10 @@ def test_failure_is_played_where_nothing_better_was_recorded(log):
 
 def test_models_are_those_that_were_recorded(log):
     log()
-    assert [model.id for model in log.replay.catalogue.models()] == ["m", "real"]
-    assert asyncio.run(log.replay.catalogue.model("real")).id == "real"
+    assert [model.id for model in log.replay.catalog.models()] == ["m", "real"]
+    assert asyncio.run(log.replay.catalog.model("real")).id == "real"
     with pytest.raises(ModelNotFound):
-        asyncio.run(log.replay.catalogue.model("other"))
+        asyncio.run(log.replay.catalog.model("other"))
 
 
 # ---- misses

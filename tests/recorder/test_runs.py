@@ -8,22 +8,22 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from llmproxy.bench.runs import Run, find_run, run_names, save_run
-from llmproxy.conversations.matching import Memory, Recollection
+from llmproxy.bench.runs import Benchmark, find_run, run_names, save_run
+from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter, History
+from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.transfer.import_ import import_files
 from llmproxy.transfer.jsonl import decode, encode
 
 BEGAN = datetime(2026, 11, 22, 5, 0, tzinfo=UTC)
-RUN = Run("01jr" + "0" * 22, "friday", BEGAN, None, {"models": ["a", "b"], "repeat": 2})
+RUN = Benchmark("01jr" + "0" * 22, "friday", BEGAN, None, {"models": ["a", "b"], "repeat": 2})
 
 
 @pytest.fixture
 def history(store, path):
-    history = History(path)
+    history = LogReader(path)
     yield history
     history.close()
 
@@ -44,7 +44,7 @@ def asked_again(make_exchange):
 
 def test_a_run_is_found_by_its_name_its_id_and_as_the_last(history, path):
     save_run(path, RUN)
-    older = Run("01jr" + "1" * 22, "thursday", BEGAN - timedelta(days=1), BEGAN, {})
+    older = Benchmark("01jr" + "1" * 22, "thursday", BEGAN - timedelta(days=1), BEGAN, {})
     save_run(path, older)
     assert find_run(history, "friday") == find_run(history, RUN.id) == RUN
     assert find_run(history, "last") == RUN
@@ -127,9 +127,9 @@ def test_memory_does_not_know_what_a_benchmark_was_answered(
     said = "An answer that nobody gives twice by chance."
     recorded = make_exchange(answer="another")
     store.write([recorded, again := asked_again(recorded, answer=said)])
-    memory = Memory(path)
+    memory = Matcher(path)
     history = [*again.turn.messages, *again.turn.reply, *again.turn.messages]
-    assert memory.recollect(history, "demo", "tests") == Recollection(history)
+    assert memory.recollect(history, "demo", "tests") == Match(history)
     memory.close()
     assert not list(
         sqlite3.connect(path).execute("select * from proxy_replies where turn_id = ?", (again.id,))
@@ -176,7 +176,7 @@ def test_an_imported_run_is_what_it_was(
     lines = [encode(history.exchange(one.id)) for one in (recorded, again)]
     (tmp_path / "run.jsonl").write_bytes(b"\n".join(lines[::order]) + b"\n")
     import_files([tmp_path / "run.jsonl"], tmp_path / "other.db", dry_run=False)
-    other = History(tmp_path / "other.db")
+    other = LogReader(tmp_path / "other.db")
     assert replace(other.exchange(again.id), owner=None, events=()) == replace(
         decode(lines[1]), owner=None, events=()
     )

@@ -6,13 +6,13 @@ import pytest
 
 from llmproxy.recorder import spool as spool_module
 from llmproxy.recorder.exchange import to_json
-from llmproxy.recorder.process_lock import Owner
+from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.spool import Spool, read
 
 
 @pytest.fixture
 def spool(path):
-    spool = Spool(Owner(path, "me"))
+    spool = Spool(ProcessLock(path, "me"))
     yield spool
     spool.owner.release()
 
@@ -31,7 +31,7 @@ def test_a_spool_is_for_its_owner_alone(spool, make_exchange):
     spool.append(make_exchange())
     assert not spool.is_empty()
     assert spool.path.stat().st_mode & 0o777 == 0o600
-    assert Owner(spool.path.with_name("logs.db"), "other").is_alive("me")
+    assert ProcessLock(spool.path.with_name("logs.db"), "other").is_alive("me")
     spool.clear()
     assert spool.is_empty()
 
@@ -80,4 +80,4 @@ def test_odd_values_of_a_plugin_are_spooled_as_text(spool, make_exchange):
 
 def test_a_folder_that_is_none_can_hold_no_spool(path, make_exchange):
     with pytest.raises(OSError):
-        Spool(Owner(path / "below", "me")).append(make_exchange())
+        Spool(ProcessLock(path / "below", "me")).append(make_exchange())

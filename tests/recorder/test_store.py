@@ -22,7 +22,7 @@ from llm.parts import (
 
 from llmproxy.core import attachments
 from llmproxy.recorder.llm_turns import TurnRecord
-from llmproxy.recorder.process_lock import Owner
+from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.request_store import unfold
 from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
 
@@ -318,10 +318,10 @@ def test_names_that_no_database_takes_are_kept_as_far_as_it_can(store, path, mak
 
 def test_what_a_killed_process_left_running_is_interrupted(path, make_begun):
     """A neighbour that lives is left alone."""
-    here, there = Owner(path, "here"), Owner(path, "there")
+    here, there = ProcessLock(path, "here"), ProcessLock(path, "there")
     neighbour = Store(path, there)
     neighbour.write([make_begun("of a neighbour")])
-    dead = Store(path, Owner(path, "dead"))
+    dead = Store(path, ProcessLock(path, "dead"))
     begun = make_begun("of a dead one")
     dead.write([begun])
     dead._owner._lock.close()  # as its process's end does it

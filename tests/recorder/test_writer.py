@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
-from llmproxy.recorder.process_lock import Owner
-from llmproxy.recorder.reader import History
+from llmproxy.recorder.process_lock import ProcessLock
+from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.spool import Spool, read
 from llmproxy.recorder.store import Store, StoreError
 from llmproxy.recorder.writer import Writer
@@ -135,7 +135,7 @@ def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
 def test_an_answer_that_no_database_takes_leaves_its_request(writer, path, make_exchange):
     exchange = make_exchange(reply=[llm.assistant("bad \ud800")])
     assert isinstance(writer.write(exchange).exception(10), UnicodeEncodeError)
-    with contextlib.closing(History(path)) as history:
+    with contextlib.closing(LogReader(path)) as history:
         read = history.exchange(exchange.id)
     assert (read.status, read.request, read.turn) == ("ok", exchange.request, None)
 
@@ -222,7 +222,7 @@ def test_closing_waits_no_longer_than_it_may_for_a_lock(writer, path, warnings, 
 
 @pytest.fixture
 def spool(path):
-    return Spool(Owner(path, "me"))
+    return Spool(ProcessLock(path, "me"))
 
 
 @pytest.fixture
@@ -272,7 +272,7 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
 def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exchange):
     path.parent.rmdir()
     path.parent.write_text("")
-    spool = Spool(Owner(path, "me"))
+    spool = Spool(ProcessLock(path, "me"))
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     written = writer.write(make_exchange("kept"))
@@ -312,7 +312,7 @@ def test_what_was_spooled_comes_home_at_the_close_where_it_can(
 
 
 def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun, make_exchange):
-    gone = Spool(Owner(path, "gone"))
+    gone = Spool(ProcessLock(path, "gone"))
     begun, ended = make_begun("was running"), make_exchange("had ended")
     for exchange in (begun, ended):
         gone.append(exchange)
@@ -322,7 +322,7 @@ def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun,
     writer = Writer(
         lambda: Store(path, spool.owner),
         warn=warnings.append,
-        spool=(spool := Spool(Owner(path, "me"))),
+        spool=(spool := Spool(ProcessLock(path, "me"))),
     )
     writer.start()
     wait_until(lambda: gone.is_empty())
@@ -420,7 +420,7 @@ def test_whatever_happens_each_exchange_is_there_once(
 
     def start():
         said = []
-        spool = Spool(Owner(path, f"owner{next(owners)}"))
+        spool = Spool(ProcessLock(path, f"owner{next(owners)}"))
         writer = Writer(lambda: Store(path, spool.owner), warn=said.append, spool=spool)
         writer.start()
         writer.close(10)
@@ -460,14 +460,14 @@ from datetime import UTC, datetime
 import llm
 from llm.parts import StreamEvent
 from llmproxy.recorder.exchange import Turn, begun
-from llmproxy.recorder.reader import History
-from llmproxy.recorder.process_lock import Owner
+from llmproxy.recorder.reader import LogReader
+from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.spool import Spool
 from llmproxy.recorder.store import Store
 from llmproxy.recorder.writer import Writer
 
 path, name = pathlib.Path(sys.argv[1]), sys.argv[2]
-spool = Spool(Owner(path, name))
+spool = Spool(ProcessLock(path, name))
 writer = Writer(lambda: Store(path, spool.owner), warn=lambda line: None, spool=spool)
 writer.start()
 history = []
@@ -525,7 +525,7 @@ def test_a_kill_loses_nothing_that_was_told(path, warnings, locked):
             time.sleep(0.2 + 0.13 * (ord(name) % 5))  # anywhere in what it does
             process.kill()
             told |= set(process.communicate()[0].split("\n")[:-1])
-    spool = Spool(Owner(path, "last"))
+    spool = Spool(ProcessLock(path, "last"))
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     wait_until(lambda: not list(path.parent.glob("*.jsonl")))

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy.app.metrics import Gauge, Metrics
 from llmproxy.core.chat import Usage
-from llmproxy.recorder.exchange import Entry
+from llmproxy.recorder.exchange import ExchangeSummary
 
 
 def an_entry(**changes):
@@ -26,7 +26,7 @@ def an_entry(**changes):
         "duration_ms": 4000.0,
         "usage": Usage(10, 3, cached_tokens=4),
     }
-    return Entry(**whole | changes)
+    return ExchangeSummary(**whole | changes)
 
 
 def read(metrics, *gauges):

@@ -1,6 +1,6 @@
 """llm's side of the house: which models there are, and how one of them is run.
 
-    catalogue   plugins and models, found by the name that a client asked for
+    catalog     plugins and models, found by the name that a client asked for
     form        a hub request → the llm.Prompt that this model can read
     events      what plugins yield → the hub's event stream
     outcome     what llm has no field for: finish reason, usage, what an exception means
@@ -10,8 +10,8 @@
 Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
 """
 
-from .catalog import Catalogue, in_daemon_thread
+from .catalog import Catalog, in_daemon_thread
 from .llm_keys import known_keys
 from .run import Answer, Engine
 
-__all__ = ["Answer", "Catalogue", "Engine", "in_daemon_thread", "known_keys"]
+__all__ = ["Answer", "Catalog", "Engine", "in_daemon_thread", "known_keys"]

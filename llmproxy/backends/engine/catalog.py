@@ -26,9 +26,9 @@ from llm import plugins
 
 from ...core import backend
 from ...core.errors import ModelNotFound
-from ...core.limiter import Gate
+from ...core.limiter import Limiter
 
-__all__ = ["Catalogue", "CatalogueEntry", "in_daemon_thread"]
+__all__ = ["Catalog", "CatalogEntry", "in_daemon_thread"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # what llm and its plugi
 
 
 @dataclass(frozen=True)
-class CatalogueEntry:
+class CatalogEntry:
     """A model as a plugin registered it: async, sync, or both.
 
     gate: limits how many requests it runs at one time; None for no limit of its own.
@@ -52,7 +52,7 @@ class CatalogueEntry:
     sync_model: SyncModel | None
     async_model: AsyncModel | None
     owned_by: str
-    gate: Gate | None = None
+    gate: Limiter | None = None
 
     @property
     def model(self) -> SyncModel | AsyncModel:
@@ -75,14 +75,14 @@ class CatalogueEntry:
 class _Contents:
     """One reading of everything; replaced as a whole, so that no lookup sees half of it."""
 
-    entries: Mapping[str, CatalogueEntry]
-    by_name: Mapping[str, CatalogueEntry]
+    entries: Mapping[str, CatalogEntry]
+    by_name: Mapping[str, CatalogEntry]
     options: Mapping[str, Mapping[str, Any]]
     default_model: str
     files: frozenset[tuple[str, int, int]]
 
 
-class Catalogue:
+class Catalog:
     """The models of llm by every name they have.
 
     maps: pairs of a pattern (as fnmatch has them) and a model; the first that fits
@@ -106,7 +106,7 @@ class Catalogue:
         self._maps = tuple(maps)
         self._default_model = default_model
         self._parallel = tuple(parallel)
-        self._gates: dict[str, Gate] = {}  # by model id; they outlive a reading of the models
+        self._gates: dict[str, Limiter] = {}  # by model id; they outlive a reading of the models
         self._extra_models = tuple(extra_models)
         self._contents = _Contents({}, {}, {}, "", frozenset())
         self._created = int(time.time())  # no provider tells; at least it stays the same
@@ -143,7 +143,7 @@ class Catalogue:
         names = [target for _, target in self._maps] + [self._default_model or ""]
         return [name for name in names if name and name not in self._contents.by_name]
 
-    async def choose(self, name: str | None) -> CatalogueEntry:
+    async def choose(self, name: str | None) -> CatalogEntry:
         """Find the model for a client's word.
 
         Raises:
@@ -166,7 +166,7 @@ class Catalogue:
         hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists them"
         return f"there is no model {name[:200]!r} here; {hint}"
 
-    def _find(self, name: str | None) -> CatalogueEntry | None:
+    def _find(self, name: str | None) -> CatalogEntry | None:
         by_name = self._contents.by_name
         if name is None:
             return by_name.get(self._default_model or self._contents.default_model)
@@ -185,7 +185,7 @@ class Catalogue:
             return None
         self._looked_at = time.monotonic()
         self._reload = in_daemon_thread(
-            lambda: self._read_again(is_unknown=is_unknown), "llmproxy-catalogue"
+            lambda: self._read_again(is_unknown=is_unknown), "llmproxy-catalog"
         )
         return self._reload
 
@@ -207,13 +207,13 @@ class Catalogue:
 
 
 def _with_gates(
-    contents: _Contents, parallel: Sequence[tuple[str, int]], known: Mapping[str, Gate]
-) -> dict[str, CatalogueEntry]:
+    contents: _Contents, parallel: Sequence[tuple[str, int]], known: Mapping[str, Limiter]
+) -> dict[str, CatalogEntry]:
     """Give each entry its gate: that of its model object, else the one it had before a reload."""
     names: dict[int, list[str]] = {}
     for name, entry in contents.by_name.items():
         names.setdefault(id(entry.model), []).append(name)
-    gates: dict[int, Gate] = {}
+    gates: dict[int, Limiter] = {}
     gated = {}
     for model_id, entry in contents.entries.items():
         place = id(entry.model)
@@ -221,7 +221,7 @@ def _with_gates(
         if limit is None and entry.runs_in_process:
             limit = 1
         if limit is not None and place not in gates:
-            gates[place] = known.get(model_id) or Gate(limit)
+            gates[place] = known.get(model_id) or Limiter(limit)
         gated[model_id] = replace(entry, gate=gates.get(place))
     return gated
 
@@ -264,8 +264,8 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
     _load_plugins()
     files = _files()  # before what is in them: a change in between is seen the next time
     aliases = _settings("aliases.json")
-    entries: dict[str, CatalogueEntry] = {}
-    by_name: dict[str, CatalogueEntry] = {}
+    entries: dict[str, CatalogEntry] = {}
+    by_name: dict[str, CatalogEntry] = {}
 
     def add(
         sync_model: SyncModel | None,
@@ -277,7 +277,7 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
         if model is None:
             return
         owned_by = getattr(model, "needs_key", None) or owned_by
-        entry = CatalogueEntry(model.model_id, sync_model, async_model, owned_by)
+        entry = CatalogEntry(model.model_id, sync_model, async_model, owned_by)
         entries[model.model_id] = entry
         for name in (*names, model.model_id):
             by_name[name] = entry

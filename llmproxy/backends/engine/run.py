@@ -31,7 +31,7 @@ from ...core.think_tags import ThinkTagSplitter
 from ...core.threads import MAX_THREADS, RETRY_S, Threads
 from ...core.url_policy import RemoteImages
 from . import outcome
-from .catalog import Catalogue, CatalogueEntry
+from .catalog import Catalog, CatalogEntry
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
 from .prompt import Call, prepare
@@ -59,14 +59,14 @@ class Engine:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        catalog: Catalog,
         *,
         think_tags: bool = False,
         remote_images: RemoteImages = "pass",
         threads: int = MAX_THREADS,
         keys: KnownKeys | None = None,
     ) -> None:
-        self.catalogue = catalogue
+        self.catalog = catalog
         self._think_tags = think_tags
         self._remote_images = remote_images
         self._threads = Threads(threads)
@@ -83,10 +83,10 @@ class Engine:
             Unsupported: the model can't do what the request hangs on.
             ProxyError: the model's plugin refused at once.
         """
-        entry = await self.catalogue.choose(request.model)
+        entry = await self.catalog.choose(request.model)
         if recollect is not None:
             request = await recollect(entry.model_id)
-        defaults = self.catalogue.options(entry.model_id)
+        defaults = self.catalog.options(entry.model_id)
         self._keys.look()  # before the model does: its key may be another when it fails
         self._keys.learn(keys_of_model(entry.model))
         try:
@@ -99,12 +99,12 @@ class Engine:
 
 
 class Answer:
-    """A running model, as backend.RunningAnswer has it."""
+    """A running model, as backend.Run has it."""
 
     def __init__(
         self,
         call: Call,
-        entry: CatalogueEntry,
+        entry: CatalogEntry,
         keys: KnownKeys,
         threads: Threads,
         ran: dict[str, object],
@@ -147,7 +147,7 @@ class Answer:
     # ---- its beginning
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait for the gate of the model, if it has one; see backend.RunningAnswer."""
+        """Wait for the gate of the model, if it has one; see backend.Run."""
         gate = self._entry.gate
         if gate is None:
             return False
@@ -164,7 +164,7 @@ class Answer:
         return has_waited
 
     async def begin(self) -> None:
-        """Start the model; see backend.RunningAnswer."""
+        """Start the model; see backend.Run."""
         response = self._response
         if isinstance(response, llm.Response):
             await self._threads.room()

@@ -20,7 +20,7 @@ from .models_and_errors import (
     render_model,
     render_models,
 )
-from .noise import without_noise
+from .noise import normalize_body
 from .parse_request import parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import FILLER, render_request, tool_names
@@ -51,7 +51,7 @@ __all__ = [
     "render_request",
     "render_response",
     "tool_names",
-    "without_noise",
+    "normalize_body",
 ]
 
 NAME = "anthropic_messages"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...core import payload
 
-__all__ = ["without_billing_line", "without_noise"]
+__all__ = ["without_billing_line", "normalize_body"]
 
 # The places that have one by Anthropic's types: a tool's input and schema are not among them.
 _without_marks = payload.without(
@@ -29,7 +29,7 @@ _without_marks = payload.without(
 )
 
 
-def without_noise(body: Any) -> Any:
+def normalize_body(body: Any) -> Any:
     """Give a request's body without cache marks and Claude Code's billing line.
 
     A system block that is the billing line alone is left out. The body may be of any

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from ...core.backend import Route
 from .models_and_errors import parse_error, render_error, render_model, render_models
-from .noise import without_noise
+from .noise import normalize_body
 from .parse_request import parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import render_request
@@ -49,7 +49,7 @@ __all__ = [
     "render_models",
     "render_request",
     "render_response",
-    "without_noise",
+    "normalize_body",
 ]
 
 NAME = "openai_chat"

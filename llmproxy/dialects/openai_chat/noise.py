@@ -13,7 +13,7 @@ from typing import Any
 
 from ...core import payload
 
-__all__ = ["without_noise"]
+__all__ = ["normalize_body"]
 
 # Where LiteLLM reads one; the first is OpenRouter's. Arguments and parameters are not among them.
 _without_marks = payload.without(
@@ -26,7 +26,7 @@ _without_marks = payload.without(
 )
 
 
-def without_noise(body: Any) -> Any:
+def normalize_body(body: Any) -> Any:
     """Give a request's body without cache marks.
 
     The body may be of any shape; it is not edited, and what stays is shared with it.

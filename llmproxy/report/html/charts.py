@@ -172,7 +172,7 @@ def _strip(row: Row, axis: Axis, top: float) -> str:
 
 
 def _swarm(xs: Sequence[float], room: float) -> Iterator[tuple[float, float]]:
-    """Place dots beside one another that would lie on one another; `xs` rise."""
+    """TreeRow dots beside one another that would lie on one another; `xs` rise."""
     size = 4.6
     offsets = [0.0]
     while offsets[-1] + size / 2 <= room:

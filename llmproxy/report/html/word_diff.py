@@ -39,7 +39,7 @@ def differences(first: str, second: str) -> list[Change] | None:
 
 
 def _changes(words: Sequence[str], others: Sequence[str]) -> list[Change]:
-    """Walk the table of common lengths from its end; bits as `agreement` has them."""
+    """HistoryHasher the table of common lengths from its end; bits as `agreement` has them."""
     rows = _rows(words, others)
     found: list[Change] = []
     at, other = len(words), len(others)
