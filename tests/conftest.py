@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
+
+from tests.async_tests import pytest_pyfunc_call
+from tests.log_fixtures import (
+    empty_log,
+    make_begun,
+    make_exchange,
+    path,
+    run_llm,
+    store,
+    talk,
+)
+
+__all__ = [
+    "empty_log",
+    "make_begun",
+    "make_exchange",
+    "path",
+    "pytest_pyfunc_call",
+    "run_llm",
+    "store",
+    "talk",
+]
 
 # The machines are shared: how long an example takes says nothing of the code. Each run
 # tries other examples, so that few of them at a time are many in a week.
@@ -21,11 +41,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("house")
-
-# Before anything imports llm: some plugins read its folder when they are loaded.
-os.environ["LLM_USER_PATH"] = tempfile.mkdtemp(prefix="llmproxy-tests-")
-for name in [name for name in os.environ if name.endswith("_API_KEY") or name.endswith("_KEY")]:
-    del os.environ[name]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from llm.parts import Message, ToolResultPart
 from llmproxy.recorder.prune import Pruned, prune
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Unusable
-from tests.recorder.conftest import RECEIVED
+from tests.log_fixtures import RECEIVED
 
 
 def dump(path):

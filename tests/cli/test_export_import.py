@@ -1,0 +1,171 @@
+"""`export` and `import` as a person runs them, on what a real proxy recorded."""
+
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import openai
+import pytest
+
+from llmproxy.recorder.store import Store
+from llmproxy.transfer.jsonl import decode, encode
+from tests.commands import run_here
+from tests.models import AsyncScript, usage
+from tests.proxies import running
+from tests.transfer.test_export import everything, rows
+
+COMMAND = [sys.executable, "-m", "llmproxy"]
+
+
+def run(*words, stdin=None, code=0):
+    if stdin is None:
+        found, out, err = run_here(*words)
+    else:  # which is read as a file
+        result = subprocess.run([*COMMAND, *words], input=stdin, capture_output=True, timeout=60)
+        found, out, err = result.returncode, result.stdout, result.stderr.decode()
+    assert found == code, err
+    return out.decode(), err
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A folder of llm's with three exchanges: two of one conversation, and a failure."""
+    folder = tmp_path_factory.mktemp("user")
+    before = os.environ.get("LLM_USER_PATH")
+    os.environ["LLM_USER_PATH"] = str(folder)
+    try:
+        failing = AsyncScript("broken", "so far", RuntimeError("gone"))
+        with running(AsyncScript("m", "Hello to you, dear sir.", usage(3, 2)), failing) as proxy:
+            client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any", max_retries=0)
+            said = [{"role": "user", "content": "greet me"}]
+            client.chat.completions.create(model="m", messages=said)
+            said.append({"role": "assistant", "content": "Hello to you, dear sir."})
+            said.append({"role": "user", "content": "and my wife"})
+            client.chat.completions.create(model="m", messages=said)
+            with pytest.raises(openai.APIError):
+                list(client.chat.completions.create(model="broken", messages=said, stream=True))
+    finally:
+        if before is None:
+            del os.environ["LLM_USER_PATH"]
+        else:
+            os.environ["LLM_USER_PATH"] = before
+    return folder / "logs.db"
+
+
+def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
+    file = tmp_path / "all.jsonl"
+    out, err = run("export", str(file), "--database", str(recorded))
+    assert (out, err) == ("", "exported 3 exchanges\n")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    counted = "; 0 recordings of something else than a chat were left out\n"
+    assert run("import", str(file), "--dry-run")[0] == (
+        f"would import 3 exchanges; 0 were there already{counted}"
+    )
+    assert run("import", str(file))[0] == (f"imported 3 exchanges; 0 were there already{counted}")
+    assert run("import", str(file))[0] == (f"imported 0 exchanges; 3 were there already{counted}")
+    was, _ = run("log", "--database", str(recorded))
+    assert run("log")[0] == was
+    shown = subprocess.run(
+        [sys.executable, "-m", "llm", "logs", "list", "--json"],
+        capture_output=True, env=os.environ | {"LLM_LOAD_PLUGINS": ""}, timeout=30,
+    )  # fmt: skip
+    prompts = [row["prompt"] for row in json.loads(shown.stdout)]
+    assert prompts == ["greet me", "and my wife", "and my wife"]
+
+
+def test_a_pipe_brings_the_log_of_another_host(recorded, tmp_path):
+    out, err = run("export", "-", "--status", "ok", "--last", "1", "--database", str(recorded))
+    assert err == "exported 1 exchanges\n"
+    there = tmp_path / "there.db"
+    said, _ = run("import", "-", "--database", str(there), stdin=out.encode())
+    assert said.startswith("imported 1 exchanges; ")
+    (line,) = out.splitlines()
+    assert rows(there, "select first_words from proxy_exchanges") == [("and my wife",)]
+    one, _ = run("export", "-", json.loads(line)["id"], "--database", str(recorded))
+    assert one == out
+
+
+def test_redacted_for_a_bug_report(recorded):
+    out, _ = run("export", "-", "--redact", "--database", str(recorded))
+    assert not re.search("greet|dear|wife|gone", out)
+    assert '"first_words":"xxxxx xx"' in out and '"model_used":"m"' in out
+
+
+def test_llama_stacks_recordings_go_out_and_come_in(recorded, tmp_path):
+    folder = tmp_path / "recordings"
+    words = ["--format", "llama-stack", "--database", str(recorded), "--status", "ok"]
+    assert run("export", str(folder), *words)[1] == "exported 2 exchanges\n"
+    files = sorted(map(str, folder.iterdir()))
+    assert all(re.fullmatch(r"[0-9a-f]{64}\.json", Path(file).name) for file in files)
+    there = tmp_path / "there.db"
+    assert run("import", *files, "--database", str(there))[0].startswith("imported 2 exchanges; 0 ")
+    assert run("import", *files, "--database", str(there))[0].startswith("imported 0 exchanges; 2 ")
+    assert rows(there, "select distinct origin from proxy_exchanges") == [("llama-stack",)]
+
+
+FAILURES = {
+    "no such log": (["export", "out", "--database", "nowhere.db"], 1, "export: nowhere.db: unable"),
+    "no such folder": (["export", "no/out"], 2, "export: "),
+    "recordings to a pipe": (["export", "-", "--format", "llama-stack"], 2, None),
+    "no such file": (["import", "nowhere"], 1, "import: nowhere: No such file or directory\n"),
+    "no exchange": (["import", "bad"], 1, "import: bad, line 1, id: this field is required\n"),
+}
+
+
+@pytest.mark.parametrize("words, code, message", FAILURES.values(), ids=FAILURES)
+def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    Path("bad").write_text("{}\n")
+    if "nowhere.db" not in words:
+        Store(llm_user_path / "logs.db").close()
+    _, err = run(*words, code=code)
+    if message is not None:
+        assert err.startswith(f"llmproxy {message}") and err.count("\n") == 1
+    assert not Path("out").exists()
+
+
+def test_a_killed_export_leaves_no_half_file(recorded, tmp_path):
+    """And one that is whole is not spoiled by the next."""
+    lines, _ = run("export", "-", "--database", str(recorded))
+    exchange = decode(lines.splitlines()[0].encode())
+    import_file = tmp_path / "many.jsonl"
+    with import_file.open("wb") as file:
+        for number in range(600):
+            id = f"01jd{number:022d}"
+            line = encode(exchange).replace(exchange.id.encode(), id.encode())
+            file.write(line)
+    database = tmp_path / "many.db"
+    run("import", str(import_file), "--database", str(database))
+    out = tmp_path / "out.jsonl"
+    process = subprocess.Popen([*COMMAND, "export", str(out), "--database", str(database)])
+    try:
+        while not (parts := [part for part in tmp_path.glob("out*") if part.stat().st_size]):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    assert parts[0].suffix == ".part" and not out.exists()
+    assert run("export", str(out), "--database", str(database))[1] == "exported 600 exchanges\n"
+    assert out.read_bytes().count(b"\n") == 600
+
+
+def test_the_help_of_the_server_names_them():
+    out, _ = run("--help")
+    assert "export FILE" in out and "import FILE" in out
+
+
+def test_what_is_imported_by_command_is_what_the_library_writes(recorded, tmp_path):
+    file, there = tmp_path / "all.jsonl", tmp_path / "there.db"
+    run("export", str(file), "--database", str(recorded))
+    run("import", str(file), "--database", str(there))
+    ids = "select id, thread_id, previous_id, link, status from proxy_exchanges order by id"
+    assert rows(there, ids) == rows(recorded, ids)
+    assert everything(there)["messages"] == everything(recorded)["messages"]

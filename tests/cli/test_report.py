@@ -1,0 +1,132 @@
+"""`report` as a person runs it, on what a real proxy and a real run recorded."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llmproxy.cli import report as report_command
+from tests.cli.test_bench import bench, no_plugins, one_word, talk
+from tests.models import AsyncScript, registered, usage
+from tests.proxies import running
+
+__all__ = ["no_plugins"]
+
+pytestmark = pytest.mark.usefixtures("no_plugins")
+HOSTILE = "<script>alert(1)</script>"
+
+
+@pytest.fixture
+def recorded(llm_user_path):
+    """Three turns, and a run over them of two models."""
+    with running(AsyncScript("then", "It is four.", usage(20, 4))) as proxy:
+        talk(proxy, 3, "then")
+    bench("--models", "a,b", "--name", "friday", models=[one_word("a", HOSTILE), one_word("b")])
+
+
+def report(capsys, *words, code=0):
+    capsys.readouterr()
+    assert report_command.main(words, "llmproxy") == code
+    out, err = capsys.readouterr()
+    return out if code == 0 else err
+
+
+def test_a_run_is_a_table(recorded, capsys):
+    table = report(capsys, "friday")
+    assert table.startswith("friday: 3 requests, 6 of 6 answers")
+    assert report(capsys, "last") == table
+    assert "a, b" in table and "then" not in table
+
+
+def test_the_logs_own_traffic_is_a_table_too(recorded, capsys):
+    table = report(capsys)
+    assert table.startswith("the log: 3 requests, 3 answers")
+    assert "then" in table
+    assert report(capsys, "--last", "2").startswith("the log: 2 requests, 2 answers")
+    assert report(capsys, "--model", "nobody").startswith("the log: 0 requests, 0 answers")
+
+
+def test_the_logs_models_come_by_how_much_they_answered(llm_user_path, capsys):
+    with running(one_word("rare"), one_word("busy")) as proxy:
+        talk(proxy, 1, "rare")
+        talk(proxy, 2, "busy")
+    whole = json.loads(report(capsys, "--json"))
+    assert [model["model"] for model in whole["models"]] == ["busy", "rare"]
+
+
+def test_json_has_figures_and_answers(recorded, capsys):
+    whole = json.loads(report(capsys, "friday", "--json"))
+    assert len(whole["answers"]) == 8  # two warm-ups among them
+    assert [model["model"] for model in whole["models"]] == ["a", "b"]
+
+
+def test_csv_has_a_row_for_each_answer(recorded, capsysbinary):
+    capsysbinary.readouterr()
+    assert report_command.main(["friday", "--csv"], "llmproxy") == 0
+    rows = list(csv.DictReader(io.StringIO(capsysbinary.readouterr().out.decode(), newline="")))
+    assert sorted((row["model"], row["repeat"]) for row in rows) == [
+        *[("a", "0"), *[("a", "1")] * 3],
+        *[("b", "0"), *[("b", "1")] * 3],
+    ]
+
+
+def test_html_is_one_page_that_shows_a_script_as_text(recorded, capsys, tmp_path):
+    path = tmp_path / "page.html"
+    report(capsys, "friday", "--html", str(path))
+    page = path.read_text("utf-8")
+    assert page.startswith("<!doctype html>") and "<script" not in page
+    assert "&lt;script&gt;" in page and 'http-equiv="refresh"' not in page
+    assert report(capsys, "friday", "--html", "-") == page + "\n"
+
+
+def test_prices_make_costs(recorded, capsys, tmp_path):
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"a": {"input": 1000000, "output": 0}}')
+    models = json.loads(report(capsys, "friday", "--json", "--prices", str(prices)))["models"]
+    assert [model["cost"] and model["cost"]["total"] for model in models] == [60, None]
+    prices.write_text('{"a": {"input": 1, "ouptut": 0}}')
+    words = report(capsys, "friday", "--prices", str(prices), code=1)
+    assert words.startswith(f"llmproxy report: {prices}: a.")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["monday"], "the log has no run 'monday'; there are friday"),
+        (["friday", "--last", "2"], "a run is reported whole"),
+        (["friday", "--client", "x"], "a run is reported whole"),
+        (["--json", "--csv"], "not allowed with argument"),
+        (["--html", "/no/folder/page.html"], "/no/folder/page.html: No such file or directory"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_told(recorded, capsys, words, message):
+    try:
+        code = report_command.main(words, "llmproxy")
+    except SystemExit as exc:
+        code = exc.code
+    assert code in (1, 2)
+    assert message in capsys.readouterr().err
+
+
+def test_a_log_that_is_not_there_is_told(llm_user_path, capsys):
+    assert "unable to open database file" in report(capsys, code=1)
+
+
+def test_models_need_not_be_there_for_a_report(recorded):
+    """Nor is any plugin loaded: some ask their servers."""
+    with registered():
+        environment = os.environ | {"LLM_LOAD_PLUGINS": "none-of-these"}
+        run = subprocess.run(
+            [sys.executable, "-m", "llmproxy", "report", "friday"],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            env=environment,
+        )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("friday: 3 requests")

@@ -1,0 +1,95 @@
+"""Each example runs as it stands."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.proxies import running
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(command: list[str], url: str = "") -> str:
+    environment = os.environ | {"LLMPROXY_URL": url}
+    environment["PYTHONPATH"] = str(EXAMPLES.parent)
+    result = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=30, check=True
+    )
+    return result.stdout
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_curl_session():
+    with running() as proxy:
+        out = run([str(EXAMPLES / "curl_session.sh")], proxy.url)
+    assert out.startswith('{"id":"demo","object":"model"')
+    assert out.count("You said: Hello!") == 1
+    assert "data: [DONE]" in out
+    assert '"param":"messages[0].content"' in out
+
+
+def test_stream_with_sdk():
+    with running() as proxy:
+        out = run([sys.executable, str(EXAMPLES / "stream_with_sdk.py")], proxy.url)
+    assert out.startswith("You said: Say hello in three languages.")
+    assert re.search(r"\(5 tokens in, \d+ out\)\n$", out)
+
+
+def test_serve_own_model():
+    out = run([sys.executable, str(EXAMPLES / "serve_own_model.py")])
+    assert out == "GOOD! MORNING! \n"
+
+
+def test_convert_request():
+    out = run([sys.executable, str(EXAMPLES / "convert_request.py")])
+    body, _, lines = out.rpartition("}\n")
+    assert json.loads(body + "}")["system"] == "Answer in one word."
+    assert lines == ("not carried: logit_bias\nrefused: messages: expected a list, got a string\n")
+
+
+def test_convert_live_stream():
+    out = run([sys.executable, str(EXAMPLES / "convert_live_stream.py")])
+    chunks, _, lines = out.partition("data: [DONE]\n\n")
+    deltas = [json.loads(line[6:])["choices"] for line in chunks.splitlines() if line]
+    said = [choice["delta"].get("content") for choices in deltas for choice in choices]
+    assert said == ["", "Hé", "llo 🌊", None]
+    assert lines == "Héllo 🌊 9 4\nmeasured: True failed: None lost: ()\n"
+
+
+def test_agent_tests(tmp_path):
+    """Record, replay without a model, and see what a changed prompt is told."""
+    database = tmp_path / "agent.db"
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+
+    def tested(**environment):
+        environment |= {"AGENT_DB": str(database), "PYTHONPATH": str(EXAMPLES.parent)}
+        return subprocess.run(
+            [*command, str(EXAMPLES / "agent_tests.py")],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+        )
+
+    recorded = tested(RECORD="1")
+    assert recorded.returncode == 0, recorded.stdout
+    assert tested().returncode == 0
+    changed = tested(TASK="Tidy the barn.")
+    assert changed.returncode == 1
+    assert "differs at character 9: it was 'Tidy the shed.'" in changed.stdout
+    with sqlite3.connect(database) as connection:
+        assert connection.execute("select count(*) from proxy_exchanges").fetchone() == (2,)
+
+
+def test_every_example_has_a_test_and_is_short():
+    for path in EXAMPLES.iterdir():
+        assert f"test_{path.stem}" in globals(), path
+        assert len(path.read_text().splitlines()) < 60, path

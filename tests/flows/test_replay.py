@@ -1,0 +1,231 @@
+"""Replay through the whole server, by real clients, in a model's place."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import anthropic
+import openai
+import pytest
+from llm.parts import StreamEvent, ToolResultPart
+
+import llmproxy
+from llmproxy.proxy import Proxy, Settings, SettingsError
+from llmproxy.transfer.llama_stack.read import parse_recording
+from tests import wire_cases
+from tests.app.test_app import request, rows
+from tests.models import AsyncScript, usage
+from tests.proxies import running
+
+STEPS = [
+    StreamEvent("reasoning", "hm", part_index=0),
+    StreamEvent("text", "I look ", part_index=1),
+    StreamEvent("text", "it up.", part_index=1),
+    StreamEvent("tool_call_name", "look", part_index=2, tool_call_id="call_1"),
+    StreamEvent("tool_call_args", '{"at":  1.0', part_index=2, tool_call_id="call_1"),
+    StreamEvent("tool_call_args", ', "b": "渐"}', part_index=2, tool_call_id="call_1"),
+    usage(11, 7),
+]
+TOOL = {"type": "object", "properties": {"at": {"type": "number"}}}
+BODIES = {
+    "/v1/chat/completions": {
+        "model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "q"}],
+        "tools": [{"type": "function", "function": {"name": "look", "parameters": TOOL}}],
+        "stream_options": {"include_usage": True},
+    },
+    "/v1/messages": {
+        "model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "q"}],
+        "tools": [{"name": "look", "input_schema": TOOL}],
+    },
+}  # fmt: skip
+
+
+def answer_of(proxy, path, stream):
+    """An answer's body, without what differs from one exchange to the next."""
+    status, _, body = request(proxy, "POST", path, BODIES[path] | {"stream": stream})
+    assert status == 200, body
+    text = re.sub(r"01[0-9a-hjkmnp-tv-z]{24}", "ID", body.decode())
+    return re.sub(r'"created":\d+', '"created":0', text)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("recorded_by", BODIES)
+@pytest.mark.parametrize("asked_by", BODIES)
+def test_replay_is_byte_for_byte_what_the_model_gave(recorded_by, asked_by, stream):
+    """In whichever dialect it was recorded, and in whichever it is asked for."""
+    with running(model := AsyncScript("m", *STEPS)) as proxy:
+        live = answer_of(proxy, asked_by, stream)
+    with running(
+        AsyncScript("m", *STEPS), database=Path(os.environ["LLM_USER_PATH"]) / "r.db"
+    ) as proxy:
+        answer_of(proxy, recorded_by, stream=True)
+    replaying = {"database": Path(os.environ["LLM_USER_PATH"]) / "r.db", "replay": "replay"}
+    with running(other := AsyncScript("m"), replay_speed=0, **replaying) as proxy:
+        assert answer_of(proxy, asked_by, stream) == live
+    assert (len(model.prompts), other.prompts) == (1, [])
+
+
+@pytest.mark.parametrize("name", [case.name for case in wire_cases.wire_cases("openai_chat")])
+def test_recorded_requests_of_real_clients_are_found_again(name, llm_user_path):
+    (case,) = [case for case in wire_cases.wire_cases("openai_chat") if case.name == name]
+    body = case.request | {"model": "m"}
+    with running(AsyncScript("m", "Hello", attachment_types={"image/png", "audio/wav"})) as proxy:
+        recorded = request(proxy, "POST", "/v1/chat/completions", body)
+    if recorded[0] != 200:
+        pytest.skip("the scripted model can't answer it")
+    with running(replay="replay", replay_speed=0) as proxy:
+        assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 200
+
+
+def test_replays_are_marked_and_are_no_turns(llm_user_path):
+    with running(AsyncScript("m", "A")) as proxy:
+        answer_of(proxy, "/v1/messages", True)
+    with running(replay="replay") as proxy:
+        for _ in range(2):
+            answer_of(proxy, "/v1/messages", True)
+    (first, *replays) = rows(
+        llm_user_path, "select id, replay_of, thread_id, model_used, status from proxy_exchanges"
+    )
+    assert first[1] is None
+    assert [replay[1:] for replay in replays] == [(first[0], None, "m", "ok")] * 2
+    assert rows(llm_user_path, "select count(*) from turns") == [(1,)]
+
+
+def test_replay_calls_no_model_and_loads_no_plugin(llm_user_path):
+    with running(AsyncScript("m", "A")) as proxy:
+        answer_of(proxy, "/v1/messages", True)
+    with running(replay="replay") as proxy:
+        assert proxy.proxy.catalog.models() == []
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        assert [model.id for model in client.models.list()] == ["m"]
+        with pytest.raises(openai.NotFoundError, match="the nearest is 01"):
+            client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "another"}]
+            )
+        sdk = anthropic.Anthropic(base_url=proxy.url, api_key="x", max_retries=0)
+        with pytest.raises(anthropic.NotFoundError, match=r"messages\[0\] \(user\) differs"):
+            sdk.messages.create(
+                **BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": "r"}]}
+            )
+
+
+def test_what_was_not_recorded_goes_to_the_model_and_is_then(llm_user_path):
+    with running(model := AsyncScript("m", "A"), replay="replay-or-live") as proxy:
+        first, again = (answer_of(proxy, "/v1/messages", True) for _ in range(2))
+        proxy.wait_for_report(2)
+    assert (first, len(model.prompts)) == (again, 1)
+    replayed = rows(llm_user_path, "select replay_of is not null from proxy_exchanges")
+    assert replayed == [(0,), (1,)]
+
+
+class Refused(Exception):
+    status_code = 429
+
+
+def test_failure_is_replayed_with_its_class():
+    with running(AsyncScript("m", Refused("too fast"))) as proxy:
+        assert request(proxy, "POST", "/v1/messages", BODIES["/v1/messages"])[0] == 429
+    with running(replay="replay") as proxy:
+        sdk = anthropic.Anthropic(base_url=proxy.url, api_key="x", max_retries=0)
+        with pytest.raises(anthropic.RateLimitError, match="too fast"):
+            sdk.messages.create(**BODIES["/v1/messages"])
+
+
+def test_failure_in_the_stream_is_replayed_in_the_stream():
+    with running(AsyncScript("m", "some", Refused("no more"))) as proxy:
+        live = answer_of(proxy, "/v1/messages", True)
+    with running(replay="replay", replay_speed=0) as proxy:
+        replayed = answer_of(proxy, "/v1/messages", True)
+    assert live.split("event: error")[0] == replayed.split("event: error")[0]
+    assert "no more" in replayed
+
+
+@pytest.mark.parametrize("settings", [{"replay": "replay"}, {"recordings": Path("nowhere")}])
+def test_nothing_to_replay_is_told_at_the_start(settings, llm_user_path):
+    with pytest.raises(SettingsError, match="there is nothing to replay"):
+        Proxy(Settings(port=0, **settings))
+
+
+SAMPLES = Path(__file__).parents[1] / "recordings"
+
+
+def test_llama_stacks_recordings_are_served_from_their_files(llm_user_path):
+    with running(recordings=SAMPLES) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        assert len(client.models.list().data) > 1
+        for file in sorted(SAMPLES.rglob("*.json")):
+            recording = parse_recording(file.read_bytes(), file.stem)
+            if recording.dialect is None:
+                continue
+            path = "/v1/messages" if "messages" in recording.path else "/v1/chat/completions"
+            status, _, body = request(proxy, "POST", path, recording.body)
+            assert status == (recording.error.status if recording.error else 200), body
+    marked = rows(llm_user_path, "select replay_of is not null from proxy_exchanges")
+    assert len(marked) > 3
+    assert set(marked) == {(1,)}
+
+
+# ---- an agent's tests, by both SDKs
+
+
+class Speaker(AsyncScript):
+    """Calls a tool, then says what that gave."""
+
+    async def execute(self, prompt, stream, response, conversation):
+        self._began(prompt, conversation)
+        results = [part for part in prompt.messages[-1].parts if isinstance(part, ToolResultPart)]
+        if results:
+            yield f"It gave {results[0].output}."
+        else:
+            for event in STEPS[:6]:
+                yield event
+
+
+def openai_agent(url: str, task: str) -> str:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
+    asked = BODIES["/v1/chat/completions"] | {"messages": [{"role": "user", "content": task}]}
+    while True:
+        with client.chat.completions.stream(**asked) as stream:
+            message = stream.get_final_completion().choices[0].message
+        if not message.tool_calls:
+            return message.content
+        calls = [call.model_dump(exclude={"function": {"parsed_arguments"}}, exclude_none=True)
+                 for call in message.tool_calls]  # fmt: skip
+        asked["messages"] += [
+            {"role": "assistant", "content": message.content, "tool_calls": calls},
+            *({"role": "tool", "tool_call_id": call["id"], "content": "sun"} for call in calls),
+        ]
+
+
+def anthropic_agent(url: str, task: str) -> str:
+    client = anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
+    asked = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
+    while True:
+        with client.messages.stream(**asked) as stream:
+            blocks = stream.get_final_message().content
+        calls = [block for block in blocks if block.type == "tool_use"]
+        if not calls:
+            return blocks[-1].text
+        results = [{"type": "tool_result", "tool_use_id": c.id, "content": "sun"} for c in calls]
+        asked["messages"] += [
+            {"role": "assistant", "content": blocks},
+            {"role": "user", "content": results},
+        ]
+
+
+AGENTS = {"openai": openai_agent, "anthropic": anthropic_agent}
+
+
+@pytest.mark.parametrize("recorded_by", AGENTS)
+@pytest.mark.parametrize("replayed_by", AGENTS)
+def test_agent_runs_again_without_its_model(recorded_by, replayed_by, llm_user_path):
+    with running(model := Speaker("m")) as proxy:
+        assert AGENTS[recorded_by](proxy.url, "q") == "It gave sun."
+    recording = Settings(port=0, replay="replay", replay_speed=0)
+    with llmproxy.running(recording) as proxy:
+        assert [AGENTS[replayed_by](proxy.url, "q") for _ in range(2)] == ["It gave sun."] * 2
+        with pytest.raises((openai.NotFoundError, anthropic.NotFoundError), match="differs at"):
+            AGENTS[replayed_by](proxy.url, "quick")
+    assert len(model.prompts) == 2

@@ -1,0 +1,295 @@
+"""No key is ever told: with real plugins, providers that quote it, processes, and all bytes."""
+
+import http.client
+import json
+import logging
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from llm.default_plugins.openai_models import AsyncChat
+
+from llmproxy.backends.engine import known_keys
+from llmproxy.cli import main
+from tests.cli.test_main import serving
+from tests.models import AsyncScript, SyncScript
+from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
+from tests.proxies import running
+
+STORED = "stored.with-llm.7c1f"  # of no shape that anybody would know
+OF_ENVIRONMENT = "environs.4be2a9"
+OF_HEADERS = "header.words.51d0"
+OWN = "own.clients.key.93aa"
+SHAPED = "sk-proj-Zm9vYmFyYmF6cXV4MTIz"
+KEYS = [STORED, OF_ENVIRONMENT, OF_HEADERS, OWN, SHAPED]
+
+
+def quoting(status):
+    """Refuse as providers do, with all that they were sent and one key more."""
+
+    def answer(body, handler):
+        sent = handler.headers.get("authorization") or handler.headers.get("x-api-key")
+        words = f"Incorrect API key provided: {sent}, {handler.headers.get('x-token')} or {SHAPED}."
+        error = {"message": words, "type": "authentication_error", "code": sent, "param": sent}
+        if status == 200:
+            begin_sse(handler)
+            say_event(handler, chat_chunk({"content": "so far"}))
+            say_event(handler, {"error": error})
+        else:
+            said = {"error": error} if "x-api-key" not in handler.headers else {
+                "type": "error", "error": error,
+            }  # fmt: skip
+            say_json(handler, said, status, retry_after="0")
+
+    return answer
+
+
+def ask(url, path, model, stream=False, key=OWN):
+    body = {"model": model, "max_tokens": 9, "stream": stream}
+    body["messages"] = [{"role": "user", "content": "what I asked"}]
+    request = Request(url + path, json.dumps(body).encode())
+    request.add_header("authorization", f"Bearer {key}")
+    try:
+        with urlopen(request, timeout=20) as response:
+            return response.status, str(response.headers).encode() + response.read()
+    except http.client.IncompleteRead as cut:
+        return 200, cut.partial
+    except HTTPError as error:
+        with error:
+            return error.code, str(error.headers).encode() + error.read()
+
+
+def kept(folder):
+    """All bytes of all files but llm's own of keys and settings."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    names = ("keys.json", "extra-openai-models.yaml")
+    return b"".join(path.read_bytes() for path in files if path.name not in names)
+
+
+def assert_clean(*texts):
+    for text in texts:
+        for key in KEYS:
+            assert key.encode() not in text, text[:2000]
+
+
+YAML = """
+- model_id: local
+  model_name: m
+  api_base: {url}
+  api_key_name: local
+  headers:
+    x-token: {header}
+- model_id: of-environment
+  model_name: m
+  api_base: {url}
+  api_key_name: nowhere
+"""
+
+
+@contextmanager
+def served(llm_user_path, provider, monkeypatch):
+    """The command, with llm's own settings for a provider on loopback."""
+    yaml = YAML.format(url=provider.url, header=OF_HEADERS)
+    (llm_user_path / "extra-openai-models.yaml").write_text(yaml)
+    (llm_user_path / "keys.json").write_text(json.dumps({"local": STORED, "anthropic": STORED}))
+    monkeypatch.setenv("OPENAI_API_KEY", OF_ENVIRONMENT)
+    monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url)
+    with serving("--api-key", OWN) as (process, url, lines):
+        yield process, url, lines
+
+
+def output(process, lines):
+    process.terminate()
+    process.wait(20)
+    said = []
+    while not lines.empty():
+        said.append(lines.get())
+    return "".join(said).encode(), process.stderr.read().encode()
+
+
+def test_providers_that_quote_keys_tell_them_to_nobody(llm_user_path, monkeypatch, tmp_path):
+    models = ["local", "of-environment", "anthropic/claude-haiku-4-5-20251001"]
+    answers, statuses = [], []
+    with playing(quoting(401)) as provider:
+        with served(llm_user_path, provider, monkeypatch) as (process, url, lines):
+            for model in models:
+                for path in ("/v1/chat/completions", "/v1/messages"):
+                    for stream in (False, True):
+                        status, said = ask(url, path, model, stream)
+                        answers.append(said)
+                        statuses.append(status)
+            answers.append(ask(url, "/v1/messages", "local", key=SHAPED)[1])
+            page = Request(url, headers={"accept": "text/html", "authorization": f"Bearer {OWN}"})
+            answers.append(urlopen(page, timeout=20).read())
+            alive = kept(llm_user_path)  # with the write-ahead log
+            out, err = output(process, lines)
+    sent = {word for headers in provider.headers for word in headers.values()}
+    assert f"Bearer {STORED}" in sent and STORED in sent and OF_HEADERS in sent
+    assert set(statuses) == {401}
+    assert all(b"Incorrect API key provided: " in said for said in answers[: len(statuses)])
+    assert b"what I asked" in alive and b"401" in out
+    assert_clean(*answers, alive, kept(llm_user_path), out, err)
+    exported = tmp_path / "out.jsonl"
+    for words in (["log"], ["export", str(exported)], ["report", "--html", str(tmp_path / "p")]):
+        done = subprocess.run(
+            [sys.executable, "-m", "llmproxy", *words], capture_output=True, timeout=30
+        )
+        assert done.returncode == 0
+        assert_clean(done.stdout, done.stderr)
+    assert b"Incorrect API key provided" in exported.read_bytes()
+    assert_clean(exported.read_bytes(), (tmp_path / "p").read_bytes())
+
+
+def test_errors_inside_a_stream_tell_no_key(llm_user_path, monkeypatch):
+    with playing(quoting(200)) as provider:
+        with served(llm_user_path, provider, monkeypatch) as (process, url, lines):
+            answers = [
+                ask(url, path, "local", stream=True)[1]
+                for path in ("/v1/chat/completions", "/v1/messages")
+            ]
+            out, err = output(process, lines)
+    assert all(b"so far" in said and b"Incorrect API key" in said for said in answers)
+    assert_clean(*answers, kept(llm_user_path), out, err)
+
+
+def test_a_benchmark_of_another_server_tells_no_key(llm_user_path):
+    with running(AsyncScript("m", "well")) as proxy:
+        assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200
+    (llm_user_path / "keys.json").write_text(json.dumps({"remote": STORED}))
+    with playing(quoting(401)) as provider, playing(quoting(200)) as broken:
+        for url in (provider.url, broken.url):
+            for dialect in ("openai_chat", "anthropic_messages"):
+                words = ["--models", "x", "--base-url", url, "--key", "remote"]
+                done = subprocess.run(
+                    [*[sys.executable, "-m", "llmproxy", "bench"], *words, "--dialect", dialect,
+                     "--name", f"{dialect}-{url}"],
+                    capture_output=True,
+                    timeout=30,
+                )  # fmt: skip
+                assert done.returncode == 0, done.stderr
+                assert_clean(done.stdout, done.stderr, kept(llm_user_path))
+    assert b"Incorrect API key provided" in kept(llm_user_path)
+    assert STORED in str(provider.headers)
+
+
+def test_a_benchmark_of_a_model_tells_no_key(llm_user_path, monkeypatch):
+    with running(AsyncScript("m", "well")) as proxy:
+        assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200
+    with playing(quoting(401)) as provider:
+        yaml = YAML.format(url=provider.url, header=OF_HEADERS)
+        (llm_user_path / "extra-openai-models.yaml").write_text(yaml)
+        (llm_user_path / "keys.json").write_text(json.dumps({"local": STORED}))
+        done = subprocess.run(
+            [sys.executable, "-m", "llmproxy", "bench", "--models", "local"],
+            capture_output=True,
+            timeout=30,
+        )
+    assert STORED in str(provider.headers)
+    assert b"Incorrect API key provided" in kept(llm_user_path)
+    assert_clean(done.stdout, done.stderr, kept(llm_user_path))
+
+
+@pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_exception_with_keys_in_its_text(kind, stream, llm_user_path, monkeypatch):
+    monkeypatch.setenv("MY_KEY", STORED)
+    (llm_user_path / "keys.json").write_text(json.dumps({"x": OF_HEADERS}))
+    words = f"GET /?key={STORED} {OF_HEADERS} {SHAPED} {OWN}"
+    before, after = kind("before", RuntimeError(words)), kind("after", "a", ValueError(words))
+    with running(before, after, keys=[OWN]) as proxy:
+        answers = [
+            ask(proxy.url, path, model, stream)[1]
+            for model in ("before", "after")
+            for path in ("/v1/chat/completions", "/v1/messages")
+        ]
+        proxy.wait_for_report(4)
+        reports = repr(proxy.reports).encode()
+        held = kept(llm_user_path)
+    assert all(b"GET /?" in said for said in answers)
+    assert_clean(*answers, held, reports)
+
+
+def test_the_key_may_change_while_an_answer_comes(llm_user_path):
+    """The one that it was asked with is known still."""
+    file = llm_user_path / "keys.json"
+
+    def answer(body, handler):
+        file.write_text(json.dumps({"x": "another.key.0001"}))
+        quoting(401)(body, handler)
+
+    with playing(answer) as provider:
+        model = AsyncChat("m", api_base=provider.url)
+        model.needs_key = "x"
+        with running(model) as proxy:
+            file.write_text(json.dumps({"x": STORED}))
+            status, said = ask(proxy.url, "/v1/chat/completions", "m")
+    assert (status, STORED in str(provider.headers)) == (401, True)
+    assert_clean(said, kept(llm_user_path))
+
+
+def test_a_logged_traceback_has_no_key(llm_user_path, monkeypatch):
+    (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
+    monkeypatch.setenv("ANY_API_KEY", OF_ENVIRONMENT)
+    formatter = main._Formatter("llmproxy", known_keys([OWN]))
+    try:
+        try:
+            raise KeyError(f"{STORED} {SHAPED}")
+        except KeyError as cause:
+            raise RuntimeError(f"sent 'authorization: Bearer {OF_ENVIRONMENT}'") from cause
+    except RuntimeError:
+        record = logging.LogRecord("a", 40, "p", 1, "no %s", (OWN,), sys.exc_info())
+    text = formatter.format(record)
+    assert text.startswith("llmproxy: no [removed]\n")
+    assert text.count("Traceback (most recent call last)") == 2
+    assert_clean(text.encode())
+
+
+def test_the_command_logs_by_that_formatter(llm_user_path):
+    probe = (
+        "import logging; from llmproxy import cli; main.main(['log']);"
+        f"logging.getLogger('any').warning('no {STORED}')"
+    )
+    (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, timeout=30, env=dict(os.environ)
+    )
+    assert done.stderr.endswith(b"llmproxy: no [removed]\n")
+
+
+def test_a_500_has_no_text_of_the_exception(llm_user_path, monkeypatch, caplog):
+    """A bug of ours is told to the operator alone, and without keys even in the log."""
+
+    def bug(*_):
+        raise RuntimeError(f"what broke: {STORED}")
+
+    (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
+    with running(AsyncScript("m", "x")) as proxy:
+        monkeypatch.setattr(proxy.proxy.catalog, "models", bug)
+        monkeypatch.setattr(proxy.proxy.catalog, "options", bug)
+        with pytest.raises(HTTPError) as caught:
+            urlopen(proxy.url + "/v1/models", timeout=10)
+        with caught.value as error:
+            assert (error.code, b"what broke" in error.read()) == (500, False)
+        status, said = ask(proxy.url, "/v1/chat/completions", "m")
+        assert (status, b"what broke" in said, b"RuntimeError" in said) == (500, False, False)
+        assert proxy.wait_for_report().error == "RuntimeError: what broke: [removed]"
+        assert_clean(said, kept(llm_user_path))
+    assert "what broke" in caplog.text
+
+
+def test_nothing_waits_in_the_spool_with_a_key(tmp_path, llm_user_path):
+    """A log that can't be opened: the exchange goes into a file beside it."""
+    (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
+    database = tmp_path / "logs.db"
+    database.mkdir()
+    with running(
+        AsyncScript("m", RuntimeError(f"no {STORED} {SHAPED}")), database=database
+    ) as proxy:
+        ask(proxy.url, "/v1/chat/completions", "m")
+    held = kept(tmp_path)
+    assert b"the model failed: RuntimeError: no [removed] [removed]" in held
+    assert_clean(held)

@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import llm
+import pytest
+from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
+
+from llmproxy.core import attachments, chat
+from llmproxy.core.errors import NotFound
+from llmproxy.recorder.exchange import ExchangeSummary, to_json
+from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
+from tests.log_fixtures import RECEIVED
+
+
+@pytest.fixture
+def history(store, path):
+    history = LogReader(path)
+    yield history
+    history.close()
+
+
+def ids(entries):
+    return [entry.id for entry in entries]
+
+
+def test_exchanges_are_listed_as_they_were_received(store, history, make_exchange, make_begun):
+    late = replace(make_exchange("late"), received=RECEIVED + timedelta(hours=1))
+    early, running = make_exchange("early"), make_begun("running")
+    store.write([late, early, running])
+    assert ids(history.entries()) == ids([early, running, late])
+    assert ids(history.entries(last=2)) == ids([running, late])
+
+
+def test_an_entry_reads_back_equal(store, history, make_begun, make_exchange):
+    finish = chat.Finish("length", "END", chat.Usage(9, 8, 7, 6, 5))
+    exchange = make_begun("two  words\n" * 50).ended(
+        "error",
+        http_status=200,
+        duration_ms=12.5,
+        events=[(3.25, StreamEvent("text", "x", part_index=0))],
+        finish=finish,
+        error="cut",
+        ignored=["top_k", "tools[*].strict"],
+    )
+    store.write([exchange])
+    (entry,) = history.entries()
+    assert entry == ExchangeSummary(**{name: getattr(exchange, name) for name in vars(entry)})
+
+
+@pytest.mark.parametrize(
+    "only, expected",
+    [
+        (Filter(since=RECEIVED + timedelta(minutes=1)), "bc"),
+        (Filter(until=RECEIVED + timedelta(minutes=1)), "a"),
+        (Filter(model="gpt-x"), "b"),
+        (Filter(model="demo"), "abc"),
+        (Filter(client="aider"), "b"),
+        (Filter(dialect="anthropic_messages"), "c"),
+        (Filter(status="error"), "c"),
+        (Filter(status="ok", client="tests"), "a"),
+        (Filter(thread_id="thread"), "b"),
+        (Filter(search="rhubarb"), "a"),
+        (Filter(search="crumble rhubarb"), "a"),
+        (Filter(search='"odd OR (words'), "b"),
+        (Filter(search="nothing"), ""),
+        (Filter(ids=("a", "c", "x")), "ac"),
+        (Filter(ids=()), ""),
+    ],
+    ids=str,
+)
+def test_a_list_is_narrowed(store, history, make_exchange, only, expected):
+    a = make_exchange("rhubarb", "crumble", id="a")
+    request = {"model": "gpt-x", "client": "aider"}
+    b = make_exchange('"odd OR (words', request=request, thread_id="thread", id="b")
+    request = {"dialect": "anthropic_messages"}
+    c = make_exchange("down?", reply=[], status="error", error="down", request=request, id="c")
+    for minute, exchange in enumerate([a, b, c]):
+        received = RECEIVED + timedelta(minutes=minute)
+        store.write([replace(exchange, id="abc"[minute], received=received)])
+    assert "".join(ids(history.entries(only))) == expected
+
+
+def test_an_exchange_reads_back_whole(store, history, make_exchange):
+    picture = attachments.attachment_from_url("https://example.invalid/cat.png")
+    image = llm.Attachment("image/png", content=b"\x89PNG")
+    reply = [
+        ReasoningPart("hmm", provider_metadata={"anthropic": {"signature": "s" * 80}}),
+        TextPart("Looking."),
+        ToolCallPart("look", {"z": 1, "a": [1.0, True]}, "call_1"),
+    ]
+    body = {"messages": [{"content": "long " * 200}] * 40, "$": 1}
+    exchange = make_exchange(
+        messages=[llm.system("be brief"), llm.user("look", picture, image)],
+        reply=[Message("assistant", reply)],
+        options={"temperature": 0.5},
+        tools=(llm.Tool("look", "Look.", {"type": "object"}), llm.Tool("b"), llm.Tool("a")),
+        schema={"type": "object"},
+        usage=llm.Usage(7, 2, {"cached": 1}),
+        resolved_model="demo-2026",
+        response_json={"id": "r1", "text": "Looking."},
+        request={"body": body, "query": "beta=true"},
+    )
+    store.write([exchange])
+    read = history.exchange(exchange.id)
+    assert to_json(read) == to_json(exchange)
+    assert read.finish == exchange.finish
+    assert type(read.turn.messages[1].parts[1].attachment) is attachments.RemoteAttachment
+
+
+def test_a_failure_reads_back_with_its_messages(store, history, make_exchange):
+    exchange = make_exchange("what?", reply=[], status="error", error="down")
+    store.write([exchange])
+    read = history.exchange(exchange.id)
+    assert (read.error, read.events, read.turn.messages) == ("down", [], exchange.turn.messages)
+
+
+def test_a_request_that_no_model_was_asked_reads_back(store, history, make_begun):
+    begun = make_begun(body="{no JSON", messages=())
+    exchange = begun.ended("error", http_status=400, duration_ms=0.5, error="bad")
+    store.write([exchange])
+    read = history.exchange(exchange.id)
+    assert read == replace(exchange, events=[])
+    assert read.turn is None and read.finish is None
+
+
+def test_an_unknown_id_is_not_found(history):
+    with pytest.raises(NotFound, match="the log has no exchange 01x"):
+        history.exchange("01x")
+
+
+def test_what_comes_in_is_followed(store, history, make_begun, make_exchange):
+    before = make_begun("was running before")
+    store.write([before, make_exchange("had ended before")])
+    follower = history.follow()
+    assert follower.poll() == []
+    begun, ended = make_begun("begins"), make_exchange("ends at once")
+    store.write([begun])
+    assert [(e.id, e.status) for e in follower.poll()] == [(begun.id, "running")]
+    store.write([ended])
+    store.write([before.ended("cancelled", http_status=None, duration_ms=1.0)])
+    assert [(e.id, e.status) for e in follower.poll()] == [
+        (before.id, "cancelled"),
+        (ended.id, "ok"),
+    ]
+    store.write([begun.ended("ok", http_status=200, duration_ms=1.0)])
+    assert [(e.id, e.status) for e in follower.poll()] == [(begun.id, "ok")]
+    assert follower.poll() == []
+
+
+def test_what_is_followed_can_be_narrowed(store, history, make_begun):
+    follower = history.follow(Filter(status="error"))
+    begun, other = make_begun(), make_begun()
+    store.write([begun, other])
+    assert follower.poll() == []
+    store.write([begun.ended("error", http_status=502, duration_ms=1.0)])
+    store.write([other.ended("ok", http_status=200, duration_ms=1.0)])
+    assert ids(follower.poll()) == [begun.id]
+
+
+def test_reading_writes_nothing_and_waits_for_nobody(store, history, path, make_exchange):
+    exchange = make_exchange()
+    store.write([exchange])
+    with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        history._conn.execute("delete from proxy_exchanges")
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    assert history.exchange(exchange.id).id == exchange.id
+    writer.close()
+
+
+def test_a_logs_db_that_no_proxy_wrote_is_empty_until_one_does(path, run_llm, make_exchange):
+    run_llm("-m", "echo", "hi")
+    history = LogReader(path)
+    assert history.entries() == []
+    follower = history.follow()
+    store = Store(path)
+    store.write([make_exchange()])
+    assert len(history.entries()) == len(follower.poll()) == 1
+    store.close()
+    history.close()
+
+
+def newer(path):
+    store = Store(path)
+    store._conn.execute("update proxy_meta set value = 99 where name = 'schema'")
+    store.close()
+
+
+def no_database(path):
+    path.write_text("this is no database " * 100)
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda path: None, "unable to open database file"),
+        (no_database, "file is not a database"),
+        (newer, f"its schema is 99, this one knows {SCHEMA_VERSION}.: install that"),
+    ],
+    ids=["none", "no database", "newer"],
+)
+def test_what_can_not_be_read_is_told_in_one_line(path, spoil, words):
+    spoil(path)
+    with pytest.raises(Unusable, match=words):
+        LogReader(path)
+    assert path.exists() == (spoil is no_database or spoil is newer)
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_exchanges_are_no_slower_than_none(store, history, path, make_begun):
+    begun = make_begun()
+    filler = {
+        "status": "ok", "headers": "h" * 600, "query": "", "body": "b" * 1500,
+        "timeline": json.dumps("t" * 4000),
+    }  # fmt: skip
+
+    def row(number):
+        received = RECEIVED + timedelta(seconds=number)
+        client, model = f"c{number % 7}", "rare" if number == 77 else f"m{number % 5}"
+        exchange = replace(
+            begun, id=f"{number:026d}", received=received, client=client, model_asked=model
+        )
+        return columns(exchange) | filler
+
+    names = list(row(0))
+    with sqlite3.connect(path) as connection:
+        connection.executemany(
+            f"insert into proxy_exchanges ({', '.join(names)})"
+            f" values ({', '.join(f':{name}' for name in names)})",
+            map(row, range(100_000)),
+        )
+
+    def took_s(action):
+        began = time.perf_counter()
+        action()
+        return time.perf_counter() - began
+
+    follower = history.follow()
+    for only in (
+        Filter(),
+        Filter(model="rare"),
+        Filter(model="m3", client="c3"),
+        Filter(status="error"),
+        Filter(until=RECEIVED + timedelta(hours=1)),
+        Filter(search="hello"),
+        Filter(thread_id="x"),
+    ):
+        assert took_s(lambda only=only: history.entries(only, last=20)) < 0.25
+    assert took_s(follower.poll) < 0.05
+    assert took_s(lambda: store.write([make_begun()])) < 0.05
+
+
+def test_exchange_is_known_by_the_id_that_its_client_was_told(store, path, make_exchange):
+    exchange = make_exchange()
+    store.write([replace(exchange, turn=replace(exchange.turn, thread_id="01thread"))])
+    log = LogReader(path)
+    assert log.exchange(f"chatcmpl-{exchange.id}").id == exchange.id
+    assert log.exchange(f"msg_{exchange.id}").id == exchange.id
+    log.close()
+
+
+def test_thread_is_told_from_an_exchange(store, path, make_exchange):
+    exchange = replace(make_exchange(), thread_id="01thread")
+    store.write([exchange])
+    log = LogReader(path)
+    with pytest.raises(NotFound, match="it is a conversation: log --thread 01thread"):
+        log.exchange("01thread")
+    log.close()

@@ -1,0 +1,598 @@
+"""The page is read back as a browser would: its elements, its words, and what it must not hold."""
+
+import dataclasses
+import re
+import types
+import typing
+import xml.etree.ElementTree as ET
+from datetime import UTC, datetime, timedelta
+from html.parser import HTMLParser
+
+import pytest
+from llm import Attachment
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from llmproxy.core import chat
+from llmproxy.report.data import Measured, Sample, Study
+from llmproxy.report.figures import figures
+from llmproxy.report.html import page as rooms_page
+from llmproxy.report.html import samples
+from llmproxy.report.html.page import page
+from llmproxy.report.prices import Price
+from tests.browser import open_browser
+from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
+
+VOID = {"meta", "br"}
+INLINE = {"b", "bdi", "span", "del", "ins", "code", "time", "path"}
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: every element is closed, in its order."""
+
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.elements, self.words, self._open = [], [], []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self._open.append(tag)
+        if tag not in INLINE:
+            self.words.append(" ")
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+        if tag not in INLINE:
+            self.words.append(" ")
+
+    def handle_data(self, data):
+        if "style" not in self._open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.words).split())
+
+
+def read(html):
+    """Look at what holds of every page, and give it read."""
+    html.encode()
+    assert "\0" not in html
+    reader = Reader(html)
+    for tag, attributes in reader.elements:
+        assert tag not in {"script", "iframe", "object", "embed", "img", "link", "base", "form"}
+        for name in attributes:
+            assert not name.startswith("on"), (tag, name)
+            assert name not in {"src", "href", "xlink:href", "action", "srcset", "data"}, (
+                tag,
+                name,
+            )
+            assert name != "style", (tag, name)
+    assert html.count("<style>") == html.count("</style>") == 1
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style and "@import" not in style
+    for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        ET.fromstring(svg)
+    return reader
+
+
+def the_page(study, prices=None, **options):
+    return page(study, figures(study, prices), **options)
+
+
+# ---- what it says
+
+
+def test_two_models_are_told_apart_in_words():
+    study = a_study(n=8)
+    words = read(the_page(study, {"a": Price(1, 2), "b": Price(2, 4)})).text
+    assert "Benchmark · 8 requests · 2 models · repeat 1, concurrency 1, seed 0" in words
+    assert "2026-01-02 03:04 to 03:06 UTC" in words
+    assert (
+        "First event a is faster by 20 ms (95 % interval 20 to 20 ms, 8 requests); "
+        "medians 135 ms and 155 ms." in words
+    )
+    assert "a is cheapest" in words
+    assert "Errors None in 16 answers." in words
+
+
+def test_no_model_is_faster_where_chance_could_have_made_it_so():
+    study = a_study(models=("a",), n=8)
+    others = [
+        dataclasses.replace(
+            answer,
+            id=f"b{answer.id}",
+            model="b",
+            ttft_ms=answer.ttft_ms + (9 if i % 2 else -9),
+        )
+        for i, answer in enumerate(study.answers)
+    ]
+    study = dataclasses.replace(
+        study, models=("a", "b"), answers=(*study.answers, *others), planned=16
+    )
+    words = read(the_page(study)).text
+    assert "First event No difference that chance could not make: " in words
+    assert "is faster by" not in words.split("Whole answer")[0]
+
+
+def test_too_few_requests_say_nothing():
+    words = read(the_page(a_study(n=2))).text
+    assert "First event Too few requests to say: a 105 ms, b 125 ms." in words
+    assert "faster by" not in words
+
+
+def test_of_many_models_the_fastest_and_the_next_are_named():
+    words = read(the_page(a_study(models=("a", "b", "c", "d"), n=8))).text
+    assert (
+        "First event a is the fastest, median 135 ms. Next is b, slower by 20 ms "
+        "(95 % interval 20 to 20 ms, 8 requests)." in words
+    )
+
+
+def test_a_higher_rate_is_the_faster_one():
+    study = a_study(n=8)
+    answers = [
+        dataclasses.replace(answer, usage=chat.Usage(20, 31)) if answer.model == "b" else answer
+        for answer in study.answers
+    ]
+    words = read(the_page(dataclasses.replace(study, answers=answers))).text
+    assert "Tokens per second b is faster by 20/s (95 % interval 20 to 20, 8 requests)" in words
+
+
+def test_one_model_is_only_described():
+    words = read(the_page(a_study(models=("a",), n=8))).text
+    assert "First event a: median 135 ms (95 % interval" in words
+
+
+def test_errors_are_told_with_their_kind_and_words():
+    study = a_study(n=6)
+    failure = a_failure(model="b", sample=study.samples[0].id, repeat=2)
+    study = dataclasses.replace(study, answers=(*study.answers, failure), planned=None)
+    words = read(the_page(study)).text
+    assert "Errors b 1 of 7 (rate_limit); the other none." in words
+    assert "rate_limit: slow down" in words
+
+
+def test_figures_have_tokens_gaps_setup_and_warmups():
+    study = a_study(n=6)
+    warmup = an_answer(model="a", repeat=0, sample=study.samples[0].id)
+    answers = [
+        dataclasses.replace(
+            answer, setup_ms=12.0, usage=chat.Usage(20, 11, cached_tokens=7, reasoning_tokens=3)
+        )
+        for answer in study.answers
+    ]
+    words = read(the_page(dataclasses.replace(study, answers=(warmup, *answers)))).text
+    assert "6 of 6 +1 warm-up" in words
+    for row in (
+        "in 20 20",
+        "in, cached 42",
+        "out, reasoning 18",
+        "Connection set-up",
+        "longest",
+        "same text",
+    ):
+        assert row in words
+
+
+# ---- which study it is
+
+
+def test_a_run_that_is_not_over_says_so():
+    study = a_study(n=3, ended=None, planned=40)
+    assert "This run is not over: 6 of 40 answers so far." in read(the_page(study)).text
+    study = a_study(n=3, planned=40)
+    assert "This run was not finished: 6 of 40 answers so far." in read(the_page(study)).text
+    assert "This run" not in read(the_page(a_study(n=3))).text
+
+
+def test_an_empty_study_says_how_to_record_something():
+    html = the_page(Study(title="The log", is_run=False), base_url="http://localhost:9")
+    words = read(html).text
+    assert "Nothing was recorded yet." in words
+    assert "OPENAI_BASE_URL=http://localhost:9/v1" in words
+    assert "<svg" not in html
+
+
+def traffic(n=8):
+    samples, answers = [], []
+    for i in range(n):
+        at = BEGAN + timedelta(minutes=i)
+        prompt = [Message("user", [TextPart(f"Question {i}?")])]
+        samples.append(a_sample(id=f"s{i}", received=at, prompt=prompt))
+        answers.append(an_answer(id=f"a{i}", sample=f"s{i}", model="ab"[i % 2], received=at))
+    return Study(
+        title="The log",
+        is_run=False,
+        began=BEGAN,
+        ended=BEGAN + timedelta(days=1),
+        models=("a", "b"),
+        samples=samples,
+        answers=answers,
+    )
+
+
+def test_traffic_has_its_requests_newest_first_and_no_agreement():
+    html = the_page(traffic(), refresh_s=10, recorded_by="llmproxy 9")
+    reader = read(html)
+    words = reader.text
+    assert words.index("Question 7?") < words.index("Question 0?")
+    assert "Recorded traffic · 8 requests" in words and "2026-01-02 03:04 to 2026-01-03" in words
+    assert "Agreement" not in words and "Similarity" not in words
+    assert "not over" not in words
+    assert words.endswith("llmproxy 9")
+    assert ("meta", {"http-equiv": "refresh", "content": "10"}) in reader.elements
+
+
+def test_the_page_is_not_loaded_again_unless_told():
+    assert "refresh" not in the_page(traffic())
+
+
+def test_the_head_forbids_all_but_its_own_style():
+    metas = [attributes for tag, attributes in read(the_page(a_study())).elements if tag == "meta"]
+    policy = next(
+        each["content"] for each in metas if each.get("http-equiv") == "Content-Security-Policy"
+    )
+    assert policy.startswith("default-src 'none'; style-src 'unsafe-inline'")
+    assert {"charset": "utf-8"} in metas
+    assert any(each.get("name") == "viewport" for each in metas)
+
+
+# ---- side by side
+
+
+def one_request(recorded, *answers, **sample):
+    """A page of one request: what was recorded, and what was answered since."""
+    old = an_answer(model="old", sample="s", reply=recorded)
+    given = [
+        answer
+        if isinstance(answer, Measured)
+        else an_answer(sample="s", repeat=i, id=f"a{i}", reply=answer)
+        for i, answer in enumerate(answers, 1)
+    ]
+    sample = a_sample(id="s", recorded=old, **sample)
+    return the_page(
+        Study(
+            title="one", is_run=True, began=BEGAN, ended=BEGAN, models=("a",),
+            samples=[sample], answers=given,
+        )
+    )  # fmt: skip
+
+
+def test_what_differs_from_the_recorded_answer_is_marked():
+    html = one_request(said("The sum is four <b>."), said("The sum is five <b>."))
+    assert "The sum is <del>four</del><ins>five</ins> &lt;b&gt;." in html
+
+
+def test_the_same_text_is_said_to_be_the_same():
+    assert "the same text" in one_request(said("Four."), said("Four. "))
+
+
+def test_texts_with_little_in_common_are_not_marked():
+    html = one_request(said("One thing or another, it is said."), said("Nope!"))
+    assert "too little in common to mark" in html
+    assert "<ins>Nope" not in html
+
+
+def test_long_texts_are_cut_and_texts_of_many_words_not_marked():
+    html = one_request(said("a." * 500_000), said("b." * 500_000))
+    assert "too long to mark what differs" in html
+    assert "994,000 more characters" in html
+    assert len(html) < 60_000
+
+
+def test_further_answers_are_folded():
+    html = one_request(said("Four."), said("Four."), said("Five."), said("Six."))
+    words = read(html).text
+    assert "2 more answers: 1.10 s · 1.10 s" in words
+    assert "again, 3" in words
+
+
+def test_calls_reasoning_attachments_and_results_are_shown():
+    prompt = [
+        Message("tool", [ToolResultPart(name="read", output="x = 1", exception=None)]),
+        Message("tool", [ToolResultPart(name="rm", output="", exception="no such file")]),
+        Message("user", [AttachmentPart(Attachment(type="image/png", content=b"x" * 12_000))]),
+        Message("user", [AttachmentPart(Attachment(type="image/png", url="https://e.org/a.png"))]),
+    ]
+    reply = [
+        Message(
+            "assistant",
+            [
+                ReasoningPart("Two and two."),
+                ReasoningPart("", redacted=True),
+                ToolCallPart("add", {"a": [2, 2], "sign": "ü"}),
+            ],
+        )
+    ]
+    words = read(one_request(said("Four."), reply, prompt=prompt, earlier=3)).text
+    for shown in (
+        "3 earlier messages not shown",
+        "read gave x = 1",
+        "rm failed no such file",
+        "[image/png, 12,000 bytes]",
+        "[image/png, https://e.org/a.png]",
+        "Reasoning, 12 characters Two and two.",
+        "Reasoning that the provider keeps to itself",
+        'add({"a": [2, 2], "sign": "ü"})',
+    ):
+        assert shown in words
+
+
+def test_a_prompt_of_tool_results_alone_is_known_by_the_newest():
+    results = [
+        ToolResultPart(name="read", output="x = 1"),
+        ToolResultPart(name="run", output="", exception="1 failed\n2 passed"),
+    ]
+    prompt = [Message("tool", [result]) for result in results]
+    html = one_request(said("Four."), said("Four."), prompt=prompt)
+    assert '<span class="soft"><bdi>run</bdi> failed</span> 1 failed 2 passed' in html
+
+
+def test_models_stand_in_one_order_beside_every_request():
+    study = a_study(n=2)
+    a1, a2, b1, b2 = study.answers  # as a run asks: another model begins each time
+    html = the_page(dataclasses.replace(study, answers=(a1, b1, b2, a2)))
+    for chips in re.findall(r'<span class="chips">.*?</summary>', html):
+        assert chips.index("m0") < chips.index("m1")
+
+
+def test_an_answer_that_broke_off_shows_what_came():
+    cut = an_answer(
+        sample="s", status="error", error_kind="cut", error="the peer went", reply=said("Fou")
+    )
+    words = read(one_request(said("Four."), cut)).text
+    assert "cut: the peer went" in words
+    assert "Fou" in words
+
+
+# ---- size
+
+
+def test_a_page_of_many_requests_leaves_some_out():
+    study = a_study(n=samples.MAX_SAMPLES + 5)
+    assert "5 more requests left out" in read(the_page(study)).text
+
+
+def test_requests_of_many_long_answers_are_bounded():
+    text = "word " * 2000
+    asked = [a_sample(id=f"s{i}") for i in range(200)]
+    answers = [
+        an_answer(id=f"{i}.{r}", sample=f"s{i}", repeat=r, reply=said(text))
+        for i in range(200)
+        for r in range(1, 9)
+    ]
+    study = Study(title="big", is_run=True, models=("a",), samples=asked, answers=answers)
+    html = the_page(study)
+    assert len(html) < samples.MAX_REQUESTS_CHARS + 400_000
+    assert "more requests left out" in html
+
+
+def test_a_usual_page_is_small():
+    study = a_study(n=20, repeat=2)
+    assert len(the_page(study).encode()) < 200_000
+
+
+def test_more_models_than_are_drawn_are_counted():
+    models = tuple(f"model-{i}" for i in range(rooms_page.MAX_CHARTED + 14))
+    words = read(the_page(a_study(models=models, n=1))).text
+    assert "14 models not drawn." in words
+    assert "2 models not shown." in words
+
+
+# ---- hostile words
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</style></title></pre></details><img src=x onerror=alert(1)>",
+    "\"' onmouseover='alert(1)' x=\"",
+    "javascript:alert(1)",
+    "<!-- --> <![CDATA[ ]]> &lt;script&gt; &#60;b&#62;",
+    "\0\x1b[31m\x85\r\n\t",
+    "\ud800 \udfff",
+    "\u202egnp.exe\u2066 \u200e\ufeff",
+    "\ufffe\uffff\U0001ffff\U000e0041",
+    "<" * 1_000_000,
+]
+
+
+def filled(shape, words, name=""):
+    """Make a value of a type with the words in every place that takes a string."""
+    origin, arguments = typing.get_origin(shape), typing.get_args(shape)
+    if shape is str or shape is typing.Any:
+        return words
+    if shape is Message:
+        return Message(words, every_part(words))
+    if origin is typing.Literal:
+        return "error" if "error" in arguments else arguments[0]
+    if origin in (typing.Union, types.UnionType):
+        return filled(next(each for each in arguments if each is not type(None)), words, name)
+    if origin is dict or (origin is not None and issubclass(origin, typing.Mapping)):
+        return {words: filled(arguments[1], words)}
+    if origin is tuple:
+        return tuple(filled(each, words) for each in arguments)
+    if origin is not None:  # a sequence
+        return [filled(arguments[0], words)]
+    if dataclasses.is_dataclass(shape):
+        hints = typing.get_type_hints(shape)
+        return shape(
+            **{f.name: filled(hints[f.name], words, f.name) for f in dataclasses.fields(shape)}
+        )
+    return {int: 1, float: 7.0, bool: True, datetime: datetime(2026, 1, 1, tzinfo=UTC)}[shape]
+
+
+def every_part(words):
+    picture = Attachment(type=words, url=words)
+    return [
+        TextPart(words),
+        ReasoningPart(words),
+        ToolCallPart(words, {words: [words]}, words),
+        ToolResultPart(name=words, output=words, attachments=[picture]),
+        ToolResultPart(name=words, output=words, exception=words),
+        AttachmentPart(picture),
+        AttachmentPart(Attachment(type=None, content=b"x")),
+    ]
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+@pytest.mark.parametrize("words", HOSTILE, ids=range(len(HOSTILE)))
+def test_hostile_words_in_every_field_show_as_text(words, is_run):
+    study = dataclasses.replace(filled(Study, words), is_run=is_run)
+    well = dataclasses.replace(study.answers[0], status="ok", id=f"{words}2", repeat=2)
+    plain = dataclasses.replace(well, reply=said(words + " and more"), repeat=3)
+    recorded = dataclasses.replace(
+        study.samples[0].recorded, status="ok", reply=said("some " + words + " and less")
+    )
+    sample = dataclasses.replace(study.samples[0], recorded=recorded)
+    study = dataclasses.replace(
+        study, answers=[*study.answers, well, plain], samples=[sample]
+    )  # fmt: skip
+    html = page(study, figures(study), recorded_by=words[:99], base_url=words[:99])
+    reader = read(html)
+    assert len(html) < 600_000
+    if words == HOSTILE[0]:
+        assert words in reader.text
+    empty = Study(title=words, is_run=is_run)
+    read(page(empty, figures(empty), base_url=words[:99]))
+
+
+def test_filling_reaches_every_string():
+    """So that the test above means what it says."""
+    study = filled(Study, "¤")
+    for value in (study, study.samples[0], study.answers[0], study.samples[0].recorded):
+        hints = typing.get_type_hints(type(value))
+        strings = [name for name, hint in hints.items() if str in (hint, *typing.get_args(hint))]
+        assert strings
+        assert all("¤" in str(getattr(value, name)) for name in strings)
+    assert {Study, Sample, Measured} <= {
+        type(study),
+        type(study.samples[0]),
+        type(study.answers[0]),
+    }
+
+
+def test_numbers_that_are_none_are_not_written():
+    nan, infinite = float("nan"), float("inf")
+    study = a_study(n=6)
+    odd = [
+        dataclasses.replace(
+            answer,
+            ttft_ms=nan,
+            duration_ms=infinite,
+            ticks=((nan, 1), (infinite, 2)),
+            setup_ms=nan,
+        )
+        for answer in study.answers
+    ]
+    html = page(dataclasses.replace(study, answers=odd), figures(study))
+    drawn = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert drawn and not any(re.search(r"\b(nan|inf)\b", svg) for svg in drawn)
+    assert not re.search(r"\b(nan|inf)\b", read(html).text)
+
+
+# ---- in a browser
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_browser_shows_it_in_light_dark_narrow_and_on_paper(tmp_path):
+    study = a_study(models=("first", "second-model-with-a-long-name" * 4), n=20, repeat=2)
+    hostile = a_sample(
+        id="h",
+        prompt=[
+            Message("user", [TextPart("<script>document.title = 'taken'</script>" + "w" * 500)])
+        ],
+    )
+    answer = an_answer(model="first", sample="h", reply=said("<img src=//e.org onerror=alert(1)>"))
+    study = dataclasses.replace(
+        study, samples=(hostile, *study.samples), answers=(answer, *study.answers)
+    )
+    path = tmp_path / "page.html"
+    path.write_text(the_page(study), encoding="utf-8")
+    with open_browser(tmp_path) as browser:
+        browser.show()
+        browser.navigate(path.as_uri())
+        assert browser.evaluate("document.title") == "a run"
+        assert browser.evaluate("document.characterSet") == "UTF-8"
+        assert browser.evaluate("document.compatMode") == "CSS1Compat"
+        shots = {}
+        for name, width, scheme, media in (
+            ("light", 1280, "light", ""),
+            ("dark", 1280, "dark", ""),
+            ("narrow", 360, "light", ""),
+            ("paper", 800, "light", "print"),
+        ):
+            browser.show(width=width, scheme=scheme, media=media)
+            shots[name] = browser.screenshot(tmp_path / f"{name}.png")
+            wide = browser.evaluate("document.documentElement.scrollWidth")
+            assert wide <= width, f"{name} scrolls sideways"
+            assert browser.layout()["cssContentSize"]["width"] <= width
+        assert len(set(shots.values())) == len(shots)
+        assert all(shot.startswith(b"\x89PNG") and len(shot) > 10_000 for shot in shots.values())
+        hidden = "[...document.querySelectorAll('.request:not([open]) .inside')]"
+        assert browser.evaluate(f"{hidden}.every(each => each.offsetHeight > 0)")  # on paper
+        browser.show()
+        assert browser.messages == []
+        assert browser.requested() == [path.as_uri()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_words_can_be_read_against_what_is_behind_them(tmp_path):
+    """WCAG 2.2, 1.4.3: 4.5 to 1."""
+    study = a_study(models=tuple("abcdefgh"), n=6, planned=99)
+    failure = a_failure(model="a", sample=study.samples[0].id, repeat=2)
+    path = tmp_path / "page.html"
+    path.write_text(the_page(dataclasses.replace(study, answers=(*study.answers, failure))))
+    with open_browser(tmp_path) as browser:
+        for scheme in ("light", "dark"):
+            browser.show(scheme=scheme)
+            browser.navigate(path.as_uri())
+            assert browser.evaluate(LOW_CONTRAST) == []
+
+
+LOW_CONTRAST = r"""(() => {
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map(c => (c /= 255) <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4);
+    return .2126 * r + .7152 * g + .0722 * b;
+  };
+  const parts = (colour) => colour.match(/[\d.]+/g).map(Number);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const [r, g, b, a = 1] = parts(getComputedStyle(element).backgroundColor);
+      if (a > 0) return [r, g, b];
+    }
+    return [255, 255, 255];
+  };
+  const low = new Set();
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some(n => n.nodeType == 3 && n.data.trim());
+    if (!own || element.tagName == "title" || element.className == "none") continue;
+    const style = getComputedStyle(element);
+    const colour = element.closest("svg") ? style.fill : style.color;
+    const [a, b] = [light(parts(colour).slice(0, 3)), light(behind(element))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) low.add(`${element.tagName}.${element.getAttribute("class")} ${ratio}`);
+  }
+  for (const element of document.querySelectorAll("svg .solid, svg .bold, .mark path")) {
+    const style = getComputedStyle(element);
+    const colour = style.fill == "none" ? style.stroke : style.fill;
+    const [a, b] = [light(parts(colour).slice(0, 3)), light(behind(element))];
+    const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
+    if (ratio < 4.5) low.add(`${element.getAttribute("class")} ${ratio}`);
+  }
+  return [...low];
+})()"""

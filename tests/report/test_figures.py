@@ -1,0 +1,399 @@
+"""A study in numbers: what counts, what is compared with what, and what chance may say."""
+
+import random
+import time
+from dataclasses import replace
+
+import numpy
+import pytest
+import scipy.stats
+from llm.parts import Message, ToolCallPart
+
+from llmproxy.core.chat import Usage
+from llmproxy.report.data import Study
+from llmproxy.report.figures import (
+    ENOUGH,
+    AgreementFigures,
+    Between,
+    Comparison,
+    Cost,
+    Estimate,
+    Figures,
+    ModelFigures,
+    Share,
+    figures,
+)
+from llmproxy.report.prices import Price
+from llmproxy.report.stats import Gaps, Interval, Summary, summary
+from tests.report.studies import a_failure, a_sample, a_study, an_answer, said
+
+NOTHING = {"first_text_ms": None, "duration_ms": None, "ticks": (), "reply": ()}  # to save time
+SAMPLE = a_sample(recorded=an_answer(model="original"))
+
+
+def a_run(*answers, samples=(SAMPLE,), models=("a", "b"), is_run=True):
+    return Study(title="run", is_run=is_run, models=models, samples=samples, answers=answers)
+
+
+def timed(model, sample, ms, **changes):
+    """An answer that is `ms` late in all, of 11 tokens in a second."""
+    changes = {"ttft_ms": ms, "first_text_ms": ms, "duration_ms": ms + 1000.0} | changes
+    return an_answer(id=f"{model}{sample}", model=model, sample=sample, **changes)
+
+
+def compared(study, measure, *, models=("a", "b")):
+    found = figures(study).comparisons
+    return next(c for c in found if (c.measure, c.first, c.second) == (measure, *models))
+
+
+def one(value):
+    return Summary(1, value, value, value, value, value, value)
+
+
+def test_a_small_study_by_hand():
+    study = a_run(
+        an_answer(id="1", usage=Usage(20, 11, cached_tokens=10)),
+        an_answer(id="2", repeat=0, ttft_ms=9000.0),
+        a_failure(id="3", repeat=2),
+        an_answer(id="4", repeat=3, status="cancelled", finish_reason=None),
+        an_answer(
+            id="5",
+            model="b",
+            ttft_ms=300.0,
+            ticks=((100.0, 3), (150.0, 10), (1100.0, 7)),
+            reply=said("It is five."),
+            usage=Usage(),
+        ),
+    )
+    same = Share(1, 1)
+    b = figures(study, {"a": Price(1.0, 2.0, cached=0.5), "c": Price(1.0, 1.0)})
+    assert b == Figures(
+        models=[
+            ModelFigures(
+                model="a",
+                requests=2,
+                ok=1,
+                warmups=1,
+                first_runs=0,
+                queue_ms=None,
+                errors={"rate_limit": 1},
+                finish_reasons={"stop": 1},
+                setup_ms=None,
+                ttft_ms=Estimate(one(100.0), None),
+                first_text_ms=Estimate(one(150.0), None),
+                duration_ms=Estimate(one(1100.0), None),
+                tokens_per_second=Estimate(one(10.0), None),
+                gaps=Gaps(500.0, pytest.approx(905.0), 950.0),
+                tokens={
+                    "input_tokens": one(20),
+                    "output_tokens": one(11),
+                    "cached_tokens": one(10),
+                },
+                agreement=AgreementFigures(same, None, None, None, Estimate(one(1.0), None)),
+                cost=Cost(total=37e-6, per_answer=37e-6, unknown=0),
+            ),
+            ModelFigures(
+                model="b",
+                requests=1,
+                ok=1,
+                warmups=0,
+                first_runs=0,
+                queue_ms=None,
+                errors={},
+                finish_reasons={"stop": 1},
+                setup_ms=None,
+                ttft_ms=Estimate(one(300.0), None),
+                first_text_ms=Estimate(one(150.0), None),
+                duration_ms=Estimate(one(1100.0), None),
+                tokens_per_second=None,
+                gaps=Gaps(500.0, pytest.approx(905.0), 950.0),
+                tokens={},
+                agreement=AgreementFigures(
+                    Share(0, 1), None, None, None, Estimate(one(0.75), None)
+                ),
+                cost=None,
+            ),
+        ],
+        comparisons=[
+            Comparison("ttft_ms", "a", "b", -200.0, None, 1, None),
+            Comparison("first_text_ms", "a", "b", 0.0, None, 1, None),
+            Comparison("duration_ms", "a", "b", 0.0, None, 1, None),
+        ],
+        between=[
+            Between(
+                "a",
+                "b",
+                AgreementFigures(Share(0, 1), None, None, None, Estimate(one(0.75), None)),
+            )
+        ],
+    )
+
+
+def test_a_rate_ends_with_the_last_event_and_takes_two():
+    """Counts come behind it, after whatever the provider does then; one event has no rate."""
+    late = an_answer(duration_ms=9000.0, ticks=((100.0, 3), (1100.0, 17)))
+    at_once = an_answer(model="b", ticks=((100.0, 20),))
+    rates = [model.tokens_per_second for model in figures(a_run(late, at_once)).models]
+    assert rates == [Estimate(one(10.0), None), None]
+
+
+def test_a_study_of_nothing_has_no_figures():
+    assert figures(Study(title="", is_run=False)) == Figures([], [], [])
+    [only] = figures(a_run(a_failure(), models=("a",))).models
+    assert (only.requests, only.ok, only.errors) == (1, 0, {"rate_limit": 1})
+    nothing = [only.ttft_ms, only.duration_ms, only.tokens_per_second, only.gaps, only.agreement]
+    assert nothing == [None] * 5
+    assert only.tokens == {}
+
+
+def test_a_whole_run_is_numpys():
+    study = a_study(n=20, repeat=3)
+    a, b = figures(study).models
+    for model in (a, b):
+        times = [answer.ttft_ms for answer in study.answers if answer.model == model.model]
+        expected = [len(times), numpy.mean(times), min(times)]
+        expected += [*numpy.quantile(times, [0.5, 0.95, 0.99]), max(times)]
+        assert [*vars(model.ttft_ms.summary).values()] == pytest.approx(expected)
+    assert (a.requests, a.ok, a.warmups) == (60, 60, 0)
+    assert (a.agreement.exact_text, a.agreement.similarity.summary.mean) == (Share(60, 60), 1.0)
+
+
+def test_errors_and_ends_are_told_the_most_frequent_first():
+    kinds = ["timeout", "rate_limit", "upstream", "rate_limit", None]
+    ends = ["stop", "length", "length"]
+    study = a_run(
+        *[a_failure(error_kind=kind) for kind in kinds],
+        *[an_answer(finish_reason=end) for end in ends],
+    )
+    a, _ = figures(study).models
+    assert [*a.errors.items()] == [
+        ("rate_limit", 2),
+        ("timeout", 1),
+        ("unknown", 1),
+        ("upstream", 1),
+    ]
+    assert [*a.finish_reasons.items()] == [("length", 2), ("stop", 1)]
+
+
+@pytest.mark.parametrize(("shows_reasoning", "expected"), [(True, 30.0), (False, 10.0)])
+def test_reasoning_that_was_not_streamed_is_in_no_rate(shows_reasoning, expected):
+    usage = Usage(20, 31, reasoning_tokens=20)
+    study = a_run(an_answer(usage=usage, shows_reasoning=shows_reasoning))
+    assert figures(study).models[0].tokens_per_second == Estimate(one(expected), None)
+
+
+def test_gaps_of_all_answers_are_told_together():
+    fast = [(float(at), 1) for at in range(100)]
+    slow = [(0.0, 1), (500.0, 1)]
+    a, _ = figures(a_run(an_answer(ticks=fast), an_answer(ticks=slow))).models
+    assert a.gaps == Gaps(1.0, 1.0, 500.0)
+    assert figures(a_run(an_answer(ticks=slow[:1]))).models[0].gaps is None
+
+
+# ---- comparisons
+
+
+def test_a_difference_is_that_of_the_same_requests():
+    """The requests differ by seconds, the models by a tenth of one: unpaired, all is noise."""
+    source = random.Random(1)
+    waits = [source.uniform(500, 20_000) for _ in range(12)]
+    answers = [timed("a", str(i), wait) for i, wait in enumerate(waits)]
+    answers += [timed("b", str(i), wait + source.uniform(50, 150)) for i, wait in enumerate(waits)]
+    paired = compared(a_run(*answers), "ttft_ms")
+    differences = [a.ttft_ms - b.ttft_ms for a, b in zip(answers[:12], answers[12:], strict=True)]
+    assert paired.difference == numpy.median(differences)
+    assert -150 < paired.interval.low < paired.interval.high < -50
+    assert (paired.pairs, paired.faster) == (12, "a")
+    unpaired = compared(a_run(*answers, is_run=False), "ttft_ms")
+    assert unpaired.interval.low < 0 < unpaired.interval.high
+    assert (unpaired.pairs, unpaired.faster) == (0, None)
+    assert unpaired.difference == pytest.approx(
+        numpy.median(waits) - numpy.median([b.ttft_ms for b in answers[12:]])
+    )
+
+
+def test_a_paired_interval_is_scipys():
+    source = random.Random(2)
+    differences = [source.lognormvariate(3, 1) for _ in range(40)]
+    answers = [timed("a", str(i), 100.0) for i in range(40)]
+    answers += [timed("b", str(i), 100.0 + by) for i, by in enumerate(differences)]
+    ours = compared(a_run(*answers), "ttft_ms").interval
+    theirs = scipy.stats.bootstrap(
+        ([-by for by in differences],), numpy.median, method="percentile", rng=1
+    ).confidence_interval
+    width = theirs.high - theirs.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.2 * width)
+    assert ours.high == pytest.approx(theirs.high, abs=0.2 * width)
+
+
+def test_less_time_is_faster_and_so_are_more_tokens_in_a_second():
+    study = a_run(
+        *[timed("a", str(i), 100.0 + i, duration_ms=1100.0 + i) for i in range(8)],
+        *[timed("b", str(i), 150.0 + i, duration_ms=650.0 + i) for i in range(8)],
+    )
+    found = {c.measure: (c.difference, c.interval, c.faster) for c in figures(study).comparisons}
+    assert found == {
+        "ttft_ms": (-50, Interval(-50, -50), "a"),
+        "first_text_ms": (-50, Interval(-50, -50), "a"),
+        "duration_ms": (450, Interval(450, 450), "b"),
+        "tokens_per_second": (-10, Interval(-10, -10), "b"),
+    }
+
+
+def test_only_requests_that_both_answered_are_compared():
+    answers = [timed("a", str(i), 100.0) for i in range(9)]
+    answers += [timed("b", str(i), 110.0) for i in range(3, 12)]
+    answers += [a_failure(model="b", sample="0"), timed("b", "1", 1.0, ttft_ms=None)]
+    answers += [timed("b", "2", 5.0, repeat=0), timed("b", "2", 5.0, status="interrupted")]
+    assert compared(a_run(*answers), "ttft_ms").pairs == 6
+    apart = [timed("a", "0", 1.0), timed("b", "1", 1.0)]
+    assert figures(a_run(*apart)).comparisons == []
+    assert figures(a_run(apart[0], is_run=False)).comparisons == []
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_too_few_requests_say_nothing(is_run):
+    answers = [timed(m, str(i), ms) for i in range(ENOUGH) for m, ms in (("a", 1.0), ("b", 900.0))]
+    enough = compared(a_run(*answers, is_run=is_run), "ttft_ms")
+    assert (enough.interval, enough.faster) == (Interval(-899, -899), "a")
+    few = compared(a_run(*answers[:-1], is_run=is_run), "ttft_ms")
+    assert (few.difference, few.interval, few.faster) == (-899, None, None)
+
+
+def test_many_answers_to_few_requests_fake_no_confidence():
+    """A hundred answers each to three requests are three differences, not three hundred."""
+    source = random.Random(3)
+    answers = [
+        timed(model, str(i), source.gauss(100 + 5 * (model == "b"), 1), repeat=repeat)
+        for model in "ab"
+        for i in range(3)
+        for repeat in range(1, 101)
+    ]
+    study = a_run(*answers)
+    found = compared(study, "ttft_ms")
+    assert (found.interval, found.pairs, found.faster) == (None, 3, None)
+    a, _ = figures(study).models
+    assert (a.ttft_ms.summary.count, a.ttft_ms.interval) == (300, None)
+
+
+def test_more_answers_to_the_same_requests_leave_the_interval_wide():
+    """What requests differ in stays, however often each of them is asked."""
+    source = random.Random(4)
+    waits = [source.uniform(100, 1000) for _ in range(10)]
+
+    def interval(repeats):
+        answers = [
+            timed("a", str(i), wait + source.gauss(0, 1), repeat=repeat)
+            for i, wait in enumerate(waits)
+            for repeat in range(1, repeats + 1)
+        ]
+        found = figures(a_run(*answers)).models[0].ttft_ms.interval
+        return found.high - found.low
+
+    assert interval(50) == pytest.approx(interval(1), rel=0.05)
+
+
+def test_a_repeat_that_stalled_does_not_decide():
+    answers = [
+        timed(model, str(i), 9e6 if (i, repeat) == (0, 2) and model == "a" else ms, repeat=repeat)
+        for model, ms in (("a", 100.0), ("b", 120.0))
+        for i in range(8)
+        for repeat in (1, 2, 3)
+    ]
+    found = compared(a_run(*answers), "ttft_ms")
+    assert (found.difference, found.interval, found.faster) == (-20, Interval(-20, -20), "a")
+
+
+def test_chance_is_seldom_called_faster():
+    """Two models that are the same one: by 95 % one of twenty such studies may say more."""
+    source = random.Random(5)
+    called = 0
+    for _ in range(200):
+        answers = [
+            an_answer(model=model, sample=str(i), ttft_ms=source.lognormvariate(5, 0.5), **NOTHING)
+            for i in range(7)
+            for model in "ab"
+        ]
+        called += compared(a_run(*answers), "ttft_ms").faster is not None
+    # 10 of 200 are 5 %. Of seven requests a bootstrap alone would call some 24 faster.
+    assert called <= 10
+
+
+def test_the_same_study_gives_the_same_figures():
+    study = a_study(("a", "b", "c"), 10, repeat=2)
+    assert figures(study) == figures(replace(study, answers=[*study.answers]))
+    pairs = [(c.first, c.second) for c in figures(study).comparisons if c.measure == "ttft_ms"]
+    assert pairs == [("a", "b"), ("a", "c"), ("b", "c")]
+
+
+# ---- agreement and cost
+
+
+def test_answers_are_held_against_the_recorded_ones():
+    call = Message("assistant", [ToolCallPart("look", {"at": 1}, "1")])
+    schema = {"type": "object", "required": ["a"]}
+    samples = [
+        a_sample(id="json", recorded=an_answer(reply=said('{"a": 1}')), schema=schema),
+        a_sample(id="call", recorded=an_answer(reply=[call])),
+        a_sample(id="failed", recorded=a_failure(reply=said("It is"))),
+        a_sample(id="none"),
+    ]
+    study = a_run(
+        timed("a", "json", 1.0, reply=said('{"a": 1.0}')),
+        timed("a", "json", 1.0, reply=said('{"b": 1}'), repeat=2),
+        timed("a", "call", 1.0, reply=[call]),
+        timed("a", "failed", 1.0),
+        timed("a", "none", 1.0),
+        timed("a", "gone", 1.0),
+        samples=samples,
+    )
+    a, b = figures(study).models
+    assert a.agreement == AgreementFigures(
+        exact_text=Share(0, 2),
+        same_json=Share(1, 2),
+        same_tool_calls=Share(1, 1),
+        schema_valid=Share(1, 2),
+        similarity=Estimate(summary([7 * 2 / 16, 6 * 2 / 14]), None),
+    )
+    assert b.agreement is None
+
+
+def test_models_are_held_against_one_another_by_their_first_answers():
+    samples = [a_sample(id="0", schema={"type": "object"}), a_sample(id="1"), a_sample(id="2")]
+    study = a_run(
+        timed("a", "0", 1.0, reply=said("Later."), repeat=2),
+        timed("a", "0", 1.0, reply=said("Yes.")),
+        timed("a", "0", 1.0, reply=said("Warm."), repeat=0),
+        a_failure(model="b", sample="0"),
+        timed("b", "0", 1.0, reply=said("Yes."), repeat=2),
+        timed("a", "1", 1.0, reply=said("Yes.")),
+        timed("b", "1", 1.0, reply=said("No.")),
+        timed("a", "2", 1.0),
+        samples=samples,
+    )
+    [between] = figures(study).between
+    alike = Estimate(summary([1.0, 0.5]), None)
+    assert between == Between("a", "b", AgreementFigures(Share(1, 2), None, None, None, alike))
+
+
+def test_what_cannot_be_counted_is_told_beside_the_cost():
+    answers = [an_answer(), an_answer(usage=Usage(20, None)), an_answer(usage=Usage(40, 22))]
+    study = a_run(*answers, a_failure(), models=("a",))
+    [a] = figures(study, {"a": Price(1.0, 10.0)}).models
+    assert a.cost == Cost(pytest.approx(390e-6), pytest.approx(195e-6), unknown=1)
+    [a] = figures(a_run(a_failure(), models=("a",)), {"a": Price(1.0, 10.0)}).models
+    assert a.cost == Cost(0.0, None, 0)
+
+
+def test_a_large_study_takes_seconds():
+    source = random.Random(6)
+    words = [f"word{i}" for i in range(300)]
+    study = a_study(("a", "b", "c"), 300)
+    answers = [
+        replace(answer, reply=said(" ".join(source.choices(words, k=300))))
+        for answer in study.answers
+    ]
+    begin = time.monotonic()
+    found = figures(replace(study, answers=answers))
+    assert time.monotonic() - begin < 10  # 2 s on a machine of 2020 with two cores
+    assert [model.ok for model in found.models] == [300] * 3

@@ -1,0 +1,270 @@
+"""A study as a person reads it, as JSON, and as a spreadsheet's rows."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+
+from llmproxy.core.chat import Usage
+from llmproxy.report.data import Study
+from llmproxy.report.figures import figures
+from llmproxy.report.prices import Price
+from llmproxy.report.text import report_csv, report_json, table
+from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
+
+EVIL = "\x1b[2Jevil\r\n\x9b\u202e"
+ESCAPED = r"\x1b[2Jevil\r\n\x9b\u202e"
+
+
+RUN = """\
+a run: 8 requests, 32 of 40 answers, 2026-01-02 03:04:05 to 03:06:05 UTC
+repeat 2, concurrency 1, seed 0
+
+in short, by p50      asked  ok  errors  warm-ups  first event     whole  tokens
+small                    16  15       1         1       140 ms  1,141 ms  10.0/s
+openai/gp…2025-04-14     16  16       0         0       156 ms  1,156 ms  10.0/s
+
+first event                     answers     p50      p50, 95 %     p95     p99
+small                                15  140 ms  100 to 170 ms  170 ms  171 ms
+openai/gpt-4.1-mini-2025-04-14       16  156 ms  120 to 190 ms  190 ms  191 ms
+
+first text                      answers     p50      p50, 95 %     p95     p99
+small                                15  190 ms  150 to 220 ms  220 ms  221 ms
+openai/gpt-4.1-mini-2025-04-14       16  206 ms  170 to 240 ms  240 ms  241 ms
+
+whole answer            answers       p50          p50, 95 %       p95       p99
+small                        15  1,141 ms      1.1 to 12.3 s  4,523 ms    10.8 s
+openai/gpt…-2025-04-14       16  1,156 ms  1,120 to 1,190 ms  1,190 ms  1,191 ms
+
+set-up, in no other time        answers      p50  p50, 95 %      p95      p99
+small                                 1  12.3 ms    too few  12.3 ms  12.3 ms
+openai/gpt-4.1-mini-2025-04-14        -        -          -        -        -
+
+gaps between events                p50     p95  longest
+small                           500 ms  950 ms   950 ms
+openai/gpt-4.1-mini-2025-04-14  500 ms  950 ms   950 ms
+
+tokens in all                      in  out  reasoning  cached
+small                           1,480  165          4   1,000
+openai/gpt-4.1-mini-2025-04-14    320  176          -       -
+
+cost                            answers   in all      each
+small                             15/15  0.00181  0.000121
+openai/gpt-4.1-mini-2025-04-14        -        -         -
+
+finish reasons
+small: stop 15
+openai/gpt-4.1-mini-2025-04-14: stop 16
+
+errors
+small: rate_limit 1
+
+as recorded                      text  alike   alike, 95 %
+small                           15/15   1.00  1.00 to 1.00
+openai/gpt-4.1-mini-2025-04-14  16/16   1.00  1.00 to 1.00
+
+as one another                         text  alike   alike, 95 %
+small, openai/gpt-4.1-mini-2025-04-14   8/8   1.00  1.00 to 1.00
+
+comparison
+small is faster to the first event than openai/gpt-4.1-mini-2025-04-14 by 20.0
+  ms (95 %: 20.0 to 20.5 ms, 8 requests)
+small is faster to the first text than openai/gpt-4.1-mini-2025-04-14 by 20.0 ms
+  (95 %: 20.0 to 20.5 ms, 8 requests)
+no difference with the whole answer between small and
+  openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
+  openai/gpt-4.1-mini-2025-04-14, 95 %: 0.0 to 11.2 s, 8 requests)
+no difference in tokens per second between small and
+  openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
+  openai/gpt-4.1-mini-2025-04-14, 95 %: -4.0 to 0.0/s, 8 requests)
+"""
+
+
+def shown(study, prices=None, **options):
+    return table(study, figures(study, prices), **{"width": 80} | options)
+
+
+def test_a_run_at_eighty_columns():
+    study = a_study(("small", "openai/gpt-4.1-mini-2025-04-14"), repeat=2)
+    usage = Usage(1200, 11, cached_tokens=1000, reasoning_tokens=4)
+    slow = replace(study.answers[0], setup_ms=12.34, duration_ms=12_345.6, usage=usage)
+    bad = a_failure(model="small", sample=study.samples[0].id, repeat=2)
+    warm_up = an_answer(model="small", repeat=0)
+    study = replace(study, answers=[warm_up, slow, bad, *study.answers[2:]], planned=40)
+    assert shown(study, {"small": Price(1.0, 2.0)}) == RUN.splitlines()
+
+
+def test_traffic_says_that_its_models_were_asked_different_things():
+    answers = [
+        an_answer(model=m, sample=f"{m}{i}") for m, n in (("a", 5), ("b", 9)) for i in range(n)
+    ]
+    study = Study(title="since monday", is_run=False, models=("a", "b"), answers=answers)
+    lines = shown(study)
+    assert lines[0] == "since monday: 0 requests, 14 answers"
+    assert lines[-4:] == [
+        "comparison",
+        "too few requests to say whether a or b is faster (6 are needed, 5 and 9 requests",
+        "  came)",
+        "The models were asked different things: that may be the difference.",
+    ]
+
+
+def test_too_few_for_one_measure_are_told_for_that_measure():
+    study = a_study(n=6)
+    answers = [replace(answer, first_text_ms=None) for answer in study.answers[:2]]
+    lines = shown(replace(study, answers=[*answers, *study.answers[2:]]))
+    assert lines[lines.index("comparison") + 1 :] == [
+        "a is faster to the first event than b by 20.0 ms (95 %: 20.0 to 20.0 ms, 6",
+        "  requests)",
+        "too few requests to say whether a or b is faster to the first text (6 are",
+        "  needed, both answered 5)",
+        "a is faster with the whole answer than b by 20.0 ms (95 %: 20.0 to 20.0 ms, 6",
+        "  requests)",
+        "no difference in tokens per second between a and b that chance could not make (a",
+        "  less b, 95 %: 0.0 to 0.0/s, 6 requests)",
+    ]
+
+
+def test_a_study_of_nothing_is_one_line():
+    assert shown(Study(title="nothing", is_run=False)) == ["nothing: 0 requests, 0 answers"]
+    begun = Study(title="soon", is_run=True, began=BEGAN, planned=1, samples=[a_sample()])
+    assert shown(begun) == ["soon: 1 request, 0 of 1 answer, since 2026-01-02 03:04:05 UTC"]
+
+
+def test_what_providers_do_not_tell_is_told():
+    study = a_study(("a",), 3, recorded=False)
+    told, *others = study.answers
+    answers = [told, *(replace(answer, usage=Usage()) for answer in others)]
+    lines = shown(replace(study, answers=answers), {"a": Price(1000.0, 10_000.0)})
+    assert "a: only 1 of 3 answers told their tokens; ~ marks rates by our estimate" in lines
+    cost = lines.index("cost  answers  in all  each")
+    assert lines[cost + 1] == "a         1/3    0.13  0.13"
+
+
+@pytest.mark.parametrize("width", [0, 80, 133])
+def test_no_line_is_longer_than_the_screen(width):
+    models = ("m" * 200, "n" * 79, "o")
+    study = a_study(models, 6, settings={"models": list(models), "limit": None})
+    answers = [
+        replace(
+            answer,
+            ttft_ms=answer.ttft_ms * 1e3,
+            duration_ms=answer.duration_ms * 1e3,
+            usage=Usage(10**6, 10**6, 10**6, 10**6, 10**6),
+        )
+        for answer in study.answers
+    ]
+    answers += [
+        an_answer(model=models[0], repeat=0),
+        a_failure(model=models[1], error_kind="x y" * 50),
+    ]
+    lines = shown(
+        replace(study, answers=answers), dict.fromkeys(models, Price(1e5, 1e5)), width=width
+    )
+    assert max(map(len, lines)) <= max(width, 80)
+
+
+def test_a_clients_words_never_drive_the_terminal():
+    answers = [
+        an_answer(model=EVIL, sample=str(i), finish_reason=EVIL, id=EVIL) for i in range(6)
+    ] + [an_answer(model="b", sample=str(i), ttft_ms=500.0) for i in range(6)]
+    study = Study(
+        title=EVIL,
+        is_run=True,
+        models=(EVIL, "b"),
+        samples=[a_sample(id=str(i), recorded=an_answer()) for i in range(6)],
+        answers=[*answers, a_failure(model=EVIL, error_kind=EVIL, error=EVIL)],
+        settings={EVIL: EVIL},
+    )
+    lines = shown(study)
+    assert all(line.isprintable() for line in lines)
+    assert lines[0] == f"{ESCAPED}: 6 requests, 13 answers"
+    assert f"{ESCAPED}: {ESCAPED} 1" in lines
+    assert any(line.startswith(f"{ESCAPED} is faster to the first event than b") for line in lines)
+    assert report_csv(study).replace("\r\n", "").isprintable()
+
+
+def test_colours_are_only_colours():
+    study = a_study()
+    plain, painted = shown(study), shown(study, colours=True)
+    assert plain != painted
+    bare = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in painted]
+    assert bare == plain
+
+
+def test_json_has_it_all_and_is_json():
+    study = a_study(n=6, repeat=2)
+    study = replace(study, answers=[*study.answers, a_failure()])
+    prices = {"a": Price(1.0, 2.0)}
+    form = report_json(study, figures(study, prices))
+    assert json.loads(json.dumps(form, allow_nan=False)) == form
+    assert [*form] == [
+        "title",
+        "is_run",
+        "began",
+        "ended",
+        "settings",
+        "planned",
+        "models",
+        "comparisons",
+        "between",
+        "samples",
+        "answers",
+    ]
+    assert form["models"][0]["ttft_ms"]["summary"]["p50"] == 125.5
+    assert form["models"][0]["cost"]["unknown"] == 0
+    assert form["samples"][0] == {
+        "id": "01sample00",
+        "received": "2026-01-01T03:04:05+00:00",
+        "client": "aider",
+    }
+    assert form["answers"][-1] == {
+        "id": "01answer",
+        "sample": "01sample",
+        "model": "a",
+        "repeat": 1,
+        "received": "2026-01-02T03:04:05+00:00",
+        "status": "error",
+        "error_kind": "rate_limit",
+        "error": "slow down",
+        "finish_reason": None,
+        "setup_ms": None,
+        "queue_ms": None,
+        "is_first_run": False,
+        "ttft_ms": None,
+        "first_text_ms": None,
+        "duration_ms": 20.0,
+        "tokens_per_second": None,
+        "input_tokens": None,
+        "output_tokens": None,
+        "cached_tokens": None,
+        "cache_write_tokens": None,
+        "reasoning_tokens": None,
+        "output_tokens_estimate": None,
+    }
+
+
+def test_csv_reads_back_as_the_answers():
+    study = a_study(n=2)
+    study = replace(study, answers=[*study.answers, a_failure(error='no, "never"', repeat=0)])
+    rows = list(csv.DictReader(io.StringIO(report_csv(study), newline="")))
+    expected = [
+        {name: "" if value is None else str(value) for name, value in answer.items()}
+        for answer in report_json(study, figures(study))["answers"]
+    ]
+    assert rows == expected
+    assert (rows[0]["tokens_per_second"], rows[-1]["error"]) == ("10.0", 'no, "never"')
+    [names] = csv.reader(io.StringIO(report_csv(Study(title="", is_run=False)), newline=""))
+    assert names == [*rows[0]]
+
+
+@pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_no_spreadsheet_runs_a_clients_words(first):
+    answer = an_answer(model=f"{first}1+1", error=f"{first}cmd", ttft_ms=-5.0, reply=said("="))
+    study = Study(title="", is_run=False, models=(answer.model,), answers=[answer])
+    [row] = csv.DictReader(io.StringIO(report_csv(study), newline=""))
+    shown = first if first.isprintable() else repr(first)[1:-1]
+    assert (row["model"], row["error"]) == (f"'{shown}1+1", f"'{shown}cmd")
+    assert row["ttft_ms"] == "-5.0"

@@ -1,0 +1,543 @@
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import llm
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
+
+from llmproxy.core import attachments
+from llmproxy.recorder.exchange import to_json
+from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
+from llmproxy.recorder.verify import verify
+from llmproxy.transfer.anonymize import filled
+from llmproxy.transfer.export import (
+    Exported,
+    Unreadable,
+    export_lines,
+    export_recordings,
+    export_to,
+)
+from llmproxy.transfer.import_ import Imported, import_files
+from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.llama_stack.as_exchange import exchange_of
+from llmproxy.transfer.llama_stack.read import parse_recording
+
+ALL = Filter()
+RECORDINGS = Path(__file__).parents[1] / "recordings"
+
+
+def rows(path, sql, *values):
+    with sqlite3.connect(path) as connection:
+        return connection.execute(sql, values).fetchall()
+
+
+# What numbers rows in the order of their writing.
+NUMBERS = {
+    "parts": "id",
+    "turn_search": "id",
+    "proxy_exchanges": "number",
+}
+
+
+def everything(path):
+    """All rows, without the numbers that only tell the order of their writing."""
+    result = {}
+    for (table,) in rows(path, "select name from sqlite_master where type = 'table'"):
+        if table in ("_llm_migrations", "sqlite_sequence", "part_attachments", "turn_tools"):
+            continue
+        if table.startswith("turn_search_fts"):
+            continue
+        columns = [
+            row[1]
+            for row in rows(path, f"pragma table_info({table})")
+            if row[1] != NUMBERS.get(table)
+        ]
+        quoted = ", ".join(f"[{column}]" for column in columns)
+        found = rows(path, f"select {quoted} from {table}")
+        result[table] = sorted(found, key=repr)
+    result["attached"] = rows(
+        path,
+        'select message_hash, position, attachment_id, "order" from part_attachments'
+        " join parts on parts.id = part_id order by 1, 2, 3, 4",
+    )
+    result["tools used"] = rows(path, "select turn_id, tool_id from turn_tools order by 1, 2")
+    return result
+
+
+@pytest.fixture
+def recorded(store, path, talk):
+    """A log with threads of every kind, as a running proxy wrote it; its exchanges' lines."""
+    picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n" + bytes(9))
+    far = attachments.attachment_from_url("https://example.invalid/cat.png")
+    tool = llm.Tool("look", "looks at it", {"type": "object", "properties": {}})
+    call = Message(
+        "assistant",
+        [
+            ReasoningPart("hmm", provider_metadata={"anthropic": {"signature": "s" * 80}}),
+            TextPart("Looking at the picture now."),
+            ToolCallPart("look", {"z": 1, "a": [1.0, True, None]}, "call_1"),
+        ],
+    )
+    first = talk(
+        "what is in it",
+        messages=[llm.user("what is in it", picture, far)],
+        reply=[call],
+        tools=(tool,),
+        options={"temperature": 0.5},
+        response_json={"id": "r1"},
+    )
+    result = Message("tool", [ToolResultPart("look", "red", "call_1", attachments=[picture])])
+    asked = [*first.turn.messages, call, result]
+    second = talk("and then", first, messages=asked, tools=(tool,), schema={"type": "object"})
+    third = talk("go on", second)
+    talk("go on, but cut", third, status="cancelled")
+    talk("no, otherwise", second)  # a fork
+    talk("once more", second)
+    talk("nobody answers", third, reply=[], status="error", error="down: 503")
+    side = talk("sum it up", third, link="quote")
+    talk("shorter", side)
+    talk("something else")
+    return path
+
+
+@pytest.fixture
+def lines(recorded):
+    history = LogReader(recorded)
+    file = io.BytesIO()
+    exported = export_lines(history, file, ALL)
+    history.close()
+    assert exported == Exported(10)
+    return file.getvalue().splitlines(keepends=True)
+
+
+def taken_in(folder, *files):
+    """Import files with these lines, one after the other, into a new log."""
+    for number, lines in enumerate(files):
+        file = folder / f"{number}.jsonl"
+        file.write_bytes(b"".join(lines))
+        import_files([file], folder / "there.db")
+    return folder / "there.db"
+
+
+def test_a_log_comes_out_as_it_went_in(recorded, lines, tmp_path, store):
+    there = taken_in(tmp_path, lines)
+    moved, was = everything(there), everything(recorded)
+    for log in (moved, was):  # when a thread was made: here with its first turn
+        log["threads"] = rows(
+            there if log is moved else recorded,
+            "select id, name, tip_message_hash, forked_from from threads order by id",
+        )
+    assert moved == was
+    assert verify(there).broken == ()
+    history = LogReader(there)
+    assert b"".join(lines) == b"".join(encode(history.exchange(id)) for id in history.ids())
+    history.close()
+
+
+def test_lines_stand_in_the_order_of_their_beginning(lines):
+    words = [json.loads(line)["first_words"] for line in lines]
+    assert words[0] == "what is in it" and words[-1] == "something else"
+    assert [json.loads(line)["received"] for line in lines] == sorted(
+        json.loads(line)["received"] for line in lines
+    )
+
+
+def test_importing_twice_changes_nothing(lines, tmp_path):
+    file = tmp_path / "all.jsonl"
+    file.write_bytes(b"".join(lines))
+    there = tmp_path / "there.db"
+    assert import_files([file], there, dry_run=True) == Imported(10, 0, 0)
+    assert not there.exists()
+    assert import_files([file], there) == Imported(10, 0, 0)
+    before = everything(there)
+    assert import_files([file, file], there, dry_run=True) == Imported(0, 20, 0)
+    assert import_files([file, file], there) == Imported(0, 20, 0)
+    assert everything(there) == before
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
+    lines, tmp_path_factory, empty_log, data
+):
+    """A kill leaves whole groups: what follows is an import of all of it again."""
+    order = data.draw(st.permutations(lines))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=3)))
+    files = [order[a:b] for a, b in itertools.pairwise([0, *cuts, len(order)])]
+    killed_after = data.draw(st.integers(0, len(order)))
+    folder = tmp_path_factory.mktemp("any")
+    shutil.copy(empty_log, folder / "there.db")
+    store = Store(folder / "there.db")
+    for line in order[::-1][:killed_after]:
+        store.write([decode(line)], are_imported=True)
+    store.close()
+    there = taken_in(folder, *files)
+    other = tmp_path_factory.mktemp("straight")
+    shutil.copy(empty_log, other / "there.db")
+    assert everything(there) == everything(taken_in(other, lines))
+
+
+def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchange, tmp_path):
+    whole = make_exchange("hello")
+    cut = replace(
+        whole, status="interrupted", turn=None, events=(), thread_id=None, event_count=0,
+        finish_reason=None, http_status=None,
+    )  # fmt: skip
+    logs = []
+    for number, order in enumerate([(cut, whole), (whole, cut), (cut, cut, whole)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "one.jsonl").write_bytes(b"".join(map(encode, order)))
+        assert import_files([folder / "one.jsonl"], folder / "a.db") == Imported(
+            1, len(order) - 1, 0
+        )
+        for part in order:
+            (folder / "part.jsonl").write_bytes(encode(part))
+            import_files([folder / "part.jsonl"], folder / "b.db")
+        assert import_files([folder / "one.jsonl"], folder / "b.db").new == 0
+        logs += [everything(folder / "a.db"), everything(folder / "b.db")]
+    assert all(log == logs[0] for log in logs)
+
+
+def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
+    """Also where it comes in last, and is the newest."""
+    first = make_exchange("one", "ONE")
+    cut = make_exchange("two", "TW", status="cancelled", thread_id=first.thread_id)
+    there = taken_in(tmp_path, [encode(first), encode(cut)])
+    tip, of_first = rows(
+        there,
+        "select threads.tip_message_hash, turns.tip_message_hash from threads"
+        " join turns on turns.id = ?",
+        first.id,
+    )[0]
+    assert tip == of_first
+
+
+def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, run_llm, monkeypatch):
+    monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "there"))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo,llm-proxy-recorder")
+    there = tmp_path / "there" / "logs.db"
+    there.parent.mkdir()
+    (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
+    import_files([tmp_path / "all.jsonl"], there)
+    thread = json.loads(lines[0])["thread_id"]
+    shown = json.loads(run_llm("logs", "list", "--cid", thread, "-n", "0", "--json"))
+    assert [row["prompt"] for row in shown][:1] == ["what is in it"]
+    assert "sum it up" in run_llm("logs", "-q", "sum")
+    newest = json.loads(lines[-1])["thread_id"]
+    for words, meant in ((["-c"], newest), (["--cid", thread], thread)):
+        tip = rows(there, "select tip_message_hash from threads where id = ?", meant)
+        run_llm(*words, "-m", "echo", "and on?")
+        went_on = (
+            "select thread_id, before.parent_hash from turns"
+            " join messages as before on before.hash = parent_message_hash"
+            " order by turns.id desc limit 1"
+        )
+        assert rows(there, went_on) == [(meant, *tip[0])]
+
+
+def test_filters_and_a_number_narrow_what_comes_out(recorded):
+    history = LogReader(recorded)
+    file = io.BytesIO()
+    assert export_lines(history, file, Filter(status="ok"), last=2) == Exported(2)
+    words = [json.loads(line)["first_words"] for line in file.getvalue().splitlines()]
+    assert words == ["shorter", "something else"]
+    history.close()
+
+
+def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
+    store.write([make_begun(), make_exchange()])
+    history = LogReader(path)
+    file = io.BytesIO()
+    assert export_lines(history, file, ALL) == Exported(1, running=1)
+    assert file.getvalue().count(b"\n") == 1
+    history.close()
+
+
+def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, monkeypatch):
+    history = LogReader(recorded)
+    file = tmp_path / "out.jsonl"
+    file.write_text("before")
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(file)
+
+    def broken(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError):
+        patched.setattr("llmproxy.transfer.export.encode", broken)
+        export_to(history, file, ALL)
+    assert file.read_text() == "before"
+    assert sorted(tmp_path.glob("out*")) == [file]
+    assert export_to(history, link, ALL) == Exported(10)
+    assert link.is_symlink() and file.read_bytes().count(b"\n") == 10
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    history.close()
+
+
+def test_an_export_never_replaces_the_log(recorded):
+    history = LogReader(recorded)
+    with pytest.raises(Unreadable, match="is the log itself"):
+        export_to(history, recorded, ALL)
+    history.close()
+
+
+def test_a_damaged_log_is_named(recorded):
+    with sqlite3.connect(recorded) as connection:
+        connection.execute("delete from messages")
+    history = LogReader(recorded)
+    with pytest.raises(Unreadable, match=r"exchange \w+ is damaged; log --verify may say more"):
+        export_lines(history, io.BytesIO(), ALL)
+    history.close()
+
+
+def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
+    history = LogReader(recorded)
+    file = tmp_path / "redacted.jsonl"
+    export_to(history, file, ALL, redact=True)
+    history.close()
+    text = file.read_text()
+    for word in ("picture", "otherwise", "example", "hmm", "ssss", "503", "looks", "sum it"):
+        assert word not in text
+    there = taken_in(tmp_path, text.encode().splitlines(keepends=True))
+    history = LogReader(there)
+    for line in lines:
+        was = decode(line)
+        moved = history.exchange(was.id)
+        assert to_json(moved) == to_json(filled(was))
+        assert [at for at, _ in moved.events] == [at for at, _ in was.events]
+    history.close()
+
+
+# ---- Llama Stack
+
+
+def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, path):
+    file = RECORDINGS / "4be1f0a7c3d9.json"
+    exchange = exchange_of(parse_recording(file.read_bytes(), file.stem))
+    assert import_files([file], path) == Imported(1, 0, 0)
+    assert import_files([file], path) == Imported(0, 1, 0)
+    history = LogReader(path)
+    read = history.exchange(exchange.id)
+    assert to_json(read) == to_json(exchange)
+    assert (read.origin, read.client, read.dialect) == ("llama-stack", "llama-stack", "openai_chat")
+    assert (read.ttft_ms, read.first_text_ms, read.duration_ms) == (None, None, None)
+    assert read.received.isoformat() == "1970-01-01T00:00:00+00:00"
+    assert {at for at, _ in read.events} == {0.0}
+    assert read.replay_key is not None
+    assert read.id.startswith("0000000000") and len(read.id) == 26
+    history.close()
+    (row,) = json.loads(run_llm("logs", "--json"))
+    assert (row["model"], row["id"]) == (exchange.model_asked, exchange.id)
+
+
+def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
+    files = sorted(RECORDINGS.glob("*.json"))
+    readable, chats = [], 0
+    for file in files:
+        try:
+            chats += parse_recording(file.read_bytes(), file.stem).kind == "chat"
+        except Exception:
+            continue
+        readable.append(file)
+    assert chats > 5
+    there = tmp_path / "there.db"
+    assert import_files(readable, there) == Imported(chats, 0, len(readable) - chats)
+    history = LogReader(there)
+    exported = export_recordings(history, tmp_path / "out", ALL)
+    assert exported.exchanges + exported.skipped + exported.replaced == chats
+    written = sorted((tmp_path / "out").iterdir())
+    assert len(written) == exported.exchanges
+    again = import_files(written, tmp_path / "again.db")
+    assert again == Imported(len(written), 0, 0)
+    file = io.BytesIO()
+    export_lines(history, file, ALL)
+    history.close()
+    lines = file.getvalue().splitlines(keepends=True)
+    assert everything(taken_in(tmp_path, lines)) == everything(there)
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda lines: [*lines[:3], lines[3][:-90]], ", line 4: it is not JSON: "),
+        (
+            lambda lines: [lines[0], lines[1].replace(b'"path":"', b'"path":7,"x":"', 1)],
+            ", line 2, path: expected a string, got a number",
+        ),
+        (lambda lines: [*lines, b'{"a": 1}\n'], ", line 11, id: this field is required"),
+        (lambda lines: [b"SQLite format 3\0" + bytes(99)], ": a database; export what is to be"),
+        (lambda lines: [b"\x89PNG\r\n\x1a\n" + bytes(99)], ", line 1: it is not UTF-8"),
+        (lambda lines: [b'{"request": {"method": "GET"}}'], ", response: this field is required"),
+    ],
+    ids=["cut", "changed", "foreign line", "a database", "a picture", "half a recording"],
+)
+def test_bad_input_is_one_error_with_its_place_and_nothing_is_written(
+    lines, tmp_path, spoil, message
+):
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_bytes(b"".join(lines))
+    bad.write_bytes(b"".join(spoil(lines)))
+    with pytest.raises(Unreadable) as refused:
+        import_files([good, bad], tmp_path / "there.db")
+    assert str(refused.value).startswith(f"{bad}{message}")
+    assert not (tmp_path / "there.db").exists()
+
+
+def test_a_damaged_recording_is_named_with_its_place(tmp_path):
+    file = tmp_path / "abc.json"
+    form = json.loads((RECORDINGS / "4be1f0a7c3d9.json").read_text())
+    form["request"]["body"]["messages"] = 7
+    file.write_text(json.dumps(form, indent=2))
+    with pytest.raises(Unreadable) as refused:
+        import_files([file], tmp_path / "there.db")
+    assert str(refused.value) == (f"{file}, request.body.messages: expected a list, got a number")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "."])
+def test_what_is_no_file_is_named(tmp_path, name):
+    with pytest.raises(Unreadable, match=f"{tmp_path / name}: (No such file|Is a dir)"):
+        import_files([tmp_path / name], tmp_path / "there.db")
+
+
+def test_an_empty_export_holds_nothing(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    assert import_files([tmp_path / "empty.jsonl"], tmp_path / "there.db") == Imported(0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "statement, message",
+    [
+        (
+            "insert into _llm_migrations (name) values ('m099_of_tomorrow')",
+            "is a newer llm's (this one does not know m099_of_tomorrow): install that",
+        ),
+        ("update proxy_meta set value = 99 where name = 'schema'", "is a newer llmproxy's"),
+    ],
+    ids=["llm", "llmproxy"],
+)
+def test_a_database_of_a_newer_one_is_left_alone(lines, tmp_path, empty_log, statement, message):
+    there = tmp_path / "there.db"
+    shutil.copy(empty_log, there)
+    with sqlite3.connect(there) as connection:
+        connection.execute(statement)
+    connection.close()
+    before = there.read_bytes()
+    (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
+    for dry_run in (True, False):
+        with pytest.raises(Unusable) as refused:
+            import_files([tmp_path / "all.jsonl"], there, dry_run=dry_run)
+        assert message in str(refused.value)
+    assert there.read_bytes() == before
+
+
+def test_what_is_no_database_is_left_alone(lines, tmp_path):
+    there = tmp_path / "there.db"
+    there.write_bytes(b"my notes, longer than a header of SQLite's would be " * 20)
+    before = there.read_bytes()
+    (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
+    with pytest.raises(StoreError):
+        import_files([tmp_path / "all.jsonl"], there)
+    assert there.read_bytes() == before
+
+
+# ---- with others at the same log
+
+
+def test_an_import_waits_for_another_writer(lines, tmp_path, empty_log):
+    there = tmp_path / "there.db"
+    shutil.copy(empty_log, there)
+    (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
+    other = sqlite3.connect(there, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(0.5, other.execute, ["ROLLBACK"])
+    timer.start()
+    assert import_files([tmp_path / "all.jsonl"], there) == Imported(10, 0, 0)
+    timer.join()
+    other.close()
+
+
+def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
+    monkeypatch.setattr("llmproxy.transfer.import_.TIMEOUT_S", 0.1)
+    there = tmp_path / "there.db"
+    shutil.copy(empty_log, there)
+    (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
+    other = sqlite3.connect(there, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Locked):
+        import_files([tmp_path / "all.jsonl"], there)
+    other.close()
+
+
+IMPORT = """
+import pathlib, sys
+from llmproxy.transfer.export import import_files
+import_files([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_an_import_that_is_killed_goes_on_to_the_same_end(tmp_path, make_exchange, empty_log):
+    exchanges = [make_exchange(f"question {n}", f"answer {n}") for n in range(1500)]
+    for number in range(1, len(exchanges)):
+        if number % 5:
+            before = exchanges[number - 1]
+            exchanges[number] = replace(
+                exchanges[number], previous_id=before.id, link="reply",
+                thread_id=before.thread_id,
+                turn=replace(exchanges[number].turn, thread_id=before.thread_id),
+            )  # fmt: skip
+    random.Random(1).shuffle(exchanges)
+    file = tmp_path / "all.jsonl"
+    file.write_bytes(b"".join(map(encode, exchanges)))
+    killed, straight = tmp_path / "killed.db", tmp_path / "straight.db"
+    for path in (killed, straight):
+        shutil.copy(empty_log, path)
+    import_files([file], straight)
+    count, kills = 0, 0
+    while count < 1500:
+        process = subprocess.Popen([sys.executable, "-c", IMPORT, str(file), str(killed)])
+        until = min(count + 400, 1500)
+        while process.poll() is None and count < until:
+            time.sleep(0.02)
+            ((count,),) = rows(killed, "select count(*) from proxy_exchanges")
+        if process.poll() is None and count < 1500:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        ((count,),) = rows(killed, "select count(*) from proxy_exchanges")
+    assert kills >= 2
+    assert import_files([file], killed) == Imported(0, 1500, 0)
+    assert everything(killed) == everything(straight)
+
+
+def test_a_pipe_is_read_like_a_file(lines, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[b"".join(lines)])
+    writer.start()
+    assert import_files([pipe], tmp_path / "there.db") == Imported(10, 0, 0)
+    writer.join()
