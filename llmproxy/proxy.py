@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Literal
 
 import llm
-from llm.utils import monotonic_ulid
 
 from .app.access import Access, is_loopback
 from .app.access_log import access_line
-from .app.app import App, render_error
-from .app.dashboard import LivePage
-from .backends.engine import Catalog, Engine, in_daemon_thread, known_keys
+from .app.app import App
+from .app.dashboard import Dashboard
+from .app.responses import render_error
+from .backends.engine import Catalog, Engine, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Log
 from .backends.replay import Replay, Source
@@ -29,12 +29,13 @@ from .conversations.matching import Matcher
 from .core import backend
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
+from .core.threads import in_daemon_thread
 from .core.url_policy import RemoteImages
-from .recorder.exchange import Exchange
+from .recorder.exchange import Exchange, new_id
 from .recorder.process_lock import ProcessLock
 from .recorder.reader import LogReader
 from .recorder.spool import Spool
-from .recorder.store import Store, StoreError, logs_on
+from .recorder.store import Store, StoreError
 from .recorder.writer import Writer
 from .transfer.llama_stack.folder import Folder
 from .transport.server import Answered, Server
@@ -46,7 +47,6 @@ __all__ = [
     "all_models",
     "keys_of_environment",
     "log_writer",
-    "new_id",
 ]
 
 
@@ -58,11 +58,6 @@ def keys_of_environment() -> tuple[str, ...]:
     """The keys that LLMPROXY_API_KEY names, comma separated."""
     words = os.environ.get("LLMPROXY_API_KEY", "").split(",")
     return tuple(word.strip() for word in words if word.strip())
-
-
-def new_id() -> str:
-    """Give a lower-case ULID, larger than all before it."""
-    return str(monotonic_ulid()).lower()
 
 
 def all_models(
@@ -187,16 +182,14 @@ class Proxy:
             settings.recordings and settings.replay is None
         )
         self.app = App(
-            self._engine(database),
+            *self._backend(database),
             self._writer,
             self._memory,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,
-            new_id=new_id,
             keys=self._known_keys,
-            log_is_on=logs_on,
-            report=settings.report,
-            page=LivePage(self.database).render if self.database else None,
+            on_exchange=settings.report,
+            dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
         )
         tell = settings.access_log and partial(_tell, settings.access_log)
@@ -204,8 +197,8 @@ class Proxy:
             self.app, render_error=render_error, limits=settings.limits, tell=tell
         )
 
-    def _engine(self, database: Path) -> backend.Backend:
-        """Models, or recordings in their place.
+    def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:
+        """Return what answers, models or recordings in their place, and what is listed.
 
         Raises:
             SettingsError: there are none to read.
@@ -214,7 +207,7 @@ class Proxy:
         live = self._models() if self.is_live else None
         if settings.replay is None and settings.recordings is None:
             assert live is not None, "something answers"
-            return live
+            return live, self.catalog
         try:
             source: Source
             if settings.recordings is not None:
@@ -225,7 +218,8 @@ class Proxy:
                 source = self._recorded = Log(database)
         except (StoreError, OSError) as exc:
             raise SettingsError(f"there is nothing to replay: {exc}") from exc
-        return Replay(source, speed=settings.replay_speed, live=live)
+        replay = Replay(source, speed=settings.replay_speed, live=live)
+        return replay, self.catalog if live else replay
 
     def _models(self) -> Engine:
         return Engine(

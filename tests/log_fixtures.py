@@ -13,10 +13,19 @@ import pytest
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 from llmproxy.core import chat
-from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.exchange import Turn, begun, with_answer
 from llmproxy.recorder.store import Store
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
+
+
+def ended_as(
+    exchange, status, *, turn=None, events=(), finish=None, error=None, ignored=(), **facts
+):
+    """Give an exchange as it ended."""
+    facts["ignored"] = tuple(ignored)
+    facts["error"] = None if error is None else exchange.redactor.words(error)
+    return with_answer(replace(exchange, status=status, **facts), turn, events, finish)
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +97,8 @@ def make_exchange(make_begun):
         }
         turn = Turn(**facts | turn_fields)
         events = [(float(i), event) for i, event in enumerate(events_of(turn.reply), 1)]
-        return begun.ended(
+        return ended_as(
+            begun,
             status,
             http_status=200 if status == "ok" else None,
             duration_ms=12.5,

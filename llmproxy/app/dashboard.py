@@ -13,14 +13,12 @@ from ..report.html.page import page
 from ..report.load import LOG_TITLE, study_of_log
 from ..version import __version__
 
-__all__ = ["LivePage"]
-
 LAST = 100  # exchanges: a page that a phone still shows at once
 REFRESH_S = 10
 MIN_AGE_S = 5.0  # a page serves all who look at it for this long
 
 
-class LivePage:
+class Dashboard:
     """Makes the page of a log, which need not be there yet."""
 
     def __init__(self, database: Path) -> None:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.engine import in_daemon_thread
 from ..core import payload
-from ..core.errors import MethodNotAllowed, Unavailable
+from ..core.errors import Unavailable
+from ..core.threads import in_daemon_thread
 from ..recorder.writer import Health
 from ..report.html.page import POLICY
 from ..transport.http11 import Request, Response
 from ..version import __version__
+from .dashboard import Dashboard
 from .metrics import METRICS_TYPE, Gauge, Metrics
-
-__all__ = ["PATHS", "Pages", "State", "not_allowed"]
+from .routes import method_not_allowed
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class State:
     log: Health | None
 
 
-class Pages:
+class StatusPages:
     """Answers what is no request of a wire.
 
     page: makes the page that a browser is shown, given the address of this server and
@@ -58,15 +58,15 @@ class Pages:
 
     def __init__(
         self,
-        page: Callable[[str, bool], str] | None,
+        dashboard: Dashboard | None,
         metrics: Metrics,
         state: Callable[[], State],
     ) -> None:
-        self._page = page
+        self._dashboard = dashboard
         self._metrics = metrics
         self._state = state
 
-    async def answer(self, path: str, request: Request) -> Response:
+    async def respond(self, path: str, request: Request) -> Response:
         """Answer a request for one of PATHS.
 
         Raises:
@@ -74,7 +74,7 @@ class Pages:
             Unavailable: the log can't be read.
         """
         if request.method not in ("GET", "HEAD"):
-            raise not_allowed(request, {"GET", "HEAD"})
+            raise method_not_allowed(request, {"GET", "HEAD"})
         if path in ("/healthz", "/health"):
             body = payload.encode(_health(self._state()))
             return Response(200, [("content-type", "application/json"), _FRESH], body)
@@ -82,16 +82,16 @@ class Pages:
             text = self._metrics.render(_gauges(self._state()))
             return Response(200, [("content-type", METRICS_TYPE), _FRESH], text.encode())
         accepted = request.headers.get("accept", "").lower()
-        if path == "/" and self._page and "text/html" in accepted:
-            return await self._html(self._page, request)
+        if path == "/" and self._dashboard and "text/html" in accepted:
+            return await self._html(self._dashboard, request)
         headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept")]
         return Response(200, headers, _LINES[path].encode())
 
-    async def _html(self, make: Callable[[str, bool], str], request: Request) -> Response:
+    async def _html(self, dashboard: Dashboard, request: Request) -> Response:
         refreshes = request.query != STILL
         try:
             page = await in_daemon_thread(
-                lambda: make(f"http://{request.host}", refreshes), "llmproxy-page"
+                lambda: dashboard.render(f"http://{request.host}", refreshes), "llmproxy-dashboard"
             )
         except RuntimeError as exc:
             logger.warning("the page of the log could not be made: %s", exc)
@@ -132,11 +132,3 @@ def _gauges(state: State) -> list[Gauge]:
             Gauge("log_spool_bytes", "what waits in the spool", state.log.spooled_bytes),
         ]
     return gauges
-
-
-def not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
-    """Refuse a method, and say which ones there are."""
-    allow = ", ".join(sorted(allowed))
-    return MethodNotAllowed(
-        f"{request.method[:20]} is not for {request.path[:200]}: {allow}", headers={"allow": allow}
-    )

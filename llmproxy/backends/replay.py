@@ -27,8 +27,6 @@ from ..core.fingerprints import answering_options, attached, say_the_same, visib
 from ..core.message_diff import first_difference
 from ..recorder.timeline import TimedEvent
 
-__all__ = ["Recorded", "Replay", "Replayed", "Source", "differences"]
-
 COMPARED_CHARS = 2_000  # of the first message that differs, to find the nearest recording
 
 
@@ -80,11 +78,6 @@ class Replay:
         self._live = live
         self._served: Counter[str] = Counter()
 
-    @property
-    def catalog(self) -> backend.Models:
-        """The live models where there are any, else the recorded ones."""
-        return self if self._live is None else self._live.catalog
-
     def models(self) -> list[backend.ModelEntry]:
         """List the recorded models."""
         return [_shown(name) for name in self._source.models()]
@@ -99,31 +92,43 @@ class Replay:
             raise ModelNotFound(f"nothing was recorded of a model {name[:200]!r}", param="model")
         return _shown(name)
 
-    async def answer(
-        self, request: chat.ChatRequest, recollect: backend.Recollect | None = None
-    ) -> backend.Run:
-        """Begin to play the recording whose turn it is.
+    async def choose(self, request: chat.ChatRequest) -> backend.Choice:
+        """Choose the recording whose turn it is, or the live model of what was not recorded.
 
         Raises:
-            NotFound: there is none; the message says what is nearest, and why it is not it.
-            ProxyError: what was not recorded was refused by what answers live.
+            NotFound: nothing was recorded; the message names the nearest recording and where
+                it differs.
+            ProxyError: the live backend has no model for it.
         """
         ids = await asyncio.to_thread(self._source.find, request)
         if ids:
             id = ids[self._served[ids[0]] % len(ids)]
             self._served[ids[0]] += 1
-            recorded = await asyncio.to_thread(self._source.load, id)
-            return Replayed(recorded, self._speed, request.ignored)
+            return _RecordedChoice(await asyncio.to_thread(self._source.load, id), self._speed)
         if self._live is not None:
-            return await self._live.answer(request, recollect)
+            return await self._live.choose(request)
         raise await asyncio.to_thread(_miss, request, self._source)
+
+
+@dataclass(frozen=True)
+class _RecordedChoice:
+    recorded: Recorded
+    speed: float
+    takes_recall: bool = False
+
+    @property
+    def model_id(self) -> str:
+        return self.recorded.model
+
+    def prepare(self, request: chat.ChatRequest) -> ReplayRun:
+        return ReplayRun(self.recorded, self.speed, request.ignored)
 
 
 def _shown(name: str) -> backend.ModelEntry:
     return backend.ModelEntry(name, "recorded", 0)
 
 
-class Replayed:
+class ReplayRun:
     """A recorded answer as it is played: backend.Run, of one that was recorded."""
 
     def __init__(self, recorded: Recorded, speed: float, ignored: tuple[str, ...] = ()) -> None:
@@ -133,6 +138,7 @@ class Replayed:
         self.tools: tuple[llm.Tool, ...] = ()
         self.ignored = ignored
         self.is_first = False
+        self.setup_ms: float | None = None
         self.runs_in_process = False
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
@@ -148,7 +154,7 @@ class Replayed:
         """Return at once: any number of recordings is played at one time."""
         return False
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Start the clock."""
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()

@@ -1,16 +1,18 @@
-"""Ask another server over its wire, and read its stream as hub events with their times.
+"""Another server as a backend: asked over its own API, its stream read as events with times.
 
-Which server and what key is for who asks to say; what is done with the events, and how
-long the whole may take, too. One request, never tried again.
+One request, never tried again. What the whole may take is the caller's to limit.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+import time
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -21,120 +23,181 @@ from ..core.limits import Limits
 from ..dialects import Dialect
 from ..transport import client, framing
 
-__all__ = ["RemoteAnswer", "asking", "chat_url"]
-
 MAX_ERROR_BYTES = 2**20  # of a refusal's body: a page of HTML at the most
 MAX_ERROR_CHARS = 1000  # of a refusal that is no JSON, which is shown as it stands
 
 ANTHROPIC_VERSION = "2023-06-01"  # the only one there is; its servers refuse requests without
 
 
-class RemoteAnswer:
-    """A server's answer that is streaming in. Iterate it once: events, at the end a Finish.
+class Upstream:
+    """A server that speaks one of our dialects.
 
-    ignored: paths of what of the request this wire could not carry.
-    times: of the connection and the answer's first byte.
+    base_url: as `chat_url` takes it. key: sent as the dialect's servers expect it.
+    tls: the trust to use, the system's by default; reading that takes some ten
+        milliseconds, so callers that ask often make one.
     """
 
     def __init__(
-        self, answer: client.Answer, dialect: Dialect, ignored: tuple[str, ...], limits: Limits
+        self,
+        dialect: Dialect,
+        base_url: str,
+        *,
+        key: str | None = None,
+        limits: Limits = Limits(),
+        deadlines: client.Deadlines | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
-        self.ignored = ignored
-        self.times = answer.times
-        self._answer = answer
-        self._parser = dialect.StreamParser()
-        self._decoder = framing.SSEDecoder(limits.body)
-        self._events: Iterator[backend.Stamped] = iter(())
-        self._is_finished = False
-        self._at = answer.times.first_byte
+        self.dialect = dialect
+        self.url = chat_url(dialect, base_url)
+        self.key = key
+        self.limits = limits
+        self.deadlines = deadlines or client.Deadlines()
+        self.tls = tls
 
-    def __aiter__(self) -> RemoteAnswer:
-        return self
+    async def choose(self, request: chat.ChatRequest) -> UpstreamChoice:
+        """Choose the server, whatever the model: it alone knows its models."""
+        return UpstreamChoice(self, request.model or "")
 
-    async def __anext__(self) -> backend.Stamped:
-        """Give the next event with the time at which its last byte came.
+
+@dataclass(frozen=True)
+class UpstreamChoice:
+    """A server and a model's name on it, as backend.Choice has it."""
+
+    upstream: Upstream
+    model_id: str
+    takes_recall: bool = False
+
+    def prepare(self, request: chat.ChatRequest) -> UpstreamRun:
+        """Return a run whose request has not been sent.
 
         Raises:
-            ProxyError: the error that the stream says, UpstreamError where it is broken or
-                cut, UpstreamTimeout where it stalls; after all events that came before.
+            Unsupported: a URL that must not be handed on (it may be a server on this machine).
         """
-        while True:
-            for stamped in self._events:
-                self._is_finished |= isinstance(stamped.event, chat.Finish)
-                return stamped
-            if self._is_finished:  # what a server sends behind the end is not waited for
-                raise StopAsyncIteration
-            self._events = await self._next_events()
-
-    async def _next_events(self) -> Iterator[backend.Stamped]:
-        async for at, data in self._answer:
-            self._at = at
-            return self._read(data)
-        self._is_finished = True
-        return iter([backend.Stamped(self._at, event) for event in self._parser.end()])
-
-    def _read(self, data: bytes) -> Iterator[backend.Stamped]:
-        """Give events one by one, so that those before a broken frame are had."""
-        try:
-            frames = self._decoder.feed(data)
-        except ProtocolError as exc:
-            raise UpstreamError(f"the upstream's stream: {exc.message}") from exc
-        for frame in frames:
-            for event in self._parser.feed(frame):
-                yield backend.Stamped(self._at, event)
+        url_policy.check(request, "pass")
+        return UpstreamRun(self.upstream, request)
 
 
-@asynccontextmanager
-async def asking(
-    dialect: Dialect,
-    base_url: str,
-    request: chat.ChatRequest,
-    *,
-    key: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    limits: Limits = Limits(),
-    deadlines: client.Deadlines | None = None,
-    tls: ssl.SSLContext | None = None,
-) -> AsyncIterator[RemoteAnswer]:
-    """Send a request to a server, as a stream, and give its answer once it has begun.
+class UpstreamRun:
+    """A request to a server and its response, as backend.Run has it.
 
-    base_url: as `chat_url` takes it. key: sent to it as the dialect's servers expect one.
-    headers: more fields. tls: the trust to use, the system's by default; who asks often
-    makes one, since reading the system's takes some ten milliseconds. Leaving the block,
-    by a cancel too, cuts the connection at once.
-
-    Raises:
-        ProxyError: the server's refusal, by its own status; Unsupported for a URL that is
-            not to be handed on (it may be a server on this machine); UpstreamError where
-            there is no server, no answer or no stream; UpstreamTimeout where it is too slow.
-        ValueError: a URL, key or header that can't be sent.
+    times: of the connection and the response's first byte, once it has started.
     """
-    url_policy.check(request, "pass")
-    body, ignored = dialect.render_request(replace(request, stream=True))
-    fields = [
-        ("content-type", "application/json"),
-        ("accept", "text/event-stream"),
-        *_access_fields(dialect, key),
-        *(headers or {}).items(),
-    ]
-    try:
-        async with client.sending(
-            chat_url(dialect, base_url),
-            fields,
-            payload.encode(body),
-            limits=limits,
-            deadlines=deadlines or client.Deadlines(),
-            tls=tls,
-        ) as answer:
+
+    def __init__(self, upstream: Upstream, request: chat.ChatRequest) -> None:
+        dialect = upstream.dialect
+        body, ignored = dialect.render_request(replace(request, stream=True))
+        self._upstream = upstream
+        self._body = payload.encode(body)
+        self.model_id = request.model or ""
+        self.options: Mapping[str, Any] = request.options
+        self.tools = request.tools
+        self.ignored = ignored
+        self.started = datetime.now(UTC)
+        self.started_at = time.monotonic()
+        self.setup_ms: float | None = None
+        self.replay_of: str | None = None
+        self.runs_in_process = False
+        self.is_first = False
+        self.times: client.Times | None = None
+        self._connection = AsyncExitStack()
+        self._answer: client.Answer | None = None
+        self._parser = dialect.StreamParser()
+        self._decoder = framing.SSEDecoder(upstream.limits.body)
+        self._reading: asyncio.Task[list[backend.Stamped]] | None = None
+        self._error: ProxyError | None = None
+        self._is_over = False
+        self._last_at = self.started_at
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Return at once: the server limits its clients by itself."""
+        return False
+
+    async def start(self) -> None:
+        """Send the request, and wait for the head of the response.
+
+        Raises:
+            ProxyError: the server's refusal, by its own status; UpstreamError if there is no
+                server, response or stream; UpstreamTimeout if it is too slow.
+            ValueError: a URL or key that can't be sent.
+        """
+        upstream = self._upstream
+        fields = [
+            ("content-type", "application/json"),
+            ("accept", "text/event-stream"),
+            *_access_fields(upstream.dialect, upstream.key),
+        ]
+        try:
+            answer = await self._connection.enter_async_context(
+                client.sending(
+                    upstream.url,
+                    fields,
+                    self._body,
+                    limits=upstream.limits,
+                    deadlines=upstream.deadlines,
+                    tls=upstream.tls,
+                )
+            )
             if not 200 <= answer.status < 300:
-                raise await _refusal(dialect, answer)
+                raise await _refusal(upstream.dialect, answer)
             media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
             # A stream under a wrong type is read all the same; these two can't be one.
             if media_type in ("application/json", "text/html"):
-                raise await _no_stream(dialect, answer, media_type)
-            yield RemoteAnswer(answer, dialect, ignored, limits)
-    except ProxyError as error:  # the server's words, which may quote the key
-        raise KnownKeys([key or ""]).cleaned(error) from error
+                raise await _no_stream(upstream.dialect, answer, media_type)
+        except ProxyError as error:
+            raise self._cleaned(error) from error
+        self._answer, self.times = answer, answer.times
+        self._last_at = answer.times.first_byte
+        self.started += timedelta(seconds=answer.times.connected - self.started_at)
+        self.started_at = answer.times.connected
+        self.setup_ms = (answer.times.connected - answer.times.began) * 1000
+
+    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
+        """Return events with the time at which the last byte of each came; see backend.Run."""
+        while True:
+            if self._error is not None:
+                raise self._error
+            if self._is_over:  # what a server sends after the end is not waited for
+                return []
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._next_events())
+            await asyncio.wait({self._reading}, timeout=silence_s)
+            if not self._reading.done():
+                return None
+            reading, self._reading = self._reading, None
+            if events := reading.result():
+                return events
+
+    async def stop(self) -> None:
+        """Cut the connection, at once."""
+        self._is_over = True
+        if self._reading is not None:
+            self._reading.cancel()
+            await asyncio.wait({self._reading})
+            self._reading = None
+        await self._connection.aclose()
+
+    async def _next_events(self) -> list[backend.Stamped]:
+        """Return the events of the next bytes, those before a broken frame included."""
+        assert self._answer is not None
+        events: list[backend.Stamped] = []
+        try:
+            async for at, data in self._answer:
+                self._last_at = at
+                for frame in self._decoder.feed(data):
+                    events += [backend.Stamped(at, event) for event in self._parser.feed(frame)]
+                self._is_over = any(isinstance(one.event, chat.Finish) for one in events)
+                return events
+            self._is_over = True
+            return [backend.Stamped(self._last_at, event) for event in self._parser.end()]
+        except ProtocolError as exc:
+            self._error = UpstreamError(f"the upstream's stream: {exc.message}")
+        except ProxyError as error:
+            self._error = self._cleaned(error)
+        return events
+
+    def _cleaned(self, error: ProxyError) -> ProxyError:
+        """Take the key out of a server's words, which may quote it."""
+        return KnownKeys([self._upstream.key or ""]).cleaned(error)
 
 
 def chat_url(dialect: Dialect, base_url: str) -> str:

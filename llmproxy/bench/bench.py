@@ -1,41 +1,26 @@
-"""Recorded requests, asked of other models again: each answer is measured and kept.
+"""Recorded requests sent again to other models: each response is measured and logged.
 
-Who is asked is given as a function: llm's models, or a server by our own client. What
-comes of it are exchanges of a run, siblings of those that were recorded.
+Any backend can answer: llm's models, or another server. What comes of it are exchanges of a
+benchmark, siblings of those that were recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime, timedelta
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-import llm
-
-from ..backends.upstream import asking
-from ..core import backend, chat
+from ..core import chat
+from ..core.backend import Backend
 from ..core.errors import ProxyError, UpstreamTimeout
 from ..dialects import DIALECTS, Dialect
-from ..recorder.exchange import Exchange, Status, Turn, begun
+from ..recorder.capture import Capture
+from ..recorder.exchange import Exchange, Status, begun, new_id
 from ..recorder.store import StoreError
-
-__all__ = [
-    "Ask",
-    "Attempt",
-    "Bench",
-    "Plan",
-    "Task",
-    "ask_models",
-    "ask_server",
-    "plan_of",
-    "tasks",
-]
 
 CLIENT = "llmproxy bench"
 COMMIT_S = 5.0  # a measured answer is worth waiting for; nobody else waits
@@ -95,88 +80,6 @@ def tasks(plan: Plan, done: Collection[Task] = ()) -> list[Task]:
     return [task for task in planned if task not in there]
 
 
-# ---- asking
-
-
-@dataclass
-class Attempt:
-    """An answer as far as it has come in.
-
-    began_at: by time.monotonic(), when sending it began, or the model was asked;
-    setup_ms: what connecting took before that, None where it can't be told.
-    queue_ms: how long it waited after that for the model's turn, None where it did not.
-    is_first_run: as backend.Run has it.
-    begins: called when it is its turn, from when on its time is limited.
-    model_id, options, tools, ignored: as backend.Run has them.
-    """
-
-    begins: Callable[[], None]
-    began_at: float = field(default_factory=time.monotonic)
-    setup_ms: float | None = None
-    queue_ms: float | None = None
-    is_first_run: bool = False
-    model_id: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    tools: tuple[llm.Tool, ...] = ()
-    ignored: tuple[str, ...] = ()
-    stamped: list[backend.Stamped] = field(default_factory=list)
-
-
-Ask = Callable[[chat.ChatRequest, backend.Recollect, Attempt], Awaitable[None]]
-"""Asks, and fills the attempt; raises ProxyError where the answer fails."""
-
-
-def ask_models(answering: backend.Backend) -> Ask:
-    """Ask llm's models. Their plugins connect by themselves, within the time to first event."""
-
-    async def ask(
-        request: chat.ChatRequest, recollect: backend.Recollect, attempt: Attempt
-    ) -> None:
-        answer = await answering.answer(request, recollect)
-        attempt.model_id = answer.model_id
-        attempt.options = answer.options
-        attempt.tools = answer.tools
-        attempt.ignored = answer.ignored
-        try:
-            attempt.began_at = time.monotonic()
-            has_waited = await answer.wait_turn(None)
-            await answer.begin()
-            if has_waited:
-                attempt.queue_ms = (answer.started_at - attempt.began_at) * 1000
-            else:
-                attempt.began_at = answer.started_at
-            attempt.is_first_run = answer.is_first
-            attempt.begins()
-            while batch := await answer.read():
-                attempt.stamped += batch
-        finally:
-            await answer.stop()
-
-    return ask
-
-
-def ask_server(
-    dialect: Dialect, base_url: str, *, key: str | None, tls: ssl.SSLContext | None
-) -> Ask:
-    """Ask a server by our own client, whose connecting is no part of an answer's time."""
-
-    async def ask(
-        request: chat.ChatRequest, recollect: backend.Recollect, attempt: Attempt
-    ) -> None:
-        attempt.begins()
-        async with asking(dialect, base_url, request, key=key, tls=tls) as answer:
-            attempt.began_at = answer.times.connected
-            attempt.setup_ms = (answer.times.connected - answer.times.began) * 1000
-            attempt.model_id = request.model
-            attempt.options = request.options
-            attempt.tools = request.tools
-            attempt.ignored = answer.ignored
-            async for stamped in answer:
-                attempt.stamped.append(stamped)
-
-    return ask
-
-
 # ---- measuring
 
 
@@ -188,11 +91,11 @@ class Log(Protocol):
 
 
 class Bench:
-    """A run under way.
+    """A benchmark under way.
 
-    recorded: the exchanges that the plan's ids mean, each with its request as
-        `sources.exchange_request` reads it.
-    new_id: gives lower-case ULIDs. tell: is told of each answer when it is over.
+    recorded: the exchanges of the plan's ids, each with its request as
+        `log_source.exchange_request` reads it.
+    on_exchange: called with each exchange once it is over.
     """
 
     def __init__(
@@ -200,27 +103,25 @@ class Bench:
         run_id: str,
         plan: Plan,
         recorded: Mapping[str, tuple[Exchange, chat.ChatRequest]],
-        ask: Ask,
+        backend: Backend,
         log: Log,
         *,
-        new_id: Callable[[], str],
-        tell: Callable[[Exchange], None],
+        on_exchange: Callable[[Exchange], None],
     ) -> None:
         self._run_id = run_id
         self._plan = plan
         self._recorded = recorded
-        self._ask = ask
+        self._backend = backend
         self._log = log
-        self._new_id = new_id
-        self._tell = tell
+        self._on_exchange = on_exchange
         self._dialect = _dialect(plan.dialect) if plan.base_url else None
         self._has_lost = False
 
     async def measure(self, todo: Iterable[Task]) -> None:
-        """Warm those up that are to be asked, then ask all that is to do, so many at a time.
+        """Warm up the models that are asked, then run all tasks, `concurrency` at a time.
 
-        Cancelled, it ends what is under way, and keeps that as cancelled. Where an answer
-        can be kept nowhere no more is asked: somebody pays for each.
+        When cancelled, it ends what is under way and logs that as cancelled. If a response
+        can't be logged, no more is asked: somebody pays for each.
         """
         todo = list(todo)
         rest = iter(todo)
@@ -248,17 +149,14 @@ class Bench:
     async def _measure(self, task: Task) -> None:
         recorded, asked = self._recorded[task.id]
         request = _request(asked, task.model, self._plan.max_tokens)
-        exchange = self._begun(task, recorded, request)
-        self._log.write(exchange)
-        limit = asyncio.timeout(None)
-        attempt = Attempt(partial(self._limit, limit))
-        started, started_at = datetime.now(UTC), attempt.began_at
+        capture = self._capture(task, recorded, request)
+        self._log.write(capture.begun)
         status: Status = "error"
-        error = None
+        error: ProxyError | None = None
         try:
-            async with limit:
-                await self._ask(request, _recollect(recorded, request), attempt)
-            status = "ok"
+            async with asyncio.timeout(None) as limit:
+                await self._run(request, recorded, capture, limit)
+            status, capture.http_status = "ok", 200
         except ProxyError as exc:
             error = exc
         except TimeoutError:
@@ -267,21 +165,43 @@ class Bench:
             status = "cancelled"
             raise
         finally:
-            started += timedelta(seconds=attempt.began_at - started_at)
-            ended = _ended(exchange, attempt, recorded, request, started, status, error)
+            ended = capture.ended(status, error, ended_at=_finished_at(capture))
             written = self._log.write(ended)
-            self._tell(ended)
+            self._on_exchange(ended)
         await self._log.committed(written, COMMIT_S)
-        # Any other failure is one strange answer's own.
+        # Any other failure is one strange response's own.
         self._has_lost |= written.done() and isinstance(written.exception(), StoreError)
 
-    def _limit(self, limit: asyncio.Timeout) -> None:
-        if self._plan.timeout_s is not None:
-            limit.reschedule(asyncio.get_running_loop().time() + self._plan.timeout_s)
+    async def _run(
+        self,
+        request: chat.ChatRequest,
+        recorded: Exchange,
+        capture: Capture,
+        limit: asyncio.Timeout,
+    ) -> None:
+        """Run a request to its end; its time is limited from its turn on.
 
-    def _begun(self, task: Task, recorded: Exchange, request: chat.ChatRequest) -> Exchange:
+        What connecting took, when known, is in no time of the exchange but setup_ms.
+        """
+        choice = await self._backend.choose(request)
+        run = capture.run = choice.prepare(_recall(recorded, request, choice.model_id))
+        try:
+            queued_at = time.monotonic()
+            has_waited = await run.wait_turn(None)
+            if self._plan.timeout_s is not None:
+                limit.reschedule(asyncio.get_running_loop().time() + self._plan.timeout_s)
+            await run.start()
+            waited_s = run.started_at - queued_at if has_waited else 0.0
+            capture.queue_ms = waited_s * 1000 if has_waited else None
+            capture.began_at = run.started_at - waited_s
+            while batch := await run.read():
+                capture.events += batch
+        finally:
+            await run.stop()
+
+    def _capture(self, task: Task, recorded: Exchange, request: chat.ChatRequest) -> Capture:
         exchange = begun(
-            self._new_id(),
+            new_id(),
             datetime.now(UTC),
             dialect=recorded.dialect if self._dialect is None else self._dialect.NAME,
             path=recorded.path if self._dialect is None else _chat_path(self._dialect),
@@ -293,10 +213,21 @@ class Bench:
             model=task.model,
             messages=request.messages,
         )
-        return replace(exchange, run_id=self._run_id, recorded_id=task.id, repeat=task.repeat)
+        capture = Capture(
+            replace(exchange, run_id=self._run_id, recorded_id=task.id, repeat=task.repeat),
+            # Before all others: `llm -c` continues the thread whose id is the last.
+            thread_id="0" * ULID_TIME_CHARS + exchange.id[ULID_TIME_CHARS:],
+            began_at=time.monotonic(),
+        )
+        # As they were recorded, with reasoning that only its own model is given again: so the
+        # response hangs beside the recorded one.
+        turn = recorded.turn
+        capture.messages = request.messages if turn is None else turn.messages
+        capture.schema = request.schema
+        return capture
 
     def _body(self, recorded: Exchange, request: chat.ChatRequest) -> Any:
-        """What is sent to a server; of llm's models the recorded body, with what is changed."""
+        """Return what a server is sent; for llm's models the recorded body with the changes."""
         if self._dialect is not None:
             return self._dialect.render_request(request)[0]
         changed = {"model": request.model, "stream": True}
@@ -318,92 +249,24 @@ def _request(asked: chat.ChatRequest, model: str, max_tokens: int | None) -> cha
     options = dict(asked.options)
     if max_tokens is not None:
         options["max_tokens"] = min(options.get("max_tokens") or max_tokens, max_tokens)
-    # `wire` is what that client's answer took; ours takes the counts in any case.
+    # `wire` is what that client's response took; ours takes the counts in any case.
     return replace(asked, model=model, options=options, stream=True, wire={})
 
 
-def _recollect(recorded: Exchange, request: chat.ChatRequest) -> backend.Recollect:
-    """Give the model that was recorded what it was given then: its own reasoning among it."""
-
-    async def recollect(model_id: str) -> chat.ChatRequest:
-        turn = recorded.turn
-        if turn is None or turn.model != model_id:
-            return request
-        recalled = (
-            place
-            for place, message in enumerate(turn.messages)
-            if message.role == "assistant" and message not in request.messages
-        )
-        return replace(request, messages=turn.messages, recalled=frozenset(recalled))
-
-    return recollect
-
-
-def _ended(
-    exchange: Exchange,
-    attempt: Attempt,
-    recorded: Exchange,
-    request: chat.ChatRequest,
-    started: datetime,
-    status: Status,
-    error: ProxyError | None,
-) -> Exchange:
-    stamped = attempt.stamped
-    finish = stamped[-1].event if stamped else None
-    ended_at = stamped[-1].at if isinstance(finish, chat.Finish) else time.monotonic()
-    ended = exchange.ended(
-        status,
-        http_status=200 if status == "ok" else None if error is None else error.status,
-        duration_ms=_since(attempt, ended_at),
-        turn=_turn(exchange, attempt, recorded, request, started, ended_at),
-        events=[
-            (_since(attempt, one.at), one.event)
-            for one in stamped
-            if not isinstance(one.event, chat.Finish)
-        ],
-        finish=finish if isinstance(finish, chat.Finish) else None,
-        error=None if error is None else error.words,
-        ignored=attempt.ignored,
-        queue_ms=attempt.queue_ms,
-        is_first_run=attempt.is_first_run,
+def _recall(recorded: Exchange, request: chat.ChatRequest, model_id: str) -> chat.ChatRequest:
+    """Give the model that was recorded what it was given then, its own reasoning included."""
+    turn = recorded.turn
+    if turn is None or turn.model != model_id:
+        return request
+    recalled = (
+        place
+        for place, message in enumerate(turn.messages)
+        if message.role == "assistant" and message not in request.messages
     )
-    return replace(ended, setup_ms=attempt.setup_ms)
+    return replace(request, messages=turn.messages, recalled=frozenset(recalled))
 
 
-def _turn(
-    exchange: Exchange,
-    attempt: Attempt,
-    recorded: Exchange,
-    request: chat.ChatRequest,
-    started: datetime,
-    ended_at: float,
-) -> Turn | None:
-    if attempt.model_id is None:
-        return None
-    response = chat.collect(one.event for one in attempt.stamped)
-    finish = response.finish
-    counted = finish.llm_usage
-    if counted == llm.Usage():  # no plugin has counted
-        counted = llm.Usage(finish.usage.input_tokens, finish.usage.output_tokens)
-    return Turn(
-        id=exchange.id,
-        # Before all others: `llm -c` goes on with the thread whose id is the last.
-        thread_id="0" * ULID_TIME_CHARS + exchange.id[ULID_TIME_CHARS:],
-        model=attempt.model_id,
-        resolved_model=finish.model,
-        # As they were recorded, reasoning included that only its own model is given again:
-        # so the answer hangs beside the recorded one.
-        messages=request.messages if recorded.turn is None else recorded.turn.messages,
-        reply=response.messages,
-        options=dict(attempt.options),
-        tools=attempt.tools,
-        schema=request.schema,
-        usage=counted,
-        response_json=finish.response_json,
-        started=started + timedelta(milliseconds=attempt.queue_ms or 0),
-        duration_ms=int(_since(attempt, ended_at) - (attempt.queue_ms or 0)),
-    )
-
-
-def _since(attempt: Attempt, at: float) -> float:
-    return (at - attempt.began_at) * 1000
+def _finished_at(capture: Capture) -> float | None:
+    """When the response was complete, None if it never was."""
+    last = capture.events[-1] if capture.events else None
+    return last.at if last is not None and isinstance(last.event, chat.Finish) else None

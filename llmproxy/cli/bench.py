@@ -19,14 +19,16 @@ import llm
 
 from ..backends.engine import Engine
 from ..backends.log_source import exchange_request
-from ..bench.bench import Ask, Bench, Plan, Task, ask_models, ask_server, plan_of, tasks
+from ..backends.upstream import Upstream
+from ..bench.bench import Bench, Plan, Task, plan_of, tasks
 from ..bench.runs import LAST, Benchmark, claimed, find_run, run_names, save_run, wait_for_leftovers
 from ..core import chat, token_estimate
+from ..core.backend import Backend
 from ..core.errors import InvalidRequest, NotFound, ProxyError
 from ..core.text import printable
 from ..dialects import DIALECTS
-from ..proxy import SettingsError, all_models, log_writer, new_id
-from ..recorder.exchange import Exchange, ExchangeSummary
+from ..proxy import SettingsError, all_models, log_writer
+from ..recorder.exchange import Exchange, ExchangeSummary, new_id
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError, Unusable, logs_on
 from ..report.load import study_of_run
@@ -165,7 +167,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         if not recorded:
             raise NotFound("the log has no request that could be asked again as you say")
         plan = replace(plan, ids=[id for id in plan.ids if id in recorded])
-        ask = _ask(plan, arguments.key, arguments.parallel)
+        backend = _backend(plan, arguments.key, arguments.parallel)
         if arguments.dry_run:
             _print_plan(plan, recorded, prices)
             return 0
@@ -174,7 +176,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         run = replace(begun, settings=asdict(plan)) if is_new else begun
         with claimed(database, run):
             save_run(database, run)
-            code = _measure(history, run, plan, recorded, ask, is_new=is_new)
+            code = _measure(history, run, plan, recorded, backend, is_new=is_new)
             if code == 0:
                 run = replace(run, ended=datetime.now(UTC))
                 save_run(database, run)
@@ -248,7 +250,7 @@ def _recorded(history: LogReader, ids: Sequence[str]) -> Recorded:
     return recorded
 
 
-def _ask(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> Ask:
+def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> Backend:
     """Make what asks; llm's plugins are loaded, and its models looked up, before any is asked.
 
     Raises:
@@ -260,12 +262,12 @@ def _ask(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> As
         key = None if key is None else llm.get_key(input=key)
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise InvalidRequest("the key of --key has characters that no key has")
-        return ask_server(dialect, plan.base_url, key=key, tls=tls)
+        return Upstream(dialect, plan.base_url, key=key, tls=tls)
     catalog = all_models(parallel=parallel)
     catalog.load()
     for name in plan.models:
         asyncio.run(catalog.choose(name))
-    return ask_models(Engine(catalog))
+    return Engine(catalog)
 
 
 def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> None:
@@ -295,7 +297,13 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
 
 
 def _measure(
-    history: LogReader, run: Benchmark, plan: Plan, recorded: Recorded, ask: Ask, *, is_new: bool
+    history: LogReader,
+    run: Benchmark,
+    plan: Plan,
+    recorded: Recorded,
+    backend: Backend,
+    *,
+    is_new: bool,
 ) -> int:
     """Measure what is left, and keep it; give the exit code.
 
@@ -309,7 +317,7 @@ def _measure(
             raise Unusable(f"{history.path}: what waits beside it can't be taken in")
         todo = tasks(plan, _done(history, run))
         progress = _Progress(todo, plan.concurrency)
-        bench = Bench(run.id, plan, recorded, ask, writer, new_id=new_id, tell=progress.tell)
+        bench = Bench(run.id, plan, recorded, backend, writer, on_exchange=progress.tell)
         code = 0
         try:
             asyncio.run(bench.measure(todo))

@@ -15,7 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from ..core.fingerprints import (
     say_the_same,
     visible_text,
 )
-from ..recorder.exchange import Exchange, Relation, Turn
+from ..recorder.exchange import Exchange, Match, Relation, Turn
 from ..recorder.reader import open_for_reading
 from ..recorder.reply_index import Candidate, Excerpt, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
@@ -43,24 +43,6 @@ TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are said again by chance
 # it was said often, and one request is looked through at a time.
 MAX_UNSURE = 8
 MAX_WAITING = 64  # turns kept until the log has them; each may hold a whole conversation
-
-
-@dataclass(frozen=True)
-class Match:
-    """What the log knows of a request.
-
-    messages: the request's own, those that were recalled in place of what the client sent;
-        recalled: their places.
-    previous_id: the turn that it goes on from, None where it begins a conversation.
-    link: how that is known: by its "reply" in the history; "compacted" where a summary
-        stands in place of older ones; "call", "quote" where a new conversation begins with
-        what a tool call of it asked for, or with its words.
-    """
-
-    messages: list[Message]
-    recalled: frozenset[int] = frozenset()
-    previous_id: str | None = None
-    link: Relation | None = None
 
 
 class Matcher:

@@ -1,8 +1,12 @@
-"""What can answer a request: the interface that the app, bench and replay share."""
+"""What can answer a request: the interface that models, recordings and other servers share.
+
+The app and the benchmark use a backend in the same steps: `choose` what answers, `prepare`
+the request for it, wait for its turn, `start` it, `read` its events up to the Finish.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -12,12 +16,12 @@ import llm
 from .chat import ChatRequest, Event
 
 Kind = Literal["chat", "models", "model", "count_tokens"]
-"""What a route is for; app has one function per kind and none per dialect."""
+"""What a route is for; the app has one handler per kind and none per dialect."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A place of a dialect's API. A path that ends in `/` takes the rest as its argument."""
+    """A route of a dialect's API. A path that ends in `/` takes the rest as its argument."""
 
     method: str
     path: str
@@ -35,23 +39,22 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Stamped:
-    """An event and when it came, by time.monotonic()."""
+    """An event and the time at which it came, by time.monotonic()."""
 
     at: float
     event: Event
 
 
 class Run(Protocol):
-    """An answer that comes in, wherever from.
-
-    Wait for its turn, begin it, read it to its Finish; or stop it, at any time.
+    """A model at work on one request, or something that stands in for one.
 
     model_id: llm's id of what answers; options, tools: as the model was given them.
-    ignored: paths of what of the request it was not given.
-    started: UTC; started_at: the same moment by time.monotonic(); both set by `begin`.
-    replay_of: the id of what was recorded, where it is no model that answers.
-    is_first: the first run of a model in this process that loads itself then, as far as can
-        be told. runs_in_process: such a model, first run or not.
+    ignored: paths of what the model was not given of the request.
+    started: UTC; started_at: the same moment by time.monotonic(); both set by `start`.
+    setup_ms: time to connect before that, if known.
+    replay_of: the id of the recording that is replayed, None for a live answer.
+    runs_in_process: the model runs in this process, and may load itself in its first run.
+    is_first: this is the first run of such a model.
     """
 
     model_id: str
@@ -60,65 +63,80 @@ class Run(Protocol):
     ignored: tuple[str, ...]
     started: datetime
     started_at: float
+    setup_ms: float | None
     replay_of: str | None
-    is_first: bool
     runs_in_process: bool
+    is_first: bool
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait until its model may take one more request; at most `wait_s` seconds.
+        """Wait at most `wait_s` seconds until the model may take one more request.
 
-        Say whether others were first.
+        Return whether others were first.
 
         Raises:
             Unavailable: the model is busy for longer.
         """
 
-    async def begin(self) -> None:
-        """Start, once its turn has come.
+    async def start(self) -> None:
+        """Start the model, once its turn has come.
 
         Raises:
-            Unavailable: there is no thread to run it in.
+            ProxyError: it can't be started, or a server refuses the request.
         """
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
-        """Give the events that have come, at least one; [] when all were given.
+        """Return the events that have come, at least one; [] after the last.
 
         None after `silence_s` seconds without an event.
 
         Raises:
-            ProxyError: how it failed, after all events that came before it.
+            ProxyError: the run failed; raised after all events that came before.
         """
 
     async def stop(self) -> None:
-        """End it, and drop what is not read."""
+        """End the run at any time, and drop what is not read. A second call does nothing."""
 
 
-Recollect = Callable[[str], Awaitable[ChatRequest]]
-"""Gives a request as it is for the model of this id: with what the log knows of it."""
+class Choice(Protocol):
+    """What a backend has chosen to answer a request.
 
+    model_id: llm's id of it.
+    takes_recall: it may be given back what its model said before; a recording is not.
+    """
 
-class Models(Protocol):
-    """The models that there are, by their names."""
+    @property
+    def model_id(self) -> str: ...
+    @property
+    def takes_recall(self) -> bool: ...
 
-    def models(self) -> list[ModelEntry]: ...
-
-    async def model(self, name: str) -> ModelEntry:
-        """Show a model under one of its names.
+    def prepare(self, request: ChatRequest) -> Run:
+        """Return a run of this request that has not started.
 
         Raises:
-            ModelNotFound: no model has it.
+            ProxyError: the model can't do what the request depends on.
         """
 
 
 class Backend(Protocol):
-    """What answers requests: models, or recordings in their place."""
+    """Anything that answers requests."""
 
-    @property
-    def catalog(self) -> Models: ...
-
-    async def answer(self, request: ChatRequest, recollect: Recollect | None = None) -> Run:
-        """Begin to answer.
+    async def choose(self, request: ChatRequest) -> Choice:
+        """Choose what answers a request.
 
         Raises:
-            ProxyError: nothing here answers that.
+            ProxyError: nothing here answers it.
+        """
+
+
+class Models(Protocol):
+    """The models that a server lists, by their names."""
+
+    def models(self) -> list[ModelEntry]:
+        """List each model once."""
+
+    async def model(self, name: str) -> ModelEntry:
+        """Return the model of a name.
+
+        Raises:
+            ModelNotFound: no model has it.
         """

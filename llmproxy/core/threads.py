@@ -11,10 +11,11 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TypeVar, cast
 
 from .errors import Unavailable
 
-__all__ = ["MAX_THREADS", "Threads"]
+T = TypeVar("T")
 
 MAX_THREADS = 256  # the limit `running`, where nobody gives another
 ROOM_S = 1.0  # what a model waits for a thread to end: one that was left may yield soon
@@ -78,3 +79,32 @@ class Threads:
 
 def _no_room(words: str) -> Unavailable:
     return Unavailable(words, headers={"retry-after": f"{RETRY_S}"})
+
+
+def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
+    """Run blocking code so that a call which never returns does not hold the process.
+
+    asyncio.to_thread would: the interpreter waits for an executor's threads at exit (d6.30).
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, failure: RuntimeError | None) -> None:
+        if future.done():
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(cast(T, result))
+
+    def work() -> None:
+        result, failure = None, None
+        try:
+            result = run()
+        except BaseException as exc:  # a plugin may raise SystemExit
+            failure = RuntimeError(f"{type(exc).__name__}: {exc}")
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future

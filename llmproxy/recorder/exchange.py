@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
+from llm.utils import monotonic_ulid
 
 from ..core import attachments, chat, token_estimate
 from ..core.known_keys import KnownKeys
@@ -32,11 +33,14 @@ __all__ = [
     "RawRequest",
     "Status",
     "Turn",
+    "Match",
     "begun",
     "summary_to_json",
     "first_words",
     "from_json",
     "last_text",
+    "new_id",
+    "with_answer",
     "to_json",
     "with_remote_attachments",
 ]
@@ -188,61 +192,57 @@ class Exchange(ExchangeSummary):
             llm_usage=self.turn.usage,
         )
 
-    def ended(
-        self,
-        status: Status,
-        *,
-        http_status: int | None,
-        duration_ms: float,
-        turn: Turn | None = None,
-        events: Sequence[TimedEvent] = (),
-        finish: chat.Finish | None = None,
-        error: str | None = None,
-        ignored: Iterable[str] = (),
-        previous_id: str | None = None,
-        link: Relation | None = None,
-        recalled: int = 0,
-        model_used: str | None = None,
-        replay_of: str | None = None,
-        queue_ms: float | None = None,
-        is_first_run: bool = False,
-    ) -> Exchange:
-        """Give the exchange as it ended, however that was; secrets are taken out of `error`.
 
-        http_status: None where the client had gone before there was one.
-        finish: the answer's own, or None where it was cut short.
-        model_used: the turn's, where there is one.
-        """
-        visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
-        is_turn = turn is not None and (status == "ok" or turn.reply)
-        usage = finish.usage if finish else chat.Usage()
-        estimate = token_estimate.estimate_reply(turn.reply) if turn and turn.reply else None
-        return replace(
-            self,
-            status=status,
-            http_status=http_status,
-            duration_ms=duration_ms,
-            turn=turn,
-            thread_id=turn.thread_id if turn and is_turn else None,
-            model_used=turn.model if turn else model_used,
-            first_words=first_words(turn.messages) if turn else self.first_words,
-            events=events,
-            event_count=len(events),
-            ttft_ms=events[0][0] if events else None,
-            first_text_ms=next(visible, None),
-            finish_reason=finish.reason if finish else None,
-            stop_sequence=finish.stop_sequence if finish else None,
-            usage=usage,
-            output_tokens_estimate=estimate if usage.output_tokens is None else None,
-            queue_ms=queue_ms,
-            is_first_run=is_first_run,
-            error=None if error is None else self.redactor.words(error),
-            ignored=tuple(ignored),
-            previous_id=previous_id,
-            link=link,
-            recalled=recalled,
-            replay_of=replay_of,
-        )
+@dataclass(frozen=True)
+class Match:
+    """The recorded conversation that a request continues.
+
+    messages: the request's own, recalled ones in place of what the client sent;
+        recalled: their places.
+    previous_id: the turn that it continues, None if it begins a conversation.
+    link: how it continues that turn: see `Relation`.
+    """
+
+    messages: list[Message]
+    recalled: frozenset[int] = frozenset()
+    previous_id: str | None = None
+    link: Relation | None = None
+
+
+def with_answer(
+    exchange: Exchange,
+    turn: Turn | None,
+    events: Sequence[TimedEvent],
+    finish: chat.Finish | None,
+) -> Exchange:
+    """Return an ended exchange with its answer, and all that follows from that.
+
+    events: without the Finish. finish: None if the answer was cut short.
+    """
+    visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
+    usage = finish.usage if finish else chat.Usage()
+    estimate = token_estimate.estimate_reply(turn.reply) if turn and turn.reply else None
+    is_turn = turn is not None and (exchange.status == "ok" or turn.reply)
+    return replace(
+        exchange,
+        turn=turn,
+        thread_id=turn.thread_id if turn and is_turn else None,
+        model_used=turn.model if turn else exchange.model_used,
+        first_words=first_words(turn.messages) if turn else exchange.first_words,
+        events=events,
+        event_count=len(events),
+        ttft_ms=events[0][0] if events else None,
+        first_text_ms=next(visible, None),
+        finish_reason=finish.reason if finish else None,
+        stop_sequence=finish.stop_sequence if finish else None,
+        usage=usage,
+        output_tokens_estimate=estimate if usage.output_tokens is None else None,
+    )
+
+
+def new_id() -> str:
+    """Return a lower-case ULID, larger than all before it."""
+    return str(monotonic_ulid()).lower()
 
 
 def begun(

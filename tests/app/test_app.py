@@ -354,9 +354,9 @@ def test_a_terminal_that_is_broken_costs_no_answer(caplog):
         raise UnicodeEncodeError("ascii", "→", 0, 1, "no")
 
     with running(AsyncScript("m", "a")) as proxy:
-        proxy.proxy.app._report = broken
+        proxy.proxy.app._on_exchange = broken
         assert ask(proxy).choices[0].message.content == "a"
-    assert "could not be told" in caplog.text
+    assert "could not be reported" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -518,7 +518,7 @@ def test_pages_and_methods():
     assert slashed[0] == 200
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
-        "there is nothing at /v2/nothing; there is POST /v1/chat/completions, "
+        "no route /v2/nothing; the routes are POST /v1/chat/completions, "
         "GET /v1/models, GET /v1/models/, POST /v1/messages, POST /v1/messages/count_tokens"
     )
 

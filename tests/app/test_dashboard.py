@@ -108,7 +108,7 @@ def test_many_who_look_at_once_are_shown_one_making(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     made = []
     monkeypatch.setattr(dashboard, "page", lambda *_, **settings: made.append(settings) or "page")
-    live = dashboard.LivePage(tmp_path / "logs.db")
+    live = dashboard.Dashboard(tmp_path / "logs.db")
     assert [live.render("http://here", True) for _ in range(3)] == ["page"] * 3
     live.render("http://here", False)
     assert [settings["refresh_s"] for settings in made] == [10, None]

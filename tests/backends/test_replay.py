@@ -14,7 +14,7 @@ from hypothesis import given
 from llm.parts import Message, StreamEvent, TextPart
 
 from llmproxy.backends.log_source import Log
-from llmproxy.backends.replay import Recorded, Replay, Replayed, differences
+from llmproxy.backends.replay import Recorded, Replay, ReplayRun, differences
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
 from llmproxy.core.fingerprints import request_key
@@ -56,7 +56,7 @@ def events_in(batches):
 @pytest.mark.parametrize("speed", [1, 2, 0])
 def test_events_come_when_they_came(speed):
     """Never early, and late by no more than a busy machine makes it."""
-    answer = Replayed(recorded(), speed)
+    answer = ReplayRun(recorded(), speed)
     batches, end = played(answer)
     assert events_in(batches) == [*(event for _, event in SAID), chat.Finish()]
     assert end == []
@@ -68,7 +68,7 @@ def test_events_come_when_they_came(speed):
 
 def test_silence_is_told():
     async def play():
-        answer = Replayed(recorded([(150.0, SAID[0][1])], ended_ms=150.0), 1)
+        answer = ReplayRun(recorded([(150.0, SAID[0][1])], ended_ms=150.0), 1)
         return [await answer.read(0.1), await answer.read(0.1)]
 
     first, second = asyncio.run(play())
@@ -77,14 +77,14 @@ def test_silence_is_told():
 
 
 def test_failure_comes_after_what_was_said():
-    batches, error = played(Replayed(recorded(error=UpstreamError("no more")), 0))
+    batches, error = played(ReplayRun(recorded(error=UpstreamError("no more")), 0))
     assert events_in(batches) == [event for _, event in SAID]
     assert str(error) == "no more"
 
 
 def test_stopped_replay_gives_no_more():
     async def play():
-        answer = Replayed(recorded(error=UpstreamError("no more")), 0)
+        answer = ReplayRun(recorded(error=UpstreamError("no more")), 0)
         await answer.stop()
         return await answer.read()
 
@@ -146,7 +146,9 @@ def request(**body):
 
 def answer_to(log, asked):
     async def answer():
-        return await log.replay.answer(asked)
+        run = (await log.replay.choose(asked)).prepare(asked)
+        await run.start()
+        return run
 
     return asyncio.run(answer())
 
@@ -200,10 +202,10 @@ def test_failure_is_played_where_nothing_better_was_recorded(log):
 
 def test_models_are_those_that_were_recorded(log):
     log()
-    assert [model.id for model in log.replay.catalog.models()] == ["m", "real"]
-    assert asyncio.run(log.replay.catalog.model("real")).id == "real"
+    assert [model.id for model in log.replay.models()] == ["m", "real"]
+    assert asyncio.run(log.replay.model("real")).id == "real"
     with pytest.raises(ModelNotFound):
-        asyncio.run(log.replay.catalog.model("other"))
+        asyncio.run(log.replay.model("other"))
 
 
 # ---- misses

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from llm import user
 
+from llmproxy.backends.replay import Recorded, ReplayRun
 from llmproxy.bench.bench import Bench, Plan, Task, plan_of, tasks
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import begun
@@ -64,14 +65,27 @@ def a_bench(log, **changes):
     request = chat.ChatRequest("x", [user("hello")])
     recorded = {id: (replace(exchange, id=id), request) for id in PLAN.ids}
 
-    async def ask(request, recollect, attempt):
-        asked.append(request.model)
-
     plan = replace(PLAN, **changes)
-    bench = Bench(
-        "run", plan, recorded, ask, log, new_id=lambda: "0" * 26, tell=lambda answer: None
-    )
+    bench = Bench("run", plan, recorded, Backend(asked), log, on_exchange=lambda exchange: None)
     return bench, plan, asked
+
+
+class Backend:
+    """A recording of one Finish for every request; its models are noted in `asked`."""
+
+    takes_recall = False
+
+    def __init__(self, asked):
+        self.asked = asked
+
+    async def choose(self, request):
+        self.asked.append(request.model)
+        self.model_id = request.model
+        return self
+
+    def prepare(self, request):
+        recorded = Recorded("1", request.model, [], chat.Finish(), None, 0.0)
+        return ReplayRun(recorded, speed=0)
 
 
 async def test_no_more_is_asked_where_an_answer_can_be_kept_nowhere():

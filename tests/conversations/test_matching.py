@@ -30,7 +30,7 @@ from llmproxy.recorder.reader import Filter
 from llmproxy.recorder.reply_index import Replies
 from llmproxy.recorder.store import Store
 from tests import strategies
-from tests.log_fixtures import RECEIVED
+from tests.log_fixtures import RECEIVED, ended_as
 
 SIGNED = {"anthropic": {"signature": "sig=="}}
 LONG = "An answer that nobody gives twice by chance."
@@ -62,12 +62,12 @@ class Log:
             id=id, thread_id=f"t{id}", model=model, messages=found.messages, reply=reply,
             started=RECEIVED, duration_ms=1,
         )  # fmt: skip
-        ended = begins.ended(
-            status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
+        over = ended_as(
+            begins, status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
         )  # fmt: skip
-        self.memory.learn(ended)
-        self.stuck.append(ended)
+        self.memory.learn(over)
+        self.stuck.append(over)
         if not is_stuck:
             self.store.write(self.stuck)
             self.stuck.clear()

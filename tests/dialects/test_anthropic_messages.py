@@ -1251,7 +1251,7 @@ def grown(index: int, **delta: Any) -> SSEFrame:
     return frame(type="content_block_delta", index=index, delta=delta)
 
 
-def ended(index: int) -> SSEFrame:
+def ended_as(index: int) -> SSEFrame:
     return frame(type="content_block_stop", index=index)
 
 
@@ -1271,10 +1271,10 @@ PIECE = {"type": "input_json_delta", "partial_json": '{"x": 1}'}
 @pytest.mark.parametrize(
     "frames, raw",
     [
-        ([begun(0, **CALL, input={"x": 1}), ended(0)], '{"x":1}'),
+        ([begun(0, **CALL, input={"x": 1}), ended_as(0)], '{"x":1}'),
         ([begun(0, **CALL, input={"x": 1})], '{"x":1}'),
-        ([begun(0, **CALL, input={"x": 1}), grown(0, **PIECE), ended(0)], '{"x": 1}'),
-        ([begun(0, **CALL, input={}), grown(0, **PIECE), ended(0)], '{"x": 1}'),
+        ([begun(0, **CALL, input={"x": 1}), grown(0, **PIECE), ended_as(0)], '{"x": 1}'),
+        ([begun(0, **CALL, input={}), grown(0, **PIECE), ended_as(0)], '{"x": 1}'),
         ([begun(0, **CALL), grown(0, **PIECE)], '{"x": 1}'),
     ],
 )
@@ -1291,7 +1291,7 @@ def test_unknown_events_and_blocks_are_passed_over_and_listed():
         frame(type="weather", sun=1),
         begun(0, type="hologram"),
         grown(0, type="text_delta", text="no"),
-        ended(0),
+        ended_as(0),
         begun(1, type="text", text=""),
         grown(1, type="citations_delta", citation={}),
         grown(1, type="text_delta", text="x"),
@@ -1343,7 +1343,7 @@ def test_the_reason_is_said_in_the_hubs_words(word, reason):
     assert fed(frame(type="message_delta", delta={"stop_reason": word})).finish.reason == reason
 
 
-@pytest.mark.parametrize("frames", [[], [begun(0, type="text", text="x"), ended(0)], [STOP]])
+@pytest.mark.parametrize("frames", [[], [begun(0, type="text", text="x"), ended_as(0)], [STOP]])
 def test_a_stream_that_was_cut_is_an_error(frames):
     """d3: a missing message_delta looks well to naive readers."""
     with pytest.raises(UpstreamError, match="^the upstream's stream ended before its answer did$"):

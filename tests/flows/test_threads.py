@@ -23,6 +23,7 @@ from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.recorder.store import Store
 from tests.app.test_app import request, rows
 from tests.flows.test_recall import Speaker, calls, in_turn, running, says, thinks
+from tests.log_fixtures import ended_as
 
 TOOLS = [{"type": "function", "function": {"name": "read", "parameters": {"type": "object"}}}]
 
@@ -813,8 +814,14 @@ def exchange(number, messages, reply, **fields):
     }
     id_ = f"01jd{number:022d}"
     turn = Turn(id_, f"01jt{number:022d}", "m", messages, [reply], received, duration_ms=12)
-    return begun(id_, received, **facts).ended(
-        "ok", http_status=200, duration_ms=12.5, turn=turn, finish=chat.Finish(), **fields
+    return ended_as(
+        begun(id_, received, **facts),
+        "ok",
+        http_status=200,
+        duration_ms=12.5,
+        turn=turn,
+        finish=chat.Finish(),
+        **fields,
     )
 
 

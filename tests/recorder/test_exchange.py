@@ -12,6 +12,7 @@ from llm.parts import Message, StreamEvent
 
 from llmproxy.core import attachments, chat
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
+from tests.log_fixtures import ended_as
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
@@ -89,7 +90,8 @@ def test_an_exchange_ends_with_what_its_events_tell():
         response_json={"id": "r1"},
         usage=llm.Usage(7, 2),
     )
-    exchange = begin().ended(
+    exchange = ended_as(
+        begin(),
         "ok",
         http_status=200,
         duration_ms=312.5,
@@ -118,15 +120,19 @@ def test_an_exchange_ends_with_what_its_events_tell():
     ids=["empty answer", "nothing came", "cut short"],
 )
 def test_a_turn_is_what_was_answered_at_all(status, reply, thread_id):
-    exchange = begin().ended(
-        status, http_status=None, duration_ms=1.0, turn=turn([llm.user("hi")], reply)
+    exchange = ended_as(
+        begin(), status, http_status=None, duration_ms=1.0, turn=turn([llm.user("hi")], reply)
     )
     assert (exchange.thread_id, exchange.model_used) == (thread_id, "demo")
 
 
 def test_an_error_is_kept_without_the_secrets_it_quotes():
-    exchange = begin(headers=[("x-api-key", "my-local-key")]).ended(
-        "error", http_status=401, duration_ms=1.0, error="my-local-key is not a key"
+    exchange = ended_as(
+        begin(headers=[("x-api-key", "my-local-key")]),
+        "error",
+        http_status=401,
+        duration_ms=1.0,
+        error="my-local-key is not a key",
     )
     assert exchange.error == "[removed] is not a key"
 
@@ -144,7 +150,8 @@ def exchanges(draw):
         tools=tuple(draw(st.lists(tools(), max_size=2))),
         schema=draw(st.none() | st.just({"type": "object"})),
     )
-    return begin(body=draw(json_values()), client=draw(texts()), model=draw(words)).ended(
+    return ended_as(
+        begin(body=draw(json_values()), client=draw(texts()), model=draw(words)),
         draw(st.sampled_from(["ok", "error", "cancelled"])),
         http_status=draw(st.none() | st.just(200)),
         duration_ms=1.5,
@@ -170,7 +177,8 @@ def test_an_attachment_that_is_read_back_stays_where_it_is():
     picture = attachments.attachment_from_url("https://example.invalid/cat.png")
     asked = [llm.user("look", picture)]
     result = llm.parts.ToolResultPart("look", "red", "call_1", attachments=[picture])
-    exchange = begin().ended(
+    exchange = ended_as(
+        begin(),
         "error",
         http_status=502,
         duration_ms=1.0,

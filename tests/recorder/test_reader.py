@@ -15,7 +15,7 @@ from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import ExchangeSummary, to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
-from tests.log_fixtures import RECEIVED
+from tests.log_fixtures import RECEIVED, ended_as
 
 
 @pytest.fixture
@@ -39,7 +39,8 @@ def test_exchanges_are_listed_as_they_were_received(store, history, make_exchang
 
 def test_an_entry_reads_back_equal(store, history, make_begun, make_exchange):
     finish = chat.Finish("length", "END", chat.Usage(9, 8, 7, 6, 5))
-    exchange = make_begun("two  words\n" * 50).ended(
+    exchange = ended_as(
+        make_begun("two  words\n" * 50),
         "error",
         http_status=200,
         duration_ms=12.5,
@@ -122,7 +123,7 @@ def test_a_failure_reads_back_with_its_messages(store, history, make_exchange):
 
 def test_a_request_that_no_model_was_asked_reads_back(store, history, make_begun):
     begun = make_begun(body="{no JSON", messages=())
-    exchange = begun.ended("error", http_status=400, duration_ms=0.5, error="bad")
+    exchange = ended_as(begun, "error", http_status=400, duration_ms=0.5, error="bad")
     store.write([exchange])
     read = history.exchange(exchange.id)
     assert read == replace(exchange, events=[])
@@ -143,12 +144,12 @@ def test_what_comes_in_is_followed(store, history, make_begun, make_exchange):
     store.write([begun])
     assert [(e.id, e.status) for e in follower.poll()] == [(begun.id, "running")]
     store.write([ended])
-    store.write([before.ended("cancelled", http_status=None, duration_ms=1.0)])
+    store.write([ended_as(before, "cancelled", http_status=None, duration_ms=1.0)])
     assert [(e.id, e.status) for e in follower.poll()] == [
         (before.id, "cancelled"),
         (ended.id, "ok"),
     ]
-    store.write([begun.ended("ok", http_status=200, duration_ms=1.0)])
+    store.write([ended_as(begun, "ok", http_status=200, duration_ms=1.0)])
     assert [(e.id, e.status) for e in follower.poll()] == [(begun.id, "ok")]
     assert follower.poll() == []
 
@@ -158,8 +159,8 @@ def test_what_is_followed_can_be_narrowed(store, history, make_begun):
     begun, other = make_begun(), make_begun()
     store.write([begun, other])
     assert follower.poll() == []
-    store.write([begun.ended("error", http_status=502, duration_ms=1.0)])
-    store.write([other.ended("ok", http_status=200, duration_ms=1.0)])
+    store.write([ended_as(begun, "error", http_status=502, duration_ms=1.0)])
+    store.write([ended_as(other, "ok", http_status=200, duration_ms=1.0)])
     assert ids(follower.poll()) == [begun.id]
 
 

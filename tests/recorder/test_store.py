@@ -25,6 +25,7 @@ from llmproxy.recorder.llm_turns import TurnRecord
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.request_store import unfold
 from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
+from tests.log_fixtures import ended_as
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
 
@@ -165,7 +166,7 @@ def test_an_exchange_is_there_when_it_begins_and_when_it_has_ended(store, path, 
     assert rows(path, f"select {columns} from proxy_exchanges") == [
         ("running", "openai_chat", *request, None, None, "hello")
     ]
-    store.write([begun.ended("error", http_status=502, duration_ms=3.5, error="no model")])
+    store.write([ended_as(begun, "error", http_status=502, duration_ms=3.5, error="no model")])
     assert rows(path, f"select {columns} from proxy_exchanges") == [
         ("error", "openai_chat", *request, 502, "no model", "hello")
     ]
@@ -178,7 +179,7 @@ def test_an_exchange_is_there_when_it_begins_and_when_it_has_ended(store, path, 
 
 def test_an_end_whose_beginning_nobody_wrote_is_whole(store, path, make_begun, make_exchange):
     begun = make_begun()
-    store.write([begun, begun.ended("cancelled", http_status=None, duration_ms=1.0)])
+    store.write([begun, ended_as(begun, "cancelled", http_status=None, duration_ms=1.0)])
     store.write([make_exchange("only ended")])
     assert rows(path, "select status, body is null from proxy_exchanges order by id") == [
         ("cancelled", 0),
@@ -334,7 +335,7 @@ def test_what_a_killed_process_left_running_is_interrupted(path, make_begun):
         ("of a dead one", "interrupted"),
         ("of our own", "running"),
     ]
-    store.write([begun.ended("ok", http_status=200, duration_ms=1.0)])  # from its spool
+    store.write([ended_as(begun, "ok", http_status=200, duration_ms=1.0)])  # from its spool
     assert rows(path, statuses)[1] == ("of a dead one", "ok")
     for owner in (here, there):
         owner.release()

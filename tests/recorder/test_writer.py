@@ -459,7 +459,8 @@ import itertools, pathlib, sys
 from datetime import UTC, datetime
 import llm
 from llm.parts import StreamEvent
-from llmproxy.recorder.exchange import Turn, begun
+from dataclasses import replace
+from llmproxy.recorder.exchange import Turn, begun, with_answer
 from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.spool import Spool
@@ -482,9 +483,8 @@ for number in range(int(sys.argv[3])):
     writer.write(one)
     turn = Turn(one.id, name, "demo", list(history), [llm.assistant("yes")], now, 1)
     event = StreamEvent("text", "yes", part_index=0)
-    ended = one.ended(
-        "ok", http_status=200, duration_ms=1.0, turn=turn, events=[(1.0, event)]
-    )
+    ended = replace(one, status="ok", http_status=200, duration_ms=1.0)
+    ended = with_answer(ended, turn, [(1.0, event)], None)
     writer.write(ended).result(30)
     history.append(llm.assistant("yes"))
     print(ended.id, flush=True)

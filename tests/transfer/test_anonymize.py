@@ -14,6 +14,7 @@ from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from llmproxy.transfer.anonymize import ASTRAL_X, _fill_arguments, _free, fill, filled
 from llmproxy.transfer.jsonl import decode, encode
+from tests.log_fixtures import ended_as
 from tests.recorder.test_exchange import RECEIVED
 from tests.strategies import argument_texts, json_objects, texts
 from tests.transfer.test_jsonl import exchanges
@@ -174,9 +175,14 @@ def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
         [llm.user(picture, far), Message("tool", [result])],
         [], RECEIVED, 1,
     )  # fmt: skip
-    exchange = begun(
-        "01jd1", RECEIVED, dialect="d", path="/", query="", client="c", headers=(), body={}
-    ).ended("error", http_status=500, duration_ms=1.0, turn=turn, error="secret 500")
+    exchange = ended_as(
+        begun("01jd1", RECEIVED, dialect="d", path="/", query="", client="c", headers=(), body={}),
+        "error",
+        http_status=500,
+        duration_ms=1.0,
+        turn=turn,
+        error="secret 500",
+    )
     got = filled(exchange)
     zeros = llm.Attachment(type="image/png", content=bytes(14))
     address = attachments.RemoteAttachment(
@@ -273,14 +279,13 @@ def test_no_word_of_what_was_said_is_left(secret, arguments, indent):
         usage=llm.Usage(1, 2, {"note": secret}),
         response_json={"choices": [{"message": {"content": secret}}], "fingerprint": secret},
     )
-    exchange = begun(
+    exchange = ended_as(begun(
         turn.id, RECEIVED, dialect="openai_chat", path="/v1", query=f"q={secret}", client="tests",
         headers=[("x-title", secret)],
         body={"system": [{"type": "text", "text": secret}], "messages": [{"content": secret}],
               "metadata": {"user_id": secret}, "anything": {"else": [secret]}},
         messages=turn.messages,
-    ).ended(
-        "ok", http_status=200, duration_ms=1.0, turn=turn, error=secret,
+    ), "ok", http_status=200, duration_ms=1.0, turn=turn, error=secret,
         events=[(1.0, event) for event in events], finish=chat.Finish("stop", secret),
     )  # fmt: skip
     text = encode(filled(exchange)).decode()

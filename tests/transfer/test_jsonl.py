@@ -17,6 +17,7 @@ from llmproxy.core.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, to_json
 from llmproxy.recorder.store import Store
 from llmproxy.transfer.jsonl import decode, encode
+from tests.log_fixtures import ended_as
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
@@ -44,20 +45,21 @@ def exchanges(draw):
         response_json=draw(st.none() | st.dictionaries(texts(), json_values(4), max_size=2)),
     )
     status = draw(st.sampled_from(["ok", "error", "cancelled"]))
-    exchange = begun(
-        ID,
-        RECEIVED,
-        dialect="openai_chat",
-        path="/v1/chat/completions",
-        query=draw(st.sampled_from(["", "beta=true"])),
-        client=draw(words),
-        headers=draw(st.lists(st.tuples(words, words), max_size=2)),
-        body=draw(json_values()),
-        stream=draw(st.booleans()),
-        model=draw(st.none() | words),
-        messages=turn.messages,
-        replay_key=draw(st.none() | words),
-    ).ended(
+    exchange = ended_as(
+        begun(
+            ID,
+            RECEIVED,
+            dialect="openai_chat",
+            path="/v1/chat/completions",
+            query=draw(st.sampled_from(["", "beta=true"])),
+            client=draw(words),
+            headers=draw(st.lists(st.tuples(words, words), max_size=2)),
+            body=draw(json_values()),
+            stream=draw(st.booleans()),
+            model=draw(st.none() | words),
+            messages=turn.messages,
+            replay_key=draw(st.none() | words),
+        ),
         status,
         http_status=draw(st.none() | st.just(200)),
         duration_ms=1.5,
@@ -251,11 +253,10 @@ def stored(tmp_path_factory):
         tools=(llm.Tool("look", "look at it", {"type": "object"}),),
         options={"temperature": 0.5}, schema={"type": "object"}, response_json={"id": "r1"},
     )  # fmt: skip
-    exchange = begun(
+    exchange = ended_as(begun(
         ID, RECEIVED, dialect="d", path="/", query="", client="c", headers=[("a", "b")],
         body={"messages": [{"content": "look"}]},
-    ).ended(
-        "ok", http_status=200, duration_ms=1.0, turn=turn, finish=chat.Finish(),
+    ), "ok", http_status=200, duration_ms=1.0, turn=turn, finish=chat.Finish(),
         events=[(1.0, event) for event in events],
     )  # fmt: skip
     store = Store(tmp_path_factory.mktemp("lines") / "logs.db")

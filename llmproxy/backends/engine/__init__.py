@@ -1,17 +1,17 @@
-"""llm's side of the house: which models there are, and how one of them is run.
+"""llm's models as a backend: which there are, and how one of them is run.
 
-    catalog     plugins and models, found by the name that a client asked for
-    form        a hub request → the llm.Prompt that this model can read
-    events      what plugins yield → the hub's event stream
-    outcome     what llm has no field for: finish reason, usage, what an exception means
-    llm_keys    llm's keys, to be kept out of everything
+    catalog     plugins and models, found by the name that a client asks for
+    prompt      a ChatRequest → the llm.Prompt that a model can read
+    events      what plugins yield → the common event stream
+    outcome     what llm has no field for: finish reason, usage, the meaning of an exception
+    llm_keys    llm's keys, kept out of everything that is shown
     run         the engine itself: one running model, read in batches
 
-Nothing else imports llm's models, and nothing of llm's exceptions leaves here.
+Only this folder runs llm's models; their exceptions do not leave it.
 """
 
-from .catalog import Catalog, in_daemon_thread
+from .catalog import Catalog
 from .llm_keys import known_keys
-from .run import Answer, Engine
+from .run import Engine, EngineRun
 
-__all__ = ["Answer", "Catalog", "Engine", "in_daemon_thread", "known_keys"]
+__all__ = ["Catalog", "Engine", "EngineRun", "known_keys"]

@@ -11,15 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import metadata
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import llm
 from llm import plugins
@@ -27,12 +25,15 @@ from llm import plugins
 from ...core import backend
 from ...core.errors import ModelNotFound
 from ...core.limiter import Limiter
+from ...core.threads import in_daemon_thread
 
-__all__ = ["Catalog", "CatalogEntry", "in_daemon_thread"]
+__all__ = [
+    "Catalog",
+    "CatalogEntry",
+]
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 SyncModel = llm.Model | llm.KeyModel
 AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
 
@@ -229,35 +230,6 @@ def _with_gates(
 def _limit(names: Sequence[str], parallel: Sequence[tuple[str, int]]) -> int | None:
     fits = (n for pattern, n in parallel if any(fnmatchcase(name, pattern) for name in names))
     return next(fits, None)
-
-
-def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
-    """Run blocking code so that a call which never returns does not hold the process.
-
-    asyncio.to_thread would: the interpreter waits for an executor's threads at exit (d6.30).
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, failure: RuntimeError | None) -> None:
-        if future.done():
-            return
-        if failure is not None:
-            future.set_exception(failure)
-        else:
-            future.set_result(cast(T, result))
-
-    def work() -> None:
-        result, failure = None, None
-        try:
-            result = run()
-        except BaseException as exc:  # a plugin may raise SystemExit
-            failure = RuntimeError(f"{type(exc).__name__}: {exc}")
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, result, failure)
-
-    threading.Thread(target=work, name=name, daemon=True).start()
-    return future
 
 
 def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) -> _Contents:

@@ -1,6 +1,6 @@
 """Run one model for one request, and be the wall for everything it may do.
 
-An `Answer` is a running model. Its events gather in a queue while nobody reads, up
+An `EngineRun` is a running model. Its events gather in a queue while nobody reads, up
 to a bound; `read()` gives all that are there. An async model runs in a task, a sync
 one in a daemon thread; whatever either raises ends this answer alone.
 """
@@ -36,8 +36,6 @@ from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
 from .prompt import Call, prepare
 
-__all__ = ["Answer", "Engine"]
-
 logger = logging.getLogger(__name__)
 
 QUEUED_EVENTS = 512  # a model is held back when a slow client leaves this many unread
@@ -48,7 +46,7 @@ _RESPONSES_CLASSES = frozenset({"Responses", "AsyncResponses"})
 
 
 class Engine:
-    """Answers hub requests by llm's models.
+    """Answers requests by llm's models.
 
     think_tags: read `<think>…</think>` in a model's text as reasoning.
     remote_images: whether models are given URLs of images and files.
@@ -73,32 +71,49 @@ class Engine:
         self._ran: dict[str, object] = {}  # the model that ran last under each id
         self._keys = keys or known_keys()
 
-    async def answer(
-        self, request: chat.ChatRequest, recollect: backend.Recollect | None = None
-    ) -> Answer:
-        """Prepare the model that a request asks for, with the request as `recollect` gives it.
+    async def choose(self, request: chat.ChatRequest) -> EngineChoice:
+        """Find the model that a request asks for.
 
         Raises:
-            ModelNotFound: no such model.
-            Unsupported: the model can't do what the request hangs on.
-            ProxyError: the model's plugin refused at once.
+            ModelNotFound: llm has no such model.
         """
-        entry = await self.catalog.choose(request.model)
-        if recollect is not None:
-            request = await recollect(entry.model_id)
+        return EngineChoice(self, await self.catalog.choose(request.model))
+
+    def prepare(self, entry: CatalogEntry, request: chat.ChatRequest) -> EngineRun:
+        """Return a run of a model that has not started.
+
+        Raises:
+            Unsupported: the model can't do what the request depends on.
+            ProxyError: the model's plugin refuses at once.
+        """
         defaults = self.catalog.options(entry.model_id)
         self._keys.look()  # before the model does: its key may be another when it fails
         self._keys.learn(keys_of_model(entry.model))
         try:
             call = prepare(request, entry.model, defaults, self._remote_images)
             splitter = ThinkTagSplitter() if self._think_tags else None
-            return Answer(call, entry, self._keys, self._threads, self._ran, splitter)
+            return EngineRun(call, entry, self._keys, self._threads, self._ran, splitter)
         except BaseException as exc:
             # A plugin's Options or Response may refuse in ways of its own.
             raise outcome.translate(exc, self._keys) from exc
 
 
-class Answer:
+class EngineChoice:
+    """A model of the catalog, as backend.Choice has it."""
+
+    takes_recall = True
+
+    def __init__(self, engine: Engine, entry: CatalogEntry) -> None:
+        self.model_id = entry.model_id
+        self._engine = engine
+        self._entry = entry
+
+    def prepare(self, request: chat.ChatRequest) -> EngineRun:
+        """Return a run of this model; see Engine.prepare."""
+        return self._engine.prepare(self._entry, request)
+
+
+class EngineRun:
     """A running model, as backend.Run has it."""
 
     def __init__(
@@ -120,6 +135,7 @@ class Answer:
         self.runs_in_process = entry.runs_in_process
         self.is_first = False
         self.replay_of: str | None = None
+        self.setup_ms: float | None = None
         self.model_id: str = prompt.model.model_id
         self.options: Mapping[str, Any] = call.options
         self.tools = call.tools
@@ -163,7 +179,7 @@ class Answer:
         self._has_turn = True
         return has_waited
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         """Start the model; see backend.Run."""
         response = self._response
         if isinstance(response, llm.Response):

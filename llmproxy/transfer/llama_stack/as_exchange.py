@@ -11,7 +11,7 @@ import llm
 
 from ...core import chat
 from ...core.fingerprints import request_key
-from ...recorder.exchange import Exchange, Turn, begun
+from ...recorder.exchange import Exchange, Turn, begun, with_answer
 from .read import Recording
 
 # Recordings have no times; this is how their own dates are normalised, alike everywhere.
@@ -59,19 +59,16 @@ def exchange_of(recording: Recording) -> Exchange | None:
         model=request.model,
         messages=request.messages,
         replay_key=request_key(request),
-    ).ended(
-        "error" if recording.error else "ok",
+    )
+    ended = replace(
+        exchange,
+        status="error" if recording.error else "ok",
         http_status=recording.error.status if recording.error else 200,
-        duration_ms=0,
-        turn=turn,
-        events=events,
-        finish=finish,
-        error=recording.error.message if recording.error else None,
+        error=exchange.redactor.words(recording.error.message) if recording.error else None,
         ignored=request.ignored,
+        origin="llama-stack",
     )
-    return replace(
-        exchange, ttft_ms=None, first_text_ms=None, duration_ms=None, origin="llama-stack"
-    )
+    return replace(with_answer(ended, turn, events, finish), ttft_ms=None, first_text_ms=None)
 
 
 def _id_of(key: str) -> str:

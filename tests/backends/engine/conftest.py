@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from llm.parts import Message, TextPart
 
-from llmproxy.backends.engine import Answer, Catalog, Engine
+from llmproxy.backends.engine import Catalog, Engine, EngineRun
 from llmproxy.core import chat
 from tests.models import registered
 
@@ -33,7 +33,7 @@ class Outcome:
 
     events: list[chat.Event]
     error: BaseException | None
-    answer: Answer | None
+    answer: EngineRun | None
 
     @property
     def finish(self) -> chat.Finish:
@@ -45,11 +45,11 @@ class Outcome:
         return "".join(e.chunk for e in self.events if getattr(e, "type", "") == "text")
 
 
-async def started(engine: Engine, request: chat.ChatRequest) -> Answer:
-    answer = await engine.answer(request)
-    await answer.wait_turn(None)
-    await answer.begin()
-    return answer
+async def started(engine: Engine, request: chat.ChatRequest) -> EngineRun:
+    run = (await engine.choose(request)).prepare(request)
+    await run.wait_turn(None)
+    await run.start()
+    return run
 
 
 class Runner:

@@ -493,7 +493,7 @@ def test_any_text_is_refused_and_nothing_else(text):
 # ---- writing
 
 
-def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions", **ended):
+def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions", **facts_at_end):
     """An exchange of this body that was answered with these events."""
     *said, finish = events or [None]
     reply = chat.collect(said).messages
@@ -515,18 +515,21 @@ def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions
         "events": [(1.0, event) for event in said],
         "finish": finish,
     }
-    return begun(
-        "01jd1",
-        RECEIVED,
-        dialect=dialect,
-        path=path,
-        query="",
-        client="test",
-        headers=[("authorization", "Bearer sk-abcdefgh12345678")],
-        body=body,
-        stream=isinstance(body, dict) and bool(body.get("stream")),
-        model="demo",
-    ).ended(**facts | ended)
+    return ended_as(
+        begun(
+            "01jd1",
+            RECEIVED,
+            dialect=dialect,
+            path=path,
+            query="",
+            client="test",
+            headers=[("authorization", "Bearer sk-abcdefgh12345678")],
+            body=body,
+            stream=isinstance(body, dict) and bool(body.get("stream")),
+            model="demo",
+        ),
+        **facts | facts_at_end,
+    )
 
 
 def read_as_documented(name: str, text: str) -> tuple[dict[str, Any], list[Any]]:

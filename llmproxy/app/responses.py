@@ -1,0 +1,62 @@
+"""Responses of the app: JSON, errors in a dialect's form, and streaming bodies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+from ..core import payload
+from ..core.errors import ProxyError
+from ..dialects import DIALECTS, Dialect
+from ..transport.http11 import Response
+
+IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all headers
+
+
+def render_error(error: ProxyError, dialect: Dialect | None = None) -> Response:
+    """Render an error as a dialect does; as the first one if no dialect is known yet."""
+    rendered = (dialect or DIALECTS[0]).render_error(error)
+    return json_response(error.status, rendered, [*error.headers.items()])
+
+
+def json_response(
+    status: int, value: object, headers: list[tuple[str, str]] | None = None
+) -> Response:
+    """Make a response of JSON values."""
+    return Response(
+        status, [("content-type", "application/json"), *(headers or [])], payload.encode(value)
+    )
+
+
+def ignored_header(ignored: tuple[str, ...]) -> list[tuple[str, str]]:
+    """List paths that were not carried, escaped as in JSON; cut after a whole path if too long."""
+    shown = ""
+    paths = [json.dumps(path)[1:-1] for path in ignored]
+    for i, path in enumerate(paths):
+        longer = f"{shown}, {path}" if shown else path
+        if len(longer) > IGNORED_HEADER_BYTES:
+            shown = f"{shown}, and {len(paths) - i} more".lstrip(", ")
+            break
+        shown = longer
+    return [("x-llmproxy-ignored", shown)] if shown else []
+
+
+class StreamBody:
+    """A streaming body that closes its exchange even if it is never read."""
+
+    def __init__(
+        self, frames: AsyncGenerator[bytes, None], close: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._frames = frames
+        self._close = close
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return self._frames.__anext__()
+
+    async def aclose(self) -> None:
+        """Close the stream; if the model had not finished, the client has hung up."""
+        await self._frames.aclose()
+        await self._close()

@@ -1,0 +1,60 @@
+"""Which dialect and which of its routes a request means."""
+
+from __future__ import annotations
+
+from ..core.backend import Kind, Route
+from ..core.errors import MethodNotAllowed, NotFound
+from ..dialects import DIALECTS, Dialect
+from ..transport.http11 import Request
+
+
+def bare_path(path: str) -> str:
+    """Strip what clients add or leave out: /v1, once or twice, and a last slash (d7)."""
+    while path.startswith("/v1/"):
+        path = path[3:]
+    return path.rstrip("/")
+
+
+_ROUTES = [(dialect, route) for dialect in DIALECTS for route in dialect.ROUTES]
+
+
+def find_route(request: Request) -> tuple[Dialect, Kind, str]:
+    """Return the dialect, the kind of the route, and the rest of the path if it is open.
+
+    Raises:
+        NotFound, MethodNotAllowed: no such path, or not by this method.
+    """
+    path = bare_path(request.path)
+    method = "GET" if request.method == "HEAD" else request.method
+    allowed: set[str] = set()
+    for dialect, route in _routes_for(request):
+        bare, rest = bare_path(route.path), ""
+        if route.path.endswith("/") and path.startswith(bare + "/"):
+            rest = path.removeprefix(bare + "/")
+        elif path != bare or route.path.endswith("/"):
+            continue
+        if route.method == method:
+            return dialect, route.kind, rest
+        allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
+    if allowed:
+        raise method_not_allowed(request, allowed)
+    known = ", ".join(dict.fromkeys(f"{route.method} {route.path}" for _, route in _ROUTES))
+    raise NotFound(f"no route {request.path[:200]}; the routes are {known}")
+
+
+def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
+    """Make the refusal of a method, which names those that are allowed."""
+    allow = ", ".join(sorted(allowed))
+    return MethodNotAllowed(
+        f"{request.method[:20]} is not allowed on {request.path[:200]}: use {allow}",
+        headers={"allow": allow},
+    )
+
+
+def _routes_for(request: Request) -> list[tuple[Dialect, Route]]:
+    """Sort the routes so that those of the client's own dialect come first: some are shared."""
+    return sorted(_ROUTES, key=lambda place: not _is_client_of(place[0], request))
+
+
+def _is_client_of(dialect: Dialect, request: Request) -> bool:
+    return bool(dialect.VERSION_HEADER) and dialect.VERSION_HEADER in dict(request.headers)
