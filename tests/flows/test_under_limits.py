@@ -77,7 +77,7 @@ def test_who_finds_no_place_waits_and_then_gets_a_429(stream):
         first.join()
         assert post(proxy)[0] == 200
     assert caught.value.response.headers["retry-after"] == "1"
-    assert "1 answers are running" in caught.value.message
+    assert "1 responses are running" in caught.value.message
     assert (health["running"], health["waiting"], health["status"]) == (1, 0, "ok")
 
 
@@ -108,7 +108,7 @@ def test_an_answer_that_does_not_end_in_time_is_cut(script, stream):
         with pytest.raises(openai.APIError) as caught:
             list(client.chat.completions.create(**BODY, stream=stream))
         ended = proxy.wait_for_report()
-    assert "the answer did not end in time (limit answer_s)" in str(caught.value)
+    assert "the response did not end in time (limit answer_s)" in str(caught.value)
     assert ended.status == "error" and ended.turn.reply
     assert ended.duration_ms >= 1000
 
@@ -125,7 +125,7 @@ def test_a_model_that_never_stops_is_held_to_its_room(stream, word):
             list(client.chat.completions.create(**BODY, stream=stream))
         ended = proxy.wait_for_report()
         assert get(proxy, "/healthz")[0] == 200
-    assert "the answer is too large (limit answer)" in str(caught.value)
+    assert "the response is too large (limit answer)" in str(caught.value)
     assert ended.status == "error" and model.closed == 1
     assert ended.event_count <= 10**6 / 500 + 1024
 

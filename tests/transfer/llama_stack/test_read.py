@@ -37,6 +37,7 @@ from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.transfer.llama_stack.read import parse_recording
 from llmproxy.transfer.llama_stack.write import recording_hash, render_recording
+from tests.log_fixtures import ended_as
 from tests.strategies import event_streams, json_values, requests
 
 SAMPLES = Path(__file__).parents[2] / "recordings"
