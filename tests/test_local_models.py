@@ -177,8 +177,8 @@ def test_behind_a_blocked_run_is_a_503_that_names_the_model(faults, wire, stream
             for answer in behind:
                 assert answer.result().status == 503
                 assert error_of(wire, answer.result(), is_late=False) == (
-                    "the model 'blocked' answers one request at a time, and none before this one"
-                    " has ended for 0.2 s (limit queue_s)"
+                    "the model 'blocked' runs one request at a time, and this one's turn did not"
+                    " come within 0.2 s (limit queue_s)"
                 )
         # Its client has gone, and it still holds the turn.
         assert ask(proxy.port, "blocked", wire, stream).status == 503
@@ -219,7 +219,7 @@ def test_a_queue_that_ends_after_the_status_is_an_error_in_the_stream(faults):
         assert model.entered.acquire(timeout=10)
         late = ask(proxy.port, "m", "anthropic", True)
         assert late.status == 200
-        assert "answers one request at a time" in error_of("anthropic", late, is_late=True)
+        assert "runs one request at a time" in error_of("anthropic", late, is_late=True)
         model.gone_on.release()
 
 
@@ -372,9 +372,9 @@ def test_a_bench_of_many_at_a_time_runs_a_local_model_one_by_one(faults, llm_use
     assert found[3][0] >= 150  # behind three others
     assert sorted(first for *_, first in found) == [0, 0, 0, 1]
     printed = capsys.readouterr().out
-    assert "wait for a turn, in no other time" in printed
+    assert "waiting, in no other time" in printed
     assert "m: first run of its process 1 of 4 times" in printed
-    assert "m: only 0 of 4 answers told their tokens; ~ marks rates by our estimate" in printed
+    assert "m: none of 4 answers told their tokens; ~ marks rates by our estimate" in printed
     # Alone the first event takes no time; the wait would make the median 75 ms.
     (in_short,) = [line for line in printed.splitlines() if line.startswith("m ") and "~" in line]
     assert float(in_short.split()[4]) < 40, in_short
