@@ -17,20 +17,21 @@ from contextlib import suppress
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from .access import is_loopback
 from .assemble import Proxy, Settings, SettingsError, keys_of_environment
 from .core import limits
 from .core.known_keys import KnownKeys
+from .core.threads import exit_process
 from .engine import known_keys
 from .filters import add_parallel
 from .recorder.exchange import Exchange
 from .recorder.store import logs_on
 from .terminal import entry_line, printable
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 OTHER_DESCRIPTORS = 512  # besides connections: models' own, the log, the loop
 SAY_AGAIN_S = 60.0  # that there are no descriptors left
@@ -39,6 +40,17 @@ LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
 _NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = logging.getLogger(__name__)
+
+
+def run(words: Sequence[str] | None = None, program: str = "llmproxy") -> NoReturn:
+    """Run the command as all that this process does, and end the process."""
+    try:
+        code = main(words, program)
+    except SystemExit as exc:  # of argparse, or a second signal
+        if not isinstance(exc.code, int):
+            raise
+        code = exc.code
+    exit_process(code)
 
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:

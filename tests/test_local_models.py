@@ -413,10 +413,10 @@ with registered(NativeScript("m", "a", lambda _: os._exit(134)), NativeScript("n
 
 
 @contextmanager
-def started(database):
+def started(database, script=CRASHES, **words):
     root = str(Path(__file__).parents[1])
     server = subprocess.Popen(
-        [sys.executable, "-c", CRASHES.format(root=root, database=str(database))],
+        [sys.executable, "-c", script.format(root=root, database=str(database), **words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -445,3 +445,35 @@ def test_after_a_crash_the_next_start_says_what_was_running(tmp_path):
         _, err = server.communicate(timeout=10)
     said = f"llmproxy ended without stopping while 1 exchange was running: {id} (-, m)"
     assert [line for line in err.splitlines() if "ended without" in line] == [f"warning: {said}"]
+
+
+# A library's destructors run at the interpreter's end, and crash while one of its calls runs.
+COMPUTES = """
+import atexit, os, sys, time
+sys.path.insert(0, {root!r})
+from tests.models import NativeScript, registered
+from llmproxy.cli import run
+model = NativeScript("m", "a", lambda _: time.sleep(60))
+atexit.register(lambda: len(model.prompts) > model.closed and os._exit(139))
+with registered(model):
+    run(["--port", "0", "--database", {database!r}, "--limit", "shutdown_s={shutdown_s}"])
+"""
+
+
+@pytest.mark.parametrize(
+    "signals, shutdown_s, code", [(1, 0.2, 0), (2, 30, 143)], ids=["late answers", "at once"]
+)
+def test_a_stop_while_native_code_runs_is_no_crash(tmp_path, signals, shutdown_s, code):
+    database = tmp_path / "logs.db"
+    with started(database, COMPUTES, shutdown_s=shutdown_s) as (server, port):
+        proxy = SimpleNamespace(port=port, url=f"http://127.0.0.1:{port}")
+        with begin(proxy, "m") as running_one, begin(proxy, "m"):
+            assert running_one.recv(100).startswith(b"HTTP/1.1 200 ")
+            wait_until(lambda: health(proxy)["waiting"] == 1)
+            for _ in range(signals):
+                server.terminate()
+                while "stopping" not in server.stdout.readline() and server.poll() is None:
+                    pass
+            assert server.wait(10) == code
+        assert server.stderr.read() == ""
+    assert rows(tmp_path, "select status from proxy_exchanges") == [("cancelled",)] * 2
