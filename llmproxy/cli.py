@@ -15,9 +15,10 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from . import __version__
 from .access import is_loopback
@@ -233,6 +234,9 @@ def _map(word: str) -> tuple[str, str]:
 def _settings(arguments: argparse.Namespace) -> Settings:
     if arguments.no_log and arguments.database:
         raise SettingsError("--no-log and --database PATH exclude each other")
+    # Kept from the start: plugins put others in their place while they load a model, and two
+    # that do so at one time may leave closed ones there for ever.
+    out, err = sys.stdout, sys.stderr
     return Settings(
         host=arguments.host,
         port=arguments.port,
@@ -252,8 +256,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         keys=[*arguments.api_key, *keys_of_environment()],
         auth=not arguments.no_auth,
         limits=_limits(arguments.limit),
-        warn=lambda line: print(f"warning: {printable(line)}", file=sys.stderr, flush=True),
-        report=_say_nothing if arguments.quiet else _say,
+        warn=lambda line: print(f"warning: {printable(line)}", file=err, flush=True),
+        report=_say_nothing if arguments.quiet else partial(_say, out),
         access_log=arguments.access_log and _lines_to(arguments.access_log),
     )
 
@@ -279,8 +283,8 @@ def _say_nothing(exchange: Exchange) -> None:
     pass
 
 
-def _say(exchange: Exchange) -> None:
-    print(entry_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
+def _say(out: TextIO, exchange: Exchange) -> None:
+    print(entry_line(exchange, colours=out.isatty(), id=False), file=out, flush=True)
 
 
 def _take_descriptors(connections: int) -> int:
@@ -312,14 +316,15 @@ async def _serve(settings: Settings, keys: KnownKeys) -> None:
     settings = replace(settings, limits=replace(settings.limits, connections=connections))
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Failures())
+    out = sys.stdout
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         _on_signal(loop, number, stopped)
     async with Proxy(settings, keys) as proxy:
         for line in _welcome(proxy):
-            print(line, flush=True)
+            print(line, file=out, flush=True)
         await stopped.wait()
-        print("stopping: running answers may end; again to stop at once", flush=True)
+        print("stopping: running answers may end; again to stop at once", file=out, flush=True)
     await _leave()
 
 

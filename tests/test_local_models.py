@@ -477,3 +477,41 @@ def test_a_stop_while_native_code_runs_is_no_crash(tmp_path, signals, shutdown_s
             assert server.wait(10) == code
         assert server.stderr.read() == ""
     assert rows(tmp_path, "select status from proxy_exchanges") == [("cancelled",)] * 2
+
+
+# As plugins hush their libraries while they load, two at one time: each puts back what it found.
+HUSHES = """
+import io, sys, threading
+sys.path.insert(0, {root!r})
+from contextlib import redirect_stderr, redirect_stdout
+from tests.models import NativeScript, registered
+from llmproxy.cli import run
+inside, left = threading.Barrier(2), threading.Event()
+def hush(name):
+    if name == "b":
+        inside.wait()
+    with io.StringIO() as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        if name == "a":
+            inside.wait()
+            second.wait(10)
+        else:
+            second.set()
+            left.wait(10)
+    left.set()
+second = threading.Event()
+with registered(*[NativeScript(name, lambda _, name=name: hush(name), "x") for name in "ab"]):
+    run(["--port", "0", "--database", {database!r}])
+"""
+
+
+def test_plugins_that_replace_the_streams_cost_no_line(tmp_path):
+    with started(tmp_path / "logs.db", HUSHES) as (server, port), ThreadPoolExecutor(2) as pool:
+        for answer in pool.map(lambda name: ask(port, name), "ab"):
+            assert answer.status == 200
+        assert ask(port, "demo").status == 200
+        server.terminate()
+        out, err = server.communicate(timeout=10)
+    assert err == ""
+    said = [line.split("  ")[3] for line in out.splitlines() if " openai_chat " in line]
+    assert sorted(said) == ["a", "b", "demo"]
+    assert "stopping" in out
