@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -27,7 +27,7 @@ from llmproxy import bench_command
 from llmproxy.core.limits import Limits
 from llmproxy.engine import Catalogue
 from llmproxy.transport import framing
-from tests.models import AsyncScript, NativeScript, registered, usage
+from tests.models import AsyncScript, NativeScript, SyncScript, registered, usage
 from tests.proxies import running
 from tests.test_endless_models import begin, wait_until
 from tests.test_strange_models import ask, error_of, text_of
@@ -161,6 +161,51 @@ def test_a_model_that_fails_within_its_library_is_closed_in_its_thread(faults):
             assert ask(proxy.port, "m").status == 502
             gc.collect()
     assert len(closed_in) == 3
+
+
+class Deaf(SyncScript):
+    """Goes on where it is closed; its library's handle is freed with its frame."""
+
+    def __init__(self, model_id, faults):
+        super().__init__(model_id)
+        self.entered = threading.Event()
+        self.handles = 0
+        self._faults = faults
+
+    def execute(self, prompt, stream, response, conversation):
+        self._began(prompt, conversation)
+        handle = Handle(self)  # noqa: F841
+        if self.handles > 1:
+            self._faults.append("two at once")
+        while len(self.prompts) == 1:
+            with suppress(GeneratorExit):
+                self.entered.set()
+                yield "word "
+            time.sleep(0.01)
+        yield "done"
+
+
+class Handle:
+    def __init__(self, model):
+        self._model, self._thread = model, threading.get_ident()
+        model.handles += 1
+
+    def __del__(self):
+        self._model.handles -= 1
+        if threading.get_ident() != self._thread:
+            self._model._faults.append("freed in another thread")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_model_that_ignores_its_close_ends_with_its_thread(faults):
+    model = Deaf("m", faults)
+    with running(model) as proxy:
+        with begin(proxy, "m"):
+            assert model.entered.wait(10)
+        assert proxy.wait_for_report().status == "cancelled"
+        for _ in range(2):
+            assert text_of("openai", ask(proxy.port, "m"), False) == "done"
+    assert model.handles == 0
 
 
 @WIRES
