@@ -24,11 +24,11 @@ def register_commands(cli: Any) -> None:
 
     def proxy() -> None:
         "Serve every llm model to programs that speak an LLM wire"
-        from .cli.main import main
+        from .cli.main import run
 
         # Ours to parse, and not by click, on which we do not depend.
         words = sys.argv[sys.argv.index("proxy") + 1 :]
-        raise SystemExit(main(words, program="llm proxy"))
+        run(words, program="llm proxy")
 
     settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
     cli.command(name="proxy", context_settings=settings)(proxy)

@@ -276,9 +276,11 @@ class Proxy:
 
     async def close(self) -> None:
         """Take nothing new, let running answers end for `limits.shutdown_s`, flush the log."""
-        await self._server.close()
-        if self._writer is not None:
-            await asyncio.to_thread(self._writer.close, self.settings.limits.shutdown_s)
+        try:
+            await self._server.close()
+        finally:  # the log gets what was running also where this is cancelled
+            if self._writer is not None:
+                await asyncio.to_thread(self._writer.close, self.settings.limits.shutdown_s)
         for reader in (self._memory, self._recorded):
             if reader is not None:
                 reader.close()

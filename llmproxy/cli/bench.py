@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from statistics import fmean
+from typing import TextIO
 from urllib.parse import urlsplit
 
 import llm
@@ -309,7 +310,8 @@ def _measure(
 
     130 where Ctrl-C has stopped it, 1 where the log has not taken all answers.
     """
-    writer = log_writer(history.path, lambda line: _say(f"warning: {line}"))
+    streams = sys.stdout, sys.stderr
+    writer = log_writer(history.path, lambda line: _say(f"warning: {line}", streams[1]))
     writer.start()
     try:
         # Answers may wait beside the log since it could not be written: nobody pays for them twice.
@@ -327,6 +329,9 @@ def _measure(
             progress.close()
     finally:
         writer.close(FLUSH_S)
+        # Plugins put others in their place while they load a model, and two that do so at one
+        # time may leave closed ones there.
+        sys.stdout, sys.stderr = streams
     missing = set(todo) - progress.left - _done(history, run)
     if missing:
         answers = "1 answer is" if len(missing) == 1 else f"{len(missing)} answers are"
@@ -344,7 +349,8 @@ class _Progress:
         self._concurrency = concurrency
         self._times_s: dict[str, list[float]] = defaultdict(list)
         self._failed = 0
-        self._is_live = sys.stderr.isatty()
+        self._err = sys.stderr
+        self._is_live = self._err.isatty()
 
     def tell(self, answer: Exchange) -> None:
         """Say that an answer is over."""
@@ -357,18 +363,18 @@ class _Progress:
         done = f"{self._total - self._left.total()}/{self._total}"
         if not self._is_live:
             warmup = "" if answer.repeat else "warm-up  "
-            _say(f"{done}  {warmup}{summary_line(answer)}")
+            _say(f"{done}  {warmup}{summary_line(answer)}", self._err)
             return
         failed = f", {self._failed} failed" if self._failed else ""
         line = f"{done}{failed}, about {_duration(self._left_s())} left"
         now = f"  {printable(answer.model_asked or '')} {answer.status}"
         room = max(0, shutil.get_terminal_size().columns - 1 - len(line))
-        print(f"\r\x1b[K{line}{now[:room]}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{line}{now[:room]}", end="", file=self._err, flush=True)
 
     def close(self) -> None:
         """Leave the line."""
         if self._is_live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            print("\r\x1b[K", end="", file=self._err, flush=True)
 
     def _left_s(self) -> float:
         """How long the rest takes if each model goes on as it has answered so far."""
@@ -394,5 +400,5 @@ def _next(run: Benchmark, code: int) -> str:
     return f"as a page: report {shlex.quote(run.name)} --html FILE"
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _say(line: str, err: TextIO | None = None) -> None:
+    print(line, file=err or sys.stderr, flush=True)

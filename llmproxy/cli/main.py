@@ -15,23 +15,23 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from ..app.access import is_loopback
 from ..backends.engine import known_keys
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
+from ..core.threads import exit_process
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
 from ..version import __version__
 from .arguments import add_parallel
 from .exchange_text import summary_line
-
-__all__ = ["main"]
 
 OTHER_DESCRIPTORS = 512  # besides connections: models' own, the log, the loop
 SAY_AGAIN_S = 60.0  # that there are no descriptors left
@@ -40,6 +40,17 @@ LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
 _NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 _log = logging.getLogger(__name__)
+
+
+def run(words: Sequence[str] | None = None, program: str = "llmproxy") -> NoReturn:
+    """Run the command as all that this process does, and end the process."""
+    try:
+        code = main(words, program)
+    except SystemExit as exc:  # of argparse, or a second signal
+        if not isinstance(exc.code, int):
+            raise
+        code = exc.code
+    exit_process(code)
 
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
@@ -222,6 +233,9 @@ def _map(word: str) -> tuple[str, str]:
 def _settings(arguments: argparse.Namespace) -> Settings:
     if arguments.no_log and arguments.database:
         raise SettingsError("--no-log and --database PATH exclude each other")
+    # Kept from the start: plugins put others in their place while they load a model, and two
+    # that do so at one time may leave closed ones there for ever.
+    out, err = sys.stdout, sys.stderr
     return Settings(
         host=arguments.host,
         port=arguments.port,
@@ -241,8 +255,8 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         keys=[*arguments.api_key, *keys_of_environment()],
         auth=not arguments.no_auth,
         limits=_limits(arguments.limit),
-        warn=lambda line: print(f"warning: {printable(line)}", file=sys.stderr, flush=True),
-        report=_say_nothing if arguments.quiet else _say,
+        warn=lambda line: print(f"warning: {printable(line)}", file=err, flush=True),
+        report=_say_nothing if arguments.quiet else partial(_say, out),
         access_log=arguments.access_log and _lines_to(arguments.access_log),
     )
 
@@ -268,8 +282,8 @@ def _say_nothing(exchange: Exchange) -> None:
     pass
 
 
-def _say(exchange: Exchange) -> None:
-    print(summary_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
+def _say(out: TextIO, exchange: Exchange) -> None:
+    print(summary_line(exchange, colours=out.isatty(), id=False), file=out, flush=True)
 
 
 def _take_descriptors(connections: int) -> int:
@@ -301,14 +315,15 @@ async def _serve(settings: Settings, keys: KnownKeys) -> None:
     settings = replace(settings, limits=replace(settings.limits, connections=connections))
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(_Failures())
+    out = sys.stdout
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         _on_signal(loop, number, stopped)
     async with Proxy(settings, keys) as proxy:
         for line in _welcome(proxy):
-            print(line, flush=True)
+            print(line, file=out, flush=True)
         await stopped.wait()
-        print("stopping: running answers may end; again to stop at once", flush=True)
+        print("stopping: running answers may end; again to stop at once", file=out, flush=True)
     await _leave()
 
 

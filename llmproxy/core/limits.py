@@ -33,7 +33,7 @@ class Limits:
     body_s: Annotated[float, "between two reads of a body: phones on bad lines stall"] = 60.0
     idle_s: Annotated[float, "a kept-alive connection without a request"] = 120.0
     stall_s: Annotated[float, "until a client that reads nothing is given up"] = 300.0
-    queue_s: Annotated[float, "a request waits so long for its turn to run, then 429"] = 30.0
+    queue_s: Annotated[float, "a request waits so long for its turn, then 429 or 503"] = 30.0
     answer_s: Annotated[float, "for a whole answer: models may think for an hour"] = math.inf
     first_event_s: Annotated[float, "the status waits so long for the model's first event"] = 10.0
     keepalive_s: Annotated[float, "silence before a keep-alive: proxies cut at 30"] = 10.0

@@ -56,7 +56,7 @@ def table(study: Study, figures: Figures, *, width: int, colours: bool = False) 
         _times("first text", models, lambda model: model.first_text_ms, page),
         _times("whole answer", models, lambda model: model.duration_ms, page),
         _times("set-up, in no other time", models, lambda model: model.setup_ms, page),
-        _times("wait for a turn, in no other time", models, lambda model: model.queue_ms, page),
+        _times("waiting, in no other time", models, lambda model: model.queue_ms, page),
         _gaps(models, page),
         _tokens(models, page),
         _costs(models, page),
@@ -245,8 +245,9 @@ def _tokens(models: Sequence[ModelFigures], page: _Page) -> list[str]:
     for m in models:
         told = m.tokens["output_tokens"].count if "output_tokens" in m.tokens else 0
         if told < m.ok:
+            few = f"only {told:,}" if told else "none"
             lines += page.wrapped(
-                f"{m.model}: only {told:,} of {m.ok:,} answers told their tokens;"
+                f"{m.model}: {few} of {m.ok:,} answers told their tokens;"
                 " ~ marks rates by our estimate"
             )
     return lines

@@ -135,11 +135,14 @@ class Server:
                 task.cancel()
             connection.is_last_answer = True
         if running := set(self._connections):
-            _, late = await asyncio.wait(running, timeout=self._limits.shutdown_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+            try:
+                await asyncio.wait(running, timeout=self._limits.shutdown_s)
+            finally:  # also where this is cancelled, as by a second signal
+                late = {task for task in running if not task.done()}
+                for task in late:
+                    task.cancel()
+                if late:
+                    await asyncio.wait(late)
         for listener in self._listeners:
             await listener.wait_closed()
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.request import urlopen
@@ -29,7 +29,7 @@ from llmproxy.core.limits import Limits
 from llmproxy.transport import framing
 from tests.flows.test_endless_models import begin, wait_until
 from tests.flows.test_strange_models import ask, error_of, text_of
-from tests.models import AsyncScript, NativeScript, registered, usage
+from tests.models import AsyncScript, NativeScript, SyncScript, registered, usage
 from tests.proxies import running
 
 WIRES = pytest.mark.parametrize("wire", ["openai", "anthropic"])
@@ -163,6 +163,51 @@ def test_a_model_that_fails_within_its_library_is_closed_in_its_thread(faults):
     assert len(closed_in) == 3
 
 
+class Deaf(SyncScript):
+    """Goes on where it is closed; its library's handle is freed with its frame."""
+
+    def __init__(self, model_id, faults):
+        super().__init__(model_id)
+        self.entered = threading.Event()
+        self.handles = 0
+        self._faults = faults
+
+    def execute(self, prompt, stream, response, conversation):
+        self._began(prompt, conversation)
+        handle = Handle(self)  # noqa: F841
+        if self.handles > 1:
+            self._faults.append("two at once")
+        while len(self.prompts) == 1:
+            with suppress(GeneratorExit):
+                self.entered.set()
+                yield "word "
+            time.sleep(0.01)
+        yield "done"
+
+
+class Handle:
+    def __init__(self, model):
+        self._model, self._thread = model, threading.get_ident()
+        model.handles += 1
+
+    def __del__(self):
+        self._model.handles -= 1
+        if threading.get_ident() != self._thread:
+            self._model._faults.append("freed in another thread")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_model_that_ignores_its_close_ends_with_its_thread(faults):
+    model = Deaf("m", faults)
+    with running(model) as proxy:
+        with begin(proxy, "m"):
+            assert model.entered.wait(10)
+        assert proxy.wait_for_report().status == "cancelled"
+        for _ in range(2):
+            assert text_of("openai", ask(proxy.port, "m"), False) == "done"
+    assert model.handles == 0
+
+
 @WIRES
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_behind_a_blocked_run_is_a_503_that_names_the_model(faults, wire, stream):
@@ -177,8 +222,8 @@ def test_behind_a_blocked_run_is_a_503_that_names_the_model(faults, wire, stream
             for answer in behind:
                 assert answer.result().status == 503
                 assert error_of(wire, answer.result(), is_late=False) == (
-                    "the model 'blocked' answers one request at a time, and none before this one"
-                    " has ended for 0.2 s (limit queue_s)"
+                    "the model 'blocked' runs one request at a time, and this one's turn did not"
+                    " come within 0.2 s (limit queue_s)"
                 )
         # Its client has gone, and it still holds the turn.
         assert ask(proxy.port, "blocked", wire, stream).status == 503
@@ -219,7 +264,7 @@ def test_a_queue_that_ends_after_the_status_is_an_error_in_the_stream(faults):
         assert model.entered.acquire(timeout=10)
         late = ask(proxy.port, "m", "anthropic", True)
         assert late.status == 200
-        assert "answers one request at a time" in error_of("anthropic", late, is_late=True)
+        assert "runs one request at a time" in error_of("anthropic", late, is_late=True)
         model.gone_on.release()
 
 
@@ -372,9 +417,9 @@ def test_a_bench_of_many_at_a_time_runs_a_local_model_one_by_one(faults, llm_use
     assert found[3][0] >= 150  # behind three others
     assert sorted(first for *_, first in found) == [0, 0, 0, 1]
     printed = capsys.readouterr().out
-    assert "wait for a turn, in no other time" in printed
+    assert "waiting, in no other time" in printed
     assert "m: first run of its process 1 of 4 times" in printed
-    assert "m: only 0 of 4 answers told their tokens; ~ marks rates by our estimate" in printed
+    assert "m: none of 4 answers told their tokens; ~ marks rates by our estimate" in printed
     # Alone the first event takes no time; the wait would make the median 75 ms.
     (in_short,) = [line for line in printed.splitlines() if line.startswith("m ") and "~" in line]
     assert float(in_short.split()[4]) < 40, in_short
@@ -413,10 +458,10 @@ with registered(NativeScript("m", "a", lambda _: os._exit(134)), NativeScript("n
 
 
 @contextmanager
-def started(database):
+def started(database, script=CRASHES, **words):
     root = str(Path(__file__).parents[2])
     server = subprocess.Popen(
-        [sys.executable, "-c", CRASHES.format(root=root, database=str(database))],
+        [sys.executable, "-c", script.format(root=root, database=str(database), **words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -445,3 +490,73 @@ def test_after_a_crash_the_next_start_says_what_was_running(tmp_path):
         _, err = server.communicate(timeout=10)
     said = f"llmproxy ended without stopping while 1 exchange was running: {id} (-, m)"
     assert [line for line in err.splitlines() if "ended without" in line] == [f"warning: {said}"]
+
+
+# A library's destructors run at the interpreter's end, and crash while one of its calls runs.
+COMPUTES = """
+import atexit, os, sys, time
+sys.path.insert(0, {root!r})
+from tests.models import NativeScript, registered
+from llmproxy.cli.main import run
+model = NativeScript("m", "a", lambda _: time.sleep(60))
+atexit.register(lambda: len(model.prompts) > model.closed and os._exit(139))
+with registered(model):
+    run(["--port", "0", "--database", {database!r}, "--limit", "shutdown_s={shutdown_s}"])
+"""
+
+
+@pytest.mark.parametrize(
+    "signals, shutdown_s, code", [(1, 0.2, 0), (2, 30, 143)], ids=["late answers", "at once"]
+)
+def test_a_stop_while_native_code_runs_is_no_crash(tmp_path, signals, shutdown_s, code):
+    database = tmp_path / "logs.db"
+    with started(database, COMPUTES, shutdown_s=shutdown_s) as (server, port):
+        proxy = SimpleNamespace(port=port, url=f"http://127.0.0.1:{port}")
+        with begin(proxy, "m") as running_one, begin(proxy, "m"):
+            assert running_one.recv(100).startswith(b"HTTP/1.1 200 ")
+            wait_until(lambda: health(proxy)["waiting"] == 1)
+            for _ in range(signals):
+                server.terminate()
+                while "stopping" not in server.stdout.readline() and server.poll() is None:
+                    pass
+            assert server.wait(10) == code
+        assert server.stderr.read() == ""
+    assert rows(tmp_path, "select status from proxy_exchanges") == [("cancelled",)] * 2
+
+
+# As plugins hush their libraries while they load, two at one time: each puts back what it found.
+HUSHES = """
+import io, sys, threading
+sys.path.insert(0, {root!r})
+from contextlib import redirect_stderr, redirect_stdout
+from tests.models import NativeScript, registered
+from llmproxy.cli.main import run
+inside, left = threading.Barrier(2), threading.Event()
+def hush(name):
+    if name == "b":
+        inside.wait()
+    with io.StringIO() as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        if name == "a":
+            inside.wait()
+            second.wait(10)
+        else:
+            second.set()
+            left.wait(10)
+    left.set()
+second = threading.Event()
+with registered(*[NativeScript(name, lambda _, name=name: hush(name), "x") for name in "ab"]):
+    run(["--port", "0", "--database", {database!r}])
+"""
+
+
+def test_plugins_that_replace_the_streams_cost_no_line(tmp_path):
+    with started(tmp_path / "logs.db", HUSHES) as (server, port), ThreadPoolExecutor(2) as pool:
+        for answer in pool.map(lambda name: ask(port, name), "ab"):
+            assert answer.status == 200
+        assert ask(port, "demo").status == 200
+        server.terminate()
+        out, err = server.communicate(timeout=10)
+    assert err == ""
+    said = [line.split("  ")[3] for line in out.splitlines() if " openai_chat " in line]
+    assert sorted(said) == ["a", "b", "demo"]
+    assert "stopping" in out

@@ -172,8 +172,8 @@ class EngineRun:
         except TimeoutError:
             few = "one request" if gate.limit == 1 else f"{gate.limit} requests"
             raise Unavailable(
-                f"the model {self.model_id!r} answers {few} at a time, and none before this one"
-                f" has ended for {wait_s:g} s (limit queue_s)",
+                f"the model {self.model_id!r} runs {few} at a time, and this one's turn did not"
+                f" come within {wait_s:g} s (limit queue_s)",
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
         self._has_turn = True
