@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import tempfile
@@ -11,6 +12,8 @@ from typing import Any
 
 import hypothesis
 import pytest
+
+from tests import examples
 
 # The machines are shared: how long an example takes says nothing of the code. Each run
 # tries other examples, so that few of them at a time are many in a week.
@@ -22,10 +25,32 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("house")
 
-# Before anything imports llm: some plugins read its folder when they are loaded.
+# Before anything imports llm: some plugins read its folder when they are loaded. Without
+# most plugins that are installed a process starts in half the time: see `every_plugin`.
 os.environ["LLM_USER_PATH"] = tempfile.mkdtemp(prefix="llmproxy-tests-")
+os.environ["LLM_LOAD_PLUGINS"] = "llm-echo"
 for name in [name for name in os.environ if name.endswith("_API_KEY") or name.endswith("_KEY")]:
     del os.environ[name]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Start one worker more than there are cores: many tests wait for deadlines."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell costly properties how many examples to try."""
+    examples.is_slow_run = config.option.markexpr == "slow"
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what was imported out of garbage collections: some tests make one each."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +60,12 @@ def llm_user_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.mkdir()
     monkeypatch.setenv("LLM_USER_PATH", str(path))
     return path
+
+
+@pytest.fixture
+def every_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have subprocesses load all plugins that are installed, as they do for a user."""
+    monkeypatch.delenv("LLM_LOAD_PLUGINS")
 
 
 @pytest.fixture(autouse=True)

@@ -16,15 +16,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from llmproxy.limits import describe
+from tests.commands import run_here
 
 COMMAND = [sys.executable, "-m", "llmproxy"]
-
-
-@pytest.fixture(autouse=True)
-def few_plugins(monkeypatch, request):
-    """A process starts faster without the others."""
-    if "plugin" not in request.node.name:
-        monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
 
 
 def run(*words: str, command: list[str] = COMMAND) -> subprocess.CompletedProcess[str]:
@@ -62,8 +56,8 @@ def chat(url: str, stream: bool = False, model: str = "demo", **fields):
 
 def test_version_and_help():
     assert re.fullmatch(r"llmproxy \d+\.\d+\.\d+\n", run("--version").stdout)
-    assert "--help-limits" in run("--help").stdout
-    assert run("--help-limits").stdout.splitlines() == describe()
+    assert "--help-limits" in run_here("--help")[1].decode()
+    assert run_here("--help-limits")[1].decode().splitlines() == describe()
 
 
 @pytest.mark.parametrize(
@@ -84,10 +78,9 @@ def test_version_and_help():
     ],
 )
 def test_words_that_make_no_sense_are_one_clear_line(words, error):
-    result = run(*words)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    last = result.stderr.splitlines()[-1]
+    code, out, err = run_here(*words)
+    assert (code, out) == (2, b"")
+    last = err.splitlines()[-1]
     assert last.startswith(("llmproxy: ", "llmproxy: error: "))
     assert error in last
 
@@ -139,7 +132,7 @@ def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
         assert process.stderr.read().count("warning: ") >= 1
 
 
-def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_path):
+def test_running_answer_of_a_plugin_may_end_after_a_signal(every_plugin, tmp_path, llm_user_path):
     """The log has it too: it is flushed after the last answer."""
     plugin = tmp_path / "slow_plugin.py"
     plugin.write_text(
@@ -189,7 +182,8 @@ def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_pa
     != 0,
     reason="not installed, so llm does not know our entry point",
 )
-def test_the_same_command_is_an_llm_plugin():
+def test_the_same_command_is_an_llm_plugin(monkeypatch):
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-proxy-recorder")
     result = run("proxy", "--version", command=[sys.executable, "-m", "llm"])
     assert result.stdout.startswith("llmproxy ")
     assert "proxy" in run("--help", command=[sys.executable, "-m", "llm"]).stdout
