@@ -18,11 +18,12 @@ from pathlib import Path
 
 import llm
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy import hub
+from llmproxy.demo import Demo
 from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.filler import filled
 from llmproxy.recorder.history import Filter, History
@@ -40,6 +41,8 @@ from llmproxy.recorder.moving import (
 from llmproxy.recorder.recordings import parse_recording
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
 from llmproxy.recorder.verify import verify
+from tests.examples import many_examples
+from tests.models import registered
 
 ALL = Filter()
 RECORDINGS = Path(__file__).parent.parent / "recordings"
@@ -174,9 +177,7 @@ def test_importing_twice_changes_nothing(lines, tmp_path):
     assert everything(there) == before
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@many_examples(12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     lines, tmp_path_factory, empty_log, data
@@ -234,9 +235,8 @@ def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
     assert tip == of_first
 
 
-def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, run_llm, monkeypatch):
+def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, run_llm, monkeypatch):
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "there"))
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo,llm-proxy-recorder")
     there = tmp_path / "there" / "logs.db"
     there.parent.mkdir()
     (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
@@ -248,7 +248,8 @@ def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, ru
     newest = json.loads(lines[-1])["thread_id"]
     for words, meant in ((["-c"], newest), (["--cid", thread], thread)):
         tip = rows(there, "select tip_message_hash from threads where id = ?", meant)
-        run_llm(*words, "-m", "echo", "and on?")
+        with registered(Demo()):  # which llm looks up, as the newest turn is the demo's
+            run_llm(*words, "-m", "echo", "and on?")
         went_on = (
             "select thread_id, before.parent_hash from turns"
             " join messages as before on before.hash = parent_message_hash"
