@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import llm
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
@@ -17,6 +17,7 @@ from llmproxy.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, to_json
 from llmproxy.recorder.lines import decode, encode
 from llmproxy.recorder.store import Store
+from tests.examples import many_examples
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
@@ -72,7 +73,7 @@ def exchanges(draw):
     return exchange
 
 
-@settings(max_examples=15)
+@many_examples(15)
 @given(exchanges())
 def test_a_line_reads_back_equal(exchange):
     line = encode(exchange)
@@ -208,7 +209,7 @@ ODD = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@many_examples(150, deadline=None)
 @given(st.data())
 def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
     """Whatever is changed: one clear error, or rows that can be read again."""
