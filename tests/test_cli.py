@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from importlib import metadata
 from urllib.request import Request, urlopen
 
 import pytest
@@ -132,7 +133,7 @@ def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
         assert process.stderr.read().count("warning: ") >= 1
 
 
-def test_running_answer_of_a_plugin_may_end_after_a_signal(every_plugin, tmp_path, llm_user_path):
+def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_path, monkeypatch):
     """The log has it too: it is flushed after the last answer."""
     plugin = tmp_path / "slow_plugin.py"
     plugin.write_text(
@@ -151,35 +152,25 @@ def test_running_answer_of_a_plugin_may_end_after_a_signal(every_plugin, tmp_pat
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[llm]\nslow = slow_plugin\n")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.getcwd()])
-    try:
-        with serving() as (process, url, lines):
-            response = chat(url, stream=True, model="slow")
-            while b"one " not in response.readline():
-                pass
-            process.send_signal(signal.SIGTERM)
-            while not lines.get(timeout=10).startswith("stopping"):
-                pass
-            (tmp_path / "go").touch()
-            assert response.read().endswith(b"data: [DONE]\n\n")
-            assert process.wait(20) == 0
-    finally:
-        del os.environ["PYTHONPATH"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd()]))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "slow-plugin")
+    with serving() as (process, url, lines):
+        response = chat(url, stream=True, model="slow")
+        while b"one " not in response.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        while not lines.get(timeout=10).startswith("stopping"):
+            pass
+        (tmp_path / "go").touch()
+        assert response.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait(20) == 0
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         sql = "select text from turns join parts on message_hash = tip_message_hash"
         assert db.execute(sql).fetchall() == [("one two",)]
 
 
 @pytest.mark.skipif(
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import importlib.metadata as m; m.distribution('llm-proxy-recorder')",
-        ],
-        capture_output=True,
-    ).returncode
-    != 0,
+    not any(metadata.distributions(name="llm-proxy-recorder")),
     reason="not installed, so llm does not know our entry point",
 )
 def test_the_same_command_is_an_llm_plugin(monkeypatch):

@@ -181,6 +181,7 @@ def test_a_benchmark_of_another_server_tells_no_key(llm_user_path):
     assert STORED in str(provider.headers)
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_a_model_tells_no_key(llm_user_path, monkeypatch):
     with running(AsyncScript("m", "well")) as proxy:
         assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200
