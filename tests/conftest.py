@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import socket
 import tempfile
@@ -33,6 +34,9 @@ for name in [name for name in os.environ if name.endswith("_API_KEY") or name.en
     del os.environ[name]
 
 
+_numbers = itertools.count(1)
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Start one worker more than there are cores: many tests wait for deadlines."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
@@ -54,12 +58,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture(autouse=True)
-def llm_user_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new folder for llm in each test; subprocesses inherit it."""
-    path = tmp_path / "llm"
-    path.mkdir()
+def own_llm_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Point llm, in subprocesses too, to a folder of this test alone, made when it is used."""
+    path = tmp_path_factory.getbasetemp() / f"llm-of-test-{next(_numbers)}"
     monkeypatch.setenv("LLM_USER_PATH", str(path))
     return path
+
+
+@pytest.fixture
+def llm_user_path(own_llm_folder: Path) -> Path:
+    """Make the folder that llm uses in this test; subprocesses inherit it."""
+    own_llm_folder.mkdir()
+    return own_llm_folder
 
 
 @pytest.fixture
