@@ -70,7 +70,7 @@ def own_llm_folder(
 @pytest.fixture
 def llm_user_path(own_llm_folder: Path) -> Path:
     """Make the folder that llm uses in this test; subprocesses inherit it."""
-    own_llm_folder.mkdir()
+    own_llm_folder.mkdir(exist_ok=True)
     return own_llm_folder
 
 
