@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 from tests.async_tests import pytest_pyfunc_call
 from tests.log_fixtures import (
     empty_log,
+    llm_process,
     make_begun,
     make_exchange,
     path,
@@ -23,6 +27,7 @@ from tests.log_fixtures import (
 
 __all__ = [
     "empty_log",
+    "llm_process",
     "make_begun",
     "make_exchange",
     "path",
@@ -31,6 +36,7 @@ __all__ = [
     "store",
     "talk",
 ]
+from tests import examples
 
 # The machines are shared: how long an example takes says nothing of the code. Each run
 # tries other examples, so that few of them at a time are many in a week.
@@ -43,13 +49,50 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("house")
 
 
+_numbers = itertools.count(1)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Start one worker more than there are cores: many tests wait for deadlines."""
+    if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None  # xdist reads it
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell costly properties how many examples to try."""
+    examples.is_slow_run = config.option.markexpr == "slow"
+    gc.disable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what was imported out of garbage collections: some tests make one each."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def llm_user_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A new folder for llm in each test; subprocesses inherit it."""
-    path = tmp_path / "llm"
-    path.mkdir()
+def own_llm_folder(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """Point llm, in subprocesses too, to a folder of this test alone, made when it is used."""
+    path = tmp_path_factory.getbasetemp() / f"llm-of-test-{next(_numbers)}"
     monkeypatch.setenv("LLM_USER_PATH", str(path))
     return path
+
+
+@pytest.fixture
+def llm_user_path(own_llm_folder: Path) -> Path:
+    """Make the folder that llm uses in this test; subprocesses inherit it."""
+    own_llm_folder.mkdir(exist_ok=True)
+    return own_llm_folder
+
+
+@pytest.fixture
+def every_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have subprocesses load all plugins that are installed, as they do for a user."""
+    monkeypatch.delenv("LLM_LOAD_PLUGINS")
 
 
 @pytest.fixture(autouse=True)

@@ -75,3 +75,4 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, **modules: str) -> No
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
         (info / "entry_points.txt").write_text(f"[llm]\n{name} = {name}\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.getcwd()]))
+    monkeypatch.delenv("LLM_LOAD_PLUGINS")

@@ -8,13 +8,15 @@ import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import llm
+import llm.cli
 import pytest
+from click.testing import CliRunner
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import Turn, begun, with_answer
 from llmproxy.recorder.store import Store
+from tests.empty_log import put_empty_log
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
 
@@ -28,12 +30,6 @@ def ended_as(
     return with_answer(replace(exchange, status=status, **facts), turn, events, finish)
 
 
-@pytest.fixture(autouse=True)
-def few_plugins(monkeypatch):
-    """The `llm` command that a test runs starts faster without the others."""
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo")
-
-
 @pytest.fixture
 def path(llm_user_path):
     """Where logs.db is to be; nothing is there yet."""
@@ -44,7 +40,7 @@ def path(llm_user_path):
 def empty_log(tmp_path_factory):
     """A logs.db without exchanges, to copy: the migrations take a tenth of a second."""
     path = tmp_path_factory.mktemp("log") / "logs.db"
-    Store(path).close()
+    put_empty_log(path)
     return path
 
 
@@ -129,14 +125,26 @@ def events_of(reply):
 
 
 @pytest.fixture
-def run_llm():
-    """Run the `llm` command as a person would, and give what it prints."""
+def llm_process():
+    """Run the `llm` command in a process, as a person would, and give what it prints."""
 
     def run(*words: str) -> str:
         done = subprocess.run(
             [sys.executable, "-m", "llm", *words], capture_output=True, text=True, timeout=30
         )
         assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def run_llm():
+    """Run the `llm` command in this process, which saves half a second each time."""
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(llm.cli.cli, words)
+        assert done.exit_code == 0, done.output
         return done.stdout
 
     return run

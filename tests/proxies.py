@@ -6,12 +6,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import llm
 
 from llmproxy import background
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Proxy, Settings
 from llmproxy.recorder.exchange import Exchange
+from tests.empty_log import put_empty_log
 from tests.models import registered
 
 
@@ -35,7 +39,11 @@ class Running:
 
 @contextmanager
 def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iterator[Running]:
-    """Run a proxy on a free port, with these models besides llm's own."""
+    """Run a proxy on a free port, with these models besides llm's own.
+
+    Where it would make a new log to write to, it finds an empty one instead, which is
+    faster. What it makes itself is tested with the store and with the command.
+    """
     reports: list[Exchange] = []
     warnings: list[str] = []
     condition = threading.Condition()
@@ -53,6 +61,10 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
         **settings,
     )
 
+    if chosen.log and chosen.replay is None and chosen.recordings is None:
+        database = chosen.database or Path(llm.user_dir()) / "logs.db"
+        if database.parent.is_dir() and not database.exists():
+            put_empty_log(database)
     with registered(*models), background.running(chosen) as proxy:
         port = proxy.addresses[0][1]
         yield Running(proxy.url, port, proxy, reports, warnings, condition)

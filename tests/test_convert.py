@@ -25,6 +25,7 @@ from llmproxy.core.errors import (
 )
 from llmproxy.dialects import DIALECTS, Dialect
 from llmproxy.transport.framing import SSEDecoder
+from tests.examples import many_examples
 from tests.strategies import event_streams, requests
 from tests.wire_cases import hub_json, wire_cases
 
@@ -85,7 +86,7 @@ def by_name(name: str) -> Dialect:
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(asked=requests())
-@settings(max_examples=30)
+@many_examples(30)
 def test_a_request_there_and_back_loses_only_what_is_listed(source, target, asked):
     body, _ = by_name(source).render_request(asked)
     there = convert.request(body, source, target)
@@ -178,7 +179,7 @@ def test_an_unknown_dialect_is_told_those_there_are():
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams())
-@settings(max_examples=30)
+@many_examples(30)
 def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, events):
     body = whole_of(by_name(source), events)
     there = convert.response(body, source, target, id=ID, created=CREATED)
@@ -193,7 +194,7 @@ def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, e
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams(), data=st.data())
-@settings(max_examples=30)
+@many_examples(30)
 def test_a_stream_converted_is_the_whole_answer_converted(source, target, events, data):
     """B18: cut anywhere."""
     stream = stream_of(by_name(source), events)
@@ -226,7 +227,7 @@ def test_a_stream_split_within_each_character_is_the_same(source, target):
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(one=event_streams(), other=event_streams(), random=st.randoms(use_true_random=False))
-@settings(max_examples=15)
+@many_examples(15)
 def test_two_converters_at_once_share_nothing(source, target, one, other, random):
     """B17"""
     streams = [stream_of(by_name(source), events) for events in (one, other)]
@@ -242,7 +243,7 @@ def test_two_converters_at_once_share_nothing(source, target, one, other, random
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams())
-@settings(max_examples=30)
+@many_examples(30)
 def test_what_a_stream_lost_is_all_that_it_lost(source, target, events):
     converter = convert.Stream(source, target, id=ID, created=CREATED)
     there = b"".join(map(converter.feed, events)) + converter.end()
@@ -416,7 +417,7 @@ def test_an_error_keeps_its_class_status_and_headers(source, target, error):
 
 @pytest.mark.parametrize("name", NAMES)
 @given(events=event_streams())
-@settings(max_examples=30)
+@many_examples(30)
 def test_a_stream_collected_is_its_whole_answer(name, events):
     collected = convert.collect(name, [stream_of(by_name(name), events)], id=ID, created=CREATED)
     whole = whole_of(by_name(name), events)

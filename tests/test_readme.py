@@ -32,6 +32,7 @@ def test_every_flag_is_in_the_readme_and_the_other_way_round():
     assert set(re.findall(r"--[a-z][a-z-]+", section)) == flags
 
 
+@pytest.mark.slow
 def test_session_is_recorded_and_played_again_as_written(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -85,6 +86,7 @@ def test_every_flag_of_a_command_is_in_the_readme_and_the_other_way_round(parser
     assert set(re.findall(r"--[a-z][a-z-]+", usage)) == flags - {"-h", "--help"}
 
 
+@pytest.mark.slow
 def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
     with running(AsyncScript("m", "Hello", usage(3, 2))) as proxy:
         body = {"model": "m", "messages": [{"role": "user", "content": "greet me"}]}
@@ -102,6 +104,7 @@ def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_the_story_of_a_benchmark_goes_as_written(tmp_path, monkeypatch):
     """With models that need no key in place of the named ones."""
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -62,11 +63,20 @@ def answers(*words, **counts):
     return [*words, usage(20, len(words), **counts)]
 
 
-@pytest.fixture
-def session(llm_user_path):
+@pytest.fixture(scope="module")
+def recorded_session(tmp_path_factory):
     """Three turns of one conversation, recorded."""
-    with running(AsyncScript("recorded", *answers("It", " is", " four."))) as proxy:
+    path = tmp_path_factory.mktemp("session") / "logs.db"
+    model = AsyncScript("recorded", *answers("It", " is", " four."))
+    with running(model, database=path) as proxy:
         talk(proxy, 3)
+    return path
+
+
+@pytest.fixture
+def session(recorded_session, llm_user_path):
+    """The log of them for this test alone."""
+    shutil.copy(recorded_session, llm_user_path / "logs.db")
 
 
 def bench(*words, models=(), code=0):
@@ -186,6 +196,24 @@ def test_only_the_recorded_model_is_given_its_own_reasoning_again(llm_user_path,
     assert len(asked) == 4 and len(set(asked[1:])) == 1, "all are siblings all the same"
 
 
+@pytest.fixture(scope="module")
+def recorded_traffic(tmp_path_factory):
+    """Nineteen answers alike, a failure, and one each of another dialect, client and model."""
+    path = tmp_path_factory.mktemp("traffic") / "logs.db"
+    models = one_word("recorded"), one_word("other"), AsyncScript("bad", OSError())
+    say = [{"role": "user", "content": "hello"}]
+    with running(*models, database=path) as proxy:
+        for _ in range(19):
+            ask(proxy, say)
+        with pytest.raises(OSError):
+            ask(proxy, say, "bad")
+        post(proxy, "/v1/messages", {"model": "recorded", "max_tokens": 9, "messages": say})
+        body = {"model": "recorded", "messages": say}
+        post(proxy, "/v1/chat/completions", body, **{"x-title": "editor"})
+        ask(proxy, [{"role": "user", "content": "the capital of France?"}], "other")
+    return path
+
+
 @pytest.mark.parametrize(
     "words, count",
     [
@@ -200,17 +228,8 @@ def test_only_the_recorded_model_is_given_its_own_reasoning_again(llm_user_path,
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_filters_choose_what_is_asked_again(llm_user_path, capsys, words, count):
-    say = [{"role": "user", "content": "hello"}]
-    with running(one_word("recorded"), one_word("other"), AsyncScript("bad", OSError())) as proxy:
-        for _ in range(19):
-            ask(proxy, say)
-        with pytest.raises(OSError):
-            ask(proxy, say, "bad")
-        post(proxy, "/v1/messages", {"model": "recorded", "max_tokens": 9, "messages": say})
-        body = {"model": "recorded", "messages": say}
-        post(proxy, "/v1/chat/completions", body, **{"x-title": "editor"})
-        ask(proxy, [{"role": "user", "content": "the capital of France?"}], "other")
+def test_filters_choose_what_is_asked_again(recorded_traffic, llm_user_path, capsys, words, count):
+    shutil.copy(recorded_traffic, llm_user_path / "logs.db")
     bench("--models", "a", "--dry-run", *words, models=[one_word("a")])
     *asked, last = capsys.readouterr().out.splitlines()
     assert len(asked) == count

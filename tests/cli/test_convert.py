@@ -117,7 +117,4 @@ def test_an_unknown_dialect_is_told_those_there_are():
 
 
 def test_the_help_of_the_server_names_it():
-    result = subprocess.run(
-        [sys.executable, "-m", "llmproxy", "--help"], capture_output=True, text=True, timeout=30
-    )
-    assert "convert --from NAME --to NAME" in result.stdout
+    assert "convert --from NAME --to NAME" in run_here("--help")[1].decode()

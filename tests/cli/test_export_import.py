@@ -130,6 +130,7 @@ def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_export_leaves_no_half_file(recorded, tmp_path):
     """And one that is whole is not spoiled by the next."""
     lines, _ = run("export", "-", "--database", str(recorded))

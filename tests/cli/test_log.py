@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -33,19 +34,19 @@ def ask(proxy, text, model="m", before=(), **fields):
 SAID = "The greeting is in hello.py, and nobody calls it."
 
 
-@pytest.fixture
-def conversations(llm_user_path):
+@pytest.fixture(scope="module")
+def recorded_conversations(tmp_path_factory):
     """One in three turns, the last of them edited, its clock going on; and another one.
 
-    Gives the ids of the first one's exchanges, and those of its thread and of the fork's.
+    Gives the log, the ids of the first one's exchanges, and those of its thread and the fork's.
     """
 
     def system(minute):
         return {"role": "system", "content": f"You help. It is 10:{minute}."}
 
-    with running(
-        AsyncScript("m", SAID, usage(30, 9, prompt_tokens_details={"cached_tokens": 4}))
-    ) as proxy:
+    path = tmp_path_factory.mktemp("conversations") / "logs.db"
+    model = AsyncScript("m", SAID, usage(30, 9, prompt_tokens_details={"cached_tokens": 4}))
+    with running(model, database=path) as proxy:
         history = [{"role": "user", "content": "where?"}, {"role": "assistant", "content": SAID}]
         ids = [
             ask(proxy, "where?", before=[system(41)]).id,
@@ -54,22 +55,40 @@ def conversations(llm_user_path):
         ]
         ask(proxy, "something else", before=[system(42)])
     ids = [id.removeprefix("chatcmpl-") for id in ids]
-    threads = [json.loads(log(id, "--json"))["thread_id"] for id in ids]
+    whole = [json.loads(log(id, "--json", "--database", str(path))) for id in ids]
+    threads = [exchange["thread_id"] for exchange in whole]
     assert threads[0] == threads[1]
-    return ids, threads[1:]
+    return path, ids, threads[1:]
 
 
 @pytest.fixture
-def recorded(llm_user_path):
+def conversations(recorded_conversations, llm_user_path):
+    """The log of them for this test alone; gives the ids."""
+    path, ids, threads = recorded_conversations
+    shutil.copy(path, llm_user_path / "logs.db")
+    return ids, threads
+
+
+@pytest.fixture(scope="module")
+def recorded_exchanges(tmp_path_factory):
     """Three exchanges: two answered, of two models, and one that failed."""
     failing = AsyncScript("broken", "so far", RuntimeError("gone"))
     other = AsyncScript("other", "Paris", usage(5, 1))
-    with running(AsyncScript("m", "Hello", usage(3, 2)), other, failing) as proxy:
+    path = tmp_path_factory.mktemp("exchanges") / "logs.db"
+    with running(AsyncScript("m", "Hello", usage(3, 2)), other, failing, database=path) as proxy:
         first = ask(proxy, "greet me")
         ask(proxy, "capital of France?", "other", extra_headers={"x-title": "aider"})
         with pytest.raises(openai.APIError):
             list(ask(proxy, "break", "broken", stream=True))
-    return first.id.removeprefix("chatcmpl-")
+    return path, first.id.removeprefix("chatcmpl-")
+
+
+@pytest.fixture
+def recorded(recorded_exchanges, llm_user_path):
+    """The log of them for this test alone; gives the first one's id."""
+    path, id = recorded_exchanges
+    shutil.copy(path, llm_user_path / "logs.db")
+    return id
 
 
 def test_lines_are_one_an_exchange_newest_last(recorded):
@@ -211,14 +230,14 @@ def test_what_is_stored_is_verified(conversations, llm_user_path):
     )
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         db.execute("update parts set text = 'rename them' where text = 'rename it'")
-    result = subprocess.run([*COMMAND, "--verify"], capture_output=True, text=True, timeout=30)
-    broken, summary = result.stdout.splitlines()
-    assert result.returncode == 1
+    code, out, _ = run_here("log", "--verify")
+    broken, summary = out.decode().splitlines()
+    assert code == 1
     assert broken.startswith("message b2:")
     assert broken.endswith(f" (user) in {ids[1]} of thread {thread}: it was changed")
     assert summary.startswith("1 is not as stored, of ")
-    whole = subprocess.run([*COMMAND, "--verify", "--json"], capture_output=True, timeout=30)
-    assert json.loads(whole.stdout)["broken"][0]["role"] == "user"
+    _, whole, _ = run_here("log", "--verify", "--json")
+    assert json.loads(whole)["broken"][0]["role"] == "user"
 
 
 def test_prune_forgets_what_is_meant_and_says_so(recorded):

@@ -11,20 +11,15 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from importlib import metadata
 from urllib.request import Request, urlopen
 
 import pytest
 
 from llmproxy.core.limits import describe
+from tests.commands import run_here
 
 COMMAND = [sys.executable, "-m", "llmproxy"]
-
-
-@pytest.fixture(autouse=True)
-def few_plugins(monkeypatch, request):
-    """A process starts faster without the others."""
-    if "plugin" not in request.node.name:
-        monkeypatch.setenv("LLM_LOAD_PLUGINS", "")
 
 
 def run(*words: str, command: list[str] = COMMAND) -> subprocess.CompletedProcess[str]:
@@ -62,8 +57,8 @@ def chat(url: str, stream: bool = False, model: str = "demo", **fields):
 
 def test_version_and_help():
     assert re.fullmatch(r"llmproxy \d+\.\d+\.\d+\n", run("--version").stdout)
-    assert "--help-limits" in run("--help").stdout
-    assert run("--help-limits").stdout.splitlines() == describe()
+    assert "--help-limits" in run_here("--help")[1].decode()
+    assert run_here("--help-limits")[1].decode().splitlines() == describe()
 
 
 @pytest.mark.parametrize(
@@ -84,10 +79,9 @@ def test_version_and_help():
     ],
 )
 def test_words_that_make_no_sense_are_one_clear_line(words, error):
-    result = run(*words)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    last = result.stderr.splitlines()[-1]
+    code, out, err = run_here(*words)
+    assert (code, out) == (2, b"")
+    last = err.splitlines()[-1]
     assert last.startswith(("llmproxy: ", "llmproxy: error: "))
     assert error in last
 
@@ -139,7 +133,7 @@ def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
         assert process.stderr.read().count("warning: ") >= 1
 
 
-def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_path):
+def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_path, monkeypatch):
     """The log has it too: it is flushed after the last answer."""
     plugin = tmp_path / "slow_plugin.py"
     plugin.write_text(
@@ -158,38 +152,29 @@ def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_pa
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[llm]\nslow = slow_plugin\n")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(tmp_path), os.getcwd()])
-    try:
-        with serving() as (process, url, lines):
-            response = chat(url, stream=True, model="slow")
-            while b"one " not in response.readline():
-                pass
-            process.send_signal(signal.SIGTERM)
-            while not lines.get(timeout=10).startswith("stopping"):
-                pass
-            (tmp_path / "go").touch()
-            assert response.read().endswith(b"data: [DONE]\n\n")
-            assert process.wait(20) == 0
-    finally:
-        del os.environ["PYTHONPATH"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd()]))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "slow-plugin")
+    with serving() as (process, url, lines):
+        response = chat(url, stream=True, model="slow")
+        while b"one " not in response.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        while not lines.get(timeout=10).startswith("stopping"):
+            pass
+        (tmp_path / "go").touch()
+        assert response.read().endswith(b"data: [DONE]\n\n")
+        assert process.wait(20) == 0
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         sql = "select text from turns join parts on message_hash = tip_message_hash"
         assert db.execute(sql).fetchall() == [("one two",)]
 
 
 @pytest.mark.skipif(
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import importlib.metadata as m; m.distribution('llm-proxy-recorder')",
-        ],
-        capture_output=True,
-    ).returncode
-    != 0,
+    not any(metadata.distributions(name="llm-proxy-recorder")),
     reason="not installed, so llm does not know our entry point",
 )
-def test_the_same_command_is_an_llm_plugin():
+def test_the_same_command_is_an_llm_plugin(monkeypatch):
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-proxy-recorder")
     result = run("proxy", "--version", command=[sys.executable, "-m", "llm"])
     assert result.stdout.startswith("llmproxy ")
     assert "proxy" in run("--help", command=[sys.executable, "-m", "llm"]).stdout

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -20,12 +21,21 @@ pytestmark = pytest.mark.usefixtures("no_plugins")
 HOSTILE = "<script>alert(1)</script>"
 
 
-@pytest.fixture
-def recorded(llm_user_path):
+@pytest.fixture(scope="module")
+def recorded_run(tmp_path_factory):
     """Three turns, and a run over them of two models."""
-    with running(AsyncScript("then", "It is four.", usage(20, 4))) as proxy:
+    path = tmp_path_factory.mktemp("run") / "logs.db"
+    with running(AsyncScript("then", "It is four.", usage(20, 4)), database=path) as proxy:
         talk(proxy, 3, "then")
-    bench("--models", "a,b", "--name", "friday", models=[one_word("a", HOSTILE), one_word("b")])
+    words = ["--models", "a,b", "--name", "friday", "--database", str(path)]
+    bench(*words, models=[one_word("a", HOSTILE), one_word("b")])
+    return path
+
+
+@pytest.fixture
+def recorded(recorded_run, llm_user_path):
+    """The log of it for this test alone."""
+    shutil.copy(recorded_run, llm_user_path / "logs.db")
 
 
 def report(capsys, *words, code=0):

@@ -234,6 +234,7 @@ def test_a_turn_whose_predecessor_was_forgotten_goes_on_from_the_one_before(talk
     assert drawn(history, first) == [(0, None, "one"), (0, None, "three")]
 
 
+@pytest.mark.slow
 def test_a_thousand_turns_do_not_nest(talk, history, store, make_exchange):
     """Neither straight on nor in branches of branches."""
     before, exchanges = None, []

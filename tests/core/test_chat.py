@@ -11,6 +11,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments, chat, payload
 from llmproxy.core.errors import InvalidRequest, Unsupported
+from tests.examples import many_examples
 from tests.strategies import (
     PNG_MAGIC,
     argument_texts,
@@ -115,7 +116,7 @@ def test_what_the_provider_ran_itself_is_kept_and_marked():
 
 
 @given(event_streams())
-@settings(max_examples=50)
+@many_examples(50)
 def test_an_answer_is_collected_as_llm_stores_it(events):
     """Oracle: llm's own assembly, save for arguments that are no JSON object."""
     response = llm.Response(llm.Prompt("", model=MODEL), MODEL, stream=True)
@@ -131,7 +132,7 @@ def test_an_answer_is_collected_as_llm_stores_it(events):
 
 
 @given(event_streams())
-@settings(max_examples=50)
+@many_examples(50)
 def test_raw_arguments_are_those_of_the_events(events):
     """B40: letter for letter, in the model's own key order."""
     response = chat.collect(events)
@@ -277,7 +278,7 @@ def test_a_url_that_is_refused(url, message):
 
 
 @given(conversations())
-@settings(max_examples=50)
+@many_examples(50)
 def test_messages_survive_llms_own_json(messages):
     """The strategy's messages are such as logs.db gives back."""
     assert [Message.from_dict(message.to_dict()) for message in messages] == messages

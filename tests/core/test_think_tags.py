@@ -9,6 +9,7 @@ from llm.parts import ReasoningPart, StreamEvent, TextPart
 
 from llmproxy.core import chat
 from llmproxy.core.think_tags import ThinkTagSplitter, split_thinking
+from tests.examples import many_examples
 from tests.strategies import event_streams, texts
 
 
@@ -125,7 +126,7 @@ def test_data_of_the_provider_stays_with_its_part():
 
 
 @given(event_streams())
-@settings(max_examples=60)
+@many_examples(60)
 def test_a_stream_without_tags_is_the_same_answer(events):
     if any("<think" in getattr(event, "chunk", "") for event in events):
         return
@@ -135,7 +136,7 @@ def test_a_stream_without_tags_is_the_same_answer(events):
 
 
 @given(event_streams(), st.lists(tagged, max_size=3))
-@settings(max_examples=60)
+@many_examples(60)
 def test_events_keep_the_hubs_invariant(events, more):
     start = 1 + max((event.part_index for event in events[:-1]), default=-1)
     added = [text(chunk, start + i % 2) for i, chunk in enumerate(more)]

@@ -46,6 +46,7 @@ from llmproxy.core.errors import (
 )
 from llmproxy.dialects import anthropic_messages
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
+from tests.examples import many_examples
 from tests.strategies import AWKWARD, event_streams, json_values, marked_bodies, requests
 from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, WIRE, hub_json, wire_cases
 
@@ -558,7 +559,7 @@ def damaged_requests(draw: st.DrawFn) -> Any:
 
 
 @given(json_values() | damaged_requests())
-@settings(max_examples=150)
+@many_examples(150)
 def test_any_value_is_read_or_refused(body):
     try:
         request = anthropic_messages.parse_request(body)
@@ -814,7 +815,7 @@ def test_counts_written_and_read_are_what_they_were(counts):
 
 
 @given(event_streams())
-@settings(max_examples=150, deadline=None)
+@many_examples(150, deadline=None)
 def test_a_stream_says_what_the_whole_answer_says(events):
     whole = whole_of(events)
     SDKMessage.model_validate(whole)
@@ -822,7 +823,7 @@ def test_a_stream_says_what_the_whole_answer_says(events):
 
 
 @given(event_streams(), event_streams(), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@many_examples(40, deadline=None)
 def test_two_answers_at_once_share_nothing(one, other, random):
     """B17"""
     renderers = [anthropic_messages.StreamRenderer(asked(), ANSWER_ID, 0) for _ in range(2)]
@@ -946,7 +947,7 @@ GO_ON = said("user", "go on")
 
 
 @given(requests())
-@settings(max_examples=80, deadline=None)
+@many_examples(80, deadline=None)
 def test_a_request_written_and_read_is_what_it_was(request_):
     """B24-B28: save what is listed, and reasoning that nobody signed."""
     request_ = replace(

@@ -43,6 +43,7 @@ from llmproxy.core.errors import (
 )
 from llmproxy.dialects import DIALECTS, openai_chat
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
+from tests.examples import many_examples
 from tests.strategies import (
     AWKWARD,
     conversations,
@@ -578,7 +579,7 @@ def test_arguments_that_came_without_their_text_are_written_anew():
 
 
 @given(event_streams())
-@settings(max_examples=50)
+@many_examples(50)
 def test_every_chunk_has_the_same_head_and_a_finish_reason(events):
     """B5, B10: null until the one chunk that ends it."""
     chunks = chunks_of(stream_of(events, include_usage=False))
@@ -671,7 +672,7 @@ def test_a_keep_alive_is_a_comment_that_the_sdk_skips():
 
 
 @given(event_streams(), event_streams(), st.randoms(use_true_random=False))
-@settings(max_examples=30)
+@many_examples(30)
 def test_two_streams_at_once_share_nothing(one, other, random):
     """B17"""
     renderers = [openai_chat.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED) for _ in range(2)]
@@ -693,7 +694,7 @@ def test_a_delta_of_a_megabyte_is_one_frame():
 
 
 @given(event_streams())
-@settings(max_examples=50)
+@many_examples(50)
 def test_a_stream_accumulated_by_the_sdk_is_the_whole_answer(events):
     """B1 to B7, B18: text, reasoning, calls, finish reason and usage."""
     streamed = shown(SERVER.accumulated(Pieces([stream_of(events)])))
@@ -703,7 +704,7 @@ def test_a_stream_accumulated_by_the_sdk_is_the_whole_answer(events):
 
 
 @given(event_streams())
-@settings(max_examples=50)
+@many_examples(50)
 def test_the_sdk_reads_what_the_hub_collects(events):
     response = chat.collect(events)
     read = shown(SERVER.accumulated(Pieces([stream_of(events)])))
@@ -733,7 +734,7 @@ def visible(messages: list[Message]) -> tuple[str, list[tuple[str, Any, str | No
 
 
 @given(event_streams(), st.booleans())
-@settings(max_examples=50)
+@many_examples(50)
 def test_an_answer_sent_back_is_read_as_what_it_was(events, exclude_none):
     """C17: by the SDK's own dump of it, which is what most programs keep as their history."""
     message = SERVER.whole(whole_of(events)).choices[0].message
@@ -777,13 +778,13 @@ def as_wire(messages: list[Message]) -> list[dict[str, Any]]:
 
 
 @given(conversations())
-@settings(max_examples=50)
+@many_examples(50)
 def test_a_conversation_written_on_this_wire_is_read_as_it_is(messages):
     assert parse(*as_wire(messages)).messages == messages
 
 
 @given(conversations(), st.booleans())
-@settings(max_examples=50)
+@many_examples(50)
 def test_reading_is_stable_and_a_longer_history_begins_as_the_shorter(messages, without_ids):
     """d6.3: also the ids that we make up."""
     wire = as_wire(messages)
@@ -850,7 +851,7 @@ def check_read_or_refused(body: Any) -> None:
 
 
 @given(json_values() | damaged_requests())
-@settings(max_examples=100)
+@many_examples(100)
 def test_any_value_is_read_or_refused(body):
     check_read_or_refused(body)
 
@@ -1006,7 +1007,7 @@ def test_a_schema_that_says_nothing_asks_for_json():
 
 
 @given(requests())
-@settings(max_examples=50)
+@many_examples(50)
 def test_a_request_written_and_read_is_what_it_was(request_):
     body, ignored = openai_chat.render_request(request_)
     read = openai_chat.parse_request(json.loads(json.dumps(body)))
@@ -1186,7 +1187,7 @@ def test_an_answer_capture_reads_back_whole_and_streamed(case):
 
 
 @given(event_streams(), st.data())
-@settings(max_examples=60)
+@many_examples(60)
 def test_a_rendered_stream_cut_anywhere_is_read_as_the_whole_answer(events, data):
     """B1 to B7, B18, B40"""
     stream = stream_of(events)
@@ -1222,7 +1223,7 @@ def test_a_stream_cut_at_every_byte_reads_the_same():
 
 
 @given(event_streams(), event_streams(), st.randoms(use_true_random=False))
-@settings(max_examples=30)
+@many_examples(30)
 def test_two_parsers_at_once_share_nothing(one, other, random):
     """B17"""
     queues = [SSEDecoder().feed(stream_of(events)) for events in (one, other)]

@@ -204,12 +204,14 @@ def slow_plugin(tmp_path, monkeypatch):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-plugin\nVersion: 1\n")
     (info / "entry_points.txt").write_text("[llm]\nslow = slow_plugin\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.getcwd()]))
+    monkeypatch.setenv("LLM_LOAD_PLUGINS", "slow-plugin")
 
 
 def statuses(llm_user_path):
     return [status for _, status in rows(llm_user_path, "received, status")]
 
 
+@pytest.mark.slow
 def test_killed_process_leaves_what_clients_saw_and_marks_the_rest(slow_plugin, llm_user_path):
     with serving() as (killed, url, _), serving() as (neighbour, other_url, _):
         chat(url).read()

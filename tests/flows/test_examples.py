@@ -42,6 +42,7 @@ def test_stream_with_sdk():
     assert re.search(r"\(5 tokens in, \d+ out\)\n$", out)
 
 
+@pytest.mark.slow
 def test_serve_own_model():
     out = run([sys.executable, str(EXAMPLES / "serve_own_model.py")])
     assert out == "GOOD! MORNING! \n"
@@ -63,6 +64,7 @@ def test_convert_live_stream():
     assert lines == "Héllo 🌊 9 4\nmeasured: True failed: None lost: ()\n"
 
 
+@pytest.mark.slow
 def test_agent_tests(tmp_path):
     """Record, replay without a model, and see what a changed prompt is told."""
     database = tmp_path / "agent.db"

@@ -289,6 +289,7 @@ def read_some(client):
 # ---- slow clients
 
 
+@pytest.mark.slow
 def test_slow_clients_are_dropped_while_others_are_answered():
     model = AsyncCounting("m")
     limits = Limits(header_s=0.5, body_s=0.5, stall_s=1.0, idle_s=1.0, shutdown_s=5)

@@ -111,7 +111,10 @@ def output(process, lines):
     return "".join(said).encode(), process.stderr.read().encode()
 
 
-def test_providers_that_quote_keys_tell_them_to_nobody(llm_user_path, monkeypatch, tmp_path):
+@pytest.mark.slow
+def test_providers_that_quote_keys_tell_them_to_nobody(
+    every_plugin, llm_user_path, monkeypatch, tmp_path
+):
     models = ["local", "of-environment", "anthropic/claude-haiku-4-5-20251001"]
     answers, statuses = [], []
     with playing(quoting(401)) as provider:
@@ -144,6 +147,7 @@ def test_providers_that_quote_keys_tell_them_to_nobody(llm_user_path, monkeypatc
     assert_clean(exported.read_bytes(), (tmp_path / "p").read_bytes())
 
 
+@pytest.mark.slow
 def test_errors_inside_a_stream_tell_no_key(llm_user_path, monkeypatch):
     with playing(quoting(200)) as provider:
         with served(llm_user_path, provider, monkeypatch) as (process, url, lines):
@@ -156,6 +160,7 @@ def test_errors_inside_a_stream_tell_no_key(llm_user_path, monkeypatch):
     assert_clean(*answers, kept(llm_user_path), out, err)
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_another_server_tells_no_key(llm_user_path):
     with running(AsyncScript("m", "well")) as proxy:
         assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200
@@ -176,6 +181,7 @@ def test_a_benchmark_of_another_server_tells_no_key(llm_user_path):
     assert STORED in str(provider.headers)
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_a_model_tells_no_key(llm_user_path, monkeypatch):
     with running(AsyncScript("m", "well")) as proxy:
         assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200

@@ -6,11 +6,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import llm.logs
+import pytest
 import sqlite_utils
 
 from tests.cli.test_main import chat, serving
 
 
+@pytest.mark.slow
 def test_two_proxies_and_llm_write_one_fresh_log(llm_user_path):
     """d6.13, d6.23: neither a race of migrations nor a lock loses a turn or fails a client."""
 

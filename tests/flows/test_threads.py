@@ -181,6 +181,7 @@ class Aider:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reminder", ["sys", "user"])
 def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder, llm_user_path):
     """d6.32, and what `--cid` is for (d6.24)."""

@@ -6,12 +6,13 @@ from datetime import UTC, datetime
 
 import llm
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, StreamEvent
 
 from llmproxy.core import attachments, chat
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
+from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
@@ -163,7 +164,7 @@ def exchanges(draw):
     )
 
 
-@settings(max_examples=20)  # each draws a whole conversation
+@many_examples(20)  # each draws a whole conversation
 @given(exchanges())
 def test_the_json_form_reads_back_equal(exchange):
     read = from_json(json.loads(json.dumps(to_json(exchange))))

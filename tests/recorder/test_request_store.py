@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.recorder.request_store import LONG_CHARS, RUN, dumps, fold, unfold
+from tests.examples import many_examples
 from tests.strategies import json_values
 
 keys = st.sampled_from(["$", "$$", "messages", "content"])
@@ -20,7 +21,7 @@ bodies = st.recursive(
 )
 
 
-@settings(max_examples=60)
+@many_examples(60)
 @given(bodies)
 def test_what_is_folded_unfolds_to_the_same_and_is_known(body):
     folded = fold(body, {})

@@ -446,6 +446,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_processes_that_open_an_empty_file_at_once_all_succeed(path, llm_log):
     """d6.23: with llm's own migrations all but one fail."""
     started = [

@@ -12,6 +12,7 @@ from llm.parts import Message, StreamEvent, TextPart
 
 from llmproxy.core import chat
 from llmproxy.recorder.timeline import Tick, decode, encode, ticks
+from tests.examples import many_examples
 from tests.strategies import event_streams
 
 
@@ -38,6 +39,7 @@ def with_metadata_last(events):
 
 
 @given(timed())
+@many_examples(15)
 def test_an_answer_is_played_again_event_by_event(events):
     reply = chat.collect(event for _, event in events).messages
     timeline = json.loads(json.dumps(encode(events)))

@@ -17,7 +17,7 @@ from pathlib import Path
 import llm
 import pytest
 import sqlite_utils
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from llm.logs import LogStore
 
@@ -27,6 +27,7 @@ from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.spool import Spool, read
 from llmproxy.recorder.store import Store, StoreError
 from llmproxy.recorder.writer import Writer
+from tests.examples import many_examples
 
 
 @pytest.fixture
@@ -401,8 +402,8 @@ steps = st.lists(
 )
 
 
-@settings(
-    max_examples=50,
+@many_examples(
+    50,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has a file of its own
 )
@@ -505,6 +506,7 @@ def statuses(path):
         return dict(connection.execute("select id, status from proxy_exchanges").fetchall())
 
 
+@pytest.mark.slow
 def test_two_processes_on_a_fresh_file_lose_nothing(path):
     processes = [work(path, name, 50) for name in ("a", "b")]
     for process in processes:
@@ -597,8 +599,9 @@ def test_the_thread_does_not_hold_the_process(path):
     assert subprocess.run([sys.executable, "-c", LEAVE, str(path)], timeout=20).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_llm_command_writes_beside_a_busy_writer(
-    writer, path, warnings, make_exchange, run_llm
+    writer, path, warnings, make_exchange, llm_process
 ):
     stop = threading.Event()
     written = []
@@ -613,7 +616,7 @@ def test_the_llm_command_writes_beside_a_busy_writer(
         for _ in range(3):
             # It fails by itself where a commit of ours falls between its read and its write.
             with contextlib.suppress(AssertionError):
-                run_llm("-m", "echo", "hi there")
+                llm_process("-m", "echo", "hi there")
     finally:
         stop.set()
         thread.join()

@@ -4,9 +4,7 @@ import random
 import time
 from dataclasses import replace
 
-import numpy
 import pytest
-import scipy.stats
 from llm.parts import Message, ToolCallPart
 
 from llmproxy.core.chat import Usage
@@ -147,6 +145,8 @@ def test_a_study_of_nothing_has_no_figures():
 
 
 def test_a_whole_run_is_numpys():
+    import numpy
+
     study = a_study(n=20, repeat=3)
     a, b = figures(study).models
     for model in (a, b):
@@ -195,6 +195,8 @@ def test_gaps_of_all_answers_are_told_together():
 
 def test_a_difference_is_that_of_the_same_requests():
     """The requests differ by seconds, the models by a tenth of one: unpaired, all is noise."""
+    import numpy
+
     source = random.Random(1)
     waits = [source.uniform(500, 20_000) for _ in range(12)]
     answers = [timed("a", str(i), wait) for i, wait in enumerate(waits)]
@@ -213,6 +215,9 @@ def test_a_difference_is_that_of_the_same_requests():
 
 
 def test_a_paired_interval_is_scipys():
+    import numpy
+    import scipy.stats
+
     source = random.Random(2)
     differences = [source.lognormvariate(3, 1) for _ in range(40)]
     answers = [timed("a", str(i), 100.0) for i in range(40)]

@@ -2,12 +2,12 @@
 
 import json
 
-import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.report.json_schema import NoValue, Verdict, canonical, held_against, json_value
+from tests.examples import many_examples
 from tests.strategies import json_values
 
 
@@ -103,6 +103,8 @@ PERSON = {
     ],
 )
 def test_a_value_is_held_against_a_schema(value, problem):
+    import jsonschema
+
     assert held_against(PERSON, value) == Verdict(problem, ())
     assert jsonschema.Draft202012Validator(PERSON).is_valid(value) is (problem is None)
 
@@ -204,8 +206,10 @@ VALUES = st.recursive(
 
 
 @given(schemas(), schemas(depth=0), VALUES)
-@settings(max_examples=300)
+@many_examples(300)
 def test_verdicts_are_jsonschemas(schema, definition, value):
+    import jsonschema
+
     if isinstance(schema, dict):
         schema = {"$defs": {"x": definition}, **schema}
     expected = jsonschema.Draft202012Validator(schema).is_valid(value)

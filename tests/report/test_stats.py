@@ -4,9 +4,7 @@ import math
 import random
 import time
 
-import numpy
 import pytest
-import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +18,8 @@ SHARES = st.floats(0, 1)
 
 @given(SAMPLES, SHARES)
 def test_quantiles_are_numpys(values, q):
+    import numpy
+
     expected = float(numpy.quantile(values, q))
     assert stats.quantile(values, q) == pytest.approx(expected, rel=1e-12, abs=1e-12)
     assert min(values) <= stats.quantile(values, q) <= max(values)
@@ -33,6 +33,8 @@ def test_a_larger_share_has_no_smaller_quantile(values, q, other):
 
 @given(SAMPLES, st.randoms())
 def test_a_summary_is_numpys_and_order_has_no_meaning(values, source):
+    import numpy
+
     summary = stats.summary(values)
     expected = [len(values), numpy.mean(values), min(values)]
     expected += [*numpy.quantile(values, [0.5, 0.95, 0.99]), max(values)]
@@ -65,6 +67,9 @@ def lognormal(count, seed, factor=1.0):
 
 
 def bootstrapped(values):
+    import numpy
+    import scipy.stats
+
     return scipy.stats.bootstrap(
         (values,),
         numpy.median,
@@ -91,6 +96,8 @@ def test_resampled_medians_lie_where_scipys_do(count):
 @pytest.mark.parametrize("count", [1, 2, 3, 6, 7, 30, 31])
 def test_medians_are_drawn_as_if_samples_were(count):
     """Against medians of samples that are drawn indeed: any two tell apart at 1 %."""
+    import numpy
+
     values, source = sorted(lognormal(count, seed=count)), random.Random(1)
     drawn = [numpy.median(source.choices(values, k=count)) for _ in range(4000)]
     ours = stats._resampled_medians(values, source, 4000)
@@ -103,6 +110,8 @@ def test_medians_are_drawn_as_if_samples_were(count):
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 @pytest.mark.parametrize("count", [*range(8, 40), 101, 400, 3000])
 def test_an_interval_is_no_narrower_than_scipys_exact_one(count, confidence):
+    import scipy.stats
+
     values = lognormal(count, seed=count)
     exact = scipy.stats.quantile_test(values).confidence_interval(confidence_level=confidence)
     assert stats._exact_interval(sorted(values), confidence) == Interval(exact.low, exact.high)
@@ -112,6 +121,8 @@ def test_an_interval_is_no_narrower_than_scipys_exact_one(count, confidence):
 
 @pytest.mark.parametrize("count", [6, 7, 20, 101, 400])
 def test_an_interval_of_the_median_is_the_wider_of_scipys(count):
+    import scipy.stats
+
     values = lognormal(count, seed=count)
     ours = stats.median_interval(values, seed=1, resamples=4000)
     theirs, exact = bootstrapped(values), scipy.stats.quantile_test(values).confidence_interval()
@@ -121,6 +132,9 @@ def test_an_interval_of_the_median_is_the_wider_of_scipys(count):
 
 
 def test_an_interval_of_a_difference_is_scipys():
+    import numpy
+    import scipy.stats
+
     first, second = lognormal(80, seed=1), lognormal(50, seed=2, factor=1.3)
     ours = stats.difference_interval(first, second, seed=1, resamples=4000)
     theirs = scipy.stats.bootstrap(
@@ -236,6 +250,8 @@ def test_gaps_are_between_events():
 
 @given(st.lists(st.floats(0, 1e7), min_size=2, max_size=50).map(sorted))
 def test_gaps_are_numpys(times):
+    import numpy
+
     between = numpy.diff(times)
     expected = [*numpy.quantile(between, [0.5, 0.95]), between.max()]
     assert list(vars(stats.gaps(times)).values()) == pytest.approx(expected, abs=1e-6)

@@ -14,6 +14,7 @@ from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from llmproxy.transfer.anonymize import ASTRAL_X, _fill_arguments, _free, fill, filled
 from llmproxy.transfer.jsonl import decode, encode
+from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.recorder.test_exchange import RECEIVED
 from tests.strategies import argument_texts, json_objects, texts
@@ -212,7 +213,7 @@ def shape(value, name=""):
             return value if name != "replay_key" else None
 
 
-@settings(max_examples=15)
+@many_examples(15)
 @given(exchanges())
 def test_shape_lengths_and_timing_stay(exchange):
     got = filled(exchange)

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import llm
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
+from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments
 from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.reader import Filter, LogReader
@@ -39,6 +40,8 @@ from llmproxy.transfer.import_ import Imported, import_files
 from llmproxy.transfer.jsonl import decode, encode
 from llmproxy.transfer.llama_stack.as_exchange import exchange_of
 from llmproxy.transfer.llama_stack.read import parse_recording
+from tests.examples import many_examples
+from tests.models import registered
 
 ALL = Filter()
 RECORDINGS = Path(__file__).parents[1] / "recordings"
@@ -173,9 +176,7 @@ def test_importing_twice_changes_nothing(lines, tmp_path):
     assert everything(there) == before
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@many_examples(12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     lines, tmp_path_factory, empty_log, data
@@ -233,9 +234,8 @@ def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
     assert tip == of_first
 
 
-def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, run_llm, monkeypatch):
+def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, run_llm, monkeypatch):
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "there"))
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo,llm-proxy-recorder")
     there = tmp_path / "there" / "logs.db"
     there.parent.mkdir()
     (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
@@ -247,7 +247,8 @@ def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, ru
     newest = json.loads(lines[-1])["thread_id"]
     for words, meant in ((["-c"], newest), (["--cid", thread], thread)):
         tip = rows(there, "select tip_message_hash from threads where id = ?", meant)
-        run_llm(*words, "-m", "echo", "and on?")
+        with registered(Demo()):  # which llm looks up, as the newest turn is the demo's
+            run_llm(*words, "-m", "echo", "and on?")
         went_on = (
             "select thread_id, before.parent_hash from turns"
             " join messages as before on before.hash = parent_message_hash"

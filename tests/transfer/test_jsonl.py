@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import llm
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
@@ -17,6 +17,7 @@ from llmproxy.core.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, to_json
 from llmproxy.recorder.store import Store
 from llmproxy.transfer.jsonl import decode, encode
+from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
@@ -74,7 +75,7 @@ def exchanges(draw):
     return exchange
 
 
-@settings(max_examples=15)
+@many_examples(15)
 @given(exchanges())
 def test_a_line_reads_back_equal(exchange):
     line = encode(exchange)
@@ -210,7 +211,7 @@ ODD = [
 ]  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@many_examples(150, deadline=None)
 @given(st.data())
 def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
     """Whatever is changed: one clear error, or rows that can be read again."""

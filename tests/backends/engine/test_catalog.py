@@ -101,7 +101,7 @@ def test_plugin_that_fails_to_list_its_models_costs_its_own_alone(caplog):
     assert "plugin broken could not list its models: SystemExit('no config')" in caplog.text
 
 
-def test_plugin_that_fails_to_import_costs_its_own_alone(tmp_path):
+def test_plugin_that_fails_to_import_costs_its_own_alone(every_plugin, tmp_path):
     """d6.27: with llm alone the first question raises, and the second finds no models."""
     import os
     import subprocess

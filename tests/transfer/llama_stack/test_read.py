@@ -37,6 +37,7 @@ from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.transfer.llama_stack.read import parse_recording
 from llmproxy.transfer.llama_stack.write import recording_hash, render_recording
+from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.strategies import event_streams, json_values, requests
 
@@ -726,6 +727,7 @@ def test_what_is_no_recording_is_refused(exchange, message, param):
 
 
 @given(requests(), event_streams(), st.none() | st.text(max_size=9))
+@many_examples(15)
 def test_any_exchange_is_read_as_it_was_written(request, events, test_id):
     body = json.loads(json.dumps(openai_chat.render_request(request)[0]))
     name, text = render_recording(exchanged(body, events), test_id=test_id)
