@@ -29,7 +29,7 @@ find_python() { # print the path of Python $1
             echo "$candidate"
             break
         fi
-    done
+    done || true # no folder of pyenv's, or a pipe that is closed early
 }
 
 folder=$(mktemp -d)
