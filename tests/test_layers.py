@@ -33,8 +33,8 @@ plugin __main__ __init__
 RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split()}
 
 PURE = (
-    "core (?!threads|limiter)|dialects|transport http11|transport response_parser"
-    "|transport framing|report stats"
+    "core (?!threads|limiter)|dialects|transport http11|transport http_grammar"
+    "|transport response_parser|transport framing|report stats"
 )
 IMPURE_MODULES = set(
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"

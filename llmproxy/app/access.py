@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.errors import Forbidden, Unauthorized
+from ..core.url_policy import RESERVED_ENDINGS
 from ..transport.http11 import Request
 
 __all__ = ["Access", "is_loopback"]
 
 OPEN_PATHS = ("/healthz", "/health", "/api/hello")  # for monitors, which have no key
-LOCAL_SUFFIXES = (".localhost", ".local", ".internal")  # names that no public DNS gives away
 
 
 def is_loopback(host: str) -> bool:
@@ -105,7 +105,7 @@ class Access:
         return (
             not host
             or is_loopback(host)
-            or host.endswith(LOCAL_SUFFIXES)
+            or host.endswith(RESERVED_ENDINGS)
             or _is_listed(host, self.hosts)
         )
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import llm
+from llm.parts import AttachmentPart, Message, Part, ToolResultPart
 
 from .errors import InvalidRequest, Unsupported
 
@@ -28,6 +30,35 @@ class RemoteAttachment(llm.Attachment):
 
     def base64_content(self) -> str:
         return str(self.content_bytes())
+
+
+def find_attachments(message: Message) -> list[llm.Attachment]:
+    """Return a message's attachments in order, those of tool results included."""
+    found: list[llm.Attachment] = []
+    for part in message.parts:
+        match part:
+            case AttachmentPart(attachment=llm.Attachment() as attachment):
+                found.append(attachment)
+            case ToolResultPart(attachments=attachments):
+                found += attachments
+    return found
+
+
+def map_attachments(
+    message: Message, change: Callable[[llm.Attachment], llm.Attachment]
+) -> Message:
+    """Return the message with `change` applied to each of its attachments, in order."""
+
+    def changed(part: Part) -> Part:
+        match part:
+            case AttachmentPart(attachment=llm.Attachment() as attachment):
+                return replace(part, attachment=change(attachment))
+            case ToolResultPart(attachments=[*attachments]) if attachments:
+                return replace(part, attachments=[change(one) for one in attachments])
+            case _:
+                return part
+
+    return replace(message, parts=[changed(part) for part in message.parts])
 
 
 def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
-from . import chat
+from . import chat, payload
+from .attachments import find_attachments
 
 __all__ = [
     "Reply",
@@ -123,7 +123,7 @@ def request_key(request: chat.ChatRequest) -> str:
         request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name,
         request.schema,
     ]
-    key = _hash(json.dumps(_canonical(asked), sort_keys=True).encode())
+    key = _hash(json.dumps(payload.with_double_numbers(asked), sort_keys=True).encode())
     role = ""
     for message in request.messages:
         if words := _words(message.parts):
@@ -146,15 +146,8 @@ def answering_options(request: chat.ChatRequest) -> dict[str, Any]:
 
 
 def attached(message: Message) -> list[bytes]:
-    """The contents of a message's attachments, those of tools' results included."""
-    found: list[llm.Attachment] = []
-    for part in message.parts:
-        match part:
-            case AttachmentPart(attachment=attachment) if attachment is not None:
-                found.append(attachment)
-            case ToolResultPart(attachments=attachments):
-                found += attachments
-    return [attachment.content for attachment in found if attachment.content]
+    """Return the contents of a message's attachments, those of tool results included."""
+    return [one.content for one in find_attachments(message) if one.content]
 
 
 def visible_text(message: Message) -> str:
@@ -254,7 +247,7 @@ def _call(part: Part) -> str:
     """A call that the client makes; what the provider ran itself no wire must show."""
     if not isinstance(part, ToolCallPart) or part.server_executed:
         return ""
-    made = [part.tool_call_id, part.name, _canonical(part.arguments)]
+    made = [part.tool_call_id, part.name, payload.with_double_numbers(part.arguments)]
     return json.dumps(made, sort_keys=True)
 
 
@@ -265,24 +258,3 @@ def _shown_to_the_model(part: Part) -> str:
         case AttachmentPart(attachment=attachment) if attachment is not None:
             return f"{attachment.type} {attachment.url or len(attachment.content or b'')}"
     return ""
-
-
-def _canonical(value: Any) -> Any:
-    """Give a JSON value with its numbers as JavaScript knows them: doubles, and no -0."""
-    match value:
-        case bool():
-            return value
-        case int() | float():
-            try:
-                return float(value) + 0.0
-            except OverflowError:
-                return value
-        case dict():
-            return {name: _canonical(member) for name, member in value.items()}
-        case list():
-            return [_canonical(item) for item in value]
-        case _:
-            return value
-
-
-# ---- where two requests differ

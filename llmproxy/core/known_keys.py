@@ -17,7 +17,10 @@ __all__ = ["REMOVED", "KnownKeys", "without_key_shapes"]
 REMOVED = "[removed]"
 MIN_KEY_CHARS = 8  # what people write where no key is needed ("none", "x") stands in many words
 
-_USER_OF_URL = re.compile(r"(?<=://)[^/?#@\s]+@")
+_URL_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
+_SECRET_NAME = re.compile(
+    "auth|cookie|credential|key|password|secret|signature|token", re.IGNORECASE
+)
 _KEY_SHAPES = re.compile(
     r"\b(?:sk|pk|rk|gsk|xai|hf|r8|pplx|nvapi|ghp|gho|glpat|github_pat)[-_][\w*.-]{8,}"
     r"|\bAIza[\w-]{20,}|\bAKIA[A-Z0-9]{12,}|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|(?<=bearer )\S{8,}",
@@ -27,9 +30,19 @@ _KEY_SHAPES = re.compile(
 _NAMED_KEY = re.compile(r"(?i)\b((?:api[-_ ]?key|key|token)(?: provided)?)([=:]\s*)[\w*./+~-]{8,}")
 
 
+def is_secret_name(name: str) -> bool:
+    """Say whether a header or query parameter of this name holds a key, token or cookie."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def without_url_user(url: str) -> str:
+    """Remove the user and password from each URL in a text."""
+    return _URL_USER.sub(f"{REMOVED}@", url)
+
+
 def without_key_shapes(text: str) -> str:
-    """Blot out what looks like a key, known or not; also the user in a URL."""
-    return _KEY_SHAPES.sub(REMOVED, _USER_OF_URL.sub(f"{REMOVED}@", text))
+    """Remove what looks like a key, known or not; also the user in a URL."""
+    return _KEY_SHAPES.sub(REMOVED, without_url_user(text))
 
 
 class KnownKeys:

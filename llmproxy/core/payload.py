@@ -36,6 +36,10 @@ T = TypeVar("T")
 Path = tuple[Any, str | int] | None
 Loader = Callable[[Any, Path, list[str]], Any]
 
+# Whatever `json_depth` allows: Python stops at 1,000 calls, and some walks through a value
+# take two per level. json itself reads ten times as much since 3.12.
+MAX_DEPTH = 400
+
 encode_string = json.encoder.encode_basestring
 """Render a str as a JSON string, quotes included, non-ASCII left as it is."""
 
@@ -67,6 +71,7 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
         InvalidRequest: text that is not such JSON, with line and column.
     """
 
+    depth = min(limits.json_depth, MAX_DEPTH)
     # Python's own limit, 0 for none, holds also where ours was set higher.
     int_digits = min(limits.int_digits, sys.get_int_max_str_digits() or limits.int_digits)
 
@@ -87,15 +92,15 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
     try:
         decoded = text.decode("utf-8-sig")
         value = json.loads(decoded, parse_int=integer, parse_float=real, parse_constant=constant)
-        _check_depth(value, limits.json_depth)
-        return _without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
+        _check_depth(value, depth)
+        return without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
     except UnicodeDecodeError as exc:
         raise InvalidRequest(f"the body is not UTF-8 (byte {exc.start})") from None
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno} column {exc.colno}"
         raise InvalidRequest(f"the body is not JSON: {exc.msg} at {where}") from None
-    except RecursionError:
-        raise InvalidRequest("the body nests deeper than Python can read") from None
+    except RecursionError:  # not in every Python, and not at the same depth
+        raise _too_deep(depth) from None
 
 
 def _check_depth(value: Any, depth: int) -> None:
@@ -104,7 +109,7 @@ def _check_depth(value: Any, depth: int) -> None:
     remaining = depth
     while level:
         if not remaining:
-            raise InvalidRequest(f"the body nests deeper than {depth} levels")
+            raise _too_deep(depth)
         remaining -= 1
         level = [
             child
@@ -114,14 +119,45 @@ def _check_depth(value: Any, depth: int) -> None:
         ]
 
 
-def _without_surrogates(value: Any) -> Any:
+def _too_deep(depth: int) -> InvalidRequest:
+    return InvalidRequest(f"the body nests deeper than {depth} levels")
+
+
+def without_surrogates(value: Any) -> Any:
+    """Join surrogate pairs in a value's strings; lone surrogates become U+FFFD."""
     match value:
         case str():
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return join_surrogates(value)
         case list():
-            return [_without_surrogates(item) for item in value]
+            return [without_surrogates(item) for item in value]
         case dict():
-            return {_without_surrogates(k): _without_surrogates(v) for k, v in value.items()}
+            return {join_surrogates(name): without_surrogates(item) for name, item in value.items()}
+    return value
+
+
+def join_surrogates(text: str) -> str:
+    """Join surrogate pairs in a text; lone surrogates become U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def with_double_numbers(value: Any) -> Any:
+    """Return a JSON value with its numbers as doubles, and without -0.
+
+    JSON readers take them so (RFC 8259 6): 1, 1.0 and 1e0 are the same number. An integer
+    beyond a double is left as it is.
+    """
+    match value:
+        case bool():
+            return value
+        case int() | float():
+            try:
+                return float(value) + 0.0
+            except OverflowError:
+                return value
+        case dict():
+            return {name: with_double_numbers(member) for name, member in value.items()}
+        case list():
+            return [with_double_numbers(item) for item in value]
     return value
 
 

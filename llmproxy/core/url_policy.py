@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain, repeat
 from typing import Literal
 from urllib.parse import urlsplit
 
 import llm
-from llm.parts import AttachmentPart, Message, ToolResultPart
 
 from . import chat
+from .attachments import find_attachments
 from .errors import Unsupported
 
 __all__ = ["RemoteImages", "check", "located", "why_not_public"]
@@ -26,11 +26,12 @@ __all__ = ["RemoteImages", "check", "located", "why_not_public"]
 RemoteImages = Literal["pass", "refuse"]
 """Whether URLs are handed on at all."""
 
-# Names that no public DNS gives away: RFC 6761, 6762, 8375, ICANN's .internal, and those
-# that routers and companies make up.
+# Names that no public DNS gives away: RFC 6761, 6762 and ICANN's .internal.
+RESERVED_ENDINGS = (".localhost", ".local", ".internal")
+# And RFC 8375's, and those that routers and companies make up.
 LOCAL_ENDINGS = (
-    ".localhost", ".local", ".internal", ".home.arpa", ".localdomain", ".lan", ".home", ".corp",
-    ".intranet", ".private",
+    *RESERVED_ENDINGS,
+    ".home.arpa", ".localdomain", ".lan", ".home", ".corp", ".intranet", ".private",
 )  # fmt: skip
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?"
@@ -46,18 +47,10 @@ _TUNNELS = (  # Teredo and 6to4: IPv6 addresses that lead to an IPv4 one inside
 
 
 def located(request: chat.ChatRequest) -> Iterator[tuple[llm.Attachment, str]]:
-    """Give a request's attachments, each with the path of the client's field that has it."""
+    """Yield a request's attachments, each with the path of the field that it came from."""
     paths = chain(request.attachment_paths, repeat("messages"))
-    return zip(_attachments(request.messages), paths, strict=False)
-
-
-def _attachments(messages: Iterable[Message]) -> Iterator[llm.Attachment]:
-    for message in messages:
-        for part in message.parts:
-            if isinstance(part, AttachmentPart) and part.attachment is not None:
-                yield part.attachment
-            elif isinstance(part, ToolResultPart):
-                yield from part.attachments
+    attachments = chain.from_iterable(map(find_attachments, request.messages))
+    return zip(attachments, paths, strict=False)
 
 
 def check(request: chat.ChatRequest, remote_images: RemoteImages) -> None:

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 import llm
-from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
+from llm.parts import Message, TextPart
 from llm.utils import monotonic_ulid
 
 from ..core import attachments, chat, token_estimate
@@ -304,20 +304,7 @@ def first_words(messages: Sequence[Message]) -> str:
 
 def with_remote_attachments(messages: Iterable[Message]) -> list[Message]:
     """Give messages that were read back with their URLs as the hub has them: never opened."""
-    return [
-        replace(message, parts=[_with_remote_attachments(part) for part in message.parts])
-        for message in messages
-    ]
-
-
-def _with_remote_attachments(part: Part) -> Part:
-    match part:
-        case AttachmentPart(attachment=llm.Attachment() as attachment):
-            return replace(part, attachment=_remote(attachment))
-        case ToolResultPart(attachments=[*attachments]) if attachments:
-            return replace(part, attachments=[_remote(attachment) for attachment in attachments])
-        case _:
-            return part
+    return [attachments.map_attachments(message, _remote) for message in messages]
 
 
 def _remote(attachment: llm.Attachment) -> llm.Attachment:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from ..core.known_keys import MIN_KEY_CHARS, REMOVED, KnownKeys
+from ..core.known_keys import MIN_KEY_CHARS, REMOVED, KnownKeys, is_secret_name, without_url_user
 
 __all__ = ["REMOVED", "Redactor"]
 
@@ -22,9 +22,7 @@ _SECRET_ENDINGS = (
     "apikey", "accesskey", "secretkey", "privatekey", "token", "secret", "password",
     "authorization", "credential", "credentials", "cookie",
 )  # fmt: skip
-_SECRET_HEADER = re.compile(r"auth|cookie|credential|key|password|secret|signature|token")
 _HEADER_MAPS = frozenset({"headers", "extra_headers"})  # sent on to a tool's server
-_USER_OF_URL = re.compile(r"(?<=://)[^/?#@\s]+@")
 
 
 class Redactor:
@@ -42,7 +40,7 @@ class Redactor:
         kept: dict[str, str] = {}
         for name, value in headers:
             name = name.lower()
-            if _SECRET_HEADER.search(name):
+            if is_secret_name(name):
                 kept[name] = self._removed(value)
             else:
                 kept[name] = f"{kept[name]}, {value}" if name in kept else value
@@ -52,7 +50,7 @@ class Redactor:
         """Keep a query string, the values of secret names removed."""
         return urlencode(
             [
-                (name, self._removed(value) if _SECRET_HEADER.search(name.lower()) else value)
+                (name, self._removed(value) if is_secret_name(name) else value)
                 for name, value in parse_qsl(query, keep_blank_values=True)
             ]
         )
@@ -88,8 +86,8 @@ class Redactor:
                 return value
 
     def _url(self, url: str) -> str:
-        start, mark, query = _USER_OF_URL.sub(f"{REMOVED}@", url).partition("?")
-        return start + mark + (self.query(query) if _SECRET_HEADER.search(query.lower()) else query)
+        start, mark, query = without_url_user(url).partition("?")
+        return start + mark + (self.query(query) if is_secret_name(query) else query)
 
     def _removed(self, value: str) -> str:
         """Remember a secret's words, each by itself: `Bearer …`, `a=…; b=…`."""

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import llm
 from llm.logs import LogStore, message_hash
-from llm.parts import AttachmentPart, Message, Part, ToolResultPart
+from llm.parts import Message, Part
 
+from ..core.attachments import find_attachments, map_attachments
 from .exchange import with_remote_attachments
 from .reader import open_for_reading
 from .request_store import references
@@ -145,7 +145,7 @@ class _Messages:
 
     def _other_type(self, message: Message, row: sqlite3.Row) -> str | None:
         """Say whether it is llm's: it keeps the bytes that came under two types under the last."""
-        attachments = _attachments(message)
+        attachments = find_attachments(message)
         types = [
             row[0] for row in self._connection.execute("select distinct type from attachments")
         ]
@@ -164,7 +164,7 @@ class _Messages:
 
 
 def _changed(message: Message) -> str:
-    files = [one.path for one in _attachments(message) if one.path and not one.content]
+    files = [one.path for one in find_attachments(message) if one.path and not one.content]
     return " or ".join(["it was changed", *(f"the file {path} was" for path in files)])
 
 
@@ -175,36 +175,13 @@ _TYPES = (
 
 
 def _hash(message: Message, parent: str | None) -> str:
-    if any(one.url and not one.type for one in _attachments(message)):
+    if any(one.url and not one.type for one in find_attachments(message)):
         raise ValueError("an attachment's type would have to be asked for at its URL")
     return message_hash(message, parent)
 
 
-def _attachments(message: Message) -> list[llm.Attachment]:
-    found: list[llm.Attachment] = []
-    for part in message.parts:
-        match part:
-            case AttachmentPart(attachment=llm.Attachment() as attachment):
-                found.append(attachment)
-            case ToolResultPart(attachments=attachments):
-                found += attachments
-    return found
-
-
 def _with_types(message: Message, types: Iterator[str | None]) -> Message:
-    def typed(attachment: llm.Attachment) -> llm.Attachment:
-        return replace(attachment, type=next(types))
-
-    parts: list[Part] = []
-    for part in message.parts:
-        match part:
-            case AttachmentPart(attachment=llm.Attachment() as attachment):
-                parts.append(replace(part, attachment=typed(attachment)))
-            case ToolResultPart(attachments=attachments):
-                parts.append(replace(part, attachments=[typed(one) for one in attachments]))
-            case _:
-                parts.append(part)
-    return replace(message, parts=parts)
+    return map_attachments(message, lambda attachment: replace(attachment, type=next(types)))
 
 
 def _broken_contents(connection: sqlite3.Connection) -> tuple[int, list[str]]:

@@ -51,23 +51,7 @@ def canonical(value: Any) -> str:
     Numbers are doubles, as JSON readers take them (RFC 8259 6): 1, 1.0 and 1e0 are the
     same, -0 is 0. The order of an object's members has no meaning, that of a list has.
     """
-    return json.dumps(_with_doubles(value), sort_keys=True)
-
-
-def _with_doubles(value: Any) -> Any:
-    match value:
-        case bool():
-            return value
-        case int() | float():
-            try:
-                return float(value) + 0.0
-            except OverflowError:  # an integer beyond a double is only itself
-                return value
-        case dict():
-            return {name: _with_doubles(member) for name, member in value.items()}
-        case list():
-            return [_with_doubles(item) for item in value]
-    return value
+    return json.dumps(payload.with_double_numbers(value), sort_keys=True)
 
 
 # ---- schemas

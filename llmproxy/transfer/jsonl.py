@@ -53,7 +53,7 @@ def encode(exchange: Exchange) -> bytes:
 def _sayable(value: Any) -> Any:
     match value:
         case str():
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return payload.join_surrogates(value)
         case float() if not math.isfinite(value):
             return None
         case dict():

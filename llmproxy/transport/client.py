@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from ..core.errors import UpstreamError, UpstreamTimeout
 from ..core.limits import Limits
 from .http11 import Headers
-from .response_parser import AnswerHead, AnswerParser, encode_request
+from .response_parser import ResponseHead, ResponseParser, encode_request
 
 __all__ = ["Answer", "Deadlines", "Times", "sending"]
 
@@ -64,7 +64,7 @@ class Answer:
     which its bytes left the socket, however late they are asked for.
     """
 
-    def __init__(self, head: AnswerHead, times: Times, reader: _Reader) -> None:
+    def __init__(self, head: ResponseHead, times: Times, reader: _Reader) -> None:
         self.status = head.status
         self.headers: Headers = head.headers
         self.times = times
@@ -121,10 +121,10 @@ async def sending(
     try:
         connected = time.monotonic()
         sent = await wire.send(data, deadlines)
-        reader = _Reader(wire, AnswerParser(limits, method=method), deadlines)
+        reader = _Reader(wire, ResponseParser(limits, method=method), deadlines)
         first_byte = await reader.wait_for_first_byte()
         head = await reader.next_piece()
-        assert isinstance(head, AnswerHead)  # the parser gives it first, or raises
+        assert isinstance(head, ResponseHead)  # the parser gives it first, or raises
         yield Answer(head, Times(began, connected, sent, first_byte), reader)
     finally:
         wire.close()
@@ -136,7 +136,7 @@ class _Reader:
     No async generator: what is left in the middle of one is closed by a task of its own.
     """
 
-    def __init__(self, wire: _Wire, parser: AnswerParser, deadlines: Deadlines) -> None:
+    def __init__(self, wire: _Wire, parser: ResponseParser, deadlines: Deadlines) -> None:
         self._wire = wire
         self._parser = parser
         self._deadlines = deadlines
@@ -147,7 +147,7 @@ class _Reader:
             await self._wire.changed(self._deadlines.first_byte_s, "the upstream began no answer")
         return self._wire.arrived[0][0] if self._wire.arrived else time.monotonic()
 
-    async def next_piece(self) -> AnswerHead | bytes | None:
+    async def next_piece(self) -> ResponseHead | bytes | None:
         while True:
             piece = self._parser.next_piece()
             if piece is not None or self._parser.is_whole:

@@ -15,55 +15,44 @@ from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequen
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http import HTTPStatus
-from typing import Literal, TypeVar, overload
+from typing import Literal, overload
 from urllib.parse import unquote
 
 from ..core.errors import InvalidRequest, ProtocolError, ProxyError, TooLarge, UnsupportedMediaType
+from ..core.known_keys import is_secret_name
 from ..core.limits import Limits
-
-__all__ = [
-    "CONTINUE",
-    "LAST_CHUNK",
-    "BodyCut",
-    "Framed",
-    "Headers",
-    "Request",
-    "RequestParser",
-    "Response",
-    "decode_content",
-    "encode_chunk",
-    "encode_head",
-    "frame_response",
-]
-
-_T = TypeVar("_T")
-_Reading = Generator[None, None, _T]  # yields while it needs more bytes, returns what it read
+from .http_grammar import (
+    TOKEN,
+    MessageBuffer,
+    body_too_large,
+    encode_message_head,
+    parse_content_length,
+    read_chunks,
+    read_fields,
+    read_length,
+    split_list,
+)
 
 _REQUEST_LINE_SPARE = 64  # bytes for method, version and spaces beside the longest target
 _MAX_EMPTY_LINES = 8  # old clients send one after a POST's body; more is no client of ours
-_MAX_LENGTH_DIGITS = 18  # int() itself refuses 4,300; no limit of ours needs more
-_MAX_CHUNK_DIGITS = 16  # hex digits: 64 bits, zeros in front included
 _MAX_GZIP_MEMBERS = 16  # gzip(1) and every HTTP client make one; each costs a copy of the rest
 
-# RFC 9110 5.6.2 token; 5.5 field values: HTAB, SP, visible ASCII, obs-text, and no other control.
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 # RFC 9112 3: single spaces only. A target is visible ASCII; a fragment ("#") is never sent.
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
-_QUOTED = rb"\"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+\""
-# RFC 9112 7.1 and 7.1.1. Possessive, so that no backtracking makes time more than linear.
-_CHUNK_LINE = re.compile(
-    rb"([0-9A-Fa-f]{1,16})((?:[\t ]*+;[\t ]*+%b+(?:[\t ]*+=[\t ]*+(?:%b+|%b))?+)*+)"
-    % (_TOKEN, _TOKEN, _QUOTED)
-)
-_CONTENT_LENGTH = re.compile(r"[0-9]+")
+_REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
 # RFC 3986 3.2.2 without userinfo (RFC 9110 4.2.4) and IPvFuture, which nobody has.
 _AUTHORITY = re.compile(
     r"(\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]*))?"
 )
 _ABSOLUTE_FORM = re.compile(r"[Hh][Tt][Tt][Pp][Ss]?://([^/?]*)(/[^?]*)?(?:\?(.*))?")
-_SECRETS = {"authorization", "proxy-authorization", "cookie", "x-api-key", "api-key"}
-_REASONS = {status.value: status.phrase for status in HTTPStatus} | {529: "Overloaded"}
+# RFC 9110 15, and RFC 9110's names also where Python's HTTPStatus has older ones (3.12 and
+# before have "Request Entity Too Large"): the same bytes on every Python.
+_REASONS = {status.value: status.phrase for status in HTTPStatus} | {
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+    529: "Overloaded",
+}
 
 
 class Headers:
@@ -109,7 +98,7 @@ class Headers:
         return hash(self._pairs)
 
     def __repr__(self) -> str:
-        shown = [(name, "…" if name in _SECRETS else value) for name, value in self._pairs]
+        shown = [(name, "…" if is_secret_name(name) else value) for name, value in self._pairs]
         return f"Headers({shown!r})"
 
 
@@ -144,7 +133,7 @@ class Request:
     @property
     def keep_alive(self) -> bool:
         """Whether the client wants to go on using the connection (RFC 9112 9.3)."""
-        options = _words(self.headers.get("connection", ""))
+        options = split_list(self.headers.get("connection", ""))
         return "close" not in options and (self.version == "1.1" or "keep-alive" in options)
 
     @cached_property
@@ -186,7 +175,7 @@ class RequestParser:
     """
 
     def __init__(self, limits: Limits) -> None:
-        self._input = _Input()
+        self._input = _RequestBuffer()
         self._requests = _read_requests(self._input, limits)
         self._error: ProxyError | None = None
 
@@ -238,57 +227,31 @@ class RequestParser:
         return len(self._input.buffer)
 
 
-class _Input:
-    """Bytes that came and are not read yet, and how far reading is.
+class _RequestBuffer(MessageBuffer):
+    """The buffer of a connection's requests, and how far the current one is read.
 
     Apart from the parser, so that it and its generator make no reference cycle: a dead
-    connection's buffers go at once, not when the garbage collector next runs.
+    connection's buffers are freed at once, not when the garbage collector next runs.
     """
 
     def __init__(self) -> None:
-        self.buffer = bytearray()
+        super().__init__(is_strict=True)
         self.stage: Literal["start", "head", "body"] = "start"
         self.wants_continue = False
         self.method = ""
 
-    def line(self, most: int) -> _Reading[bytes | None]:
-        """Take a line and give it without its CRLF; None if it is longer than `most` bytes."""
-        searched = 0
-        while (end := self.buffer.find(b"\n", searched, most + 2)) < 0:
-            searched = len(self.buffer)
-            if searched >= most + 2:
-                return None
-            yield
-        # RFC 9112 2.2: a server MAY take a bare LF for a line's end. A proxy in front of us
-        # might not, and a bare CR must never do: the patterns for lines have no CR.
-        if end == 0 or self.buffer[end - 1] != 0x0D:
-            raise ProtocolError("a line ends without CR LF")
-        line = bytes(self.buffer[: end - 1])
-        del self.buffer[: end + 1]
-        return line
 
-    def move(self, count: int, into: bytearray) -> _Reading[None]:
-        """Append the next `count` bytes to `into` as they come, so that none is copied twice."""
-        while count:
-            if not self.buffer:
-                yield
-            part = self.buffer[:count]
-            into += part
-            del self.buffer[: len(part)]
-            count -= len(part)
-
-
-def _read_requests(source: _Input, limits: Limits) -> Generator[Request | None, None, None]:
+def _read_requests(source: _RequestBuffer, limits: Limits) -> Generator[Request | None, None, None]:
     while True:  # no name for the request: an idle connection must not keep the last one's body
         yield (yield from _read_request(source, limits))
 
 
-def _read_request(source: _Input, limits: Limits) -> _Reading[Request]:
+def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, None, Request]:
     line = yield from _read_request_line(source, limits)
     source.method = _first_word(line)
     method, target, version = _parse_request_line(line, limits)
     source.stage = "head"
-    headers = yield from _read_fields(source, limits, limits.head - len(line))
+    headers = Headers((yield from read_fields(source, limits, limits.head - len(line))))
     _check_host(headers, version)
     length = _body_length(headers, version, limits)
     body = bytearray()
@@ -298,20 +261,22 @@ def _read_request(source: _Input, limits: Limits) -> _Reading[Request]:
         length != 0
         and not source.buffer
         and version == "1.1"
-        and "100-continue" in _words(headers.get("expect", ""))
+        and "100-continue" in split_list(headers.get("expect", ""))
     )
-    if length is None:
-        yield from _read_chunks(source, limits, body)
-    else:
-        yield from source.move(length, body)
+    pieces = read_chunks(source, limits) if length is None else read_length(source, length)
+    for piece in pieces:
+        if piece is None:
+            yield
+        else:
+            body += piece
     source.stage, source.method = "start", ""
     return Request(method, target, headers, bytes(body), version)
 
 
-def _read_request_line(source: _Input, limits: Limits) -> _Reading[bytes]:
+def _read_request_line(source: _RequestBuffer, limits: Limits) -> Generator[None, None, bytes]:
     # RFC 9112 2.2: empty lines before a request line SHOULD be ignored.
     for _ in range(_MAX_EMPTY_LINES + 1):
-        line = yield from source.line(limits.target + _REQUEST_LINE_SPARE)
+        line = yield from source.read_line(limits.target + _REQUEST_LINE_SPARE)
         if line is None:
             source.method = _first_word(source.buffer)
             raise _target_too_long(limits)
@@ -375,26 +340,6 @@ def _target_too_long(limits: Limits) -> TooLarge:
     return TooLarge(f"the request target is longer than {limits.target} bytes", status=414)
 
 
-def _read_fields(source: _Input, limits: Limits, room: int) -> _Reading[Headers]:
-    """Read field lines up to the empty one; `room` is what they may take together."""
-    pairs: list[tuple[str, str]] = []
-    while True:
-        line = yield from source.line(max(room, 0))
-        if line is None:
-            raise TooLarge(f"the request head is larger than {limits.head} bytes", status=431)
-        if not line:
-            return Headers(pairs)
-        room -= len(line) + 2
-        if len(pairs) == limits.headers:
-            raise TooLarge(f"there are more than {limits.headers} header fields", status=431)
-        if line[0] in b" \t":
-            raise ProtocolError("a header line is folded, or begins with a space")  # RFC 9112 5.2
-        parts = _FIELD.fullmatch(line)
-        if parts is None:
-            raise ProtocolError("malformed header line")
-        pairs.append((parts[1].decode("ascii"), parts[2].strip(b" \t").decode("latin-1")))
-
-
 def _check_host(headers: Headers, version: str) -> None:
     """Refuse what RFC 9112 3.2 says a server MUST: no Host in 1.1, several, a malformed one."""
     hosts = headers.get_all("host")
@@ -415,7 +360,7 @@ def _body_length(headers: Headers, version: str, limits: Limits) -> int | None:
             raise ProtocolError("content-length beside transfer-encoding")
         if version == "1.0":  # RFC 9112 6.1: whoever passed it on did not understand it
             raise ProtocolError("transfer-encoding in HTTP/1.0")
-        *others, last = _words(coding)
+        *others, last = split_list(coding)
         if last != "chunked" or "chunked" in others:
             raise ProtocolError("transfer-encoding must end with chunked, once")
         if others:
@@ -424,50 +369,9 @@ def _body_length(headers: Headers, version: str, limits: Limits) -> int | None:
     if not lengths:
         return 0
     # RFC 9110 8.6 lets us take a list of equal lengths as one; whoever sends it is broken.
-    if len(lengths) > 1 or not _CONTENT_LENGTH.fullmatch(lengths[0]):
+    if len(lengths) > 1:
         raise ProtocolError("malformed content-length")
-    digits = lengths[0].lstrip("0") or "0"
-    if len(digits) > _MAX_LENGTH_DIGITS or int(digits) > limits.body:
-        raise _body_too_large(limits)
-    return int(digits)
-
-
-def _read_chunks(source: _Input, limits: Limits, body: bytearray) -> _Reading[None]:
-    """Read a chunked body into `body`; extensions and trailers are dropped (RFC 9112 7.1)."""
-    room = limits.head  # 7.1.1: a server ought to limit extensions, all of a body together
-    while True:
-        line = yield from source.line(_MAX_CHUNK_DIGITS + room)
-        if line is None:
-            raise TooLarge(f"the chunk extensions are larger than {limits.head} bytes")
-        parts = _CHUNK_LINE.fullmatch(line)
-        if parts is None:
-            raise ProtocolError("malformed chunk size")
-        room -= len(parts[2])
-        size = int(parts[1], 16)
-        if size == 0:
-            # 7.1.2: a trailer MUST NOT be merged into the headers unless its field allows it.
-            yield from _read_fields(source, limits, limits.head)
-            return
-        if len(body) + size > limits.body:
-            raise _body_too_large(limits)
-        yield from source.move(size, body)
-        end = bytearray()
-        yield from source.move(2, end)
-        if end != b"\r\n":
-            raise ProtocolError("a chunk is longer than its size")
-
-
-def _body_too_large(limits: Limits) -> TooLarge:
-    return TooLarge(f"the body is larger than {limits.body} bytes")
-
-
-def _words(value: str) -> list[str]:
-    """Split a comma-separated list of case-insensitive words.
-
-    Only SP and HTAB are white space here: str.strip() alone would take NBSP away too,
-    and read "chunked\\xa0" as a coding that the server before us did not see.
-    """
-    return [word.strip(" \t").lower() for word in value.split(",")]
+    return parse_content_length(lengths[0], limits)
 
 
 def decode_content(request: Request, limits: Limits) -> Request:
@@ -483,7 +387,7 @@ def decode_content(request: Request, limits: Limits) -> Request:
 
     Spec: https://www.rfc-editor.org/rfc/rfc9110#section-8.4
     """
-    codings = [word for word in _words(request.headers.get("content-encoding", "")) if word]
+    codings = [word for word in split_list(request.headers.get("content-encoding", "")) if word]
     if not request.body or all(coding == "identity" for coding in codings):
         return request
     if codings not in (["gzip"], ["x-gzip"]):  # RFC 9110 8.4.1.3: x-gzip is the same
@@ -504,7 +408,7 @@ def _inflate(data: bytes, limits: Limits) -> bytes:
         except zlib.error as error:
             raise InvalidRequest("the body is not gzip") from error
         if len(inflated) > limits.body:
-            raise _body_too_large(limits)
+            raise body_too_large(limits)
         if not member.eof:
             raise InvalidRequest("the gzip body is cut short")
         data = member.unused_data
@@ -557,22 +461,13 @@ def frame_response(
 
 
 def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
-    """Write a status line and its fields, up to the empty line.
-
-    A field that our own parser would refuse (CR, LF and NUL above all) is never
-    written: a value that came from elsewhere must not become a field of its own.
+    """Encode a status line and its fields, up to the empty line.
 
     Raises:
-        ValueError: such a field, or one that is not latin-1.
+        ValueError: a field that can't be written.
     """
-    lines = [b"HTTP/1.1 %d %b" % (status, _REASONS.get(status, "Unknown").encode())]
-    for name, value in headers:
-        line = f"{name}: {value}".encode("latin-1")
-        parts = _FIELD.fullmatch(line)
-        if parts is None or parts.end(1) != len(name):
-            raise ValueError(f"the header field {name!r} can't be written")  # its value is secret
-        lines.append(line)
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+    reason = _REASONS.get(status, "Unknown").encode()
+    return encode_message_head(b"HTTP/1.1 %d %b" % (status, reason), headers)
 
 
 def encode_chunk(data: bytes) -> bytes:

@@ -13,33 +13,32 @@ import re
 import zlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
 
-from ..core.errors import ProxyError, UpstreamError
+from ..core.errors import ProtocolError, TooLarge, UpstreamError
 from ..core.limits import Limits
 from .http11 import Headers
+from .http_grammar import (
+    TOKEN,
+    MessageBuffer,
+    body_too_large,
+    encode_message_head,
+    parse_content_length,
+    read_chunks,
+    read_fields,
+    read_length,
+    split_list,
+)
 
-__all__ = ["AnswerHead", "AnswerParser", "encode_request"]
-
-_T = TypeVar("_T")
-_Reading = Generator[bytes | None, None, _T]  # gives body bytes, and None while it needs more
-
-MAX_INTERIM_ANSWERS = 16  # 100 and 103 come once or twice; a stream of them is no answer
+MAX_INTERIM_RESPONSES = 16  # 100 and 103 come once or twice; a stream of them is no answer
 MAX_GZIP_MEMBERS = 4096  # a flush that ends its member makes one per event, and no more
 PIECE_BYTES = 64 * 2**10  # of inflated body given at once: a thousandfold bomb fills no memory
-_MAX_LENGTH_DIGITS = 18  # int() itself refuses 4,300; no limit of ours needs more
-_MAX_CHUNK_DIGITS = 16  # hex digits: 64 bits, zeros in front included
-
-_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # RFC 9110 5.6.2
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 # RFC 9112 4: the space stands there without a reason too; old servers leave both out.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?)[\t ]*")
 _TARGET = re.compile(r"/[!\"$-~]*")  # visible ASCII without "#" (RFC 9112 3.2.1)
 
 
 @dataclass(frozen=True)
-class AnswerHead:
+class ResponseHead:
     """Status and fields of an answer, as they came: its body is given decoded."""
 
     status: int
@@ -54,22 +53,12 @@ def encode_request(
     Raises:
         ValueError: a target or field that can't be written; values are secret and not shown.
     """
-    if not re.fullmatch(_TOKEN, method.encode()) or not _TARGET.fullmatch(target):
+    if not re.fullmatch(TOKEN, method.encode()) or not _TARGET.fullmatch(target):
         raise ValueError("the method or target can't be written")
-    lines = [f"{method} {target} HTTP/1.1".encode()]
-    for name, value in headers:
-        try:
-            line = f"{name}: {value}".encode("latin-1")
-        except UnicodeEncodeError:
-            line = b""
-        parts = _FIELD.fullmatch(line)  # no CR, LF or NUL: a value never becomes a field
-        if parts is None or parts.end(1) != len(name):
-            raise ValueError(f"the header field {name!r} can't be written") from None
-        lines.append(line)
-    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+    return encode_message_head(f"{method} {target} HTTP/1.1".encode(), headers) + body
 
 
-class AnswerParser:
+class ResponseParser:
     """Turn a connection's bytes into one answer: its head, then pieces of its body.
 
     Interim answers (100, 103) are skipped, chunks and gzip undone, trailers dropped. A
@@ -78,9 +67,9 @@ class AnswerParser:
     """
 
     def __init__(self, limits: Limits, *, method: str = "POST") -> None:
-        self._input = _Input()
-        self._pieces = _read_answer(self._input, limits, method)
-        self._error: ProxyError | None = None
+        self._input = _ResponseBuffer()
+        self._pieces = _read_response(self._input, limits, method)
+        self._error: UpstreamError | None = None
         self.is_whole = False  # the answer's end is reached; what follows it is not read
 
     def feed(self, data: bytes) -> None:
@@ -93,7 +82,7 @@ class AnswerParser:
         """Say that the server has ended the connection."""
         self._input.is_ended = True
 
-    def next_piece(self) -> AnswerHead | bytes | None:
+    def next_piece(self) -> ResponseHead | bytes | None:
         """Give the head, then each piece of the body; None if there is no more for now.
 
         Raises:
@@ -108,52 +97,40 @@ class AnswerParser:
             self.is_whole = True
             self._input.buffer.clear()
             return None
-        except ProxyError as error:
-            self._error = error
-            self._input.buffer.clear()
+        except (ProtocolError, TooLarge) as error:
+            failure = UpstreamError(f"the upstream's response can't be read: {error.message}")
+            self._fail(failure)
+            raise failure from error
+        except UpstreamError as error:
+            self._fail(error)
             raise
 
+    def _fail(self, error: UpstreamError) -> None:
+        self._error = error
+        self._input.buffer.clear()
 
-class _Input:
-    """Bytes that came and are not read yet; whether more can come."""
+
+class _ResponseBuffer(MessageBuffer):
+    """The buffer of one response, and whether more can arrive."""
 
     def __init__(self) -> None:
-        self.buffer = bytearray()
+        super().__init__(is_strict=False)
         self.has_begun = False
         self.is_ended = False
 
     def more(self) -> Generator[None, None, None]:
-        """Wait for more bytes, where the answer can't be over yet."""
+        """Wait for more bytes, unless the connection has ended."""
         if self.is_ended and not self.has_begun:
-            raise UpstreamError("the upstream closed the connection without an answer")
+            raise UpstreamError("the upstream closed the connection without a response")
         if self.is_ended:
-            raise UpstreamError("the upstream cut the connection before its answer was whole")
+            raise UpstreamError("the upstream cut the connection before its response was complete")
         yield None
 
-    def line(self, most: int) -> Generator[None, None, bytes | None]:
-        """Take a line and give it without its end; None if it is longer than `most` bytes."""
-        searched = 0
-        while (end := self.buffer.find(b"\n", searched, most + 2)) < 0:
-            searched = len(self.buffer)
-            if searched >= most + 2:
-                return None
-            yield from self.more()
-        # RFC 9112 2.2: a recipient MAY take a single LF for a line's end. Small servers send it.
-        line = bytes(self.buffer[:end]).removesuffix(b"\r")
-        del self.buffer[: end + 1]
-        return line if len(line) <= most else None
 
-    def take(self, most: int) -> bytes:
-        """Take at most so many of the bytes that are there."""
-        data = bytes(self.buffer[:most])
-        del self.buffer[:most]
-        return data
-
-
-def _read_answer(
-    source: _Input, limits: Limits, method: str
-) -> Generator[AnswerHead | bytes | None, None, None]:
-    for _ in range(MAX_INTERIM_ANSWERS + 1):
+def _read_response(
+    source: _ResponseBuffer, limits: Limits, method: str
+) -> Generator[ResponseHead | bytes | None, None, None]:
+    for _ in range(MAX_INTERIM_RESPONSES + 1):
         head = yield from _read_head(source, limits)
         # RFC 9110 15.2: a client MUST be able to parse these before the final answer.
         if head.status >= 200:
@@ -161,7 +138,8 @@ def _read_answer(
         if head.status == 101:
             raise UpstreamError("the upstream switched protocols, which nobody asked for")
     else:
-        raise UpstreamError(f"the upstream sent more than {MAX_INTERIM_ANSWERS} interim answers")
+        most = MAX_INTERIM_RESPONSES
+        raise UpstreamError(f"the upstream sent more than {most} interim responses")
     yield head  # before its body is looked at: a refusal counts, whatever its page is coded in
     coded = _coded_body(source, head, limits, method)
     decoder = _decoder(head.headers)
@@ -171,51 +149,27 @@ def _read_answer(
             if data is not None:
                 room -= len(data)
             if room < 0:
-                raise UpstreamError(f"the upstream's answer is larger than {limits.body} bytes")
+                raise body_too_large(limits)
             yield data
     if decoder is not None:
         decoder.end()
 
 
-def _read_head(source: _Input, limits: Limits) -> Generator[None, None, AnswerHead]:
-    line = yield from source.line(limits.head)
+def _read_head(source: _ResponseBuffer, limits: Limits) -> Generator[None, None, ResponseHead]:
+    line = yield from source.read_line(limits.head)
     parts = None if line is None else _STATUS_LINE.fullmatch(line)
     if line is None or parts is None:
         # RFC 9112 4: any major version but 1 is another protocol.
-        raise UpstreamError("the upstream's answer is not HTTP/1.1")
-    headers = yield from _read_fields(source, limits, limits.head - len(line))
-    return AnswerHead(int(parts[2]), headers)
-
-
-def _read_fields(source: _Input, limits: Limits, room: int) -> Generator[None, None, Headers]:
-    """Read field lines up to the empty one; `room` is what they may take together."""
-    pairs: list[tuple[str, str]] = []
-    lines = 0  # folded ones too: joining them takes time that grows with their number
-    while True:
-        line = yield from source.line(max(room, 0))
-        if line is None:
-            raise UpstreamError(f"the upstream's head is larger than {limits.head} bytes")
-        if not line:
-            return Headers(pairs)
-        room -= len(line) + 2
-        lines += 1
-        if lines > limits.headers:
-            raise UpstreamError(f"the upstream sent more than {limits.headers} header fields")
-        if line[0] in b" \t" and pairs:
-            # RFC 9112 5.2: a user agent MUST replace the fold with spaces.
-            name, value = pairs.pop()
-            line = f"{name}: {value} ".encode("latin-1") + line.strip(b" \t")
-        parts = _FIELD.fullmatch(line)
-        if parts is None:
-            raise UpstreamError("the upstream sent a malformed header line")
-        pairs.append((parts[1].decode("ascii"), parts[2].strip(b" \t").decode("latin-1")))
+        raise UpstreamError("the upstream's response is not HTTP/1.1")
+    pairs = yield from read_fields(source, limits, limits.head - len(line))
+    return ResponseHead(int(parts[2]), Headers(pairs))
 
 
 # ---- the body's borders
 
 
 def _coded_body(
-    source: _Input, head: AnswerHead, limits: Limits, method: str
+    source: _ResponseBuffer, head: ResponseHead, limits: Limits, method: str
 ) -> Generator[bytes | None, None, None]:
     """Choose how the body's end is known, in the order of RFC 9112 6.3."""
     if method == "HEAD" or head.status in (204, 304):
@@ -226,57 +180,24 @@ def _coded_body(
     if coding is not None:
         if coding.lower() != "chunked":  # 7.4: others only for who asks for them, by `te`
             raise UpstreamError("the upstream used a transfer coding other than chunked")
-        return _read_chunks(source, limits)
+        return read_chunks(source, limits)
     lengths = head.headers.get("content-length")
     if lengths is None:
         return _read_to_the_end(source)
     # RFC 9110 8.6: a list of the same length, again and again, is that length.
-    words = {word.strip(" \t") for word in lengths.split(",")}
-    word = words.pop()
-    if words or not re.fullmatch("[0-9]+", word):
-        raise UpstreamError("the upstream sent a malformed content-length")
-    if len(word) > _MAX_LENGTH_DIGITS or int(word) > limits.body:
-        raise UpstreamError(f"the upstream's answer is larger than {limits.body} bytes")
-    return _read_length(source, int(word))
+    distinct = set(split_list(lengths))
+    if len(distinct) > 1:
+        raise ProtocolError("malformed content-length")
+    return read_length(source, parse_content_length(distinct.pop(), limits))
 
 
 def _no_body() -> Generator[bytes | None, None, None]:
     yield from ()
 
 
-def _read_length(source: _Input, count: int) -> Generator[bytes | None, None, None]:
-    while count:
-        while not source.buffer:
-            yield from source.more()
-        data = source.take(count)
-        count -= len(data)
-        yield data
-
-
-def _read_to_the_end(source: _Input) -> Generator[bytes | None, None, None]:
+def _read_to_the_end(source: _ResponseBuffer) -> Generator[bytes | None, None, None]:
     while source.buffer or not source.is_ended:
         yield source.take(len(source.buffer)) or None
-
-
-def _read_chunks(source: _Input, limits: Limits) -> Generator[bytes | None, None, None]:
-    """Read a chunked body; extensions and trailers are dropped (RFC 9112 7.1)."""
-    room = limits.head  # 7.1.1: a recipient ought to limit extensions, all of a body together
-    while True:
-        line = yield from source.line(_MAX_CHUNK_DIGITS + room)
-        parts = None if line is None else _CHUNK_LINE.fullmatch(line)
-        if parts is None:
-            raise UpstreamError("the upstream sent a malformed chunk size")
-        room -= len(parts[2])
-        size = int(parts[1], 16)
-        if size == 0:
-            # 7.1.2: trailers may be dropped; they MUST NOT be merged into the head unasked.
-            yield from _read_fields(source, limits, limits.head)
-            return
-        yield from _read_length(source, size)
-        while len(source.buffer) < 2:
-            yield from source.more()
-        if source.take(2) != b"\r\n":
-            raise UpstreamError("the upstream sent a chunk longer than its size")
 
 
 # ---- the body's coding
@@ -344,7 +265,7 @@ class _Decoder:
 
 
 def _decoder(headers: Headers) -> _Decoder | None:
-    words = [word.strip(" \t").lower() for word in headers.get("content-encoding", "").split(",")]
+    words = split_list(headers.get("content-encoding", ""))
     codings = [word for word in words if word not in ("", "identity")]
     if not codings:
         return None

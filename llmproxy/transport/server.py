@@ -93,11 +93,10 @@ class Server:
         )
         missing: OSError | None = None
         # A name may stand twice in /etc/hosts, and with it each of its addresses.
-        for family, address in dict.fromkeys((family, sock[0]) for family, *_, sock in found):
+        for family, address in dict.fromkeys((family, where[0]) for family, *_, where in found):
             try:
-                listener = await asyncio.start_server(
-                    self._accept, str(address), port, family=family
-                )
+                # Not asyncio's own: it hides which error there was (3.12 and later).
+                sock = socket.create_server((str(address), port), family=family)
             except OSError as error:
                 # "localhost" is ::1 too, even where the kernel has no IPv6 (containers).
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
@@ -105,7 +104,7 @@ class Server:
                     raise
                 missing = error
             else:
-                self._listeners.append(listener)
+                self._listeners.append(await asyncio.start_server(self._accept, sock=sock))
                 port = self.addresses[0][1]  # one port for all of them, also if any will do
         if missing is not None and not self._listeners:
             raise missing

@@ -87,7 +87,7 @@ BAD_TEXTS = {
         b'{"a":' * 101 + b"1" + b"}" * 101,
         "the body nests deeper than 100 levels",
     ),
-    "far too deep": (b"[" * 200_000, "the body nests deeper than Python can read"),
+    "far too deep": (b"[" * 200_000, "the body nests deeper than 100 levels"),
 }
 
 
@@ -107,14 +107,23 @@ def test_as_deep_as_the_limit_is_read():
 
 
 def test_limits_above_pythons_own_are_refused_all_the_same():
-    deep = b"[" * 700 + rb'"\ud800"' + b"]" * 700
-    assert refusal(payload.parse, deep, Limits(json_depth=10_000)) == (
-        "the body nests deeper than Python can read",
-        None,
-    )
+    for levels in (401, 700, 10_000, 1_000_000):
+        deep = b"[" * levels + rb'"\ud800"' + b"]" * levels
+        assert refusal(payload.parse, deep, Limits(json_depth=10_000_000)) == (
+            "the body nests deeper than 400 levels",
+            None,
+        )
     assert refusal(payload.parse, b"1" * 5_000, Limits(int_digits=10_000)) == (
         "a number has more than 4300 digits",
         None,
+    )
+
+
+def test_the_deepest_value_that_is_read_can_be_used():
+    deep = b"[" * 400 + rb'"\ud800"' + b"]" * 400
+    value = payload.parse(deep, Limits(json_depth=10_000))
+    assert payload.encode(payload.with_double_numbers(value)) == deep.replace(
+        rb"\ud800", "\ufffd".encode()
     )
 
 

@@ -35,9 +35,13 @@ class Answer(NamedTuple):
         return self.is_cut or b"\r\nconnection: close\r\n" in self.wire
 
 
+# Where HTTPStatus has an older name until Python 3.13.
+RFC_9110_PHRASES = {413: "Content Too Large", 414: "URI Too Long"}
+
+
 def answer(status: int, fields: list[str], body: bytes, sent: bytes | None = None) -> Answer:
     """An answer of these fields; `sent` is the body as it is framed, b"" for none."""
-    phrase = HTTPStatus(status).phrase
+    phrase = RFC_9110_PHRASES.get(status) or HTTPStatus(status).phrase
     head = "\r\n".join([f"HTTP/1.1 {status} {phrase}", *fields, "", ""]).encode("latin-1")
     return Answer(head + (body if sent is None else sent), status, body)
 
@@ -100,7 +104,7 @@ TARGET_TOO_LONG = refused(414, "the request target is longer than 100 bytes")
 FIELD = refused(400, "malformed header line")
 FOLDED = refused(400, "a header line is folded, or begins with a space")
 LINE_END = refused(400, "a line ends without CR LF")
-HEAD_TOO_LARGE = refused(431, "the request head is larger than 500 bytes")
+HEAD_TOO_LARGE = refused(431, "the head is larger than 500 bytes")
 TOO_MANY_FIELDS = refused(431, "there are more than 6 header fields")
 NO_HOST = refused(400, "the host header is missing")
 TWO_HOSTS = refused(400, "there is more than one host header")

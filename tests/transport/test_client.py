@@ -254,13 +254,16 @@ async def test_a_long_request_is_sent_while_the_server_reads():
 @pytest.mark.parametrize(
     "data, message",
     [
-        (b"", "the upstream closed the connection without an answer"),
-        (b"SSH-2.0-OpenSSH\r\n", "the upstream's answer is not HTTP/1.1"),
+        (b"", "the upstream closed the connection without a response"),
+        (b"SSH-2.0-OpenSSH\r\n", "the upstream's response is not HTTP/1.1"),
         (
             OK + b"Content-Length: 9\r\n\r\nabc",
-            "the upstream cut the connection before its answer was whole",
+            "the upstream cut the connection before its response was complete",
         ),
-        (OK + b"X: " + b"y" * 70000, "the upstream's head is larger than 65536 bytes"),
+        (
+            OK + b"X: " + b"y" * 70000,
+            "the upstream's response can't be read: the head is larger than 65536 bytes",
+        ),
     ],
 )
 async def test_a_broken_answer_is_the_upstreams_failure(data, message):

@@ -204,7 +204,7 @@ CHUNK, CRLF = "malformed chunk size", "a line ends without CR LF"
 CODING = "transfer-encoding must end with chunked, once"
 BOTH = "content-length beside transfer-encoding"
 FOLDED = "a header line is folded, or begins with a space"
-HEAD_TOO_LARGE = "the request head is larger than 500 bytes"
+HEAD_TOO_LARGE = "the head is larger than 500 bytes"
 BODY_TOO_LARGE = "the body is larger than 1000 bytes"
 TARGET_TOO_LONG = "the request target is longer than 100 bytes"
 
@@ -939,3 +939,18 @@ def test_responses_are_read_the_same_by_h11_and_http_client(response):
     read = http.client.HTTPResponse(_Socket(data), method=method)
     read.begin()
     assert (read.status, read.read()) == (status, whole)
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (413, "Content Too Large"),
+        (414, "URI Too Long"),
+        (416, "Range Not Satisfiable"),
+        (422, "Unprocessable Content"),
+        (529, "Overloaded"),
+        (599, "Unknown"),
+    ],
+)
+def test_reason_phrases_are_those_of_rfc_9110_on_every_python(status, reason):
+    assert encode_head(status, ()) == f"HTTP/1.1 {status} {reason}\r\n\r\n".encode()

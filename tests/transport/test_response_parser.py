@@ -16,8 +16,8 @@ from llmproxy.transport.http11 import Headers, Request, RequestParser
 from llmproxy.transport.response_parser import (
     MAX_GZIP_MEMBERS,
     PIECE_BYTES,
-    AnswerHead,
-    AnswerParser,
+    ResponseHead,
+    ResponseParser,
     encode_request,
 )
 
@@ -27,7 +27,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 def read(*pieces, limits=LIMITS, method="POST", is_ended=True):
     """Feed pieces; give the head or None, the body, and the error that ended it or None."""
-    parser, head, body = AnswerParser(limits, method=method), None, b""
+    parser, head, body = ResponseParser(limits, method=method), None, b""
     try:
         for piece in [*pieces, None]:
             if piece is not None:
@@ -35,7 +35,7 @@ def read(*pieces, limits=LIMITS, method="POST", is_ended=True):
             elif is_ended:
                 parser.end()
             while (item := parser.next_piece()) is not None:
-                if isinstance(item, AnswerHead):
+                if isinstance(item, ResponseHead):
                     assert head is None
                     head = item
                 else:
@@ -121,7 +121,7 @@ def test_fields_are_read_as_they_came_and_folds_as_spaces():
     data = OK + b"X-A:  b \r\n\t c\r\n  d\r\nSet-Cookie: 1\r\nset-cookie: 2\r\n\r\n"
     head, _, error = read(data)
     fields = Headers([("x-a", "b c d"), ("set-cookie", "1"), ("set-cookie", "2")])
-    assert (head, error) == (AnswerHead(200, fields), None)
+    assert (head, error) == (ResponseHead(200, fields), None)
 
 
 def test_an_answer_to_head_has_no_body():
@@ -130,16 +130,17 @@ def test_an_answer_to_head_has_no_body():
     assert (head.status, body, error) == (200, b"", None)
 
 
-NOT_HTTP = "the upstream's answer is not HTTP/1.1"
-BAD_FIELD = "the upstream sent a malformed header line"
-BAD_CHUNK = "the upstream sent a malformed chunk size"
-CUT = "the upstream cut the connection before its answer was whole"
-TOO_LARGE = "the upstream's answer is larger than 5000 bytes"
+UNREADABLE = "the upstream's response can't be read: "
+NOT_HTTP = "the upstream's response is not HTTP/1.1"
+BAD_FIELD = UNREADABLE + "malformed header line"
+BAD_CHUNK = UNREADABLE + "malformed chunk size"
+CUT = "the upstream cut the connection before its response was complete"
+TOO_LARGE = UNREADABLE + "the body is larger than 5000 bytes"
 BAD_CODING = "the upstream's body is not of its content-encoding"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 GZIP = OK + b"Content-Encoding: gzip\r\n\r\n"
 BROKEN = {
-    "nothing": (b"", b"", "the upstream closed the connection without an answer"),
+    "nothing": (b"", b"", "the upstream closed the connection without a response"),
     "cut head": (OK + b"X: y\r\n", b"", CUT),
     "cut length": (OK + b"Content-Length: 5\r\n\r\nabc", b"abc", CUT),
     "cut chunk": (CHUNKED + b"5\r\nabc", b"abc", CUT),
@@ -185,30 +186,34 @@ BROKEN = {
     "a head too large": (
         OK + b"X: " + b"y" * 500 + b"\r\n\r\n",
         b"",
-        "the upstream's head is larger than 500 bytes",
+        UNREADABLE + "the head is larger than 500 bytes",
     ),
     "too many fields": (
         OK + b"X: y\r\n" * 7 + b"\r\n",
         b"",
-        "the upstream sent more than 6 header fields",
+        UNREADABLE + "there are more than 6 header fields",
     ),
     "too many folds": (
         OK + b"X: y\r\n" + b" z\r\n" * 6 + b"\r\n",
         b"",
-        "the upstream sent more than 6 header fields",
+        UNREADABLE + "there are more than 6 header fields",
     ),
-    "a space first": (OK + b" X: y\r\n\r\n", b"", BAD_FIELD),
+    "a space first": (
+        OK + b" X: y\r\n\r\n",
+        b"",
+        UNREADABLE + "a header line is folded, or begins with a space",
+    ),
     "a space in the name": (OK + b"X : y\r\n\r\n", b"", BAD_FIELD),
     "a bare CR": (OK + b"X: y\rZ: a\r\n\r\n", b"", BAD_FIELD),
     "two lengths": (
         OK + b"Content-Length: 3, 4\r\n\r\nabc",
         b"",
-        "the upstream sent a malformed content-length",
+        UNREADABLE + "malformed content-length",
     ),
     "a signed length": (
         OK + b"Content-Length: +3\r\n\r\nabc",
         b"",
-        "the upstream sent a malformed content-length",
+        UNREADABLE + "malformed content-length",
     ),
     "a length too large": (OK + b"Content-Length: 5001\r\n\r\n", b"", TOO_LARGE),
     "a length of many digits": (
@@ -225,12 +230,12 @@ BROKEN = {
     "chunk extensions too long": (
         CHUNKED + b"3;" + b"x" * 300 + b"\r\nabc\r\n3;" + b"x" * 300 + b"\r\nabc\r\n",
         b"abc",
-        BAD_CHUNK,
+        UNREADABLE + "the chunk extensions are larger than 500 bytes",
     ),
     "a chunk longer than its size": (
         CHUNKED + b"3\r\nabcd\r\n",
         b"abc",
-        "the upstream sent a chunk longer than its size",
+        UNREADABLE + "a chunk is longer than its size",
     ),
     "switched protocols": (
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
@@ -240,7 +245,7 @@ BROKEN = {
     "interim answers without end": (
         b"HTTP/1.1 100 Continue\r\n\r\n" * 17,
         b"",
-        "the upstream sent more than 16 interim answers",
+        "the upstream sent more than 16 interim responses",
     ),
 }  # fmt: skip
 
@@ -260,7 +265,7 @@ def test_a_body_to_the_end_is_limited_also_inflated():
 
 def test_a_bomb_is_inflated_piece_by_piece():
     size = 40 * PIECE_BYTES
-    parser = AnswerParser(Limits(body=size))
+    parser = ResponseParser(Limits(body=size))
     parser.feed(GZIP + gzip.compress(b"\0" * size))
     parser.end()
     pieces = []
@@ -288,7 +293,7 @@ def test_gzip_members_without_end_are_refused():
 
 def test_a_flushed_event_is_given_at_once():
     coder = zlib.compressobj(wbits=16 + zlib.MAX_WBITS)
-    parser = AnswerParser(LIMITS)
+    parser = ResponseParser(LIMITS)
     parser.feed(GZIP)
     assert parser.next_piece().status == 200
     for text in (b"data: one\n\n", b"data: two\n\n"):

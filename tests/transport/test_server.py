@@ -653,10 +653,10 @@ async def test_client_that_never_closes_is_not_waited_for(monkeypatch):
 async def test_limits_of_the_head_are_kept():
     async with serving(echo, head=100, target=20) as (_, port):
         assert await exchange(port, b"GET / HTTP/1.1\r\nX: " + b"x" * 100) == refused(
-            b"431 Request Header Fields Too Large", "the request head is larger than 100 bytes"
+            b"431 Request Header Fields Too Large", "the head is larger than 100 bytes"
         )
         assert await exchange(port, GET.replace(b"/", b"/" + b"x" * 20, 1)) == refused(
-            b"414 Request-URI Too Long", "the request target is longer than 20 bytes"
+            b"414 URI Too Long", "the request target is longer than 20 bytes"
         )
 
 

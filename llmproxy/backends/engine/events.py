@@ -173,8 +173,7 @@ class EventReader:
         self._half = None
         if chunk and "\ud800" <= chunk[-1] <= "\udbff":
             chunk, self._half = chunk[:-1], replace(event, chunk=chunk[-1])
-        whole = chunk.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return replace(event, chunk=whole)
+        return replace(event, chunk=payload.join_surrogates(chunk))
 
 
 def _part_of(event: StreamEvent) -> tuple[str | None, int | None]:

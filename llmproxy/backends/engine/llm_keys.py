@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import llm
 
-from ...core.known_keys import KnownKeys
+from ...core.known_keys import KnownKeys, is_secret_name
 
 __all__ = ["keys_of_model", "known_keys"]
 
-_SECRET_HEADER = re.compile("auth|cookie|key|secret|token", re.IGNORECASE)
 KEY_VARIABLES = ("KEY", "KEYS", "TOKEN", "SECRET")  # how the names of such variables end
 
 
@@ -60,7 +58,7 @@ def keys_of_model(model: Any) -> Iterator[str]:
     """
     headers = getattr(model, "headers", None)
     named = headers.items() if isinstance(headers, Mapping) else ()
-    secret = [value for name, value in named if _SECRET_HEADER.search(str(name))]
+    secret = [value for name, value in named if is_secret_name(str(name))]
     for value in (getattr(model, "key", None), *secret):
         if isinstance(value, str):
             yield from value.split()  # Bearer …
