@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
-from ..transfer.export import Exported, Unreadable, export_lines, export_recordings, export_to
+from ..transfer.export import Exported, Unreadable, export_lines, export_to
 from ..transfer.import_ import import_files
+from ..transfer.llama_stack.as_exchange import read_recording
+from ..transfer.llama_stack.folder import export_recordings
 from .arguments import (
     TIME_HELP,
     add_database,
@@ -121,7 +123,12 @@ def _import_parser(program: str) -> argparse.ArgumentParser:
 
 def _import(arguments: argparse.Namespace) -> int:
     paths = [Path("/dev/stdin" if file == "-" else file) for file in arguments.files]
-    imported = import_files(paths, database_of(arguments), dry_run=arguments.dry_run)
+    imported = import_files(
+        paths,
+        database_of(arguments),
+        read_recording=read_recording,
+        dry_run=arguments.dry_run,
+    )
     word = "would import" if arguments.dry_run else "imported"
     print(
         f"{word} {imported.new} exchanges; {imported.there} were there already; "

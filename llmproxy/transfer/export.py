@@ -16,27 +16,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..core.errors import InvalidRequest, NotFound
+from ..core.errors import NotFound
 from ..recorder.exchange import Exchange
 from ..recorder.reader import Filter, LogReader
 from .anonymize import filled
 from .jsonl import encode
-from .llama_stack.write import render_recording
 
 __all__ = [
     "Exported",
     "Unreadable",
     "export_lines",
-    "export_recordings",
     "export_to",
 ]
 
 
 class Unreadable(Exception):
     """What can't be moved: says which file or log, the place in it, and why."""
-
-
-# ---- out
 
 
 @dataclass(frozen=True)
@@ -70,7 +65,7 @@ def export_lines(
         StoreError, OSError: the log can't be read any more, or the file not written.
     """
     running = written = 0
-    for exchange in _exchanges(history, only, last):
+    for exchange in exchanges(history, only, last):
         if exchange.status == "running":
             running += 1
             continue
@@ -94,45 +89,11 @@ def export_to(
     """
     if path.exists() and history.path.exists() and path.samefile(history.path):
         raise Unreadable(f"{path}: is the log itself")
-    with _written_whole(path) as file:
+    with written_whole(path) as file:
         return export_lines(history, file, only, last=last, redact=redact)
 
 
-def export_recordings(
-    history: LogReader,
-    folder: Path,
-    only: Filter,
-    *,
-    last: int | None = None,
-    redact: bool = False,
-) -> Exported:
-    """Write chats that came to their end as Llama Stack's recordings, a file each.
-
-    The folder is made where there is none.
-
-    Raises:
-        Unreadable, StoreError, OSError: as `export_lines`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    names: set[str] = set()
-    count = running = skipped = 0
-    for exchange in _exchanges(history, only, last):
-        if exchange.status == "running":
-            running += 1
-            continue
-        try:
-            name, text = render_recording(filled(exchange) if redact else exchange)
-        except InvalidRequest:
-            skipped += 1
-            continue
-        with _written_whole(folder / name) as file:
-            file.write(text.encode())
-        names.add(name)
-        count += 1
-    return Exported(len(names), running, skipped, count - len(names))
-
-
-def _exchanges(history: LogReader, only: Filter, last: int | None) -> Iterator[Exchange]:
+def exchanges(history: LogReader, only: Filter, last: int | None) -> Iterator[Exchange]:
     for id in history.ids(only, last=last):
         try:
             yield history.exchange(id)
@@ -145,7 +106,7 @@ def _exchanges(history: LogReader, only: Filter, last: int | None) -> Iterator[E
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path) -> Iterator[BinaryIO]:
     """Write beside a path, and put it there at the end; a pipe or a device is written as it is."""
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
@@ -160,6 +121,3 @@ def _written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(beside)
         raise
-
-
-# ---- in

@@ -19,25 +19,19 @@ from ..recorder.reader import Filter, LogReader, check_llm
 from ..recorder.store import Locked, Store
 from .export import Unreadable
 from .jsonl import decode
-from .llama_stack.as_exchange import exchange_of
-from .llama_stack.read import parse_recording
 
 T = TypeVar("T")
 
-
 MAX_LINE_BYTES = 2**29  # a body of a few photos stands in it twice, and escaped
-
-
 GROUP = 16  # exchanges in memory at once; a lock ends sooner where they are long
-
-
 TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
-
-
 PAUSE_S = 0.02  # between two tries while another one writes
-
-
 MAX_HELD_BYTES = 2**20  # of what comes by a pipe; more of it goes to the disk
+
+
+ReadRecording = Callable[[bytes, str], Exchange | None]
+"""Reads another project's recording of an exchange: the file's bytes, and its name without the
+ending. Returns None for a recording of something other than a chat."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +46,21 @@ class Imported:
     skipped: int
 
 
-def import_files(paths: Sequence[Path], database: Path, *, dry_run: bool = False) -> Imported:
-    """Take in the exchanges of files, and Llama Stack's recordings, into a logs.db.
+def import_files(
+    paths: Sequence[Path],
+    database: Path,
+    *,
+    read_recording: ReadRecording | None = None,
+    dry_run: bool = False,
+) -> Imported:
+    """Import the exchanges of files into a logs.db.
 
-    An exchange that is there is left as it is, unless it was found interrupted and comes
-    in whole. A file may be a pipe: it is read twice, and so held on disk meanwhile.
+    All files are checked before anything is written. An exchange that is in the log already
+    stays as it is, unless it was interrupted there and is complete in the file. A file may be
+    a pipe; since files are read twice, its content is buffered, on disk if it is large.
 
-    dry_run: only check, and count.
+    read_recording: reads a file that is a single recording; without it only JSON lines are read.
+    dry_run: only check and count.
 
     Raises:
         Unreadable: a file is damaged, foreign, or not readable; nothing is written.
@@ -71,7 +73,7 @@ def import_files(paths: Sequence[Path], database: Path, *, dry_run: bool = False
         sources = [_Source(path, stack) for path in paths]
         statuses: dict[str, Status] = {}
         count = skipped = 0
-        for exchange in _read(sources):
+        for exchange in _read(sources, read_recording):
             if exchange is None:
                 skipped += 1
                 continue
@@ -81,7 +83,7 @@ def import_files(paths: Sequence[Path], database: Path, *, dry_run: bool = False
         if dry_run:
             new = _count_new(statuses, database)
         else:
-            read = (exchange for exchange in _read(sources) if exchange is not None)
+            read = (exchange for exchange in _read(sources, read_recording) if exchange is not None)
             new = _write(read, database)
     return Imported(new, count - new, skipped)
 
@@ -117,14 +119,15 @@ def _readable(path: Path, place: str = "") -> Iterator[None]:
         raise Unreadable(f"{path}: {exc.strerror}") from exc
 
 
-def _read(sources: Iterable[_Source]) -> Iterator[Exchange | None]:
+def _read(
+    sources: Iterable[_Source], read_recording: ReadRecording | None
+) -> Iterator[Exchange | None]:
     """Give what the files have, None for what is no exchange."""
     for source in sources:
         with _readable(source.path), source.open() as file:
             first = file.readline(MAX_LINE_BYTES)
-            if _begins_a_recording(first, source.path):
-                data = first + file.read(MAX_LINE_BYTES)
-                yield exchange_of(parse_recording(data, source.path.stem))
+            if _begins_a_recording(first, source.path) and read_recording is not None:
+                yield read_recording(first + file.read(MAX_LINE_BYTES), source.path.stem)
                 continue
             for number, line in enumerate(chain([first], _lines(file)), 1):
                 if line.isspace() or not line:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import llm
@@ -32,13 +33,16 @@ from llmproxy.transfer.export import (
     Exported,
     Unreadable,
     export_lines,
-    export_recordings,
     export_to,
 )
-from llmproxy.transfer.import_ import Imported, import_files
+from llmproxy.transfer.import_ import Imported
+from llmproxy.transfer.import_ import import_files as import_files_with
 from llmproxy.transfer.jsonl import decode, encode
-from llmproxy.transfer.llama_stack.as_exchange import exchange_of
+from llmproxy.transfer.llama_stack.as_exchange import exchange_of, read_recording
+from llmproxy.transfer.llama_stack.folder import export_recordings
 from llmproxy.transfer.llama_stack.read import parse_recording
+
+import_files = partial(import_files_with, read_recording=read_recording)  # as the command does
 
 ALL = Filter()
 RECORDINGS = Path(__file__).parents[1] / "recordings"
@@ -407,6 +411,13 @@ def test_bad_input_is_one_error_with_its_place_and_nothing_is_written(
     assert not (tmp_path / "there.db").exists()
 
 
+def test_without_a_reader_of_recordings_only_our_own_lines_are_read(tmp_path):
+    file = tmp_path / "abc.jsonl"
+    file.write_bytes(b'{"request": {"method": "GET"}}')
+    with pytest.raises(Unreadable, match="line 1, id: this field is required"):
+        import_files_with([file], tmp_path / "there.db")
+
+
 def test_a_damaged_recording_is_named_with_its_place(tmp_path):
     file = tmp_path / "abc.json"
     form = json.loads((RECORDINGS / "4be1f0a7c3d9.json").read_text())
@@ -494,7 +505,7 @@ def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
 
 IMPORT = """
 import pathlib, sys
-from llmproxy.transfer.export import import_files
+from llmproxy.transfer.import_ import import_files
 import_files([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]))
 """
 

@@ -12,10 +12,21 @@ import llm
 from ...core import chat
 from ...core.fingerprints import request_key
 from ...recorder.exchange import Exchange, Turn, begun
-from .read import Recording
+from .read import Recording, parse_recording
 
 # Recordings have no times; this is how their own dates are normalised, alike everywhere.
 RECORDED = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read_recording(data: bytes, key: str) -> Exchange | None:
+    """Read a recording's file as an exchange; return None if it is not of a chat.
+
+    key: the file's name without `.json`.
+
+    Raises:
+        InvalidRequest: as `parse_recording`.
+    """
+    return exchange_of(parse_recording(data, key))
 
 
 def exchange_of(recording: Recording) -> Exchange | None:

@@ -1,4 +1,4 @@
-"""Llama Stack's recordings in a folder, to answer from."""
+"""A folder of Llama Stack's recordings: answer requests from it, or export exchanges to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from ...backends.replay import Recorded
 from ...core import chat
 from ...core.errors import InvalidRequest
 from ...core.fingerprints import request_key
+from ...recorder.reader import Filter, LogReader
+from ..anonymize import filled
+from ..export import Exported, exchanges, written_whole
 from .read import Recording, parse_recording
+from .write import render_recording
 
 
 class Folder:
@@ -77,3 +81,37 @@ class Folder:
 def _files(path: Path) -> Iterator[Path]:
     next(path.iterdir(), None)  # raises where there is no folder
     return path.rglob("*.json")
+
+
+def export_recordings(
+    reader: LogReader,
+    folder: Path,
+    filter: Filter,
+    *,
+    last: int | None = None,
+    redact: bool = False,
+) -> Exported:
+    """Export finished chats as Llama Stack recordings, one file each.
+
+    Creates the folder if needed. Parameters are those of `export_lines`.
+
+    Raises:
+        Unreadable, StoreError, OSError: as `export_lines`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    count = running = skipped = 0
+    for exchange in exchanges(reader, filter, last):
+        if exchange.status == "running":
+            running += 1
+            continue
+        try:
+            name, text = render_recording(filled(exchange) if redact else exchange)
+        except InvalidRequest:
+            skipped += 1
+            continue
+        with written_whole(folder / name) as file:
+            file.write(text.encode())
+        names.add(name)
+        count += 1
+    return Exported(len(names), running, skipped, count - len(names))
