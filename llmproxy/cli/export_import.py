@@ -72,8 +72,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
 def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     how = {"last": arguments.last, "redact": arguments.redact}
-    history = LogReader(database_of(arguments))
-    try:
+    with LogReader(database_of(arguments)) as history:
         check_run(history, arguments)
         only = filter_of(arguments)
         if arguments.format == "llama-stack":
@@ -83,8 +82,6 @@ def _export(arguments: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
         else:
             exported = export_to(history, path, only, **how)
-    finally:
-        history.close()
     print(_exported(exported), file=sys.stderr)
     return 0
 

@@ -53,12 +53,9 @@ def _log(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     if arguments.verify:
         return _verify(database, arguments)
-    history = LogReader(database)
-    try:
+    with LogReader(database) as history:
         check_run(history, arguments)
         return _prune(database, arguments) if arguments.prune else _read(history, arguments)
-    finally:
-        history.close()
 
 
 def _parser(program: str) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
         )
-        try:
+        with closing(connection):
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "create temp table gone as select id, message_hash, thread_id, previous_id, run_id"
@@ -56,8 +57,6 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
             )
             pruned = _prune(connection)
             connection.execute("ROLLBACK" if dry_run else "COMMIT")
-        finally:
-            connection.close()
     return pruned
 
 

@@ -10,11 +10,11 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import llm
 import sqlite_utils
@@ -132,6 +132,12 @@ class LogReader:
                 self._conn.close()
                 Store(path).close()
                 self._conn, self._log, self._version = open_for_reading(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""
@@ -413,12 +419,10 @@ def check_llm(path: Path) -> None:
     """
     with translated(path):
         connection, _, _ = open_for_reading(path)
-        try:
+        with closing(connection):
             if not connection.execute("pragma table_info(_llm_migrations)").fetchall():
                 return
             made = {row["name"] for row in connection.execute("select name from _llm_migrations")}
-        finally:
-            connection.close()
     unknown = sorted(made - {migration.__name__ for migration in MIGRATIONS})
     if unknown:
         raise Unusable(

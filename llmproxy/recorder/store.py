@@ -15,12 +15,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import llm
 
@@ -48,7 +48,10 @@ __all__ = [
     "translated",
 ]
 
+T = TypeVar("T")
+
 BUSY_TIMEOUT_MS = 100  # the writer makes its own, growing pauses
+RETRY_PAUSE_S = 0.02  # between two tries of `retry_while_locked`
 # The `llm` command fails at once where it meets our lock (it upgrades a read
 # transaction), so a group ends with the exchange that passes this.
 LOCK_S = 0.05
@@ -517,6 +520,12 @@ class Store:
         with translated(self.path):
             self._conn.execute("PRAGMA wal_checkpoint(truncate)")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the connection; what was written stays."""
         self._conn.close()
@@ -626,6 +635,24 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return stat.st_dev, stat.st_ino
+
+
+def retry_while_locked(action: Callable[[], T], timeout_s: float) -> T:
+    """Run an action again until no other connection holds the write lock.
+
+    For commands, which a person waits for; the writer thread has its own pauses.
+
+    Raises:
+        Locked: `timeout_s` seconds were not enough.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return action()
+        except Locked:
+            if time.monotonic() > until:
+                raise
+            time.sleep(RETRY_PAUSE_S)
 
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -12,6 +12,7 @@ import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -69,13 +70,11 @@ def verify(path: Path) -> Verified:
     """
     with translated(path):
         connection, log, version = open_for_reading(path)
-        try:
+        with closing(connection):
             # What is no UTF-8 any more is something else, and no reason to stop.
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
             connection.execute("BEGIN")  # all of one moment, whoever writes meanwhile
             return _verify(connection, log, version)
-        finally:
-            connection.close()
 
 
 def _verify(connection: sqlite3.Connection, log: LogStore, version: int) -> Verified:

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
 from ..recorder.reader import Filter, LogReader, check_llm
-from ..recorder.store import Locked, Store
+from ..recorder.store import Store, retry_while_locked
 from .export import Unreadable
 from .jsonl import decode
-
-T = TypeVar("T")
 
 MAX_LINE_BYTES = 2**29  # a body of a few photos stands in it twice, and escaped
 GROUP = 16  # exchanges in memory at once; a lock ends sooner where they are long
 TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
-PAUSE_S = 0.02  # between two tries while another one writes
 MAX_HELD_BYTES = 2**20  # of what comes by a pipe; more of it goes to the disk
 
 
@@ -78,7 +74,7 @@ def import_files(
                 skipped += 1
                 continue
             count += 1
-            if _says_more(exchange.status, statuses.get(exchange.id)):
+            if _is_more_complete(exchange.status, statuses.get(exchange.id)):
                 statuses[exchange.id] = exchange.status
         if dry_run:
             new = _count_new(statuses, database)
@@ -155,60 +151,39 @@ def _begins_a_recording(line: bytes, path: Path) -> bool:
 def _write(exchanges: Iterable[Exchange], database: Path) -> int:
     """Write what is not there, group by group; say how much that was."""
     new: set[str] = set()
-    store = _patiently(partial(Store, database))
-    try:
-        history = LogReader(database)
-        try:
-            left = iter(exchanges)
-            while group := list(islice(left, GROUP)):
-                there = _statuses(history, [exchange.id for exchange in group])
-                todo: dict[str, Exchange] = {}
-                for exchange in group:
-                    if _says_more(exchange.status, there.get(exchange.id)):
-                        there[exchange.id] = exchange.status
-                        todo[exchange.id] = exchange
-                _write_group(store, list(todo.values()))
-                new.update(todo)
-        finally:
-            history.close()
-    finally:
-        store.close()
+    open_store = partial(Store, database)
+    with retry_while_locked(open_store, TIMEOUT_S) as store, LogReader(database) as reader:
+        left = iter(exchanges)
+        while group := list(islice(left, GROUP)):
+            recorded = _statuses(reader, [exchange.id for exchange in group])
+            todo: dict[str, Exchange] = {}
+            for exchange in group:
+                if _is_more_complete(exchange.status, recorded.get(exchange.id)):
+                    recorded[exchange.id] = exchange.status
+                    todo[exchange.id] = exchange
+            _write_group(store, list(todo.values()))
+            new.update(todo)
     return len(new)
 
 
 def _write_group(store: Store, exchanges: list[Exchange]) -> None:
     while exchanges:
-        written = _patiently(partial(store.write, exchanges, are_imported=True))
-        exchanges = exchanges[written:]
+        write = partial(store.write, exchanges, are_imported=True)
+        exchanges = exchanges[retry_while_locked(write, TIMEOUT_S) :]
 
 
 def _count_new(statuses: Mapping[str, Status], database: Path) -> int:
     if not database.exists():
         return len(statuses)
-    history = LogReader(database)
-    try:
-        there = _statuses(history, list(statuses))
-    finally:
-        history.close()
-    return sum(_says_more(status, there.get(id)) for id, status in statuses.items())
+    with LogReader(database) as reader:
+        recorded = _statuses(reader, list(statuses))
+    return sum(_is_more_complete(status, recorded.get(id)) for id, status in statuses.items())
 
 
-def _statuses(history: LogReader, ids: Sequence[str]) -> dict[str, Status]:
-    return {entry.id: entry.status for entry in history.entries(Filter(ids=tuple(ids)))}
+def _statuses(reader: LogReader, ids: Sequence[str]) -> dict[str, Status]:
+    return {entry.id: entry.status for entry in reader.entries(Filter(ids=tuple(ids)))}
 
 
-def _says_more(status: Status, there: Status | None) -> bool:
-    """Of what was killed, another log may have the end (its spool had it)."""
-    return there is None or there in ("running", "interrupted") and status != "interrupted"
-
-
-def _patiently(action: Callable[[], T]) -> T:
-    """Try until nobody else writes."""
-    until = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            return action()
-        except Locked:
-            if time.monotonic() > until:
-                raise
-            time.sleep(PAUSE_S)
+def _is_more_complete(status: Status, recorded: Status | None) -> bool:
+    """Another log may have the end of an exchange that was interrupted here (in its spool)."""
+    return recorded is None or recorded in ("running", "interrupted") and status != "interrupted"
