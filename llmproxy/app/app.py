@@ -226,11 +226,11 @@ class App:
         """Find the conversation in the log; a log that can't be asked soon costs no answer."""
         assert exchange.request is not None
         if self._memory is not None and exchange.is_logged:
-            messages, recollect = exchange.request.messages, self._memory.recollect
+            messages, match = exchange.request.messages, self._memory.match
             try:
                 async with asyncio.timeout(self._limits.log_wait_s), self._recalls:
                     asked = in_daemon_thread(
-                        lambda: recollect(messages, model, exchange.client), "llmproxy-memory"
+                        lambda: match(messages, model, exchange.client), "llmproxy-memory"
                     )
                     exchange.recollected(await asked)
             except (TimeoutError, RuntimeError):

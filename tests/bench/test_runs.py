@@ -129,7 +129,7 @@ def test_memory_does_not_know_what_a_benchmark_was_answered(
     store.write([recorded, again := asked_again(recorded, answer=said)])
     memory = Matcher(path)
     history = [*again.turn.messages, *again.turn.reply, *again.turn.messages]
-    assert memory.recollect(history, "demo", "tests") == Match(history)
+    assert memory.match(history, "demo", "tests") == Match(history)
     memory.close()
     assert not list(
         sqlite3.connect(path).execute("select * from proxy_replies where turn_id = ?", (again.id,))

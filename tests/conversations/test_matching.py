@@ -38,20 +38,20 @@ LONG = "An answer that nobody gives twice by chance."
 
 @dataclass
 class Log:
-    """A log with its memory, written as the app does."""
+    """A log with its matcher, written as the app does."""
 
     path: Path
     store: Store
-    memory: Matcher
+    matcher: Matcher
     numbers: Any
     stuck: list[Exchange] = field(default_factory=list)  # exchanges that the log can't take yet
 
-    def recollect(self, messages, *, model="m", client="tests") -> Match:
-        return self.memory.recollect(messages, model, client)
+    def match(self, messages, *, model="m", client="tests") -> Match:
+        return self.matcher.match(messages, model, client)
 
     def ask(self, messages, reply, *, model="m", client="tests", status="ok", is_stuck=False):
         """Record a request as it is after recollection, with its reply; give its id."""
-        found = self.recollect(messages, model=model, client=client)
+        found = self.match(messages, model=model, client=client)
         id = f"01jd{next(self.numbers):022d}"
         reply = [llm.assistant(reply)] if isinstance(reply, str) else reply
         begins = begun(
@@ -66,7 +66,7 @@ class Log:
             status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
         )  # fmt: skip
-        self.memory.learn(ended)
+        self.matcher.learn(ended)
         self.stuck.append(ended)
         if not is_stuck:
             self.store.write(self.stuck)
@@ -89,7 +89,7 @@ class Log:
 def log(store, path):
     log = Log(path, store, Matcher(path), itertools.count(1))
     yield log
-    log.memory.close()
+    log.matcher.close()
 
 
 def said(*parts):
@@ -207,7 +207,7 @@ def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log,
         shown: str | None = None  # the last turn that a client could see anything of
         for number in range(30):
             request = dialect.parse_request(body, {})
-            found = log.recollect(request.messages)
+            found = log.match(request.messages)
             assert found.previous_id == shown
             if shown is not None:
                 assert found.messages[: len(stored)] == stored
@@ -224,7 +224,7 @@ def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log,
             ]
         # What showed nothing at the very beginning leaves nothing to know it by.
         assert all(len(ids) == 1 for ids in log.threads()[:-1])
-        log.memory.close()
+        log.matcher.close()
         log.store.close()
 
 
@@ -245,8 +245,8 @@ def test_the_newest_reply_says_where_a_request_goes_on(log):
     first = log.ask(START, LONG)
     second = log.ask(ECHO, "Another answer, as long as the first.")
     go_on = [*ECHO, llm.assistant("Another answer, as long as the first."), llm.user("s")]
-    assert log.recollect(go_on) == Match(go_on, frozenset(), second, "reply")
-    assert log.recollect(ECHO).previous_id == first
+    assert log.match(go_on) == Match(go_on, frozenset(), second, "reply")
+    assert log.match(ECHO).previous_id == first
     assert log.threads() == [[first, second]]
 
 
@@ -266,7 +266,7 @@ def test_edited_and_retried_turns_fork(log):
 def test_conversation_without_a_known_reply_is_new(log):
     log.ask(START, LONG)
     for messages in (START, [*START, llm.assistant("Something else altogether."), llm.user("r")]):
-        assert log.recollect(messages) == Match(messages)
+        assert log.match(messages) == Match(messages)
 
 
 @pytest.mark.parametrize("status", ["cancelled", "error"])
@@ -296,7 +296,7 @@ def test_system_prompt_that_changes_leads_to_the_same_thread(log):
 def test_trivial_reply_counts_where_all_before_it_is_the_same(before, found, log):
     log.ask([llm.user("q")], "ok")
     messages = [*before, llm.assistant("ok"), llm.user("r")]
-    assert (log.recollect(messages).previous_id is not None) is found
+    assert (log.match(messages).previous_id is not None) is found
 
 
 def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
@@ -304,9 +304,9 @@ def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
     files = [llm.user("files changed"), llm.assistant("Ok.")]
     for id, question in ((one, "one"), (other, "other")):
         moved = [*files, llm.user(question), llm.assistant(LONG), llm.user("r")]
-        assert log.recollect(moved).previous_id == id
+        assert log.match(moved).previous_id == id
     neither = [llm.user("third"), llm.assistant(LONG), llm.user("r")]
-    assert log.recollect(neither).previous_id is None
+    assert log.match(neither).previous_id is None
 
 
 @pytest.mark.parametrize("is_stuck", [False, True], ids=["logged", "on its way"])
@@ -322,9 +322,9 @@ def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_s
         histories[name] = [*history, llm.assistant("All the tests pass now."), llm.user("r")]
     for name, history in histories.items():
         history[edited] = llm.user("edited")
-        assert log.recollect(history).previous_id == last[name]
+        assert log.match(history).previous_id == last[name]
     neither = [llm.user("third"), llm.assistant(LONG), *histories["one"][2:]]
-    assert log.recollect(neither).previous_id is None
+    assert log.match(neither).previous_id is None
 
 
 def test_reply_that_is_said_everywhere_takes_no_time(log, monkeypatch):
@@ -334,15 +334,17 @@ def test_reply_that_is_said_everywhere_takes_no_time(log, monkeypatch):
         log.ask([llm.user(f"{number}")], sorry)
     known = log.ask([llm.user("known")], LONG)
     asked = []
-    find = Replies.find
+    candidates = Replies.candidates
     monkeypatch.setattr(
-        Replies, "find", lambda self, how, reply: asked.append(how) or find(self, how, reply)
+        Replies,
+        "candidates",
+        lambda self, level, reply: asked.append(level) or candidates(self, level, reply),
     )
     unknown = [m for i in range(100) for m in (llm.user(f"another {i}"), llm.assistant(sorry))]
-    assert log.recollect([*unknown, llm.user("r")]).previous_id is None
+    assert log.match([*unknown, llm.user("r")]).previous_id is None
     assert asked.count("words") == 8
     before = [llm.user("known"), llm.assistant(LONG)]
-    assert log.recollect([*before, *unknown, llm.user("r")]).previous_id == known
+    assert log.match([*before, *unknown, llm.user("r")]).previous_id == known
 
 
 def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log):
@@ -366,7 +368,7 @@ def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log)
 def test_conversations_that_are_alike_each_go_on_once(log):
     """Nobody can tell them apart, but none gets two."""
     ids = [log.ask(START, LONG) for _ in range(40)]
-    assert log.recollect(ECHO).previous_id == ids[-1]
+    assert log.match(ECHO).previous_id == ids[-1]
     for number in range(40):
         log.ask([*ECHO[:-1], llm.user(f"go on {number}")], f"{LONG} {number}")
     assert [len(ids) for ids in log.threads()] == [2] * 40
@@ -376,7 +378,7 @@ def test_conversations_that_are_alike_each_go_on_once(log):
 def test_of_conversations_that_are_alike_a_clients_own_goes_on(log):
     mine = log.ask(START, LONG, client="aider")
     log.ask(START, LONG, client="other")
-    assert log.recollect(ECHO, client="aider").previous_id == mine
+    assert log.match(ECHO, client="aider").previous_id == mine
 
 
 @pytest.mark.parametrize("go_on", [False, True], ids=["cut short", "went on from, in vain"])
@@ -385,7 +387,7 @@ def test_of_conversations_that_are_alike_a_finished_one_that_waits_goes_on(go_on
     second = log.ask(START, LONG, status="ok" if go_on else "cancelled")
     if go_on:
         log.ask(ECHO, "As far as it", status="cancelled")
-    assert log.recollect(ECHO).previous_id == (second if go_on else first)
+    assert log.match(ECHO).previous_id == (second if go_on else first)
 
 
 def test_call_is_known_by_its_id_though_its_words_are_not(log):
@@ -393,7 +395,7 @@ def test_call_is_known_by_its_id_though_its_words_are_not(log):
     first = log.ask(START, said(TextPart("Let me see."), call))
     edited = ToolCallPart("weather", {"at": "C"}, tool_call_id="call_x")
     result = Message("tool", [ToolResultPart("weather", "sun", tool_call_id="call_x")])
-    found = log.recollect([*START, *said(edited), result])
+    found = log.match([*START, *said(edited), result])
     assert (found.previous_id, found.recalled) == (first, frozenset())
 
 
@@ -410,7 +412,7 @@ def test_reply_is_known_by_its_text_though_its_calls_are_not(echo, log):
     call = ToolCallPart("weather", {}, tool_call_id="call_x", provider_metadata=SIGNED)
     first = log.ask(START, said(TextPart(LONG), call))
     messages = [*START, *said(*echo), llm.user("r")]
-    assert log.recollect(messages) == Match(messages, frozenset(), first, "reply")
+    assert log.match(messages) == Match(messages, frozenset(), first, "reply")
 
 
 def test_summary_in_place_of_older_turns_forks(log):
@@ -418,7 +420,7 @@ def test_summary_in_place_of_older_turns_forks(log):
     second = log.ask(ECHO, LONG + "!")
     kept = [*ECHO[-1:], llm.assistant(LONG + "!"), llm.user("go on")]
     compacted = [llm.user("What was said so far: a lot."), *kept]
-    found = log.recollect(compacted)
+    found = log.match(compacted)
     assert (found.previous_id, found.link) == (second, "compacted")
     third = log.ask(compacted, LONG + "?")
     fourth = log.ask([*compacted, llm.assistant(LONG + "?"), llm.user("x")], LONG + ".")
@@ -436,7 +438,7 @@ def test_summary_that_changes_again_forks_once(log):
     for reply in replies[3:]:
         history += [llm.assistant(reply), llm.user(f"after {reply}")]
         changed = [llm.user(f"A summary, written after {reply}."), *history[1:]]
-        found = log.recollect(changed)
+        found = log.match(changed)
         assert (found.previous_id, found.link) == (ids[-1], "reply")
         ids.append(log.ask(history, replies[4]))
     assert [len(thread) for thread in log.threads()] == [3, 3]
@@ -465,7 +467,7 @@ TASK = "Find every place where the parser gives up, and say why it does."
 )
 def test_sub_agent_is_known_by_its_task(text, link, log):
     first = log.ask(START, said(ToolCallPart("task", {"prompt": TASK}, tool_call_id="call_1")))
-    found = log.recollect([llm.system("You are a sub-agent."), llm.user(text)])
+    found = log.match([llm.system("You are a sub-agent."), llm.user(text)])
     assert (found.previous_id, found.link) == (first if link else None, link)
     log.ask([llm.user(text)], LONG)
     assert len(log.threads()) == 2
@@ -482,7 +484,7 @@ def test_sub_agent_is_known_by_its_task(text, link, log):
 )  # fmt: skip
 def test_side_request_is_known_by_what_it_quotes(reply, quoted, link, log):
     first = log.ask(START, reply)
-    found = log.recollect([llm.user(f"Make a title of this chat:\n{quoted}\nNo more words.")])
+    found = log.match([llm.user(f"Make a title of this chat:\n{quoted}\nNo more words.")])
     assert (found.previous_id, found.link) == (first if link else None, link)
 
 
@@ -493,16 +495,16 @@ def test_nothing_is_quoted_of_a_cut_answer_or_by_one_who_goes_on(log):
     long = f"{LONG} " * 8
     quotes = [llm.user(f"Give a title: {long}")]
     log.ask(START, long, status="cancelled")
-    assert log.recollect(quotes).link is None
+    assert log.match(quotes).link is None
     log.ask(START, long + "!")
     quotes = [llm.user(f"Give a title: {long}!")]
-    assert log.recollect(quotes).link == "quote"
-    assert log.recollect([*quotes, llm.assistant("Unknown."), llm.user("r")]).link is None
+    assert log.match(quotes).link == "quote"
+    assert log.match([*quotes, llm.assistant("Unknown."), llm.user("r")]).link is None
 
 
 def test_what_the_wire_dropped_is_given_back(log):
     log.ask(START, THOUGHT)
-    found = log.recollect(ECHO)
+    found = log.match(ECHO)
     assert found.messages == [*START, *THOUGHT, ECHO[-1]]
     assert found.recalled == {2}
 
@@ -510,7 +512,7 @@ def test_what_the_wire_dropped_is_given_back(log):
 def test_without_recall_threads_are_found_all_the_same(log):
     first = log.ask(START, THOUGHT)
     memory = Matcher(log.path, recall=False)
-    assert memory.recollect(ECHO, "m", "tests") == Match(ECHO, frozenset(), first, "reply")
+    assert memory.match(ECHO, "m", "tests") == Match(ECHO, frozenset(), first, "reply")
     memory.close()
 
 
@@ -518,7 +520,7 @@ def test_reply_of_two_messages_comes_back_as_both(log):
     two = [*said(TextPart("First. ")), *said(ReasoningPart("hm"), TextPart("Then a second one."))]
     log.ask(START, two)
     echo = [*START, llm.assistant("First. Then a second one."), llm.user("r")]
-    found = log.recollect(echo)
+    found = log.match(echo)
     assert found.messages == [*START, *two, echo[-1]]
     assert found.recalled == {2, 3}
 
@@ -545,7 +547,7 @@ def edited(**changes):
 )
 def test_call_gets_its_metadata_back_where_it_is_the_same_call(messages, given, log):
     log.ask(START, said(CALL))
-    assert (log.recollect(messages).recalled != frozenset()) is given
+    assert (log.match(messages).recalled != frozenset()) is given
 
 
 @pytest.mark.parametrize(
@@ -556,10 +558,10 @@ def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
     first = log.ask(START, said(replace(CALL, tool_call_id=counted)))
     echo = said(replace(CALL, tool_call_id=counted, provider_metadata=None))
     result = Message("tool", [ToolResultPart("weather", "rain", tool_call_id=counted)])
-    assert log.recollect([*START, *echo, result]).recalled == {2}
-    assert bool(log.recollect([llm.user("another"), *echo, result]).recalled) is given
+    assert log.match([*START, *echo, result]).recalled == {2}
+    assert bool(log.match([llm.user("another"), *echo, result]).recalled) is given
     other_call = said(ToolCallPart("read", {}, tool_call_id=counted))
-    found = log.recollect([llm.user("another"), *other_call, result])
+    found = log.match([llm.user("another"), *other_call, result])
     assert found.previous_id == (first if given else None)
 
 
@@ -575,13 +577,13 @@ def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
 )
 def test_text_gets_nothing_back_where_anything_else_was_said(messages, log):
     log.ask(START, THOUGHT)
-    assert log.recollect(messages).messages == messages
+    assert log.match(messages).messages == messages
 
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
 def test_other_models_and_unfinished_answers_are_not_given_back(fields, log):
     log.ask(START, THOUGHT, **fields)
-    assert log.recollect(ECHO).recalled == frozenset()
+    assert log.match(ECHO).recalled == frozenset()
 
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
@@ -593,27 +595,27 @@ def test_reply_that_is_known_to_be_anothers_is_not_taken_from_elsewhere(fields, 
     messages = [*before, llm.user("Go on.")]
     log.ask(messages, LONG, **fields)
     messages += [llm.assistant(LONG), llm.user("r")]
-    assert log.recollect(messages).messages == messages
+    assert log.match(messages).messages == messages
 
 
 def test_trivial_reply_gets_nothing_back_in_another_conversation(log):
     log.ask([llm.user("q")], said(ReasoningPart("hm"), TextPart("ok")))
     before = [llm.user("another"), llm.assistant("sure")]
     messages = [*before, llm.user("q"), llm.assistant("ok"), llm.user("r")]
-    assert log.recollect(messages).recalled == frozenset()
+    assert log.match(messages).recalled == frozenset()
 
 
 def test_two_candidates_are_none(log):
     log.ask(START, THOUGHT)
     log.ask(START, said(ReasoningPart("else", provider_metadata=SIGNED), TextPart(LONG)))
-    assert log.recollect(ECHO).recalled == frozenset()
+    assert log.match(ECHO).recalled == frozenset()
     log.ask(ECHO, LONG)
 
 
 def test_the_same_said_twice_is_one_candidate(log):
     log.ask(START, THOUGHT)
     log.ask([llm.system("other"), *START[1:]], THOUGHT)
-    assert log.recollect(ECHO).recalled == {2}
+    assert log.match(ECHO).recalled == {2}
 
 
 def test_two_conversations_put_together_keep_each_its_own(log):
@@ -627,7 +629,7 @@ def test_two_conversations_put_together_keep_each_its_own(log):
         llm.user("other"), llm.assistant(f"{LONG} other"),
         llm.user("one"), llm.assistant(f"{LONG} one"), llm.user("r"),
     ]  # fmt: skip
-    found = log.recollect(mixed)
+    found = log.match(mixed)
     assert [found.messages[1], found.messages[3]] == [*other, *one]
 
 
@@ -636,7 +638,7 @@ def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
     first = log.ask(prefilled, said(ReasoningPart("hm"), TextPart(" forty-two.")))
     whole = llm.assistant("The answer, which is a long one, is forty-two.")
     messages = [llm.user("q"), whole, llm.user("r")]
-    assert log.recollect(messages) == Match(messages, frozenset(), first, "reply")
+    assert log.match(messages) == Match(messages, frozenset(), first, "reply")
 
 
 # ---- the database
@@ -647,38 +649,38 @@ def test_what_the_log_can_not_take_yet_is_known_all_the_same(log):
     first = log.ask(START, THOUGHT, is_stuck=True)
     second = log.ask(ECHO, said(ReasoningPart("so"), TextPart(LONG + "!")), is_stuck=True)
     go_on = [*ECHO, llm.assistant(LONG + "!"), llm.user("s")]
-    found = log.recollect(go_on)
+    found = log.match(go_on)
     assert (found.previous_id, found.recalled) == (second, {2, 4})
     third = log.ask(go_on, LONG + "?")
     assert log.threads() == [[first, second, third]]
-    assert log.recollect(go_on) == found
-    assert not [*log.memory._waiting]
+    assert log.match(go_on) == found
+    assert not [*log.matcher._pending]
 
 
 def test_broken_log_costs_only_what_it_knows(log):
     log.ask(START, THOUGHT)
     with sqlite3.connect(log.path, isolation_level=None) as connection:
         connection.execute("drop table proxy_replies")
-        assert log.recollect(ECHO) == Match(ECHO)
+        assert log.match(ECHO) == Match(ECHO)
         log.ask(START, THOUGHT, is_stuck=True)
-        assert log.recollect(ECHO).recalled == {2}
+        assert log.match(ECHO).recalled == {2}
 
 
 def test_nothing_is_known_where_there_is_no_log(path):
     memory = Matcher(path)
-    assert memory.recollect(ECHO, "m", "tests") == Match(ECHO)
+    assert memory.match(ECHO, "m", "tests") == Match(ECHO)
     memory.close()
 
 
 def test_replaced_database_is_read_anew(log, empty_log):
     log.ask(START, THOUGHT)
-    assert log.recollect(ECHO).previous_id is not None
+    assert log.match(ECHO).previous_id is not None
     log.store.close()
     for name in ("logs.db-wal", "logs.db-shm"):
         log.path.with_name(name).unlink(missing_ok=True)
     log.path.unlink()
     shutil.copy(empty_log, log.path)
-    assert log.recollect(ECHO) == Match(ECHO)
+    assert log.match(ECHO) == Match(ECHO)
 
 
 NEW_COLUMNS = (
@@ -705,10 +707,10 @@ def test_older_database_gains_its_keys_when_it_is_opened(log):
         ):
             connection.execute(statement)
         sqlite_utils.Database(connection)["proxy_exchanges"].transform(drop=NEW_COLUMNS)
-    log.memory.close()
-    assert log.recollect(ECHO) == Match(ECHO)  # the writer has not opened it yet
+    log.matcher.close()
+    assert log.match(ECHO) == Match(ECHO)  # the writer has not opened it yet
     Store(log.path).close()
-    assert log.recollect(ECHO).previous_id == first
+    assert log.match(ECHO).previous_id == first
     again = [(*row[:-1], 0) for row in keys[0]], keys[1]
     found = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
     assert [(*row[:-1], 0) for row in found[0]] == again[0] and found[1] == again[1]
@@ -718,7 +720,7 @@ def test_forgotten_turns_are_known_no_more(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     prune(log.path, Filter(ids=(first,)))
-    assert log.recollect(ECHO) == Match(ECHO)
+    assert log.match(ECHO) == Match(ECHO)
     assert log.rows("select previous_id, link from proxy_exchanges") == [(None, None)]
 
 
