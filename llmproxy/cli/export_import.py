@@ -54,10 +54,11 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         thread="of one conversation, by its id or by that of an exchange in it",
     )
     add(
-        "--redact",
+        "--anonymize",
         action="store_true",
-        help="put filler of the same length for all text; times, counts and structure stay",
+        help="replace all text with placeholders of the same length; keep times, counts, structure",
     )
+    add("--redact", dest="anonymize", action="store_true", help=argparse.SUPPRESS)  # the old name
     add(
         "--format",
         choices=("jsonl", "llama-stack"),
@@ -71,7 +72,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
 
 def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
-    how = {"last": arguments.last, "redact": arguments.redact}
+    how = {"last": arguments.last, "anonymized": arguments.anonymize}
     with LogReader(database_of(arguments)) as history:
         check_run(history, arguments)
         only = filter_of(arguments)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from ..core.errors import NotFound
 from ..recorder.exchange import Exchange
 from ..recorder.reader import Filter, LogReader
-from .anonymize import filled
+from .anonymize import anonymize
 from .jsonl import encode
 
 __all__ = [
@@ -54,11 +54,11 @@ def export_lines(
     only: Filter,
     *,
     last: int | None = None,
-    redact: bool = False,
+    anonymized: bool = False,
 ) -> Exported:
     """Write exchanges in the order in which they were received, at most the `last` ones.
 
-    redact: text becomes filler of the same length (filler.py).
+    anonymized: with placeholder text of the same length for everything that was said.
 
     Raises:
         Unreadable: one of them is damaged.
@@ -69,7 +69,7 @@ def export_lines(
         if exchange.status == "running":
             running += 1
             continue
-        file.write(encode(filled(exchange) if redact else exchange))
+        file.write(encode(anonymize(exchange) if anonymized else exchange))
         written += 1
     return Exported(written, running)
 
@@ -80,7 +80,7 @@ def export_to(
     only: Filter,
     *,
     last: int | None = None,
-    redact: bool = False,
+    anonymized: bool = False,
 ) -> Exported:
     """Write a file as `export_lines` does, for its owner alone; it is there only when whole.
 
@@ -90,7 +90,7 @@ def export_to(
     if path.exists() and history.path.exists() and path.samefile(history.path):
         raise Unreadable(f"{path}: is the log itself")
     with written_whole(path) as file:
-        return export_lines(history, file, only, last=last, redact=redact)
+        return export_lines(history, file, only, last=last, anonymized=anonymized)
 
 
 def exchanges(history: LogReader, only: Filter, last: int | None) -> Iterator[Exchange]:

@@ -91,8 +91,9 @@ def test_a_pipe_brings_the_log_of_another_host(recorded, tmp_path):
     assert one == out
 
 
-def test_redacted_for_a_bug_report(recorded):
-    out, _ = run("export", "-", "--redact", "--database", str(recorded))
+@pytest.mark.parametrize("flag", ["--anonymize", "--redact"])  # its old name
+def test_anonymized_for_a_bug_report(recorded, flag):
+    out, _ = run("export", "-", flag, "--database", str(recorded))
     assert not re.search("greet|dear|wife|gone", out)
     assert '"first_words":"xxxxx xx"' in out and '"model_used":"m"' in out
 

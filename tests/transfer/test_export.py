@@ -28,7 +28,7 @@ from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
 from llmproxy.recorder.verify import verify
-from llmproxy.transfer.anonymize import filled
+from llmproxy.transfer.anonymize import anonymize
 from llmproxy.transfer.export import (
     Exported,
     Unreadable,
@@ -315,10 +315,10 @@ def test_a_damaged_log_is_named(recorded):
     history.close()
 
 
-def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
+def test_anonymized_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
     history = LogReader(recorded)
-    file = tmp_path / "redacted.jsonl"
-    export_to(history, file, ALL, redact=True)
+    file = tmp_path / "anonymized.jsonl"
+    export_to(history, file, ALL, anonymized=True)
     history.close()
     text = file.read_text()
     for word in ("picture", "otherwise", "example", "hmm", "ssss", "503", "looks", "sum it"):
@@ -328,7 +328,7 @@ def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_pa
     for line in lines:
         was = decode(line)
         moved = history.exchange(was.id)
-        assert to_json(moved) == to_json(filled(was))
+        assert to_json(moved) == to_json(anonymize(was))
         assert [at for at, _ in moved.events] == [at for at, _ in was.events]
     history.close()
 

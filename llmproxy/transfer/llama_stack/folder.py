@@ -10,7 +10,7 @@ from ...core import chat
 from ...core.errors import InvalidRequest
 from ...core.fingerprints import request_key
 from ...recorder.reader import Filter, LogReader
-from ..anonymize import filled
+from ..anonymize import anonymize
 from ..export import Exported, exchanges, written_whole
 from .read import Recording, parse_recording
 from .write import render_recording
@@ -89,7 +89,7 @@ def export_recordings(
     filter: Filter,
     *,
     last: int | None = None,
-    redact: bool = False,
+    anonymized: bool = False,
 ) -> Exported:
     """Export finished chats as Llama Stack recordings, one file each.
 
@@ -106,7 +106,7 @@ def export_recordings(
             running += 1
             continue
         try:
-            name, text = render_recording(filled(exchange) if redact else exchange)
+            name, text = render_recording(anonymize(exchange) if anonymized else exchange)
         except InvalidRequest:
             skipped += 1
             continue
