@@ -10,6 +10,7 @@ and imported answers are logged by the same way as finished ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import llm
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolResultPart
 
-from ..core import attachments, chat, token_estimate
+from ..core import attachments, chat, payload, token_estimate
 from ..core.known_keys import KnownKeys
 from . import timeline
 from .redact import Redactor
@@ -348,6 +349,34 @@ def to_json(exchange: Exchange) -> dict[str, Any]:
         "turn": None if exchange.turn is None else _turn_to_json(exchange.turn),
         "timeline": timeline.encode(exchange.events),
     }
+
+
+def encode(exchange: Exchange) -> bytes:
+    """Encode an exchange as one line of strict JSON, newline included.
+
+    Values without a JSON form, which some plugins leave in response_json, are replaced: NaN
+    and infinities by null, lone surrogates by U+FFFD, objects by their `str()`.
+    """
+    form = to_json(exchange)
+    try:
+        return payload.encode(form) + b"\n"
+    except (ValueError, TypeError):
+        return payload.encode(_encodable(form)) + b"\n"
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case float() if not math.isfinite(value):
+            return None
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {_encodable(name): _encodable(member) for name, member in value.items()}
+        case list() | tuple():
+            return [_encodable(item) for item in value]
+    return str(value)
 
 
 def from_json(form: Mapping[str, Any]) -> Exchange:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .exchange import Exchange, from_json, to_json
+from .exchange import Exchange, encode, from_json
 from .process_lock import ProcessLock
 
 __all__ = ["Spool", "read"]
@@ -37,7 +37,7 @@ class Spool:
             Exception: whatever an exchange that has no JSON raises.
         """
         owned = replace(exchange, owner=exchange.owner or self.owner.id)
-        line = json.dumps(to_json(owned), default=str).encode() + b"\n"
+        line = encode(owned)
         self._claim()
         file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:

@@ -578,8 +578,7 @@ def summary_of(row: sqlite3.Row) -> ExchangeSummary:
         **{name: row[name] for name in _PLAIN_COLUMNS}
         | {
             "received": datetime.fromisoformat(row["received"]),
-            "stream": bool(row["stream"]),
-            "is_first_run": bool(row["is_first_run"]),
+            **{name: bool(row[name]) for name in _BOOLEAN_COLUMNS},
             "ignored": tuple(json.loads(row["ignored"])),
             "usage": Usage(**{field.name: row[field.name] for field in fields(Usage)}),
         }
@@ -591,6 +590,7 @@ _PLAIN_COLUMNS = {field.name for field in fields(ExchangeSummary)} - {
     "ignored",
     "usage",
 }
+_BOOLEAN_COLUMNS = [field.name for field in fields(ExchangeSummary) if field.type == "bool"]
 SUMMARY_COLUMNS = (
     *(field.name for field in fields(ExchangeSummary) if field.name != "usage"),
     *(field.name for field in fields(Usage)),

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..core.errors import NotFound
-from ..recorder.exchange import Exchange
+from ..recorder.exchange import Exchange, encode
 from ..recorder.reader import Filter, LogReader
 from .anonymize import anonymize
-from .jsonl import encode
 
 __all__ = [
     "Exported",

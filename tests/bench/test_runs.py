@@ -12,10 +12,11 @@ from llmproxy.bench.runs import Benchmark, find_run, run_names, save_run
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
+from llmproxy.recorder.exchange import encode
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.transfer.import_ import import_files
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 
 BEGAN = datetime(2026, 11, 22, 5, 0, tzinfo=UTC)
 RUN = Benchmark("01jr" + "0" * 22, "friday", BEGAN, None, {"models": ["a", "b"], "repeat": 2})

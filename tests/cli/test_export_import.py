@@ -13,8 +13,9 @@ from pathlib import Path
 import openai
 import pytest
 
+from llmproxy.recorder.exchange import encode
 from llmproxy.recorder.store import Store
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 from tests.commands import run_here
 from tests.models import AsyncScript, usage
 from tests.proxies import running

@@ -11,7 +11,7 @@ from llm.parts import Message, ToolResultPart
 
 from llmproxy.core import attachments, chat, payload
 from llmproxy.recorder import timeline
-from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
+from llmproxy.recorder.exchange import Turn, begun, encode, from_json, to_json
 from llmproxy.transfer.anonymize import (
     ASTRAL_X,
     _anonymize_arguments,
@@ -19,7 +19,7 @@ from llmproxy.transfer.anonymize import (
     anonymize,
     placeholder,
 )
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 from tests.recorder.test_exchange import RECEIVED
 from tests.strategies import argument_texts, json_objects, texts
 from tests.transfer.test_jsonl import exchanges

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy.core import attachments
-from llmproxy.recorder.exchange import to_json
+from llmproxy.recorder.exchange import encode, to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
 from llmproxy.recorder.verify import verify
@@ -37,7 +37,7 @@ from llmproxy.transfer.export import (
 )
 from llmproxy.transfer.import_ import Imported
 from llmproxy.transfer.import_ import import_files as import_files_with
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 from llmproxy.transfer.llama_stack.as_exchange import exchange_of, read_recording
 from llmproxy.transfer.llama_stack.folder import export_recordings
 from llmproxy.transfer.llama_stack.read import parse_recording

@@ -14,9 +14,9 @@ from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import InvalidRequest
-from llmproxy.recorder.exchange import Turn, begun, to_json
+from llmproxy.recorder.exchange import Turn, begun, encode, to_json
 from llmproxy.recorder.store import Store
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
 
 RECEIVED = datetime(2026, 11, 21, 22, 47, 1, 500, tzinfo=UTC)
