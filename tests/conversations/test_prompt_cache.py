@@ -14,7 +14,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.conversations.prompt_cache import Prefix, ToolsChange, prefixes
+from llmproxy.conversations.prompt_cache import ThreadCache, ToolsChange, find_cache_misses
 from llmproxy.core import attachments, chat, token_estimate
 from llmproxy.core.chat import Usage
 from llmproxy.core.message_diff import Difference
@@ -30,7 +30,7 @@ def history(store, path):
 
 
 def only_break(history, **filter):
-    (prefix,) = prefixes(history, Filter(**filter))
+    (prefix,) = find_cache_misses(history, Filter(**filter))
     (broken,) = prefix.breaks
     return broken
 
@@ -51,12 +51,12 @@ def test_a_thread_that_goes_on_keeps_its_prefix(talk, history):
     first = talk("one")
     second = talk("two", first)
     talk("three", second)
-    assert prefixes(history, Filter()) == [Prefix(first.id, "tests", "demo", 2, ())]
+    assert find_cache_misses(history, Filter()) == [ThreadCache(first.id, "tests", "demo", 2, ())]
 
 
 def test_a_conversation_of_one_request_is_left_out(talk, history):
     talk("one")
-    assert prefixes(history, Filter()) == []
+    assert find_cache_misses(history, Filter()) == []
 
 
 def test_the_first_message_that_changed_is_named(talk, history):
@@ -145,7 +145,7 @@ def test_a_forks_first_request_is_held_against_the_turn_that_it_left(talk, histo
     talk("two", first)
     same = talk("two, edited", first)
     other = talk("two, edited again", first, messages=[LATER, llm.user("one"), llm.user("2")])
-    found = {prefix.thread_id: prefix for prefix in prefixes(history, Filter())}
+    found = {prefix.thread_id: prefix for prefix in find_cache_misses(history, Filter())}
     assert [len(found[id].breaks) for id in (first.id, same.id, other.id)] == [0, 0, 1]
     assert found[other.id].breaks[0].previous_id == first.id
 
@@ -155,12 +155,12 @@ def test_a_summary_breaks_and_a_sub_agent_begins(talk, history):
     agent = talk("a task", first, "call", messages=[llm.user("a task")])
     title = talk("a title", first, "quote", messages=[llm.user("a title")])
     summed = talk("in short", first, "compacted", messages=[llm.user("in short")])
-    (prefix,) = prefixes(history, Filter())
+    (prefix,) = find_cache_misses(history, Filter())
     assert prefix.thread_id == summed.id
     assert prefix.breaks[0].link == "compacted"
     talk("on", agent)
     talk("on", title)
-    assert [len(prefix.breaks) for prefix in prefixes(history, Filter())] == [1, 0, 0]
+    assert [len(prefix.breaks) for prefix in find_cache_misses(history, Filter())] == [1, 0, 0]
 
 
 def test_a_retry_is_held_against_the_turn_before_both(talk, history):
@@ -168,7 +168,7 @@ def test_a_retry_is_held_against_the_turn_before_both(talk, history):
     first = talk("one")
     talk("two", first, status="cancelled", answer="so fa")
     talk("two, edited", first)
-    (prefix,) = prefixes(history, Filter())
+    (prefix,) = find_cache_misses(history, Filter())
     assert (prefix.requests, prefix.breaks) == (2, ())
 
 
@@ -178,11 +178,11 @@ def test_a_filter_means_the_later_request(talk, history):
     third = talk("three", second)
     talk("another", talk("some"))
     assert only_break(history, ids=(second.id,)).id == second.id
-    (prefix,) = prefixes(history, Filter(ids=(third.id,)))
+    (prefix,) = find_cache_misses(history, Filter(ids=(third.id,)))
     assert (prefix.requests, prefix.breaks) == (1, ())
-    assert len(prefixes(history, Filter())) == 2
-    assert len(prefixes(history, Filter(), last=1)) == 1
-    assert prefixes(history, Filter(until=RECEIVED)) == []
+    assert len(find_cache_misses(history, Filter())) == 2
+    assert len(find_cache_misses(history, Filter(), last=1)) == 1
+    assert find_cache_misses(history, Filter(until=RECEIVED)) == []
 
 
 def test_attachments_and_reasoning_are_counted(talk, history):
@@ -216,6 +216,6 @@ def test_a_long_thread_is_looked_through_at_once(talk, history, store):
     for number in range(150):
         before = talk(f"turn {number}", before)
     began = time.monotonic()
-    (prefix,) = prefixes(history, Filter())
+    (prefix,) = find_cache_misses(history, Filter())
     assert (prefix.requests, prefix.breaks) == (149, ())
     assert time.monotonic() - began < 2
