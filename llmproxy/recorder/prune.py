@@ -95,7 +95,7 @@ def _prune(connection: sqlite3.Connection) -> Pruned:
     forgotten = _prune_messages(connection, messages)
     for statement, keys in ((_UNUSED_TOOL, tools), (_UNUSED_SCHEMA, schemas)):
         connection.executemany(statement, [(key,) for key in keys])
-    contents = _prune_contents(connection) if exchanges else 0
+    contents = _prune_blobs(connection) if exchanges else 0
     # A proxy that runs must no longer take as stored what it has stored.
     connection.execute("update proxy_meta set value = value + 1 where name = 'prunes'")
     return Pruned(exchanges, turns, forgotten, contents)
@@ -189,7 +189,7 @@ _UNUSED_SCHEMA = """
 """
 
 
-def _prune_contents(connection: sqlite3.Connection) -> int:
+def _prune_blobs(connection: sqlite3.Connection) -> int:
     """Keep what the bodies that stay refer to, directly or not."""
     used: set[str] = set()
     todo: list[str] = []

@@ -201,7 +201,7 @@ def no_database(path):
     [
         (lambda path: None, "unable to open database file"),
         (no_database, "file is not a database"),
-        (newer, f"its schema is 99, this one knows {SCHEMA_VERSION}.: install that"),
+        (newer, f"schema 99, this one knows {SCHEMA_VERSION}.: upgrade llmproxy"),
     ],
     ids=["none", "no database", "newer"],
 )

@@ -23,7 +23,7 @@ from llm.parts import (
 from llmproxy.core import attachments
 from llmproxy.recorder.llm_turns import TurnRecord
 from llmproxy.recorder.process_lock import ProcessLock
-from llmproxy.recorder.request_store import unfold
+from llmproxy.recorder.request_store import restore
 from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)
@@ -280,7 +280,7 @@ def test_what_was_rolled_back_is_not_taken_as_stored(store, path, make_exchange,
     assert llm_log.verify() == []
     assert llm_log.thread_messages("01jd0") == second.turn.messages + second.turn.reply
     ((body,),) = rows(path, "select body from proxy_exchanges")
-    assert unfold(body, dict(rows(path, "select * from proxy_contents")).__getitem__)
+    assert restore(body, dict(rows(path, "select * from proxy_contents")).__getitem__)
 
 
 def test_what_was_pruned_meanwhile_is_written_again(store, path, make_exchange):
@@ -295,7 +295,7 @@ def test_what_was_pruned_meanwhile_is_written_again(store, path, make_exchange):
     store.write([second])
     bodies = rows(path, "select body from proxy_exchanges where id = ?", second.id)
     contents = dict(rows(path, "select * from proxy_contents"))
-    assert unfold(bodies[0][0], contents.__getitem__) == second.request.body
+    assert restore(bodies[0][0], contents.__getitem__) == second.request.body
 
 
 def test_no_secret_reaches_the_file(store, path, make_exchange):
@@ -427,8 +427,8 @@ def test_a_newer_schema_is_refused_in_one_line(store, path):
     with pytest.raises(Unusable) as refused:
         Store(path)
     assert str(refused.value) == (
-        f"{path} is a newer llmproxy's (its schema is 99, this one knows"
-        f" {SCHEMA_VERSION}): install that"
+        f"{path} was written by a newer llmproxy (schema 99, this one knows"
+        f" {SCHEMA_VERSION}): upgrade llmproxy"
     )
 
 

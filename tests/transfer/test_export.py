@@ -444,9 +444,12 @@ def test_an_empty_export_holds_nothing(tmp_path):
     [
         (
             "insert into _llm_migrations (name) values ('m099_of_tomorrow')",
-            "is a newer llm's (this one does not know m099_of_tomorrow): install that",
+            "was written by a newer llm (this one does not know m099_of_tomorrow): upgrade llm",
         ),
-        ("update proxy_meta set value = 99 where name = 'schema'", "is a newer llmproxy's"),
+        (
+            "update proxy_meta set value = 99 where name = 'schema'",
+            "was written by a newer llmproxy",
+        ),
     ],
     ids=["llm", "llmproxy"],
 )
