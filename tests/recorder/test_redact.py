@@ -90,7 +90,7 @@ def test_an_error_that_quotes_the_clients_key_does_not():
     redactor = Redactor()
     redactor.headers([("authorization", "Bearer local-Key:9"), ("cookie", "a=12345678; b=x")])
     words = "no access for local-Key:9 (cookie 12345678), b=x"
-    assert redactor.words(words) == "no access for [removed] (cookie [removed]), b=x"
+    assert redactor.text(words) == "no access for [removed] (cookie [removed]), b=x"
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_an_error_that_quotes_the_clients_key_does_not():
     ],
 )
 def test_an_error_that_quotes_a_providers_key_does_not(key):
-    said = Redactor().words(f"Incorrect API key provided: {key}. You can find yours at …")
+    said = Redactor().text(f"Incorrect API key provided: {key}. You can find yours at …")
     assert key not in said and said.startswith(f"Incorrect API key provided: {REMOVED}")
 
 
 def test_an_errors_other_words_are_kept():
     words = "model claude-sonnet-4 is overloaded; see https://example.com/a@b, task-force sk-ip"
-    assert Redactor().words(words) == words
+    assert Redactor().text(words) == words
