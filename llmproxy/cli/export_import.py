@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
-from ..transfer.export import Exported, Unreadable, export_lines, export_to
+from ..transfer.export import Exported, Unreadable, export_file, export_jsonl
 from ..transfer.import_ import import_files
 from ..transfer.llama_stack.as_exchange import read_recording
 from ..transfer.llama_stack.folder import export_recordings
@@ -79,10 +79,10 @@ def _export(arguments: argparse.Namespace) -> int:
         if arguments.format == "llama-stack":
             exported = export_recordings(history, path, only, **how)
         elif arguments.file == "-":
-            exported = export_lines(history, sys.stdout.buffer, only, **how)
+            exported = export_jsonl(history, sys.stdout.buffer, only, **how)
             sys.stdout.buffer.flush()
         else:
-            exported = export_to(history, path, only, **how)
+            exported = export_file(history, path, only, **how)
     print(_exported(exported), file=sys.stderr)
     return 0
 

@@ -150,7 +150,7 @@ def test_a_running_proxy_stores_again_what_was_forgotten(store, path, make_excha
 
 
 def test_all_there_is_is_not_forgotten_by_accident(store, path):
-    with pytest.raises(ValueError, match="say which exchanges are to be forgotten"):
+    with pytest.raises(ValueError, match="a filter is needed to delete exchanges"):
         prune(path, Filter())
 
 

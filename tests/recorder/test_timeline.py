@@ -113,7 +113,7 @@ def test_a_clock_that_goes_back_stands_still():
 )
 def test_another_answer_is_refused(reply):
     timeline = encode([(1.0, StreamEvent("text", "as long as it was", part_index=0))])
-    with pytest.raises(ValueError, match="the timeline is of another answer"):
+    with pytest.raises(ValueError, match="the timeline belongs to another reply"):
         decode(timeline, reply)
 
 

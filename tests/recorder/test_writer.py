@@ -104,8 +104,8 @@ def test_a_long_lock_is_told_once_and_its_end(writer, path, warnings, make_excha
     assert written.result(10) is None
     wait_until(lambda: len(warnings) == 2)
     assert warnings == [
-        f"the log can't be written now and is kept in memory: {path}: database is locked",
-        "the log is written again; no exchanges were lost",
+        f"the log can't be written and is kept in memory for now: {path}: database is locked",
+        "the log can be written again; no exchanges were lost",
     ]
 
 
@@ -127,7 +127,7 @@ def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
     assert errors.index(next(filter(None, errors))) == 5
     assert texts(path) == [str(number) for number in range(10)]
     assert [warning.partition("Error")[0] for warning in warnings] == [
-        "an answer was not logged: UnicodeEncode"
+        "a response was not logged: UnicodeEncode"
     ]
     writer.close(10)
 
@@ -180,8 +180,8 @@ def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written now and is kept in memory: {path}: file is not a database",
-        "the log is written again; no exchanges were lost",
+        f"the log can't be written and is kept in memory for now: {path}: file is not a database",
+        "the log can be written again; no exchanges were lost",
     ]
 
 
@@ -196,7 +196,7 @@ def test_memory_is_bounded_and_what_is_lost_is_told(path, warnings, make_exchang
     path.rmdir()
     assert [future.result(10) for future in written[:2]] == [None, None]
     writer.close(10)
-    assert warnings[1:] == ["the log is written again; 1 exchange was lost"]
+    assert warnings[1:] == ["the log can be written again; 1 exchange was lost"]
 
 
 def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_exchange):
@@ -264,8 +264,9 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written now and is kept in {spool.path}: {path}: file is not a database",
-        "the log is written again; no exchanges were lost",
+        f"the log can't be written and is kept in {spool.path} for now:"
+        f" {path}: file is not a database",
+        "the log can be written again; no exchanges were lost",
     ]
 
 
@@ -277,12 +278,12 @@ def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exch
     writer.start()
     written = writer.write(make_exchange("kept"))
     wait_until(lambda: warnings)
-    assert warnings[0].startswith("the log can't be written now and is kept in memory: ")
+    assert warnings[0].startswith("the log can't be written and is kept in memory for now: ")
     path.parent.unlink()
     assert written.result(10) is None
     writer.close(10)
     assert texts(path) == ["kept"]
-    assert warnings[1:] == ["the log is written again; no exchanges were lost"]
+    assert warnings[1:] == ["the log can be written again; no exchanges were lost"]
 
 
 def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, make_exchange):
@@ -332,8 +333,8 @@ def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun,
     assert found == [(begun.id, "interrupted", "gone"), (ended.id, "ok", "gone")]
     assert texts(path) == ["had ended"]
     assert warnings == [
-        f"{gone.path} has a line that is no exchange; it was left out",
-        f"llmproxy ended without stopping while 1 exchange was running: {begun.id} (tests, demo)",
+        f"{gone.path} has a line that is not an exchange; it was skipped",
+        f"llmproxy was killed or crashed while 1 exchange was running: {begun.id} (tests, demo)",
     ]
     assert [file.name for file in path.parent.glob("*-llmproxy-*")] == []
 
@@ -383,7 +384,7 @@ def test_a_full_disk_is_waited_out_in_the_spool(path, spool, warnings, make_exch
     assert [future.result(10) for future in written] == [None] * 3
     assert len(spooled(spool)) == 3
     assert warnings == [
-        f"the log can't be written now and is kept in {spool.path}:"
+        f"the log can't be written and is kept in {spool.path} for now:"
         f" {path}: database or disk is full"
     ]
     pages = 2**30

@@ -32,8 +32,8 @@ from llmproxy.transfer.anonymize import anonymize
 from llmproxy.transfer.export import (
     Exported,
     Unreadable,
-    export_lines,
-    export_to,
+    export_file,
+    export_jsonl,
 )
 from llmproxy.transfer.import_ import Imported
 from llmproxy.transfer.import_ import import_files as import_files_with
@@ -126,7 +126,7 @@ def recorded(store, path, talk):
 def lines(recorded):
     history = LogReader(recorded)
     file = io.BytesIO()
-    exported = export_lines(history, file, ALL)
+    exported = export_jsonl(history, file, ALL)
     history.close()
     assert exported == Exported(10)
     return file.getvalue().splitlines(keepends=True)
@@ -263,7 +263,7 @@ def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, ru
 def test_filters_and_a_number_narrow_what_comes_out(recorded):
     history = LogReader(recorded)
     file = io.BytesIO()
-    assert export_lines(history, file, Filter(status="ok"), last=2) == Exported(2)
+    assert export_jsonl(history, file, Filter(status="ok"), last=2) == Exported(2)
     words = [json.loads(line)["first_words"] for line in file.getvalue().splitlines()]
     assert words == ["shorter", "something else"]
     history.close()
@@ -273,7 +273,7 @@ def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
     store.write([make_begun(), make_exchange()])
     history = LogReader(path)
     file = io.BytesIO()
-    assert export_lines(history, file, ALL) == Exported(1, running=1)
+    assert export_jsonl(history, file, ALL) == Exported(1, running=1)
     assert file.getvalue().count(b"\n") == 1
     history.close()
 
@@ -290,10 +290,10 @@ def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, 
 
     with monkeypatch.context() as patched, pytest.raises(OSError):
         patched.setattr("llmproxy.transfer.export.encode", broken)
-        export_to(history, file, ALL)
+        export_file(history, file, ALL)
     assert file.read_text() == "before"
     assert sorted(tmp_path.glob("out*")) == [file]
-    assert export_to(history, link, ALL) == Exported(10)
+    assert export_file(history, link, ALL) == Exported(10)
     assert link.is_symlink() and file.read_bytes().count(b"\n") == 10
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     history.close()
@@ -302,7 +302,7 @@ def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, 
 def test_an_export_never_replaces_the_log(recorded):
     history = LogReader(recorded)
     with pytest.raises(Unreadable, match="is the log itself"):
-        export_to(history, recorded, ALL)
+        export_file(history, recorded, ALL)
     history.close()
 
 
@@ -311,14 +311,14 @@ def test_a_damaged_log_is_named(recorded):
         connection.execute("delete from messages")
     history = LogReader(recorded)
     with pytest.raises(Unreadable, match=r"exchange \w+ is damaged; log --verify may say more"):
-        export_lines(history, io.BytesIO(), ALL)
+        export_jsonl(history, io.BytesIO(), ALL)
     history.close()
 
 
 def test_anonymized_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
     history = LogReader(recorded)
     file = tmp_path / "anonymized.jsonl"
-    export_to(history, file, ALL, anonymized=True)
+    export_file(history, file, ALL, anonymized=True)
     history.close()
     text = file.read_text()
     for word in ("picture", "otherwise", "example", "hmm", "ssss", "503", "looks", "sum it"):
@@ -375,7 +375,7 @@ def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
     again = import_files(written, tmp_path / "again.db")
     assert again == Imported(len(written), 0, 0)
     file = io.BytesIO()
-    export_lines(history, file, ALL)
+    export_jsonl(history, file, ALL)
     history.close()
     lines = file.getvalue().splitlines(keepends=True)
     assert everything(taken_in(tmp_path, lines)) == everything(there)

@@ -93,10 +93,10 @@ def export_recordings(
 ) -> Exported:
     """Export finished chats as Llama Stack recordings, one file each.
 
-    Creates the folder if needed. Parameters are those of `export_lines`.
+    Creates the folder if needed. Parameters are those of `export_jsonl`.
 
     Raises:
-        Unreadable, StoreError, OSError: as `export_lines`.
+        Unreadable, StoreError, OSError: as `export_jsonl`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
