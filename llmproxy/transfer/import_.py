@@ -1,4 +1,8 @@
-"""Import exchanges from files without creating duplicates."""
+"""Import exchanges from files without creating duplicates.
+
+Exchanges are known by their ids. In whichever order they are imported, even if an import is
+killed and run again, threads, forks and tips are the same in the end.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +23,10 @@ from ..recorder.store import Store, retry_while_locked
 from .export import Unreadable
 from .jsonl import decode
 
-MAX_LINE_BYTES = 2**29  # a body of a few photos stands in it twice, and escaped
-GROUP = 16  # exchanges in memory at once; a lock ends sooner where they are long
-TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
-MAX_HELD_BYTES = 2**20  # of what comes by a pipe; more of it goes to the disk
+MAX_LINE_BYTES = 2**29  # a body with a few photos is in it twice, and escaped
+GROUP = 16  # exchanges in memory at once; a transaction ends sooner if they are long
+TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
+COPY_BYTES = 2**20  # of a pipe, read at once
 
 
 ReadRecording = Callable[[bytes, str], Exchange | None]
@@ -32,9 +36,10 @@ ending. Returns None for a recording of something other than a chat."""
 
 @dataclass(frozen=True)
 class Imported:
-    """How many exchanges came in, or would: new ones, those that were there, those left out.
+    """The numbers of exchanges that were imported, or would be.
 
-    skipped: Llama Stack's recordings of something else than a chat.
+    new: imported. there: were in the log already. skipped: recordings of something other
+        than a chat.
     """
 
     new: int
@@ -59,9 +64,9 @@ def import_files(
     dry_run: only check and count.
 
     Raises:
-        Unreadable: a file is damaged, foreign, or not readable; nothing is written.
-        Unusable: the database is none, or of a newer llm or llmproxy; nothing is written.
-        Locked: another program did not let us write for a minute; what is in stays.
+        Unreadable: a file can't be read, or is damaged or in another format; nothing was written.
+        Unusable: it is not a database, or a newer llm's or llmproxy's; nothing was written.
+        Locked: another program was writing for a minute; what was imported so far stays.
     """
     if database.exists():
         check_llm(database)
@@ -85,7 +90,7 @@ def import_files(
 
 
 class _Source:
-    """A file that can be read twice, also if it is a pipe."""
+    """A file that can be read twice, even if it is a pipe."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.path = path
@@ -94,7 +99,7 @@ class _Source:
             if path.exists() and not path.is_file() and not path.is_dir():
                 self._held = stack.enter_context(tempfile.TemporaryFile())
                 with path.open("rb") as pipe:
-                    shutil.copyfileobj(pipe, self._held, MAX_HELD_BYTES)
+                    shutil.copyfileobj(pipe, self._held, COPY_BYTES)
 
     def open(self) -> AbstractContextManager[BinaryIO]:
         if self._held is None:
@@ -105,7 +110,7 @@ class _Source:
 
 @contextmanager
 def _readable(path: Path, place: str = "") -> Iterator[None]:
-    """Raise what is wrong with a file, or in it, with its name."""
+    """Raise errors in a file as Unreadable, with its name and the place."""
     try:
         yield
     except InvalidRequest as exc:
@@ -118,7 +123,7 @@ def _readable(path: Path, place: str = "") -> Iterator[None]:
 def _read(
     sources: Iterable[_Source], read_recording: ReadRecording | None
 ) -> Iterator[Exchange | None]:
-    """Give what the files have, None for what is no exchange."""
+    """Yield the files' exchanges, and None for recordings of something else."""
     for source in sources:
         with _readable(source.path), source.open() as file:
             first = file.readline(MAX_LINE_BYTES)
@@ -139,9 +144,9 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _begins_a_recording(line: bytes, path: Path) -> bool:
-    """Tell by what is in it: a recording is one JSON object, mostly on many lines."""
+    """Recognize a recording by its content: one JSON object, usually on many lines."""
     if line.startswith(b"SQLite format 3\0"):
-        raise InvalidRequest("a database; export what is to be moved from it")
+        raise InvalidRequest("a database; use `export` to read exchanges from it")
     start = line.lstrip()[:64]
     if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):
         return True
@@ -149,7 +154,7 @@ def _begins_a_recording(line: bytes, path: Path) -> bool:
 
 
 def _write(exchanges: Iterable[Exchange], database: Path) -> int:
-    """Write what is not there, group by group; say how much that was."""
+    """Write the exchanges that the log lacks, group by group; return how many."""
     new: set[str] = set()
     open_store = partial(Store, database)
     with retry_while_locked(open_store, TIMEOUT_S) as store, LogReader(database) as reader:

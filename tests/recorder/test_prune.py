@@ -112,8 +112,8 @@ def test_what_llm_wrote_itself_stays(store, path, make_exchange, run_llm):
 
 
 def test_a_dry_run_counts_and_changes_nothing(store, path, make_exchange):
-    exchanges = [full(make_exchange, word) for word in ("one", "two")]
-    store.write(exchanges)
+    for word in ("one", "two"):
+        store.write([full(make_exchange, word)])
     before = dump(path)
     counted = prune(path, Filter(model="demo"), dry_run=True)
     assert dump(path) == before

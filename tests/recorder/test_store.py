@@ -495,8 +495,9 @@ def test_a_database_that_turns_read_only_is_unusable(store, make_exchange):
         store.write([make_exchange()])
 
 
-def test_a_full_disk_is_unusable_and_takes_none_of_a_group(store, path, make_exchange):
+def test_a_full_disk_is_unusable_and_takes_none_of_a_group(store, path, make_exchange, monkeypatch):
     """d6.21: SQLite ends the transaction by itself."""
+    monkeypatch.setattr("llmproxy.recorder.store.LOCK_S", 60)  # one group on a slow machine too
     (pages,) = store._conn.execute("PRAGMA page_count").fetchone()
     store._conn.execute(f"PRAGMA max_page_count = {pages + 8}")
     with pytest.raises(Unusable, match="full"):

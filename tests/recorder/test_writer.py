@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import re
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
+from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.spool import Spool, read
@@ -358,8 +360,10 @@ def test_a_spool_that_is_taken_in_twice_changes_nothing(path, spool, warnings, m
 
 
 def test_a_bad_line_of_a_spool_harms_only_itself(path, spool, warnings, make_exchange):
-    for prompt in ("0", "bad \ud800", "1"):
-        spool.append(make_exchange(prompt))
+    spool.append(make_exchange("0"))
+    with spool.path.open("a") as file:  # as an older version spooled it
+        file.write(json.dumps(to_json(make_exchange("bad \ud800"))) + "\n")
+    spool.append(make_exchange("1"))
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     wait_until(spool.is_empty)

@@ -38,7 +38,7 @@ from llmproxy.transfer.export import (
 from llmproxy.transfer.import_ import Imported
 from llmproxy.transfer.import_ import import_files as import_files_with
 from llmproxy.transfer.jsonl import decode
-from llmproxy.transfer.llama_stack.as_exchange import exchange_of, read_recording
+from llmproxy.transfer.llama_stack.as_exchange import read_recording, to_exchange
 from llmproxy.transfer.llama_stack.folder import export_recordings
 from llmproxy.transfer.llama_stack.read import parse_recording
 
@@ -338,7 +338,7 @@ def test_anonymized_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_
 
 def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, path):
     file = RECORDINGS / "4be1f0a7c3d9.json"
-    exchange = exchange_of(parse_recording(file.read_bytes(), file.stem))
+    exchange = to_exchange(parse_recording(file.read_bytes(), file.stem))
     assert import_files([file], path) == Imported(1, 0, 0)
     assert import_files([file], path) == Imported(0, 1, 0)
     history = LogReader(path)
@@ -393,7 +393,7 @@ def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
             ", line 2, path: expected a string, got a number",
         ),
         (lambda lines: [*lines, b'{"a": 1}\n'], ", line 11, id: this field is required"),
-        (lambda lines: [b"SQLite format 3\0" + bytes(99)], ": a database; export what is to be"),
+        (lambda lines: [b"SQLite format 3\0" + bytes(99)], ": a database; use `export` to read"),
         (lambda lines: [b"\x89PNG\r\n\x1a\n" + bytes(99)], ", line 1: it is not UTF-8"),
         (lambda lines: [b'{"request": {"method": "GET"}}'], ", response: this field is required"),
     ],

@@ -352,7 +352,7 @@ def test_what_is_no_chat_is_read_as_far_as_it_goes(name, path, body):
         ),
         (
             damaged("g2-calls-mapped", "id_normalization_mapping", "e", value="e" * 10**6),
-            "ids grow the text beyond 67108864 bytes",
+            "replacing ids makes the text longer than 67108864 bytes",
             "id_normalization_mapping",
         ),
         (
@@ -701,11 +701,11 @@ def test_an_error_is_written_as_the_sdk_s_exception(http_status, kind, status, t
     [
         (
             exchanged(ASK, SAID[:2] + [None], status="cancelled"),
-            "only an answer that came to its end is a recording; this one is 'cancelled'",
+            "only a finished response can be a recording; this one is 'cancelled'",
             "status",
         ),
-        (exchanged(None, ANSWERED, path="/v1/models"), "only chats are written as", "path"),
-        (exchanged(ASK, ANSWERED, dialect="morse"), "only chats are written as", "path"),
+        (exchanged(None, ANSWERED, path="/v1/models"), "only chats can be written as", "path"),
+        (exchanged(ASK, ANSWERED, dialect="morse"), "only chats can be written as", "path"),
         (exchanged("no json", None, status="error"), "expected an object", "request.body"),
         (
             exchanged({}, None, status="error", dialect="anthropic_messages", path="/v1/messages"),
