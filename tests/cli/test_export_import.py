@@ -80,7 +80,7 @@ def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
     assert prompts == ["greet me", "and my wife", "and my wife"]
 
 
-def test_a_pipe_brings_the_log_of_another_host(recorded, tmp_path):
+def test_a_log_can_be_imported_through_a_pipe(recorded, tmp_path):
     out, err = run("export", "-", "--status", "ok", "--last", "1", "--database", str(recorded))
     assert err == "exported 1 exchanges\n"
     there = tmp_path / "there.db"
@@ -99,7 +99,7 @@ def test_anonymized_for_a_bug_report(recorded, flag):
     assert '"first_words":"xxxxx xx"' in out and '"model_used":"m"' in out
 
 
-def test_llama_stacks_recordings_go_out_and_come_in(recorded, tmp_path):
+def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
     folder = tmp_path / "recordings"
     words = ["--format", "llama-stack", "--database", str(recorded), "--status", "ok"]
     assert run("export", str(folder), *words)[1] == "exported 2 exchanges\n"
@@ -132,7 +132,7 @@ def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words
     assert not Path("out").exists()
 
 
-def test_a_killed_export_leaves_no_half_file(recorded, tmp_path):
+def test_a_killed_export_leaves_no_partial_file(recorded, tmp_path):
     """And one that is whole is not spoiled by the next."""
     lines, _ = run("export", "-", "--database", str(recorded))
     exchange = decode(lines.splitlines()[0].encode())
@@ -164,7 +164,7 @@ def test_the_help_of_the_server_names_them():
     assert "export FILE" in out and "import FILE" in out
 
 
-def test_what_is_imported_by_command_is_what_the_library_writes(recorded, tmp_path):
+def test_the_import_command_writes_what_the_library_does(recorded, tmp_path):
     file, there = tmp_path / "all.jsonl", tmp_path / "there.db"
     run("export", str(file), "--database", str(recorded))
     run("import", str(file), "--database", str(there))

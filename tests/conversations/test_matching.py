@@ -195,7 +195,7 @@ WIRES = {
 # A failure of thirty turns is not made smaller in any sensible time.
 @settings(max_examples=4, phases=[Phase.generate])
 @given(answers=st.lists(strategies.event_streams(), min_size=5, max_size=7))
-def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log, answers):
+def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, answers):
     """Echo closure (d6.3): reply → the client's echo → the next request, over every dialect."""
     dialect, echo, go_on = WIRES[wire]
     body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "q"}]}
@@ -241,7 +241,7 @@ def numbered(events, number):
 # ---- which turn a request goes on from
 
 
-def test_the_newest_reply_says_where_a_request_goes_on(log):
+def test_the_newest_reply_decides_what_a_request_continues(log):
     first = log.ask(START, LONG)
     second = log.ask(ECHO, "Another answer, as long as the first.")
     go_on = [*ECHO, llm.assistant("Another answer, as long as the first."), llm.user("s")]
@@ -270,20 +270,20 @@ def test_conversation_without_a_known_reply_is_new(log):
 
 
 @pytest.mark.parametrize("status", ["cancelled", "error"])
-def test_cut_answer_moves_no_tip_and_is_gone_on_from(status, log):
+def test_a_cut_reply_does_not_move_the_tip_but_can_be_continued(status, log):
     first = log.ask(START, LONG)
     log.ask(ECHO, "A partial answer that went", status=status)
     retried = log.ask(ECHO, "A whole answer this time, of any length.")
     assert log.threads() == [[first, first[:-1] + "2", retried]]
 
 
-def test_cut_answer_can_be_gone_on_from(log):
+def test_a_cut_reply_can_be_continued(log):
     first = log.ask(START, "An answer that was cut in the", status="cancelled")
     second = log.ask([*START, llm.assistant("An answer that was cut in the"), llm.user("r")], LONG)
     assert log.threads() == [[first, second]]
 
 
-def test_system_prompt_that_changes_leads_to_the_same_thread(log):
+def test_a_changed_system_prompt_stays_in_the_same_thread(log):
     first = log.ask(START, LONG)
     second = log.ask([llm.system("other"), *ECHO[1:]], LONG + "!")
     assert log.threads() == [[first, second]]
@@ -293,13 +293,13 @@ def test_system_prompt_that_changes_leads_to_the_same_thread(log):
     "before, found",
     [([llm.user("q")], True), ([llm.user("another")], False), ([], False)],
 )
-def test_trivial_reply_counts_where_all_before_it_is_the_same(before, found, log):
+def test_a_trivial_reply_matches_if_all_before_it_is_the_same(before, found, log):
     log.ask([llm.user("q")], "ok")
     messages = [*before, llm.assistant("ok"), llm.user("r")]
     assert (log.match(messages).previous_id is not None) is found
 
 
-def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
+def test_a_reply_in_two_conversations_is_matched_by_its_question(log):
     one, other = log.ask([llm.user("one")], LONG), log.ask([llm.user("other")], LONG)
     files = [llm.user("files changed"), llm.assistant("Ok.")]
     for id, question in ((one, "one"), (other, "other")):
@@ -311,7 +311,7 @@ def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
 
 @pytest.mark.parametrize("is_stuck", [False, True], ids=["logged", "on its way"])
 @pytest.mark.parametrize("edited", [0, 2], ids=["before", "the question"])
-def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_stuck, log):
+def test_a_reply_in_two_conversations_is_matched_by_the_older_replies(edited, is_stuck, log):
     """Agents end many a turn with the same words; then a reminder is taken out again."""
     last, histories = {}, {}
     for name in ("one", "other"):
@@ -327,7 +327,7 @@ def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_s
     assert log.match(neither).previous_id is None
 
 
-def test_reply_that_is_said_everywhere_takes_no_time(log, monkeypatch):
+def test_a_reply_in_many_conversations_takes_bounded_time(log, monkeypatch):
     """A bot that always says the same, and a history that the log knows nothing of."""
     sorry = "I am sorry, but I can't help with that."
     for number in range(3):
@@ -347,7 +347,7 @@ def test_reply_that_is_said_everywhere_takes_no_time(log, monkeypatch):
     assert log.match([*before, *unknown, llm.user("r")]).previous_id == known
 
 
-def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log):
+def test_identical_replies_are_matched_by_the_first_question(log):
     """A local server that calls every call call_0, and a client that clears old results."""
     call = said(ToolCallPart("read", {}, tool_call_id="call_0"))
     histories = {name: [llm.user(name)] for name in ("one", "other")}
@@ -365,7 +365,7 @@ def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log)
     assert [len(ids) for ids in log.threads()] == [4, 4]
 
 
-def test_conversations_that_are_alike_each_go_on_once(log):
+def test_identical_conversations_are_each_continued_once(log):
     """Nobody can tell them apart, but none gets two."""
     ids = [log.ask(START, LONG) for _ in range(40)]
     assert log.match(ECHO).previous_id == ids[-1]
@@ -375,14 +375,14 @@ def test_conversations_that_are_alike_each_go_on_once(log):
     assert log.rows("select count(*) from threads where forked_from is not null") == [(0,)]
 
 
-def test_of_conversations_that_are_alike_a_clients_own_goes_on(log):
+def test_among_identical_conversations_the_clients_own_is_continued(log):
     mine = log.ask(START, LONG, client="aider")
     log.ask(START, LONG, client="other")
     assert log.match(ECHO, client="aider").previous_id == mine
 
 
 @pytest.mark.parametrize("go_on", [False, True], ids=["cut short", "went on from, in vain"])
-def test_of_conversations_that_are_alike_a_finished_one_that_waits_goes_on(go_on, log):
+def test_among_identical_conversations_a_finished_one_not_continued_yet_is_continued(go_on, log):
     first = log.ask(START, LONG)
     second = log.ask(START, LONG, status="ok" if go_on else "cancelled")
     if go_on:
@@ -390,7 +390,7 @@ def test_of_conversations_that_are_alike_a_finished_one_that_waits_goes_on(go_on
     assert log.match(ECHO).previous_id == (second if go_on else first)
 
 
-def test_call_is_known_by_its_id_though_its_words_are_not(log):
+def test_a_changed_reply_is_matched_by_its_call_id(log):
     call = ToolCallPart("weather", {"at": "B"}, tool_call_id="call_x")
     first = log.ask(START, said(TextPart("Let me see."), call))
     edited = ToolCallPart("weather", {"at": "C"}, tool_call_id="call_x")
@@ -408,7 +408,7 @@ def test_call_is_known_by_its_id_though_its_words_are_not(log):
     ],
     ids=["calls dropped", "ids rewritten", "arguments edited"],
 )
-def test_reply_is_known_by_its_text_though_its_calls_are_not(echo, log):
+def test_a_reply_is_matched_by_its_text_if_its_calls_differ(echo, log):
     call = ToolCallPart("weather", {}, tool_call_id="call_x", provider_metadata=SIGNED)
     first = log.ask(START, said(TextPart(LONG), call))
     messages = [*START, *said(*echo), llm.user("r")]
@@ -465,7 +465,7 @@ TASK = "Find every place where the parser gives up, and say why it does."
         (TASK[:-5], None),
     ],
 )
-def test_sub_agent_is_known_by_its_task(text, link, log):
+def test_a_sub_agent_is_matched_by_its_task(text, link, log):
     first = log.ask(START, said(ToolCallPart("task", {"prompt": TASK}, tool_call_id="call_1")))
     found = log.match([llm.system("You are a sub-agent."), llm.user(text)])
     assert (found.previous_id, found.link) == (first if link else None, link)
@@ -482,7 +482,7 @@ def test_sub_agent_is_known_by_its_task(text, link, log):
         (LONG, LONG, None),
     ],
 )  # fmt: skip
-def test_side_request_is_known_by_what_it_quotes(reply, quoted, link, log):
+def test_a_side_request_is_matched_by_its_quote(reply, quoted, link, log):
     first = log.ask(START, reply)
     found = log.match([llm.user(f"Make a title of this chat:\n{quoted}\nNo more words.")])
     assert (found.previous_id, found.link) == (first if link else None, link)
@@ -491,7 +491,7 @@ def test_side_request_is_known_by_what_it_quotes(reply, quoted, link, log):
 # ---- what is given back
 
 
-def test_nothing_is_quoted_of_a_cut_answer_or_by_one_who_goes_on(log):
+def test_cut_replies_and_continued_conversations_are_not_matched_by_quotes(log):
     long = f"{LONG} " * 8
     quotes = [llm.user(f"Give a title: {long}")]
     log.ask(START, long, status="cancelled")
@@ -502,21 +502,21 @@ def test_nothing_is_quoted_of_a_cut_answer_or_by_one_who_goes_on(log):
     assert log.match([*quotes, llm.assistant("Unknown."), llm.user("r")]).link is None
 
 
-def test_what_the_wire_dropped_is_given_back(log):
+def test_what_the_api_dropped_is_recalled(log):
     log.ask(START, THOUGHT)
     found = log.match(ECHO)
     assert found.messages == [*START, *THOUGHT, ECHO[-1]]
     assert found.recalled == {2}
 
 
-def test_without_recall_threads_are_found_all_the_same(log):
+def test_without_recall_conversations_are_still_matched(log):
     first = log.ask(START, THOUGHT)
     memory = Matcher(log.path, recall=False)
     assert memory.match(ECHO, "m", "tests") == Match(ECHO, frozenset(), first, "reply")
     memory.close()
 
 
-def test_reply_of_two_messages_comes_back_as_both(log):
+def test_a_reply_of_two_messages_is_recalled_as_two(log):
     two = [*said(TextPart("First. ")), *said(ReasoningPart("hm"), TextPart("Then a second one."))]
     log.ask(START, two)
     echo = [*START, llm.assistant("First. Then a second one."), llm.user("r")]
@@ -545,7 +545,7 @@ def edited(**changes):
     ],
     ids=["same", "arguments", "name", "id", "no system", "another question"],
 )
-def test_call_gets_its_metadata_back_where_it_is_the_same_call(messages, given, log):
+def test_a_call_is_recalled_if_it_is_the_same_call(messages, given, log):
     log.ask(START, said(CALL))
     assert (log.match(messages).recalled != frozenset()) is given
 
@@ -553,7 +553,7 @@ def test_call_gets_its_metadata_back_where_it_is_the_same_call(messages, given, 
 @pytest.mark.parametrize(
     "counted, given", [("call_0", False), ("functions.read:0", False), ("call_0f", True)]
 )
-def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
+def test_counting_call_ids_are_not_matched(counted, given, log):
     """Another conversation, of which the log has nothing, calls its first call so too."""
     first = log.ask(START, said(replace(CALL, tool_call_id=counted)))
     echo = said(replace(CALL, tool_call_id=counted, provider_metadata=None))
@@ -575,19 +575,19 @@ def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
     ],
     ids=["edited", "another question", "shortened", "own metadata"],
 )
-def test_text_gets_nothing_back_where_anything_else_was_said(messages, log):
+def test_a_reply_is_not_recalled_if_anything_else_was_said(messages, log):
     log.ask(START, THOUGHT)
     assert log.match(messages).messages == messages
 
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
-def test_other_models_and_unfinished_answers_are_not_given_back(fields, log):
+def test_replies_of_other_models_and_unfinished_ones_are_not_recalled(fields, log):
     log.ask(START, THOUGHT, **fields)
     assert log.match(ECHO).recalled == frozenset()
 
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
-def test_reply_that_is_known_to_be_anothers_is_not_taken_from_elsewhere(fields, log):
+def test_another_models_reply_is_not_recalled_from_another_conversation(fields, log):
     """Agents are told to go on, and say that all is well, in many conversations."""
     log.ask([llm.user("Go on.")], THOUGHT)
     before = [llm.user("q"), llm.assistant("The reply that stands before.")]
@@ -598,27 +598,27 @@ def test_reply_that_is_known_to_be_anothers_is_not_taken_from_elsewhere(fields, 
     assert log.match(messages).messages == messages
 
 
-def test_trivial_reply_gets_nothing_back_in_another_conversation(log):
+def test_a_trivial_reply_is_not_recalled_in_another_conversation(log):
     log.ask([llm.user("q")], said(ReasoningPart("hm"), TextPart("ok")))
     before = [llm.user("another"), llm.assistant("sure")]
     messages = [*before, llm.user("q"), llm.assistant("ok"), llm.user("r")]
     assert log.match(messages).recalled == frozenset()
 
 
-def test_two_candidates_are_none(log):
+def test_two_different_originals_are_not_recalled(log):
     log.ask(START, THOUGHT)
     log.ask(START, said(ReasoningPart("else", provider_metadata=SIGNED), TextPart(LONG)))
     assert log.match(ECHO).recalled == frozenset()
     log.ask(ECHO, LONG)
 
 
-def test_the_same_said_twice_is_one_candidate(log):
+def test_two_equal_replies_are_one_original(log):
     log.ask(START, THOUGHT)
     log.ask([llm.system("other"), *START[1:]], THOUGHT)
     assert log.match(ECHO).recalled == {2}
 
 
-def test_two_conversations_put_together_keep_each_its_own(log):
+def test_two_joined_conversations_each_recall_their_own_replies(log):
     one, other = (
         said(ReasoningPart(name, provider_metadata=SIGNED), TextPart(f"{LONG} {name}"))
         for name in ("one", "other")
@@ -633,7 +633,7 @@ def test_two_conversations_put_together_keep_each_its_own(log):
     assert [found.messages[1], found.messages[3]] == [*other, *one]
 
 
-def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
+def test_a_reply_to_a_prefill_is_not_recalled(log):
     prefilled = [llm.user("q"), llm.assistant("The answer, which is a long one, is")]
     first = log.ask(prefilled, said(ReasoningPart("hm"), TextPart(" forty-two.")))
     whole = llm.assistant("The answer, which is a long one, is forty-two.")
@@ -644,7 +644,7 @@ def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
 # ---- the database
 
 
-def test_what_the_log_can_not_take_yet_is_known_all_the_same(log):
+def test_turns_that_wait_to_be_written_are_matched(log):
     """A slow log costs neither thinking nor threads."""
     first = log.ask(START, THOUGHT, is_stuck=True)
     second = log.ask(ECHO, said(ReasoningPart("so"), TextPart(LONG + "!")), is_stuck=True)
@@ -657,7 +657,7 @@ def test_what_the_log_can_not_take_yet_is_known_all_the_same(log):
     assert not [*log.matcher._pending]
 
 
-def test_broken_log_costs_only_what_it_knows(log):
+def test_a_broken_log_only_costs_its_matches(log):
     log.ask(START, THOUGHT)
     with sqlite3.connect(log.path, isolation_level=None) as connection:
         connection.execute("drop table proxy_replies")
@@ -666,13 +666,13 @@ def test_broken_log_costs_only_what_it_knows(log):
         assert log.match(ECHO).recalled == {2}
 
 
-def test_nothing_is_known_where_there_is_no_log(path):
+def test_without_a_log_nothing_matches(path):
     memory = Matcher(path)
     assert memory.match(ECHO, "m", "tests") == Match(ECHO)
     memory.close()
 
 
-def test_replaced_database_is_read_anew(log, empty_log):
+def test_a_replaced_database_is_opened_again(log, empty_log):
     log.ask(START, THOUGHT)
     assert log.match(ECHO).previous_id is not None
     log.store.close()
@@ -689,7 +689,7 @@ NEW_COLUMNS = (
 ).split()
 
 
-def test_older_database_gains_its_keys_when_it_is_opened(log):
+def test_an_older_database_gets_fingerprints_when_opened(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     keys = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
@@ -716,7 +716,7 @@ def test_older_database_gains_its_keys_when_it_is_opened(log):
     assert [(*row[:-1], 0) for row in found[0]] == again[0] and found[1] == again[1]
 
 
-def test_forgotten_turns_are_known_no_more(log):
+def test_pruned_turns_are_no_longer_matched(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     prune(log.path, Filter(ids=(first,)))
@@ -724,7 +724,7 @@ def test_forgotten_turns_are_known_no_more(log):
     assert log.rows("select previous_id, link from proxy_exchanges") == [(None, None)]
 
 
-def test_turn_waits_again_when_what_went_on_from_it_is_forgotten(log):
+def test_a_turn_can_be_continued_again_after_its_continuation_is_pruned(log):
     first = log.ask(START, LONG)
     second = log.ask(ECHO, LONG + "!")
     waits = "select is_continued from proxy_replies where turn_id = "
@@ -733,7 +733,7 @@ def test_turn_waits_again_when_what_went_on_from_it_is_forgotten(log):
     assert log.rows(f"{waits} '{first}'") == [(0,)]
 
 
-def test_clock_that_was_set_back_does_not_join_two_branches(log):
+def test_a_clock_set_back_does_not_join_two_branches(log):
     """ULIDs are of the time of arrival; what was written first counts."""
     log.ask(START, LONG)
     log.numbers = itertools.count(-5)  # smaller ids than those before

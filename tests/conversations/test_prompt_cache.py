@@ -47,7 +47,7 @@ SYSTEM = llm.system("You help. It is 10:41, on a Saturday in November.")
 LATER = llm.system("You help. It is 10:42, on a Saturday in November.")
 
 
-def test_a_thread_that_goes_on_keeps_its_prefix(talk, history):
+def test_a_continued_thread_keeps_its_prefix(talk, history):
     first = talk("one")
     second = talk("two", first)
     talk("three", second)
@@ -59,7 +59,7 @@ def test_a_conversation_of_one_request_is_left_out(talk, history):
     assert find_cache_misses(history, Filter()) == []
 
 
-def test_the_first_message_that_changed_is_named(talk, history):
+def test_the_first_changed_message_is_reported(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     rest = [*first.turn.reply, llm.user("two")]
     second = talk(
@@ -82,7 +82,7 @@ def test_the_first_message_that_changed_is_named(talk, history):
     assert (broken.input_tokens, broken.cached_tokens) == (500, 128)
 
 
-def test_what_stands_before_the_change_is_not_read_again(talk, history):
+def test_messages_before_the_change_are_not_counted(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     second = talk("two", first)
     third = [*asked(second)[:3], llm.user("two, with a reminder less"), llm.user("three")]
@@ -92,13 +92,13 @@ def test_what_stands_before_the_change_is_not_read_again(talk, history):
     assert (broken.messages_again, broken.tokens_again) == (1, size(asked(second)[3:]))
 
 
-def test_a_message_that_is_left_out_is_a_change(talk, history):
+def test_an_omitted_message_is_a_change(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     talk("two", first, messages=[SYSTEM])
     assert only_break(history).difference == Difference(1, "nothing", None, "one", "")
 
 
-def test_numbers_that_python_takes_as_equal_are_others_to_a_cache(talk, history):
+def test_numbers_equal_in_python_are_different_to_a_cache(talk, history):
     def asking(number):
         call = Message("assistant", [ToolCallPart("look", {"at": number}, "c1")])
         return [llm.user("one"), call, Message("tool", [ToolResultPart("look", "sun", "c1")])]
@@ -124,7 +124,7 @@ TOOLS = tuple(llm.Tool(name, f"does {name}", {"type": "object"}) for name in ("r
     ],
     ids=["removed", "added", "redefined", "reordered", "none"],
 )
-def test_tools_stand_before_all_messages(talk, history, tools, change):
+def test_tools_come_before_all_messages(talk, history, tools, change):
     first = talk("one", tools=TOOLS)
     talk("two", first, tools=tools)
     broken = only_break(history)
@@ -140,7 +140,7 @@ def test_another_model_has_a_cache_of_its_own(talk, history):
     assert (broken.messages_again, broken.tokens_again) == (1, size(asked(first)))
 
 
-def test_a_forks_first_request_is_held_against_the_turn_that_it_left(talk, history):
+def test_a_forks_first_request_is_compared_with_the_turn_it_continues(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     talk("two", first)
     same = talk("two, edited", first)
@@ -150,7 +150,7 @@ def test_a_forks_first_request_is_held_against_the_turn_that_it_left(talk, histo
     assert found[other.id].breaks[0].previous_id == first.id
 
 
-def test_a_summary_breaks_and_a_sub_agent_begins(talk, history):
+def test_a_summary_misses_the_cache_and_a_sub_agent_starts_over(talk, history):
     first = talk("one")
     agent = talk("a task", first, "call", messages=[llm.user("a task")])
     title = talk("a title", first, "quote", messages=[llm.user("a title")])
@@ -163,7 +163,7 @@ def test_a_summary_breaks_and_a_sub_agent_begins(talk, history):
     assert [len(prefix.breaks) for prefix in find_cache_misses(history, Filter())] == [1, 0, 0]
 
 
-def test_a_retry_is_held_against_the_turn_before_both(talk, history):
+def test_a_retry_is_compared_with_the_turn_before_both(talk, history):
     """What was cancelled and then edited has spoilt nothing that was sent before."""
     first = talk("one")
     talk("two", first, status="cancelled", answer="so fa")
@@ -172,7 +172,7 @@ def test_a_retry_is_held_against_the_turn_before_both(talk, history):
     assert (prefix.requests, prefix.breaks) == (2, ())
 
 
-def test_a_filter_means_the_later_request(talk, history):
+def test_a_filter_selects_by_the_later_request(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     second = talk("two", first, messages=[LATER, llm.user("one"), llm.user("two")])
     third = talk("three", second)
@@ -200,7 +200,7 @@ def test_attachments_and_reasoning_are_counted(talk, history):
     assert broken.tokens_again > token_estimate.IMAGE_TOKENS
 
 
-def test_metadata_alone_is_a_change(talk, history):
+def test_changed_metadata_is_a_change(talk, history):
     def thought(signature):
         part = ReasoningPart("hm", provider_metadata={"anthropic": {"signature": signature}})
         return [llm.user("one"), Message("assistant", [part, TextPart("Done.")])]
@@ -210,7 +210,7 @@ def test_metadata_alone_is_a_change(talk, history):
     assert only_break(history).difference == Difference(1, "assistant", None, "hmDone.", "hmDone.")
 
 
-def test_a_long_thread_is_looked_through_at_once(talk, history, store):
+def test_a_long_thread_is_compared_quickly(talk, history, store):
     """Of what is kept only hashes are read; the time is that of a busy machine."""
     before = None
     for number in range(150):

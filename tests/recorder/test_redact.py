@@ -82,7 +82,7 @@ def test_the_secret_fields_of_a_body_are_removed_and_nothing_else():
 
 
 @pytest.mark.parametrize("body", ["no JSON", None, 5, [{"token": KEY}]])
-def test_a_body_that_is_no_object_is_kept(body):
+def test_a_body_that_is_not_an_object_is_kept(body):
     assert Redactor().body(body) == body
 
 
@@ -110,6 +110,6 @@ def test_an_error_that_quotes_a_providers_key_does_not(key):
     assert key not in said and said.startswith(f"Incorrect API key provided: {REMOVED}")
 
 
-def test_an_errors_other_words_are_kept():
+def test_the_rest_of_an_error_message_is_kept():
     words = "model claude-sonnet-4 is overloaded; see https://example.com/a@b, task-force sk-ip"
     assert Redactor().text(words) == words

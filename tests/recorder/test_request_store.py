@@ -60,7 +60,7 @@ def test_a_stored_body_in_full():
 
 
 @pytest.mark.parametrize("count", [RUN - 1, RUN, 2 * RUN + 3])
-def test_a_long_list_costs_its_end(count):
+def test_only_the_end_of_a_long_list_is_stored_again(count):
     messages = [{"role": "user", "content": f"{i} " + "word " * 100} for i in range(count)]
     first = deduplicate({"messages": messages}, {})
     more = [*messages, {"role": "user", "content": "one more " * 100}]
@@ -72,7 +72,7 @@ def test_a_long_list_costs_its_end(count):
     assert restore(second.text, everything.__getitem__) == {"messages": more}
 
 
-def test_a_mark_that_moves_costs_no_text():
+def test_a_cache_marker_that_moves_stores_no_text_again():
     """Anthropic's clients mark the last block for the cache, another one in each request."""
     block = {"type": "tool_result", "tool_use_id": "t1", "content": "output " * 1000}
     marked = {"role": "user", "content": [{**block, "cache_control": {"type": "ephemeral"}}]}
@@ -81,7 +81,7 @@ def test_a_mark_that_moves_costs_no_text():
     assert sum(map(len, second.blobs.values())) + len(second.text) < LONG_CHARS
 
 
-def test_what_is_equal_but_not_the_same_is_told_apart():
+def test_equal_but_different_values_are_kept_apart():
     padding = "x" * LONG_CHARS
     first = deduplicate([{"a": 1, "p": padding}], {})
     for other in (1.0, True):
@@ -90,7 +90,7 @@ def test_what_is_equal_but_not_the_same_is_told_apart():
         assert dumps(restore(second.text, everything.__getitem__)[0]["a"]) == dumps(other)
 
 
-def test_200_requests_of_a_growing_session_cost_what_is_new():
+def test_200_requests_of_a_growing_session_store_only_new_content():
     known, stored, sent, messages = {}, 0, 0, []
     tools = [{"name": f"t{i}", "description": "d" * 800} for i in range(20)]
     for step in range(200):

@@ -38,7 +38,7 @@ def with_metadata_last(events):
 
 
 @given(timed())
-def test_an_answer_is_played_again_event_by_event(events):
+def test_a_response_is_replayed_event_by_event(events):
     reply = chat.collect(event for _, event in events).messages
     timeline = json.loads(json.dumps(encode(events)))
     played = decode(timeline, reply)
@@ -48,7 +48,7 @@ def test_an_answer_is_played_again_event_by_event(events):
     assert told == [(at, len(event.chunk)) for at, event in events]
 
 
-def test_part_that_is_numbered_alike_in_two_messages_is_one():
+def test_parts_with_the_same_number_in_two_messages_are_one():
     """As it is to llm and the hub: what is stored must be read again."""
     events = [
         (float(index), StreamEvent("text", word, part_index=0, message_index=index))
@@ -111,13 +111,13 @@ def test_a_clock_that_goes_back_stands_still():
     ],
     ids=["none", "shorter", "more parts", "more messages", "empty"],
 )
-def test_another_answer_is_refused(reply):
+def test_another_reply_is_refused(reply):
     timeline = encode([(1.0, StreamEvent("text", "as long as it was", part_index=0))])
     with pytest.raises(ValueError, match="the timeline belongs to another reply"):
         decode(timeline, reply)
 
 
-def test_an_answer_whose_times_nobody_took_has_no_events():
+def test_a_response_without_times_has_no_events():
     assert decode(encode([]), [Message("assistant", [TextPart("imported")])]) == []
 
 
@@ -126,7 +126,7 @@ def test_an_answer_whose_times_nobody_took_has_no_events():
     [[0, 6, 1], [0, 7, 1], [0, 8, 1], [0, 0], [0x80] * 9 + [1]],
     ids=["no such kind", "nor this", "no such part", "cut off", "beyond any clock"],
 )
-def test_what_is_no_timeline_is_refused(numbers):
+def test_an_invalid_timeline_is_refused(numbers):
     """It may come from a file of anybody's."""
     ticks = base64.b64encode(bytes(numbers)).decode()
     with pytest.raises(ValueError):

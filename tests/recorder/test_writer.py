@@ -64,7 +64,7 @@ def lock(path):
     connection.close()
 
 
-def test_turns_are_there_when_their_futures_end(writer, path, warnings, make_exchange):
+def test_turns_are_written_when_their_futures_are_done(writer, path, warnings, make_exchange):
     written = [writer.write(make_exchange(str(number))) for number in range(100)]
     for future in written:
         assert future.result(10) is None
@@ -86,7 +86,7 @@ def test_a_turn_after_the_close_is_refused(writer, make_exchange):
     assert isinstance(writer.write(make_exchange()).exception(1), StoreError)
 
 
-def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_exchange):
+def test_the_lock_of_another_writer_loses_nothing(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange("before")).result(10) is None
     with lock(path):
         written = [writer.write(make_exchange(str(number))) for number in range(50)]
@@ -97,7 +97,9 @@ def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_exchange):
     assert warnings == []
 
 
-def test_a_long_lock_is_told_once_and_its_end(writer, path, warnings, make_exchange, monkeypatch):
+def test_a_long_lock_is_reported_once_and_again_when_it_ends(
+    writer, path, warnings, make_exchange, monkeypatch
+):
     monkeypatch.setattr(writer_module, "LOCKED_WARNING_S", 0.2)
     assert writer.write(make_exchange()).result(10) is None
     with lock(path):
@@ -118,7 +120,7 @@ def wait_until(true):
         time.sleep(0.005)
 
 
-def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
+def test_a_bad_row_affects_only_itself(path, warnings, make_exchange):
     writer = Writer(lambda: Store(path), warn=warnings.append)
     turns = [make_exchange(str(number)) for number in range(5)] + [make_exchange("bad \ud800")]
     turns += [make_exchange(str(number)) for number in range(5, 10)]
@@ -134,7 +136,7 @@ def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
     writer.close(10)
 
 
-def test_an_answer_that_no_database_takes_leaves_its_request(writer, path, make_exchange):
+def test_a_response_that_can_not_be_stored_leaves_its_request(writer, path, make_exchange):
     exchange = make_exchange(reply=[llm.assistant("bad \ud800")])
     assert isinstance(writer.write(exchange).exception(10), UnicodeEncodeError)
     with contextlib.closing(LogReader(path)) as history:
@@ -142,7 +144,7 @@ def test_an_answer_that_no_database_takes_leaves_its_request(writer, path, make_
     assert (read.status, read.request, read.turn) == ("ok", exchange.request, None)
 
 
-def test_a_deleted_file_is_made_anew(writer, path, warnings, make_exchange):
+def test_a_deleted_file_is_created_again(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange("gone with the file")).result(10) is None
     for file in path.parent.iterdir():
         file.unlink()
@@ -151,14 +153,14 @@ def test_a_deleted_file_is_made_anew(writer, path, warnings, make_exchange):
     assert warnings == []
 
 
-def test_a_deleted_file_whose_log_stays_is_made_anew(writer, path, make_exchange):
+def test_a_deleted_file_whose_write_ahead_log_stays_is_created_again(writer, path, make_exchange):
     assert writer.write(make_exchange("gone with the file")).result(10) is None
     path.unlink()
     assert writer.write(make_exchange("in the new file")).result(10) is None
     assert texts(path) == ["in the new file"]
 
 
-def test_a_replaced_file_goes_on_from_what_it_holds(writer, path, tmp_path, make_exchange):
+def test_a_replaced_file_is_continued_from_its_content(writer, path, tmp_path, make_exchange):
     """d6.22: what is left of the write-ahead log would be played into the other file."""
     assert writer.write(make_exchange("in the backup")).result(10) is None
     backup = tmp_path / "backup.db"
@@ -187,7 +189,7 @@ def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     ]
 
 
-def test_memory_is_bounded_and_what_is_lost_is_told(path, warnings, make_exchange, monkeypatch):
+def test_memory_is_bounded_and_losses_are_reported(path, warnings, make_exchange, monkeypatch):
     monkeypatch.setattr(writer_module, "MAX_PENDING", 2)
     path.mkdir()
     writer = Writer(lambda: Store(path), warn=warnings.append)
@@ -213,7 +215,7 @@ def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_exchange):
     assert warnings[-1] == "1 exchange was not logged"
 
 
-def test_closing_waits_no_longer_than_it_may_for_a_lock(writer, path, warnings, make_exchange):
+def test_closing_waits_for_a_lock_until_its_timeout(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange()).result(10) is None
     with lock(path):
         written = writer.write(make_exchange())
@@ -272,7 +274,7 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
     ]
 
 
-def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exchange):
+def test_exchanges_stay_in_memory_if_nothing_can_be_written(path, warnings, make_exchange):
     path.parent.rmdir()
     path.parent.write_text("")
     spool = Spool(ProcessLock(path, "me"))
@@ -288,7 +290,7 @@ def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exch
     assert warnings[1:] == ["the log can be written again; no exchanges were lost"]
 
 
-def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, make_exchange):
+def test_pending_exchanges_are_spooled_when_closed(spooling, path, spool, warnings, make_exchange):
     assert spooling.write(make_exchange()).result(10) is None
     with lock(path):
         written = spooling.write(make_exchange("left"))
@@ -298,7 +300,7 @@ def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, m
     assert spooled(spool) == ["left"]
 
 
-def test_what_was_spooled_comes_home_at_the_close_where_it_can(
+def test_a_spool_is_written_at_close_if_possible(
     spooling, path, spool, warnings, make_exchange, monkeypatch
 ):
     """However long the pause that the writer was in: a lock is often over by then."""
@@ -314,7 +316,9 @@ def test_what_was_spooled_comes_home_at_the_close_where_it_can(
     assert warnings == []
 
 
-def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun, make_exchange):
+def test_a_spool_left_behind_is_written_by_the_next_process(
+    path, warnings, make_begun, make_exchange
+):
     gone = Spool(ProcessLock(path, "gone"))
     begun, ended = make_begun("was running"), make_exchange("had ended")
     for exchange in (begun, ended):
@@ -341,7 +345,7 @@ def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun,
     assert [file.name for file in path.parent.glob("*-llmproxy-*")] == []
 
 
-def test_a_spool_that_is_taken_in_twice_changes_nothing(path, spool, warnings, make_exchange):
+def test_writing_a_spool_twice_changes_nothing(path, spool, warnings, make_exchange):
     """Who is killed over it, after the commit and before it is gone, takes it in again."""
     for number in range(40):
         spool.append(make_exchange(str(number)))
@@ -359,7 +363,7 @@ def test_a_spool_that_is_taken_in_twice_changes_nothing(path, spool, warnings, m
     assert texts(path) == [str(number) for number in range(40)]
 
 
-def test_a_bad_line_of_a_spool_harms_only_itself(path, spool, warnings, make_exchange):
+def test_a_bad_line_in_a_spool_affects_only_itself(path, spool, warnings, make_exchange):
     spool.append(make_exchange("0"))
     with spool.path.open("a") as file:  # as an older version spooled it
         file.write(json.dumps(to_json(make_exchange("bad \ud800"))) + "\n")
@@ -412,7 +416,7 @@ steps = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has a file of its own
 )
 @given(steps)
-def test_whatever_happens_each_exchange_is_there_once(
+def test_whatever_happens_each_exchange_is_written_once(
     tmp_path, empty_log, make_begun, make_exchange, steps
 ):
     """Any order of beginnings, ends, kills and restarts, in logs.db and in spools."""
@@ -521,7 +525,7 @@ def test_two_processes_on_a_fresh_file_lose_nothing(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locked", [False, True], ids=["free", "locked"])
-def test_a_kill_loses_nothing_that_was_told(path, warnings, locked):
+def test_a_kill_loses_nothing_that_was_confirmed(path, warnings, locked):
     told = set()
     for name in "abcdefgh":
         process = work(path, name, 10_000)
@@ -541,7 +545,7 @@ def test_a_kill_loses_nothing_that_was_told(path, warnings, locked):
     assert len(texts(path)) == list(found.values()).count("ok")
 
 
-def test_an_answer_waits_for_its_commit(writer, path, make_exchange):
+def test_a_response_waits_for_its_commit(writer, path, make_exchange):
     async def answer():
         written = writer.write(make_exchange())
         await writer.committed(written, 10)
@@ -550,7 +554,7 @@ def test_an_answer_waits_for_its_commit(writer, path, make_exchange):
     assert asyncio.run(answer())
 
 
-def test_after_one_wait_in_vain_nobody_waits_until_a_commit(writer, path, make_exchange):
+def test_after_a_timeout_nothing_waits_until_a_commit(writer, path, make_exchange):
     async def answers():
         with lock(path):
             first, second = writer.write(make_exchange()), writer.write(make_exchange())
@@ -567,7 +571,7 @@ def test_after_one_wait_in_vain_nobody_waits_until_a_commit(writer, path, make_e
     asyncio.run(answers(), debug=True)
 
 
-def test_a_turn_that_fails_ends_the_wait_quietly(writer, make_exchange, caplog):
+def test_a_turn_that_can_not_be_written_ends_the_wait_quietly(writer, make_exchange, caplog):
     async def answer():
         await writer.committed(writer.write(make_exchange("\ud800")), 10)
 
@@ -575,7 +579,7 @@ def test_a_turn_that_fails_ends_the_wait_quietly(writer, make_exchange, caplog):
     assert caplog.records == []
 
 
-def test_a_client_that_goes_away_does_not_stop_the_write(writer, path, make_exchange):
+def test_a_client_that_disconnects_does_not_stop_the_write(writer, path, make_exchange):
     async def answer():
         with lock(path):
             written = writer.write(make_exchange("kept"))
@@ -598,7 +602,7 @@ Writer(lambda: Store(pathlib.Path(sys.argv[1])), warn=print).start()
 """
 
 
-def test_the_thread_does_not_hold_the_process(path):
+def test_the_thread_does_not_keep_the_process_alive(path):
     assert subprocess.run([sys.executable, "-c", LEAVE, str(path)], timeout=20).returncode == 0
 
 

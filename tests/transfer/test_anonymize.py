@@ -33,7 +33,7 @@ def test_letters_and_digits_are_replaced_and_nothing_else():
 
 
 @given(texts())
-def test_a_text_stays_as_long_for_every_reader(text):
+def test_a_text_keeps_its_length_in_every_encoding(text):
     assert len(placeholder(text)) == len(text)
     assert len(placeholder(text).encode("utf-16")) == len(text.encode("utf-16"))
     assert placeholder(placeholder(text)) == placeholder(text)
@@ -137,7 +137,7 @@ FILLED_BODY = {
 }  # fmt: skip
 
 
-def test_a_request_keeps_its_structure_alone():
+def test_only_a_requests_structure_stays():
     headers = [
         ("user-agent", "tests/1"),
         ("x-title", "Secret Title"),
@@ -304,7 +304,7 @@ def test_an_object_in_free_text_is_valid_after(value):
 
 
 @pytest.mark.parametrize("text", ['{"a": １}', "{'a': 1}", '{"a": tru', "[1]", "null", "１"])
-def test_what_is_no_object_does_not_become_one(text):
+def test_other_text_than_an_object_does_not_become_one(text):
     assert chat.parse_arguments(_anonymize_arguments(text)) == {"_raw": placeholder(text)}
 
 

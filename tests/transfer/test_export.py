@@ -141,7 +141,7 @@ def taken_in(folder, *files):
     return folder / "there.db"
 
 
-def test_a_log_comes_out_as_it_went_in(recorded, lines, tmp_path, store):
+def test_an_exported_log_is_the_same_after_import(recorded, lines, tmp_path, store):
     there = taken_in(tmp_path, lines)
     moved, was = everything(there), everything(recorded)
     for log in (moved, was):  # when a thread was made: here with its first turn
@@ -156,7 +156,7 @@ def test_a_log_comes_out_as_it_went_in(recorded, lines, tmp_path, store):
     history.close()
 
 
-def test_lines_stand_in_the_order_of_their_beginning(lines):
+def test_lines_are_in_the_order_of_receipt(lines):
     words = [json.loads(line)["first_words"] for line in lines]
     assert words[0] == "what is in it" and words[-1] == "something else"
     assert [json.loads(line)["received"] for line in lines] == sorted(
@@ -237,7 +237,7 @@ def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
     assert tip == of_first
 
 
-def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, run_llm, monkeypatch):
+def test_an_imported_thread_can_be_continued(lines, tmp_path, path, run_llm, monkeypatch):
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "there"))
     monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo,llm-proxy-recorder")
     there = tmp_path / "there" / "logs.db"
@@ -260,7 +260,7 @@ def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, path, ru
         assert rows(there, went_on) == [(meant, *tip[0])]
 
 
-def test_filters_and_a_number_narrow_what_comes_out(recorded):
+def test_an_export_can_be_filtered_and_limited(recorded):
     history = LogReader(recorded)
     file = io.BytesIO()
     assert export_jsonl(history, file, Filter(status="ok"), last=2) == Exported(2)
@@ -269,7 +269,7 @@ def test_filters_and_a_number_narrow_what_comes_out(recorded):
     history.close()
 
 
-def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
+def test_running_exchanges_are_not_exported(store, path, make_begun, make_exchange):
     store.write([make_begun(), make_exchange()])
     history = LogReader(path)
     file = io.BytesIO()
@@ -278,7 +278,7 @@ def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
     history.close()
 
 
-def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, monkeypatch):
+def test_a_file_is_private_and_appears_when_complete(recorded, tmp_path, monkeypatch):
     history = LogReader(recorded)
     file = tmp_path / "out.jsonl"
     file.write_text("before")
@@ -306,7 +306,7 @@ def test_an_export_never_replaces_the_log(recorded):
     history.close()
 
 
-def test_a_damaged_log_is_named(recorded):
+def test_a_damaged_log_is_reported(recorded):
     with sqlite3.connect(recorded) as connection:
         connection.execute("delete from messages")
     history = LogReader(recorded)
@@ -315,7 +315,7 @@ def test_a_damaged_log_is_named(recorded):
     history.close()
 
 
-def test_anonymized_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
+def test_anonymized_exchanges_can_be_imported_with_the_same_events(recorded, lines, tmp_path):
     history = LogReader(recorded)
     file = tmp_path / "anonymized.jsonl"
     export_file(history, file, ALL, anonymized=True)
@@ -336,7 +336,7 @@ def test_anonymized_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_
 # ---- Llama Stack
 
 
-def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, path):
+def test_a_recording_is_imported_as_an_exchange_without_times(tmp_path, run_llm, path):
     file = RECORDINGS / "4be1f0a7c3d9.json"
     exchange = to_exchange(parse_recording(file.read_bytes(), file.stem))
     assert import_files([file], path) == Imported(1, 0, 0)
@@ -355,7 +355,7 @@ def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, pa
     assert (row["model"], row["id"]) == (exchange.model_asked, exchange.id)
 
 
-def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
+def test_all_recordings_are_imported_or_counted_and_exported_again(tmp_path):
     files = sorted(RECORDINGS.glob("*.json"))
     readable, chats = [], 0
     for file in files:
@@ -418,7 +418,7 @@ def test_without_a_reader_of_recordings_only_our_own_lines_are_read(tmp_path):
         import_files_with([file], tmp_path / "there.db")
 
 
-def test_a_damaged_recording_is_named_with_its_place(tmp_path):
+def test_a_damaged_recording_is_reported_with_the_place(tmp_path):
     file = tmp_path / "abc.json"
     form = json.loads((RECORDINGS / "4be1f0a7c3d9.json").read_text())
     form["request"]["body"]["messages"] = 7
@@ -429,7 +429,7 @@ def test_a_damaged_recording_is_named_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
-def test_what_is_no_file_is_named(tmp_path, name):
+def test_a_missing_file_or_a_folder_is_reported(tmp_path, name):
     with pytest.raises(Unreadable, match=f"{tmp_path / name}: (No such file|Is a dir)"):
         import_files([tmp_path / name], tmp_path / "there.db")
 
@@ -453,7 +453,7 @@ def test_an_empty_export_holds_nothing(tmp_path):
     ],
     ids=["llm", "llmproxy"],
 )
-def test_a_database_of_a_newer_one_is_left_alone(lines, tmp_path, empty_log, statement, message):
+def test_a_newer_versions_database_is_not_changed(lines, tmp_path, empty_log, statement, message):
     there = tmp_path / "there.db"
     shutil.copy(empty_log, there)
     with sqlite3.connect(there) as connection:
@@ -468,7 +468,7 @@ def test_a_database_of_a_newer_one_is_left_alone(lines, tmp_path, empty_log, sta
     assert there.read_bytes() == before
 
 
-def test_what_is_no_database_is_left_alone(lines, tmp_path):
+def test_another_file_than_a_database_is_not_changed(lines, tmp_path):
     there = tmp_path / "there.db"
     there.write_bytes(b"my notes, longer than a header of SQLite's would be " * 20)
     before = there.read_bytes()
@@ -494,7 +494,7 @@ def test_an_import_waits_for_another_writer(lines, tmp_path, empty_log):
     other.close()
 
 
-def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
+def test_an_import_gives_up_after_a_timeout(lines, tmp_path, empty_log, monkeypatch):
     monkeypatch.setattr("llmproxy.transfer.import_.TIMEOUT_S", 0.1)
     there = tmp_path / "there.db"
     shutil.copy(empty_log, there)
@@ -514,7 +514,7 @@ import_files([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]))
 
 
 @pytest.mark.slow
-def test_an_import_that_is_killed_goes_on_to_the_same_end(tmp_path, make_exchange, empty_log):
+def test_a_killed_import_can_be_repeated_with_the_same_result(tmp_path, make_exchange, empty_log):
     exchanges = [make_exchange(f"question {n}", f"answer {n}") for n in range(1500)]
     for number in range(1, len(exchanges)):
         if number % 5:

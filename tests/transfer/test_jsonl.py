@@ -82,13 +82,13 @@ def test_a_line_reads_back_equal(exchange):
     assert replace(read, events=()) == replace(exchange, events=())
 
 
-def test_what_json_has_no_word_for_is_left_out(make_exchange):
+def test_values_without_a_json_form_are_replaced(make_exchange):
     odd = {"logprob": float("-inf"), "half": "\ud800"}
     read = decode(encode(make_exchange(response_json=odd)))
     assert read.turn.response_json == {"logprob": None, "half": "\ufffd"}
 
 
-def test_what_an_older_version_wrote_is_read(make_exchange):
+def test_an_older_versions_line_is_read(make_exchange):
     form = to_json(make_exchange())
     names = "replay_key origin previous_id link recalled replay_of run_id recorded_id repeat"
     for name in (*names.split(), "setup_ms"):
@@ -178,7 +178,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change, param", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_not_ours_is_refused_by_its_place(make_exchange, change, param):
+def test_a_bad_field_is_refused_by_its_path(make_exchange, change, param):
     form = whole(make_exchange)
     change(form)
     with pytest.raises(InvalidRequest) as refused:
@@ -187,7 +187,7 @@ def test_what_is_not_ours_is_refused_by_its_place(make_exchange, change, param):
 
 
 @pytest.mark.parametrize("line", [b"", b"\xff", b"[]", b"{", b"null", b"[" * 10**6, b'{"id":NaN}'])
-def test_what_is_no_json_object_is_refused(line):
+def test_other_text_than_a_json_object_is_refused(line):
     with pytest.raises(InvalidRequest):
         decode(line)
 
