@@ -46,7 +46,7 @@ MAX_PENDING = 64  # turns kept until the log has them; each may hold a whole con
 
 @dataclass(frozen=True)
 class Match:
-    """What the log knows about a request.
+    """The result of matching a request against the log.
 
     messages: the request's messages, with recorded replies in place of those sent by the client.
     recalled: indexes of the recorded ones in `messages`.

@@ -251,7 +251,7 @@ def _tools(reader: LogReader, turn_ids: Iterable[str]) -> _Tools:
 
 
 class _ToRead(NamedTuple):
-    """What a cache miss needs from the log: hashes of messages, and rows of tools."""
+    """The contents of a cache miss: hashes of messages, and row ids of tools."""
 
     old: str | None  # the first messages that differ
     new: str | None

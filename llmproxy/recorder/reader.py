@@ -181,7 +181,7 @@ class LogReader:
         """
         return self._exchange(self._row(id))[0]
 
-    def answer(self, id: str) -> tuple[Exchange, int]:
+    def response(self, id: str) -> tuple[Exchange, int]:
         """Read one exchange with its response, but only the end of its request.
 
         The turn's messages are those after the last reply before it; the number returned

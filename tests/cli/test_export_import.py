@@ -1,4 +1,4 @@
-"""`export` and `import` as a person runs them, on what a real proxy recorded."""
+"""Run `export` and `import` as a user does, on a log recorded by a real proxy."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def run(*words, stdin=None, code=0):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A folder of llm's with three exchanges: two of one conversation, and a failure."""
+    """A user folder of llm with three exchanges: two of one conversation, and a failure."""
     folder = tmp_path_factory.mktemp("user")
     before = os.environ.get("LLM_USER_PATH")
     os.environ["LLM_USER_PATH"] = str(folder)
@@ -133,7 +133,7 @@ def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words
 
 
 def test_a_killed_export_leaves_no_partial_file(recorded, tmp_path):
-    """And one that is whole is not spoiled by the next."""
+    """And a complete one is not damaged by the next."""
     lines, _ = run("export", "-", "--database", str(recorded))
     exchange = decode(lines.splitlines()[0].encode())
     import_file = tmp_path / "many.jsonl"

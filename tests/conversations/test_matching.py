@@ -1,4 +1,4 @@
-"""The log's memory against a real database: threads found again, replies given back."""
+"""Match requests against a real database: conversations are found, replies recalled."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Log:
     store: Store
     matcher: Matcher
     numbers: Any
-    stuck: list[Exchange] = field(default_factory=list)  # exchanges that the log can't take yet
+    stuck: list[Exchange] = field(default_factory=list)  # exchanges that can't be written yet
 
     def match(self, messages, *, model="m", client="tests") -> Match:
         return self.matcher.match(messages, model, client)
 
     def ask(self, messages, reply, *, model="m", client="tests", status="ok", is_stuck=False):
-        """Record a request as it is after recollection, with its reply; give its id."""
+        """Record a request as matched, with its reply; return its id."""
         found = self.match(messages, model=model, client=client)
         id = f"01jd{next(self.numbers):022d}"
         reply = [llm.assistant(reply)] if isinstance(reply, str) else reply
@@ -78,7 +78,7 @@ class Log:
             return connection.execute(sql).fetchall()
 
     def threads(self):
-        """Ids of the exchanges, thread by thread."""
+        """Return the ids of the exchanges, thread by thread."""
         ids: dict[str, list[str]] = {}
         for thread, id in self.rows("select thread_id, id from proxy_exchanges order by id"):
             ids.setdefault(thread, []).append(id)
@@ -105,7 +105,7 @@ ECHO = [*START, llm.assistant(LONG), llm.user("r")]
 
 
 def openai_echo(answer: dict[str, Any], rewritten: Callable[[Any], Any]) -> dict[str, Any]:
-    """What a client of OpenAI's wire sends of an answer: it knows no reasoning."""
+    """Return what an OpenAI client sends back of a response: no reasoning."""
     message = answer["choices"][0]["message"]
     calls = [
         call
@@ -127,7 +127,7 @@ def rewritten_text(arguments: str, rewritten: Callable[[Any], Any]) -> str:
 
 
 def anthropic_echo(answer: dict[str, Any], rewritten: Callable[[Any], Any]) -> dict[str, Any]:
-    """What a client of Anthropic's wire sends of an answer that does without thinking."""
+    """Return what an Anthropic client without thinking sends back of a response."""
     blocks = [block for block in answer["content"] if "thinking" not in block["type"]]
     blocks = [
         block | ({"input": rewritten(block["input"])} if block["type"] == "tool_use" else {})
@@ -192,7 +192,7 @@ WIRES = {
 
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("cut", [in_one_part, in_parts])
-# A failure of thirty turns is not made smaller in any sensible time.
+# Shrinking a failure of thirty turns would take too long.
 @settings(max_examples=4, phases=[Phase.generate])
 @given(answers=st.lists(strategies.event_streams(), min_size=5, max_size=7))
 def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, answers):
@@ -204,7 +204,7 @@ def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, ans
         shutil.copy(empty_log, path)
         log = Log(path, Store(path), Matcher(path), itertools.count(1))
         stored: list[Message] = []
-        shown: str | None = None  # the last turn that a client could see anything of
+        shown: str | None = None  # the last turn with visible output
         for number in range(30):
             request = dialect.parse_request(body, {})
             found = log.match(request.messages)
@@ -214,7 +214,7 @@ def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, ans
             response = chat.collect(numbered(answers[number % len(answers)], number))
             last = log.ask(request.messages, response.messages)
             answer = json.loads(json.dumps(dialect.render_response(request, response, last, 0)))
-            if not replies(response.messages):  # it showed nothing: there is no echo
+            if not replies(response.messages):  # no visible output, so no echo
                 body["messages"] += [{"role": "user", "content": f"still there, {number}?"}]
                 continue
             stored, shown = [*found.messages, *response.messages], last
@@ -222,14 +222,14 @@ def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, ans
                 cut(echo(answer, as_javascript)),
                 *go_on(answer, f"and {number}?"),
             ]
-        # What showed nothing at the very beginning leaves nothing to know it by.
+        # Turns without visible output at the beginning leave nothing to match.
         assert all(len(ids) == 1 for ids in log.threads()[:-1])
         log.matcher.close()
         log.store.close()
 
 
 def numbered(events, number):
-    """Give the calls of a turn ids of its own, as providers do."""
+    """Make the ids of a turn's calls unique, as providers do."""
     return [
         replace(event, tool_call_id=f"{event.tool_call_id}_{number}")
         if isinstance(event, StreamEvent) and event.tool_call_id
@@ -312,7 +312,7 @@ def test_a_reply_in_two_conversations_is_matched_by_its_question(log):
 @pytest.mark.parametrize("is_stuck", [False, True], ids=["logged", "on its way"])
 @pytest.mark.parametrize("edited", [0, 2], ids=["before", "the question"])
 def test_a_reply_in_two_conversations_is_matched_by_the_older_replies(edited, is_stuck, log):
-    """Agents end many a turn with the same words; then a reminder is taken out again."""
+    """Agents end many turns with the same text; then a reminder is removed again."""
     last, histories = {}, {}
     for name in ("one", "other"):
         history = [llm.user(f"{name} <reminder>")]
@@ -328,7 +328,7 @@ def test_a_reply_in_two_conversations_is_matched_by_the_older_replies(edited, is
 
 
 def test_a_reply_in_many_conversations_takes_bounded_time(log, monkeypatch):
-    """A bot that always says the same, and a history that the log knows nothing of."""
+    """A bot that always says the same, and a history that is not in the log."""
     sorry = "I am sorry, but I can't help with that."
     for number in range(3):
         log.ask([llm.user(f"{number}")], sorry)
@@ -366,7 +366,7 @@ def test_identical_replies_are_matched_by_the_first_question(log):
 
 
 def test_identical_conversations_are_each_continued_once(log):
-    """Nobody can tell them apart, but none gets two."""
+    """They can't be told apart, but none is continued twice."""
     ids = [log.ask(START, LONG) for _ in range(40)]
     assert log.match(ECHO).previous_id == ids[-1]
     for number in range(40):
@@ -554,7 +554,7 @@ def test_a_call_is_recalled_if_it_is_the_same_call(messages, given, log):
     "counted, given", [("call_0", False), ("functions.read:0", False), ("call_0f", True)]
 )
 def test_counting_call_ids_are_not_matched(counted, given, log):
-    """Another conversation, of which the log has nothing, calls its first call so too."""
+    """An unrecorded conversation gives its first call the same id."""
     first = log.ask(START, said(replace(CALL, tool_call_id=counted)))
     echo = said(replace(CALL, tool_call_id=counted, provider_metadata=None))
     result = Message("tool", [ToolResultPart("weather", "rain", tool_call_id=counted)])
@@ -588,7 +588,7 @@ def test_replies_of_other_models_and_unfinished_ones_are_not_recalled(fields, lo
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
 def test_another_models_reply_is_not_recalled_from_another_conversation(fields, log):
-    """Agents are told to go on, and say that all is well, in many conversations."""
+    """In many conversations, agents are told to continue, and reply that all is well."""
     log.ask([llm.user("Go on.")], THOUGHT)
     before = [llm.user("q"), llm.assistant("The reply that stands before.")]
     log.ask(before[:1], before[1].parts[0].text, **fields)
@@ -645,7 +645,7 @@ def test_a_reply_to_a_prefill_is_not_recalled(log):
 
 
 def test_turns_that_wait_to_be_written_are_matched(log):
-    """A slow log costs neither thinking nor threads."""
+    """A slow log costs neither reasoning nor threads."""
     first = log.ask(START, THOUGHT, is_stuck=True)
     second = log.ask(ECHO, said(ReasoningPart("so"), TextPart(LONG + "!")), is_stuck=True)
     go_on = [*ECHO, llm.assistant(LONG + "!"), llm.user("s")]
@@ -734,7 +734,7 @@ def test_a_turn_can_be_continued_again_after_its_continuation_is_pruned(log):
 
 
 def test_a_clock_set_back_does_not_join_two_branches(log):
-    """ULIDs are of the time of arrival; what was written first counts."""
+    """ULIDs have the time of receipt, but the order of writing counts."""
     log.ask(START, LONG)
     log.numbers = itertools.count(-5)  # smaller ids than those before
     log.ask(ECHO, LONG + "!")

@@ -1,4 +1,4 @@
-"""Which requests broke their cache, and by what."""
+"""Find the requests that missed their prompt cache, and why."""
 
 import time
 from dataclasses import replace
@@ -164,7 +164,7 @@ def test_a_summary_misses_the_cache_and_a_sub_agent_starts_over(talk, history):
 
 
 def test_a_retry_is_compared_with_the_turn_before_both(talk, history):
-    """What was cancelled and then edited has spoilt nothing that was sent before."""
+    """A turn that was cancelled and then edited does not affect what was sent before."""
     first = talk("one")
     talk("two", first, status="cancelled", answer="so fa")
     talk("two, edited", first)
@@ -211,7 +211,7 @@ def test_changed_metadata_is_a_change(talk, history):
 
 
 def test_a_long_thread_is_compared_quickly(talk, history, store):
-    """Of what is kept only hashes are read; the time is that of a busy machine."""
+    """Only hashes of unchanged messages are read; the limit allows for a busy machine."""
     before = None
     for number in range(150):
         before = talk(f"turn {number}", before)

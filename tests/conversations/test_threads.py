@@ -1,4 +1,4 @@
-"""Conversations as the log lists and draws them."""
+"""List the log's conversations, and draw them as a tree."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ def history(store, path):
 
 
 def drawn(history, exchange):
-    """Each line's depth, label and first words."""
+    """Return each row's depth, label and first words."""
     return [
         (place.depth, place.label, place.entry.first_words) for place in tree(history, exchange.id)
     ]
@@ -235,7 +235,7 @@ def test_a_turn_whose_predecessor_was_pruned_continues_the_one_before(talk, hist
 
 
 def test_a_thousand_turns_do_not_nest(talk, history, store, make_exchange):
-    """Neither straight on nor in branches of branches."""
+    """Neither in one column nor in branches of branches."""
     before, exchanges = None, []
     for number in range(1_000):
         exchange = make_exchange(f"turn {number}", f"answer {number}")

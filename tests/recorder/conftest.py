@@ -1,4 +1,4 @@
-"""Tests of the log load no plugins but llm's own, which takes seconds."""
+"""Load only llm's own plugins in these tests: others take seconds."""
 
 from tests.log_fixtures import few_plugins
 

@@ -84,7 +84,7 @@ def test_two_locks_in_one_process_are_separate(owner, path):
 
 
 def test_a_lock_file_that_another_process_removed_is_created_again(owner, path, monkeypatch):
-    """It saw the file before it was locked, and took it for a dead one's."""
+    """The other process saw the file before it was locked, and took it for left behind."""
     from llmproxy.recorder import process_lock as room
 
     locked, taken = room._locked, []

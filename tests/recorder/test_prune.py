@@ -17,7 +17,7 @@ from tests.log_fixtures import RECEIVED
 
 
 def dump(path):
-    """All rows but counters, and what the full-text index keeps for itself."""
+    """Return all rows except counters and the full-text index's internal ones."""
     connection = sqlite3.connect(path)
     lines = set(connection.iterdump())
     connection.close()

@@ -30,7 +30,7 @@ def test_a_stored_body_is_restored_and_then_known(body):
 
 
 def test_a_stored_body_in_full():
-    """The form that is in every logs.db: what this test says stays readable for ever."""
+    """The format in every logs.db: what this test contains must stay readable forever."""
     system, text = "s" * 300, "t" * 300
     body = {
         "model": "m",

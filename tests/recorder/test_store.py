@@ -231,7 +231,7 @@ def conversation(make_exchange, turns):
 
 
 def test_the_rows_are_those_of_llms_own_store(store, path, tmp_path, make_exchange):
-    """What is known is left out of the asking, never of the rows."""
+    """Known messages are not looked up, but all rows are written."""
     exchanges = list(conversation(make_exchange, 8))
     for exchange in exchanges:
         store.write([exchange])
@@ -257,7 +257,7 @@ def test_a_known_history_is_not_looked_up(store, make_exchange):
     *_, long, longer = conversation(make_exchange, 60)
     (short,) = conversation(make_exchange, 1)
     store.write([long])
-    assert statements(longer) < statements(short) + 40  # of 160 messages three or four are new
+    assert statements(longer) < statements(short) + 40  # three or four of 160 messages are new
 
 
 def test_a_history_deleted_by_hand_is_written_again(store, path, make_exchange, llm_log):
@@ -271,7 +271,7 @@ def test_a_history_deleted_by_hand_is_written_again(store, path, make_exchange, 
 
 
 def test_content_rolled_back_does_not_count_as_stored(store, path, make_exchange, llm_log):
-    """d6.21: a chain that hangs from missing rows can't be read again."""
+    """d6.21: a chain that ends in missing rows can't be read."""
     first, second = conversation(make_exchange, 2)
     bad = make_exchange("bad \ud800")
     with pytest.raises(UnicodeEncodeError):
@@ -317,14 +317,14 @@ def test_names_that_can_not_be_stored_are_repaired(store, path, make_begun):
 
 
 def test_what_a_killed_process_left_running_is_interrupted(path, make_begun):
-    """A neighbour that lives is left alone."""
+    """Exchanges of another process that is alive are not touched."""
     here, there = ProcessLock(path, "here"), ProcessLock(path, "there")
     neighbour = Store(path, there)
     neighbour.write([make_begun("of a neighbour")])
     dead = Store(path, ProcessLock(path, "dead"))
     begun = make_begun("of a dead one")
     dead.write([begun])
-    dead._owner._lock.close()  # as its process's end does it
+    dead._owner._lock.close()  # as the end of its process does
     store = Store(path, here)
     store.write([make_begun("of our own")])
     store.interrupt_orphans()

@@ -1,4 +1,4 @@
-"""What is not as it was stored is found, named, and left as it is."""
+"""Changed messages and request parts are found and reported, and nothing is written."""
 
 import hashlib
 import sqlite3
@@ -121,7 +121,7 @@ def test_a_missing_attachment_is_reported(talk, path, change):
 
 
 def test_no_url_is_requested(talk, path, change):
-    """llm would, for the type of an attachment that has none."""
+    """llm would request it, to find out the type of an attachment without one."""
     remote = attachments.attachment_from_url("http://127.0.0.1:1/a.png")
     talk("one", messages=[Message("user", [AttachmentPart(remote)])])
     assert verify(path).broken == ()

@@ -46,7 +46,7 @@ def writer(path, warnings, empty_log):
 
 
 def texts(path):
-    """The prompts of all turns, in the order of their ids; and a check of the whole file."""
+    """Return the prompts of all turns in the order of their ids; check the whole file."""
     with sqlite_utils.Database(path) as database:
         log = LogStore(database)
         assert log.verify() == []
@@ -161,7 +161,7 @@ def test_a_deleted_file_whose_write_ahead_log_stays_is_created_again(writer, pat
 
 
 def test_a_replaced_file_is_continued_from_its_content(writer, path, tmp_path, make_exchange):
-    """d6.22: what is left of the write-ahead log would be played into the other file."""
+    """d6.22: SQLite would apply the rest of the write-ahead log to the other file."""
     assert writer.write(make_exchange("in the backup")).result(10) is None
     backup = tmp_path / "backup.db"
     with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
@@ -231,7 +231,7 @@ def spool(path):
 
 @pytest.fixture
 def spooling(path, warnings, spool, empty_log):
-    """A writer as the proxy has it."""
+    """A writer like the proxy's."""
     shutil.copy(empty_log, path)
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
@@ -303,7 +303,7 @@ def test_pending_exchanges_are_spooled_when_closed(spooling, path, spool, warnin
 def test_a_spool_is_written_at_close_if_possible(
     spooling, path, spool, warnings, make_exchange, monkeypatch
 ):
-    """However long the pause that the writer was in: a lock is often over by then."""
+    """However long the writer is pausing: by then, the lock is often released."""
     monkeypatch.setattr("llmproxy.recorder.writer.MAX_LOCKED_PAUSE_S", 3600)
     assert spooling.write(make_exchange()).result(10) is None
     with lock(path):
@@ -325,7 +325,7 @@ def test_a_spool_left_behind_is_written_by_the_next_process(
         gone.append(exchange)
     with gone.path.open("a") as file:
         file.write('{"half": ')
-    gone.owner._lock.close()  # as its process's end does it
+    gone.owner._lock.close()  # as the end of its process does
     writer = Writer(
         lambda: Store(path, spool.owner),
         warn=warnings.append,
@@ -346,7 +346,7 @@ def test_a_spool_left_behind_is_written_by_the_next_process(
 
 
 def test_writing_a_spool_twice_changes_nothing(path, spool, warnings, make_exchange):
-    """Who is killed over it, after the commit and before it is gone, takes it in again."""
+    """A process killed between the commit and the spool's deletion writes it again."""
     for number in range(40):
         spool.append(make_exchange(str(number)))
     lines = spool.path.read_bytes()
@@ -526,21 +526,21 @@ def test_two_processes_on_a_fresh_file_lose_nothing(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("locked", [False, True], ids=["free", "locked"])
 def test_a_kill_loses_nothing_that_was_confirmed(path, warnings, locked):
-    told = set()
+    confirmed = set()
     for name in "abcdefgh":
         process = work(path, name, 10_000)
-        told.add(process.stdout.readline().strip())
+        confirmed.add(process.stdout.readline().strip())
         with lock(path) if locked else contextlib.nullcontext():
-            time.sleep(0.2 + 0.13 * (ord(name) % 5))  # anywhere in what it does
+            time.sleep(0.2 + 0.13 * (ord(name) % 5))  # at any point of its work
             process.kill()
-            told |= set(process.communicate()[0].split("\n")[:-1])
+            confirmed |= set(process.communicate()[0].split("\n")[:-1])
     spool = Spool(ProcessLock(path, "last"))
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     wait_until(lambda: not list(path.parent.glob("*.jsonl")))
     writer.close(30)
     found = statuses(path)
-    assert {id for id in told - {""} if found.get(id) != "ok"} == set()
+    assert {id for id in confirmed - {""} if found.get(id) != "ok"} == set()
     assert set(found.values()) <= {"ok", "interrupted"}
     assert len(texts(path)) == list(found.values()).count("ok")
 
@@ -620,7 +620,7 @@ def test_the_llm_command_writes_beside_a_busy_writer(
     thread.start()
     try:
         for _ in range(3):
-            # It fails by itself where a commit of ours falls between its read and its write.
+            # It fails by itself if a commit of ours falls between its read and its write.
             with contextlib.suppress(AssertionError):
                 run_llm("-m", "echo", "hi there")
     finally:

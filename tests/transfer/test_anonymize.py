@@ -202,7 +202,7 @@ def test_attachments_become_zero_bytes_of_their_type_and_urls_placeholders():
 
 
 def shape(value, name=""):
-    """Lengths for texts, and all else as it is."""
+    """Replace texts by their lengths; keep everything else."""
     match value:
         case dict():
             return {key: shape(member, key) for key, member in value.items()}
@@ -234,7 +234,7 @@ SECRETS = st.from_regex(r"(?:QUX|qux|Qux)[a-z]{2,6}[0-9]?", fullmatch=True)
 
 @st.composite
 def said(draw):
-    """Objects of any shape whose every text is a secret."""
+    """Objects of any structure in which every text is a secret."""
     values = st.recursive(
         SECRETS | st.integers() | st.booleans(),
         lambda inner: (

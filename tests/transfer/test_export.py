@@ -53,7 +53,7 @@ def rows(path, sql, *values):
         return connection.execute(sql, values).fetchall()
 
 
-# What numbers rows in the order of their writing.
+# Columns that number rows in the order of writing.
 NUMBERS = {
     "parts": "id",
     "turn_search": "id",
@@ -62,7 +62,7 @@ NUMBERS = {
 
 
 def everything(path):
-    """All rows, without the numbers that only tell the order of their writing."""
+    """Return all rows, without the numbers that only depend on the order of writing."""
     result = {}
     for (table,) in rows(path, "select name from sqlite_master where type = 'table'"):
         if table in ("_llm_migrations", "sqlite_sequence", "part_attachments", "turn_tools"):
@@ -88,7 +88,7 @@ def everything(path):
 
 @pytest.fixture
 def recorded(store, path, talk):
-    """A log with threads of every kind, as a running proxy wrote it; its exchanges' lines."""
+    """A log with threads of every kind, as a proxy writes it, and its exchanges' lines."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n" + bytes(9))
     far = attachments.attachment_from_url("https://example.invalid/cat.png")
     tool = llm.Tool("look", "looks at it", {"type": "object", "properties": {}})
@@ -132,8 +132,8 @@ def lines(recorded):
     return file.getvalue().splitlines(keepends=True)
 
 
-def taken_in(folder, *files):
-    """Import files with these lines, one after the other, into a new log."""
+def imported_log(folder, *files):
+    """Import files with these lines one after another into a new log."""
     for number, lines in enumerate(files):
         file = folder / f"{number}.jsonl"
         file.write_bytes(b"".join(lines))
@@ -142,7 +142,7 @@ def taken_in(folder, *files):
 
 
 def test_an_exported_log_is_the_same_after_import(recorded, lines, tmp_path, store):
-    there = taken_in(tmp_path, lines)
+    there = imported_log(tmp_path, lines)
     moved, was = everything(there), everything(recorded)
     for log in (moved, was):  # when a thread was made: here with its first turn
         log["threads"] = rows(
@@ -184,7 +184,7 @@ def test_importing_twice_changes_nothing(lines, tmp_path):
 def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     lines, tmp_path_factory, empty_log, data
 ):
-    """A kill leaves whole groups: what follows is an import of all of it again."""
+    """A kill leaves complete groups, and then everything is imported again."""
     order = data.draw(st.permutations(lines))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=3)))
     files = [order[a:b] for a, b in itertools.pairwise([0, *cuts, len(order)])]
@@ -195,10 +195,10 @@ def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     for line in order[::-1][:killed_after]:
         store.write([decode(line)], are_imported=True)
     store.close()
-    there = taken_in(folder, *files)
+    there = imported_log(folder, *files)
     other = tmp_path_factory.mktemp("straight")
     shutil.copy(empty_log, other / "there.db")
-    assert everything(there) == everything(taken_in(other, lines))
+    assert everything(there) == everything(imported_log(other, lines))
 
 
 def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchange, tmp_path):
@@ -224,10 +224,10 @@ def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchang
 
 
 def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
-    """Also where it comes in last, and is the newest."""
+    """Even if it is imported last and is the newest."""
     first = make_exchange("one", "ONE")
     cut = make_exchange("two", "TW", status="cancelled", thread_id=first.thread_id)
-    there = taken_in(tmp_path, [encode(first), encode(cut)])
+    there = imported_log(tmp_path, [encode(first), encode(cut)])
     tip, of_first = rows(
         there,
         "select threads.tip_message_hash, turns.tip_message_hash from threads"
@@ -323,7 +323,7 @@ def test_anonymized_exchanges_can_be_imported_with_the_same_events(recorded, lin
     text = file.read_text()
     for word in ("picture", "otherwise", "example", "hmm", "ssss", "503", "looks", "sum it"):
         assert word not in text
-    there = taken_in(tmp_path, text.encode().splitlines(keepends=True))
+    there = imported_log(tmp_path, text.encode().splitlines(keepends=True))
     history = LogReader(there)
     for line in lines:
         was = decode(line)
@@ -378,7 +378,7 @@ def test_all_recordings_are_imported_or_counted_and_exported_again(tmp_path):
     export_jsonl(history, file, ALL)
     history.close()
     lines = file.getvalue().splitlines(keepends=True)
-    assert everything(taken_in(tmp_path, lines)) == everything(there)
+    assert everything(imported_log(tmp_path, lines)) == everything(there)
 
 
 # ---- bad input

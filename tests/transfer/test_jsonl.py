@@ -25,7 +25,7 @@ ID = "01jd0000000000000000000001"
 
 @st.composite
 def exchanges(draw):
-    """Exchanges that have ended, however that was."""
+    """Exchanges that have ended, in any way."""
     events = draw(event_streams())
     finish = events.pop()
     turn = Turn(
@@ -103,7 +103,7 @@ def test_a_time_of_another_zone_is_the_same_time(make_exchange):
 
 
 def whole(make_exchange):
-    """A form with one of everything."""
+    """JSON values with one of everything."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
     far = attachments.attachment_from_url("https://example.invalid/cat.png")
     exchange = make_exchange(
@@ -211,7 +211,7 @@ ODD = [
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
-    """Whatever is changed: one clear error, or rows that can be read again."""
+    """Any change leads to one clear error, or to rows that can be read."""
     form, store = stored
     form = copy.deepcopy(form)
     for _ in range(data.draw(st.integers(1, 3))):

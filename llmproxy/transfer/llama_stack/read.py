@@ -235,7 +235,7 @@ _MODEL_LISTS = ("/models", "/api/tags")
 
 @dataclass(frozen=True)
 class _RecordedRequest:
-    """What the three kinds of requests have in common; `place` is the body's in the file."""
+    """The fields common to all kinds of requests; `place` is the body's in the file."""
 
     path: str
     body: Any

@@ -1,6 +1,7 @@
-"""Samples of every generation and shape are in `tests/recordings`, in words of our own.
+"""Read and write recordings. `tests/recordings` has samples of every version of the format.
 
-The names of the first two are as the field has them; the others say what is in the file.
+Their texts are our own. The first two have names like real files; those of the others say
+what is in the file.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def sample(name):
 
 
 def damaged(name, *path, value=None, gone=False):
-    """A sample with another value at a place, or without it."""
+    """A sample with one value replaced or removed."""
     form = json.loads((SAMPLES / f"{name}.json").read_text("utf-8"))
     place = form
     for key in path[:-1]:
@@ -420,11 +421,11 @@ EVENTS = json.loads((SAMPLES / "messages-stream.json").read_text("utf-8"))
 EVENTS["response"]["body"] = [
     json.loads(line[6:]) for line in EVENTS["response"]["body"] if line.startswith("data: ")
 ]
-GOOD += [EVENTS, EVENTS]  # so that what is inside of the lines is mutated too
+GOOD += [EVENTS, EVENTS]  # so that the lines' content is mutated too
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every member and item of a JSON value, as its container and key."""
+    """Yield each member and item of a JSON value as its container and key."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
     for key in keys:
         yield value, key
@@ -434,7 +435,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
-    """A good recording in which a few values are others, gone, or another place's."""
+    """A good recording in which a few values are replaced, removed or moved."""
     form = copy.deepcopy(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(form))
@@ -494,7 +495,7 @@ def test_any_text_is_refused_and_nothing_else(text):
 
 
 def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions", **ended):
-    """An exchange of this body that was answered with these events."""
+    """An exchange with this request body and these events."""
     *said, finish = events or [None]
     reply = chat.collect(said).messages
     turn = Turn(
@@ -530,7 +531,7 @@ def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions
 
 
 def read_as_documented(name: str, text: str) -> tuple[dict[str, Any], list[Any]]:
-    """Read a recording by the documented rules alone; gives its request and dumped objects."""
+    """Read a recording by the documented rules only; return its request and dumped objects."""
     form = json.loads(text)
     assert text == json.dumps(form, indent=2) + "\n"
     assert list(form) == ["test_id", "request", "response", "id_normalization_mapping"]
@@ -553,7 +554,7 @@ def read_as_documented(name: str, text: str) -> tuple[dict[str, Any], list[Any]]
 
 
 def documented_hash(request: dict[str, Any], test_id: str | None) -> str:
-    """Hash as the format's rules say it, written from them alone."""
+    """Hash by the documented rules, implemented independently."""
     replaced = [
         (r"score:\s*[-+]?\d*\.?\d+(e[-+]?\d+)?", "score: __NORMALIZED__"),
         (r",?\s*attributes:\s*\{[^}]*\}", ""),
@@ -732,7 +733,7 @@ def test_any_exchange_is_read_as_it_was_written(request, events, test_id):
 
 
 def carried(answer: chat.ChatResponse) -> dict[str, Any]:
-    """What OpenAI's wire has of an answer."""
+    """Return what OpenAI's API carries of a response."""
     calls = [p for p in answer.parts if isinstance(p, ToolCallPart) and not p.server_executed]
     usage = answer.finish.usage
     if usage.input_tokens is None and usage.output_tokens is None:
