@@ -310,7 +310,7 @@ def _tasks(excerpt: Excerpt) -> list[str]:
 
 
 def _summary(text: str) -> str:
-    """Return what stands in summary tags, if any: Claude Code continues with only that."""
+    """Return the text in summary tags, if any: Claude Code continues with only that."""
     _, tag, inner = text.partition("<summary>")
     return (inner.partition("</summary>")[0] if tag else text).strip()
 

@@ -26,7 +26,7 @@ SCHEMA = (
         text_key text,
         question_key text not null,
         history_key text not null,
-        is_continued integer not null default 0  -- a finished turn goes on from it
+        is_continued integer not null default 0  -- a finished turn continues it
     ) without rowid
     """,
     # Most specific match first; ties go to replies that nothing has continued yet.
@@ -65,7 +65,7 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
         "select turns.id, parent_message_hash, tip_message_hash"
         " from turns join proxy_exchanges using (id) order by turns.id"
     ).fetchall()
-    # By the last message of what turns were asked: most turns continue another one.
+    # By the last message of turns' requests: most turns continue another one.
     hashers: dict[str | None, HistoryHasher] = {None: HistoryHasher()}
     for turn_id, parent, tip in turns:
         reply_messages = chains.between(parent, tip)
@@ -217,7 +217,7 @@ class Replies:
         return {(key, question_key) for key, question_key in rows}
 
     def messages(self, turn: Candidate) -> list[Message]:
-        """Return all messages that a turn was asked with."""
+        """Return all messages of a turn's request."""
         return _MessageChains(self._connection, self._log).whole(turn.parent_hash)
 
     def reply(self, turn: Candidate) -> list[Message]:

@@ -129,12 +129,12 @@ class _Messages:
             )
             (message,) = with_remote_attachments([message])
             if _hash(message, row["parent_hash"]) == row["hash"]:
-                return "the message before it is gone" if row["is_torn"] else None
+                return "the previous message is missing" if row["is_torn"] else None
             if not message.parts:
-                return "its parts are gone"
+                return "its parts are missing"
             return _changed(message)
         except KeyError as exc:
-            return f"something of it is gone: {exc}"
+            return f"something it refers to is missing: {exc}"
         except _UNREADABLE as exc:
             return f"it can't be read: {type(exc).__name__}: {exc}"
 
@@ -151,7 +151,7 @@ def _changed(message: Message) -> str:
 
 def _hash(message: Message, parent: str | None) -> str:
     if any(one.url and not one.type for one in _attachments(message)):
-        raise ValueError("an attachment's type would have to be asked for at its URL")
+        raise ValueError("an attachment's type would have to be requested from its URL")
     return message_hash(message, parent)
 
 

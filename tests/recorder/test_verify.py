@@ -64,7 +64,7 @@ def test_all_broken_messages_are_reported(talk, path, change):
     assert found.messages == 4
     assert [(broken.role, broken.why.partition(":")[0]) for broken in found.broken] == [
         ("user", "it was changed"),
-        ("assistant", "its parts are gone"),
+        ("assistant", "its parts are missing"),
         ("user", "it can't be read"),
         ("system", "it was changed"),
     ]
@@ -75,7 +75,7 @@ def test_a_message_whose_parent_is_gone_is_broken(talk, path, change):
     talk("one")
     change("delete from messages where hash = ?", hash_of(path, "one"))
     (broken,) = verify(path).broken
-    assert (broken.role, broken.why) == ("assistant", "the message before it is gone")
+    assert (broken.role, broken.why) == ("assistant", "the previous message is missing")
 
 
 def test_text_that_is_not_utf_8_is_broken(talk, path, change):
@@ -117,7 +117,7 @@ def test_a_missing_attachment_is_reported(talk, path, change):
     talk("one", messages=[looking("image/png")])
     change("delete from attachments")
     (broken,) = verify(path).broken
-    assert broken.why.startswith("something of it is gone: ")
+    assert broken.why.startswith("something it refers to is missing: ")
 
 
 def test_no_url_is_requested(talk, path, change):
@@ -127,7 +127,7 @@ def test_no_url_is_requested(talk, path, change):
     assert verify(path).broken == ()
     change("update attachments set type = null")
     (broken,) = verify(path).broken
-    assert "would have to be asked for at its URL" in broken.why
+    assert "would have to be requested from its URL" in broken.why
 
 
 def test_a_changed_file_is_reported(talk, path, tmp_path, store):
