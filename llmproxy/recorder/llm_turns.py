@@ -1,4 +1,4 @@
-"""Write turns to llm's tables through llm's own `LogStore`.
+"""Write turns to llm's tables through llm's own `LogStore`, and read its messages.
 
 LogStore is given a record of plain data, not a `llm.Response`: logging one of those can run
 its model again, or request a client's URL to find out its type. The rows are exactly those
@@ -21,7 +21,7 @@ from llm.logs import LogStore
 from llm.models import _conversation_name
 from llm.parts import Message, TextPart
 
-from .exchange import Turn, last_text
+from .exchange import Turn, last_text, with_remote_attachments
 
 
 class TurnRecord:
@@ -163,3 +163,43 @@ class TurnLog(LogStore):
         """Check that a message, and so those before it, has not been deleted by hand."""
         rows = self.db.execute("select 1 from messages where hash = ?", (hash,))
         return rows.fetchone() is not None
+
+
+MESSAGE_CHAIN = """
+    with recursive chain (hash, depth) as (
+        select :tip, 0 where :tip is not :after
+        union all
+        select parent_hash, depth + 1 from chain join messages using (hash)
+        where parent_hash is not :after
+    )
+    select hash, role from chain left join messages using (hash)
+    where hash is not null order by depth desc
+"""
+"""SQL for the messages after `:after` up to `:tip`: their hashes and roles."""
+
+
+def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> list[Message]:
+    """Read the messages after `after` up to `tip` at once; llm reads them one by one.
+
+    Raises:
+        KeyError: one of them is missing.
+    """
+    rows = log.db.execute(MESSAGE_CHAIN, {"tip": tip, "after": after})
+    hashes = [hash for hash, _ in rows]
+    messages = read_messages(log, hashes)
+    return [messages[hash] for hash in hashes]
+
+
+def read_messages(log: LogStore, hashes: Sequence[str]) -> dict[str, Message]:
+    """Read messages by their hashes; missing ones are left out."""
+    rows = log.db.execute(
+        "select hash, role, provider_metadata from messages"
+        " where hash in (select value from json_each(:hashes))",
+        {"hashes": json.dumps(hashes)},
+    ).fetchall()
+    parts = log._load_parts([hash for hash, _, _ in rows])
+    messages = [
+        Message(role, parts.get(hash, []), json.loads(metadata) if metadata else None)
+        for hash, role, metadata in rows
+    ]
+    return dict(zip((hash for hash, _, _ in rows), with_remote_attachments(messages), strict=True))

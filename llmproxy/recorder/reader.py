@@ -24,7 +24,8 @@ from llm.parts import Message
 
 from ..core.errors import NotFound
 from . import timeline
-from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn, with_remote_attachments
+from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
+from .llm_turns import MESSAGE_CHAIN, read_chain, read_messages
 from .request_store import restore
 from .store import (
     SCHEMA_VERSION,
@@ -251,16 +252,16 @@ class LogReader:
     def _request_messages(self, tip: str | None, is_whole: bool) -> tuple[list[Message], int]:
         """Return the messages up to `tip`, or only the last of them, and how many precede these."""
         if is_whole:
-            return self._chain(tip), 0
-        chain = self._conn.execute(_CHAIN, {"tip": tip, "after": None}).fetchall()
+            return read_chain(self._log, tip), 0
+        chain = self._conn.execute(MESSAGE_CHAIN, {"tip": tip, "after": None}).fetchall()
         replies = [count for count, row in enumerate(chain, 1) if row["role"] == "assistant"]
         earlier = replies[-1] if replies else 0
         hashes = [row["hash"] for row in chain[earlier:]]
-        messages = self.messages(hashes)
+        messages = read_messages(self._log, hashes)
         return [messages[hash] for hash in hashes], earlier
 
     def _turn_of(self, row: sqlite3.Row, messages: list[Message]) -> Turn:
-        reply = self._chain(row["tip_message_hash"], after=row["parent_message_hash"])
+        reply = read_chain(self._log, row["tip_message_hash"], after=row["parent_message_hash"])
         tools = self._conn.execute(
             "select tools.* from turn_tools join tools on tools.id = turn_tools.tool_id"
             " where turn_id = ? order by turn_tools.rowid",
@@ -294,33 +295,14 @@ class LogReader:
             response_json=response_json,
         )
 
-    def _chain(self, tip: str | None, *, after: str | None = None) -> list[Message]:
-        """Read the messages up to `tip` in one query; llm reads them one by one."""
-        rows = self._conn.execute(_CHAIN, {"tip": tip, "after": after})
-        hashes = [row["hash"] for row in rows]
-        messages = self.messages(hashes)
-        return [messages[hash] for hash in hashes]
-
     def messages(self, hashes: Sequence[str]) -> dict[str, Message]:
         """Read messages by their hashes; missing ones are left out.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        rows = self.rows(
-            "select hash, role, provider_metadata from messages"
-            " where hash in (select value from json_each(:hashes))",
-            {"hashes": json.dumps(hashes)},
-        )
         with translated(self.path):
-            parts = self._log._load_parts([row["hash"] for row in rows])
-        messages = [
-            Message(row["role"], parts.get(row["hash"], []), _json(row["provider_metadata"]))
-            for row in rows
-        ]
-        return dict(
-            zip((row["hash"] for row in rows), with_remote_attachments(messages), strict=True)
-        )
+            return read_messages(self._log, hashes)
 
     def follow(self, filter: Filter = Filter()) -> Follower:
         """Start to watch for exchanges that begin or end from now on."""
@@ -371,18 +353,6 @@ class Follower:
                 self._running.discard(row["number"])
             self._last = max(self._last, row["number"])
         return [summary_of(row) for row in changed if row["is_selected"]]
-
-
-_CHAIN = """
-    with recursive chain (hash, depth) as (
-        select :tip, 0 where :tip is not :after
-        union all
-        select parent_hash, depth + 1 from chain join messages using (hash)
-        where parent_hash is not :after
-    )
-    select hash, role from chain left join messages using (hash)
-    where hash is not null order by depth desc
-"""
 
 
 def _json(text: str | None) -> Any:

@@ -17,6 +17,7 @@ from llm.logs import LogStore
 from llm.parts import Message
 
 from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
+from .llm_turns import read_chain, read_messages
 
 SCHEMA = (
     """
@@ -60,7 +61,6 @@ def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> N
 
 def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
     """Insert the fingerprints of turns that an older llmproxy wrote without them."""
-    chains = _MessageChains(connection, log)
     turns = connection.execute(
         "select turns.id, parent_message_hash, tip_message_hash"
         " from turns join proxy_exchanges using (id) order by turns.id"
@@ -68,10 +68,10 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
     # By the last message of turns' requests: most turns continue another one.
     hashers: dict[str | None, HistoryHasher] = {None: HistoryHasher()}
     for turn_id, parent, tip in turns:
-        reply_messages = chains.between(parent, tip)
-        start, asked = chains.since(hashers.keys(), parent)
+        reply_messages = read_chain(log, tip, after=parent)
+        start, asked = _messages_since(log, hashers.keys(), parent)
         if asked and asked[-1].role == "assistant":  # a prefill that the reply continues
-            reply = reply_of(chains.whole(parent), reply_messages)
+            reply = reply_of(read_chain(log, parent), reply_messages)
         else:
             hasher = hashers[start].copy()
             for message in asked:
@@ -83,40 +83,19 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
             insert_keys(connection, turn_id, reply)
 
 
-class _MessageChains:
-    """Reads conversations message by message; messages that turns share are read once."""
-
-    def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
-        self._connection = connection
-        self._log = log
-        self._known: dict[str, tuple[str | None, Message]] = {}
-
-    def whole(self, tip: str | None) -> list[Message]:
-        return self.between(None, tip)
-
-    def between(self, start: str | None, tip: str | None) -> list[Message]:
-        """Return the messages after `start` up to and including `tip`."""
-        return self.since({start, None}, tip)[1]
-
-    def since(
-        self, starts: Container[str | None], tip: str | None
-    ) -> tuple[str | None, list[Message]]:
-        """Return the last of `starts` on the way to `tip`, and the messages after it."""
-        messages = []
-        while tip not in starts:
-            assert tip is not None, "None is one of the starts"
-            if tip not in self._known:
-                self._known[tip] = self._read(tip)
-            tip, message = self._known[tip]
-            messages.append(message)
-        return tip, messages[::-1]
-
-    def _read(self, hash: str) -> tuple[str | None, Message]:
-        parent, role, metadata = self._connection.execute(
-            "select parent_hash, role, provider_metadata from messages where hash = ?", (hash,)
+def _messages_since(
+    log: LogStore, starts: Container[str | None], tip: str | None
+) -> tuple[str | None, list[Message]]:
+    """Return the last of `starts` on the way to `tip`, and the messages after it."""
+    hashes: list[str] = []
+    while tip not in starts:
+        assert tip is not None, "None is one of the starts"
+        hashes.append(tip)
+        (tip,) = log.db.execute(
+            "select parent_hash from messages where hash = ?", (tip,)
         ).fetchone()
-        parts = self._log._load_parts([hash]).get(hash, [])
-        return parent, Message(role, parts, json.loads(metadata) if metadata else None)
+    messages = read_messages(log, hashes)
+    return tip, [messages[hash] for hash in reversed(hashes)]
 
 
 @dataclass(frozen=True)
@@ -218,7 +197,7 @@ class Replies:
 
     def messages(self, turn: Candidate) -> list[Message]:
         """Return all messages of a turn's request."""
-        return _MessageChains(self._connection, self._log).whole(turn.parent_hash)
+        return read_chain(self._log, turn.parent_hash)
 
     def reply(self, turn: Candidate) -> list[Message]:
         """Return a turn's reply as it was recorded."""
@@ -226,7 +205,7 @@ class Replies:
         if ends not in self._cached:
             if len(self._cached) >= MAX_CACHED_REPLIES:
                 self._cached.clear()
-            self._cached[ends] = _MessageChains(self._connection, self._log).between(*ends)
+            self._cached[ends] = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
         return self._cached[ends]
 
     def recent_excerpts(self) -> list[Excerpt]:
