@@ -26,7 +26,7 @@ def ended_as(
 ):
     """Give an exchange as it ended."""
     facts["ignored"] = tuple(ignored)
-    facts["error"] = None if error is None else exchange.redactor.words(error)
+    facts["error"] = None if error is None else exchange.redactor.text(error)
     return with_answer(replace(exchange, status=status, **facts), turn, events, finish)
 
 

@@ -1,5 +1,6 @@
 """What the README promises is there: every flag, every route, every file it names."""
 
+import argparse
 import json
 import re
 import socket
@@ -79,7 +80,8 @@ def test_every_flag_of_convert_is_in_the_readme_and_the_other_way_round():
     ids=["export", "import", "bench", "report"],
 )
 def test_every_flag_of_a_command_is_in_the_readme_and_the_other_way_round(parser, start):
-    flags = {word for action in parser("x")._actions for word in action.option_strings}
+    actions = [one for one in parser("x")._actions if one.help is not argparse.SUPPRESS]
+    flags = {word for action in actions for word in action.option_strings}
     usage = README.partition(start)[2].partition("```")[0]
     command = start.split()[3]
     usage = start + re.split(f"python -m llmproxy (?!{command})", usage)[0]

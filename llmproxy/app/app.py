@@ -207,7 +207,7 @@ class App:
         capture.messages, capture.schema = request.messages, request.schema
         if self._matcher is None or not exchange.is_logged or not choice.takes_recall:
             return request
-        match, messages, client = self._matcher.recollect, request.messages, capture.begun.client
+        match, messages, client = self._matcher.match, request.messages, capture.begun.client
         try:
             async with asyncio.timeout(self._limits.log_wait_s), self._recalls:
                 matching = in_daemon_thread(

@@ -55,8 +55,5 @@ class Dashboard:
     def _study(self) -> Study:
         if not self._database.exists():
             return Study(title=LOG_TITLE, is_run=False)
-        history = LogReader(self._database, asks_models=False)
-        try:
+        with LogReader(self._database, asks_models=False) as history:
             return study_of_log(history, Filter(), last=LAST)
-        finally:
-            history.close()

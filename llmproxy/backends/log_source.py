@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ..core import chat
 from ..core.errors import NotFound, ProxyError, UpstreamError, class_of_status
@@ -88,6 +88,12 @@ class Log:
         for id in ids:
             with suppress(ProxyError):
                 yield id, exchange_request(self._exchange(id))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file."""

@@ -18,7 +18,7 @@ from typing import Any
 from ..core.errors import InvalidRequest, NotFound
 from ..recorder.process_lock import ProcessLock
 from ..recorder.reader import LogReader
-from ..recorder.store import Locked, Store, timestamp, translated
+from ..recorder.store import Locked, Store, retry_while_locked, timestamp, translated
 
 __all__ = [
     "LAST",
@@ -60,27 +60,18 @@ def save_run(path: Path, run: Benchmark) -> None:
         StoreError: the log can't be written.
         sqlite3.IntegrityError: another run has its name.
     """
-    until = time.monotonic() + LOCK_S
-    while True:
-        try:
-            store = Store(path)
-            try:
-                store.write_run(
-                    run.id,
-                    {
-                        "name": run.name,
-                        "began": timestamp(run.began),
-                        "ended": run.ended and timestamp(run.ended),
-                        "settings": json.dumps(run.settings),
-                    },
-                )
-            finally:
-                store.close()
-            return
-        except Locked:
-            if time.monotonic() > until:
-                raise
-            time.sleep(PAUSE_S)
+    values = {
+        "name": run.name,
+        "began": timestamp(run.began),
+        "ended": run.ended and timestamp(run.ended),
+        "settings": json.dumps(run.settings),
+    }
+
+    def write() -> None:
+        with Store(path) as store:
+            store.write_run(run.id, values)
+
+    retry_while_locked(write, LOCK_S)
 
 
 @contextmanager

@@ -160,8 +160,7 @@ def _begins(arguments: argparse.Namespace) -> bool:
 def _bench(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     prices = prices_of(arguments)
-    history = LogReader(database)
-    try:
+    with LogReader(database) as history:
         is_new = arguments.resume is None
         begun, plan = (_new if is_new else _resumed)(history, arguments)
         recorded = _recorded(history, plan.ids)
@@ -184,8 +183,6 @@ def _bench(arguments: argparse.Namespace) -> int:
         print_table(study_of_run(history, run), prices)
         _say(_next(run, code))
         return code
-    finally:
-        history.close()
 
 
 def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
-from ..transfer.export import Exported, Unreadable, export_lines, export_recordings, export_to
+from ..transfer.export import Exported, Unreadable, export_file, export_jsonl
 from ..transfer.import_ import import_files
+from ..transfer.llama_stack.as_exchange import read_recording
+from ..transfer.llama_stack.folder import export_recordings
 from .arguments import (
     TIME_HELP,
     add_database,
@@ -52,10 +54,11 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         thread="of one conversation, by its id or by that of an exchange in it",
     )
     add(
-        "--redact",
+        "--anonymize",
         action="store_true",
-        help="put filler of the same length for all text; times, counts and structure stay",
+        help="replace all text with placeholders of the same length; keep times, counts, structure",
     )
+    add("--redact", dest="anonymize", action="store_true", help=argparse.SUPPRESS)  # the old name
     add(
         "--format",
         choices=("jsonl", "llama-stack"),
@@ -69,20 +72,17 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
 
 def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
-    how = {"last": arguments.last, "redact": arguments.redact}
-    history = LogReader(database_of(arguments))
-    try:
+    how = {"last": arguments.last, "anonymized": arguments.anonymize}
+    with LogReader(database_of(arguments)) as history:
         check_run(history, arguments)
         only = filter_of(arguments)
         if arguments.format == "llama-stack":
             exported = export_recordings(history, path, only, **how)
         elif arguments.file == "-":
-            exported = export_lines(history, sys.stdout.buffer, only, **how)
+            exported = export_jsonl(history, sys.stdout.buffer, only, **how)
             sys.stdout.buffer.flush()
         else:
-            exported = export_to(history, path, only, **how)
-    finally:
-        history.close()
+            exported = export_file(history, path, only, **how)
     print(_exported(exported), file=sys.stderr)
     return 0
 
@@ -121,7 +121,12 @@ def _import_parser(program: str) -> argparse.ArgumentParser:
 
 def _import(arguments: argparse.Namespace) -> int:
     paths = [Path("/dev/stdin" if file == "-" else file) for file in arguments.files]
-    imported = import_files(paths, database_of(arguments), dry_run=arguments.dry_run)
+    imported = import_files(
+        paths,
+        database_of(arguments),
+        read_recording=read_recording,
+        dry_run=arguments.dry_run,
+    )
     word = "would import" if arguments.dry_run else "imported"
     print(
         f"{word} {imported.new} exchanges; {imported.there} were there already; "

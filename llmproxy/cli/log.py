@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..conversations.prompt_cache import prefixes
+from ..conversations.prompt_cache import find_cache_misses
 from ..conversations.threads import thread_of, threads, tree
 from ..recorder.exchange import ExchangeSummary, summary_to_json, to_json
 from ..recorder.prune import prune
@@ -53,12 +53,9 @@ def _log(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     if arguments.verify:
         return _verify(database, arguments)
-    history = LogReader(database)
-    try:
+    with LogReader(database) as history:
         check_run(history, arguments)
         return _prune(database, arguments) if arguments.prune else _read(history, arguments)
-    finally:
-        history.close()
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -124,7 +121,7 @@ def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
         found = threads(history, only, last=last)
         _say(map(thread_line, found), map(_values, found), arguments)
     else:
-        held = prefixes(history, only, last=last)
+        held = find_cache_misses(history, only, last=last)
         lines = prefix_lines(held, colours=sys.stdout.isatty())
         _say(lines, map(_values, held), arguments)
 

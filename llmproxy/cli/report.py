@@ -95,11 +95,9 @@ def _only(arguments: argparse.Namespace) -> Filter:
 
 def _report(arguments: argparse.Namespace) -> int:
     prices = prices_of(arguments)
-    history = LogReader(database_of(arguments), asks_models=False)  # whose plugins take seconds
-    try:
+    # Models are not asked: their plugins take seconds to load.
+    with LogReader(database_of(arguments), asks_models=False) as history:
         study = _study(history, arguments)
-    finally:
-        history.close()
     if arguments.json:
         print(json.dumps(report_json(study, figures(study, prices))))
     elif arguments.csv:

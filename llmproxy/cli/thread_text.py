@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from ..conversations.prompt_cache import Break, Prefix, ToolsChange
+from ..conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
 from ..conversations.threads import Origin, Thread
 from ..conversations.tree import Label, TreeRow
 from ..core.message_diff import Difference
@@ -81,7 +81,7 @@ def tree_lines(places: Sequence[TreeRow], thread_id: str, *, colours: bool = Fal
     return lines[::-1]
 
 
-def prefix_lines(prefixes: Iterable[Prefix], *, colours: bool = False) -> list[str]:
+def prefix_lines(prefixes: Iterable[ThreadCache], *, colours: bool = False) -> list[str]:
     """Say which requests broke their cache, and by what; those that kept it are one line."""
     lines = []
     kept = 0
@@ -96,7 +96,7 @@ def prefix_lines(prefixes: Iterable[Prefix], *, colours: bool = False) -> list[s
     return [*lines, f"{_counted(kept, 'thread')} kept {'its' if kept == 1 else 'their'} prefix"]
 
 
-def _prefix_line(prefix: Prefix, colours: bool) -> str:
+def _prefix_line(prefix: ThreadCache, colours: bool) -> str:
     words = [
         painted(printable(prefix.thread_id), "bold", colours),
         printable(prefix.client),
@@ -106,7 +106,7 @@ def _prefix_line(prefix: Prefix, colours: bool) -> str:
     return "  ".join(word for word in words if word)
 
 
-def _break_lines(broken: Break) -> list[str]:
+def _break_lines(broken: CacheMiss) -> list[str]:
     how = "compacted from" if broken.link == "compacted" else "after"
     lines = [
         f"{broken.received.astimezone():%m-%d %H:%M:%S}  {broken.id} {how} {broken.previous_id}"
@@ -143,7 +143,7 @@ def _difference_lines(difference: Difference) -> list[str]:
     return [place, f"  was  {difference.before}", f"  now  {difference.after}"]
 
 
-def _again(broken: Break) -> str:
+def _again(broken: CacheMiss) -> str:
     words = [
         f"read again: {_counted(broken.messages_again, 'message')},"
         f" about {_counted(broken.tokens_again, 'token')}"

@@ -1,12 +1,13 @@
-"""Which conversation a request goes on with, and what its client's wire threw away.
+"""Find the recorded conversation that a request continues, and restore what its API dropped.
 
-A request is looked through for replies that were recorded. The newest of them says which
-turn it goes on from; whether that turn's thread goes on or forks is the writer's to
-decide, in its transaction. All of them can be given back as they were recorded, with
-reasoning, signatures and provider metadata, so that a model finds them there though the
-client's wire can't carry them.
+The replies in a request's history are looked up among the recorded ones. The newest that is
+known gives the turn that the request continues; whether the conversation goes on or forks
+there is decided by the writer, in its transaction. Known replies can also be put back as they
+were recorded, with reasoning, signatures and provider metadata, so that the model sees them
+although the client's API can't carry them (recall).
 
-Where it is not sure, memory is silent: two candidates are none.
+If two candidates are equally likely, there is no match. docs/conversations.md has the order
+of matching as a table.
 """
 
 from __future__ import annotations
@@ -35,21 +36,19 @@ from ..recorder.reader import open_for_reading
 from ..recorder.reply_index import Candidate, Excerpt, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
 
-__all__ = ["Matcher", "Match"]
-
-CALL_QUOTE_CHARS = 40  # of a tool call's argument: a task for a sub-agent says this much
-TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are said again by chance
-# Replies of several threads that are looked at for one that is of one: each takes as long as
-# it was said often, and one request is looked through at a time.
+CALL_QUOTE_CHARS = 40  # of a tool call's argument: a sub-agent's task is at least this long
+TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are repeated by chance
+# Replies with candidates in several conversations that are looked at per request: the time
+# that each takes grows with its candidates, and requests are matched one at a time.
 MAX_UNSURE = 8
-MAX_WAITING = 64  # turns kept until the log has them; each may hold a whole conversation
+MAX_PENDING = 64  # turns kept until the log has them; each may hold a whole conversation
 
 
 class Matcher:
-    """A log's recorded replies, for any thread to ask, one at a time.
+    """Matches requests against a log's recorded replies; can be called from any thread.
 
-    path: of the logs.db, which need not be there yet.
-    recall: whether replies are given back; threads are found in any case.
+    path: the logs.db, which may not exist yet.
+    recall: whether recorded replies are put back; conversations are matched in any case.
     """
 
     def __init__(self, path: Path, *, recall: bool = True) -> None:
@@ -58,60 +57,62 @@ class Matcher:
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self._replies: Replies | None = None
-        self._waiting: deque[_Waiting] = deque(maxlen=MAX_WAITING)
+        self._pending: deque[_Pending] = deque(maxlen=MAX_PENDING)
 
     def learn(self, exchange: Exchange) -> None:
-        """Know a turn from now on, also while the log can't take it yet."""
+        """Make an ended exchange's reply known before the log has it."""
         if exchange.turn is not None and exchange.thread_id is not None:
             is_finished = exchange.status == "ok"
-            self._waiting.append(_Waiting(exchange.turn, exchange.client, is_finished))
+            self._pending.append(_Pending(exchange.turn, exchange.client, is_finished))
 
-    def recollect(self, messages: Sequence[Message], model: str, client: str) -> Match:
-        """Look through a request that `client` has for `model` (llm's id); it blocks.
+    def match(self, messages: Sequence[Message], model: str, client: str) -> Match:
+        """Match a request's messages; blocks while the log is read.
 
-        A log that can't be read now knows nothing but what it is waiting for.
+        model: llm's id of the model that will answer; only its own replies are recalled.
+
+        If the log can't be read, only turns that wait to be written are considered.
         """
         with self._lock:
             try:
                 with translated(self._path):
-                    return self._recollect(self._open(), messages, model, client)
+                    return self._match(self._open(), messages, model, client)
             except StoreError:
                 self._close()
-                return self._recollect(None, messages, model, client)
+                return self._match(None, messages, model, client)
 
-    def _recollect(
+    def _match(
         self, logged: Replies | None, messages: Sequence[Message], model: str, client: str
     ) -> Match:
-        waiting = list(self._waiting)  # the event loop may add one at any time
-        if logged is not None and waiting:
-            there = logged.which_of([turn.candidate.turn_id for turn in waiting])
-            for turn in [turn for turn in waiting if turn.candidate.turn_id in there]:
-                waiting.remove(turn)
-                with suppress(ValueError):  # pushed out by newer ones
-                    self._waiting.remove(turn)
-        recorded = _Recorded(waiting, logged)
-        said = replies(messages)
-        previous_id, link = _previous(messages, said, recorded, client)
-        recollection = Match(list(messages), previous_id=previous_id, link=link)
-        return _recalled(recollection, said, recorded, model) if self._recall else recollection
+        pending = list(self._pending)  # the event loop may add one at any time
+        if logged is not None and pending:
+            written = logged.existing_turns([turn.candidate.turn_id for turn in pending])
+            for turn in [turn for turn in pending if turn.candidate.turn_id in written]:
+                pending.remove(turn)
+                with suppress(ValueError):  # newer ones have pushed it out
+                    self._pending.remove(turn)
+        recorded = _Recorded(pending, logged)
+        history = replies(messages)
+        previous_id, link = _find_previous(messages, history, recorded, client)
+        match = Match(list(messages), previous_id=previous_id, link=link)
+        return _with_recalled(match, history, recorded, model) if self._recall else match
 
     def _open(self) -> Replies | None:
-        """Open the log where it is not; a file that was replaced is another one."""
-        there = identity(self._path)
-        if self._replies is None or there != self._identity:
+        """Open the log if it isn't open, or has been replaced by another file."""
+        now = identity(self._path)
+        if self._replies is None or now != self._identity:
             self._close()
-            if there is None:
+            if now is None:
                 return None
             connection, log, version = open_for_reading(self._path)
             if version != SCHEMA_VERSION:  # the writer is about to make the tables
                 connection.close()
                 return None
             self._replies = Replies(connection, log)
-            self._identity = there
+            self._identity = now
         return self._replies
 
     def close(self) -> None:
-        """Close the file, once nobody asks any more."""
+        """Close the log, after the last call of `match`."""
         with self._lock:
             self._close()
 
@@ -121,8 +122,8 @@ class Matcher:
             self._replies = None
 
 
-class _Waiting:
-    """A turn on its way to the log."""
+class _Pending:
+    """A turn that is not in the log yet."""
 
     def __init__(self, turn: Turn, client: str, is_finished: bool) -> None:
         self.turn = turn
@@ -131,81 +132,81 @@ class _Waiting:
         )
 
     @cached_property
-    def keys(self) -> Reply | None:
+    def fingerprints(self) -> Reply | None:
         return reply_of(self.turn.messages, self.turn.reply)
 
 
 class _Recorded:
-    """Replies that were recorded: those on their way to the log, the newest first, then its own."""
+    """Recorded replies: first those that are not in the log yet, newest first, then the log's."""
 
-    def __init__(self, waiting: Iterable[_Waiting], logged: Replies | None) -> None:
-        self._waiting = {turn.candidate.turn_id: turn for turn in waiting}
+    def __init__(self, pending: Iterable[_Pending], logged: Replies | None) -> None:
+        self._pending = {turn.candidate.turn_id: turn for turn in pending}
         self._logged = logged
 
-    def find(self, how: MatchLevel, reply: Reply) -> list[Candidate]:
-        found = [
+    def candidates(self, level: MatchLevel, reply: Reply) -> list[Candidate]:
+        pending = [
             turn.candidate
-            for turn in reversed(self._waiting.values())
-            if turn.keys is not None and is_same(how, turn.keys, reply)
+            for turn in reversed(self._pending.values())
+            if turn.fingerprints is not None and is_same(level, turn.fingerprints, reply)
         ]
-        return found + (self._logged.find(how, reply) if self._logged is not None else [])
+        return pending + (self._logged.candidates(level, reply) if self._logged else [])
 
-    def messages(self, known: Candidate) -> list[Message]:
-        if known.turn_id in self._waiting:
-            return self._waiting[known.turn_id].turn.messages
-        assert self._logged is not None, "the candidate is its own"
-        return self._logged.messages(known)
+    def messages(self, candidate: Candidate) -> list[Message]:
+        if candidate.turn_id in self._pending:
+            return self._pending[candidate.turn_id].turn.messages
+        assert self._logged is not None, "the candidate is from the log"
+        return self._logged.messages(candidate)
 
-    def reply(self, known: Candidate) -> list[Message]:
-        if known.turn_id in self._waiting:
-            return self._waiting[known.turn_id].turn.reply
-        assert self._logged is not None, "the candidate is its own"
-        return self._logged.reply(known)
+    def reply(self, candidate: Candidate) -> list[Message]:
+        if candidate.turn_id in self._pending:
+            return self._pending[candidate.turn_id].turn.reply
+        assert self._logged is not None, "the candidate is from the log"
+        return self._logged.reply(candidate)
 
-    def before(self, known: Candidate) -> set[tuple[str, str]]:
-        """Keys and question keys of the replies that a turn's conversation has before it."""
-        if known.turn_id in self._waiting:
-            asked = self._waiting[known.turn_id].turn.messages
-            return {(reply.key, reply.question_key) for reply in replies(asked)}
-        assert self._logged is not None, "the candidate is its own"
-        return self._logged.before(known.turn_id)
+    def earlier_replies(self, candidate: Candidate) -> set[tuple[str, str]]:
+        """Return key and question key of the replies before a turn in its conversation."""
+        if candidate.turn_id in self._pending:
+            messages = self._pending[candidate.turn_id].turn.messages
+            return {(reply.key, reply.question_key) for reply in replies(messages)}
+        assert self._logged is not None, "the candidate is from the log"
+        return self._logged.earlier_replies(candidate.turn_id)
 
-    def quotable(self) -> list[Excerpt]:
-        return self._logged.quotable() if self._logged is not None else []
+    def recent_excerpts(self) -> list[Excerpt]:
+        return self._logged.recent_excerpts() if self._logged is not None else []
 
 
-def _previous(
-    messages: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, client: str
+def _find_previous(
+    messages: Sequence[Message], history: Sequence[Reply], recorded: _Recorded, client: str
 ) -> tuple[str | None, Relation | None]:
-    """Find the turn that a request goes on from, by the newest reply that is known."""
+    """Find the turn that a request continues, by the newest reply that is known."""
     unsure = 0
-    for count, reply in reversed([*enumerate(said)]):
-        if known := _first(recorded.find("history", reply), client):
-            return known.turn_id, "reply"
+    for count, reply in reversed([*enumerate(history)]):
+        if match := _pick(recorded.candidates("history", reply), client):
+            return match.turn_id, "reply"
         if reply.is_trivial or unsure == MAX_UNSURE:
             continue
-        older = said[:count]
-        known = _first(_nearest(recorded.find("question", reply), older, recorded), client)
-        if known is None:
-            alike = (
-                recorded.find("words", reply)
-                or recorded.find("calls", reply)
-                or recorded.find("text", reply)
+        older = history[:count]
+        match = _pick(_most_alike(recorded.candidates("question", reply), older, recorded), client)
+        if match is None:
+            candidates = (
+                recorded.candidates("words", reply)
+                or recorded.candidates("calls", reply)
+                or recorded.candidates("text", reply)
             )
-            known = _of_one_thread(_nearest(alike, older, recorded))
-            unsure += bool(alike)
-        if known is not None:
-            is_compacted = _is_compacted(messages[: reply.index], said, recorded, known)
-            return known.turn_id, "compacted" if is_compacted else "reply"
+            match = _if_one_conversation(_most_alike(candidates, older, recorded))
+            unsure += bool(candidates)
+        if match is not None:
+            is_compacted = _is_compacted(messages[: reply.index], history, recorded, match)
+            return match.turn_id, "compacted" if is_compacted else "reply"
     if any(message.role == "assistant" for message in messages):
         return None, None
-    return next(_quotes(messages, recorded.quotable()), (None, None))
+    return next(_find_quotes(messages, recorded.recent_excerpts()), (None, None))
 
 
-def _first(candidates: Sequence[Candidate], client: str) -> Candidate | None:
-    """Of conversations that are alike so far, take one that waits, of this client's if it can.
+def _pick(candidates: Sequence[Candidate], client: str) -> Candidate | None:
+    """Among identical conversations, prefer one not continued yet, then one of the same client.
 
-    Nobody can tell them apart; but each then goes on once, and none gets two.
+    They can't be told apart, but this way each is continued once, and none twice.
     """
     waiting = [candidate for candidate in candidates if not candidate.is_continued]
     own = [candidate for candidate in waiting or candidates if candidate.client == client]
@@ -213,19 +214,19 @@ def _first(candidates: Sequence[Candidate], client: str) -> Candidate | None:
     return next(iter(finished or own or waiting or candidates), None)
 
 
-def _nearest(
+def _most_alike(
     candidates: Sequence[Candidate], older: Sequence[Reply], recorded: _Recorded
 ) -> Sequence[Candidate]:
-    """Of several threads take those in which most of the older replies were said too.
+    """Keep the candidates of the conversations that share most of the older replies.
 
-    None where that tells of all of them that this is another conversation.
+    Returns none if they share no reply at all, which shows that this is another conversation.
     """
     threads = {candidate.thread_id: candidate for candidate in reversed(candidates)}
     if len(threads) < 2:
         return candidates
-    here = {(reply.key, reply.question_key) for reply in older}
+    own = {(reply.key, reply.question_key) for reply in older}
     shared = {
-        thread_id: _shared(here, recorded.before(candidate))
+        thread_id: _count_shared(own, recorded.earlier_replies(candidate))
         for thread_id, candidate in threads.items()
     }
     most = max(shared.values())
@@ -234,37 +235,37 @@ def _nearest(
     return [candidate for candidate in candidates if shared[candidate.thread_id] == most]
 
 
-def _shared(one: set[tuple[str, str]], other: set[tuple[str, str]]) -> tuple[int, int]:
-    """Count the replies that two have in common, and those that answer the same there too."""
-    keys, other_keys = ({key for key, _ in said} for said in (one, other))
+def _count_shared(one: set[tuple[str, str]], other: set[tuple[str, str]]) -> tuple[int, int]:
+    """Count the replies that two conversations share, and those with the same question too."""
+    keys, other_keys = ({key for key, _ in pairs} for pairs in (one, other))
     return len(keys & other_keys), len(one & other)
 
 
-def _of_one_thread(candidates: Sequence[Candidate]) -> Candidate | None:
+def _if_one_conversation(candidates: Sequence[Candidate]) -> Candidate | None:
     if len({candidate.thread_id for candidate in candidates}) != 1:
         return None
     return candidates[0]
 
 
 def _is_compacted(
-    before: Sequence[Message], said: Sequence[Reply], recorded: _Recorded, known: Candidate
+    before: Sequence[Message], history: Sequence[Reply], recorded: _Recorded, match: Candidate
 ) -> bool:
-    """Say whether older replies have made room for something that was not asked then.
+    """Check whether older replies were replaced by something that was not sent before.
 
-    Some clients only leave the oldest out, and go on with the same conversation.
+    Some clients just leave out the oldest turns, and continue the same conversation.
     """
-    if {key for key, _ in recorded.before(known)} <= {reply.key for reply in said}:
+    if {key for key, _ in recorded.earlier_replies(match)} <= {reply.key for reply in history}:
         return False
-    there = {"", *map(visible_text, recorded.messages(known))}
+    texts = {"", *map(visible_text, recorded.messages(match))}
     return any(
-        message.role != "system" and visible_text(message) not in there for message in before
+        message.role != "system" and visible_text(message) not in texts for message in before
     )
 
 
-def _quotes(
-    messages: Iterable[Message], quotable: Iterable[Excerpt]
+def _find_quotes(
+    messages: Iterable[Message], excerpts: Iterable[Excerpt]
 ) -> Iterator[tuple[str, Relation]]:
-    """Find what of the last replies a new conversation begins with."""
+    """Find recent turns whose tool call or reply a new conversation begins with."""
     texts = [
         part.text.strip()
         for message in messages
@@ -274,24 +275,24 @@ def _quotes(
     ]
     if not texts:
         return
-    for quote in quotable:
-        for task in _tasks(quote):
-            # A sub-agent is given its task, and little besides.
+    for excerpt in excerpts:
+        for task in _tasks(excerpt):
+            # A sub-agent is given its task and little else.
             if any(task in text and 2 * len(task) >= len(text) for text in texts):
-                yield quote.turn_id, "call"
-        words = _summary(quote.text or "")
-        if len(words) >= TEXT_QUOTE_CHARS and any(words in text for text in texts):
-            yield quote.turn_id, "quote"
+                yield excerpt.turn_id, "call"
+        quote = _summary(excerpt.text or "")
+        if len(quote) >= TEXT_QUOTE_CHARS and any(quote in text for text in texts):
+            yield excerpt.turn_id, "quote"
 
 
-def _tasks(quote: Excerpt) -> list[str]:
-    arguments = quote.payload.get("arguments", {}).values()
+def _tasks(excerpt: Excerpt) -> list[str]:
+    arguments = excerpt.payload.get("arguments", {}).values()
     texts = [value.strip() for value in arguments if isinstance(value, str)]
     return [text for text in texts if len(text) >= CALL_QUOTE_CHARS]
 
 
 def _summary(text: str) -> str:
-    """Claude Code asks for a summary in tags, and goes on with what they hold."""
+    """Return the text in summary tags, if any: Claude Code continues with only that."""
     _, tag, inner = text.partition("<summary>")
     return (inner.partition("</summary>")[0] if tag else text).strip()
 
@@ -299,57 +300,59 @@ def _summary(text: str) -> str:
 # ---- recall
 
 
-def _recalled(recollection: Match, said: Iterable[Reply], recorded: _Recorded, model: str) -> Match:
-    known = {
+def _with_recalled(
+    match: Match, history: Iterable[Reply], recorded: _Recorded, model: str
+) -> Match:
+    originals = {
         reply.index: original
-        for reply in said
-        if (original := _original(reply, recollection.messages[reply.index], recorded, model))
+        for reply in history
+        if (original := _original(reply, match.messages[reply.index], recorded, model))
     }
-    if not known:
-        return recollection
+    if not originals:
+        return match
     messages: list[Message] = []
-    places: list[int] = []
-    for index, message in enumerate(recollection.messages):
-        given = known.get(index)
-        if given is not None:
-            places += range(len(messages), len(messages) + len(given))
-        messages += given or [message]
-    return replace(recollection, messages=messages, recalled=frozenset(places))
+    recalled: list[int] = []
+    for index, message in enumerate(match.messages):
+        original = originals.get(index)
+        if original is not None:
+            recalled += range(len(messages), len(messages) + len(original))
+        messages += original or [message]
+    return replace(match, messages=messages, recalled=frozenset(recalled))
 
 
 def _original(
     reply: Reply, message: Message, recorded: _Recorded, model: str
 ) -> list[Message] | None:
-    """The reply as this model gave it; None where there is not the one, or nothing was lost."""
+    """Return the reply as this model gave it; None if that is unclear, or nothing was lost."""
     originals = []
-    for original in map(recorded.reply, _tellers(reply, recorded, model)):
+    for original in map(recorded.reply, _recall_candidates(reply, recorded, model)):
         if original not in originals:
             originals.append(original)
     if len(originals) != 1 or originals[0] == [message]:
         return None
     (original,) = originals
-    # A reply to words that were put in its mouth is not all that the client sends of it.
+    # If the client prefilled the reply, it sends back more than the model gave.
     if not say_the_same([message], original) or _has_other_metadata(message, original):
         return None
     return original
 
 
-def _tellers(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:
-    """The turns that may have said it here: what stood before must agree, or the calls' ids."""
-    ways: list[MatchLevel] = ["history"]
+def _recall_candidates(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:
+    """Return turns that may have given this reply: what precedes it or its call ids match."""
+    levels: list[MatchLevel] = ["history"]
     if not reply.is_trivial:
-        ways.append("question")
+        levels.append("question")
     if reply.tool_call_ids:
-        ways.append("words")
-    for how in ways:
-        if found := recorded.find(how, reply):
-            # Another model's reply here is not this one's from elsewhere.
-            return [turn for turn in found if turn.is_finished and turn.model == model]
+        levels.append("words")
+    for level in levels:
+        if candidates := recorded.candidates(level, reply):
+            # If another model gave this reply here, this model's from elsewhere isn't it.
+            return [turn for turn in candidates if turn.is_finished and turn.model == model]
     return []
 
 
 def _has_other_metadata(message: Message, original: Iterable[Message]) -> bool:
-    """Whether the client sends hidden content of its own, which is not ours to replace."""
+    """Check whether the client sends hidden content of its own, which must not be replaced."""
     ours = [_metadata(part) for recorded in original for part in recorded.parts]
     return any(_metadata(part) not in ours for part in message.parts if _metadata(part))
 

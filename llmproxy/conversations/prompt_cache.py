@@ -1,9 +1,9 @@
-"""Which requests broke their provider's cache, and by what.
+"""Find the requests that missed their provider's prompt cache, and why.
 
-A provider reads a conversation from its cache as far as it begins with the very same
-tokens as an earlier request: tools first, then the messages. Each request is held against
-the one that it goes on from. Stored chains tell by their hashes where two part, so that
-contents are read from there on only.
+A provider reads a request from its cache as far as it begins with the same tokens as an
+earlier request: first the tools, then the messages. Each request is therefore compared with
+the one that it continues. The hashes of stored messages show where the two differ, so only
+the messages from there on are read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import llm
 from llm.parts import Message, Part
@@ -24,14 +24,12 @@ from ..recorder.reader import Filter, LogReader
 from ..recorder.store import SUMMARY_COLUMNS, summary_of
 from .threads import parents, selected
 
-__all__ = ["Break", "Prefix", "ToolsChange", "prefixes"]
-
 BATCH = 500  # messages in one query
 
 
 @dataclass(frozen=True)
 class ToolsChange:
-    """What became of the tools, by name; `is_reordered` where only their order is another."""
+    """How the tools changed, by name; `is_reordered` if only their order did."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
@@ -40,17 +38,17 @@ class ToolsChange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Break:
-    """A request that does not begin with all that the one before it sent.
+class CacheMiss:
+    """A request that does not begin with everything that the one before it sent.
 
-    id, received: the request's own; previous_id: what it is held against; link: how it
-        goes on from that ("compacted" breaks by design).
-    models: before and after, where another model was asked, which has a cache of its own.
-    tools: None where they are as they were.
-    difference: the first message that is another, None where all are as they were.
-    messages_again, tokens_again: of what the one before had sent, all that had to be read
-        again; the tokens by our estimate, tools included where they or the model changed.
-    input_tokens, cached_tokens: what the provider itself counted for this request.
+    id, received: the request's own. previous_id: the request that it was compared with.
+    link: how it continues that one ("compacted" misses the cache by design).
+    models: before and after, if the model changed; each has a cache of its own.
+    tools: None if they did not change.
+    difference: the first message that differs; None if none does.
+    messages_again, tokens_again: how much of the earlier request had to be read again, the
+        tokens by our estimate, including tools if they or the model changed.
+    input_tokens, cached_tokens: as counted by the provider for this request.
     """
 
     id: str
@@ -67,45 +65,47 @@ class Break:
 
 
 @dataclass(frozen=True)
-class Prefix:
-    """A thread, how many of its requests go on from another, and those that broke with it."""
+class ThreadCache:
+    """A thread, how many of its requests continue another one, and those that missed the cache."""
 
     thread_id: str
     client: str
     model: str
     requests: int
-    breaks: tuple[Break, ...]
+    breaks: tuple[CacheMiss, ...]  # the name is a key of the command's JSON
 
 
-def prefixes(history: LogReader, only: Filter, *, last: int | None = None) -> list[Prefix]:
-    """Hold each request that `only` means against the one before it, thread by thread.
+def find_cache_misses(
+    reader: LogReader, filter: Filter, *, last: int | None = None
+) -> list[ThreadCache]:
+    """Compare each request that the filter selects with the one before it, thread by thread.
 
-    At most the `last` threads, the one that moved last at the end; those that have no
-    request that goes on from another are left out.
+    Returns at most the `last` threads, the most recently used one at the end, without those
+    in which no request continues another.
 
     Raises:
         Unusable: the file can't be read any more.
     """
-    found = selected(history, only, last)
-    requests = _requests(history, found)
-    meant = _meant(history, only, found)
-    pairs: dict[str, list[tuple[_Request, _Request]]] = {id: [] for id in found}
+    thread_ids = selected(reader, filter, last)
+    requests = _requests(reader, thread_ids)
+    selected_ids = _selected_ids(reader, filter, thread_ids)
+    pairs: dict[str, list[tuple[_Request, _Request]]] = {id: [] for id in thread_ids}
     for before, after in _pairs(requests):
-        if after.thread_id in pairs and after.entry.id in meant:
+        if after.thread_id in pairs and after.summary.id in selected_ids:
             pairs[after.thread_id].append((before, after))
-    return [_prefix(history, id, pairs[id]) for id in found if pairs[id]]
+    return [_thread_cache(reader, id, pairs[id]) for id in thread_ids if pairs[id]]
 
 
 @dataclass(frozen=True)
 class _Request:
-    entry: ExchangeSummary
+    summary: ExchangeSummary
     thread_id: str
-    tip: str | None
+    tip: str | None  # the hash of its last message
 
 
-def _requests(history: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
-    """Those of the threads, and those that they go on from, in the order of time."""
-    rows = history.rows(
+def _requests(reader: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
+    """Return the threads' requests, and those that they continue, in order of time."""
+    rows = reader.rows(
         f"""
         with own as (
             select id, previous_id from proxy_exchanges
@@ -121,12 +121,12 @@ def _requests(history: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
     return [_Request(summary_of(row), row["thread_id"], row["message_hash"]) for row in rows]
 
 
-def _meant(history: LogReader, only: Filter, thread_ids: Sequence[str]) -> set[str]:
-    condition, values = only.where()
-    rows = history.rows(
+def _selected_ids(reader: LogReader, filter: Filter, thread_ids: Sequence[str]) -> set[str]:
+    condition, values = filter.where()
+    rows = reader.rows(
         f"select id from proxy_exchanges where {condition}"
-        " and thread_id in (select value from json_each(:found))",
-        values | {"found": json.dumps(thread_ids)},
+        " and thread_id in (select value from json_each(:thread_ids))",
+        values | {"thread_ids": json.dumps(thread_ids)},
     )
     return {row["id"] for row in rows}
 
@@ -136,70 +136,76 @@ def _pairs(requests: Iterable[_Request]) -> Iterator[tuple[_Request, _Request]]:
     last: dict[str, _Request] = {}
     for request in requests:
         before = last.get(request.thread_id)
-        if request.entry.link in ("reply", "compacted"):
-            before = by_id.get(request.entry.previous_id, before)
+        if request.summary.link in ("reply", "compacted"):
+            before = by_id.get(request.summary.previous_id, before)
         if before is not None:
             yield before, request
-        by_id[request.entry.id] = last[request.thread_id] = request
+        by_id[request.summary.id] = last[request.thread_id] = request
 
 
-def _prefix(
-    history: LogReader, thread_id: str, pairs: Sequence[tuple[_Request, _Request]]
-) -> Prefix:
+def _thread_cache(
+    reader: LogReader, thread_id: str, pairs: Sequence[tuple[_Request, _Request]]
+) -> ThreadCache:
     tips = {request.tip for pair in pairs for request in pair if request.tip is not None}
-    chains = _Chains(parents(history, tips))
-    tools = _tools(history, {request.entry.id for pair in pairs for request in pair})
-    found = [
-        broken
-        for before, after in pairs
-        if (broken := _held(before, after, chains, tools)) is not None
-    ]
-    sizes = _sizes(history, (hash for broken in found for hash in broken.again))
-    definitions = _definitions(history, {id for broken in found for id in broken.tools_before})
-    shown = [hash for broken in found for hash in (broken.old, broken.new) if hash is not None]
-    contents = _contents(history, shown)
-    newest = pairs[-1][1].entry
-    return Prefix(
+    chains = _HashChains(parents(reader, tips))
+    tools = _tools(reader, {request.summary.id for pair in pairs for request in pair})
+    compared = (_compare(before, after, chains, tools) for before, after in pairs)
+    misses = [pair for pair in compared if pair is not None]
+    # Contents are read for all misses of a thread at once: often every request is one.
+    sizes = _sizes(reader, (hash for _, read in misses for hash in read.again))
+    tool_sizes = _tool_sizes(reader, {id for _, read in misses for id in read.tools})
+    hashes = [hash for _, read in misses for hash in (read.old, read.new) if hash is not None]
+    contents = _contents(reader, hashes)
+    newest = pairs[-1][1].summary
+    return ThreadCache(
         thread_id,
         newest.client,
         newest.model_used or "",
         len(pairs),
-        tuple(_break(broken, sizes, definitions, contents) for broken in found),
+        tuple(
+            replace(
+                miss,
+                difference=_difference(read, contents),
+                tokens_again=sum(sizes[hash] for hash in read.again)
+                + sum(tool_sizes[id] for id in read.tools),
+            )
+            for miss, read in misses
+        ),
     )
 
 
-class _Chains:
-    """Chains of messages by their hashes, without what they say."""
+class _HashChains:
+    """Chains of messages by their hashes, without their contents."""
 
     def __init__(self, parents: Mapping[str, str | None]) -> None:
         self._parents = parents
         self._lengths: dict[str | None, int] = {None: 0}
 
     def length(self, tip: str | None) -> int:
-        way = []
+        passed = []
         hash = tip
         while hash not in self._lengths:
             assert hash is not None, "the empty chain has a length"
-            way.append(hash)
+            passed.append(hash)
             hash = self._parents.get(hash)
         length = self._lengths[hash]
-        for passed in reversed(way):
+        for hash in reversed(passed):
             length += 1
-            self._lengths[passed] = length
+            self._lengths[hash] = length
         return length
 
     def after(self, tip: str | None, length: int) -> list[str]:
-        """The messages of a chain after its first `length` ones."""
-        found = []
+        """Return the messages of a chain after its first `length` ones."""
+        hashes: list[str] = []
         hash = tip
         for _ in range(self.length(tip) - length):
             assert hash is not None, "the chain is longer"
-            found.append(hash)
+            hashes.append(hash)
             hash = self._parents.get(hash)
-        return found[::-1]
+        return hashes[::-1]
 
     def shared(self, a: str | None, b: str | None) -> int:
-        """How many messages two chains begin with alike."""
+        """Count the messages with which both chains begin."""
         length = min(self.length(a), self.length(b))
         a, b = (self._up(tip, self.length(tip) - length) for tip in (a, b))
         while a != b:
@@ -215,23 +221,8 @@ class _Chains:
 
 
 @dataclass(frozen=True)
-class _Broken:
-    """Two requests that part, by ids and hashes; old, new: the first messages that differ."""
-
-    before: _Request
-    after: _Request
-    models: tuple[str, str] | None
-    tools_before: Sequence[int]
-    tools: ToolsChange | None
-    shared: int
-    old: str | None
-    new: str | None
-    again: Sequence[str]
-
-
-@dataclass(frozen=True)
 class _Tools:
-    """The tools of turns in their order, by row, and the tools' names."""
+    """The tools of each turn, as row ids in their order, and the tools' names."""
 
     of_turn: Mapping[str, Sequence[int]]
     names: Mapping[int, str]
@@ -247,8 +238,8 @@ class _Tools:
         return ToolsChange(added, removed, redefined, not (added or removed or redefined))
 
 
-def _tools(history: LogReader, turn_ids: Iterable[str]) -> _Tools:
-    rows = history.rows(
+def _tools(reader: LogReader, turn_ids: Iterable[str]) -> _Tools:
+    rows = reader.rows(
         "select turn_id, tool_id, name from turn_tools join tools on tools.id = tool_id"
         " where turn_id in (select value from json_each(:ids)) order by turn_tools.rowid",
         {"ids": json.dumps(list(turn_ids))},
@@ -259,44 +250,76 @@ def _tools(history: LogReader, turn_ids: Iterable[str]) -> _Tools:
     return _Tools(of_turn, {row["tool_id"]: row["name"] for row in rows})
 
 
-def _held(before: _Request, after: _Request, chains: _Chains, tools: _Tools) -> _Broken | None:
-    """Hold a request against the one before it; None where it begins with all of that."""
-    models = (before.entry.model_used or "", after.entry.model_used or "")
-    had = tools.of_turn.get(before.entry.id, ())
-    change = tools.change(had, tools.of_turn.get(after.entry.id, ()))
+class _ToRead(NamedTuple):
+    """The contents of a cache miss: hashes of messages, and row ids of tools."""
+
+    old: str | None  # the first messages that differ
+    new: str | None
+    shared: int  # messages before these
+    again: Sequence[str]
+    tools: Sequence[int]
+
+
+def _compare(
+    before: _Request, after: _Request, chains: _HashChains, tools: _Tools
+) -> tuple[CacheMiss, _ToRead] | None:
+    """Compare a request with the one before it; return None if it begins with all of that.
+
+    The miss has no difference and no tokens yet.
+    """
+    models = (before.summary.model_used or "", after.summary.model_used or "")
+    tools_before = tools.of_turn.get(before.summary.id, ())
+    change = tools.change(tools_before, tools.of_turn.get(after.summary.id, ()))
     shared = chains.shared(before.tip, after.tip)
-    length = chains.length(before.tip)
     is_other_model = models[0] != models[1]
-    if shared == length and change is None and not is_other_model:
+    if shared == chains.length(before.tip) and change is None and not is_other_model:
         return None
-    from_start = is_other_model or change is not None
+    is_from_start = is_other_model or change is not None
     old = chains.after(before.tip, shared)
-    # All that follows another message has another hash: one is enough of the new ones.
+    # All that follows a message that differs has another hash: the first is enough.
     new = chains.after(after.tip, shared) if old else []
-    return _Broken(
-        before,
-        after,
-        models if is_other_model else None,
-        had if from_start else (),
-        change,
-        shared,
+    again = chains.after(before.tip, 0) if is_from_start else old
+    miss = CacheMiss(
+        id=after.summary.id,
+        previous_id=before.summary.id,
+        received=after.summary.received,
+        link=after.summary.link,
+        models=models if is_other_model else None,
+        tools=change,
+        difference=None,
+        messages_again=len(again),
+        tokens_again=0,
+        input_tokens=after.summary.usage.input_tokens,
+        cached_tokens=after.summary.usage.cached_tokens,
+    )
+    return miss, _ToRead(
         old[0] if old else None,
         new[0] if new else None,
-        chains.after(before.tip, 0) if from_start else old,
+        shared,
+        again,
+        tools_before if is_from_start else (),
     )
 
 
-def _sizes(history: LogReader, hashes: Iterable[str]) -> dict[str, int]:
+def _difference(read: _ToRead, contents: Mapping[str, Message]) -> Difference | None:
+    if read.old is None:
+        return None
+    new = [] if read.new is None else [contents[read.new]]
+    difference = first_difference([contents[read.old]], new)
+    return difference and replace(difference, index=read.shared)
+
+
+def _sizes(reader: LogReader, hashes: Iterable[str]) -> dict[str, int]:
     """Estimate the tokens of messages."""
     sizes: dict[str, int] = {}
-    ordered = list(dict.fromkeys(hashes))  # as they were written, so read in a row
+    ordered = list(dict.fromkeys(hashes))  # in the order of writing, so rows are adjacent
     for start in range(0, len(ordered), BATCH):
         batch = ordered[start : start + BATCH]
         parts: dict[str, list[Part]] = {hash: [] for hash in batch}
-        # Of a thread whose every request breaks there are more messages than anything else:
-        # only those with attachments or fragments are read as llm does.
+        # If every request of a thread misses, most of the time goes into messages: so only
+        # those with attachments or fragments are read the way llm does.
         whole = []
-        for row in history.rows(_PARTS, {"hashes": json.dumps(batch)}):
+        for row in reader.rows(_PARTS, {"hashes": json.dumps(batch)}):
             payload = row["payload"] or ""
             if '"attachment' in payload or '"text_ref"' in payload:
                 whole.append(row["message_hash"])
@@ -304,9 +327,9 @@ def _sizes(history: LogReader, hashes: Iterable[str]) -> dict[str, int]:
             form: Any = json.loads(payload) if payload else {}
             form |= {"type": row["type"]} | ({} if row["text"] is None else {"text": row["text"]})
             parts[row["message_hash"]].append(Part.from_dict(form))
-        for hash, found in parts.items():
-            sizes[hash] = token_estimate.estimate_message(Message("user", found))
-        for hash, message in history.messages(whole).items():
+        for hash, of_message in parts.items():
+            sizes[hash] = token_estimate.estimate_message(Message("user", of_message))
+        for hash, message in reader.messages(whole).items():
             sizes[hash] = token_estimate.estimate_message(message)
     return sizes
 
@@ -317,9 +340,9 @@ _PARTS = (
 )
 
 
-def _definitions(history: LogReader, tool_ids: Iterable[int]) -> dict[int, int]:
+def _tool_sizes(reader: LogReader, tool_ids: Iterable[int]) -> dict[int, int]:
     """Estimate the tokens of tools."""
-    rows = history.rows(
+    rows = reader.rows(
         "select id, name, description, input_schema from tools"
         " where id in (select value from json_each(:ids))",
         {"ids": json.dumps(list(tool_ids))},
@@ -336,35 +359,8 @@ def _definitions(history: LogReader, tool_ids: Iterable[int]) -> dict[int, int]:
     }
 
 
-def _contents(history: LogReader, hashes: Sequence[str]) -> dict[str, Message]:
+def _contents(reader: LogReader, hashes: Sequence[str]) -> dict[str, Message]:
     contents: dict[str, Message] = {}
     for start in range(0, len(hashes), BATCH):
-        contents |= history.messages(hashes[start : start + BATCH])
+        contents |= reader.messages(hashes[start : start + BATCH])
     return contents
-
-
-def _break(
-    broken: _Broken,
-    sizes: Mapping[str, int],
-    definitions: Mapping[int, int],
-    contents: Mapping[str, Message],
-) -> Break:
-    difference = None
-    if broken.old is not None:
-        new = [contents[broken.new]] if broken.new is not None else []
-        difference = first_difference([contents[broken.old]], new)
-    entry = broken.after.entry
-    return Break(
-        id=entry.id,
-        previous_id=broken.before.entry.id,
-        received=entry.received,
-        link=entry.link,
-        models=broken.models,
-        tools=broken.tools,
-        difference=difference and replace(difference, index=broken.shared),
-        messages_again=len(broken.again),
-        tokens_again=sum(sizes[hash] for hash in broken.again)
-        + sum(definitions[id] for id in broken.tools_before),
-        input_tokens=entry.usage.input_tokens,
-        cached_tokens=entry.usage.cached_tokens,
-    )

@@ -1,7 +1,7 @@
-"""Conversations of the log: a list of them, and one with all that forked from it.
+"""List the log's conversations, or show one as a tree with its forks.
 
-A conversation is a thread of llm's. What is in it are the turns of exchanges, the
-exchanges that failed while they went on from one of them, and llm's own turns.
+A conversation is a thread in llm's tables. It consists of the turns of exchanges, the
+exchanges that failed while continuing one of these, and llm's own turns.
 """
 
 from __future__ import annotations
@@ -17,23 +17,21 @@ from ..core.errors import NotFound
 from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary
 from ..recorder.reader import THREAD_OF, Filter, LogReader
 from ..recorder.store import SUMMARY_COLUMNS, summary_of
-from .tree import Node, TreeRow, laid_out, with_previous
-
-__all__ = ["Origin", "Thread", "parents", "selected", "thread_of", "threads", "tree"]
+from .tree import Node, TreeRow, tree_rows, with_previous
 
 Origin = Literal["fork", "compacted", "call", "quote"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thread:
-    """A conversation in short.
+    """A summary of a conversation.
 
-    name: llm's, which is how the first prompt begins.
-    began, moved: when its first and its last request came, UTC.
-    clients, models: who asked and what answered, in the order in which they came in.
-    exchanges: those that failed without a turn included; turns: llm's own included.
-    usage: the sums of what the providers counted.
-    forked_from: the thread that it left, and `origin` in which way.
+    name: llm's name for it, the beginning of its first prompt.
+    began, moved: the times of its first and its last request, UTC.
+    clients, models: in the order in which they came in.
+    exchanges: includes those that failed without a turn. turns: includes llm's own.
+    usage: the sums of the providers' counts.
+    forked_from, origin: the thread that it forked from, and how.
     """
 
     id: str
@@ -49,65 +47,65 @@ class Thread:
     origin: Origin | None = None
 
 
-def threads(history: LogReader, only: Filter, *, last: int | None = None) -> list[Thread]:
-    """List the threads that have an exchange meant by `only`, the one that moved last at the end.
+def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> list[Thread]:
+    """List the threads with an exchange that the filter selects, the most recent one last.
 
-    At most the `last` ones.
+    Returns at most the `last` of them.
 
     Raises:
         Unusable: the file can't be read any more.
     """
-    found = selected(history, only, last)
-    rows = history.rows(
+    ids = selected(reader, filter, last)
+    rows = reader.rows(
         "select id, name, forked_from from threads where id in (select value from json_each(:ids))",
-        {"ids": json.dumps(found)},
+        {"ids": json.dumps(ids)},
     )
     named = {row["id"]: row for row in rows}
-    nodes: dict[str, list[Node]] = {id: [] for id in found}
-    for node in _nodes(history, found):
+    nodes: dict[str, list[Node]] = {id: [] for id in ids}
+    for node in _nodes(reader, ids):
         nodes[node.thread_id].append(node)
     return [
         _thread(id, named[id]["name"], named[id]["forked_from"], nodes[id])
-        for id in found
+        for id in ids
         if nodes[id]
     ]
 
 
-def selected(history: LogReader, only: Filter, last: int | None) -> list[str]:
-    """Give the ids of the threads that `only` means, the one that moved last at the end."""
-    condition, values = only.where()
-    rows = history.rows(
+def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
+    """Return the ids of the threads that the filter selects, the most recent one last."""
+    condition, values = filter.where()
+    rows = reader.rows(
         f"""
-        with meant as (
+        with selected as (
             select distinct {_THREAD_ID} as id from proxy_exchanges
             where run_id is null and {condition}
         )
-        select id, (select max(turns.id) from turns where turns.thread_id = meant.id) as newest
-        from meant join threads using (id) order by newest desc limit :last
+        select id, (select max(turns.id) from turns where turns.thread_id = selected.id) as newest
+        from selected join threads using (id) order by newest desc limit :last
         """,
         values | {"last": -1 if last is None else last},
     )
     return [row["id"] for row in reversed(rows)]
 
 
-# An exchange that failed is in the thread of the turn that it would have gone on from.
+# An exchange that failed belongs to the thread of the turn that it would have continued.
 _THREAD_ID = "coalesce(thread_id, (select turns.thread_id from turns where turns.id = previous_id))"
 
 
 def _thread(id: str, name: str | None, forked_from: str | None, nodes: Iterable[Node]) -> Thread:
-    entries = sorted((node.entry for node in nodes), key=lambda entry: (entry.received, entry.id))
-    link = entries[0].link
+    summaries = sorted((node.entry for node in nodes), key=lambda one: (one.received, one.id))
+    link = summaries[0].link
     origin: Origin = link if link and link != "reply" else "fork"
     return Thread(
         id=id,
-        name=name or entries[0].first_words,
-        began=entries[0].received,
-        moved=entries[-1].received,
-        clients=tuple(dict.fromkeys(entry.client for entry in entries)),
-        models=tuple(dict.fromkeys(entry.model_used for entry in entries if entry.model_used)),
-        exchanges=sum(bool(entry.dialect) for entry in entries),
-        turns=sum(entry.thread_id is not None for entry in entries),
-        usage=_sum([entry.usage for entry in entries]),
+        name=name or summaries[0].first_words,
+        began=summaries[0].received,
+        moved=summaries[-1].received,
+        clients=tuple(dict.fromkeys(one.client for one in summaries)),
+        models=tuple(dict.fromkeys(one.model_used for one in summaries if one.model_used)),
+        exchanges=sum(bool(one.dialect) for one in summaries),
+        turns=sum(one.thread_id is not None for one in summaries),
+        usage=_sum([one.usage for one in summaries]),
         forked_from=forked_from,
         origin=origin if forked_from else None,
     )
@@ -118,24 +116,24 @@ def _sum(usages: Sequence[Usage]) -> Usage:
         field.name: [count for usage in usages if (count := getattr(usage, field.name)) is not None]
         for field in fields(Usage)
     }
-    return Usage(**{name: sum(said) if said else None for name, said in counts.items()})
+    return Usage(**{name: sum(known) if known else None for name, known in counts.items()})
 
 
-def thread_of(history: LogReader, id: str) -> str:
-    """Give the id of the thread that is meant by its own id, or by that of an exchange in it.
+def thread_of(reader: LogReader, id: str) -> str:
+    """Return the id of a thread, given its own id or that of an exchange in it.
 
     Raises:
         NotFound: there is no such thread.
         Unusable: the file can't be read any more.
     """
-    found = history.rows(f"select id from threads where id = {THREAD_OF}", {"thread_id": id})
-    if not found:
+    rows = reader.rows(f"select id from threads where id = {THREAD_OF}", {"thread_id": id})
+    if not rows:
         raise NotFound(f"the log has no thread {id}")
-    return str(found[0]["id"])
+    return str(rows[0]["id"])
 
 
-def tree(history: LogReader, thread_id: str) -> list[TreeRow]:
-    """Show a thread among those that it forked from and that forked from it, line by line.
+def tree(reader: LogReader, thread_id: str) -> list[TreeRow]:
+    """Return the tree of a thread and all threads related to it by forks, row by row.
 
     thread_id: as `thread_of` takes it.
 
@@ -143,16 +141,16 @@ def tree(history: LogReader, thread_id: str) -> list[TreeRow]:
         NotFound: there is no such thread.
         Unusable: the file can't be read any more.
     """
-    thread_id = thread_of(history, thread_id)
-    nodes = _nodes(history, _family(history, thread_id))
-    there = {node.entry.id for node in nodes}
-    unsaid = [node.message_hash for node in nodes if node.entry.previous_id not in there]
-    before = parents(history, [hash for hash in unsaid if hash is not None])
-    return laid_out(with_previous(nodes, before))
+    thread_id = thread_of(reader, thread_id)
+    nodes = _nodes(reader, _family(reader, thread_id))
+    ids = {node.entry.id for node in nodes}
+    tips = [node.message_hash for node in nodes if node.entry.previous_id not in ids]
+    before = parents(reader, [hash for hash in tips if hash is not None])
+    return tree_rows(with_previous(nodes, before))
 
 
-def _family(history: LogReader, thread_id: str) -> list[str]:
-    rows = history.rows(
+def _family(reader: LogReader, thread_id: str) -> list[str]:
+    rows = reader.rows(
         "select id, forked_from from threads where forked_from is not null and not exists"
         " (select 1 from proxy_exchanges where thread_id = threads.id and run_id is not null)",
         {},
@@ -161,9 +159,9 @@ def _family(history: LogReader, thread_id: str) -> list[str]:
     forks: dict[str, list[str]] = {}
     for id, origin in origins.items():
         forks.setdefault(origin, []).append(id)
-    way_up = {thread_id}
-    while (origin := origins.get(thread_id)) is not None and origin not in way_up:
-        way_up.add(origin)
+    ancestors = {thread_id}
+    while (origin := origins.get(thread_id)) is not None and origin not in ancestors:
+        ancestors.add(origin)
         thread_id = origin
     family = {thread_id}
     todo = [thread_id]
@@ -174,10 +172,10 @@ def _family(history: LogReader, thread_id: str) -> list[str]:
     return sorted(family)
 
 
-def _nodes(history: LogReader, thread_ids: Sequence[str]) -> list[Node]:
+def _nodes(reader: LogReader, thread_ids: Sequence[str]) -> list[Node]:
     values = {"ids": json.dumps(thread_ids)}
     columns = ", ".join(f"proxy_exchanges.{name}" for name in SUMMARY_COLUMNS)
-    ours = history.rows(
+    ours = reader.rows(
         f"""
         select {columns}, proxy_exchanges.message_hash, turns.tip_message_hash,
             coalesce(proxy_exchanges.thread_id, before.thread_id) as in_thread
@@ -194,7 +192,7 @@ def _nodes(history: LogReader, thread_ids: Sequence[str]) -> list[Node]:
         """,
         values,
     )
-    llms = history.rows(
+    llms = reader.rows(
         f"""
         select turns.*, substr(prompt, 1, {4 * FIRST_WORDS_CHARS}) as prompt
         from turns left join turn_search on turn_id = turns.id
@@ -230,22 +228,22 @@ def _nodes(history: LogReader, thread_ids: Sequence[str]) -> list[Node]:
 
 
 def _utc(text: str) -> datetime:
-    """Read llm's time; what it took over from its older tables has no zone."""
+    """Parse llm's time; those from its older tables have no time zone, and are UTC."""
     at = datetime.fromisoformat(text)
     return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def parents(history: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
-    """Give the message before each message of the chains that end with `tips`, by hash."""
-    found: dict[str, str | None] = {}
+def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
+    """Map each message of the chains that end with `tips` to the one before it, by hashes."""
+    parents: dict[str, str | None] = {}
     todo = set(tips)
-    # A message further up at a time: a recursive query takes twice as long.
+    # One level per query: a recursive query takes twice as long.
     while todo:
-        rows = history.rows(
+        rows = reader.rows(
             "select hash, parent_hash from messages"
             " where hash in (select value from json_each(:hashes))",
             {"hashes": json.dumps(sorted(todo))},
         )
-        found |= {row["hash"]: row["parent_hash"] for row in rows}
-        todo = {parent for row in rows if (parent := row["parent_hash"]) and parent not in found}
-    return found
+        parents |= {row["hash"]: row["parent_hash"] for row in rows}
+        todo = {parent for row in rows if (parent := row["parent_hash"]) and parent not in parents}
+    return parents

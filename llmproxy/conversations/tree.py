@@ -1,8 +1,8 @@
-"""Conversations that forked from one another, as one tree.
+"""Lay out conversations that forked from one another as one tree.
 
-It is laid out as a flat list, line by line: conversations get a thousand turns deep, and
-neither Python's stack nor a reader follows that many levels. What goes on straight stays
-in its column; what branches off stands under the turn that it goes on from.
+The tree is a flat list of rows: conversations can have a thousand turns, and neither Python's
+stack nor a reader follows that many levels. Turns that simply continue stay in their column;
+branches stand under the turn that they continue.
 """
 
 from __future__ import annotations
@@ -13,19 +13,17 @@ from typing import Literal
 
 from ..recorder.exchange import ExchangeSummary
 
-__all__ = ["Label", "Node", "TreeRow", "laid_out", "with_previous"]
-
 Label = Literal["retry", "fork", "compacted", "call", "quote"]
 
 
 @dataclass(frozen=True)
 class Node:
-    """An exchange, or a turn of llm's own, before it has its place.
+    """An exchange, or one of llm's own turns, that is to be put into the tree.
 
-    entry: llm's own turns have no dialect there, and "llm" as their client.
-    thread_id: the entry's; of what is no turn that of the turn before it.
-    message_hash: the last message that was asked; tip_hash: the last one of the reply,
-        None where it is no turn.
+    entry: for llm's own turns without a dialect, and with the client "llm".
+    thread_id: the entry's, or if it is not a turn, that of the previous turn.
+    message_hash: the request's last message. tip_hash: the reply's last message; None if it
+        is not a turn.
     """
 
     entry: ExchangeSummary
@@ -36,13 +34,13 @@ class Node:
 
 @dataclass(frozen=True)
 class TreeRow:
-    """A line of the tree.
+    """A row of the tree.
 
-    label: what the exchange is beside others, None where it simply goes on: a "retry" asks
-        the very same of the same turn once more, a "fork" something else; the rest is its
-        link.
-    depth: how many branches away from the first column; begins: whether a branch begins
-        here, which stands under the turn that it goes on from.
+    label: how the exchange branches off; None if it simply continues. A "retry" repeats the
+        request of another turn after the same one, a "fork" sends another; the others are
+        the exchange's link.
+    depth: number of branches from the first column. begins: whether a branch begins here,
+        under the turn that it continues.
     """
 
     entry: ExchangeSummary
@@ -54,30 +52,29 @@ class TreeRow:
 def with_previous(
     nodes: Iterable[Node], parents: Mapping[str, str | None]
 ) -> list[tuple[Node, str | None]]:
-    """Order nodes by time, each with the id of the node that it goes on from.
+    """Order nodes by time, each with the id of the node that it continues.
 
-    Where the log does not say (of llm's own turns, and where a turn between two was
-    forgotten) it is the turn whose reply stands last in the history, else the last one of
-    the thread.
+    If the log doesn't have that (for llm's own turns, and if a turn in between was pruned),
+    it is the turn whose reply is the last one in the history, else the thread's last turn.
 
-    parents: the message before each message, by their hashes.
+    parents: maps the hash of each message to that of the message before it.
     """
     ordered = sorted(nodes, key=lambda node: (node.entry.received, node.entry.id))
-    there = {node.entry.id for node in ordered}
-    ends: dict[str, dict[str, str]] = {}  # by the reply's last message, and by thread
+    ids = {node.entry.id for node in ordered}
+    ends: dict[str, dict[str, str]] = {}  # turns by the reply's last message and by thread
     last: dict[str, str] = {}
-    found = []
+    pairs = []
     for node in ordered:
         id, thread_id = node.entry.id, node.thread_id
         previous = node.entry.previous_id
-        if previous not in there:
+        if previous not in ids:
             previous = _end_before(node, ends, parents) or last.get(thread_id)
-        found.append((node, previous))
+        pairs.append((node, previous))
         if node.tip_hash is not None:
             ends.setdefault(node.tip_hash, {})[thread_id] = id
         if node.entry.thread_id is not None:
             last[thread_id] = id
-    return found
+    return pairs
 
 
 def _end_before(
@@ -91,27 +88,27 @@ def _end_before(
     return ends[hash].get(node.thread_id) or list(ends[hash].values())[-1]
 
 
-def laid_out(nodes: Sequence[tuple[Node, str | None]]) -> list[TreeRow]:
-    """Lay a tree out, line by line; `nodes` are as `with_previous` gives them."""
+def tree_rows(nodes: Sequence[tuple[Node, str | None]]) -> list[TreeRow]:
+    """Return the rows of a tree; `nodes` is the result of `with_previous`."""
     following: dict[str | None, list[Node]] = {}
     for node, previous in nodes:
         following.setdefault(previous, []).append(node)
     by_id = {node.entry.id: node for node, _ in nodes}
-    places = []
+    rows = []
     todo: list[tuple[Node, Label | None, int, bool]] = [
         (root, _own_label(root), 0, True) for root in reversed(following.get(None, []))
     ]
     while todo:
         node, label, depth, begins = todo.pop()
-        places.append(TreeRow(node.entry, label, depth, begins))
+        rows.append(TreeRow(node.entry, label, depth, begins))
         after = following.get(node.entry.id, [])
         labels = _labels(after, by_id[node.entry.id])
         straight = _straight_on(after, node)
-        # Taken from the end: the branches first, then the column goes on.
+        # Taken from the end: first the branches, then the column continues.
         todo += [(next, labels[next.entry.id], depth, False) for next in after if next is straight]
         branches = [next for next in after if next is not straight]
         todo += [(next, labels[next.entry.id], depth + 1, True) for next in reversed(branches)]
-    return places
+    return rows
 
 
 def _own_label(node: Node) -> Label | None:
@@ -120,7 +117,7 @@ def _own_label(node: Node) -> Label | None:
 
 
 def _labels(after: Iterable[Node], before: Node) -> dict[str, Label | None]:
-    """Say of each that goes on from one turn what it is beside those that did so earlier."""
+    """Label the nodes that continue one turn, by those that did so earlier."""
     asked: set[str | None] = set()
     labels: dict[str, Label | None] = {}
     for node in after:
@@ -136,13 +133,13 @@ def _labels(after: Iterable[Node], before: Node) -> dict[str, Label | None]:
 
 
 def _straight_on(after: Iterable[Node], before: Node) -> Node | None:
-    """Choose what stays in the column: the thread itself, as its client went on with it."""
-    suited = [node for node in after if _suits(node, before)][::-1]
-    return max(suited, key=lambda node: _suits(node, before), default=None)
+    """Choose the node that stays in the column: the one with which the thread continues."""
+    ranked = [node for node in after if _rank(node, before)][::-1]
+    return max(ranked, key=lambda node: _rank(node, before), default=None)
 
 
-def _suits(node: Node, before: Node) -> int:
-    """Of several the last one stays that is not cut short; a side request never does."""
+def _rank(node: Node, before: Node) -> int:
+    """Rank nodes: the last complete one stays in the column, a side request never does."""
     entry = node.entry
     if entry.link in ("call", "quote"):
         return 0

@@ -1,1 +1,1 @@
-"""The log: exchanges as plain data, their store in logs.db, and the thread that writes it."""
+"""The log: exchanges as data, the store that writes them to logs.db, and its readers."""

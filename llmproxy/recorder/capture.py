@@ -77,7 +77,7 @@ class Capture:
             status=status,
             http_status=self.http_status,
             duration_ms=self._since(time.monotonic() if ended_at is None else ended_at),
-            error=None if words is None else self.begun.redactor.words(words),
+            error=None if words is None else self.begun.redactor.text(words),
             ignored=self.ignored,
             previous_id=self.match.previous_id,
             link=self.match.link,

@@ -1,15 +1,16 @@
-"""What the log keeps, as plain data that needs neither a model nor a database.
+"""The data that the log keeps, independent of models and databases.
 
-An exchange is one HTTP request that reached a dialect, with its answer. It begins
-with `begun`, which takes the secrets out, and ends with `Exchange.ended`. Its one JSON
-form (`to_json`, `from_json`) serves the spool, export and import alike.
+An exchange is one HTTP request that reached a dialect, with its response. `begun` makes it
+and removes secrets, `Exchange.ended` completes it. Its JSON form (`to_json`, `from_json`,
+`encode`) is that of the spool, export and import.
 
-A `Turn` is what llm's own tables hold of an exchange. It is data alone, so that partial
-and imported answers are logged by the same way as finished ones.
+A `Turn` is the part of an exchange that llm's own tables hold. It is plain data, so that
+partial and imported responses are logged in the same way as finished ones.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime
@@ -19,56 +20,36 @@ import llm
 from llm.parts import Message, TextPart
 from llm.utils import monotonic_ulid
 
-from ..core import attachments, chat, token_estimate
+from ..core import attachments, chat, payload, token_estimate
 from ..core.known_keys import KnownKeys
 from . import timeline
 from .redact import Redactor
 from .timeline import TimedEvent
-
-__all__ = [
-    "ExchangeSummary",
-    "Exchange",
-    "Relation",
-    "Origin",
-    "RawRequest",
-    "Status",
-    "Turn",
-    "Match",
-    "begun",
-    "summary_to_json",
-    "first_words",
-    "from_json",
-    "last_text",
-    "new_id",
-    "with_answer",
-    "to_json",
-    "with_remote_attachments",
-]
 
 Status = Literal["running", "ok", "error", "cancelled", "interrupted"]
 
 Origin = Literal["llama-stack"]
 
 Relation = Literal["reply", "compacted", "call", "quote"]
-"""How an exchange goes on from the one before it: by its reply in the history, by one of
-the replies that a compacted history kept, as the task of a tool call, by quoting it."""
+"""How an exchange continues the previous one: with its reply in the history, with one of the
+replies left in a compacted history, with the task of its tool call, by quoting its reply."""
 
-FIRST_WORDS_CHARS = 80  # of the prompt: what a line on a terminal has room for
-MAX_TEXT_BODY_CHARS = 64 * 2**10  # of a body that is no JSON: enough to see what it was
+FIRST_WORDS_CHARS = 80  # of the prompt: fits in a line on a terminal
+MAX_TEXT_BODY_CHARS = 64 * 2**10  # of a body that is not JSON: enough to see what it was
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One request and what was answered to it, as `llm logs` shows it.
+    """A request to a model and its reply, as `llm logs` shows them.
 
-    id, thread_id: lower-case ULIDs; the thread is made with its first turn. What is
-        written may go on with another thread, that of the turn before it.
-    model: llm's id of the model; resolved_model: the provider's own name for it.
-    messages: the whole conversation that was asked, in normal form.
-    reply: what the model produced, perhaps cut short, perhaps nothing.
-    options: as the model was given them.
+    id, thread_id: lower-case ULIDs. The thread is that of the turn if it starts one; the
+        writer may put it into the previous turn's thread.
+    model: llm's id of the model. resolved_model: the provider's name for it.
+    messages: the whole conversation in the request, in normal form.
+    reply: what the model produced, which may be incomplete or empty.
+    options: as given to the model.
     usage: the plugin's own counts, as llm logs them.
-    started: UTC; duration_ms: until the last event.
+    started: UTC. duration_ms: until the last event.
     """
 
     id: str
@@ -88,7 +69,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class RawRequest:
-    """A request as it came, but for its secrets; `body` is JSON, or a text that is not."""
+    """A request as received, without its secrets; `body` is JSON, or text if it is not JSON."""
 
     headers: Mapping[str, str]
     query: str
@@ -97,30 +78,32 @@ class RawRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeSummary:
-    """An exchange in short, as a list of the log shows it.
+    """The columns of an exchange, as lists of the log show them.
 
-    id: a lower-case ULID, the turn's too; thread_id: the turn's, None where llm's tables
-        have no turn of it: the answer failed before it brought anything.
-    received: UTC; times in milliseconds from then, None where it did not come to that.
-    queue_ms: how long it waited for its turn to run, which all of these times include; None
-        where no other request was first.
-    is_first_run: the model's first run in its process, as far as can be told: the time to its
-        first event then includes loading it.
-    model_asked: as the client wrote it; model_used: llm's id of what answered.
-    status: "interrupted" is what was running when its process was killed.
-    error: in words; usage: as the hub counts; ignored: paths that were not carried.
-    output_tokens_estimate: ours, of what was answered, where nobody has counted.
-    ttft_ms: until the first event of any kind; first_text_ms: until the first visible text.
-    first_words: how the prompt begins.
-    previous_id: the exchange whose reply this one goes on from, and `link` in which way;
-        None where a conversation begins.
-    recalled: how many of its messages are as they were recorded, not as the client sent them.
-    replay_of: the exchange, or the recording, that was played again; it is no turn then.
-    origin: where it was recorded, None for here; of "llama-stack" there are no times.
-    run_id: the benchmark that asked; recorded_id: the exchange that it asked again, `repeat`
-        the how manieth time (0 is a warm-up); setup_ms: what connecting took, where that is
-        known: it is in none of the other times. All None where a client asked.
-    owner: the process that wrote it; the store fills it in.
+    A new column needs a field here and a migration in store.py, nothing else.
+
+    id: a lower-case ULID, also the turn's. thread_id: the turn's; None if llm's tables have no
+        turn, because the response failed before any output.
+    received: UTC. Other times are milliseconds from then; None if the exchange didn't get there.
+    queue_ms: time that the request waited for other requests, included in all other times;
+        None if it didn't wait.
+    is_first_run: whether it was probably the model's first run in its process, so that
+        ttft_ms includes loading it.
+    model_asked: the client's name for the model. model_used: llm's id of the one that answered.
+    status: "interrupted" if it was running when its process was killed.
+    error: the message. usage: in the common format. ignored: paths of unsupported fields.
+    output_tokens_estimate: our estimate of the output, if nobody has counted it.
+    ttft_ms: time to the first event of any kind. first_text_ms: time to the first visible text.
+    first_words: the beginning of the prompt.
+    previous_id, link: the exchange that this one continues, and how; None if it starts a
+        conversation.
+    recalled: number of messages that are as recorded instead of as sent by the client.
+    replay_of: the exchange or recording that was replayed; such an exchange is not a turn.
+    origin: where it was recorded; None if here. Those of "llama-stack" have no times.
+    run_id: the benchmark that sent the request, recorded_id: the exchange that it repeats,
+        repeat: attempt number, 0 for a warm-up, setup_ms: time to connect, if known, which
+        is not included in the other times. All None if a client sent it.
+    owner: the process that wrote it; filled in by the store.
     """
 
     id: str
@@ -161,14 +144,14 @@ class ExchangeSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange(ExchangeSummary):
-    """An exchange whole.
+    """A complete exchange.
 
-    turn: None where no model was asked, with an empty reply where it produced nothing;
-        of those the log keeps the model and the messages alone.
-    events: what the client was sent, without the Finish, which `finish` makes again.
-    replay_key: what the request is known by when it comes again (`chain.request_key`),
-        None where it could not be read.
-    redactor: knows the request's secrets while it runs; never kept.
+    turn: None if no model was run; its reply is empty if the model produced nothing, and
+        then the log keeps only its model and messages.
+    events: what the client was sent, without the Finish, which is the property `finish`.
+    replay_key: by which replay finds the request (`fingerprints.request_key`); None if the
+        request could not be parsed.
+    redactor: knows the request's secrets while the exchange runs; never stored.
     """
 
     request: RawRequest
@@ -179,7 +162,7 @@ class Exchange(ExchangeSummary):
 
     @property
     def finish(self) -> chat.Finish | None:
-        """The end of the answer, None where it did not come to that."""
+        """The end of the response; None if it is incomplete."""
         if self.finish_reason is None:
             return None
         finish = chat.Finish(self.finish_reason, self.stop_sequence, self.usage)
@@ -285,7 +268,7 @@ def begun(
 
 
 def last_text(messages: Sequence[Message], role: str) -> str:
-    """The last text that is not blank; agents put reminders before a person's own words."""
+    """Return the last text that is not blank; agents put reminders before the user's own text."""
     texts = (
         part.text
         for message in reversed(messages)
@@ -297,7 +280,7 @@ def last_text(messages: Sequence[Message], role: str) -> str:
 
 
 def first_words(messages: Sequence[Message]) -> str:
-    """How a prompt begins, on one line: what an entry's `first_words` holds."""
+    """Return the beginning of a prompt on one line, for the column `first_words`."""
     text = last_text(messages, "user").lstrip()[: 4 * FIRST_WORDS_CHARS]
     return " ".join(text.split())[:FIRST_WORDS_CHARS]
 
@@ -313,18 +296,18 @@ def _remote(attachment: llm.Attachment) -> llm.Attachment:
     return attachments.RemoteAttachment(type=attachment.type, url=attachment.url)
 
 
-def summary_to_json(entry: ExchangeSummary) -> dict[str, Any]:
-    """Give an exchange in short as JSON values."""
-    form = {f.name: getattr(entry, f.name) for f in fields(ExchangeSummary)}
-    return form | {
-        "received": entry.received.isoformat(),
-        "usage": asdict(entry.usage),
-        "ignored": list(entry.ignored),
+def summary_to_json(summary: ExchangeSummary) -> dict[str, Any]:
+    """Convert a summary to JSON values."""
+    values = {f.name: getattr(summary, f.name) for f in fields(ExchangeSummary)}
+    return values | {
+        "received": summary.received.isoformat(),
+        "usage": asdict(summary.usage),
+        "ignored": list(summary.ignored),
     }
 
 
 def to_json(exchange: Exchange) -> dict[str, Any]:
-    """Give an exchange as JSON values, complete but for what the timeline rounds."""
+    """Convert an exchange to JSON values; only its events' times are rounded."""
     return summary_to_json(exchange) | {
         "request": {
             "headers": dict(exchange.request.headers),
@@ -337,32 +320,60 @@ def to_json(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def from_json(form: Mapping[str, Any]) -> Exchange:
-    """Read what `to_json` gave.
+def encode(exchange: Exchange) -> bytes:
+    """Encode an exchange as one line of strict JSON, newline included.
+
+    Values without a JSON form, which some plugins leave in response_json, are replaced: NaN
+    and infinities by null, lone surrogates by U+FFFD, objects by their `str()`.
+    """
+    values = to_json(exchange)
+    try:
+        return payload.encode(values) + b"\n"
+    except (ValueError, TypeError):
+        return payload.encode(_encodable(values)) + b"\n"
+
+
+def _encodable(value: Any) -> Any:
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case float() if not math.isfinite(value):
+            return None
+        case None | bool() | int() | float():
+            return value
+        case dict():
+            return {_encodable(name): _encodable(member) for name, member in value.items()}
+        case list() | tuple():
+            return [_encodable(item) for item in value]
+    return str(value)
+
+
+def from_json(values: Mapping[str, Any]) -> Exchange:
+    """Convert the values of `to_json` back to an exchange.
 
     Raises:
-        ValueError, TypeError, KeyError: it is something else.
+        ValueError, TypeError, KeyError: the values are something else.
     """
-    # What an older version did not have yet has its default.
-    entry = {f.name: form[f.name] for f in fields(ExchangeSummary) if f.name in form}
-    turn = None if form["turn"] is None else _turn_from_json(form["turn"])
+    # Columns that an older version did not have get their defaults.
+    summary = {f.name: values[f.name] for f in fields(ExchangeSummary) if f.name in values}
+    turn = None if values["turn"] is None else _turn_from_json(values["turn"])
     return Exchange(
-        **entry
+        **summary
         | {
-            "received": datetime.fromisoformat(form["received"]),
-            "usage": chat.Usage(**form["usage"]),
-            "ignored": tuple(form["ignored"]),
+            "received": datetime.fromisoformat(values["received"]),
+            "usage": chat.Usage(**values["usage"]),
+            "ignored": tuple(values["ignored"]),
         },
-        request=RawRequest(**form["request"]),
+        request=RawRequest(**values["request"]),
         turn=turn,
-        events=timeline.decode(form["timeline"], turn.reply if turn else []),
-        replay_key=form.get("replay_key"),
+        events=timeline.decode(values["timeline"], turn.reply if turn else []),
+        replay_key=values.get("replay_key"),
     )
 
 
 def _turn_to_json(turn: Turn) -> dict[str, Any]:
-    form = {f.name: getattr(turn, f.name) for f in fields(Turn)}
-    return form | {
+    values = {f.name: getattr(turn, f.name) for f in fields(Turn)}
+    return values | {
         "messages": [message.to_dict() for message in turn.messages],
         "reply": [message.to_dict() for message in turn.reply],
         "started": turn.started.isoformat(),
@@ -379,12 +390,12 @@ def _turn_to_json(turn: Turn) -> dict[str, Any]:
     }
 
 
-def _turn_from_json(form: Mapping[str, Any]) -> Turn:
-    read = {
-        "messages": with_remote_attachments(map(Message.from_dict, form["messages"])),
-        "reply": with_remote_attachments(map(Message.from_dict, form["reply"])),
-        "started": datetime.fromisoformat(form["started"]),
-        "tools": tuple(llm.Tool(**tool) for tool in form["tools"]),
-        "usage": llm.Usage(**form["usage"]),
+def _turn_from_json(values: Mapping[str, Any]) -> Turn:
+    converted = {
+        "messages": with_remote_attachments(map(Message.from_dict, values["messages"])),
+        "reply": with_remote_attachments(map(Message.from_dict, values["reply"])),
+        "started": datetime.fromisoformat(values["started"]),
+        "tools": tuple(llm.Tool(**tool) for tool in values["tools"]),
+        "usage": llm.Usage(**values["usage"]),
     }
-    return Turn(**dict(form) | read)
+    return Turn(**dict(values) | converted)

@@ -1,9 +1,8 @@
-"""Turns as llm's own `LogStore` takes them.
+"""Write turns to llm's tables through llm's own `LogStore`, and read its messages.
 
-LogStore is given a small record made of plain data, never a `llm.Response`: logging one
-of those can run its model again or ask a client's URL for its type. The rows that come
-of it are LogStore's, down to the last: what is left out is the asking, for each message
-of a history that is sent again, whether the database has it.
+LogStore is given a record of plain data, not a `llm.Response`: logging one of those can run
+its model again, or request a client's URL to find out its type. The rows are exactly those
+that LogStore writes; only its lookup of every message of a repeated history is saved.
 """
 
 from __future__ import annotations
@@ -22,15 +21,13 @@ from llm.logs import LogStore
 from llm.models import _conversation_name
 from llm.parts import Message, TextPart
 
-from .exchange import Turn, last_text
-
-__all__ = ["Conversation", "TurnLog", "TurnRecord"]
+from .exchange import Turn, last_text, with_remote_attachments
 
 
 class TurnRecord:
-    """What `LogStore.log` reads of a `llm.Response`, made of a turn.
+    """Has the attributes of a `llm.Response` that `LogStore.log` reads, made from a turn.
 
-    known: fingerprints of the messages that are stored, as `TurnLog.seen` gives them.
+    known: fingerprints of stored messages, as in `TurnLog.seen`.
     """
 
     def __init__(self, turn: Turn, known: Mapping[bytes, str]) -> None:
@@ -63,20 +60,20 @@ class TurnRecord:
 
     @property
     def thread_name(self) -> str:
-        """How llm names a thread that begins with this turn."""
+        """The name that llm gives to a thread that begins with this turn."""
         return str(_conversation_name(self.prompt.prompt or self.prompt.system))
 
     @property
     def prompt_to_index(self) -> str | None:
-        """The prompt where llm leaves it out of its search, else None.
+        """The prompt, if llm leaves it out of its search index; else None.
 
-        It takes it only where the user has the very last word; Claude Code sends system
+        llm indexes it only if the user's message is the last one; Claude Code sends system
         messages after it.
         """
-        said = [message for message in self._turn.messages if message.role != "system"]
-        if not said or said[-1] is self._turn.messages[-1] or said[-1].role != "user":
+        others = [message for message in self._turn.messages if message.role != "system"]
+        if not others or others[-1] is self._turn.messages[-1] or others[-1].role != "user":
             return None
-        return "".join(part.text for part in said[-1].parts if isinstance(part, TextPart))
+        return "".join(part.text for part in others[-1].parts if isinstance(part, TextPart))
 
 
 @dataclass(frozen=True)
@@ -86,16 +83,16 @@ class _Model:
 
 @dataclass(frozen=True)
 class Conversation:
-    """The thread of a turn, as LogStore asks for it."""
+    """A turn's thread, as LogStore reads it."""
 
     id: str
 
 
 @dataclass(frozen=True)
 class _Prompt:
-    """`prompt` and `system` name the thread; LogStore reads the conversation from `messages`."""
+    """The messages, and the texts from which LogStore makes the thread's name."""
 
-    messages: _Chain
+    messages: _MessageChain
     prompt: str
     system: str
     options: dict[str, Any]
@@ -103,16 +100,16 @@ class _Prompt:
     schema: dict[str, Any] | None
     fragments: tuple[str, ...] = ()
     system_fragments: tuple[str, ...] = ()
-    tool_results: tuple[llm.ToolResult, ...] = ()  # there: which toolbox ran; ours never did
+    tool_results: tuple[llm.ToolResult, ...] = ()  # in llm: of tools that it ran itself
 
 
 def _plain(payload: Any) -> Any:
-    """What a plugin leaves for the log may hold its SDK's objects: those become text."""
+    """Turn objects that a plugin left in its payload (of its SDK, say) into text."""
     return json.loads(json.dumps(payload, default=str))
 
 
-class _Chain(list[Message]):
-    """Messages of which the first `known` are stored, the last of those as `tip`."""
+class _MessageChain(list[Message]):
+    """Messages, of which the first `known` are stored; `tip` is the hash of the last of these."""
 
     def __init__(self, messages: Iterable[Message], known: int, tip: str | None) -> None:
         super().__init__(messages)
@@ -120,26 +117,26 @@ class _Chain(list[Message]):
         self.tip = tip
 
 
-def _chain(messages: Sequence[Message], known: Mapping[bytes, str]) -> _Chain:
+def _chain(messages: Sequence[Message], known: Mapping[bytes, str]) -> _MessageChain:
     tip: str | None = None
     for count, message in enumerate(messages):
         hash = known.get(_fingerprint(tip, message))
         if hash is None:
-            return _Chain(messages, count, tip)
+            return _MessageChain(messages, count, tip)
         tip = hash
-    return _Chain(messages, len(messages), tip)
+    return _MessageChain(messages, len(messages), tip)
 
 
 def _fingerprint(parent: str | None, message: Message) -> bytes:
-    """Tell apart what llm's hash does, and more, in a fraction of the time."""
-    data = marshal.dumps(dict(message.to_dict()), 2)  # version 2 writes the same alike, always
+    """Distinguish all messages that llm's hash does, in a fraction of its time."""
+    data = marshal.dumps(dict(message.to_dict()), 2)  # version 2 always encodes equal values alike
     return hashlib.sha256((parent or "").encode() + data).digest()
 
 
 class TurnLog(LogStore):
-    """llm's LogStore, which takes the known part of a chain as stored.
+    """llm's LogStore, but messages that are known to be stored are not looked up.
 
-    seen: the messages that it stored or found, llm's hashes by fingerprint.
+    seen: llm's hashes of the messages that it stored or found, by fingerprint.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -150,9 +147,9 @@ class TurnLog(LogStore):
     def ensure_chain(
         self, messages: Sequence[Message], parent: str | None = None, fragments: Any = None
     ) -> str | None:
-        """Store what is not known of a chain, and give the hash of its last message."""
+        """Store the unknown messages of a chain; return the hash of its last one."""
         tip = parent
-        if isinstance(messages, _Chain) and self._has(messages.tip):
+        if isinstance(messages, _MessageChain) and self._has(messages.tip):
             tip = messages.tip
             messages = messages[messages.known :]
         for message in messages:
@@ -163,6 +160,46 @@ class TurnLog(LogStore):
         return tip
 
     def _has(self, hash: str | None) -> bool:
-        """Look for a message, and so for those before it: somebody may have deleted it by hand."""
-        found = self.db.execute("select 1 from messages where hash = ?", (hash,))
-        return found.fetchone() is not None
+        """Check that a message, and so those before it, has not been deleted by hand."""
+        rows = self.db.execute("select 1 from messages where hash = ?", (hash,))
+        return rows.fetchone() is not None
+
+
+MESSAGE_CHAIN = """
+    with recursive chain (hash, depth) as (
+        select :tip, 0 where :tip is not :after
+        union all
+        select parent_hash, depth + 1 from chain join messages using (hash)
+        where parent_hash is not :after
+    )
+    select hash, role from chain left join messages using (hash)
+    where hash is not null order by depth desc
+"""
+"""SQL for the messages after `:after` up to `:tip`: their hashes and roles."""
+
+
+def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> list[Message]:
+    """Read the messages after `after` up to `tip` at once; llm reads them one by one.
+
+    Raises:
+        KeyError: one of them is missing.
+    """
+    rows = log.db.execute(MESSAGE_CHAIN, {"tip": tip, "after": after})
+    hashes = [hash for hash, _ in rows]
+    messages = read_messages(log, hashes)
+    return [messages[hash] for hash in hashes]
+
+
+def read_messages(log: LogStore, hashes: Sequence[str]) -> dict[str, Message]:
+    """Read messages by their hashes; missing ones are left out."""
+    rows = log.db.execute(
+        "select hash, role, provider_metadata from messages"
+        " where hash in (select value from json_each(:hashes))",
+        {"hashes": json.dumps(hashes)},
+    ).fetchall()
+    parts = log._load_parts([hash for hash, _, _ in rows])
+    messages = [
+        Message(role, parts.get(hash, []), json.loads(metadata) if metadata else None)
+        for hash, role, metadata in rows
+    ]
+    return dict(zip((hash for hash, _, _ in rows), with_remote_attachments(messages), strict=True))

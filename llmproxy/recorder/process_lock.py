@@ -1,8 +1,8 @@
-"""Who writes: several processes may share one logs.db, and each must know who is still there.
+"""Show other processes on the same logs.db that this one is alive.
 
-An owner keeps a file beside logs.db locked for as long as its process lives, whatever
-ends it. The lock is SQLite's, on an empty database: it works alike on every system, and
-a child process does not inherit it.
+Each process keeps a file beside logs.db locked until it ends, however it ends. The lock is
+SQLite's, on an empty database: it works the same on every system, and child processes don't
+inherit it.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import os
 import sqlite3
 from pathlib import Path
 
-__all__ = ["ProcessLock"]
-
-# A neighbour that looks whether we live holds our lock for an instant.
+# Another process holds our lock for a moment when it checks whether we are alive.
 CLAIM_TIMEOUT_S = 2.0
 
 
 class ProcessLock:
-    """This process, as its neighbours on the same logs.db know it.
+    """The lock of one process that writes to a logs.db.
 
-    id: in no other process's use, and made of letters and digits.
+    id: unique among processes; letters and digits.
     """
 
     def __init__(self, database: Path, id: str) -> None:
@@ -29,14 +27,14 @@ class ProcessLock:
         self._lock: sqlite3.Connection | None = None
 
     def spool_path(self, id: str | None = None) -> Path:
-        """Say where an owner's exchanges are when logs.db can't take them; this one's if None."""
+        """Return the path of a process's spool; this one's if `id` is None."""
         return self._beside(id or self.id, "jsonl")
 
     def claim(self) -> None:
-        """Take the lock, or keep it; make it anew where somebody has deleted its file.
+        """Take the lock if it isn't held yet, or if its file has been deleted.
 
         Raises:
-            OSError, sqlite3.Error: no file can be made or locked there.
+            OSError, sqlite3.Error: the file can't be created or locked.
         """
         path = self._beside(self.id, "lock")
         if self._lock is not None and not path.exists():
@@ -46,28 +44,28 @@ class ProcessLock:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             made = path.stat().st_ino
             lock = _locked(path, CLAIM_TIMEOUT_S)
-            # Between the two a neighbour may have taken it for a dead one's and removed it.
+            # In between, another process may have removed the file as left behind.
             if path.exists() and path.stat().st_ino == made:
                 self._lock = lock
             else:
                 lock.close()
 
     def release(self) -> None:
-        """Give the lock back, and take its file away."""
+        """Release the lock and delete its file."""
         if self._lock is not None:
             self._beside(self.id, "lock").unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 
     def dead(self) -> list[str]:
-        """Name the owners that are gone and have left their lock or their spool behind."""
+        """Return the ids of processes that are gone but left a lock file or a spool behind."""
         start = f"{self._database.name}-llmproxy-"
         names = [path.stem for path in self._database.parent.iterdir()]
         ids = {name.removeprefix(start) for name in names if name.startswith(start)}
         return sorted(id for id in ids if not self.is_alive(id))
 
     def is_alive(self, id: str) -> bool:
-        """Say whether an owner's process is there; this one's is."""
+        """Check whether a process is alive; this one is."""
         path = self._beside(id, "lock")
         if id == self.id:
             return True
@@ -80,7 +78,7 @@ class ProcessLock:
         return False
 
     def forget(self, id: str) -> None:
-        """Take away what a dead owner left; its spool has been taken in."""
+        """Delete the files of a process that is gone, whose spool has been written."""
         self._beside(id, "lock").unlink(missing_ok=True)
         self.spool_path(id).unlink(missing_ok=True)
 
@@ -89,12 +87,12 @@ class ProcessLock:
 
 
 def _locked(path: Path, timeout_s: float) -> sqlite3.Connection:
-    # Closed by whichever thread is the last.
+    # May be closed by another thread than the one that opened it.
     connection = sqlite3.connect(
         path, timeout=timeout_s, isolation_level=None, check_same_thread=False
     )
     try:
-        connection.execute("PRAGMA journal_mode = off")  # it would stand beside the lock
+        connection.execute("PRAGMA journal_mode = off")  # it would be another file
         connection.execute("BEGIN EXCLUSIVE")
     except BaseException:
         connection.close()

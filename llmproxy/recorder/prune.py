@@ -1,14 +1,15 @@
-"""Forgetting: exchanges, and of llm's and our own tables what only they used.
+"""Delete exchanges, with everything that only they use in llm's and our own tables.
 
-Everything is one transaction, which holds the write lock while it lasts; proxies that
-run meanwhile spool. What is shared with anything that stays (a message of another
-thread, a fragment's attachment, a content of another request) stays.
+It is all one transaction, which holds the write lock; proxies that run meanwhile spool.
+Whatever is shared with something that stays (a message of another thread, a fragment's
+attachment, a blob of another request) stays as well.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +17,12 @@ from .reader import Filter, LogReader
 from .request_store import references
 from .store import translated
 
-__all__ = ["Pruned", "prune"]
-
-TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
+TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """How many rows were forgotten, or would be."""
+    """The numbers of rows that were deleted, or would be."""
 
     exchanges: int
     turns: int
@@ -31,22 +30,22 @@ class Pruned:
     contents: int
 
 
-def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
-    """Forget the exchanges that `only` means, those that are running excepted.
+def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
+    """Delete the exchanges that the filter selects, except running ones.
 
     Raises:
-        ValueError: `only` means all there are.
-        Locked, Unusable: nothing was forgotten.
+        ValueError: the filter selects all exchanges.
+        Locked, Unusable: nothing was deleted.
     """
-    condition, values = only.where()
+    condition, values = filter.where()
     if not values:
-        raise ValueError("say which exchanges are to be forgotten")
-    LogReader(path).close()  # which brings an older llmproxy's tables up to date
+        raise ValueError("a filter is needed to delete exchanges")
+    LogReader(path).close()  # migrates an older llmproxy's tables
     with translated(path):
         connection = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
         )
-        try:
+        with closing(connection):
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "create temp table gone as select id, message_hash, thread_id, previous_id, run_id"
@@ -56,8 +55,6 @@ def prune(path: Path, only: Filter, *, dry_run: bool = False) -> Pruned:
             )
             pruned = _prune(connection)
             connection.execute("ROLLBACK" if dry_run else "COMMIT")
-        finally:
-            connection.close()
     return pruned
 
 
@@ -93,17 +90,17 @@ def _prune(connection: sqlite3.Connection) -> Pruned:
         " and not exists (select 1 from proxy_exchanges where run_id = proxy_runs.id)"
     )
     _settle_threads(connection)
-    forgotten = _prune_messages(connection, messages)
+    deleted = _prune_messages(connection, messages)
     for statement, keys in ((_UNUSED_TOOL, tools), (_UNUSED_SCHEMA, schemas)):
         connection.executemany(statement, [(key,) for key in keys])
-    contents = _prune_contents(connection) if exchanges else 0
-    # A proxy that runs must no longer take as stored what it has stored.
+    contents = _prune_blobs(connection) if exchanges else 0
+    # Running proxies must forget what they know to be stored.
     connection.execute("update proxy_meta set value = value + 1 where name = 'prunes'")
-    return Pruned(exchanges, turns, forgotten, contents)
+    return Pruned(exchanges, turns, deleted, contents)
 
 
 def _settle_threads(connection: sqlite3.Connection) -> None:
-    """Take threads back to their last turn that stays, or away where there is none."""
+    """Set threads back to the last turn that stays; delete those without any."""
     connection.execute(
         """
         delete from threads where id in (select thread_id from gone)
@@ -127,7 +124,7 @@ def _settle_threads(connection: sqlite3.Connection) -> None:
 
 
 def _prune_messages(connection: sqlite3.Connection, ends: Iterable[str]) -> int:
-    """HistoryHasher up from the ends of chains, as far as nothing else hangs there."""
+    """Delete messages from the ends of chains upwards, until one is used by something else."""
     connection.execute(
         """
         create temp table used as
@@ -137,7 +134,7 @@ def _prune_messages(connection: sqlite3.Connection, ends: Iterable[str]) -> int:
         """
     )
     connection.execute("create index temp.used_hash on used (hash)")
-    forgotten = 0
+    deleted = 0
     todo = list(ends)
     while todo:
         hash = todo.pop()
@@ -149,11 +146,11 @@ def _prune_messages(connection: sqlite3.Connection, ends: Iterable[str]) -> int:
         ).fetchone()
         if parent is None:
             continue
-        forgotten += 1
+        deleted += 1
         _delete_message(connection, hash)
         if parent[0] is not None:
             todo.append(parent[0])
-    return forgotten
+    return deleted
 
 
 def _delete_message(connection: sqlite3.Connection, hash: str) -> None:
@@ -169,7 +166,7 @@ def _delete_message(connection: sqlite3.Connection, hash: str) -> None:
     connection.execute("delete from messages where hash = ?", (hash,))
 
 
-# llm's older tables may hold the same ones.
+# llm's older tables may use the same rows.
 _UNUSED_ATTACHMENT = """
     delete from attachments where id = ?1
         and not exists (select 1 from part_attachments where attachment_id = ?1)
@@ -190,8 +187,8 @@ _UNUSED_SCHEMA = """
 """
 
 
-def _prune_contents(connection: sqlite3.Connection) -> int:
-    """Keep what the bodies that stay refer to, directly or not."""
+def _prune_blobs(connection: sqlite3.Connection) -> int:
+    """Delete blobs that no remaining body refers to, directly or not."""
     used: set[str] = set()
     todo: list[str] = []
     for (body,) in connection.execute("select body from proxy_exchanges"):

@@ -1,7 +1,7 @@
-"""logs.db as it is read: lists of exchanges, one of them whole, and what comes in.
+"""Read exchanges from logs.db: list them, read one completely, follow new ones.
 
-The file is opened read-only, also beside a running proxy, and llm's migrations are left
-to who writes. Only an older llmproxy's tables are brought up to date first.
+The file is opened read-only, which works while a proxy writes to it. llm's migrations are
+left to writers; only an older llmproxy's tables are migrated first.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import llm
 import sqlite_utils
@@ -24,8 +24,9 @@ from llm.parts import Message
 
 from ..core.errors import NotFound
 from . import timeline
-from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn, with_remote_attachments
-from .request_store import unfold
+from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
+from .llm_turns import MESSAGE_CHAIN, read_chain, read_messages
+from .request_store import restore
 from .store import (
     SCHEMA_VERSION,
     SUMMARY_COLUMNS,
@@ -37,19 +38,17 @@ from .store import (
     translated,
 )
 
-__all__ = ["THREAD_OF", "Filter", "Follower", "LogReader", "check_llm", "open_for_reading"]
-
 
 @dataclass(frozen=True)
 class Filter:
-    """Which exchanges are meant; what is None narrows nothing.
+    """Selects exchanges; fields that are None select all.
 
-    since, until: of `received`, the second one's instant excluded.
-    model: the name asked for or llm's id of what answered.
-    thread_id: a thread's, or the id of an exchange, which means the thread that it is in.
-    search: words that prompt or answer have, all of them, as llm's search finds them.
-    run: a benchmark's name or id. is_traffic: what models answered clients, no benchmark's
-        and nothing that was only played again.
+    since, until: limits of `received`, `until` excluded.
+    model: the requested name, or llm's id of the model that answered.
+    thread_id: a thread, or an exchange, which stands for its thread.
+    search: words that must all occur in prompt or response, as in llm's search.
+    run: a benchmark's name or id. is_traffic: only responses of models to clients, without
+        benchmarks and replays.
     """
 
     since: datetime | None = None
@@ -65,7 +64,7 @@ class Filter:
     is_traffic: bool = False
 
     def where(self) -> tuple[str, dict[str, Any]]:
-        """Give the SQL condition on proxy_exchanges, and its parameters."""
+        """Return the SQL condition on proxy_exchanges, and its parameters."""
         ids = None if self.ids is None else json.dumps(self.ids)
         values = {
             "since": self.since and timestamp(self.since),
@@ -84,13 +83,13 @@ class Filter:
         return " and ".join(_CONDITIONS[name] for name in given) or "true", given
 
 
-# An exchange that failed is in the thread of the turn that it would have gone on from.
+# An exchange that failed belongs to the thread of the turn that it would have continued.
 THREAD_OF = (
     "coalesce((select turns.thread_id from turns where turns.id = :thread_id),"
     " (select turns.thread_id from turns join proxy_exchanges as failed"
     " on turns.id = failed.previous_id where failed.id = :thread_id), :thread_id)"
 )
-"""SQL for the thread that `:thread_id` means: a thread, or one of its exchanges."""
+"""SQL for the thread that `:thread_id` stands for: a thread, or one of its exchanges."""
 
 _CONDITIONS = {
     "since": "received >= :since",
@@ -108,19 +107,19 @@ _CONDITIONS = {
 }
 
 
-def _quoted(words: str) -> str:
-    """Take each word as it is: FTS5 has a language of its own."""
-    return " ".join('"' + word.replace('"', '""') + '"' for word in words.split())
+def _quoted(text: str) -> str:
+    """Quote each word, since FTS5 has a query syntax."""
+    return " ".join('"' + word.replace('"', '""') + '"' for word in text.split())
 
 
 class LogReader:
-    """A logs.db open for reading, by one thread at a time.
+    """Reads a logs.db; may be used by one thread at a time.
 
-    asks_models: let llm look a model up, and so load its plugins, where it needs that to
-        put a provider's raw answer together again; otherwise that one is left out.
+    asks_models: let llm look up a model, and thus load its plugins, if that is needed to
+        restore a provider's raw response; otherwise such a response is left out.
 
     Raises:
-        Unusable: there is none, it is no database, or a newer llmproxy's.
+        Unusable: there is no file, or it is not a database, or a newer llmproxy's.
     """
 
     def __init__(self, path: Path, *, asks_models: bool = True) -> None:
@@ -133,28 +132,38 @@ class LogReader:
                 Store(path).close()
                 self._conn, self._log, self._version = open_for_reading(path)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the file."""
         self._conn.close()
 
-    def entries(self, only: Filter = Filter(), *, last: int | None = None) -> list[ExchangeSummary]:
+    def entries(
+        self, filter: Filter = Filter(), *, last: int | None = None
+    ) -> list[ExchangeSummary]:
         """List exchanges in the order in which they were received, at most the `last` ones.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [summary_of(row) for row in self._listed(SUMMARY_COLUMNS, only, last)]
+        return [summary_of(row) for row in self._listed(SUMMARY_COLUMNS, filter, last)]
 
-    def ids(self, only: Filter = Filter(), *, last: int | None = None) -> list[str]:
+    def ids(self, filter: Filter = Filter(), *, last: int | None = None) -> list[str]:
         """List the ids of exchanges, as `entries` does.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [row["id"] for row in self._listed(["id"], only, last)]
+        return [row["id"] for row in self._listed(["id"], filter, last)]
 
-    def _listed(self, columns: Iterable[str], only: Filter, last: int | None) -> list[sqlite3.Row]:
-        condition, values = only.where()
+    def _listed(
+        self, columns: Iterable[str], filter: Filter, last: int | None
+    ) -> list[sqlite3.Row]:
+        condition, values = filter.where()
         return self.rows(
             f"select {', '.join(columns)} from proxy_exchanges where number in"
             f" (select number from proxy_exchanges where {condition}"
@@ -163,36 +172,36 @@ class LogReader:
         )
 
     def exchange(self, id: str) -> Exchange:
-        """Read one exchange whole.
+        """Read one exchange completely.
 
-        Its turn is None where llm's tables have neither a turn nor messages of it.
+        Its turn is None if llm's tables have neither a turn nor messages of it.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no exchange with this id.
             Unusable: the file can't be read any more.
         """
         return self._exchange(self._row(id))[0]
 
-    def answer(self, id: str) -> tuple[Exchange, int]:
-        """Read one exchange with its answer, but of what was asked only the end.
+    def response(self, id: str) -> tuple[Exchange, int]:
+        """Read one exchange with its response, but only the end of its request.
 
-        Its turn's messages are those since the last answer before it, with how many
-        there are before them; the request's body is None. Much faster where conversations
-        are long.
+        The turn's messages are those after the last reply before it; the number returned
+        is that of the messages before these. The request's body is None. Much faster if
+        conversations are long.
 
         Raises:
-            NotFound: there is none of this id.
+            NotFound: there is no exchange with this id.
             Unusable: the file can't be read any more.
         """
         return self._exchange(self._row(id), is_whole=False)
 
     def _row(self, id: str) -> sqlite3.Row:
-        # Clients are told ids as their wire has them: chatcmpl-…, msg_…
+        # Clients are given ids in their API's form: chatcmpl-…, msg_…
         values = {"id": re.sub(r"\A(?:chatcmpl-|msg_)", "", id)}
         rows = self.rows("select * from proxy_exchanges where id = :id", values)
         if not rows:
-            is_thread = self.rows("select 1 from threads where id = :id", values)
-            hint = f"; it is a conversation: log --thread {id}" if is_thread else ""
+            threads = self.rows("select 1 from threads where id = :id", values)
+            hint = f"; it is a conversation: log --thread {id}" if threads else ""
             raise NotFound(f"the log has no exchange {id}{hint}")
         return rows[0]
 
@@ -200,7 +209,7 @@ class LogReader:
         entry = summary_of(row)
         with translated(self.path):
             turn, earlier = self._turn(row, is_whole)
-            body = unfold(row["body"], self._content) if is_whole else None
+            body = restore(row["body"], self._blob) if is_whole else None
             exchange = Exchange(
                 **{field.name: getattr(entry, field.name) for field in fields(ExchangeSummary)},
                 request=RawRequest(json.loads(row["headers"]), row["query"], body),
@@ -212,7 +221,7 @@ class LogReader:
             )
         return exchange, earlier
 
-    def _content(self, hash: str) -> str:
+    def _blob(self, hash: str) -> str:
         row = self._conn.execute(
             "select text from proxy_contents where hash = ?", (hash,)
         ).fetchone()
@@ -225,9 +234,9 @@ class LogReader:
             (row["id"],),
         ).fetchone()
         tip = row["message_hash"] if turn is None else turn["parent_message_hash"]
-        messages, earlier = self._asked(tip, is_whole)
+        messages, earlier = self._request_messages(tip, is_whole)
         if turn is not None:
-            return self._answered_turn(turn, messages), earlier
+            return self._turn_of(turn, messages), earlier
         if tip is None:
             return None, 0
         return Turn(
@@ -240,19 +249,19 @@ class LogReader:
             duration_ms=int(row["duration_ms"] or 0),
         ), earlier
 
-    def _asked(self, tip: str | None, is_whole: bool) -> tuple[list[Message], int]:
-        """The messages up to and with `tip`, or the last of them, and how many are before."""
+    def _request_messages(self, tip: str | None, is_whole: bool) -> tuple[list[Message], int]:
+        """Return the messages up to `tip`, or only the last of them, and how many precede these."""
         if is_whole:
-            return self._chain(tip), 0
-        chain = self._conn.execute(_CHAIN, {"tip": tip, "after": None}).fetchall()
-        answers = [place for place, row in enumerate(chain, 1) if row["role"] == "assistant"]
-        earlier = answers[-1] if answers else 0
+            return read_chain(self._log, tip), 0
+        chain = self._conn.execute(MESSAGE_CHAIN, {"tip": tip, "after": None}).fetchall()
+        replies = [count for count, row in enumerate(chain, 1) if row["role"] == "assistant"]
+        earlier = replies[-1] if replies else 0
         hashes = [row["hash"] for row in chain[earlier:]]
-        messages = self.messages(hashes)
+        messages = read_messages(self._log, hashes)
         return [messages[hash] for hash in hashes], earlier
 
-    def _answered_turn(self, row: sqlite3.Row, messages: list[Message]) -> Turn:
-        reply = self._chain(row["tip_message_hash"], after=row["parent_message_hash"])
+    def _turn_of(self, row: sqlite3.Row, messages: list[Message]) -> Turn:
+        reply = read_chain(self._log, row["tip_message_hash"], after=row["parent_message_hash"])
         tools = self._conn.execute(
             "select tools.* from turn_tools join tools on tools.id = turn_tools.tool_id"
             " where turn_id = ? order by turn_tools.rowid",
@@ -286,40 +295,21 @@ class LogReader:
             response_json=response_json,
         )
 
-    def _chain(self, tip: str | None, *, after: str | None = None) -> list[Message]:
-        """The messages up to and with `tip`, at once: llm asks for them one by one."""
-        rows = self._conn.execute(_CHAIN, {"tip": tip, "after": after})
-        hashes = [row["hash"] for row in rows]
-        messages = self.messages(hashes)
-        return [messages[hash] for hash in hashes]
-
     def messages(self, hashes: Sequence[str]) -> dict[str, Message]:
-        """Read messages by their hashes; those that are not there are left out.
+        """Read messages by their hashes; missing ones are left out.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        rows = self.rows(
-            "select hash, role, provider_metadata from messages"
-            " where hash in (select value from json_each(:hashes))",
-            {"hashes": json.dumps(hashes)},
-        )
         with translated(self.path):
-            parts = self._log._load_parts([row["hash"] for row in rows])
-        messages = [
-            Message(row["role"], parts.get(row["hash"], []), _json(row["provider_metadata"]))
-            for row in rows
-        ]
-        return dict(
-            zip((row["hash"] for row in rows), with_remote_attachments(messages), strict=True)
-        )
+            return read_messages(self._log, hashes)
 
-    def follow(self, only: Filter = Filter()) -> Follower:
-        """Begin to watch for exchanges that begin or change from now on."""
-        return Follower(self, only)
+    def follow(self, filter: Filter = Filter()) -> Follower:
+        """Start to watch for exchanges that begin or end from now on."""
+        return Follower(self, filter)
 
     def rows(self, sql: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
-        """Ask for rows; there are none where no llmproxy has written yet.
+        """Run a query; returns no rows if no llmproxy has written to the log yet.
 
         Raises:
             Unusable: the file can't be read any more.
@@ -331,50 +321,38 @@ class LogReader:
 
 
 class Follower:
-    """What comes into a log: each exchange when it begins, and again when it has ended."""
+    """Follows a log: returns each exchange when it begins, and again when it has ended."""
 
-    def __init__(self, history: LogReader, only: Filter) -> None:
-        self._history = history
-        self._only = only
-        newest = history.rows("select max(number) as number from proxy_exchanges", {})
-        running = history.rows("select number from proxy_exchanges where status = 'running'", {})
+    def __init__(self, reader: LogReader, filter: Filter) -> None:
+        self._reader = reader
+        self._filter = filter
+        newest = reader.rows("select max(number) as number from proxy_exchanges", {})
+        running = reader.rows("select number from proxy_exchanges where status = 'running'", {})
         self._last: int = (newest[0]["number"] if newest else None) or 0
         self._running: set[int] = {row["number"] for row in running}
 
     def poll(self) -> list[ExchangeSummary]:
-        """Give what is new since the last time, in the order of its beginning.
+        """Return what is new since the last call, in the order of beginning.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        condition, values = self._only.where()
-        rows = self._history.rows(
-            f"select number, {', '.join(SUMMARY_COLUMNS)}, {condition} as is_meant"
+        condition, values = self._filter.where()
+        rows = self._reader.rows(
+            f"select number, {', '.join(SUMMARY_COLUMNS)}, {condition} as is_selected"
             " from proxy_exchanges where number in"
             " (select number from proxy_exchanges where number > :followed"
             " union select value from json_each(:running)) order by number",
             values | {"followed": self._last, "running": json.dumps(list(self._running))},
         )
-        news = [row for row in rows if row["number"] > self._last or row["status"] != "running"]
-        for row in news:
+        changed = [row for row in rows if row["number"] > self._last or row["status"] != "running"]
+        for row in changed:
             if row["status"] == "running":
                 self._running.add(row["number"])
             else:
                 self._running.discard(row["number"])
             self._last = max(self._last, row["number"])
-        return [summary_of(row) for row in news if row["is_meant"]]
-
-
-_CHAIN = """
-    with recursive chain (hash, depth) as (
-        select :tip, 0 where :tip is not :after
-        union all
-        select parent_hash, depth + 1 from chain join messages using (hash)
-        where parent_hash is not :after
-    )
-    select hash, role from chain left join messages using (hash)
-    where hash is not null order by depth desc
-"""
+        return [summary_of(row) for row in changed if row["is_selected"]]
 
 
 def _json(text: str | None) -> Any:
@@ -382,13 +360,13 @@ def _json(text: str | None) -> Any:
 
 
 def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
-    """Open a logs.db read-only, for any thread, one at a time.
+    """Open a logs.db read-only, for use by one thread at a time.
 
-    Gives the connection, llm's store over it, and the version of our tables: 0 where no
-    llmproxy has written yet.
+    Returns the connection, llm's store on it, and the version of our tables: 0 if no
+    llmproxy has written to it yet.
 
     Raises:
-        sqlite3.Error: there is none, or it is no database.
+        sqlite3.Error: there is no file, or it is not a database.
         Unusable: it is a newer llmproxy's.
     """
     connection = sqlite3.connect(
@@ -406,23 +384,23 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
 
 
 def check_llm(path: Path) -> None:
-    """Refuse a logs.db that this llm should not write: a newer one has made tables in it.
+    """Check that a logs.db was not migrated by a newer llm, so that this one may write to it.
 
     Raises:
-        Unusable: that, or it is a newer llmproxy's, or no database.
+        Unusable: it was, or it is a newer llmproxy's, or not a database.
     """
     with translated(path):
         connection, _, _ = open_for_reading(path)
-        try:
+        with closing(connection):
             if not connection.execute("pragma table_info(_llm_migrations)").fetchall():
                 return
-            made = {row["name"] for row in connection.execute("select name from _llm_migrations")}
-        finally:
-            connection.close()
-    unknown = sorted(made - {migration.__name__ for migration in MIGRATIONS})
+            applied = {
+                row["name"] for row in connection.execute("select name from _llm_migrations")
+            }
+    unknown = sorted(applied - {migration.__name__ for migration in MIGRATIONS})
     if unknown:
         raise Unusable(
-            f"{path} is a newer llm's (this one does not know {unknown[0]}): install that"
+            f"{path} was written by a newer llm (this one does not know {unknown[0]}): upgrade llm"
         )
 
 

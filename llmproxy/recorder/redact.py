@@ -1,8 +1,8 @@
-"""What must never be kept: keys, tokens and cookies, wherever a request or an error has them.
+"""Remove keys, tokens and cookies from requests and error messages before they are stored.
 
-Names decide in headers, queries and bodies; in an error's words, where a provider may
-quote a key, the keys that are known do, the client's own and the usual shapes of keys.
-The conversation itself is left as it is: llm's tables hold it too.
+In headers, queries and bodies, the names of fields decide. Error messages, in which a provider
+may quote a key, are searched for known keys, the request's secrets and the usual formats of
+keys. The conversation itself is left as it is, since llm's tables hold it too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from urllib.parse import parse_qsl, urlencode
 
 from ..core.known_keys import MIN_KEY_CHARS, REMOVED, KnownKeys, is_secret_name, without_url_user
 
-__all__ = ["REMOVED", "Redactor"]
-
 _CONVERSATION = frozenset({"messages", "input", "system", "instructions", "prompt"})
-# With "-" and "_" taken out: api_key, x-goog-api-key, authorization_token, clientSecret …
+# Without "-" and "_": api_key, x-goog-api-key, authorization_token, clientSecret …
 _SECRET_ENDINGS = (
     "apikey", "accesskey", "secretkey", "privatekey", "token", "secret", "password",
     "authorization", "credential", "credentials", "cookie",
@@ -26,9 +24,9 @@ _HEADER_MAPS = frozenset({"headers", "extra_headers"})  # sent on to a tool's se
 
 
 class Redactor:
-    """Takes the secrets out of one request, and knows them again in what is said of it.
+    """Removes the secrets of one request, and later the same secrets from its error message.
 
-    keys: those that are known, not to be told either.
+    keys: known keys, which are removed as well.
     """
 
     def __init__(self, keys: KnownKeys | None = None) -> None:
@@ -36,7 +34,7 @@ class Redactor:
         self._keys = keys or KnownKeys()
 
     def headers(self, headers: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Keep header fields by lower-case name, a secret one's value removed."""
+        """Return header fields by lower-case name, without the values of secret ones."""
         kept: dict[str, str] = {}
         for name, value in headers:
             name = name.lower()
@@ -47,7 +45,7 @@ class Redactor:
         return kept
 
     def query(self, query: str) -> str:
-        """Keep a query string, the values of secret names removed."""
+        """Return a query string without the values of secret names."""
         return urlencode(
             [
                 (name, self._removed(value) if is_secret_name(name) else value)
@@ -56,7 +54,7 @@ class Redactor:
         )
 
     def body(self, body: Any) -> Any:
-        """Keep a body, the values of well-known secret fields removed; the one given is left."""
+        """Return a copy of a body without the values of well-known secret fields."""
         if not isinstance(body, dict):
             return body
         return {
@@ -64,8 +62,8 @@ class Redactor:
             for name, value in body.items()
         }
 
-    def words(self, text: str) -> str:
-        """Keep an error's text without the secrets found so far and what looks like a key."""
+    def text(self, text: str) -> str:
+        """Return an error message without secrets found so far and whatever looks like a key."""
         for secret in sorted(self._found, key=len, reverse=True):
             text = text.replace(secret, REMOVED)
         return self._keys.out_of(text)
@@ -73,7 +71,7 @@ class Redactor:
     def _member(self, name: str, value: Any) -> Any:
         match value:
             case dict() if name.lower() in _HEADER_MAPS:
-                return {key: self._removed(str(word)) for key, word in value.items()}
+                return {key: self._removed(str(item)) for key, item in value.items()}
             case dict():
                 return {key: self._member(key, item) for key, item in value.items()}
             case list():
@@ -90,7 +88,7 @@ class Redactor:
         return start + mark + (self.query(query) if is_secret_name(query) else query)
 
     def _removed(self, value: str) -> str:
-        """Remember a secret's words, each by itself: `Bearer …`, `a=…; b=…`."""
+        """Remember each part of a secret: `Bearer …`, `a=…; b=…`."""
         words = re.split(r"[\s;,=]+", value)
         self._found.update(word for word in words if len(word) >= MIN_KEY_CHARS)
         return REMOVED

@@ -1,8 +1,8 @@
-"""Recorded replies by what clients send again of them: the SQL of the log's memory.
+"""The index of recorded replies by their fingerprints, and the SQL that looks them up.
 
-`proxy_replies` has a turn's keys (chain.py says what they are of), `proxy_calls` the ids
-of its tool calls. The writer writes both with the turn; a database that an older llmproxy
-wrote gains them when it is opened. Finding a reply again only reads.
+`proxy_replies` holds the fingerprints of a turn's reply (see core/fingerprints), `proxy_calls`
+the ids of its tool calls. The writer writes both with the turn; a database written by an older
+llmproxy gets them when it is opened. Lookups only read.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from llm.logs import LogStore
 from llm.parts import Message
 
 from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
-
-__all__ = ["SCHEMA", "Candidate", "Excerpt", "Replies", "insert_keys", "insert_missing_keys"]
+from .llm_turns import read_chain, read_messages
 
 SCHEMA = (
     """
@@ -28,10 +27,10 @@ SCHEMA = (
         text_key text,
         question_key text not null,
         history_key text not null,
-        is_continued integer not null default 0  -- a finished turn goes on from it
+        is_continued integer not null default 0  -- a finished turn continues it
     ) without rowid
     """,
-    # The narrowest first, and of those that are alike the ones that wait to be continued.
+    # Most specific match first; ties go to replies that nothing has continued yet.
     "create index proxy_replies_keys on proxy_replies"
     " (reply_key, question_key, history_key, is_continued, turn_id desc)",
     "create index proxy_replies_text on proxy_replies (text_key) where text_key is not null",
@@ -42,13 +41,13 @@ SCHEMA = (
     """,
 )
 
-MAX_CANDIDATES = 32  # looked at of those that are alike: more say nothing new
-MAX_SAID = 2_000  # replies held in memory; each some kilobytes
-RECENT_TURNS = 32  # what a sub-agent or a side request quotes was said just before
+MAX_CANDIDATES = 32  # per lookup; more of the same replies give no new information
+MAX_CACHED_REPLIES = 2_000  # in memory; each some kilobytes
+RECENT_TURNS = 32  # a sub-agent or a side request quotes a turn from just before
 
 
 def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> None:
-    """Have a turn's reply known by its keys."""
+    """Insert the fingerprints of a turn's reply."""
     connection.execute(
         "insert or replace into proxy_replies"
         " (turn_id, reply_key, text_key, question_key, history_key) values (?, ?, ?, ?, ?)",
@@ -61,69 +60,47 @@ def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> N
 
 
 def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
-    """Give the turns of our exchanges the keys that an older llmproxy did not know of."""
-    chains = _Chains(connection, log)
+    """Insert the fingerprints of turns that an older llmproxy wrote without them."""
     turns = connection.execute(
         "select turns.id, parent_message_hash, tip_message_hash"
         " from turns join proxy_exchanges using (id) order by turns.id"
     ).fetchall()
-    # To the ends of what turns were asked: most go on from another one's.
-    walks: dict[str | None, HistoryHasher] = {None: HistoryHasher()}
+    # By the last message of turns' requests: most turns continue another one.
+    hashers: dict[str | None, HistoryHasher] = {None: HistoryHasher()}
     for turn_id, parent, tip in turns:
-        said = chains.between(parent, tip)
-        start, asked = chains.since(walks.keys(), parent)
-        if asked and asked[-1].role == "assistant":  # words that the reply goes on from
-            reply = reply_of(chains.whole(parent), said)
+        reply_messages = read_chain(log, tip, after=parent)
+        start, asked = _messages_since(log, hashers.keys(), parent)
+        if asked and asked[-1].role == "assistant":  # a prefill that the reply continues
+            reply = reply_of(read_chain(log, parent), reply_messages)
         else:
-            walk = walks[start].copy()
+            hasher = hashers[start].copy()
             for message in asked:
-                walk.pass_by(message)
-            walks[parent] = walk
-            parts = [part for message in said for part in message.parts]
-            reply = walk.reply(0, Message("assistant", parts))
+                hasher.pass_by(message)
+            hashers[parent] = hasher
+            parts = [part for message in reply_messages for part in message.parts]
+            reply = hasher.reply(0, Message("assistant", parts))
         if reply is not None:
             insert_keys(connection, turn_id, reply)
 
 
-class _Chains:
-    """Conversations read message by message, those that turns share once."""
-
-    def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
-        self._connection = connection
-        self._log = log
-        self._known: dict[str, tuple[str | None, Message]] = {}
-
-    def whole(self, tip: str | None) -> list[Message]:
-        return self.between(None, tip)
-
-    def between(self, start: str | None, tip: str | None) -> list[Message]:
-        """The messages after `start`, up to and with `tip`."""
-        return self.since({start, None}, tip)[1]
-
-    def since(
-        self, starts: Container[str | None], tip: str | None
-    ) -> tuple[str | None, list[Message]]:
-        """The last of `starts` on the way to `tip`, and the messages after it."""
-        messages = []
-        while tip not in starts:
-            assert tip is not None, "the beginning is a start"
-            if tip not in self._known:
-                self._known[tip] = self._read(tip)
-            tip, message = self._known[tip]
-            messages.append(message)
-        return tip, messages[::-1]
-
-    def _read(self, hash: str) -> tuple[str | None, Message]:
-        parent, role, metadata = self._connection.execute(
-            "select parent_hash, role, provider_metadata from messages where hash = ?", (hash,)
+def _messages_since(
+    log: LogStore, starts: Container[str | None], tip: str | None
+) -> tuple[str | None, list[Message]]:
+    """Return the last of `starts` on the way to `tip`, and the messages after it."""
+    hashes: list[str] = []
+    while tip not in starts:
+        assert tip is not None, "None is one of the starts"
+        hashes.append(tip)
+        (tip,) = log.db.execute(
+            "select parent_hash from messages where hash = ?", (tip,)
         ).fetchone()
-        parts = self._log._load_parts([hash]).get(hash, [])
-        return parent, Message(role, parts, json.loads(metadata) if metadata else None)
+    messages = read_messages(log, hashes)
+    return tip, [messages[hash] for hash in reversed(hashes)]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A turn whose reply may be the one that a client sent again."""
+    """A turn whose reply may be the one that a client sent back."""
 
     turn_id: str
     thread_id: str
@@ -135,7 +112,7 @@ class Candidate:
     tip_hash: str | None = None
 
 
-_SAME: Mapping[MatchLevel, str] = {
+_SOURCES: Mapping[MatchLevel, str] = {
     "history": "proxy_replies where reply_key = :key and question_key = :question"
     " and history_key = :history",
     "question": "proxy_replies where reply_key = :key and question_key = :question",
@@ -145,7 +122,7 @@ _SAME: Mapping[MatchLevel, str] = {
     "text": "proxy_replies where text_key = :text",
 }
 _FIND = {
-    how: f"""
+    level: f"""
         select turn_id, turns.thread_id, turns.model, client, status = 'ok', is_continued,
             parent_message_hash, tip_message_hash
         from (
@@ -154,13 +131,13 @@ _FIND = {
         ) join turns on turns.id = turn_id join proxy_exchanges using (id)
         order by is_continued, turn_id desc
     """
-    for how, source in _SAME.items()
+    for level, source in _SOURCES.items()
 }
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """What a turn's reply said that another conversation may begin with."""
+    """A part of a turn's reply that another conversation may begin with."""
 
     turn_id: str
     thread_id: str
@@ -170,20 +147,20 @@ class Excerpt:
 
 
 class Replies:
-    """Recorded replies in an open database that has the tables."""
+    """The recorded replies of an open database that has the tables."""
 
     def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
         self._connection = connection
         self._log = log
-        # Hashes never come to mean anything else.
-        self._said: dict[tuple[str | None, str | None], list[Message]] = {}
+        # By content hashes, so entries never become wrong.
+        self._cached: dict[tuple[str | None, str | None], list[Message]] = {}
 
     def close(self) -> None:
         """Close the database."""
         self._connection.close()
 
-    def find(self, how: MatchLevel, reply: Reply) -> list[Candidate]:
-        """Turns whose reply is the same; those that nothing goes on from first, then the newest."""
+    def candidates(self, level: MatchLevel, reply: Reply) -> list[Candidate]:
+        """Return turns with the same reply: first those not continued yet, then the newest."""
         values = {
             "key": reply.key,
             "text": reply.text_key,
@@ -192,18 +169,18 @@ class Replies:
             "ids": json.dumps(reply.tool_call_ids),
             "limit": MAX_CANDIDATES,
         }
-        return [Candidate(*row) for row in self._connection.execute(_FIND[how], values)]
+        return [Candidate(*row) for row in self._connection.execute(_FIND[level], values)]
 
-    def which_of(self, turn_ids: Iterable[str]) -> set[str]:
-        """Say which of these turns are there."""
+    def existing_turns(self, turn_ids: Iterable[str]) -> set[str]:
+        """Return those of the turn ids that the log has."""
         rows = self._connection.execute(
             "select id from turns where id in (select value from json_each(?))",
             (json.dumps(list(turn_ids)),),
         )
         return {id for (id,) in rows}
 
-    def before(self, turn_id: str) -> set[tuple[str, str]]:
-        """Keys and question keys of the replies that a turn's own history went on from."""
+    def earlier_replies(self, turn_id: str) -> set[tuple[str, str]]:
+        """Return key and question key of the replies before a turn in its conversation."""
         rows = self._connection.execute(
             """
             with recursive before (id) as (
@@ -219,20 +196,20 @@ class Replies:
         return {(key, question_key) for key, question_key in rows}
 
     def messages(self, turn: Candidate) -> list[Message]:
-        """What a turn was asked, whole."""
-        return _Chains(self._connection, self._log).whole(turn.parent_hash)
+        """Return all messages of a turn's request."""
+        return read_chain(self._log, turn.parent_hash)
 
     def reply(self, turn: Candidate) -> list[Message]:
-        """What a turn said, as it was recorded."""
+        """Return a turn's reply as it was recorded."""
         ends = turn.parent_hash, turn.tip_hash
-        if ends not in self._said:
-            if len(self._said) >= MAX_SAID:
-                self._said.clear()
-            self._said[ends] = _Chains(self._connection, self._log).between(*ends)
-        return self._said[ends]
+        if ends not in self._cached:
+            if len(self._cached) >= MAX_CACHED_REPLIES:
+                self._cached.clear()
+            self._cached[ends] = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
+        return self._cached[ends]
 
-    def quotable(self) -> list[Excerpt]:
-        """The parts of what was said last, the newest first."""
+    def recent_excerpts(self) -> list[Excerpt]:
+        """Return the parts of the most recent replies, newest first."""
         rows = self._connection.execute(
             """
             select turns.id, turns.thread_id, type, text, payload from (

@@ -1,16 +1,17 @@
-"""Folding: a request's long members are kept once, however often they are sent again.
+"""Store request bodies without storing the same content twice.
 
-Clients send the whole conversation with each request, so most of a request is known
-already. Folded, it is JSON in which what is long is a reference to a content:
+Clients send the whole conversation with each request, so most of a request is already in the
+log. A stored body is JSON in which long values are references to blobs, which are stored once
+by the hash of their content:
 
-- a string of at least LONG_CHARS, wherever it stands,
-- a member of the body, or an item of a list that is one, of about as many,
-- RUN items of such a list in a row, so that of a long list only the end is new.
+- a string of at least LONG_CHARS characters, at any depth,
+- a member of the body, or an item of a list that is a member, of about that length,
+- RUN items of such a list in a row, so that for a long list only its end is new.
 
-`{"$": hash}` stands for the value of a content, `{"$$": hash}` for the items of the list
-that it holds; `{"$": [object]}` is a real object that has one of these keys alone. A
-content is JSON too, perhaps with references of its own; its hash is the first half of
-its text's SHA-256, in hexadecimal.
+`{"$": hash}` stands for the value of a blob, `{"$$": hash}` for the items of the list that
+it holds; `{"$": [object]}` is a real object whose only key is one of these two. A blob is
+JSON too, perhaps with references of its own. Its hash is the first half of its text's
+SHA-256, in hexadecimal. Blobs are the rows of the table `proxy_contents`.
 """
 
 from __future__ import annotations
@@ -23,43 +24,41 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Folded", "dumps", "fold", "references", "unfold"]
-
-LONG_CHARS = 256  # a reference and the row that it leads to cost about 100
+LONG_CHARS = 256  # a reference and its blob's row cost about 100
 RUN = 16
 
 
 @dataclass(frozen=True)
-class Folded:
-    """A folded value: its text, and what has to be stored for it besides what is known.
+class Deduplicated:
+    """A value as it is stored: its text, and the blobs that are not stored yet.
 
-    contents: texts by their hashes.
-    seen: what is known from then on: fingerprints of values, and the hashes themselves.
+    blobs: texts by their hashes.
+    seen: what counts as known once these are stored: fingerprints of values, and the hashes.
     """
 
     text: str
-    contents: Mapping[str, str]
+    blobs: Mapping[str, str]
     seen: Mapping[bytes, str]
 
 
-def fold(body: Any, known: Mapping[bytes, str]) -> Folded:
-    """Fold a JSON value; `known` are the `seen` of those that are stored."""
-    folding = _Folding(known)
-    text = dumps(folding.body(body))
-    return Folded(text, folding.contents, folding.seen)
+def deduplicate(body: Any, known: Mapping[bytes, str]) -> Deduplicated:
+    """Replace long values by references; `known` is the `seen` of what is stored."""
+    deduplicator = _Deduplicator(known)
+    text = dumps(deduplicator.body(body))
+    return Deduplicated(text, deduplicator.blobs, deduplicator.seen)
 
 
-def unfold(text: str, content: Callable[[str], str]) -> Any:
-    """Read a folded value; `content` gives the text of a hash.
+def restore(text: str, blob: Callable[[str], str]) -> Any:
+    """Return the value that was stored as `text`; `blob` returns the text of a hash.
 
     Raises:
-        KeyError: whatever `content` raises for a hash that it does not know.
+        KeyError: whatever `blob` raises for an unknown hash.
     """
-    return _unfolded(json.loads(text), content)
+    return _restored(json.loads(text), blob)
 
 
 def references(text: str) -> list[str]:
-    """Give the hashes that a folded text refers to itself."""
+    """Return the hashes that a stored text refers to directly."""
     return _REFERENCE.findall(text)
 
 
@@ -67,7 +66,7 @@ _REFERENCE = re.compile(r'\{"\$\$?":"([0-9a-f]{32})"\}')
 
 
 def dumps(value: Any) -> str:
-    """Write JSON that any file and database takes: lone surrogates are escaped."""
+    """Encode JSON that any file and database takes: lone surrogates are escaped."""
     text = _encode(value)
     try:
         text.encode()
@@ -80,9 +79,9 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
-class _Folding:
+class _Deduplicator:
     known: Mapping[bytes, str]
-    contents: dict[str, str] = field(default_factory=dict)
+    blobs: dict[str, str] = field(default_factory=dict)
     seen: dict[bytes, str] = field(default_factory=dict)
 
     def body(self, body: Any) -> Any:
@@ -101,7 +100,7 @@ class _Folding:
     def _whole(self, value: Any) -> Any:
         if not isinstance(value, dict | list):
             return self._strings(value)
-        # Some ten times as fast as JSON; version 2 writes what is the same alike, always.
+        # About ten times as fast as JSON; version 2 always encodes equal values alike.
         data = marshal.dumps(value, 2)
         if len(data) < LONG_CHARS:
             return self._strings(value) if b"$" in data else value
@@ -125,31 +124,31 @@ class _Folding:
     def _put(self, text: str) -> str:
         digest = hashlib.sha256(text.encode()).digest()[:16]
         if digest not in self.known:
-            self.contents[digest.hex()] = text
+            self.blobs[digest.hex()] = text
             self.seen[digest] = digest.hex()
         return digest.hex()
 
 
-def _escaped(folded: dict[str, Any]) -> dict[str, Any]:
-    return {"$": [folded]} if folded.keys() in ({"$"}, {"$$"}) else folded
+def _escaped(stored: dict[str, Any]) -> dict[str, Any]:
+    return {"$": [stored]} if stored.keys() in ({"$"}, {"$$"}) else stored
 
 
-def _unfolded(value: Any, content: Callable[[str], str]) -> Any:
+def _restored(value: Any, blob: Callable[[str], str]) -> Any:
     match value:
         case {"$": str(hash), **others} if not others:
-            return unfold(content(hash), content)
+            return restore(blob(hash), blob)
         case {"$": [dict(members)], **others} if not others:
-            return {name: _unfolded(member, content) for name, member in members.items()}
+            return {name: _restored(member, blob) for name, member in members.items()}
         case dict():
-            return {name: _unfolded(member, content) for name, member in value.items()}
+            return {name: _restored(member, blob) for name, member in value.items()}
         case list():
             items: list[Any] = []
             for item in value:
                 match item:
                     case {"$$": str(hash), **others} if not others:
-                        items += unfold(content(hash), content)
+                        items += restore(blob(hash), blob)
                     case _:
-                        items.append(_unfolded(item, content))
+                        items.append(_restored(item, blob))
             return items
         case _:
             return value

@@ -1,8 +1,8 @@
-"""The spool: exchanges on disk while logs.db can't take them, a line of JSON each.
+"""The spool: a file of exchanges that logs.db can't take now, one line of JSON each.
 
-It stands beside logs.db, one for each owner, and is taken in by its owner when the
-database is back, or by whoever starts after the owner is gone. Taking in a line again
-changes nothing, so that no moment to be killed in is a wrong one.
+Each process has its own, beside logs.db. Its writer writes it to the database when that is
+possible again; if the process is gone, the next one that starts does. Writing a line twice
+changes nothing, so a process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -14,30 +14,28 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .exchange import Exchange, from_json, to_json
+from .exchange import Exchange, encode, from_json
 from .process_lock import ProcessLock
 
-__all__ = ["Spool", "read"]
-
-MAX_SPOOL_BYTES = 2**30  # whole requests: some thousand long ones; a person has been warned
+MAX_SPOOL_BYTES = 2**30  # some thousand long requests; the user has been warned by then
 
 
 class Spool:
-    """This owner's spool; made with its first exchange, for its owner alone."""
+    """This process's spool; created with its first exchange, readable by the user only."""
 
     def __init__(self, owner: ProcessLock) -> None:
         self.owner = owner
         self.path = owner.spool_path()
 
     def append(self, exchange: Exchange) -> None:
-        """Write an exchange behind the others, or not at all.
+        """Append an exchange; if that fails, the file stays as it was.
 
         Raises:
-            OSError: there can be no file, or no more of it.
-            Exception: whatever an exchange that has no JSON raises.
+            OSError: the file can't be written, or is full.
+            Exception: whatever an exchange without a JSON form raises.
         """
         owned = replace(exchange, owner=exchange.owner or self.owner.id)
-        line = json.dumps(to_json(owned), default=str).encode() + b"\n"
+        line = encode(owned)
         self._claim()
         file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
@@ -55,7 +53,7 @@ class Spool:
             os.close(file)
 
     def is_possible(self) -> bool:
-        """Say whether there can be a file at all."""
+        """Check whether a spool can be created."""
         try:
             self._claim()
         except OSError:
@@ -63,36 +61,36 @@ class Spool:
         return True
 
     def _claim(self) -> None:
-        """Be known as alive, or a neighbour would take the file for a dead one's."""
+        """Take our process lock, or another process would treat the file as left behind."""
         try:
             self.owner.claim()
         except sqlite3.Error as exc:
             raise OSError(str(exc)) from exc
 
     def is_empty(self) -> bool:
-        """Say whether there is nothing to take in."""
+        """Check whether there are no exchanges to write."""
         return not self.path.exists()
 
     def size(self) -> int:
-        """How many bytes wait in it."""
+        """Return its size in bytes."""
         try:
             return self.path.stat().st_size
         except OSError:
             return 0
 
     def clear(self) -> None:
-        """Forget what was taken in."""
+        """Delete the file, whose exchanges have been written."""
         self.path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Iterator[Exchange | None]:
-    """Give a spool's exchanges in order, and None for a line that is none.
+    """Yield a spool's exchanges in order, and None for a line that is not an exchange.
 
-    The last line is none where its writer was killed over it; nobody had been told that
-    it was written.
+    The last line is incomplete if the process was killed while writing it; then no client
+    was told that it is written.
 
     Raises:
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     with path.open("rb") as lines:
         for line in lines:

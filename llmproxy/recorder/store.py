@@ -1,12 +1,12 @@
-"""logs.db as it is written: its schema, and exchanges with all that belongs to them.
+"""Write exchanges to logs.db; the schema of our tables and its migrations.
 
-Turns go through llm's own LogStore (turns.py), so that `llm logs`, its search and
-Datasette show them like any other. The rest of an exchange is in tables of our own,
-whose names begin with `proxy_`.
+Turns are written by llm's own LogStore (llm_turns.py), so that `llm logs`, its search and
+Datasette show them like any other. The rest of an exchange is in our own tables, whose
+names begin with `proxy_`.
 
-A `Store` is one connection of one thread. It never waits long and never retries:
-`Locked` and `Unusable` tell the writer what to do; any other error is the row's own.
-What it knows to be stored is not hashed, asked for or written again.
+A `Store` is one connection, used by one thread. It never waits long and never retries:
+`Locked` and `Unusable` tell the writer what to do; any other error was caused by the row.
+Content that is known to be stored is not hashed, looked up or written again.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import llm
 
@@ -30,36 +30,23 @@ from . import reply_index, timeline
 from .exchange import Exchange, ExchangeSummary
 from .llm_turns import Conversation, TurnLog, TurnRecord
 from .process_lock import ProcessLock
-from .request_store import Folded, dumps, fold
+from .request_store import Deduplicated, deduplicate, dumps
 
-__all__ = [
-    "SUMMARY_COLUMNS",
-    "SCHEMA_VERSION",
-    "Locked",
-    "Store",
-    "StoreError",
-    "Unusable",
-    "check_version",
-    "columns",
-    "summary_of",
-    "identity",
-    "logs_on",
-    "timestamp",
-    "translated",
-]
+T = TypeVar("T")
 
-BUSY_TIMEOUT_MS = 100  # the writer makes its own, growing pauses
-# The `llm` command fails at once where it meets our lock (it upgrades a read
-# transaction), so a group ends with the exchange that passes this.
+BUSY_TIMEOUT_MS = 100  # short, since the writer has its own, growing pauses
+RETRY_PAUSE_S = 0.02  # between two attempts of `retry_while_locked`
+# The `llm` command fails at once if it meets our lock (it upgrades a read transaction),
+# so a group of exchanges ends with the one that exceeds this.
 LOCK_S = 0.05
-MAX_KNOWN = 50_000  # messages and contents; each some 200 bytes of memory
+MAX_KNOWN = 50_000  # messages and blobs; about 200 bytes of memory each
 
 _MIGRATIONS = (
     (
         """
         create table proxy_exchanges (
-            number integer primary key autoincrement,  -- in the order of their first writing
-            id text not null unique,  -- of the turn too, where there is one
+            number integer primary key autoincrement,  -- in the order of first writing
+            id text not null unique,  -- the turn's too, if any
             received text not null,
             dialect text not null,
             path text not null,
@@ -85,15 +72,15 @@ _MIGRATIONS = (
             ignored text not null,  -- a JSON list
             first_words text not null,
             owner text,
-            message_hash text references messages (hash),  -- the last one that was asked
+            message_hash text references messages (hash),  -- the last one of the request
             timeline text,  -- JSON, see timeline.py
             headers text not null,  -- JSON
             query text not null,
-            body text not null  -- JSON, see folding.py
+            body text not null  -- JSON, see request_store.py
         )
         """,
         "create table proxy_contents (hash text primary key, text text not null)",
-        # All that a list can be narrowed by, so that it is found without reading the rows.
+        # All columns that a list can be filtered by, so that rows need not be read for it.
         "create index proxy_exchanges_listed on proxy_exchanges"
         " (received, status, dialect, client, model_asked, model_used)",
         "create index proxy_exchanges_thread on proxy_exchanges (thread_id)",
@@ -101,7 +88,7 @@ _MIGRATIONS = (
         "insert into proxy_meta (name, value) values ('prunes', 0)",
     ),
     (
-        "alter table proxy_exchanges add column previous_id text",  # what it goes on from
+        "alter table proxy_exchanges add column previous_id text",  # what it continues
         "alter table proxy_exchanges add column link text",
         "alter table proxy_exchanges add column recalled integer not null default 0",
         "alter table proxy_exchanges add column replay_key text",
@@ -124,7 +111,7 @@ _MIGRATIONS = (
         )
         """,
         "alter table proxy_exchanges add column run_id text references proxy_runs (id)",
-        "alter table proxy_exchanges add column recorded_id text",  # what it asks again
+        "alter table proxy_exchanges add column recorded_id text",  # what it repeats
         "alter table proxy_exchanges add column repeat integer",
         "alter table proxy_exchanges add column setup_ms real",
         "create index proxy_exchanges_run on proxy_exchanges (run_id) where run_id is not null",
@@ -142,9 +129,13 @@ _MIGRATIONS = (
 SCHEMA_VERSION = len(_MIGRATIONS)
 
 
-# Imported turns come in any order: what else depends on the order is found anew with each,
-# the turns that go on from it included.
-_SETTLE = (
+# Imported turns arrive in any order, so after each one the facts that depend on the order are
+# computed again. Each statement is tested in tests/transfer/test_export.py:
+#   the tip: test_a_cut_turn_never_is_a_tip
+#   name and beginning, forks, is_continued:
+#       test_any_order_any_split_and_any_kill_lead_to_the_same_rows
+_SETTLE_THREAD = (
+    # A thread's tip is its last finished turn, or its last turn if none is finished.
     """
     update threads set tip_message_hash = (
         select tip_message_hash from turns left join proxy_exchanges using (id)
@@ -152,12 +143,14 @@ _SETTLE = (
         order by coalesce(status, 'ok') = 'ok' desc, turns.id desc limit 1
     ) where id = :thread
     """,
-    # Its first turn names a thread, and says when it began.
+    # A thread has the name and the time of its first turn.
     """
     update threads set name = :name, datetime_utc = :started
     where id = :thread
         and :id = (select id from turns where thread_id = :thread order by id limit 1)
     """,
+    # A thread forks from the thread of the turn that its first turn continues. Threads that
+    # continue this turn may have come before it.
     """
     update threads set forked_from = coalesce((
         select before.thread_id from turns join proxy_exchanges using (id)
@@ -171,6 +164,7 @@ _SETTLE = (
         union select thread_id from proxy_exchanges where recorded_id = :id
     )
     """,
+    # The same is true for finished turns that continue this one's reply.
     """
     update proxy_replies set is_continued = 1 where turn_id = :id and exists (
         select 1 from proxy_exchanges join turns using (id)
@@ -180,7 +174,8 @@ _SETTLE = (
 )
 
 
-# Of llm's own turns there are only ids, by the time of their beginning; clocks are set back.
+# Whether a thread has another finished turn after the previous one. llm's own turns can only be
+# compared by their ids, which are times; ours have numbers, since clocks can be set back.
 _OVERTAKEN = """
     select 1 from turns left join proxy_exchanges using (id)
     left join proxy_replies on turn_id = turns.id
@@ -193,7 +188,7 @@ _OVERTAKEN = """
 
 
 class StoreError(Exception):
-    """The database can't take anything now; what was being written can be written again."""
+    """The database can't be written now; nothing of the failed call was written."""
 
 
 class Locked(StoreError):
@@ -201,31 +196,30 @@ class Locked(StoreError):
 
 
 class Unusable(StoreError):
-    """Not writable, full, broken, or not SQLite: this connection is of no more use."""
+    """The database is not writable, full, broken or not SQLite; the connection is unusable."""
 
 
 def logs_on() -> bool:
-    """Say whether `llm logs off` has not been said; cheap enough to ask for each exchange."""
+    """Check whether llm's logging is on (`llm logs on`); cheap enough to call per exchange."""
     try:
         folder: Path = llm.user_dir()
         return not (folder / "logs-off").exists()
-    except OSError:  # user_dir makes the folder, which may be impossible
+    except OSError:  # user_dir creates the folder, which may be impossible
         return True
 
 
 class Store:
-    """An open logs.db, made and migrated where needed; a new file is for its owner alone.
+    """An open logs.db, created and migrated if needed; a new file is readable by its owner only.
 
-    owner: who writes the exchanges that are running; a store that only takes in
-    finished ones needs none.
+    owner: this process's lock, which marks its running exchanges; not needed to write
+        finished exchanges.
 
-    Migrations, llm's too, run in one transaction of ours: as llm runs them, one by one,
-    two processes that open an empty file spoil each other's.
+    All migrations, llm's too, run in one transaction: run one by one, as llm does, two
+    processes that open an empty file break each other's.
 
     Raises:
         Locked: another connection is writing; try again.
-        Unusable: there can be no database at this path, what is there is none, or it is
-            a newer llmproxy's.
+        Unusable: the file can't be created, is not a database, or a newer llmproxy's.
     """
 
     def __init__(self, path: Path, owner: ProcessLock | None = None) -> None:
@@ -238,13 +232,13 @@ class Store:
             _create(path)
             if owner is not None:
                 owner.claim()
-            # Looked at before the connection is made: a file that is replaced in
-            # between then counts as replaced.
+            # Read before connecting: a file that is replaced in between then counts as
+            # replaced.
             self._identity = identity(path)
             self._conn = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
             try:
                 self._conn.execute("PRAGMA journal_mode = wal")
-                # A commit then outlives the process, though not a power cut, and the
+                # A commit then survives the process, though not a power cut, and the
                 # lock is not held while the disk flushes.
                 self._conn.execute("PRAGMA synchronous = normal")
                 with self._transaction():
@@ -276,25 +270,26 @@ class Store:
         return int(row[0]) if row else 0
 
     def is_current(self) -> bool:
-        """Say whether the path still leads to the file that is open here."""
+        """Check whether the path still leads to the file that is open here."""
         return identity(self.path) == self._identity
 
     def write(self, exchanges: Sequence[Exchange], *, are_imported: bool = False) -> int:
-        """Write the first of `exchanges`, as many as one short lock allows, and say how many.
+        """Write the first of `exchanges`, as many as one short lock allows; return how many.
 
-        All of them or none. An exchange is written when it begins and again when it has
-        ended; what is there already changes nothing, nor does a beginning after its end.
+        Either all of these are written or none. An exchange is written when it begins and
+        again when it has ended. Writing it once more changes nothing, and neither does its
+        beginning after its end.
 
-        are_imported: they stay in the threads in which they were recorded.
+        are_imported: keep them in the threads in which they were recorded.
 
         Raises:
-            Locked, Unusable: none of them is written; the database is the cause.
-            Exception: whatever a row that can't be stored raises; none is written.
+            Locked, Unusable: nothing was written, because of the database.
+            Exception: whatever a row that can't be stored raises; nothing was written.
         """
         ended = {exchange.id for exchange in exchanges if exchange.status != "running"}
         with translated(self.path):
             rows = [
-                # Who ends at once needs no row of its beginning.
+                # If the end is in the same group, no row is needed for the beginning.
                 None if exchange.status == "running" and exchange.id in ended
                 else self._row(exchange)
                 for exchange in exchanges
@@ -303,10 +298,10 @@ class Store:
             with self._transaction():
                 self._forget_what_was_pruned()
                 count = self._write_rows(rows, are_imported)
-            self._learn(self._log.seen)
+            self._remember(self._log.seen)
             for row in filter(None, rows[:count]):
                 if row.body is not None:
-                    self._learn(row.body.seen)
+                    self._remember(row.body.seen)
                 if row.exchange.status == "running":
                     self._begun.add(row.exchange.id)
                 else:
@@ -323,11 +318,11 @@ class Store:
         return len(rows)
 
     def _row(self, exchange: Exchange) -> _Row:
-        """Do what can be done outside the lock."""
-        asked = exchange.request
+        """Prepare all that can be done outside the lock."""
+        request = exchange.request
         values = columns(exchange) | {
             "owner": exchange.owner or (self._owner and self._owner.id),
-            # What a timeline tells of is in the turn's messages.
+            # A timeline refers to the turn's messages.
             "timeline": dumps(timeline.encode(exchange.events))
             if exchange.events and exchange.turn is not None
             else None,
@@ -337,29 +332,29 @@ class Store:
         if exchange.id in self._begun:
             body = None
         else:
-            body = fold(asked.body, self._known)
+            body = deduplicate(request.body, self._known)
             values |= {
-                "headers": dumps(dict(asked.headers)),
-                "query": asked.query,
+                "headers": dumps(dict(request.headers)),
+                "query": request.query,
                 "body": body.text,
             }
         turn = exchange.turn
         if turn is None:
             return _Row(exchange, values, body)
-        # What a benchmark was answered is no reply that a client could go on from.
+        # Clients can't continue a benchmark's responses.
         is_reply = exchange.thread_id is not None and exchange.run_id is None
         reply = reply_of(turn.messages, turn.reply) if is_reply else None
         return _Row(exchange, values, body, TurnRecord(turn, self._known), reply)
 
     def _write_row(self, row: _Row, is_imported: bool) -> None:
         exchange, values = row.exchange, row.values
-        there = self._conn.execute(
+        stored = self._conn.execute(
             "select status from proxy_exchanges where id = ?", (exchange.id,)
         ).fetchone()
-        if there and (exchange.status == "running" or there[0] not in ("running", "interrupted")):
+        if stored and (exchange.status == "running" or stored[0] not in ("running", "interrupted")):
             return
         if row.record is not None and exchange.thread_id is None:
-            # A failure without output is no turn.
+            # A failure without output is not a turn.
             values["message_hash"] = self._log.ensure_chain(row.record.prompt.messages)
         elif row.record is not None:
             values["thread_id"], values["message_hash"] = self._write_turn(
@@ -370,10 +365,10 @@ class Store:
         if row.body is not None:
             self._conn.executemany(
                 "insert or ignore into proxy_contents (hash, text) values (?, ?)",
-                row.body.contents.items(),
+                row.body.blobs.items(),
             )
         names = [name for name in values if name != "id"]
-        if there:
+        if stored:
             changes = ", ".join(f"{name} = :{name}" for name in names)
             self._conn.execute(f"update proxy_exchanges set {changes} where id = :id", values)
         elif row.body is not None:
@@ -389,20 +384,20 @@ class Store:
                 "name": row.record.thread_name,
                 "started": row.record.datetime_utc(),
             }
-            for statement in _SETTLE:
+            for statement in _SETTLE_THREAD:
                 self._conn.execute(statement, settled)
 
     def _write_turn(
         self, exchange: Exchange, record: TurnRecord, is_imported: bool
     ) -> tuple[str, str | None]:
-        """Write what llm's tables hold of a turn; give its thread and the last message's hash."""
+        """Write a turn to llm's tables; return its thread and its last request message's hash."""
         thread_id, forked_from = self._thread_of(exchange, is_imported)
         record.conversation = Conversation(thread_id)
         tip = self._conn.execute(
             "select tip_message_hash from threads where id = ?", (thread_id,)
         ).fetchone()
         self._log.log(record)
-        if tip and exchange.status != "ok":  # only a finished turn moves its thread's tip
+        if tip and exchange.status != "ok":  # only a finished turn becomes its thread's tip
             self._conn.execute(
                 "update threads set tip_message_hash = ? where id = ?", (*tip, thread_id)
             )
@@ -427,12 +422,13 @@ class Store:
         return thread_id, parent[0]
 
     def _thread_of(self, exchange: Exchange, is_imported: bool) -> tuple[str, str | None]:
-        """Decide a turn's thread, and which one that forks from.
+        """Decide a turn's thread, and the thread that it forks from, if any.
 
-        It goes on with the thread of the turn before it, unless a finished turn that has
-        shown anything, llm's own included, was first: nobody writes while this is asked.
-        An imported one stays where it was; what that forked from is settled afterwards.
-        A benchmark's is the only one of its thread, which forks from what it asked again.
+        A turn continues the thread of the previous turn, unless another finished turn with
+        visible output (llm's own included) has done so before; the transaction makes sure
+        that nothing is written meanwhile. An imported turn stays in its thread, whose fork
+        is settled afterwards. A benchmark's turn has a thread of its own, which forks from
+        that of the recorded turn.
         """
         assert exchange.thread_id is not None, "it is a turn"
         before_id = exchange.recorded_id or exchange.previous_id
@@ -441,7 +437,7 @@ class Store:
         before = self._conn.execute(
             "select thread_id from turns where id = ?", (before_id,)
         ).fetchone()
-        if before is None:  # forgotten meanwhile
+        if before is None:  # pruned meanwhile
             return exchange.thread_id, None
         if exchange.link == "reply":
             overtaken = self._conn.execute(
@@ -452,8 +448,8 @@ class Store:
                 return before[0], None
         return exchange.thread_id, before[0]
 
-    def _learn(self, seen: Mapping[bytes, str]) -> None:
-        """Know these as stored: only after their COMMIT."""
+    def _remember(self, seen: Mapping[bytes, str]) -> None:
+        """Remember what is stored; to be called after the COMMIT."""
         self._known.update(seen)
         if len(self._known) > MAX_KNOWN:
             for old in list(self._known)[: MAX_KNOWN // 2]:
@@ -464,10 +460,12 @@ class Store:
         if prunes != self._prunes:
             self._prunes = prunes
             self._known.clear()
-            raise Locked(f"{self.path}: was being pruned")  # what we prepared may be gone
+            raise Locked(
+                f"{self.path}: was being pruned"
+            )  # what the prepared rows refer to may be gone
 
     def write_run(self, id: str, values: Mapping[str, Any]) -> None:
-        """Write a benchmark's run, or change what is there of it; `values` are its columns.
+        """Insert or update a benchmark's run; `values` are its columns.
 
         Raises:
             Locked, Unusable: as `write`.
@@ -484,19 +482,19 @@ class Store:
             )
 
     def interrupt_orphans(self) -> list[ExchangeSummary]:
-        """Mark what was running when its process was killed; a living neighbour's is left alone.
+        """Mark as interrupted what was running when its process was killed; return these.
 
-        Give what was marked, in short.
+        Exchanges of other processes that are alive stay as they are.
 
         Raises:
             Locked, Unusable: as `write`.
         """
         with translated(self.path), self._transaction():
-            # Asked inside the transaction: who begins an exchange has claimed its lock before.
+            # Inside the transaction: a process claims its lock before it begins an exchange.
             owners = self._conn.execute(
                 "select distinct owner from proxy_exchanges where status = 'running'"
             ).fetchall()
-            found = []
+            interrupted = []
             for (id,) in owners:
                 if id is None or self._owner is None or not self._owner.is_alive(id):
                     cursor = self._conn.execute(
@@ -506,19 +504,26 @@ class Store:
                         (id,),
                     )
                     cursor.row_factory = sqlite3.Row
-                    found += [summary_of(row) for row in cursor]
-            return found
+                    interrupted += [summary_of(row) for row in cursor]
+            return interrupted
 
     def flush(self) -> None:
-        """Move the write-ahead log into the file and empty it, if no reader is in the way.
+        """Move the write-ahead log into the file and empty it, unless a reader prevents it.
 
-        A `-wal` file that is left beside a logs.db put in its place is played into that.
+        Otherwise, if logs.db is replaced by another file, SQLite would apply the `-wal` file
+        that is left beside it to the new one.
         """
         with translated(self.path):
             self._conn.execute("PRAGMA wal_checkpoint(truncate)")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
-        """Close the connection; what was written stays."""
+        """Close the connection."""
         self._conn.close()
 
     @contextmanager
@@ -528,35 +533,35 @@ class Store:
             yield
             self._conn.execute("COMMIT")
         except BaseException:
-            if self._conn.in_transaction:  # a full disk has ended it by itself
+            if self._conn.in_transaction:  # a full disk ends it by itself
                 self._conn.execute("ROLLBACK")
             raise
 
 
 @dataclass(frozen=True)
 class _Row:
-    """An exchange ready to be written; `body` is None where the row has it since it began."""
+    """An exchange ready to be written; `body` is None if it was written when it began."""
 
     exchange: Exchange
     values: dict[str, Any]
-    body: Folded | None
+    body: Deduplicated | None
     record: TurnRecord | None = None
     reply: Reply | None = None
 
 
 def timestamp(at: datetime) -> str:
-    """Write a time as `received` has it: UTC, always of one length, so that texts sort as times."""
+    """Format a time as in `received`: UTC and of constant length, so that texts sort as times."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def columns(entry: ExchangeSummary) -> dict[str, Any]:
-    """Give an entry's columns; `summary_of` reads them again."""
-    values = {name: getattr(entry, name) for name in _PLAIN_COLUMNS} | {
-        "received": timestamp(entry.received),
-        "ignored": json.dumps(entry.ignored),
-        **asdict(entry.usage),
+def columns(summary: ExchangeSummary) -> dict[str, Any]:
+    """Return the columns of a summary; `summary_of` is the reverse."""
+    values = {name: getattr(summary, name) for name in _PLAIN_COLUMNS} | {
+        "received": timestamp(summary.received),
+        "ignored": json.dumps(summary.ignored),
+        **asdict(summary.usage),
     }
-    # A model's name, say, can be any JSON string, lone surrogates included.
+    # A model's name, for example, can be any JSON string, lone surrogates included.
     return {
         name: value.encode(errors="replace").decode() if isinstance(value, str) else value
         for name, value in values.items()
@@ -564,13 +569,12 @@ def columns(entry: ExchangeSummary) -> dict[str, Any]:
 
 
 def summary_of(row: sqlite3.Row) -> ExchangeSummary:
-    """Read an entry from its columns."""
+    """Make a summary from its columns."""
     return ExchangeSummary(
         **{name: row[name] for name in _PLAIN_COLUMNS}
         | {
             "received": datetime.fromisoformat(row["received"]),
-            "stream": bool(row["stream"]),
-            "is_first_run": bool(row["is_first_run"]),
+            **{name: bool(row[name]) for name in _BOOLEAN_COLUMNS},
             "ignored": tuple(json.loads(row["ignored"])),
             "usage": Usage(**{field.name: row[field.name] for field in fields(Usage)}),
         }
@@ -582,6 +586,7 @@ _PLAIN_COLUMNS = {field.name for field in fields(ExchangeSummary)} - {
     "ignored",
     "usage",
 }
+_BOOLEAN_COLUMNS = [field.name for field in fields(ExchangeSummary) if field.type == "bool"]
 SUMMARY_COLUMNS = (
     *(field.name for field in fields(ExchangeSummary) if field.name != "usage"),
     *(field.name for field in fields(Usage)),
@@ -589,25 +594,25 @@ SUMMARY_COLUMNS = (
 
 
 def _create(path: Path) -> None:
-    if path.exists():  # and is not opened: closing it would drop SQLite's own locks on it
+    if path.exists():  # not opened: closing it would drop SQLite's own locks on it
         return
-    with _one_of_us_in(path.parent):
+    with _folder_lock(path.parent):
         if path.exists():
             return
-        # What a deleted file has left there is still written by whoever reads that: a new
-        # file that shares its index with it could not be read (SQLITE_IOERR_SHORT_READ).
-        for left in ("-shm", "-wal"):
-            Path(f"{path}{left}").unlink(missing_ok=True)
+        # Readers of a deleted file still write to these; a new file that shared its index
+        # with them could not be read (SQLITE_IOERR_SHORT_READ).
+        for suffix in ("-shm", "-wal"):
+            Path(f"{path}{suffix}").unlink(missing_ok=True)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
 
 
 @contextmanager
-def _one_of_us_in(folder: Path) -> Iterator[None]:
-    """Let one llmproxy at a time do what is in the block."""
+def _folder_lock(folder: Path) -> Iterator[None]:
+    """Let only one llmproxy at a time run the block."""
     try:
         import fcntl
-    except ImportError:  # Windows, where a file that is open can't be deleted
+    except ImportError:  # Windows, where an open file can't be deleted
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -620,7 +625,7 @@ def _one_of_us_in(folder: Path) -> Iterator[None]:
 
 
 def identity(path: Path) -> tuple[int, int] | None:
-    """Say which file is at a path, None where there is none: a file may be put in its place."""
+    """Identify the file at a path, to notice that it was replaced; None if there is none."""
     try:
         stat = path.stat()
     except OSError:
@@ -628,8 +633,26 @@ def identity(path: Path) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
+def retry_while_locked(action: Callable[[], T], timeout_s: float) -> T:
+    """Run an action, again and again while another connection holds the write lock.
+
+    For commands that a person waits for; the writer thread has its own pauses.
+
+    Raises:
+        Locked: `timeout_s` seconds were not enough.
+    """
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            return action()
+        except Locked:
+            if time.monotonic() > until:
+                raise
+            time.sleep(RETRY_PAUSE_S)
+
+
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_OF_THE_ROW = (
+_ROW_ERRORS = (
     sqlite3.DataError,
     sqlite3.IntegrityError,
     sqlite3.InterfaceError,
@@ -638,24 +661,24 @@ _OF_THE_ROW = (
 
 
 def check_version(version: int, path: Path) -> None:
-    """Refuse tables of ours that are newer than we know.
+    """Check that our tables are not a newer llmproxy's.
 
     Raises:
         Unusable: they are.
     """
     if version > SCHEMA_VERSION:
         raise Unusable(
-            f"{path} is a newer llmproxy's (its schema is {version}, this one knows"
-            f" {SCHEMA_VERSION}): install that"
+            f"{path} was written by a newer llmproxy (schema {version}, this one knows"
+            f" {SCHEMA_VERSION}): upgrade llmproxy"
         )
 
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise what the database or its file is the cause of as Locked or Unusable."""
+    """Translate errors of the database or its file to Locked or Unusable."""
     try:
         yield
-    except _OF_THE_ROW:
+    except _ROW_ERRORS:
         raise
     except (sqlite3.Error, OSError) as exc:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one

@@ -1,16 +1,15 @@
-"""The timeline: when each piece of an answer came, in a few bytes apiece.
+"""Encode when each event of a response arrived, in a few bytes per event.
 
-The text of an answer is kept once, in its messages. A timeline says how it was cut
-into events and when they came, and keeps what messages lose: the names and arguments
-of tool calls letter for letter. Both together play the answer again, event by event.
+The text of a response is stored once, in its messages. A timeline says how it was split into
+events and when they arrived, and keeps what messages lose: the names and arguments of tool
+calls letter for letter. With both, the response can be replayed event by event.
 
-As JSON it is `{"parts": [...], "ticks": "..."}`. A part is what events share:
-`message` and `index` (the hub's numbers for it), `call` (tool_call_id), `tool`,
-`name` and `arguments` as the model wrote them, and where they are true `server`,
-`redacted` and `empty` (no part of the messages came of it). What is 0, null, "" or
-false is left out. `ticks` is base64 of LEB128 numbers, three for each event: tenths of
-a millisecond since the event before, 8 × the part's place + the kind's, and the length
-of the event's text in characters.
+As JSON it is `{"parts": [...], "ticks": "..."}`. A part holds what its events share:
+`message` and `index` (their numbers in the events), `call` (tool_call_id), `tool`, `name` and
+`arguments` as the model wrote them, and `server`, `redacted` and `empty` (it became no part
+of a message) if true. Values that are 0, null, "" or false are left out. `ticks` is base64
+of LEB128 numbers, three for each event: tenths of a millisecond since the previous event,
+8 × the part's number + the kind's, and the length of the event's text in characters.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ from llm.parts import Message, Part, ReasoningPart, StreamEvent, TextPart, ToolR
 
 from ..core import chat
 
-__all__ = ["Tick", "TimedEvent", "decode", "encode", "ticks"]
-
 TimedEvent = tuple[float, StreamEvent]
-"""An event and when it came, in milliseconds since its request; rounded to tenths when kept."""
+"""An event with its time in milliseconds since its request; rounded to tenths when stored."""
 
-# Their places are in every logs.db: add behind, never move. "redacted" is reasoning
-# whose content the provider keeps to itself.
+# Their numbers are in every logs.db: append, never reorder. "redacted" is reasoning whose
+# content the provider withholds.
 KINDS = "text", "reasoning", "tool_call_name", "tool_call_args", "tool_result", "redacted"
 MAX_NUMBER_BITS = 49  # seven bytes: tenths of a millisecond for a thousand years
 
 
 class Tick(NamedTuple):
-    """One event as a timeline has it: which part it belongs to and how much text it brought."""
+    """One event of a timeline: its time, its kind, its part and the length of its text."""
 
     at_ms: float
     kind: str
@@ -44,8 +41,8 @@ class Tick(NamedTuple):
 
 
 def encode(events: Iterable[TimedEvent]) -> dict[str, Any]:
-    """Make the timeline of an answer's events; plain JSON values."""
-    groups: dict[int | None, list[StreamEvent]] = {}  # as llm groups them into parts
+    """Encode a response's events as JSON values."""
+    groups: dict[int | None, list[StreamEvent]] = {}  # events by part, grouped as llm does
     places: dict[int | None, int] = {}
     numbers = bytearray()
     before = 0
@@ -59,12 +56,12 @@ def encode(events: Iterable[TimedEvent]) -> dict[str, Any]:
             _append(numbers, number)
         before = at
     return {
-        "parts": [_described(group) for group in groups.values()],
+        "parts": [_part(group) for group in groups.values()],
         "ticks": base64.b64encode(numbers).decode(),
     }
 
 
-def _described(group: list[StreamEvent]) -> dict[str, Any]:
+def _part(group: list[StreamEvent]) -> dict[str, Any]:
     first = group[0]
     facts = {
         "message": first.message_index,
@@ -88,10 +85,10 @@ def _append(numbers: bytearray, number: int) -> None:
 
 
 def ticks(timeline: Mapping[str, Any]) -> list[Tick]:
-    """Read the events' times, kinds and lengths, without their text.
+    """Decode the events' times, kinds and lengths, without their text.
 
     Raises:
-        ValueError: it is no timeline.
+        ValueError: the argument is not a timeline.
     """
     numbers = _numbers(base64.b64decode(timeline["ticks"]))
     at = 0
@@ -100,7 +97,7 @@ def ticks(timeline: Mapping[str, Any]) -> list[Tick]:
         at += passed
         place, kind = divmod(code, 8)
         if kind >= len(KINDS) or place >= len(timeline["parts"]):
-            raise ValueError("the timeline has an event of no part or kind")
+            raise ValueError("the timeline has an event of an unknown part or kind")
         result.append(Tick(at / 10, KINDS[kind], place, length))
     return result
 
@@ -118,12 +115,12 @@ def _numbers(data: bytes) -> Iterator[int]:
 
 
 def decode(timeline: Mapping[str, Any], reply: Sequence[Message]) -> list[TimedEvent]:
-    """Play a timeline over the answer that it is of: its events, as `encode` was given them.
+    """Decode the events that were encoded, given the reply whose timeline it is.
 
-    Provider metadata comes with the last event of its part, whichever brought it.
+    A part's provider metadata is in its last event, whichever event had it.
 
     Raises:
-        ValueError: the timeline is of another answer.
+        ValueError: the timeline belongs to another reply.
     """
     parts = timeline["parts"]
     played = ticks(timeline)
@@ -138,7 +135,7 @@ def decode(timeline: Mapping[str, Any], reply: Sequence[Message]) -> list[TimedE
         taken[place, type_] = start + length
         chunk = _text(type_, part, source)[start : start + length]
         if len(chunk) != length:
-            raise ValueError("the timeline is of another answer")
+            raise ValueError("the timeline belongs to another reply")
         event = StreamEvent(
             type_,
             chunk,
@@ -155,21 +152,21 @@ def decode(timeline: Mapping[str, Any], reply: Sequence[Message]) -> list[TimedE
 
 
 def _sources(parts: Sequence[Mapping[str, Any]], reply: Sequence[Message]) -> list[Part | None]:
-    """Find for each part of a timeline the message's part that came of it."""
+    """Find the part of a message for each part of a timeline."""
     kept: dict[int, list[int]] = {}
     for place, part in enumerate(parts):
         if not part.get("empty"):
             kept.setdefault(part.get("message", 0), []).append(place)
     sources: list[Part | None] = [None] * len(parts)
     if not parts:
-        return sources  # an answer whose times nobody took
+        return sources  # no times were recorded
     if len(kept) != len(reply):
-        raise ValueError("the timeline is of another answer")
+        raise ValueError("the timeline belongs to another reply")
     for places, message in zip(kept.values(), reply, strict=True):
-        # The hub puts redacted reasoning in front.
+        # In messages, redacted reasoning comes first.
         ordered = sorted(places, key=lambda place: not parts[place].get("redacted"))
         if len(ordered) != len(message.parts):
-            raise ValueError("the timeline is of another answer")
+            raise ValueError("the timeline belongs to another reply")
         for place, source in zip(ordered, message.parts, strict=True):
             sources[place] = source
     return sources

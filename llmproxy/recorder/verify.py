@@ -1,47 +1,44 @@
-"""Whether all that the log keeps by its hash still is what the hash was taken of.
+"""Check stored messages and request parts against their hashes.
 
-Messages are read as everybody reads them, fragments and attachments put back in their
-places, and hashed by llm's own function: what `LogStore.verify` does, in batches, and
-without ever asking an address for an attachment's type. Nothing is written.
+Messages are read with their fragments and attachments and hashed by llm's own function, as
+`LogStore.verify` does, but in batches, and without requesting a URL to find out an
+attachment's type. Nothing is written.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llm.logs import LogStore, message_hash
 from llm.parts import Message, Part
 
-from ..core.attachments import find_attachments, map_attachments
+from ..core.attachments import find_attachments
 from .exchange import with_remote_attachments
 from .reader import open_for_reading
 from .request_store import references
 from .store import translated
 
-__all__ = ["Broken", "Verified", "verify"]
-
 BATCH = 500  # messages in one query
-MAX_GUESSES = 200  # of media types: a message of two attachments, each of a dozen
 
-# What reading a row raises that somebody has changed by hand.
+# Raised when a row is read that was edited by hand.
 _UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, OSError)
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A message, or a content of a request, that is not what it was when it was stored.
+    """A message, or a stored part of a request, that no longer matches its hash.
 
-    role: the message's; None for a content.
-    why: in words.
-    turn_id: one that has it, as `log ID` takes it where it is an exchange; thread_id: its
-        conversation. None where nothing has it.
+    role: the message's; None for a part of a request.
+    why: a reason for people to read.
+    turn_id: a turn or exchange that contains it (`log ID` takes the latter), thread_id: its
+        conversation; None if nothing refers to it.
     """
 
     kind: Literal["message", "content"]
@@ -54,7 +51,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Verified:
-    """How many messages and contents were looked at, and which of them are broken."""
+    """The number of messages and request parts that were checked, and the broken ones."""
 
     messages: int
     contents: int
@@ -62,45 +59,43 @@ class Verified:
 
 
 def verify(path: Path) -> Verified:
-    """Hash all stored messages and contents again.
+    """Hash all stored messages and request parts again.
 
     Raises:
         Unusable: the file can't be read.
     """
     with translated(path):
         connection, log, version = open_for_reading(path)
-        try:
-            # What is no UTF-8 any more is something else, and no reason to stop.
+        with closing(connection):
+            # Text that is no longer UTF-8 has another hash, and is no reason to stop.
             connection.text_factory = lambda data: data.decode("utf-8", "replace")
-            connection.execute("BEGIN")  # all of one moment, whoever writes meanwhile
+            connection.execute("BEGIN")  # one snapshot, even if others write meanwhile
             return _verify(connection, log, version)
-        finally:
-            connection.close()
 
 
 def _verify(connection: sqlite3.Connection, log: LogStore, version: int) -> Verified:
     tables = {row[0] for row in connection.execute("select name from sqlite_master")}
     messages = _Messages(connection, log)
     wrong_messages = list(messages.broken()) if "messages" in tables else []
-    contents, wrong_contents = _broken_contents(connection) if version else (0, [])
+    contents, wrong_blobs = _broken_blobs(connection) if version else (0, [])
     broken: list[Broken] = []
     if wrong_messages:
-        owners = _owners_of_messages(connection, version)
+        users = _users_of_messages(connection, version)
         broken += [
-            Broken("message", hash, role, why, *owners.get(hash, (None, None)))
+            Broken("message", hash, role, why, *users.get(hash, (None, None)))
             for hash, role, why in wrong_messages
         ]
-    if wrong_contents:
-        having = _owners_of_contents(connection)
+    if wrong_blobs:
+        users = _users_of_blobs(connection)
         broken += [
-            Broken("content", hash, None, "it was changed", *having.get(hash, (None, None)))
-            for hash in wrong_contents
+            Broken("content", hash, None, "it was changed", *users.get(hash, (None, None)))
+            for hash in wrong_blobs
         ]
     return Verified(messages.count, contents, tuple(broken))
 
 
 class _Messages:
-    """All stored messages, a batch at a time."""
+    """Checks all stored messages, batch by batch."""
 
     def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
         self._connection = connection
@@ -108,7 +103,7 @@ class _Messages:
         self.count = 0
 
     def broken(self) -> Iterator[tuple[str, str, str]]:
-        """Give hash and role of those that are not as they were, and why in words."""
+        """Yield hash, role and reason of messages that don't match their hash."""
         cursor = self._connection.execute(
             "select hash, parent_hash, role, provider_metadata, parent_hash is not null and"
             " parent_hash not in (select hash from messages) as is_torn from messages"
@@ -126,7 +121,7 @@ class _Messages:
 
     def _why_broken(self, row: sqlite3.Row, parts: Mapping[str, list[Part]] | None) -> str | None:
         try:
-            if parts is None:  # one of this batch can't be read: perhaps this one
+            if parts is None:  # a message of this batch can't be read, perhaps this one
                 parts = self._log._load_parts([row["hash"]])
             metadata = row["provider_metadata"]
             message = Message(
@@ -134,57 +129,33 @@ class _Messages:
             )
             (message,) = with_remote_attachments([message])
             if _hash(message, row["parent_hash"]) == row["hash"]:
-                return "the message before it is gone" if row["is_torn"] else None
+                return "the previous message is missing" if row["is_torn"] else None
             if not message.parts:
-                return "its parts are gone"
-            return self._other_type(message, row) or _changed(message)
+                return "its parts are missing"
+            return _changed(message)
         except KeyError as exc:
-            return f"something of it is gone: {exc}"
+            return f"something it refers to is missing: {exc}"
         except _UNREADABLE as exc:
             return f"it can't be read: {type(exc).__name__}: {exc}"
 
-    def _other_type(self, message: Message, row: sqlite3.Row) -> str | None:
-        """Say whether it is llm's: it keeps the bytes that came under two types under the last."""
-        attachments = find_attachments(message)
-        types = [
-            row[0] for row in self._connection.execute("select distinct type from attachments")
-        ]
-        candidates = [[*dict.fromkeys([one.type, *types, *_TYPES])] for one in attachments]
-        for guess in itertools.islice(itertools.product(*candidates), MAX_GUESSES):
-            given = iter(guess)
-            if _hash(_with_types(message, given), row["parent_hash"]) == row["hash"]:
-                pairs = zip(attachments, guess, strict=True)
-                return ", ".join(
-                    f"its attachment was {then} when it was logged, and the same bytes were"
-                    f" logged as {one.type} since (llm keeps one type of them)"
-                    for one, then in pairs
-                    if one.type != then
-                )
-        return None
-
 
 def _changed(message: Message) -> str:
-    files = [one.path for one in find_attachments(message) if one.path and not one.content]
-    return " or ".join(["it was changed", *(f"the file {path} was" for path in files)])
-
-
-_TYPES = (
-    "image/png image/jpeg image/gif image/webp application/pdf text/plain audio/mpeg audio/wav"
-    " video/mp4 application/octet-stream"
-).split()
+    attachments = find_attachments(message)
+    reasons = ["it was changed"]
+    reasons += [f"the file {one.path} was" for one in attachments if one.path and not one.content]
+    if any(one.content for one in attachments):
+        # llm keeps the same bytes once, with the type under which they were logged last.
+        reasons.append("its attachment was logged again under another media type")
+    return " or ".join(reasons)
 
 
 def _hash(message: Message, parent: str | None) -> str:
     if any(one.url and not one.type for one in find_attachments(message)):
-        raise ValueError("an attachment's type would have to be asked for at its URL")
+        raise ValueError("an attachment's type would have to be requested from its URL")
     return message_hash(message, parent)
 
 
-def _with_types(message: Message, types: Iterator[str | None]) -> Message:
-    return map_attachments(message, lambda attachment: replace(attachment, type=next(types)))
-
-
-def _broken_contents(connection: sqlite3.Connection) -> tuple[int, list[str]]:
+def _broken_blobs(connection: sqlite3.Connection) -> tuple[int, list[str]]:
     count = 0
     broken = []
     for hash, data in connection.execute("select hash, cast(text as blob) from proxy_contents"):
@@ -194,13 +165,13 @@ def _broken_contents(connection: sqlite3.Connection) -> tuple[int, list[str]]:
     return count, broken
 
 
-# ---- who has it
+# ---- where it is used
 
 
-def _owners_of_messages(
+def _users_of_messages(
     connection: sqlite3.Connection, version: int
 ) -> dict[str, tuple[str, str | None]]:
-    """Give for each message the first turn that has it, and that one's thread."""
+    """Map each message to the first turn that contains it, and to the turn's thread."""
     parents = dict(connection.execute("select hash, parent_hash from messages").fetchall())
     ends: list[Any] = connection.execute(
         "select id, thread_id, tip_message_hash from turns order by id"
@@ -209,28 +180,28 @@ def _owners_of_messages(
         ends += connection.execute(
             "select id, thread_id, message_hash from proxy_exchanges order by number"
         )
-    owners: dict[str, tuple[str, str | None]] = {}
+    users: dict[str, tuple[str, str | None]] = {}
     for id, thread_id, hash in ends:
-        while hash is not None and hash not in owners:
-            owners[hash] = id, thread_id
+        while hash is not None and hash not in users:
+            users[hash] = id, thread_id
             hash = parents.get(hash)
-    return owners
+    return users
 
 
-def _owners_of_contents(connection: sqlite3.Connection) -> dict[str, tuple[str, str | None]]:
-    """Give for each content the first exchange that refers to it, directly or not."""
-    owners: dict[str, tuple[str, str | None]] = {}
+def _users_of_blobs(connection: sqlite3.Connection) -> dict[str, tuple[str, str | None]]:
+    """Map each stored part to the first exchange that refers to it, directly or not."""
+    users: dict[str, tuple[str, str | None]] = {}
     for id, thread_id, body in connection.execute(
         "select id, thread_id, body from proxy_exchanges order by number"
     ):
         todo: list[str] = references(body)
         while todo:
             hash = todo.pop()
-            if hash in owners:
+            if hash in users:
                 continue
-            owners[hash] = id, thread_id
+            users[hash] = id, thread_id
             for (text,) in connection.execute(
                 "select text from proxy_contents where hash = ?", (hash,)
             ):
                 todo += references(text)
-    return owners
+    return users

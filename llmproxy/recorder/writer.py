@@ -1,9 +1,9 @@
-"""The writer: one daemon thread that writes exchanges to logs.db, in the order they come.
+"""The writer: a daemon thread that writes exchanges to logs.db in the order they arrive.
 
-It never costs an answer. `write` returns at once; what can't be written now is kept and
-tried again, with one warning when that begins and one when it is over. It is kept in
-memory for a moment and then in the spool, in memory again where even that can't be
-written. Which errors mean what is the store's to say; there is no SQL here.
+It never costs a client its response. `write` returns at once. What can't be written is kept
+and retried, with one warning when that begins and one when it is over: at first in memory,
+then in the spool, or in memory again if the spool can't be written either. The store decides
+what an error means; there is no SQL here.
 """
 
 from __future__ import annotations
@@ -23,25 +23,23 @@ from .exchange import Exchange, ExchangeSummary
 from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
-__all__ = ["Health", "Writer"]
-
 GROUP = 32  # exchanges written in one transaction at most
-MAX_PENDING = 256  # exchanges kept in memory where neither logs.db nor the spool takes them
-SPOOL_AFTER_S = 0.5  # of a lock: before clients stop to wait for their commit
+MAX_PENDING = 256  # exchanges kept in memory if neither logs.db nor the spool can be written
+SPOOL_AFTER_S = 0.5  # of being locked: before clients stop waiting for their commit
 LOCKED_WARNING_S = 5.0  # a lock held this long is worth a warning
-FIRST_PAUSE_S = 0.01  # before the second try; doubled for each further one …
-MAX_LOCKED_PAUSE_S = 0.25  # … up to this: another program's write is soon over
-MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: a full or broken disk takes a person
-# Between two groups, for the `llm` command beside us: it fails where a commit falls
-# between its read and its write.
+FIRST_PAUSE_S = 0.01  # before the second attempt; doubled for each further one …
+MAX_LOCKED_PAUSE_S = 0.25  # … up to this if locked: other programs' writes are short
+MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: somebody has to fix a full or broken disk
+# Between two groups, for the `llm` command: it fails if a commit falls between its read and
+# its write.
 GAP_S = 0.02
-MAX_NAMED = 5  # of the exchanges that a warning tells of
-IDLE_S = 1.0  # without anything new, before the write-ahead log is emptied
+MAX_NAMED = 5  # exchanges that a warning lists
+IDLE_S = 1.0  # without new exchanges, before the write-ahead log is emptied
 
 
 @dataclass(frozen=True)
 class Health:
-    """How the log is: whether it takes what is written, how much waits in memory and spool."""
+    """The log's state: whether it can be written, and how much waits in memory and spool."""
 
     is_writable: bool
     queued: int
@@ -55,11 +53,11 @@ class _Job:
 
 
 class Writer:
-    """Writes exchanges in a thread of its own, each in order and once.
+    """Writes exchanges in a thread of its own, in order, each once.
 
-    open_store: opens the database; called in the thread, again whenever that must be.
-    warn: takes one line for the person at the terminal; called from the thread.
-    spool: where exchanges go while the database can't take them; None keeps them in memory.
+    open_store: opens the database; called in the thread, and again if it has to be reopened.
+    warn: is given one line to show to the user; called from the thread.
+    spool: where exchanges go while the database can't be written; None keeps them in memory.
     """
 
     def __init__(
@@ -79,12 +77,12 @@ class Writer:
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="llmproxy-writer", daemon=True)
         self._worth_waiting = True
-        # What follows belongs to the thread.
+        # The attributes below are used by the thread only.
         self._store: Store | None = None
         self._has_inherited = False
         self._unflushed = False
-        self._tried_at_the_end = False
-        self._one_by_one = 0  # so many of the next, after their group has failed
+        self._has_retried_at_end = False
+        self._one_by_one = 0  # write this many of the next singly, since their group has failed
         self._pause_s = FIRST_PAUSE_S
         self._failing_since: float | None = None
         self._spooling = False
@@ -95,14 +93,14 @@ class Writer:
         self._thread.start()
 
     def write(self, exchange: Exchange) -> Future[None]:
-        """Hand over an exchange, begun or ended, without waiting.
+        """Queue an exchange, begun or ended, to be written; returns at once.
 
-        The future ends when it is in logs.db or, where that is impossible, in the spool.
-        It ends with an exception where the exchange was given up: the database can't
-        take this one, there is no more room to keep it, or the writer is closed.
+        The future is done when the exchange is in logs.db or, if that is impossible, in the
+        spool. It has an exception if the exchange was given up: the database can't store it,
+        there is no more room to keep it, or the writer is closed.
         """
         job = _Job(exchange)
-        job.written.set_running_or_notify_cancel()  # a waiter that goes away can't cancel it
+        job.written.set_running_or_notify_cancel()  # so that a cancelled waiter can't cancel it
         with self._changed:
             full = self._failing_since is not None and len(self._jobs) >= MAX_PENDING
             if full or self._closing.is_set():
@@ -114,26 +112,26 @@ class Writer:
         return job.written
 
     async def committed(self, written: Future[None], wait_s: float) -> None:
-        """Wait until an exchange is written, at most `wait_s`; never raise for its failure.
+        """Wait until an exchange is written, at most `wait_s`; never raises if that fails.
 
-        After one wait that was in vain nobody waits until something has been written again.
+        After a timeout, calls return at once until a write succeeds.
         """
         if written.done() or not self._worth_waiting:
             return
         ended = asyncio.wrap_future(written)
         if (await asyncio.wait({ended}, timeout=wait_s))[0]:
-            ended.exception()  # looked at, so that asyncio doesn't report it: we warned of it
+            ended.exception()  # retrieved, or asyncio would report it; we have warned already
         else:
             self._worth_waiting = False
             ended.cancel()
 
     def health(self) -> Health:
-        """Say how the log is at this moment; from any thread."""
+        """Return the log's current state; can be called from any thread."""
         spooled = 0 if self._spool is None else self._spool.size()
         return Health(self._failing_since is None, len(self._jobs), spooled)
 
     def close(self, timeout_s: float) -> None:
-        """Write what is left, for at most `timeout_s`, and stop. A second call does nothing."""
+        """Write what is left, for at most `timeout_s`, and stop. Further calls do nothing."""
         with self._changed:
             self._deadline = min(self._deadline, time.monotonic() + timeout_s)
             self._closing.set()
@@ -157,10 +155,10 @@ class Writer:
                     count = store.write([job.exchange for job in group]) if group else 0
             except StoreError as exc:
                 self._wait_out(exc)
-            except Exception:  # one of them is strange
+            except Exception:  # the database can't store one of them
                 self._one_by_one = len(group)
             else:
-                # A file that was deleted meanwhile has taken nothing: once more then.
+                # If the file was deleted meanwhile, nothing was kept: write them again.
                 if store.is_current():
                     self._recovered()
                     self._settle(count, error)
@@ -168,7 +166,7 @@ class Writer:
         self._stop()
 
     def _write_one(self, store: Store, exchange: Exchange) -> Exception | None:
-        """Write an exchange; where it is what the database can't take, without its answer.
+        """Write an exchange, without its response if the database can't store that.
 
         Raises:
             StoreError: the database is the cause.
@@ -177,9 +175,9 @@ class Writer:
             store.write([exchange])
         except StoreError:
             raise
-        except Exception as exc:  # whatever a strange answer makes llm raise
-            self._warn(f"an answer was not logged: {type(exc).__name__}: {exc}")
-            with suppress(Exception):  # the warning is given
+        except Exception as exc:  # whatever an unusual response makes llm raise
+            self._warn(f"a response was not logged: {type(exc).__name__}: {exc}")
+            with suppress(Exception):  # there was a warning already
                 store.write([replace(exchange, turn=None, thread_id=None, events=())])
             return exc
         return None
@@ -189,15 +187,15 @@ class Writer:
             return False
         if self._jobs and time.monotonic() <= self._deadline:
             return False
-        if self._spool is None or self._spool.is_empty() or self._tried_at_the_end:
+        if self._spool is None or self._spool.is_empty() or self._has_retried_at_end:
             return True
-        # What is in the spool is safe, and taken in at the next start; what kept it out
-        # may be over by now, so one more try is due.
-        self._tried_at_the_end = True
+        # The spool is safe, and read at the next start. But the database may be writable
+        # again, so there is one more attempt.
+        self._has_retried_at_end = True
         return False
 
     def _ready_store(self) -> Store:
-        """Open the database where it is not, and first of all take in what was spooled.
+        """Open the database if it is not open, and write what was spooled to it.
 
         Raises:
             StoreError: it can't be opened or written.
@@ -211,37 +209,37 @@ class Writer:
                     self._inherit(store, self._spool)
                     self._has_inherited = True
                 if not self._spool.is_empty():
-                    self._take_in(store, self._spool.path)
+                    self._write_spool(store, self._spool.path)
                     self._spool.clear()
         except StoreError:
             raise
-        except Exception as exc:  # no exchange is to blame for what happens here
+        except Exception as exc:  # not caused by an exchange that is to be written
             raise Unusable(f"{type(exc).__name__}: {exc}") from exc
         return store
 
     def _inherit(self, store: Store, spool: Spool) -> None:
-        """Take in what owners that are gone have left, and say what they did not finish."""
-        taken = []
+        """Write the spools of processes that are gone, and warn of what they left running."""
+        written = []
         for id in spool.owner.dead():
             try:
-                self._take_in(store, spool.owner.spool_path(id))
+                self._write_spool(store, spool.owner.spool_path(id))
             except OSError as exc:  # another user's, say
-                self._warn(f"what another llmproxy left can't be taken in: {exc}")
+                self._warn(f"the spool of another llmproxy can't be read: {exc}")
             else:
-                taken.append(id)
+                written.append(id)
         interrupted = store.interrupt_orphans()
         if interrupted:
             self._warn(_interrupted(interrupted))
-        for id in taken:
+        for id in written:
             spool.owner.forget(id)
 
-    def _take_in(self, store: Store, path: Path) -> None:
+    def _write_spool(self, store: Store, path: Path) -> None:
         if not path.exists():
             return
         group: list[Exchange] = []
         for exchange in read(path):
             if exchange is None:
-                self._warn(f"{path} has a line that is no exchange; it was left out")
+                self._warn(f"{path} has a line that is not an exchange; it was skipped")
                 continue
             group.append(exchange)
             if len(group) == GROUP:
@@ -264,12 +262,12 @@ class Writer:
             self._closing.wait(GAP_S)
 
     def _wait_out(self, exc: StoreError) -> None:
-        """Pause after a try in vain: longer each time, so that what is in our way can end."""
+        """Pause after a failed attempt, longer each time, so that its cause can go away."""
         locked = isinstance(exc, Locked)
         if not locked:
             self._drop_store()
             if self._closing.is_set():
-                self._deadline = 0.0  # it takes a person, who waits for us to stop
+                self._deadline = 0.0  # the user has to fix it, and waits for us to stop
         now = time.monotonic()
         self._failing_since = self._failing_since or now
         lasted_s = now - self._failing_since
@@ -278,7 +276,7 @@ class Writer:
         if not self._warned and (not locked or lasted_s > LOCKED_WARNING_S):
             self._warned = True
             where = self._spool.path if self._spool and self._spooling else "memory"
-            self._warn(f"the log can't be written now and is kept in {where}: {exc}")
+            self._warn(f"the log can't be written and is kept in {where} for now: {exc}")
         self._spool_all()
         self._pause(now + self._pause_s)
         longest_s = MAX_LOCKED_PAUSE_S if locked else MAX_UNUSABLE_PAUSE_S
@@ -293,14 +291,14 @@ class Writer:
             self._spool_all()
 
     def _spool_all(self) -> None:
-        """Move what waits into the spool, if that is where it goes now."""
+        """Move queued exchanges to the spool if spooling is on."""
         while self._spooling and self._spool is not None and self._jobs:
             try:
                 self._spool.append(self._jobs[0].exchange)
             except OSError:
                 self._spooling = False
-            except Exception as exc:  # it has no JSON
-                self._warn(f"an answer was not logged: {type(exc).__name__}: {exc}")
+            except Exception as exc:  # it has no JSON form
+                self._warn(f"a response was not logged: {type(exc).__name__}: {exc}")
                 self._settle(1, exc)
             else:
                 self._worth_waiting = True
@@ -314,10 +312,10 @@ class Writer:
         if self._warned:
             self._warned = False
             lost, self._refused = self._refused, 0
-            self._warn(f"the log is written again; {_exchanges(lost)} lost")
+            self._warn(f"the log can be written again; {_exchanges(lost)} lost")
 
     def _settle(self, count: int, error: Exception | None = None) -> None:
-        """End the first `count` jobs; their order is the queue's."""
+        """Complete the first `count` jobs of the queue."""
         self._one_by_one = max(0, self._one_by_one - count)
         with self._changed:
             settled = [self._jobs.popleft() for _ in range(count)]
@@ -328,7 +326,7 @@ class Writer:
                 job.written.set_exception(error)
 
     def _rest(self, wrote: int) -> None:
-        """Wait for something to write; after a while without, empty the write-ahead log."""
+        """Wait for something to write; when idle for a while, empty the write-ahead log."""
         if wrote:
             self._unflushed = True
             self._closing.wait(GAP_S)
@@ -342,7 +340,7 @@ class Writer:
     def _flush(self) -> None:
         self._unflushed = False
         if self._store is not None and self._store.is_current():
-            with suppress(StoreError):  # the next write meets the same, and says it
+            with suppress(StoreError):  # the next write fails the same way, and warns
                 self._store.flush()
 
     def _drop_store(self) -> None:
@@ -356,7 +354,7 @@ class Writer:
         self._spool_all()
         if left := len(self._jobs):
             self._warn(f"{_exchanges(left)} not logged")
-            self._settle(left, StoreError("the writer was closed before"))
+            self._settle(left, StoreError("the writer was closed first"))
         self._flush()
         self._drop_store()
         if self._spool is not None:
@@ -364,7 +362,7 @@ class Writer:
 
 
 def _interrupted(entries: Sequence[ExchangeSummary]) -> str:
-    """Name what a killed or crashed process left running: its model may be the cause."""
+    """List what a killed or crashed process left running; a model may be the cause."""
     shown = [
         f"{entry.id} ({entry.client}, {entry.model_asked or 'the default model'})"
         for entry in entries[:MAX_NAMED]
@@ -372,7 +370,7 @@ def _interrupted(entries: Sequence[ExchangeSummary]) -> str:
     more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
     were = "exchange was" if len(entries) == 1 else "exchanges were"
     return (
-        f"llmproxy ended without stopping while {len(entries)} {were} running:"
+        f"llmproxy was killed or crashed while {len(entries)} {were} running:"
         f" {', '.join(shown)}{more}"
     )
 

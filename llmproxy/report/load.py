@@ -26,13 +26,13 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
         Unusable: the file can't be read any more.
     """
     ids = history.ids(Filter(run=run.id))
-    answers = [_measured_again(history.answer(id)[0]) for id in ids]
+    answers = [_measured_again(history.response(id)[0]) for id in ids]
     plan = plan_of(run.settings)
     asked = dict.fromkeys([*(plan.ids if plan else ()), *(answer.sample for answer in answers)])
     samples = []
     for id in asked:
         try:
-            exchange, earlier = history.answer(id)
+            exchange, earlier = history.response(id)
         except NotFound:
             continue
         recorded = _measured(exchange)
@@ -63,7 +63,7 @@ def study_of_log(history: LogReader, only: Filter, *, last: int | None = None) -
     """
     samples, answers = [], []
     for id in history.ids(replace(only, is_traffic=True), last=last):
-        exchange, earlier = history.answer(id)
+        exchange, earlier = history.response(id)
         if exchange.status == "running":
             continue
         samples.append(_sample(exchange, earlier, None))

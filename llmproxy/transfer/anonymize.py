@@ -1,10 +1,10 @@
-"""An exchange with filler for its words: what was said is gone, its shape stays.
+"""Replace the text of an exchange with placeholder text of the same length.
 
-Each letter becomes x and each digit 0, so that every text is as long as it was; white
-space and punctuation stay. So do times, counts, statuses, ids, the names of models,
-tools and members, roles, types, and all numbers and booleans: enough to see how a program
-and a model went on, not what about. A filled exchange can be stored, shown and played
-event by event like any other, but is no longer known by its request.
+Each letter becomes x and each digit 0; white space and punctuation stay. Times, counts,
+statuses, ids, the names of models, tools and object members, roles, types, numbers and
+booleans stay as well: enough to see what a program and a model did, but not what about.
+An anonymized exchange can be stored, shown and replayed event by event like any other, but
+a request no longer finds it.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ from ..core import attachments, chat
 from ..recorder.exchange import Exchange, RawRequest, Turn
 from ..recorder.timeline import TimedEvent
 
-__all__ = ["fill", "filled"]
+ASTRAL_X = "\U0001d501"  # a letter x as long as any astral character, in UTF-16 and in UTF-8
 
-ASTRAL_X = "\U0001d501"  # a letter x that is as long as what it stands for, in UTF-16 and UTF-8
-
-# Their values say how a request is built, not what about.
+# Members whose values describe how a request is built, not its content.
 _STRUCTURE = frozenset(
     """
     role type object model id tool_call_id tool_use_id call_id item_id previous_response_id
@@ -48,7 +46,7 @@ _NAMED = frozenset(
 )  # a `name` in these is a tool's, not a person's
 _NAMED_TYPES = frozenset("tool_use server_tool_use function function_call tool tool_result".split())
 _SCHEMAS = frozenset({"input_schema", "parameters", "schema"})
-_FREE = frozenset({"metadata", "input", "arguments"})  # where they are objects: anybody's members
+_FREE = frozenset({"metadata", "input", "arguments"})  # objects with members of the user's own
 
 _PLAIN_HEADERS = frozenset(
     """
@@ -56,33 +54,33 @@ _PLAIN_HEADERS = frozenset(
     transfer-encoding anthropic-version anthropic-beta openai-beta
     """.split()
 )
-_PLAIN_HEADER_PREFIX = "x-stainless-"  # the SDKs' own versions, and what they run on
+_PLAIN_HEADER_PREFIX = "x-stainless-"  # versions of the SDK and its platform
 
 
 # ---- text
 
 
-def fill(text: str) -> str:
-    """Give filler of the same length."""
+def placeholder(text: str) -> str:
+    """Return placeholder text of the same length."""
     return text.translate(_TABLE)
 
 
 class _Table:
     def __getitem__(self, code: int) -> str:
-        return _filler(code)
+        return _replacement(code)
 
 
 _TABLE = _Table()
 
 
 @cache
-def _filler(code: int) -> str:
+def _replacement(code: int) -> str:
     character = chr(code)
     if code > 0xFFFF:
         return ASTRAL_X
     if code < 0x80:
         return "x" if character.isalpha() else "0" if character.isdigit() else character
-    # Symbols stay in ASCII alone: elsewhere they say something.
+    # Of the symbols only ASCII's stay: others (emoji) carry meaning.
     category = unicodedata.category(character)
     stays = category[0] in "PZ" or category in ("Cc", "Cf")
     return character if stays else "x"
@@ -93,84 +91,84 @@ _SCHEME = re.compile(r"https?://", re.IGNORECASE)
 _BASE64_DIGIT = re.compile(r"[A-Za-z0-9+/_-]")
 
 
-def _fill_url(url: str) -> str:
-    """Leave of a URL its scheme, of a data URL its type; the data become zero bytes."""
+def _anonymize_url(url: str) -> str:
+    """Keep only a URL's scheme, or a data URL's type; its data become zero bytes."""
     if head := _DATA_URL.match(url):
-        return head[0] + _fill_base64(url[head.end() :])
+        return head[0] + _anonymize_base64(url[head.end() :])
     if scheme := _SCHEME.match(url):
-        return scheme[0] + fill(url[scheme.end() :])
-    return fill(url)
+        return scheme[0] + placeholder(url[scheme.end() :])
+    return placeholder(url)
 
 
-def _fill_base64(data: str) -> str:
+def _anonymize_base64(data: str) -> str:
     return _BASE64_DIGIT.sub("A", data)
 
 
 _ESCAPED_BYTE = re.compile(r"%[0-9A-Fa-f]{2}")
 
 
-def _fill_query(query: str) -> str:
-    """Fill the values of a query string, escaped bytes as escaped ones."""
+def _anonymize_query(query: str) -> str:
+    """Replace the values of a query string; escaped bytes stay escaped bytes."""
     return "&".join(
-        name + equals + "%78".join(map(fill, _ESCAPED_BYTE.split(value)))
+        name + equals + "%78".join(map(placeholder, _ESCAPED_BYTE.split(value)))
         for name, equals, value in (field.partition("=") for field in query.split("&"))
     )
 
 
-# In the text of an object a string that no colon follows is a value.
+# In a JSON object's text, a string that no colon follows is a value.
 _STRING_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\s*:)|"(?:[^"\\]|\\.)*"', re.DOTALL)
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.", re.DOTALL
 )
 
 
-def _fill_arguments(text: str) -> str:
-    """Fill the raw arguments of a tool call: the JSON that they are stays JSON.
+def _anonymize_arguments(text: str) -> str:
+    """Replace the text in a tool call's raw arguments; JSON stays JSON.
 
-    What `chat.parse_arguments` reads of them is then what `_free` makes of it.
+    `chat.parse_arguments` then gives what `_free` makes of the parsed arguments.
     """
     if not text.strip() or _is_raw(text):
-        return fill(text)
-    return _STRING_VALUE.sub(_fill_string, text)
+        return placeholder(text)
+    return _STRING_VALUE.sub(_anonymize_string, text)
 
 
 def _is_raw(text: str) -> bool:
-    """Say whether it is no object; one may also have a member of this name."""
+    """Check whether the text is not a JSON object (which may have a member `_raw` of its own)."""
     return chat.parse_arguments(text) == {"_raw": text}
 
 
-def _fill_string(match: re.Match[str]) -> str:
+def _anonymize_string(match: re.Match[str]) -> str:
     inside = match[1]
     if inside is None:  # a name
         return match[0]
     pieces = []
     at = 0
     for escape in _ESCAPE.finditer(inside):
-        pieces += [fill(inside[at : escape.start()]), _fill_escape(escape[0])]
+        pieces += [placeholder(inside[at : escape.start()]), _anonymize_escape(escape[0])]
         at = escape.end()
-    return f'"{"".join(pieces)}{fill(inside[at:])}"'
+    return f'"{"".join(pieces)}{placeholder(inside[at:])}"'
 
 
-def _fill_escape(escape: str) -> str:
+def _anonymize_escape(escape: str) -> str:
     if not escape.startswith("\\u"):
         return escape  # white space, controls, and punctuation
     if len(escape) == 12:
         return r"\ud835\udd01"  # ASTRAL_X
     code = int(escape[2:], 16)
     if 0xD800 <= code <= 0xDFFF:
-        code = 0xFFFD  # as who reads it replaces a lone surrogate
-    filler = _filler(code)
-    return escape if filler == chr(code) else f"\\u{ord(filler):04x}"
+        code = 0xFFFD  # readers replace a lone surrogate by this
+    replacement = _replacement(code)
+    return escape if replacement == chr(code) else f"\\u{ord(replacement):04x}"
 
 
 # ---- JSON values
 
 
 def _free(value: Any) -> Any:
-    """Fill every string of a value that is anybody's own."""
+    """Replace every string of a value whose members are the user's own."""
     match value:
         case str():
-            return fill(value)
+            return placeholder(value)
         case dict():
             return {name: _free(member) for name, member in value.items()}
         case list() | tuple():
@@ -179,9 +177,9 @@ def _free(value: Any) -> Any:
 
 
 def _known(value: Any, name: str = "") -> Any:
-    """Fill a request, an answer or metadata of an API, its own words excepted.
+    """Replace the text of an API's request, response or metadata; keep its structural values.
 
-    name: of the member that it stands in.
+    name: the member that holds the value.
     """
     match value:
         case dict():
@@ -191,23 +189,23 @@ def _known(value: Any, name: str = "") -> Any:
         case str() if name in _STRUCTURE:
             return value
         case str() if name == "url" or name.endswith("_url"):
-            return _fill_url(value)
+            return _anonymize_url(value)
         case str():
-            return _fill_url(value) if _DATA_URL.match(value) else fill(value)
+            return _anonymize_url(value) if _DATA_URL.match(value) else placeholder(value)
     return value
 
 
 def _member(holder: Mapping[str, Any], place: str, name: str, value: Any) -> Any:
-    """Fill a member of an object, which stands in the member `place` of another."""
+    """Replace the text of an object's member; `place` is the member that holds the object."""
     match name, value:
         case "name", str() if place in _NAMED or holder.get("type") in _NAMED_TYPES:
             return value
         case "name", str() if holder.get("role") in ("tool", "function"):
             return value
         case "arguments", str():
-            return _fill_arguments(value)
+            return _anonymize_arguments(value)
         case "data", str() if holder.get("type") == "base64" or place == "input_audio":
-            return _fill_base64(value)
+            return _anonymize_base64(value)
         case _, dict() if name in _SCHEMAS:
             return _schema(value)
         case _, dict() if name in _FREE:
@@ -216,7 +214,7 @@ def _member(holder: Mapping[str, Any], place: str, name: str, value: Any) -> Any
 
 
 def _schema(value: Any, name: str = "") -> Any:
-    """Fill a JSON Schema's words; the names of properties stay, also where they are required."""
+    """Replace the text of a JSON Schema; property names stay, also in `required`."""
     match value:
         case dict():
             return {key: _schema(member, key) for key, member in value.items()}
@@ -225,24 +223,26 @@ def _schema(value: Any, name: str = "") -> Any:
         case str() if name in ("type", "format", "required", "$ref", "$schema"):
             return value
         case str():
-            return fill(value)
+            return placeholder(value)
     return value
 
 
 # ---- an exchange
 
 
-def filled(exchange: Exchange) -> Exchange:
-    """Give an exchange with filler for all that anybody said in it, whoever it was."""
+def anonymize(exchange: Exchange) -> Exchange:
+    """Return an exchange with placeholder text for everything that was said in it."""
     return replace(
         exchange,
-        first_words=fill(exchange.first_words),
-        error=None if exchange.error is None else fill(exchange.error),
-        stop_sequence=None if exchange.stop_sequence is None else fill(exchange.stop_sequence),
+        first_words=placeholder(exchange.first_words),
+        error=None if exchange.error is None else placeholder(exchange.error),
+        stop_sequence=None
+        if exchange.stop_sequence is None
+        else placeholder(exchange.stop_sequence),
         request=_request(exchange.request),
         turn=None if exchange.turn is None else _turn(exchange.turn),
         events=_events(exchange.events),
-        replay_key=None,  # it would tell whether a guess is right
+        replay_key=None,  # it would let somebody check a guess
     )
 
 
@@ -250,10 +250,10 @@ def _request(request: RawRequest) -> RawRequest:
     headers = {
         name: value
         if name in _PLAIN_HEADERS or name.startswith(_PLAIN_HEADER_PREFIX)
-        else fill(value)
+        else placeholder(value)
         for name, value in request.headers.items()
     }
-    return RawRequest(headers, _fill_query(request.query), _known(request.body))
+    return RawRequest(headers, _anonymize_query(request.query), _known(request.body))
 
 
 def _turn(turn: Turn) -> Turn:
@@ -270,7 +270,7 @@ def _turn(turn: Turn) -> Turn:
 
 
 def _tool(tool: llm.Tool) -> llm.Tool:
-    description = None if tool.description is None else fill(tool.description)
+    description = None if tool.description is None else placeholder(tool.description)
     return replace(tool, description=description, input_schema=_schema(tool.input_schema))
 
 
@@ -289,14 +289,14 @@ def _part(part: Part) -> Part:
     metadata = _known(getattr(part, "provider_metadata", None))
     match part:
         case TextPart() | ReasoningPart():
-            return replace(part, text=fill(part.text), provider_metadata=metadata)
+            return replace(part, text=placeholder(part.text), provider_metadata=metadata)
         case ToolCallPart():
             return replace(part, arguments=_free(part.arguments), provider_metadata=metadata)
         case ToolResultPart():
             return replace(
                 part,
-                output=fill(part.output),
-                exception=None if part.exception is None else fill(part.exception),
+                output=placeholder(part.output),
+                exception=None if part.exception is None else placeholder(part.exception),
                 attachments=[_attachment(attachment) for attachment in part.attachments],
                 provider_metadata=metadata,
             )
@@ -307,19 +307,21 @@ def _part(part: Part) -> Part:
 
 def _attachment(attachment: llm.Attachment) -> llm.Attachment:
     if attachment.url:
-        return attachments.RemoteAttachment(type=attachment.type, url=_fill_url(attachment.url))
+        return attachments.RemoteAttachment(
+            type=attachment.type, url=_anonymize_url(attachment.url)
+        )
     return llm.Attachment(type=attachment.type, content=bytes(len(attachment.content or b"")))
 
 
 def _events(events: Iterable[TimedEvent]) -> list[TimedEvent]:
-    """Fill what each event brought; arguments are JSON as a whole alone, and then cut as before."""
+    """Replace each event's text; arguments are replaced as a whole, then split as before."""
     events = list(events)
     arguments: dict[tuple[int, int | None], str] = {}
     for _, event in events:
         if event.type == "tool_call_args":
             key = event.message_index, event.part_index
             arguments[key] = arguments.get(key, "") + event.chunk
-    left = {key: _fill_arguments(text) for key, text in arguments.items()}
+    left = {key: _anonymize_arguments(text) for key, text in arguments.items()}
     result = []
     for at_ms, event in events:
         chunk = event.chunk
@@ -327,7 +329,7 @@ def _events(events: Iterable[TimedEvent]) -> list[TimedEvent]:
             key = event.message_index, event.part_index
             chunk, left[key] = left[key][: len(chunk)], left[key][len(chunk) :]
         elif event.type != "tool_call_name":
-            chunk = fill(chunk)
+            chunk = placeholder(chunk)
         metadata = _known(event.provider_metadata)
         result.append((at_ms, replace(event, chunk=chunk, provider_metadata=metadata)))
     return result

@@ -1,10 +1,4 @@
-"""Exchanges on their way between databases: out to files, and in without doubles.
-
-A file has a line for each exchange (lines.py), or is a Llama Stack recording. What is
-taken in is checked whole before any of it is written. An exchange is known by its id, so
-that nothing comes in twice; and in whichever order they come, threads, forks and tips are
-the same in the end, also where an import was killed and run again.
-"""
+"""Export exchanges to files, one line of JSON per exchange."""
 
 from __future__ import annotations
 
@@ -16,35 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from ..core.errors import InvalidRequest, NotFound
-from ..recorder.exchange import Exchange
+from ..core.errors import NotFound
+from ..recorder.exchange import Exchange, encode
 from ..recorder.reader import Filter, LogReader
-from .anonymize import filled
-from .jsonl import encode
-from .llama_stack.write import render_recording
-
-__all__ = [
-    "Exported",
-    "Unreadable",
-    "export_lines",
-    "export_recordings",
-    "export_to",
-]
+from .anonymize import anonymize
 
 
 class Unreadable(Exception):
-    """What can't be moved: says which file or log, the place in it, and why."""
-
-
-# ---- out
+    """A file or a log can't be read; the message has the place in it, and the reason."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """How many exchanges were written, and how many were not.
+    """The numbers of exchanges that were written, and of those that were not.
 
-    running: they have not ended. skipped: Llama Stack has no form for them.
-    replaced: their requests came again, and a recording has one answer: the last.
+    running: those that have not ended. skipped: those that Llama Stack has no format for.
+    replaced: those whose request was repeated, since a recording has only the last response.
     """
 
     exchanges: int
@@ -53,105 +34,76 @@ class Exported:
     replaced: int = 0
 
 
-def export_lines(
-    history: LogReader,
+def export_jsonl(
+    reader: LogReader,
     file: BinaryIO,
-    only: Filter,
+    filter: Filter,
     *,
     last: int | None = None,
-    redact: bool = False,
+    anonymized: bool = False,
 ) -> Exported:
     """Write exchanges in the order in which they were received, at most the `last` ones.
 
-    redact: text becomes filler of the same length (filler.py).
+    anonymized: replace everything that was said with placeholder text of the same length.
 
     Raises:
-        Unreadable: one of them is damaged.
-        StoreError, OSError: the log can't be read any more, or the file not written.
+        Unreadable: an exchange is damaged.
+        StoreError, OSError: the log can't be read any more, or the file can't be written.
     """
     running = written = 0
-    for exchange in _exchanges(history, only, last):
+    for exchange in exchanges(reader, filter, last):
         if exchange.status == "running":
             running += 1
             continue
-        file.write(encode(filled(exchange) if redact else exchange))
+        file.write(encode(anonymize(exchange) if anonymized else exchange))
         written += 1
     return Exported(written, running)
 
 
-def export_to(
-    history: LogReader,
+def export_file(
+    reader: LogReader,
     path: Path,
-    only: Filter,
+    filter: Filter,
     *,
     last: int | None = None,
-    redact: bool = False,
+    anonymized: bool = False,
 ) -> Exported:
-    """Write a file as `export_lines` does, for its owner alone; it is there only when whole.
+    """Write exchanges to a file, which is readable by the user only and appears when complete.
 
     Raises:
-        Unreadable: the file is the log itself; and as `export_lines`.
+        Unreadable: the file is the log itself, or as `export_jsonl`.
     """
-    if path.exists() and history.path.exists() and path.samefile(history.path):
+    if path.exists() and reader.path.exists() and path.samefile(reader.path):
         raise Unreadable(f"{path}: is the log itself")
-    with _written_whole(path) as file:
-        return export_lines(history, file, only, last=last, redact=redact)
+    with written_whole(path) as file:
+        return export_jsonl(reader, file, filter, last=last, anonymized=anonymized)
 
 
-def export_recordings(
-    history: LogReader,
-    folder: Path,
-    only: Filter,
-    *,
-    last: int | None = None,
-    redact: bool = False,
-) -> Exported:
-    """Write chats that came to their end as Llama Stack's recordings, a file each.
-
-    The folder is made where there is none.
+def exchanges(reader: LogReader, filter: Filter, last: int | None) -> Iterator[Exchange]:
+    """Read the exchanges that the filter selects, at most the `last` ones.
 
     Raises:
-        Unreadable, StoreError, OSError: as `export_lines`.
+        Unreadable: one of them is damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    names: set[str] = set()
-    count = running = skipped = 0
-    for exchange in _exchanges(history, only, last):
-        if exchange.status == "running":
-            running += 1
-            continue
+    for id in reader.ids(filter, last=last):
         try:
-            name, text = render_recording(filled(exchange) if redact else exchange)
-        except InvalidRequest:
-            skipped += 1
-            continue
-        with _written_whole(folder / name) as file:
-            file.write(text.encode())
-        names.add(name)
-        count += 1
-    return Exported(len(names), running, skipped, count - len(names))
-
-
-def _exchanges(history: LogReader, only: Filter, last: int | None) -> Iterator[Exchange]:
-    for id in history.ids(only, last=last):
-        try:
-            yield history.exchange(id)
+            yield reader.exchange(id)
         except NotFound:
-            pass  # forgotten meanwhile
+            pass  # pruned meanwhile
         except (KeyError, ValueError, TypeError) as exc:
             raise Unreadable(
-                f"{history.path}: exchange {id} is damaged; log --verify may say more"
+                f"{reader.path}: exchange {id} is damaged; log --verify may say more"
             ) from exc
 
 
 @contextmanager
-def _written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Write beside a path, and put it there at the end; a pipe or a device is written as it is."""
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """Write to a temporary file that replaces `path` at the end; pipes are written directly."""
     if path.exists() and not path.is_file():
         with path.open("wb") as file:
             yield file
         return
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # so that a link stays a link
     handle, beside = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
     try:
         with open(handle, "wb") as file:
@@ -160,6 +112,3 @@ def _written_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(beside)
         raise
-
-
-# ---- in

@@ -1,50 +1,45 @@
-"""Import exchanges from files without creating duplicates."""
+"""Import exchanges from files without creating duplicates.
+
+Exchanges are known by their ids. In whichever order they are imported, even if an import is
+killed and run again, threads, forks and tips are the same in the end.
+"""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
 from ..recorder.reader import Filter, LogReader, check_llm
-from ..recorder.store import Locked, Store
+from ..recorder.store import Store, retry_while_locked
 from .export import Unreadable
 from .jsonl import decode
-from .llama_stack.as_exchange import exchange_of
-from .llama_stack.read import parse_recording
 
-T = TypeVar("T")
-
-
-MAX_LINE_BYTES = 2**29  # a body of a few photos stands in it twice, and escaped
+MAX_LINE_BYTES = 2**29  # a body with a few photos is in it twice, and escaped
+GROUP = 16  # exchanges in memory at once; a transaction ends sooner if they are long
+TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
+COPY_BYTES = 2**20  # of a pipe, read at once
 
 
-GROUP = 16  # exchanges in memory at once; a lock ends sooner where they are long
-
-
-TIMEOUT_S = 60.0  # a person waits for it, and a busy writer's locks are short
-
-
-PAUSE_S = 0.02  # between two tries while another one writes
-
-
-MAX_HELD_BYTES = 2**20  # of what comes by a pipe; more of it goes to the disk
+ReadRecording = Callable[[bytes, str], Exchange | None]
+"""Reads another project's recording of an exchange: the file's bytes, and its name without the
+ending. Returns None for a recording of something other than a chat."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """How many exchanges came in, or would: new ones, those that were there, those left out.
+    """The numbers of exchanges that were imported, or would be.
 
-    skipped: Llama Stack's recordings of something else than a chat.
+    new: imported. there: were in the log already. skipped: recordings of something other
+        than a chat.
     """
 
     new: int
@@ -52,18 +47,26 @@ class Imported:
     skipped: int
 
 
-def import_files(paths: Sequence[Path], database: Path, *, dry_run: bool = False) -> Imported:
-    """Take in the exchanges of files, and Llama Stack's recordings, into a logs.db.
+def import_files(
+    paths: Sequence[Path],
+    database: Path,
+    *,
+    read_recording: ReadRecording | None = None,
+    dry_run: bool = False,
+) -> Imported:
+    """Import the exchanges of files into a logs.db.
 
-    An exchange that is there is left as it is, unless it was found interrupted and comes
-    in whole. A file may be a pipe: it is read twice, and so held on disk meanwhile.
+    All files are checked before anything is written. An exchange that is in the log already
+    stays as it is, unless it was interrupted there and is complete in the file. A file may be
+    a pipe; since files are read twice, its content is buffered, on disk if it is large.
 
-    dry_run: only check, and count.
+    read_recording: reads a file that is a single recording; without it only JSON lines are read.
+    dry_run: only check and count.
 
     Raises:
-        Unreadable: a file is damaged, foreign, or not readable; nothing is written.
-        Unusable: the database is none, or of a newer llm or llmproxy; nothing is written.
-        Locked: another program did not let us write for a minute; what is in stays.
+        Unreadable: a file can't be read, or is damaged or in another format; nothing was written.
+        Unusable: it is not a database, or a newer llm's or llmproxy's; nothing was written.
+        Locked: another program was writing for a minute; what was imported so far stays.
     """
     if database.exists():
         check_llm(database)
@@ -71,23 +74,23 @@ def import_files(paths: Sequence[Path], database: Path, *, dry_run: bool = False
         sources = [_Source(path, stack) for path in paths]
         statuses: dict[str, Status] = {}
         count = skipped = 0
-        for exchange in _read(sources):
+        for exchange in _read(sources, read_recording):
             if exchange is None:
                 skipped += 1
                 continue
             count += 1
-            if _says_more(exchange.status, statuses.get(exchange.id)):
+            if _is_more_complete(exchange.status, statuses.get(exchange.id)):
                 statuses[exchange.id] = exchange.status
         if dry_run:
             new = _count_new(statuses, database)
         else:
-            read = (exchange for exchange in _read(sources) if exchange is not None)
+            read = (exchange for exchange in _read(sources, read_recording) if exchange is not None)
             new = _write(read, database)
     return Imported(new, count - new, skipped)
 
 
 class _Source:
-    """A file that can be read twice, also if it is a pipe."""
+    """A file that can be read twice, even if it is a pipe."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.path = path
@@ -96,7 +99,7 @@ class _Source:
             if path.exists() and not path.is_file() and not path.is_dir():
                 self._held = stack.enter_context(tempfile.TemporaryFile())
                 with path.open("rb") as pipe:
-                    shutil.copyfileobj(pipe, self._held, MAX_HELD_BYTES)
+                    shutil.copyfileobj(pipe, self._held, COPY_BYTES)
 
     def open(self) -> AbstractContextManager[BinaryIO]:
         if self._held is None:
@@ -107,7 +110,7 @@ class _Source:
 
 @contextmanager
 def _readable(path: Path, place: str = "") -> Iterator[None]:
-    """Raise what is wrong with a file, or in it, with its name."""
+    """Raise errors in a file as Unreadable, with its name and the place."""
     try:
         yield
     except InvalidRequest as exc:
@@ -117,14 +120,15 @@ def _readable(path: Path, place: str = "") -> Iterator[None]:
         raise Unreadable(f"{path}: {exc.strerror}") from exc
 
 
-def _read(sources: Iterable[_Source]) -> Iterator[Exchange | None]:
-    """Give what the files have, None for what is no exchange."""
+def _read(
+    sources: Iterable[_Source], read_recording: ReadRecording | None
+) -> Iterator[Exchange | None]:
+    """Yield the files' exchanges, and None for recordings of something else."""
     for source in sources:
         with _readable(source.path), source.open() as file:
             first = file.readline(MAX_LINE_BYTES)
-            if _begins_a_recording(first, source.path):
-                data = first + file.read(MAX_LINE_BYTES)
-                yield exchange_of(parse_recording(data, source.path.stem))
+            if _begins_a_recording(first, source.path) and read_recording is not None:
+                yield read_recording(first + file.read(MAX_LINE_BYTES), source.path.stem)
                 continue
             for number, line in enumerate(chain([first], _lines(file)), 1):
                 if line.isspace() or not line:
@@ -140,9 +144,9 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _begins_a_recording(line: bytes, path: Path) -> bool:
-    """Tell by what is in it: a recording is one JSON object, mostly on many lines."""
+    """Recognize a recording by its content: one JSON object, usually on many lines."""
     if line.startswith(b"SQLite format 3\0"):
-        raise InvalidRequest("a database; export what is to be moved from it")
+        raise InvalidRequest("a database; use `export` to read exchanges from it")
     start = line.lstrip()[:64]
     if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):
         return True
@@ -150,62 +154,41 @@ def _begins_a_recording(line: bytes, path: Path) -> bool:
 
 
 def _write(exchanges: Iterable[Exchange], database: Path) -> int:
-    """Write what is not there, group by group; say how much that was."""
+    """Write the exchanges that the log lacks, group by group; return how many."""
     new: set[str] = set()
-    store = _patiently(partial(Store, database))
-    try:
-        history = LogReader(database)
-        try:
-            left = iter(exchanges)
-            while group := list(islice(left, GROUP)):
-                there = _statuses(history, [exchange.id for exchange in group])
-                todo: dict[str, Exchange] = {}
-                for exchange in group:
-                    if _says_more(exchange.status, there.get(exchange.id)):
-                        there[exchange.id] = exchange.status
-                        todo[exchange.id] = exchange
-                _write_group(store, list(todo.values()))
-                new.update(todo)
-        finally:
-            history.close()
-    finally:
-        store.close()
+    open_store = partial(Store, database)
+    with retry_while_locked(open_store, TIMEOUT_S) as store, LogReader(database) as reader:
+        left = iter(exchanges)
+        while group := list(islice(left, GROUP)):
+            recorded = _statuses(reader, [exchange.id for exchange in group])
+            todo: dict[str, Exchange] = {}
+            for exchange in group:
+                if _is_more_complete(exchange.status, recorded.get(exchange.id)):
+                    recorded[exchange.id] = exchange.status
+                    todo[exchange.id] = exchange
+            _write_group(store, list(todo.values()))
+            new.update(todo)
     return len(new)
 
 
 def _write_group(store: Store, exchanges: list[Exchange]) -> None:
     while exchanges:
-        written = _patiently(partial(store.write, exchanges, are_imported=True))
-        exchanges = exchanges[written:]
+        write = partial(store.write, exchanges, are_imported=True)
+        exchanges = exchanges[retry_while_locked(write, TIMEOUT_S) :]
 
 
 def _count_new(statuses: Mapping[str, Status], database: Path) -> int:
     if not database.exists():
         return len(statuses)
-    history = LogReader(database)
-    try:
-        there = _statuses(history, list(statuses))
-    finally:
-        history.close()
-    return sum(_says_more(status, there.get(id)) for id, status in statuses.items())
+    with LogReader(database) as reader:
+        recorded = _statuses(reader, list(statuses))
+    return sum(_is_more_complete(status, recorded.get(id)) for id, status in statuses.items())
 
 
-def _statuses(history: LogReader, ids: Sequence[str]) -> dict[str, Status]:
-    return {entry.id: entry.status for entry in history.entries(Filter(ids=tuple(ids)))}
+def _statuses(reader: LogReader, ids: Sequence[str]) -> dict[str, Status]:
+    return {entry.id: entry.status for entry in reader.entries(Filter(ids=tuple(ids)))}
 
 
-def _says_more(status: Status, there: Status | None) -> bool:
-    """Of what was killed, another log may have the end (its spool had it)."""
-    return there is None or there in ("running", "interrupted") and status != "interrupted"
-
-
-def _patiently(action: Callable[[], T]) -> T:
-    """Try until nobody else writes."""
-    until = time.monotonic() + TIMEOUT_S
-    while True:
-        try:
-            return action()
-        except Locked:
-            if time.monotonic() > until:
-                raise
-            time.sleep(PAUSE_S)
+def _is_more_complete(status: Status, recorded: Status | None) -> bool:
+    """Another log may have the end of an exchange that was interrupted here (in its spool)."""
+    return recorded is None or recorded in ("running", "interrupted") and status != "interrupted"

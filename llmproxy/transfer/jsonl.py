@@ -1,18 +1,17 @@
-"""An exchange as a line of a file: strict JSON out, and in again only what is one of ours.
+"""Read an exported exchange from a line of JSON, checked field by field.
 
-The form is `exchange.to_json`. A line comes from anywhere, so all of it is checked before
-anything is made of it: a field at fault is named by its path, and nothing in a line makes
-us or llm open a file or an address.
+`recorder.exchange.encode` writes such lines. They can come from anywhere, so a line is
+checked completely before anything is made of it: an error names the field by its path, and
+nothing in a line makes us or llm open a file or a URL.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -22,11 +21,9 @@ from ..core import attachments, chat, payload
 from ..core.errors import InvalidRequest
 from ..core.limits import Limits
 from ..recorder import timeline
-from ..recorder.exchange import Exchange, Origin, Relation, from_json, to_json
+from ..recorder.exchange import Exchange, ExchangeSummary, from_json
 
-__all__ = ["decode", "encode"]
-
-# A body stands some levels down in a line, and may have come in under a wider limit.
+# A body is nested in the line, and may have been received under a wider limit.
 LIMITS = Limits(json_depth=200, int_digits=4000)
 
 MAX_INTEGER = 2**63 - 1  # of SQLite
@@ -34,36 +31,7 @@ MAX_INTEGER = 2**63 - 1  # of SQLite
 _ULID = re.compile(r"[0-9a-z]{26}")
 
 
-# ---- writing
-
-
-def encode(exchange: Exchange) -> bytes:
-    """Write an exchange as one line, its end included.
-
-    What JSON has no word for (NaN and the infinities, which some plugins leave in
-    response_json) becomes null, a lone surrogate U+FFFD.
-    """
-    form = to_json(exchange)
-    try:
-        return payload.encode(form) + b"\n"
-    except ValueError:
-        return payload.encode(_sayable(form)) + b"\n"
-
-
-def _sayable(value: Any) -> Any:
-    match value:
-        case str():
-            return payload.join_surrogates(value)
-        case float() if not math.isfinite(value):
-            return None
-        case dict():
-            return {_sayable(name): _sayable(member) for name, member in value.items()}
-        case list() | tuple():
-            return [_sayable(item) for item in value]
-    return value
-
-
-# ---- the form
+# ---- the JSON form
 
 
 @dataclass(frozen=True)
@@ -176,43 +144,27 @@ class RequestForm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExchangeForm:
-    """What a line has; fields with a default are those that older versions did not have."""
+class ExchangeForm(ExchangeSummary):
+    """The members of a line: those of ExchangeSummary, and the request and response."""
 
-    id: str
-    received: str
-    dialect: str
-    path: str
-    client: str
-    stream: bool
-    model_asked: str | None
-    model_used: str | None
-    thread_id: str | None
-    status: Literal["ok", "error", "cancelled", "interrupted"]
-    http_status: int | None
-    finish_reason: chat.FinishReason | None
-    stop_sequence: str | None = None
-    error: str | None
-    ttft_ms: float | None
-    first_text_ms: float | None
-    duration_ms: float | None
-    event_count: int
-    usage: chat.Usage
-    ignored: list[str]
-    first_words: str = ""
-    previous_id: str | None = None
-    link: Relation | None = None
-    recalled: int = 0
-    replay_of: str | None = None
-    origin: Origin | None = None
-    run_id: str | None = None
-    recorded_id: str | None = None
-    repeat: int | None = None
-    setup_ms: float | None = None
-    queue_ms: float | None = None
-    is_first_run: bool = False
-    output_tokens_estimate: int | None = None
-    owner: str | None
+    received: str  # type: ignore[assignment]  # JSON has no times, tuples or running exchanges
+    status: Literal["ok", "error", "cancelled", "interrupted"] = field()
+    ignored: list[str] = field()  # type: ignore[assignment]
+    # Every version has written these; columns of later versions keep their defaults.
+    stream: bool = field()
+    model_asked: str | None = field()
+    model_used: str | None = field()
+    thread_id: str | None = field()
+    http_status: int | None = field()
+    finish_reason: chat.FinishReason | None = field()
+    error: str | None = field()
+    ttft_ms: float | None = field()
+    first_text_ms: float | None = field()
+    duration_ms: float | None = field()
+    event_count: int = field()
+    usage: chat.Usage = field()
+    owner: str | None = field()
+
     request: RequestForm
     replay_key: str | None = None
     turn: TurnForm | None
@@ -223,19 +175,19 @@ class ExchangeForm:
 
 
 def decode(line: bytes) -> Exchange:
-    """Read a line that `encode` wrote, its times in UTC.
+    """Read an exported line; its times become UTC.
 
     Raises:
-        InvalidRequest: it is something else, or damaged, or could not be kept as it is; an
-            attachment that is a file's path, or an address without a type, which llm
-            would ask for one, included. `param` is the field's path.
+        InvalidRequest: the line is something else, damaged, or can't be stored as it is.
+            That includes attachments with a file's path, or with a URL but no type, since
+            llm would open those. `param` is the field's path.
     """
     form = _json(line)
     unknown: list[str] = []
     checked = payload.load(ExchangeForm, form, unknown)
     if unknown:
         raise InvalidRequest(
-            "not known here; a newer llmproxy may have written it", param=unknown[0]
+            "unknown field; a newer llmproxy may have written it", param=unknown[0]
         )
     _check_entry(checked)
     if checked.turn is not None:
@@ -244,7 +196,7 @@ def decode(line: bytes) -> Exchange:
         exchange = from_json(form)
     except (ValueError, TypeError, KeyError) as exc:  # all else is checked
         raise InvalidRequest(str(exc), param="timeline") from exc
-    # Else it would read otherwise, or not at all, once it is stored.
+    # Otherwise it would be read differently, or not at all, once it is stored.
     if timeline.encode(exchange.events) != form["timeline"]:
         raise InvalidRequest("not as llmproxy writes it", param="timeline")
     return replace(exchange, received=exchange.received.astimezone(UTC))
@@ -262,21 +214,20 @@ def _check_entry(entry: ExchangeForm) -> None:
     for name in ("previous_id", "run_id", "recorded_id"):
         _check_id(getattr(entry, name), name)
     _check_time(entry.received, "received")
-    for name in ("ttft_ms", "first_text_ms", "duration_ms", "setup_ms", "queue_ms"):
-        _check_number(getattr(entry, name), name)
-    for name in ("http_status", "event_count", "recalled", "repeat"):
-        _check_number(getattr(entry, name), name)
+    for name, value in vars(entry).items():
+        if isinstance(value, int | float):
+            _check_number(value, name)
     for name, count in vars(entry.usage).items():
         _check_number(count, f"usage.{name}")
     if entry.thread_id == "":
         raise InvalidRequest("expected an id", param="thread_id")
     if entry.thread_id is not None and entry.turn is None:
-        raise InvalidRequest("a thread is of turns, and this has none", param="thread_id")
+        raise InvalidRequest("only an exchange with a turn can have a thread", param="thread_id")
 
 
 def _check_turn(entry: ExchangeForm, turn: TurnForm) -> None:
     if turn.id != entry.id:
-        raise InvalidRequest("not the id of its exchange", param="turn.id")
+        raise InvalidRequest("must be the id of its exchange", param="turn.id")
     _check_time(turn.started, "turn.started")
     _check_number(turn.duration_ms, "turn.duration_ms")
     _check_number(turn.usage.input, "turn.usage.input")
@@ -294,7 +245,7 @@ def _check_time(text: str, param: str) -> None:
     try:
         at = datetime.fromisoformat(text)
         if at.tzinfo is None:
-            raise InvalidRequest("a time needs its zone", param=param)
+            raise InvalidRequest("a time needs a time zone", param=param)
         at.astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidRequest("expected an ISO time", param=param) from None
@@ -319,7 +270,7 @@ def _attachments(turn: TurnForm) -> Iterator[tuple[str, AttachmentForm]]:
 
 
 def _check_attachment(attachment: AttachmentForm, place: str) -> None:
-    """Take only what llm stores without looking anywhere: of a type, and no path."""
+    """Accept only attachments that llm stores without opening anything: typed, and no path."""
     if not attachment.type:
         raise InvalidRequest("an attachment needs a type", param=f"{place}.type")
     if attachment.url is not None:

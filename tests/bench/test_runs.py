@@ -12,10 +12,11 @@ from llmproxy.bench.runs import Benchmark, find_run, run_names, save_run
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
+from llmproxy.recorder.exchange import encode
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.transfer.import_ import import_files
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 
 BEGAN = datetime(2026, 11, 22, 5, 0, tzinfo=UTC)
 RUN = Benchmark("01jr" + "0" * 22, "friday", BEGAN, None, {"models": ["a", "b"], "repeat": 2})
@@ -129,7 +130,7 @@ def test_memory_does_not_know_what_a_benchmark_was_answered(
     store.write([recorded, again := asked_again(recorded, answer=said)])
     memory = Matcher(path)
     history = [*again.turn.messages, *again.turn.reply, *again.turn.messages]
-    assert memory.recollect(history, "demo", "tests") == Match(history)
+    assert memory.match(history, "demo", "tests") == Match(history)
     memory.close()
     assert not list(
         sqlite3.connect(path).execute("select * from proxy_replies where turn_id = ?", (again.id,))

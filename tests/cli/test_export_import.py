@@ -1,4 +1,4 @@
-"""`export` and `import` as a person runs them, on what a real proxy recorded."""
+"""Run `export` and `import` as a user does, on a log recorded by a real proxy."""
 
 import json
 import os
@@ -13,8 +13,9 @@ from pathlib import Path
 import openai
 import pytest
 
+from llmproxy.recorder.exchange import encode
 from llmproxy.recorder.store import Store
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 from tests.commands import run_here
 from tests.models import AsyncScript, usage
 from tests.proxies import running
@@ -35,7 +36,7 @@ def run(*words, stdin=None, code=0):
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
-    """A folder of llm's with three exchanges: two of one conversation, and a failure."""
+    """A user folder of llm with three exchanges: two of one conversation, and a failure."""
     folder = tmp_path_factory.mktemp("user")
     before = os.environ.get("LLM_USER_PATH")
     os.environ["LLM_USER_PATH"] = str(folder)
@@ -79,7 +80,7 @@ def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
     assert prompts == ["greet me", "and my wife", "and my wife"]
 
 
-def test_a_pipe_brings_the_log_of_another_host(recorded, tmp_path):
+def test_a_log_can_be_imported_through_a_pipe(recorded, tmp_path):
     out, err = run("export", "-", "--status", "ok", "--last", "1", "--database", str(recorded))
     assert err == "exported 1 exchanges\n"
     there = tmp_path / "there.db"
@@ -91,13 +92,14 @@ def test_a_pipe_brings_the_log_of_another_host(recorded, tmp_path):
     assert one == out
 
 
-def test_redacted_for_a_bug_report(recorded):
-    out, _ = run("export", "-", "--redact", "--database", str(recorded))
+@pytest.mark.parametrize("flag", ["--anonymize", "--redact"])  # its old name
+def test_anonymized_for_a_bug_report(recorded, flag):
+    out, _ = run("export", "-", flag, "--database", str(recorded))
     assert not re.search("greet|dear|wife|gone", out)
     assert '"first_words":"xxxxx xx"' in out and '"model_used":"m"' in out
 
 
-def test_llama_stacks_recordings_go_out_and_come_in(recorded, tmp_path):
+def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
     folder = tmp_path / "recordings"
     words = ["--format", "llama-stack", "--database", str(recorded), "--status", "ok"]
     assert run("export", str(folder), *words)[1] == "exported 2 exchanges\n"
@@ -131,8 +133,8 @@ def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words
 
 
 @pytest.mark.slow
-def test_a_killed_export_leaves_no_half_file(recorded, tmp_path):
-    """And one that is whole is not spoiled by the next."""
+def test_a_killed_export_leaves_no_partial_file(recorded, tmp_path):
+    """And a complete one is not damaged by the next."""
     lines, _ = run("export", "-", "--database", str(recorded))
     exchange = decode(lines.splitlines()[0].encode())
     import_file = tmp_path / "many.jsonl"
@@ -163,7 +165,7 @@ def test_the_help_of_the_server_names_them():
     assert "export FILE" in out and "import FILE" in out
 
 
-def test_what_is_imported_by_command_is_what_the_library_writes(recorded, tmp_path):
+def test_the_import_command_writes_what_the_library_does(recorded, tmp_path):
     file, there = tmp_path / "all.jsonl", tmp_path / "there.db"
     run("export", str(file), "--database", str(recorded))
     run("import", str(file), "--database", str(there))

@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from llmproxy.cli.thread_text import prefix_lines, thread_line, tree_lines, verified_lines
-from llmproxy.conversations.prompt_cache import Break, Prefix, ToolsChange
+from llmproxy.conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
 from llmproxy.conversations.threads import Thread
 from llmproxy.conversations.tree import TreeRow
 from llmproxy.core.chat import Usage
@@ -99,7 +99,7 @@ def test_tree_of_several_roots_has_no_bars_between_them():
     assert drawn == ["  one", "  └─ fork  fork", "  other"]
 
 
-BREAK = Break(
+BREAK = CacheMiss(
     id="01after",
     previous_id="01before",
     received=RECEIVED,
@@ -115,8 +115,10 @@ BREAK = Break(
 
 
 def lines_of(*breaks):
-    prefix = Prefix("01thread", "aider", "m", 14, breaks)
-    lines = prefix_lines([Prefix("a", "c", "m", 1, ()), prefix, Prefix("b", "c", "m", 1, ())])
+    prefix = ThreadCache("01thread", "aider", "m", 14, breaks)
+    lines = prefix_lines(
+        [ThreadCache("a", "c", "m", 1, ()), prefix, ThreadCache("b", "c", "m", 1, ())]
+    )
     assert lines[-1] == "2 threads kept their prefix"
     return [line.partition("03:04:05  ")[2] or line for line in lines[:-1]]
 
@@ -169,7 +171,7 @@ def test_a_message_that_is_gone_or_of_another_kind_is_said():
 
 def test_who_keeps_the_prefix_is_counted():
     assert prefix_lines([]) == ["none of these requests goes on from another one"]
-    assert prefix_lines([Prefix("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
+    assert prefix_lines([ThreadCache("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
 
 
 def test_what_is_as_it_was_stored_is_one_line():
@@ -197,7 +199,7 @@ def test_what_is_broken_is_a_line_each():
 
 
 def test_colours_are_only_where_they_are_asked_for():
-    prefix = Prefix("01thread", "aider", "m", 14, (BREAK,))
+    prefix = ThreadCache("01thread", "aider", "m", 14, (BREAK,))
     branch = [place("one", begins=True), place("fork", 1, "fork", True)]
     assert "\x1b[33mfork" in tree_lines(branch, "x", colours=True)[1]
     assert "\x1b[1m01thread" in prefix_lines([prefix], colours=True)[0]
@@ -211,7 +213,7 @@ def test_a_clients_words_cannot_drive_the_terminal():
     lines = [
         thread_line(replace(THREAD, name=EVIL, clients=(EVIL,), models=(EVIL,))),
         *tree_lines([place(EVIL, client=EVIL)], "x"),
-        *prefix_lines([Prefix(EVIL, EVIL, EVIL, 1, (broken,))]),
+        *prefix_lines([ThreadCache(EVIL, EVIL, EVIL, 1, (broken,))]),
     ]
     for line in lines:
         assert line.isprintable()

@@ -1,4 +1,4 @@
-"""The log's memory against a real database: threads found again, replies given back."""
+"""Match requests against a real database: conversations are found, replies recalled."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ LONG = "An answer that nobody gives twice by chance."
 
 @dataclass
 class Log:
-    """A log with its memory, written as the app does."""
+    """A log with its matcher, written as the app does."""
 
     path: Path
     store: Store
-    memory: Matcher
+    matcher: Matcher
     numbers: Any
-    stuck: list[Exchange] = field(default_factory=list)  # exchanges that the log can't take yet
+    stuck: list[Exchange] = field(default_factory=list)  # exchanges that can't be written yet
 
-    def recollect(self, messages, *, model="m", client="tests") -> Match:
-        return self.memory.recollect(messages, model, client)
+    def match(self, messages, *, model="m", client="tests") -> Match:
+        return self.matcher.match(messages, model, client)
 
     def ask(self, messages, reply, *, model="m", client="tests", status="ok", is_stuck=False):
-        """Record a request as it is after recollection, with its reply; give its id."""
-        found = self.recollect(messages, model=model, client=client)
+        """Record a request as matched, with its reply; return its id."""
+        found = self.match(messages, model=model, client=client)
         id = f"01jd{next(self.numbers):022d}"
         reply = [llm.assistant(reply)] if isinstance(reply, str) else reply
         begins = begun(
@@ -66,7 +66,7 @@ class Log:
             begins, status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
         )  # fmt: skip
-        self.memory.learn(over)
+        self.matcher.learn(over)
         self.stuck.append(over)
         if not is_stuck:
             self.store.write(self.stuck)
@@ -78,7 +78,7 @@ class Log:
             return connection.execute(sql).fetchall()
 
     def threads(self):
-        """Ids of the exchanges, thread by thread."""
+        """Return the ids of the exchanges, thread by thread."""
         ids: dict[str, list[str]] = {}
         for thread, id in self.rows("select thread_id, id from proxy_exchanges order by id"):
             ids.setdefault(thread, []).append(id)
@@ -89,7 +89,7 @@ class Log:
 def log(store, path):
     log = Log(path, store, Matcher(path), itertools.count(1))
     yield log
-    log.memory.close()
+    log.matcher.close()
 
 
 def said(*parts):
@@ -105,7 +105,7 @@ ECHO = [*START, llm.assistant(LONG), llm.user("r")]
 
 
 def openai_echo(answer: dict[str, Any], rewritten: Callable[[Any], Any]) -> dict[str, Any]:
-    """What a client of OpenAI's wire sends of an answer: it knows no reasoning."""
+    """Return what an OpenAI client sends back of a response: no reasoning."""
     message = answer["choices"][0]["message"]
     calls = [
         call
@@ -127,7 +127,7 @@ def rewritten_text(arguments: str, rewritten: Callable[[Any], Any]) -> str:
 
 
 def anthropic_echo(answer: dict[str, Any], rewritten: Callable[[Any], Any]) -> dict[str, Any]:
-    """What a client of Anthropic's wire sends of an answer that does without thinking."""
+    """Return what an Anthropic client without thinking sends back of a response."""
     blocks = [block for block in answer["content"] if "thinking" not in block["type"]]
     blocks = [
         block | ({"input": rewritten(block["input"])} if block["type"] == "tool_use" else {})
@@ -192,10 +192,10 @@ WIRES = {
 
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("cut", [in_one_part, in_parts])
-# A failure of thirty turns is not made smaller in any sensible time.
+# Shrinking a failure of thirty turns would take too long.
 @settings(max_examples=4, phases=[Phase.generate])
 @given(answers=st.lists(strategies.event_streams(), min_size=5, max_size=7))
-def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log, answers):
+def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, answers):
     """Echo closure (d6.3): reply → the client's echo → the next request, over every dialect."""
     dialect, echo, go_on = WIRES[wire]
     body = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "q"}]}
@@ -204,17 +204,17 @@ def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log,
         shutil.copy(empty_log, path)
         log = Log(path, Store(path), Matcher(path), itertools.count(1))
         stored: list[Message] = []
-        shown: str | None = None  # the last turn that a client could see anything of
+        shown: str | None = None  # the last turn with visible output
         for number in range(30):
             request = dialect.parse_request(body, {})
-            found = log.recollect(request.messages)
+            found = log.match(request.messages)
             assert found.previous_id == shown
             if shown is not None:
                 assert found.messages[: len(stored)] == stored
             response = chat.collect(numbered(answers[number % len(answers)], number))
             last = log.ask(request.messages, response.messages)
             answer = json.loads(json.dumps(dialect.render_response(request, response, last, 0)))
-            if not replies(response.messages):  # it showed nothing: there is no echo
+            if not replies(response.messages):  # no visible output, so no echo
                 body["messages"] += [{"role": "user", "content": f"still there, {number}?"}]
                 continue
             stored, shown = [*found.messages, *response.messages], last
@@ -222,14 +222,14 @@ def test_thirty_turns_are_found_again_with_the_same_hashes(wire, cut, empty_log,
                 cut(echo(answer, as_javascript)),
                 *go_on(answer, f"and {number}?"),
             ]
-        # What showed nothing at the very beginning leaves nothing to know it by.
+        # Turns without visible output at the beginning leave nothing to match.
         assert all(len(ids) == 1 for ids in log.threads()[:-1])
-        log.memory.close()
+        log.matcher.close()
         log.store.close()
 
 
 def numbered(events, number):
-    """Give the calls of a turn ids of its own, as providers do."""
+    """Make the ids of a turn's calls unique, as providers do."""
     return [
         replace(event, tool_call_id=f"{event.tool_call_id}_{number}")
         if isinstance(event, StreamEvent) and event.tool_call_id
@@ -241,12 +241,12 @@ def numbered(events, number):
 # ---- which turn a request goes on from
 
 
-def test_the_newest_reply_says_where_a_request_goes_on(log):
+def test_the_newest_reply_decides_what_a_request_continues(log):
     first = log.ask(START, LONG)
     second = log.ask(ECHO, "Another answer, as long as the first.")
     go_on = [*ECHO, llm.assistant("Another answer, as long as the first."), llm.user("s")]
-    assert log.recollect(go_on) == Match(go_on, frozenset(), second, "reply")
-    assert log.recollect(ECHO).previous_id == first
+    assert log.match(go_on) == Match(go_on, frozenset(), second, "reply")
+    assert log.match(ECHO).previous_id == first
     assert log.threads() == [[first, second]]
 
 
@@ -266,24 +266,24 @@ def test_edited_and_retried_turns_fork(log):
 def test_conversation_without_a_known_reply_is_new(log):
     log.ask(START, LONG)
     for messages in (START, [*START, llm.assistant("Something else altogether."), llm.user("r")]):
-        assert log.recollect(messages) == Match(messages)
+        assert log.match(messages) == Match(messages)
 
 
 @pytest.mark.parametrize("status", ["cancelled", "error"])
-def test_cut_answer_moves_no_tip_and_is_gone_on_from(status, log):
+def test_a_cut_reply_does_not_move_the_tip_but_can_be_continued(status, log):
     first = log.ask(START, LONG)
     log.ask(ECHO, "A partial answer that went", status=status)
     retried = log.ask(ECHO, "A whole answer this time, of any length.")
     assert log.threads() == [[first, first[:-1] + "2", retried]]
 
 
-def test_cut_answer_can_be_gone_on_from(log):
+def test_a_cut_reply_can_be_continued(log):
     first = log.ask(START, "An answer that was cut in the", status="cancelled")
     second = log.ask([*START, llm.assistant("An answer that was cut in the"), llm.user("r")], LONG)
     assert log.threads() == [[first, second]]
 
 
-def test_system_prompt_that_changes_leads_to_the_same_thread(log):
+def test_a_changed_system_prompt_stays_in_the_same_thread(log):
     first = log.ask(START, LONG)
     second = log.ask([llm.system("other"), *ECHO[1:]], LONG + "!")
     assert log.threads() == [[first, second]]
@@ -293,26 +293,26 @@ def test_system_prompt_that_changes_leads_to_the_same_thread(log):
     "before, found",
     [([llm.user("q")], True), ([llm.user("another")], False), ([], False)],
 )
-def test_trivial_reply_counts_where_all_before_it_is_the_same(before, found, log):
+def test_a_trivial_reply_matches_if_all_before_it_is_the_same(before, found, log):
     log.ask([llm.user("q")], "ok")
     messages = [*before, llm.assistant("ok"), llm.user("r")]
-    assert (log.recollect(messages).previous_id is not None) is found
+    assert (log.match(messages).previous_id is not None) is found
 
 
-def test_reply_said_in_two_conversations_is_known_by_what_it_answers(log):
+def test_a_reply_in_two_conversations_is_matched_by_its_question(log):
     one, other = log.ask([llm.user("one")], LONG), log.ask([llm.user("other")], LONG)
     files = [llm.user("files changed"), llm.assistant("Ok.")]
     for id, question in ((one, "one"), (other, "other")):
         moved = [*files, llm.user(question), llm.assistant(LONG), llm.user("r")]
-        assert log.recollect(moved).previous_id == id
+        assert log.match(moved).previous_id == id
     neither = [llm.user("third"), llm.assistant(LONG), llm.user("r")]
-    assert log.recollect(neither).previous_id is None
+    assert log.match(neither).previous_id is None
 
 
 @pytest.mark.parametrize("is_stuck", [False, True], ids=["logged", "on its way"])
 @pytest.mark.parametrize("edited", [0, 2], ids=["before", "the question"])
-def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_stuck, log):
-    """Agents end many a turn with the same words; then a reminder is taken out again."""
+def test_a_reply_in_two_conversations_is_matched_by_the_older_replies(edited, is_stuck, log):
+    """Agents end many turns with the same text; then a reminder is removed again."""
     last, histories = {}, {}
     for name in ("one", "other"):
         history = [llm.user(f"{name} <reminder>")]
@@ -322,30 +322,32 @@ def test_reply_said_in_two_conversations_is_known_by_the_older_ones(edited, is_s
         histories[name] = [*history, llm.assistant("All the tests pass now."), llm.user("r")]
     for name, history in histories.items():
         history[edited] = llm.user("edited")
-        assert log.recollect(history).previous_id == last[name]
+        assert log.match(history).previous_id == last[name]
     neither = [llm.user("third"), llm.assistant(LONG), *histories["one"][2:]]
-    assert log.recollect(neither).previous_id is None
+    assert log.match(neither).previous_id is None
 
 
-def test_reply_that_is_said_everywhere_takes_no_time(log, monkeypatch):
-    """A bot that always says the same, and a history that the log knows nothing of."""
+def test_a_reply_in_many_conversations_takes_bounded_time(log, monkeypatch):
+    """A bot that always says the same, and a history that is not in the log."""
     sorry = "I am sorry, but I can't help with that."
     for number in range(3):
         log.ask([llm.user(f"{number}")], sorry)
     known = log.ask([llm.user("known")], LONG)
     asked = []
-    find = Replies.find
+    candidates = Replies.candidates
     monkeypatch.setattr(
-        Replies, "find", lambda self, how, reply: asked.append(how) or find(self, how, reply)
+        Replies,
+        "candidates",
+        lambda self, level, reply: asked.append(level) or candidates(self, level, reply),
     )
     unknown = [m for i in range(100) for m in (llm.user(f"another {i}"), llm.assistant(sorry))]
-    assert log.recollect([*unknown, llm.user("r")]).previous_id is None
+    assert log.match([*unknown, llm.user("r")]).previous_id is None
     assert asked.count("words") == 8
     before = [llm.user("known"), llm.assistant(LONG)]
-    assert log.recollect([*before, *unknown, llm.user("r")]).previous_id == known
+    assert log.match([*before, *unknown, llm.user("r")]).previous_id == known
 
 
-def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log):
+def test_identical_replies_are_matched_by_the_first_question(log):
     """A local server that calls every call call_0, and a client that clears old results."""
     call = said(ToolCallPart("read", {}, tool_call_id="call_0"))
     histories = {name: [llm.user(name)] for name in ("one", "other")}
@@ -363,37 +365,37 @@ def test_replies_that_are_all_alike_are_known_by_what_the_first_one_answers(log)
     assert [len(ids) for ids in log.threads()] == [4, 4]
 
 
-def test_conversations_that_are_alike_each_go_on_once(log):
-    """Nobody can tell them apart, but none gets two."""
+def test_identical_conversations_are_each_continued_once(log):
+    """They can't be told apart, but none is continued twice."""
     ids = [log.ask(START, LONG) for _ in range(40)]
-    assert log.recollect(ECHO).previous_id == ids[-1]
+    assert log.match(ECHO).previous_id == ids[-1]
     for number in range(40):
         log.ask([*ECHO[:-1], llm.user(f"go on {number}")], f"{LONG} {number}")
     assert [len(ids) for ids in log.threads()] == [2] * 40
     assert log.rows("select count(*) from threads where forked_from is not null") == [(0,)]
 
 
-def test_of_conversations_that_are_alike_a_clients_own_goes_on(log):
+def test_among_identical_conversations_the_clients_own_is_continued(log):
     mine = log.ask(START, LONG, client="aider")
     log.ask(START, LONG, client="other")
-    assert log.recollect(ECHO, client="aider").previous_id == mine
+    assert log.match(ECHO, client="aider").previous_id == mine
 
 
 @pytest.mark.parametrize("go_on", [False, True], ids=["cut short", "went on from, in vain"])
-def test_of_conversations_that_are_alike_a_finished_one_that_waits_goes_on(go_on, log):
+def test_among_identical_conversations_a_finished_one_not_continued_yet_is_continued(go_on, log):
     first = log.ask(START, LONG)
     second = log.ask(START, LONG, status="ok" if go_on else "cancelled")
     if go_on:
         log.ask(ECHO, "As far as it", status="cancelled")
-    assert log.recollect(ECHO).previous_id == (second if go_on else first)
+    assert log.match(ECHO).previous_id == (second if go_on else first)
 
 
-def test_call_is_known_by_its_id_though_its_words_are_not(log):
+def test_a_changed_reply_is_matched_by_its_call_id(log):
     call = ToolCallPart("weather", {"at": "B"}, tool_call_id="call_x")
     first = log.ask(START, said(TextPart("Let me see."), call))
     edited = ToolCallPart("weather", {"at": "C"}, tool_call_id="call_x")
     result = Message("tool", [ToolResultPart("weather", "sun", tool_call_id="call_x")])
-    found = log.recollect([*START, *said(edited), result])
+    found = log.match([*START, *said(edited), result])
     assert (found.previous_id, found.recalled) == (first, frozenset())
 
 
@@ -406,11 +408,11 @@ def test_call_is_known_by_its_id_though_its_words_are_not(log):
     ],
     ids=["calls dropped", "ids rewritten", "arguments edited"],
 )
-def test_reply_is_known_by_its_text_though_its_calls_are_not(echo, log):
+def test_a_reply_is_matched_by_its_text_if_its_calls_differ(echo, log):
     call = ToolCallPart("weather", {}, tool_call_id="call_x", provider_metadata=SIGNED)
     first = log.ask(START, said(TextPart(LONG), call))
     messages = [*START, *said(*echo), llm.user("r")]
-    assert log.recollect(messages) == Match(messages, frozenset(), first, "reply")
+    assert log.match(messages) == Match(messages, frozenset(), first, "reply")
 
 
 def test_summary_in_place_of_older_turns_forks(log):
@@ -418,7 +420,7 @@ def test_summary_in_place_of_older_turns_forks(log):
     second = log.ask(ECHO, LONG + "!")
     kept = [*ECHO[-1:], llm.assistant(LONG + "!"), llm.user("go on")]
     compacted = [llm.user("What was said so far: a lot."), *kept]
-    found = log.recollect(compacted)
+    found = log.match(compacted)
     assert (found.previous_id, found.link) == (second, "compacted")
     third = log.ask(compacted, LONG + "?")
     fourth = log.ask([*compacted, llm.assistant(LONG + "?"), llm.user("x")], LONG + ".")
@@ -436,7 +438,7 @@ def test_summary_that_changes_again_forks_once(log):
     for reply in replies[3:]:
         history += [llm.assistant(reply), llm.user(f"after {reply}")]
         changed = [llm.user(f"A summary, written after {reply}."), *history[1:]]
-        found = log.recollect(changed)
+        found = log.match(changed)
         assert (found.previous_id, found.link) == (ids[-1], "reply")
         ids.append(log.ask(history, replies[4]))
     assert [len(thread) for thread in log.threads()] == [3, 3]
@@ -463,9 +465,9 @@ TASK = "Find every place where the parser gives up, and say why it does."
         (TASK[:-5], None),
     ],
 )
-def test_sub_agent_is_known_by_its_task(text, link, log):
+def test_a_sub_agent_is_matched_by_its_task(text, link, log):
     first = log.ask(START, said(ToolCallPart("task", {"prompt": TASK}, tool_call_id="call_1")))
-    found = log.recollect([llm.system("You are a sub-agent."), llm.user(text)])
+    found = log.match([llm.system("You are a sub-agent."), llm.user(text)])
     assert (found.previous_id, found.link) == (first if link else None, link)
     log.ask([llm.user(text)], LONG)
     assert len(log.threads()) == 2
@@ -480,45 +482,45 @@ def test_sub_agent_is_known_by_its_task(text, link, log):
         (LONG, LONG, None),
     ],
 )  # fmt: skip
-def test_side_request_is_known_by_what_it_quotes(reply, quoted, link, log):
+def test_a_side_request_is_matched_by_its_quote(reply, quoted, link, log):
     first = log.ask(START, reply)
-    found = log.recollect([llm.user(f"Make a title of this chat:\n{quoted}\nNo more words.")])
+    found = log.match([llm.user(f"Make a title of this chat:\n{quoted}\nNo more words.")])
     assert (found.previous_id, found.link) == (first if link else None, link)
 
 
 # ---- what is given back
 
 
-def test_nothing_is_quoted_of_a_cut_answer_or_by_one_who_goes_on(log):
+def test_cut_replies_and_continued_conversations_are_not_matched_by_quotes(log):
     long = f"{LONG} " * 8
     quotes = [llm.user(f"Give a title: {long}")]
     log.ask(START, long, status="cancelled")
-    assert log.recollect(quotes).link is None
+    assert log.match(quotes).link is None
     log.ask(START, long + "!")
     quotes = [llm.user(f"Give a title: {long}!")]
-    assert log.recollect(quotes).link == "quote"
-    assert log.recollect([*quotes, llm.assistant("Unknown."), llm.user("r")]).link is None
+    assert log.match(quotes).link == "quote"
+    assert log.match([*quotes, llm.assistant("Unknown."), llm.user("r")]).link is None
 
 
-def test_what_the_wire_dropped_is_given_back(log):
+def test_what_the_api_dropped_is_recalled(log):
     log.ask(START, THOUGHT)
-    found = log.recollect(ECHO)
+    found = log.match(ECHO)
     assert found.messages == [*START, *THOUGHT, ECHO[-1]]
     assert found.recalled == {2}
 
 
-def test_without_recall_threads_are_found_all_the_same(log):
+def test_without_recall_conversations_are_still_matched(log):
     first = log.ask(START, THOUGHT)
     memory = Matcher(log.path, recall=False)
-    assert memory.recollect(ECHO, "m", "tests") == Match(ECHO, frozenset(), first, "reply")
+    assert memory.match(ECHO, "m", "tests") == Match(ECHO, frozenset(), first, "reply")
     memory.close()
 
 
-def test_reply_of_two_messages_comes_back_as_both(log):
+def test_a_reply_of_two_messages_is_recalled_as_two(log):
     two = [*said(TextPart("First. ")), *said(ReasoningPart("hm"), TextPart("Then a second one."))]
     log.ask(START, two)
     echo = [*START, llm.assistant("First. Then a second one."), llm.user("r")]
-    found = log.recollect(echo)
+    found = log.match(echo)
     assert found.messages == [*START, *two, echo[-1]]
     assert found.recalled == {2, 3}
 
@@ -543,23 +545,23 @@ def edited(**changes):
     ],
     ids=["same", "arguments", "name", "id", "no system", "another question"],
 )
-def test_call_gets_its_metadata_back_where_it_is_the_same_call(messages, given, log):
+def test_a_call_is_recalled_if_it_is_the_same_call(messages, given, log):
     log.ask(START, said(CALL))
-    assert (log.recollect(messages).recalled != frozenset()) is given
+    assert (log.match(messages).recalled != frozenset()) is given
 
 
 @pytest.mark.parametrize(
     "counted, given", [("call_0", False), ("functions.read:0", False), ("call_0f", True)]
 )
-def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
-    """Another conversation, of which the log has nothing, calls its first call so too."""
+def test_counting_call_ids_are_not_matched(counted, given, log):
+    """An unrecorded conversation gives its first call the same id."""
     first = log.ask(START, said(replace(CALL, tool_call_id=counted)))
     echo = said(replace(CALL, tool_call_id=counted, provider_metadata=None))
     result = Message("tool", [ToolResultPart("weather", "rain", tool_call_id=counted)])
-    assert log.recollect([*START, *echo, result]).recalled == {2}
-    assert bool(log.recollect([llm.user("another"), *echo, result]).recalled) is given
+    assert log.match([*START, *echo, result]).recalled == {2}
+    assert bool(log.match([llm.user("another"), *echo, result]).recalled) is given
     other_call = said(ToolCallPart("read", {}, tool_call_id=counted))
-    found = log.recollect([llm.user("another"), *other_call, result])
+    found = log.match([llm.user("another"), *other_call, result])
     assert found.previous_id == (first if given else None)
 
 
@@ -573,50 +575,50 @@ def test_ids_that_are_counted_anew_tell_of_no_conversation(counted, given, log):
     ],
     ids=["edited", "another question", "shortened", "own metadata"],
 )
-def test_text_gets_nothing_back_where_anything_else_was_said(messages, log):
+def test_a_reply_is_not_recalled_if_anything_else_was_said(messages, log):
     log.ask(START, THOUGHT)
-    assert log.recollect(messages).messages == messages
+    assert log.match(messages).messages == messages
 
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
-def test_other_models_and_unfinished_answers_are_not_given_back(fields, log):
+def test_replies_of_other_models_and_unfinished_ones_are_not_recalled(fields, log):
     log.ask(START, THOUGHT, **fields)
-    assert log.recollect(ECHO).recalled == frozenset()
+    assert log.match(ECHO).recalled == frozenset()
 
 
 @pytest.mark.parametrize("fields", [{"model": "other"}, {"status": "cancelled"}])
-def test_reply_that_is_known_to_be_anothers_is_not_taken_from_elsewhere(fields, log):
-    """Agents are told to go on, and say that all is well, in many conversations."""
+def test_another_models_reply_is_not_recalled_from_another_conversation(fields, log):
+    """In many conversations, agents are told to continue, and reply that all is well."""
     log.ask([llm.user("Go on.")], THOUGHT)
     before = [llm.user("q"), llm.assistant("The reply that stands before.")]
     log.ask(before[:1], before[1].parts[0].text, **fields)
     messages = [*before, llm.user("Go on.")]
     log.ask(messages, LONG, **fields)
     messages += [llm.assistant(LONG), llm.user("r")]
-    assert log.recollect(messages).messages == messages
+    assert log.match(messages).messages == messages
 
 
-def test_trivial_reply_gets_nothing_back_in_another_conversation(log):
+def test_a_trivial_reply_is_not_recalled_in_another_conversation(log):
     log.ask([llm.user("q")], said(ReasoningPart("hm"), TextPart("ok")))
     before = [llm.user("another"), llm.assistant("sure")]
     messages = [*before, llm.user("q"), llm.assistant("ok"), llm.user("r")]
-    assert log.recollect(messages).recalled == frozenset()
+    assert log.match(messages).recalled == frozenset()
 
 
-def test_two_candidates_are_none(log):
+def test_two_different_originals_are_not_recalled(log):
     log.ask(START, THOUGHT)
     log.ask(START, said(ReasoningPart("else", provider_metadata=SIGNED), TextPart(LONG)))
-    assert log.recollect(ECHO).recalled == frozenset()
+    assert log.match(ECHO).recalled == frozenset()
     log.ask(ECHO, LONG)
 
 
-def test_the_same_said_twice_is_one_candidate(log):
+def test_two_equal_replies_are_one_original(log):
     log.ask(START, THOUGHT)
     log.ask([llm.system("other"), *START[1:]], THOUGHT)
-    assert log.recollect(ECHO).recalled == {2}
+    assert log.match(ECHO).recalled == {2}
 
 
-def test_two_conversations_put_together_keep_each_its_own(log):
+def test_two_joined_conversations_each_recall_their_own_replies(log):
     one, other = (
         said(ReasoningPart(name, provider_metadata=SIGNED), TextPart(f"{LONG} {name}"))
         for name in ("one", "other")
@@ -627,58 +629,58 @@ def test_two_conversations_put_together_keep_each_its_own(log):
         llm.user("other"), llm.assistant(f"{LONG} other"),
         llm.user("one"), llm.assistant(f"{LONG} one"), llm.user("r"),
     ]  # fmt: skip
-    found = log.recollect(mixed)
+    found = log.match(mixed)
     assert [found.messages[1], found.messages[3]] == [*other, *one]
 
 
-def test_reply_to_a_prefill_is_left_as_the_client_has_it(log):
+def test_a_reply_to_a_prefill_is_not_recalled(log):
     prefilled = [llm.user("q"), llm.assistant("The answer, which is a long one, is")]
     first = log.ask(prefilled, said(ReasoningPart("hm"), TextPart(" forty-two.")))
     whole = llm.assistant("The answer, which is a long one, is forty-two.")
     messages = [llm.user("q"), whole, llm.user("r")]
-    assert log.recollect(messages) == Match(messages, frozenset(), first, "reply")
+    assert log.match(messages) == Match(messages, frozenset(), first, "reply")
 
 
 # ---- the database
 
 
-def test_what_the_log_can_not_take_yet_is_known_all_the_same(log):
-    """A slow log costs neither thinking nor threads."""
+def test_turns_that_wait_to_be_written_are_matched(log):
+    """A slow log costs neither reasoning nor threads."""
     first = log.ask(START, THOUGHT, is_stuck=True)
     second = log.ask(ECHO, said(ReasoningPart("so"), TextPart(LONG + "!")), is_stuck=True)
     go_on = [*ECHO, llm.assistant(LONG + "!"), llm.user("s")]
-    found = log.recollect(go_on)
+    found = log.match(go_on)
     assert (found.previous_id, found.recalled) == (second, {2, 4})
     third = log.ask(go_on, LONG + "?")
     assert log.threads() == [[first, second, third]]
-    assert log.recollect(go_on) == found
-    assert not [*log.memory._waiting]
+    assert log.match(go_on) == found
+    assert not [*log.matcher._pending]
 
 
-def test_broken_log_costs_only_what_it_knows(log):
+def test_a_broken_log_only_costs_its_matches(log):
     log.ask(START, THOUGHT)
     with sqlite3.connect(log.path, isolation_level=None) as connection:
         connection.execute("drop table proxy_replies")
-        assert log.recollect(ECHO) == Match(ECHO)
+        assert log.match(ECHO) == Match(ECHO)
         log.ask(START, THOUGHT, is_stuck=True)
-        assert log.recollect(ECHO).recalled == {2}
+        assert log.match(ECHO).recalled == {2}
 
 
-def test_nothing_is_known_where_there_is_no_log(path):
+def test_without_a_log_nothing_matches(path):
     memory = Matcher(path)
-    assert memory.recollect(ECHO, "m", "tests") == Match(ECHO)
+    assert memory.match(ECHO, "m", "tests") == Match(ECHO)
     memory.close()
 
 
-def test_replaced_database_is_read_anew(log, empty_log):
+def test_a_replaced_database_is_opened_again(log, empty_log):
     log.ask(START, THOUGHT)
-    assert log.recollect(ECHO).previous_id is not None
+    assert log.match(ECHO).previous_id is not None
     log.store.close()
     for name in ("logs.db-wal", "logs.db-shm"):
         log.path.with_name(name).unlink(missing_ok=True)
     log.path.unlink()
     shutil.copy(empty_log, log.path)
-    assert log.recollect(ECHO) == Match(ECHO)
+    assert log.match(ECHO) == Match(ECHO)
 
 
 NEW_COLUMNS = (
@@ -687,7 +689,7 @@ NEW_COLUMNS = (
 ).split()
 
 
-def test_older_database_gains_its_keys_when_it_is_opened(log):
+def test_an_older_database_gets_fingerprints_when_opened(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     keys = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
@@ -705,24 +707,24 @@ def test_older_database_gains_its_keys_when_it_is_opened(log):
         ):
             connection.execute(statement)
         sqlite_utils.Database(connection)["proxy_exchanges"].transform(drop=NEW_COLUMNS)
-    log.memory.close()
-    assert log.recollect(ECHO) == Match(ECHO)  # the writer has not opened it yet
+    log.matcher.close()
+    assert log.match(ECHO) == Match(ECHO)  # the writer has not opened it yet
     Store(log.path).close()
-    assert log.recollect(ECHO).previous_id == first
+    assert log.match(ECHO).previous_id == first
     again = [(*row[:-1], 0) for row in keys[0]], keys[1]
     found = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
     assert [(*row[:-1], 0) for row in found[0]] == again[0] and found[1] == again[1]
 
 
-def test_forgotten_turns_are_known_no_more(log):
+def test_pruned_turns_are_no_longer_matched(log):
     first = log.ask(START, THOUGHT)
     log.ask(ECHO, LONG + "!")
     prune(log.path, Filter(ids=(first,)))
-    assert log.recollect(ECHO) == Match(ECHO)
+    assert log.match(ECHO) == Match(ECHO)
     assert log.rows("select previous_id, link from proxy_exchanges") == [(None, None)]
 
 
-def test_turn_waits_again_when_what_went_on_from_it_is_forgotten(log):
+def test_a_turn_can_be_continued_again_after_its_continuation_is_pruned(log):
     first = log.ask(START, LONG)
     second = log.ask(ECHO, LONG + "!")
     waits = "select is_continued from proxy_replies where turn_id = "
@@ -731,8 +733,8 @@ def test_turn_waits_again_when_what_went_on_from_it_is_forgotten(log):
     assert log.rows(f"{waits} '{first}'") == [(0,)]
 
 
-def test_clock_that_was_set_back_does_not_join_two_branches(log):
-    """ULIDs are of the time of arrival; what was written first counts."""
+def test_a_clock_set_back_does_not_join_two_branches(log):
+    """ULIDs have the time of receipt, but the order of writing counts."""
     log.ask(START, LONG)
     log.numbers = itertools.count(-5)  # smaller ids than those before
     log.ask(ECHO, LONG + "!")

@@ -1,4 +1,4 @@
-"""Which requests broke their cache, and by what."""
+"""Find the requests that missed their prompt cache, and why."""
 
 import time
 from dataclasses import replace
@@ -14,7 +14,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.conversations.prompt_cache import Prefix, ToolsChange, prefixes
+from llmproxy.conversations.prompt_cache import ThreadCache, ToolsChange, find_cache_misses
 from llmproxy.core import attachments, chat, token_estimate
 from llmproxy.core.chat import Usage
 from llmproxy.core.message_diff import Difference
@@ -30,7 +30,7 @@ def history(store, path):
 
 
 def only_break(history, **filter):
-    (prefix,) = prefixes(history, Filter(**filter))
+    (prefix,) = find_cache_misses(history, Filter(**filter))
     (broken,) = prefix.breaks
     return broken
 
@@ -47,19 +47,19 @@ SYSTEM = llm.system("You help. It is 10:41, on a Saturday in November.")
 LATER = llm.system("You help. It is 10:42, on a Saturday in November.")
 
 
-def test_a_thread_that_goes_on_keeps_its_prefix(talk, history):
+def test_a_continued_thread_keeps_its_prefix(talk, history):
     first = talk("one")
     second = talk("two", first)
     talk("three", second)
-    assert prefixes(history, Filter()) == [Prefix(first.id, "tests", "demo", 2, ())]
+    assert find_cache_misses(history, Filter()) == [ThreadCache(first.id, "tests", "demo", 2, ())]
 
 
 def test_a_conversation_of_one_request_is_left_out(talk, history):
     talk("one")
-    assert prefixes(history, Filter()) == []
+    assert find_cache_misses(history, Filter()) == []
 
 
-def test_the_first_message_that_changed_is_named(talk, history):
+def test_the_first_changed_message_is_reported(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     rest = [*first.turn.reply, llm.user("two")]
     second = talk(
@@ -82,7 +82,7 @@ def test_the_first_message_that_changed_is_named(talk, history):
     assert (broken.input_tokens, broken.cached_tokens) == (500, 128)
 
 
-def test_what_stands_before_the_change_is_not_read_again(talk, history):
+def test_messages_before_the_change_are_not_counted(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     second = talk("two", first)
     third = [*asked(second)[:3], llm.user("two, with a reminder less"), llm.user("three")]
@@ -92,13 +92,13 @@ def test_what_stands_before_the_change_is_not_read_again(talk, history):
     assert (broken.messages_again, broken.tokens_again) == (1, size(asked(second)[3:]))
 
 
-def test_a_message_that_is_left_out_is_a_change(talk, history):
+def test_an_omitted_message_is_a_change(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     talk("two", first, messages=[SYSTEM])
     assert only_break(history).difference == Difference(1, "nothing", None, "one", "")
 
 
-def test_numbers_that_python_takes_as_equal_are_others_to_a_cache(talk, history):
+def test_numbers_equal_in_python_are_different_to_a_cache(talk, history):
     def asking(number):
         call = Message("assistant", [ToolCallPart("look", {"at": number}, "c1")])
         return [llm.user("one"), call, Message("tool", [ToolResultPart("look", "sun", "c1")])]
@@ -124,7 +124,7 @@ TOOLS = tuple(llm.Tool(name, f"does {name}", {"type": "object"}) for name in ("r
     ],
     ids=["removed", "added", "redefined", "reordered", "none"],
 )
-def test_tools_stand_before_all_messages(talk, history, tools, change):
+def test_tools_come_before_all_messages(talk, history, tools, change):
     first = talk("one", tools=TOOLS)
     talk("two", first, tools=tools)
     broken = only_break(history)
@@ -140,49 +140,49 @@ def test_another_model_has_a_cache_of_its_own(talk, history):
     assert (broken.messages_again, broken.tokens_again) == (1, size(asked(first)))
 
 
-def test_a_forks_first_request_is_held_against_the_turn_that_it_left(talk, history):
+def test_a_forks_first_request_is_compared_with_the_turn_it_continues(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     talk("two", first)
     same = talk("two, edited", first)
     other = talk("two, edited again", first, messages=[LATER, llm.user("one"), llm.user("2")])
-    found = {prefix.thread_id: prefix for prefix in prefixes(history, Filter())}
+    found = {prefix.thread_id: prefix for prefix in find_cache_misses(history, Filter())}
     assert [len(found[id].breaks) for id in (first.id, same.id, other.id)] == [0, 0, 1]
     assert found[other.id].breaks[0].previous_id == first.id
 
 
-def test_a_summary_breaks_and_a_sub_agent_begins(talk, history):
+def test_a_summary_misses_the_cache_and_a_sub_agent_starts_over(talk, history):
     first = talk("one")
     agent = talk("a task", first, "call", messages=[llm.user("a task")])
     title = talk("a title", first, "quote", messages=[llm.user("a title")])
     summed = talk("in short", first, "compacted", messages=[llm.user("in short")])
-    (prefix,) = prefixes(history, Filter())
+    (prefix,) = find_cache_misses(history, Filter())
     assert prefix.thread_id == summed.id
     assert prefix.breaks[0].link == "compacted"
     talk("on", agent)
     talk("on", title)
-    assert [len(prefix.breaks) for prefix in prefixes(history, Filter())] == [1, 0, 0]
+    assert [len(prefix.breaks) for prefix in find_cache_misses(history, Filter())] == [1, 0, 0]
 
 
-def test_a_retry_is_held_against_the_turn_before_both(talk, history):
-    """What was cancelled and then edited has spoilt nothing that was sent before."""
+def test_a_retry_is_compared_with_the_turn_before_both(talk, history):
+    """A turn that was cancelled and then edited does not affect what was sent before."""
     first = talk("one")
     talk("two", first, status="cancelled", answer="so fa")
     talk("two, edited", first)
-    (prefix,) = prefixes(history, Filter())
+    (prefix,) = find_cache_misses(history, Filter())
     assert (prefix.requests, prefix.breaks) == (2, ())
 
 
-def test_a_filter_means_the_later_request(talk, history):
+def test_a_filter_selects_by_the_later_request(talk, history):
     first = talk("one", messages=[SYSTEM, llm.user("one")])
     second = talk("two", first, messages=[LATER, llm.user("one"), llm.user("two")])
     third = talk("three", second)
     talk("another", talk("some"))
     assert only_break(history, ids=(second.id,)).id == second.id
-    (prefix,) = prefixes(history, Filter(ids=(third.id,)))
+    (prefix,) = find_cache_misses(history, Filter(ids=(third.id,)))
     assert (prefix.requests, prefix.breaks) == (1, ())
-    assert len(prefixes(history, Filter())) == 2
-    assert len(prefixes(history, Filter(), last=1)) == 1
-    assert prefixes(history, Filter(until=RECEIVED)) == []
+    assert len(find_cache_misses(history, Filter())) == 2
+    assert len(find_cache_misses(history, Filter(), last=1)) == 1
+    assert find_cache_misses(history, Filter(until=RECEIVED)) == []
 
 
 def test_attachments_and_reasoning_are_counted(talk, history):
@@ -200,7 +200,7 @@ def test_attachments_and_reasoning_are_counted(talk, history):
     assert broken.tokens_again > token_estimate.IMAGE_TOKENS
 
 
-def test_metadata_alone_is_a_change(talk, history):
+def test_changed_metadata_is_a_change(talk, history):
     def thought(signature):
         part = ReasoningPart("hm", provider_metadata={"anthropic": {"signature": signature}})
         return [llm.user("one"), Message("assistant", [part, TextPart("Done.")])]
@@ -210,12 +210,12 @@ def test_metadata_alone_is_a_change(talk, history):
     assert only_break(history).difference == Difference(1, "assistant", None, "hmDone.", "hmDone.")
 
 
-def test_a_long_thread_is_looked_through_at_once(talk, history, store):
-    """Of what is kept only hashes are read; the time is that of a busy machine."""
+def test_a_long_thread_is_compared_quickly(talk, history, store):
+    """Only hashes of unchanged messages are read; the limit allows for a busy machine."""
     before = None
     for number in range(150):
         before = talk(f"turn {number}", before)
     began = time.monotonic()
-    (prefix,) = prefixes(history, Filter())
+    (prefix,) = find_cache_misses(history, Filter())
     assert (prefix.requests, prefix.breaks) == (149, ())
     assert time.monotonic() - began < 2

@@ -1,4 +1,4 @@
-"""Conversations as the log lists and draws them."""
+"""List the log's conversations, and draw them as a tree."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ def history(store, path):
 
 
 def drawn(history, exchange):
-    """Each line's depth, label and first words."""
+    """Return each row's depth, label and first words."""
     return [
         (place.depth, place.label, place.entry.first_words) for place in tree(history, exchange.id)
     ]
@@ -33,7 +33,7 @@ def drawn(history, exchange):
 # ---- the list
 
 
-def test_a_conversation_is_listed_with_all_that_is_known_of_it(talk, history):
+def test_a_conversation_is_listed_with_all_its_facts(talk, history):
     first = talk("one", usage=Usage(10, 2, cached_tokens=0))
     second = talk("two", first, usage=Usage(20, 3, cached_tokens=8), model="other")
     other_client = {"client": "aider"}
@@ -53,7 +53,7 @@ def test_a_conversation_is_listed_with_all_that_is_known_of_it(talk, history):
     ]
 
 
-def test_the_conversation_that_moved_last_is_last(talk, history):
+def test_the_most_recent_conversation_is_last(talk, history):
     first, second = talk("one"), talk("two")
     assert [thread.id for thread in threads(history, Filter())] == [first.id, second.id]
     talk("one more", first)
@@ -61,7 +61,7 @@ def test_the_conversation_that_moved_last_is_last(talk, history):
     assert [thread.id for thread in threads(history, Filter(), last=1)] == [first.id]
 
 
-def test_a_filter_means_the_threads_of_its_exchanges(talk, history):
+def test_a_filter_selects_the_threads_of_its_exchanges(talk, history):
     first, second = talk("one"), talk("two")
     talk("a failure", first, status="error", reply=[], error="gone")
     talk("in nobody's thread", status="error", reply=[], error="gone")
@@ -77,7 +77,7 @@ def test_a_filter_means_the_threads_of_its_exchanges(talk, history):
     "link, origin",
     [("reply", "fork"), ("compacted", "compacted"), ("call", "call"), ("quote", "quote")],
 )
-def test_a_thread_says_where_it_comes_from(talk, history, link, origin):
+def test_a_thread_has_its_origin(talk, history, link, origin):
     first = talk("one")
     talk("two", first)
     other = talk("another two", first, link)
@@ -87,7 +87,7 @@ def test_a_thread_says_where_it_comes_from(talk, history, link, origin):
     assert (listed[first.id].forked_from, listed[first.id].origin) == (None, None)
 
 
-def test_a_log_in_which_no_proxy_has_written_has_no_conversations(path):
+def test_a_log_without_our_tables_has_no_conversations(path):
     database = Database(path)
     LogStore(database)
     database.close()
@@ -107,7 +107,7 @@ def test_a_straight_conversation_is_a_straight_column(talk, history):
     assert drawn(history, first) == [(0, None, "one"), (0, None, "two"), (0, None, "three")]
 
 
-def test_what_branches_stands_under_what_it_goes_on_from(talk, history):
+def test_a_branch_stands_under_the_turn_it_continues(talk, history):
     first = talk("one")
     second = talk("two", first)
     edited = talk("two, edited", first)
@@ -136,7 +136,7 @@ def test_what_branches_stands_under_what_it_goes_on_from(talk, history):
     assert begins == [True, True, False, True, False, True, False, True, True, False]
 
 
-def test_a_compacted_conversation_goes_on_in_its_column(talk, history):
+def test_a_compacted_conversation_stays_in_its_column(talk, history):
     first = talk("one")
     talk("on", talk("the story so far", first, "compacted"))
     assert drawn(history, first) == [
@@ -146,7 +146,7 @@ def test_a_compacted_conversation_goes_on_in_its_column(talk, history):
     ]
 
 
-def test_a_failure_is_shown_beside_what_came_of_it(talk, history):
+def test_a_failure_is_shown_beside_its_retry(talk, history):
     first = talk("one")
     talk("two", first, status="error", reply=[], error="overloaded")
     talk("two", first, status="cancelled", answer="so fa")
@@ -160,13 +160,13 @@ def test_a_failure_is_shown_beside_what_came_of_it(talk, history):
     ]
 
 
-def test_what_failed_last_stays_in_the_column(talk, history):
+def test_a_last_failure_stays_in_the_column(talk, history):
     first = talk("one")
     talk("two", first, status="error", reply=[], error="overloaded")
     assert drawn(history, first) == [(0, None, "one"), (0, None, "two")]
 
 
-def test_of_what_was_cut_short_the_last_stays_in_the_column(talk, history):
+def test_the_last_of_several_cut_turns_stays_in_the_column(talk, history):
     first = talk("one")
     for answer in ("so fa", "so far as"):
         talk("two", first, status="cancelled", answer=answer)
@@ -177,7 +177,7 @@ def test_of_what_was_cut_short_the_last_stays_in_the_column(talk, history):
     ]
 
 
-def test_a_fork_is_one_though_what_it_left_was_forgotten(talk, history, path):
+def test_a_fork_stays_one_after_its_origin_is_pruned(talk, history, path):
     first = talk("one")
     second = talk("two", first)
     talk("three", first)
@@ -185,7 +185,7 @@ def test_a_fork_is_one_though_what_it_left_was_forgotten(talk, history, path):
     assert drawn(history, first) == [(0, None, "one"), (1, "fork", "three")]
 
 
-def test_llms_own_turn_goes_on_in_its_thread_where_a_retry_said_the_same(talk, history, run_llm):
+def test_llms_own_turn_stays_in_its_thread_if_a_retry_has_the_same_reply(talk, history, run_llm):
     past = {"received": datetime(2000, 1, 1, tzinfo=UTC), "model": "echo"}
     first = talk("one", **past)
     second = talk("two", first, **past)
@@ -199,7 +199,7 @@ def test_llms_own_turn_goes_on_in_its_thread_where_a_retry_said_the_same(talk, h
     ]
 
 
-def test_a_turn_of_which_nothing_is_known_goes_on_from_the_last_of_its_thread(talk, history, path):
+def test_a_turn_without_known_history_continues_the_last_of_its_thread(talk, history, path):
     first = talk("one")
     second = talk("two", first)
     talk("three", second, messages=[llm.user("moved"), llm.user("three")])
@@ -208,7 +208,7 @@ def test_a_turn_of_which_nothing_is_known_goes_on_from_the_last_of_its_thread(ta
     assert [place.begins for place in tree(history, first.id)] == [True, False]
 
 
-def test_llms_own_turns_have_their_place(talk, history, run_llm):
+def test_llms_own_turns_are_in_the_tree(talk, history, run_llm):
     first = talk("one", model="echo", received=datetime(2000, 1, 1, tzinfo=UTC))
     run_llm("--cid", first.id, "-m", "echo", "said by hand")
     run_llm("--cid", first.id, "-m", "echo", "and again")
@@ -226,7 +226,7 @@ def test_llms_own_turns_have_their_place(talk, history, run_llm):
     assert (thread.clients, thread.exchanges, thread.turns) == (("tests", "llm"), 1, 3)
 
 
-def test_a_turn_whose_predecessor_was_forgotten_goes_on_from_the_one_before(talk, history, path):
+def test_a_turn_whose_predecessor_was_pruned_continues_the_one_before(talk, history, path):
     first = talk("one")
     second = talk("two", first)
     talk("three", second)
@@ -236,7 +236,7 @@ def test_a_turn_whose_predecessor_was_forgotten_goes_on_from_the_one_before(talk
 
 @pytest.mark.slow
 def test_a_thousand_turns_do_not_nest(talk, history, store, make_exchange):
-    """Neither straight on nor in branches of branches."""
+    """Neither in one column nor in branches of branches."""
     before, exchanges = None, []
     for number in range(1_000):
         exchange = make_exchange(f"turn {number}", f"answer {number}")
@@ -251,7 +251,7 @@ def test_a_thousand_turns_do_not_nest(talk, history, store, make_exchange):
     assert places[-1].depth == 500
 
 
-def test_an_exchange_means_its_thread(talk, history, run_llm):
+def test_an_exchange_stands_for_its_thread(talk, history, run_llm):
     first = talk("one", model="echo", received=datetime(2000, 1, 1, tzinfo=UTC))
     second = talk("two", first, model="echo")
     failed = talk("three", second, status="error", reply=[], error="overloaded")
@@ -273,7 +273,7 @@ def test_an_unknown_thread_is_named(talk, history):
         assert history.entries(Filter(thread_id=id)) == []
 
 
-def test_parents_are_those_of_all_that_is_in_the_chains(talk, history, store):
+def test_parents_has_all_messages_of_the_chains(talk, history, store):
     first = talk("one")
     second = talk("two", first)
     tip = history.rows("select message_hash from proxy_exchanges where id = :id", {"id": second.id})

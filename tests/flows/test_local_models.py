@@ -488,7 +488,7 @@ def test_after_a_crash_the_next_start_says_what_was_running(tmp_path):
         ]
         server.terminate()
         _, err = server.communicate(timeout=10)
-    said = f"llmproxy ended without stopping while 1 exchange was running: {id} (-, m)"
+    said = f"llmproxy was killed or crashed while 1 exchange was running: {id} (-, m)"
     assert [line for line in err.splitlines() if "ended without" in line] == [f"warning: {said}"]
 
 

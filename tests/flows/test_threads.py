@@ -792,7 +792,7 @@ def test_ten_thousand_conversations_that_begin_alike_stay_apart(llm_user_path):
             del began[: store.write(began)]
     for i in range(continued):
         asked = [*begins, greeting, llm.user(f"Question {i}")]
-        known = memory.recollect(asked, "m", "tests")
+        known = memory.match(asked, "m", "tests")
         assert known.link == "reply"
         reply = llm.assistant(f"Answer {i}: there is nothing more to say about it.")
         goes_on = {"previous_id": known.previous_id, "link": known.link}

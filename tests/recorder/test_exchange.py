@@ -65,11 +65,11 @@ def test_an_exchange_begins_without_its_secrets():
     assert KEY not in repr(exchange) and KEY not in json.dumps(to_json(exchange))
 
 
-def test_a_body_that_is_no_json_is_kept_as_far_as_it_tells_something():
+def test_only_the_start_of_a_text_body_is_kept():
     assert len(begin(body="x" * 10**6).request.body) == 65536
 
 
-def test_an_exchange_ends_with_what_its_events_tell():
+def test_an_ended_exchange_summarizes_its_events():
     events = [
         (250.0, StreamEvent("reasoning", "hm", part_index=0)),
         (300.0, StreamEvent("text", "\n", part_index=1)),
@@ -120,7 +120,7 @@ def test_an_exchange_ends_with_what_its_events_tell():
     ],
     ids=["empty answer", "nothing came", "cut short"],
 )
-def test_a_turn_is_what_was_answered_at_all(status, reply, thread_id):
+def test_an_exchange_with_output_is_a_turn(status, reply, thread_id):
     exchange = ended_as(
         begin(), status, http_status=None, duration_ms=1.0, turn=turn([llm.user("hi")], reply)
     )
@@ -191,13 +191,13 @@ def test_an_attachment_that_is_read_back_stays_where_it_is():
     assert type(read.turn.messages[1].parts[0].attachments[0]) is attachments.RemoteAttachment
 
 
-def test_what_an_older_version_wrote_is_read():
+def test_an_older_versions_line_is_read():
     form = to_json(begin())
     del form["stop_sequence"], form["first_words"]
     assert from_json(form).first_words == ""
 
 
 @pytest.mark.parametrize("form", [{}, {"id": "x"}], ids=["nothing", "not enough"])
-def test_what_is_no_exchange_is_refused(form):
+def test_other_json_than_an_exchange_is_refused(form):
     with pytest.raises((ValueError, TypeError, KeyError)):
         from_json(form)

@@ -30,7 +30,7 @@ def names(path):
     return sorted(file.name for file in path.parent.iterdir())
 
 
-def test_an_owner_is_alive_until_its_process_is_killed(owner, path):
+def test_a_lock_is_held_until_its_process_is_killed(owner, path):
     other = subprocess.Popen(
         [sys.executable, "-c", CLAIM, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -44,7 +44,7 @@ def test_an_owner_is_alive_until_its_process_is_killed(owner, path):
     assert owner.dead() == []
 
 
-def test_an_owner_lives_for_itself_too(owner):
+def test_a_process_is_alive_for_itself_too(owner):
     owner.claim()
     owner.claim()
     assert owner.is_alive("me") and owner.dead() == []
@@ -59,14 +59,14 @@ def test_a_lock_leaves_nothing_behind(owner, path):
     assert names(path) == []
 
 
-def test_a_lock_whose_file_was_deleted_is_made_anew(owner, path):
+def test_a_lock_whose_file_was_deleted_is_taken_again(owner, path):
     owner.claim()
     path.with_name("logs.db-llmproxy-me.lock").unlink()
     owner.claim()
     assert ProcessLock(path, "neighbour").is_alive("me")
 
 
-def test_a_spool_without_a_lock_is_a_dead_ones(owner, path):
+def test_a_spool_without_a_lock_was_left_behind(owner, path):
     owner.spool_path("gone").write_text("")
     path.with_name("other.db-llmproxy-x.jsonl").write_text("")
     assert owner.dead() == ["gone"]
@@ -74,7 +74,7 @@ def test_a_spool_without_a_lock_is_a_dead_ones(owner, path):
     assert names(path) == ["other.db-llmproxy-x.jsonl"]
 
 
-def test_two_owners_in_one_process_are_two(owner, path):
+def test_two_locks_in_one_process_are_separate(owner, path):
     neighbour = ProcessLock(path, "neighbour")
     owner.claim()
     neighbour.claim()
@@ -83,8 +83,8 @@ def test_two_owners_in_one_process_are_two(owner, path):
     assert not owner.is_alive("neighbour")
 
 
-def test_a_claim_is_made_again_where_a_neighbour_took_the_file_away(owner, path, monkeypatch):
-    """It saw the file before it was locked, and took it for a dead one's."""
+def test_a_lock_file_that_another_process_removed_is_created_again(owner, path, monkeypatch):
+    """The other process saw the file before it was locked, and took it for left behind."""
     from llmproxy.recorder import process_lock as room
 
     locked, taken = room._locked, []
@@ -101,6 +101,6 @@ def test_a_claim_is_made_again_where_a_neighbour_took_the_file_away(owner, path,
     assert ProcessLock(path, "neighbour").is_alive("me")
 
 
-def test_a_folder_that_is_none_can_hold_no_claim(path):
+def test_a_lock_in_a_missing_folder_raises(path):
     with pytest.raises(OSError):
         ProcessLock(path / "below", "me").claim()

@@ -17,7 +17,7 @@ from tests.log_fixtures import RECEIVED
 
 
 def dump(path):
-    """All rows but counters, and what the full-text index keeps for itself."""
+    """Return all rows except counters and the full-text index's internal ones."""
     connection = sqlite3.connect(path)
     lines = set(connection.iterdump())
     connection.close()
@@ -46,7 +46,7 @@ def full(make_exchange, word, **fields):
     )
 
 
-def test_only_what_the_forgotten_ones_used_goes(store, path, make_exchange):
+def test_only_what_pruned_exchanges_used_is_deleted(store, path, make_exchange):
     kept = full(make_exchange, "kept")
     store.write([kept])
     before = dump(path)
@@ -60,7 +60,7 @@ def test_only_what_the_forgotten_ones_used_goes(store, path, make_exchange):
     assert sound(path)
 
 
-def test_what_is_shared_stays(store, path, make_exchange):
+def test_shared_rows_are_not_pruned(store, path, make_exchange):
     text = "the same long text " * 50
     request = {"body": {"messages": [{"content": text}]}}
     first = make_exchange(text, "ONE", request=request)
@@ -77,7 +77,7 @@ def test_what_is_shared_stays(store, path, make_exchange):
     assert sound(path)
 
 
-def test_a_thread_goes_back_to_its_last_turn_that_stays(store, path, make_exchange):
+def test_a_thread_is_set_back_to_its_last_remaining_turn(store, path, make_exchange):
     first = make_exchange("one", "ONE")
     history = first.turn.messages + first.turn.reply
     second = make_exchange(messages=[*history, llm.user("two")], thread_id=first.thread_id)
@@ -88,7 +88,7 @@ def test_a_thread_goes_back_to_its_last_turn_that_stays(store, path, make_exchan
     assert sound(path)
 
 
-def test_a_thread_without_turns_goes(store, path, make_exchange):
+def test_a_thread_without_turns_is_deleted(store, path, make_exchange):
     exchange = make_exchange()
     store.write([exchange])
     prune(path, Filter(thread_id=exchange.thread_id))
@@ -97,12 +97,12 @@ def test_a_thread_without_turns_goes(store, path, make_exchange):
     connection.close()
 
 
-def test_a_failures_messages_go_with_it(store, path, make_exchange):
+def test_the_messages_of_a_failure_are_pruned_with_it(store, path, make_exchange):
     store.write([make_exchange(reply=[], status="error", error="down")])
     assert prune(path, Filter(status="error")) == Pruned(1, 0, 1, 0)
 
 
-def test_what_llm_wrote_itself_stays(store, path, make_exchange, run_llm):
+def test_llms_own_rows_are_not_pruned(store, path, make_exchange, run_llm):
     run_llm("-m", "echo", "hello")
     before = dump(path)
     exchange = make_exchange(messages=[llm.user("hello")])  # the same message as llm's
@@ -112,8 +112,8 @@ def test_what_llm_wrote_itself_stays(store, path, make_exchange, run_llm):
 
 
 def test_a_dry_run_counts_and_changes_nothing(store, path, make_exchange):
-    exchanges = [full(make_exchange, word) for word in ("one", "two")]
-    store.write(exchanges)
+    for word in ("one", "two"):
+        store.write([full(make_exchange, word)])
     before = dump(path)
     counted = prune(path, Filter(model="demo"), dry_run=True)
     assert dump(path) == before
@@ -121,7 +121,7 @@ def test_a_dry_run_counts_and_changes_nothing(store, path, make_exchange):
     assert counted.exchanges == 2
 
 
-def test_what_is_running_stays(store, path, make_begun):
+def test_running_exchanges_are_not_pruned(store, path, make_begun):
     store.write([make_begun()])
     assert prune(path, Filter(dialect="openai_chat")) == Pruned(0, 0, 0, 0)
 
@@ -136,7 +136,7 @@ def test_pruning_by_age(store, path, make_exchange):
     log.close()
 
 
-def test_a_running_proxy_stores_again_what_was_forgotten(store, path, make_exchange):
+def test_a_running_proxy_stores_pruned_content_again(store, path, make_exchange):
     first, second = full(make_exchange, "same"), full(make_exchange, "same")
     store.write([first])
     prune(path, Filter(ids=(first.id,)))
@@ -149,12 +149,12 @@ def test_a_running_proxy_stores_again_what_was_forgotten(store, path, make_excha
     assert sound(path)
 
 
-def test_all_there_is_is_not_forgotten_by_accident(store, path):
-    with pytest.raises(ValueError, match="say which exchanges are to be forgotten"):
+def test_everything_is_not_pruned_by_accident(store, path):
+    with pytest.raises(ValueError, match="a filter is needed to delete exchanges"):
         prune(path, Filter())
 
 
-def test_a_file_that_is_none_is_not_made(path):
+def test_a_missing_file_is_not_created(path):
     with pytest.raises(Unusable, match="unable to open"):
         prune(path, Filter(status="error"))
     assert not path.exists()

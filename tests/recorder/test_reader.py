@@ -37,7 +37,7 @@ def test_exchanges_are_listed_as_they_were_received(store, history, make_exchang
     assert ids(history.entries(last=2)) == ids([running, late])
 
 
-def test_an_entry_reads_back_equal(store, history, make_begun, make_exchange):
+def test_a_summary_reads_back_equal(store, history, make_begun, make_exchange):
     finish = chat.Finish("length", "END", chat.Usage(9, 8, 7, 6, 5))
     exchange = ended_as(
         make_begun("two  words\n" * 50),
@@ -75,7 +75,7 @@ def test_an_entry_reads_back_equal(store, history, make_begun, make_exchange):
     ],
     ids=str,
 )
-def test_a_list_is_narrowed(store, history, make_exchange, only, expected):
+def test_a_list_can_be_filtered(store, history, make_exchange, only, expected):
     a = make_exchange("rhubarb", "crumble", id="a")
     request = {"model": "gpt-x", "client": "aider"}
     b = make_exchange('"odd OR (words', request=request, thread_id="thread", id="b")
@@ -87,7 +87,7 @@ def test_a_list_is_narrowed(store, history, make_exchange, only, expected):
     assert "".join(ids(history.entries(only))) == expected
 
 
-def test_an_exchange_reads_back_whole(store, history, make_exchange):
+def test_an_exchange_reads_back_completely(store, history, make_exchange):
     picture = attachments.attachment_from_url("https://example.invalid/cat.png")
     image = llm.Attachment("image/png", content=b"\x89PNG")
     reply = [
@@ -121,7 +121,7 @@ def test_a_failure_reads_back_with_its_messages(store, history, make_exchange):
     assert (read.error, read.events, read.turn.messages) == ("down", [], exchange.turn.messages)
 
 
-def test_a_request_that_no_model_was_asked_reads_back(store, history, make_begun):
+def test_a_request_without_a_model_run_reads_back(store, history, make_begun):
     begun = make_begun(body="{no JSON", messages=())
     exchange = ended_as(begun, "error", http_status=400, duration_ms=0.5, error="bad")
     store.write([exchange])
@@ -135,7 +135,7 @@ def test_an_unknown_id_is_not_found(history):
         history.exchange("01x")
 
 
-def test_what_comes_in_is_followed(store, history, make_begun, make_exchange):
+def test_new_exchanges_are_followed(store, history, make_begun, make_exchange):
     before = make_begun("was running before")
     store.write([before, make_exchange("had ended before")])
     follower = history.follow()
@@ -154,7 +154,7 @@ def test_what_comes_in_is_followed(store, history, make_begun, make_exchange):
     assert follower.poll() == []
 
 
-def test_what_is_followed_can_be_narrowed(store, history, make_begun):
+def test_following_can_be_filtered(store, history, make_begun):
     follower = history.follow(Filter(status="error"))
     begun, other = make_begun(), make_begun()
     store.write([begun, other])
@@ -164,7 +164,7 @@ def test_what_is_followed_can_be_narrowed(store, history, make_begun):
     assert ids(follower.poll()) == [begun.id]
 
 
-def test_reading_writes_nothing_and_waits_for_nobody(store, history, path, make_exchange):
+def test_reading_neither_writes_nor_waits(store, history, path, make_exchange):
     exchange = make_exchange()
     store.write([exchange])
     with pytest.raises(sqlite3.OperationalError, match="readonly"):
@@ -175,7 +175,7 @@ def test_reading_writes_nothing_and_waits_for_nobody(store, history, path, make_
     writer.close()
 
 
-def test_a_logs_db_that_no_proxy_wrote_is_empty_until_one_does(path, run_llm, make_exchange):
+def test_a_log_without_our_tables_is_empty_until_a_proxy_writes(path, run_llm, make_exchange):
     run_llm("-m", "echo", "hi")
     history = LogReader(path)
     assert history.entries() == []
@@ -202,11 +202,11 @@ def no_database(path):
     [
         (lambda path: None, "unable to open database file"),
         (no_database, "file is not a database"),
-        (newer, f"its schema is 99, this one knows {SCHEMA_VERSION}.: install that"),
+        (newer, f"schema 99, this one knows {SCHEMA_VERSION}.: upgrade llmproxy"),
     ],
     ids=["none", "no database", "newer"],
 )
-def test_what_can_not_be_read_is_told_in_one_line(path, spoil, words):
+def test_an_unreadable_log_is_one_clear_line(path, spoil, words):
     spoil(path)
     with pytest.raises(Unusable, match=words):
         LogReader(path)
@@ -257,7 +257,7 @@ def test_a_hundred_thousand_exchanges_are_no_slower_than_none(store, history, pa
     assert took_s(lambda: store.write([make_begun()])) < 0.05
 
 
-def test_exchange_is_known_by_the_id_that_its_client_was_told(store, path, make_exchange):
+def test_an_exchange_is_found_by_the_id_given_to_its_client(store, path, make_exchange):
     exchange = make_exchange()
     store.write([replace(exchange, turn=replace(exchange.turn, thread_id="01thread"))])
     log = LogReader(path)
@@ -266,7 +266,7 @@ def test_exchange_is_known_by_the_id_that_its_client_was_told(store, path, make_
     log.close()
 
 
-def test_thread_is_told_from_an_exchange(store, path, make_exchange):
+def test_a_threads_id_is_not_an_exchanges(store, path, make_exchange):
     exchange = replace(make_exchange(), thread_id="01thread")
     store.write([exchange])
     log = LogReader(path)

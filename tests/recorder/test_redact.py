@@ -82,7 +82,7 @@ def test_the_secret_fields_of_a_body_are_removed_and_nothing_else():
 
 
 @pytest.mark.parametrize("body", ["no JSON", None, 5, [{"token": KEY}]])
-def test_a_body_that_is_no_object_is_kept(body):
+def test_a_body_that_is_not_an_object_is_kept(body):
     assert Redactor().body(body) == body
 
 
@@ -90,7 +90,7 @@ def test_an_error_that_quotes_the_clients_key_does_not():
     redactor = Redactor()
     redactor.headers([("authorization", "Bearer local-Key:9"), ("cookie", "a=12345678; b=x")])
     words = "no access for local-Key:9 (cookie 12345678), b=x"
-    assert redactor.words(words) == "no access for [removed] (cookie [removed]), b=x"
+    assert redactor.text(words) == "no access for [removed] (cookie [removed]), b=x"
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_an_error_that_quotes_the_clients_key_does_not():
     ],
 )
 def test_an_error_that_quotes_a_providers_key_does_not(key):
-    said = Redactor().words(f"Incorrect API key provided: {key}. You can find yours at …")
+    said = Redactor().text(f"Incorrect API key provided: {key}. You can find yours at …")
     assert key not in said and said.startswith(f"Incorrect API key provided: {REMOVED}")
 
 
-def test_an_errors_other_words_are_kept():
+def test_the_rest_of_an_error_message_is_kept():
     words = "model claude-sonnet-4 is overloaded; see https://example.com/a@b, task-force sk-ip"
-    assert Redactor().words(words) == words
+    assert Redactor().text(words) == words

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.recorder.request_store import LONG_CHARS, RUN, dumps, fold, unfold
+from llmproxy.recorder.request_store import LONG_CHARS, RUN, deduplicate, dumps, restore
 from tests.examples import many_examples
 from tests.strategies import json_values
 
@@ -23,15 +23,15 @@ bodies = st.recursive(
 
 @many_examples(60)
 @given(bodies)
-def test_what_is_folded_unfolds_to_the_same_and_is_known(body):
-    folded = fold(body, {})
-    assert dumps(unfold(folded.text, folded.contents.__getitem__)) == dumps(body)
-    again = fold(body, folded.seen)
-    assert (again.text, again.contents, again.seen) == (folded.text, {}, {})
+def test_a_stored_body_is_restored_and_then_known(body):
+    result = deduplicate(body, {})
+    assert dumps(restore(result.text, result.blobs.__getitem__)) == dumps(body)
+    again = deduplicate(body, result.seen)
+    assert (again.text, again.blobs, again.seen) == (result.text, {}, {})
 
 
-def test_a_folded_body_in_full():
-    """The form that is in every logs.db: what this test says stays readable for ever."""
+def test_a_stored_body_in_full():
+    """The format in every logs.db: what this test contains must stay readable forever."""
     system, text = "s" * 300, "t" * 300
     body = {
         "model": "m",
@@ -42,8 +42,8 @@ def test_a_folded_body_in_full():
             {"$": "real"},
         ],
     }
-    folded = fold(body, {})
-    assert json.loads(folded.text) == {
+    result = deduplicate(body, {})
+    assert json.loads(result.text) == {
         "model": "m",
         "system": {"$": "ea7ef1c551e258ddb218d312ad40a980"},
         "messages": [
@@ -52,7 +52,7 @@ def test_a_folded_body_in_full():
             {"$": [{"$": "real"}]},
         ],
     }
-    assert folded.contents == {
+    assert result.blobs == {
         "ea7ef1c551e258ddb218d312ad40a980": f'"{system}"',
         "2e2ee5d14a83b5c3f60fa840b5d3f6df": f'"{text}"',
         "ca5b8f44ec0dd0edf90e88e7c297269e": '{"role":"user","content":'
@@ -61,47 +61,47 @@ def test_a_folded_body_in_full():
 
 
 @pytest.mark.parametrize("count", [RUN - 1, RUN, 2 * RUN + 3])
-def test_a_long_list_costs_its_end(count):
+def test_only_the_end_of_a_long_list_is_stored_again(count):
     messages = [{"role": "user", "content": f"{i} " + "word " * 100} for i in range(count)]
-    first = fold({"messages": messages}, {})
+    first = deduplicate({"messages": messages}, {})
     more = [*messages, {"role": "user", "content": "one more " * 100}]
-    second = fold({"messages": more}, first.seen)
-    new = [text for text in second.contents.values() if not text.startswith('[{"$"')]
+    second = deduplicate({"messages": more}, first.seen)
+    new = [text for text in second.blobs.values() if not text.startswith('[{"$"')]
     assert len(new) == 2  # the message, and the text in it
     assert len(second.text) < 40 * (len(more) // RUN + RUN)
-    everything = {**first.contents, **second.contents}
-    assert unfold(second.text, everything.__getitem__) == {"messages": more}
+    everything = {**first.blobs, **second.blobs}
+    assert restore(second.text, everything.__getitem__) == {"messages": more}
 
 
-def test_a_mark_that_moves_costs_no_text():
+def test_a_cache_marker_that_moves_stores_no_text_again():
     """Anthropic's clients mark the last block for the cache, another one in each request."""
     block = {"type": "tool_result", "tool_use_id": "t1", "content": "output " * 1000}
     marked = {"role": "user", "content": [{**block, "cache_control": {"type": "ephemeral"}}]}
-    first = fold({"messages": [marked]}, {})
-    second = fold({"messages": [{"role": "user", "content": [block]}]}, first.seen)
-    assert sum(map(len, second.contents.values())) + len(second.text) < LONG_CHARS
+    first = deduplicate({"messages": [marked]}, {})
+    second = deduplicate({"messages": [{"role": "user", "content": [block]}]}, first.seen)
+    assert sum(map(len, second.blobs.values())) + len(second.text) < LONG_CHARS
 
 
-def test_what_is_equal_but_not_the_same_is_told_apart():
+def test_equal_but_different_values_are_kept_apart():
     padding = "x" * LONG_CHARS
-    first = fold([{"a": 1, "p": padding}], {})
+    first = deduplicate([{"a": 1, "p": padding}], {})
     for other in (1.0, True):
-        second = fold([{"a": other, "p": padding}], first.seen)
-        everything = {**first.contents, **second.contents}
-        assert dumps(unfold(second.text, everything.__getitem__)[0]["a"]) == dumps(other)
+        second = deduplicate([{"a": other, "p": padding}], first.seen)
+        everything = {**first.blobs, **second.blobs}
+        assert dumps(restore(second.text, everything.__getitem__)[0]["a"]) == dumps(other)
 
 
-def test_200_requests_of_a_growing_session_cost_what_is_new():
+def test_200_requests_of_a_growing_session_store_only_new_content():
     known, stored, sent, messages = {}, 0, 0, []
     tools = [{"name": f"t{i}", "description": "d" * 800} for i in range(20)]
     for step in range(200):
         messages.append({"role": "assistant", "content": f"step {step} " + "w" * 300})
         messages.append({"role": "user", "content": f"{step} " + "output " * 200})
         body = {"model": "m", "system": "s" * 20_000, "tools": tools, "messages": messages}
-        folded = fold(body, known)
-        known.update(folded.seen)
+        result = deduplicate(body, known)
+        known.update(result.seen)
         sent += len(dumps(body))
-        stored += len(folded.text) + sum(len(text) + 32 for text in folded.contents.values())
+        stored += len(result.text) + sum(len(text) + 32 for text in result.blobs.values())
     new = len(dumps(body))
     assert sent > 37_000_000
     assert stored < 2 * new < 1_000_000

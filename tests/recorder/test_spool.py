@@ -26,7 +26,7 @@ def test_exchanges_read_back_in_order_and_with_their_owner(spool, make_begun, ma
     ]
 
 
-def test_a_spool_is_for_its_owner_alone(spool, make_exchange):
+def test_a_spool_is_private(spool, make_exchange):
     assert spool.is_empty()
     spool.append(make_exchange())
     assert not spool.is_empty()
@@ -36,7 +36,7 @@ def test_a_spool_is_for_its_owner_alone(spool, make_exchange):
     assert spool.is_empty()
 
 
-def test_a_line_that_its_writers_end_cut_is_told(spool, make_exchange):
+def test_an_incomplete_last_line_is_reported(spool, make_exchange):
     spool.append(make_exchange("whole"))
     spool.append(make_exchange("cut"))
     data = spool.path.read_bytes()
@@ -47,13 +47,13 @@ def test_a_line_that_its_writers_end_cut_is_told(spool, make_exchange):
 
 
 @pytest.mark.parametrize("line", ["", "{}", "5", "no JSON", "[" * 100_000], ids=str.__len__)
-def test_a_line_that_is_no_exchange_is_told(spool, line, make_exchange):
+def test_a_line_that_is_not_an_exchange_is_reported(spool, line, make_exchange):
     spool.path.write_text(line + "\n")
     spool.append(make_exchange("whole"))
     assert [exchange and exchange.first_words for exchange in read(spool.path)] == [None, "whole"]
 
 
-def test_a_full_spool_takes_nothing_by_halves(spool, make_exchange, monkeypatch):
+def test_a_full_spool_leaves_no_partial_line(spool, make_exchange, monkeypatch):
     spool.append(make_exchange("one"))
     before = spool.path.read_bytes()
     monkeypatch.setattr(spool_module, "MAX_SPOOL_BYTES", len(before) + 10)
@@ -62,7 +62,7 @@ def test_a_full_spool_takes_nothing_by_halves(spool, make_exchange, monkeypatch)
     assert spool.path.read_bytes() == before
 
 
-def test_a_full_disk_takes_nothing_by_halves(spool, make_exchange, monkeypatch):
+def test_a_full_disk_leaves_no_partial_line(spool, make_exchange, monkeypatch):
     spool.append(make_exchange("one"))
     before = spool.path.read_bytes()
     write = os.write
@@ -78,6 +78,6 @@ def test_odd_values_of_a_plugin_are_spooled_as_text(spool, make_exchange):
     assert exchange.turn.response_json == {"odd": "<class 'object'>"}
 
 
-def test_a_folder_that_is_none_can_hold_no_spool(path, make_exchange):
+def test_a_spool_in_a_missing_folder_raises(path, make_exchange):
     with pytest.raises(OSError):
         Spool(ProcessLock(path / "below", "me")).append(make_exchange())

@@ -23,7 +23,7 @@ from llm.parts import (
 from llmproxy.core import attachments
 from llmproxy.recorder.llm_turns import TurnRecord
 from llmproxy.recorder.process_lock import ProcessLock
-from llmproxy.recorder.request_store import unfold
+from llmproxy.recorder.request_store import restore
 from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
 from tests.log_fixtures import ended_as
 
@@ -133,7 +133,7 @@ def test_a_tool_loop_with_everything_reads_back_equal(store, path, make_exchange
     assert list(rows_shown[0]["tool_calls"][0]["arguments"]) == ["z", "a"]  # B40: the model's order
 
 
-def test_no_address_of_a_client_is_ever_asked(store, make_exchange, monkeypatch):
+def test_no_url_of_a_client_is_ever_requested(store, make_exchange, monkeypatch):
     def no_network(*_):
         raise AssertionError("a socket was made")
 
@@ -147,7 +147,7 @@ def everything(path):
     return {table: rows(path, f"select * from {table} order by 1, 2") for (table,) in tables}
 
 
-def test_what_is_written_again_changes_nothing(store, path, make_exchange):
+def test_writing_again_changes_nothing(store, path, make_exchange):
     exchange = make_exchange("find me once", options={"seed": 1}, tools=(llm.Tool("t"),))
     store.write([exchange])
     before = everything(path)
@@ -158,7 +158,7 @@ def test_what_is_written_again_changes_nothing(store, path, make_exchange):
     assert everything(path) == before
 
 
-def test_an_exchange_is_there_when_it_begins_and_when_it_has_ended(store, path, make_begun):
+def test_an_exchange_is_written_when_it_begins_and_when_it_has_ended(store, path, make_begun):
     columns = "status, dialect, path, client, stream, model_asked, http_status, error, first_words"
     begun = make_begun("hello", query="beta=true")
     store.write([begun])
@@ -177,7 +177,7 @@ def test_an_exchange_is_there_when_it_begins_and_when_it_has_ended(store, path, 
     assert rows(path, "select status from proxy_exchanges") == [("error",)]
 
 
-def test_an_end_whose_beginning_nobody_wrote_is_whole(store, path, make_begun, make_exchange):
+def test_an_end_without_a_written_beginning_is_complete(store, path, make_begun, make_exchange):
     begun = make_begun()
     store.write([begun, ended_as(begun, "cancelled", http_status=None, duration_ms=1.0)])
     store.write([make_exchange("only ended")])
@@ -187,7 +187,7 @@ def test_an_end_whose_beginning_nobody_wrote_is_whole(store, path, make_begun, m
     ]
 
 
-def test_a_failure_without_output_keeps_its_messages_and_is_no_turn(
+def test_a_failure_without_output_keeps_its_messages_and_is_not_a_turn(
     store, path, make_exchange, llm_log
 ):
     exchange = make_exchange("what happened?", reply=[], status="error", error="down")
@@ -199,7 +199,7 @@ def test_a_failure_without_output_keeps_its_messages_and_is_no_turn(
     assert rows(path, "select count(*) from threads") == [(0,)]
 
 
-def test_only_a_finished_turn_moves_its_threads_tip(store, make_exchange, llm_log):
+def test_only_a_finished_turn_becomes_its_threads_tip(store, make_exchange, llm_log):
     first = make_exchange("one", "ONE")
     history = first.turn.messages + first.turn.reply
     asked = {"messages": [*history, llm.user("two")], "thread_id": first.thread_id}
@@ -231,8 +231,8 @@ def conversation(make_exchange, turns):
         history = [*history, *answer]
 
 
-def test_the_rows_are_those_that_llms_own_store_makes(store, path, tmp_path, make_exchange):
-    """What is known is left out of the asking, never of the rows."""
+def test_the_rows_are_those_of_llms_own_store(store, path, tmp_path, make_exchange):
+    """Known messages are not looked up, but all rows are written."""
     exchanges = list(conversation(make_exchange, 8))
     for exchange in exchanges:
         store.write([exchange])
@@ -247,7 +247,7 @@ def test_the_rows_are_those_that_llms_own_store_makes(store, path, tmp_path, mak
     assert rows(path, threads) == rows(other, threads)
 
 
-def test_a_history_that_is_known_is_not_asked_for(store, make_exchange):
+def test_a_known_history_is_not_looked_up(store, make_exchange):
     def statements(exchange):
         seen = []
         store._conn.set_trace_callback(seen.append)
@@ -258,10 +258,10 @@ def test_a_history_that_is_known_is_not_asked_for(store, make_exchange):
     *_, long, longer = conversation(make_exchange, 60)
     (short,) = conversation(make_exchange, 1)
     store.write([long])
-    assert statements(longer) < statements(short) + 40  # of 160 messages three or four are new
+    assert statements(longer) < statements(short) + 40  # three or four of 160 messages are new
 
 
-def test_a_history_that_somebody_deleted_is_written_again(store, path, make_exchange, llm_log):
+def test_a_history_deleted_by_hand_is_written_again(store, path, make_exchange, llm_log):
     *_, before, after = conversation(make_exchange, 5)
     store.write([before])
     with sqlite3.connect(path) as connection:
@@ -271,8 +271,8 @@ def test_a_history_that_somebody_deleted_is_written_again(store, path, make_exch
     assert llm_log.load_chain(llm_log.thread_tip("01jd0")) == after.turn.messages + after.turn.reply
 
 
-def test_what_was_rolled_back_is_not_taken_as_stored(store, path, make_exchange, llm_log):
-    """d6.21: a chain that hangs from missing rows can't be read again."""
+def test_content_rolled_back_does_not_count_as_stored(store, path, make_exchange, llm_log):
+    """d6.21: a chain that ends in missing rows can't be read."""
     first, second = conversation(make_exchange, 2)
     bad = make_exchange("bad \ud800")
     with pytest.raises(UnicodeEncodeError):
@@ -281,10 +281,10 @@ def test_what_was_rolled_back_is_not_taken_as_stored(store, path, make_exchange,
     assert llm_log.verify() == []
     assert llm_log.thread_messages("01jd0") == second.turn.messages + second.turn.reply
     ((body,),) = rows(path, "select body from proxy_exchanges")
-    assert unfold(body, dict(rows(path, "select * from proxy_contents")).__getitem__)
+    assert restore(body, dict(rows(path, "select * from proxy_contents")).__getitem__)
 
 
-def test_what_was_pruned_meanwhile_is_written_again(store, path, make_exchange):
+def test_content_pruned_meanwhile_is_written_again(store, path, make_exchange):
     text = "a long text " * 100
     first, second = make_exchange(text), make_exchange(text)
     store.write([first])
@@ -296,7 +296,7 @@ def test_what_was_pruned_meanwhile_is_written_again(store, path, make_exchange):
     store.write([second])
     bodies = rows(path, "select body from proxy_exchanges where id = ?", second.id)
     contents = dict(rows(path, "select * from proxy_contents"))
-    assert unfold(bodies[0][0], contents.__getitem__) == second.request.body
+    assert restore(bodies[0][0], contents.__getitem__) == second.request.body
 
 
 def test_no_secret_reaches_the_file(store, path, make_exchange):
@@ -312,20 +312,20 @@ def test_no_secret_reaches_the_file(store, path, make_exchange):
     assert key.encode() not in path.read_bytes()
 
 
-def test_names_that_no_database_takes_are_kept_as_far_as_it_can(store, path, make_begun):
+def test_names_that_can_not_be_stored_are_repaired(store, path, make_begun):
     store.write([make_begun(model="m\ud800", client="c\udfff")])
     assert rows(path, "select model_asked, client from proxy_exchanges") == [("m?", "c?")]
 
 
 def test_what_a_killed_process_left_running_is_interrupted(path, make_begun):
-    """A neighbour that lives is left alone."""
+    """Exchanges of another process that is alive are not touched."""
     here, there = ProcessLock(path, "here"), ProcessLock(path, "there")
     neighbour = Store(path, there)
     neighbour.write([make_begun("of a neighbour")])
     dead = Store(path, ProcessLock(path, "dead"))
     begun = make_begun("of a dead one")
     dead.write([begun])
-    dead._owner._lock.close()  # as its process's end does it
+    dead._owner._lock.close()  # as the end of its process does
     store = Store(path, here)
     store.write([make_begun("of our own")])
     store.interrupt_orphans()
@@ -351,7 +351,9 @@ def test_an_empty_reply_keeps_its_prompt(store, make_exchange, llm_log):
 
 
 @pytest.mark.parametrize("reply", [[], [llm.assistant("fine")]], ids=["empty", "text"])
-def test_a_prompt_before_a_last_system_message_is_found(store, path, make_exchange, llm_log, reply):
+def test_a_prompt_before_a_final_system_message_is_found(
+    store, path, make_exchange, llm_log, reply
+):
     """Claude Code's habit (C1, d6.18)."""
     messages = [llm.user("<reminder>", "rhubarb please"), llm.system("today is Monday")]
     turn = make_exchange(messages=messages, reply=reply)
@@ -360,7 +362,7 @@ def test_a_prompt_before_a_last_system_message_is_found(store, path, make_exchan
     assert rows(path, "select name from threads") == [("rhubarb please",)]
 
 
-def test_a_last_system_message_after_a_tool_result_is_not_searched(store, path, make_exchange):
+def test_a_final_system_message_after_a_tool_result_is_not_searched(store, path, make_exchange):
     result = Message("tool", [ToolResultPart("t", "12", "call_1")])
     messages = [llm.user("rhubarb"), llm.assistant(ToolCallPart("t", {}, "call_1")), result]
     store.write([make_exchange(messages=[*messages, llm.system("go on")])])
@@ -383,7 +385,7 @@ def test_a_bad_row_leaves_nothing_behind(store, path, make_exchange):
     assert store.write([good]) == 1
 
 
-def test_a_payload_that_is_not_json_costs_only_its_odd_values(store, make_exchange, llm_log):
+def test_a_payload_that_is_not_json_loses_only_its_odd_values(store, make_exchange, llm_log):
     turn = make_exchange(
         response_json={"id": "r1", "odd": {1}, "raw": b"\xff"}, options={"o": object}
     )
@@ -391,19 +393,19 @@ def test_a_payload_that_is_not_json_costs_only_its_odd_values(store, make_exchan
     assert llm_log.turn_response_json(turn.id) == {"id": "r1", "odd": "{1}", "raw": "b'\\xff'"}
 
 
-def test_a_long_group_ends_with_a_short_lock(store, path, make_exchange, monkeypatch):
+def test_a_long_group_is_split_to_keep_the_lock_short(store, path, make_exchange, monkeypatch):
     monkeypatch.setattr("llmproxy.recorder.store.LOCK_S", 0)
     assert store.write([make_exchange(), make_exchange()]) == 1
     assert rows(path, "select count(*) from turns") == [(1,)]
 
 
-def test_a_new_file_is_for_its_owner_alone(tmp_path):
+def test_a_new_file_is_private(tmp_path):
     path = tmp_path / "new" / "folder" / "logs.db"
     Store(path).close()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_the_mode_of_a_file_that_is_there_is_left(path):
+def test_the_mode_of_an_existing_file_is_not_changed(path):
     sqlite3.connect(path).close()
     path.chmod(0o644)
     Store(path).close()
@@ -428,8 +430,8 @@ def test_a_newer_schema_is_refused_in_one_line(store, path):
     with pytest.raises(Unusable) as refused:
         Store(path)
     assert str(refused.value) == (
-        f"{path} is a newer llmproxy's (its schema is 99, this one knows"
-        f" {SCHEMA_VERSION}): install that"
+        f"{path} was written by a newer llmproxy (schema 99, this one knows"
+        f" {SCHEMA_VERSION}): upgrade llmproxy"
     )
 
 
@@ -459,7 +461,7 @@ def test_processes_that_open_an_empty_file_at_once_all_succeed(path, llm_log):
     assert llm_log.verify() == []
 
 
-def test_a_lock_of_another_is_told(store, path, make_exchange):
+def test_the_lock_of_another_writer_is_reported(store, path, make_exchange):
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(Locked, match="database is locked"):
@@ -485,7 +487,7 @@ def under_a_file(path):
 
 
 @pytest.mark.parametrize("spoil", [not_sqlite, a_folder, under_a_file])
-def test_what_is_no_database_is_unusable(path, spoil):
+def test_another_file_than_a_database_is_unusable(path, spoil):
     spoil(path)
     with pytest.raises(Unusable, match="logs.db"):
         Store(path)
@@ -497,8 +499,11 @@ def test_a_database_that_turns_read_only_is_unusable(store, make_exchange):
         store.write([make_exchange()])
 
 
-def test_a_full_disk_is_unusable_and_takes_none_of_a_group(store, path, make_exchange):
+def test_a_full_disk_is_unusable_and_stores_none_of_a_group(
+    store, path, make_exchange, monkeypatch
+):
     """d6.21: SQLite ends the transaction by itself."""
+    monkeypatch.setattr("llmproxy.recorder.store.LOCK_S", 60)  # one group on a slow machine too
     (pages,) = store._conn.execute("PRAGMA page_count").fetchone()
     store._conn.execute(f"PRAGMA max_page_count = {pages + 8}")
     with pytest.raises(Unusable, match="full"):
@@ -507,7 +512,7 @@ def test_a_full_disk_is_unusable_and_takes_none_of_a_group(store, path, make_exc
     assert rows(path, "select count(*) from messages") == [(0,)]
 
 
-def test_a_file_that_is_gone_or_another_is_not_current(store, path, tmp_path):
+def test_a_file_that_is_deleted_or_replaced_is_not_current(store, path, tmp_path):
     assert store.is_current()
     path.rename(tmp_path / "moved")
     assert not store.is_current()
@@ -542,7 +547,7 @@ def threads_and_origins(path):
     )
 
 
-def test_who_goes_on_second_forks(talk, path):
+def test_the_second_continuation_forks(talk, path):
     first = talk("one")
     second, third = talk("two", first), talk("three", first)
     assert threads_and_origins(path) == [
@@ -553,21 +558,21 @@ def test_who_goes_on_second_forks(talk, path):
 
 
 @pytest.mark.parametrize("fields", [{"status": "cancelled"}, {"reply": []}])
-def test_what_was_cut_or_showed_nothing_was_not_first(fields, talk, path):
+def test_cut_or_empty_turns_do_not_count_as_continuations(fields, talk, path):
     first = talk("one")
     talk("two", first, **fields)
     talk("three", first)
     assert {row[1:] for row in threads_and_origins(path)} == {(first.id, None)}
 
 
-def test_a_turn_of_llms_own_was_first(talk, path, run_llm):
+def test_a_turn_of_llms_own_can_be_first(talk, path, run_llm):
     first = talk("one", model="echo")
     run_llm("--cid", first.id, "-m", "echo", "said by hand")
     second = talk("two", first)
     assert (second.id, second.id, first.id) in threads_and_origins(path)
 
 
-def test_what_goes_on_from_a_forgotten_turn_is_a_thread_of_its_own(talk, make_exchange, path):
+def test_continuing_a_pruned_turn_starts_a_new_thread(talk, make_exchange, path):
     gone = make_exchange("never written")
     second = talk("two", gone)
     assert threads_and_origins(path) == [(second.id, second.id, None)]

@@ -27,7 +27,7 @@ def timed(draw):
 
 
 def with_metadata_last(events):
-    """What decode gives: a part's metadata stands on its last event, if anything came of it."""
+    """Move a part's metadata to its last event, as decode does, if it is in the messages."""
     groups = {}
     for _, event in events:
         groups.setdefault((event.message_index, event.part_index), []).append(event)
@@ -40,18 +40,18 @@ def with_metadata_last(events):
 
 @given(timed())
 @many_examples(15)
-def test_an_answer_is_played_again_event_by_event(events):
+def test_a_response_is_replayed_event_by_event(events):
     reply = chat.collect(event for _, event in events).messages
     timeline = json.loads(json.dumps(encode(events)))
     played = decode(timeline, reply)
     assert played == with_metadata_last(events)
     assert chat.collect(event for _, event in played).messages == reply
-    told = [(tick.at_ms, tick.length) for tick in ticks(timeline)]
-    assert told == [(at, len(event.chunk)) for at, event in events]
+    times_and_lengths = [(tick.at_ms, tick.length) for tick in ticks(timeline)]
+    assert times_and_lengths == [(at, len(event.chunk)) for at, event in events]
 
 
-def test_part_that_is_numbered_alike_in_two_messages_is_one():
-    """As it is to llm and the hub: what is stored must be read again."""
+def test_parts_with_the_same_number_in_two_messages_are_one():
+    """As for llm and the common format: what is stored must be readable."""
     events = [
         (float(index), StreamEvent("text", word, part_index=0, message_index=index))
         for index, word in enumerate(["one", "two"])
@@ -62,7 +62,7 @@ def test_part_that_is_numbered_alike_in_two_messages_is_one():
 
 
 def test_a_timeline_in_full():
-    """The form that is in every logs.db: what this test says stays readable for ever."""
+    """The format in every logs.db: what this test contains must stay readable forever."""
     events = [
         (250.0, StreamEvent("reasoning", "hm", part_index=0)),
         (270.04, StreamEvent("text", "Looking.", part_index=1)),
@@ -113,13 +113,13 @@ def test_a_clock_that_goes_back_stands_still():
     ],
     ids=["none", "shorter", "more parts", "more messages", "empty"],
 )
-def test_another_answer_is_refused(reply):
+def test_another_reply_is_refused(reply):
     timeline = encode([(1.0, StreamEvent("text", "as long as it was", part_index=0))])
-    with pytest.raises(ValueError, match="the timeline is of another answer"):
+    with pytest.raises(ValueError, match="the timeline belongs to another reply"):
         decode(timeline, reply)
 
 
-def test_an_answer_whose_times_nobody_took_has_no_events():
+def test_a_response_without_times_has_no_events():
     assert decode(encode([]), [Message("assistant", [TextPart("imported")])]) == []
 
 
@@ -128,8 +128,8 @@ def test_an_answer_whose_times_nobody_took_has_no_events():
     [[0, 6, 1], [0, 7, 1], [0, 8, 1], [0, 0], [0x80] * 9 + [1]],
     ids=["no such kind", "nor this", "no such part", "cut off", "beyond any clock"],
 )
-def test_what_is_no_timeline_is_refused(numbers):
-    """It may come from a file of anybody's."""
+def test_an_invalid_timeline_is_refused(numbers):
+    """It may come from an untrusted file."""
     ticks = base64.b64encode(bytes(numbers)).decode()
     with pytest.raises(ValueError):
         decode({"parts": [{}], "ticks": ticks}, [llm.assistant("x")])

@@ -1,4 +1,4 @@
-"""What is not as it was stored is found, named, and left as it is."""
+"""Changed messages and request parts are found and reported, and nothing is written."""
 
 import hashlib
 import sqlite3
@@ -33,14 +33,14 @@ def hash_of(path, text):
         return connection.execute(sql, (text,)).fetchone()[0]
 
 
-def test_all_is_as_it_was_stored(talk, path):
+def test_an_unchanged_log_is_verified(talk, path):
     tool = Message("tool", [ToolResultPart("look", "sun", "c1")])
     first = talk("one", request={"body": {"messages": [LONG, {"role": "user"}]}})
     talk("two", first, messages=[*first.turn.messages, *first.turn.reply, tool, llm.user("two")])
     assert verify(path) == Verified(5, 1, ())
 
 
-def test_a_changed_message_is_named_with_who_has_it(talk, path, change):
+def test_a_changed_message_is_reported_with_its_turn(talk, path, change):
     first = talk("one")
     talk("two", first)
     changed = hash_of(path, "one")
@@ -49,7 +49,7 @@ def test_a_changed_message_is_named_with_who_has_it(talk, path, change):
     assert broken == Broken("message", changed, "user", "it was changed", first.id, first.id)
 
 
-def test_it_does_not_stop_at_the_first(talk, path, change):
+def test_all_broken_messages_are_reported(talk, path, change):
     first = talk("one")
     second = talk("two", first)
     metadata = hash_of(path, "two")
@@ -64,7 +64,7 @@ def test_it_does_not_stop_at_the_first(talk, path, change):
     assert found.messages == 4
     assert [(broken.role, broken.why.partition(":")[0]) for broken in found.broken] == [
         ("user", "it was changed"),
-        ("assistant", "its parts are gone"),
+        ("assistant", "its parts are missing"),
         ("user", "it can't be read"),
         ("system", "it was changed"),
     ]
@@ -75,16 +75,16 @@ def test_a_message_whose_parent_is_gone_is_broken(talk, path, change):
     talk("one")
     change("delete from messages where hash = ?", hash_of(path, "one"))
     (broken,) = verify(path).broken
-    assert (broken.role, broken.why) == ("assistant", "the message before it is gone")
+    assert (broken.role, broken.why) == ("assistant", "the previous message is missing")
 
 
-def test_what_is_no_utf_8_is_broken_and_nothing_more(talk, path, change):
+def test_text_that_is_not_utf_8_is_broken(talk, path, change):
     talk("one")
     change("update parts set text = cast(x'ff00' as text) where text = 'one'")
     assert [broken.why for broken in verify(path).broken] == ["it was changed"]
 
 
-def test_a_changed_content_is_named_with_its_exchange(talk, path, change):
+def test_a_changed_blob_is_reported_with_its_exchange(talk, path, change):
     talk("one")
     second = talk("two", request={"body": {"messages": [{"role": "user", "content": LONG}]}})
     change("update proxy_contents set text = text || ' ' where text like '\"a long%'")
@@ -102,39 +102,35 @@ def looking(type):
     return Message("user", [TextPart(f"a {type}"), AttachmentPart(image)])
 
 
-def test_bytes_that_were_logged_under_two_types_are_told_apart(talk, path, change):
+def test_bytes_that_were_logged_under_two_types_may_be_the_reason(talk, path, change):
     first = talk("one", messages=[looking("image/png")])
     assert verify(path).broken == ()
     talk("two", messages=[looking("image/jpeg")])
     (broken,) = verify(path).broken
     assert broken.turn_id == first.id
     assert broken.why == (
-        "its attachment was image/png when it was logged, and the same bytes were logged as"
-        " image/jpeg since (llm keeps one type of them)"
+        "it was changed or its attachment was logged again under another media type"
     )
-    change("update parts set text = 'and more' where text = 'a image/png'")
-    (broken,) = verify(path).broken
-    assert broken.why == "it was changed"
 
 
-def test_an_attachment_that_is_gone_is_said(talk, path, change):
+def test_a_missing_attachment_is_reported(talk, path, change):
     talk("one", messages=[looking("image/png")])
     change("delete from attachments")
     (broken,) = verify(path).broken
-    assert broken.why.startswith("something of it is gone: ")
+    assert broken.why.startswith("something it refers to is missing: ")
 
 
-def test_no_address_is_asked(talk, path, change):
-    """llm would, for the type of an attachment that has none."""
+def test_no_url_is_requested(talk, path, change):
+    """llm would request it, to find out the type of an attachment without one."""
     remote = attachments.attachment_from_url("http://127.0.0.1:1/a.png")
     talk("one", messages=[Message("user", [AttachmentPart(remote)])])
     assert verify(path).broken == ()
     change("update attachments set type = null")
     (broken,) = verify(path).broken
-    assert "would have to be asked for at its URL" in broken.why
+    assert "would have to be requested from its URL" in broken.why
 
 
-def test_a_file_that_changed_is_named(talk, path, tmp_path, store):
+def test_a_changed_file_is_reported(talk, path, tmp_path, store):
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n")
     attachment = llm.Attachment(type="image/png", path=str(picture))
@@ -168,7 +164,7 @@ def test_nothing_is_written(talk, path, change):
         assert connection.execute("pragma data_version").fetchone() == before
 
 
-def test_what_is_no_database_can_not_be_verified(path):
+def test_another_file_than_a_database_can_not_be_verified(path):
     path.write_text("this is no database at all, but long enough to be read as a header" * 9)
     with pytest.raises(Unusable):
         verify(path)

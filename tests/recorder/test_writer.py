@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import re
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
+from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.spool import Spool, read
@@ -45,7 +47,7 @@ def writer(path, warnings, empty_log):
 
 
 def texts(path):
-    """The prompts of all turns, in the order of their ids; and a check of the whole file."""
+    """Return the prompts of all turns in the order of their ids; check the whole file."""
     with sqlite_utils.Database(path) as database:
         log = LogStore(database)
         assert log.verify() == []
@@ -63,7 +65,7 @@ def lock(path):
     connection.close()
 
 
-def test_turns_are_there_when_their_futures_end(writer, path, warnings, make_exchange):
+def test_turns_are_written_when_their_futures_are_done(writer, path, warnings, make_exchange):
     written = [writer.write(make_exchange(str(number))) for number in range(100)]
     for future in written:
         assert future.result(10) is None
@@ -85,7 +87,7 @@ def test_a_turn_after_the_close_is_refused(writer, make_exchange):
     assert isinstance(writer.write(make_exchange()).exception(1), StoreError)
 
 
-def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_exchange):
+def test_the_lock_of_another_writer_loses_nothing(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange("before")).result(10) is None
     with lock(path):
         written = [writer.write(make_exchange(str(number))) for number in range(50)]
@@ -96,7 +98,9 @@ def test_a_lock_of_another_loses_nothing(writer, path, warnings, make_exchange):
     assert warnings == []
 
 
-def test_a_long_lock_is_told_once_and_its_end(writer, path, warnings, make_exchange, monkeypatch):
+def test_a_long_lock_is_reported_once_and_again_when_it_ends(
+    writer, path, warnings, make_exchange, monkeypatch
+):
     monkeypatch.setattr(writer_module, "LOCKED_WARNING_S", 0.2)
     assert writer.write(make_exchange()).result(10) is None
     with lock(path):
@@ -105,8 +109,8 @@ def test_a_long_lock_is_told_once_and_its_end(writer, path, warnings, make_excha
     assert written.result(10) is None
     wait_until(lambda: len(warnings) == 2)
     assert warnings == [
-        f"the log can't be written now and is kept in memory: {path}: database is locked",
-        "the log is written again; no exchanges were lost",
+        f"the log can't be written and is kept in memory for now: {path}: database is locked",
+        "the log can be written again; no exchanges were lost",
     ]
 
 
@@ -117,7 +121,7 @@ def wait_until(true):
         time.sleep(0.005)
 
 
-def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
+def test_a_bad_row_affects_only_itself(path, warnings, make_exchange):
     writer = Writer(lambda: Store(path), warn=warnings.append)
     turns = [make_exchange(str(number)) for number in range(5)] + [make_exchange("bad \ud800")]
     turns += [make_exchange(str(number)) for number in range(5, 10)]
@@ -128,12 +132,12 @@ def test_a_bad_row_harms_only_itself(path, warnings, make_exchange):
     assert errors.index(next(filter(None, errors))) == 5
     assert texts(path) == [str(number) for number in range(10)]
     assert [warning.partition("Error")[0] for warning in warnings] == [
-        "an answer was not logged: UnicodeEncode"
+        "a response was not logged: UnicodeEncode"
     ]
     writer.close(10)
 
 
-def test_an_answer_that_no_database_takes_leaves_its_request(writer, path, make_exchange):
+def test_a_response_that_can_not_be_stored_leaves_its_request(writer, path, make_exchange):
     exchange = make_exchange(reply=[llm.assistant("bad \ud800")])
     assert isinstance(writer.write(exchange).exception(10), UnicodeEncodeError)
     with contextlib.closing(LogReader(path)) as history:
@@ -141,7 +145,7 @@ def test_an_answer_that_no_database_takes_leaves_its_request(writer, path, make_
     assert (read.status, read.request, read.turn) == ("ok", exchange.request, None)
 
 
-def test_a_deleted_file_is_made_anew(writer, path, warnings, make_exchange):
+def test_a_deleted_file_is_created_again(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange("gone with the file")).result(10) is None
     for file in path.parent.iterdir():
         file.unlink()
@@ -150,15 +154,15 @@ def test_a_deleted_file_is_made_anew(writer, path, warnings, make_exchange):
     assert warnings == []
 
 
-def test_a_deleted_file_whose_log_stays_is_made_anew(writer, path, make_exchange):
+def test_a_deleted_file_whose_write_ahead_log_stays_is_created_again(writer, path, make_exchange):
     assert writer.write(make_exchange("gone with the file")).result(10) is None
     path.unlink()
     assert writer.write(make_exchange("in the new file")).result(10) is None
     assert texts(path) == ["in the new file"]
 
 
-def test_a_replaced_file_goes_on_from_what_it_holds(writer, path, tmp_path, make_exchange):
-    """d6.22: what is left of the write-ahead log would be played into the other file."""
+def test_a_replaced_file_is_continued_from_its_content(writer, path, tmp_path, make_exchange):
+    """d6.22: SQLite would apply the rest of the write-ahead log to the other file."""
     assert writer.write(make_exchange("in the backup")).result(10) is None
     backup = tmp_path / "backup.db"
     with sqlite3.connect(path) as source, sqlite3.connect(backup) as target:
@@ -181,12 +185,12 @@ def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written now and is kept in memory: {path}: file is not a database",
-        "the log is written again; no exchanges were lost",
+        f"the log can't be written and is kept in memory for now: {path}: file is not a database",
+        "the log can be written again; no exchanges were lost",
     ]
 
 
-def test_memory_is_bounded_and_what_is_lost_is_told(path, warnings, make_exchange, monkeypatch):
+def test_memory_is_bounded_and_losses_are_reported(path, warnings, make_exchange, monkeypatch):
     monkeypatch.setattr(writer_module, "MAX_PENDING", 2)
     path.mkdir()
     writer = Writer(lambda: Store(path), warn=warnings.append)
@@ -197,7 +201,7 @@ def test_memory_is_bounded_and_what_is_lost_is_told(path, warnings, make_exchang
     path.rmdir()
     assert [future.result(10) for future in written[:2]] == [None, None]
     writer.close(10)
-    assert warnings[1:] == ["the log is written again; 1 exchange was lost"]
+    assert warnings[1:] == ["the log can be written again; 1 exchange was lost"]
 
 
 def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_exchange):
@@ -212,7 +216,7 @@ def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_exchange):
     assert warnings[-1] == "1 exchange was not logged"
 
 
-def test_closing_waits_no_longer_than_it_may_for_a_lock(writer, path, warnings, make_exchange):
+def test_closing_waits_for_a_lock_until_its_timeout(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange()).result(10) is None
     with lock(path):
         written = writer.write(make_exchange())
@@ -228,7 +232,7 @@ def spool(path):
 
 @pytest.fixture
 def spooling(path, warnings, spool, empty_log):
-    """A writer as the proxy has it."""
+    """A writer like the proxy's."""
     shutil.copy(empty_log, path)
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
@@ -265,12 +269,13 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written now and is kept in {spool.path}: {path}: file is not a database",
-        "the log is written again; no exchanges were lost",
+        f"the log can't be written and is kept in {spool.path} for now:"
+        f" {path}: file is not a database",
+        "the log can be written again; no exchanges were lost",
     ]
 
 
-def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exchange):
+def test_exchanges_stay_in_memory_if_nothing_can_be_written(path, warnings, make_exchange):
     path.parent.rmdir()
     path.parent.write_text("")
     spool = Spool(ProcessLock(path, "me"))
@@ -278,15 +283,15 @@ def test_where_nothing_can_be_written_memory_has_to_do(path, warnings, make_exch
     writer.start()
     written = writer.write(make_exchange("kept"))
     wait_until(lambda: warnings)
-    assert warnings[0].startswith("the log can't be written now and is kept in memory: ")
+    assert warnings[0].startswith("the log can't be written and is kept in memory for now: ")
     path.parent.unlink()
     assert written.result(10) is None
     writer.close(10)
     assert texts(path) == ["kept"]
-    assert warnings[1:] == ["the log is written again; no exchanges were lost"]
+    assert warnings[1:] == ["the log can be written again; no exchanges were lost"]
 
 
-def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, make_exchange):
+def test_pending_exchanges_are_spooled_when_closed(spooling, path, spool, warnings, make_exchange):
     assert spooling.write(make_exchange()).result(10) is None
     with lock(path):
         written = spooling.write(make_exchange("left"))
@@ -296,10 +301,10 @@ def test_what_is_left_at_the_close_is_spooled(spooling, path, spool, warnings, m
     assert spooled(spool) == ["left"]
 
 
-def test_what_was_spooled_comes_home_at_the_close_where_it_can(
+def test_a_spool_is_written_at_close_if_possible(
     spooling, path, spool, warnings, make_exchange, monkeypatch
 ):
-    """However long the pause that the writer was in: a lock is often over by then."""
+    """However long the writer is pausing: by then, the lock is often released."""
     monkeypatch.setattr("llmproxy.recorder.writer.MAX_LOCKED_PAUSE_S", 3600)
     assert spooling.write(make_exchange()).result(10) is None
     with lock(path):
@@ -312,14 +317,16 @@ def test_what_was_spooled_comes_home_at_the_close_where_it_can(
     assert warnings == []
 
 
-def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun, make_exchange):
+def test_a_spool_left_behind_is_written_by_the_next_process(
+    path, warnings, make_begun, make_exchange
+):
     gone = Spool(ProcessLock(path, "gone"))
     begun, ended = make_begun("was running"), make_exchange("had ended")
     for exchange in (begun, ended):
         gone.append(exchange)
     with gone.path.open("a") as file:
         file.write('{"half": ')
-    gone.owner._lock.close()  # as its process's end does it
+    gone.owner._lock.close()  # as the end of its process does
     writer = Writer(
         lambda: Store(path, spool.owner),
         warn=warnings.append,
@@ -333,14 +340,14 @@ def test_what_a_process_left_is_taken_in_by_the_next(path, warnings, make_begun,
     assert found == [(begun.id, "interrupted", "gone"), (ended.id, "ok", "gone")]
     assert texts(path) == ["had ended"]
     assert warnings == [
-        f"{gone.path} has a line that is no exchange; it was left out",
-        f"llmproxy ended without stopping while 1 exchange was running: {begun.id} (tests, demo)",
+        f"{gone.path} has a line that is not an exchange; it was skipped",
+        f"llmproxy was killed or crashed while 1 exchange was running: {begun.id} (tests, demo)",
     ]
     assert [file.name for file in path.parent.glob("*-llmproxy-*")] == []
 
 
-def test_a_spool_that_is_taken_in_twice_changes_nothing(path, spool, warnings, make_exchange):
-    """Who is killed over it, after the commit and before it is gone, takes it in again."""
+def test_writing_a_spool_twice_changes_nothing(path, spool, warnings, make_exchange):
+    """A process killed between the commit and the spool's deletion writes it again."""
     for number in range(40):
         spool.append(make_exchange(str(number)))
     lines = spool.path.read_bytes()
@@ -357,9 +364,11 @@ def test_a_spool_that_is_taken_in_twice_changes_nothing(path, spool, warnings, m
     assert texts(path) == [str(number) for number in range(40)]
 
 
-def test_a_bad_line_of_a_spool_harms_only_itself(path, spool, warnings, make_exchange):
-    for prompt in ("0", "bad \ud800", "1"):
-        spool.append(make_exchange(prompt))
+def test_a_bad_line_in_a_spool_affects_only_itself(path, spool, warnings, make_exchange):
+    spool.append(make_exchange("0"))
+    with spool.path.open("a") as file:  # as an older version spooled it
+        file.write(json.dumps(to_json(make_exchange("bad \ud800"))) + "\n")
+    spool.append(make_exchange("1"))
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     wait_until(spool.is_empty)
@@ -384,7 +393,7 @@ def test_a_full_disk_is_waited_out_in_the_spool(path, spool, warnings, make_exch
     assert [future.result(10) for future in written] == [None] * 3
     assert len(spooled(spool)) == 3
     assert warnings == [
-        f"the log can't be written now and is kept in {spool.path}:"
+        f"the log can't be written and is kept in {spool.path} for now:"
         f" {path}: database or disk is full"
     ]
     pages = 2**30
@@ -408,7 +417,7 @@ steps = st.lists(
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # each has a file of its own
 )
 @given(steps)
-def test_whatever_happens_each_exchange_is_there_once(
+def test_whatever_happens_each_exchange_is_written_once(
     tmp_path, empty_log, make_begun, make_exchange, steps
 ):
     """Any order of beginnings, ends, kills and restarts, in logs.db and in spools."""
@@ -518,27 +527,27 @@ def test_two_processes_on_a_fresh_file_lose_nothing(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("locked", [False, True], ids=["free", "locked"])
-def test_a_kill_loses_nothing_that_was_told(path, warnings, locked):
-    told = set()
+def test_a_kill_loses_nothing_that_was_confirmed(path, warnings, locked):
+    confirmed = set()
     for name in "abcdefgh":
         process = work(path, name, 10_000)
-        told.add(process.stdout.readline().strip())
+        confirmed.add(process.stdout.readline().strip())
         with lock(path) if locked else contextlib.nullcontext():
-            time.sleep(0.2 + 0.13 * (ord(name) % 5))  # anywhere in what it does
+            time.sleep(0.2 + 0.13 * (ord(name) % 5))  # at any point of its work
             process.kill()
-            told |= set(process.communicate()[0].split("\n")[:-1])
+            confirmed |= set(process.communicate()[0].split("\n")[:-1])
     spool = Spool(ProcessLock(path, "last"))
     writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
     writer.start()
     wait_until(lambda: not list(path.parent.glob("*.jsonl")))
     writer.close(30)
     found = statuses(path)
-    assert {id for id in told - {""} if found.get(id) != "ok"} == set()
+    assert {id for id in confirmed - {""} if found.get(id) != "ok"} == set()
     assert set(found.values()) <= {"ok", "interrupted"}
     assert len(texts(path)) == list(found.values()).count("ok")
 
 
-def test_an_answer_waits_for_its_commit(writer, path, make_exchange):
+def test_a_response_waits_for_its_commit(writer, path, make_exchange):
     async def answer():
         written = writer.write(make_exchange())
         await writer.committed(written, 10)
@@ -547,7 +556,7 @@ def test_an_answer_waits_for_its_commit(writer, path, make_exchange):
     assert asyncio.run(answer())
 
 
-def test_after_one_wait_in_vain_nobody_waits_until_a_commit(writer, path, make_exchange):
+def test_after_a_timeout_nothing_waits_until_a_commit(writer, path, make_exchange):
     async def answers():
         with lock(path):
             first, second = writer.write(make_exchange()), writer.write(make_exchange())
@@ -564,7 +573,7 @@ def test_after_one_wait_in_vain_nobody_waits_until_a_commit(writer, path, make_e
     asyncio.run(answers(), debug=True)
 
 
-def test_a_turn_that_fails_ends_the_wait_quietly(writer, make_exchange, caplog):
+def test_a_turn_that_can_not_be_written_ends_the_wait_quietly(writer, make_exchange, caplog):
     async def answer():
         await writer.committed(writer.write(make_exchange("\ud800")), 10)
 
@@ -572,7 +581,7 @@ def test_a_turn_that_fails_ends_the_wait_quietly(writer, make_exchange, caplog):
     assert caplog.records == []
 
 
-def test_a_client_that_goes_away_does_not_stop_the_write(writer, path, make_exchange):
+def test_a_client_that_disconnects_does_not_stop_the_write(writer, path, make_exchange):
     async def answer():
         with lock(path):
             written = writer.write(make_exchange("kept"))
@@ -595,7 +604,7 @@ Writer(lambda: Store(pathlib.Path(sys.argv[1])), warn=print).start()
 """
 
 
-def test_the_thread_does_not_hold_the_process(path):
+def test_the_thread_does_not_keep_the_process_alive(path):
     assert subprocess.run([sys.executable, "-c", LEAVE, str(path)], timeout=20).returncode == 0
 
 
@@ -614,7 +623,7 @@ def test_the_llm_command_writes_beside_a_busy_writer(
     thread.start()
     try:
         for _ in range(3):
-            # It fails by itself where a commit of ours falls between its read and its write.
+            # It fails by itself if a commit of ours falls between its read and its write.
             with contextlib.suppress(AssertionError):
                 llm_process("-m", "echo", "hi there")
     finally:

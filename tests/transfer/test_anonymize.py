@@ -11,9 +11,15 @@ from llm.parts import Message, ToolResultPart
 
 from llmproxy.core import attachments, chat, payload
 from llmproxy.recorder import timeline
-from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
-from llmproxy.transfer.anonymize import ASTRAL_X, _fill_arguments, _free, fill, filled
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.recorder.exchange import Turn, begun, encode, from_json, to_json
+from llmproxy.transfer.anonymize import (
+    ASTRAL_X,
+    _anonymize_arguments,
+    _free,
+    anonymize,
+    placeholder,
+)
+from llmproxy.transfer.jsonl import decode
 from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.recorder.test_exchange import RECEIVED
@@ -23,20 +29,22 @@ from tests.transfer.test_jsonl import exchanges
 
 def test_letters_and_digits_are_replaced_and_nothing_else():
     text = "Dear Mr. Müller,\n\tyour PIN is «4711»!  $5 渐🌊 e\u0301\u2028ok"
-    assert fill(text) == (f"xxxx xx. xxxxxx,\n\txxxx xxx xx «0000»!  $0 x{ASTRAL_X} xx\u2028xx")
+    assert placeholder(text) == (
+        f"xxxx xx. xxxxxx,\n\txxxx xxx xx «0000»!  $0 x{ASTRAL_X} xx\u2028xx"
+    )
 
 
 @given(texts())
-def test_a_text_stays_as_long_for_every_reader(text):
-    assert len(fill(text)) == len(text)
-    assert len(fill(text).encode("utf-16")) == len(text.encode("utf-16"))
-    assert fill(fill(text)) == fill(text)
+def test_a_text_keeps_its_length_in_every_encoding(text):
+    assert len(placeholder(text)) == len(text)
+    assert len(placeholder(text).encode("utf-16")) == len(text.encode("utf-16"))
+    assert placeholder(placeholder(text)) == placeholder(text)
 
 
 @given(argument_texts())
 def test_raw_arguments_stay_json_of_the_same_shape_and_length(text):
-    assert len(_fill_arguments(text)) == len(text)
-    assert chat.parse_arguments(_fill_arguments(text)) == _free(chat.parse_arguments(text))
+    assert len(_anonymize_arguments(text)) == len(text)
+    assert chat.parse_arguments(_anonymize_arguments(text)) == _free(chat.parse_arguments(text))
 
 
 ESCAPES = [r"\u00e9", r"\u0041", r"\u0037", r"\ud83c\udf0a", r"\ud800", r"\n", r"\"", r"\\", r"\/"]
@@ -47,13 +55,13 @@ def test_escapes_in_raw_arguments_stay_escapes(pieces):
     value = "".join(pieces)
     text = f'{{"{value}" : "{value}", "{value}2": ["{value}", 12.5e3, {{"k":"{value}"}}]}}'
     assert chat.parse_arguments(text) != {"_raw": text}
-    assert len(_fill_arguments(text)) == len(text)
-    assert chat.parse_arguments(_fill_arguments(text)) == _free(chat.parse_arguments(text))
+    assert len(_anonymize_arguments(text)) == len(text)
+    assert chat.parse_arguments(_anonymize_arguments(text)) == _free(chat.parse_arguments(text))
 
 
 def test_members_and_numbers_of_raw_arguments_stay():
     text = '{"city": "Oslo", "days": 12, "tags": ["a1", true, null]}'
-    assert _fill_arguments(text) == '{"city": "xxxx", "days": 12, "tags": ["x0", true, null]}'
+    assert _anonymize_arguments(text) == '{"city": "xxxx", "days": 12, "tags": ["x0", true, null]}'
 
 
 BODY = {
@@ -131,7 +139,7 @@ FILLED_BODY = {
 }  # fmt: skip
 
 
-def test_a_request_keeps_its_structure_alone():
+def test_only_a_requests_structure_stays():
     headers = [
         ("user-agent", "tests/1"),
         ("x-title", "Secret Title"),
@@ -149,7 +157,7 @@ def test_a_request_keeps_its_structure_alone():
         messages=[llm.user("secret words")],
         replay_key="abc",
     )
-    got = filled(exchange)
+    got = anonymize(exchange)
     assert got.request.body == FILLED_BODY
     assert got.request.headers == {
         "user-agent": "tests/1",
@@ -160,14 +168,14 @@ def test_a_request_keeps_its_structure_alone():
     assert (got.first_words, got.replay_key) == ("xxxxxx xxxxx", None)
 
 
-def test_a_text_body_is_filled_too():
+def test_a_text_body_is_anonymized_too():
     exchange = begun(
         "01jd1", RECEIVED, dialect="d", path="/", query="", client="c", headers=(), body="secret {"
     )
-    assert filled(exchange).request.body == "xxxxxx {"
+    assert anonymize(exchange).request.body == "xxxxxx {"
 
 
-def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
+def test_attachments_become_zero_bytes_of_their_type_and_urls_placeholders():
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\nsecret")
     far = attachments.attachment_from_url("https://secret.example/secret.png")
     result = ToolResultPart("look", "secret", "c1", exception="Secret: 1", attachments=[picture])
@@ -184,7 +192,7 @@ def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
         turn=turn,
         error="secret 500",
     )
-    got = filled(exchange)
+    got = anonymize(exchange)
     zeros = llm.Attachment(type="image/png", content=bytes(14))
     address = attachments.RemoteAttachment(
         type="image/png", url="https://xxxxxx.xxxxxxx/xxxxxx.xxx"
@@ -201,7 +209,7 @@ def test_attachments_become_zero_bytes_of_their_kind_and_addresses_filler():
 
 
 def shape(value, name=""):
-    """Lengths for texts, and all else as it is."""
+    """Replace texts by their lengths; keep everything else."""
     match value:
         case dict():
             return {key: shape(member, key) for key, member in value.items()}
@@ -216,7 +224,7 @@ def shape(value, name=""):
 @many_examples(15)
 @given(exchanges())
 def test_shape_lengths_and_timing_stay(exchange):
-    got = filled(exchange)
+    got = anonymize(exchange)
     form, was = to_json(got), to_json(exchange)
     assert shape(form) == shape(was)
     assert form["timeline"]["ticks"] == was["timeline"]["ticks"]
@@ -225,7 +233,7 @@ def test_shape_lengths_and_timing_stay(exchange):
     if got.turn is not None:
         events = timeline.decode(form["timeline"], got.turn.reply)
         assert chat.collect(event for _, event in events).messages == got.turn.reply
-    assert filled(got) == got
+    assert anonymize(got) == got
 
 
 SECRETS = st.from_regex(r"(?:QUX|qux|Qux)[a-z]{2,6}[0-9]?", fullmatch=True)
@@ -233,7 +241,7 @@ SECRETS = st.from_regex(r"(?:QUX|qux|Qux)[a-z]{2,6}[0-9]?", fullmatch=True)
 
 @st.composite
 def said(draw):
-    """Objects of any shape whose every text is a secret."""
+    """Objects of any structure in which every text is a secret."""
     values = st.recursive(
         SECRETS | st.integers() | st.booleans(),
         lambda inner: (
@@ -289,7 +297,7 @@ def test_no_word_of_what_was_said_is_left(secret, arguments, indent):
     ), "ok", http_status=200, duration_ms=1.0, turn=turn, error=secret,
         events=[(1.0, event) for event in events], finish=chat.Finish("stop", secret),
     )  # fmt: skip
-    text = encode(filled(exchange)).decode()
+    text = encode(anonymize(exchange)).decode()
     assert secret.lower() in encode(exchange).decode().lower()
     assert not re.search("qux", text, re.IGNORECASE)
 
@@ -297,17 +305,17 @@ def test_no_word_of_what_was_said_is_left(secret, arguments, indent):
 @given(json_objects)
 def test_an_object_in_free_text_is_valid_after(value):
     text = payload.encode(value).decode()
-    assert len(_fill_arguments(text)) == len(text)
-    json.loads(_fill_arguments(text))
+    assert len(_anonymize_arguments(text)) == len(text)
+    json.loads(_anonymize_arguments(text))
 
 
 @pytest.mark.parametrize("text", ['{"a": １}', "{'a': 1}", '{"a": tru', "[1]", "null", "１"])
-def test_what_is_no_object_does_not_become_one(text):
-    assert chat.parse_arguments(_fill_arguments(text)) == {"_raw": fill(text)}
+def test_other_text_than_an_object_does_not_become_one(text):
+    assert chat.parse_arguments(_anonymize_arguments(text)) == {"_raw": placeholder(text)}
 
 
-def test_a_filled_form_reads_back():
+def test_an_anonymized_exchange_reads_back():
     exchange = begun(
         "01jd1", RECEIVED, dialect="d", path="/", query="", client="c", headers=(), body=[1, "a"]
     )
-    assert from_json(to_json(filled(exchange))) == filled(exchange)
+    assert from_json(to_json(anonymize(exchange))) == anonymize(exchange)

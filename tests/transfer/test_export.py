@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import llm
@@ -24,24 +25,27 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments
-from llmproxy.recorder.exchange import to_json
+from llmproxy.recorder.exchange import encode, to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
 from llmproxy.recorder.verify import verify
-from llmproxy.transfer.anonymize import filled
+from llmproxy.transfer.anonymize import anonymize
 from llmproxy.transfer.export import (
     Exported,
     Unreadable,
-    export_lines,
-    export_recordings,
-    export_to,
+    export_file,
+    export_jsonl,
 )
-from llmproxy.transfer.import_ import Imported, import_files
-from llmproxy.transfer.jsonl import decode, encode
-from llmproxy.transfer.llama_stack.as_exchange import exchange_of
+from llmproxy.transfer.import_ import Imported
+from llmproxy.transfer.import_ import import_files as import_files_with
+from llmproxy.transfer.jsonl import decode
+from llmproxy.transfer.llama_stack.as_exchange import read_recording, to_exchange
+from llmproxy.transfer.llama_stack.folder import export_recordings
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests.examples import many_examples
 from tests.models import registered
+
+import_files = partial(import_files_with, read_recording=read_recording)  # as the command does
 
 ALL = Filter()
 RECORDINGS = Path(__file__).parents[1] / "recordings"
@@ -52,7 +56,7 @@ def rows(path, sql, *values):
         return connection.execute(sql, values).fetchall()
 
 
-# What numbers rows in the order of their writing.
+# Columns that number rows in the order of writing.
 NUMBERS = {
     "parts": "id",
     "turn_search": "id",
@@ -61,7 +65,7 @@ NUMBERS = {
 
 
 def everything(path):
-    """All rows, without the numbers that only tell the order of their writing."""
+    """Return all rows, without the numbers that only depend on the order of writing."""
     result = {}
     for (table,) in rows(path, "select name from sqlite_master where type = 'table'"):
         if table in ("_llm_migrations", "sqlite_sequence", "part_attachments", "turn_tools"):
@@ -87,7 +91,7 @@ def everything(path):
 
 @pytest.fixture
 def recorded(store, path, talk):
-    """A log with threads of every kind, as a running proxy wrote it; its exchanges' lines."""
+    """A log with threads of every kind, as a proxy writes it, and its exchanges' lines."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n" + bytes(9))
     far = attachments.attachment_from_url("https://example.invalid/cat.png")
     tool = llm.Tool("look", "looks at it", {"type": "object", "properties": {}})
@@ -125,14 +129,14 @@ def recorded(store, path, talk):
 def lines(recorded):
     history = LogReader(recorded)
     file = io.BytesIO()
-    exported = export_lines(history, file, ALL)
+    exported = export_jsonl(history, file, ALL)
     history.close()
     assert exported == Exported(10)
     return file.getvalue().splitlines(keepends=True)
 
 
-def taken_in(folder, *files):
-    """Import files with these lines, one after the other, into a new log."""
+def imported_log(folder, *files):
+    """Import files with these lines one after another into a new log."""
     for number, lines in enumerate(files):
         file = folder / f"{number}.jsonl"
         file.write_bytes(b"".join(lines))
@@ -140,8 +144,8 @@ def taken_in(folder, *files):
     return folder / "there.db"
 
 
-def test_a_log_comes_out_as_it_went_in(recorded, lines, tmp_path, store):
-    there = taken_in(tmp_path, lines)
+def test_an_exported_log_is_the_same_after_import(recorded, lines, tmp_path, store):
+    there = imported_log(tmp_path, lines)
     moved, was = everything(there), everything(recorded)
     for log in (moved, was):  # when a thread was made: here with its first turn
         log["threads"] = rows(
@@ -155,7 +159,7 @@ def test_a_log_comes_out_as_it_went_in(recorded, lines, tmp_path, store):
     history.close()
 
 
-def test_lines_stand_in_the_order_of_their_beginning(lines):
+def test_lines_are_in_the_order_of_receipt(lines):
     words = [json.loads(line)["first_words"] for line in lines]
     assert words[0] == "what is in it" and words[-1] == "something else"
     assert [json.loads(line)["received"] for line in lines] == sorted(
@@ -181,7 +185,7 @@ def test_importing_twice_changes_nothing(lines, tmp_path):
 def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     lines, tmp_path_factory, empty_log, data
 ):
-    """A kill leaves whole groups: what follows is an import of all of it again."""
+    """A kill leaves complete groups, and then everything is imported again."""
     order = data.draw(st.permutations(lines))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(order)), max_size=3)))
     files = [order[a:b] for a, b in itertools.pairwise([0, *cuts, len(order)])]
@@ -192,10 +196,10 @@ def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     for line in order[::-1][:killed_after]:
         store.write([decode(line)], are_imported=True)
     store.close()
-    there = taken_in(folder, *files)
+    there = imported_log(folder, *files)
     other = tmp_path_factory.mktemp("straight")
     shutil.copy(empty_log, other / "there.db")
-    assert everything(there) == everything(taken_in(other, lines))
+    assert everything(there) == everything(imported_log(other, lines))
 
 
 def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchange, tmp_path):
@@ -221,10 +225,10 @@ def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchang
 
 
 def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
-    """Also where it comes in last, and is the newest."""
+    """Even if it is imported last and is the newest."""
     first = make_exchange("one", "ONE")
     cut = make_exchange("two", "TW", status="cancelled", thread_id=first.thread_id)
-    there = taken_in(tmp_path, [encode(first), encode(cut)])
+    there = imported_log(tmp_path, [encode(first), encode(cut)])
     tip, of_first = rows(
         there,
         "select threads.tip_message_hash, turns.tip_message_hash from threads"
@@ -234,7 +238,7 @@ def test_a_cut_turn_never_is_a_tip(make_exchange, tmp_path):
     assert tip == of_first
 
 
-def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, run_llm, monkeypatch):
+def test_an_imported_thread_can_be_continued(lines, tmp_path, path, run_llm, monkeypatch):
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "there"))
     there = tmp_path / "there" / "logs.db"
     there.parent.mkdir()
@@ -257,25 +261,25 @@ def test_a_thread_that_is_imported_can_be_gone_on_with(lines, tmp_path, run_llm,
         assert rows(there, went_on) == [(meant, *tip[0])]
 
 
-def test_filters_and_a_number_narrow_what_comes_out(recorded):
+def test_an_export_can_be_filtered_and_limited(recorded):
     history = LogReader(recorded)
     file = io.BytesIO()
-    assert export_lines(history, file, Filter(status="ok"), last=2) == Exported(2)
+    assert export_jsonl(history, file, Filter(status="ok"), last=2) == Exported(2)
     words = [json.loads(line)["first_words"] for line in file.getvalue().splitlines()]
     assert words == ["shorter", "something else"]
     history.close()
 
 
-def test_what_is_running_stays_here(store, path, make_begun, make_exchange):
+def test_running_exchanges_are_not_exported(store, path, make_begun, make_exchange):
     store.write([make_begun(), make_exchange()])
     history = LogReader(path)
     file = io.BytesIO()
-    assert export_lines(history, file, ALL) == Exported(1, running=1)
+    assert export_jsonl(history, file, ALL) == Exported(1, running=1)
     assert file.getvalue().count(b"\n") == 1
     history.close()
 
 
-def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, monkeypatch):
+def test_a_file_is_private_and_appears_when_complete(recorded, tmp_path, monkeypatch):
     history = LogReader(recorded)
     file = tmp_path / "out.jsonl"
     file.write_text("before")
@@ -287,10 +291,10 @@ def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, 
 
     with monkeypatch.context() as patched, pytest.raises(OSError):
         patched.setattr("llmproxy.transfer.export.encode", broken)
-        export_to(history, file, ALL)
+        export_file(history, file, ALL)
     assert file.read_text() == "before"
     assert sorted(tmp_path.glob("out*")) == [file]
-    assert export_to(history, link, ALL) == Exported(10)
+    assert export_file(history, link, ALL) == Exported(10)
     assert link.is_symlink() and file.read_bytes().count(b"\n") == 10
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     history.close()
@@ -299,33 +303,33 @@ def test_a_file_is_for_its_owner_alone_and_there_when_whole(recorded, tmp_path, 
 def test_an_export_never_replaces_the_log(recorded):
     history = LogReader(recorded)
     with pytest.raises(Unreadable, match="is the log itself"):
-        export_to(history, recorded, ALL)
+        export_file(history, recorded, ALL)
     history.close()
 
 
-def test_a_damaged_log_is_named(recorded):
+def test_a_damaged_log_is_reported(recorded):
     with sqlite3.connect(recorded) as connection:
         connection.execute("delete from messages")
     history = LogReader(recorded)
     with pytest.raises(Unreadable, match=r"exchange \w+ is damaged; log --verify may say more"):
-        export_lines(history, io.BytesIO(), ALL)
+        export_jsonl(history, io.BytesIO(), ALL)
     history.close()
 
 
-def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_path):
+def test_anonymized_exchanges_can_be_imported_with_the_same_events(recorded, lines, tmp_path):
     history = LogReader(recorded)
-    file = tmp_path / "redacted.jsonl"
-    export_to(history, file, ALL, redact=True)
+    file = tmp_path / "anonymized.jsonl"
+    export_file(history, file, ALL, anonymized=True)
     history.close()
     text = file.read_text()
     for word in ("picture", "otherwise", "example", "hmm", "ssss", "503", "looks", "sum it"):
         assert word not in text
-    there = taken_in(tmp_path, text.encode().splitlines(keepends=True))
+    there = imported_log(tmp_path, text.encode().splitlines(keepends=True))
     history = LogReader(there)
     for line in lines:
         was = decode(line)
         moved = history.exchange(was.id)
-        assert to_json(moved) == to_json(filled(was))
+        assert to_json(moved) == to_json(anonymize(was))
         assert [at for at, _ in moved.events] == [at for at, _ in was.events]
     history.close()
 
@@ -333,9 +337,9 @@ def test_redacted_exchanges_come_in_and_play_as_they_did(recorded, lines, tmp_pa
 # ---- Llama Stack
 
 
-def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, path):
+def test_a_recording_is_imported_as_an_exchange_without_times(tmp_path, run_llm, path):
     file = RECORDINGS / "4be1f0a7c3d9.json"
-    exchange = exchange_of(parse_recording(file.read_bytes(), file.stem))
+    exchange = to_exchange(parse_recording(file.read_bytes(), file.stem))
     assert import_files([file], path) == Imported(1, 0, 0)
     assert import_files([file], path) == Imported(0, 1, 0)
     history = LogReader(path)
@@ -352,7 +356,7 @@ def test_a_recording_comes_in_as_an_exchange_without_times(tmp_path, run_llm, pa
     assert (row["model"], row["id"]) == (exchange.model_asked, exchange.id)
 
 
-def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
+def test_all_recordings_are_imported_or_counted_and_exported_again(tmp_path):
     files = sorted(RECORDINGS.glob("*.json"))
     readable, chats = [], 0
     for file in files:
@@ -372,10 +376,10 @@ def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
     again = import_files(written, tmp_path / "again.db")
     assert again == Imported(len(written), 0, 0)
     file = io.BytesIO()
-    export_lines(history, file, ALL)
+    export_jsonl(history, file, ALL)
     history.close()
     lines = file.getvalue().splitlines(keepends=True)
-    assert everything(taken_in(tmp_path, lines)) == everything(there)
+    assert everything(imported_log(tmp_path, lines)) == everything(there)
 
 
 # ---- bad input
@@ -390,7 +394,7 @@ def test_all_recordings_come_in_or_are_counted_and_go_out_again(tmp_path):
             ", line 2, path: expected a string, got a number",
         ),
         (lambda lines: [*lines, b'{"a": 1}\n'], ", line 11, id: this field is required"),
-        (lambda lines: [b"SQLite format 3\0" + bytes(99)], ": a database; export what is to be"),
+        (lambda lines: [b"SQLite format 3\0" + bytes(99)], ": a database; use `export` to read"),
         (lambda lines: [b"\x89PNG\r\n\x1a\n" + bytes(99)], ", line 1: it is not UTF-8"),
         (lambda lines: [b'{"request": {"method": "GET"}}'], ", response: this field is required"),
     ],
@@ -408,7 +412,14 @@ def test_bad_input_is_one_error_with_its_place_and_nothing_is_written(
     assert not (tmp_path / "there.db").exists()
 
 
-def test_a_damaged_recording_is_named_with_its_place(tmp_path):
+def test_without_a_reader_of_recordings_only_our_own_lines_are_read(tmp_path):
+    file = tmp_path / "abc.jsonl"
+    file.write_bytes(b'{"request": {"method": "GET"}}')
+    with pytest.raises(Unreadable, match="line 1, id: this field is required"):
+        import_files_with([file], tmp_path / "there.db")
+
+
+def test_a_damaged_recording_is_reported_with_the_place(tmp_path):
     file = tmp_path / "abc.json"
     form = json.loads((RECORDINGS / "4be1f0a7c3d9.json").read_text())
     form["request"]["body"]["messages"] = 7
@@ -419,7 +430,7 @@ def test_a_damaged_recording_is_named_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
-def test_what_is_no_file_is_named(tmp_path, name):
+def test_a_missing_file_or_a_folder_is_reported(tmp_path, name):
     with pytest.raises(Unreadable, match=f"{tmp_path / name}: (No such file|Is a dir)"):
         import_files([tmp_path / name], tmp_path / "there.db")
 
@@ -434,13 +445,16 @@ def test_an_empty_export_holds_nothing(tmp_path):
     [
         (
             "insert into _llm_migrations (name) values ('m099_of_tomorrow')",
-            "is a newer llm's (this one does not know m099_of_tomorrow): install that",
+            "was written by a newer llm (this one does not know m099_of_tomorrow): upgrade llm",
         ),
-        ("update proxy_meta set value = 99 where name = 'schema'", "is a newer llmproxy's"),
+        (
+            "update proxy_meta set value = 99 where name = 'schema'",
+            "was written by a newer llmproxy",
+        ),
     ],
     ids=["llm", "llmproxy"],
 )
-def test_a_database_of_a_newer_one_is_left_alone(lines, tmp_path, empty_log, statement, message):
+def test_a_newer_versions_database_is_not_changed(lines, tmp_path, empty_log, statement, message):
     there = tmp_path / "there.db"
     shutil.copy(empty_log, there)
     with sqlite3.connect(there) as connection:
@@ -455,7 +469,7 @@ def test_a_database_of_a_newer_one_is_left_alone(lines, tmp_path, empty_log, sta
     assert there.read_bytes() == before
 
 
-def test_what_is_no_database_is_left_alone(lines, tmp_path):
+def test_another_file_than_a_database_is_not_changed(lines, tmp_path):
     there = tmp_path / "there.db"
     there.write_bytes(b"my notes, longer than a header of SQLite's would be " * 20)
     before = there.read_bytes()
@@ -481,7 +495,7 @@ def test_an_import_waits_for_another_writer(lines, tmp_path, empty_log):
     other.close()
 
 
-def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
+def test_an_import_gives_up_after_a_timeout(lines, tmp_path, empty_log, monkeypatch):
     monkeypatch.setattr("llmproxy.transfer.import_.TIMEOUT_S", 0.1)
     there = tmp_path / "there.db"
     shutil.copy(empty_log, there)
@@ -495,13 +509,13 @@ def test_an_import_gives_up_in_the_end(lines, tmp_path, empty_log, monkeypatch):
 
 IMPORT = """
 import pathlib, sys
-from llmproxy.transfer.export import import_files
+from llmproxy.transfer.import_ import import_files
 import_files([pathlib.Path(sys.argv[1])], pathlib.Path(sys.argv[2]))
 """
 
 
 @pytest.mark.slow
-def test_an_import_that_is_killed_goes_on_to_the_same_end(tmp_path, make_exchange, empty_log):
+def test_a_killed_import_can_be_repeated_with_the_same_result(tmp_path, make_exchange, empty_log):
     exchanges = [make_exchange(f"question {n}", f"answer {n}") for n in range(1500)]
     for number in range(1, len(exchanges)):
         if number % 5:

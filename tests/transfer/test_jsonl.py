@@ -14,9 +14,9 @@ from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import InvalidRequest
-from llmproxy.recorder.exchange import Turn, begun, to_json
+from llmproxy.recorder.exchange import Turn, begun, encode, to_json
 from llmproxy.recorder.store import Store
-from llmproxy.transfer.jsonl import decode, encode
+from llmproxy.transfer.jsonl import decode
 from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
@@ -27,7 +27,7 @@ ID = "01jd0000000000000000000001"
 
 @st.composite
 def exchanges(draw):
-    """Exchanges that have ended, however that was."""
+    """Exchanges that have ended, in any way."""
     events = draw(event_streams())
     finish = events.pop()
     turn = Turn(
@@ -85,13 +85,13 @@ def test_a_line_reads_back_equal(exchange):
     assert replace(read, events=()) == replace(exchange, events=())
 
 
-def test_what_json_has_no_word_for_is_left_out(make_exchange):
+def test_values_without_a_json_form_are_replaced(make_exchange):
     odd = {"logprob": float("-inf"), "half": "\ud800"}
     read = decode(encode(make_exchange(response_json=odd)))
     assert read.turn.response_json == {"logprob": None, "half": "\ufffd"}
 
 
-def test_what_an_older_version_wrote_is_read(make_exchange):
+def test_an_older_versions_line_is_read(make_exchange):
     form = to_json(make_exchange())
     names = "replay_key origin previous_id link recalled replay_of run_id recorded_id repeat"
     for name in (*names.split(), "setup_ms"):
@@ -106,7 +106,7 @@ def test_a_time_of_another_zone_is_the_same_time(make_exchange):
 
 
 def whole(make_exchange):
-    """A form with one of everything."""
+    """JSON values with one of everything."""
     picture = llm.Attachment(type="image/png", content=b"\x89PNG")
     far = attachments.attachment_from_url("https://example.invalid/cat.png")
     exchange = make_exchange(
@@ -181,7 +181,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("change, param", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_not_ours_is_refused_by_its_place(make_exchange, change, param):
+def test_a_bad_field_is_refused_by_its_path(make_exchange, change, param):
     form = whole(make_exchange)
     change(form)
     with pytest.raises(InvalidRequest) as refused:
@@ -190,7 +190,7 @@ def test_what_is_not_ours_is_refused_by_its_place(make_exchange, change, param):
 
 
 @pytest.mark.parametrize("line", [b"", b"\xff", b"[]", b"{", b"null", b"[" * 10**6, b'{"id":NaN}'])
-def test_what_is_no_json_object_is_refused(line):
+def test_other_text_than_a_json_object_is_refused(line):
     with pytest.raises(InvalidRequest):
         decode(line)
 
@@ -214,7 +214,7 @@ ODD = [
 @many_examples(150, deadline=None)
 @given(st.data())
 def test_a_changed_line_is_refused_or_can_be_stored(stored, data):
-    """Whatever is changed: one clear error, or rows that can be read again."""
+    """Any change leads to one clear error, or to rows that can be read."""
     form, store = stored
     form = copy.deepcopy(form)
     for _ in range(data.draw(st.integers(1, 3))):

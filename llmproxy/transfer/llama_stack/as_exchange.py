@@ -1,4 +1,4 @@
-"""Llama Stack's recordings as exchanges."""
+"""Convert Llama Stack's recordings to exchanges."""
 
 from __future__ import annotations
 
@@ -12,17 +12,28 @@ import llm
 from ...core import chat
 from ...core.fingerprints import request_key
 from ...recorder.exchange import Exchange, Turn, begun, with_answer
-from .read import Recording
+from .read import Recording, parse_recording
 
-# Recordings have no times; this is how their own dates are normalised, alike everywhere.
+# Recordings have no times; Llama Stack normalises all dates in them to this one.
 RECORDED = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def exchange_of(recording: Recording) -> Exchange | None:
-    """Make an exchange of a Llama Stack recording, None where it is no chat.
+def read_recording(data: bytes, key: str) -> Exchange | None:
+    """Read a recording's file as an exchange; return None if it is not of a chat.
 
-    It has no times, and its id comes of its key alone. What the recording's `test_id` was
-    is lost.
+    key: the file's name without `.json`.
+
+    Raises:
+        InvalidRequest: as `parse_recording`.
+    """
+    return to_exchange(parse_recording(data, key))
+
+
+def to_exchange(recording: Recording) -> Exchange | None:
+    """Convert a recording to an exchange; return None if it is not of a chat.
+
+    The exchange has no times, and its id depends on the recording's key only. `test_id` is
+    lost.
     """
     request = recording.request
     if request is None or recording.dialect is None:
@@ -64,7 +75,7 @@ def exchange_of(recording: Recording) -> Exchange | None:
         exchange,
         status="error" if recording.error else "ok",
         http_status=recording.error.status if recording.error else 200,
-        error=exchange.redactor.words(recording.error.message) if recording.error else None,
+        error=exchange.redactor.text(recording.error.message) if recording.error else None,
         ignored=request.ignored,
         origin="llama-stack",
     )
@@ -72,8 +83,8 @@ def exchange_of(recording: Recording) -> Exchange | None:
 
 
 def _id_of(key: str) -> str:
-    """Give a recording's ULID: of 1970, so that it is older than all that was recorded here."""
+    """Return a recording's ULID, with the year 1970, so that it sorts before our own exchanges."""
     digest = hashlib.sha256(f"llama-stack/{key}".encode()).digest()[:10]
-    # ULIDs have Crockford's digits, base32 its own.
+    # ULIDs use Crockford's digits, not those of base32.
     letters = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", "0123456789abcdefghjkmnpqrstvwxyz")
     return "0" * 10 + base64.b32encode(digest).decode().translate(letters)

@@ -1,4 +1,4 @@
-"""Llama Stack's recordings in a folder, to answer from."""
+"""A folder of Llama Stack's recordings: answer requests from it, or export exchanges to it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ from ...backends.replay import Recorded
 from ...core import chat
 from ...core.errors import InvalidRequest
 from ...core.fingerprints import request_key
+from ...recorder.reader import Filter, LogReader
+from ..anonymize import anonymize
+from ..export import Exported, exchanges, written_whole
 from .read import Recording, parse_recording
+from .write import render_recording
 
 
 class Folder:
-    """Llama Stack's recordings in a folder and those below it, all read when it is opened.
+    """The recordings in a folder and its subfolders, all read when it is opened.
 
-    A recording is known by the name of its file. Chats alone are played; other kinds are
-    passed over, and what can't be read is told to `warn`, a line each.
+    A recording is known by the name of its file. Only chats are replayed; other kinds are
+    skipped. `warn` is given a line for each file that can't be read.
 
     Raises:
         OSError: there is no such folder.
@@ -35,20 +39,20 @@ class Folder:
                 continue
             self._models.update((name, None) for name in recording.models)
             if recording.request is not None:
-                self._take(recording, recording.request)
+                self._add(recording, recording.request)
 
-    def _take(self, recording: Recording, request: chat.ChatRequest) -> None:
+    def _add(self, recording: Recording, request: chat.ChatRequest) -> None:
         self._recordings[recording.key] = recording
         self._by_key.setdefault(request_key(request), []).append(recording.key)
         if request.model is not None:
             self._models[request.model] = None
 
     def models(self) -> list[str]:
-        """The names that were asked for, and those of recorded lists of models."""
+        """Return the requested models, and those of recorded lists of models."""
         return list(self._models)
 
     def find(self, request: chat.ChatRequest) -> list[str]:
-        """The names of the recordings of a request, in their order."""
+        """Return the names of the recordings of a request, in order."""
         return [
             key
             for key in self._by_key.get(request_key(request), [])
@@ -56,7 +60,7 @@ class Folder:
         ]
 
     def load(self, id: str) -> Recorded:
-        """The answer of a recording, all of it at once: they have no times."""
+        """Return a recorded response, whose events all have the time 0: recordings have none."""
         recording = self._recordings[id]
         events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
         finishes = [event for event in recording.events if isinstance(event, chat.Finish)]
@@ -65,15 +69,49 @@ class Folder:
         return Recorded(id, model, events, finish, recording.error, 0.0)
 
     def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
-        """All of them."""
+        """Return all recordings."""
         return [(key, self._request(key)) for key in self._recordings]
 
     def _request(self, key: str) -> chat.ChatRequest:
         request = self._recordings[key].request
-        assert request is not None, "others are not taken"
+        assert request is not None, "others are not kept"
         return request
 
 
 def _files(path: Path) -> Iterator[Path]:
-    next(path.iterdir(), None)  # raises where there is no folder
+    next(path.iterdir(), None)  # raises if there is no folder
     return path.rglob("*.json")
+
+
+def export_recordings(
+    reader: LogReader,
+    folder: Path,
+    filter: Filter,
+    *,
+    last: int | None = None,
+    anonymized: bool = False,
+) -> Exported:
+    """Export finished chats as Llama Stack recordings, one file each.
+
+    Creates the folder if needed. Parameters are those of `export_jsonl`.
+
+    Raises:
+        Unreadable, StoreError, OSError: as `export_jsonl`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    count = running = skipped = 0
+    for exchange in exchanges(reader, filter, last):
+        if exchange.status == "running":
+            running += 1
+            continue
+        try:
+            name, text = render_recording(anonymize(exchange) if anonymized else exchange)
+        except InvalidRequest:
+            skipped += 1
+            continue
+        with written_whole(folder / name) as file:
+            file.write(text.encode())
+        names.add(name)
+        count += 1
+    return Exported(len(names), running, skipped, count - len(names))

@@ -1,11 +1,10 @@
-"""Llama Stack's recordings, read: files of one request and its answer.
+"""Parse Llama Stack's recordings: files with one request and its response.
 
-Llama Stack (today ogx) records what its tests ask of providers, and plays it again without
-them. Here such a file becomes the hub's request and events; `write_recording` is the way
-back. Reading the disk is left to the caller, as is which recording answers what. They
-hold no times.
+Llama Stack (now ogx) records its tests' requests to providers, and replays them without these.
+Such a file is parsed to a request and events; write.py is the reverse. Nothing here touches
+the disk or decides which recording answers a request. Recordings have no times.
 
-All generations are read: short names, hashed names, with and without `test_id` and
+All versions of the format are read: short names, hashed names, with and without `test_id` and
 `id_normalization_mapping`; requests of the OpenAI SDK, passed-through HTTP, tools.
 
 Spec: none that holds; the formats are those of the files in
@@ -36,25 +35,23 @@ from ...core.errors import (
 from ...dialects import Dialect, Parser, anthropic_messages, openai_chat
 from ...transport import framing
 
-__all__ = ["Recording", "parse_recording"]
-
-MAX_MAPPED_CHARS = 64 * 2**20  # of the text with its ids replaced: as long as any body may be
+MAX_MAPPED_CHARS = 64 * 2**20  # of the text after replacing ids; the limit of any body
 
 Kind = Literal["chat", "models", "other"]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One recording, as far as the hub has words for it.
+    """A recording in the common format, as far as that can express it.
 
-    key: the file's name without its ending. It is never recomputed: a seventh of the files
-        in the field have names that no known rule gives.
-    path: of the URL that was asked, often `/v1/v1/chat/completions`; "" for a tool.
-    request, dialect: None where it is no chat (embeddings, tools …).
-    body: the request's, as recorded: `body`, `payload` or `kwargs`.
-    events: the answer's, with their Finish last; empty for an error.
-    error: the recorded failure as an error of the house, with its status and message.
-    models: ids, where a list of models was asked for.
+    key: the file's name without its ending. It is never recomputed: a seventh of the existing
+        files have names that follow no known rule.
+    path: the path of the request's URL, often `/v1/v1/chat/completions`; "" for a tool.
+    request, dialect: None if it is not a chat (embeddings, tools …).
+    body: the recorded request: `body`, `payload` or `kwargs`.
+    events: the response's, with the Finish last; empty for an error.
+    error: the recorded failure, with its status and message.
+    models: ids, if it is a list of models.
     """
 
     key: str
@@ -69,7 +66,7 @@ class Recording:
     models: tuple[str, ...] = ()
 
 
-# ---- the file's shapes
+# ---- the file's schema
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class ExceptionData:
 
 @dataclass(frozen=True)
 class Response:
-    """What was answered. Whether in a stream is told by the body, a list or not."""
+    """The response. It was streamed if its body is a list."""
 
     body: Any = None
     is_streaming: bool | None = None
@@ -133,59 +130,59 @@ class File:
 
 
 def parse_recording(text: str | bytes, key: str) -> Recording:
-    """Read a recording's JSON text.
+    """Parse a recording's JSON text.
 
     key: its file's name without `.json`.
 
-    A stream that brought an error has the error alone. Of a request, what is not
-    carried stands in its `ignored`, as if it had come over the wire.
+    A stream with an error is parsed to the error only. What the common format can't carry of
+    a request is in its `ignored`, as for a request that was received.
 
     Raises:
-        InvalidRequest: it is no recording, or a damaged one, or of a chat that the
-            dialect refuses (Unsupported: `n: 2`); `param` is the place in the file
+        InvalidRequest: not a recording, or damaged, or a chat that the dialect refuses
+            (Unsupported: `n: 2`); `param` is the place in the file
             (`request.body.messages[0].role`, `response.body[3]`).
     """
     file = payload.load(File, _with_ids_replaced(text))
-    asked = _asked(file.request)
-    test_id = file.test_id if file.test_id is not None else asked.test_id
-    dialect = asked.dialect
+    recorded = _recorded_request(file.request)
+    test_id = file.test_id if file.test_id is not None else recorded.test_id
+    dialect = recorded.dialect
     request = None
     if dialect is not None:
-        with _at(asked.place):
-            request = dialect.parse_request(asked.body, {})
+        with _at(recorded.place):
+            request = dialect.parse_request(recorded.body, {})
     events: list[chat.Event] = []
     models: tuple[str, ...] = ()
     error = _recorded_error(dialect or openai_chat, file.response)
     if error is None and dialect is not None:
         try:
-            events = list(_answer(dialect, file.response.body))
+            events = list(_response(dialect, file.response.body))
         except _Failed as failed:
             error = failed.error
-    elif error is None and asked.kind == "models":
+    elif error is None and recorded.kind == "models":
         models = tuple(dict.fromkeys(_model_ids(file.response.body)))
     return Recording(
         key=key,
         test_id=test_id,
-        path=asked.path,
+        path=recorded.path,
         request=request,
-        body=asked.body,
+        body=recorded.body,
         dialect=None if dialect is None else dialect.NAME,
         events=events,
         error=error,
-        kind=asked.kind,
+        kind=recorded.kind,
         models=models,
     )
 
 
 def _with_ids_replaced(text: str | bytes) -> Any:
-    """Give the JSON value of the text, in which each id that was mapped is the one it maps to."""
+    """Return the text's JSON value, with each id replaced by the one that it is mapped to."""
     data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     form = _json(data)
     mapping = payload.load(Mapped, form).id_normalization_mapping or {}
     place = "id_normalization_mapping"
     if "" in mapping:
         raise InvalidRequest("expected an id, got an empty string", param=place)
-    # As they stand in the text. At once and the longest first: no id is replaced in another.
+    # As written in the text. All at once, longest first, so that none is replaced in another.
     names = {_inside(old): _inside(new) for old, new in mapping.items() if old != new}
     if not names:
         return form
@@ -196,7 +193,9 @@ def _with_ids_replaced(text: str | bytes) -> Any:
         name = names[match[0]]
         length += max(0, len(name) - len(match[0]))
         if length > MAX_MAPPED_CHARS:
-            raise InvalidRequest(f"ids grow the text beyond {MAX_MAPPED_CHARS} bytes", param=place)
+            raise InvalidRequest(
+                f"replacing ids makes the text longer than {MAX_MAPPED_CHARS} bytes", param=place
+            )
         return name
 
     pattern = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
@@ -216,7 +215,7 @@ def _inside(text: str) -> str:
 
 @contextmanager
 def _at(place: str) -> Iterator[None]:
-    """Put the place in the file before the path of what a dialect found wrong there."""
+    """Prefix the paths in a dialect's errors with the place in the file."""
     try:
         yield
     except InvalidRequest as exc:
@@ -226,7 +225,7 @@ def _at(place: str) -> Iterator[None]:
         raise InvalidRequest(exc.message, param=place) from exc
 
 
-# By the end of the path: base URLs have paths of their own.
+# By the end of the path, since base URLs may have paths.
 _CHATS: tuple[tuple[str, Dialect], ...] = (
     ("/chat/completions", openai_chat),
     ("/v1/messages", anthropic_messages),
@@ -235,8 +234,8 @@ _MODEL_LISTS = ("/models", "/api/tags")
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What the three shapes of a request have in common; `place` is where the body stands."""
+class _RecordedRequest:
+    """The fields common to all kinds of requests; `place` is the body's in the file."""
 
     path: str
     body: Any
@@ -257,18 +256,20 @@ class _Asked:
         return "models" if self.path.endswith(_MODEL_LISTS) else "other"
 
 
-def _asked(request: dict[str, Any]) -> _Asked:
+def _recorded_request(request: dict[str, Any]) -> _RecordedRequest:
     with _at("request"):
         if "tool_name" in request:
             tool = payload.load(ToolRequest, request)
-            return _Asked("", tool.kwargs, "request.kwargs", test_id=tool.test_id)
+            return _RecordedRequest("", tool.kwargs, "request.kwargs", test_id=tool.test_id)
         if "payload" in request:
             http = payload.load(PassthroughRequest, request)
             path = _split(http.url).path
-            return _Asked(path, http.payload, "request.payload", http.method, http.test_id)
+            return _RecordedRequest(
+                path, http.payload, "request.payload", http.method, http.test_id
+            )
         inference = payload.load(InferenceRequest, request)
         path = _split(inference.url).path
-        return _Asked(path, inference.body, "request.body", inference.method)
+        return _RecordedRequest(path, inference.body, "request.body", inference.method)
 
 
 def _split(url: str) -> ParseResult:
@@ -279,14 +280,14 @@ def _split(url: str) -> ParseResult:
 
 
 class _Failed(Exception):
-    """The recorded answer is an error."""
+    """The recorded response is an error."""
 
     def __init__(self, error: ProxyError) -> None:
         self.error = error
 
 
 def _recorded_error(dialect: Dialect, response: Response) -> ProxyError | None:
-    """Read an exception, or a status that says that the body is an error."""
+    """Parse an exception, or a body whose status marks it as an error."""
     if response.is_exception:
         data = response.exception_data or ExceptionData()
         status = data.status_code or 0
@@ -305,7 +306,7 @@ def _recorded_error(dialect: Dialect, response: Response) -> ProxyError | None:
     return None
 
 
-# Exceptions without a status: Python's own, and those of SDKs that never got an answer.
+# Exceptions without a status: Python's own, and those of SDKs without a response.
 _BY_EXCEPTION: Mapping[str, type[ProxyError]] = {
     "ValueError": InvalidRequest,
     "NotImplementedError": Unsupported,
@@ -325,21 +326,21 @@ def _json_or_text(text: str) -> Any:
 
 
 def _data(item: Any) -> Any:
-    """Take a dumped object's fields; its class is a name, and is never imported."""
+    """Return a dumped object's fields; its class is only a name and is never imported."""
     match item:
         case {"__type__": _, "__data__": data}:
             return data
     return item
 
 
-# ---- answers
+# ---- responses
 
 
-def _answer(dialect: Dialect, body: Any) -> Iterator[chat.Event]:
-    """Give the events of an answer, streamed or whole, until its Finish.
+def _response(dialect: Dialect, body: Any) -> Iterator[chat.Event]:
+    """Yield the events of a response, streamed or not, up to its Finish.
 
     Raises:
-        _Failed: it is an error.
+        _Failed: the response is an error.
     """
     if isinstance(body, list):
         yield from _streamed(dialect, body)
@@ -372,7 +373,7 @@ def _new_parser(dialect: Dialect) -> tuple[Parser, Callable[[Any], list[chat.Eve
 
 
 def _values(items: list[Any]) -> Iterator[tuple[str, Any]]:
-    """Give each chunk with its place: dumped objects, plain ones, or the lines of SSE."""
+    """Yield each chunk with its place: dumped objects, plain ones, or lines of SSE."""
     decoder = framing.SSEDecoder()
     place = "response.body"
     for i, item in enumerate([*items, ""]):  # the last event's blank line may be missing
@@ -398,7 +399,7 @@ def _refuse_error(dialect: Dialect, value: Any) -> None:
 
 
 def _events_of(answer: chat.ChatResponse) -> Iterator[chat.Event]:
-    """Give a whole answer as events, one part at a time."""
+    """Yield a complete response as events, part by part."""
     parts = [(i, part) for i, message in enumerate(answer.messages) for part in message.parts]
     for index, (message_index, part) in enumerate(parts):
         for event in _part_events(part, answer.raw_arguments):
@@ -446,7 +447,7 @@ def _part_events(part: Part, raw_arguments: Mapping[str, str]) -> Iterator[Strea
 
 
 def _model_ids(body: Any) -> Iterator[str]:
-    """Give the ids of a list of models: OpenAI's, Ollama's, or the SDK's objects one by one."""
+    """Yield the ids of a list of models: OpenAI's, Ollama's, or the SDK's objects one by one."""
     place = "response.body"
     match _data(body):
         case {"data": list(items)}:

@@ -1,7 +1,7 @@
-"""Llama Stack's recordings, written: an exchange as the file that it would have made.
+"""Render an exchange as the recording that Llama Stack would have made of it.
 
-The newest form of it, under the name that it would have given; `recordings` reads them.
-Writing the disk is left to the caller.
+Writes the newest format, with the name that Llama Stack would give to the file; read.py reads
+it. Nothing here touches the disk.
 
 Spec: none that holds; the formats are those of the files in
 https://github.com/meta-llama/llama-stack/tree/main/tests/integration
@@ -22,32 +22,30 @@ from ...dialects import DIALECTS, openai_chat
 from ...recorder.exchange import Exchange
 from ...transport import framing
 
-__all__ = ["recording_hash", "render_recording"]
-
 # ---- names
 
 
-_SHARED_PATHS = ("/api/tags", "/v1/models", "/v1/openai/v1/models")  # alike for all tests
+_SHARED_PATHS = ("/api/tags", "/v1/models", "/v1/openai/v1/models")  # the same for all tests
 _SOME = "__NORMALIZED__"
 _UUID = "-".join(f"[0-9a-f]{{{length}}}" for length in (8, 4, 4, 4, 12))
 _SCORE = re.compile(r"score:\s*[-+]?(?:(?:\d*\.)?\d+)(?:[eE][-+]?\d+)?")
-# Begun at a comma or at the start of a run of white space alone: no time that squares.
+# Starts only at a comma or at the beginning of white space, so that it takes linear time.
 _ATTRIBUTES = re.compile(r"(?:,\s*|(?<!\s)\s*)attributes:\s*\{[^}]*\}")
 _DOCUMENT = re.compile(rf"document_id:\s*{_UUID}")
 _CITATION = re.compile(rf"<\|{_UUID}\|>")
-# `-?\d+\.\d{4,}`, but begun at the start of a run of digits alone: no time that squares.
+# `-?\d+\.\d{4,}`, but starts only at the beginning of digits, so that it takes linear time.
 _LONG_DECIMAL = re.compile(r"(?:-|(?<!\d))\d+\.\d{4,}")
 
 
 def recording_hash(method: str, url: str, body: Any, test_id: str | None) -> str:
-    """Give the name of a recording of inference, as Llama Stack computes it.
+    """Return the name of a recording, computed as Llama Stack does.
 
-    Floats are rounded to five places, also inside of strings; `test_id` counts, None
-    too, but for lists of models. What their own file search writes into messages, another
-    one each time, does not count: scores, attributes, documents' ids, citations.
+    Floats are rounded to five places, even inside strings. `test_id` is part of the hash, even
+    if it is None, except for lists of models. What changes with every run of Llama Stack's own
+    file search is left out: scores, attributes, document ids, citations.
 
     Raises:
-        ValueError: the URL is none.
+        ValueError: the URL is invalid.
     """
     address = urlparse(url)
     if isinstance(body, dict):
@@ -61,12 +59,12 @@ def recording_hash(method: str, url: str, body: Any, test_id: str | None) -> str
 
 
 def _sha256(value: dict[str, Any]) -> str:
-    # json's own spaces and escapes: they are part of the name.
+    # With json's own spaces and escapes, which affect the name.
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _without_project(body: dict[str, Any]) -> dict[str, Any]:
-    """Copy the body without the project that some clients name in it."""
+    """Copy the body without the project id that some clients send."""
     extras = {
         name: {key: value for key, value in extra.items() if key != "project_id"}
         for name in ("extra_body", "extra_query")
@@ -84,14 +82,16 @@ def _normalised(value: Any) -> Any:
         case float():
             return round(value, 5)
         case str():
-            return _LONG_DECIMAL.sub(lambda match: f"{float(match[0]):.5f}", _searched(value))
+            return _LONG_DECIMAL.sub(
+                lambda match: f"{float(match[0]):.5f}", _without_search_results(value)
+            )
     return value
 
 
-def _searched(text: str) -> str:
-    """Leave out what file search says anew each time."""
+def _without_search_results(text: str) -> str:
+    """Remove what file search writes differently each time."""
     text = _SCORE.sub(f"score: {_SOME}", text)
-    end = text.rfind("}") + 1  # what is not closed is looked for once
+    end = text.rfind("}") + 1  # an unclosed brace is searched for only once
     text = _ATTRIBUTES.sub("", text[:end]) + text[end:]
     text = _DOCUMENT.sub(f"document_id: {_SOME}", text)
     return _CITATION.sub(f"<|{_SOME}|>", text)
@@ -101,23 +101,23 @@ def _searched(text: str) -> str:
 
 ENDPOINT = "/v1/chat/completions"
 
-# As the OpenAI SDK puts it together for who has our address, with its /v1, as base URL.
-# Of it only the path counts for the name.
+# As the OpenAI SDK builds it for our address, with /v1, as base URL. Only the path affects
+# the file's name.
 URL = f"http://127.0.0.1:11435/v1{ENDPOINT}"
 
 
 def render_recording(exchange: Exchange, *, test_id: str | None = None) -> tuple[str, str]:
-    """Write an exchange as the recording that Llama Stack would have made of it.
+    """Render an exchange as the recording that Llama Stack would have made of it.
 
-    Gives the file's name and its text, in the newest form. Llama Stack's recorder has chats
-    of OpenAI's wire alone: an exchange of another is written as the chat completion that
-    the same conversation would be. Where a stream was not asked for its usage, the counts
-    stand on its last chunk, so that none has no choices. Lost are times, headers, and what
-    OpenAI's wire has no place for (signatures, server tools, which stop sequence it was).
-    An error that came within a stream has no status, and nothing of what came before it.
+    Returns the file's name and its text, in the newest format. Llama Stack only records OpenAI
+    chats: an exchange of another API is rendered as the same conversation in that API. If a
+    stream's usage was not requested, the counts are in its last chunk, so that every chunk has
+    choices. Lost are times, headers, and what OpenAI's API can't carry (signatures, server
+    tools, the stop sequence). An error within a stream has no status, and loses the events
+    before it.
 
     Raises:
-        InvalidRequest: not a chat, or one without an end: running, or cut short.
+        InvalidRequest: not a chat, or not finished.
     """
     body = _chat_body(exchange)
     hash_ = recording_hash("POST", URL, body, test_id)
@@ -139,12 +139,12 @@ def render_recording(exchange: Exchange, *, test_id: str | None = None) -> tuple
 
 
 def _chat_body(exchange: Exchange) -> dict[str, Any]:
-    """Give the request's body as OpenAI's: the client's own, where that is its wire."""
+    """Return the request's body for OpenAI's API; the client's own if it used that."""
     dialect = next((dialect for dialect in DIALECTS if dialect.NAME == exchange.dialect), None)
     chats = [route.path for route in dialect.ROUTES if route.kind == "chat"] if dialect else []
     body = exchange.request.body
     if dialect is None or exchange.path not in chats:
-        raise InvalidRequest("only chats are written as recordings", param="path")
+        raise InvalidRequest("only chats can be written as recordings", param="path")
     if not isinstance(body, dict):
         raise InvalidRequest("expected an object", param="request.body")
     if dialect is openai_chat:
@@ -159,7 +159,7 @@ def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, A
     finish = exchange.finish
     if exchange.status != "ok" or finish is None:
         raise InvalidRequest(
-            f"only an answer that came to its end is a recording; this one is {exchange.status!r}",
+            f"only a finished response can be a recording; this one is {exchange.status!r}",
             param="status",
         )
     events: list[chat.Event] = [*(event for _, event in exchange.events), finish]
@@ -183,7 +183,7 @@ def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, A
 
 
 def _chunks(request: chat.ChatRequest, events: list[chat.Event]) -> list[dict[str, Any]]:
-    """Render the stream, its usage in a chunk of its own at the end."""
+    """Render the stream, with its usage in a separate chunk at the end."""
     renderer = openai_chat.StreamRenderer(request, "", 0)
     frames = renderer.start() + [frame for event in events for frame in renderer.feed(event)]
     decoded = framing.SSEDecoder().feed(b"".join(frames))
@@ -222,7 +222,7 @@ _USAGE_DETAILS = {
 def _chunk(chunk: dict[str, Any], id_: str) -> dict[str, Any]:
     choices = [
         {
-            "delta": _said(_DELTA, choice["delta"], _DELTA_CALL),
+            "delta": _with_nulls(_DELTA, choice["delta"], _DELTA_CALL),
             "index": choice["index"],
             "finish_reason": choice["finish_reason"],
             "logprobs": None,
@@ -239,7 +239,7 @@ def _completion(answer: dict[str, Any], id_: str) -> dict[str, Any]:
             "finish_reason": choice["finish_reason"],
             "index": choice["index"],
             "logprobs": None,
-            "message": _said(_MESSAGE, choice["message"], _MESSAGE_CALL),
+            "message": _with_nulls(_MESSAGE, choice["message"], _MESSAGE_CALL),
         }
         for choice in answer["choices"]
     ]
@@ -251,17 +251,17 @@ def _typed(type_: str, data: dict[str, Any]) -> dict[str, Any]:
     return {"__type__": type_, "__data__": data}
 
 
-def _said(
-    nulls: Mapping[str, None], said: dict[str, Any], call_nulls: Mapping[str, None]
+def _with_nulls(
+    nulls: Mapping[str, None], values: dict[str, Any], call_nulls: Mapping[str, None]
 ) -> dict[str, Any]:
-    """Fill a delta or message, and the calls in it."""
-    filled = {**nulls, **said}
-    if filled["tool_calls"] is not None:
-        filled["tool_calls"] = [
+    """Add the missing fields of a delta or message, and of its tool calls."""
+    complete = {**nulls, **values}
+    if complete["tool_calls"] is not None:
+        complete["tool_calls"] = [
             {**call_nulls, **call, "function": {**_FUNCTION, **call["function"]}}
-            for call in filled["tool_calls"]
+            for call in complete["tool_calls"]
         ]
-    return filled
+    return complete
 
 
 def _usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -275,11 +275,11 @@ def _usage(usage: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _exception(exchange: Exchange) -> dict[str, Any]:
-    """Write an error as what the OpenAI SDK raises of it."""
+    """Render an error as the exception that the OpenAI SDK raises for it."""
     status = exchange.http_status
-    if status is not None and status < 400:  # it came within the stream
+    if status is not None and status < 400:  # the error was in the stream
         status = None
-    message = exchange.error or "the upstream failed, without saying why"
+    message = exchange.error or "the upstream failed without a message"
     error = class_of_status(status or UpstreamError.status)(message)
     return {
         "body": None,

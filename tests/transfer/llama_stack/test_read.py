@@ -1,6 +1,7 @@
-"""Samples of every generation and shape are in `tests/recordings`, in words of our own.
+"""Read and write recordings. `tests/recordings` has samples of every version of the format.
 
-The names of the first two are as the field has them; the others say what is in the file.
+Their texts are our own. The first two have names like real files; those of the others say
+what is in the file.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def sample(name):
 
 
 def damaged(name, *path, value=None, gone=False):
-    """A sample with another value at a place, or without it."""
+    """A sample with one value replaced or removed."""
     form = json.loads((SAMPLES / f"{name}.json").read_text("utf-8"))
     place = form
     for key in path[:-1]:
@@ -163,7 +164,7 @@ def test_a_recorded_answer_is_read_as_events(name, dialect, parts, reason, usage
     assert (finish.reason, finish.usage, finish.model) == (reason, usage or chat.Usage(), model)
 
 
-def test_the_first_generation_has_neither_test_id_nor_mapping():
+def test_the_first_version_has_neither_test_id_nor_mapping():
     recording = sample("4be1f0a7c3d9")
     assert (recording.key, recording.test_id, recording.path) == (
         "4be1f0a7c3d9",
@@ -206,13 +207,13 @@ def test_a_stop_sequence_is_read_from_messages():
 
 
 @pytest.mark.parametrize("count", [1, 3], ids=["no blank line", "no message_stop"])
-def test_lines_of_sse_may_lack_their_end(count):
+def test_sse_lines_may_lack_the_final_blank_line(count):
     form = json.loads((SAMPLES / "messages-stream.json").read_text("utf-8"))
     del form["response"]["body"][-count:]
     assert parse_recording(json.dumps(form), "k").events == sample("messages-stream").events
 
 
-def test_what_comes_after_the_end_is_not_read():
+def test_events_after_the_end_are_not_read():
     form = json.loads((SAMPLES / "messages-stream.json").read_text("utf-8"))
     form["response"]["body"] *= 2
     assert parse_recording(json.dumps(form), "k").events == sample("messages-stream").events
@@ -249,7 +250,7 @@ def test_two_calls_of_one_id_keep_their_own_arguments():
         ("messages-failed-stream", Overloaded, 529, "the flock rose", None, None),
     ],
 )
-def test_a_recorded_failure_is_an_error_of_the_house(name, kind, status, message, code, param):
+def test_a_recorded_failure_is_one_of_our_errors(name, kind, status, message, code, param):
     recording = sample(name)
     error = recording.error
     assert (recording.kind, recording.events) == ("chat", [])
@@ -264,7 +265,7 @@ def test_an_exception_without_data_has_its_message():
     assert (type(error), error.message) == (UpstreamError, "one bird at a time")
 
 
-def test_a_status_that_is_not_one_of_errors_tells_nothing():
+def test_a_status_that_is_not_an_error_is_ignored():
     place = "response", "exception_data", "status_code"
     error = parse_recording(damaged("exception-ogx", *place, value=200), "k").error
     assert (type(error), error.status) == (UpstreamError, 502)
@@ -298,7 +299,7 @@ def test_a_list_of_models_gives_their_ids(name, models):
         ("google-plain-dicts", "/v1beta/models/gemini-2.5-flash:streamGenerateContent", None),
     ],
 )
-def test_what_is_no_chat_is_read_as_far_as_it_goes(name, path, body):
+def test_other_recordings_than_chats_are_read_in_part(name, path, body):
     recording = sample(name)
     assert (recording.kind, recording.path) == ("other", path)
     assert (recording.request, recording.events, recording.error) == (None, [], None)
@@ -354,7 +355,7 @@ def test_what_is_no_chat_is_read_as_far_as_it_goes(name, path, body):
         ),
         (
             damaged("g2-calls-mapped", "id_normalization_mapping", "e", value="e" * 10**6),
-            "ids grow the text beyond 67108864 bytes",
+            "replacing ids makes the text longer than 67108864 bytes",
             "id_normalization_mapping",
         ),
         (
@@ -404,14 +405,14 @@ def test_what_is_no_chat_is_read_as_far_as_it_goes(name, path, body):
         ),
     ],
 )
-def test_a_damaged_recording_is_refused_at_its_place(text, message, param):
+def test_a_damaged_recording_is_refused_with_the_place(text, message, param):
     with pytest.raises(InvalidRequest) as caught:
         parse_recording(text, "k")
     assert caught.value.message.startswith(message)
     assert caught.value.param == param
 
 
-def test_a_chat_that_we_do_not_support_is_named():
+def test_an_unsupported_chat_is_reported():
     with pytest.raises(Unsupported) as caught:
         parse_recording(damaged("4be1f0a7c3d9", "request", "body", "n", value=2), "k")
     assert (caught.value.message, caught.value.param) == ("only n: 1 is answered", "request.body.n")
@@ -422,11 +423,11 @@ EVENTS = json.loads((SAMPLES / "messages-stream.json").read_text("utf-8"))
 EVENTS["response"]["body"] = [
     json.loads(line[6:]) for line in EVENTS["response"]["body"] if line.startswith("data: ")
 ]
-GOOD += [EVENTS, EVENTS]  # so that what is inside of the lines is mutated too
+GOOD += [EVENTS, EVENTS]  # so that the lines' content is mutated too
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every member and item of a JSON value, as its container and key."""
+    """Yield each member and item of a JSON value as its container and key."""
     keys = list(value) if isinstance(value, dict) else range(len(value))
     for key in keys:
         yield value, key
@@ -436,7 +437,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> Any:
-    """A good recording in which a few values are others, gone, or another place's."""
+    """A good recording in which a few values are replaced, removed or moved."""
     form = copy.deepcopy(draw(st.sampled_from(GOOD)))
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(form))
@@ -535,7 +536,7 @@ def exchanged(body, events, *, dialect="openai_chat", path="/v1/chat/completions
 
 
 def read_as_documented(name: str, text: str) -> tuple[dict[str, Any], list[Any]]:
-    """Read a recording by the documented rules alone; gives its request and dumped objects."""
+    """Read a recording by the documented rules only; return its request and dumped objects."""
     form = json.loads(text)
     assert text == json.dumps(form, indent=2) + "\n"
     assert list(form) == ["test_id", "request", "response", "id_normalization_mapping"]
@@ -558,7 +559,7 @@ def read_as_documented(name: str, text: str) -> tuple[dict[str, Any], list[Any]]
 
 
 def documented_hash(request: dict[str, Any], test_id: str | None) -> str:
-    """Hash as the format's rules say it, written from them alone."""
+    """Hash by the documented rules, implemented independently."""
     replaced = [
         (r"score:\s*[-+]?\d*\.?\d+(e[-+]?\d+)?", "score: __NORMALIZED__"),
         (r",?\s*attributes:\s*\{[^}]*\}", ""),
@@ -609,7 +610,7 @@ ANSWERED = [*SAID, chat.Finish("tool_calls", usage=USAGE, model="demo-2026")]
     [{}, {"stream": True}, {"stream": True, "stream_options": {"include_usage": True}}],
     ids=["whole", "streamed", "streamed with usage"],
 )
-def test_what_we_write_is_as_documented_and_as_the_sdk_dumps_it(more):
+def test_a_rendered_recording_is_as_documented_and_as_the_sdk_dumps_it(more):
     name, text = render_recording(exchanged(ASK | more, ANSWERED), test_id="test_birds.py::test")
     request, items = read_as_documented(name, text)
     assert request["url"] == "http://127.0.0.1:11435/v1/v1/chat/completions"
@@ -625,7 +626,7 @@ def test_what_we_write_is_as_documented_and_as_the_sdk_dumps_it(more):
 
 @pytest.mark.parametrize("test_id", [None, "test_birds.py::test"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_we_write_we_read_to_the_same_events(stream, test_id):
+def test_a_rendered_recording_parses_to_the_same_events(stream, test_id):
     name, text = render_recording(exchanged(ASK | {"stream": stream}, ANSWERED), test_id=test_id)
     recording = parse_recording(text, name.removesuffix(".json"))
     assert (recording.key + ".json", recording.test_id) == (name, test_id)
@@ -706,11 +707,11 @@ def test_an_error_is_written_as_the_sdk_s_exception(http_status, kind, status, t
     [
         (
             exchanged(ASK, SAID[:2] + [None], status="cancelled"),
-            "only an answer that came to its end is a recording; this one is 'cancelled'",
+            "only a finished response can be a recording; this one is 'cancelled'",
             "status",
         ),
-        (exchanged(None, ANSWERED, path="/v1/models"), "only chats are written as", "path"),
-        (exchanged(ASK, ANSWERED, dialect="morse"), "only chats are written as", "path"),
+        (exchanged(None, ANSWERED, path="/v1/models"), "only chats can be written as", "path"),
+        (exchanged(ASK, ANSWERED, dialect="morse"), "only chats can be written as", "path"),
         (exchanged("no json", None, status="error"), "expected an object", "request.body"),
         (
             exchanged({}, None, status="error", dialect="anthropic_messages", path="/v1/messages"),
@@ -719,7 +720,7 @@ def test_an_error_is_written_as_the_sdk_s_exception(http_status, kind, status, t
         ),
     ],
 )
-def test_what_is_no_recording_is_refused(exchange, message, param):
+def test_other_files_than_recordings_are_refused(exchange, message, param):
     with pytest.raises(InvalidRequest) as caught:
         render_recording(exchange)
     assert caught.value.message.startswith(message)
@@ -738,7 +739,7 @@ def test_any_exchange_is_read_as_it_was_written(request, events, test_id):
 
 
 def carried(answer: chat.ChatResponse) -> dict[str, Any]:
-    """What OpenAI's wire has of an answer."""
+    """Return what OpenAI's API carries of a response."""
     calls = [p for p in answer.parts if isinstance(p, ToolCallPart) and not p.server_executed]
     usage = answer.finish.usage
     if usage.input_tokens is None and usage.output_tokens is None:
@@ -784,7 +785,7 @@ def test_a_name_is_the_documented_hash(body, test_id):
         ({"stream_options": {"include_usage": True}}, {}, False),
     ],
 )
-def test_what_differs_in_noise_alone_has_one_name(one, other, are_alike):
+def test_volatile_fields_do_not_change_the_name(one, other, are_alike):
     names = [recording_hash("POST", CHAT, body, "t") for body in (one, other)]
     assert names[0] == documented_hash({"url": CHAT, "body": one}, "t")
     assert (names[0] == names[1]) is are_alike
@@ -798,7 +799,7 @@ def test_stream_options_do_not_count_for_bedrock():
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/v1/models", "/v1/openai/v1/models"])
-def test_lists_of_models_are_alike_for_all_tests(path):
+def test_lists_of_models_have_one_name_for_all_tests(path):
     url = f"http://localhost{path}"
     assert recording_hash("POST", url, {}, "a") == recording_hash("POST", url, {}, "b")
     url = f"http://localhost/v1{path}"
@@ -825,7 +826,7 @@ UUID = "0123abcd-0123-4567-89ab-0123456789ab"
         (f"{UUID} scores: 0.123456", f"{UUID} scores: 0.12346"),
     ],
 )
-def test_what_file_search_says_anew_each_time_is_not_part_of_a_name(said, hashed):
+def test_file_search_results_are_not_part_of_a_name(said, hashed):
     request = {"url": CHAT, "body": {"input": said}}
     assert recording_hash("POST", CHAT, request["body"], None) == documented_hash(request, None)
     assert recording_hash("POST", CHAT, {"input": said}, None) == recording_hash(
@@ -834,5 +835,5 @@ def test_what_file_search_says_anew_each_time_is_not_part_of_a_name(said, hashed
 
 
 @pytest.mark.parametrize("said", [" ", ", ", "attributes: {", "score:", ",attributes:{} "])
-def test_names_of_long_texts_take_no_time_that_squares(said):
+def test_names_of_long_texts_take_linear_time(said):
     recording_hash("POST", CHAT, {"input": said * 10**5}, None)
