@@ -16,18 +16,6 @@ from ..dialects import DIALECTS
 from ..recorder.exchange import Status
 from ..recorder.reader import Filter, LogReader
 
-__all__ = [
-    "TIME_HELP",
-    "add_database",
-    "add_filters",
-    "add_parallel",
-    "add_run",
-    "check_run",
-    "count",
-    "database_of",
-    "filter_of",
-]
-
 TIME_HELP = "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d."
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}

@@ -44,8 +44,6 @@ from .exchange_text import summary_line
 from .report import add_prices, prices_of, print_table
 from .run import run
 
-__all__ = ["main"]
-
 NEWEST = 20  # recorded requests, where nobody says which
 FLUSH_S = 10.0  # for the log, at the end
 

@@ -12,8 +12,6 @@ from ..core import payload
 from ..dialects import DIALECTS
 from .run import run
 
-__all__ = ["main"]
-
 CHUNK_BYTES = 64 * 2**10  # at most; what is there is taken at once
 
 

@@ -23,9 +23,6 @@ from ..core.text import Colour, painted, printable
 from ..recorder.exchange import Exchange, ExchangeSummary
 from ..recorder.timeline import TimedEvent
 
-__all__ = ["summary_line", "exchange_page", "tokens_in_and_out"]
-
-
 _STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
     "error": "red",

@@ -22,8 +22,6 @@ from .arguments import (
 )
 from .run import run
 
-__all__ = ["export_main", "import_main"]
-
 
 def export_main(words: Sequence[str], program: str) -> int:
     """Run `export` with these words; give its exit code."""

@@ -32,8 +32,6 @@ from .exchange_text import exchange_page, summary_line
 from .run import run
 from .thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 
-__all__ = ["main"]
-
 POLL_S = 0.2  # between two looks of --follow: what a person takes for at once
 LAST = 20  # lines, where nobody says how many
 

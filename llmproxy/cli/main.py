@@ -31,8 +31,6 @@ from ..version import __version__
 from .arguments import add_parallel
 from .exchange_text import summary_line
 
-__all__ = ["main"]
-
 OTHER_DESCRIPTORS = 512  # besides connections: models' own, the log, the loop
 SAY_AGAIN_S = 60.0  # that there are no descriptors left
 LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up

@@ -23,8 +23,6 @@ from ..version import __version__
 from .arguments import TIME_HELP, add_database, add_filters, database_of, filter_of
 from .run import run
 
-__all__ = ["add_prices", "main", "prices_of", "print_table"]
-
 NEWEST = 1000  # of the log's own traffic, where nobody says how many: some seconds
 
 

@@ -7,8 +7,6 @@ from collections.abc import Callable
 
 from ..core.errors import ProxyError
 
-__all__ = ["run"]
-
 
 def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> int:
     """Run a command; give its exit code. What went wrong is one line on stderr.

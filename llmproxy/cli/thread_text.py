@@ -15,8 +15,6 @@ from ..core.text import painted, printable
 from ..recorder.verify import Broken, Verified
 from .exchange_text import summary_line, tokens_in_and_out
 
-__all__ = ["prefix_lines", "thread_line", "tree_lines", "verified_lines"]
-
 _ORIGINS: dict[Origin, str] = {
     "fork": "fork of",
     "compacted": "compacted from",

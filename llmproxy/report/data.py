@@ -15,8 +15,6 @@ from llm.parts import Message
 from ..core import chat
 from ..recorder.exchange import Status
 
-__all__ = ["Measured", "Sample", "Study"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:

@@ -31,21 +31,6 @@ from .stats import (
     tokens_per_second,
 )
 
-__all__ = [
-    "ENOUGH",
-    "MEASURES",
-    "AgreementFigures",
-    "Between",
-    "Comparison",
-    "Cost",
-    "Estimate",
-    "Figures",
-    "Measure",
-    "ModelFigures",
-    "Share",
-    "figures",
-]
-
 SEED = 0  # the same answers are to give the same figures
 ENOUGH = 6  # requests, for an interval at 95 %: see `stats.median_interval`
 

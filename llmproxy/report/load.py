@@ -12,8 +12,6 @@ from ..recorder.exchange import Exchange
 from ..recorder.reader import Filter, LogReader
 from .data import Measured, Sample, Study
 
-__all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]
-
 LOG_TITLE = "the log"
 
 

@@ -30,8 +30,6 @@ from .figures import (
     Share,
 )
 
-__all__ = ["report_csv", "report_json", "table"]
-
 MIN_COLUMNS = 80  # of a screen: narrower, numbers would have to go
 MIN_NAME_COLUMNS = 12
 SENTENCE_NAME_COLUMNS = 32  # a sentence has up to three names of models

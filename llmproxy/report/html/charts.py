@@ -19,19 +19,6 @@ from ..stats import Interval
 from . import axes, markup
 from .axes import Axis
 
-__all__ = [
-    "MAX_STREAMS",
-    "Bar",
-    "Point",
-    "Row",
-    "Stream",
-    "bars",
-    "distribution",
-    "mark",
-    "scatter",
-    "streams",
-]
-
 T = TypeVar("T")
 _Box = tuple[float, float, float, float]
 

@@ -12,18 +12,6 @@ from html import escape
 
 from ..stats import Interval
 
-__all__ = [
-    "between",
-    "count_of",
-    "money",
-    "name",
-    "number",
-    "seconds",
-    "shares_between",
-    "shortened",
-    "text",
-]
-
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MAX_NAME_CHARS = 120  # of a model's, client's or tool's name: longer ones are nobody's
 

@@ -16,8 +16,6 @@ from . import charts, markup, samples, tables
 from .style import STYLE
 from .summary import verdict
 
-__all__ = ["page"]
-
 MAX_CHARTED = 12  # models with drawings of their own
 FEW_PAIRS = 6  # more are folded away
 

@@ -24,8 +24,6 @@ from ..data import Measured, Sample, Study
 from . import charts, markup
 from .word_diff import Change, differences
 
-__all__ = ["MAX_SAMPLES", "requests", "stamp"]
-
 MAX_SAMPLES = 200  # requests on a page: more than anybody opens
 MAX_REQUESTS_CHARS = 6_000_000  # of all their markup; a phone still opens it
 MAX_TEXT_CHARS = 6_000  # of one text: three printed pages, and `log ID` has it whole

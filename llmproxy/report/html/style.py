@@ -4,8 +4,6 @@ The hues are Okabe and Ito's, which the colour-blind tell apart, made darker on 
 lighter on black: each is at least 4.5:1 against the page behind it.
 """
 
-__all__ = ["STYLE"]
-
 STYLE = """
 :root {
   color-scheme: light dark;

@@ -13,8 +13,6 @@ from ..figures import Comparison, Estimate, Figures, Measure, ModelFigures
 from ..stats import Interval
 from . import markup
 
-__all__ = ["verdict"]
-
 CHANCE = "no difference that chance could not make"
 FEW = "too few requests to say"
 MODEL_CHARS = 60  # of a model's name in a sentence

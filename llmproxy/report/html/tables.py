@@ -16,8 +16,6 @@ from ..figures import (
 )
 from . import charts, markup
 
-__all__ = ["MAX_COLUMNS", "between_table", "comparison_table", "figures_table"]
-
 MAX_COLUMNS = 24  # models in a table; a log's clients can ask for any number of names
 MAX_BESIDE = 3  # models of which two tables stand side by side on a wide screen
 HALF = 5  # groups of figures in the first of the two
