@@ -121,7 +121,7 @@ def test_the_story_of_a_benchmark_goes_as_written(tmp_path, monkeypatch):
         timeout=50,
     )
     assert done.returncode == 0, done.stderr
-    assert "friday: 1 request, 6 of 6 answers" in done.stdout
+    assert "friday: 1 request, 6 of 6 responses" in done.stdout
     assert done.stderr.endswith("as a page: report friday --html FILE\nwrote friday.html\n")
     assert "Name three colours." in (tmp_path / "friday.html").read_text("utf-8")
 

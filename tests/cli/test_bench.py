@@ -236,7 +236,7 @@ def test_what_is_damaged_is_left_out(llm_user_path, history_of, capsys):
     bench("--models", "a", models=[one_word("a")])
     out, err = capsys.readouterr()
     assert err.splitlines()[0] == f"left out: {damaged}: it is damaged; log --verify may say more"
-    assert "1 request, 1 of 1 answer," in out
+    assert "1 request, 1 of 1 response," in out
 
 
 def test_what_a_run_was_answered_is_not_asked_again(session, history, capsys):
@@ -458,7 +458,7 @@ def test_a_piped_run_says_a_line_for_each_answer(session, capsys):
     assert [line.split("  ")[0] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
     assert "warm-up" in lines[0] and "  a  ok  " in lines[1]
     assert lines[4] == "as a page: report friday --html FILE"
-    assert out.startswith("friday: 3 requests, 3 of 3 answers")
+    assert out.startswith("friday: 3 requests, 3 of 3 responses")
 
 
 def test_a_terminal_shows_one_line_that_changes(session, capsys, monkeypatch):
@@ -550,13 +550,13 @@ def test_a_run_that_is_stopped_reports_and_goes_on(session, history, capsys):
     b = one_word("b")
     bench("--models", "a,b", "--warmup", "0", "--repeat", "2", models=[a, b], code=130)
     out, err = capsys.readouterr()
-    assert "3 requests, 4 of 12 answers" in out
+    assert "3 requests, 4 of 12 responses" in out
     (name,) = rows(history, "select name from proxy_runs where ended is null")[0]
     assert err.splitlines()[-1] == f"stopped; to go on: bench --resume {name}"
     assert [one.status for one in history.entries(Filter(run=name))] == ["ok"] * 4 + ["cancelled"]
     bench("--resume", models=[a, b])
     out = capsys.readouterr().out
-    assert "3 requests, 12 of 12 answers" in out
+    assert "3 requests, 12 of 12 responses" in out
     measured = [
         (one.model_asked, one.recorded_id, one.repeat)
         for one in history.entries(Filter(run=name))
@@ -611,12 +611,12 @@ def test_answers_that_the_log_could_not_take_are_not_asked_for_again(
     blocker.execute("rollback")
     blocker.close()
     out, err = capsys.readouterr()
-    assert "3 requests, 2 of 6 answers" in out
+    assert "3 requests, 2 of 6 responses" in out
     assert "warning: 4 answers are not in the log, and not in what follows" in err
     assert err.splitlines()[-1] == "the log has not all of it; to go on: bench --resume friday"
     assert find_run(history, "friday").ended is None
     bench("--resume", "friday", models=[a])
-    assert "3 requests, 6 of 6 answers" in capsys.readouterr().out
+    assert "3 requests, 6 of 6 responses" in capsys.readouterr().out
     assert len(a.prompts) == 6
     assert find_run(history, "friday").ended is not None
 
