@@ -14,7 +14,7 @@ import pytest
 
 from llmproxy.app.status import PATHS
 from llmproxy.cli import bench, convert, export_import, log, report
-from llmproxy.cli.main import _parser
+from llmproxy.cli.serve import _parser
 from llmproxy.core.limits import describe
 from llmproxy.dialects import DIALECTS
 from llmproxy.recorder.store import Store
@@ -96,9 +96,9 @@ def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
         ["sh", "-ec", python], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == "exported 1 exchanges\n" * 3
+    assert run.stderr == "exported 1 exchange\n" * 3
     new = [line.partition(";")[0] for line in run.stdout.splitlines()]
-    assert new == ["imported 1 exchanges"] * 2
+    assert new == ["imported 1 exchange"] * 2
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()
 
 

@@ -97,8 +97,8 @@ def test_prices_make_costs(recorded, capsys, tmp_path):
     "words, message",
     [
         (["monday"], "the log has no run 'monday'; there are friday"),
-        (["friday", "--last", "2"], "a run is reported whole"),
-        (["friday", "--client", "x"], "a run is reported whole"),
+        (["friday", "--last", "2"], "a run is always reported whole"),
+        (["friday", "--client", "x"], "a run is always reported whole"),
         (["--json", "--csv"], "not allowed with argument"),
         (["--html", "/no/folder/page.html"], "/no/folder/page.html: No such file or directory"),
     ],
