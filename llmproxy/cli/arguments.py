@@ -33,12 +33,14 @@ def add_filters(
     last: str,
     thread: str = "in this conversation, given by its ID or that of any exchange in it",
     dialect: str = "sent to this API",
+    has_run: bool = False,
 ) -> None:
     """Add the flags that select exchanges; the dest of each is its field of `Filter`.
 
     last, thread, dialect: help texts that differ between commands.
+    has_run: add --run too, to be checked with `check_run`.
     """
-    add = parser.add_argument
+    add = parser.add_argument_group("which exchanges").add_argument
     add("--last", type=count, metavar="N", help=last)
     add("--since", type=_time, metavar="TIME", help="received at this time or later")
     add("--until", type=_time, metavar="TIME", help="received before this time")
@@ -49,11 +51,8 @@ def add_filters(
     add("--thread", dest="thread_id", metavar="ID", help=thread)
     add("--search", metavar="TEXT", help="with all these words in the prompt or the reply")
     add("--ids", type=_ids, metavar="FILE", help="with the IDs listed in FILE; - is standard input")
-
-
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that selects the exchanges of a benchmark."""
-    parser.add_argument("--run", metavar="NAME", help="of this benchmark run")
+    if has_run:
+        add("--run", metavar="NAME", help="of this benchmark run")
 
 
 def check_run(history: LogReader, arguments: argparse.Namespace) -> None:

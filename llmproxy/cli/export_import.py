@@ -16,7 +16,6 @@ from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    add_run,
     check_run,
     database_of,
     filter_of,
@@ -49,7 +48,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         help="output, - for standard output; a folder with --format llama-stack",
     )
     add("id", nargs="?", metavar="ID", help="export only this exchange")
-    add_filters(parser, last="the newest N")
+    add_filters(parser, last="the newest N", has_run=True)
     add(
         "--redact",
         action="store_true",
@@ -61,7 +60,6 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         default="jsonl",
         help="%(default)s, or a folder of Llama Stack recordings",
     )
-    add_run(parser)
     add_database(parser)
     return parser
 

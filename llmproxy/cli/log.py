@@ -24,7 +24,6 @@ from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    add_run,
     check_run,
     database_of,
     filter_of,
@@ -75,6 +74,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         last=f"the newest N exchanges or conversations ({LAST}; with --prune, all)",
         thread="in this conversation, given by its ID or that of any exchange in it; "
         "without other filters, show it as a tree",
+        has_run=True,
     )
     add("--json", action="store_true", help="print a JSON object per line")
     mode = parser.add_mutually_exclusive_group().add_argument
@@ -93,7 +93,6 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     mode("--prune", action="store_true", help="delete these exchanges and what only they use")
     add("--dry-run", action="store_true", help="with --prune: only print what would be deleted")
-    add_run(parser)
     add_database(parser)
     return parser
 
