@@ -15,7 +15,7 @@ import pytest
 
 from llmproxy.app.status import PATHS
 from llmproxy.cli import bench, convert, export_import, log, report
-from llmproxy.cli.main import _parser
+from llmproxy.cli.serve import _parser
 from llmproxy.core.limits import describe
 from llmproxy.dialects import DIALECTS
 from llmproxy.recorder.store import Store
@@ -100,9 +100,9 @@ def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
         ["sh", "-ec", python], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == "exported 1 exchanges\n" * 3
+    assert run.stderr == "exported 1 exchange\n" * 3
     new = [line.partition(";")[0] for line in run.stdout.splitlines()]
-    assert new == ["imported 1 exchanges"] * 2
+    assert new == ["imported 1 exchange"] * 2
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()
 
 
@@ -126,7 +126,7 @@ def test_the_story_of_a_benchmark_goes_as_written(tmp_path, monkeypatch):
         timeout=50,
     )
     assert done.returncode == 0, done.stderr
-    assert "friday: 1 request, 6 of 6 answers" in done.stdout
+    assert "friday: 1 request, 6 of 6 responses" in done.stdout
     assert done.stderr.endswith("as a page: report friday --html FILE\nwrote friday.html\n")
     assert "Name three colours." in (tmp_path / "friday.html").read_text("utf-8")
 

@@ -1,10 +1,12 @@
-"""The words by which commands say which exchanges are meant."""
+"""Flags that several commands share, and what they mean."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from collections.abc import Mapping
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
@@ -12,136 +14,155 @@ from typing import get_args
 import llm
 
 from ..bench.runs import find_run
+from ..core.errors import InvalidRequest
 from ..dialects import DIALECTS
 from ..recorder.exchange import Status
 from ..recorder.reader import Filter, LogReader
-
-__all__ = [
-    "TIME_HELP",
-    "add_database",
-    "add_filters",
-    "add_parallel",
-    "add_run",
-    "check_run",
-    "count",
-    "database_of",
-    "filter_of",
-]
+from ..report.prices import Price, load_prices
 
 TIME_HELP = "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d."
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
+# ---- which exchanges
+
 
 def add_filters(
-    parser: argparse.ArgumentParser, *, last: str, thread: str, dialect: str = "the wire it spoke"
+    parser: argparse.ArgumentParser,
+    *,
+    last: str,
+    thread: str = "in this conversation, given by its ID or that of any exchange in it",
+    dialect: str = "sent to this API",
+    has_run: bool = False,
 ) -> None:
-    """Add the flags that narrow exchanges.
+    """Add the flags that select exchanges; the dest of each is its field of `Filter`.
 
-    last, thread, dialect: what these mean to the command.
+    last, thread, dialect: help texts that differ between commands.
+    has_run: add --run too, to be checked with `check_run`.
     """
-    add = parser.add_argument
+    add = parser.add_argument_group("which exchanges").add_argument
     add("--last", type=count, metavar="N", help=last)
-    add("--since", type=_time, metavar="TIME", help="received then or later")
-    add("--until", type=_time, metavar="TIME", help="received before then")
-    add("--model", help="asked for by this name, or answered by the model of this id")
-    add("--client", help="the program that asked")
+    add("--since", type=_time, metavar="TIME", help="received at this time or later")
+    add("--until", type=_time, metavar="TIME", help="received before this time")
+    add("--model", help="requested by this name, or answered by the model with this ID")
+    add("--client", help="sent by this program")
     add("--dialect", choices=[known.NAME for known in DIALECTS], help=dialect)
-    add("--status", choices=get_args(Status), help="how it ended")
-    add("--thread", metavar="ID", help=thread)
-    add("--search", metavar="TEXT", help="prompt or answer have all these words")
-    add("--ids", type=_ids, metavar="FILE", help="these, by their ids; - is standard input")
-
-
-def add_parallel(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that says how many requests a model runs at one time."""
-    parser.add_argument(
-        "--parallel",
-        metavar="PATTERN=N",
-        action="append",
-        type=_parallel,
-        default=[],
-        help="requests that models of this name run at one time, the first pattern that fits"
-        " (1 for a model in this process, else no limit)",
-    )
-
-
-def _parallel(word: str) -> tuple[str, int]:
-    pattern, equals, number = word.rpartition("=")
-    if not (pattern and equals and number.isdecimal() and int(number)):
-        raise argparse.ArgumentTypeError(f"expected PATTERN=N, N above 0, not {word!r}")
-    return pattern, int(number)
-
-
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the flag that narrows exchanges to a benchmark's."""
-    parser.add_argument("--run", metavar="NAME", help="what this benchmark was answered")
+    add("--status", choices=get_args(Status), help="with this outcome")
+    add("--thread", dest="thread_id", metavar="ID", help=thread)
+    add("--search", metavar="TEXT", help="with all these words in the prompt or the reply")
+    add("--ids", type=_ids, metavar="FILE", help="with the IDs listed in FILE; - is standard input")
+    if has_run:
+        add("--run", metavar="NAME", help="of this benchmark run")
 
 
 def check_run(history: LogReader, arguments: argparse.Namespace) -> None:
-    """See that there is the run that is named; "last" comes to mean the one that it is.
+    """Check that the run of --run exists, and replace its name ("last" too) by its ID.
 
     Raises:
-        NotFound: there is none.
+        NotFound: it does not.
     """
     if arguments.run is not None:
         arguments.run = find_run(history, arguments.run).id
 
 
 def filter_of(arguments: argparse.Namespace) -> Filter:
-    """Say which exchanges are meant, --last apart."""
-    ids = (arguments.id,) if arguments.id else None
-    if arguments.ids is not None:
-        ids = (*(ids or ()), *arguments.ids)
-    return Filter(
-        since=arguments.since,
-        until=arguments.until,
-        model=arguments.model,
-        client=arguments.client,
-        dialect=arguments.dialect,
-        status=arguments.status,
-        thread_id=arguments.thread,
-        search=arguments.search,
-        ids=ids,
-        run=arguments.run,
-    )
+    """Return the filter that the arguments describe, without --last."""
+    given = vars(arguments)
+    values = {field.name: given[field.name] for field in fields(Filter) if field.name in given}
+    if arguments.id:
+        values["ids"] = (arguments.id, *(arguments.ids or ()))
+    return Filter(**values)
 
 
 def add_database(parser: argparse.ArgumentParser) -> None:
     """Add the flag that names another log."""
-    parser.add_argument("--database", type=Path, metavar="PATH", help="the log (llm's logs.db)")
+    parser.add_argument(
+        "--database", type=Path, metavar="PATH", help="log file (default: llm's logs.db)"
+    )
 
 
 def database_of(arguments: argparse.Namespace) -> Path:
-    """Say where the log is: llm's own unless another is named."""
+    """Return the path of the log: llm's own unless --database names another."""
     named: Path | None = arguments.database
     return named or llm.user_dir() / "logs.db"
 
 
-def count(word: str) -> int:
-    """Read a flag's number of things, at least one."""
-    number = int(word) if word.isdecimal() else 0
+# ---- how models are asked, and what they cost
+
+
+def add_parallel(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that limits how many requests a model runs at a time."""
+    parser.add_argument(
+        "--parallel",
+        metavar="PATTERN=N",
+        action="append",
+        type=_parallel,
+        default=[],
+        help="run at most N requests at a time on each model that matches; first match wins "
+        "(default: 1 for a model in this process, else unlimited)",
+    )
+
+
+def _parallel(text: str) -> tuple[str, int]:
+    pattern, equals, number = text.rpartition("=")
+    if not (pattern and equals and number.isdecimal() and int(number)):
+        raise argparse.ArgumentTypeError(f"expected PATTERN=N, N above 0, not {text!r}")
+    return pattern, int(number)
+
+
+def add_prices(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that names a file of prices."""
+    parser.add_argument(
+        "--prices",
+        type=Path,
+        metavar="FILE",
+        help='JSON file of prices per million tokens: {"MODEL": {"input": 2.5, "output": 10}}',
+    )
+
+
+def prices_of(arguments: argparse.Namespace) -> Mapping[str, Price]:
+    """Read the file of --prices, if given.
+
+    Raises:
+        InvalidRequest: it is not a file of prices.
+    """
+    path: Path | None = arguments.prices
+    if path is None:
+        return {}
+    try:
+        return load_prices(path.read_bytes())
+    except InvalidRequest as exc:
+        where = f"{path}: {exc.param}" if exc.param else str(path)
+        raise InvalidRequest(exc.message, param=where) from exc
+
+
+# ---- values
+
+
+def count(text: str) -> int:
+    """Parse a number of things, at least one."""
+    number = int(text) if text.isdecimal() else 0
     if not number:
         raise argparse.ArgumentTypeError("expected a number above 0")
     return number
 
 
-def _ids(word: str) -> tuple[str, ...]:
-    """Read ids, one after another, white space or commas between them."""
+def _ids(text: str) -> tuple[str, ...]:
+    """Read IDs separated by white space or commas."""
     try:
-        text = sys.stdin.read() if word == "-" else Path(word).read_text("utf-8")
+        listed = sys.stdin.read() if text == "-" else Path(text).read_text("utf-8")
     except (OSError, ValueError) as exc:
-        raise argparse.ArgumentTypeError(f"{word}: {exc}") from None
-    return tuple(dict.fromkeys(text.replace(",", " ").split()))
+        raise argparse.ArgumentTypeError(f"{text}: {exc}") from None
+    return tuple(dict.fromkeys(listed.replace(",", " ").split()))
 
 
-def _time(word: str) -> datetime:
-    """Read a point in time; without a zone it is the terminal's own."""
-    if age := re.fullmatch(r"(\d+)([smhdw])", word):
+def _time(text: str) -> datetime:
+    """Parse a date, a time or an age; local time if it has no zone."""
+    if age := re.fullmatch(r"(\d+)([smhdw])", text):
         return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
     try:
-        return datetime.fromisoformat(word).astimezone(UTC)
+        return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected a date, a time or an age, not {word!r}"
+            f"expected a date, a time or an age, not {text!r}"
         ) from None

@@ -1,4 +1,4 @@
-"""`bench`: ask other models what was recorded, and measure how they answer."""
+"""`bench`: send recorded requests to other models, and measure how they answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import shutil
 import ssl
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from statistics import fmean
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 import llm
@@ -33,128 +33,146 @@ from ..recorder.exchange import Exchange, ExchangeSummary, new_id
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError, Unusable, logs_on
 from ..report.load import study_of_run
+from ..report.numbers import money
 from ..report.prices import Price, cost
 from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
     add_parallel,
+    add_prices,
     count,
     database_of,
     filter_of,
+    prices_of,
 )
 from .exchange_text import summary_line
-from .report import add_prices, prices_of, print_table
-from .run import run
+from .report_table import print_table
+from .run import FAILED, INTERRUPTED, run
+from .signals import StopSignals, interruptible
 
-__all__ = ["main"]
-
-NEWEST = 20  # recorded requests, where nobody says which
-FLUSH_S = 10.0  # for the log, at the end
+NEWEST = 20  # recorded requests, by default
+FLUSH_S = 10.0  # to write the log at the end
 
 Recorded = dict[str, tuple[Exchange, chat.ChatRequest]]
 
 
-def main(words: Sequence[str], program: str) -> int:
-    """Run `bench` with these words; give its exit code."""
+def main(argv: Sequence[str], program: str) -> int:
+    """Run `bench` with these arguments and return its exit code."""
     name = f"{program} bench"
     parser = _parser(name)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.resume is None and not arguments.models:
-        parser.error("say which models to ask: --models A,B (llm models lists them)")
-    if arguments.resume is not None and _begins(arguments):
-        parser.error("--resume goes on as the run began: it takes --key and --base-url alone")
-    return run(name, lambda: _bench(arguments), StoreError, SettingsError)
+        parser.error("name the models to benchmark: --models A,B (llm models lists them)")
+    if arguments.resume is not None and _is_new_run(arguments):
+        parser.error("--resume continues a run as it began; it allows only --key and --base-url")
+    with interruptible():
+        return run(name, lambda: _bench(arguments), StoreError)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Ask models what clients asked before, measure how they answer, and keep "
-        f"that in the log. Without a filter the last {NEWEST} requests are taken.",
+        description="Send recorded requests to models, measure how they answer, and record the "
+        f"responses. Without filters, the newest {NEWEST} requests are sent.",
         epilog=TIME_HELP,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--models", type=_names, metavar="A,B,C", help="whom to ask, and nobody else")
+    add("--models", type=_names, metavar="A,B,C", help="models to send the requests to")
     add_filters(
         parser,
-        last="at most so many, the newest",
-        thread="of one conversation, by its id or by that of an exchange in it",
-        dialect="the wire it spoke; with --base-url, the one that this server speaks",
+        last="the newest N",
+        dialect="sent to this API; with --base-url, the API of that server",
     )
-    add("--repeat", type=count, metavar="N", help="ask each so often (1)")
-    add("--concurrency", type=count, metavar="N", help="requests at one time, in all (1)")
+    add("--repeat", type=count, metavar="N", help="send each request N times (1)")
+    add("--concurrency", type=count, metavar="N", help="requests at a time, over all models (1)")
     add_parallel(parser)
-    add("--warmup", type=_count_or_none, metavar="N", help="requests before, not counted (1)")
-    add("--max-tokens", type=count, metavar="N", help="of an answer, at most")
-    add("--timeout", type=_seconds, metavar="SECONDS", help="for a whole answer (none)")
-    add("--base-url", type=_url, metavar="URL", help="ask this server, not llm's models")
-    add("--key", metavar="NAME", help="the server's key: a name in `llm keys`, or itself")
-    add("--name", type=_run_name, help="of the run (the time)")
+    add(
+        "--warmup",
+        type=_count_or_zero,
+        metavar="N",
+        help="uncounted requests to each model first (1)",
+    )
+    add("--max-tokens", type=count, metavar="N", help="limit replies to N tokens")
+    add(
+        "--timeout",
+        dest="timeout_s",
+        type=_seconds,
+        metavar="SECONDS",
+        help="give up on a response after SECONDS (default: never)",
+    )
+    add(
+        "--base-url",
+        type=_url,
+        metavar="URL",
+        help="send to this server instead of llm's models",
+    )
+    add("--key", metavar="NAME", help="the server's key, or its name in `llm keys`")
+    add("--name", type=_run_name, help="name of the run (default: the time)")
     add(
         "--resume",
         nargs="?",
         const=LAST,
         metavar="NAME",
-        help="go on with a run that was stopped, the last one",
+        help="continue a run that was stopped (default: the newest)",
     )
-    add("--dry-run", action="store_true", help="only say what would be sent")
+    add("--dry-run", action="store_true", help="print what would be sent, and send nothing")
     add_prices(parser)
     add_database(parser)
     parser.set_defaults(id=None, run=None)
     return parser
 
 
-def _names(word: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(name.strip() for name in word.split(",") if name.strip()))
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise argparse.ArgumentTypeError("expected names, with commas between them")
+        raise argparse.ArgumentTypeError("expected names, separated by commas")
     return names
 
 
-def _count_or_none(word: str) -> int:
-    return 0 if word == "0" else count(word)
+def _count_or_zero(text: str) -> int:
+    return 0 if text == "0" else count(text)
 
 
-def _seconds(word: str) -> float:
+def _seconds(text: str) -> float:
     try:
-        seconds = float(word)
+        seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError("expected seconds, more than 0")
+        raise argparse.ArgumentTypeError("expected a number of seconds above 0")
     return seconds
 
 
-def _url(word: str) -> str:
+def _url(text: str) -> str:
     try:
-        parts = urlsplit(word)
-        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        is_one = is_one and word.isascii() and word.isprintable() and " " not in word
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_url = is_url and text.isascii() and text.isprintable() and " " not in text
     except ValueError:
-        is_one = False
-    if not is_one or parts.username is not None or parts.query or parts.fragment:
+        is_url = False
+    if not is_url or parts.username is not None or parts.query or parts.fragment:
         raise argparse.ArgumentTypeError(
-            "expected http(s)://host[:port][/path] and no more; a key goes into --key"
+            "expected http(s)://host[:port][/path] and nothing else; give a key with --key"
         )
-    return word
+    return text
 
 
-def _run_name(word: str) -> str:
-    if not word.strip() or word == LAST or not word.isprintable():
-        raise argparse.ArgumentTypeError(f"expected a name, which {LAST!r} is not")
-    return word
+def _run_name(text: str) -> str:
+    if not text.strip() or text == LAST or not text.isprintable():
+        raise argparse.ArgumentTypeError(f"expected a printable name other than {LAST!r}")
+    return text
 
 
-def _begins(arguments: argparse.Namespace) -> bool:
-    """Whether anything is said that only a new run can be told."""
-    words = "models last repeat concurrency warmup max_tokens timeout name".split()
-    is_said = arguments.dry_run or any(vars(arguments)[word] is not None for word in words)
-    return is_said or filter_of(arguments) != Filter()
+def _is_new_run(arguments: argparse.Namespace) -> bool:
+    """Whether any argument makes sense only for a new run."""
+    names = "models last repeat concurrency warmup max_tokens timeout_s name".split()
+    is_given = arguments.dry_run or any(vars(arguments)[name] is not None for name in names)
+    return is_given or filter_of(arguments) != Filter()
 
 
-# ---- what is to be asked
+# ---- what to send
 
 
 def _bench(arguments: argparse.Namespace) -> int:
@@ -165,24 +183,24 @@ def _bench(arguments: argparse.Namespace) -> int:
         begun, plan = (_new if is_new else _resumed)(history, arguments)
         recorded = _recorded(history, plan.ids)
         if not recorded:
-            raise NotFound("the log has no request that could be asked again as you say")
+            raise NotFound("the log has no request that matches and could be sent again")
         plan = replace(plan, ids=[id for id in plan.ids if id in recorded])
         backend = _backend(plan, arguments.key, arguments.parallel)
         if arguments.dry_run:
             _print_plan(plan, recorded, prices)
             return 0
         if not logs_on():
-            raise SettingsError("llm keeps no logs, where the answers belong: llm logs on")
+            raise SettingsError("can't record responses: llm's logs are off (llm logs on)")
         run = replace(begun, settings=asdict(plan)) if is_new else begun
         with claimed(database, run):
             save_run(database, run)
-            code = _measure(history, run, plan, recorded, backend, is_new=is_new)
-            if code == 0:
+            exit_code = _measure(history, run, plan, recorded, backend, is_new=is_new)
+            if exit_code == 0:
                 run = replace(run, ended=datetime.now(UTC))
                 save_run(database, run)
         print_table(study_of_run(history, run), prices)
-        _say(_next(run, code))
-        return code
+        _print_progress(_next_step(run, exit_code))
+        return exit_code
 
 
 def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:
@@ -192,23 +210,23 @@ def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, 
         name = f"{now.astimezone():%Y-%m-%d-%H%M%S}"
         name = f"{name}-{id[-4:]}" if name in names else name
     elif name in names:
-        raise InvalidRequest(f"there is a run {name!r} already: --resume goes on with it")
-    only = replace(filter_of(arguments), is_traffic=True)
+        raise InvalidRequest(f"the run {name!r} exists already: continue it with --resume")
+    chosen = replace(filter_of(arguments), is_traffic=True)
     if arguments.base_url:
-        only = replace(only, dialect=None)
+        chosen = replace(chosen, dialect=None)
     last = arguments.last
-    if only == Filter(is_traffic=True) and last is None:
+    if chosen == Filter(is_traffic=True) and last is None:
         last = NEWEST
-    if only.status is None and only.ids is None:
-        only = replace(only, status="ok")
+    if chosen.status is None and chosen.ids is None:
+        chosen = replace(chosen, status="ok")
     plan = Plan(
         models=arguments.models,
-        ids=history.ids(only, last=last),
+        ids=history.ids(chosen, last=last),
         repeat=arguments.repeat or Plan.repeat,
         concurrency=arguments.concurrency or Plan.concurrency,
         warmup=Plan.warmup if arguments.warmup is None else arguments.warmup,
         max_tokens=arguments.max_tokens,
-        timeout_s=arguments.timeout,
+        timeout_s=arguments.timeout_s,
         base_url=arguments.base_url,
         dialect=(arguments.dialect or DIALECTS[0].NAME) if arguments.base_url else None,
     )
@@ -219,14 +237,14 @@ def _resumed(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchma
     run = find_run(history, arguments.resume)
     plan = plan_of(run.settings)
     if plan is None:
-        raise InvalidRequest("this run was imported: what it was to ask is not known here")
+        raise InvalidRequest("this run was imported without its settings, so it can't be continued")
     if arguments.base_url and plan.base_url:
         plan = replace(plan, base_url=arguments.base_url)
     return run, plan
 
 
 def _done(history: LogReader, run: Benchmark) -> set[Task]:
-    """What was measured; what was cut short by a stop is asked again."""
+    """Return what was measured; what a stop cut short is sent again."""
     entries = history.entries(Filter(run=run.id))
     return {_task_of(entry) for entry in entries if entry.status in ("ok", "error")}
 
@@ -242,24 +260,24 @@ def _recorded(history: LogReader, ids: Sequence[str]) -> Recorded:
             exchange = history.exchange(id)
             recorded[id] = exchange, exchange_request(exchange)
         except ProxyError as exc:
-            _say(f"left out: {printable(id)}: {printable(exc.words)}")
+            _print_progress(f"skipped: {printable(id)}: {printable(exc.words)}")
         except (KeyError, ValueError, TypeError):
-            _say(f"left out: {printable(id)}: it is damaged; log --verify may say more")
+            _print_progress(f"skipped: {printable(id)}: damaged; log --verify may tell more")
     return recorded
 
 
 def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -> Backend:
-    """Make what asks; llm's plugins are loaded, and its models looked up, before any is asked.
+    """Return what sends requests. All models are looked up before the first request.
 
     Raises:
-        ModelNotFound: llm has no model of a name.
+        ModelNotFound: llm does not have one of them.
     """
     if plan.base_url is not None:
         dialect = next(dialect for dialect in DIALECTS if dialect.NAME == plan.dialect)
         tls = ssl.create_default_context() if plan.base_url.startswith("https:") else None
         key = None if key is None else llm.get_key(input=key)
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
-            raise InvalidRequest("the key of --key has characters that no key has")
+            raise InvalidRequest("--key has characters that a key can't have")
         return Upstream(dialect, plan.base_url, key=key, tls=tls)
     catalog = all_models(parallel=parallel)
     catalog.load()
@@ -269,29 +287,30 @@ def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -
 
 
 def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> None:
-    """Say what would be sent, without sending it."""
+    """Print what would be sent."""
     sizes = {id: token_estimate.estimate(request) for id, (_, request) in recorded.items()}
     for id, (exchange, _) in recorded.items():
-        words = f"{exchange.client}  about {sizes[id]:,} tokens  {exchange.first_words}"
-        print(f"{id}  {printable(words)}")
+        details = f"{exchange.client}  about {sizes[id]:,} tokens  {exchange.first_words}"
+        print(f"{id}  {printable(details)}")
     warmups = sum(sizes[plan.ids[number % len(plan.ids)]] for number in range(plan.warmup))
     requests = len(plan.ids) * plan.repeat + plan.warmup
-    asked = sum(sizes.values()) * plan.repeat + warmups
-    said = [exchange.usage.output_tokens for exchange, _ in recorded.values()]
-    answered = sum(count or 0 for count in said) * plan.repeat
+    input_tokens = sum(sizes.values()) * plan.repeat + warmups
+    counts = [exchange.usage.output_tokens for exchange, _ in recorded.values()]
+    output_tokens = sum(count or 0 for count in counts) * plan.repeat
     where = f" at {plan.base_url}" if plan.base_url else ""
     print(
-        f"would ask {printable(', '.join(plan.models))}{where}: {requests} requests each"
-        f" ({plan.warmup} of them to warm up), about {asked:,} tokens;"
-        f" the recorded answers had {answered:,} for as many"
+        f"would send {requests} requests to each of {printable(', '.join(plan.models))}{where}"
+        f" ({plan.warmup} of them to warm up), about {input_tokens:,} tokens;"
+        f" the recorded replies to as many requests had {output_tokens:,}"
     )
     for model in plan.models:
         if model in prices:
-            sum_of = cost(chat.Usage(asked, answered), prices[model])
-            print(f"  {printable(model)}: about {sum_of:,.4f} by your prices")
+            estimate = cost(chat.Usage(input_tokens, output_tokens), prices[model])
+            assert estimate is not None, "both counts are known"
+            print(f"  {printable(model)}: about {money(estimate)} by your prices")
 
 
-# ---- asking
+# ---- sending and measuring
 
 
 def _measure(
@@ -303,41 +322,53 @@ def _measure(
     *,
     is_new: bool,
 ) -> int:
-    """Measure what is left, and keep it; give the exit code.
+    """Measure what is left and record it; return the exit code.
 
-    130 where Ctrl-C has stopped it, 1 where the log has not taken all answers.
+    128 plus the signal's number if it was stopped, 1 if the log is missing responses.
     """
     streams = sys.stdout, sys.stderr
-    writer = log_writer(history.path, lambda line: _say(f"warning: {line}", streams[1]))
+    writer = log_writer(history.path, lambda line: _print_progress(f"warning: {line}", streams[1]))
     writer.start()
     try:
-        # Answers may wait beside the log since it could not be written: nobody pays for them twice.
+        # Responses may still wait in the spool beside the log: don't pay for them twice.
         if not is_new and not wait_for_leftovers(history.path, FLUSH_S):
-            raise Unusable(f"{history.path}: what waits beside it can't be taken in")
+            raise Unusable(f"{history.path}: can't take in the responses that wait in its spool")
         todo = tasks(plan, _done(history, run))
         progress = _Progress(todo, plan.concurrency)
-        bench = Bench(run.id, plan, recorded, backend, writer, on_exchange=progress.tell)
-        code = 0
+        bench = Bench(run.id, plan, recorded, backend, writer, on_exchange=progress.show)
         try:
-            asyncio.run(bench.measure(todo))
-        except KeyboardInterrupt:
-            code = 130
+            exit_code = asyncio.run(_until_stopped(bench.measure(todo)))
+        except KeyboardInterrupt:  # before our own handlers were in place
+            exit_code = INTERRUPTED
         finally:
             progress.close()
     finally:
         writer.close(FLUSH_S)
-        # Plugins put others in their place while they load a model, and two that do so at one
-        # time may leave closed ones there.
+        # Plugins replace these while they load a model; two that do so at once may leave
+        # closed streams behind.
         sys.stdout, sys.stderr = streams
     missing = set(todo) - progress.left - _done(history, run)
     if missing:
-        answers = "1 answer is" if len(missing) == 1 else f"{len(missing)} answers are"
-        _say(f"warning: {answers} not in the log, and not in what follows")
-    return code or int(bool(missing))
+        responses = "1 response is" if len(missing) == 1 else f"{len(missing)} responses are"
+        _print_progress(f"warning: {responses} missing from the log and from this report")
+    return exit_code or (FAILED if missing else 0)
+
+
+async def _until_stopped(measuring: Coroutine[Any, Any, None]) -> int:
+    """Run until the end or a signal; return the signal's exit code, or 0."""
+    task = asyncio.ensure_future(measuring)
+    signals = StopSignals(task.cancel)
+    signals.install()
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not signals.exit_code:
+            raise
+    return signals.exit_code
 
 
 class _Progress:
-    """What a person is told while they wait: one line that changes, or a line for each answer."""
+    """Progress on stderr: one line that changes on a terminal, else a line per response."""
 
     def __init__(self, todo: Sequence[Task], concurrency: int) -> None:
         self.left = set(todo)
@@ -349,8 +380,8 @@ class _Progress:
         self._err = sys.stderr
         self._is_live = self._err.isatty()
 
-    def tell(self, answer: Exchange) -> None:
-        """Say that an answer is over."""
+    def show(self, answer: Exchange) -> None:
+        """Count and show a response that has ended."""
         if answer.repeat and answer.status != "cancelled":
             model = answer.model_asked or ""
             self.left.discard(_task_of(answer))
@@ -360,7 +391,7 @@ class _Progress:
         done = f"{self._total - self._left.total()}/{self._total}"
         if not self._is_live:
             warmup = "" if answer.repeat else "warm-up  "
-            _say(f"{done}  {warmup}{summary_line(answer)}", self._err)
+            _print_progress(f"{done}  {warmup}{summary_line(answer)}", self._err)
             return
         failed = f", {self._failed} failed" if self._failed else ""
         line = f"{done}{failed}, about {_duration(self._left_s())} left"
@@ -369,12 +400,12 @@ class _Progress:
         print(f"\r\x1b[K{line}{now[:room]}", end="", file=self._err, flush=True)
 
     def close(self) -> None:
-        """Leave the line."""
+        """Clear the line."""
         if self._is_live:
             print("\r\x1b[K", end="", file=self._err, flush=True)
 
     def _left_s(self) -> float:
-        """How long the rest takes if each model goes on as it has answered so far."""
+        """Estimate the time left from the mean response time of each model so far."""
         every = [fmean(times) for times in self._times_s.values()]
         overall = fmean(every) if every else 0.0
         seconds = sum(
@@ -390,12 +421,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _next(run: Benchmark, code: int) -> str:
-    if code:
-        why = "stopped" if code == 130 else "the log has not all of it"
-        return f"{why}; to go on: bench --resume {shlex.quote(run.name)}"
-    return f"as a page: report {shlex.quote(run.name)} --html FILE"
+def _next_step(run: Benchmark, exit_code: int) -> str:
+    name = shlex.quote(run.name)
+    if exit_code:
+        why = "the log is incomplete" if exit_code == FAILED else "stopped"
+        return f"{why}; to continue: bench --resume {name}"
+    return f"as a page: report {name} --html FILE"
 
 
-def _say(line: str, err: TextIO | None = None) -> None:
+def _print_progress(line: str, err: TextIO | None = None) -> None:
     print(line, file=err or sys.stderr, flush=True)

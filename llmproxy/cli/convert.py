@@ -1,4 +1,4 @@
-"""`convert`: a request, an answer or a stream of one wire as that of another."""
+"""`convert`: convert a request, a response or a stream from one API's format to another's."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from ..core import payload
 from ..dialects import DIALECTS
 from .run import run
 
-__all__ = ["main"]
-
-CHUNK_BYTES = 64 * 2**10  # at most; what is there is taken at once
+CHUNK_BYTES = 64 * 2**10  # at most: a read returns what has arrived
 
 
-def main(words: Sequence[str], program: str) -> int:
-    """Run `convert` with these words; give its exit code."""
+def main(argv: Sequence[str], program: str) -> int:
+    """Run `convert` with these arguments and return its exit code."""
     name = f"{program} convert"
-    arguments = _parser(name).parse_args(words)
+    arguments = _parser(name).parse_args(argv)
     return run(name, lambda: _run(arguments))
 
 
@@ -35,26 +33,26 @@ def _run(arguments: argparse.Namespace) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Read a request, an answer or a stream of one wire and write it as that of "
-        "another. What could not be carried is listed on stderr.",
+        description="Convert a request, a response or a stream from one API's format to "
+        "another's. What could not be carried over is listed on stderr.",
         allow_abbrev=False,
     )
     names = [dialect.NAME for dialect in DIALECTS]
     add = parser.add_argument
-    add("--from", dest="source", choices=names, required=True, help="the wire that is read")
-    add("--to", dest="target", choices=names, required=True, help="the wire that is written")
+    add("--from", dest="source", choices=names, required=True, help="API of the input")
+    add("--to", dest="target", choices=names, required=True, help="API of the output")
     add(
         "--kind",
         choices=("request", "response", "stream"),
         default="request",
-        help="what is read (%(default)s); a stream is converted as it comes",
+        help="what the input is (%(default)s); a stream is converted as it arrives",
     )
-    add("file", nargs="?", metavar="FILE", help="standard input where none is named")
+    add("file", nargs="?", metavar="FILE", help="input file (default: standard input)")
     return parser
 
 
 def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
-    """Convert to standard output; give what could not be carried."""
+    """Convert to standard output; return the paths that could not be carried over."""
     if arguments.kind == "stream":
         return _convert_stream(file, convert.Stream(arguments.source, arguments.target))
     convert_body: Callable[..., convert.Converted]
@@ -66,7 +64,7 @@ def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
 
 
 def _convert_stream(file: BinaryIO, stream: convert.Stream) -> Iterable[str]:
-    for data in _pieces(file):
+    for data in _chunks(file):
         _write(stream.feed(data))
     _write(stream.end())
     if stream.failed is not None:
@@ -74,8 +72,8 @@ def _convert_stream(file: BinaryIO, stream: convert.Stream) -> Iterable[str]:
     return stream.ignored
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    """Give what is there as soon as it is there."""
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    """Yield data as soon as it arrives."""
     while data := file.read1(CHUNK_BYTES):  # type: ignore[attr-defined]  # buffered files have it
         yield data
 

@@ -1,7 +1,6 @@
-"""Exchanges as a person reads them on a terminal: a line each, or one of them whole.
+"""Format exchanges for a terminal: one per line, or one in full.
 
-Pure text: whoever prints says whether there are colours, and how wide the screen is.
-A client's and a model's words never drive the terminal.
+Returns text and prints nothing. Text from clients and models is escaped.
 """
 
 from __future__ import annotations
@@ -23,9 +22,6 @@ from ..core.text import Colour, painted, printable
 from ..recorder.exchange import Exchange, ExchangeSummary
 from ..recorder.timeline import TimedEvent
 
-__all__ = ["summary_line", "exchange_page", "tokens_in_and_out"]
-
-
 _STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
     "error": "red",
@@ -38,13 +34,13 @@ TIMELINE_COLUMNS = 60
 
 
 def summary_line(entry: ExchangeSummary, *, colours: bool = False, id: bool = True) -> str:
-    """Say an exchange in one line.
+    """Format an exchange as one line.
 
-    Its id (for `log ID`), when, who, by which wire, which model, how it ended, the time
-    to the first event, tokens in and out, tokens per second, and how the prompt began.
+    Its ID (for `log ID`), time, client, API, model, status, time to the first event, tokens in
+    and out, tokens per second, and the first words of the prompt or the error.
     """
     status = _status(entry)
-    words = [
+    columns = [
         entry.id if id else "",
         f"{entry.received.astimezone():%m-%d %H:%M:%S}",
         entry.client,
@@ -56,8 +52,8 @@ def summary_line(entry: ExchangeSummary, *, colours: bool = False, id: bool = Tr
         _speed(entry),
         entry.error or entry.first_words,
     ]
-    shown = (word if word == words[5] else printable(word) for word in words)
-    return "  ".join(word for word in shown if word)
+    shown = (column if column == columns[5] else printable(column) for column in columns)
+    return "  ".join(column for column in shown if column)
 
 
 def _status(entry: ExchangeSummary) -> str:
@@ -75,7 +71,7 @@ def _model(entry: ExchangeSummary) -> str:
 
 
 def _first_event(entry: ExchangeSummary) -> str:
-    """Say the time to the first event, and what of it was no answering."""
+    """Format the time to the first event, and what it includes besides generating."""
     assert entry.ttft_ms is not None
     parts = [] if entry.queue_ms is None else [f"{_seconds(entry.queue_ms)} waiting"]
     if entry.is_first_run:
@@ -88,14 +84,14 @@ def _seconds(ms: float) -> str:
 
 
 def tokens_in_and_out(usage: chat.Usage) -> str:
-    """Say what the provider counted; nothing where it did not."""
+    """Format the provider's token counts; empty if it reported none."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return ""
     return f"{usage.input_tokens or 0:,}→{usage.output_tokens or 0:,} tokens"
 
 
 def _speed(entry: ExchangeSummary) -> str:
-    """Tokens per second after the first event, by the provider's count, else ours, as `~`."""
+    """Format tokens per second after the first event; `~` marks our own token estimate."""
     output, first, whole = entry.usage.output_tokens, entry.ttft_ms, entry.duration_ms
     about = ""
     if output is None:
@@ -106,11 +102,11 @@ def _speed(entry: ExchangeSummary) -> str:
 
 
 def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:
-    """Say everything of one exchange: facts, request, conversation, answer, timeline."""
+    """Format one exchange in full: facts, request, conversation, reply, timeline."""
     sections = [_facts(exchange, colours), _request(exchange, colours)]
     if exchange.turn is not None:
         sections += _messages(exchange.turn.messages, colours)
-        sections += _messages(exchange.turn.reply, colours, answer=True)
+        sections += _messages(exchange.turn.reply, colours, is_reply=True)
     sections.append(_timeline(exchange.events, exchange.duration_ms, colours))
     return "\n\n".join(section for section in sections if section)
 
@@ -118,8 +114,8 @@ def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:
 def _facts(exchange: Exchange, colours: bool) -> str:
     usage = exchange.usage
     details = [
-        f"{count:,} {word}"
-        for count, word in (
+        f"{count:,} {label}"
+        for count, label in (
             (usage.cached_tokens, "cached"),
             (usage.cache_write_tokens, "written to the cache"),
             (usage.reasoning_tokens, "reasoning"),
@@ -127,13 +123,13 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         if count
     ]
     times = [
-        f"{word} {_seconds(ms)}"
-        for word, ms in (
+        f"{label} {_seconds(ms)}"
+        for label, ms in (
             ("connected", exchange.setup_ms),
-            ("waited for its turn", exchange.queue_ms),
-            ("first event" + " of a first run" * exchange.is_first_run, exchange.ttft_ms),
+            ("waited", exchange.queue_ms),
+            ("first event" + " (first run)" * exchange.is_first_run, exchange.ttft_ms),
             ("first text", exchange.first_text_ms),
-            ("in all", exchange.duration_ms),
+            ("total", exchange.duration_ms),
         )
         if ms is not None
     ]
@@ -144,21 +140,19 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "exchange": exchange.id,
         "received": exchange.received.isoformat(),
         "client": exchange.client,
-        "wire": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
+        "API": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
         "model": _model(exchange),
         "status": painted(_status(exchange), _STATUS_COLOURS[exchange.status], colours),
         "finish": " ".join(ending).strip(),
         "error": exchange.error or "",
         "time": ", ".join(times),
-        "tokens": ", ".join(
-            [word for word in (tokens_in_and_out(usage), *details, _speed(exchange)) if word]
-        ),
+        "tokens": ", ".join(filter(None, (tokens_in_and_out(usage), *details, _speed(exchange)))),
         "thread": exchange.thread_id or "",
-        "goes on": " ".join(filter(None, [exchange.previous_id, _links(exchange)])),
+        "continues": " ".join(filter(None, [exchange.previous_id, _links(exchange)])),
         "recalled": f"{exchange.recalled} messages" if exchange.recalled else "",
         "replay of": exchange.replay_of or "",
         "run": exchange.run_id or "",
-        "asked": f"{exchange.recorded_id} again" if exchange.recorded_id else "",
+        "repeats": exchange.recorded_id or "",
         "origin": exchange.origin or "",
         "ignored": ", ".join(exchange.ignored),
     }
@@ -174,7 +168,7 @@ def _links(entry: ExchangeSummary) -> str:
 
 
 def _request(exchange: Exchange, colours: bool) -> str:
-    """The request but for its messages, which follow in the normal form."""
+    """Format the request without its messages, which follow in normal form."""
     body = exchange.request.body
     if isinstance(body, dict) and exchange.turn is not None:
         body = {name: value for name, value in body.items() if name != "messages"}
@@ -186,9 +180,11 @@ def _title(text: str, colours: bool) -> str:
     return painted(f"── {text} ──", "bold", colours)
 
 
-def _messages(messages: Iterable[Message], colours: bool, *, answer: bool = False) -> Iterator[str]:
+def _messages(
+    messages: Iterable[Message], colours: bool, *, is_reply: bool = False
+) -> Iterator[str]:
     for message in messages:
-        title = "answer" if answer else message.role
+        title = "reply" if is_reply else message.role
         parts = "\n".join(_part(part, colours) for part in message.parts)
         yield f"{_title(title, colours)}\n{parts}"
 
@@ -198,14 +194,14 @@ def _part(part: Part, colours: bool) -> str:
         case TextPart(text=text):
             return printable(text, lines=True)
         case ReasoningPart(text=text, redacted=redacted):
-            shown = "(reasoning that the provider keeps to itself)" if redacted else text
+            shown = "(hidden reasoning)" if redacted else text
             return painted(printable(shown, lines=True), "dim", colours)
         case ToolCallPart(name=name, arguments=arguments, tool_call_id=id_):
             call = f"→ {name}({payload.encode(arguments).decode()})  {id_ or ''}"
             return painted(printable(call), "blue", colours)
         case ToolResultPart(name=name, output=output, exception=exception):
-            word = "failed" if exception else "gave"
-            return printable(f"← {name} {word}: {output}", lines=True)
+            verb = "failed" if exception else "returned"
+            return printable(f"← {name} {verb}: {output}", lines=True)
         case AttachmentPart(attachment=attachment) if attachment is not None:
             size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
             return printable(f"[{attachment.type}, {size}]")
@@ -213,7 +209,7 @@ def _part(part: Part, colours: bool) -> str:
 
 
 def _timeline(events: Sequence[TimedEvent], duration_ms: float | None, colours: bool) -> str:
-    """A bar for how much text came when, and a line for each part of the answer."""
+    """Draw when how much of the reply came, and list its parts."""
     if not events:
         return ""
     end = max(duration_ms or 0, events[-1][0], 0.1)

@@ -1,4 +1,4 @@
-"""`export` and `import`: bring exchanges from one log to another, or into a bug report."""
+"""`export` and `import`: move exchanges between logs, or into a bug report."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
+from ..report.numbers import count_of
 from ..transfer.export import Exported, Unreadable, export_file, export_jsonl
 from ..transfer.import_ import import_files
 from ..transfer.llama_stack.as_exchange import read_recording
@@ -17,21 +18,18 @@ from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    add_run,
     check_run,
     database_of,
     filter_of,
 )
 from .run import run
 
-__all__ = ["export_main", "import_main"]
 
-
-def export_main(words: Sequence[str], program: str) -> int:
-    """Run `export` with these words; give its exit code."""
+def export_main(argv: Sequence[str], program: str) -> int:
+    """Run `export` with these arguments and return its exit code."""
     name = f"{program} export"
     parser = _export_parser(name)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.format == "llama-stack" and arguments.file == "-":
         parser.error("--format llama-stack writes a folder, not standard output")
     return run(name, lambda: _export(arguments), StoreError, Unreadable)
@@ -40,19 +38,19 @@ def export_main(words: Sequence[str], program: str) -> int:
 def _export_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Write exchanges to a file, a line of JSON each, in the order in which they "
-        "were received. What is still running is left out.",
+        description="Write exchanges to a file, a line of JSON each, in the order they were "
+        "received. Running exchanges are left out.",
         epilog=TIME_HELP,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("file", metavar="FILE", help="- is standard output; of --format llama-stack a folder")
-    add("id", nargs="?", metavar="ID", help="one exchange")
-    add_filters(
-        parser,
-        last="at most so many, the newest",
-        thread="of one conversation, by its id or by that of an exchange in it",
+    add(
+        "file",
+        metavar="FILE",
+        help="output, - for standard output; a folder with --format llama-stack",
     )
+    add("id", nargs="?", metavar="ID", help="export only this exchange")
+    add_filters(parser, last="the newest N", has_run=True)
     add(
         "--anonymize",
         action="store_true",
@@ -63,9 +61,8 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         "--format",
         choices=("jsonl", "llama-stack"),
         default="jsonl",
-        help="%(default)s, or a folder of Llama Stack's recordings",
+        help="%(default)s, or a folder of Llama Stack recordings",
     )
-    add_run(parser)
     add_database(parser)
     return parser
 
@@ -88,33 +85,33 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _exported(exported: Exported) -> str:
-    said = [f"exported {exported.exchanges} exchanges"]
+    parts = [f"exported {count_of(exported.exchanges, 'exchange')}"]
     if exported.running:
-        said.append(f"{exported.running} are still running")
+        parts.append(f"skipped {exported.running} that are still running")
     if exported.skipped:
-        said.append(f"{exported.skipped} are no chats that came to their end")
+        parts.append(f"skipped {exported.skipped} that are not finished chats")
     if exported.replaced:
-        said.append(f"{exported.replaced} were asked again later, and the last answer stands")
-    return "; ".join(said)
+        parts.append(f"skipped {exported.replaced} with a later response to the same request")
+    return "; ".join(parts)
 
 
-def import_main(words: Sequence[str], program: str) -> int:
-    """Run `import` with these words; give its exit code."""
+def import_main(argv: Sequence[str], program: str) -> int:
+    """Run `import` with these arguments and return its exit code."""
     name = f"{program} import"
-    arguments = _import_parser(name).parse_args(words)
+    arguments = _import_parser(name).parse_args(argv)
     return run(name, lambda: _import(arguments), StoreError, Unreadable)
 
 
 def _import_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Take in what export wrote, and Llama Stack's recordings. All files are "
-        "checked before anything is written; what is there already is left as it is.",
+        description="Import files written by export, or Llama Stack recordings. All files are "
+        "checked before anything is written; exchanges that exist already are left as they are.",
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="- is standard input")
-    add("--dry-run", action="store_true", help="only check, and say what would come in")
+    add("files", nargs="+", metavar="FILE", help="input files, - for standard input")
+    add("--dry-run", action="store_true", help="only check, and print what would be imported")
     add_database(parser)
     return parser
 
@@ -127,9 +124,9 @@ def _import(arguments: argparse.Namespace) -> int:
         read_recording=read_recording,
         dry_run=arguments.dry_run,
     )
-    word = "would import" if arguments.dry_run else "imported"
+    verb = "would import" if arguments.dry_run else "imported"
     print(
-        f"{word} {imported.new} exchanges; {imported.there} were there already; "
-        f"{imported.skipped} recordings of something else than a chat were left out"
+        f"{verb} {count_of(imported.new, 'exchange')}; {imported.there} existed already; "
+        f"skipped {count_of(imported.skipped, 'recording')} of something other than a chat"
     )
     return 0

@@ -1,4 +1,4 @@
-"""`log`: read back what was recorded, watch it come in, and forget it."""
+"""`log`: list, show, follow, verify and delete what was recorded."""
 
 from __future__ import annotations
 
@@ -19,33 +19,31 @@ from ..recorder.prune import prune
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError
 from ..recorder.verify import verify
+from ..report.numbers import count_of
 from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    add_run,
     check_run,
     database_of,
     filter_of,
 )
 from .exchange_text import exchange_page, summary_line
-from .run import run
+from .run import FAILED, run
 from .thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 
-__all__ = ["main"]
-
-POLL_S = 0.2  # between two looks of --follow: what a person takes for at once
-LAST = 20  # lines, where nobody says how many
+POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
+LAST = 20  # lines, by default
 
 
-def main(words: Sequence[str], program: str) -> int:
-    """Run `log` with these words; give its exit code."""
+def main(argv: Sequence[str], program: str) -> int:
+    """Run `log` with these arguments and return its exit code."""
     parser = _parser(f"{program} log")
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(argv)
     if arguments.prune and not _narrows(arguments):
-        parser.error("--prune takes an ID or a filter, so that it can't forget everything")
+        parser.error("--prune needs an ID or a filter, so that it can't delete everything")
     if arguments.verify and (_narrows(arguments) or arguments.last):
-        parser.error("--verify looks at all there is, and takes no filter")
+        parser.error("--verify checks the whole log, and takes no filter")
     return run(f"{program} log", lambda: _log(arguments), StoreError)
 
 
@@ -61,36 +59,37 @@ def _log(arguments: argparse.Namespace) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="List the exchanges that were recorded, the newest last; with an ID, "
-        "show one of them whole; with --thread ID alone, show a conversation with all that "
-        "forked from it, as a tree.",
+        description="List recorded exchanges, newest last. With an ID, show that exchange in "
+        "full. With only --thread ID, show a conversation and its forks as a tree.",
         epilog=TIME_HELP,
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("id", nargs="?", metavar="ID", help="one exchange, whole")
+    add("id", nargs="?", metavar="ID", help="show this exchange in full")
     add_filters(
         parser,
-        last=f"at most so many lines or conversations ({LAST}; all of those pruned)",
-        thread="of one conversation, by its id or by that of an exchange in it; alone or with "
-        "--database it is shown as a tree",
+        last=f"the newest N exchanges or conversations ({LAST}; with --prune, all)",
+        thread="in this conversation, given by its ID or that of any exchange in it; "
+        "without other filters, show it as a tree",
+        has_run=True,
     )
-    add("--json", action="store_true", help="a JSON object for each line")
-    instead = parser.add_mutually_exclusive_group().add_argument
-    instead("--follow", action="store_true", help="go on with what comes in, until Ctrl-C")
-    instead("--threads", action="store_true", help="list conversations, not exchanges")
-    instead(
+    add("--json", action="store_true", help="print a JSON object per line")
+    mode = parser.add_mutually_exclusive_group().add_argument
+    mode("--follow", action="store_true", help="keep printing new exchanges until Ctrl-C")
+    mode("--threads", action="store_true", help="list conversations instead of exchanges")
+    mode(
         "--cache",
         action="store_true",
-        help="say which requests did not begin with all that the one before them sent, so that "
-        "a provider's cache was of no use, and what was changed",
+        help="show which requests broke the provider's prompt cache by changing what an earlier "
+        "request had sent, and what they changed",
     )
-    instead(
-        "--verify", action="store_true", help="hash all that is stored again; exit code 1: broken"
+    mode(
+        "--verify",
+        action="store_true",
+        help="check everything stored against its hashes; exit code 1 if any differs",
     )
-    instead("--prune", action="store_true", help="forget these exchanges, and what only they used")
-    add("--dry-run", action="store_true", help="with --prune: only say what would be forgotten")
-    add_run(parser)
+    mode("--prune", action="store_true", help="delete these exchanges and what only they use")
+    add("--dry-run", action="store_true", help="with --prune: only print what would be deleted")
     add_database(parser)
     return parser
 
@@ -105,70 +104,71 @@ def _read(history: LogReader, arguments: argparse.Namespace) -> int:
     elif arguments.id:
         exchange = history.exchange(arguments.id)
         page = exchange_page(exchange, colours=sys.stdout.isatty())
-        _say([page], [to_json(exchange)], arguments)
+        _print([page], [to_json(exchange)], arguments)
     elif _is_tree(arguments):
-        thread_id = thread_of(history, arguments.thread)
+        thread_id = thread_of(history, arguments.thread_id)
         lines = tree_lines(tree(history, thread_id), thread_id, colours=sys.stdout.isatty())
-        _say(lines, (), arguments)
+        _print(lines, (), arguments)
     else:
         _exchanges(history, arguments)
     return 0
 
 
 def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
-    only, last = filter_of(arguments), arguments.last or LAST
+    chosen, last = filter_of(arguments), arguments.last or LAST
     if arguments.threads:
-        found = threads(history, only, last=last)
-        _say(map(thread_line, found), map(_values, found), arguments)
+        conversations = threads(history, chosen, last=last)
+        _print(map(thread_line, conversations), map(_values, conversations), arguments)
     else:
-        held = find_cache_misses(history, only, last=last)
-        lines = prefix_lines(held, colours=sys.stdout.isatty())
-        _say(lines, map(_values, held), arguments)
+        compared = find_cache_misses(history, chosen, last=last)
+        lines = prefix_lines(compared, colours=sys.stdout.isatty())
+        _print(lines, map(_values, compared), arguments)
 
 
 def _is_tree(arguments: argparse.Namespace) -> bool:
-    """A filter, a number or a form beside --thread mean a list of exchanges."""
-    is_alone = filter_of(arguments) == Filter(thread_id=arguments.thread)
+    """Return whether --thread is the only filter; --last, --follow and --json mean a list too."""
+    is_alone = filter_of(arguments) == Filter(thread_id=arguments.thread_id)
     is_list = arguments.last or arguments.follow or arguments.json
-    return arguments.thread is not None and is_alone and not is_list
+    return arguments.thread_id is not None and is_alone and not is_list
 
 
 def _exchanges(history: LogReader, arguments: argparse.Namespace) -> None:
-    only = filter_of(arguments)
-    follower = history.follow(only) if arguments.follow else None
-    _print(history.entries(only, last=arguments.last or LAST), arguments)
+    chosen = filter_of(arguments)
+    follower = history.follow(chosen) if arguments.follow else None
+    _print_exchanges(history.entries(chosen, last=arguments.last or LAST), arguments)
     while follower is not None:
         time.sleep(POLL_S)
-        _print(follower.poll(), arguments)
+        _print_exchanges(follower.poll(), arguments)
 
 
-def _values(shape: Any) -> Any:
-    """Give a dataclass as JSON values."""
-    return json.loads(json.dumps(asdict(shape), default=datetime.isoformat))
+def _values(record: Any) -> Any:
+    """Return a dataclass as JSON values."""
+    return json.loads(json.dumps(asdict(record), default=datetime.isoformat))
 
 
-def _say(lines: Iterable[str], forms: Iterable[Any], arguments: argparse.Namespace) -> None:
-    for line in forms if arguments.json else lines:
-        print(json.dumps(line, ensure_ascii=False) if arguments.json else line, flush=True)
-
-
-def _print(entries: Iterable[ExchangeSummary], arguments: argparse.Namespace) -> None:
+def _print_exchanges(exchanges: Sequence[ExchangeSummary], arguments: argparse.Namespace) -> None:
     colours = sys.stdout.isatty()
-    lines = (summary_line(entry, colours=colours) for entry in entries)
-    _say(lines, map(summary_to_json, entries), arguments)
+    lines = (summary_line(exchange, colours=colours) for exchange in exchanges)
+    _print(lines, map(summary_to_json, exchanges), arguments)
+
+
+def _print(lines: Iterable[str], values: Iterable[Any], arguments: argparse.Namespace) -> None:
+    """Print either the lines or, with --json, the values."""
+    for line in values if arguments.json else lines:
+        print(json.dumps(line, ensure_ascii=False) if arguments.json else line, flush=True)
 
 
 def _verify(database: Path, arguments: argparse.Namespace) -> int:
     verified = verify(database)
-    _say(verified_lines(verified), [asdict(verified)], arguments)
-    return 1 if verified.broken else 0
+    _print(verified_lines(verified), [asdict(verified)], arguments)
+    return FAILED if verified.broken else 0
 
 
 def _prune(database: Path, arguments: argparse.Namespace) -> int:
     pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
-    word = "would forget" if arguments.dry_run else "forgot"
+    verb = "would delete" if arguments.dry_run else "deleted"
     print(
-        f"{word} {pruned.exchanges} exchanges, {pruned.turns} turns, "
-        f"{pruned.messages} messages, {pruned.contents} parts of requests"
+        f"{verb} {count_of(pruned.exchanges, 'exchange')}, {count_of(pruned.turns, 'turn')}, "
+        f"{count_of(pruned.messages, 'message')}, {count_of(pruned.contents, 'part')} of requests"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Running a command: what it says when it fails, and its exit code."""
+"""Run a command's function: turn its failure into one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -6,33 +6,38 @@ import sys
 from collections.abc import Callable
 
 from ..core.errors import ProxyError
+from ..proxy import SettingsError
 
-__all__ = ["run"]
+# 0 is success; argparse exits with 2 for wrong arguments.
+FAILED = 1
+WRONG_SETTINGS = 2
+INTERRUPTED = 130  # Ctrl-C: 128 plus the signal's number
 
 
 def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> int:
-    """Run a command; give its exit code. What went wrong is one line on stderr.
+    """Run a command and return its exit code; a failure is one line on stderr.
 
-    failures: besides ProxyError, those that say themselves what went wrong.
-    1: it could not do what it was to; 2: a file can't be opened or written; 130: Ctrl-C.
-    Who reads its output may stop at any time.
+    failures: exceptions besides ProxyError whose text is the message. A closed pipe
+    (`| head`) is not an error.
     """
     try:
         return command()
+    except SettingsError as exc:
+        return _fail(name, str(exc), WRONG_SETTINGS)
     except ProxyError as exc:
-        return _fail(name, exc.words, 1)
+        return _fail(name, exc.words, FAILED)
     except failures as exc:
-        return _fail(name, str(exc), 1)
+        return _fail(name, str(exc), FAILED)
     except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # `log | head`
+        return INTERRUPTED
+    except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
-        return _fail(name, f"{where}{exc.strerror}", 2)
+        return _fail(name, f"{where}{exc.strerror}", FAILED)
 
 
-def _fail(name: str, message: str, code: int) -> int:
+def _fail(name: str, message: str, exit_code: int) -> int:
     print(f"{name}: {message}", file=sys.stderr)
-    return code
+    return exit_code

@@ -1,6 +1,6 @@
-"""Conversations as a person reads them on a terminal: a list, a tree, what broke a cache.
+"""Format conversations for a terminal: a list, a tree, broken prompt caches, a verified log.
 
-Pure text, as in terminal.py: a client's words never drive the terminal.
+Returns lines and prints nothing. Text from clients and models is escaped.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from ..conversations.tree import Label, TreeRow
 from ..core.message_diff import Difference
 from ..core.text import painted, printable
 from ..recorder.verify import Broken, Verified
+from ..report.numbers import count_of
 from .exchange_text import summary_line, tokens_in_and_out
-
-__all__ = ["prefix_lines", "thread_line", "tree_lines", "verified_lines"]
 
 _ORIGINS: dict[Origin, str] = {
     "fork": "fork of",
@@ -33,35 +32,31 @@ _LABELS: dict[Label, str] = {
 
 
 def thread_line(thread: Thread) -> str:
-    """Say a conversation in one line.
+    """Format a conversation as one line.
 
-    Its id (for `log --thread ID`), when it last moved, who, which models, how much of it
-    there is, tokens in and out, where it comes from, and how it began.
+    Its ID (for `log --thread ID`), the time of its last exchange, clients, models, number of
+    exchanges and turns, tokens in and out, what it was forked from, and its first words.
     """
     cached = thread.usage.cached_tokens
     origin = f"{_ORIGINS[thread.origin]} {thread.forked_from}" if thread.origin else ""
-    words = [
+    columns = [
         thread.id,
         f"{thread.moved.astimezone():%m-%d %H:%M:%S}",
         ", ".join(thread.clients),
         ", ".join(thread.models) or "-",
-        _counted(thread.exchanges, "exchange")
-        + (f", {_counted(thread.turns, 'turn')}" if thread.turns != thread.exchanges else ""),
+        count_of(thread.exchanges, "exchange")
+        + (f", {count_of(thread.turns, 'turn')}" if thread.turns != thread.exchanges else ""),
         tokens_in_and_out(thread.usage) + (f", {cached:,} cached" if cached else ""),
         origin,
         " ".join(thread.name.split()),
     ]
-    return "  ".join(printable(word) for word in words if word)
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+    return "  ".join(printable(column) for column in columns if column)
 
 
 def tree_lines(places: Sequence[TreeRow], thread_id: str, *, colours: bool = False) -> list[str]:
-    """Draw a tree, one exchange a line; those of the thread that was asked for have a star."""
+    """Draw a tree, an exchange per line; a star marks those of conversation `thread_id`."""
     lines = []
-    # From the end, for a branch is drawn on only where more comes after it.
+    # From the end: a branch's line continues only if more of it follows.
     more: list[bool] = []
     for place in reversed(places):
         depth = place.depth
@@ -82,28 +77,28 @@ def tree_lines(places: Sequence[TreeRow], thread_id: str, *, colours: bool = Fal
 
 
 def prefix_lines(prefixes: Iterable[ThreadCache], *, colours: bool = False) -> list[str]:
-    """Say which requests broke their cache, and by what; those that kept it are one line."""
+    """List requests that broke a prompt cache and why; count conversations without any."""
     lines = []
     kept = 0
     prefixes = list(prefixes)
     if not prefixes:
-        return ["none of these requests goes on from another one"]
+        return ["none of these requests continues another one"]
     for prefix in prefixes:
         kept += not prefix.breaks
         if prefix.breaks:
             lines.append(_prefix_line(prefix, colours))
             lines += [f"  {line}" for broken in prefix.breaks for line in _break_lines(broken)]
-    return [*lines, f"{_counted(kept, 'thread')} kept {'its' if kept == 1 else 'their'} prefix"]
+    return [*lines, f"{count_of(kept, 'thread')} kept {'its' if kept == 1 else 'their'} prefix"]
 
 
 def _prefix_line(prefix: ThreadCache, colours: bool) -> str:
-    words = [
+    columns = [
         painted(printable(prefix.thread_id), "bold", colours),
         printable(prefix.client),
         printable(prefix.model),
-        f"{len(prefix.breaks):,} of {_counted(prefix.requests, 'request')} broke the prefix",
+        f"{len(prefix.breaks):,} of {count_of(prefix.requests, 'request')} broke the prefix",
     ]
-    return "  ".join(word for word in words if word)
+    return "  ".join(column for column in columns if column)
 
 
 def _break_lines(broken: CacheMiss) -> list[str]:
@@ -113,67 +108,67 @@ def _break_lines(broken: CacheMiss) -> list[str]:
     ]
     if broken.models is not None:
         before, after = broken.models
-        lines.append(f"  another model: {before or '-'}, now {after or '-'}")
+        lines.append(f"  different model: {before or '-'}, now {after or '-'}")
     if broken.tools is not None:
-        lines.append(f"  other tools: {_tools(broken.tools)}")
+        lines.append(f"  different tools: {_tools(broken.tools)}")
     if broken.difference is not None:
         lines += [f"  {line}" for line in _difference_lines(broken.difference)]
-    lines.append(f"  {_again(broken)}")
+    lines.append(f"  {_cost(broken)}")
     return [printable(line) for line in lines]
 
 
-def _tools(change: ToolsChange) -> str:
-    if change.is_reordered:
-        return "the same in another order"
-    changes = {"added": change.added, "removed": change.removed, "redefined": change.redefined}
-    return "; ".join(f"{word} {', '.join(names)}" for word, names in changes.items() if names)
+def _tools(tools: ToolsChange) -> str:
+    if tools.is_reordered:
+        return "reordered"
+    changes = {"added": tools.added, "removed": tools.removed, "redefined": tools.redefined}
+    return "; ".join(f"{change} {', '.join(names)}" for change, names in changes.items() if names)
 
 
 def _difference_lines(difference: Difference) -> list[str]:
     place = f"message {difference.index}"
     if difference.role == "nothing":
-        return [f"{place} is left out", f"  was  {difference.before}"]
+        return [f"{place} is missing", f"  was  {difference.before}"]
     place += f" ({difference.role})"
     if difference.position is not None:
-        place += f" is another from character {difference.position:,} on"
+        place += f" differs from character {difference.position:,} on"
     elif difference.before == difference.after:
-        return [f"{place} has the same words, and other marks or metadata beside them"]
+        return [f"{place} has the same text but different cache marks or metadata"]
     else:
-        place += " stands where another was"
+        place += " was replaced"
     return [place, f"  was  {difference.before}", f"  now  {difference.after}"]
 
 
-def _again(broken: CacheMiss) -> str:
-    words = [
-        f"read again: {_counted(broken.messages_again, 'message')},"
-        f" about {_counted(broken.tokens_again, 'token')}"
+def _cost(broken: CacheMiss) -> str:
+    parts = [
+        f"read again: {count_of(broken.messages_again, 'message')},"
+        f" about {count_of(broken.tokens_again, 'token')}"
     ]
     if broken.cached_tokens is not None:
         of = "" if broken.input_tokens is None else f" of {broken.input_tokens:,}"
-        words.append(f"the provider had {broken.cached_tokens:,}{of} cached")
-    return "; ".join(words)
+        parts.append(f"the provider had {broken.cached_tokens:,}{of} cached")
+    return "; ".join(parts)
 
 
 def verified_lines(verified: Verified) -> list[str]:
-    """Say what is not as it was stored, one a line, or in one line that all of it is."""
-    looked_at = (
-        f"{_counted(verified.messages, 'message')} and"
-        f" {_counted(verified.contents, 'part')} of requests"
+    """List what differs from its hash, one per line, or report in one line that all is well."""
+    checked = (
+        f"{count_of(verified.messages, 'message')} and"
+        f" {count_of(verified.contents, 'part')} of requests"
     )
     if not verified.broken:
-        return [f"all is as it was stored: {looked_at}"]
+        return [f"ok: {checked} match their hashes"]
     count = len(verified.broken)
     return [_broken_line(broken) for broken in verified.broken] + [
-        f"{count:,} {'is' if count == 1 else 'are'} not as stored, of {looked_at}"
+        f"{count:,} of {checked} {'does' if count == 1 else 'do'} not match"
     ]
 
 
 def _broken_line(broken: Broken) -> str:
-    what = f"message {broken.hash} ({broken.role})"
+    name = f"message {broken.hash} ({broken.role})"
     if broken.kind == "content":
-        what = f"part of a request {broken.hash}"
-    where = "that nothing refers to"
+        name = f"request part {broken.hash}"
+    where = "(unused)"
     if broken.turn_id is not None:
         where = f"in {broken.turn_id}"
         where += f" of thread {broken.thread_id}" if broken.thread_id else ""
-    return printable(f"{what} {where}: {broken.why}")
+    return printable(f"{name} {where}: {broken.why}")

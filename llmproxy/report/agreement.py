@@ -16,8 +16,6 @@ from llm.parts import Message, TextPart, ToolCallPart
 
 from .json_schema import NoValue, Verdict, canonical, held_against, json_value
 
-__all__ = ["Agreement", "agreement", "similarity"]
-
 MAX_WORDS = 20_000  # of each text: a hundred pages; some tenths of a second at the worst
 
 # A word, or one sign. Scripts that put no space between words count by characters.

@@ -1,6 +1,6 @@
-"""Answers as they were measured, with the requests that they answer: what a report is made of.
+"""The data of a report: measured responses and the requests they answer.
 
-Plain data, the same for a benchmark's run and for the log's own traffic.
+Plain data, the same for a benchmark run and for recorded traffic.
 """
 
 from __future__ import annotations
@@ -12,65 +12,60 @@ from typing import Any
 
 from llm.parts import Message
 
-from ..core import chat
-from ..recorder.exchange import Status
-
-__all__ = ["Measured", "Sample", "Study"]
+from ..recorder.exchange import ExchangeSummary
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One answer, or how it failed.
+    """One response, or how it failed.
 
-    id: the exchange's. model: as it is called in the study. sample: whose request it answers.
-    repeat: 1 for the first time that the model was asked this, and so on; 0 is a warm-up,
-        which counts in no figure.
-    status: "ok", or "error" with `error_kind`, a word of errors.py ("rate_limit", "timeout" …;
-        "cut" where an answer failed after it had begun), and `error` in words.
-    setup_ms: the time it took to connect, known of servers that our own client asks;
-        queue_ms: how long the request waited for other answers to end, None where it did not.
-        Both are in none of the other times, which are in milliseconds from the sending on.
-    is_first_run: the model's first in its process, as far as can be told: it may have been
-        loaded within the time to the first event.
-    ticks: of each event when it came, in milliseconds, and how many characters it brought,
-        reasoning and tool arguments included.
+    exchange: its row in the log; of its times, use those here, which leave out `queue_ms`.
+    model: its name in the study. sample: the ID of the request that it answers.
+    repeat: attempt number, 0 for a warm-up, which counts in no figure.
+    error_kind: of a failure, as in core/errors ("rate_limit", "timeout" …; "cut" if it failed
+        after the response had begun).
+    ticks: for each event, when it came (ms) and how many characters it brought, reasoning and
+        tool arguments included.
     shows_reasoning: reasoning was streamed, not only counted.
-    output_tokens_estimate: ours, where nobody has counted.
-    reply: what was answered.
     """
 
-    id: str
+    exchange: ExchangeSummary
     model: str
     sample: str
     repeat: int = 1
-    received: datetime
-    status: Status
     error_kind: str | None = None
-    error: str | None = None
-    finish_reason: chat.FinishReason | None = None
-    setup_ms: float | None = None
-    queue_ms: float | None = None
-    is_first_run: bool = False
-    ttft_ms: float | None = None
-    first_text_ms: float | None = None
-    duration_ms: float | None = None
     ticks: Sequence[tuple[float, int]] = ()
     shows_reasoning: bool = False
-    usage: chat.Usage = chat.Usage()
-    output_tokens_estimate: int | None = None
     reply: Sequence[Message] = ()
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """Time to the first event of any kind."""
+        return self._without_wait(self.exchange.ttft_ms)
+
+    @property
+    def first_text_ms(self) -> float | None:
+        """Time to the first visible text."""
+        return self._without_wait(self.exchange.first_text_ms)
+
+    @property
+    def duration_ms(self) -> float | None:
+        """Time to the end."""
+        return self._without_wait(self.exchange.duration_ms)
+
+    def _without_wait(self, ms: float | None) -> float | None:
+        return None if ms is None else max(ms - (self.exchange.queue_ms or 0.0), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """A recorded request.
 
-    id: the exchange's that recorded it. client: the program that asked.
-    prompt: the messages since the last answer, system prompts apart; earlier: how many are
-        before them.
-    schema: what it asked answers to fit, None for no schema.
-    recorded: the answer that it had then, None where it had none, or where the study is of
-        recorded answers themselves.
+    id: of the exchange that recorded it. client: the program that sent it.
+    prompt: the messages since the last reply, without system prompts; earlier: the number of
+        messages before them.
+    schema: the JSON schema of the reply, if requested.
+    recorded: the recorded response, None if it failed or if the study is of recorded responses.
     """
 
     id: str
@@ -84,15 +79,16 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What a report tells of.
+    """What a report is about.
 
-    title: the run's name, or what of the log it is. is_run: a benchmark's, whose models were
-        all asked the same; in the log's own traffic each sample has one answer.
-    began, ended: UTC; None where there is nothing, or a run is not over.
-    models: in the order in which they are to be shown.
-    settings: a run's, by the names of the command's flags (`repeat`, `concurrency` …), but
-        for models and requests, which are here themselves.
-    planned: how many answers a run is to have, warm-ups apart; None for traffic.
+    title: the run's name, or a description of the traffic.
+    is_run: a benchmark, whose models all had the same requests; in recorded traffic, each
+        sample has one response.
+    began, ended: UTC; None if there is no data, or if a run is not finished.
+    models: in the order to show them.
+    settings: of a run, by the names of the command's flags (`repeat`, `concurrency` …), without
+        models and requests, which are here themselves.
+    planned: number of responses that a run should have, without warm-ups; None for traffic.
     """
 
     title: str

@@ -31,21 +31,6 @@ from .stats import (
     tokens_per_second,
 )
 
-__all__ = [
-    "ENOUGH",
-    "MEASURES",
-    "AgreementFigures",
-    "Between",
-    "Comparison",
-    "Cost",
-    "Estimate",
-    "Figures",
-    "Measure",
-    "ModelFigures",
-    "Share",
-    "figures",
-]
-
 SEED = 0  # the same answers are to give the same figures
 ENOUGH = 6  # requests, for an interval at 95 %: see `stats.median_interval`
 
@@ -68,10 +53,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Share:
-    """So many `of` so many."""
+    """How many of how many."""
 
     count: int
     of: int
+
+    def __str__(self) -> str:
+        return f"{self.count:,}/{self.of:,}"
 
 
 @dataclass(frozen=True)
@@ -186,7 +174,7 @@ def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
     samples = {sample.id: sample for sample in study.samples}
     ended = {model: _ended(study, model) for model in study.models}
     good = {
-        model: [answer for answer in answers if answer.status == "ok"]
+        model: [answer for answer in answers if answer.exchange.status == "ok"]
         for model, answers in ended.items()
     }
     return Figures(
@@ -221,7 +209,7 @@ def _ended(study: Study, model: str) -> list[Measured]:
     return [
         answer
         for answer in study.answers
-        if answer.model == model and answer.repeat and answer.status in ("ok", "error")
+        if answer.model == model and answer.repeat and answer.exchange.status in ("ok", "error")
     ]
 
 
@@ -237,17 +225,17 @@ def _model_figures(
     samples: Mapping[str, Sample],
     price: Price | None,
 ) -> ModelFigures:
-    failed = (answer for answer in ended if answer.status == "error")
+    failed = (answer for answer in ended if answer.exchange.status == "error")
     return ModelFigures(
         model=model,
         requests=len(ended),
         ok=len(good),
         warmups=warmups,
-        first_runs=sum(answer.is_first_run for answer in good),
+        first_runs=sum(answer.exchange.is_first_run for answer in good),
         errors=_frequent(answer.error_kind for answer in failed),
-        finish_reasons=_frequent(answer.finish_reason for answer in good),
-        setup_ms=_estimate(_by_sample(good, attrgetter("setup_ms"))),
-        queue_ms=_estimate(_by_sample(good, attrgetter("queue_ms"))),
+        finish_reasons=_frequent(answer.exchange.finish_reason for answer in good),
+        setup_ms=_estimate(_by_sample(good, attrgetter("exchange.setup_ms"))),
+        queue_ms=_estimate(_by_sample(good, attrgetter("exchange.queue_ms"))),
         ttft_ms=_estimate(_by_sample(good, MEASURES["ttft_ms"])),
         first_text_ms=_estimate(_by_sample(good, MEASURES["first_text_ms"])),
         duration_ms=_estimate(_by_sample(good, MEASURES["duration_ms"])),
@@ -286,7 +274,7 @@ def _estimate(values: Mapping[str, Sequence[float]]) -> Estimate | None:
 
 def _rate(good: Sequence[Measured]) -> Estimate | None:
     found = _estimate(_by_sample(good, _speed))
-    is_estimated = any(answer.output_tokens_estimate is not None for answer in good)
+    is_estimated = any(answer.exchange.output_tokens_estimate is not None for answer in good)
     return None if found is None else replace(found, is_estimated=is_estimated)
 
 
@@ -295,11 +283,11 @@ def _interval(values: Sequence[float]) -> Interval | None:
 
 
 def _speed(answer: Measured) -> float | None:
-    tokens = answer.usage.output_tokens
+    tokens = answer.exchange.usage.output_tokens
     if tokens is None:
-        tokens = answer.output_tokens_estimate
+        tokens = answer.exchange.output_tokens_estimate
     elif not answer.shows_reasoning:
-        tokens -= answer.usage.reasoning_tokens or 0
+        tokens -= answer.exchange.usage.reasoning_tokens or 0
     # What comes behind the last event (counts, the end of the stream) is no slowness of tokens.
     last_ms = answer.ticks[-1][0] if answer.ticks else None
     return tokens_per_second(tokens, answer.ttft_ms, last_ms)
@@ -311,7 +299,12 @@ MEASURES: Mapping[Measure, Callable[[Measured], float | None]] = {
     "duration_ms": attrgetter("duration_ms"),
     "tokens_per_second": _speed,
 }
-"""What models are compared by; None where it was not measured."""
+"""What models are compared by; None if it was not measured."""
+
+
+def is_time(measure: str) -> bool:
+    """Return whether a measure is a time in milliseconds, of which less is better."""
+    return measure != "tokens_per_second"
 
 
 def _gaps(answers: Iterable[Measured]) -> Gaps | None:
@@ -326,10 +319,11 @@ def _gaps(answers: Iterable[Measured]) -> Gaps | None:
 
 
 def _tokens(answers: Sequence[Measured]) -> dict[str, Summary]:
+    usages = [answer.exchange.usage for answer in answers]
     return {
         field.name: counts
         for field in fields(chat.Usage)
-        if (counts := summary(_numbers(getattr(a.usage, field.name) for a in answers))) is not None
+        if (counts := summary(_numbers(getattr(usage, field.name) for usage in usages))) is not None
     }
 
 
@@ -338,7 +332,7 @@ def _numbers(values: Iterable[float | None]) -> list[float]:
 
 
 def _cost(answers: Sequence[Measured], price: Price) -> Cost:
-    costs = _numbers(cost(answer.usage, price) for answer in answers)
+    costs = _numbers(cost(answer.exchange.usage, price) for answer in answers)
     return Cost(
         total=fsum(costs),
         per_answer=fsum(costs) / len(costs) if costs else None,
@@ -356,7 +350,7 @@ def _agreement_with_recorded(
     for answer in answers:
         sample = samples.get(answer.sample)
         recorded = None if sample is None else sample.recorded
-        if sample is not None and recorded is not None and recorded.status == "ok":
+        if sample is not None and recorded is not None and recorded.exchange.status == "ok":
             held.append((sample.id, agreement(recorded.reply, answer.reply, sample.schema)))
     return _agreement_figures(held)
 
@@ -443,5 +437,4 @@ def _compared(
 def _faster(measure: Measure, first: str, second: str, interval: Interval | None) -> str | None:
     if interval is None or not (interval.is_below_zero or interval.is_above_zero):
         return None
-    is_less_faster = measure != "tokens_per_second"
-    return first if interval.is_below_zero == is_less_faster else second
+    return first if interval.is_below_zero == is_time(measure) else second

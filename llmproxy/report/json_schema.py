@@ -18,8 +18,6 @@ from urllib.parse import unquote
 from ..core import payload
 from ..core.errors import InvalidRequest
 
-__all__ = ["NoValue", "Verdict", "canonical", "held_against", "json_value"]
-
 MAX_STEPS = 100_000  # of one check: a schema of a few lines can ask for any number of them
 MAX_DEPTH = 200  # of schemas within schemas: twice what a value may nest, and Python can
 

@@ -1,26 +1,24 @@
-"""Studies read from a log: a benchmark's run, or what clients asked and were answered."""
+"""Load studies from a log: a benchmark run, or recorded traffic."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from ..bench.bench import plan_of, tasks
 from ..bench.runs import Benchmark
 from ..core.errors import NotFound, class_of_status
-from ..recorder.exchange import Exchange
+from ..recorder.exchange import Exchange, ExchangeSummary
 from ..recorder.reader import Filter, LogReader
 from .data import Measured, Sample, Study
-
-__all__ = ["LOG_TITLE", "study_of_log", "study_of_run"]
 
 LOG_TITLE = "the log"
 
 
 def study_of_run(history: LogReader, run: Benchmark) -> Study:
-    """Read a run, with the recorded answers of what it asked again.
+    """Load a run, with the recorded responses to its requests.
 
-    What was recorded may have been forgotten since: its sample has no recorded answer then.
+    Requests that were deleted from the log since are left out of the samples.
 
     Raises:
         Unusable: the file can't be read any more.
@@ -55,14 +53,14 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
     )
 
 
-def study_of_log(history: LogReader, only: Filter, *, last: int | None = None) -> Study:
-    """Read what clients asked and models answered, at most the `last` of those that are over.
+def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None) -> Study:
+    """Load recorded traffic: finished exchanges with models, at most the `last` ones.
 
     Raises:
         Unusable: the file can't be read any more.
     """
     samples, answers = [], []
-    for id in history.ids(replace(only, is_traffic=True), last=last):
+    for id in history.ids(replace(chosen, is_traffic=True), last=last):
         exchange, earlier = history.response(id)
         if exchange.status == "running":
             continue
@@ -71,8 +69,8 @@ def study_of_log(history: LogReader, only: Filter, *, last: int | None = None) -
     return Study(
         title=LOG_TITLE,
         is_run=False,
-        began=answers[0].received if answers else None,
-        ended=answers[-1].received if answers else None,
+        began=answers[0].exchange.received if answers else None,
+        ended=answers[-1].exchange.received if answers else None,
         models=tuple(_by_frequency(answer.model for answer in answers)),
         samples=samples,
         answers=answers,
@@ -88,12 +86,12 @@ def _by_frequency(names: Iterable[str]) -> list[str]:
 
 def _sample(exchange: Exchange, earlier: int, recorded: Measured | None) -> Sample:
     turn = exchange.turn
-    asked = turn.messages if turn else []
+    messages = turn.messages if turn else []
     return Sample(
         id=exchange.id,
         received=exchange.received,
         client=exchange.client,
-        prompt=[message for message in asked if message.role != "system"],
+        prompt=[message for message in messages if message.role != "system"],
         earlier=earlier,
         schema=turn.schema if turn else None,
         recorded=recorded,
@@ -111,38 +109,28 @@ def _measured_again(exchange: Exchange) -> Measured:
 
 def _measured(exchange: Exchange) -> Measured:
     waited_ms = exchange.queue_ms or 0.0
-
-    def since_begun(at: float | None) -> float | None:
-        return None if at is None else max(at - waited_ms, 0.0)
-
     return Measured(
-        id=exchange.id,
+        exchange=_summary(exchange),
         model=exchange.model_used or exchange.model_asked or "?",
         sample=exchange.id,
-        received=exchange.received,
-        status=exchange.status,
         error_kind=_error_kind(exchange),
-        error=exchange.error,
-        finish_reason=exchange.finish_reason,
-        setup_ms=exchange.setup_ms,
-        queue_ms=exchange.queue_ms,
-        is_first_run=exchange.is_first_run,
-        ttft_ms=since_begun(exchange.ttft_ms),
-        first_text_ms=since_begun(exchange.first_text_ms),
-        duration_ms=since_begun(exchange.duration_ms),
         ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
         shows_reasoning=any(
             event.type == "reasoning" and event.chunk for _, event in exchange.events
         ),
-        usage=exchange.usage,
-        output_tokens_estimate=exchange.output_tokens_estimate,
         reply=exchange.turn.reply if exchange.turn else (),
     )
+
+
+def _summary(exchange: Exchange) -> ExchangeSummary:
+    """Drop the body and the events, which take too much memory for many exchanges."""
+    names = (field.name for field in fields(ExchangeSummary))
+    return ExchangeSummary(**{name: getattr(exchange, name) for name in names})
 
 
 def _error_kind(exchange: Exchange) -> str | None:
     if exchange.status != "error":
         return None
     if exchange.http_status is None or exchange.http_status < 400:
-        return "cut"  # the stream had its status before
+        return "cut"  # the stream had begun with a good status
     return class_of_status(exchange.http_status).kind

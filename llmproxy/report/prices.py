@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from ..core import chat, payload
 from ..core.errors import InvalidRequest
 
-__all__ = ["Price", "cost", "load_prices"]
-
 TOKENS = 1_000_000  # what vendors write their prices for
 MAX_PRICE = 10**9  # of a million tokens: no sum then is beyond a double
 

@@ -12,19 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-__all__ = [
-    "Gaps",
-    "Interval",
-    "Summary",
-    "difference_interval",
-    "gaps",
-    "median",
-    "median_interval",
-    "quantile",
-    "summary",
-    "tokens_per_second",
-]
-
 RESAMPLES = 1000  # the interval's ends then wander by some hundredths of its width
 CONFIDENCE = 0.95
 

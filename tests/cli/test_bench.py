@@ -233,7 +233,7 @@ def test_filters_choose_what_is_asked_again(recorded_traffic, llm_user_path, cap
     bench("--models", "a", "--dry-run", *words, models=[one_word("a")])
     *asked, last = capsys.readouterr().out.splitlines()
     assert len(asked) == count
-    assert last.startswith(f"would ask a: {count + 1} requests each (1 of them to warm up), about ")
+    assert last.startswith(f"would send {count + 1} requests to each of a (1 of them to warm up), ")
 
 
 def test_ids_of_a_file_choose_too(session, history, tmp_path, capsys):
@@ -254,14 +254,14 @@ def test_what_is_damaged_is_left_out(llm_user_path, history_of, capsys):
         assert log.execute("delete from proxy_contents").rowcount
     bench("--models", "a", models=[one_word("a")])
     out, err = capsys.readouterr()
-    assert err.splitlines()[0] == f"left out: {damaged}: it is damaged; log --verify may say more"
-    assert "1 request, 1 of 1 answer," in out
+    assert err.splitlines()[0] == f"skipped: {damaged}: damaged; log --verify may tell more"
+    assert "1 request, 1 of 1 response," in out
 
 
 def test_what_a_run_was_answered_is_not_asked_again(session, history, capsys):
     bench("--models", "a", models=[one_word("a")])
     bench("--models", "a", "--dry-run", models=[one_word("a")])
-    assert "would ask a: 4 requests each" in capsys.readouterr().out
+    assert "would send 4 requests to each of a " in capsys.readouterr().out
     assert len(history.ids(Filter(is_traffic=True))) == 3
 
 
@@ -272,10 +272,10 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
     prices = str(tmp_path / "prices.json")
     bench("--models", "a,b", "--prices", prices, "--dry-run", models=[a, one_word("b")])
     said = capsys.readouterr().out.splitlines()
-    assert "would ask a, b: 4 requests each (1 of them to warm up), about " in said[-2]
-    assert said[-2].endswith("tokens; the recorded answers had 9 for as many")
+    assert "would send 4 requests to each of a, b (1 of them to warm up), about " in said[-2]
+    assert said[-2].endswith("tokens; the recorded replies to as many requests had 9")
     tokens = int(said[-2].split("about ")[1].split()[0])
-    assert said[-1] == f"  a: about {tokens:,.4f} by your prices"
+    assert said[-1] == f"  a: about {tokens:,.2f} by your prices"
     assert a.prompts == []
     assert list(sqlite3.connect(llm_user_path / "logs.db").iterdump()) == before
 
@@ -287,14 +287,17 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
     "words, message",
     [
         (["--models", "nobody"], "there is no model 'nobody' here; GET /v1/models lists them"),
-        (["--models", "a", "--search", "nowhere"], "no request that could be asked again"),
-        (["--models", "a", "--resume", "x"], "--resume goes on as the run began"),
+        (
+            ["--models", "a", "--search", "nowhere"],
+            "no request that matches and could be sent again",
+        ),
+        (["--models", "a", "--resume", "x"], "--resume continues a run as it began"),
         (["--resume", "monday"], "the log has no run 'monday'; `bench` makes one"),
-        ([], "say which models to ask: --models A,B"),
-        (["--models", "a", "--name", "last"], "expected a name, which 'last' is not"),
-        (["--models", "a", "--timeout", "0"], "expected seconds, more than 0"),
+        ([], "name the models to benchmark: --models A,B"),
+        (["--models", "a", "--name", "last"], "expected a printable name other than 'last'"),
+        (["--models", "a", "--timeout", "0"], "expected a number of seconds above 0"),
         (["--models", "a", "--ids", "/no/file"], "/no/file"),
-        (["--models", "a", "--base-url", "http://me:word@host/"], "a key goes into --key"),
+        (["--models", "a", "--base-url", "http://me:word@host/"], "give a key with --key"),
         (["--models", "a", "--prices", "/no/prices"], "/no/prices"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -316,12 +319,12 @@ def test_what_makes_no_sense_is_told_before_anything_is_sent(
 def test_a_name_is_taken_once(session, capsys):
     bench("--models", "a", "--name", "friday", models=[one_word("a")])
     bench("--models", "a", "--name", "friday", models=[one_word("a")], code=1)
-    assert "there is a run 'friday' already" in capsys.readouterr().err
+    assert "the run 'friday' exists already" in capsys.readouterr().err
 
 
 def test_logs_that_are_off_take_no_run(session, llm_user_path, capsys):
     (llm_user_path / "logs-off").touch()
-    bench("--models", "a", models=[one_word("a")], code=1)
+    bench("--models", "a", models=[one_word("a")], code=2)
     assert "llm logs on" in capsys.readouterr().err
 
 
@@ -477,7 +480,7 @@ def test_a_piped_run_says_a_line_for_each_answer(session, capsys):
     assert [line.split("  ")[0] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
     assert "warm-up" in lines[0] and "  a  ok  " in lines[1]
     assert lines[4] == "as a page: report friday --html FILE"
-    assert out.startswith("friday: 3 requests, 3 of 3 answers")
+    assert out.startswith("friday: 3 requests, 3 of 3 responses")
 
 
 def test_a_terminal_shows_one_line_that_changes(session, capsys, monkeypatch):
@@ -569,13 +572,13 @@ def test_a_run_that_is_stopped_reports_and_goes_on(session, history, capsys):
     b = one_word("b")
     bench("--models", "a,b", "--warmup", "0", "--repeat", "2", models=[a, b], code=130)
     out, err = capsys.readouterr()
-    assert "3 requests, 4 of 12 answers" in out
+    assert "3 requests, 4 of 12 responses" in out
     (name,) = rows(history, "select name from proxy_runs where ended is null")[0]
-    assert err.splitlines()[-1] == f"stopped; to go on: bench --resume {name}"
+    assert err.splitlines()[-1] == f"stopped; to continue: bench --resume {name}"
     assert [one.status for one in history.entries(Filter(run=name))] == ["ok"] * 4 + ["cancelled"]
     bench("--resume", models=[a, b])
     out = capsys.readouterr().out
-    assert "3 requests, 12 of 12 answers" in out
+    assert "3 requests, 12 of 12 responses" in out
     measured = [
         (one.model_asked, one.recorded_id, one.repeat)
         for one in history.entries(Filter(run=name))
@@ -585,6 +588,45 @@ def test_a_run_that_is_stopped_reports_and_goes_on(session, history, capsys):
     assert find_run(history, name).ended is not None
     bench("--resume", name, models=[a, b])
     assert len(history.ids(Filter(run=name, status="ok"))) == 12
+
+
+@pytest.fixture
+def ignored_sigint():
+    """SIGINT ignored, as a script's `&`, nohup and some CI runners pass it on."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ignored_sigint")
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_stop_a_run_that_was_started_with_sigint_ignored(
+    session, history, capsys, number, code
+):
+    async def stop_at_the_second(response):
+        if len(a.prompts) == 2:
+            os.kill(os.getpid(), number)
+            await asyncio.Event().wait()
+
+    a = AsyncScript("a", stop_at_the_second, *answers("Four."))
+    bench("--models", "a", "--warmup", "0", "--name", "friday", models=[a], code=code)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN, "as it was before"
+    out, err = capsys.readouterr()
+    assert "3 requests, 1 of 3 responses" in out
+    assert err.splitlines()[-1] == "stopped; to continue: bench --resume friday"
+    statuses = [one.status for one in history.entries(Filter(run="friday"))]
+    assert statuses == ["ok", "cancelled"]
+
+
+@pytest.mark.usefixtures("ignored_sigint")
+def test_ctrl_c_before_the_first_request_stops_too(session, history, capsys, monkeypatch):
+    def interrupt(**_):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("not interrupted")
+
+    monkeypatch.setattr(bench_command, "all_models", interrupt)
+    bench("--models", "a", code=130)
+    assert len(history.ids()) == 3
 
 
 def test_a_run_with_nothing_left_asks_nobody(session, history, capsys):
@@ -630,12 +672,12 @@ def test_answers_that_the_log_could_not_take_are_not_asked_for_again(
     blocker.execute("rollback")
     blocker.close()
     out, err = capsys.readouterr()
-    assert "3 requests, 2 of 6 answers" in out
-    assert "warning: 4 answers are not in the log, and not in what follows" in err
-    assert err.splitlines()[-1] == "the log has not all of it; to go on: bench --resume friday"
+    assert "3 requests, 2 of 6 responses" in out
+    assert "warning: 4 responses are missing from the log and from this report" in err
+    assert err.splitlines()[-1] == "the log is incomplete; to continue: bench --resume friday"
     assert find_run(history, "friday").ended is None
     bench("--resume", "friday", models=[a])
-    assert "3 requests, 6 of 6 answers" in capsys.readouterr().out
+    assert "3 requests, 6 of 6 responses" in capsys.readouterr().out
     assert len(a.prompts) == 6
     assert find_run(history, "friday").ended is not None
 
@@ -644,18 +686,18 @@ def test_answers_that_the_log_could_not_take_are_not_asked_for_again(
 def test_a_url_that_can_not_be_sent_is_refused(session, capsys, url):
     with pytest.raises(SystemExit):
         bench_command.main(["--models", "a", "--base-url", url], "llmproxy")
-    assert "expected http(s)://host[:port][/path] and no more" in capsys.readouterr().err
+    assert "expected http(s)://host[:port][/path] and nothing else" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("key", ["two\nlines", "ключ", "sk-1 "])
 def test_a_key_that_can_not_be_sent_is_refused_and_not_shown(session, history, capsys, key):
     bench("--models", "a", "--base-url", "http://127.0.0.1:1", "--key", key, code=1)
     err = capsys.readouterr().err
-    assert err == "llmproxy bench: the key of --key has characters that no key has\n"
+    assert err == "llmproxy bench: --key has characters that a key can't have\n"
     assert len(history.ids()) == 3
 
 
 def test_no_warm_up_is_something_said(session, capsys):
     with pytest.raises(SystemExit):
         bench_command.main(["--resume", "--warmup", "0"], "llmproxy")
-    assert "--resume goes on as the run began" in capsys.readouterr().err
+    assert "--resume continues a run as it began" in capsys.readouterr().err

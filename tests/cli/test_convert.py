@@ -97,7 +97,7 @@ FAILURES = {
     "no such file": (
         [*OPENAI, "nowhere.json"],
         b"",
-        2,
+        1,
         "nowhere.json: No such file or directory\n",
     ),
 }

@@ -104,9 +104,9 @@ def test_replay_is_told_from_what_a_model_gave():
 
 def test_page_says_what_an_exchange_goes_on_from():
     page = exchange_page(replace(EXCHANGE, previous_id="01before", link="reply", recalled=2))
-    assert "\ngoes on   01before\nrecalled  2 messages\n" in page
+    assert "\ncontinues 01before\nrecalled  2 messages\n" in page
     page = exchange_page(replace(EXCHANGE, previous_id="01before", link="compacted"))
-    assert "\ngoes on   01before (compacted)\n" in page
+    assert "\ncontinues 01before (compacted)\n" in page
 
 
 def test_colours_are_only_where_they_are_asked_for():
@@ -126,16 +126,16 @@ def test_page_tells_everything_of_an_exchange():
     for fact in (
         "exchange  01abc",
         "received  2026-01-02T03:04:05+00:00",
-        "wire      openai_chat /v1/chat/completions, streamed",
+        "API       openai_chat /v1/chat/completions, streamed",
         "finish    stop",
-        "time      first event 0.12s, first text 0.13s, in all 2.12s",
+        "time      first event 0.12s, first text 0.13s, total 2.12s",
         "tokens    1,000→50 tokens, 900 cached, 25/s",
         "thread    01thread",
         "ignored   seed, store",
         '── request ──\n{"model":"m","stream":true}',
         "── system ──\nBe brief.",
         "── user ──\nChange the greeting",
-        "── answer ──\nhm\nDone.",
+        "── reply ──\nhm\nDone.",
         "── timeline, 2 events in 2.12s ──",
         "0.12s to 0.12s: reasoning, 1 events, 2 characters",
         "2.00s to 2.00s: text, 1 events, 5 characters",
@@ -159,7 +159,7 @@ def test_page_shows_calls_results_and_attachments():
     page = exchange_page(replace(EXCHANGE, turn=replace(EXCHANGE.turn, messages=messages)))
     assert "[image/png, 8 bytes]" in page
     assert '→ look({"at":1})  c1' in page
-    assert "← look gave: sun" in page
+    assert "← look returned: sun" in page
 
 
 def test_page_of_a_request_that_was_refused_shows_it_as_it_came():

@@ -64,12 +64,12 @@ def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
     out, err = run("export", str(file), "--database", str(recorded))
     assert (out, err) == ("", "exported 3 exchanges\n")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    counted = "; 0 recordings of something else than a chat were left out\n"
+    counted = "; skipped 0 recordings of something other than a chat\n"
     assert run("import", str(file), "--dry-run")[0] == (
-        f"would import 3 exchanges; 0 were there already{counted}"
+        f"would import 3 exchanges; 0 existed already{counted}"
     )
-    assert run("import", str(file))[0] == (f"imported 3 exchanges; 0 were there already{counted}")
-    assert run("import", str(file))[0] == (f"imported 0 exchanges; 3 were there already{counted}")
+    assert run("import", str(file))[0] == (f"imported 3 exchanges; 0 existed already{counted}")
+    assert run("import", str(file))[0] == (f"imported 0 exchanges; 3 existed already{counted}")
     was, _ = run("log", "--database", str(recorded))
     assert run("log")[0] == was
     shown = subprocess.run(
@@ -82,10 +82,10 @@ def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
 
 def test_a_log_can_be_imported_through_a_pipe(recorded, tmp_path):
     out, err = run("export", "-", "--status", "ok", "--last", "1", "--database", str(recorded))
-    assert err == "exported 1 exchanges\n"
+    assert err == "exported 1 exchange\n"
     there = tmp_path / "there.db"
     said, _ = run("import", "-", "--database", str(there), stdin=out.encode())
-    assert said.startswith("imported 1 exchanges; ")
+    assert said.startswith("imported 1 exchange; ")
     (line,) = out.splitlines()
     assert rows(there, "select first_words from proxy_exchanges") == [("and my wife",)]
     one, _ = run("export", "-", json.loads(line)["id"], "--database", str(recorded))
@@ -113,7 +113,7 @@ def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
 
 FAILURES = {
     "no such log": (["export", "out", "--database", "nowhere.db"], 1, "export: nowhere.db: unable"),
-    "no such folder": (["export", "no/out"], 2, "export: "),
+    "no such folder": (["export", "no/out"], 1, "export: "),
     "recordings to a pipe": (["export", "-", "--format", "llama-stack"], 2, None),
     "no such file": (["import", "nowhere"], 1, "import: nowhere: No such file or directory\n"),
     "no exchange": (["import", "bad"], 1, "import: bad, line 1, id: this field is required\n"),

@@ -125,7 +125,7 @@ def test_one_exchange_whole(recorded):
     page = log(recorded)
     assert f"exchange  {recorded}" in page
     assert "── user ──\ngreet me" in page
-    assert "── answer ──\nHello" in page
+    assert "── reply ──\nHello" in page
     assert re.search(r"── timeline, 1 events in \S+ ──", page)
     whole = json.loads(log(recorded, "--json"))
     assert whole["request"]["body"]["messages"] == [{"role": "user", "content": "greet me"}]
@@ -211,7 +211,7 @@ def test_what_broke_a_cache_is_found(conversations):
     assert lines[0] == f"{fork}  OpenAI/Python  m  1 of 1 request broke the prefix"
     assert lines[1].endswith(f"  {ids[2]} after {ids[0]}")
     assert lines[2:] == [
-        "    message 0 (system) is another from character 20 on",
+        "    message 0 (system) differs from character 20 on",
         "      was  You help. It is 10:41.",
         "      now  You help. It is 10:42.",
         "    read again: 2 messages, about 16 tokens; the provider had 4 of 30 cached",
@@ -226,7 +226,7 @@ def test_what_broke_a_cache_is_found(conversations):
 def test_what_is_stored_is_verified(conversations, llm_user_path):
     ids, (thread, _) = conversations
     assert re.fullmatch(
-        r"all is as it was stored: \d+ messages and \d+ parts? of requests\n", log("--verify")
+        r"ok: \d+ messages and \d+ parts? of requests match their hashes\n", log("--verify")
     )
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         db.execute("update parts set text = 'rename them' where text = 'rename it'")
@@ -235,31 +235,31 @@ def test_what_is_stored_is_verified(conversations, llm_user_path):
     assert code == 1
     assert broken.startswith("message b2:")
     assert broken.endswith(f" (user) in {ids[1]} of thread {thread}: it was changed")
-    assert summary.startswith("1 is not as stored, of ")
+    assert re.fullmatch(r"1 of \d+ messages and .* does not match", summary)
     _, whole, _ = run_here("log", "--verify", "--json")
     assert json.loads(whole)["broken"][0]["role"] == "user"
 
 
 def test_prune_forgets_what_is_meant_and_says_so(recorded):
     dry = log("--prune", "--model", "other", "--dry-run")
-    assert dry == "would forget 1 exchanges, 1 turns, 2 messages, 0 parts of requests\n"
+    assert dry == "would delete 1 exchange, 1 turn, 2 messages, 0 parts of requests\n"
     assert len(log().splitlines()) == 3
-    assert log("--prune", "--model", "other").startswith("forgot 1 exchanges, 1 turns")
+    assert log("--prune", "--model", "other").startswith("deleted 1 exchange, 1 turn, ")
     assert [line.split("  ")[4] for line in log().splitlines()] == ["m", "broken"]
-    assert log("--prune", recorded).startswith("forgot 1 exchanges")
+    assert log("--prune", recorded).startswith("deleted 1 exchange, ")
 
 
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
         (["nobody"], 1, "llmproxy log: the log has no exchange nobody"),
-        (["--prune"], 2, "--prune takes an ID or a filter, so that it can't forget everything"),
+        (["--prune"], 2, "--prune needs an ID or a filter, so that it can't delete everything"),
         (["--since", "x"], 2, "expected a date, a time or an age, not 'x'"),
         (["--last", "0"], 2, "expected a number above 0"),
         (["--database", "nowhere.db"], 1, "nowhere.db"),
         (["--thread", "nobody"], 1, "llmproxy log: the log has no thread nobody"),
         (["--verify", "--database", "nowhere.db"], 1, "nowhere.db"),
-        (["--verify", "--client", "c"], 2, "--verify looks at all there is, and takes no filter"),
+        (["--verify", "--client", "c"], 2, "--verify checks the whole log, and takes no filter"),
         (["--cache", "--threads"], 2, "argument --threads: not allowed with argument --cache"),
     ],
 )

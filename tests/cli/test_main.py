@@ -100,7 +100,7 @@ def test_port_in_use_is_one_clear_line():
 def test_start_says_where_and_each_exchange_is_a_line(llm_user_path):
     with serving() as (process, url, lines):
         assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'}\n"
-        assert re.match(r"models: \d+, and demo needs no key", lines.get(timeout=5))
+        assert re.match(r"models: \d+, of which demo needs no key", lines.get(timeout=5))
         paste = f"for a client: OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=<any key>\n"
         assert lines.get(timeout=5) == paste
         assert lines.get(timeout=5) == f"or: ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=<any key>\n"

@@ -47,17 +47,17 @@ def report(capsys, *words, code=0):
 
 def test_a_run_is_a_table(recorded, capsys):
     table = report(capsys, "friday")
-    assert table.startswith("friday: 3 requests, 6 of 6 answers")
+    assert table.startswith("friday: 3 requests, 6 of 6 responses")
     assert report(capsys, "last") == table
     assert "a, b" in table and "then" not in table
 
 
 def test_the_logs_own_traffic_is_a_table_too(recorded, capsys):
     table = report(capsys)
-    assert table.startswith("the log: 3 requests, 3 answers")
+    assert table.startswith("the log: 3 requests, 3 responses")
     assert "then" in table
-    assert report(capsys, "--last", "2").startswith("the log: 2 requests, 2 answers")
-    assert report(capsys, "--model", "nobody").startswith("the log: 0 requests, 0 answers")
+    assert report(capsys, "--last", "2").startswith("the log: 2 requests, 2 responses")
+    assert report(capsys, "--model", "nobody").startswith("the log: 0 requests, 0 responses")
 
 
 def test_the_logs_models_come_by_how_much_they_answered(llm_user_path, capsys):
@@ -107,8 +107,8 @@ def test_prices_make_costs(recorded, capsys, tmp_path):
     "words, message",
     [
         (["monday"], "the log has no run 'monday'; there are friday"),
-        (["friday", "--last", "2"], "a run is reported whole"),
-        (["friday", "--client", "x"], "a run is reported whole"),
+        (["friday", "--last", "2"], "a run is always reported whole"),
+        (["friday", "--client", "x"], "a run is always reported whole"),
         (["--json", "--csv"], "not allowed with argument"),
         (["--html", "/no/folder/page.html"], "/no/folder/page.html: No such file or directory"),
     ],

@@ -1,4 +1,4 @@
-"""Conversations as text: a list, a tree, what broke a cache, what is not as stored."""
+"""Conversations as text: a list, a tree, broken caches, failed verification."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -127,7 +127,7 @@ def test_what_broke_a_cache_is_said_with_its_cost():
     lines = lines_of(BREAK, BREAK)
     assert lines[0] == "01thread  aider  m  2 of 14 requests broke the prefix"
     assert lines[2:6] == [
-        "    message 0 (system) is another from character 1,204 on",
+        "    message 0 (system) differs from character 1,204 on",
         "      was  It is 10:41.\\n",
         "      now  It is 10:42.\\n",
         "    read again: 12 messages, about 8,400 tokens; the provider had 1,024 of 9,700 cached",
@@ -147,12 +147,12 @@ def test_tools_and_another_model_come_before_messages():
         )
     )
     assert lines[2:4] == [
-        "    another model: m, now other",
-        "    other tools: added search; redefined read, write",
+        "    different model: m, now other",
+        "    different tools: added search; redefined read, write",
     ]
     assert lines[-1] == "    read again: 1 message, about 8,400 tokens"
     reordered = lines_of(replace(BREAK, tools=ToolsChange(is_reordered=True)))
-    assert "    other tools: the same in another order" in reordered
+    assert "    different tools: reordered" in reordered
 
 
 def test_a_message_that_is_gone_or_of_another_kind_is_said():
@@ -160,23 +160,23 @@ def test_a_message_that_is_gone_or_of_another_kind_is_said():
         return lines_of(replace(BREAK, difference=Difference(*difference)))[2:-1]
 
     assert said(3, "nothing", None, "as it was", "") == [
-        "    message 3 is left out",
+        "    message 3 is missing",
         "      was  as it was",
     ]
-    assert said(3, "user", None, "a", "b")[0] == "    message 3 (user) stands where another was"
+    assert said(3, "user", None, "a", "b")[0] == "    message 3 (user) was replaced"
     assert said(3, "user", None, "a", "a") == [
-        "    message 3 (user) has the same words, and other marks or metadata beside them"
+        "    message 3 (user) has the same text but different cache marks or metadata"
     ]
 
 
 def test_who_keeps_the_prefix_is_counted():
-    assert prefix_lines([]) == ["none of these requests goes on from another one"]
+    assert prefix_lines([]) == ["none of these requests continues another one"]
     assert prefix_lines([ThreadCache("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
 
 
 def test_what_is_as_it_was_stored_is_one_line():
     assert verified_lines(Verified(1, 2_000, ())) == [
-        "all is as it was stored: 1 message and 2,000 parts of requests"
+        "ok: 1 message and 2,000 parts of requests match their hashes"
     ]
 
 
@@ -192,9 +192,9 @@ def test_what_is_broken_is_a_line_each():
     )
     assert verified_lines(verified) == [
         "message b2:1 (user) in 01x of thread 01thread: it was changed",
-        "part of a request 12ab in 01x: it was changed",
-        "message b2:2 (tool) that nothing refers to: \\x1b[2Jevil\\r\\n",
-        "3 are not as stored, of 3 messages and 1 part of requests",
+        "request part 12ab in 01x: it was changed",
+        "message b2:2 (tool) (unused): \\x1b[2Jevil\\r\\n",
+        "3 of 3 messages and 1 part of requests do not match",
     ]
 
 

@@ -1,13 +1,17 @@
-"""Studies to test with: answers, samples and whole runs whose times can be told beforehand."""
+"""Studies to test with: responses, samples and whole runs with predictable times."""
 
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 
 from llm.parts import Message, TextPart
 
 from llmproxy.core.chat import Usage
+from llmproxy.recorder.exchange import ExchangeSummary
 from llmproxy.report.data import Measured, Sample, Study
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+TIMES = ("ttft_ms", "first_text_ms", "duration_ms")
+OWN = {field.name for field in fields(Measured)}
 
 
 def said(text):
@@ -32,11 +36,24 @@ def an_answer(**changes):
         "usage": Usage(20, 11),
         "reply": said("It is four."),
     } | changes
-    times = whole["ttft_ms"], whole["first_text_ms"], whole["duration_ms"]
+    times = [whole[name] for name in TIMES]
     if "ticks" not in whole:
         known = sorted(time for time in times if time is not None)
         whole["ticks"] = tuple(zip(known, (3, 10, 7), strict=False))
-    return Measured(**whole)
+    exchange = ExchangeSummary(
+        id="01answer", received=BEGAN, dialect="openai_chat", path="/v1", client="tests"
+    )
+    return changed(Measured(exchange=exchange, model="a", sample="01sample"), **whole)
+
+
+def changed(answer, **changes):
+    """Change fields of a response and of its exchange; times are those of `Measured`."""
+    times = {name: getattr(answer, name) for name in TIMES} | changes
+    waited_ms = changes.get("queue_ms", answer.exchange.queue_ms) or 0.0
+    times = {name: None if times[name] is None else times[name] + waited_ms for name in TIMES}
+    own = {name: value for name, value in changes.items() if name in OWN}
+    rest = {name: value for name, value in changes.items() if name not in OWN}
+    return replace(answer, exchange=replace(answer.exchange, **rest | times), **own)
 
 
 def a_failure(**changes):

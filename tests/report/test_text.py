@@ -12,47 +12,47 @@ from llmproxy.report.data import Study
 from llmproxy.report.figures import figures
 from llmproxy.report.prices import Price
 from llmproxy.report.text import report_csv, report_json, table
-from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
+from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, changed, said
 
 EVIL = "\x1b[2Jevil\r\n\x9b\u202e"
 ESCAPED = r"\x1b[2Jevil\r\n\x9b\u202e"
 
 
 RUN = """\
-a run: 8 requests, 32 of 40 answers, 2026-01-02 03:04:05 to 03:06:05 UTC
+a run: 8 requests, 32 of 40 responses, 2026-01-02 03:04:05 to 03:06:05 UTC
 repeat 2, concurrency 1, seed 0
 
-in short, by p50      asked  ok  errors  warm-ups  first event     whole  tokens
-small                    16  15       1         1       140 ms  1,141 ms  10.0/s
-openai/gp…2025-04-14     16  16       0         0       156 ms  1,156 ms  10.0/s
+overview, p50            sent  ok  errors  warm-ups  first event   whole  tokens
+small                      16  15       1         1       140 ms  1.14 s    10/s
+openai/gpt-…-2025-04-14    16  16       0         0       156 ms  1.16 s    10/s
 
-first event                     answers     p50      p50, 95 %     p95     p99
-small                                15  140 ms  100 to 170 ms  170 ms  171 ms
-openai/gpt-4.1-mini-2025-04-14       16  156 ms  120 to 190 ms  190 ms  191 ms
+first event                     count     p50      p50, 95 %     p95     p99
+small                              15  140 ms  100 to 170 ms  170 ms  171 ms
+openai/gpt-4.1-mini-2025-04-14     16  156 ms  120 to 190 ms  190 ms  191 ms
 
-first text                      answers     p50      p50, 95 %     p95     p99
-small                                15  190 ms  150 to 220 ms  220 ms  221 ms
-openai/gpt-4.1-mini-2025-04-14       16  206 ms  170 to 240 ms  240 ms  241 ms
+first text                      count     p50      p50, 95 %     p95     p99
+small                              15  190 ms  150 to 220 ms  220 ms  221 ms
+openai/gpt-4.1-mini-2025-04-14     16  206 ms  170 to 240 ms  240 ms  241 ms
 
-whole answer            answers       p50          p50, 95 %       p95       p99
-small                        15  1,141 ms      1.1 to 12.3 s  4,523 ms    10.8 s
-openai/gpt…-2025-04-14       16  1,156 ms  1,120 to 1,190 ms  1,190 ms  1,191 ms
+whole response                  count     p50        p50, 95 %     p95      p99
+small                              15  1.14 s  1.11 to 12.35 s  4.52 s  10.78 s
+openai/gpt-4.1-mini-2025-04-14     16  1.16 s   1.12 to 1.19 s  1.19 s   1.19 s
 
-set-up, in no other time        answers      p50  p50, 95 %      p95      p99
-small                                 1  12.3 ms    too few  12.3 ms  12.3 ms
-openai/gpt-4.1-mini-2025-04-14        -        -          -        -        -
+connecting (not in other times)  count    p50  p50, 95 %    p95    p99
+small                                1  12 ms    too few  12 ms  12 ms
+openai/gpt-4.1-mini-2025-04-14       -      -          -      -      -
 
 gaps between events                p50     p95  longest
 small                           500 ms  950 ms   950 ms
 openai/gpt-4.1-mini-2025-04-14  500 ms  950 ms   950 ms
 
-tokens in all                      in  out  reasoning  cached
+tokens in total                    in  out  reasoning  cached
 small                           1,480  165          4   1,000
 openai/gpt-4.1-mini-2025-04-14    320  176          -       -
 
-cost                            answers   in all      each
-small                             15/15  0.00181  0.000121
-openai/gpt-4.1-mini-2025-04-14        -        -         -
+cost                            responses   total     each
+small                               15/15  0.0018  0.00012
+openai/gpt-4.1-mini-2025-04-14          -       -        -
 
 finish reasons
 small: stop 15
@@ -61,24 +61,30 @@ openai/gpt-4.1-mini-2025-04-14: stop 16
 errors
 small: rate_limit 1
 
-as recorded                      text  alike   alike, 95 %
-small                           15/15   1.00  1.00 to 1.00
-openai/gpt-4.1-mini-2025-04-14  16/16   1.00  1.00 to 1.00
+agreement with recorded          text  similar          95 %
+small                           15/15     1.00  1.00 to 1.00
+openai/gpt-4.1-mini-2025-04-14  16/16     1.00  1.00 to 1.00
 
-as one another                         text  alike   alike, 95 %
-small, openai/gpt-4.1-mini-2025-04-14   8/8   1.00  1.00 to 1.00
+agreement of two                       text  similar          95 %
+small, openai/gpt-4.1-mini-2025-04-14   8/8     1.00  1.00 to 1.00
 
-comparison
-small is faster to the first event than openai/gpt-4.1-mini-2025-04-14 by 20.0
-  ms (95 %: 20.0 to 20.5 ms, 8 requests)
-small is faster to the first text than openai/gpt-4.1-mini-2025-04-14 by 20.0 ms
-  (95 %: 20.0 to 20.5 ms, 8 requests)
-no difference with the whole answer between small and
-  openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
-  openai/gpt-4.1-mini-2025-04-14, 95 %: 0.0 to 11.2 s, 8 requests)
-no difference in tokens per second between small and
-  openai/gpt-4.1-mini-2025-04-14 that chance could not make (small less
-  openai/gpt-4.1-mini-2025-04-14, 95 %: -4.0 to 0.0/s, 8 requests)
+first minus second                     first event  first text   whole  tokens
+small, openai/gpt-4.1-mini-2025-04-14      -20 ms*     -20 ms*  -20 ms     0/s
+* beyond chance, by the 95 % interval of the difference
+
+conclusions
+First event: small is faster than openai/gpt-4.1-mini-2025-04-14 by 20 ms (95 %
+  interval 20 to 20 ms, 8 requests); medians 140 ms and 156 ms.
+Whole response: No difference beyond chance: small 1.14 s,
+  openai/gpt-4.1-mini-2025-04-14 1.16 s (95 % interval of the difference -11.23
+  to 0.02 s, 8 requests).
+Tokens per second: No difference beyond chance: small 10/s,
+  openai/gpt-4.1-mini-2025-04-14 10/s (95 % interval of the difference -4 to 0,
+  8 requests).
+Agreement: No model is clearly closer to the recorded replies; similarity small
+  1.00 (1.00 to 1.00), openai/gpt-4.1-mini-2025-04-14 1.00 (1.00 to 1.00).
+Cost: By your prices, per response: small 0.00012 (0.0018 in total).
+Errors: small 1 of 16 (rate_limit); the other none.
 """
 
 
@@ -89,58 +95,85 @@ def shown(study, prices=None, **options):
 def test_a_run_at_eighty_columns():
     study = a_study(("small", "openai/gpt-4.1-mini-2025-04-14"), repeat=2)
     usage = Usage(1200, 11, cached_tokens=1000, reasoning_tokens=4)
-    slow = replace(study.answers[0], setup_ms=12.34, duration_ms=12_345.6, usage=usage)
+    slow = changed(study.answers[0], setup_ms=12.34, duration_ms=12_345.6, usage=usage)
     bad = a_failure(model="small", sample=study.samples[0].id, repeat=2)
     warm_up = an_answer(model="small", repeat=0)
     study = replace(study, answers=[warm_up, slow, bad, *study.answers[2:]], planned=40)
     assert shown(study, {"small": Price(1.0, 2.0)}) == RUN.splitlines()
 
 
-def test_traffic_says_that_its_models_were_asked_different_things():
+def traffic(n, **changes):
     answers = [
-        an_answer(model=m, sample=f"{m}{i}") for m, n in (("a", 5), ("b", 9)) for i in range(n)
+        an_answer(model=model, sample=f"{model}{i}", **(changes if model == "b" else {}))
+        for model, count in zip("ab", n, strict=True)
+        for i in range(count)
     ]
-    study = Study(title="since monday", is_run=False, models=("a", "b"), answers=answers)
-    lines = shown(study)
-    assert lines[0] == "since monday: 0 requests, 14 answers"
-    assert lines[-4:] == [
-        "comparison",
-        "too few requests to say whether a or b is faster (6 are needed, 5 and 9 requests",
-        "  came)",
-        "The models were asked different things: that may be the difference.",
+    return Study(title="since monday", is_run=False, models=("a", "b"), answers=answers)
+
+
+def test_traffic_says_that_its_models_were_asked_different_things():
+    lines = shown(traffic((8, 9), ttft_ms=200.0))
+    assert lines[0] == "since monday: 0 requests, 17 responses"
+    place = lines.index("conclusions") + 1
+    assert lines[place : place + 3] == [
+        "First event: a is faster than b by 100 ms (95 % interval 100 to 100 ms); medians",
+        "  100 ms and 200 ms. They answered different requests, which may be the reason.",
+        "Whole response: No difference beyond chance: a 1.10 s, b 1.10 s (95 % interval",
+    ]
+
+
+def test_too_few_requests_of_traffic_are_counted_for_each_model():
+    lines = shown(traffic((5, 9)))
+    assert lines[0] == "since monday: 0 requests, 14 responses"
+    place = lines.index("conclusions") + 1
+    assert lines[place : place + 2] == [
+        "First event: Too few requests to tell (6 are needed, 5 and 9 came): a 100 ms, b",
+        "  100 ms.",
+    ]
+
+
+def test_every_two_models_are_compared_by_every_measure():
+    lines = shown(a_study(("a", "b", "c"), 6))
+    place = lines.index("first minus second  first event  first text    whole  tokens")
+    assert lines[place + 1 : place + 5] == [
+        "a, b                    -20 ms*     -20 ms*  -20 ms*     0/s",
+        "a, c                    -40 ms*     -40 ms*  -40 ms*     0/s",
+        "b, c                    -20 ms*     -20 ms*  -20 ms*     0/s",
+        "* beyond chance, by the 95 % interval of the difference",
     ]
 
 
 def test_too_few_for_one_measure_are_told_for_that_measure():
     study = a_study(n=6)
-    answers = [replace(answer, first_text_ms=None) for answer in study.answers[:2]]
+    answers = [changed(answer, duration_ms=None) for answer in study.answers[:2]]
     lines = shown(replace(study, answers=[*answers, *study.answers[2:]]))
-    assert lines[lines.index("comparison") + 1 :] == [
-        "a is faster to the first event than b by 20.0 ms (95 %: 20.0 to 20.0 ms, 6",
-        "  requests)",
-        "too few requests to say whether a or b is faster to the first text (6 are",
-        "  needed, both answered 5)",
-        "a is faster with the whole answer than b by 20.0 ms (95 %: 20.0 to 20.0 ms, 6",
-        "  requests)",
-        "no difference in tokens per second between a and b that chance could not make (a",
-        "  less b, 95 %: 0.0 to 0.0/s, 6 requests)",
+    assert lines[lines.index("conclusions") + 1 :] == [
+        "First event: a is faster than b by 20 ms (95 % interval 20 to 20 ms, 6",
+        "  requests); medians 125 ms and 145 ms.",
+        "Whole response: Too few requests to tell (6 are needed, both answered 5): a",
+        "  1.13 s, b 1.15 s.",
+        "Tokens per second: No difference beyond chance: a 10/s, b 10/s (95 % interval of",
+        "  the difference 0 to 0, 6 requests).",
+        "Agreement: No model is clearly closer to the recorded replies; similarity a 1.00",
+        "  (1.00 to 1.00), b 1.00 (1.00 to 1.00).",
+        "Errors: None in 12 responses.",
     ]
 
 
 def test_a_study_of_nothing_is_one_line():
-    assert shown(Study(title="nothing", is_run=False)) == ["nothing: 0 requests, 0 answers"]
+    assert shown(Study(title="nothing", is_run=False)) == ["nothing: 0 requests, 0 responses"]
     begun = Study(title="soon", is_run=True, began=BEGAN, planned=1, samples=[a_sample()])
-    assert shown(begun) == ["soon: 1 request, 0 of 1 answer, since 2026-01-02 03:04:05 UTC"]
+    assert shown(begun) == ["soon: 1 request, 0 of 1 response, since 2026-01-02 03:04:05 UTC"]
 
 
 def test_what_providers_do_not_tell_is_told():
     study = a_study(("a",), 3, recorded=False)
     told, *others = study.answers
-    answers = [told, *(replace(answer, usage=Usage()) for answer in others)]
+    answers = [told, *(changed(answer, usage=Usage()) for answer in others)]
     lines = shown(replace(study, answers=answers), {"a": Price(1000.0, 10_000.0)})
-    assert "a: only 1 of 3 answers told their tokens; ~ marks rates by our estimate" in lines
-    cost = lines.index("cost  answers  in all  each")
-    assert lines[cost + 1] == "a         1/3    0.13  0.13"
+    assert "a: only 1 of 3 responses had token counts; ~ marks rates by our estimate" in lines
+    cost = lines.index("cost  responses   total    each")
+    assert lines[cost + 1] == "a           1/3  0.1300  0.1300"
 
 
 @pytest.mark.parametrize("width", [0, 80, 133])
@@ -148,7 +181,7 @@ def test_no_line_is_longer_than_the_screen(width):
     models = ("m" * 200, "n" * 79, "o")
     study = a_study(models, 6, settings={"models": list(models), "limit": None})
     answers = [
-        replace(
+        changed(
             answer,
             ttft_ms=answer.ttft_ms * 1e3,
             duration_ms=answer.duration_ms * 1e3,
@@ -180,9 +213,9 @@ def test_a_clients_words_never_drive_the_terminal():
     )
     lines = shown(study)
     assert all(line.isprintable() for line in lines)
-    assert lines[0] == f"{ESCAPED}: 6 requests, 13 answers"
+    assert lines[0] == f"{ESCAPED}: 6 requests, 13 responses"
     assert f"{ESCAPED}: {ESCAPED} 1" in lines
-    assert any(line.startswith(f"{ESCAPED} is faster to the first event than b") for line in lines)
+    assert any(line.startswith(f"First event: {ESCAPED} is faster than b") for line in lines)
     assert report_csv(study).replace("\r\n", "").isprintable()
 
 
@@ -262,9 +295,9 @@ def test_csv_reads_back_as_the_answers():
 
 @pytest.mark.parametrize("first", ["=", "+", "-", "@", "\t", "\r", "\n"])
 def test_no_spreadsheet_runs_a_clients_words(first):
-    answer = an_answer(model=f"{first}1+1", error=f"{first}cmd", ttft_ms=-5.0, reply=said("="))
+    answer = an_answer(model=f"{first}1+1", error=f"{first}cmd", setup_ms=-5.0, reply=said("="))
     study = Study(title="", is_run=False, models=(answer.model,), answers=[answer])
     [row] = csv.DictReader(io.StringIO(report_csv(study), newline=""))
     shown = first if first.isprintable() else repr(first)[1:-1]
     assert (row["model"], row["error"]) == (f"'{shown}1+1", f"'{shown}cmd")
-    assert row["ttft_ms"] == "-5.0"
+    assert row["setup_ms"] == "-5.0"

@@ -10,8 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["LOG_FROM", "Axis", "bounded", "drawable", "plain_axis", "time_axis"]
-
 LOG_FROM = 20  # times the least is the most: a linear axis would press half of it together
 MAX_TICKS = 7  # of a logarithmic axis: as many words stand beside one another
 LEAST, MOST = 1e-6, 1e15  # a nanosecond is nothing, and 30,000 years are for ever

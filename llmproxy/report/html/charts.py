@@ -14,23 +14,11 @@ from dataclasses import dataclass
 from statistics import median_low
 from typing import TypeVar
 
+from .. import numbers
 from ..figures import Estimate
 from ..stats import Interval
 from . import axes, markup
 from .axes import Axis
-
-__all__ = [
-    "MAX_STREAMS",
-    "Bar",
-    "Point",
-    "Row",
-    "Stream",
-    "bars",
-    "distribution",
-    "mark",
-    "scatter",
-    "streams",
-]
 
 T = TypeVar("T")
 _Box = tuple[float, float, float, float]
@@ -141,7 +129,8 @@ def distribution(title: str, rows: Sequence[Row]) -> str:
     )
     body += "".join(_strip(row, axis, index * step) for index, row in enumerate(rows))
     told = "; ".join(
-        f"{markup.shortened(row.model, LABEL_CHARS)} {markup.seconds(_median(row))}" for row in rows
+        f"{numbers.shortened(row.model, LABEL_CHARS)} {numbers.seconds(_median(row))}"
+        for row in rows
     )
     return _svg(title, f"{title}, median: {told}", height, body)
 
@@ -149,7 +138,7 @@ def distribution(title: str, rows: Sequence[Row]) -> str:
 def _strip(row: Row, axis: Axis, top: float) -> str:
     middle = top + 32
     estimate = row.estimate
-    right = f"median {markup.seconds(estimate.summary.p50)}" if estimate else ""
+    right = f"median {numbers.seconds(estimate.summary.p50)}" if estimate else ""
     drawn = _title_line(row.model, row.number, top + 13, right)
     if estimate and estimate.interval:
         low, high = axis.at(estimate.interval.low), axis.at(estimate.interval.high)
@@ -204,7 +193,7 @@ def streams(
     are drawn, evenly by time. end_ms, most: where the axes end, the same for all models that
     are to be compared; a line that goes farther is cut there, and how many do is said.
     """
-    title = f"Streams of {markup.shortened(model, LABEL_CHARS)}"
+    title = f"Streams of {numbers.shortened(model, LABEL_CHARS)}"
     drawn = [answer for answer in answers if answer.ticks]
     if not drawn:
         return _nothing(title, model, number)
@@ -214,7 +203,7 @@ def streams(
     across = axes.time_axis([0, end_ms], left, WIDTH - 10, log=False)
     up = axes.plain_axis([0, most], bottom, top)
     beyond = sum(1 for answer in drawn if answer.ticks[-1][0] > end_ms * 1.001)
-    right = markup.count_of(len(drawn), "answer") + (f", {beyond} go on" if beyond else "")
+    right = numbers.count_of(len(drawn), "answer") + (f", {beyond} go on" if beyond else "")
     body = _title_line(model, number, 13, right)
     body += _frame(across, up, bottom, left)
     middle = median_low(range(len(drawn)))
@@ -227,8 +216,8 @@ def streams(
     body += "".join(path(answer, "thin") for answer in _thinned(others, MAX_STREAMS - 1))
     body += path(drawn[middle], "bold")
     told = (
-        f"{title}: characters over time, {markup.count_of(len(drawn), 'answer')}, "
-        f"the middle one ends after {markup.seconds(_end(drawn[middle]))}"
+        f"{title}: characters over time, {numbers.count_of(len(drawn), 'answer')}, "
+        f"the middle one ends after {numbers.seconds(_end(drawn[middle]))}"
     )
     return _svg(title, told, bottom + 20, body)
 
@@ -278,9 +267,9 @@ def scatter(
     for point, (x, y) in zip(points, places, strict=True):
         body += _cross(point, x, y, across, up)
     for point, (x, y) in zip(points, places, strict=True):
-        body += labels.drawn(markup.shortened(point.model, POINT_CHARS), x, y)
+        body += labels.drawn(numbers.shortened(point.model, POINT_CHARS), x, y)
     told = "; ".join(
-        f"{markup.shortened(point.model, LABEL_CHARS)}: {markup.seconds(point.x)}, {point.y:.2f}"
+        f"{numbers.shortened(point.model, LABEL_CHARS)}: {numbers.seconds(point.x)}, {point.y:.2f}"
         for point in points
     )
     return _svg(title, f"{title}. {told}", height, body)
@@ -362,7 +351,9 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
     for index, row in enumerate(rows):
         top = index * step
         failed = sum(row.badly.values())
-        body += _title_line(row.model, row.number, top + 13, markup.count_of(_total(row), "answer"))
+        body += _title_line(
+            row.model, row.number, top + 13, numbers.count_of(_total(row), "answer")
+        )
         x = 2.0
         pieces = [
             *(
@@ -381,10 +372,10 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         well = _listed(row.well)
         body += _words(well, 2, top + 42)
         if failed:
-            words = markup.shortened(f"{_listed(row.badly)}", 44)
+            words = numbers.shortened(f"{_listed(row.badly)}", 44)
             body += _words(words, WIDTH - 10, top + 42, anchor="end", kind="bad-words")
     told = "; ".join(
-        f"{markup.shortened(row.model, LABEL_CHARS)}: {sum(row.badly.values())} of {_total(row)}"
+        f"{numbers.shortened(row.model, LABEL_CHARS)}: {sum(row.badly.values())} of {_total(row)}"
         for row in rows
     )
     return _svg(title, f"{title}, failed: {told}", len(rows) * step, body)
@@ -395,7 +386,7 @@ def _total(row: Bar) -> int:
 
 
 def _listed(counts: Mapping[str, int]) -> str:
-    shown = [f"{markup.shortened(word, 20)} {count:,}" for word, count in counts.items()]
+    shown = [f"{numbers.shortened(word, 20)} {count:,}" for word, count in counts.items()]
     more = [f"{len(shown) - 3} more"] if len(shown) > 3 else []
     return " · ".join([*shown[:3], *more])
 
@@ -438,7 +429,7 @@ def _title_line(model: str, number: int, y: float, right: str) -> str:
     room = int((WIDTH - 27 - LABEL_WIDTH * len(right)) / (LABEL_WIDTH + 1))
     return (
         f'<path class="solid m{number % SHAPES}" d="{_shape(number, 7, y - 4, 4.5)}"/>'
-        + _words(markup.shortened(model, max(room, 12)), 17, y, kind="name")
+        + _words(numbers.shortened(model, max(room, 12)), 17, y, kind="name")
         + (_words(right, WIDTH - 10, y, anchor="end", kind="value") if right else "")
     )
 

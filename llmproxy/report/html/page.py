@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC
+from functools import cache
+from importlib import resources
 
+from .. import numbers
 from ..data import Measured, Study
 from ..figures import Estimate, Figures, ModelFigures
 from . import charts, markup, samples, tables
-from .style import STYLE
-from .summary import verdict
-
-__all__ = ["page"]
+from .summary import summary
 
 MAX_CHARTED = 12  # models with drawings of their own
 FEW_PAIRS = 6  # more are folded away
@@ -42,15 +41,15 @@ def page(
     base_url: where this proxy listens, for who has nothing recorded yet.
     """
     models = dict.fromkeys([*study.models, *(answer.model for answer in study.answers)])
-    numbers = {model: number for number, model in enumerate(models)}
+    mark_numbers = {model: number for number, model in enumerate(models)}
     sections = [_header(study, refresh_s, other)]
     if study.samples or study.answers:
         sections += [
-            _verdict(study, figures),
-            _drawings(study, figures, numbers),
-            _figures(figures, numbers),
-            _between(study, figures, numbers),
-            _requests(study, numbers),
+            _summary(study, figures),
+            _drawings(study, figures, mark_numbers),
+            _figures(figures, mark_numbers),
+            _between(study, figures, mark_numbers),
+            _requests(study, mark_numbers),
             _method(study),
         ]
     else:
@@ -64,27 +63,33 @@ def page(
 
 def _head(study: Study, refresh_s: int | None) -> str:
     again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s:d}">\n'
-    title = markup.text(markup.shortened(study.title, markup.MAX_NAME_CHARS))
+    title = markup.text(numbers.shortened(study.title, markup.MAX_NAME_CHARS))
     return (
         f'<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n'
         f'<meta name="referrer" content="no-referrer">\n{again}'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n"
+        f"<title>{title}</title>\n<style>{_style()}</style>\n"
     )
 
 
-# ---- what it is, and what it says
+@cache
+def _style() -> str:
+    """Read the style sheet beside this module."""
+    return resources.files(__package__).joinpath("style.css").read_text("utf-8")
+
+
+# ---- header and summary
 
 
 def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) -> str:
     facts = [
         "Benchmark" if study.is_run else "Recorded traffic",
-        markup.count_of(len(study.samples), "request") if study.samples else "",
-        markup.count_of(len(study.models), "model") if len(study.models) > 1 else "",
+        numbers.count_of(len(study.samples), "request") if study.samples else "",
+        numbers.count_of(len(study.models), "model") if len(study.models) > 1 else "",
         _settings(study),
-        _when(study),
+        numbers.period(study.began, study.ended, samples.stamp),
         f"loaded again every {refresh_s:d} s" if refresh_s is not None else "",
         f'<a href="{markup.text(other[0])}">{markup.text(other[1])}</a>' if other else "",
     ]
@@ -101,16 +106,6 @@ def _settings(study: Study) -> str:
     )
 
 
-def _when(study: Study) -> str:
-    if study.began is None:
-        return ""
-    ended = ""
-    if study.ended is not None:
-        is_one_day = study.ended.astimezone(UTC).date() == study.began.astimezone(UTC).date()
-        ended = f" to {samples.stamp(study.ended, day=not is_one_day)}"
-    return f"{samples.stamp(study.began)}{ended} UTC"
-
-
 def _unfinished(study: Study) -> str:
     if not study.is_run:
         return ""
@@ -123,14 +118,14 @@ def _unfinished(study: Study) -> str:
     return f'<p class="notice" role="status">{word}: {made:,}{of} answers so far.</p>'
 
 
-def _verdict(study: Study, figures: Figures) -> str:
+def _summary(study: Study, figures: Figures) -> str:
     rows = "".join(
-        f"<div><dt>{question}</dt><dd>{words}</dd></div>"
-        for question, words in verdict(study, figures)
+        f"<div><dt>{question}</dt><dd>{answer}</dd></div>"
+        for question, answer in summary(study, figures)
     )
-    return (
-        f'<section aria-label="In words"><dl class="verdict">{rows}</dl></section>' if rows else ""
-    )
+    if not rows:
+        return ""
+    return f'<section aria-label="Conclusions"><dl class="conclusions">{rows}</dl></section>'
 
 
 def _nothing_yet(base_url: str) -> str:
@@ -151,23 +146,23 @@ def _nothing_yet(base_url: str) -> str:
 # ---- drawings
 
 
-def _drawings(study: Study, figures: Figures, numbers: Mapping[str, int]) -> str:
+def _drawings(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:
     shown = [each for each in figures.models if each.requests][:MAX_CHARTED]
     if not shown:
         return ""
     good: dict[str, list[Measured]] = {each.model: [] for each in shown}
     for answer in study.answers:
-        if answer.model in good and answer.repeat and answer.status == "ok":
+        if answer.model in good and answer.repeat and answer.exchange.status == "ok":
             good[answer.model].append(answer)
     drawn = [
-        _dots("Time to the first event", "ttft_ms", shown, good, numbers),
-        _dots("Time of the whole answer", "duration_ms", shown, good, numbers),
-        _speed_and_agreement(shown, numbers) if study.is_run else "",
-        _streams(good, numbers),
-        _endings(shown, numbers),
+        _dots("Time to the first event", "ttft_ms", shown, good, mark_numbers),
+        _dots("Time of the whole answer", "duration_ms", shown, good, mark_numbers),
+        _speed_and_agreement(shown, mark_numbers) if study.is_run else "",
+        _streams(good, mark_numbers),
+        _endings(shown, mark_numbers),
     ]
     more = len([each for each in figures.models if each.requests]) - len(shown)
-    note = f'<p class="soft">{markup.count_of(more, "model")} not drawn.</p>' if more else ""
+    note = f'<p class="soft">{numbers.count_of(more, "model")} not drawn.</p>' if more else ""
     return f'<section><h2>Drawings</h2><div class="grid">{"".join(drawn)}</div>{note}</section>'
 
 
@@ -176,25 +171,25 @@ def _dots(
     field: str,
     shown: Sequence[ModelFigures],
     good: Mapping[str, Sequence[Measured]],
-    numbers: Mapping[str, int],
+    mark_numbers: Mapping[str, int],
 ) -> str:
     rows = []
     for each in shown:
         values = [getattr(answer, field) for answer in good[each.model]]
         estimate: Estimate | None = getattr(each, field)
         known = [value for value in values if value is not None]
-        rows.append(charts.Row(each.model, numbers[each.model], known, estimate))
+        rows.append(charts.Row(each.model, mark_numbers[each.model], known, estimate))
     svg = charts.distribution(title, rows)
     return _figure(
         title, svg, "A mark for each answer; line: median, bar: its 95 % interval; dashes: p95."
     )
 
 
-def _speed_and_agreement(shown: Sequence[ModelFigures], numbers: Mapping[str, int]) -> str:
+def _speed_and_agreement(shown: Sequence[ModelFigures], mark_numbers: Mapping[str, int]) -> str:
     points = [
         charts.Point(
             each.model,
-            numbers[each.model],
+            mark_numbers[each.model],
             each.duration_ms.summary.p50,
             each.agreement.similarity.summary.p50,
             each.duration_ms.interval,
@@ -219,9 +214,9 @@ def _speed_and_agreement(shown: Sequence[ModelFigures], numbers: Mapping[str, in
     )
 
 
-def _endings(shown: Sequence[ModelFigures], numbers: Mapping[str, int]) -> str:
+def _endings(shown: Sequence[ModelFigures], mark_numbers: Mapping[str, int]) -> str:
     rows = [
-        charts.Bar(each.model, numbers[each.model], each.finish_reasons, each.errors)
+        charts.Bar(each.model, mark_numbers[each.model], each.finish_reasons, each.errors)
         for each in shown
     ]
     return _figure(
@@ -231,7 +226,7 @@ def _endings(shown: Sequence[ModelFigures], numbers: Mapping[str, int]) -> str:
     )
 
 
-def _streams(good: Mapping[str, Sequence[Measured]], numbers: Mapping[str, int]) -> str:
+def _streams(good: Mapping[str, Sequence[Measured]], mark_numbers: Mapping[str, int]) -> str:
     lines = {
         model: [
             charts.Stream(answer.ticks, answer.duration_ms) for answer in answers if answer.ticks
@@ -251,7 +246,7 @@ def _streams(good: Mapping[str, Sequence[Measured]], numbers: Mapping[str, int])
             "Streams",
             charts.streams(
                 model,
-                numbers[model],
+                mark_numbers[model],
                 streams,
                 end_ms=end_ms,
                 most=most,
@@ -287,12 +282,12 @@ def _figure(title: str, svg: str, caption: str) -> str:
 # ---- figures, requests, method
 
 
-def _figures(figures: Figures, numbers: Mapping[str, int]) -> str:
+def _figures(figures: Figures, mark_numbers: Mapping[str, int]) -> str:
     if not figures.models:
         return ""
     every = ""
     if figures.comparisons:
-        table = tables.comparison_table(figures.comparisons, numbers)
+        table = tables.comparison_table(figures.comparisons, mark_numbers)
         every = (
             '<details class="fold"><summary>Every comparison with its interval</summary>'
             f'<div class="rows">{table}</div></details>'
@@ -300,17 +295,17 @@ def _figures(figures: Figures, numbers: Mapping[str, int]) -> str:
     return f"<section><h2>Figures</h2>{tables.figures_table(figures)}{every}</section>"
 
 
-def _between(study: Study, figures: Figures, numbers: Mapping[str, int]) -> str:
+def _between(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:
     if not figures.between or not study.is_run:
         return ""
-    table = f'<div class="rows">{tables.between_table(figures.between, numbers)}</div>'
+    table = f'<div class="rows">{tables.between_table(figures.between, mark_numbers)}</div>'
     if len(figures.between) > FEW_PAIRS:
-        count = markup.count_of(len(figures.between), "pair")
+        count = numbers.count_of(len(figures.between), "pair")
         table = f'<details class="fold"><summary>{count} of models</summary>{table}</details>'
     return f"<section><h2>Agreement between models</h2>{table}</section>"
 
 
-def _requests(study: Study, numbers: Mapping[str, int]) -> str:
+def _requests(study: Study, mark_numbers: Mapping[str, int]) -> str:
     if not study.samples:
         return ""
     title, legend = "Requests, the newest first", ""
@@ -322,7 +317,7 @@ def _requests(study: Study, numbers: Mapping[str, int]) -> str:
                 "<del>only there</del> <ins>only here</ins>. "
                 "<code>log ID</code> shows any of them whole.</p>"
             )
-    body = samples.requests(study, numbers)
+    body = samples.requests(study, mark_numbers)
     return f"<section><h2>{title}</h2>{legend}{body}</section>"
 
 

@@ -20,11 +20,10 @@ from llm.parts import (
     ToolResultPart,
 )
 
+from .. import numbers
 from ..data import Measured, Sample, Study
 from . import charts, markup
 from .word_diff import Change, differences
-
-__all__ = ["MAX_SAMPLES", "requests", "stamp"]
 
 MAX_SAMPLES = 200  # requests on a page: more than anybody opens
 MAX_REQUESTS_CHARS = 6_000_000  # of all their markup; a phone still opens it
@@ -58,13 +57,13 @@ def requests(study: Study, models: Mapping[str, int]) -> str:
             break
     left_out = len(samples) - len(written)
     if left_out:
-        more = markup.count_of(left_out, "more request")
+        more = numbers.count_of(left_out, "more request")
         written.append(f'<p class="soft">{more} left out, to keep this page small.</p>')
     return "".join(written)
 
 
-def stamp(at: datetime, *, day: bool = True) -> str:
-    """Write a time as UTC, to the second in the markup and to the minute for the eye."""
+def stamp(at: datetime, day: bool = True) -> str:
+    """Format a UTC time: shown to the minute, marked up to the second."""
     utc = at.astimezone(UTC)
     shown = f"{utc:%Y-%m-%d %H:%M}" if day else f"{utc:%H:%M}"
     return f'<time datetime="{utc:%Y-%m-%dT%H:%M:%SZ}">{shown}</time>'
@@ -113,9 +112,10 @@ def _summary(
 
 
 def _in_short(answer: Measured) -> str:
-    if answer.status != "ok":
-        return f'<span class="failure">{markup.name(answer.error_kind or answer.status)}</span>'
-    return "–" if answer.duration_ms is None else markup.seconds(answer.duration_ms)
+    if answer.exchange.status != "ok":
+        kind = markup.name(answer.error_kind or answer.exchange.status)
+        return f'<span class="failure">{kind}</span>'
+    return "–" if answer.duration_ms is None else numbers.seconds(answer.duration_ms)
 
 
 def _first_words(prompt: Sequence[Message]) -> str:
@@ -154,7 +154,7 @@ def _results(prompt: Sequence[Message]) -> Iterator[str]:
 
 def _prompt(sample: Sample) -> str:
     earlier = (
-        f'<p class="soft">{markup.count_of(sample.earlier, "earlier message")} not shown</p>'
+        f'<p class="soft">{numbers.count_of(sample.earlier, "earlier message")} not shown</p>'
         if sample.earlier
         else ""
     )
@@ -173,7 +173,7 @@ def _more(things: Sequence[object], thing: str) -> str:
     left_out = len(things) - MAX_PARTS
     if left_out <= 0:
         return ""
-    return f'<p class="soft">{markup.count_of(left_out, f"more {thing}")} not shown</p>'
+    return f'<p class="soft">{numbers.count_of(left_out, f"more {thing}")} not shown</p>'
 
 
 def _part(part: Part) -> str:
@@ -212,7 +212,7 @@ def _cut(text: str, limit: int) -> str:
     left_out = len(text) - limit
     if left_out <= 0:
         return ""
-    return f'<span class="cut"> … {markup.count_of(left_out, "more character")}</span>'
+    return f'<span class="cut"> … {numbers.count_of(left_out, "more character")}</span>'
 
 
 def _reasoning(text: str, redacted: bool) -> str:
@@ -221,7 +221,7 @@ def _reasoning(text: str, redacted: bool) -> str:
         return f'<p class="soft">{hidden}</p>' if hidden else ""
     return (
         f'<details class="reasoning"><summary>Reasoning, '
-        f"{markup.count_of(len(text), 'character')}</summary>{_block(text)}</details>"
+        f"{numbers.count_of(len(text), 'character')}</summary>{_block(text)}</details>"
     )
 
 
@@ -239,7 +239,7 @@ def _of_model(
     folded = "".join(_card(answer, number, recorded, is_run) for answer in others[:MAX_REPEATS])
     if len(others) > MAX_REPEATS:
         folded += f'<p class="soft">{len(others) - MAX_REPEATS:,} more not shown</p>'
-    label = markup.count_of(len(others), "more answer")
+    label = numbers.count_of(len(others), "more answer")
     chips = " · ".join(_in_short(answer) for answer in others[:MAX_REPEATS])
     return (
         f'<div class="stack">{card}<details class="again"><summary>{label}: {chips}</summary>'
@@ -257,7 +257,7 @@ def _card(answer: Measured, number: int | None, recorded: Measured | None, is_ru
     return (
         f'<article class="answer"><h3>{head}{again}</h3><p class="facts">{_facts(answer)}</p>'
         f"{_failure(answer)}{_reply(answer, recorded)}"
-        f'<p class="soft ids"><code>{markup.name(answer.id)}</code></p></article>'
+        f'<p class="soft ids"><code>{markup.name(answer.exchange.id)}</code></p></article>'
     )
 
 
@@ -268,14 +268,14 @@ def _facts(answer: Measured) -> str:
 
 def _each_fact(answer: Measured) -> Iterator[str]:
     if answer.ttft_ms is not None:
-        yield f"{markup.seconds(answer.ttft_ms)} to the first event"
-    if answer.is_first_run:
-        yield "first run of its process, the model may have been loaded"
-    if answer.queue_ms is not None:
-        yield f"{markup.seconds(answer.queue_ms)} of waiting before, for its turn"
+        yield f"{numbers.seconds(answer.ttft_ms)} to the first event"
+    if answer.exchange.is_first_run:
+        yield "first run in its process, may include loading the model"
+    if answer.exchange.queue_ms is not None:
+        yield f"{numbers.seconds(answer.exchange.queue_ms)} of waiting before"
     if answer.duration_ms is not None:
-        yield f"{markup.seconds(answer.duration_ms)} in all"
-    usage = answer.usage
+        yield f"{numbers.seconds(answer.duration_ms)} in all"
+    usage = answer.exchange.usage
     if usage.input_tokens is not None or usage.output_tokens is not None:
         reasoning = f", {usage.reasoning_tokens:,} reasoning" if usage.reasoning_tokens else ""
         cached = f" ({usage.cached_tokens:,} cached)" if usage.cached_tokens else ""
@@ -284,23 +284,23 @@ def _each_fact(answer: Measured) -> Iterator[str]:
             for count in (usage.input_tokens, usage.output_tokens)
         )
         yield f"{into}{cached} → {out} tokens{reasoning}"
-    if answer.finish_reason is not None:
-        yield markup.name(answer.finish_reason)
+    if answer.exchange.finish_reason is not None:
+        yield markup.name(answer.exchange.finish_reason)
 
 
 def _failure(answer: Measured) -> str:
-    if answer.status == "ok":
+    if answer.exchange.status == "ok":
         return ""
-    kind = markup.name(answer.error_kind or answer.status)
-    words = answer.error or ""
-    said = f": {markup.text(words[:MAX_ERROR_CHARS])}{_cut(words, MAX_ERROR_CHARS)}"
-    return f'<p class="failed" dir="auto"><b>{kind}</b>{said if words else ""}</p>'
+    kind = markup.name(answer.error_kind or answer.exchange.status)
+    error = answer.exchange.error or ""
+    message = f": {markup.text(error[:MAX_ERROR_CHARS])}{_cut(error, MAX_ERROR_CHARS)}"
+    return f'<p class="failed" dir="auto"><b>{kind}</b>{message if error else ""}</p>'
 
 
 def _reply(answer: Measured, recorded: Measured | None) -> str:
     parts = [part for message in answer.reply for part in message.parts]
     if not parts:
-        return '<p class="soft">no answer</p>' if answer.status == "ok" else ""
+        return '<p class="soft">no answer</p>' if answer.exchange.status == "ok" else ""
     if recorded is None or not (text := _text(answer)):
         return _parts(parts)
     others = [part for part in parts if not isinstance(part, TextPart)]

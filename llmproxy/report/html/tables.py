@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from .. import numbers
 from ..figures import (
     AgreementFigures,
     Between,
@@ -13,10 +14,9 @@ from ..figures import (
     Measure,
     ModelFigures,
     Share,
+    is_time,
 )
 from . import charts, markup
-
-__all__ = ["MAX_COLUMNS", "between_table", "comparison_table", "figures_table"]
 
 MAX_COLUMNS = 24  # models in a table; a log's clients can ask for any number of names
 MAX_BESIDE = 3  # models of which two tables stand side by side on a wide screen
@@ -86,17 +86,17 @@ def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelF
 def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
     yield "Answers", (("well, of all", _ok), ("finished by", _finished), ("failed by", _failed))
     for measure, title in MEASURES.items():
-        yield title, _estimate_rows(measure, is_time=measure != "tokens_per_second")
+        yield title, _estimate_rows(measure)
     yield (
         "Gaps between events",
         (
-            ("median", lambda each: markup.seconds(each.gaps.p50_ms) if each.gaps else NONE),
-            ("p95", lambda each: markup.seconds(each.gaps.p95_ms) if each.gaps else NONE),
-            ("longest", lambda each: markup.seconds(each.gaps.longest_ms) if each.gaps else NONE),
+            ("median", lambda each: numbers.seconds(each.gaps.p50_ms) if each.gaps else NONE),
+            ("p95", lambda each: numbers.seconds(each.gaps.p95_ms) if each.gaps else NONE),
+            ("longest", lambda each: numbers.seconds(each.gaps.longest_ms) if each.gaps else NONE),
         ),
     )
-    yield "Connection set-up, in no other time", _estimate_rows("setup_ms", is_time=True)[:3]
-    yield "Wait for a turn, in no other time", _estimate_rows("queue_ms", is_time=True)[:3]
+    yield "Connection set-up, in no other time", _estimate_rows("setup_ms")[:3]
+    yield "Wait for a turn, in no other time", _estimate_rows("queue_ms")[:3]
     yield (
         "Tokens an answer, median",
         [(label, _median_tokens(name)) for name, label in _TOKENS_OF_EACH.items()],
@@ -129,7 +129,7 @@ def _ok(each: ModelFigures) -> str:
         if each.first_runs
         else ""
     )
-    return f"{each.ok:,} of {each.requests:,}{warm}{first}"
+    return f"{Share(each.ok, each.requests)}{warm}{first}"
 
 
 def _finished(each: ModelFigures) -> str:
@@ -147,7 +147,7 @@ def _counts(counts: Mapping[str, int]) -> str:
     return "<br>".join(shown) or NONE
 
 
-def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
+def _estimate_rows(field: str) -> list[tuple[str, Cell]]:
     def estimate(each: ModelFigures) -> Estimate | None:
         found: Estimate | None = getattr(each, field)
         return found
@@ -158,7 +158,7 @@ def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
             if found is None:
                 return NONE
             value: float = getattr(found.summary, name)
-            shown = markup.seconds(value) if is_time else markup.number(value)
+            shown = numbers.seconds(value) if is_time(field) else numbers.number(value)
             return "~" * found.is_estimated + shown
 
         return cell
@@ -169,7 +169,7 @@ def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
             return NONE
         if found.interval is None:
             return '<span class="soft">too few</span>'
-        return markup.between(found.interval, is_time=is_time)
+        return numbers.between(found.interval, is_time=is_time(field))
 
     return [
         ("median", lambda each: _strong(quantile("p50")(each))),
@@ -182,7 +182,7 @@ def _estimate_rows(field: str, *, is_time: bool) -> list[tuple[str, Cell]]:
 def _median_tokens(name: str) -> Cell:
     def cell(each: ModelFigures) -> str:
         found = each.tokens.get(name)
-        return NONE if found is None else markup.number(found.p50)
+        return NONE if found is None else numbers.number(found.p50)
 
     return cell
 
@@ -210,11 +210,11 @@ def _similarity_interval(figures: AgreementFigures) -> str:
     if figures.similarity is None:
         return NONE
     found = figures.similarity.interval
-    return "too few" if found is None else markup.shares_between(found)
+    return "too few" if found is None else numbers.shares_between(found)
 
 
 def _share(share: Share | None) -> str:
-    return NONE if share is None else f"{share.count:,} of {share.of:,}"
+    return NONE if share is None else str(share)
 
 
 _AGREEMENT: Sequence[tuple[str, Callable[[AgreementFigures], str]]] = (
@@ -231,7 +231,7 @@ def _of_agreement(cell: Callable[[AgreementFigures], str]) -> Cell:
     return lambda each: NONE if each.agreement is None else cell(each.agreement)
 
 
-def between_table(pairs: Sequence[Between], numbers: Mapping[str, int]) -> str:
+def between_table(pairs: Sequence[Between], mark_numbers: Mapping[str, int]) -> str:
     """Set out how far each two models agree."""
     columns = [
         (label, cells)
@@ -241,7 +241,7 @@ def between_table(pairs: Sequence[Between], numbers: Mapping[str, int]) -> str:
     ]
     head = "".join(f'<th scope="col">{label}</th>' for label, _ in columns)
     rows = "".join(
-        f'<tr><th scope="row">{_pair(pair.first, pair.second, numbers)}</th>'
+        f'<tr><th scope="row">{_pair(pair.first, pair.second, mark_numbers)}</th>'
         + "".join(f"<td>{cells[place]}</td>" for _, cells in columns)
         + "</tr>"
         for place, pair in enumerate(pairs[:MAX_ROWS])
@@ -251,18 +251,19 @@ def between_table(pairs: Sequence[Between], numbers: Mapping[str, int]) -> str:
     return _scrolling("Agreement between models", table) + more
 
 
-def comparison_table(comparisons: Sequence[Comparison], numbers: Mapping[str, int]) -> str:
+def comparison_table(comparisons: Sequence[Comparison], mark_numbers: Mapping[str, int]) -> str:
     """Set out every comparison with its interval and what it says."""
     rows = ""
     for each in comparisons[:MAX_ROWS]:
-        is_time = each.measure != "tokens_per_second"
-        amount = markup.seconds(each.difference) if is_time else markup.number(each.difference)
+        amount = numbers.amount(each.difference, is_time=is_time(each.measure))
         interval = (
-            "too few" if each.interval is None else markup.between(each.interval, is_time=is_time)
+            "too few"
+            if each.interval is None
+            else numbers.between(each.interval, is_time=is_time(each.measure))
         )
         said = "–" if each.faster is None else markup.name(each.faster)
         rows += (
-            f'<tr><th scope="row">{_pair(each.first, each.second, numbers)}</th>'
+            f'<tr><th scope="row">{_pair(each.first, each.second, mark_numbers)}</th>'
             f'<td class="words">{MEASURES[each.measure]}</td><td>{amount}</td><td>{interval}</td>'
             f'<td>{each.pairs or "unpaired"}</td><td class="words">{said}</td></tr>'
         )
@@ -281,9 +282,9 @@ def comparison_table(comparisons: Sequence[Comparison], numbers: Mapping[str, in
 # ---- pieces
 
 
-def _pair(first: str, second: str, numbers: Mapping[str, int]) -> str:
+def _pair(first: str, second: str, mark_numbers: Mapping[str, int]) -> str:
     return " and ".join(
-        f'<span class="nowrap">{charts.mark(numbers.get(model, 0))}{markup.name(model)}</span>'
+        f'<span class="nowrap">{charts.mark(mark_numbers.get(model, 0))}{markup.name(model)}</span>'
         for model in (first, second)
     )
 
@@ -294,7 +295,7 @@ def _scrolling(label: str, table: str) -> str:
 
 
 def _left_out(count: int, thing: str) -> str:
-    return f'<p class="soft">{markup.count_of(count, thing)} not shown.</p>' if count > 0 else ""
+    return f'<p class="soft">{numbers.count_of(count, thing)} not shown.</p>' if count > 0 else ""
 
 
 def _strong(cell: str) -> str:
@@ -302,4 +303,4 @@ def _strong(cell: str) -> str:
 
 
 def _money(amount: float | None) -> str:
-    return NONE if amount is None else markup.money(amount)
+    return NONE if amount is None else numbers.money(amount)

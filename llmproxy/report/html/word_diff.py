@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MAX_WORDS", "Change", "differences"]
-
 MAX_WORDS = 4000  # of each text: two megabytes while they are compared, some hundredths of a second
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")

@@ -27,7 +27,7 @@ from llmproxy.report.html import samples
 from llmproxy.report.html.page import page
 from llmproxy.report.prices import Price
 from tests.browser import open_browser
-from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
+from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, changed, said
 
 VOID = {"meta", "br"}
 INLINE = {"b", "bdi", "span", "del", "ins", "code", "time", "path"}
@@ -102,19 +102,19 @@ def test_two_models_are_told_apart_in_words():
     assert "Benchmark · 8 requests · 2 models · repeat 1, concurrency 1, seed 0" in words
     assert "2026-01-02 03:04 to 03:06 UTC" in words
     assert (
-        "First event a is faster by 20 ms (95 % interval 20 to 20 ms, 8 requests); "
+        "First event a is faster than b by 20 ms (95 % interval 20 to 20 ms, 8 requests); "
         "medians 135 ms and 155 ms." in words
     )
     assert "a is cheapest" in words
-    assert "Errors None in 16 answers." in words
+    assert "Errors None in 16 responses." in words
 
 
 def test_no_model_is_faster_where_chance_could_have_made_it_so():
     study = a_study(models=("a",), n=8)
     others = [
-        dataclasses.replace(
+        changed(
             answer,
-            id=f"b{answer.id}",
+            id=f"b{answer.exchange.id}",
             model="b",
             ttft_ms=answer.ttft_ms + (9 if i % 2 else -9),
         )
@@ -124,14 +124,17 @@ def test_no_model_is_faster_where_chance_could_have_made_it_so():
         study, models=("a", "b"), answers=(*study.answers, *others), planned=16
     )
     words = read(the_page(study)).text
-    assert "First event No difference that chance could not make: " in words
-    assert "is faster by" not in words.split("Whole answer")[0]
+    assert "First event No difference beyond chance: " in words
+    assert "is faster" not in words.split("Whole response")[0]
 
 
 def test_too_few_requests_say_nothing():
     words = read(the_page(a_study(n=2))).text
-    assert "First event Too few requests to say: a 105 ms, b 125 ms." in words
-    assert "faster by" not in words
+    assert (
+        "First event Too few requests to tell (6 are needed, both answered 2): "
+        "a 105 ms, b 125 ms." in words
+    )
+    assert "is faster" not in words
 
 
 def test_of_many_models_the_fastest_and_the_next_are_named():
@@ -145,11 +148,13 @@ def test_of_many_models_the_fastest_and_the_next_are_named():
 def test_a_higher_rate_is_the_faster_one():
     study = a_study(n=8)
     answers = [
-        dataclasses.replace(answer, usage=chat.Usage(20, 31)) if answer.model == "b" else answer
+        changed(answer, usage=chat.Usage(20, 31)) if answer.model == "b" else answer
         for answer in study.answers
     ]
     words = read(the_page(dataclasses.replace(study, answers=answers))).text
-    assert "Tokens per second b is faster by 20/s (95 % interval 20 to 20, 8 requests)" in words
+    assert (
+        "Tokens per second b is faster than a by 20/s (95 % interval 20 to 20, 8 requests)" in words
+    )
 
 
 def test_one_model_is_only_described():
@@ -170,13 +175,13 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
     study = a_study(n=6)
     warmup = an_answer(model="a", repeat=0, sample=study.samples[0].id)
     answers = [
-        dataclasses.replace(
+        changed(
             answer, setup_ms=12.0, usage=chat.Usage(20, 11, cached_tokens=7, reasoning_tokens=3)
         )
         for answer in study.answers
     ]
     words = read(the_page(dataclasses.replace(study, answers=(warmup, *answers)))).text
-    assert "6 of 6 +1 warm-up" in words
+    assert "6/6 +1 warm-up" in words
     for row in (
         "in 20 20",
         "in, cached 42",
@@ -423,7 +428,7 @@ def filled(shape, words, name=""):
     if origin is dict or (origin is not None and issubclass(origin, typing.Mapping)):
         return {words: filled(arguments[1], words)}
     if origin is tuple:
-        return tuple(filled(each, words) for each in arguments)
+        return tuple(filled(each, words) for each in arguments if each is not Ellipsis)
     if origin is not None:  # a sequence
         return [filled(arguments[0], words)]
     if dataclasses.is_dataclass(shape):
@@ -451,9 +456,9 @@ def every_part(words):
 @pytest.mark.parametrize("words", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_words_in_every_field_show_as_text(words, is_run):
     study = dataclasses.replace(filled(Study, words), is_run=is_run)
-    well = dataclasses.replace(study.answers[0], status="ok", id=f"{words}2", repeat=2)
+    well = changed(study.answers[0], status="ok", id=f"{words}2", repeat=2)
     plain = dataclasses.replace(well, reply=said(words + " and more"), repeat=3)
-    recorded = dataclasses.replace(
+    recorded = changed(
         study.samples[0].recorded, status="ok", reply=said("some " + words + " and less")
     )
     sample = dataclasses.replace(study.samples[0], recorded=recorded)
@@ -472,7 +477,8 @@ def test_hostile_words_in_every_field_show_as_text(words, is_run):
 def test_filling_reaches_every_string():
     """So that the test above means what it says."""
     study = filled(Study, "¤")
-    for value in (study, study.samples[0], study.answers[0], study.samples[0].recorded):
+    answer, recorded = study.answers[0], study.samples[0].recorded
+    for value in (study, study.samples[0], answer, answer.exchange, recorded, recorded.exchange):
         hints = typing.get_type_hints(type(value))
         strings = [name for name, hint in hints.items() if str in (hint, *typing.get_args(hint))]
         assert strings
@@ -488,7 +494,7 @@ def test_numbers_that_are_none_are_not_written():
     nan, infinite = float("nan"), float("inf")
     study = a_study(n=6)
     odd = [
-        dataclasses.replace(
+        changed(
             answer,
             ttft_ms=nan,
             duration_ms=infinite,

@@ -4,15 +4,15 @@ import re
 
 from llmproxy.report.data import Study
 from llmproxy.report.figures import Comparison, Estimate, Figures, ModelFigures
-from llmproxy.report.html.summary import verdict
+from llmproxy.report.html.summary import summary
 from llmproxy.report.stats import Interval, Summary
 
 
 def said(models, comparisons, is_run=True):
-    """Say what the verdict is of first events: models by their medians."""
+    """Return the conclusion about first events, of models given by their medians."""
     figures = Figures([of(*pair) for pair in models.items()], comparisons, [])
     study = Study(title="", is_run=is_run, models=tuple(models))
-    answers = dict(verdict(study, figures))
+    answers = dict(summary(study, figures))
     return " ".join(re.sub("<[^>]*>", "", answers["First event"]).split())
 
 
@@ -51,7 +51,7 @@ def test_who_is_not_slower_for_certain_is_named():
     assert said({"a": 100, "b": 200, "c": 101}, comparisons) == (
         "a is faster than b, median 100 ms. The nearest of them is b, slower by 100 ms "
         "(95 % interval 90 to 110 ms, 9 requests). "
-        "To c no difference that chance could not make."
+        "No difference beyond chance from c."
     )
 
 
@@ -74,7 +74,7 @@ def test_three_of_which_each_is_behind_another_are_told_as_they_are():
     ]
     words = said({"a": 100, "b": 101, "c": 102}, comparisons)
     assert words.startswith("a is faster than b, median 100 ms.")
-    assert words.endswith("Faster than it: c.")
+    assert words.endswith("Faster still: c.")
 
 
 def test_too_few_of_one_model_are_told_apart():
@@ -84,10 +84,10 @@ def test_too_few_of_one_model_are_told_apart():
         held("b", "c", 50, None, None),
     ]
     words = said({"a": 100, "b": 200, "c": 150}, comparisons)
-    assert words.endswith("Too few requests to say of c.")
+    assert words.endswith("Too few requests to tell (6 are needed): c.")
     comparisons = [held(*pair, -1, None, None) for pair in ("ab", "ac", "bc")]
     assert said({"a": 1, "b": 2, "c": 3}, comparisons) == (
-        "Too few requests to say; the best median is a’s, 1.0 ms."
+        "Too few requests to tell (6 are needed); the best median is that of a, 1.0 ms."
     )
 
 
@@ -96,6 +96,6 @@ def test_traffic_warns_that_models_were_not_asked_the_same():
         {"a": 1, "b": 2}, [held("a", "b", -1, "a", Interval(-2, -1), pairs=0)], is_run=False
     )
     assert words == (
-        "a is faster by 1.0 ms (95 % interval 1.0 to 2.0 ms); medians 1.0 ms and 2.0 ms. "
-        "They were not asked the same."
+        "a is faster than b by 1.0 ms (95 % interval 1.0 to 2.0 ms); medians 1.0 ms and 2.0 ms. "
+        "They answered different requests, which may be the reason."
     )

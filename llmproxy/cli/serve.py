@@ -1,0 +1,344 @@
+"""Serve: the command without a subcommand. Runs a `Proxy` until a signal stops it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
+from functools import partial
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..app.access import is_loopback
+from ..core import limits
+from ..core.known_keys import KnownKeys
+from ..core.text import printable
+from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
+from ..recorder.exchange import Exchange
+from ..recorder.store import logs_on
+from ..version import __version__
+from .arguments import add_parallel
+from .exchange_text import summary_line
+from .run import run
+from .signals import LEAVE_S, StopSignals
+
+OTHER_DESCRIPTORS = 512  # besides connections: the models' own, the log, the loop
+REPEAT_WARNING_S = 60.0  # that no descriptors are left
+
+_NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+_log = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str], program: str, keys: KnownKeys) -> int:
+    """Serve with these arguments until a signal stops it; return the exit code."""
+    arguments = _parser(program).parse_args(argv)
+    if arguments.help_limits:
+        print("\n".join(limits.describe()))
+        return 0
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # the terminal may lack a client's characters
+            stream.reconfigure(errors="backslashreplace")
+    return run(program, lambda: _run(arguments, keys))
+
+
+def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
+    asyncio.run(_serve(_settings(arguments), keys))
+    return 0
+
+
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
+        f"\n       {program} bench --models A,B [flags]\n       {program} report [RUN] [flags]"
+        f"\n       {program} export FILE [flags]\n       {program} import FILE [flags]"
+        f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
+        description="Serve llm's models to programs that speak a well-known LLM API, "
+        "and record every exchange in llm's logs.db.",
+        epilog="Keys for your own clients can also be set in LLMPROXY_API_KEY, comma separated.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    # Where a flag sets a field of Settings, its dest is that field's name: see _settings.
+    add = parser.add_argument
+    add("--version", action="version", version=f"llmproxy {__version__}")
+    add("--host", default=Settings.host, help="address to listen on (%(default)s)")
+    add(
+        "--port",
+        type=_port,
+        default=Settings.port,
+        help="port to listen on, 0 for any free port (%(default)s)",
+    )
+    add(
+        "--map",
+        dest="maps",
+        metavar="PATTERN=MODEL",
+        action="append",
+        type=_map,
+        default=[],
+        help="use MODEL for requested model names that match (* and ? allowed); first match wins",
+    )
+    add(
+        "--default-model",
+        metavar="MODEL",
+        help="model to use if a request names none or an unknown one",
+    )
+    add_parallel(parser)
+    add("--database", type=Path, metavar="PATH", help="log file (default: llm's logs.db)")
+    add("--no-log", dest="log", action="store_false", help="do not record anything")
+    add(
+        "--no-recall",
+        dest="recall",
+        action="store_false",
+        help="do not put back what a client's API could not carry of earlier replies",
+    )
+    add(
+        "--replay",
+        nargs="?",
+        const="replay",
+        choices=["replay", "replay-or-live"],
+        help="answer from the log instead of from models; "
+        "replay-or-live asks a model if nothing recorded matches",
+    )
+    add(
+        "--replay-speed",
+        metavar="FACTOR",
+        type=_speed,
+        default=Settings.replay_speed,
+        help='"recorded", a factor (2 is twice as fast), or 0 for no delay',
+    )
+    add(
+        "--recordings",
+        type=Path,
+        metavar="DIR",
+        help="answer from the Llama Stack recordings in this folder",
+    )
+    add("--think-tags", action="store_true", help="read <think>…</think> in replies as reasoning")
+    add(
+        "--remote-images",
+        choices=["pass", "refuse"],
+        default=Settings.remote_images,
+        help="image URLs: pass them to the provider, who fetches them, or refuse (%(default)s)",
+    )
+    add(
+        "--api-key",
+        dest="keys",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="require this key from clients (repeatable)",
+    )
+    add(
+        "--allow-host",
+        dest="hosts",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="accept this Host besides localhost, loopback addresses, *.localhost, *.local, "
+        "*.internal",
+    )
+    add(
+        "--allow-origin",
+        dest="origins",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="let web pages of this origin use the server (https://example.org)",
+    )
+    add(
+        "--no-auth",
+        dest="auth",
+        action="store_false",
+        help="accept requests without a key, from other machines too",
+    )
+    add(
+        "--limit",
+        dest="limits",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="change a limit",
+    )
+    add("--help-limits", action="store_true", help="list the limits and exit")
+    add("--access-log", metavar="FILE", help="log each HTTP response to FILE; - is standard error")
+    add("--quiet", action="store_true", help="do not print a line per exchange")
+    return parser
+
+
+def _port(text: str) -> int:
+    port = int(text) if text.isdecimal() else -1
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError("a port is a number from 0 to 65535")
+    return port
+
+
+def _speed(text: str) -> float:
+    try:
+        speed = 1.0 if text == "recorded" else float(text)
+    except ValueError:
+        speed = -1.0
+    if not 0 <= speed < float("inf"):
+        raise argparse.ArgumentTypeError('expected a factor, 0 for no delay, or "recorded"')
+    return speed
+
+
+def _map(text: str) -> tuple[str, str]:
+    pattern, equals, model = text.partition("=")
+    if not (pattern and equals and model):
+        raise argparse.ArgumentTypeError(f"expected PATTERN=MODEL, not {text!r}")
+    return pattern, model
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    given = vars(arguments)
+    if not arguments.log and arguments.database:
+        raise SettingsError("--no-log and --database PATH exclude each other")
+    # Kept from the start: plugins replace them while they load a model, and two that do so at
+    # once may leave closed streams behind for good.
+    out, err = sys.stdout, sys.stderr
+    values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
+    return Settings(
+        **values
+        | {
+            "keys": [*arguments.keys, *keys_of_environment()],
+            "limits": _limits(arguments.limits),
+            "warn": lambda line: print(f"warning: {printable(line)}", file=err, flush=True),
+            "report": _ignore if arguments.quiet else partial(_print_exchange, out),
+            "access_log": arguments.access_log and _line_printer(arguments.access_log),
+        }
+    )
+
+
+def _line_printer(path: str) -> Callable[[str], None]:
+    """Open a file to append lines to; each is flushed at once."""
+    try:
+        file = sys.stderr if path == "-" else open(path, "a", encoding="ascii", buffering=1)
+    except OSError as exc:
+        raise SettingsError(f"--access-log: {path}: {exc.strerror}") from exc
+    return lambda line: print(line, file=file, flush=True)
+
+
+def _limits(assignments: Sequence[str]) -> limits.Limits:
+    try:
+        return limits.limits_from(assignments)
+    except ValueError as exc:
+        raise SettingsError(str(exc)) from exc
+
+
+def _ignore(exchange: Exchange) -> None:
+    pass
+
+
+def _print_exchange(out: TextIO, exchange: Exchange) -> None:
+    print(summary_line(exchange, colours=out.isatty(), id=False), file=out, flush=True)
+
+
+def _take_descriptors(connections: int) -> int:
+    """Raise the limit of file descriptors as far as needed and allowed.
+
+    Returns the connections that leave enough descriptors: with none left, neither a provider
+    nor the log could be reached.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return connections
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + OTHER_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # macOS has further limits of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    if soft == resource.RLIM_INFINITY:
+        return connections
+    return min(connections, max(soft - OTHER_DESCRIPTORS, soft // 2))
+
+
+async def _serve(settings: Settings, keys: KnownKeys) -> None:
+    """Run until a signal says to stop."""
+    connections = _take_descriptors(settings.limits.connections)
+    settings = replace(settings, limits=replace(settings.limits, connections=connections))
+    asyncio.get_running_loop().set_exception_handler(_LoopErrors())
+    out = sys.stdout
+    stopped = asyncio.Event()
+    StopSignals(stopped.set).install()
+    async with Proxy(settings, keys) as proxy:
+        for line in _welcome(proxy):
+            print(line, file=out, flush=True)
+        await stopped.wait()
+        print(
+            "stopping: waiting for running requests; signal again to stop at once",
+            file=out,
+            flush=True,
+        )
+    await _leave()
+
+
+async def _leave() -> None:
+    """End the process even if a model can't be cancelled."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    if left and (await asyncio.wait(left, timeout=LEAVE_S))[1]:
+        sys.stdout.flush()
+        os._exit(0)
+
+
+class _LoopErrors:
+    """Reports errors of the event loop; a lack of descriptors at most once a minute.
+
+    asyncio would report that a hundred times a second, each time with its traceback.
+    """
+
+    def __init__(self) -> None:
+        self._warned_at = -math.inf
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        exc = context.get("exception")
+        if not isinstance(exc, OSError) or exc.errno not in _NO_MORE:
+            loop.default_exception_handler(context)
+        elif time.monotonic() - self._warned_at >= REPEAT_WARNING_S:
+            self._warned_at = time.monotonic()
+            _log.warning("a connection has to wait: %s", exc.strerror)
+
+
+def _welcome(proxy: Proxy) -> list[str]:
+    log = str(proxy.database or "off (--no-log)")
+    if proxy.database is not None and not logs_on():
+        log = "off (turn it on with: llm logs on)"
+    key = "any key" if not proxy.settings.keys else "your --api-key"
+    return [
+        f"llmproxy {__version__} listens on {_place(proxy)}",
+        f"log: {log}",
+        f"models: {_models(proxy)}",
+        f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY=<{key}>",
+        f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY=<{key}>",
+    ]
+
+
+def _place(proxy: Proxy) -> str:
+    if is_loopback(proxy.settings.host):
+        return proxy.url
+    places = ", ".join(f"{host} port {port}" for host, port in proxy.addresses)
+    return f"{places}, open to other machines; on this one: {proxy.url}"
+
+
+def _models(proxy: Proxy) -> str:
+    if not proxy.is_live:
+        return f"not used; replies come from {proxy.settings.recordings or 'the log'}"
+    count = len(proxy.catalog.models())
+    if count == 1:
+        return "only demo; add more with: llm install llm-anthropic"
+    return f"{count}, of which demo needs no key; list them with: llm models"

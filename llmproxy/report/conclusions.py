@@ -1,0 +1,319 @@
+"""What a study shows, as sentences: who is faster and by how much, who agrees, what it costs.
+
+Worded here once; `text` and `html/summary` render the names and the emphasis. A model is called
+faster only if the interval of the comparison says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .data import Study
+from .figures import (
+    ENOUGH,
+    Comparison,
+    Estimate,
+    Figures,
+    Measure,
+    ModelFigures,
+    is_time,
+)
+from .numbers import amount, between, count_of, money, shares_between
+from .stats import Interval
+
+CHANCE = "no difference beyond chance"
+FEW = "too few requests to tell"
+MAX_NAMED = 8  # models in one sentence
+MAX_LISTED = 4  # models with their numbers
+
+_QUESTIONS: dict[Measure, str] = {
+    "ttft_ms": "First event",
+    "duration_ms": "Whole response",
+    "tokens_per_second": "Tokens per second",
+}
+
+
+@dataclass(frozen=True)
+class Name:
+    """A name of other people's choice, to be escaped and shortened."""
+
+    text: str
+    is_model: bool = True
+
+
+@dataclass(frozen=True)
+class Strong:
+    """A part of a sentence to be emphasized."""
+
+    parts: tuple[str | Name, ...]
+
+
+Sentence = Sequence[str | Name | Strong]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """A question about the models, and its answer in sentences."""
+
+    question: str
+    answer: Sentence
+
+
+def conclusions(study: Study, figures: Figures) -> Iterator[Conclusion]:
+    """Yield what a study shows; questions without data are left out."""
+    for measure, question in _QUESTIONS.items():
+        if answer := _speed(study, figures, measure):
+            yield Conclusion(question, [*answer, *_estimated(figures, measure)])
+    for question, answer in (
+        ("Agreement", _closeness(figures)),
+        ("Cost", _cost(figures)),
+        ("Errors", _errors(figures)),
+    ):
+        if answer:
+            yield Conclusion(question, answer)
+
+
+def _estimated(figures: Figures, measure: Measure) -> Sentence:
+    models = [each.model for each in figures.models if _is_estimated(getattr(each, measure))]
+    return [" The tokens of ", *_names(models), " are our estimate."] if models else []
+
+
+def _is_estimated(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.is_estimated
+
+
+# ---- speed
+
+
+@dataclass(frozen=True)
+class _Rival:
+    """A model compared with the best one: how far it is behind, and which of the two is faster."""
+
+    model: str
+    median: float
+    count: int
+    behind: float
+    interval: Interval | None
+    faster: str | None
+    pairs: int
+
+
+def _speed(study: Study, figures: Figures, measure: Measure) -> Sentence:
+    medians = {
+        each.model: estimate for each in figures.models if (estimate := getattr(each, measure))
+    }
+    if not medians:
+        return []
+    if len(medians) == 1:
+        ((model, estimate),) = medians.items()
+        return [Name(model), f": {_middle(estimate, measure)}."]
+    best = _best(medians, figures, measure)
+    rivals = list(_rivals(best, medians, figures, measure))
+    slower = [rival for rival in rivals if rival.faster == best]
+    if len(rivals) == 1:
+        answer = _of_two(best, medians[best], rivals[0], measure)
+    else:
+        answer = _of_many(best, medians[best], rivals, slower, measure)
+    if slower and not study.is_run:
+        answer = [*answer, " They answered different requests, which may be the reason."]
+    return answer
+
+
+def _best(medians: dict[str, Estimate], figures: Figures, measure: Measure) -> str:
+    """Return the model faster than the most others; of several, the one with the best median."""
+    wins = [each.faster for each in figures.comparisons if each.measure == measure]
+    sign = -1 if is_time(measure) else 1
+    return max(medians, key=lambda model: (wins.count(model), sign * medians[model].summary.p50))
+
+
+def _rivals(
+    best: str, medians: dict[str, Estimate], figures: Figures, measure: Measure
+) -> Iterator[_Rival]:
+    for each in figures.comparisons:
+        if each.measure != measure or best not in (each.first, each.second):
+            continue
+        other = each.second if each.first == best else each.first
+        if other in medians:
+            yield _rival(each, best, other, medians[other], measure)
+
+
+def _rival(each: Comparison, best: str, other: str, estimate: Estimate, measure: Measure) -> _Rival:
+    """Turn a comparison round if needed, so that it says how far the other model is behind."""
+    flip = (each.first == best) == is_time(measure)
+    behind = -each.difference if flip else each.difference
+    interval = each.interval
+    if interval is not None and flip:
+        interval = Interval(-interval.high, -interval.low)
+    summary = estimate.summary
+    return _Rival(other, summary.p50, summary.count, behind, interval, each.faster, each.pairs)
+
+
+def _of_two(best: str, estimate: Estimate, rival: _Rival, measure: Measure) -> Sentence:
+    own, median = _amount(estimate.summary.p50, measure), _amount(rival.median, measure)
+    both: list[str | Name] = [Name(best), f" {own}, ", Name(rival.model), f" {median}"]
+    if rival.interval is None:
+        had = f"{estimate.summary.count:,} and {rival.count:,} came"
+        had = f"both answered {rival.pairs:,}" if rival.pairs else had
+        return [f"{_capital(FEW)} ({ENOUGH} are needed, {had}): ", *both, "."]
+    if rival.faster is None:
+        where = between(rival.interval, is_time=is_time(measure))
+        return [
+            f"{_capital(CHANCE)}: ",
+            *both,
+            f" (95 % interval of the difference {where}{_of_pairs(rival)}).",
+        ]
+    return [
+        Strong((Name(best), " is faster")),
+        " than ",
+        Name(rival.model),
+        f" by {_by(rival, measure)}; medians {own} and {median}.",
+    ]
+
+
+def _of_many(
+    best: str,
+    estimate: Estimate,
+    rivals: Sequence[_Rival],
+    slower: Sequence[_Rival],
+    measure: Measure,
+) -> Sentence:
+    own = _amount(estimate.summary.p50, measure)
+    others = [rival.model for rival in rivals if rival.interval and rival.faster is None]
+    # Pairs are compared by what both answered, so that each of three can be behind another.
+    ahead = [rival.model for rival in rivals if rival.faster == rival.model]
+    few = [rival.model for rival in rivals if rival.interval is None]
+    if not slower:
+        reason = CHANCE if others else f"{FEW} ({ENOUGH} are needed)"
+        return [f"{_capital(reason)}; the best median is that of ", Name(best), f", {own}."]
+    nearest = min(slower, key=lambda rival: rival.behind)
+    answer: list[str | Name | Strong] = [
+        Strong((Name(best), " is the fastest")),
+        f", median {own}. Next is ",
+    ]
+    if others or few or ahead:
+        answer = [
+            Strong((Name(best), " is faster")),
+            " than ",
+            *_names([rival.model for rival in slower]),
+            f", median {own}. The nearest of them is ",
+        ]
+    answer += [Name(nearest.model), f", slower by {_by(nearest, measure)}."]
+    if others:
+        answer += [f" {_capital(CHANCE)} from ", *_names(others), "."]
+    if ahead:
+        answer += [" Faster still: ", *_names(ahead), "."]
+    if few:
+        answer += [f" {_capital(FEW)} ({ENOUGH} are needed): ", *_names(few), "."]
+    return answer
+
+
+def _by(rival: _Rival, measure: Measure) -> str:
+    assert rival.interval is not None
+    where = between(rival.interval, is_time=is_time(measure))
+    return f"{_amount(rival.behind, measure)} (95 % interval {where}{_of_pairs(rival)})"
+
+
+def _of_pairs(rival: _Rival) -> str:
+    return f", {count_of(rival.pairs, 'request')}" if rival.pairs else ""
+
+
+def _middle(estimate: Estimate, measure: Measure) -> str:
+    median = f"median {_amount(estimate.summary.p50, measure)}"
+    if estimate.interval is None:
+        return f"{median}, {count_of(estimate.summary.count, 'response')}"
+    return f"{median} (95 % interval {between(estimate.interval, is_time=is_time(measure))})"
+
+
+def _amount(value: float, measure: Measure) -> str:
+    return amount(value, is_time=is_time(measure))
+
+
+# ---- agreement, cost, errors
+
+
+def _closeness(figures: Figures) -> Sentence:
+    similar = [
+        (each.model, each.agreement.similarity)
+        for each in figures.models
+        if each.agreement and each.agreement.similarity
+    ]
+    if not similar:
+        return []
+    similar.sort(key=lambda pair: -pair[1].summary.p50)
+    listed: list[str | Name] = []
+    for model, estimate in similar[:MAX_LISTED]:
+        interval = f" ({shares_between(estimate.interval)})" if estimate.interval else ""
+        listed += [", " if listed else "", Name(model), f" {estimate.summary.p50:.2f}{interval}"]
+    if len(similar) > MAX_LISTED:
+        listed.append(f", {len(similar) - MAX_LISTED} more in the figures")
+    if len(similar) == 1:
+        return ["Median similarity to the recorded replies: ", *listed, "."]
+    (best, first), (_, second) = similar[:2]
+    closest = "closer" if len(similar) == 2 else "closest"
+    if first.interval is None or second.interval is None:
+        start: Sentence = [f"{_capital(FEW)} which model is {closest} to the recorded replies"]
+    elif first.interval.low <= second.interval.high:
+        start = [f"No model is clearly {closest} to the recorded replies"]
+    else:
+        start = [Strong((Name(best), f" is {closest}")), " to the recorded replies"]
+    return [*start, "; similarity ", *listed, "."]
+
+
+def _cost(figures: Figures) -> Sentence:
+    known = [
+        (each.model, each.cost)
+        for each in figures.models
+        if each.cost and each.cost.per_answer is not None
+    ]
+    if not known:
+        return []
+    known.sort(key=lambda pair: pair[1].per_answer or 0)
+    listed: list[str | Name] = []
+    for model, cost in known[:MAX_LISTED]:
+        each = f" {money(cost.per_answer or 0)} ({money(cost.total)} in total)"
+        listed += [", " if listed else "", Name(model), each]
+    if len(known) > MAX_LISTED:
+        listed.append(f", {len(known) - MAX_LISTED} more in the figures")
+    start = Strong((Name(known[0][0]), " is cheapest")) if len(known) > 1 else "By your prices"
+    return [start, ", per response: ", *listed, "."]
+
+
+def _errors(figures: Figures) -> Sentence:
+    failing = [each for each in figures.models if each.errors]
+    requests = sum(each.requests for each in figures.models)
+    if not requests:
+        return []
+    if not failing:
+        return [f"None in {count_of(requests, 'response')}."]
+    answer: list[str | Name] = []
+    for each in failing[:MAX_NAMED]:
+        answer += [", " if answer else "", *_failed(each)]
+    without = len(figures.models) - len(failing)
+    if without:
+        answer.append(f"; the other{'s' if without > 1 else ''} none")
+    return [*answer, "."]
+
+
+def _failed(each: ModelFigures) -> Iterator[str | Name]:
+    yield Name(each.model)
+    yield f" {each.requests - each.ok:,} of {each.requests:,} ("
+    for number, kind in enumerate(list(each.errors)[:3]):
+        yield ", " if number else ""
+        yield Name(kind, is_model=False)
+    yield ")"
+
+
+def _names(models: Sequence[str]) -> Iterator[str | Name]:
+    """Yield models as a list: "a, b and c"."""
+    shown: list[str | Name] = [Name(model) for model in models[:MAX_NAMED]]
+    if len(models) > MAX_NAMED:
+        shown.append(f"{len(models) - MAX_NAMED} more")
+    for place, name in enumerate(shown):
+        if place:
+            yield " and " if place == len(shown) - 1 else ", "
+        yield name
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
