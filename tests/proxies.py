@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmproxy import background
+from llmproxy import serving
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Proxy, Settings
 from llmproxy.recorder.exchange import Exchange
@@ -53,6 +53,6 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
         **settings,
     )
 
-    with registered(*models), background.running(chosen) as proxy:
+    with registered(*models), serving.running(chosen) as proxy:
         port = proxy.addresses[0][1]
         yield Running(proxy.url, port, proxy, reports, warnings, condition)

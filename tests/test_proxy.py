@@ -54,7 +54,7 @@ def test_every_address_is_shown_by_one_that_works_here():
     [
         ({"host": "0.0.0.0"}, "0.0.0.0 can be reached by others"),
         ({"host": ""}, "every address can be reached by others"),
-        ({"keys": ["good", " "]}, "an empty key lets nobody in"),
+        ({"keys": ["good", " "]}, "an API key can't be empty"),
         ({"origins": ["example.org"]}, "an origin is scheme://host[:port], not 'example.org'"),
         ({"maps": [("a", "nobody")]}, "llm has no model 'nobody'"),
         ({"default_model": "nobody"}, "llm has no model 'nobody'"),
