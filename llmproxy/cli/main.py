@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
 import logging
-import math
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
 
 from ..app.access import is_loopback
 from ..backends.engine import known_keys
@@ -27,19 +18,12 @@ from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
+from ..serving import serve_until_signal
 from ..version import __version__
 from .arguments import add_parallel
 from .exchange_text import summary_line
 
 __all__ = ["main"]
-
-OTHER_DESCRIPTORS = 512  # besides connections: models' own, the log, the loop
-SAY_AGAIN_S = 60.0  # that there are no descriptors left
-LEAVE_S = 1.0  # for models that were cancelled at the end, to clean up
-
-_NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-_log = logging.getLogger(__name__)
 
 
 def main(words: Sequence[str] | None = None, program: str = "llmproxy") -> int:
@@ -272,91 +256,15 @@ def _say(exchange: Exchange) -> None:
     print(summary_line(exchange, colours=sys.stdout.isatty(), id=False), flush=True)
 
 
-def _take_descriptors(connections: int) -> int:
-    """Take as many file descriptors as the connections need, as far as the system lets us.
-
-    Gives the connections that there are enough for: with none left, neither a provider
-    nor the log could be reached.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return connections
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # macOS has further limits of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    if soft == resource.RLIM_INFINITY:
-        return connections
-    return min(connections, max(soft - OTHER_DESCRIPTORS, soft // 2))
-
-
 async def _serve(settings: Settings, keys: KnownKeys) -> None:
-    """Run until a signal says to stop; a second one ends at once."""
-    connections = _take_descriptors(settings.limits.connections)
-    settings = replace(settings, limits=replace(settings.limits, connections=connections))
-    loop = asyncio.get_running_loop()
-    loop.set_exception_handler(_Failures())
-    stopped = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        _on_signal(loop, number, stopped)
-    async with Proxy(settings, keys) as proxy:
-        for line in _welcome(proxy):
-            print(line, flush=True)
-        await stopped.wait()
-        print("stopping: running answers may end; again to stop at once", flush=True)
-    await _leave()
-
-
-async def _leave() -> None:
-    """End the process although a model won't let itself be cancelled."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    if left and (await asyncio.wait(left, timeout=LEAVE_S))[1]:
-        sys.stdout.flush()
-        os._exit(0)
-
-
-class _Failures:
-    """Reports what fails in the loop, and once a minute that no connection can be taken.
-
-    asyncio would say that a hundred times a second, each time with its traceback.
-    """
-
-    def __init__(self) -> None:
-        self._said_at = -math.inf
-
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        exc = context.get("exception")
-        if not isinstance(exc, OSError) or exc.errno not in _NO_MORE:
-            loop.default_exception_handler(context)
-        elif time.monotonic() - self._said_at >= SAY_AGAIN_S:
-            self._said_at = time.monotonic()
-            _log.warning("a connection has to wait: %s", exc.strerror)
-
-
-def _on_signal(
-    loop: asyncio.AbstractEventLoop, number: signal.Signals, stopped: asyncio.Event
-) -> None:
-    try:
-        loop.add_signal_handler(number, _stop, number, stopped)
-    except NotImplementedError:  # Windows
-        signal.signal(number, lambda *_: loop.call_soon_threadsafe(_stop, number, stopped))
-
-
-def _stop(number: signal.Signals, stopped: asyncio.Event) -> None:
-    if stopped.is_set():
-        # A model that won't let itself be cancelled would hold the loop's own end.
-        end = threading.Timer(LEAVE_S, os._exit, [128 + number])
-        end.daemon = True
-        end.start()
-        raise SystemExit(128 + number)
-    stopped.set()
+    await serve_until_signal(
+        settings,
+        keys,
+        on_start=lambda proxy: print("\n".join(_welcome(proxy)), flush=True),
+        on_stop=lambda: print(
+            "stopping: running answers may end; again to stop at once", flush=True
+        ),
+    )
 
 
 def _welcome(proxy: Proxy) -> list[str]:
