@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal, TypedDict, get_args
 
 import llm
 from llm.utils import monotonic_ulid
@@ -165,6 +165,18 @@ class Options(TypedDict, total=False):
 
 
 def _check(settings: Settings) -> None:
+    """Check what type checkers would, if it costs money or opens the server, and what they can't.
+
+    Raises:
+        SettingsError: the settings can't work.
+    """
+    for name in ("hosts", "origins", "keys"):
+        if isinstance(getattr(settings, name), str):  # each letter would be a key
+            raise SettingsError(f"{name} takes a list of strings, not one string")
+    if settings.replay not in (None, "replay", "replay-or-live"):
+        raise SettingsError(f"replay is 'replay' or 'replay-or-live', not {settings.replay!r}")
+    if settings.remote_images not in get_args(RemoteImages):
+        raise SettingsError(f"remote_images is 'pass' or 'refuse', not {settings.remote_images!r}")
     if not is_loopback(settings.host) and not settings.keys and settings.auth:
         raise SettingsError(
             f"{settings.host or 'every address'} can be reached by others, who would spend "

@@ -54,6 +54,11 @@ def test_every_address_is_shown_by_one_that_works_here():
     [
         ({"host": "0.0.0.0"}, "0.0.0.0 can be reached by others"),
         ({"host": ""}, "every address can be reached by others"),
+        ({"keys": "s3cret"}, "keys takes a list of strings, not one string"),
+        ({"origins": "https://example.org"}, "origins takes a list of strings"),
+        ({"replay": "yes"}, "replay is 'replay' or 'replay-or-live', not 'yes'"),
+        ({"replay": True}, "replay is 'replay' or 'replay-or-live', not True"),
+        ({"remote_images": "open"}, "remote_images is 'pass' or 'refuse', not 'open'"),
         ({"keys": ["good", " "]}, "an API key can't be empty"),
         ({"origins": ["example.org"]}, "an origin is scheme://host[:port], not 'example.org'"),
         ({"maps": [("a", "nobody")]}, "llm has no model 'nobody'"),

@@ -39,6 +39,7 @@ def test_every_public_name_is_there_and_has_a_docstring():
     assert llmproxy.__all__ == sorted(llmproxy.__all__)
     for name in llmproxy.__all__:
         assert inspect.getdoc(getattr(llmproxy, name)), name
+        assert name in dir(llmproxy)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = llmproxy.nothing
 
