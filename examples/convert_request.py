@@ -1,7 +1,7 @@
-"""Turn a request for OpenAI's Chat Completions into one for Anthropic's Messages.
+"""Convert a request for OpenAI's Chat Completions to one for Anthropic's Messages.
 
-Shows the three results that matter: the new body, ready to be posted; what it could
-not take along; and the clear error for what is no request. Needs no server, no key and
+Shows the three results that matter: the new body, ready to be posted; the fields that
+could not be carried; and the error for an invalid request. Needs no server, no key and
 no network. Leaves out the posting: any HTTP client will do.
 """
 

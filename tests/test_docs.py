@@ -69,7 +69,7 @@ def test_table_of_the_server_has_every_flag():
     assert named | {"--help", "--version"} == flags_of(main._parser("x")) | {"--help"}
 
 
-def test_session_is_recorded_and_played_again_as_written(tmp_path, monkeypatch):
+def test_the_session_of_the_replay_page_runs_as_written(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     section = PAGES["replay.md"]
@@ -90,7 +90,7 @@ def test_session_is_recorded_and_played_again_as_written(tmp_path, monkeypatch):
     assert done.stderr == ""
 
 
-def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
+def test_export_and_import_run_as_written(llm_user_path, tmp_path):
     with running(AsyncScript("m", "Hello", tokens(3, 2))) as proxy:
         body = {"model": "m", "messages": [{"role": "user", "content": "greet me"}]}
         urlopen(f"{proxy.url}/v1/chat/completions", json.dumps(body).encode()).read()
@@ -107,8 +107,8 @@ def test_the_commands_that_move_a_log_work_as_written(llm_user_path, tmp_path):
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()
 
 
-def test_the_story_of_a_benchmark_goes_as_written(tmp_path, monkeypatch):
-    """With models that need no key in place of the named ones."""
+def test_the_benchmark_of_the_compare_page_runs_as_written(tmp_path, monkeypatch):
+    """Run it with models that need no key in place of the named ones."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     section = PAGES["compare.md"]
@@ -141,7 +141,7 @@ def test_every_column_is_in_the_docs(llm_user_path):
 
 
 def test_every_query_finds_something(llm_user_path):
-    """Over an answer, a failure and an answer that a token limit cut."""
+    """Ask a log with a response, a failure and a response cut by a token limit."""
     queries = re.findall(r"```sql\n(.*?)```", "\n".join([README, *PAGES.values()]), re.DOTALL)
     assert len(queries) >= 7
     cut = AsyncScript("long", "so far", tokens(3, 9), response_json(finish_reason="length"))
@@ -210,7 +210,7 @@ def test_python_in_the_docs_is_python():
             compile(block, "docs", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
-def test_nobody_is_told_to_install_somebody_elses_package():
+def test_no_page_installs_the_other_project_of_this_name():
     """On PyPI, `llmproxy` is another project."""
     for page in [README, *PAGES.values()]:
         assert not re.search(r"install\s+llmproxy\b", page)
