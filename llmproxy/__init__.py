@@ -17,6 +17,10 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import convert as convert
+    from .convert import StreamConverter as StreamConverter
+    from .convert import convert_error as convert_error
+    from .convert import convert_request as convert_request
+    from .convert import convert_response as convert_response
     from .core.errors import InvalidRequest as InvalidRequest
     from .core.errors import ProxyError as ProxyError
     from .core.errors import UpstreamError as UpstreamError
@@ -40,7 +44,11 @@ _MODULES = {
     "Settings": "proxy",
     "SettingsError": "proxy",
     "StoreError": "recorder.store",
+    "StreamConverter": "convert",
     "UpstreamError": "core.errors",
+    "convert_error": "convert",
+    "convert_request": "convert",
+    "convert_response": "convert",
     "open_log": "log",
     "run": "serving",
     "running": "serving",
@@ -56,8 +64,12 @@ __all__ = [
     "Settings",
     "SettingsError",
     "StoreError",
+    "StreamConverter",
     "UpstreamError",
     "convert",
+    "convert_error",
+    "convert_request",
+    "convert_response",
     "open_log",
     "run",
     "running",

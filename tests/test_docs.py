@@ -14,6 +14,7 @@ from urllib.request import urlopen
 
 import pytest
 
+import llmproxy
 from llmproxy.app.status import PATHS
 from llmproxy.cli import bench, convert, export_import, log, main, report
 from llmproxy.core.limits import describe
@@ -202,6 +203,15 @@ def test_every_page_can_be_found_from_the_readme():
 
 def test_the_readme_is_short():
     assert len(README.encode()) < MAX_README_BYTES
+
+
+def test_python_in_the_docs_uses_public_names():
+    text = "\n".join([README, *PAGES.values()])
+    blocks = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    names = set(re.findall(r"llmproxy\.(\w+)", blocks))
+    for line in re.findall(r"from llmproxy import (.+)", blocks):
+        names |= set(line.split(", "))
+    assert names and names <= set(llmproxy.__all__)
 
 
 def test_python_in_the_docs_is_python():

@@ -250,3 +250,21 @@ def test_a_log_that_is_not_there_is_an_error_of_the_log(tmp_path):
     with pytest.raises(llmproxy.StoreError):
         llmproxy.open_log(tmp_path / "nothing.db")
     assert not (tmp_path / "nothing.db").exists()
+
+
+# ---- convert
+
+
+def test_converters_are_at_the_top_and_take_named_apis():
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "seed": 1}
+    apis = {"source": "openai_chat", "target": "anthropic_messages"}
+    converted = llmproxy.convert_request(body, **apis)
+    assert converted.body["messages"] == [{"role": "user", "content": "hi"}]
+    assert converted.ignored == ("seed",)
+    for name in ("convert_request", "convert_response", "convert_error", "StreamConverter"):
+        assert getattr(llmproxy, name) is getattr(llmproxy.convert, name)
+        parameters = inspect.signature(getattr(llmproxy, name)).parameters
+        for api in apis:
+            assert parameters[api].kind is inspect.Parameter.KEYWORD_ONLY
+    with pytest.raises(TypeError):
+        llmproxy.convert_request(body, "openai_chat", "anthropic_messages")
