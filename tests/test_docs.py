@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import os
 import re
 import socket
 import sqlite3
@@ -28,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
 FLAG = re.compile(r"--[a-z][a-z-]+")
+PATH = "/home/you/.config/io.datasette.llm/logs.db"  # of llm's log on Linux
 MAX_README_BYTES = 8_000  # longer than this, newcomers leave before their first request
 
 
@@ -68,6 +70,22 @@ def test_table_of_the_server_has_every_flag():
     table = page[page.index("| `--host`") :].partition("\n\n")[0]
     named = set(FLAG.findall(" ".join(row.split(" | ")[0] for row in table.splitlines())))
     assert named | {"--help", "--version"} == flags_of(main._parser("x")) | {"--help"}
+
+
+def test_the_server_starts_with_the_lines_of_the_readme(llm_user_path):
+    """All but the number of models, which depends on the plugins."""
+    (shown,) = re.findall(r"```\n(llmproxy .*?)```", README, re.DOTALL)
+    environment = os.environ | {"LLM_LOAD_PLUGINS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "llmproxy", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        lines = [server.stdout.readline() for _ in shown.splitlines()]
+        server.terminate()
+        server.communicate(timeout=30)
+    port = re.search(r":(\d+)\n", lines[0])[1]
+    said = "".join(lines).replace(port, "11435").replace(str(llm_user_path / "logs.db"), PATH)
+    assert [line for line in said.splitlines() if not line.startswith("models: ")] == [
+        line for line in shown.splitlines() if not line.startswith("models: ")
+    ]
 
 
 def test_the_session_of_the_replay_page_runs_as_written(tmp_path, monkeypatch):
