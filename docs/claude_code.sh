@@ -1,7 +1,7 @@
 #!/bin/sh
-# Try Claude Code (npm install -g @anthropic-ai/claude-code) against llmproxy by hand:
-# a proxy that answers everything by the model $1 (the demo by default), one question,
-# and what the log has of it. It runs in folders of its own and leaves yours alone.
+# Try Claude Code (npm install -g @anthropic-ai/claude-code) with llmproxy by hand: start a
+# proxy that answers everything with the model $1 (by default demo), ask one question, and
+# show what was logged. It uses temporary folders and leaves yours alone.
 set -eu
 model=${1:-demo}
 folder=$(mktemp -d)

@@ -1,11 +1,11 @@
 """Draw docs/report.png and docs/report-dark.png: the head of a real report.
 
-A session with an agent is recorded (tests/session.py, whose models are played on loopback),
-asked again of two other models by `bench`, and written as a page by `report`:
+A session with an agent is recorded (tests/session.py, with models on loopback), sent again to
+two other models by `bench`, and written as a page by `report`:
 
     python docs/picture.py
 
-run in a checkout, with the test extra installed and Chromium on the path. It takes a minute.
+Run it in a checkout with the test extra installed and Chromium on the path; it takes a minute.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from tests.browser import open_browser  # noqa: E402
 from tests.session import Session, command, environment, on_stage, record  # noqa: E402
 
 WIDTH = 1280
-MAX_HEIGHT = 1800  # below it a README's picture can still be read
+MAX_HEIGHT = 1800  # higher, the text is too small on the page
 PICTURES = {"light": ROOT / "docs/report.png", "dark": ROOT / "docs/report-dark.png"}
 
 
 def write_page(session: Session, path: Path) -> None:
-    """Record the session, ask it again, and write the report."""
+    """Record the session, run the benchmark, and write the report."""
     record(session)
     bench = ["bench", "--models", "quick,thorough", "--repeat", "2", "--name", "friday"]
-    for words in (bench, ["report", "friday", "--html", str(path)]):
-        subprocess.run(command(*words), env=environment(session.folder), check=True)
+    for argv in (bench, ["report", "friday", "--html", str(path)]):
+        subprocess.run(command(*argv), env=environment(session.folder), check=True)
 
 
 def take_pictures(path: Path, folder: Path) -> None:
-    """Photograph the page down to where its drawings end."""
+    """Take screenshots of the page down to the end of its charts."""
     with open_browser(folder) as browser:
         for scheme, picture in PICTURES.items():
             browser.show(width=WIDTH, height=MAX_HEIGHT, scheme=scheme)

@@ -1,14 +1,14 @@
-"""Run an agent's tests without its provider: record them once, replay them ever after.
+"""Run an agent's tests without its provider: record once, then replay.
 
-`RECORD=1 pytest examples/agent_tests.py` records into agent.db what the agent asks (here
-the demo model stands for a provider); without RECORD the same tests run from that file
-alone. A request that was not recorded fails its test, saying what the nearest recording
-was and where it differs. Needs pytest and openai; leaves out a real agent: this one
-asks twice.
+`RECORD=1 pytest examples/agent_tests.py` records the agent's requests in agent.db (the demo
+model stands for a provider). Without RECORD, the same tests run from that file alone. A
+request that was not recorded fails its test with the nearest recording and the first
+difference. Needs pytest and openai. Leaves out a real agent: this one asks twice.
 """
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import openai
@@ -21,23 +21,20 @@ RECORDING = Path(os.environ.get("AGENT_DB", "agent.db"))
 
 @pytest.fixture(scope="session")
 def client() -> Iterator[openai.OpenAI]:
-    """A client of the recording, or of the models that are being recorded."""
-    if os.environ.get("RECORD"):
-        settings = llmproxy.Settings(port=0, database=RECORDING)
-    else:
-        settings = llmproxy.Settings(
-            port=0, database=RECORDING, log=False, replay="replay", replay_speed=0
-        )
+    """Return a client of the recording, or of the models that are being recorded."""
+    settings = llmproxy.Settings(port=0, database=RECORDING)
+    if not os.environ.get("RECORD"):
+        settings = replace(settings, log=False, replay="replay", replay_speed=0)
     with llmproxy.running(settings) as proxy:
         yield openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any", max_retries=0)
 
 
 def agent(client: openai.OpenAI, task: str) -> list[str]:
-    """Ask, and ask again what is left to do."""
+    """Ask, then ask what is left to do."""
     messages: list = [{"role": "user", "content": task}]
     for _ in range(2):
-        answer = client.chat.completions.create(model="demo", messages=messages)
-        messages.append({"role": "assistant", "content": answer.choices[0].message.content})
+        response = client.chat.completions.create(model="demo", messages=messages)
+        messages.append({"role": "assistant", "content": response.choices[0].message.content})
         messages.append({"role": "user", "content": "What is left to do?"})
     return [message["content"] for message in messages if message["role"] == "assistant"]
 

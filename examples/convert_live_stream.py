@@ -1,9 +1,9 @@
-"""Turn a live stream of Anthropic's Messages into OpenAI's chunks, as it comes.
+"""Convert a live stream of Anthropic's Messages to OpenAI's chunks as it arrives.
 
-A thread plays the upstream: it writes Anthropic's events into a socket, cut without
-regard to lines or characters. The loop below is all that a program needs: it feeds
-what came in and sends on what comes out. Then the same stream is collected into one
-answer with its times. Leaves out HTTP: `data` may come from any client's response.
+A thread plays the upstream: it writes Anthropic's events into a socket, cut anywhere,
+even inside a character. The loop below is all that a program needs: feed the bytes that
+came in, send the bytes that come out. The same stream is also collected into one whole
+response with its times. Leaves out HTTP: `data` may come from any client's response.
 """
 
 import json
@@ -39,8 +39,8 @@ def play(upstream: socket.socket) -> None:
 
 upstream, client = socket.socketpair()
 threading.Thread(target=play, args=(upstream,)).start()
-stream = convert.Stream("anthropic_messages", "openai_chat")
-collector = convert.Collector("anthropic_messages", clock=time.monotonic)
+stream = convert.StreamConverter(source="anthropic_messages", target="openai_chat")
+collector = convert.Collector(source="anthropic_messages", clock=time.monotonic)
 with client:
     while data := client.recv(50):
         print(stream.feed(data).decode(), end="")

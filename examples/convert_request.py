@@ -1,14 +1,13 @@
-"""Turn a request for OpenAI's Chat Completions into one for Anthropic's Messages.
+"""Convert a request for OpenAI's Chat Completions to one for Anthropic's Messages.
 
-Shows the three results that matter: the new body, ready to be posted; what it could
-not take along; and the clear error for what is no request. Needs no server, no key and
+Shows the three results that matter: the new body, ready to be posted; the fields that
+could not be carried; and the error for an invalid request. Needs no server, no key and
 no network. Leaves out the posting: any HTTP client will do.
 """
 
 import json
 
-from llmproxy import convert
-from llmproxy.core.errors import InvalidRequest
+from llmproxy import InvalidRequest, convert_request
 
 body = {
     "model": "claude-sonnet-4-5",
@@ -30,12 +29,12 @@ body = {
     "logit_bias": {"42": 1},
 }
 
-converted = convert.request(body, "openai_chat", "anthropic_messages")
+converted = convert_request(body, source="openai_chat", target="anthropic_messages")
 print(json.dumps(converted.body, indent=2))
 for path in converted.ignored:
     print("not carried:", path)
 
 try:
-    convert.request({"messages": "hello"}, "openai_chat", "anthropic_messages")
+    convert_request({"messages": "hello"}, source="openai_chat", target="anthropic_messages")
 except InvalidRequest as error:
     print(f"refused: {error.param}: {error.message}")

@@ -1,7 +1,7 @@
 #!/bin/sh
-# A session with curl against a proxy that runs on port 11435, or on $LLMPROXY_URL:
-# the models, a whole answer, a streamed one with its usage, an error that names its
-# field. It leaves out keys (add -H 'authorization: Bearer KEY' where one is asked for).
+# A session with curl, with a proxy that runs on port 11435, or on $LLMPROXY_URL: a model,
+# a whole response, a streamed one with its usage, an error that names the field.
+# Leaves out keys (add -H 'authorization: Bearer KEY' if the proxy asks for one).
 set -eu
 url=${LLMPROXY_URL:-http://127.0.0.1:11435}
 

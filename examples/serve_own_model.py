@@ -1,8 +1,7 @@
-"""Serve from a script of one's own: a model written here, asked by a client over HTTP.
+"""Serve from your own program: a model that is written here answers an HTTP client.
 
-The server runs inside this asyncio program on a free port, with a log of its own in a
-temporary folder, and ends with the `async with`. Leaves out everything that a model
-needs to be of use.
+The server runs inside this asyncio program on a free port, with its log in a temporary
+folder, and stops at the end of the `async with`. Leaves out all that makes a model useful.
 """
 
 import asyncio
@@ -16,11 +15,11 @@ from urllib.request import Request, urlopen
 import llm
 from llm.plugins import pm
 
-from llmproxy import Proxy, Settings
+import llmproxy
 
 
 class Shout(llm.AsyncModel):
-    """Say it louder."""
+    """Repeats the prompt, louder."""
 
     model_id = "shout"
     can_stream = True
@@ -40,15 +39,15 @@ class Plugin:
 
 def ask(url: str) -> str:
     body = {"model": "shout", "messages": [{"role": "user", "content": "good morning"}]}
-    with urlopen(Request(f"{url}/v1/chat/completions", json.dumps(body).encode())) as answer:
-        return json.load(answer)["choices"][0]["message"]["content"]
+    with urlopen(Request(f"{url}/v1/chat/completions", json.dumps(body).encode())) as response:
+        return json.load(response)["choices"][0]["message"]["content"]
 
 
 async def main() -> None:
     pm.register(Plugin())
     with tempfile.TemporaryDirectory() as folder:
-        async with Proxy(Settings(port=0, database=Path(folder) / "logs.db")) as proxy:
-            print(await asyncio.to_thread(ask, proxy.url))
+        async with llmproxy.serve(port=0, database=Path(folder) / "logs.db") as server:
+            print(await asyncio.to_thread(ask, server.url))
 
 
 asyncio.run(main())

@@ -1,8 +1,8 @@
-"""Stream an answer with OpenAI's SDK, and show what it cost.
+"""Stream a response with OpenAI's SDK and show its tokens.
 
 Run `python -m llmproxy` first (or set LLMPROXY_URL), and `pip install openai`.
-Any model of `llm models` may stand on the command line: `stream_with_sdk.py gpt-4o`.
-Leaves out tools and errors: for the SDK they are as with OpenAI itself.
+Any name that `llm models` lists may be given: `stream_with_sdk.py gpt-4o`.
+Leaves out tools and errors: the SDK handles them as with OpenAI itself.
 """
 
 import os

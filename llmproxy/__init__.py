@@ -1,9 +1,11 @@
 """llmproxy: the flight recorder for llm.
 
-Any program that speaks a well-known LLM wire comes in, any model that llm can reach
-answers, and every exchange is kept in llm's own logs.db. `Proxy` runs the whole of
-it in a script; `convert` turns requests, answers and streams of one wire into those of
-another without it; the rooms below are importable by themselves.
+Programs that speak a well-known LLM API connect to it, any model that llm can reach answers,
+and every exchange is stored in llm's own logs.db. `serve`, `running` and `run` start a proxy,
+`open_log` reads what it recorded, and `convert` turns requests, responses and streams of one
+API into those of another without a server.
+
+Stable are the names in `__all__` here and in `llmproxy.convert`; all else may change.
 """
 
 from __future__ import annotations
@@ -15,27 +17,75 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import convert as convert
-    from .background import running as running
+    from .convert import StreamConverter as StreamConverter
+    from .convert import convert_error as convert_error
+    from .convert import convert_request as convert_request
+    from .convert import convert_response as convert_response
+    from .core.errors import InvalidRequest as InvalidRequest
+    from .core.errors import ProxyError as ProxyError
+    from .core.errors import UpstreamError as UpstreamError
     from .core.limits import Limits as Limits
+    from .log import open_log as open_log
     from .proxy import Proxy as Proxy
     from .proxy import Settings as Settings
     from .proxy import SettingsError as SettingsError
+    from .recorder.reader import Filter as Filter
+    from .recorder.store import StoreError as StoreError
+    from .serving import run as run
+    from .serving import running as running
+    from .serving import serve as serve
 
-__all__ = ["Limits", "Proxy", "Settings", "SettingsError", "convert", "running"]
-
-_ROOMS = {
+_MODULES = {
+    "Filter": "recorder.reader",
+    "InvalidRequest": "core.errors",
     "Limits": "core.limits",
     "Proxy": "proxy",
+    "ProxyError": "core.errors",
     "Settings": "proxy",
     "SettingsError": "proxy",
-    "running": "background",
+    "StoreError": "recorder.store",
+    "StreamConverter": "convert",
+    "UpstreamError": "core.errors",
+    "convert_error": "convert",
+    "convert_request": "convert",
+    "convert_response": "convert",
+    "open_log": "log",
+    "run": "serving",
+    "running": "serving",
+    "serve": "serving",
 }
+
+__all__ = [
+    "Filter",
+    "InvalidRequest",
+    "Limits",
+    "Proxy",
+    "ProxyError",
+    "Settings",
+    "SettingsError",
+    "StoreError",
+    "StreamConverter",
+    "UpstreamError",
+    "convert",
+    "convert_error",
+    "convert_request",
+    "convert_response",
+    "open_log",
+    "run",
+    "running",
+    "serve",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name's room when it is first asked for: llm's plugin must load fast."""
-    if name == "convert":  # itself a room
+    """Import the module of a public name on first use: llm's plugin must load fast."""
+    if name == "convert":  # a module itself
         return import_module(".convert", __name__)
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_ROOMS[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, which are there although nothing has imported them yet."""
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""llm's hooks: the demo model, and `llm proxy` for the same command. Cheap to import."""
+"""llm's hooks: the demo model and the command `llm proxy`. Every `llm` command imports this."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import sys
 from typing import Any
 
 import llm
-
-__all__ = ["register_commands", "register_models"]
 
 
 @llm.hookimpl
@@ -20,15 +18,15 @@ def register_models(register: Any) -> None:
 
 @llm.hookimpl
 def register_commands(cli: Any) -> None:
-    """Add `llm proxy`, which takes the words of `python -m llmproxy` as they are."""
+    """Add `llm proxy`, which takes the same arguments as `python -m llmproxy`."""
 
     def proxy() -> None:
-        "Serve every llm model to programs that speak an LLM wire"
+        "Serve every llm model to programs that speak an LLM API"
         from .cli.main import run
 
-        # Ours to parse, and not by click, on which we do not depend.
-        words = sys.argv[sys.argv.index("proxy") + 1 :]
-        run(words, program="llm proxy")
+        # Parsed by us, not by click, on which we do not depend.
+        argv = sys.argv[sys.argv.index("proxy") + 1 :]
+        run(argv, program="llm proxy")
 
     settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
     cli.command(name="proxy", context_settings=settings)(proxy)

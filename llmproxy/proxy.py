@@ -1,8 +1,9 @@
-"""Settings to a running whole: the app, its engine, its log and its sockets, wired here alone."""
+"""A whole proxy, made from its settings: the app, its backend, its log and its sockets."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,8 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Literal
+from typing import Literal, TypedDict, get_args
 
 import llm
 
@@ -40,24 +40,27 @@ from .recorder.writer import Writer
 from .transfer.llama_stack.folder import Folder
 from .transport.server import Answered, Server
 
-__all__ = [
-    "Proxy",
-    "Settings",
-    "SettingsError",
-    "all_models",
-    "keys_of_environment",
-    "log_writer",
-]
+_log = logging.getLogger("llmproxy")
 
 
 class SettingsError(ValueError):
-    """Settings that make no sense together, in one line for the person who chose them."""
+    """Settings that can't work, explained in one line for whoever chose them."""
+
+
+class ListenError(SettingsError, OSError):
+    """The address can't be listened on: its port is in use, or it is not this machine's."""
+
+    def __init__(self, message: str, errno: int | None) -> None:
+        OSError.__init__(self, errno, message)
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def keys_of_environment() -> tuple[str, ...]:
-    """The keys that LLMPROXY_API_KEY names, comma separated."""
-    words = os.environ.get("LLMPROXY_API_KEY", "").split(",")
-    return tuple(word.strip() for word in words if word.strip())
+    """Return the keys in LLMPROXY_API_KEY, which are separated by commas."""
+    keys = os.environ.get("LLMPROXY_API_KEY", "").split(",")
+    return tuple(key.strip() for key in keys if key.strip())
 
 
 def all_models(
@@ -65,7 +68,7 @@ def all_models(
     default_model: str | None = None,
     parallel: Sequence[tuple[str, int]] = (),
 ) -> Catalog:
-    """llm's models, and the demo, which answers also where our plugin is not installed."""
+    """Return llm's models, and the demo model even if our plugin is not installed."""
     return Catalog(
         maps=maps,
         default_model=default_model,
@@ -75,7 +78,7 @@ def all_models(
 
 
 def log_writer(database: Path, warn: Callable[[str], None]) -> Writer:
-    """A writer for a log, as a process of its own, with its spool beside the file."""
+    """Return the writer for a log, with its process lock and its spool beside the file."""
     owner = ProcessLock(database, new_id())
     return Writer(lambda: Store(database, owner), warn=warn, spool=Spool(owner))
 
@@ -86,20 +89,26 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is to be; the same names as the command's flags.
+    """How a proxy is set up; the fields are named like the command's flags.
 
-    maps: (pattern, model) pairs. parallel: (pattern, count) pairs: how many requests models of
-        such a name run at one time; by default one each for those that run in this process.
-    database: logs.db of llm where None.
-    recall: give models back what they said and clients' wires could not carry.
-    replay: answer from the log instead of from models; by "replay-or-live" they answer what
-        was not recorded. replay_speed: 1 as it was recorded, 2 twice as fast, 0 at once.
-    recordings: a folder of Llama Stack's recordings to answer from, in place of the log.
-    think_tags: read `<think>…</think>` in answers as reasoning.
-    remote_images: "refuse" takes no images by URL, "pass" leaves them to the provider to open.
-    auth: False lets everybody in who reaches an address that is not loopback, without a key.
-    warn, report: take a line of warning, from any thread, and each exchange when it is over.
-    access_log: takes a line for each HTTP answer.
+    host, port: the address to listen on. Port 0 takes a free one.
+    maps: (pattern, model) pairs. A model name that fits the pattern is answered by the model.
+    default_model: answers if a request names no model, or an unknown one.
+    parallel: (pattern, count) pairs. At most this many requests to matching models run at once;
+        by default one for models that run in this process.
+    database: the log; llm's logs.db if None. log: False records nothing.
+    recall: give models back the parts of their replies that clients' APIs could not carry.
+    replay: answer from the log. With "replay-or-live", models answer what was not recorded.
+    replay_speed: 1 as recorded, 2 twice as fast, 0 at once.
+    recordings: a folder of Llama Stack recordings to answer from instead of the log.
+    think_tags: read `<think>…</think>` in responses as reasoning.
+    remote_images: "refuse" rejects images by URL; "pass" leaves opening them to the provider.
+    hosts, origins: accepted as Host and Origin besides the proxy's own.
+    keys: clients must send one of them, if there are any; by default those in LLMPROXY_API_KEY.
+    auth: False admits everyone without a key, on an address that others can reach too.
+    warn: called with each warning, from any thread. By default it logs to "llmproxy".
+    report: called with each exchange when it has ended.
+    access_log: called with one line per HTTP response.
     """
 
     host: str = "127.0.0.1"
@@ -107,25 +116,63 @@ class Settings:
     maps: Sequence[tuple[str, str]] = ()
     default_model: str | None = None
     parallel: Sequence[tuple[str, int]] = ()
-    database: Path | None = None
+    database: Path | str | None = None
     log: bool = True
     recall: bool = True
     replay: Literal["replay", "replay-or-live"] | None = None
     replay_speed: float = 1.0
-    recordings: Path | None = None
+    recordings: Path | str | None = None
     think_tags: bool = False
     remote_images: RemoteImages = "pass"
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
-    keys: Sequence[str] = field(default_factory=keys_of_environment)
+    keys: Sequence[str] = field(default_factory=keys_of_environment, repr=False)
     auth: bool = True
     limits: Limits = Limits()
-    warn: Callable[[str], None] = _ignore
+    warn: Callable[[str], None] = _log.warning
     report: Callable[[Exchange], None] = _ignore
     access_log: Callable[[str], None] | None = None
 
 
+class Options(TypedDict, total=False):
+    """The fields of `Settings` as keyword arguments, for type checkers and editors."""
+
+    host: str
+    port: int
+    maps: Sequence[tuple[str, str]]
+    default_model: str | None
+    parallel: Sequence[tuple[str, int]]
+    database: Path | str | None
+    log: bool
+    recall: bool
+    replay: Literal["replay", "replay-or-live"] | None
+    replay_speed: float
+    recordings: Path | str | None
+    think_tags: bool
+    remote_images: RemoteImages
+    hosts: Sequence[str]
+    origins: Sequence[str]
+    keys: Sequence[str]
+    auth: bool
+    limits: Limits
+    warn: Callable[[str], None]
+    report: Callable[[Exchange], None]
+    access_log: Callable[[str], None] | None
+
+
 def _check(settings: Settings) -> None:
+    """Check what type checkers would, if it costs money or opens the server, and what they can't.
+
+    Raises:
+        SettingsError: the settings can't work.
+    """
+    for name in ("hosts", "origins", "keys"):
+        if isinstance(getattr(settings, name), str):  # each letter would be a key
+            raise SettingsError(f"{name} takes a list of strings, not one string")
+    if settings.replay not in (None, "replay", "replay-or-live"):
+        raise SettingsError(f"replay is 'replay' or 'replay-or-live', not {settings.replay!r}")
+    if settings.remote_images not in get_args(RemoteImages):
+        raise SettingsError(f"remote_images is 'pass' or 'refuse', not {settings.remote_images!r}")
     if not is_loopback(settings.host) and not settings.keys and settings.auth:
         raise SettingsError(
             f"{settings.host or 'every address'} can be reached by others, who would spend "
@@ -136,32 +183,31 @@ def _check(settings: Settings) -> None:
     if not all(isinstance(count, int) and count > 0 for _, count in settings.parallel):
         raise SettingsError("parallel takes (pattern, count) pairs, the count above 0")
     if not all(key.strip() for key in settings.keys):
-        raise SettingsError("an empty key lets nobody in")
+        raise SettingsError("an API key can't be empty")
     for origin in settings.origins:
         if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
             raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
 
 
-def _tell(write: Callable[[str], None], answered: Answered) -> None:
+def _write_access(write: Callable[[str], None], answered: Answered) -> None:
     write(access_line(answered, datetime.now().astimezone()))
 
 
 class Proxy:
-    """A server with all its parts; `async with Proxy(settings) as proxy:` runs it.
+    """A server with its models and its log; it runs inside `async with`.
 
-    app: the same as `async (Request) -> Response`, for other servers.
-    catalog: the models, none of which is loaded unless `is_live`: recordings may stand
-        in their place. database: where the log is, None without one.
+    catalog: the models, none of which is loaded unless `is_live`: recordings may answer instead.
+    database: the log's file, None without a log.
     """
 
     def __init__(self, settings: Settings, keys: KnownKeys | None = None) -> None:
-        """Wire the parts. Nothing but recordings is read, and nothing started yet.
+        """Connect the parts. Only recordings are read, and nothing is started yet.
 
-        keys: to be kept out of errors; those of the settings join them.
+        keys: kept out of errors and log lines; those of the settings are added.
 
         Raises:
-            SettingsError: an address that others can reach, without a key; an empty
-                key; an origin that is none; no recordings where they are to be played.
+            SettingsError: an address that others can reach, without a key; an empty key; an
+                invalid origin; no recordings to replay.
         """
         _check(settings)
         is_local = is_loopback(settings.host)
@@ -173,7 +219,9 @@ class Proxy:
         self._writer: Writer | None = None
         self._memory: Matcher | None = None
         self._recorded: Log | None = None
-        database = settings.database or llm.user_dir() / "logs.db"
+        self._is_closing = False
+        self._closed = asyncio.Event()
+        database = Path(settings.database or llm.user_dir() / "logs.db")
         if settings.log:
             self.database = database
             self._writer = log_writer(database, settings.warn)
@@ -192,16 +240,16 @@ class Proxy:
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
         )
-        tell = settings.access_log and partial(_tell, settings.access_log)
+        tell = settings.access_log and partial(_write_access, settings.access_log)
         self._server = Server(
             self.app, render_error=render_error, limits=settings.limits, tell=tell
         )
 
     def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:
-        """Return what answers, models or recordings in their place, and what is listed.
+        """Return what answers, the models or the recordings in their place, and what is listed.
 
         Raises:
-            SettingsError: there are none to read.
+            SettingsError: there are no recordings.
         """
         settings = self.settings
         live = self._models() if self.is_live else None
@@ -211,10 +259,10 @@ class Proxy:
         try:
             source: Source
             if settings.recordings is not None:
-                source = Folder(settings.recordings, settings.warn)
+                source = Folder(Path(settings.recordings), settings.warn)
             else:
                 if live is not None and not database.exists():
-                    Store(database).close()  # what is live will be recorded there
+                    Store(database).close()  # live responses will be recorded there
                 source = self._recorded = Log(database)
         except (StoreError, OSError) as exc:
             raise SettingsError(f"there is nothing to replay: {exc}") from exc
@@ -232,25 +280,51 @@ class Proxy:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Where it listens: hosts and real ports."""
+        """The hosts and ports on which it listens; none unless it is running."""
         return self._server.addresses
 
     @property
+    def port(self) -> int:
+        """The port on which it listens, also if the settings ask for a free one.
+
+        Raises:
+            RuntimeError: it doesn't listen, not yet or no longer.
+        """
+        return self._address[1]
+
+    @property
     def url(self) -> str:
-        """The address to give to a client on this machine, without a path."""
-        host, port = self.addresses[0]
+        """The address for clients on this machine, without a path.
+
+        Raises:
+            RuntimeError: it doesn't listen, not yet or no longer.
+        """
+        host, port = self._address
         if host in ("0.0.0.0", "::"):
             host = "127.0.0.1"
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def _address(self) -> tuple[str, int]:
+        if not self.addresses:
+            raise RuntimeError("the proxy is not running")
+        return self.addresses[0]
 
     async def start(self) -> None:
         """Load llm's models, open the log, and listen.
 
         Raises:
-            SettingsError: `maps` or `default_model` name a model that is not there; the
-                port is in use, or the host is not this machine's.
+            SettingsError: `maps` or `default_model` name an unknown model. If the port is in use
+                or the host is not this machine's, the error is an OSError too.
         """
-        if self.is_live:  # else not even a plugin is loaded: some ask their servers for models
+        try:
+            await self._start()
+        except BaseException:
+            self._close_readers()
+            raise
+
+    async def _start(self) -> None:
+        if self.is_live:  # otherwise no plugin is loaded: some ask their servers for models
             # In a thread that may be left behind: a plugin may hang while it is loaded.
             await in_daemon_thread(self.catalog.load, "llmproxy-catalog")
         unknown = self.catalog.unknown_targets() if self.is_live else []
@@ -264,35 +338,54 @@ class Proxy:
             code = exc.errno or 0
             reason = os.strerror(code) if code > 0 else exc.strerror
             place = f"{host or 'every address'}, port {port}"
-            raise SettingsError(f"can't listen on {place}: {reason}") from exc
+            raise ListenError(f"can't listen on {place}: {reason}", exc.errno) from exc
         if self._writer is not None:
             self._writer.start()
 
     def _update_log(self) -> None:
-        """Bring an older llmproxy's tables up to date: requests ask them from the first on."""
+        """Migrate an older llmproxy's tables before the first request reads them."""
         if self.database is not None and self.database.exists():
-            with suppress(StoreError):  # the writer meets the same, and says it
+            with suppress(StoreError):  # the writer will fail in the same way, and warn
                 LogReader(self.database).close()
 
     async def close(self) -> None:
-        """Take nothing new, let running answers end for `limits.shutdown_s`, flush the log."""
-        try:
-            await self._server.close()
-        finally:  # the log gets what was running also where this is cancelled
-            if self._writer is not None:
-                await asyncio.to_thread(self._writer.close, self.settings.limits.shutdown_s)
+        """Stop accepting requests, wait up to `limits.shutdown_s` for running ones, flush the log.
+
+        It may be called more than once; every call returns when the proxy is closed.
+        """
+        if not self._is_closing:
+            self._is_closing = True
+            try:
+                try:
+                    await self._server.close()
+                finally:  # if this is cancelled, the log gets what was running
+                    if self._writer is not None:
+                        timeout_s = self.settings.limits.shutdown_s
+                        await asyncio.to_thread(self._writer.close, timeout_s)
+                self._close_readers()
+            finally:
+                self._closed.set()
+        await self._closed.wait()
+
+    def _close_readers(self) -> None:
         for reader in (self._memory, self._recorded):
             if reader is not None:
                 reader.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until `close` has finished."""
+        await self._closed.wait()
+
+    async def serve_forever(self) -> None:
+        """Wait until the proxy is closed; if this task is cancelled, close it first."""
+        try:
+            await self.wait_closed()
+        finally:
+            await self.close()
 
     async def __aenter__(self) -> Proxy:
         await self.start()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.close()

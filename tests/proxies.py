@@ -11,7 +11,7 @@ from typing import Any
 
 import llm
 
-from llmproxy import background
+from llmproxy import serving
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Proxy, Settings
 from llmproxy.recorder.exchange import Exchange
@@ -65,6 +65,6 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
         database = chosen.database or Path(llm.user_dir()) / "logs.db"
         if database.parent.is_dir() and not database.exists():
             put_empty_log(database)
-    with registered(*models), background.running(chosen) as proxy:
+    with registered(*models), serving.running(chosen) as proxy:
         port = proxy.addresses[0][1]
         yield Running(proxy.url, port, proxy, reports, warnings, condition)

@@ -1,4 +1,4 @@
-"""What is built from the tree is whole: installed elsewhere, it starts."""
+"""The wheel contains every module, and each can be imported from it."""
 
 import subprocess
 import sys
@@ -10,8 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_wheel_has_every_room(tmp_path):
-    """The build backend is the one that is installed: nothing is fetched."""
+def test_wheel_has_every_module(tmp_path):
+    """Build with the installed backend, so that nothing is fetched."""
     pytest.importorskip("setuptools")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"
@@ -29,6 +29,6 @@ def test_wheel_has_every_room(tmp_path):
         "print(len(names))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    rooms = [p for p in (ROOT / "llmproxy").rglob("*.py") if p.parent != ROOT]
+    modules = [p for p in (ROOT / "llmproxy").rglob("*.py") if p.parent != ROOT]
     assert run.returncode == 0, run.stderr
-    assert int(run.stdout) == len(rooms) - 1, "all but the package's own __init__"
+    assert int(run.stdout) == len(modules) - 1, "all but the package's own __init__"

@@ -22,11 +22,12 @@ version
 core
 transport recorder
 dialects conversations
-backends convert
+backends convert log
 bench transfer
 report
 app
 proxy
+serving
 cli asgi
 plugin __main__ __init__
 """.split("\n")[1:-1]

@@ -1,4 +1,4 @@
-"""Settings become a running whole, or one clear line that says why not."""
+"""A proxy starts from its settings, or refuses them with one clear line."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ def serve(use, **settings):
     return asyncio.run(main(), debug=True)
 
 
-def test_a_program_can_serve_and_ask_itself(tmp_path):
+def test_a_program_can_serve_and_send_itself_a_request(tmp_path):
     def ask(url):
         messages = [{"role": "user", "content": "hi"}]
         body = json.dumps({"model": "demo", "messages": messages}).encode()
@@ -41,7 +41,7 @@ def test_localhost_may_be_two_addresses_on_one_port():
     assert len(serve(use, host="localhost", log=False)) == 1
 
 
-def test_every_address_is_shown_by_one_that_works_here():
+def test_the_url_of_a_server_on_every_address_works_on_this_machine():
     async def use(proxy):
         return proxy.url
 
@@ -54,14 +54,19 @@ def test_every_address_is_shown_by_one_that_works_here():
     [
         ({"host": "0.0.0.0"}, "0.0.0.0 can be reached by others"),
         ({"host": ""}, "every address can be reached by others"),
-        ({"keys": ["good", " "]}, "an empty key lets nobody in"),
+        ({"keys": "s3cret"}, "keys takes a list of strings, not one string"),
+        ({"origins": "https://example.org"}, "origins takes a list of strings"),
+        ({"replay": "yes"}, "replay is 'replay' or 'replay-or-live', not 'yes'"),
+        ({"replay": True}, "replay is 'replay' or 'replay-or-live', not True"),
+        ({"remote_images": "open"}, "remote_images is 'pass' or 'refuse', not 'open'"),
+        ({"keys": ["good", " "]}, "an API key can't be empty"),
         ({"origins": ["example.org"]}, "an origin is scheme://host[:port], not 'example.org'"),
         ({"maps": [("a", "nobody")]}, "llm has no model 'nobody'"),
         ({"default_model": "nobody"}, "llm has no model 'nobody'"),
         ({"host": "no.such.host.invalid", "keys": ["k"]}, "can't listen on no.such.host.invalid"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, error):
+def test_settings_that_can_not_work_are_refused(settings, error):
     async def use(proxy):
         raise AssertionError("it started")
 
@@ -75,7 +80,7 @@ def test_keys_may_come_from_the_environment(monkeypatch):
     assert Settings().keys == ("one", "two")
 
 
-def test_public_names_are_there_and_others_are_not():
+def test_public_names_are_there_and_no_others():
     assert set(llmproxy.__all__) >= {"Limits", "Proxy", "Settings", "SettingsError"}
     for name in llmproxy.__all__:
         assert getattr(llmproxy, name) is not None

@@ -1,4 +1,4 @@
-"""A proxy in a thread of its own, as scripts and test suites run it."""
+"""A proxy in a thread of its own, for scripts and test suites."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ def test_proxy_serves_while_the_block_lasts():
     assert "llmproxy" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_what_keeps_it_from_starting_is_raised():
+def test_a_failed_start_is_raised():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match=f"can't listen on 127.0.0.1, port {port}"):
@@ -29,13 +29,13 @@ def test_what_keeps_it_from_starting_is_raised():
                 pytest.fail("it started")
 
 
-def test_failure_of_the_block_is_its_own():
+def test_an_error_in_the_block_is_passed_on():
     with pytest.raises(ZeroDivisionError):
         with llmproxy.running(Settings(port=0, log=False)):
             raise ZeroDivisionError
 
 
-def test_failure_of_the_close_is_told(monkeypatch):
+def test_an_error_while_closing_is_raised(monkeypatch):
     async def closed_badly(proxy):
         await close(proxy)
         raise RuntimeError("it closed badly")

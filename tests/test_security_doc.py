@@ -1,4 +1,4 @@
-"""docs/security.md: every promise names tests that are there."""
+"""docs/security.md: every promise names tests, and they exist."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ def test_every_promise_names_its_tests():
         assert re.search(r"`tests/", row.rpartition(" | ")[2]), row
 
 
-def test_the_tests_that_are_named_are_there():
+def test_the_named_tests_exist():
     named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)
     assert len(named) > 40
     for path, name in named:

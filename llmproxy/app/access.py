@@ -13,7 +13,7 @@ import base64
 import hmac
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.errors import Forbidden, Unauthorized
 from ..core.url_policy import RESERVED_ENDINGS
@@ -47,7 +47,7 @@ class Access:
     is_local: bool = True
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
-    keys: Sequence[str] = ()
+    keys: Sequence[str] = field(default=(), repr=False)
 
     def check_source(self, request: Request) -> None:
         """Let a request pass by where it comes from, or raise.

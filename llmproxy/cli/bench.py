@@ -35,6 +35,7 @@ from ..recorder.store import StoreError, Unusable, logs_on
 from ..report.load import study_of_run
 from ..report.numbers import money
 from ..report.prices import Price, cost
+from ..serving import StopSignals
 from .arguments import (
     TIME_HELP,
     add_database,
@@ -49,7 +50,7 @@ from .arguments import (
 from .exchange_text import summary_line
 from .report_table import print_table
 from .run import FAILED, INTERRUPTED, run
-from .signals import StopSignals, interruptible
+from .signals import interruptible
 
 NEWEST = 20  # recorded requests, by default
 FLUSH_S = 10.0  # to write the log at the end

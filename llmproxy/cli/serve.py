@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
-import logging
-import math
-import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from ..app.access import is_loopback
 from ..core import limits
@@ -25,18 +19,11 @@ from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
+from ..serving import serve_until_signal
 from ..version import __version__
 from .arguments import add_parallel
 from .exchange_text import summary_line
 from .run import run
-from .signals import LEAVE_S, StopSignals
-
-OTHER_DESCRIPTORS = 512  # besides connections: the models' own, the log, the loop
-REPEAT_WARNING_S = 60.0  # that no descriptors are left
-
-_NO_MORE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-
-_log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str], program: str, keys: KnownKeys) -> int:
@@ -243,75 +230,16 @@ def _print_exchange(out: TextIO, exchange: Exchange) -> None:
     print(summary_line(exchange, colours=out.isatty(), id=False), file=out, flush=True)
 
 
-def _take_descriptors(connections: int) -> int:
-    """Raise the limit of file descriptors as far as needed and allowed.
-
-    Returns the connections that leave enough descriptors: with none left, neither a provider
-    nor the log could be reached.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return connections
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = connections + OTHER_DESCRIPTORS
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # macOS has further limits of its own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            soft = wanted
-    if soft == resource.RLIM_INFINITY:
-        return connections
-    return min(connections, max(soft - OTHER_DESCRIPTORS, soft // 2))
-
-
 async def _serve(settings: Settings, keys: KnownKeys) -> None:
     """Run until a signal says to stop."""
-    connections = _take_descriptors(settings.limits.connections)
-    settings = replace(settings, limits=replace(settings.limits, connections=connections))
-    asyncio.get_running_loop().set_exception_handler(_LoopErrors())
     out = sys.stdout
-    stopped = asyncio.Event()
-    StopSignals(stopped.set).install()
-    async with Proxy(settings, keys) as proxy:
-        for line in _welcome(proxy):
-            print(line, file=out, flush=True)
-        await stopped.wait()
-        print(
-            "stopping: waiting for running requests; signal again to stop at once",
-            file=out,
-            flush=True,
-        )
-    await _leave()
-
-
-async def _leave() -> None:
-    """End the process even if a model can't be cancelled."""
-    left = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in left:
-        task.cancel()
-    if left and (await asyncio.wait(left, timeout=LEAVE_S))[1]:
-        sys.stdout.flush()
-        os._exit(0)
-
-
-class _LoopErrors:
-    """Reports errors of the event loop; a lack of descriptors at most once a minute.
-
-    asyncio would report that a hundred times a second, each time with its traceback.
-    """
-
-    def __init__(self) -> None:
-        self._warned_at = -math.inf
-
-    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        exc = context.get("exception")
-        if not isinstance(exc, OSError) or exc.errno not in _NO_MORE:
-            loop.default_exception_handler(context)
-        elif time.monotonic() - self._warned_at >= REPEAT_WARNING_S:
-            self._warned_at = time.monotonic()
-            _log.warning("a connection has to wait: %s", exc.strerror)
+    stopping = "stopping: waiting for running requests; signal again to stop at once"
+    await serve_until_signal(
+        settings,
+        keys,
+        on_start=lambda proxy: print("\n".join(_welcome(proxy)), file=out, flush=True),
+        on_stop=lambda: print(stopping, file=out, flush=True),
+    )
 
 
 def _welcome(proxy: Proxy) -> list[str]:

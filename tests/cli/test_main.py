@@ -74,7 +74,7 @@ def test_version_and_help():
         (["--no-log", "--database", "x"], "--no-log and --database PATH exclude each other"),
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others"),
         (["--allow-origin", "foo"], "an origin is scheme://host[:port], not 'foo'"),
-        (["--api-key", ""], "an empty key lets nobody in"),
+        (["--api-key", ""], "an API key can't be empty"),
         (["--qiet"], "unrecognized arguments: --qiet"),
     ],
 )

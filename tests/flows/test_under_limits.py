@@ -16,9 +16,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmproxy.background import running as running_proxy
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Settings, SettingsError
+from llmproxy.serving import running as running_proxy
 from tests.models import AsyncScript, SyncScript, usage
 from tests.proxies import running
 
