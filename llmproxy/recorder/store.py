@@ -130,10 +130,10 @@ SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 # Imported turns arrive in any order, so after each one the facts that depend on the order are
-# computed again. Each statement is tested in tests/transfer/test_export.py:
-#   the tip: test_a_cut_turn_never_is_a_tip
-#   name and beginning, forks, is_continued:
-#       test_any_order_any_split_and_any_kill_lead_to_the_same_rows
+# computed again. In tests/transfer/test_export.py, these fail without the statement:
+#   tip, is_continued: test_any_order_any_split_and_any_kill_lead_to_the_same_rows
+#   name and time: the same, and test_an_interrupted_exchange_is_completed_whichever_comes_first
+#   forked_from: test_an_exported_log_is_the_same_after_import
 _SETTLE_THREAD = (
     # A thread's tip is its last finished turn, or its last turn if none is finished.
     """
