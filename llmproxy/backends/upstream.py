@@ -37,7 +37,11 @@ class RemoteAnswer:
     """
 
     def __init__(
-        self, answer: client.Answer, dialect: Dialect, ignored: tuple[str, ...], limits: Limits
+        self,
+        answer: client.UpstreamResponse,
+        dialect: Dialect,
+        ignored: tuple[str, ...],
+        limits: Limits,
     ) -> None:
         self.ignored = ignored
         self.times = answer.times
@@ -118,7 +122,7 @@ async def asking(
         *(headers or {}).items(),
     ]
     try:
-        async with client.sending(
+        async with client.send_request(
             chat_url(dialect, base_url),
             fields,
             payload.encode(body),
@@ -161,21 +165,23 @@ def _access_fields(dialect: Dialect, key: str | None) -> list[tuple[str, str]]:
     return version if key is None else [*version, ("x-api-key", key)]
 
 
-async def _refusal(dialect: Dialect, answer: client.Answer) -> ProxyError:
+async def _refusal(dialect: Dialect, answer: client.UpstreamResponse) -> ProxyError:
     if answer.status < 400:
         # Another address could be anybody's, and would be given the key.
         return UpstreamError(f"the upstream redirects (status {answer.status}): give its address")
     return dialect.parse_error(answer.status, await _body(answer), dict(answer.headers))
 
 
-async def _no_stream(dialect: Dialect, answer: client.Answer, media_type: str) -> ProxyError:
+async def _no_stream(
+    dialect: Dialect, answer: client.UpstreamResponse, media_type: str
+) -> ProxyError:
     body = await _body(answer)
     if isinstance(body, dict) and body.get("error"):  # some refuse under status 200
         return dialect.parse_error(200, body, dict(answer.headers))
     return UpstreamError(f"the upstream answered with {media_type} where a stream was asked for")
 
 
-async def _body(answer: client.Answer) -> Any:
+async def _body(answer: client.UpstreamResponse) -> Any:
     """Read a refusal's body, as far as it comes: its JSON value, or its text."""
     data = b""
     try:

@@ -29,20 +29,6 @@ from llm.parts import (
 from . import payload
 from .errors import InvalidRequest
 
-__all__ = [
-    "ChatRequest",
-    "ChatResponse",
-    "Event",
-    "Finish",
-    "FinishReason",
-    "NamedTool",
-    "ServerTool",
-    "ToolChoice",
-    "Usage",
-    "collect",
-    "parse_arguments",
-]
-
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 

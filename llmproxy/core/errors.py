@@ -24,29 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = [
-    "Forbidden",
-    "InvalidRequest",
-    "MethodNotAllowed",
-    "ModelNotFound",
-    "NotFound",
-    "Overloaded",
-    "ProtocolError",
-    "ProxyError",
-    "RateLimited",
-    "Timeout",
-    "TooLarge",
-    "Unauthorized",
-    "Unavailable",
-    "UnsupportedMediaType",
-    "Unsupported",
-    "UpstreamError",
-    "UpstreamTimeout",
-    "class_of_status",
-    "class_of_type",
-    "forwarded",
-]
-
 
 class ProxyError(Exception):
     """A failure with what a client may know of it.

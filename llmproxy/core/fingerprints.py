@@ -21,20 +21,6 @@ from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, Too
 from . import chat, payload
 from .attachments import find_attachments
 
-__all__ = [
-    "Reply",
-    "MatchLevel",
-    "HistoryHasher",
-    "answering_options",
-    "attached",
-    "is_same",
-    "replies",
-    "reply_of",
-    "request_key",
-    "say_the_same",
-    "visible_text",
-]
-
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are said in many conversations
 TELLING_CHARS = 64  # of any kind: enough without counting the letters
 # call_0, functions.read:1 (Kimi): counted anew in each conversation, and so in all of them.

@@ -12,8 +12,6 @@ from urllib.parse import quote
 
 from .errors import ProxyError
 
-__all__ = ["REMOVED", "KnownKeys", "without_key_shapes"]
-
 REMOVED = "[removed]"
 MIN_KEY_CHARS = 8  # what people write where no key is needed ("none", "x") stands in many words
 

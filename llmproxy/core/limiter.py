@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Limiter"]
-
 
 class Limiter:
     """Let `limit` callers in at one time, first come first served. For one event loop."""

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
-__all__ = ["Limits", "describe", "limits_from"]
-
 OFF = "off"
 
 

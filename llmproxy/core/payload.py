@@ -27,8 +27,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from .errors import InvalidRequest
 from .limits import Limits
 
-__all__ = ["encode", "encode_string", "load", "parse", "without"]
-
 T = TypeVar("T")
 
 # A path is linked from its end, (parent, key), so that reading costs a tuple and

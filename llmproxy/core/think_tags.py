@@ -18,8 +18,6 @@ from llm.parts import StreamEvent
 
 from . import chat
 
-__all__ = ["ThinkTagSplitter", "split_thinking"]
-
 Family = Literal["text", "reasoning"]
 
 _CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>"}

@@ -14,8 +14,6 @@ from contextlib import suppress
 
 from .errors import Unavailable
 
-__all__ = ["MAX_THREADS", "Threads"]
-
 MAX_THREADS = 256  # the limit `running`, where nobody gives another
 ROOM_S = 1.0  # what a model waits for a thread to end: one that was left may yield soon
 RETRY_S = 1  # when a client that waited in vain may ask again

@@ -22,8 +22,6 @@ from llm.parts import (
 
 from . import chat
 
-__all__ = ["estimate", "estimate_message", "estimate_reply", "estimate_text"]
-
 CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code alike, with every vendor's tokenizer
 TOKENS_PER_CHARACTER = 0.7  # of others: one for a Chinese character, half for a Cyrillic letter
 MESSAGE_TOKENS = 4  # the marks round a message

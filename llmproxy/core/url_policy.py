@@ -21,8 +21,6 @@ from . import chat
 from .attachments import find_attachments
 from .errors import Unsupported
 
-__all__ = ["RemoteImages", "check", "located", "why_not_public"]
-
 RemoteImages = Literal["pass", "refuse"]
 """Whether URLs are handed on at all."""
 

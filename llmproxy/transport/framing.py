@@ -14,16 +14,6 @@ from dataclasses import dataclass
 
 from ..core.errors import ProtocolError
 
-__all__ = [
-    "MAX_FRAME_BYTES",
-    "SSE_PING",
-    "NDJSONDecoder",
-    "SSEDecoder",
-    "SSEFrame",
-    "encode_ndjson",
-    "encode_sse",
-]
-
 MAX_FRAME_BYTES = 64 * 2**20  # of one event or line: ten base64 images, as `limits.body` has
 
 # A comment: every client skips it (B13), where an event, even an empty one, breaks SDKs.

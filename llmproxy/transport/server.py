@@ -24,8 +24,6 @@ from ..core.limits import Limits
 from . import http11
 from .http11 import BodyCut, Request, RequestParser, Response
 
-__all__ = ["Answered", "App", "Server"]
-
 App = Callable[[Request], Awaitable[Response]]
 
 READ_BYTES = 64 * 2**10  # of one read: as much as a StreamReader holds
