@@ -37,7 +37,7 @@ from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, logs_on
 from .recorder.writer import Writer
 from .transfer.llama_stack.folder import Folder
-from .transport.server import Answered, Server
+from .transport.server import ServedRequest, Server
 
 __all__ = [
     "Proxy",
@@ -147,7 +147,7 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
 
 
-def _tell(write: Callable[[str], None], answered: Answered) -> None:
+def _tell(write: Callable[[str], None], answered: ServedRequest) -> None:
     write(access_line(answered, datetime.now().astimezone()))
 
 
@@ -201,7 +201,7 @@ class Proxy:
         )
         tell = settings.access_log and partial(_tell, settings.access_log)
         self._server = Server(
-            self.app, render_error=render_error, limits=settings.limits, tell=tell
+            self.app, render_error=render_error, limits=settings.limits, on_response=tell
         )
 
     def _engine(self, database: Path) -> backend.Backend:
