@@ -138,7 +138,7 @@ async def asking(
                 raise await _no_stream(dialect, answer, media_type)
             yield RemoteAnswer(answer, dialect, ignored, limits)
     except ProxyError as error:  # the server's words, which may quote the key
-        raise KnownKeys([key or ""]).cleaned(error) from error
+        raise KnownKeys([key or ""]).redact_error(error) from error
 
 
 def chat_url(dialect: Dialect, base_url: str) -> str:

@@ -362,7 +362,7 @@ def _ended(
             if not isinstance(one.event, chat.Finish)
         ],
         finish=finish if isinstance(finish, chat.Finish) else None,
-        error=None if error is None else error.words,
+        error=None if error is None else error.full_message,
         ignored=attempt.ignored,
         queue_ms=attempt.queue_ms,
         is_first_run=attempt.is_first_run,

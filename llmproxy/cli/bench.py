@@ -242,7 +242,7 @@ def _recorded(history: LogReader, ids: Sequence[str]) -> Recorded:
             exchange = history.exchange(id)
             recorded[id] = exchange, exchange_request(exchange)
         except ProxyError as exc:
-            _say(f"left out: {printable(id)}: {printable(exc.words)}")
+            _say(f"left out: {printable(id)}: {printable(exc.full_message)}")
         except (KeyError, ValueError, TypeError):
             _say(f"left out: {printable(id)}: it is damaged; log --verify may say more")
     return recorded

@@ -96,7 +96,7 @@ class _Formatter(logging.Formatter):
         self._keys = keys
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._keys.out_of_foreign(super().format(record))
+        return self._keys.redact_foreign(super().format(record))
 
 
 def _log_to_stderr(program: str, keys: KnownKeys) -> None:
@@ -259,7 +259,7 @@ def _lines_to(path: str) -> Callable[[str], None]:
 
 def _limits(words: Sequence[str]) -> limits.Limits:
     try:
-        return limits.limits_from(words)
+        return limits.parse_limits(words)
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
 

@@ -20,7 +20,7 @@ def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> in
     try:
         return command()
     except ProxyError as exc:
-        return _fail(name, exc.words, 1)
+        return _fail(name, exc.full_message, 1)
     except failures as exc:
         return _fail(name, str(exc), 1)
     except KeyboardInterrupt:

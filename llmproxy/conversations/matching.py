@@ -24,10 +24,10 @@ from llm.parts import Message, TextPart
 from ..core.fingerprints import (
     MatchLevel,
     Reply,
+    have_same_content,
     is_same,
     replies,
     reply_of,
-    say_the_same,
     visible_text,
 )
 from ..recorder.exchange import Exchange, Relation, Turn
@@ -347,7 +347,7 @@ def _original(
         return None
     (original,) = originals
     # A reply to words that were put in its mouth is not all that the client sends of it.
-    if not say_the_same([message], original) or _has_other_metadata(message, original):
+    if not have_same_content([message], original) or _has_other_metadata(message, original):
         return None
     return original
 

@@ -56,7 +56,7 @@ class ProxyError(Exception):
             self.status = status
 
     @property
-    def words(self) -> str:
+    def full_message(self) -> str:
         """The message, after the path of the field at fault."""
         return self.message if self.param is None else f"{self.param}: {self.message}"
 

@@ -61,7 +61,7 @@ def replies(messages: Iterable[Message]) -> list[Reply]:
     for index, message in enumerate(messages):
         if message.role == "assistant":
             found.append(walk.reply(index, message))
-        walk.pass_by(message)
+        walk.add(message)
     return [reply for reply in found if reply is not None]
 
 
@@ -76,7 +76,7 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
     while start and messages[start - 1].role == "assistant":
         start -= 1
     for message in messages[:start]:
-        walk.pass_by(message)
+        walk.add(message)
     said = [part for message in (*messages[start:], *reply) for part in message.parts]
     return walk.reply(start, Message("assistant", said))
 
@@ -103,7 +103,7 @@ def request_key(request: chat.ChatRequest) -> str:
     dialect it came by, streamed or not.
     """
     asked: list[Any] = [
-        answering_options(request),
+        relevant_options(request),
         [[tool.name, tool.description, tool.input_schema] for tool in request.tools],
         [[tool.name, dict(tool.config)] for tool in request.server_tools],
         request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name,
@@ -116,12 +116,12 @@ def request_key(request: chat.ChatRequest) -> str:
             # Where a client cuts what one says into messages is not told apart.
             key.update(words if message.role == role else f"\0{message.role}\0".encode() + words)
             role = message.role
-        for content in attached(message):  # of which the words have the length alone
+        for content in attachment_contents(message):  # of which the words have the length alone
             key.update(_hash(content).digest())
     return str(key.hexdigest())
 
 
-def answering_options(request: chat.ChatRequest) -> dict[str, Any]:
+def relevant_options(request: chat.ChatRequest) -> dict[str, Any]:
     """The options that an answer hangs on.
 
     Not who asks, where agents send another session's name each time, nor whether the
@@ -131,7 +131,7 @@ def answering_options(request: chat.ChatRequest) -> dict[str, Any]:
     return {name: value for name, value in request.options.items() if name not in others}
 
 
-def attached(message: Message) -> list[bytes]:
+def attachment_contents(message: Message) -> list[bytes]:
     """Return the contents of a message's attachments, those of tool results included."""
     return [one.content for one in find_attachments(message) if one.content]
 
@@ -141,7 +141,7 @@ def visible_text(message: Message) -> str:
     return "".join(part.text for part in message.parts if isinstance(part, TextPart)).strip()
 
 
-def say_the_same(one: Iterable[Message], other: Iterable[Message]) -> bool:
+def have_same_content(one: Iterable[Message], other: Iterable[Message]) -> bool:
     """Say whether all that is visible of two replies is the same."""
     first, second = (
         [part for message in reply for part in message.parts] for reply in (one, other)
@@ -167,7 +167,7 @@ class HistoryHasher:
         other._said = list(self._said)
         return other
 
-    def pass_by(self, message: Message) -> None:
+    def add(self, message: Message) -> None:
         """Go on to what follows a message."""
         words = b"" if message.role == "system" else _words(message.parts)
         if not words:

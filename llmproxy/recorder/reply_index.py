@@ -77,7 +77,7 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
         else:
             walk = walks[start].copy()
             for message in asked:
-                walk.pass_by(message)
+                walk.add(message)
             walks[parent] = walk
             parts = [part for message in said for part in message.parts]
             reply = walk.reply(0, Message("assistant", parts))
