@@ -38,7 +38,7 @@ from .recorder.spool import Spool
 from .recorder.store import Store, StoreError
 from .recorder.writer import Writer
 from .transfer.llama_stack.folder import Folder
-from .transport.server import Answered, Server
+from .transport.server import ServedRequest, Server
 
 _log = logging.getLogger("llmproxy")
 
@@ -189,8 +189,8 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
 
 
-def _write_access(write: Callable[[str], None], answered: Answered) -> None:
-    write(access_line(answered, datetime.now().astimezone()))
+def _write_access(write: Callable[[str], None], request: ServedRequest) -> None:
+    write(access_line(request, datetime.now().astimezone()))
 
 
 class Proxy:
@@ -242,7 +242,7 @@ class Proxy:
         )
         tell = settings.access_log and partial(_write_access, settings.access_log)
         self._server = Server(
-            self.app, render_error=render_error, limits=settings.limits, tell=tell
+            self.app, render_error=render_error, limits=settings.limits, on_response=tell
         )
 
     def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:

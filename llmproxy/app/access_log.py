@@ -14,7 +14,7 @@ from datetime import datetime
 
 from ..recorder.redact import Redactor
 from ..transport.http11 import Request
-from ..transport.server import Answered
+from ..transport.server import ServedRequest
 
 __all__ = ["access_line"]
 
@@ -23,7 +23,7 @@ MAX_CHARS = 2_000  # of a target or a field: nobody reads more of one
 _UNSAFE = re.compile(r'["\\]|[^\x20-\x7e]')
 
 
-def access_line(answered: Answered, at: datetime) -> str:
+def access_line(answered: ServedRequest, at: datetime) -> str:
     """Say an answer in one line; `at` is when it was over."""
     request = answered.request
     status = "-" if answered.status is None else f"{answered.status}"

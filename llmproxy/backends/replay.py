@@ -23,7 +23,12 @@ from llm.parts import Message, ReasoningPart
 
 from ..core import backend, chat
 from ..core.errors import ModelNotFound, NotFound, ProxyError
-from ..core.fingerprints import answering_options, attached, say_the_same, visible_text
+from ..core.fingerprints import (
+    attachment_contents,
+    have_same_content,
+    relevant_options,
+    visible_text,
+)
 from ..core.message_diff import first_difference
 from ..recorder.timeline import TimedEvent
 
@@ -224,8 +229,8 @@ def _likeness(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> tuple[floa
 
 
 def _is_alike(one: Message, other: Message) -> bool:
-    is_same = one.role == other.role and say_the_same([one], [other])
-    return is_same and attached(one) == attached(other)
+    is_same = one.role == other.role and have_same_content([one], [other])
+    return is_same and attachment_contents(one) == attachment_contents(other)
 
 
 def differences(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterator[tuple[str, str]]:
@@ -235,7 +240,7 @@ def differences(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterator
     """
     if asked.model != recorded.model:
         yield "model", _was("model", recorded.model, asked.model)
-    before, after = answering_options(recorded), answering_options(asked)
+    before, after = relevant_options(recorded), relevant_options(asked)
     for name in sorted({*before, *after}):
         was, now = before.get(name), after.get(name)
         if was != now:

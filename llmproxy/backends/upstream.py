@@ -100,7 +100,7 @@ class UpstreamRun:
         self.is_first = False
         self.times: client.Times | None = None
         self._connection = AsyncExitStack()
-        self._answer: client.Answer | None = None
+        self._answer: client.UpstreamResponse | None = None
         self._parser = dialect.StreamParser()
         self._decoder = framing.SSEDecoder(upstream.limits.body)
         self._reading: asyncio.Task[list[backend.Stamped]] | None = None
@@ -128,7 +128,7 @@ class UpstreamRun:
         ]
         try:
             answer = await self._connection.enter_async_context(
-                client.sending(
+                client.send_request(
                     upstream.url,
                     fields,
                     self._body,
@@ -197,7 +197,7 @@ class UpstreamRun:
 
     def _cleaned(self, error: ProxyError) -> ProxyError:
         """Take the key out of a server's words, which may quote it."""
-        return KnownKeys([self._upstream.key or ""]).cleaned(error)
+        return KnownKeys([self._upstream.key or ""]).redact_error(error)
 
 
 def chat_url(dialect: Dialect, base_url: str) -> str:
@@ -224,21 +224,23 @@ def _access_fields(dialect: Dialect, key: str | None) -> list[tuple[str, str]]:
     return version if key is None else [*version, ("x-api-key", key)]
 
 
-async def _refusal(dialect: Dialect, answer: client.Answer) -> ProxyError:
+async def _refusal(dialect: Dialect, answer: client.UpstreamResponse) -> ProxyError:
     if answer.status < 400:
         # Another address could be anybody's, and would be given the key.
         return UpstreamError(f"the upstream redirects (status {answer.status}): give its address")
     return dialect.parse_error(answer.status, await _body(answer), dict(answer.headers))
 
 
-async def _no_stream(dialect: Dialect, answer: client.Answer, media_type: str) -> ProxyError:
+async def _no_stream(
+    dialect: Dialect, answer: client.UpstreamResponse, media_type: str
+) -> ProxyError:
     body = await _body(answer)
     if isinstance(body, dict) and body.get("error"):  # some refuse under status 200
         return dialect.parse_error(200, body, dict(answer.headers))
     return UpstreamError(f"the upstream answered with {media_type} where a stream was asked for")
 
 
-async def _body(answer: client.Answer) -> Any:
+async def _body(answer: client.UpstreamResponse) -> Any:
     """Read a refusal's body, as far as it comes: its JSON value, or its text."""
     data = b""
     try:

@@ -57,7 +57,7 @@ class _Formatter(logging.Formatter):
         self._keys = keys
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._keys.out_of_foreign(super().format(record))
+        return self._keys.redact_foreign(super().format(record))
 
 
 def _log_to_stderr(program: str, keys: KnownKeys) -> None:

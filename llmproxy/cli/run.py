@@ -25,7 +25,7 @@ def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> in
     except SettingsError as exc:
         return _fail(name, str(exc), WRONG_SETTINGS)
     except ProxyError as exc:
-        return _fail(name, exc.words, FAILED)
+        return _fail(name, exc.full_message, FAILED)
     except failures as exc:
         return _fail(name, str(exc), FAILED)
     except KeyboardInterrupt:

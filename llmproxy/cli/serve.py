@@ -217,7 +217,7 @@ def _line_printer(path: str) -> Callable[[str], None]:
 
 def _limits(assignments: Sequence[str]) -> limits.Limits:
     try:
-        return limits.limits_from(assignments)
+        return limits.parse_limits(assignments)
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
 

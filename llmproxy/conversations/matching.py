@@ -25,10 +25,10 @@ from llm.parts import Message, TextPart
 from ..core.fingerprints import (
     MatchLevel,
     Reply,
+    have_same_content,
     is_same,
     replies,
     reply_of,
-    say_the_same,
     visible_text,
 )
 from ..recorder.exchange import Exchange, Match, Relation, Turn
@@ -332,7 +332,7 @@ def _original(
         return None
     (original,) = originals
     # If the client prefilled the reply, it sends back more than the model gave.
-    if not say_the_same([message], original) or _has_other_metadata(message, original):
+    if not have_same_content([message], original) or _has_other_metadata(message, original):
         return None
     return original
 

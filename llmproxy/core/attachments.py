@@ -1,4 +1,4 @@
-"""Attachments of messages: from base64 and URLs, typed by their bytes, never fetched."""
+"""Attachments of messages: made from base64 and URLs, typed by their bytes, never fetched."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from .errors import InvalidRequest, Unsupported
 
 
 class RemoteAttachment(llm.Attachment):
-    """An attachment that stays where it is: a URL that our process never opens.
+    """An attachment by URL that our process never opens.
 
-    llm's own Attachment sends HEAD and GET by itself, to whatever address a client
-    wrote. Plugins that pass URLs on work with this one; those that would fetch the
-    content get the error instead.
+    llm's own Attachment sends HEAD and GET to whatever address a client wrote. Plugins that
+    pass URLs on work with this one; those that would fetch the content get an error.
     """
 
     def resolve_type(self) -> str:
@@ -62,10 +61,10 @@ def map_attachments(
 
 
 def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment:
-    """Make an attachment of an http(s) or data: URL. Nothing is fetched.
+    """Make an attachment from an http(s) or data: URL. Nothing is fetched.
 
-    A remote one has its type from the URL's ending, else `image/*`: without a type
-    llm's log would ask the address for it.
+    A remote one gets its type from the URL's ending, else `image/*`: without a type, llm's
+    log would request it from the address.
 
     Raises:
         InvalidRequest: another scheme, or a data: URL that does not decode or has no
@@ -89,8 +88,8 @@ def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment
     return RemoteAttachment(type=_ENDINGS.get(ending, "image/*"), url=url)
 
 
-# Not `mimetypes`: that reads the machine's own files, and a message must be stored
-# alike everywhere. A page or script (`photo.php`) where a client says image gives one.
+# Not `mimetypes`: it reads files of the machine, and a message must be stored the same
+# everywhere. An unknown ending (`photo.php`) is an image, as the client declared it.
 _ENDINGS: Mapping[str, str] = {
     "png": "image/png",
     "jpg": "image/jpeg",
@@ -111,10 +110,10 @@ def _host(url: str) -> str | None:
 def attachment_from_base64(
     data: str, media_type: str | None = None, *, param: str | None = None
 ) -> llm.Attachment:
-    """Make an attachment of base64 text, of the type that its bytes show, else `media_type`.
+    """Make an attachment from base64 text, of the type that its bytes show, else `media_type`.
 
     Clients label JPEG as PNG and write `image/jpg`; providers refuse both, so the
-    bytes are believed.
+    bytes decide.
 
     Raises:
         InvalidRequest: text that is not base64, or empty; at `param`.

@@ -1,12 +1,12 @@
-"""What llm has no word for: a request, the end of an answer, and both as whole values.
+"""The common format of requests and responses, where llm has no type of its own.
 
-Inwards the hub speaks `llm.Message` and its Parts, outwards `StreamEvent`s closed
-by one `Finish`. Every dialect converts to and from these and nothing else.
+A request has `llm.Message`s with their Parts; a response is a series of `StreamEvent`s that
+ends with one `Finish`. Every dialect converts to and from these and nothing else.
 
-Invariant of the event stream (the engine and the dialects' parsers keep it, so
-that renderers need no state but their own): `part_index` is set and stands for one
-part of one family; a tool call has its `tool_call_id` on each of its events, and
-its `tool_call_name` comes first; text holds no lone surrogates; `Finish` is last.
+Invariant of the event stream (the engine and the dialects' parsers keep it, so that renderers
+need no state but their own): `part_index` is set and identifies one part of one family; a
+tool call has its `tool_call_id` on each of its events, and its `tool_call_name` comes first;
+text has no lone surrogates; `Finish` is last.
 """
 
 from __future__ import annotations
@@ -29,20 +29,6 @@ from llm.parts import (
 from . import payload
 from .errors import InvalidRequest
 
-__all__ = [
-    "ChatRequest",
-    "ChatResponse",
-    "Event",
-    "Finish",
-    "FinishReason",
-    "NamedTool",
-    "ServerTool",
-    "ToolChoice",
-    "Usage",
-    "collect",
-    "parse_arguments",
-]
-
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
@@ -60,7 +46,7 @@ ToolChoice = Literal["auto", "none", "required"] | NamedTool
 class ServerTool:
     """A tool that the provider runs itself, by the vendor's name (`web_search`).
 
-    config: the vendor's own settings for it (`max_uses` …); path: where the body has it.
+    config: the vendor's own settings for it (`max_uses` …). path: its place in the body.
     """
 
     name: str
@@ -70,17 +56,17 @@ class ServerTool:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """What a client asks, in no vendor's words.
+    """A client's request in the common format.
 
     messages: the whole conversation in the normal form that is hashed and stored.
-    options: by the hub's names (`max_tokens`, `temperature`, `stop_sequences` …).
-    option_paths, attachment_paths: where the client's body has them, for errors and
-        `ignored`: options whose name there is another; attachments in the order in
-        which the messages have them.
-    wire: what the dialect's own renderer needs again (`include_usage`).
+    options: by common names (`max_tokens`, `temperature`, `stop_sequences` …).
+    option_paths, attachment_paths: their places in the client's body, for errors and
+        `ignored`: of options with another name there; of attachments in the order of the
+        messages.
+    wire: what the dialect's own renderer needs later (`include_usage`).
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
-    recalled: places of messages that the log gave back in place of what the client sent:
-        what a model can't read of those is no loss of the client's.
+    recalled: indexes of messages that the log restored in place of what the client sent:
+        what a model can't read in those is not a loss to the client.
     """
 
     model: str | None
@@ -100,7 +86,7 @@ class ChatRequest:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as counted by the provider; None where it did not say.
+    """Tokens as counted by the provider; None if it sent no count.
 
     `input_tokens` includes the cached and the cache-writing ones, as OpenAI counts
     (Anthropic counts them apart); `output_tokens` includes reasoning.
@@ -115,11 +101,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Finish:
-    """The end of an answer, always its last event.
+    """The end of a response, always its last event.
 
-    model: the provider's own name of what answered, where it told.
+    model: the provider's own name of the model that responded, if sent.
     response_json, llm_usage: the plugin's raw payload and counts, as llm logs them.
-    ignored: paths of what a wire's answer has and the hub can't carry; empty from llm.
+    ignored: paths in an upstream's response that have no common form; empty from llm.
     """
 
     reason: FinishReason = "stop"
@@ -136,7 +122,7 @@ Event = StreamEvent | Finish
 
 @dataclass(frozen=True)
 class ChatResponse:
-    """A whole answer: its messages (nearly always one) and its end.
+    """A whole response: its messages (nearly always one) and its end.
 
     raw_arguments: each tool call's arguments letter for letter as the model wrote
     them, by tool_call_id; Parts keep only the parsed value.
@@ -153,12 +139,12 @@ class ChatResponse:
 
 
 def collect(events: Iterable[Event]) -> ChatResponse:
-    """Assemble a stream's events into the whole answer.
+    """Assemble a stream's events into the whole response.
 
-    Equal to what llm stores of the same events: parts in the order in which they
+    Equal to what llm stores for the same events: parts in the order in which they
     began, redacted reasoning moved to the front of its message, empty text dropped,
     arguments that are not JSON kept as `{"_raw": text}`. A stream that was cut
-    (no Finish) reads as far as it came, with reason "stop".
+    (no Finish) gives what was received, with reason "stop".
     """
     groups: dict[int | None, list[StreamEvent]] = {}
     finish = Finish()
@@ -220,10 +206,10 @@ def _joined(events: list[StreamEvent], type_: str) -> str:
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """Read the arguments of a tool call: a JSON object, or nothing at all, which is `{}`.
+    """Parse the arguments of a tool call: a JSON object, or nothing at all, which is `{}`.
 
-    What is neither (truncated JSON, a bare list) becomes `{"_raw": text}`, llm's
-    form for it: it must not pass for a call without arguments.
+    Anything else (truncated JSON, a bare list) becomes `{"_raw": text}`, as in llm: it must
+    not pass for a call without arguments.
     """
     if not text.strip():
         return {}
@@ -235,5 +221,5 @@ def parse_arguments(text: str) -> dict[str, Any]:
 
 
 def _hoist_redacted(parts: list[Part]) -> list[Part]:
-    """Sort as llm does: plugins learn from the last chunk that there was reasoning."""
+    """Sort as llm does: plugins learn only from the last chunk that there was reasoning."""
     return sorted(parts, key=lambda part: not (isinstance(part, ReasoningPart) and part.redacted))

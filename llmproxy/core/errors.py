@@ -1,8 +1,8 @@
-"""What can go wrong, as facts; each dialect renders them in its vendor's shape.
+"""The tree of errors. They carry facts; each dialect renders them in its vendor's shape.
 
 ProxyError              500 internal
 ├─ ProtocolError        400 invalid_request    bytes that are not HTTP/1.1 (or 505)
-├─ InvalidRequest       400 invalid_request    a payload that says no request
+├─ InvalidRequest       400 invalid_request    a payload that is not a request
 │  └─ Unsupported       400 invalid_request    one that this model can't answer
 ├─ Unauthorized         401 authentication
 ├─ Forbidden            403 permission
@@ -24,36 +24,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = [
-    "Forbidden",
-    "InvalidRequest",
-    "MethodNotAllowed",
-    "ModelNotFound",
-    "NotFound",
-    "Overloaded",
-    "ProtocolError",
-    "ProxyError",
-    "RateLimited",
-    "Timeout",
-    "TooLarge",
-    "Unauthorized",
-    "Unavailable",
-    "UnsupportedMediaType",
-    "Unsupported",
-    "UpstreamError",
-    "UpstreamTimeout",
-    "class_of_status",
-    "class_of_type",
-    "forwarded",
-]
-
 
 class ProxyError(Exception):
-    """A failure with what a client may know of it.
+    """A failure, with the facts that a client may see.
 
-    `status` is the HTTP status, `kind` the hub's word that dialects map to a
-    vendor's type, `param` the path of the field at fault, `code` a vendor code
-    that clients look for, `headers` goes onto the response (`retry-after`).
+    status: of the HTTP response. kind: dialects map it to a vendor's type. param: path of the
+    field at fault. code: a vendor's code that clients look for. headers: for the response
+    (`retry-after`).
     """
 
     status = 500
@@ -79,58 +56,58 @@ class ProxyError(Exception):
             self.status = status
 
     @property
-    def words(self) -> str:
+    def full_message(self) -> str:
         """The message, after the path of the field at fault."""
         return self.message if self.param is None else f"{self.param}: {self.message}"
 
 
 class ProtocolError(ProxyError):
-    """Bytes that are no HTTP/1.1 request; the connection can't be used further."""
+    """Bytes that are not an HTTP/1.1 request; the connection can't be used further."""
 
     status = 400
     kind = "invalid_request"
 
 
 class InvalidRequest(ProxyError):
-    """A payload that is not what the dialect's vendor takes; `param` says where."""
+    """A payload that the dialect's vendor would not accept; `param` is the field."""
 
     status = 400
     kind = "invalid_request"
 
 
 class Unsupported(InvalidRequest):
-    """A request that is well said, but that this model or server can't answer as asked."""
+    """A valid request that this model or server can't answer as requested."""
 
 
 class Unauthorized(ProxyError):
-    """No key, or a wrong one: the client's, or the one that the model's provider was given."""
+    """A missing or wrong key: the client's, or the one sent to the model's provider."""
 
     status = 401
     kind = "authentication"
 
 
 class Forbidden(ProxyError):
-    """Understood and refused: a foreign Host or Origin, or the provider's own refusal."""
+    """A foreign Host or Origin, or a refusal by the provider."""
 
     status = 403
     kind = "permission"
 
 
 class NotFound(ProxyError):
-    """No such route or thing."""
+    """No such route or object."""
 
     status = 404
     kind = "not_found"
 
 
 class ModelNotFound(NotFound):
-    """No model of llm has this name."""
+    """llm has no model of this name."""
 
     code = "model_not_found"
 
 
 class MethodNotAllowed(ProxyError):
-    """The route is there, under other methods: the `allow` header names them."""
+    """The route exists under other methods: the `allow` header names them."""
 
     status = 405
     kind = "invalid_request"
@@ -151,14 +128,14 @@ class TooLarge(ProxyError):
 
 
 class UnsupportedMediaType(ProxyError):
-    """A content coding or type of the body that we can't read."""
+    """A body in a content coding or type that we can't read."""
 
     status = 415
     kind = "invalid_request"
 
 
 class RateLimited(ProxyError):
-    """Too many requests, by the provider's count; `retry-after` is in the headers where known."""
+    """Too many requests, by the provider's count; `retry-after` is in the headers if known."""
 
     status = 429
     kind = "rate_limit"
@@ -172,14 +149,14 @@ class UpstreamError(ProxyError):
 
 
 class Unavailable(ProxyError):
-    """Not now: the server stops or has no room, or the provider says 503."""
+    """The server is stopping or full, or the provider says 503."""
 
     status = 503
     kind = "unavailable"
 
 
 class UpstreamTimeout(ProxyError):
-    """The provider did not answer in time."""
+    """The provider did not respond in time."""
 
     status = 504
     kind = "timeout"
@@ -210,11 +187,11 @@ _BY_STATUS: Mapping[int, type[ProxyError]] = {
 
 
 def class_of_status(status: int) -> type[ProxyError]:
-    """Give the class of an answer's status; what has none of its own is UpstreamError."""
+    """Return the class of a response's status, UpstreamError if it has none of its own."""
     return _BY_STATUS.get(status, UpstreamError)
 
 
-# Anthropic's words, which other servers use too, and OpenAI's own for the limit.
+# Anthropic's types, which other servers use too, and OpenAI's own for rate limits.
 _BY_TYPE: Mapping[str, type[ProxyError]] = {
     "invalid_request_error": InvalidRequest,
     "authentication_error": Unauthorized,
@@ -228,22 +205,22 @@ _BY_TYPE: Mapping[str, type[ProxyError]] = {
 }
 
 
-def class_of_type(word: str) -> type[ProxyError]:
-    """Give the class of an error that only its `type` tells: inside a stream, under status 200.
+def class_of_type(type_: str) -> type[ProxyError]:
+    """Return the class of an error `type`, for errors inside a stream under status 200.
 
-    A word that we do not know is UpstreamError.
+    An unknown type is an UpstreamError.
 
     Spec: https://docs.anthropic.com/en/api/errors
     """
-    return _BY_TYPE.get(word, UpstreamError)
+    return _BY_TYPE.get(type_, UpstreamError)
 
 
-# Clients wait by these; the SDKs read both spellings (B39).
+# Clients use these to wait; the SDKs read both spellings (B39).
 _FORWARDED = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 
 
 def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Choose of an upstream's headers those that our answer repeats, in lower case.
+    """Select the headers of an upstream that our response repeats, in lower case.
 
     All others are about the upstream's connection or account.
     """

@@ -1,9 +1,9 @@
-"""What of a conversation every client can send again, as keys to know it by.
+"""Fingerprints of replies that survive the ways clients rewrite history.
 
 Clients send the whole history with each request, changed a little: they drop reasoning,
-join parts of text, rewrite numbers, move turns about. So it is replies that are known
-again, by what any wire carries of them: the visible text without the white space around
-it, and the tool calls with their ids. System messages take no part.
+join parts of text, rewrite numbers, move turns. So replies are recognised, not histories, by
+what every API carries: the visible text without surrounding white space, and the tool calls
+with their ids. System messages take no part.
 """
 
 from __future__ import annotations
@@ -21,42 +21,28 @@ from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, Too
 from . import chat, payload
 from .attachments import find_attachments
 
-__all__ = [
-    "Reply",
-    "MatchLevel",
-    "HistoryHasher",
-    "answering_options",
-    "attached",
-    "is_same",
-    "replies",
-    "reply_of",
-    "request_key",
-    "say_the_same",
-    "visible_text",
-]
-
-TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are said in many conversations
-TELLING_CHARS = 64  # of any kind: enough without counting the letters
-# call_0, functions.read:1 (Kimi): counted anew in each conversation, and so in all of them.
+TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
+TELLING_CHARS = 64  # of any kind: long enough without counting letters and digits
+# call_0, functions.read:1 (Kimi): counters that start again in each conversation.
 _COUNTED_ID = re.compile(r"(.*[\W_]|[a-z]*)\d{1,6}", re.DOTALL)
-MAX_RUN = 32  # messages that one reply may have become; each is read again with every later one
+MAX_RUN = 32  # messages that one reply may be split into; each is hashed again with every later one
 
 
 MatchLevel = Literal["history", "question", "words", "calls", "text"]
-"""How far two replies are the same: all that was said until and with them; their words and
-what they answer; their words, calls included; one call's id; their text, if it says much."""
+"""How far two replies match: with their whole history; with what they respond to; in content
+(text and calls); in one call's id; in text, if that is not trivial."""
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A reply where it stands in a conversation.
+    """The fingerprints of a reply at its place in a conversation.
 
-    index: its message's place.
-    key: what it says. text_key: its text alone, None where that is trivial.
-        question_key: what it was said to, back to the reply before. history_key: all that
-        was said until then, itself included. All in hexadecimal.
-    tool_call_ids: those of the calls that the client is to make; without ids that only count.
-    is_trivial: it calls nothing, and its text is too short to tell conversations apart.
+    index: of its message.
+    key: of its content. text_key: of its text alone, None if that is trivial.
+        question_key: of what it responds to, back to the previous reply. history_key: of the
+        whole conversation up to and including it. All in hexadecimal.
+    tool_call_ids: of the calls for the client to run, without ids that are mere counters.
+    is_trivial: no calls, and a text too short to distinguish conversations.
     """
 
     index: int
@@ -69,34 +55,34 @@ class Reply:
 
 
 def replies(messages: Iterable[Message]) -> list[Reply]:
-    """Find the replies in a history, the oldest first; those that show nothing are left out."""
+    """Fingerprint the replies in a history, oldest first, except those with nothing visible."""
     walk = HistoryHasher()
     found = []
     for index, message in enumerate(messages):
         if message.role == "assistant":
             found.append(walk.reply(index, message))
-        walk.pass_by(message)
+        walk.add(message)
     return [reply for reply in found if reply is not None]
 
 
 def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | None:
-    """Say by which keys a turn's reply will be known; None where it shows nothing.
+    """Fingerprint a turn's reply as clients will send it; None if nothing is visible.
 
-    messages: what was asked. Where that ends in words of the assistant's own, which the
-        reply goes on from, the client will send both as one.
+    messages: of the request. If they end in an assistant's message that the reply continues,
+        the client will send both as one.
     """
     walk = HistoryHasher()
     start = len(messages)
     while start and messages[start - 1].role == "assistant":
         start -= 1
     for message in messages[:start]:
-        walk.pass_by(message)
+        walk.add(message)
     said = [part for message in (*messages[start:], *reply) for part in message.parts]
     return walk.reply(start, Message("assistant", said))
 
 
 def is_same(how: MatchLevel, one: Reply, other: Reply) -> bool:
-    """Say whether two replies are the same in a way."""
+    """Check whether two replies match at a level."""
     match how:
         case "calls":
             return not set(one.tool_call_ids).isdisjoint(other.tool_call_ids)
@@ -111,13 +97,13 @@ def is_same(how: MatchLevel, one: Reply, other: Reply) -> bool:
 
 
 def request_key(request: chat.ChatRequest) -> str:
-    """Know a request again by all that an answer hangs on, but for the model's name.
+    """Fingerprint everything that a response depends on, except the model's name.
 
-    Options, tools, their choice, schema, and of the messages what is visible; whichever
-    dialect it came by, streamed or not.
+    Options, tools, tool choice, schema, and the visible content of the messages; the same for
+    every dialect, streamed or not.
     """
     asked: list[Any] = [
-        answering_options(request),
+        relevant_options(request),
         [[tool.name, tool.description, tool.input_schema] for tool in request.tools],
         [[tool.name, dict(tool.config)] for tool in request.server_tools],
         request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name,
@@ -126,65 +112,67 @@ def request_key(request: chat.ChatRequest) -> str:
     key = _hash(json.dumps(payload.with_double_numbers(asked), sort_keys=True).encode())
     role = ""
     for message in request.messages:
-        if words := _words(message.parts):
-            # Where a client cuts what one says into messages is not told apart.
-            key.update(words if message.role == role else f"\0{message.role}\0".encode() + words)
+        if content := _content(message.parts):
+            # How a client splits the content of one role into messages makes no difference.
+            key.update(
+                content if message.role == role else f"\0{message.role}\0".encode() + content
+            )
             role = message.role
-        for content in attached(message):  # of which the words have the length alone
+        for content in attachment_contents(message):  # above, only their lengths
             key.update(_hash(content).digest())
     return str(key.hexdigest())
 
 
-def answering_options(request: chat.ChatRequest) -> dict[str, Any]:
-    """The options that an answer hangs on.
+def relevant_options(request: chat.ChatRequest) -> dict[str, Any]:
+    """Return the options that a response depends on.
 
-    Not who asks, where agents send another session's name each time, nor whether the
-    provider is to keep a cache, of which the log keeps no marks.
+    Not `user`, where agents send a new session name each time, nor `cache`, since the log
+    keeps no cache markers.
     """
     others = ("user", "cache")
     return {name: value for name, value in request.options.items() if name not in others}
 
 
-def attached(message: Message) -> list[bytes]:
+def attachment_contents(message: Message) -> list[bytes]:
     """Return the contents of a message's attachments, those of tool results included."""
     return [one.content for one in find_attachments(message) if one.content]
 
 
 def visible_text(message: Message) -> str:
-    """The text of a message as any wire shows it, without the white space around it."""
+    """Return the text of a message as every API carries it, without surrounding white space."""
     return "".join(part.text for part in message.parts if isinstance(part, TextPart)).strip()
 
 
-def say_the_same(one: Iterable[Message], other: Iterable[Message]) -> bool:
-    """Say whether all that is visible of two replies is the same."""
+def have_same_content(one: Iterable[Message], other: Iterable[Message]) -> bool:
+    """Check whether everything visible in two replies is the same."""
     first, second = (
         [part for message in reply for part in message.parts] for reply in (one, other)
     )
-    return _words(first) == _words(second)
+    return _content(first) == _content(second)
 
 
 class HistoryHasher:
-    """What was said so far, as one walks through a conversation.
+    """Hashes a conversation message by message.
 
-    Replies that follow one another count as one there, since clients may join them.
+    Consecutive replies count as one, since clients may join them.
     """
 
     def __init__(self) -> None:
-        self._history = _hash()  # until the replies that are being walked through
+        self._history = _hash()  # without the current run of replies
         self._question = _hash()
         self._said: list[Sequence[Part]] = []
 
     def copy(self) -> HistoryHasher:
-        """Give another walk that has come as far."""
+        """Return a hasher in the same state."""
         other = HistoryHasher()
         other._history, other._question = self._history.copy(), self._question.copy()
         other._said = list(self._said)
         return other
 
-    def pass_by(self, message: Message) -> None:
-        """Go on to what follows a message."""
-        words = b"" if message.role == "system" else _words(message.parts)
-        if not words:
+    def add(self, message: Message) -> None:
+        """Add the next message."""
+        content = b"" if message.role == "system" else _content(message.parts)
+        if not content:
             return
         if message.role == "assistant":
             if len(self._said) == MAX_RUN:
@@ -193,13 +181,13 @@ class HistoryHasher:
             self._question = _hash()
         else:
             self._end_run()
-            self._history.update(words)
-            self._question.update(words)
+            self._history.update(content)
+            self._question.update(content)
 
     def reply(self, index: int, message: Message) -> Reply | None:
-        """Say by which keys the reply that comes next will be known."""
-        words = _words(message.parts)
-        if not words:
+        """Fingerprint a reply after the messages added so far; None if nothing is visible."""
+        content = _content(message.parts)
+        if not content:
             return None
         history = self._history.copy()
         history.update(self._run(message.parts))
@@ -213,7 +201,7 @@ class HistoryHasher:
         says_little = len(text) < TELLING_CHARS and sum(map(str.isalnum, text)) < TRIVIAL_CHARS
         return Reply(
             index,
-            key=_hash(words).hexdigest(),
+            key=_hash(content).hexdigest(),
             text_key=None if says_little else _hash(text.encode("utf-8", "replace")).hexdigest(),
             question_key=self._question.hexdigest(),
             history_key=history.hexdigest(),
@@ -226,32 +214,32 @@ class HistoryHasher:
         self._said.clear()
 
     def _run(self, more: Iterable[Part] = ()) -> bytes:
-        words = _words([*chain.from_iterable(self._said), *more])
-        return b"\0\0" + words + b"\0\0" if words else b""
+        content = _content([*chain.from_iterable(self._said), *more])
+        return b"\0\0" + content + b"\0\0" if content else b""
 
 
-def _hash(words: bytes = b"") -> Any:
-    return hashlib.blake2b(words, digest_size=16)
+def _hash(content: bytes = b"") -> Any:
+    return hashlib.blake2b(content, digest_size=16)
 
 
-def _words(parts: Sequence[Part]) -> bytes:
-    """All that is visible, in one form: the text, the calls, then results and attachments."""
+def _content(parts: Sequence[Part]) -> bytes:
+    """Everything visible, in a fixed order: text, calls, then results and attachments."""
     if len(parts) == 1 and isinstance(parts[0], TextPart):  # nearly always
         return parts[0].text.strip().encode("utf-8", "replace")
     text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
-    pieces = [text, *map(_call, parts), *map(_shown_to_the_model, parts)]
+    pieces = [text, *map(_call, parts), *map(_input_for_model, parts)]
     return "\0".join(filter(None, pieces)).encode("utf-8", "replace")
 
 
 def _call(part: Part) -> str:
-    """A call that the client makes; what the provider ran itself no wire must show."""
+    """A call for the client to run; not every API shows what the provider ran itself."""
     if not isinstance(part, ToolCallPart) or part.server_executed:
         return ""
     made = [part.tool_call_id, part.name, payload.with_double_numbers(part.arguments)]
     return json.dumps(made, sort_keys=True)
 
 
-def _shown_to_the_model(part: Part) -> str:
+def _input_for_model(part: Part) -> str:
     match part:
         case ToolResultPart(server_executed=False, output=output, tool_call_id=id_):
             return f"{id_} {output.strip()}"

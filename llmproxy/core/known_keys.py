@@ -1,7 +1,7 @@
-"""What must never be told: the keys that this process knows, and what looks like one.
+"""Known API keys, and patterns that look like keys; redacted from every error and log line.
 
-Providers quote the key that they refuse, and libraries put the request that failed into
-their exceptions. So a text out of another house is cleaned before it goes anywhere.
+Providers quote the key that they refuse, and libraries put the failed request into their
+exceptions. So text from elsewhere is redacted before it goes anywhere.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from urllib.parse import quote
 
 from .errors import ProxyError
 
-__all__ = ["REMOVED", "KnownKeys", "without_key_shapes"]
-
 REMOVED = "[removed]"
-MIN_KEY_CHARS = 8  # what people write where no key is needed ("none", "x") stands in many words
+MIN_KEY_CHARS = 8  # placeholders ("none", "x") are part of many words
 
 _URL_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
 _SECRET_NAME = re.compile(
@@ -26,7 +24,7 @@ _KEY_SHAPES = re.compile(
     r"|\bAIza[\w-]{20,}|\bAKIA[A-Z0-9]{12,}|\beyJ[\w-]{10,}\.[\w-]+\.[\w-]+|(?<=bearer )\S{8,}",
     re.IGNORECASE,
 )
-# Only in what others say: our own errors name fields of a request in this way.
+# Only in foreign text: our own errors name fields of a request in this way.
 _NAMED_KEY = re.compile(r"(?i)\b((?:api[-_ ]?key|key|token)(?: provided)?)([=:]\s*)[\w*./+~-]{8,}")
 
 
@@ -46,10 +44,10 @@ def without_key_shapes(text: str) -> str:
 
 
 class KnownKeys:
-    """The keys that this process may use or ask for. One object; nothing else holds them all.
+    """The keys that this process may use or ask for. Nothing else holds them all.
 
-    values: some of them. look: gives more each time, where they can change while it runs;
-        one that was known stays known, since an answer under way may still use it.
+    values: the keys known at start. look: returns more at each call, for keys that change
+        while the process runs. A known key stays known: a running response may still use it.
     """
 
     def __init__(
@@ -60,32 +58,32 @@ class KnownKeys:
         self.learn(values)
 
     def learn(self, values: Iterable[str]) -> None:
-        """Know these too, save those so short that they stand in other words."""
+        """Add keys, except those so short that they are part of other words."""
         for value in map(str.strip, values):
             if len(value) >= MIN_KEY_CHARS and value not in self._values:
                 self._values.update((value, quote(value, safe="")))  # as in a URL's query
 
     def look(self) -> None:
-        """Know what there is now."""
+        """Add the keys that `look` returns now."""
         self.learn(self._more())
 
-    def out_of(self, text: str) -> str:
-        """Give a text without the known keys and without what looks like one."""
+    def redact(self, text: str) -> str:
+        """Remove the known keys from a text, and what looks like a key."""
         self.look()
         for value in sorted(list(self._values), key=len, reverse=True):
             text = text.replace(value, REMOVED)
         return without_key_shapes(text)
 
-    def out_of_foreign(self, text: str) -> str:
-        """The same for what others say, where `key=…` is followed by one."""
-        return _NAMED_KEY.sub(rf"\1\2{REMOVED}", self.out_of(text))
+    def redact_foreign(self, text: str) -> str:
+        """Like `redact`, for foreign text: also removes what follows `key=`."""
+        return _NAMED_KEY.sub(rf"\1\2{REMOVED}", self.redact(text))
 
-    def cleaned(self, error: ProxyError) -> ProxyError:
-        """Give an error that repeats what others say without any key, in whichever of its facts."""
+    def redact_error(self, error: ProxyError) -> ProxyError:
+        """Return an error that quotes foreign text, with keys removed from all its fields."""
         return type(error)(
-            self.out_of_foreign(error.message),
-            param=None if error.param is None else self.out_of(error.param),
-            code=None if error.code is None else self.out_of(error.code),
+            self.redact_foreign(error.message),
+            param=None if error.param is None else self.redact(error.param),
+            code=None if error.code is None else self.redact(error.code),
             status=error.status,
-            headers={name: self.out_of(value) for name, value in error.headers.items()},
+            headers={name: self.redact(value) for name, value in error.headers.items()},
         )

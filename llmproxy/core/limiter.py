@@ -1,14 +1,12 @@
-"""A counted gate: at most so many at once, the others wait in the order in which they came."""
+"""A limiter: at most so many callers at once, the others wait in order of arrival."""
 
 from __future__ import annotations
 
 import asyncio
 
-__all__ = ["Limiter"]
-
 
 class Limiter:
-    """Let `limit` callers in at one time, first come first served. For one event loop."""
+    """Lets `limit` callers in at one time, first come first served. For one event loop."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -16,12 +14,12 @@ class Limiter:
         self.running = 0
 
     async def enter(self, wait_s: float | None) -> bool:
-        """Wait for a place, at most `wait_s` seconds; give it back by `leave`.
+        """Wait for a place, at most `wait_s` seconds; return whether it had to wait.
 
-        Say whether there was none free.
+        `leave` gives the place back.
 
         Raises:
-            TimeoutError: none became free in time.
+            TimeoutError: no place became free in time.
         """
         must_wait = self._places.locked()
         async with asyncio.timeout(wait_s):
@@ -30,6 +28,6 @@ class Limiter:
         return must_wait
 
     def leave(self) -> None:
-        """Give the place to the next caller."""
+        """Release the place for the next caller."""
         self.running -= 1
         self._places.release()

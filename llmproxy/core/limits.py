@@ -1,7 +1,7 @@
 """Every limit of the server in one table: name, default, unit and reason.
 
-A room is given a `Limits` and reads the fields that are its own, so that one
-flag (`--limit NAME=VALUE`) changes any of them and one list describes them all.
+Each part gets a `Limits` and reads its own fields, so that one flag (`--limit NAME=VALUE`)
+changes any of them and one list describes them all.
 """
 
 from __future__ import annotations
@@ -11,14 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
-__all__ = ["Limits", "describe", "limits_from"]
-
 OFF = "off"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server takes and how long it waits: sizes in bytes, times (`…_s`) in seconds."""
+    """The server's limits: sizes in bytes, times (`…_s`) in seconds."""
 
     body: Annotated[int, "bytes of a body, inflated: ten photos and a long chat"] = 64 * 2**20
     head: Annotated[int, "bytes of request line and headers: cookies can be long"] = 64 * 2**10
@@ -42,35 +40,35 @@ class Limits:
 
 
 def describe() -> list[str]:
-    """Say every limit as a line `name=default  reason`, in their order."""
+    """Return a line `name=default  reason` for each limit, in order."""
     reasons = get_type_hints(Limits, include_extras=True)
     return [
-        f"{name}={_word(default)}  {reasons[name].__metadata__[0]}"
+        f"{name}={_format(default)}  {reasons[name].__metadata__[0]}"
         for name, default in vars(Limits()).items()
     ]
 
 
-def _word(value: float) -> str:
+def _format(value: float) -> str:
     return OFF if value == math.inf else f"{value}"
 
 
-def limits_from(words: Iterable[str]) -> Limits:
-    """Read `NAME=VALUE` words, as `--limit` gives them, over the defaults.
+def parse_limits(settings: Iterable[str]) -> Limits:
+    """Parse `NAME=VALUE` arguments of `--limit`; the others keep their defaults.
 
-    What is off by default may be "off" again.
+    A limit that is off by default may be set to "off".
 
     Raises:
-        ValueError: a name that is no limit, or a value that is not a number above 0.
+        ValueError: an unknown name, or a value that is not a number above 0.
     """
     defaults: dict[str, int | float] = vars(Limits())
     chosen: dict[str, int | float] = {}
-    for word in words:
-        name, _, text = word.partition("=")
+    for setting in settings:
+        name, _, text = setting.partition("=")
         if name not in defaults:
-            raise ValueError(f"no limit is called {name!r}; there are: {', '.join(defaults)}")
+            raise ValueError(f"unknown limit {name!r}; limits are: {', '.join(defaults)}")
         default = defaults[name]
         try:
-            value = default if text == _word(default) else type(default)(text)
+            value = default if text == _format(default) else type(default)(text)
         except ValueError:
             value = 0
         if not 0 < value < math.inf and value != default:

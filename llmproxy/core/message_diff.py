@@ -1,4 +1,4 @@
-"""Where two messages differ, for errors and reports."""
+"""Find where two histories of messages first differ, for errors and reports."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ EXCERPT_CHARS = 40  # shown on either side of the place where two messages diffe
 
 @dataclass(frozen=True)
 class Difference:
-    """The first place where a message is not what it was.
+    """The first difference between two histories.
 
-    index: of the message; role: as it is now.
-    position: the first differing character of its text, None where there is no text to
+    index: of the message. role: its role now.
+    position: the first differing character of its text, None if there is no text to
         compare: the message is new, or of another kind.
-    before, after: the text around that place, as it was and as it is.
+    before, after: the text around the difference, then and now.
     """
 
     index: int
@@ -31,11 +31,11 @@ class Difference:
 def first_difference(before: Sequence[Message], after: Sequence[Message]) -> Difference | None:
     """Find the first message of `before` that `after` does not have in its place.
 
-    None where `after` begins with all of `before`, and so goes on from it.
+    None if `after` begins with all of `before`.
     """
     for index, old in enumerate(before):
         new = after[index] if index < len(after) else Message("nothing")
-        # As text, for 1 and 1.0 are equal in Python, and two to a provider's cache.
+        # As text: 1 and 1.0 are equal in Python, but not to a provider's cache.
         if json.dumps(old.to_dict(), sort_keys=True) != json.dumps(new.to_dict(), sort_keys=True):
             return _difference(index, old, new)
     return None
@@ -52,7 +52,7 @@ def _difference(index: int, old: Message, new: Message) -> Difference:
 
 
 def _shown(message: Message) -> str:
-    """A message's words, whatever they are part of."""
+    """Return a message as text, of whatever parts."""
     shown = []
     for part in message.parts:
         match part:

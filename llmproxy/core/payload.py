@@ -1,13 +1,13 @@
-"""JSON text to checked, frozen dataclasses, and values back to JSON text.
+"""Parse JSON text, check it against frozen dataclasses, and encode values as JSON text.
 
-A payload is checked by declaring it: `load(CreateMessageRequest, parse(body))`
-reads the annotations of the dataclass and either gives an instance or an
-InvalidRequest that names the field by its path. Fields that the class does not
-declare are accepted and reported, so that nothing is dropped in silence.
+A payload is checked by declaring it: `load(CreateMessageRequest, parse(body))` reads the
+dataclass's annotations and returns an instance, or raises an InvalidRequest that names the
+field by its path. Undeclared fields are accepted and reported, so that nothing is dropped
+silently.
 
-Understood annotations: str, int, float, bool, None, Any, Literal, dict[str, X],
-list[X] (read as a tuple), dataclasses, and unions of these; dataclasses in a union
-are told apart by the one field that is a Literal in each of them.
+Supported annotations: str, int, float, bool, None, Any, Literal, dict[str, X], list[X] (read
+as a tuple), dataclasses, and unions of these; dataclasses in a union are distinguished by the
+one field that is a Literal in each of them.
 
 Spec: https://www.rfc-editor.org/rfc/rfc8259
 """
@@ -27,12 +27,10 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from .errors import InvalidRequest
 from .limits import Limits
 
-__all__ = ["encode", "encode_string", "load", "parse", "without"]
-
 T = TypeVar("T")
 
-# A path is linked from its end, (parent, key), so that reading costs a tuple and
-# only an error pays for the text.
+# A path is linked from its end, (parent, key), so that reading costs one tuple and only an
+# error builds the text.
 Path = tuple[Any, str | int] | None
 Loader = Callable[[Any, Path, list[str]], Any]
 
@@ -47,32 +45,32 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan
 
 
 def encode(value: Any) -> bytes:
-    """Render plain values as compact UTF-8 JSON.
+    """Encode plain values as compact UTF-8 JSON.
 
     Raises:
-        ValueError: NaN, an infinity or a lone surrogate: what `parse` lets nobody send.
+        ValueError: NaN, an infinity or a lone surrogate, none of which `parse` accepts.
     """
     return _ENCODER.encode(value).encode()
 
 
-# Two halves of an escaped pair make one character; a half alone makes a str that
-# neither UTF-8 nor SQLite takes (B18), and can come in by an escape only.
+# Two escaped halves make one character; a lone half makes a str that neither UTF-8 nor SQLite
+# accepts (B18), and can only come from an escape.
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse(text: bytes, limits: Limits = Limits()) -> Any:
-    """Read JSON text of a client: strict UTF-8, bounded depth and numbers, no lone surrogates.
+    """Parse a client's JSON: strict UTF-8, bounded depth and numbers, no lone surrogates.
 
     Lone surrogates become U+FFFD. NaN and numbers beyond a double are refused,
-    since no answer could repeat them; of a doubled key the last counts, as with
-    every JSON reader in the field.
+    since no response could repeat them. Of a repeated key the last counts, as in every JSON
+    reader in the field.
 
     Raises:
         InvalidRequest: text that is not such JSON, with line and column.
     """
 
     depth = min(limits.json_depth, MAX_DEPTH)
-    # Python's own limit, 0 for none, holds also where ours was set higher.
+    # Python's own limit, 0 for none, holds even if ours is set higher.
     int_digits = min(limits.int_digits, sys.get_int_max_str_digits() or limits.int_digits)
 
     def integer(digits: str) -> int:
@@ -104,7 +102,7 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
 
 
 def _check_depth(value: Any, depth: int) -> None:
-    """Go through the containers level by level: no recursion, however deep they are."""
+    """Check level by level, without recursion."""
     level = [value] if isinstance(value, dict | list) else []
     remaining = depth
     while level:
@@ -162,14 +160,13 @@ def with_double_numbers(value: Any) -> Any:
 
 
 def without(*paths: str) -> Callable[[Any], Any]:
-    """Give a function that takes the members at these paths out of a JSON value.
+    """Return a function that removes the members at these paths from a JSON value.
 
     paths: names joined by dots, `[*]` for each item of a list:
         `messages[*].content[*].cache_control`.
 
-    Where the value has another shape than a path says, that path names nothing. The value
-    is never edited: what changes is copied, all else is shared with it, and a value that
-    has no such member is given back itself.
+    A path that does not fit the value is ignored. The value is never edited: what changes is
+    copied, everything else is shared, and a value without such members is returned itself.
     """
     return _remover([path.replace("[*]", ".[*]").removeprefix(".").split(".") for path in paths])
 
@@ -186,7 +183,7 @@ def _remover(places: Iterable[list[str]]) -> Callable[[Any], Any]:
     from_item = _remover(items) if items else None
     from_member = [(name, _remover(rests)) for name, rests in below.items()]
 
-    # One call for each value on the way, and no more: a chat has thousands of blocks.
+    # One call per value on the way: a chat has thousands of blocks.
     def remove(value: Any) -> Any:
         left = value
         if type(value) is dict:
@@ -210,13 +207,14 @@ def _remover(places: Iterable[list[str]]) -> Callable[[Any], Any]:
 
 
 def load(shape: type[T], value: Any, unknown: list[str] | None = None) -> T:
-    """Check a parsed JSON value against a dataclass and make an instance of it.
+    """Check a parsed JSON value against a dataclass and return an instance of it.
 
-    unknown: is given the paths of fields that no class declares, each once, in the
-        order met, with list positions left open (`tools[*].strict`).
+    unknown: receives the paths of undeclared fields, each once, in order, without list
+        positions (`tools[*].strict`).
 
     Raises:
-        InvalidRequest: what does not fit, `param` its path (`messages[2].content[0].text`).
+        InvalidRequest: a value that does not fit; `param` is its path
+            (`messages[2].content[0].text`).
     """
     found: list[str] = []
     instance: T = _loader(shape)(value, None, found)
@@ -235,7 +233,7 @@ def _render_path(path: Path, *, positions: bool) -> str:
 
 def _mismatch(expected: str, value: Any, path: Path) -> InvalidRequest:
     kind = type(value)
-    # bool is an int to Python, not to JSON.
+    # A bool is an int in Python, not in JSON.
     got = next((name for type_, name in _JSON_NAMES.items() if type_ is kind), kind.__name__)
     return InvalidRequest(
         f"expected {expected}, got {got}", param=_render_path(path, positions=True) or None
@@ -258,7 +256,7 @@ _JSON_NAMES: Mapping[type, str] = {
 
 
 def _loader(annotation: Any) -> Loader:
-    """Give the function that checks and converts one value of this annotation."""
+    """Return the function that checks and converts a value of this annotation."""
     return _compiled(annotation)
 
 
@@ -298,7 +296,7 @@ def _exactly(kind: type) -> Loader:
 
 
 def _load_integer(value: Any, path: Path, unknown: list[str]) -> int:
-    # 100.0 is what some JSON writers make of 100.
+    # Some JSON writers make 100.0 of 100.
     if type(value) is float and value.is_integer():
         return int(value)
     if type(value) is not int:
@@ -311,17 +309,17 @@ def _load_number(value: Any, path: Path, unknown: list[str]) -> float:
         raise _mismatch("a number", value, path)
     if abs(value) > sys.float_info.max:
         raise InvalidRequest("a number is too large", param=_render_path(path, positions=True))
-    return value  # type: ignore[no-any-return]  # an int stays one: 1 is not to become 1.0
+    return value  # type: ignore[no-any-return]  # an int stays one: 1 must not become 1.0
 
 
 def _one_of(words: tuple[str, ...]) -> Loader:
-    # Sorted: annotations that differ in order alone are equal, and compiled once.
+    # Sorted: annotations that differ only in order are equal, and compiled once.
     allowed = sorted(words)
     expected = "one of " + ", ".join(map(repr, allowed)) if len(allowed) > 1 else repr(allowed[0])
 
     def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
         if not isinstance(value, str) or value not in allowed:
-            # The client's word is shown where it is one: a misspelt role is found at once.
+            # A string is shown: a misspelt role is found at once.
             if isinstance(value, str):
                 raise InvalidRequest(
                     f"expected {expected}, got {value[:40]!r}",
@@ -352,7 +350,7 @@ def _dict_of(load_item: Loader) -> Loader:
 
 
 def _union_of(members: tuple[Any, ...]) -> Loader:
-    """Choose by the JSON type of the value; among dataclasses by their tag."""
+    """Choose by the value's JSON type, among dataclasses by their tag."""
     by_kind: dict[type, Loader] = {}
     shapes = [member for member in members if is_dataclass(member)]
     for member in members:
@@ -404,7 +402,7 @@ def _tag(shape: Any) -> tuple[Field[Any], tuple[str, ...]]:
 
 def _instance_of(shape: Any) -> Loader:
     hints = get_type_hints(shape)
-    # Filled when first used: a shape may hold itself.
+    # Filled on first use: a class may contain itself.
     readers: list[tuple[str, Loader, bool]] = []
     names = frozenset(f.name for f in fields(shape))
 

@@ -1,4 +1,4 @@
-"""Text for a terminal: escaped, so that no words of others drive it, and coloured."""
+"""Text for a terminal: escaped, so that foreign text can't control it, and coloured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _CODES = {"red": 31, "green": 32, "yellow": 33, "blue": 34, "dim": 2, "bold": 1}
 
 
 def printable(text: str, *, lines: bool = False) -> str:
-    """Escape what does not print; with `lines`, new lines and tabs stay."""
+    """Escape what is not printable; with `lines`, new lines and tabs are kept."""
     if text.isprintable():
         return text
     kept = "\n\t" if lines else ""
@@ -19,5 +19,5 @@ def printable(text: str, *, lines: bool = False) -> str:
 
 
 def painted(text: str, colour: Colour, colours: bool) -> str:
-    """Give a text its colour, where there are colours."""
+    """Colour a text, if colours are on."""
     return f"\x1b[{_CODES[colour]}m{text}\x1b[0m" if colours else text

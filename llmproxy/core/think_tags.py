@@ -1,11 +1,10 @@
-"""Thinking in tags: many local models write `<think>…</think>` inside their text.
+"""Turn `<think>…</think>`, which many local models write inside their text, into reasoning.
 
-Here it becomes reasoning, in a stream of events or in a whole text, the same at any
-split of the text over chunks. Recognised are `<think>` and `<thinking>`, anywhere in
-the text; each ends with its own closing tag, or with the text. White space right
-after a closing tag is dropped: it only parts the answer from the thinking. All else
-stays letter for letter, so also a `<` that begins no tag, and a closing tag that
-was not opened.
+For streams of events and whole texts, with the same result however the text is split into
+chunks. `<think>` and `<thinking>` are recognised anywhere; each ends with its own closing tag,
+or with the text. White space right after a closing tag is dropped: it only separates the
+thinking from the response. Everything else stays letter for letter, also a `<` that begins no
+tag and a closing tag that was not opened.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from llm.parts import StreamEvent
 
 from . import chat
 
-__all__ = ["ThinkTagSplitter", "split_thinking"]
-
 Family = Literal["text", "reasoning"]
 
 _CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>"}
@@ -27,10 +24,10 @@ _SPACE = " \t\r\n"
 
 
 class ThinkTagSplitter:
-    """Turn thinking in tags into reasoning events of their own parts. Feed in order.
+    """Turns thinking in tags into reasoning events in parts of their own. Feed in order.
 
-    Only what may be the beginning of a tag is held back: it comes with the next
-    event, at the latest with the last one. Parts are numbered anew, as they begin.
+    Only a possible beginning of a tag is held back, until the next event or the last one.
+    Parts are renumbered as they begin.
     """
 
     def __init__(self) -> None:
@@ -39,7 +36,7 @@ class ThinkTagSplitter:
         self._held: StreamEvent | None = None  # the event whose end is held back
 
     def feed(self, event: chat.Event) -> list[chat.Event]:
-        """Give the events of one event: none while all of it may be a tag's beginning."""
+        """Return an event's events: none while all of it may be the beginning of a tag."""
         if isinstance(event, chat.Finish):
             return [*self.end(), event]
         held = self._held
@@ -48,7 +45,7 @@ class ThinkTagSplitter:
         return [*self.end(), *self._split(event)]
 
     def end(self) -> list[chat.Event]:
-        """Give what is held back, where a stream ends without its Finish."""
+        """Return what is held back, for a stream that ends without its Finish."""
         if self._held is None:
             return []
         event, self._held = replace(self._held, provider_metadata=None), None
@@ -61,7 +58,7 @@ class ThinkTagSplitter:
         scanner = self._scanners.setdefault(event.part_index, _Scanner())
         pieces = scanner.feed(event.chunk)
         if not pieces and (event.provider_metadata or not event.chunk):
-            pieces = [(scanner.family, scanner.run, "")]  # it says something besides text
+            pieces = [(scanner.family, scanner.run, "")]  # it carries something besides text
         yield from self._events(event, pieces)
         self._held = event if scanner.held else None
 
@@ -82,18 +79,18 @@ class ThinkTagSplitter:
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """Give the thinking in a whole text and what is left of it: (reasoning, text)."""
+    """Split a whole text into (reasoning, text)."""
     scanner = _Scanner()
     pieces = scanner.feed(text) + scanner.end()
-    reasoning, said = (
+    reasoning, rest = (
         "".join(piece for family, _, piece in pieces if family == wanted)
         for wanted in ("reasoning", "text")
     )
-    return reasoning, said
+    return reasoning, rest
 
 
 class _Scanner:
-    """Cut one text into runs of one family, numbered from 0."""
+    """Splits a text into runs of one family, numbered from 0."""
 
     def __init__(self) -> None:
         self.run = 0
@@ -109,25 +106,25 @@ class _Scanner:
         rest, pieces = self.held + chunk, []
         while True:
             tags = tuple(_CLOSING) if self._closing is None else (self._closing,)
-            # A tag that is not there (-1) stands at the end.
+            # A tag that is not found (-1) counts as being at the end.
             start, tag = min((rest.find(tag) % (len(rest) + 1), tag) for tag in tags)
             if start == len(rest):
                 break
-            pieces += self._said(rest[:start])
+            pieces += self._runs(rest[:start])
             rest = rest[start + len(tag) :]
             self._drops_space = self._closing is not None
             self._closing = _CLOSING.get(tag)
             self.run += 1
         size = _overlap(rest, tags)
         self.held = rest[len(rest) - size :]
-        return pieces + self._said(rest[: len(rest) - size])
+        return pieces + self._runs(rest[: len(rest) - size])
 
     def end(self) -> list[tuple[Family, int, str]]:
-        """Give what was held back: it was no tag."""
+        """Return what was held back: it was not a tag."""
         held, self.held = self.held, ""
-        return self._said(held)
+        return self._runs(held)
 
-    def _said(self, text: str) -> list[tuple[Family, int, str]]:
+    def _runs(self, text: str) -> list[tuple[Family, int, str]]:
         if self._drops_space:
             text = text.lstrip(_SPACE)
             self._drops_space = not text
@@ -135,7 +132,7 @@ class _Scanner:
 
 
 def _overlap(text: str, tags: tuple[str, ...]) -> int:
-    """Count the characters at the end of the text that may be the beginning of a tag."""
+    """Count the characters at the end of a text that may begin a tag."""
     at = text.rfind("<")
     if at < 0:
         return 0

@@ -1,8 +1,7 @@
-"""The threads of sync models: so many alive at one time, and no more.
+"""The threads of sync models, with a limit on how many are alive at one time.
 
-A thread can't be stopped. One whose client has gone runs on until its model yields, and
-one that blocks for ever does so until the process ends: a client that asked again and
-again would fill the process with them.
+A thread can't be stopped. If its client has gone it runs until its model yields, and if it
+blocks, until the process ends: a client that retries would fill the process with them.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from .errors import Unavailable
 
 T = TypeVar("T")
 
-MAX_THREADS = 256  # the limit `running`, where nobody gives another
-ROOM_S = 1.0  # what a model waits for a thread to end: one that was left may yield soon
-RETRY_S = 1  # when a client that waited in vain may ask again
+MAX_THREADS = 256  # the default of the limit `running`
+SLOT_WAIT_S = 1.0  # for a thread to end: an abandoned one may yield soon
+RETRY_S = 1  # when a client that was refused may retry
 
 
 class Threads:
-    """Starts daemon threads, of which `most` are alive at one time, blocked ones included.
+    """Starts daemon threads, at most `most` alive at one time, blocked ones included.
 
-    For one event loop; ask for `room` before each `start`, and await nothing in between.
+    For one event loop. Call `wait_for_slot` before each `start`, and await nothing in between.
     """
 
     def __init__(self, most: int = MAX_THREADS) -> None:
@@ -35,27 +34,29 @@ class Threads:
         self._alive = 0
         self._ended = asyncio.Event()
 
-    async def room(self) -> None:
-        """Wait until one more may be started.
+    async def wait_for_slot(self) -> None:
+        """Wait until another thread may be started.
 
         Raises:
-            Unavailable: none has ended in time (`ROOM_S`).
+            Unavailable: no thread ended in time (`SLOT_WAIT_S`).
         """
         try:
-            async with asyncio.timeout(ROOM_S):
+            async with asyncio.timeout(SLOT_WAIT_S):
                 while self._alive >= self._most:
                     self._ended.clear()
                     await self._ended.wait()
         except TimeoutError:
-            raise _no_room(f"{self._most} models that can't be stopped run already") from None
+            raise _unavailable(
+                f"{self._most} models that can't be stopped are running already"
+            ) from None
 
     def start(
         self, run: Callable[[], None], name: str, ended: Callable[[], None] | None = None
     ) -> None:
-        """Run a function in a thread of its own; `ended` is called in the loop after it.
+        """Run a function in a new thread, then call `ended` in the loop.
 
         Raises:
-            Unavailable: the system gives no thread.
+            Unavailable: the system can't start a thread.
         """
         loop = asyncio.get_running_loop()
 
@@ -63,13 +64,13 @@ class Threads:
             try:
                 run()
             finally:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                with suppress(RuntimeError):  # the loop is closed: nothing waits any more
                     loop.call_soon_threadsafe(self._end, ended)
 
         try:
             _ModelThread(target=work, name=name, daemon=True).start()
         except RuntimeError as exc:
-            raise _no_room("the system gives no thread") from exc
+            raise _unavailable("the system can't start a thread") from exc
         self._alive += 1
 
     def _end(self, ended: Callable[[], None] | None) -> None:
@@ -100,8 +101,8 @@ def exit_process(code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _no_room(words: str) -> Unavailable:
-    return Unavailable(words, headers={"retry-after": f"{RETRY_S}"})
+def _unavailable(message: str) -> Unavailable:
+    return Unavailable(message, headers={"retry-after": f"{RETRY_S}"})
 
 
 def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:

@@ -1,8 +1,8 @@
-"""A local estimate of how many tokens a request is: no tokenizer, no network.
+"""Estimate the tokens of a request locally, without a tokenizer or the network.
 
-Clients ask for counts to decide when to compact, dozens of times in a row; providers
-charge a round trip for the true one. English prose comes out within some 15 %, code a
-little low, and what has no white space (Chinese, Japanese) by its characters.
+Clients request counts dozens of times in a row to decide when to compact; the exact count
+costs a round trip to the provider. English prose is estimated within about 15 %, code a
+little low, text without white space (Chinese, Japanese) by its characters.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from llm.parts import (
 
 from . import chat
 
-__all__ = ["estimate", "estimate_message", "estimate_reply", "estimate_text"]
-
-CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code alike, with every vendor's tokenizer
-TOKENS_PER_CHARACTER = 0.7  # of others: one for a Chinese character, half for a Cyrillic letter
-MESSAGE_TOKENS = 4  # the marks round a message
-TOOL_TOKENS = 12  # the marks round a tool's definition
-IMAGE_TOKENS = 1_500  # what a photo costs that fills the size to which vendors scale it down
+CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code, with every vendor's tokenizer
+TOKENS_PER_CHARACTER = 0.7  # of others: one per Chinese character, half per Cyrillic letter
+MESSAGE_TOKENS = 4  # the marks around a message
+TOOL_TOKENS = 12  # the marks around a tool's definition
+IMAGE_TOKENS = 1_500  # of a photo at the size to which vendors scale it down
 DOCUMENT_BYTES_PER_TOKEN = 20  # of a PDF, whose pages vary more than anything else here
 
 
@@ -46,12 +44,12 @@ def estimate(request: chat.ChatRequest) -> int:
 
 
 def estimate_message(message: Message) -> int:
-    """Estimate the tokens of a message, the marks round it included."""
+    """Estimate the tokens of a message, including the marks around it."""
     return MESSAGE_TOKENS + _parts(message.parts)
 
 
 def estimate_reply(reply: Iterable[Message]) -> int:
-    """Estimate the output tokens of what a model has answered."""
+    """Estimate the output tokens of a model's reply."""
     return sum(_parts(message.parts) for message in reply)
 
 

@@ -129,5 +129,5 @@ def _in_words(error: BaseException | None) -> str | None:
         case None | asyncio.CancelledError():
             return None
         case ProxyError():
-            return error.words
+            return error.full_message
     return f"{type(error).__name__}: {error}"

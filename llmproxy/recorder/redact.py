@@ -66,7 +66,7 @@ class Redactor:
         """Return an error message without secrets found so far and whatever looks like a key."""
         for secret in sorted(self._found, key=len, reverse=True):
             text = text.replace(secret, REMOVED)
-        return self._keys.out_of(text)
+        return self._keys.redact(text)
 
     def _member(self, name: str, value: Any) -> Any:
         match value:

@@ -75,7 +75,7 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
         else:
             hasher = hashers[start].copy()
             for message in asked:
-                hasher.pass_by(message)
+                hasher.add(message)
             hashers[parent] = hasher
             parts = [part for message in reply_messages for part in message.parts]
             reply = hasher.reply(0, Message("assistant", parts))

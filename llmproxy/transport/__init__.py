@@ -1,1 +1,1 @@
-"""HTTP/1.1 and stream framing: sans-IO parsers and writers, and the sockets round them."""
+"""HTTP/1.1 and stream framing: parsers and encoders without IO, and the sockets."""

@@ -1,10 +1,9 @@
-"""The sockets out: send one request to a server, stream its answer with the wire's own times.
+"""The HTTP client: send one request, stream the response, record when its bytes arrived.
 
-Each request has a connection of its own, which ends with it: a measured answer then
-waits for no other, and what setting up took is known apart. Redirects are never
-followed, proxies in the environment (`HTTPS_PROXY`) never used, nothing is tried again:
-a key goes to the one address that it was given for. What the bytes mean is
-answers.py's.
+Each request has a connection of its own: a measured response waits for no other, and the
+time to connect is known separately. Redirects are never followed, proxies from the
+environment (`HTTPS_PROXY`) never used, nothing is retried: a key is sent only to the
+address that it was given for. `response_parser` reads the bytes.
 """
 
 from __future__ import annotations
@@ -25,30 +24,28 @@ from ..core.limits import Limits
 from .http11 import Headers
 from .response_parser import ResponseHead, ResponseParser, encode_request
 
-__all__ = ["Answer", "Deadlines", "Times", "sending"]
-
-READ_AHEAD_BYTES = 256 * 2**10  # come and not asked for yet; above it, the server has to wait
-_OURS = {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
+READ_AHEAD_BYTES = 256 * 2**10  # received and not asked for yet; above it, the server has to wait
+_OWN_FIELDS = {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
 
 
 @dataclass(frozen=True)
 class Deadlines:
-    """How long each wait on the server may take, in seconds."""
+    """The longest waits on the server, in seconds."""
 
     connect_s: float = 10.0  # name, TCP and TLS
-    first_byte_s: float = 300.0  # from the request's last byte on: models load, and think
+    first_byte_s: float = 300.0  # after the request's last byte: models load, and think
     idle_s: float = 60.0  # between two reads after that, and two writes before; keep-alives count
 
 
 @dataclass(frozen=True)
 class Times:
-    """When what happened, by time.monotonic().
+    """The moments of one request, by time.monotonic().
 
     began: before the name was looked up. connected: name, TCP and TLS are done.
     sent: the kernel has taken the request's last byte (under TLS its last 64 KiB
-        may still wait), or the server answered before.
-    first_byte: the answer's first bytes came, interim answers included. The body's pieces
-    have their times beside them.
+        may still wait), or the server responded earlier.
+    first_byte: the response's first bytes arrived, interim responses included. The body's
+        pieces come with their own times.
     """
 
     began: float
@@ -57,10 +54,10 @@ class Times:
     first_byte: float
 
 
-class Answer:
-    """A server's answer, whose body is still to come.
+class UpstreamResponse:
+    """A server's response whose body is still to be read.
 
-    Iterate it once, for its body's pieces, decoded, each with the time.monotonic() at
+    Iterate over it once to get the decoded body in pieces, each with the time.monotonic() at
     which its bytes left the socket, however late they are asked for.
     """
 
@@ -70,15 +67,15 @@ class Answer:
         self.times = times
         self._reader = reader
 
-    def __aiter__(self) -> Answer:
+    def __aiter__(self) -> UpstreamResponse:
         return self
 
     async def __anext__(self) -> tuple[float, bytes]:
-        """Give the body's next piece as soon as it is there.
+        """Return the body's next piece as soon as it arrives.
 
         Raises:
-            UpstreamError: the body is broken, too large or cut short, after its good pieces.
-            UpstreamTimeout: nothing came for `idle_s`.
+            UpstreamError: the body is malformed, too large or cut short; good pieces come first.
+            UpstreamTimeout: nothing arrived for `idle_s`.
         """
         piece = await self._reader.next_piece()
         if piece is None:
@@ -88,87 +85,93 @@ class Answer:
 
 
 @asynccontextmanager
-async def sending(
+async def send_request(
     url: str,
     headers: Iterable[tuple[str, str]] = (),
     body: bytes = b"",
     *,
-    method: str = "POST",
     limits: Limits = Limits(),
     deadlines: Deadlines = Deadlines(),
     tls: ssl.SSLContext | None = None,
-) -> AsyncIterator[Answer]:
-    """Send a request, give its answer as soon as the head is there; any status is an answer.
+) -> AsyncIterator[UpstreamResponse]:
+    """POST a request and yield its response, of any status, as soon as the head has arrived.
 
-    The connection is cut at once when the block is left, by a cancel too. `limits` are
-    those of the answer: `head`, `headers`, `body`. tls: the system's trust by default.
+    The connection is cut when the block is left, also by a cancel. `limits` are those of the
+    response: `head`, `headers`, `body`. tls: the system's trust by default.
 
     Raises:
         ValueError: a URL or header field that can't be sent.
-        UpstreamError: no connection, or no HTTP answer.
+        UpstreamError: no connection, or no HTTP response.
         UpstreamTimeout: the server was slower than its deadlines.
     """
-    place = _Place.of(url)
-    fields = [("host", place.authority), *headers]
-    if doubled := _OURS & {name.lower() for name, _ in fields[1:]}:
-        raise ValueError(f"these header fields are the client's own: {', '.join(sorted(doubled))}")
+    address = _Address.of(url)
+    fields = [("host", address.authority), *headers]
+    if doubled := _OWN_FIELDS & {name.lower() for name, _ in fields[1:]}:
+        raise ValueError(
+            f"the client sets these header fields itself: {', '.join(sorted(doubled))}"
+        )
     fields += [("accept-encoding", "identity"), ("connection", "close")]
-    if body or method == "POST":  # RFC 9110 8.6: a user agent SHOULD send it, also when it is 0
-        fields.append(("content-length", str(len(body))))
-    data = encode_request(method, place.target, fields, body)
+    fields.append(("content-length", str(len(body))))  # RFC 9110 8.6: SHOULD be sent, even if 0
+    data = encode_request("POST", address.target, fields, body)
     began = time.monotonic()
-    wire = await _connect(place, tls, deadlines)
+    connection = await _connect(address, tls, deadlines)
     try:
         connected = time.monotonic()
-        sent = await wire.send(data, deadlines)
-        reader = _Reader(wire, ResponseParser(limits, method=method), deadlines)
+        sent = await connection.send(data, deadlines)
+        reader = _Reader(connection, ResponseParser(limits), deadlines)
         first_byte = await reader.wait_for_first_byte()
         head = await reader.next_piece()
         assert isinstance(head, ResponseHead)  # the parser gives it first, or raises
-        yield Answer(head, Times(began, connected, sent, first_byte), reader)
+        yield UpstreamResponse(head, Times(began, connected, sent, first_byte), reader)
     finally:
-        wire.close()
+        connection.close()
 
 
 class _Reader:
-    """Reads one answer off its wire. `at` is when the bytes came that made the last piece.
+    """Reads one response off its connection. `at`: when the last piece's bytes arrived.
 
-    No async generator: what is left in the middle of one is closed by a task of its own.
+    Not an async generator: one that is left halfway is closed by a task of its own.
     """
 
-    def __init__(self, wire: _Wire, parser: ResponseParser, deadlines: Deadlines) -> None:
-        self._wire = wire
+    def __init__(
+        self, connection: _Connection, parser: ResponseParser, deadlines: Deadlines
+    ) -> None:
+        self._connection = connection
         self._parser = parser
         self._deadlines = deadlines
         self.at = 0.0
 
     async def wait_for_first_byte(self) -> float:
-        while not (self._wire.arrived or self._wire.is_over):
-            await self._wire.changed(self._deadlines.first_byte_s, "the upstream began no answer")
-        return self._wire.arrived[0][0] if self._wire.arrived else time.monotonic()
+        while not (self._connection.arrived or self._connection.is_over):
+            await self._connection.changed(
+                self._deadlines.first_byte_s, "the upstream began no response"
+            )
+        return self._connection.arrived[0][0] if self._connection.arrived else time.monotonic()
 
     async def next_piece(self) -> ResponseHead | bytes | None:
         while True:
             piece = self._parser.next_piece()
             if piece is not None or self._parser.is_whole:
                 return piece
-            if self._wire.arrived:
-                self.at, data = self._wire.take()
+            if self._connection.arrived:
+                self.at, data = self._connection.take()
                 self._parser.feed(data)
-            elif failure := self._wire.failure:
+            elif failure := self._connection.failure:
                 raise UpstreamError(f"the connection broke: {failure}") from failure
-            elif self._wire.is_over:
+            elif self._connection.is_over:
                 self._parser.end()
             else:
-                await self._wire.changed(self._deadlines.idle_s, "the upstream's answer stalled")
+                await self._connection.changed(
+                    self._deadlines.idle_s, "the upstream's response stalled"
+                )
 
 
-# ---- the place
+# ---- the address
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a URL points: what to connect to, and what to ask for there."""
+class _Address:
+    """The host to connect to, and the target to request there."""
 
     host: str
     port: int
@@ -177,15 +180,15 @@ class _Place:
     target: str
 
     @classmethod
-    def of(cls, url: str) -> _Place:
-        """Take a URL apart. Only what needs no mending is one: nothing else gets a key.
+    def of(cls, url: str) -> _Address:
+        """Split a URL. One that would need repair is refused: it must not be sent a key.
 
         Raises:
-            ValueError: no http(s) URL of visible ASCII, or one with a user or fragment in it.
+            ValueError: not an http(s) URL of visible ASCII, or one with a user or fragment.
         """
         # urlsplit drops TAB, CR and LF, wherever they stand.
         if not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError("the URL has characters that are to be percent-encoded")
+            raise ValueError("the URL has characters that must be percent-encoded")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("the URL does not begin with http:// or https:// and a host")
@@ -198,47 +201,51 @@ class _Place:
         return cls(parts.hostname, port, is_tls, parts.netloc, target)
 
 
-# ---- the wire
+# ---- the connection
 
 
-async def _connect(place: _Place, tls: ssl.SSLContext | None, deadlines: Deadlines) -> _Wire:
-    if place.is_tls and tls is None:
-        # Reads the system's certificates: some 10 ms that are not the server's.
+async def _connect(
+    address: _Address, tls: ssl.SSLContext | None, deadlines: Deadlines
+) -> _Connection:
+    if address.is_tls and tls is None:
+        # Reads the system's certificates: about 10 ms that are not the server's.
         tls = await asyncio.to_thread(ssl.create_default_context)
-    where = f"{place.host}:{place.port}"
+    where = f"{address.host}:{address.port}"
     try:
         async with asyncio.timeout(deadlines.connect_s):
-            return await _connect_to_any(place, tls, deadlines.connect_s)
+            return await _connect_to_any(address, tls, deadlines.connect_s)
     except TimeoutError as exc:
         raise UpstreamTimeout(f"no connection to {where} within {deadlines.connect_s:g} s") from exc
     except ssl.SSLError as exc:
-        why = getattr(exc, "verify_message", "") or exc.reason or "it speaks no TLS"
+        why = getattr(exc, "verify_message", "") or exc.reason or "the server does not speak TLS"
         raise UpstreamError(f"no secure connection to {where}: {why}") from exc
-    except (OSError, UnicodeError) as exc:  # UnicodeError: a host that is no name (IDNA)
+    except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
         raise UpstreamError(f"no connection to {where}: {_reason(exc)}") from exc
 
 
-async def _connect_to_any(place: _Place, tls: ssl.SSLContext | None, within_s: float) -> _Wire:
-    """Connect to the first address of the host that answers; each has its share of the time.
+async def _connect_to_any(
+    address: _Address, tls: ssl.SSLContext | None, within_s: float
+) -> _Connection:
+    """Connect to the first of the host's addresses that accepts; each gets a share of the time.
 
     One after the other: asyncio's own race of addresses (`happy_eyeballs_delay`) leaves
     tasks behind when it is cancelled, and can fail when two win at once (CPython 3.11).
     """
     loop = asyncio.get_running_loop()
     until = loop.time() + within_s
-    found = await loop.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))
     for left in range(len(addresses), 0, -1):
         try:
             async with asyncio.timeout((until - loop.time()) / left):
-                _, wire = await loop.create_connection(
-                    _Wire,
+                _, connection = await loop.create_connection(
+                    _Connection,
                     addresses[-left],
-                    place.port,
-                    ssl=tls if place.is_tls else None,
-                    server_hostname=place.host if place.is_tls else None,
+                    address.port,
+                    ssl=tls if address.is_tls else None,
+                    server_hostname=address.host if address.is_tls else None,
                 )
-                return wire
+                return connection
         except ssl.SSLError:
             raise  # the next address is the same server
         except OSError:  # a TimeoutError too
@@ -248,15 +255,15 @@ async def _connect_to_any(place: _Place, tls: ssl.SSLContext | None, within_s: f
 
 
 def _reason(exc: Exception) -> str:
-    # asyncio puts "Connect call failed" and the address in the system's words' place.
+    # asyncio replaces the system's message with "Connect call failed" and the address.
     code = exc.errno if isinstance(exc, OSError) else None
     return os.strerror(code) if code is not None and code > 0 else str(exc)
 
 
-class _Wire(asyncio.Protocol):
-    """One connection. Bytes are stamped when the loop reads them, not when somebody asks.
+class _Connection(asyncio.Protocol):
+    """One connection. Bytes get their time when the loop reads them, not when they are used.
 
-    A StreamReader would stamp an event late whenever the reader is busy with the last.
+    With a StreamReader, an event's time would be late while its reader is busy with the last.
     """
 
     def __init__(self) -> None:
@@ -304,10 +311,10 @@ class _Wire(asyncio.Protocol):
             self._waiter.set_result(None)
 
     async def changed(self, within_s: float, what: str) -> None:
-        """Wait until something happens on the wire.
+        """Wait until something happens on the connection.
 
         Raises:
-            UpstreamTimeout: nothing did, and `what` says what was awaited.
+            UpstreamTimeout: nothing happened; its message begins with `what`.
         """
         self._waiter = asyncio.get_running_loop().create_future()
         try:
@@ -319,9 +326,9 @@ class _Wire(asyncio.Protocol):
             self._waiter = None
 
     async def send(self, data: bytes, deadlines: Deadlines) -> float:
-        """Write a request; give the time when the kernel had all of it.
+        """Write a request; return the time when the kernel had all of it.
 
-        A server may refuse a request that it has not read: then it is not waited for.
+        A server may refuse a request before reading it all: then this returns at once.
         """
         self._transport.write(data)
         left = len(data) + 1
@@ -335,7 +342,7 @@ class _Wire(asyncio.Protocol):
         return time.monotonic()
 
     def take(self) -> tuple[float, bytes]:
-        """Give the first bytes that came and were not taken yet."""
+        """Return the first bytes that were received and not taken yet."""
         at, data = self.arrived.popleft()
         self._buffered -= len(data)
         if self._is_full and self._buffered <= READ_AHEAD_BYTES // 2:
@@ -344,5 +351,5 @@ class _Wire(asyncio.Protocol):
         return at, data
 
     def close(self) -> None:
-        """Cut the connection, whatever is still to be written or read."""
+        """Abort the connection, even with data left to write or read."""
         self._transport.abort()

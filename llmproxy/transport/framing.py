@@ -1,7 +1,7 @@
 """Stream framing without IO: Server-Sent Events and newline-delimited JSON, both ways.
 
-What stands in a frame is a dialect's; here are only its borders. Bytes may come cut
-anywhere, also within a line's end or a UTF-8 character.
+Dialects read what is in a frame. Bytes may be split anywhere, also within a line end or a
+UTF-8 character.
 
 Specs: https://html.spec.whatwg.org/multipage/server-sent-events.html
        https://github.com/ndjson/ndjson-spec
@@ -14,19 +14,9 @@ from dataclasses import dataclass
 
 from ..core.errors import ProtocolError
 
-__all__ = [
-    "MAX_FRAME_BYTES",
-    "SSE_PING",
-    "NDJSONDecoder",
-    "SSEDecoder",
-    "SSEFrame",
-    "encode_ndjson",
-    "encode_sse",
-]
+MAX_FRAME_BYTES = 64 * 2**20  # of one event or line: ten base64 images, as in `limits.body`
 
-MAX_FRAME_BYTES = 64 * 2**20  # of one event or line: ten base64 images, as `limits.body` has
-
-# A comment: every client skips it (B13), where an event, even an empty one, breaks SDKs.
+# A comment: every client skips it (B13), but even an empty event breaks SDKs.
 SSE_PING = b": ping\n\n"
 
 _SSE_LINE_END = re.compile(rb"\r\n|\r|\n")  # no others: U+2028 and U+0085 are text
@@ -35,7 +25,7 @@ _BOM = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class SSEFrame:
-    """One event: its type, its data lines joined by LF, and the last id that the stream gave."""
+    """One event: its type, its data lines joined by LF, and the stream's latest id."""
 
     event: str
     data: str
@@ -43,7 +33,7 @@ class SSEFrame:
 
 
 def encode_sse(data: bytes, event: bytes | str | None = None) -> bytes:
-    """Write an event. `data` is one line, as JSON without indentation is."""
+    """Encode an event. `data` is a single line, such as JSON without indentation."""
     assert b"\n" not in data and b"\r" not in data, "SSE data of several lines"
     if event is None:
         return b"data: %b\n\n" % data
@@ -52,15 +42,14 @@ def encode_sse(data: bytes, event: bytes | str | None = None) -> bytes:
 
 
 class SSEDecoder:
-    """Read events as a browser's EventSource does. An event that is not ended is none.
+    """Reads events as a browser's EventSource does: an event without an end is dropped.
 
-    So there is nothing to ask for at the stream's end. `retry` fields are ignored:
-    connecting again is not for a decoder to do.
+    So there is no `end()`. `retry` fields are ignored: a decoder does not reconnect.
     """
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._buffer = bytearray()  # the line that has no end yet
+        self._buffer = bytearray()  # the unfinished line
         self._is_first_line = True
         self._ended_with_cr = False
         self._size = 0  # bytes of the event's lines so far
@@ -69,7 +58,7 @@ class SSEDecoder:
         self._id = ""
 
     def feed(self, data: bytes) -> list[SSEFrame]:
-        """Take bytes, give the events that they end.
+        """Add bytes and return the events that they complete.
 
         Raises:
             ProtocolError: an event longer than `max_bytes`.
@@ -96,7 +85,7 @@ class SSEDecoder:
             raise ProtocolError(f"an event is longer than {self._max_bytes} bytes")
 
     def _end_line(self, frames: list[SSEFrame]) -> None:
-        """Do with a line what the spec's "event stream interpretation" says."""
+        """Interpret a line as the spec's "event stream interpretation" defines."""
         # Decoding line by line is decoding the whole: no UTF-8 sequence has CR or LF in it.
         raw = self._buffer.removeprefix(_BOM) if self._is_first_line else self._buffer
         line = raw.decode("utf-8", "replace")
@@ -109,7 +98,7 @@ class SSEDecoder:
             return
         name, _, value = line.partition(":")
         value = value.removeprefix(" ")
-        match name:  # "" is a comment's
+        match name:  # "" for a comment
             case "event":
                 self._event = value
             case "data":
@@ -119,20 +108,20 @@ class SSEDecoder:
 
 
 def encode_ndjson(data: bytes) -> bytes:
-    """Write a line. `data` is JSON without indentation."""
+    """Encode a line. `data` is JSON without indentation."""
     assert b"\n" not in data, "NDJSON of several lines"
     return data + b"\n"
 
 
 class NDJSONDecoder:
-    """Read lines of JSON, ended by LF alone; empty ones are skipped."""
+    """Reads lines of JSON, ended by LF only; empty ones are skipped."""
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._max_bytes = max_bytes
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Take bytes, give the lines that they end.
+        """Add bytes and return the lines that they complete.
 
         Raises:
             ProtocolError: a line longer than `max_bytes`.
@@ -146,7 +135,7 @@ class NDJSONDecoder:
         return lines
 
     def end(self) -> list[bytes]:
-        """Give what is left as a line: the last one may lack its LF at the stream's end."""
+        """Return the rest as a line: a stream's last one may lack its LF."""
         line = bytes(self._buffer).strip(b" \t\r")
         self._buffer.clear()
         return [line] if line else []

@@ -1,9 +1,10 @@
-"""HTTP/1.1 without IO: bytes into requests, responses into bytes.
+"""HTTP/1.1 for servers, without IO: parse bytes into requests, encode responses to bytes.
 
-The server's half of RFC 9112 (messages) with what it needs of RFC 9110 (semantics).
-Wherever the RFC lets a server either mend or refuse a malformed message, this one
-refuses: two readers that mend one message differently are what request smuggling
-lives on. Sockets, deadlines and the order of answers are left to server.py.
+Wherever RFC 9112 lets a server either repair or refuse a malformed message, this one
+refuses: two readers that repair one message differently are what request smuggling lives
+on. `server` has the sockets, the deadlines and the order of responses.
+
+Spec: https://www.rfc-editor.org/rfc/rfc9112 (messages), rfc9110 (semantics)
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from .http_grammar import (
     split_list,
 )
 
-_REQUEST_LINE_SPARE = 64  # bytes for method, version and spaces beside the longest target
-_MAX_EMPTY_LINES = 8  # old clients send one after a POST's body; more is no client of ours
-_MAX_GZIP_MEMBERS = 16  # gzip(1) and every HTTP client make one; each costs a copy of the rest
+_REQUEST_LINE_SPARE = 64  # bytes for method, version and spaces besides the longest target
+_MAX_EMPTY_LINES = 8  # old clients send one after a POST's body, never several
+_MAX_GZIP_MEMBERS = 16  # gzip(1) and every HTTP client write one; each costs a copy of the rest
 
 # RFC 9112 3: single spaces only. A target is visible ASCII; a fragment ("#") is never sent.
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
-# RFC 3986 3.2.2 without userinfo (RFC 9110 4.2.4) and IPvFuture, which nobody has.
+# RFC 3986 3.2.2 without userinfo (RFC 9110 4.2.4) and the unused IPvFuture.
 _AUTHORITY = re.compile(
     r"(\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]*))?"
 )
@@ -56,10 +57,10 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus} | {
 
 
 class Headers:
-    """The fields of a message in their order: pairs of lower-case name and value.
+    """The header fields of a message in order: pairs of lower-case name and value.
 
     Immutable. Values are latin-1 text, so that any byte a client may send survives.
-    `repr` leaves secrets out, since it ends up in logs and tracebacks.
+    `repr` hides secrets, since it ends up in logs and tracebacks.
     """
 
     __slots__ = ("_pairs",)
@@ -72,16 +73,16 @@ class Headers:
     @overload
     def get(self, name: str, default: str) -> str: ...
     def get(self, name: str, default: str | None = None) -> str | None:
-        """Give the field's value; lines of one name are joined with ", ".
+        """Return the field's value; several lines of one name are joined with ", ".
 
-        RFC 9110 5.3: that is what several lines mean, and a field that is no list,
-        sent twice (two `authorization`), then equals neither of its values.
+        RFC 9110 5.3 defines several lines so. A field that is not a list but was sent twice
+        (two `authorization`) then equals neither of its values.
         """
         values = self.get_all(name)
         return ", ".join(values) if values else default
 
     def get_all(self, name: str) -> list[str]:
-        """Give the values of the field's lines, in their order."""
+        """Return the values of the field's lines, in order."""
         wanted = name.lower()
         return [value for name, value in self._pairs if name == wanted]
 
@@ -104,7 +105,7 @@ class Headers:
 
 @dataclass(frozen=True)
 class Request:
-    """One request, whole. The target is as it was sent; `version` is "1.0" or "1.1"."""
+    """A complete request. `target` is as it was sent; `version` is "1.0" or "1.1"."""
 
     method: str
     target: str
@@ -119,20 +120,20 @@ class Request:
 
     @property
     def query(self) -> str:
-        """What follows the target's "?", not decoded; "" where there is none."""
+        """The target's part after "?", not decoded; "" if there is none."""
         return self._split_target[2]
 
     @property
     def host(self) -> str:
-        """Host and port that the client asked for, in lower case; "" where it named none.
+        """The host and port that the client requested, in lower case; "" if it named none.
 
-        An absolute target's authority goes before the Host field (RFC 9112 3.2.2).
+        An absolute target's authority takes precedence over the Host field (RFC 9112 3.2.2).
         """
         return self._split_target[0].lower()
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the client wants to go on using the connection (RFC 9112 9.3)."""
+        """Whether the client wants to reuse the connection (RFC 9112 9.3)."""
         options = split_list(self.headers.get("connection", ""))
         return "close" not in options and (self.version == "1.1" or "keep-alive" in options)
 
@@ -143,14 +144,14 @@ class Request:
         if absolute := _ABSOLUTE_FORM.fullmatch(self.target):
             authority, path, query = absolute.groups("")
             return authority, path or "/", query
-        # Not urlsplit: it takes "//name/path" for an authority, which in a target it is not.
+        # Not urlsplit: it would read "//name/path" as an authority, which it is not in a target.
         path, _, query = self.target.partition("?")
         return self.headers.get("host", ""), path, query
 
 
 @dataclass(frozen=True)
 class Response:
-    """What an app answers. Its framing fields (`content-length` …) are the server's to add.
+    """A response of an app. The server adds the framing fields (`content-length` …).
 
     A body that is an iterator is streamed, each item at once; it may raise `BodyCut`.
     """
@@ -161,17 +162,17 @@ class Response:
 
 
 class BodyCut(Exception):
-    """Raised by a body's iterator: send what there is, then cut the connection.
+    """Raised by a body's iterator to cut the connection after what it has yielded.
 
-    The body must look broken, not ended, where its format has no way to say so (B11).
+    The body must look broken, not ended, if its format can't express an error (B11).
     """
 
 
 class RequestParser:
-    """Turn a connection's bytes into its requests, in linear time however they are cut.
+    """Parses a connection's bytes into requests, in linear time however they are split.
 
-    A broken request raises when it is reached, after the good ones before it, and
-    again at each further call: where one request's end is unknown, the next has no start.
+    A malformed request raises when it is reached, after the good ones before it, and again
+    at each further call: its end is unknown, so the next request has no start.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -180,16 +181,16 @@ class RequestParser:
         self._error: ProxyError | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they came from the client; nothing is read before `next_request`."""
+        """Add bytes from the client; `next_request` parses them."""
         if self._error is None:
             self._input.buffer += data
 
     def next_request(self) -> Request | None:
-        """Give the next request; None if it is not whole yet.
+        """Return the next request; None if it is not complete yet.
 
         Raises:
-            ProtocolError: bytes that are no request (400), another version (505) or
-                an unknown transfer coding (501).
+            ProtocolError: not a request (400), another version (505) or an unknown transfer
+                coding (501).
             TooLarge: target (414), head (431) or body (413) over its limit, as soon as known.
         """
         if self._error is not None:
@@ -202,28 +203,28 @@ class RequestParser:
             raise
 
     def take_continue(self) -> bool:
-        """Say, once for each request, that its client waits for CONTINUE to send the body."""
+        """Return, once per request, whether its client waits for CONTINUE to send the body."""
         wanted, self._input.wants_continue = self._input.wants_continue, False
         return wanted
 
     @property
     def begun(self) -> bool:
-        """Whether part of a request has come, and the rest has not."""
+        """Whether part of a request has arrived, and the rest has not."""
         return self._input.stage != "start" or bool(self._input.buffer)
 
     @property
     def in_body(self) -> bool:
-        """Whether a request's head is read and its body is awaited."""
+        """Whether a request's head is complete and its body is not."""
         return self._input.stage == "body"
 
     @property
     def method(self) -> str:
-        """The method of the request that is being read, or broke; "" where there is none yet."""
+        """The method of the current or malformed request; "" if not known yet."""
         return self._input.method
 
     @property
     def buffered(self) -> int:
-        """How many bytes were fed and are not read yet."""
+        """The number of bytes that were fed and are not parsed yet."""
         return len(self._input.buffer)
 
 
@@ -242,7 +243,7 @@ class _RequestBuffer(MessageBuffer):
 
 
 def _read_requests(source: _RequestBuffer, limits: Limits) -> Generator[Request | None, None, None]:
-    while True:  # no name for the request: an idle connection must not keep the last one's body
+    while True:  # without a variable: an idle connection must not keep the last request's body
         yield (yield from _read_request(source, limits))
 
 
@@ -256,7 +257,7 @@ def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, Non
     length = _body_length(headers, version, limits)
     body = bytearray()
     source.stage = "body"
-    # RFC 9110 10.1.1: from HTTP/1.0 it MUST be ignored; it is of no use once the body comes.
+    # RFC 9110 10.1.1: from HTTP/1.0 it MUST be ignored; useless once the body arrives.
     source.wants_continue = (
         length != 0
         and not source.buffer
@@ -290,7 +291,7 @@ def _first_word(line: bytes | bytearray) -> str:
 
 
 def _parse_request_line(line: bytes, limits: Limits) -> tuple[str, str, str]:
-    """Give method, target and version (RFC 9112 3)."""
+    """Return method, target and version (RFC 9112 3)."""
     parts = _REQUEST_LINE.fullmatch(line)
     if parts is None:
         raise ProtocolError("malformed request line")
@@ -306,7 +307,7 @@ def _parse_request_line(line: bytes, limits: Limits) -> tuple[str, str, str]:
 
 
 def _is_target(method: str, target: str) -> bool:
-    """Say whether this is one of the four forms of RFC 9112 3.2, and the method's own."""
+    """Check that this is one of the four forms of RFC 9112 3.2 that the method allows."""
     if method == "CONNECT":
         authority = _match_authority(target)
         if authority is None or not _is_port(authority[2] or ""):
@@ -321,7 +322,7 @@ def _is_target(method: str, target: str) -> bool:
 
 
 def _match_authority(text: str) -> re.Match[str] | None:
-    """Give the host as group 1 and the port as 2, if this is an authority (RFC 3986 3.2)."""
+    """Match an authority (RFC 3986 3.2): host is group 1, port is group 2."""
     authority = _AUTHORITY.fullmatch(text)
     if authority is not None and authority[1].startswith("["):
         try:
@@ -341,7 +342,7 @@ def _target_too_long(limits: Limits) -> TooLarge:
 
 
 def _check_host(headers: Headers, version: str) -> None:
-    """Refuse what RFC 9112 3.2 says a server MUST: no Host in 1.1, several, a malformed one."""
+    """Refuse a missing (1.1), repeated or malformed Host (RFC 9112 3.2, a MUST)."""
     hosts = headers.get_all("host")
     if not hosts and version == "1.1":
         raise ProtocolError("the host header is missing")
@@ -352,13 +353,13 @@ def _check_host(headers: Headers, version: str) -> None:
 
 
 def _body_length(headers: Headers, version: str, limits: Limits) -> int | None:
-    """Say how many bytes of body follow, None for a chunked one (RFC 9112 6.3)."""
+    """Return the body's length in bytes, None if it is chunked (RFC 9112 6.3)."""
     lengths = headers.get_all("content-length")
     coding = headers.get("transfer-encoding")
     if coding is not None:
         if lengths:
             raise ProtocolError("content-length beside transfer-encoding")
-        if version == "1.0":  # RFC 9112 6.1: whoever passed it on did not understand it
+        if version == "1.0":  # RFC 9112 6.1: some proxy did not understand it
             raise ProtocolError("transfer-encoding in HTTP/1.0")
         *others, last = split_list(coding)
         if last != "chunked" or "chunked" in others:
@@ -368,21 +369,21 @@ def _body_length(headers: Headers, version: str, limits: Limits) -> int | None:
         return None
     if not lengths:
         return 0
-    # RFC 9110 8.6 lets us take a list of equal lengths as one; whoever sends it is broken.
+    # RFC 9110 8.6 would let us take a list of equal lengths as one; its sender is broken.
     if len(lengths) > 1:
         raise ProtocolError("malformed content-length")
     return parse_content_length(lengths[0], limits)
 
 
 def decode_content(request: Request, limits: Limits) -> Request:
-    """Give the request with its body inflated, if it came with `content-encoding: gzip`.
+    """Return the request with its body inflated, if it has `content-encoding: gzip`.
 
-    The fields that told of the coding (`content-encoding`, `content-length`) are gone
-    then. Time grows with the inflated size, up to `limits.body`: some 0.1 s for 64 MiB.
+    The fields about the coding (`content-encoding`, `content-length`) are removed. Time
+    grows with the inflated size, up to `limits.body`: about 0.1 s for 64 MiB.
 
     Raises:
-        UnsupportedMediaType: another coding; its headers say what is accepted.
-        InvalidRequest: a body that is not gzip, or not all of it.
+        UnsupportedMediaType: another coding; its headers name what is accepted.
+        InvalidRequest: a body that is not gzip, or is cut short.
         TooLarge: more than `limits.body` bytes inflated.
 
     Spec: https://www.rfc-editor.org/rfc/rfc9110#section-8.4
@@ -419,29 +420,29 @@ def _inflate(data: bytes, limits: Limits) -> bytes:
 
 @dataclass(frozen=True)
 class Framed:
-    """How a response goes out: its head, and what is to become of its body."""
+    """A response's encoded head, and how to send its body."""
 
     head: bytes
-    has_body: bool  # if not, nothing may follow the head, whatever the response holds
-    chunked: bool  # if not, the body goes out as it is
-    keep_alive: bool  # if not, the connection ends after the body, and may thereby end it
+    has_body: bool  # if not, nothing may follow the head, whatever the response has
+    chunked: bool  # if not, the body is sent as it is
+    keep_alive: bool  # if not, the connection is closed after the body, which may mark its end
 
 
 def frame_response(
     response: Response, request: Request | None, *, date: str, close: bool = False, method: str = ""
 ) -> Framed:
-    """Settle a response's framing (RFC 9112 6.1 to 6.3) and write its head.
+    """Decide a response's framing (RFC 9112 6.1 to 6.3) and encode its head.
 
-    request: the one answered; None for the answer to bytes that were none.
+    request: None if the bytes received were not a request.
     date: the `date` field's value. close: end the connection, whatever the client wants.
-    method: the one that a broken request began with, since to HEAD goes no body.
+    method: that of a malformed request, as far as known: a response to HEAD has no body.
 
     Raises:
-        ValueError: a header field of the response that can't be written.
+        ValueError: a header field that can't be written.
     """
     method, version = (request.method, request.version) if request else (method, "1.1")
     fields = [("date", date), *response.headers]
-    # 6.1 and RFC 9110 8.6: these have neither length nor coding (a 304 MAY, and need not).
+    # 6.1 and RFC 9110 8.6: these have neither length nor coding (a 304 MAY have).
     bodiless = response.status < 200 or response.status in (204, 304)
     whole = isinstance(response.body, bytes)
     chunked = not bodiless and not whole and version == "1.1"
@@ -449,7 +450,7 @@ def frame_response(
         fields.append(("transfer-encoding", "chunked"))
     elif isinstance(response.body, bytes) and not bodiless:
         fields.append(("content-length", str(len(response.body))))
-    # For HEAD the fields are those of GET, and the body is left out (RFC 9110 9.3.2).
+    # A response to HEAD has the fields of GET without the body (RFC 9110 9.3.2).
     has_body = not bodiless and method != "HEAD"
     ends_itself = whole or chunked or not has_body  # to 1.0, a stream ends with the connection
     keep_alive = request is not None and request.keep_alive and ends_itself and not close
@@ -471,7 +472,7 @@ def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """Write one chunk; nothing for no data, since an empty chunk would end the body."""
+    """Encode one chunk; b"" for no data, since an empty chunk would end the body."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 

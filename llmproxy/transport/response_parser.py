@@ -1,8 +1,8 @@
-"""The client's half of HTTP/1.1 without IO: a request into bytes, bytes into its answer.
+"""HTTP/1.1 for clients, without IO: encode a request, parse the bytes of its response.
 
-Written for one request on a connection: after the answer nothing may follow, so what
-a server must refuse for fear of request smuggling is read here as RFC 9112 lets a user
-agent read it. What can't be read is the upstream's failure. Sockets are client.py's.
+For one request per connection: nothing may follow the response, so malformed messages that
+a server must refuse (request smuggling) are repaired as RFC 9112 allows a user agent. A
+response that can't be read is an UpstreamError. `client` has the sockets.
 
 Spec: https://www.rfc-editor.org/rfc/rfc9112
 """
@@ -29,17 +29,17 @@ from .http_grammar import (
     split_list,
 )
 
-MAX_INTERIM_RESPONSES = 16  # 100 and 103 come once or twice; a stream of them is no answer
-MAX_GZIP_MEMBERS = 4096  # a flush that ends its member makes one per event, and no more
-PIECE_BYTES = 64 * 2**10  # of inflated body given at once: a thousandfold bomb fills no memory
-# RFC 9112 4: the space stands there without a reason too; old servers leave both out.
+MAX_INTERIM_RESPONSES = 16  # 100 and 103 come once or twice; an endless stream of them is abuse
+MAX_GZIP_MEMBERS = 4096  # some servers flush by ending a member, at most one per event
+PIECE_BYTES = 64 * 2**10  # of inflated body at once, so that a gzip bomb does not fill the memory
+# RFC 9112 4 requires the space even without a reason phrase; old servers omit both.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _TARGET = re.compile(r"/[!\"$-~]*")  # visible ASCII without "#" (RFC 9112 3.2.1)
 
 
 @dataclass(frozen=True)
 class ResponseHead:
-    """Status and fields of an answer, as they came: its body is given decoded."""
+    """Status and header fields of a response, as received; its body comes decoded."""
 
     status: int
     headers: Headers
@@ -48,10 +48,10 @@ class ResponseHead:
 def encode_request(
     method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes
 ) -> bytes:
-    """Write a whole request.
+    """Encode a complete request.
 
     Raises:
-        ValueError: a target or field that can't be written; values are secret and not shown.
+        ValueError: a target or field that can't be written, without its value.
     """
     if not re.fullmatch(TOKEN, method.encode()) or not _TARGET.fullmatch(target):
         raise ValueError("the method or target can't be written")
@@ -59,35 +59,35 @@ def encode_request(
 
 
 class ResponseParser:
-    """Turn a connection's bytes into one answer: its head, then pieces of its body.
+    """Parses a connection's bytes into one response: its head, then pieces of its body.
 
-    Interim answers (100, 103) are skipped, chunks and gzip undone, trailers dropped. A
-    broken answer raises when it is reached, after the good pieces before it, and again
-    at each further call.
+    Interim responses (100, 103) are skipped, chunks and gzip decoded, trailers dropped. A
+    malformed response raises when the fault is reached, after the good pieces before it, and
+    again at each further call.
     """
 
     def __init__(self, limits: Limits, *, method: str = "POST") -> None:
         self._input = _ResponseBuffer()
         self._pieces = _read_response(self._input, limits, method)
         self._error: UpstreamError | None = None
-        self.is_whole = False  # the answer's end is reached; what follows it is not read
+        self.is_whole = False  # the response has ended; what follows is not read
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they came from the server; nothing is read before `next_piece`."""
+        """Add bytes from the server; `next_piece` parses them."""
         if self._error is None and not self.is_whole:
             self._input.buffer += data
             self._input.has_begun = self._input.has_begun or bool(data)
 
     def end(self) -> None:
-        """Say that the server has ended the connection."""
+        """Note that the server has closed the connection."""
         self._input.is_ended = True
 
     def next_piece(self) -> ResponseHead | bytes | None:
-        """Give the head, then each piece of the body; None if there is no more for now.
+        """Return the head, then each piece of the body; None if there is no more for now.
 
         Raises:
-            UpstreamError: bytes that are no answer, one over the limits for a head (`head`,
-                `headers`) or a body (`body`, inflated), or one whose end is missing.
+            UpstreamError: not a response, one over the limits for a head (`head`, `headers`)
+                or a body (`body`, inflated), or one that is cut short.
         """
         if self._error is not None:
             raise self._error.with_traceback(None)
@@ -132,15 +132,15 @@ def _read_response(
 ) -> Generator[ResponseHead | bytes | None, None, None]:
     for _ in range(MAX_INTERIM_RESPONSES + 1):
         head = yield from _read_head(source, limits)
-        # RFC 9110 15.2: a client MUST be able to parse these before the final answer.
+        # RFC 9110 15.2: a client MUST be able to parse these before the final response.
         if head.status >= 200:
             break
         if head.status == 101:
-            raise UpstreamError("the upstream switched protocols, which nobody asked for")
+            raise UpstreamError("the upstream switched protocols unasked")
     else:
         most = MAX_INTERIM_RESPONSES
         raise UpstreamError(f"the upstream sent more than {most} interim responses")
-    yield head  # before its body is looked at: a refusal counts, whatever its page is coded in
+    yield head  # before its body is read: an error status counts, whatever its page is encoded in
     coded = _coded_body(source, head, limits, method)
     decoder = _decoder(head.headers)
     room = limits.body
@@ -165,26 +165,26 @@ def _read_head(source: _ResponseBuffer, limits: Limits) -> Generator[None, None,
     return ResponseHead(int(parts[2]), Headers(pairs))
 
 
-# ---- the body's borders
+# ---- the body's length
 
 
 def _coded_body(
     source: _ResponseBuffer, head: ResponseHead, limits: Limits, method: str
 ) -> Generator[bytes | None, None, None]:
-    """Choose how the body's end is known, in the order of RFC 9112 6.3."""
+    """Choose how the body ends, in the order of RFC 9112 6.3."""
     if method == "HEAD" or head.status in (204, 304):
         return _no_body()
-    # 6.3: a transfer coding overrides a length beside it; 6.1: also in an answer of HTTP/1.0,
-    # after which the connection is not to be used again.
+    # 6.3: a transfer coding overrides a length beside it; 6.1: also in HTTP/1.0, after
+    # which the connection must not be reused.
     coding = head.headers.get("transfer-encoding")
     if coding is not None:
-        if coding.lower() != "chunked":  # 7.4: others only for who asks for them, by `te`
+        if coding.lower() != "chunked":  # 7.4: others only if requested by `te`
             raise UpstreamError("the upstream used a transfer coding other than chunked")
         return read_chunks(source, limits)
     lengths = head.headers.get("content-length")
     if lengths is None:
         return _read_to_the_end(source)
-    # RFC 9110 8.6: a list of the same length, again and again, is that length.
+    # RFC 9110 8.6: a list that repeats one length means that length.
     distinct = set(split_list(lengths))
     if len(distinct) > 1:
         raise ProtocolError("malformed content-length")
@@ -204,19 +204,19 @@ def _read_to_the_end(source: _ResponseBuffer) -> Generator[bytes | None, None, N
 
 
 class _Decoder:
-    """Undo one content coding piece by piece (RFC 9110 8.4.1)."""
+    """Decodes one content coding piece by piece (RFC 9110 8.4.1)."""
 
     def __init__(self, coding: str) -> None:
         self._is_gzip = coding != "deflate"
         self._members_left = MAX_GZIP_MEMBERS
         self._inflater: zlib._Decompress | None = None
-        self._held = b""  # bytes whose format is not known yet
+        self._held = b""  # bytes whose format is unknown yet
 
     def feed(self, data: bytes) -> Generator[bytes, None, None]:
-        """Take coded bytes, give what they say, at most PIECE_BYTES at once.
+        """Decode bytes, at most PIECE_BYTES at once.
 
         Raises:
-            UpstreamError: bytes that are not of the coding.
+            UpstreamError: bytes that are not in this coding.
         """
         data = self._held + data
         self._held = b""
@@ -230,27 +230,29 @@ class _Decoder:
             try:
                 inflated = self._inflater.decompress(data, PIECE_BYTES)
             except zlib.error as error:
-                raise UpstreamError("the upstream's body is not of its content-encoding") from error
+                raise UpstreamError(
+                    "the upstream's body does not match its content-encoding"
+                ) from error
             if inflated:
                 yield inflated
             data = self._inflater.unconsumed_tail
             if self._inflater.eof:
                 data = self._inflater.unused_data
-                if self._is_gzip:  # RFC 1952 2.2: members simply follow one another
+                if self._is_gzip:  # RFC 1952 2.2: members may follow one another
                     self._inflater = None
                 elif data:
-                    raise UpstreamError("the upstream's body goes on behind its content-encoding")
-            # A full piece can leave a copy half done inside zlib, with no input left.
+                    raise UpstreamError("the upstream's body continues after its compressed data")
+            # After a full piece zlib may hold more output, even with no input left.
             has_more = bool(data) or (len(inflated) == PIECE_BYTES and self._inflater is not None)
 
     def end(self) -> None:
-        """Take the body's end.
+        """Check that the coded data ended with the body.
 
         Raises:
-            UpstreamError: the coded data were not at their end.
+            UpstreamError: they did not.
         """
         if self._held or (self._inflater is not None and not self._inflater.eof):
-            raise UpstreamError("the upstream's body ends within its content-encoding")
+            raise UpstreamError("the upstream's body ends within its compressed data")
 
     def _begun(self, data: bytes) -> zlib._Decompress:
         self._members_left -= 1
@@ -258,8 +260,8 @@ class _Decoder:
             raise UpstreamError(f"the upstream's body has more than {MAX_GZIP_MEMBERS} members")
         if self._is_gzip:
             return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        # RFC 9110 8.4.1.2: some send deflate without the zlib format round it. RFC 1950 2.2
-        # knows that by its first two bytes.
+        # RFC 9110 8.4.1.2: some send deflate without its zlib header, which RFC 1950 2.2
+        # defines by the first two bytes.
         is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
         return zlib.decompressobj(wbits=zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
 
@@ -270,7 +272,7 @@ def _decoder(headers: Headers) -> _Decoder | None:
     if not codings:
         return None
     if codings not in (["gzip"], ["x-gzip"], ["deflate"]):
-        raise UpstreamError("the upstream used a content coding that was not asked for")
+        raise UpstreamError("the upstream used a content coding that was not requested")
     return _Decoder(codings[0])
 
 

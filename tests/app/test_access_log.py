@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 from llmproxy.app.access_log import access_line
 from llmproxy.transport.http11 import Headers, Request
-from llmproxy.transport.server import Answered
+from llmproxy.transport.server import ServedRequest
 
 AT = datetime(2026, 11, 22, 5, 36, 21, tzinfo=timezone(timedelta(hours=1)))
 
@@ -14,7 +14,9 @@ AT = datetime(2026, 11, 22, 5, 36, 21, tzinfo=timezone(timedelta(hours=1)))
 def line(target="/v1/models", status=200, headers=(), **changes):
     request = Request("GET", target, Headers(headers))
     whole = {"peer": "127.0.0.1", "request": request, "status": status}
-    return access_line(Answered(**whole | {"body_bytes": 12, "duration_s": 0.25} | changes), AT)
+    return access_line(
+        ServedRequest(**whole | {"body_bytes": 12, "duration_s": 0.25} | changes), AT
+    )
 
 
 def test_a_line_is_apaches_combined_format_and_the_time_taken():

@@ -236,7 +236,7 @@ async def test_a_stalled_stream_has_a_deadline_and_is_hung_up():
                 raise ConnectionResetError
 
     with playing(answer) as played:
-        with pytest.raises(UpstreamTimeout, match="^the upstream's answer stalled within 0.1 s$"):
+        with pytest.raises(UpstreamTimeout, match="^the upstream's response stalled within 0.1 s$"):
             await ask(openai_chat, played.url, deadlines=Deadlines(idle_s=0.1))
         assert await asyncio.to_thread(played.hung_up.wait, 5)
 

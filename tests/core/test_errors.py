@@ -8,7 +8,11 @@ from llmproxy.core import errors
 from llmproxy.core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError
 from llmproxy.dialects import openai_chat
 
-CLASSES = [value for name in errors.__all__ if isinstance(value := getattr(errors, name), type)]
+CLASSES = [
+    value
+    for value in vars(errors).values()
+    if isinstance(value, type) and issubclass(value, ProxyError)
+]
 
 
 def drawn():

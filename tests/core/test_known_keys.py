@@ -43,21 +43,21 @@ def test_the_user_of_a_url_is_a_secret():
     ],
 )
 def test_words_about_keys_are_not_keys(text):
-    assert KnownKeys().out_of_foreign(text) == text
+    assert KnownKeys().redact_foreign(text) == text
 
 
 def test_what_is_named_a_key_is_one_where_others_say_so():
-    assert KnownKeys().out_of_foreign("GET /?key=0123456789abcdef") == f"GET /?key={REMOVED}"
-    assert KnownKeys().out_of("tools[0].key: expected a string").endswith("expected a string")
+    assert KnownKeys().redact_foreign("GET /?key=0123456789abcdef") == f"GET /?key={REMOVED}"
+    assert KnownKeys().redact("tools[0].key: expected a string").endswith("expected a string")
 
 
 def test_known_keys_are_found_in_a_url_too_and_short_ones_are_left():
     keys = KnownKeys([f" {KEY}\n", "none", ""])
-    assert keys.out_of(f"{KEY} none /?q=my-own%2Fkey%2B9%3D%3D") == f"{REMOVED} none /?q={REMOVED}"
+    assert keys.redact(f"{KEY} none /?q=my-own%2Fkey%2B9%3D%3D") == f"{REMOVED} none /?q={REMOVED}"
 
 
 def test_a_key_that_begins_as_another_does_is_taken_out_whole():
-    assert KnownKeys(["abcdefgh", "abcdefgh-second"]).out_of("abcdefgh-second") == REMOVED
+    assert KnownKeys(["abcdefgh", "abcdefgh-second"]).redact("abcdefgh-second") == REMOVED
 
 
 def test_what_was_known_once_stays_known():
@@ -65,16 +65,16 @@ def test_what_was_known_once_stays_known():
     keys = KnownKeys(look=lambda: now)
     keys.look()
     now[:] = ["second-key-2"]
-    assert keys.out_of("first-key-1, second-key-2") == f"{REMOVED}, {REMOVED}"
+    assert keys.redact("first-key-1, second-key-2") == f"{REMOVED}, {REMOVED}"
 
 
 def test_an_error_is_cleaned_in_all_its_facts():
     error = errors.RateLimited(
         f"not {KEY}", param=f"a.{KEY}", code=KEY, status=418, headers={"retry-after": KEY}
     )
-    cleaned = KnownKeys([KEY]).cleaned(error)
+    cleaned = KnownKeys([KEY]).redact_error(error)
     assert type(cleaned) is errors.RateLimited
-    assert (cleaned.words, cleaned.code, cleaned.status, cleaned.headers) == (
+    assert (cleaned.full_message, cleaned.code, cleaned.status, cleaned.headers) == (
         f"a.{REMOVED}: not {REMOVED}",
         REMOVED,
         418,

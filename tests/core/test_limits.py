@@ -2,51 +2,51 @@
 
 import pytest
 
-from llmproxy.core.limits import Limits, describe, limits_from
+from llmproxy.core.limits import Limits, describe, parse_limits
 
 
 def test_words_replace_the_defaults():
-    assert limits_from(["body=1000", "idle_s=2.5", "header_s=3"]) == Limits(
+    assert parse_limits(["body=1000", "idle_s=2.5", "header_s=3"]) == Limits(
         body=1000, idle_s=2.5, header_s=3.0
     )
 
 
 def test_no_words_are_the_defaults_and_the_last_of_two_counts():
-    assert limits_from([]) == Limits()
-    assert limits_from(["head=1", "head=2"]) == Limits(head=2)
+    assert parse_limits([]) == Limits()
+    assert parse_limits(["head=1", "head=2"]) == Limits(head=2)
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "1e999", "x", "", "1.5", "9" * 5_000])
 def test_what_is_no_count_above_0_is_refused(text):
     with pytest.raises(ValueError) as caught:
-        limits_from([f"body={text}"])
+        parse_limits([f"body={text}"])
     assert str(caught.value) == f"limit body takes a number above 0, not {text!r}"
 
 
 @pytest.mark.parametrize("text", ["0", "-0.1", "nan", "inf", "soon"])
 def test_what_is_no_time_above_0_is_refused(text):
     with pytest.raises(ValueError) as caught:
-        limits_from([f"idle_s={text}"])
+        parse_limits([f"idle_s={text}"])
     assert str(caught.value) == f"limit idle_s takes a number above 0, not {text!r}"
 
 
 def test_what_is_off_by_default_alone_may_be_off():
     assert describe()[list(vars(Limits())).index("answer_s")].startswith("answer_s=off  ")
-    assert limits_from(["answer_s=5", "answer_s=off"]) == Limits()
+    assert parse_limits(["answer_s=5", "answer_s=off"]) == Limits()
     with pytest.raises(ValueError):
-        limits_from(["idle_s=off"])
+        parse_limits(["idle_s=off"])
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
     with pytest.raises(ValueError) as caught:
-        limits_from(["bodi=1"])
+        parse_limits(["bodi=1"])
     names = ", ".join(vars(Limits()))
-    assert str(caught.value) == f"no limit is called 'bodi'; there are: {names}"
+    assert str(caught.value) == f"unknown limit 'bodi'; limits are: {names}"
 
 
 def test_a_word_without_a_value_is_refused():
     with pytest.raises(ValueError) as caught:
-        limits_from(["body"])
+        parse_limits(["body"])
     assert str(caught.value) == "limit body takes a number above 0, not ''"
 
 

@@ -99,7 +99,7 @@ def test_threads_that_block_are_no_more_than_the_limit(llm_user_path):
             connection.close()
             assert (refused.status, refused.getheader("retry-after")) == (503, "1")
             assert error_of(wire, answer, is_late=False) == (
-                "2 models that can't be stopped run already"
+                "2 models that can't be stopped are running already"
             )
         assert len(model.prompts) == 2
         assert text_of("openai", ask(proxy.port, "demo"), False)

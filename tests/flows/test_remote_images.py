@@ -59,7 +59,7 @@ NOT_PUBLIC = {
         "http://[2001:0:7f00:1::]/",
         "http://[2001:db8::1]/",
     ],
-    "its host is a number, but no plain address": [
+    "its host is a number, but not a plain address": [
         "http://2130706433/",
         "http://0x7f.1/",
         "http://127.1/",
@@ -91,14 +91,14 @@ NOT_PUBLIC = {
         "gopher://127.0.0.1/",
         "",
     ],
-    "its host is no name": [
+    "its host is not a valid name": [
         "http:///127.0.0.1/",
         "http://%31%32%37.0.0.1/",
         "http://a..org/",
         "http://example.org;b/",
         "http://-a.org/",
     ],
-    "its host is no address": ["http://[v1.x]/", "http://[1.2.3.4]/"],
+    "its host is not a valid address": ["http://[v1.x]/", "http://[1.2.3.4]/"],
     "its host or port can't be read": ["http://[::1", "http://example.org:x/", "http://example.org:70000/"],
     "its host is not ASCII (xn--…)": ["http://１２７.0.0.1/", "http://local\u00adhost/", "http://ⓛocalhost/"],
     "it has spaces, control characters or backslashes": [
@@ -116,7 +116,7 @@ PRIVATE_URLS = [(url, reason) for reason, urls in NOT_PUBLIC.items() for url in 
 def test_what_is_not_a_public_place(url, reason):
     assert why_not_public(url) in (
         reason,
-        "its host is no address",
+        "its host is not a valid address",
         "its host or port can't be read",
     )
 
@@ -151,12 +151,12 @@ def test_the_field_is_named_also_in_a_tools_result():
     request = chat.ChatRequest("m", messages, attachment_paths=("first", "second"))
     with pytest.raises(Unsupported) as caught:
         check(request, "pass")
-    assert caught.value.words == (
+    assert caught.value.full_message == (
         "second: a URL that is not passed on: its host is not a public address"
     )
     with pytest.raises(Unsupported) as caught:
         check(request, "refuse")
-    assert caught.value.words == "first: URLs are not taken here: send base64 data"
+    assert caught.value.full_message == "first: URLs are not accepted here: send base64 data"
 
 
 def openai(kind, url, model_id="openai"):

@@ -136,7 +136,7 @@ BAD_FIELD = UNREADABLE + "malformed header line"
 BAD_CHUNK = UNREADABLE + "malformed chunk size"
 CUT = "the upstream cut the connection before its response was complete"
 TOO_LARGE = UNREADABLE + "the body is larger than 5000 bytes"
-BAD_CODING = "the upstream's body is not of its content-encoding"
+BAD_CODING = "the upstream's body does not match its content-encoding"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 GZIP = OK + b"Content-Encoding: gzip\r\n\r\n"
 BROKEN = {
@@ -150,29 +150,29 @@ BROKEN = {
     "cut gzip": (
         GZIP + gzip.compress(b"abc")[:-1],
         b"abc",
-        "the upstream's body ends within its content-encoding",
+        "the upstream's body ends within its compressed data",
     ),
     "cut deflate": (
         OK + b"Content-Encoding: deflate\r\n\r\nx",
         b"",
-        "the upstream's body ends within its content-encoding",
+        "the upstream's body ends within its compressed data",
     ),
     "no gzip": (GZIP + b"abc", b"", BAD_CODING),
     "gzip and more": (GZIP + gzip.compress(b"abc") + b"def", b"abc", BAD_CODING),
     "deflate and more": (
         OK + b"Content-Encoding: deflate\r\n\r\n" + zlib.compress(b"abc") + b"d",
         b"abc",
-        "the upstream's body goes on behind its content-encoding",
+        "the upstream's body continues after its compressed data",
     ),
     "a coding not asked for": (
         OK + b"Content-Encoding: br\r\n\r\nabc",
         b"",
-        "the upstream used a content coding that was not asked for",
+        "the upstream used a content coding that was not requested",
     ),
     "two codings": (
         OK + b"Content-Encoding: gzip, gzip\r\n\r\nabc",
         b"",
-        "the upstream used a content coding that was not asked for",
+        "the upstream used a content coding that was not requested",
     ),
     "a transfer coding": (
         OK + b"Transfer-Encoding: gzip, chunked\r\n\r\nabc",
@@ -240,7 +240,7 @@ BROKEN = {
     "switched protocols": (
         b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
         b"",
-        "the upstream switched protocols, which nobody asked for",
+        "the upstream switched protocols unasked",
     ),
     "interim answers without end": (
         b"HTTP/1.1 100 Continue\r\n\r\n" * 17,

@@ -549,7 +549,7 @@ async def cut():
     raise BodyCut
 
 
-@pytest.mark.parametrize("then, messages", [(cut, []), (fail, ["the answer failed"])])
+@pytest.mark.parametrize("then, messages", [(cut, []), (fail, ["the response failed"])])
 async def test_body_that_fails_is_cut_not_ended(then, messages, caplog):
     body = Stream(b"one", b"two", then=then)
     async with serving(answering(body)) as (_, port):
@@ -608,7 +608,7 @@ async def test_header_that_can_not_be_written_is_our_bug(caplog):
 
     async with serving(app) as (_, port):
         assert await exchange(port, GET) == b""
-    assert logged(caplog) == ["the answer failed"]
+    assert logged(caplog) == ["the response failed"]
 
 
 async def test_body_that_fails_to_close_is_logged(caplog):

@@ -157,7 +157,7 @@ def translate(exc: BaseException, keys: KnownKeys) -> ProxyError:
     (504), and a plugin's plain ValueError or NotImplementedError, which is how plugins
     refuse a request (400).
     """
-    return exc if isinstance(exc, ProxyError) else keys.cleaned(_translated(exc))
+    return exc if isinstance(exc, ProxyError) else keys.redact_error(_translated(exc))
 
 
 def _translated(exc: BaseException) -> ProxyError:

@@ -119,7 +119,7 @@ def _refuse_what_matters(
     answered = any(message.role in ("assistant", "tool") for message in request.messages)
     if answered and not model.supports_conversation:
         raise Unsupported(f"the model {name} answers single prompts only", param="messages")
-    for attachment, path in url_policy.located(request):
+    for attachment, path in url_policy.locate_attachments(request):
         if not _takes(model, attachment) and not _is_text(attachment):
             raise Unsupported(f"the model {name} can't read {attachment.type}", param=path)
         if attachment.url is not None and not _sends_url(model, attachment):

@@ -183,7 +183,7 @@ class EngineRun:
         """Start the model; see backend.Run."""
         response = self._response
         if isinstance(response, llm.Response):
-            await self._threads.room()
+            await self._threads.wait_for_slot()
         if self._stopping:
             return
         self.started = datetime.now(UTC)
