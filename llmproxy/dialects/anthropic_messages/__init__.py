@@ -20,13 +20,11 @@ from .models_and_errors import (
     render_model,
     render_models,
 )
-from .noise import normalize_body
-from .parse_request import parse_request
+from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import FILLER, render_request, tool_names
-from .render_response import render_response
+from .render_response import StreamRenderer, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
-from .stream import StreamRenderer
 
 __all__ = [
     "CUT_AFTER_ERROR",

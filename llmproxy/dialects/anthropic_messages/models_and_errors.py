@@ -15,15 +15,6 @@ from typing import Any
 from ...core import backend
 from ...core.errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
 
-__all__ = [
-    "REQUEST_ID_HEADER",
-    "parse_error",
-    "render_count",
-    "render_error",
-    "render_model",
-    "render_models",
-]
-
 REQUEST_ID_HEADER = "request-id"
 
 

@@ -25,7 +25,6 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
-from .noise import without_billing_line
 from .render_response import mcp_server, redacted, server_output, signed
 from .schema import (
     NOT_CARRIED,
@@ -51,8 +50,6 @@ from .schema import (
     ToolUseBlock,
     URLSource,
 )
-
-__all__ = ["parse_request"]
 
 MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
 
@@ -467,3 +464,61 @@ class _MessageReader:
             self.messages[-1].parts.append(result)
         else:
             self.messages.append(Message("tool", [result]))
+
+
+# ---- what differs in every request
+
+# The places that have one by Anthropic's types: a tool's input and schema are not among them.
+_without_marks = payload.without(
+    "cache_control",
+    "system[*].cache_control",
+    "tools[*].cache_control",
+    "messages[*].content[*].cache_control",
+    "messages[*].content[*].content[*].cache_control",
+    "messages[*].content[*].content[*].content[*].cache_control",  # search results in a result
+    "messages[*].content[*].source.content[*].cache_control",  # documents made of blocks
+    "messages[*].content[*].content[*].source.content[*].cache_control",
+)
+
+
+def normalize_body(body: Any) -> Any:
+    """Give a request's body without cache marks and Claude Code's billing line.
+
+    A system block that is the billing line alone is left out. The body may be of any
+    shape; it is not edited, and what stays is shared with it. What is left reads as the
+    whole body does, but for the option `cache`.
+    """
+    kept = _without_marks(body)
+    if not isinstance(kept, dict):
+        return kept
+    match kept.get("system"):
+        case str(text) if (left := without_billing_line(text)) != text:
+            return kept | {"system": left}
+        case list(blocks) if any(_is_billed(block) for block in blocks):
+            return kept | {"system": [left for block in blocks for left in _unbilled(block)]}
+    return kept
+
+
+def _is_billed(block: Any) -> bool:
+    match block:
+        case {"text": str(text)}:
+            return without_billing_line(text) != text
+    return False
+
+
+def _unbilled(block: Any) -> list[Any]:
+    """Give what is left of a block of system text: itself, a shorter one or nothing."""
+    if not _is_billed(block):
+        return [block]
+    left = without_billing_line(block["text"])
+    return [block | {"text": left}] if left else []
+
+
+# It is another one on each request: neither for models nor for hashes (B32).
+_BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n*")
+
+
+def without_billing_line(text: str) -> str:
+    """Give a system text without the line that Claude Code puts at its start."""
+    line = _BILLING_LINE.match(text)
+    return text[line.end() :] if line else text

@@ -20,8 +20,6 @@ from ...transport import framing
 from .models_and_errors import parse_error
 from .render_response import mcp_server, redacted, server_output, signed
 
-__all__ = ["StreamParser", "parse_response"]
-
 
 def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
     """Read another server's message; the same as its stream, collected, reads.

@@ -27,8 +27,6 @@ from ...core import chat
 from ...core.errors import InvalidRequest
 from .render_response import anthropics, render_block
 
-__all__ = ["render_request", "tool_names"]
-
 MAX_TOKENS = 4096  # what is asked for where the client set no limit: Anthropic wants one
 MIN_THINKING_BUDGET_TOKENS = 1024  # Anthropic refuses less, and a budget not below max_tokens
 FILLER = "(continue)"  # Anthropic begins with a user's turn, and ends with one unless it is prefill

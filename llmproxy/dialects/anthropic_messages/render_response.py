@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from llm.parts import (
     Part,
@@ -22,29 +22,10 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ...core import chat, token_estimate
-
-__all__ = [
-    "anthropics",
-    "estimate_input_tokens",
-    "is_anthropics",
-    "is_redacted",
-    "is_shown",
-    "mcp_server",
-    "redacted",
-    "redacted_block",
-    "render_block",
-    "render_counts",
-    "render_message",
-    "render_response",
-    "render_stop",
-    "render_usage",
-    "server_output",
-    "server_result_block",
-    "signed",
-    "thinking_block",
-    "tool_use_block",
-]
+from ...core import chat, payload, token_estimate
+from ...core.errors import ProxyError
+from ...transport import framing
+from .models_and_errors import render_error
 
 
 def render_message(
@@ -227,3 +208,275 @@ def render_response(
     content = [block for part in response.parts if (block := render_block(part)) is not None]
     counts = render_counts(response.finish.usage, estimate_input_tokens(request))
     return render_message(request, id, content, render_usage(counts), render_stop(response.finish))
+
+
+# ---- the stream
+
+
+class StreamRenderer:
+    """Render hub events as Anthropic's events. Feed in order; Finish is last.
+
+    Blocks follow one another (B20): of tool calls that come interleaved the later ones
+    wait until the earlier is whole. Text of white space alone makes no block, since
+    Anthropic's own servers refuse it in the next request (B28). Of what a provider ran
+    by itself only Anthropic's own is shown, which alone has a form here.
+
+    Spec: https://docs.anthropic.com/en/api/messages-streaming
+    """
+
+    def __init__(self, request: chat.ChatRequest, id: str, created: int) -> None:
+        """`id` is the exchange's; `created` has no place on this wire."""
+        self._request = request
+        self._id = id
+        self._input_tokens = estimate_input_tokens(request)
+        self._index = -1  # of the block begun last
+        self._kind: Literal["text", "thinking", "result"] | None = None  # of the open block
+        self._part: int | None = None  # whose the open block is
+        self._before = b""  # all of a delta's frame before its text, the same within a block
+        self._signature = ""
+        self._result: list[StreamEvent] = []
+        self._blank: dict[int | None, str] = {}  # part_index → white space that may begin a text
+        self._calls: dict[int | None, _Call] = {}  # those not ended; the first is the open one
+        self._ended_calls: set[int | None] = set()
+        self._held: list[StreamEvent] = []  # came while a call's arguments were under way
+
+    def start(self) -> list[bytes]:
+        """Give message_start, whose usage is an estimate until the end corrects it (B23)."""
+        usage = render_usage({"input_tokens": self._input_tokens, "output_tokens": 1})
+        message = render_message(self._request, self._id, [], usage)
+        return [_event("message_start", {"message": message})]
+
+    def feed(self, event: chat.Event) -> list[bytes]:
+        """Give the frames of one event: none for what waits, or what this wire does not show.
+
+        Blocks come one after the other here (B20), so what comes between the pieces of a
+        call's arguments waits until they are whole.
+        """
+        if isinstance(event, chat.Finish):
+            return [*self._release_all(), *self._end(event)]
+        goes_on = event.part_index in self._calls
+        begins_beside = event.type == "tool_call_name" and not self._held
+        if (self._held or self._is_within_arguments) and not (goes_on or begins_beside):
+            self._held.append(event)
+            return []
+        frames = self._show(event)
+        return frames if self._is_within_arguments else [*frames, *self._release()]
+
+    @property
+    def _is_within_arguments(self) -> bool:
+        return any(call.has_arguments and not call.is_whole for call in self._calls.values())
+
+    def _release(self) -> list[bytes]:
+        if not self._held:
+            return []
+        held, self._held = self._held, []
+        return [frame for event in held for frame in self.feed(event)]
+
+    def _release_all(self) -> list[bytes]:
+        """Give what waits for arguments that never became whole."""
+        frames: list[bytes] = []
+        while self._held:
+            frames += [*self._close(), *self._release()]
+        return frames
+
+    def _show(self, event: StreamEvent) -> list[bytes]:
+        match event:
+            case StreamEvent(type="text", chunk=text):
+                if self._part == event.part_index and self._kind == "text":
+                    return [self._delta(text)] if text else []
+                return self._begin_text(event.part_index, text)
+            case StreamEvent(type="reasoning"):
+                return self._reasoning(event)
+            case StreamEvent(type="tool_call_name" | "tool_call_args"):
+                return self._call(event)
+            case StreamEvent(type="tool_result") if is_anthropics(event.tool_call_id):
+                return self._server_result(event)
+        return []
+
+    def idle(self) -> list[bytes]:
+        """Give a keep-alive, which may stand anywhere."""
+        return [_PING]
+
+    def fail(self, error: ProxyError) -> list[bytes]:
+        """Give the error event, a proper end of this wire's streams."""
+        body = render_error(error) | {"request_id": self._id}
+        return [framing.encode_sse(payload.encode(body), "error")]
+
+    def _delta(self, text: str) -> bytes:
+        return b"%b%b}}\n\n" % (self._before, payload.encode_string(text).encode())
+
+    def _begin_text(self, part: int | None, text: str) -> list[bytes]:
+        text = self._blank.pop(part, "") + text
+        if not text or text.isspace():
+            self._blank[part] = text
+            return []
+        frames = self._open("text", part, {"type": "text", "text": "", "citations": []})
+        return [*frames, self._delta(text)]
+
+    def _reasoning(self, event: StreamEvent) -> list[bytes]:
+        metadata = anthropics(event.provider_metadata)
+        if is_redacted(metadata):
+            return [*self._close(), *self._whole_block(redacted_block(metadata))]
+        signature = metadata.get("signature")
+        if not event.chunk and not signature:
+            return []
+        frames: list[bytes] = []
+        if self._part != event.part_index or self._kind != "thinking":
+            frames = self._open("thinking", event.part_index, thinking_block("", ""))
+        if event.chunk:
+            frames.append(self._delta(event.chunk))
+        if signature:
+            self._signature = str(signature)  # the last one counts, and comes last
+        return frames
+
+    def _server_result(self, event: StreamEvent) -> list[bytes]:
+        frames: list[bytes] = []
+        if self._part != event.part_index or self._kind != "result":
+            frames = self._close()
+            self._kind, self._part = "result", event.part_index
+        self._result.append(event)
+        return frames
+
+    # -- blocks
+
+    def _open(
+        self, kind: Literal["text", "thinking"], part: int | None, block: dict[str, Any]
+    ) -> list[bytes]:
+        frames = self._close()
+        self._kind, self._part = kind, part
+        return [*frames, self._start_block(block, f"{kind}_delta", kind)]
+
+    def _start_block(self, block: dict[str, Any], delta: str, field: str) -> bytes:
+        self._index += 1
+        head = payload.encode({"type": "content_block_delta", "index": self._index})
+        self._before = b'event: content_block_delta\ndata: %b,"delta":{"type":"%b","%b":' % (
+            head[:-1],
+            delta.encode(),
+            field.encode(),
+        )
+        return _event("content_block_start", {"index": self._index, "content_block": block})
+
+    def _stop_block(self) -> bytes:
+        return _event("content_block_stop", {"index": self._index})
+
+    def _whole_block(self, block: dict[str, Any]) -> list[bytes]:
+        return [self._start_block(block, "", ""), self._stop_block()]
+
+    def _close(self) -> list[bytes]:
+        """End what is open: the block of text, thinking or a result, or all calls."""
+        frames: list[bytes] = []
+        if self._kind == "result":
+            output = "".join(event.chunk for event in self._result)
+            first = self._result[0]
+            block = server_result_block(first.tool_name or "", first.tool_call_id, output)
+            frames = self._whole_block(block)
+        elif self._kind is not None:
+            if self._signature:
+                delta = {"type": "signature_delta", "signature": self._signature}
+                fields = {"index": self._index, "delta": delta}
+                frames.append(_event("content_block_delta", fields))
+            frames.append(self._stop_block())
+        self._kind, self._part, self._signature, self._result = None, None, "", []
+        for part in list(self._calls):
+            frames += self._end_call(part)
+        return frames
+
+    # -- tool calls
+
+    def _call(self, event: StreamEvent) -> list[bytes]:
+        if event.part_index in self._ended_calls or not is_shown(event):
+            return []
+        frames: list[bytes] = []
+        call = self._calls.get(event.part_index)
+        if call is None:
+            if self._kind is not None:
+                frames = self._close()
+            call = self._calls[event.part_index] = _Call(event)
+        call.add(event)
+        return frames + self._go_on()
+
+    def _go_on(self) -> list[bytes]:
+        """Send what may be sent of the first call, and of the next ones once it is whole."""
+        frames: list[bytes] = []
+        while self._calls:
+            part, call = next(iter(self._calls.items()))
+            if call.has_arguments:  # before, its name may still grow
+                frames += self._call_so_far(call)
+            if len(self._calls) == 1 or not call.is_whole:
+                break
+            frames += self._end_call(part)
+        return frames
+
+    def _call_so_far(self, call: _Call) -> list[bytes]:
+        frames: list[bytes] = []
+        if not call.is_open:
+            call.is_open = True
+            frames.append(self._start_block(call.block(), "input_json_delta", "partial_json"))
+        text = call.take()
+        return [*frames, self._delta(text)] if text else frames
+
+    def _end_call(self, part: int | None) -> list[bytes]:
+        frames = self._call_so_far(self._calls.pop(part))
+        self._ended_calls.add(part)
+        return [*frames, self._stop_block()]
+
+    def _end(self, finish: chat.Finish) -> list[bytes]:
+        delta = {**render_stop(finish), "stop_details": None, "container": None}
+        usage = render_counts(finish.usage, self._input_tokens)
+        return [
+            *self._close(),
+            _event("message_delta", {"delta": delta, "usage": usage}),
+            _event("message_stop", {}),
+        ]
+
+
+_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+class _Call:
+    """A tool call that is not ended, as far as it has come, and what is not sent of it."""
+
+    def __init__(self, first: StreamEvent) -> None:
+        self.is_open = False
+        self.has_arguments = False
+        self._first = first
+        self._name = ""
+        self._arguments = ""
+        self._unsent = ""
+
+    def add(self, event: StreamEvent) -> None:
+        if event.type == "tool_call_name":
+            self._name += event.chunk
+        else:
+            self.has_arguments = True
+            self._arguments += event.chunk
+            self._unsent += event.chunk
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are a JSON object, to which nothing can be added."""
+        return self._arguments.rstrip().endswith("}") and "_raw" not in chat.parse_arguments(
+            self._arguments
+        )
+
+    def take(self) -> str:
+        """Give what is to be sent. White space alone is no arguments: it waits (B4)."""
+        if self._unsent.isspace() and self._arguments == self._unsent:
+            return ""
+        text, self._unsent = self._unsent, ""
+        return text
+
+    def block(self) -> dict[str, Any]:
+        first = self._first
+        part = ToolCallPart(
+            self._name,
+            {},
+            first.tool_call_id,
+            first.server_executed,
+            first.provider_metadata,
+        )
+        return tool_use_block(part)
+
+
+def _event(type_: str, fields: Mapping[str, Any]) -> bytes:
+    return framing.encode_sse(payload.encode({"type": type_, **fields}), type_)

@@ -21,13 +21,11 @@ from __future__ import annotations
 
 from ...core.backend import Route
 from .models_and_errors import parse_error, render_error, render_model, render_models
-from .noise import normalize_body
-from .parse_request import parse_request
+from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import render_request
-from .render_response import render_response
+from .render_response import StreamRenderer, render_response
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
-from .stream import StreamRenderer
 
 __all__ = [
     "CUT_AFTER_ERROR",

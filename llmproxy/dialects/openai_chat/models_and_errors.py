@@ -23,8 +23,6 @@ from ...core.errors import (
     forwarded,
 )
 
-__all__ = ["parse_error", "render_error", "render_model", "render_models"]
-
 
 def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
     """Render the list of models.

@@ -48,8 +48,6 @@ from .schema import (
     ToolName,
 )
 
-__all__ = ["parse_request"]
-
 
 def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
     """Read the JSON value of a request's body as a chat.ChatRequest.
@@ -319,3 +317,25 @@ class _MessageReader:
             self.messages[-1].parts.append(result)
         else:
             self.messages.append(Message("tool", [result]))
+
+
+# ---- what differs in every request
+
+# Where LiteLLM reads one; the first is OpenRouter's. Arguments and parameters are not among them.
+_without_marks = payload.without(
+    "cache_control",
+    "messages[*].cache_control",
+    "messages[*].content[*].cache_control",
+    "messages[*].tool_calls[*].cache_control",
+    "tools[*].cache_control",
+    "tools[*].function.cache_control",
+)
+
+
+def normalize_body(body: Any) -> Any:
+    """Give a request's body without cache marks.
+
+    The body may be of any shape; it is not edited, and what stays is shared with it.
+    What is left reads as the whole body does, but that no marks are listed as ignored.
+    """
+    return _without_marks(body)

@@ -30,8 +30,6 @@ from .schema import (
     PromptTokensDetails,
 )
 
-__all__ = ["StreamParser", "parse_response"]
-
 
 def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
     """Read another server's chat.completion; the same as its stream, collected, reads.

@@ -27,8 +27,6 @@ from ...core import chat
 from .render_response import arguments_text, tool_call
 from .schema import OPTIONS
 
-__all__ = ["render_request"]
-
 SCHEMA_NAME = "answer"  # OpenAI wants one; the hub's schemas have none
 MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
 

@@ -13,37 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-__all__ = [
-    "NOT_CARRIED",
-    "OPTIONS",
-    "ChatCompletionAllowedToolChoice",
-    "ChatCompletionAssistantMessage",
-    "ChatCompletionChunk",
-    "ChatCompletionContentPartImage",
-    "ChatCompletionContentPartInputAudio",
-    "ChatCompletionContentPartRefusal",
-    "ChatCompletionContentPartText",
-    "ChatCompletionFunctionMessage",
-    "ChatCompletionFunctionTool",
-    "ChatCompletionNamedToolChoice",
-    "ChatCompletionStreamOptions",
-    "ChatCompletionToolMessage",
-    "Choice",
-    "ChoiceDelta",
-    "ChoiceDeltaToolCall",
-    "ChoiceDeltaToolCallFunction",
-    "CompletionTokensDetails",
-    "CompletionUsage",
-    "CreateChatCompletionRequest",
-    "File",
-    "FileFile",
-    "ImageURL",
-    "PromptTokensDetails",
-    "ResponseFormatJSONObject",
-    "ResponseFormatJSONSchema",
-    "ToolName",
-]
-
 # ---- the request
 
 
