@@ -39,8 +39,8 @@ def play(upstream: socket.socket) -> None:
 
 upstream, client = socket.socketpair()
 threading.Thread(target=play, args=(upstream,)).start()
-stream = convert.Stream("anthropic_messages", "openai_chat")
-collector = convert.Collector("anthropic_messages", clock=time.monotonic)
+stream = convert.StreamConverter(source="anthropic_messages", target="openai_chat")
+collector = convert.Collector(source="anthropic_messages", clock=time.monotonic)
 with client:
     while data := client.recv(50):
         print(stream.feed(data).decode(), end="")

@@ -30,12 +30,14 @@ body = {
     "logit_bias": {"42": 1},
 }
 
-converted = convert.request(body, "openai_chat", "anthropic_messages")
+converted = convert.convert_request(body, source="openai_chat", target="anthropic_messages")
 print(json.dumps(converted.body, indent=2))
 for path in converted.ignored:
     print("not carried:", path)
 
 try:
-    convert.request({"messages": "hello"}, "openai_chat", "anthropic_messages")
+    convert.convert_request(
+        {"messages": "hello"}, source="openai_chat", target="anthropic_messages"
+    )
 except InvalidRequest as error:
     print(f"refused: {error.param}: {error.message}")

@@ -47,6 +47,13 @@ def wire_cases(dialect: str, *, answered: bool = False) -> list[WireCase]:
     return [case for case in cases if case.events is not None or not answered]
 
 
+def envelope(
+    model: str | None = "m", *, include_usage: bool = True, input_tokens: int = 0
+) -> chat.Envelope:
+    """Make the envelope of the captures' responses."""
+    return chat.Envelope(ANSWER_ID, ANSWER_CREATED, model or "", include_usage, input_tokens)
+
+
 def _case(folder: Path) -> WireCase:
     events = _json(folder / "events.json")
     stream = folder / "stream.txt"

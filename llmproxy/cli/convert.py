@@ -55,17 +55,20 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
     """Convert to standard output; give what could not be carried."""
+    between = {"source": arguments.source, "target": arguments.target}
     if arguments.kind == "stream":
-        return _convert_stream(file, convert.Stream(arguments.source, arguments.target))
+        return _convert_stream(file, convert.StreamConverter(**between))
     convert_body: Callable[..., convert.Converted]
-    convert_body = convert.request if arguments.kind == "request" else convert.response
+    convert_body = convert.convert_response
+    if arguments.kind == "request":
+        convert_body = convert.convert_request
     body = payload.parse(file.read())
-    converted = convert_body(body, arguments.source, arguments.target)
+    converted = convert_body(body, **between)
     _write(payload.encode(converted.body) + b"\n")
     return converted.ignored
 
 
-def _convert_stream(file: BinaryIO, stream: convert.Stream) -> Iterable[str]:
+def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
     for data in _pieces(file):
         _write(stream.feed(data))
     _write(stream.end())

@@ -32,6 +32,7 @@ from .errors import InvalidRequest
 __all__ = [
     "ChatRequest",
     "ChatResponse",
+    "Envelope",
     "Event",
     "Finish",
     "FinishReason",
@@ -77,7 +78,7 @@ class ChatRequest:
     option_paths, attachment_paths: where the client's body has them, for errors and
         `ignored`: options whose name there is another; attachments in the order in
         which the messages have them.
-    wire: what the dialect's own renderer needs again (`include_usage`).
+    include_usage: whether a stream of the response is to report its usage.
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
     recalled: places of messages that the log gave back in place of what the client sent:
         what a model can't read of those is no loss of the client's.
@@ -91,11 +92,27 @@ class ChatRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     schema: dict[str, Any] | None = None
     stream: bool = False
-    wire: Mapping[str, Any] = field(default_factory=dict)
+    include_usage: bool = True
     option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     recalled: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The facts round a response that a renderer needs besides the events.
+
+    id: without the dialect's prefix. created: in seconds since 1970. model: the name that
+    the client sees. include_usage: whether a stream reports its usage. input_tokens: an
+    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`).
+    """
+
+    id: str
+    created: int
+    model: str = ""
+    include_usage: bool = True
+    input_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 __all__ = [
     "Forbidden",
@@ -45,6 +46,7 @@ __all__ = [
     "class_of_status",
     "class_of_type",
     "forwarded",
+    "upstream_error",
 ]
 
 
@@ -236,6 +238,32 @@ def class_of_type(word: str) -> type[ProxyError]:
     Spec: https://docs.anthropic.com/en/api/errors
     """
     return _BY_TYPE.get(word, UpstreamError)
+
+
+def upstream_error(
+    status: int,
+    named: type[ProxyError],
+    message: Any,
+    *,
+    param: Any = None,
+    code: Any = None,
+    headers: Mapping[str, str] | None = None,
+) -> ProxyError:
+    """Build the error that another server reported, from fields of any JSON type.
+
+    status: of the response; below 400 for an error inside a stream or a successful response,
+        where `named` decides: the class that the error's own type or code names.
+    """
+    has_status = status >= 400
+    return (class_of_status(status) if has_status else named)(
+        message
+        if isinstance(message, str) and message
+        else "the upstream failed without giving a reason",
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,
+        status=status if has_status else None,
+        headers=forwarded(headers or {}),
+    )
 
 
 # Clients wait by these; the SDKs read both spellings (B39).

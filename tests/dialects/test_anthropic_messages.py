@@ -47,7 +47,7 @@ from llmproxy.core.errors import (
 from llmproxy.dialects import anthropic_messages
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
 from tests.strategies import AWKWARD, event_streams, json_values, marked_bodies, requests
-from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, WIRE, hub_json, wire_cases
+from tests.wire_cases import ANSWER_ID, WIRE, envelope, hub_json, wire_cases
 
 CASES = wire_cases("anthropic_messages")
 ANSWERED = wire_cases("anthropic_messages", answered=True)
@@ -80,19 +80,14 @@ def tool_result(id_: str, content: Any = "x", **fields: Any) -> dict[str, Any]:
     return {"type": "tool_result", "tool_use_id": id_, "content": content, **fields}
 
 
-def asked(model: str | None = "m") -> chat.ChatRequest:
-    """The request of an answer; the estimate that the stream begins with is 7."""
-    return chat.ChatRequest(model, [Message("user", [TextPart("three tokens")])])
-
-
 def stream_of(events: list[chat.Event], model: str | None = "m") -> bytes:
-    renderer = anthropic_messages.StreamRenderer(asked(model), ANSWER_ID, ANSWER_CREATED)
+    renderer = anthropic_messages.StreamRenderer(envelope(model, input_tokens=7))
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
 def whole_of(events: list[chat.Event], model: str | None = "m") -> dict[str, Any]:
     response = chat.collect(events)
-    return anthropic_messages.render_response(asked(model), response, ANSWER_ID, ANSWER_CREATED)
+    return anthropic_messages.render_response(response, envelope(model, input_tokens=7))
 
 
 def frames_of(stream: bytes) -> list[dict[str, Any]]:
@@ -661,11 +656,10 @@ def test_any_value_has_something_to_keep(body):
 
 def test_a_stream_begins_with_an_estimate_that_is_not_zero():
     """B23, B19"""
-    request = chat.ChatRequest("m", [Message("user", [TextPart("four words are here")])])
-    renderer = anthropic_messages.StreamRenderer(request, ANSWER_ID, ANSWER_CREATED)
+    renderer = anthropic_messages.StreamRenderer(envelope(input_tokens=9))
     [start] = frames_of(b"".join(renderer.start()))
-    assert start["message"]["usage"]["input_tokens"] > 1
-    empty = anthropic_messages.StreamRenderer(chat.ChatRequest("m", []), ANSWER_ID, ANSWER_CREATED)
+    assert start["message"]["usage"]["input_tokens"] == 9
+    empty = anthropic_messages.StreamRenderer(envelope(input_tokens=0))
     [start] = frames_of(b"".join(empty.start()))
     assert start["message"]["usage"]["input_tokens"] == 1
 
@@ -732,7 +726,7 @@ def test_redacted_thinking_is_a_block_of_its_own():
 
 
 def test_a_call_alone_is_sent_as_it_comes():
-    renderer = anthropic_messages.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
+    renderer = anthropic_messages.StreamRenderer(envelope())
     assert renderer.feed(call_name("f", 0, "a")) == []
     start, delta = frames_of(b"".join(renderer.feed(call_args('{"x":', 0, "a"))))
     assert start["content_block"]["name"] == "f"
@@ -740,7 +734,7 @@ def test_a_call_alone_is_sent_as_it_comes():
 
 
 def test_a_whole_call_is_ended_when_the_next_one_begins():
-    renderer = anthropic_messages.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
+    renderer = anthropic_messages.StreamRenderer(envelope())
     renderer.feed(call_name("f", 0, "a"))
     renderer.feed(call_args('{"x":1}', 0, "a"))
     assert frames_of(b"".join(renderer.feed(call_name("g", 1, "b")))) == [
@@ -825,7 +819,7 @@ def test_a_stream_says_what_the_whole_answer_says(events):
 @settings(max_examples=40, deadline=None)
 def test_two_answers_at_once_share_nothing(one, other, random):
     """B17"""
-    renderers = [anthropic_messages.StreamRenderer(asked(), ANSWER_ID, 0) for _ in range(2)]
+    renderers = [anthropic_messages.StreamRenderer(envelope(input_tokens=7)) for _ in range(2)]
     streams = [b"".join(renderer.start()) for renderer in renderers]
     left = [list(one), list(other)]
     while any(left):
@@ -836,7 +830,7 @@ def test_two_answers_at_once_share_nothing(one, other, random):
 
 def test_a_keep_alive_may_stand_anywhere():
     """B13"""
-    renderer = anthropic_messages.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
+    renderer = anthropic_messages.StreamRenderer(envelope())
     [ping] = renderer.idle()
     stream = stream_of([text("x"), chat.Finish()])
     frames = [frame + b"\n\n" for frame in stream.split(b"\n\n")[:-1]]
@@ -844,7 +838,7 @@ def test_a_keep_alive_may_stand_anywhere():
 
 
 def test_an_error_inside_a_stream_reaches_the_sdk():
-    renderer = anthropic_messages.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
+    renderer = anthropic_messages.StreamRenderer(envelope())
     stream = renderer.start() + renderer.feed(text("x")) + renderer.fail(Overloaded("too many"))
     with pytest.raises(anthropic.APIStatusError) as raised:
         SERVER.accumulated(*stream)
@@ -1050,9 +1044,9 @@ def test_a_system_message_after_an_answer_is_marked_text():
 @pytest.mark.parametrize(
     "messages, message",
     [
-        ([GO_ON, result("a")], "no tool call 'a' waits for a result"),
-        ([GO_ON, CALLS, result("a"), GO_ON], "expected the results of the tool calls b"),
-        ([GO_ON, CALLS], "expected the results of the tool calls a, b"),
+        ([GO_ON, result("a")], "no tool call 'a' waits for a result here"),
+        ([GO_ON, CALLS, result("a"), GO_ON], "expected the results of the tool calls b here"),
+        ([GO_ON, CALLS], "expected the results of the tool calls a, b here"),
     ],
 )
 def test_calls_and_results_that_do_not_belong_together_are_refused(messages, message):
@@ -1379,7 +1373,7 @@ def test_any_answer_is_read_or_refused(value):
         except ProxyError:
             pass
     try:
-        anthropic_messages.StreamParser().feed_event(value)
+        anthropic_messages.StreamParser().feed_value(value)
     except ProxyError:
         pass
 
@@ -1389,9 +1383,9 @@ def test_an_index_that_is_no_number_is_one_block(index):
     parser = anthropic_messages.StreamParser()
     place = {"index": index}
     block, delta = {"type": "text", "text": "a"}, {"type": "text_delta", "text": "b"}
-    events = parser.feed_event({"type": "content_block_start", "content_block": block, **place})
-    events += parser.feed_event({"type": "content_block_delta", "delta": delta, **place})
-    events += parser.feed_event({"type": "content_block_stop", **place})
+    events = parser.feed_value({"type": "content_block_start", "content_block": block, **place})
+    events += parser.feed_value({"type": "content_block_delta", "delta": delta, **place})
+    events += parser.feed_value({"type": "content_block_stop", **place})
     assert events == [StreamEvent("text", "a", part_index=0), StreamEvent("text", "b", 0)]
 
 
@@ -1411,7 +1405,7 @@ def test_text_between_the_pieces_of_arguments_waits_until_they_are_whole():
         StreamEvent("text", "!", part_index=1),
         chat.Finish("tool_calls"),
     ]
-    renderer = anthropic_messages.StreamRenderer(chat.ChatRequest("m", []), "id", 0)
+    renderer = anthropic_messages.StreamRenderer(envelope())
     data = b"".join(frame for event in events for frame in renderer.feed(event))
     deltas = [
         json.loads(line.removeprefix(b"data: "))["delta"]

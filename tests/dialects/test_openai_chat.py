@@ -51,7 +51,7 @@ from tests.strategies import (
     marked_bodies,
     requests,
 )
-from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, hub_json, wire_cases
+from tests.wire_cases import ANSWER_CREATED, ANSWER_ID, envelope, hub_json, wire_cases
 
 CASES = wire_cases("openai_chat")
 ANSWERED = wire_cases("openai_chat", answered=True)
@@ -73,17 +73,13 @@ def assistant(**fields: Any) -> dict[str, Any]:
 
 
 def stream_of(events: list[chat.Event], *, include_usage: bool = True) -> bytes:
-    renderer = openai_chat.StreamRenderer(asked(include_usage), ANSWER_ID, ANSWER_CREATED)
+    renderer = openai_chat.StreamRenderer(envelope(include_usage=include_usage))
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
 def whole_of(events: list[chat.Event]) -> dict[str, Any]:
     response = chat.collect(events)
-    return openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
-
-
-def asked(include_usage: bool = True) -> chat.ChatRequest:
-    return chat.ChatRequest("m", [], stream=True, wire={"include_usage": include_usage})
+    return openai_chat.render_response(response, envelope())
 
 
 def chunks_of(stream: bytes) -> list[dict[str, Any]]:
@@ -184,10 +180,11 @@ def test_request_capture_reads(case):
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
 def test_answer_capture_renders_whole_and_streamed(case):
     request = openai_chat.parse_request(case.request)
+    head = envelope(request.model, include_usage=request.include_usage)
     whole = chat.collect(case.events)
-    renderer = openai_chat.StreamRenderer(request, ANSWER_ID, ANSWER_CREATED)
+    renderer = openai_chat.StreamRenderer(head)
     frames = renderer.start() + [f for event in case.events for f in renderer.feed(event)]
-    assert openai_chat.render_response(request, whole, ANSWER_ID, ANSWER_CREATED) == case.response
+    assert openai_chat.render_response(whole, head) == case.response
     assert b"".join(frames) == case.stream
 
 
@@ -197,7 +194,7 @@ def test_the_sdk_reads_both_forms_of_an_answer_as_they_were_written(case):
     assert shown(SERVER.whole(case.response).model_dump(exclude_unset=True)) == written
     streamed = shown(SERVER.accumulated(Pieces([case.stream])))
     streamed["head"]["object"] = "chat.completion"
-    asked_for = case.hub["wire"]["include_usage"]
+    asked_for = case.hub.get("include_usage", True)
     assert streamed == (written if asked_for else written | {"usage": None})  # B7
 
 
@@ -571,7 +568,7 @@ def test_arguments_that_came_without_their_text_are_written_anew():
     """An answer that was not collected from a stream has Parts alone."""
     part = ToolCallPart("f", {"a": 1, "b": ["x"]}, tool_call_id="c")
     response = chat.ChatResponse([Message("assistant", [part])], chat.Finish("tool_calls"))
-    rendered = openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
+    rendered = openai_chat.render_response(response, envelope())
     assert rendered["choices"][0]["message"]["tool_calls"] == [
         tool_call("c", "f", '{"a":1,"b":["x"]}')
     ]
@@ -640,7 +637,7 @@ def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(usage, shown):
 
 def test_a_failure_is_a_frame_without_an_end():
     """B11: the SDK raises it; what was cut after it was not a success either."""
-    renderer = openai_chat.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
+    renderer = openai_chat.StreamRenderer(envelope())
     frames = renderer.start() + renderer.feed(text("a"))
     frames += renderer.fail(RateLimited("slow down"))
     assert frames[-1] == (
@@ -662,7 +659,7 @@ def test_a_cut_body_is_no_success():
 
 def test_a_keep_alive_is_a_comment_that_the_sdk_skips():
     """B13"""
-    renderer = openai_chat.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED)
+    renderer = openai_chat.StreamRenderer(envelope())
     ping = renderer.idle()
     assert ping == [b": ping\n\n"]
     frames = [*ping, *renderer.start(), *ping, *renderer.feed(text("a")), *ping]
@@ -674,7 +671,7 @@ def test_a_keep_alive_is_a_comment_that_the_sdk_skips():
 @settings(max_examples=30)
 def test_two_streams_at_once_share_nothing(one, other, random):
     """B17"""
-    renderers = [openai_chat.StreamRenderer(asked(), ANSWER_ID, ANSWER_CREATED) for _ in range(2)]
+    renderers = [openai_chat.StreamRenderer(envelope()) for _ in range(2)]
     streams = [renderer.start() for renderer in renderers]
     queues = [list(one), list(other)]
     while any(queues):
@@ -1051,7 +1048,7 @@ def test_a_request_is_written_in_its_shortest_form():
 
 def test_a_stream_is_asked_for_with_its_usage_unless_told_otherwise():
     assert write(USER_MESSAGE, stream=True)[0]["stream_options"] == {"include_usage": True}
-    body, _ = write(USER_MESSAGE, stream=True, wire={"include_usage": False})
+    body, _ = write(USER_MESSAGE, stream=True, include_usage=False)
     assert body == {"model": "m", "messages": [USER], "stream": True}
 
 
@@ -1167,7 +1164,7 @@ def delta(finish_reason: str | None = None, **fields: Any) -> dict[str, Any]:
 
 
 def written(response: chat.ChatResponse) -> dict[str, Any]:
-    return openai_chat.render_response(asked(), response, ANSWER_ID, ANSWER_CREATED)
+    return openai_chat.render_response(response, envelope())
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
@@ -1175,7 +1172,7 @@ def test_an_answer_capture_reads_back_whole_and_streamed(case):
     request = openai_chat.parse_request(case.request)
     whole = openai_chat.parse_response(case.response)
     streamed = chat.collect(read_stream(case.stream))
-    again = openai_chat.render_response(request, whole, ANSWER_ID, ANSWER_CREATED)
+    again = openai_chat.render_response(whole, envelope(request.model))
     calls = case.response["choices"][0]["message"].get("tool_calls")
     if calls and case.response["choices"][0]["finish_reason"] == "stop":
         again["choices"][0]["finish_reason"] = "stop"  # B6: calls say more
@@ -1490,7 +1487,7 @@ FOREIGN_ERRORS = {
     "gemini": (503, [{"error": {"message": "later", "code": 503}}], Unavailable, 503, "later"),
     "mistral": (422, {"object": "error", "message": "no"}, InvalidRequest, 422, "no"),
     "text": (500, "Internal Server Error", UpstreamError, 500, "Internal Server Error"),
-    "nothing": (502, None, UpstreamError, 502, "the upstream failed, without saying why"),
+    "nothing": (502, None, UpstreamError, 502, "the upstream failed without giving a reason"),
     "in a stream, by its type": (
         200,
         {"error": {"message": "x", "type": "rate_limit_error"}},

@@ -11,6 +11,8 @@ Spec: https://docs.anthropic.com/en/api/messages
 
 from __future__ import annotations
 
+from typing import Final
+
 from ...core.backend import Route
 from .models_and_errors import (
     REQUEST_ID_HEADER,
@@ -22,23 +24,27 @@ from .models_and_errors import (
 )
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
-from .render_request import FILLER, render_request, tool_names
-from .render_response import StreamRenderer, render_response
+from .render_request import FILLER, VERSION_HEADER, auth_headers, render_request, tool_names
+from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
 
 __all__ = [
     "CUT_AFTER_ERROR",
     "FILLER",
+    "ID_PREFIX",
     "NAME",
     "NOT_CARRIED",
     "REQUEST_ID_HEADER",
     "ROUTES",
+    "STARTS_WITH_USAGE",
     "STREAM_TYPE",
     "TOOL_NOT_CARRIED",
     "VERSION_HEADER",
     "CreateMessageRequest",
     "StreamParser",
     "StreamRenderer",
+    "auth_headers",
+    "normalize_body",
     "parse_error",
     "parse_request",
     "parse_response",
@@ -49,10 +55,9 @@ __all__ = [
     "render_request",
     "render_response",
     "tool_names",
-    "normalize_body",
 ]
 
-NAME = "anthropic_messages"
+NAME: Final = "anthropic_messages"
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/messages", "chat"),
@@ -62,5 +67,5 @@ ROUTES: tuple[Route, ...] = (
 )
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
-VERSION_HEADER = "anthropic-version"  # tells its clients apart where routes are shared
 CUT_AFTER_ERROR = False  # an error event is a proper end here
+STARTS_WITH_USAGE = True  # in message_start

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...core import backend
-from ...core.errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
+from ...core.errors import ProxyError, UpstreamError, class_of_type, upstream_error
 
 REQUEST_ID_HEADER = "request-id"
 
@@ -98,11 +98,4 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
             message, type_, details = body, None, None
     by_type = class_of_type(type_) if isinstance(type_, str) else UpstreamError
     code = details.get("error_code") if isinstance(details, dict) else None
-    return (class_of_status(status) if status >= 400 else by_type)(
-        message
-        if isinstance(message, str) and message
-        else "the upstream failed, without saying why",
-        code=code if isinstance(code, str) else None,
-        status=status if status >= 400 else None,
-        headers=forwarded(headers or {}),
-    )
+    return upstream_error(status, by_type, message, code=code, headers=headers)

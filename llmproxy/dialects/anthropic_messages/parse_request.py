@@ -25,6 +25,7 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
+from ...core.tool_calls import PendingToolCalls, append_result
 from .render_response import mcp_server, redacted, server_output, signed
 from .schema import (
     NOT_CARRIED,
@@ -84,7 +85,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         reader.read(message, f"messages[{i}]")
     if not any(message.parts for message in reader.messages[reader.leading :]):
         raise InvalidRequest("there is no message to answer", param="messages")
-    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    reader.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, server_tools = _tools(request, reader)
     options = _options(request, ignored)
     if reader.has_cache_marks:
@@ -271,7 +272,7 @@ class _MessageReader:
         self.ignored = ignored
         self.has_cache_marks = False
         self.leading = 0  # messages that came of the request's `system`
-        self._waiting: dict[str, str] = {}  # tool_call_id → name
+        self.pending = PendingToolCalls()
 
     def note_mark(self, cache_control: Any) -> None:
         self.has_cache_marks = self.has_cache_marks or cache_control is not None
@@ -294,21 +295,16 @@ class _MessageReader:
                 raise InvalidRequest("tool results stand in a user's message", param=path)
             for i, block in enumerate(blocks):
                 if isinstance(block, ToolResultBlock):
-                    self._add_result(self._tool_result(block, f"{path}.content[{i}]"))
+                    result = self._tool_result(block, f"{path}.content[{i}]")
+                    append_result(self.messages, result)
         if message.role == "assistant":
-            self.check_all_answered(path)
+            self.pending.check_empty(path)
         parts = list(self._parts(blocks, f"{path}.content", message.role))
         if not parts:
             return  # nothing is said, or nothing but results (B28)
         if message.role == "user":
-            self.check_all_answered(path)
+            self.pending.check_empty(path)
         self.messages.append(Message(message.role, parts))
-
-    def check_all_answered(self, path: str) -> None:
-        """Refuse a history that no provider would take, in words that say why (B27)."""
-        if self._waiting:
-            ids = ", ".join(self._waiting)
-            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
 
     def _parts(
         self, content: str | Iterable[Any], path: str, role: str = "system"
@@ -409,7 +405,7 @@ class _MessageReader:
                     self._ignore_field(path, "caller")
                 server_executed = block.type != "tool_use"
                 if not server_executed:
-                    self._waiting[block.id] = block.name
+                    self.pending.add(block.id, block.name)
                 yield ToolCallPart(
                     block.name,
                     block.input or {},
@@ -430,11 +426,7 @@ class _MessageReader:
                 )
 
     def _tool_result(self, block: ToolResultBlock, path: str) -> ToolResultPart:
-        if block.tool_use_id not in self._waiting:
-            raise InvalidRequest(
-                f"no tool call {block.tool_use_id!r} waits for a result here",
-                param=f"{path}.tool_use_id",
-            )
+        name = self.pending.take(block.tool_use_id, f"{path}.tool_use_id")
         self.note_mark(block.cache_control)
         content: list[Part] = []
         for i, item in enumerate([] if isinstance(block.content, str) else block.content or ()):
@@ -448,7 +440,7 @@ class _MessageReader:
                 content += self._shown(item, f"{path}.content[{i}]")
         texts = [part.text for part in content if isinstance(part, TextPart)]
         return ToolResultPart(
-            name=self._waiting.pop(block.tool_use_id),
+            name=name,
             output=block.content if isinstance(block.content, str) else "\n".join(texts),
             tool_call_id=block.tool_use_id,
             exception="error" if block.is_error else None,
@@ -458,12 +450,6 @@ class _MessageReader:
                 if isinstance(part, AttachmentPart) and part.attachment is not None
             ],
         )
-
-    def _add_result(self, result: ToolResultPart) -> None:
-        if self.messages[-1].role == "tool":
-            self.messages[-1].parts.append(result)
-        else:
-            self.messages.append(Message("tool", [result]))
 
 
 # ---- what differs in every request

@@ -16,6 +16,7 @@ from llm.parts import StreamEvent
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
+from ...core.finish_reasons import FINISH_REASONS
 from ...transport import framing
 from .models_and_errors import parse_error
 from .render_response import mcp_server, redacted, server_output, signed
@@ -32,12 +33,12 @@ def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.
             raise parse_error(200, body, headers)
         case {"content": list(blocks), **fields}:
             parser = StreamParser()
-            events = parser.feed_event({"type": "message_start", "message": fields})
+            events = parser.feed_value({"type": "message_start", "message": fields})
             for index, block in enumerate(blocks):
                 start = {"type": "content_block_start", "index": index, "content_block": block}
-                events += parser.feed_event(start)
-                events += parser.feed_event({"type": "content_block_stop", "index": index})
-            events += parser.feed_event({"type": "message_delta", "delta": fields})
+                events += parser.feed_value(start)
+                events += parser.feed_value({"type": "content_block_stop", "index": index})
+            events += parser.feed_value({"type": "message_delta", "delta": fields})
             return chat.collect(events + parser.end())
     raise UpstreamError("the upstream's answer is no message")
 
@@ -73,10 +74,16 @@ class StreamParser:
             value = payload.parse(frame.data.encode())
         except InvalidRequest as exc:
             raise UpstreamError(f"an event of the upstream is no JSON: {exc.message}") from exc
-        return self.feed_event(value)
+        return self.feed_value(value)
 
-    def feed_event(self, value: Any) -> list[chat.Event]:
-        """Give the hub events of one event's JSON value."""
+    def feed_value(self, value: Any) -> list[chat.Event]:
+        """Return the events of the JSON value of one of the stream's events.
+
+        Raises:
+            ProxyError: as `feed`.
+        """
+        if self._is_finished:
+            return []
         match value:
             case {"type": "error"}:
                 raise parse_error(0, value)
@@ -118,7 +125,7 @@ class StreamParser:
         events = [event for index in list(self._blocks) for event in self._ended(index)]
         sequence = stop.get("stop_sequence")
         finish = chat.Finish(
-            _REASONS.get(str(stop.get("stop_reason")), "stop"),
+            FINISH_REASONS.get(str(stop.get("stop_reason")), "stop"),
             stop_sequence=sequence if isinstance(sequence, str) else None,
             usage=_hub_usage(self._usage),
             model=self.model,
@@ -253,17 +260,6 @@ def _index(event: Mapping[str, Any]) -> Any:
 
 def _str(value: Any) -> str:
     return value if isinstance(value, str) else ""
-
-
-_REASONS: Mapping[str, chat.FinishReason] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 
 
 def _hub_usage(usage: Mapping[str, Any]) -> chat.Usage:

@@ -24,9 +24,11 @@ from llm.parts import (
 )
 
 from ...core import chat
-from ...core.errors import InvalidRequest
+from ...core.tool_calls import PendingToolCalls
 from .render_response import anthropics, render_block
 
+VERSION_HEADER = "anthropic-version"
+API_VERSION = "2023-06-01"  # the only one
 MAX_TOKENS = 4096  # what is asked for where the client set no limit: Anthropic wants one
 MIN_THINKING_BUDGET_TOKENS = 1024  # Anthropic refuses less, and a budget not below max_tokens
 FILLER = "(continue)"  # Anthropic begins with a user's turn, and ends with one unless it is prefill
@@ -193,6 +195,15 @@ def _thinking(options: Mapping[str, Any], max_tokens: int) -> dict[str, Any] | N
     return {"type": "enabled", "budget_tokens": budget}
 
 
+def auth_headers(key: str | None) -> dict[str, str]:
+    """Return the header fields that authenticate a request to a server of this API.
+
+    The version is sent without a key too: Anthropic's servers refuse requests without it.
+    """
+    version = {VERSION_HEADER: API_VERSION}
+    return version if key is None else version | {"x-api-key": key}
+
+
 class _MessageWriter:
     """Write messages in order, listing what they can't hold here."""
 
@@ -203,7 +214,7 @@ class _MessageWriter:
         self._names = names
         self._attachment_paths = iter(request.attachment_paths)
         self._ends_in_answer = bool(request.messages) and request.messages[-1].role == "assistant"
-        self._waiting: dict[str, None] = {}  # ids of calls without a result yet
+        self._pending = PendingToolCalls()
         self._held: list[Message] = []  # system messages from between a call and its result
 
     def write(self, message: Message) -> None:
@@ -211,7 +222,7 @@ class _MessageWriter:
         match message.role:
             case "system" if not self.messages:
                 self.system += blocks
-            case "system" if self._waiting:
+            case "system" if self._pending:
                 self._held.append(message)
             case "system":
                 self._add_system(blocks)
@@ -224,7 +235,7 @@ class _MessageWriter:
 
     def end(self) -> None:
         """Mend the two ends."""
-        self._check_all_answered()
+        self._pending.check_empty("messages")
         if self.messages and self.messages[-1]["role"] == "assistant":
             if self._ends_in_answer:
                 self._strip_prefill()
@@ -248,12 +259,14 @@ class _MessageWriter:
     def _add(self, role: str, blocks: list[dict[str, Any]]) -> None:
         if not blocks:
             return
-        self._check_all_answered()
+        self._pending.check_empty("messages")
         if self.messages and self.messages[-1]["role"] == role:
             self.messages[-1]["content"] += blocks
         else:
             self.messages.append({"role": role, "content": blocks})
-        self._waiting = {b["id"]: None for b in blocks if b["type"] == "tool_use"}
+        for block in blocks:
+            if block["type"] == "tool_use":
+                self._pending.add(block["id"], block["name"])
 
     def _add_system(self, blocks: list[dict[str, Any]]) -> None:
         if not blocks:
@@ -268,24 +281,15 @@ class _MessageWriter:
 
     def _add_results(self, blocks: list[dict[str, Any]]) -> None:
         for block in blocks:
-            if block["tool_use_id"] not in self._waiting:
-                raise InvalidRequest(
-                    f"no tool call {block['tool_use_id']!r} waits for a result", param="messages"
-                )
-            del self._waiting[block["tool_use_id"]]
+            self._pending.take(block["tool_use_id"], "messages")
         if self.messages[-1]["role"] == "user":
             self.messages[-1]["content"] += blocks
         else:
             self.messages.append({"role": "user", "content": blocks})
-        if not self._waiting:
+        if not self._pending:
             held, self._held = self._held, []
             for message in held:
                 self.write(message)
-
-    def _check_all_answered(self) -> None:
-        if self._waiting:
-            ids = ", ".join(self._waiting)
-            raise InvalidRequest(f"expected the results of the tool calls {ids}", param="messages")
 
     def _blocks(self, part: Part) -> list[dict[str, Any]]:
         match part:

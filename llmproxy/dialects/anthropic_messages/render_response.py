@@ -22,25 +22,26 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ...core import chat, payload, token_estimate
+from ...core import chat, payload
 from ...core.errors import ProxyError
 from ...transport import framing
 from .models_and_errors import render_error
 
+ID_PREFIX = "msg_"
 
-def render_message(
-    request: chat.ChatRequest,
-    id_: str,
+
+def _render_message(
+    envelope: chat.Envelope,
     content: list[dict[str, Any]],
     usage: dict[str, Any],
     stop: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The message, at its start or whole, with all keys that schema checkers ask for (C6)."""
+    """Render the message, at its start or whole, with all keys that schema checkers need (C6)."""
     return {
-        "id": f"msg_{id_}",
+        "id": ID_PREFIX + envelope.id,
         "type": "message",
         "role": "assistant",
-        "model": request.model or "",
+        "model": envelope.model,
         "content": content,
         **(stop or {"stop_reason": None, "stop_sequence": None}),
         "stop_details": None,
@@ -64,11 +65,6 @@ def render_stop(finish: chat.Finish) -> dict[str, str | None]:
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
-def estimate_input_tokens(request: chat.ChatRequest) -> int:
-    """Estimate what a stream begins with, never none: clients read the first usage (B23)."""
-    return max(1, token_estimate.estimate(request))
-
-
 def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     """The usage of a message: what is counted, and the keys that schema checkers ask for (C6)."""
     return {
@@ -81,12 +77,17 @@ def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def render_counts(usage: chat.Usage, input_tokens_estimate: int) -> dict[str, Any]:
+def _estimated_input_tokens(envelope: chat.Envelope) -> int:
+    """Return the estimate, at least 1: clients read the first usage and expect it (B23)."""
+    return max(1, envelope.input_tokens)
+
+
+def render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
     """Anthropic counts cached input apart (B24). Unknown counts are left out.
 
     Save the two that the wire's types require: the estimate, and 0.
     """
-    input_tokens = input_tokens_estimate
+    input_tokens = _estimated_input_tokens(envelope)
     if usage.input_tokens is not None:
         cached = (usage.cached_tokens or 0) + (usage.cache_write_tokens or 0)
         input_tokens = max(0, usage.input_tokens - cached)
@@ -195,19 +196,14 @@ def server_result_block(name: str, tool_call_id: str | None, output: str) -> dic
     return {"type": f"{name}_tool_result", "tool_use_id": tool_call_id, "content": content}
 
 
-def render_response(
-    request: chat.ChatRequest,
-    response: chat.ChatResponse,
-    id: str,
-    created: int,
-) -> dict[str, Any]:
+def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
     """Render a whole answer as a message; the same content as its stream has.
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
     content = [block for part in response.parts if (block := render_block(part)) is not None]
-    counts = render_counts(response.finish.usage, estimate_input_tokens(request))
-    return render_message(request, id, content, render_usage(counts), render_stop(response.finish))
+    usage = render_usage(render_counts(response.finish.usage, envelope))
+    return _render_message(envelope, content, usage, render_stop(response.finish))
 
 
 # ---- the stream
@@ -224,11 +220,8 @@ class StreamRenderer:
     Spec: https://docs.anthropic.com/en/api/messages-streaming
     """
 
-    def __init__(self, request: chat.ChatRequest, id: str, created: int) -> None:
-        """`id` is the exchange's; `created` has no place on this wire."""
-        self._request = request
-        self._id = id
-        self._input_tokens = estimate_input_tokens(request)
+    def __init__(self, envelope: chat.Envelope) -> None:
+        self._envelope = envelope
         self._index = -1  # of the block begun last
         self._kind: Literal["text", "thinking", "result"] | None = None  # of the open block
         self._part: int | None = None  # whose the open block is
@@ -242,8 +235,9 @@ class StreamRenderer:
 
     def start(self) -> list[bytes]:
         """Give message_start, whose usage is an estimate until the end corrects it (B23)."""
-        usage = render_usage({"input_tokens": self._input_tokens, "output_tokens": 1})
-        message = render_message(self._request, self._id, [], usage)
+        input_tokens = _estimated_input_tokens(self._envelope)
+        usage = render_usage({"input_tokens": input_tokens, "output_tokens": 1})
+        message = _render_message(self._envelope, [], usage)
         return [_event("message_start", {"message": message})]
 
     def feed(self, event: chat.Event) -> list[bytes]:
@@ -299,7 +293,7 @@ class StreamRenderer:
 
     def fail(self, error: ProxyError) -> list[bytes]:
         """Give the error event, a proper end of this wire's streams."""
-        body = render_error(error) | {"request_id": self._id}
+        body = render_error(error) | {"request_id": self._envelope.id}
         return [framing.encode_sse(payload.encode(body), "error")]
 
     def _delta(self, text: str) -> bytes:
@@ -422,7 +416,7 @@ class StreamRenderer:
 
     def _end(self, finish: chat.Finish) -> list[bytes]:
         delta = {**render_stop(finish), "stop_details": None, "container": None}
-        usage = render_counts(finish.usage, self._input_tokens)
+        usage = render_counts(finish.usage, self._envelope)
         return [
             *self._close(),
             _event("message_delta", {"delta": delta, "usage": usage}),

@@ -19,26 +19,32 @@ Spec: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
+from typing import Final
+
 from ...core.backend import Route
 from .models_and_errors import parse_error, render_error, render_model, render_models
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
-from .render_request import render_request
-from .render_response import StreamRenderer, render_response
+from .render_request import auth_headers, render_request
+from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
 
 __all__ = [
     "CUT_AFTER_ERROR",
+    "ID_PREFIX",
     "NAME",
     "NOT_CARRIED",
     "REQUEST_ID_HEADER",
     "ROUTES",
+    "STARTS_WITH_USAGE",
     "STREAM_TYPE",
     "VERSION_HEADER",
     "ChatCompletionChunk",
     "CreateChatCompletionRequest",
     "StreamParser",
     "StreamRenderer",
+    "auth_headers",
+    "normalize_body",
     "parse_error",
     "parse_request",
     "parse_response",
@@ -47,10 +53,9 @@ __all__ = [
     "render_models",
     "render_request",
     "render_response",
-    "normalize_body",
 ]
 
-NAME = "openai_chat"
+NAME: Final = "openai_chat"
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", "chat"),
@@ -61,4 +66,5 @@ ROUTES: tuple[Route, ...] = (
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
-CUT_AFTER_ERROR = True  # an error frame is no end here: what ends well reads as success (B11)
+CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success (B11)
+STARTS_WITH_USAGE = False

@@ -18,9 +18,8 @@ from ...core.errors import (
     RateLimited,
     Unauthorized,
     UpstreamError,
-    class_of_status,
     class_of_type,
-    forwarded,
+    upstream_error,
 )
 
 
@@ -97,14 +96,11 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
         status = next((w for w in words if type(w) is int and 400 <= w < 600), 0)
     kinds = [_BY_CODE.get(w) or class_of_type(w) for w in words if isinstance(w, str)]
     by_word = next((kind for kind in kinds if kind is not UpstreamError), UpstreamError)
-    kind = class_of_status(status) if status else by_word
-    message, param, code = fields.get("message"), fields.get("param"), fields.get("code")
-    return kind(
-        message
-        if isinstance(message, str) and message
-        else "the upstream failed, without saying why",
-        param=param if isinstance(param, str) else None,
-        code=code if isinstance(code, str) else None,
-        status=status or None,
-        headers=forwarded(headers or {}),
+    return upstream_error(
+        status,
+        by_word,
+        fields.get("message"),
+        param=fields.get("param"),
+        code=fields.get("code"),
+        headers=headers,
     )

@@ -25,6 +25,7 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
+from ...core.tool_calls import PendingToolCalls, append_result
 from .schema import (
     NOT_CARRIED,
     OPTIONS,
@@ -77,7 +78,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         reader.read(message, f"messages[{i}]")
     if not any(message.parts for message in reader.messages):
         raise InvalidRequest("there is no message to answer", param="messages")
-    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    reader.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
     options, paths = _options(request, ignored)
     stream_options = request.stream_options or ChatCompletionStreamOptions()
@@ -89,7 +90,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         options=options,
         schema=_schema(request, ignored),
         stream=bool(request.stream),
-        wire={"include_usage": bool(stream_options.include_usage)},
+        include_usage=bool(stream_options.include_usage),
         option_paths=paths,
         attachment_paths=tuple(reader.attachment_paths),
         ignored=tuple(dict.fromkeys(ignored)),
@@ -192,17 +193,17 @@ class _MessageReader:
         self.messages: list[Message] = []
         self.attachment_paths: list[str] = []
         self._ignored = ignored
-        self._waiting: dict[str, str] = {}  # tool_call_id → name
+        self.pending = PendingToolCalls()
 
     def read(self, message: Any, path: str) -> None:
         match message:
             case ChatCompletionToolMessage():
-                self._add_result(self._tool_result(message, path))
+                append_result(self.messages, self._tool_result(message, path))
                 return
             case ChatCompletionFunctionMessage():
-                self._add_result(self._function_result(message, path))
+                append_result(self.messages, self._function_result(message, path))
                 return
-        self.check_all_answered(path)
+        self.pending.check_empty(path)
         if message.name:
             self._ignored.append("messages[*].name")
         if isinstance(message, ChatCompletionAssistantMessage):
@@ -214,12 +215,6 @@ class _MessageReader:
             parts = list(self._parts(message.content, f"{path}.content"))
             role = "user" if message.role == "user" else "system"
         self.messages.append(Message(role, parts))
-
-    def check_all_answered(self, path: str) -> None:
-        """Refuse a history that no provider would take, in words that say why (B27)."""
-        if self._waiting:
-            ids = ", ".join(self._waiting)
-            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
 
     def _parts(self, content: str | Iterable[Any] | None, path: str) -> Iterator[Part]:
         if content is None or content == "":
@@ -284,39 +279,34 @@ class _MessageReader:
             calls.append((None, message.function_call))
         for i, (id_, function) in enumerate(calls):
             id_ = id_ or f"call_{len(self.messages)}_{i}"
-            self._waiting[id_] = function.name
+            self.pending.add(id_, function.name)
             arguments = chat.parse_arguments(function.arguments or "")
             yield ToolCallPart(function.name, arguments, tool_call_id=id_)
 
     def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:
-        id_ = message.tool_call_id or next(iter(self._waiting), "")
-        if id_ not in self._waiting:
-            raise InvalidRequest(
-                f"no tool call {id_!r} waits for a result here", param=f"{path}.tool_call_id"
-            )
-        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+        id_ = message.tool_call_id or self.pending.oldest() or ""
+        name = self.pending.take(id_, f"{path}.tool_call_id")
+        return self._result(id_, name, message.content, path)
 
     def _function_result(self, message: ChatCompletionFunctionMessage, path: str) -> ToolResultPart:
-        id_ = next((id_ for id_, name in self._waiting.items() if name == message.name), None)
+        id_ = self.pending.oldest(message.name)
         if id_ is None:
             raise InvalidRequest(
                 f"no call of {message.name!r} waits for a result here", param=f"{path}.name"
             )
-        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+        name = self.pending.take(id_, f"{path}.name")
+        return self._result(id_, name, message.content, path)
 
-    def _result(self, id_: str, content: list[Part]) -> ToolResultPart:
+    def _result(
+        self, id_: str, name: str, content: str | Iterable[Any] | None, path: str
+    ) -> ToolResultPart:
+        parts = list(self._parts(content, f"{path}.content"))
         return ToolResultPart(
-            name=self._waiting.pop(id_),
-            output="".join(part.text for part in content if isinstance(part, TextPart)),
+            name=name,
+            output="".join(part.text for part in parts if isinstance(part, TextPart)),
             tool_call_id=id_,
-            attachments=[part.attachment for part in content if isinstance(part, AttachmentPart)],
+            attachments=[part.attachment for part in parts if isinstance(part, AttachmentPart)],
         )
-
-    def _add_result(self, result: ToolResultPart) -> None:
-        if self.messages[-1].role == "tool":
-            self.messages[-1].parts.append(result)
-        else:
-            self.messages.append(Message("tool", [result]))
 
 
 # ---- what differs in every request

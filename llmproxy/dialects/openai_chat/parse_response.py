@@ -17,6 +17,7 @@ from llm.parts import StreamEvent
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
+from ...core.finish_reasons import finish_reason
 from ...transport import framing
 from .models_and_errors import parse_error
 from .schema import (
@@ -38,7 +39,7 @@ def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.
         ProxyError: the error that the body is, or UpstreamError where it is no answer.
     """
     parser = StreamParser()
-    events = parser.feed_chunk(body)
+    events = parser.feed_value(body)
     if not parser.has_choice:
         raise UpstreamError("the upstream's answer has no choices")
     return chat.collect(events + parser.finish(default="stop"))
@@ -80,10 +81,16 @@ class StreamParser:
             value = payload.parse(frame.data.encode())
         except InvalidRequest as exc:
             raise UpstreamError(f"a chunk of the upstream is no JSON: {exc.message}") from exc
-        return self.feed_chunk(value)
+        return self.feed_value(value)
 
-    def feed_chunk(self, value: Any) -> list[chat.Event]:
-        """Give the events of one chunk's JSON value, or of a whole chat.completion's."""
+    def feed_value(self, value: Any) -> list[chat.Event]:
+        """Return the events of a chunk's JSON value, or of a whole chat.completion's.
+
+        Raises:
+            ProxyError: as `feed`.
+        """
+        if self._is_finished:
+            return []
         if isinstance(value, dict) and value.get("error"):
             raise parse_error(200, value)
         unknown: list[str] = []
@@ -126,11 +133,8 @@ class StreamParser:
             raise UpstreamError("the upstream's stream ended before its answer did")
         self._is_finished = True
         events: list[chat.Event] = [event for call in self._calls for event in call.named("")]
-        word = _REASONS.get(reason, "stop")
-        if word in ("stop", "tool_calls"):
-            word = "tool_calls" if self._calls else "stop"
         finish = chat.Finish(
-            word,
+            finish_reason(reason, has_calls=bool(self._calls)),
             usage=_counts(self._usage or CompletionUsage()),
             model=self.model,
             ignored=tuple(self._ignored),
@@ -235,17 +239,6 @@ class _Call:
             self.held.append(chunk)
         else:
             yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)
-
-
-# Servers of this wire pass on what their models' own runtimes say.
-_REASONS: Mapping[str, chat.FinishReason] = {
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "SAFETY": "content_filter",
-}
 
 
 def _counts(usage: CompletionUsage) -> chat.Usage:

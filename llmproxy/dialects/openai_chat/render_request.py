@@ -62,7 +62,7 @@ def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str
     body |= _option_fields(request, ignored)
     if request.stream:
         body["stream"] = True
-        if request.wire.get("include_usage", True):
+        if request.include_usage:
             body["stream_options"] = {"include_usage": True}
     return body, tuple(dict.fromkeys(ignored))
 
@@ -99,6 +99,11 @@ def _option_fields(request: chat.ChatRequest, ignored: list[str]) -> dict[str, A
         schema = {"name": SCHEMA_NAME, "schema": request.schema}
         fields["response_format"] = {"type": "json_schema", "json_schema": schema}
     return fields
+
+
+def auth_headers(key: str | None) -> dict[str, str]:
+    """Return the header fields that authenticate a request to a server of this API."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
 
 
 class _MessageWriter:

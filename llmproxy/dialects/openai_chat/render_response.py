@@ -17,14 +17,16 @@ from ...core.errors import ProxyError
 from ...transport import framing
 from .models_and_errors import render_error
 
+ID_PREFIX = "chatcmpl-"
 
-def envelope(request: chat.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
-    """What the whole answer and each of its chunks begin with; the model as it was asked for."""
+
+def _head(envelope: chat.Envelope, object_: str) -> dict[str, Any]:
+    """Render the fields that a completion and each of its chunks begin with."""
     return {
-        "id": f"chatcmpl-{id_}",
+        "id": ID_PREFIX + envelope.id,
         "object": object_,
-        "created": created,
-        "model": request.model or "",
+        "created": envelope.created,
+        "model": envelope.model,
     }
 
 
@@ -58,12 +60,7 @@ def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     return counts
 
 
-def render_response(
-    request: chat.ChatRequest,
-    response: chat.ChatResponse,
-    id: str,
-    created: int,
-) -> dict[str, Any]:
+def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
     """Render a whole answer as a chat.completion; the same content as its stream has.
 
     Spec: https://platform.openai.com/docs/api-reference/chat/object
@@ -96,7 +93,7 @@ def render_response(
         "logprobs": None,
         "finish_reason": response.finish.reason,
     }
-    head = envelope(request, id, created, "chat.completion")
+    head = _head(envelope, "chat.completion")
     return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
 
 
@@ -129,11 +126,10 @@ class StreamRenderer:
     Spec: https://platform.openai.com/docs/api-reference/chat-streaming
     """
 
-    def __init__(self, request: chat.ChatRequest, id: str, created: int) -> None:
-        """`id` is the exchange's; `created` in seconds since 1970."""
-        head = envelope(request, id, created, "chat.completion.chunk")
-        self._head = b"data: " + payload.encode(head)[:-1] + b","
-        self._include_usage = bool(request.wire.get("include_usage"))
+    def __init__(self, envelope: chat.Envelope) -> None:
+        head = payload.encode(_head(envelope, "chat.completion.chunk"))
+        self._head = b"data: " + head[:-1] + b","
+        self._include_usage = envelope.include_usage
         # Of a chunk all but the delta is the same all through the stream: rendered once.
         self._usage_null = b',"usage":null' if self._include_usage else b""
         self._before = self._head + b'"choices":[{"index":0,"delta":'
