@@ -242,9 +242,7 @@ class App:
             pass
         response = exchange.response
         response = replace(response, finish=exchange.counted(response.finish))
-        rendered = dialect.render_response(
-            exchange.shown_request, response, exchange.id, exchange.created
-        )
+        rendered = dialect.render_response(response, exchange.envelope)
         exchange.http_status = 200
         await self._end(exchange, "ok")
         return _json(200, rendered, _headers(dialect, exchange))
@@ -258,7 +256,7 @@ class App:
 
     async def _stream(self, dialect: Dialect, exchange: _Exchange) -> Response:
         first = await exchange.read(self._limits.first_event_s)
-        renderer = dialect.StreamRenderer(exchange.shown_request, exchange.id, exchange.created)
+        renderer = dialect.StreamRenderer(exchange.envelope)
         headers = [
             ("content-type", dialect.STREAM_TYPE),
             ("cache-control", "no-cache"),
@@ -396,16 +394,22 @@ class _Exchange:
         return chat.collect(stamped.event for stamped in self.stamped)
 
     @property
-    def shown_request(self) -> chat.ChatRequest:
-        """The request with the name that the answer shows: the asked one, else the real one."""
+    def envelope(self) -> chat.Envelope:
+        """The facts round the response, under the model name that was asked for, if any."""
         assert self.request is not None and self.answer is not None
-        return replace(self.request, model=self.request.model or self.answer.model_id)
+        return chat.Envelope(
+            self.id,
+            self.created,
+            self.request.model or self.answer.model_id,
+            self.request.include_usage,
+            token_estimate.estimate(self.request) if self._dialect.STARTS_WITH_USAGE else 0,
+        )
 
     @property
     def shows_usage(self) -> bool:
         """Whether the client is shown how many tokens there were."""
         request = self.request
-        return request is None or not request.stream or request.wire.get("include_usage", True)
+        return request is None or not request.stream or request.include_usage
 
     def counted(self, finish: chat.Finish) -> chat.Finish:
         """Give the end as the client is shown it: our estimate of tokens that nobody counted."""

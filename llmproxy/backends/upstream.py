@@ -26,8 +26,6 @@ __all__ = ["RemoteAnswer", "asking", "chat_url"]
 MAX_ERROR_BYTES = 2**20  # of a refusal's body: a page of HTML at the most
 MAX_ERROR_CHARS = 1000  # of a refusal that is no JSON, which is shown as it stands
 
-ANTHROPIC_VERSION = "2023-06-01"  # the only one there is; its servers refuse requests without
-
 
 class RemoteAnswer:
     """A server's answer that is streaming in. Iterate it once: events, at the end a Finish.
@@ -114,7 +112,7 @@ async def asking(
     fields = [
         ("content-type", "application/json"),
         ("accept", "text/event-stream"),
-        *_access_fields(dialect, key),
+        *dialect.auth_headers(key).items(),
         *(headers or {}).items(),
     ]
     try:
@@ -151,14 +149,6 @@ def chat_url(dialect: Dialect, base_url: str) -> str:
     if not path.endswith(unversioned):
         path += unversioned if re.search(r"/v[0-9]+$", path) else route
     return urlunsplit(parts._replace(path=path))
-
-
-def _access_fields(dialect: Dialect, key: str | None) -> list[tuple[str, str]]:
-    # Of the wires that we know Anthropic's alone has a version field, and a key field of its own.
-    if not dialect.VERSION_HEADER:
-        return [] if key is None else [("authorization", f"Bearer {key}")]
-    version = [(dialect.VERSION_HEADER, ANTHROPIC_VERSION)]
-    return version if key is None else [*version, ("x-api-key", key)]
 
 
 async def _refusal(dialect: Dialect, answer: client.Answer) -> ProxyError:
