@@ -1,0 +1,226 @@
+"""Responses of other Messages servers, whole and streamed, parsed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llm.parts import (
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+)
+
+from llmproxy.core import chat
+from llmproxy.core.errors import (
+    ProxyError,
+    RateLimited,
+    UpstreamError,
+)
+from llmproxy.dialects import anthropic_messages
+from llmproxy.transport.framing import SSEDecoder, SSEFrame
+from tests.dialects.anthropic_messages.samples import (
+    ANSWERED,
+    events_of,
+    frame,
+    normal,
+    read_of,
+    stream_of,
+)
+from tests.strategies import event_streams, json_values
+from tests.wire_cases import WIRE
+
+
+def test_anthropics_own_stream_is_read():
+    """Pings, white space before closing braces, usage in two places."""
+    folder = WIRE / "anthropic_messages" / "novel_helper_upstream"
+    [case] = [case for case in ANSWERED if case.name == folder.name]
+    assert events_of((folder / "upstream.txt").read_bytes()) == case.events
+
+
+@pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
+def test_an_answer_capture_reads_back_whole_and_streamed(case):
+    expected = chat.collect(case.events)
+    usage = expected.finish.usage
+    if usage.input_tokens is None:
+        usage = chat.Usage(7, 0)
+    finish = replace(expected.finish, model=case.request["model"], usage=usage)
+    assert read_of(case.stream) == normal(replace(expected, finish=finish))
+    assert normal(anthropic_messages.parse_response(case.response)) == read_of(case.stream)
+
+
+@given(event_streams(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_rendered_stream_cut_anywhere_is_read_the_same(events, data):
+    """B18"""
+    stream = stream_of(events)
+    cut = data.draw(st.integers(0, len(stream)))
+    decoder, parser = SSEDecoder(), anthropic_messages.StreamParser()
+    frames = decoder.feed(stream[:cut]) + decoder.feed(stream[cut:])
+    assert [e for frame in frames for e in parser.feed(frame)] + parser.end() == events_of(stream)
+
+
+def begun(index: int, **block: Any) -> SSEFrame:
+    return frame(type="content_block_start", index=index, content_block=block)
+
+
+def grown(index: int, **delta: Any) -> SSEFrame:
+    return frame(type="content_block_delta", index=index, delta=delta)
+
+
+def ended(index: int) -> SSEFrame:
+    return frame(type="content_block_stop", index=index)
+
+
+END = frame(type="message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 1})
+
+
+STOP = frame(type="message_stop")
+
+
+def fed(*frames: SSEFrame) -> chat.ChatResponse:
+    parser = anthropic_messages.StreamParser()
+    return chat.collect([e for f in frames for e in parser.feed(f)] + parser.end())
+
+
+CALL = {"type": "tool_use", "id": "a", "name": "f"}
+
+
+PIECE = {"type": "input_json_delta", "partial_json": '{"x": 1}'}
+
+
+@pytest.mark.parametrize(
+    "frames, raw",
+    [
+        ([begun(0, **CALL, input={"x": 1}), ended(0)], '{"x":1}'),
+        ([begun(0, **CALL, input={"x": 1})], '{"x":1}'),
+        ([begun(0, **CALL, input={"x": 1}), grown(0, **PIECE), ended(0)], '{"x": 1}'),
+        ([begun(0, **CALL, input={}), grown(0, **PIECE), ended(0)], '{"x": 1}'),
+        ([begun(0, **CALL), grown(0, **PIECE)], '{"x": 1}'),
+    ],
+)
+def test_input_is_read_from_the_start_or_the_deltas(frames, raw):
+    answer = fed(*frames, END, STOP)
+    assert answer.parts == [ToolCallPart("f", {"x": 1}, tool_call_id="a")]
+    assert answer.raw_arguments == {"a": raw}
+
+
+def test_unknown_events_and_blocks_are_passed_over_and_listed():
+    answer = fed(
+        frame(type="ping"),
+        SSEFrame("message", "[DONE]"),
+        frame(type="weather", sun=1),
+        begun(0, type="hologram"),
+        grown(0, type="text_delta", text="no"),
+        ended(0),
+        begun(1, type="text", text=""),
+        grown(1, type="citations_delta", citation={}),
+        grown(1, type="text_delta", text="x"),
+        END,
+        STOP,
+        frame(type="ping"),
+    )
+    assert answer.parts == [TextPart("x")]
+    assert answer.finish.ignored == (
+        "(weather)",
+        "content[*] (hologram)",
+        "content[*] (citations_delta)",
+    )
+
+
+def test_thinking_in_a_text_block_is_reasoning_all_the_same():
+    """B19: as other gateways send it."""
+    answer = fed(
+        begun(0, type="text", text=""),
+        grown(0, type="thinking_delta", thinking="hm"),
+        grown(0, type="text_delta", text="x"),
+        END,
+    )
+    assert answer.parts == [ReasoningPart("hm"), TextPart("x")]
+
+
+def test_usage_of_the_end_overwrites_and_what_it_omits_stays():
+    """B24, d3"""
+    usage = {"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1}
+    start = frame(type="message_start", message={"model": "c", "usage": usage})
+    end = frame(type="message_delta", delta={}, usage={"output_tokens": 9, "input_tokens": None})
+    assert fed(start, end).finish == chat.Finish(usage=chat.Usage(8, 9, cached_tokens=3), model="c")
+
+
+@pytest.mark.parametrize(
+    "word, reason",
+    [
+        ("end_turn", "stop"),
+        ("pause_turn", "stop"),
+        ("max_tokens", "length"),
+        ("model_context_window_exceeded", "length"),
+        ("tool_use", "tool_calls"),
+        ("refusal", "content_filter"),
+        ("new_reason", "stop"),
+        (None, "stop"),
+    ],
+)
+def test_the_reason_is_said_in_the_hubs_words(word, reason):
+    assert fed(frame(type="message_delta", delta={"stop_reason": word})).finish.reason == reason
+
+
+@pytest.mark.parametrize("frames", [[], [begun(0, type="text", text="x"), ended(0)], [STOP]])
+def test_a_stream_that_was_cut_is_an_error(frames):
+    """d3: a missing message_delta looks well to naive readers."""
+    with pytest.raises(UpstreamError, match="^the upstream's stream ended before its answer did$"):
+        fed(*frames)
+
+
+def test_finish_is_given_once():
+    parser = anthropic_messages.StreamParser()
+    assert parser.feed(END) == []
+    assert parser.feed(STOP) == [chat.Finish(usage=chat.Usage(output_tokens=1))]
+    assert parser.feed(STOP) + parser.end() == []
+
+
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        ("{", "an event of the upstream is no JSON: the body is not JSON: "),
+        ("[]", "an event of the upstream has no type"),
+        ("{}", "an event of the upstream has no type"),
+    ],
+)
+def test_a_frame_that_is_no_event_is_the_upstreams_error(data, message):
+    with pytest.raises(UpstreamError) as raised:
+        anthropic_messages.StreamParser().feed(SSEFrame("message", data))
+    assert raised.value.message.startswith(message)
+
+
+@given(json_values())
+def test_any_answer_is_read_or_refused(value):
+    for body in (value, {"content": [value]}, {"type": "error", "error": value}):
+        try:
+            anthropic_messages.parse_response(body)
+        except ProxyError:
+            pass
+    try:
+        anthropic_messages.StreamParser().feed_value(value)
+    except ProxyError:
+        pass
+
+
+@pytest.mark.parametrize("index", [[], {}, None], ids=repr)
+def test_an_index_that_is_no_number_is_one_block(index):
+    parser = anthropic_messages.StreamParser()
+    place = {"index": index}
+    block, delta = {"type": "text", "text": "a"}, {"type": "text_delta", "text": "b"}
+    events = parser.feed_value({"type": "content_block_start", "content_block": block, **place})
+    events += parser.feed_value({"type": "content_block_delta", "delta": delta, **place})
+    events += parser.feed_value({"type": "content_block_stop", **place})
+    assert events == [StreamEvent("text", "a", part_index=0), StreamEvent("text", "b", 0)]
+
+
+def test_an_error_for_an_answer_is_raised():
+    with pytest.raises(RateLimited, match="^slow$"):
+        anthropic_messages.parse_response(anthropic_messages.render_error(RateLimited("slow")))
