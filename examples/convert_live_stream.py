@@ -1,9 +1,9 @@
-"""Turn a live stream of Anthropic's Messages into OpenAI's chunks, as it comes.
+"""Convert a live stream of Anthropic's Messages into OpenAI's chunks, as it arrives.
 
-A thread plays the upstream: it writes Anthropic's events into a socket, cut without
-regard to lines or characters. The loop below is all that a program needs: it feeds
-what came in and sends on what comes out. Then the same stream is collected into one
-answer with its times. Leaves out HTTP: `data` may come from any client's response.
+A thread plays the upstream: it writes Anthropic's events into a socket, cut without regard
+to lines or characters. The loop below is all that a program needs: it feeds the data that
+arrives and sends the result. The same stream is also collected into one response with its
+times. HTTP is left out: `data` may come from any client's response.
 """
 
 import json

@@ -1,8 +1,8 @@
-"""Turn a request for OpenAI's Chat Completions into one for Anthropic's Messages.
+"""Convert a request for OpenAI's Chat Completions into one for Anthropic's Messages.
 
-Shows the three results that matter: the new body, ready to be posted; what it could
-not take along; and the clear error for what is no request. Needs no server, no key and
-no network. Leaves out the posting: any HTTP client will do.
+Shows the three results that matter: the new body, ready to post; the fields that it can't
+hold; and the clear error for a body that is no request. Needs no server, key or network.
+Posting is left out: any HTTP client will do.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""`convert`: a request, an answer or a stream of one wire as that of another."""
+"""The `convert` command: convert a request, response or stream to another API dialect."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from .. import convert
@@ -12,13 +12,11 @@ from ..core import payload
 from ..dialects import DIALECTS
 from .run import run
 
-__all__ = ["main"]
-
-CHUNK_BYTES = 64 * 2**10  # at most; what is there is taken at once
+CHUNK_BYTES = 64 * 2**10  # at most; whatever has arrived is read at once
 
 
 def main(words: Sequence[str], program: str) -> int:
-    """Run `convert` with these words; give its exit code."""
+    """Run `convert` with these arguments and return the exit code."""
     name = f"{program} convert"
     arguments = _parser(name).parse_args(words)
     return run(name, lambda: _run(arguments))
@@ -35,35 +33,32 @@ def _run(arguments: argparse.Namespace) -> int:
 def _parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Read a request, an answer or a stream of one wire and write it as that of "
-        "another. What could not be carried is listed on stderr.",
+        description="Convert a request, response or stream from one API dialect to another. "
+        "What the target can't hold is listed on stderr.",
         allow_abbrev=False,
     )
     names = [dialect.NAME for dialect in DIALECTS]
     add = parser.add_argument
-    add("--from", dest="source", choices=names, required=True, help="the wire that is read")
-    add("--to", dest="target", choices=names, required=True, help="the wire that is written")
+    add("--from", dest="source", choices=names, required=True, help="the dialect of the input")
+    add("--to", dest="target", choices=names, required=True, help="the dialect of the output")
     add(
         "--kind",
         choices=("request", "response", "stream"),
         default="request",
-        help="what is read (%(default)s); a stream is converted as it comes",
+        help="what the input is (%(default)s); a stream is converted as it arrives",
     )
-    add("file", nargs="?", metavar="FILE", help="standard input where none is named")
+    add("file", nargs="?", metavar="FILE", help="standard input by default")
     return parser
 
 
 def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
-    """Convert to standard output; give what could not be carried."""
+    """Convert to standard output and return what could not be carried."""
     between = {"source": arguments.source, "target": arguments.target}
     if arguments.kind == "stream":
         return _convert_stream(file, convert.StreamConverter(**between))
-    convert_body: Callable[..., convert.Converted]
-    convert_body = convert.convert_response
-    if arguments.kind == "request":
-        convert_body = convert.convert_request
-    body = payload.parse(file.read())
-    converted = convert_body(body, **between)
+    is_request = arguments.kind == "request"
+    convert_body = convert.convert_request if is_request else convert.convert_response
+    converted = convert_body(payload.parse(file.read()), **between)
     _write(payload.encode(converted.body) + b"\n")
     return converted.ignored
 
@@ -78,7 +73,7 @@ def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    """Give what is there as soon as it is there."""
+    """Yield the data as it arrives."""
     while data := file.read1(CHUNK_BYTES):  # type: ignore[attr-defined]  # buffered files have it
         yield data
 

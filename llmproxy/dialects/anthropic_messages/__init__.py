@@ -1,10 +1,11 @@
-"""Anthropic's Messages: the wire of its SDKs and of Claude Code.
+"""Anthropic's Messages, the API of its SDKs and of Claude Code.
 
-Read beside the vendor's page: the request's shapes (`shapes`) and how they become the
-hub's (`read_request`), the whole message (`answers`), the stream of blocks (`stream`),
-models and errors (`models_and_errors`); then the other side, for the converters: a
-request to a server of Anthropic's wire (`write_request`), and what it answers (`read_answer`).
-What of a request is not worth keeping is told by `noise`.
+    schema              the vendor's types; what of a request is not carried
+    parse_request       a request → ChatRequest; its normal form
+    render_request      ChatRequest → a request, for another server
+    parse_response      another server's response, whole or streamed → events
+    render_response     events → a response, whole or streamed
+    models_and_errors   token counts and the list of models; errors both ways
 
 Spec: https://docs.anthropic.com/en/api/messages
 """

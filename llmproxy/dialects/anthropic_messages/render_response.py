@@ -1,8 +1,6 @@
-"""An answer as a whole message, and what its stream has in common with it.
+"""Render a response as a message, or as a stream of events.
 
-The blocks with what llm-anthropic keeps of them in `provider_metadata`, usage and stop
-reasons as this wire writes them. Framing and the order of blocks are left to `stream`,
-reading another server's answer to `read_answer`.
+A part's `provider_metadata` holds what llm-anthropic keeps there, in its format.
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
@@ -59,14 +57,14 @@ STOP_REASONS: Mapping[chat.FinishReason, str] = {
 
 
 def render_stop(finish: chat.Finish) -> dict[str, str | None]:
-    """Give why the model stopped, in the two fields that say it."""
+    """Render why the model stopped, in the API's two fields."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
 def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """The usage of a message: what is counted, and the keys that schema checkers ask for (C6)."""
+    """Add the keys that schema checkers require to the counts of a message's usage (C6)."""
     return {
         "cache_creation": None,
         "inference_geo": None,
@@ -83,9 +81,10 @@ def _estimated_input_tokens(envelope: chat.Envelope) -> int:
 
 
 def render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
-    """Anthropic counts cached input apart (B24). Unknown counts are left out.
+    """Render the counts, with cached input apart from the rest (B24).
 
-    Save the two that the wire's types require: the estimate, and 0.
+    Unknown counts are left out, except the two that the API's types require: these are the
+    estimate and 0.
     """
     input_tokens = _estimated_input_tokens(envelope)
     if usage.input_tokens is not None:
@@ -104,11 +103,11 @@ def render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
     return counts
 
 
-# ---- blocks of an answer
+# ---- blocks
 
 
 def render_block(part: Part) -> dict[str, Any] | None:
-    """Render a part of an answer; None for what this wire does not show."""
+    """Render a part of a response; None if this API has no block for it."""
     match part:
         case TextPart(text=text) if text and not text.isspace():
             return {"type": "text", "text": text, "citations": []}
@@ -126,38 +125,38 @@ def render_block(part: Part) -> dict[str, Any] | None:
 
 
 def signed(signature: str | None) -> dict[str, Any] | None:
-    """Give the provider_metadata of signed thinking, as llm-anthropic keeps it."""
+    """Return the provider_metadata of signed thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"signature": signature}} if signature else None
 
 
 def redacted(data: str) -> dict[str, Any]:
-    """Give the provider_metadata of redacted thinking, as llm-anthropic keeps it."""
+    """Return the provider_metadata of redacted thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"type": "redacted_thinking", "data": data}}
 
 
 def mcp_server(name: str | None) -> dict[str, Any] | None:
-    """Give the provider_metadata of a call to an MCP server of Anthropic's."""
+    """Return the provider_metadata of a call to an MCP server through Anthropic."""
     return {"anthropic": {"mcp_server_name": name}} if name else None
 
 
 def server_output(content: Any) -> str:
-    """Write a result of the provider's tool as llm-anthropic does: JSON, nothing as ""."""
+    """Encode the result of a provider's tool as llm-anthropic does: JSON, or "" if empty."""
     return "" if content in (None, [], "") else json.dumps(content)
 
 
 def anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Choose what is Anthropic's of a part's provider_metadata; nothing where it is another's."""
+    """Return Anthropic's share of a part's provider_metadata, {} if it is another provider's."""
     metadata = (provider_metadata or {}).get("anthropic")
     return metadata if isinstance(metadata, dict) else {}
 
 
 def is_redacted(metadata: Mapping[str, Any]) -> bool:
-    """Whether Anthropic's metadata is that of thinking which only its own servers can read."""
+    """Whether Anthropic's metadata holds thinking that only its own servers can read."""
     return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
 
 
 def redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Render redacted thinking; it comes whole, in a stream too."""
+    """Render redacted thinking, which comes whole in streams too."""
     return {"type": "redacted_thinking", "data": metadata["data"]}
 
 
@@ -167,17 +166,17 @@ def thinking_block(text: str, signature: str) -> dict[str, Any]:
 
 
 def is_anthropics(tool_call_id: str | None) -> bool:
-    """Whether a call that the provider ran was run by Anthropic: its ids say so."""
+    """Whether Anthropic ran a call, to judge by the prefix of its id."""
     return (tool_call_id or "").startswith(("srvtoolu_", "mcptoolu_"))
 
 
 def is_shown(call: StreamEvent | ToolCallPart) -> bool:
-    """Whether this wire has a form for a call: the client's to run, or one that Anthropic ran."""
+    """Whether this API has a block for a call: the client's to run, or run by Anthropic."""
     return not call.server_executed or is_anthropics(call.tool_call_id)
 
 
 def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
-    """Render a call, whoever runs it, with all keys that schema checkers ask for (C6)."""
+    """Render a call, whoever runs it, with all keys that schema checkers require (C6)."""
     fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
     if not call.server_executed:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
@@ -188,7 +187,7 @@ def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
 
 
 def server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
-    """Render what a tool of Anthropic's own gave; `server_output` undone."""
+    """Render the result of one of Anthropic's own tools: the inverse of `server_output`."""
     try:
         content = json.loads(output) if output else []
     except ValueError:
@@ -197,7 +196,7 @@ def server_result_block(name: str, tool_call_id: str | None, output: str) -> dic
 
 
 def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
-    """Render a whole answer as a message; the same content as its stream has.
+    """Render a response as a message, with the same content as its stream.
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
@@ -210,12 +209,12 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
 
 
 class StreamRenderer:
-    """Render hub events as Anthropic's events. Feed in order; Finish is last.
+    """Renders our events as Anthropic's. Feed in order; Finish is last.
 
-    Blocks follow one another (B20): of tool calls that come interleaved the later ones
-    wait until the earlier is whole. Text of white space alone makes no block, since
-    Anthropic's own servers refuse it in the next request (B28). Of what a provider ran
-    by itself only Anthropic's own is shown, which alone has a form here.
+    Blocks are strictly sequential (B20): of interleaved tool calls, the later ones wait until
+    the earlier is whole. Text of white space alone makes no block, since Anthropic's own
+    servers refuse it in the next request (B28). Of provider-run tools only Anthropic's own
+    are shown: the API has no blocks for others.
 
     Spec: https://docs.anthropic.com/en/api/messages-streaming
     """
@@ -224,27 +223,27 @@ class StreamRenderer:
         self._envelope = envelope
         self._index = -1  # of the block begun last
         self._kind: Literal["text", "thinking", "result"] | None = None  # of the open block
-        self._part: int | None = None  # whose the open block is
-        self._before = b""  # all of a delta's frame before its text, the same within a block
+        self._part: int | None = None  # the part_index of the open block
+        self._before = b""  # a delta's frame up to its text, the same within a block
         self._signature = ""
         self._result: list[StreamEvent] = []
         self._blank: dict[int | None, str] = {}  # part_index → white space that may begin a text
-        self._calls: dict[int | None, _Call] = {}  # those not ended; the first is the open one
+        self._calls: dict[int | None, _Call] = {}  # unfinished ones; the first is open
         self._ended_calls: set[int | None] = set()
-        self._held: list[StreamEvent] = []  # came while a call's arguments were under way
+        self._held: list[StreamEvent] = []  # events that came between pieces of a call's arguments
 
     def start(self) -> list[bytes]:
-        """Give message_start, whose usage is an estimate until the end corrects it (B23)."""
+        """Return message_start, whose usage is an estimate that the end corrects (B23)."""
         input_tokens = _estimated_input_tokens(self._envelope)
         usage = render_usage({"input_tokens": input_tokens, "output_tokens": 1})
         message = _render_message(self._envelope, [], usage)
         return [_event("message_start", {"message": message})]
 
     def feed(self, event: chat.Event) -> list[bytes]:
-        """Give the frames of one event: none for what waits, or what this wire does not show.
+        """Return the frames of one event: none if it must wait, or if the API has no block.
 
-        Blocks come one after the other here (B20), so what comes between the pieces of a
-        call's arguments waits until they are whole.
+        Blocks are sequential (B20), so an event between the pieces of a call's arguments
+        waits until they are whole.
         """
         if isinstance(event, chat.Finish):
             return [*self._release_all(), *self._end(event)]
@@ -267,7 +266,7 @@ class StreamRenderer:
         return [frame for event in held for frame in self.feed(event)]
 
     def _release_all(self) -> list[bytes]:
-        """Give what waits for arguments that never became whole."""
+        """Return the events that wait for arguments that never became whole."""
         frames: list[bytes] = []
         while self._held:
             frames += [*self._close(), *self._release()]
@@ -288,11 +287,11 @@ class StreamRenderer:
         return []
 
     def idle(self) -> list[bytes]:
-        """Give a keep-alive, which may stand anywhere."""
+        """Return a keep-alive, which may come anywhere."""
         return [_PING]
 
     def fail(self, error: ProxyError) -> list[bytes]:
-        """Give the error event, a proper end of this wire's streams."""
+        """Return the error event, a proper end of a stream in this API."""
         body = render_error(error) | {"request_id": self._envelope.id}
         return [framing.encode_sse(payload.encode(body), "error")]
 
@@ -320,7 +319,7 @@ class StreamRenderer:
         if event.chunk:
             frames.append(self._delta(event.chunk))
         if signature:
-            self._signature = str(signature)  # the last one counts, and comes last
+            self._signature = str(signature)  # the last one counts; it is sent at the block's end
         return frames
 
     def _server_result(self, event: StreamEvent) -> list[bytes]:
@@ -357,7 +356,7 @@ class StreamRenderer:
         return [self._start_block(block, "", ""), self._stop_block()]
 
     def _close(self) -> list[bytes]:
-        """End what is open: the block of text, thinking or a result, or all calls."""
+        """End whatever is open: a block of text, thinking or a result, or all calls."""
         frames: list[bytes] = []
         if self._kind == "result":
             output = "".join(event.chunk for event in self._result)
@@ -390,11 +389,11 @@ class StreamRenderer:
         return frames + self._go_on()
 
     def _go_on(self) -> list[bytes]:
-        """Send what may be sent of the first call, and of the next ones once it is whole."""
+        """Send what is ready of the first call, and of the next ones once it is whole."""
         frames: list[bytes] = []
         while self._calls:
             part, call = next(iter(self._calls.items()))
-            if call.has_arguments:  # before, its name may still grow
+            if call.has_arguments:  # until then its name may still grow
                 frames += self._call_so_far(call)
             if len(self._calls) == 1 or not call.is_whole:
                 break
@@ -428,7 +427,7 @@ _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
 class _Call:
-    """A tool call that is not ended, as far as it has come, and what is not sent of it."""
+    """An unfinished tool call: what has come so far, and what is not sent yet."""
 
     def __init__(self, first: StreamEvent) -> None:
         self.is_open = False
@@ -448,13 +447,13 @@ class _Call:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the arguments are a JSON object, to which nothing can be added."""
+        """Whether the arguments are a complete JSON object."""
         return self._arguments.rstrip().endswith("}") and "_raw" not in chat.parse_arguments(
             self._arguments
         )
 
     def take(self) -> str:
-        """Give what is to be sent. White space alone is no arguments: it waits (B4)."""
+        """Return what can be sent now. White space alone is no arguments: it waits (B4)."""
         if self._unsent.isspace() and self._arguments == self._unsent:
             return ""
         text, self._unsent = self._unsent, ""

@@ -1,18 +1,13 @@
-"""OpenAI's Chat Completions: the wire that most programs speak.
+"""OpenAI's Chat Completions, the API that most programs speak.
 
-Read beside the vendor's page: the request's shapes and how they become the hub's and
-are written from it, the stream of chunks and the whole completion, both ways, models,
-errors. What the vendor has and llm has not is listed (`NOT_CARRIED`) or refused,
-never dropped in silence.
+    schema              the vendor's types; what of a request is not carried
+    parse_request       a request → ChatRequest; its normal form
+    render_request      ChatRequest → a request, for another server
+    parse_response      another server's response, whole or streamed → events
+    render_response     events → a response, whole or streamed
+    models_and_errors   the list of models; errors both ways
 
-    shapes              the vendor's dataclasses; what of a request is carried
-    read_request        a request → hub.ChatRequest
-    noise               a request → what of it is worth keeping
-    write_request       hub.ChatRequest → a request, for another server
-    answers             hub.ChatResponse → the whole completion
-    stream              hub events → chunks
-    read_answer         another server's chunks or completion → hub events
-    models_and_errors   the list of models; errors, both ways
+Fields that llm can't carry are listed (`NOT_CARRIED`) or refused, never dropped silently.
 
 Spec: https://platform.openai.com/docs/api-reference/chat
 """

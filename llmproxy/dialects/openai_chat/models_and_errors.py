@@ -1,7 +1,4 @@
-"""OpenAI's models and errors: what every route of this wire may answer beside a chat.
-
-Which models there are is left to the engine, and what an error is to the house's
-`errors`: here they only change their form, errors both ways.
+"""OpenAI's list of models, and its errors, rendered and parsed.
 
 Spec: https://platform.openai.com/docs/guides/error-codes
 """
@@ -53,7 +50,7 @@ ERROR_TYPES: Mapping[str, str] = {
 
 
 def render_error(error: ProxyError) -> dict[str, Any]:
-    """Render an error as OpenAI's object; its status and headers go beside it.
+    """Render an error's body; its status and headers are sent beside it.
 
     Spec: https://platform.openai.com/docs/guides/error-codes
     """
@@ -67,7 +64,7 @@ def render_error(error: ProxyError) -> dict[str, Any]:
     }
 
 
-# OpenAI's codes, which say more than its types.
+# OpenAI's codes, which are more specific than its types.
 _BY_CODE: Mapping[str, type[ProxyError]] = {
     "invalid_api_key": Unauthorized,
     "model_not_found": NotFound,
@@ -76,18 +73,18 @@ _BY_CODE: Mapping[str, type[ProxyError]] = {
 
 
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
-    """Read another server's error; `status` below 400 where it came inside a stream.
+    """Parse another server's error.
 
-    body: the JSON value, or the text of what was none. A status stays as it was; where
-    there is none it is told by the error's code and type.
+    status: of the response, kept as it is; below 400 for an error inside a stream, where the
+        error's code and type decide. body: a JSON value, or text that is not JSON.
     """
     fields = body
     if isinstance(fields, list) and fields:  # Gemini's
         fields = fields[0]
     if isinstance(fields, dict):
-        told = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
-        # Mistral and vLLM have the code beside the message, as has what SDKs make of an error.
-        fields = told if isinstance(told, dict) else {**fields, "message": told}
+        error = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        # Mistral and vLLM put the code beside the message, as do SDKs that dump an error.
+        fields = error if isinstance(error, dict) else {**fields, "message": error}
     if not isinstance(fields, dict):
         fields = {"message": fields}
     words = [fields.get("code"), fields.get("type")]

@@ -1,8 +1,4 @@
-"""OpenAI's request, read as the hub's: what the proxy does with each chat it is asked for.
-
-Messages in their order with the tool calls that wait for results, tools, options and
-schema. Whether a body has the request's shape is left to payload, by the dataclasses
-of `shapes`; which model answers, to the engine.
+"""Parse a Chat Completions request, and strip it to its normal form.
 
 Spec: https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -51,18 +47,18 @@ from .schema import (
 
 
 def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
-    """Read the JSON value of a request's body as a chat.ChatRequest.
+    """Parse the body of a request, a JSON value.
 
-    Kept: messages of every role in their places, with text, images, audio and files
-    as attachments, reasoning, tool calls and results (tool messages that follow one
-    another become one, as llm holds them); tools, options, schema. A tool call or
-    result without an id is given one by its place. Empty assistant messages are
-    dropped. What is not carried stands in `ignored`.
+    Kept: messages of every role in their places, with text, reasoning, tool calls and
+    results, and images, audio and files as attachments; tools, options, schema. Tool
+    messages in a row become one, as in llm. A tool call or result without an id gets one
+    from its place. Empty assistant messages are dropped. Fields that are not carried are
+    listed in `ignored`.
 
     Raises:
-        InvalidRequest: a body that is no such request, `param` naming the field.
-        Unsupported: what would silently change the answer: `n` above 1, audio output,
-            files by id.
+        InvalidRequest: the body is not such a request; `param` names the field.
+        Unsupported: the response would silently differ: `n` above 1, audio output, files
+            by id.
 
     Spec: https://platform.openai.com/docs/api-reference/chat/create
     """
@@ -71,7 +67,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     if request.n is not None and request.n != 1:
         raise Unsupported("only n: 1 is answered", param="n")
     if request.audio is not None or "audio" in (request.modalities or ()):
-        raise Unsupported("only text is answered, not audio", param="modalities")
+        raise Unsupported("only text output is supported, not audio", param="modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
     reader = _MessageReader(ignored)
     for i, message in enumerate(request.messages):
@@ -100,7 +96,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
 def _options(
     request: CreateChatCompletionRequest, ignored: list[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give the options by the hub's names, and where the body has those of another name."""
+    """Return the options under our names, and the paths of those that the body names otherwise."""
     options = {name: getattr(request, name) for name in OPTIONS}
     options["stop_sequences"] = _stop_sequences(request.stop, ignored)
     paths = {
@@ -124,7 +120,7 @@ def _options(
 
 
 def _asks_for_any_json(request: CreateChatCompletionRequest) -> bool:
-    """Whether the schema is {}: llm takes that for no schema at all."""
+    """Whether the schema is {}, which llm takes for no schema at all."""
     wanted = request.response_format
     return isinstance(wanted, ResponseFormatJSONSchema) and not wanted.json_schema.schema
 
@@ -187,7 +183,7 @@ def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> chat.Na
 
 
 class _MessageReader:
-    """Read messages in order, keeping the tool calls that still wait for their results."""
+    """Parses messages in order."""
 
     def __init__(self, ignored: list[str]) -> None:
         self.messages: list[Message] = []
@@ -257,7 +253,7 @@ class _MessageReader:
                     return attachments.attachment_from_url(data, param=path), path
                 return attachments.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
-            "files are taken as file_data; no files are kept here", param=f"{path}.file"
+            "files must be sent as file_data; this server stores none", param=f"{path}.file"
         )
 
     def _assistant_parts(
@@ -270,7 +266,10 @@ class _MessageReader:
         elif any(said):
             self._ignored.append("messages[*].reasoning")
         if message.audio is not None:
-            raise Unsupported("no audio is kept here", param=f"{path}.audio")
+            raise Unsupported(
+                "audio must be sent with the request; this server stores none",
+                param=f"{path}.audio",
+            )
         yield from self._parts(message.content, f"{path}.content")
         if message.refusal:
             yield TextPart(message.refusal)
@@ -309,10 +308,11 @@ class _MessageReader:
         )
 
 
-# ---- what differs in every request
+# ---- the normal form
 
-# Where LiteLLM reads one; the first is OpenRouter's. Arguments and parameters are not among them.
-_without_marks = payload.without(
+# The places where LiteLLM reads a mark, and the first for OpenRouter: never a tool's arguments
+# or parameters.
+_without_cache_marks = payload.without(
     "cache_control",
     "messages[*].cache_control",
     "messages[*].content[*].cache_control",
@@ -323,9 +323,12 @@ _without_marks = payload.without(
 
 
 def normalize_body(body: Any) -> Any:
-    """Give a request's body without cache marks.
+    """Strip cache marks, which move with every turn, before a request's body is stored.
 
-    The body may be of any shape; it is not edited, and what stays is shared with it.
-    What is left reads as the whole body does, but that no marks are listed as ignored.
+    OpenAI caches by itself. Clients that also reach Anthropic's models through LiteLLM or
+    OpenRouter (aider, gptme) send Anthropic's marks in this API too. Any JSON value is taken;
+    it is not edited, and the result shares its unchanged parts.
+
+    Spec: https://docs.litellm.ai/docs/completion/prompt_caching
     """
-    return _without_marks(body)
+    return _without_cache_marks(body)

@@ -1,7 +1,4 @@
-"""An answer as a whole completion, and what its stream has in common with it.
-
-The envelope, tool calls and usage as this wire writes them. The chunks are left to
-`stream`, reading another server's answer to `read_answer`; ids and times are given.
+"""Render a response as a chat.completion, or as a stream of chunks.
 
 Spec: https://platform.openai.com/docs/api-reference/chat/object
 """
@@ -31,12 +28,12 @@ def _head(envelope: chat.Envelope, object_: str) -> dict[str, Any]:
 
 
 def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
-    """Render a call of a function, whole or as what a chunk has of it."""
+    """Render a function call, whole or the piece in a chunk."""
     return {"id": id_, "type": "function", "function": function}
 
 
 def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
-    """OpenAI counts as the hub does. Null where the provider gave no counts."""
+    """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
     prompt_tokens, completion_tokens = usage.input_tokens or 0, usage.output_tokens or 0
@@ -61,7 +58,7 @@ def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
 
 
 def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
-    """Render a whole answer as a chat.completion; the same content as its stream has.
+    """Render a response as a chat.completion, with the same content as its stream.
 
     Spec: https://platform.openai.com/docs/api-reference/chat/object
     """
@@ -105,7 +102,7 @@ def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
 
 
 def arguments_text(call: ToolCallPart) -> str:
-    """Write the arguments of a Part; what was no JSON object is written as it was (B4)."""
+    """Render the arguments of a call; what was no JSON object stays as it was (B4)."""
     match call.arguments:
         case {"_raw": str(text)} if len(call.arguments) == 1:
             return text
@@ -116,12 +113,11 @@ def arguments_text(call: ToolCallPart) -> str:
 
 
 class StreamRenderer:
-    """Render hub events as chat.completion.chunk frames of SSE. Feed in order; Finish is last.
+    """Renders events as SSE frames of chat.completion.chunk. Feed in order; Finish is last.
 
-    Given: text as `content`, reasoning as `reasoning_content`, tool calls with an
-    index of their own from 0 on, each with its arguments as they come, "{}" where
-    there are none. Left out: what the provider ran by itself (server tools), and
-    reasoning that is opaque.
+    Shown: text as `content`, reasoning as `reasoning_content`, tool calls with indexes from
+    0, each with its arguments as they come, or "{}" without any. Left out: the provider's
+    own tools (server tools) and opaque reasoning.
 
     Spec: https://platform.openai.com/docs/api-reference/chat-streaming
     """
@@ -130,20 +126,20 @@ class StreamRenderer:
         head = payload.encode(_head(envelope, "chat.completion.chunk"))
         self._head = b"data: " + head[:-1] + b","
         self._include_usage = envelope.include_usage
-        # Of a chunk all but the delta is the same all through the stream: rendered once.
+        # All but the delta is the same in every chunk, so it is encoded once.
         self._usage_null = b',"usage":null' if self._include_usage else b""
         self._before = self._head + b'"choices":[{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
-        # White space alone is no arguments (B4): it waits until more comes.
+        # White space alone is no arguments (B4): it is held until more comes.
         self._blank: dict[int, str] = {}
 
     def start(self) -> list[bytes]:
-        """Give the first chunk, which alone bears the role (B3)."""
+        """Return the first chunk, the only one with the role (B3)."""
         return [self._chunk(b'{"role":"assistant","content":"","refusal":null}')]
 
     def feed(self, event: chat.Event) -> list[bytes]:
-        """Give the frames of one event: none for what this wire does not show."""
+        """Return the frames of one event: none for what this API does not show."""
         match event:
             case chat.Finish():
                 return self._end(event)
@@ -159,11 +155,11 @@ class StreamRenderer:
         return []
 
     def idle(self) -> list[bytes]:
-        """Give a keep-alive: a comment, since an event of any name reads as a chunk (B13)."""
+        """Return a keep-alive: a comment, since clients take any event for a chunk (B13)."""
         return [framing.SSE_PING]
 
     def fail(self, error: ProxyError) -> list[bytes]:
-        """Give the error frame. This wire has no end after it: the body must be cut (B11)."""
+        """Return the error frame. The body must be cut after it, not ended (B11)."""
         return [framing.encode_sse(payload.encode(render_error(error)))]
 
     def _chunk(self, delta: bytes) -> bytes:
@@ -171,7 +167,7 @@ class StreamRenderer:
 
     def _call_name(self, event: StreamEvent) -> bytes:
         index = self._indexes.get(event.part_index)
-        if index is not None:  # a name in pieces: readers join them
+        if index is not None:  # a name in pieces: clients join them
             call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
         else:
             index = self._indexes[event.part_index] = len(self._indexes)

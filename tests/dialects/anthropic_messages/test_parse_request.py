@@ -301,17 +301,17 @@ REFUSED = {
     ),
     "a user's call": (
         {"messages": [user(tool_use("a"))]},
-        "tool_use stands in an assistant's message",
+        "tool_use is allowed only in an assistant message",
         "messages[0].content[0]",
     ),
     "an assistant's result": (
         {"messages": [USER, assistant(tool_result("a"))]},
-        "tool results stand in a user's message",
+        "tool results are allowed only in a user message",
         "messages[1]",
     ),
     "a file by id": (
         {"messages": [user({"type": "image", "source": {"type": "file", "file_id": "x"}})]},
-        "files are taken as base64 data; no files are kept here",
+        "files must be sent as base64 data; this server stores none",
         "messages[0].content[0].source.file_id",
     ),
     "a local file": (
@@ -328,7 +328,7 @@ REFUSED = {
                 }
             ]
         },
-        "a system message has text alone",
+        "a system message may contain only text",
         "messages[0].content[0]",
     ),
     "a tool that is not there": (
@@ -365,7 +365,7 @@ def test_threads_are_refused_in_the_words_that_make_the_sdk_send_everything(fiel
         "type": "error",
         "error": {
             "type": "invalid_request_error",
-            "message": f"{next(iter(fields))}: no threads are kept here: "
+            "message": f"{next(iter(fields))}: this server stores no threads: "
             "send the whole conversation",
             "details": {"error_code": "thread_unsupported_request"},
         },

@@ -170,7 +170,7 @@ def test_finish_is_given_once():
 @pytest.mark.parametrize(
     "data, message",
     [
-        ("{", "an event of the upstream is no JSON: the body is not JSON: "),
+        ("{", "an event of the upstream is not JSON: the body is not JSON: "),
         ("[]", "an event of the upstream has no type"),
         ("{}", "an event of the upstream has no type"),
     ],

@@ -304,12 +304,12 @@ UNSUPPORTED = {
     "no answers": ({"n": 0}, "only n: 1 is answered", "n"),
     "audio": (
         {"modalities": ["text", "audio"]},
-        "only text is answered, not audio",
+        "only text output is supported, not audio",
         "modalities",
     ),
     "a voice": (
         {"audio": {"voice": "a"}},
-        "only text is answered, not audio",
+        "only text output is supported, not audio",
         "modalities",
     ),
     "a file by its id": (
@@ -318,12 +318,12 @@ UNSUPPORTED = {
                 {"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}
             ]
         },
-        "files are taken as file_data; no files are kept here",
+        "files must be sent as file_data; this server stores none",
         "messages[0].content[0].file",
     ),
     "earlier audio by its id": (
         {"messages": [USER, assistant(audio={"id": "audio_1"}), USER]},
-        "no audio is kept here",
+        "audio must be sent with the request; this server stores none",
         "messages[1].audio",
     ),
 }

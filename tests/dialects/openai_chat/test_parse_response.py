@@ -313,5 +313,5 @@ def test_what_is_no_answer_is_the_upstreams_error(body, message):
 
 
 def test_a_frame_that_is_no_json_is_the_upstreams_error():
-    with pytest.raises(UpstreamError, match="^a chunk of the upstream is no JSON: "):
+    with pytest.raises(UpstreamError, match="^a chunk of the upstream is not JSON: "):
         openai_chat.StreamParser().feed(SSEFrame("message", "<html>"))
