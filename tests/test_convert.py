@@ -1,4 +1,4 @@
-"""Two wires composed: every pair of dialects, both ways, whole and streamed."""
+"""Conversion between every pair of dialects, both ways, whole and streamed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def converted(source: str, target: str, stream: bytes, cuts: list[int] | None = 
 
 
 def said(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
-    """What a client can see of an answer, in no wire's words."""
+    """What a client can see of an answer, in no API's terms."""
     answer = dialect.parse_response(body)
     parts = [part for part in answer.parts if not getattr(part, "server_executed", False)]
     return {
@@ -80,7 +80,7 @@ def text(chunk: str, index: int = 0) -> StreamEvent:
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(asked=requests())
 @settings(max_examples=30)
-def test_a_request_there_and_back_loses_only_what_is_listed(source, target, asked):
+def test_a_request_converted_there_and_back_loses_only_what_is_listed(source, target, asked):
     body, _ = by_name(source).render_request(asked)
     there = convert.convert_request(body, source=source, target=target)
     back = convert.convert_request(there.body, source=target, target=source)
@@ -114,7 +114,7 @@ CAPTURES = [(name, case) for name in NAMES for case in wire_cases(name)]
 @pytest.mark.parametrize(
     "source, case", CAPTURES, ids=[f"{name}-{case.name}" for name, case in CAPTURES]
 )
-def test_a_capture_converted_is_a_request_of_the_target(source, case, target):
+def test_a_converted_capture_is_a_request_of_the_target(source, case, target):
     there = convert.convert_request(case.request, source=source, target=target)
     read = by_name(target).parse_request(json.loads(json.dumps(there.body)), {})
     before = by_name(source).parse_request(case.request, {})
@@ -123,7 +123,7 @@ def test_a_capture_converted_is_a_request_of_the_target(source, case, target):
     assert set(before.ignored) <= set(there.ignored)
 
 
-def test_a_request_of_one_wire_is_one_of_the_other():
+def test_a_request_can_be_converted_to_its_own_dialect():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     body = {
         "model": "m",
@@ -140,7 +140,7 @@ def test_a_request_of_one_wire_is_one_of_the_other():
     )
 
 
-def test_the_model_and_a_missing_token_limit_can_be_said():
+def test_the_model_and_a_missing_token_limit_can_be_set():
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     there = convert.convert_request(
         body, source="openai_chat", target="openai_chat", model="n", max_tokens=7
@@ -166,7 +166,7 @@ def test_it_is_part_of_the_public_api():
     assert "convert" in llmproxy.__all__
 
 
-def test_an_unknown_dialect_is_told_those_there_are():
+def test_an_unknown_dialect_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match="^unknown dialect 'x'; the dialects are openai_chat"):
         convert.convert_request({}, source="x", target="openai_chat")
     with pytest.raises(ValueError, match="^unknown dialect 'x'"):
@@ -179,7 +179,7 @@ def test_an_unknown_dialect_is_told_those_there_are():
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams())
 @settings(max_examples=30)
-def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, events):
+def test_a_converted_response_loses_only_what_is_listed(source, target, events):
     body = whole_of(by_name(source), events)
     there = convert.convert_response(body, source=source, target=target, id=ID, created=CREATED)
     before, after = said(by_name(source), body), said(by_name(target), there.body)
@@ -194,7 +194,7 @@ def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, e
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams(), data=st.data())
 @settings(max_examples=30)
-def test_a_stream_converted_is_the_whole_answer_converted(source, target, events, data):
+def test_a_converted_stream_is_the_converted_whole_response(source, target, events, data):
     """B18: cut anywhere."""
     stream = stream_of(by_name(source), events)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
@@ -265,7 +265,7 @@ def test_a_stream_of_one_wire_to_itself_is_itself():
     assert converted("openai_chat", "openai_chat", stream) == stream
 
 
-def test_each_piece_is_converted_as_it_comes():
+def test_each_piece_is_converted_as_it_arrives():
     converter = convert.StreamConverter(
         source="openai_chat", target="openai_chat", id=ID, created=CREATED
     )
@@ -304,7 +304,7 @@ def test_events_of_the_hub_are_rendered_as_they_are(name):
     assert out == stream_of(by_name(name), events)
 
 
-def test_the_model_of_the_answer_is_shown_unless_another_is_said():
+def test_the_responses_model_is_shown_unless_another_is_given():
     body = whole_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     stream = stream_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     for target in NAMES:
@@ -322,7 +322,7 @@ def test_the_model_of_the_answer_is_shown_unless_another_is_said():
         assert b'"model":"n"' in converter.feed(stream)
 
 
-def test_ids_are_made_up_where_none_is_given():
+def test_random_ids_are_used_by_default():
     body = whole_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     ids = {
         convert.convert_response(body, source="openai_chat", target="openai_chat").body["id"]
@@ -398,7 +398,7 @@ def test_a_stream_that_is_cut_ends_in_an_error_frame(source, target):
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
-def test_an_answer_that_is_an_error_is_raised(source, target):
+def test_an_error_in_place_of_a_response_is_raised(source, target):
     body = by_name(source).render_error(RateLimited("later"))
     with pytest.raises(RateLimited, match="^later$"):
         convert.convert_response(body, source=source, target=target)
@@ -433,7 +433,7 @@ def test_an_error_keeps_its_class_status_and_headers(source, target, error):
 @pytest.mark.parametrize("name", NAMES)
 @given(events=event_streams())
 @settings(max_examples=30)
-def test_a_stream_collected_is_its_whole_answer(name, events):
+def test_a_collected_stream_is_its_whole_response(name, events):
     collected = convert.collect(
         [stream_of(by_name(name), events)], source=name, id=ID, created=CREATED
     )

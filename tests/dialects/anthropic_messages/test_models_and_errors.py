@@ -75,7 +75,7 @@ def test_errors_are_anthropics_object_and_the_sdks_classes(error, type_, sdk_cla
 
 
 @pytest.mark.parametrize("error", [error for error, *_ in ERRORS if type(error) is not ProxyError])
-def test_an_error_written_and_read_is_what_it_was(error):
+def test_a_rendered_error_parses_as_itself(error):
     """B39"""
     rendered = anthropic_messages.render_error(error)
     read = anthropic_messages.parse_error(error.status, rendered, error.headers)
@@ -86,11 +86,11 @@ def test_an_error_written_and_read_is_what_it_was(error):
 
 
 @pytest.mark.parametrize("body", ["<html>", None, [], {"error": 1}, {"error": {"message": None}}])
-def test_an_error_of_any_form_is_an_error(body):
+def test_an_error_of_any_type_is_parsed(body):
     read = anthropic_messages.parse_error(418, body)
     assert (type(read), read.status) == (UpstreamError, 418)
 
 
-def test_an_error_with_a_request_id_says_it():
+def test_an_error_with_a_request_id_shows_it():
     error = ProxyError("x", headers={"request-id": "req_1"})
     assert anthropic_messages.render_error(error)["request_id"] == "req_1"

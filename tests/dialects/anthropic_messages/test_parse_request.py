@@ -49,7 +49,7 @@ def assistant(*blocks: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_an_answer_sent_back_is_the_message_that_was_answered(case):
+def test_a_response_sent_back_parses_as_the_same_message(case):
     """B25, C7: thinking comes back with its signature; what is stored is found again."""
     said = chat.collect(case.events).messages[0]
     echoed = {"role": "assistant", "content": case.response["content"]}
@@ -60,7 +60,7 @@ def test_an_answer_sent_back_is_the_message_that_was_answered(case):
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_awkward_text_reaches_the_hub_as_it_is(text):
+def test_awkward_text_is_parsed_unchanged(text):
     """B18: nothing in text is ours to change."""
     assert parse({"role": "user", "content": text}).messages == [Message("user", [TextPart(text)])]
 
@@ -80,13 +80,13 @@ BILLING = "x-anthropic-billing-header: cc_version=2.1; cch=00ff;"
         (None, []),
     ],
 )
-def test_the_billing_line_is_no_part_of_the_system_text(system, texts):
+def test_the_billing_line_is_stripped_from_the_system_text(system, texts):
     """B32: it differs with each request."""
     messages = [Message("system", [TextPart(t) for t in texts])] if texts else []
     assert parse(USER, system=system).messages == [*messages, Message("user", [TextPart("hi")])]
 
 
-def test_cache_marks_ask_for_caching_and_leave_no_other_trace():
+def test_cache_marks_set_the_cache_option_and_nothing_else():
     """C3, d6.2"""
     mark = {"type": "ephemeral"}
     plain = parse(user(words("hi")))
@@ -101,7 +101,7 @@ def test_cache_marks_ask_for_caching_and_leave_no_other_trace():
     assert parse(user(words("hi", cache_control=None))).options == {}
 
 
-def test_a_mark_in_what_a_server_gave_is_no_part_of_it():
+def test_a_mark_in_a_server_tools_result_is_stripped():
     """C3: an MCP server's text is marked as any other block; what is stored must not change."""
 
     def answered(**mark: Any) -> chat.ChatRequest:
@@ -121,7 +121,7 @@ def test_inline_system_messages_keep_their_place():
     assert [m.role for m in request.messages] == ["user", "assistant", "system", "tool", "system"]
 
 
-def test_results_come_before_what_the_user_says_beside_them():
+def test_results_come_before_other_content_of_the_user():
     """B27"""
     request = parse(
         USER,
@@ -168,18 +168,18 @@ def test_an_image_in_a_result_is_an_attachment_of_it():
 
 
 @pytest.mark.parametrize("content", ["", [], [words("")], [{"type": "thinking", "thinking": ""}]])
-def test_an_answer_that_says_nothing_is_dropped(content):
+def test_an_empty_assistant_message_is_dropped(content):
     """B28"""
     request = parse(USER, {"role": "assistant", "content": content}, USER)
     assert [message.role for message in request.messages] == ["user", "user"]
 
 
-def test_thinking_without_a_signature_is_reasoning_of_nobodys():
+def test_thinking_without_a_signature_is_plain_reasoning():
     request = parse(USER, assistant({"type": "thinking", "thinking": "hm", "signature": ""}), USER)
     assert request.messages[1].parts == [ReasoningPart("hm")]
 
 
-def test_unknown_things_are_accepted_and_listed():
+def test_unknown_fields_and_blocks_are_listed():
     """B33"""
     request = parse(
         user(words("hi", sparkle=1), {"type": "hologram", "depth": 2}),
@@ -198,7 +198,7 @@ def test_unknown_things_are_accepted_and_listed():
 
 
 @pytest.mark.parametrize("name", anthropic_messages.NOT_CARRIED)
-def test_fields_that_llm_can_not_carry_are_listed_unless_they_say_nothing(name):
+def test_fields_that_llm_can_not_carry_are_listed_unless_empty(name):
     assert parse(USER, **{name: "x"}).ignored == (name,)
     assert parse(USER, **{name: None}).ignored == ()
 
@@ -220,7 +220,7 @@ def test_fields_of_tools_that_llm_can_not_carry_are_listed(name):
         (None, {}, ()),
     ],
 )
-def test_thinking_is_read_in_every_form(thinking, options, ignored):
+def test_thinking_is_parsed_in_every_form(thinking, options, ignored):
     """C3: also a budget above max_tokens."""
     request = parse(USER, thinking=thinking, max_tokens=5)
     assert (request.options, request.ignored) == (options | {"max_tokens": 5}, ignored)
@@ -241,7 +241,7 @@ def test_thinking_is_read_in_every_form(thinking, options, ignored):
         ),
     ],
 )
-def test_a_tool_choice_is_read_and_written(choice, read, options):
+def test_a_tool_choice_is_parsed_and_rendered(choice, read, options):
     """C8"""
     request = parse(USER, tools=[{"name": "f", "input_schema": {}}], tool_choice=choice)
     assert (request.tool_choice, request.options) == (read, options)
@@ -256,13 +256,13 @@ def test_a_choice_of_the_providers_tool_is_listed():
 
 
 @pytest.mark.parametrize("length, is_kept", [(64, True), (65, False)])
-def test_a_user_id_that_others_refuse_is_listed(length, is_kept):
+def test_a_user_id_that_is_too_long_for_others_is_listed(length, is_kept):
     request = parse(USER, metadata={"user_id": length * "u"})
     assert request.options == ({"user": length * "u"} if is_kept else {})
     assert request.ignored == (() if is_kept else ("metadata.user_id",))
 
 
-def test_a_schema_is_read_under_both_its_names():
+def test_a_schema_is_parsed_under_both_its_names():
     """C8"""
     schema = {"type": "object"}
     format_ = {"type": "json_schema", "schema": schema}
@@ -279,7 +279,7 @@ REFUSED = {
         "there is no message to answer",
         "messages",
     ),
-    "a role of another wire": (
+    "a role of another API": (
         {"messages": [{"role": "tool", "content": "x"}]},
         "expected one of 'assistant', 'system', 'user', got 'tool'",
         "messages[0].role",
@@ -345,7 +345,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("body, message, param", REFUSED.values(), ids=REFUSED)
-def test_what_says_no_request_is_refused_with_its_place(body, message, param):
+def test_an_invalid_request_is_refused_with_the_path_of_the_field(body, message, param):
     with pytest.raises(InvalidRequest) as refused:
         anthropic_messages.parse_request(body)
     assert (refused.value.message, refused.value.param) == (message, param)
@@ -354,7 +354,7 @@ def test_what_says_no_request_is_refused_with_its_place(body, message, param):
 @pytest.mark.parametrize(
     "fields", [{"thread": {"type": "create"}}, {"previous_message_id": "msg_1", "messages": []}]
 )
-def test_threads_are_refused_in_the_words_that_make_the_sdk_send_everything(fields):
+def test_threads_are_refused_with_the_code_that_makes_the_sdk_send_everything(fields):
     """C5"""
     with pytest.raises(Unsupported) as refused:
         parse(USER, **fields) if "messages" not in fields else (
@@ -375,7 +375,7 @@ def test_threads_are_refused_in_the_words_that_make_the_sdk_send_everything(fiel
 MARK = {"cache_control": {"type": "ephemeral"}}
 
 
-def test_marks_are_no_part_of_what_is_kept():
+def test_cache_marks_are_stripped():
     result = tool_result("t", [words("x", **MARK)], **MARK)
     found = {"type": "search_result", "content": [words("y", **MARK)], "source": "s", "title": "t"}
     pages = {"type": "document", "source": {"type": "content", "content": [words("z", **MARK)]}}
@@ -390,7 +390,7 @@ def test_marks_are_no_part_of_what_is_kept():
     assert b"cache_control" not in kept
 
 
-def test_what_a_tool_is_given_and_its_schema_are_kept_whole():
+def test_tool_inputs_and_schemas_are_never_stripped():
     body = {
         "system": "Be brief.",
         "messages": [assistant(tool_use("t", **MARK, content=[MARK]))],
@@ -409,7 +409,7 @@ def test_what_a_tool_is_given_and_its_schema_are_kept_whole():
         ([words(BILLING, **MARK)], []),
     ],
 )
-def test_the_billing_line_is_no_part_of_what_is_kept(system, kept):
+def test_the_billing_line_is_stripped_from_the_body(system, kept):
     """B32"""
     assert anthropic_messages.normalize_body({"system": system}) == {"system": kept}
 
@@ -425,7 +425,7 @@ def test_the_billing_line_is_no_part_of_what_is_kept(system, kept):
         {"system": {"text": BILLING}, "messages": "hi", "tools": MARK},
     ],
 )
-def test_what_has_no_noise_is_kept_itself(body):
+def test_a_normal_body_is_returned_itself(body):
     assert anthropic_messages.normalize_body(body) is body
 
 
@@ -439,7 +439,7 @@ def but_for_marks(body: Any) -> Any:
 @given(
     marked_bodies([case.request for case in CASES]), st.sampled_from(["", BILLING, BILLING + "\n"])
 )
-def test_what_is_kept_reads_as_the_whole_does(body, line):
+def test_a_normalized_body_parses_like_the_original(body, line):
     if isinstance(body.get("system"), str):
         body["system"] = line + body["system"]
     before = copy.deepcopy(body)

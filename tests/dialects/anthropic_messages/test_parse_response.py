@@ -31,7 +31,7 @@ from tests.dialects.anthropic_messages.samples import (
 from tests.wire_cases import WIRE
 
 
-def test_anthropics_own_stream_is_read():
+def test_anthropics_own_stream_is_parsed():
     """Pings, white space before closing braces, usage in two places."""
     folder = WIRE / "anthropic_messages" / "novel_helper_upstream"
     [case] = [case for case in ANSWERED if case.name == folder.name]
@@ -39,7 +39,7 @@ def test_anthropics_own_stream_is_read():
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_an_answer_capture_reads_back_whole_and_streamed(case):
+def test_a_captured_response_parses_whole_and_streamed(case):
     expected = chat.collect(case.events)
     usage = expected.finish.usage
     if usage.input_tokens is None:
@@ -88,13 +88,13 @@ PIECE = {"type": "input_json_delta", "partial_json": '{"x": 1}'}
         ([begun(0, **CALL), grown(0, **PIECE)], '{"x": 1}'),
     ],
 )
-def test_input_is_read_from_the_start_or_the_deltas(frames, raw):
+def test_input_is_parsed_from_the_start_or_the_deltas(frames, raw):
     answer = fed(*frames, END, STOP)
     assert answer.parts == [ToolCallPart("f", {"x": 1}, tool_call_id="a")]
     assert answer.raw_arguments == {"a": raw}
 
 
-def test_unknown_events_and_blocks_are_passed_over_and_listed():
+def test_unknown_events_and_blocks_are_skipped_and_listed():
     answer = fed(
         frame(type="ping"),
         SSEFrame("message", "[DONE]"),
@@ -128,7 +128,7 @@ def test_thinking_in_a_text_block_is_reasoning_all_the_same():
     assert answer.parts == [ReasoningPart("hm"), TextPart("x")]
 
 
-def test_usage_of_the_end_overwrites_and_what_it_omits_stays():
+def test_final_usage_overwrites_the_counts_that_it_has():
     """B24, d3"""
     usage = {"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1}
     start = frame(type="message_start", message={"model": "c", "usage": usage})
@@ -149,7 +149,7 @@ def test_usage_of_the_end_overwrites_and_what_it_omits_stays():
         (None, "stop"),
     ],
 )
-def test_the_reason_is_said_in_the_hubs_words(word, reason):
+def test_provider_words_become_our_finish_reasons(word, reason):
     assert fed(frame(type="message_delta", delta={"stop_reason": word})).finish.reason == reason
 
 
@@ -160,7 +160,7 @@ def test_a_stream_that_was_cut_is_an_error(frames):
         fed(*frames)
 
 
-def test_finish_is_given_once():
+def test_the_finish_comes_once():
     parser = anthropic_messages.StreamParser()
     assert parser.feed(END) == []
     assert parser.feed(STOP) == [chat.Finish(usage=chat.Usage(output_tokens=1))]
@@ -175,7 +175,7 @@ def test_finish_is_given_once():
         ("{}", "an event of the upstream has no type"),
     ],
 )
-def test_a_frame_that_is_no_event_is_the_upstreams_error(data, message):
+def test_a_frame_that_is_no_event_is_an_upstream_error(data, message):
     with pytest.raises(UpstreamError) as raised:
         anthropic_messages.StreamParser().feed(SSEFrame("message", data))
     assert raised.value.message.startswith(message)
@@ -192,6 +192,6 @@ def test_an_index_that_is_no_number_is_one_block(index):
     assert events == [StreamEvent("text", "a", part_index=0), StreamEvent("text", "b", 0)]
 
 
-def test_an_error_for_an_answer_is_raised():
+def test_an_error_in_place_of_a_response_is_raised():
     with pytest.raises(RateLimited, match="^slow$"):
         anthropic_messages.parse_response(anthropic_messages.render_error(RateLimited("slow")))

@@ -40,7 +40,7 @@ GO_ON = said("user", "go on")
 
 @given(requests())
 @settings(max_examples=80, deadline=None)
-def test_a_request_written_and_read_is_what_it_was(request_):
+def test_a_rendered_request_parses_as_itself(request_):
     """B24-B28: save what is listed, and reasoning that nobody signed."""
     request_ = replace(
         request_,
@@ -67,7 +67,7 @@ def signed(message: Message) -> Message:
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
-def test_a_capture_written_anew_reads_as_the_capture(case):
+def test_a_capture_parsed_and_rendered_parses_the_same(case):
     """B25: signatures and opaque thinking go back verbatim and in order."""
     request = anthropic_messages.parse_request(case.request)
     body, ignored = anthropic_messages.render_request(request)
@@ -83,7 +83,7 @@ def test_a_capture_written_anew_reads_as_the_capture(case):
     assert (again.tools, again.schema) == (request.tools, request.schema)
 
 
-def test_the_body_that_another_server_expects():
+def test_a_request_has_the_body_that_servers_expect():
     body, ignored = rendered(
         said("system", "Be brief."),
         said("user", "a"),
@@ -116,7 +116,7 @@ CALLS = Message(
 )
 
 
-def test_results_stand_in_one_message_before_any_text():
+def test_results_share_one_message_and_come_before_text():
     """B27, B31: a system message from between comes after them."""
     body, ignored = rendered(
         GO_ON, CALLS, result("a"), said("system", "now"), result("b", exception="e"), GO_ON
@@ -129,7 +129,7 @@ def test_results_stand_in_one_message_before_any_text():
     assert ignored == ()
 
 
-def test_a_system_message_after_an_answer_is_marked_text():
+def test_a_system_message_after_a_reply_becomes_marked_text():
     """B31"""
     body, ignored = rendered(GO_ON, said("assistant", "x"), said("system", "now"), GO_ON)
     assert body["messages"][2] == user(words("<system>\nnow\n</system>"), words("go on"))
@@ -164,7 +164,7 @@ FILLED = "messages[*] (a user's turn put in, which Anthropic asks for)"
         ([GO_ON, said("assistant", " ")], ["user"], ()),
     ],
 )
-def test_both_ends_are_as_anthropic_wants_them(messages, roles, ignored):
+def test_the_first_and_last_turn_are_the_users(messages, roles, ignored):
     """B28, B29: our clean-up makes no prefill."""
     body, listed = rendered(*messages)
     assert [message["role"] for message in body["messages"]] == roles
@@ -207,7 +207,7 @@ def test_thinking_keeps_anthropics_rules(options, fields, ignored):
         ({"cache": True}, {"cache_control": {"type": "ephemeral"}}, ()),
     ],
 )
-def test_options_that_anthropic_has_not_are_named(options, fields, ignored):
+def test_options_unknown_to_anthropic_are_listed(options, fields, ignored):
     body, listed = rendered(GO_ON, options=options, option_paths={"stop_sequences": "stop"})
     base = {"model": "m", "max_tokens": 4096, "messages": [{"role": "user", "content": "go on"}]}
     assert (body, listed) == (base | fields, tuple(options) if ignored is None else ignored)
@@ -264,7 +264,7 @@ def test_attachments_are_blocks_or_listed_and_never_opened():
     assert ignored == ("p4", "p5")
 
 
-def test_what_others_signed_or_ran_is_left_out_and_listed():
+def test_reasoning_and_tools_of_other_providers_are_left_out_and_listed():
     """B25"""
     parts = [
         ReasoningPart("hm"),

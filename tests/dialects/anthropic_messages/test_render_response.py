@@ -60,13 +60,13 @@ def call_args(chunk: str, index: int, id_: str) -> StreamEvent:
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_the_sdk_reads_both_forms_of_an_answer_as_they_were_written(case):
+def test_the_sdk_reads_a_response_the_same_whole_and_streamed(case):
     assert SERVER.whole(case.response) == case.response
     assert SERVER.accumulated(case.stream) == case.response
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_answers_are_valid_by_the_sdks_own_types_and_have_every_key(case):
+def test_responses_satisfy_the_sdks_types_and_have_every_key(case):
     """C6: the SDK itself does not check what it reads; others generated from it do."""
     SDKMessage.model_validate(case.response)
     assert {"stop_details", "container"} <= case.response.keys()
@@ -188,7 +188,7 @@ def test_a_whole_call_is_ended_when_the_next_one_begins():
         (chat.Finish("content_filter"), ("refusal", None)),
     ],
 )
-def test_the_end_is_told_in_anthropics_words(finish, stop):
+def test_the_stop_reason_is_anthropics(finish, stop):
     """B30, B22: usage comes with the end, which Finish is."""
     whole = whole_of([text("x"), finish])
     assert (whole["stop_reason"], whole["stop_sequence"]) == stop
@@ -235,7 +235,7 @@ def test_cached_input_is_counted_apart(usage, counts):
 
 
 @given(st.tuples(*4 * [st.integers(0, 2**40)]))
-def test_counts_written_and_read_are_what_they_were(counts):
+def test_rendered_counts_parse_as_themselves(counts):
     """B24"""
     plain, output_tokens, cached, written = counts
     usage = chat.Usage(plain + cached + written, output_tokens, cached, written)
@@ -245,13 +245,13 @@ def test_counts_written_and_read_are_what_they_were(counts):
 
 @given(event_streams())
 @settings(max_examples=150, deadline=None)
-def test_a_stream_says_what_the_whole_answer_says(events):
+def test_a_stream_has_the_content_of_the_whole_response(events):
     whole = whole_of(events)
     SDKMessage.model_validate(whole)
     assert read_of(stream_of(events)) == normal(anthropic_messages.parse_response(whole))
 
 
-def test_a_keep_alive_may_stand_anywhere():
+def test_a_keep_alive_may_come_anywhere():
     """B13"""
     renderer = anthropic_messages.StreamRenderer(envelope())
     [ping] = renderer.idle()

@@ -87,7 +87,7 @@ def test_errors_are_openais_object_and_the_sdks_classes(error, fields, sdk_class
     assert error.message in str(caught.value)
 
 
-def test_it_is_a_dialect_with_the_agreed_names():
+def test_the_dialect_has_the_agreed_names_and_routes():
     assert openai_chat in DIALECTS
     assert (openai_chat.NAME, openai_chat.REQUEST_ID_HEADER) == ("openai_chat", "x-request-id")
     assert openai_chat.ROUTES == (
@@ -98,7 +98,7 @@ def test_it_is_a_dialect_with_the_agreed_names():
 
 
 @pytest.mark.parametrize("error", [row[0] for row in ERRORS.values()], ids=ERRORS)
-def test_an_error_written_and_read_is_what_it_was(error):
+def test_a_rendered_error_parses_as_itself(error):
     read = openai_chat.parse_error(error.status, openai_chat.render_error(error), error.headers)
     assert (read.status, read.message, read.param, read.code, read.headers) == (
         error.status,

@@ -44,26 +44,26 @@ from tests.strategies import (
 from tests.wire_cases import hub_json
 
 
-def test_names_of_a_request_are_read_as_they_stand():
+def test_model_names_are_parsed_unchanged():
     request = parse(USER, model="openrouter/a/b:free", stream=True)
     assert (request.model, request.stream) == ("openrouter/a/b:free", True)
     assert parse(USER, model="").model is None
     assert openai_chat.parse_request({"messages": [USER]}).model is None
 
 
-def test_headers_are_taken_and_not_needed():
+def test_headers_are_optional():
     body = {"messages": [USER]}
     assert openai_chat.parse_request(body, {"user-agent": "x"}) == openai_chat.parse_request(body)
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_awkward_text_reaches_the_hub_as_it_is(text):
+def test_awkward_text_is_parsed_unchanged(text):
     """B18: nothing in text is ours to change."""
     assert parse({"role": "user", "content": text}).messages == [Message("user", [TextPart(text)])]
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
-def test_reasoning_is_read_under_each_of_its_names(name):
+def test_reasoning_is_parsed_under_each_of_its_names(name):
     """B12"""
     assert parse(USER, assistant(content="x", **{name: "hm"})).messages[1].parts == [
         ReasoningPart("hm"),
@@ -71,7 +71,7 @@ def test_reasoning_is_read_under_each_of_its_names(name):
     ]
 
 
-def test_reasoning_under_two_names_is_read_once():
+def test_reasoning_under_two_names_is_parsed_once():
     """B12: a proxy that emits both gets both back."""
     message = assistant(content="x", reasoning_content="hm", reasoning="hm")
     assert parse(USER, message).messages[1].parts == [ReasoningPart("hm"), TextPart("x")]
@@ -99,7 +99,7 @@ def test_empty_content_beside_calls_is_none(content):
     assert request.messages[1].parts == [ToolCallPart("f", {}, tool_call_id="c")]
 
 
-def test_an_answer_that_says_nothing_is_dropped():
+def test_an_empty_assistant_message_is_dropped():
     """B28"""
     assert parse(USER, assistant(content=""), assistant(), USER).messages == 2 * [
         Message("user", [TextPart("hi")])
@@ -136,21 +136,21 @@ def test_a_token_limit_below_1_means_none(limit):
         (["a", "\n"], ["a"], ("stop",)),
     ],
 )
-def test_stop_is_read_in_every_form(stop, sequences, ignored):
+def test_stop_is_parsed_as_a_string_or_a_list(stop, sequences, ignored):
     """B30"""
     request = parse(USER, stop=stop)
     assert request.options.get("stop_sequences") == sequences
     assert (request.ignored, request.option_paths["stop_sequences"]) == (ignored, "stop")
 
 
-def test_fields_that_nobody_knows_are_listed_once_each():
+def test_unknown_fields_are_listed_once_each():
     tools = [{"type": "function", "function": {"name": n, "x": 1}, "y": 2} for n in "ab"]
     request = parse({**USER, "z": 1}, USER | {"z": 2}, tools=tools, w=None)
     assert request.ignored == ("messages[*].z", "tools[*].function.x", "tools[*].y", "w")
 
 
 @pytest.mark.parametrize("name", openai_chat.NOT_CARRIED)
-def test_fields_that_llm_can_not_carry_are_listed_unless_they_say_nothing(name):
+def test_fields_that_llm_can_not_carry_are_listed_unless_empty(name):
     value = 2 if name == "top_logprobs" else True
     assert parse(USER, **{name: value}).ignored == (name,)
     assert parse(USER, **{name: None}).ignored == ()
@@ -292,7 +292,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("body, message, param", REFUSED.values(), ids=REFUSED)
-def test_what_is_no_request_is_refused_by_its_path(body, message, param):
+def test_an_invalid_request_is_refused_with_the_path_of_the_field(body, message, param):
     with pytest.raises(InvalidRequest) as caught:
         openai_chat.parse_request(body)
     assert type(caught.value) is InvalidRequest
@@ -330,7 +330,7 @@ UNSUPPORTED = {
 
 
 @pytest.mark.parametrize("fields, message, param", UNSUPPORTED.values(), ids=UNSUPPORTED)
-def test_what_would_change_the_answer_in_silence_is_refused(fields, message, param):
+def test_fields_that_would_silently_change_the_response_are_refused(fields, message, param):
     with pytest.raises(Unsupported) as caught:
         openai_chat.parse_request({"messages": [USER], **fields})
     assert (caught.value.message, caught.value.param) == (message, param)
@@ -347,7 +347,7 @@ def visible(messages: list[Message]) -> tuple[str, list[tuple[str, Any, str | No
 
 @given(event_streams(), st.booleans())
 @settings(max_examples=50)
-def test_an_answer_sent_back_is_read_as_what_it_was(events, exclude_none):
+def test_a_response_sent_back_parses_as_the_same_reply(events, exclude_none):
     """C17: by the SDK's own dump of it, which is what most programs keep as their history."""
     message = SERVER.whole(whole_of(events)).choices[0].message
     echo = json.loads(message.model_dump_json(exclude_none=exclude_none))
@@ -360,14 +360,14 @@ def test_an_answer_sent_back_is_read_as_what_it_was(events, exclude_none):
     assert visible(replies) == visible(chat.collect(events).messages)
 
 
-def as_wire(messages: list[Message]) -> list[dict[str, Any]]:
+def as_sent(messages: list[Message]) -> list[dict[str, Any]]:
     """Write a conversation as the SDK's users do."""
-    wire: list[dict[str, Any]] = []
+    sent: list[dict[str, Any]] = []
     for message in messages:
         if message.role == "tool":
             for part in message.parts:
                 assert isinstance(part, ToolResultPart)
-                wire.append(
+                sent.append(
                     {"role": "tool", "tool_call_id": part.tool_call_id, "content": part.output}
                 )
             continue
@@ -385,34 +385,34 @@ def as_wire(messages: list[Message]) -> list[dict[str, Any]]:
                 case ToolCallPart():
                     call = tool_call(part.tool_call_id, part.name, json.dumps(part.arguments))
                     written.setdefault("tool_calls", []).append(call)
-        wire.append(written)
-    return wire
+        sent.append(written)
+    return sent
 
 
 @given(conversations())
 @settings(max_examples=50)
-def test_a_conversation_written_on_this_wire_is_read_as_it_is(messages):
-    assert parse(*as_wire(messages)).messages == messages
+def test_a_rendered_conversation_parses_as_itself(messages):
+    assert parse(*as_sent(messages)).messages == messages
 
 
 @given(conversations(), st.booleans())
 @settings(max_examples=50)
-def test_reading_is_stable_and_a_longer_history_begins_as_the_shorter(messages, without_ids):
+def test_parsing_is_stable_and_a_longer_history_begins_like_a_shorter_one(messages, without_ids):
     """d6.3: also the ids that we make up."""
-    wire = as_wire(messages)
+    sent = as_sent(messages)
     if without_ids:
-        for message in wire:
+        for message in sent:
             message.pop("tool_call_id", None)
             for call in message.get("tool_calls", ()):
                 del call["id"]
-    read = parse(*wire)
-    assert parse(*copy.deepcopy(wire)) == read
-    for length in (i for i, message in enumerate(wire) if i and message["role"] == "user"):
-        shorter = parse(*wire[:length]).messages
+    read = parse(*sent)
+    assert parse(*copy.deepcopy(sent)) == read
+    for length in (i for i, message in enumerate(sent) if i and message["role"] == "user"):
+        shorter = parse(*sent[:length]).messages
         assert shorter == read.messages[: len(shorter)]
 
 
-def test_no_part_is_shared_between_two_readings():
+def test_two_parsed_requests_share_no_part():
     """llm's values are mutable: a plugin that edits one may not reach another request."""
     body = {"messages": [USER], "tools": [{"function": {"name": "f"}}]}
     one, other = openai_chat.parse_request(body), openai_chat.parse_request(body)
@@ -425,7 +425,7 @@ def test_no_part_is_shared_between_two_readings():
 MARK = {"cache_control": {"type": "ephemeral"}}
 
 
-def test_marks_are_no_part_of_what_is_kept():
+def test_cache_marks_are_stripped():
     body = {
         "messages": [
             {"role": "system", "content": [{"type": "text", "text": "Be brief.", **MARK}]},
@@ -451,7 +451,7 @@ def test_marks_are_no_part_of_what_is_kept():
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": MARK}}]},
     ],
 )
-def test_what_has_no_noise_is_kept_itself(body):
+def test_a_normal_body_is_returned_itself(body):
     assert openai_chat.normalize_body(body) is body
 
 
@@ -466,7 +466,7 @@ def but_for_marks(body: Any) -> Any:
 
 
 @given(marked_bodies([case.request for case in CASES]))
-def test_what_is_kept_reads_as_the_whole_does(body):
+def test_a_normalized_body_parses_like_the_original(body):
     before = copy.deepcopy(body)
     kept = openai_chat.normalize_body(body)
     assert but_for_marks(kept) == but_for_marks(body)
@@ -474,7 +474,7 @@ def test_what_is_kept_reads_as_the_whole_does(body):
     assert openai_chat.normalize_body(kept) is kept
 
 
-def test_a_schema_that_says_nothing_asks_for_json():
+def test_an_empty_schema_requests_any_json():
     """llm reads {} as no schema: neither honoured nor refused, if it were passed on."""
     asked = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
     request = openai_chat.parse_request(

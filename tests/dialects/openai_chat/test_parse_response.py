@@ -54,7 +54,7 @@ def frames_of(*chunks: Any) -> bytes:
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_an_answer_capture_reads_back_whole_and_streamed(case):
+def test_a_captured_response_parses_whole_and_streamed(case):
     request = openai_chat.parse_request(case.request)
     whole = openai_chat.parse_response(case.response)
     streamed = chat.collect(read_stream(case.stream))
@@ -70,7 +70,7 @@ def test_an_answer_capture_reads_back_whole_and_streamed(case):
 
 @given(event_streams(), st.data())
 @settings(max_examples=60)
-def test_a_rendered_stream_cut_anywhere_is_read_as_the_whole_answer(events, data):
+def test_a_rendered_stream_cut_anywhere_parses_as_the_whole_response(events, data):
     """B1 to B7, B18, B40"""
     stream = stream_of(events)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
@@ -79,7 +79,7 @@ def test_a_rendered_stream_cut_anywhere_is_read_as_the_whole_answer(events, data
     assert written(openai_chat.parse_response(whole_of(events))) == whole_of(events)
 
 
-def test_a_stream_cut_at_every_byte_reads_the_same():
+def test_a_stream_cut_at_every_byte_parses_the_same():
     """B18: within each character too."""
     stream = stream_of([text("a渐"), text("🌊b"), chat.Finish()])
     for cut in range(len(stream)):
@@ -90,7 +90,7 @@ def test_a_stream_cut_at_every_byte_reads_the_same():
         ]
 
 
-def test_chunks_that_say_nothing_are_passed_over():
+def test_empty_chunks_are_skipped():
     """B8: Azure's preamble, usage alone, a delta of null."""
     stream = frames_of(
         {"choices": [], "model": "", "prompt_filter_results": []},
@@ -125,7 +125,7 @@ def test_the_last_usage_counts_wherever_it_stands():
     assert finish == chat.Finish(usage=chat.Usage(3, 3, 2), ignored=("usage.queue_time",))
 
 
-def test_what_the_finish_chunk_says_is_not_lost():
+def test_content_of_the_finish_chunk_is_kept():
     """B9"""
     call = {"index": 0, "id": "c", "function": {"name": "f", "arguments": "{}"}}
     stream = frames_of(delta("tool_calls", content="a", reasoning="hm", tool_calls=[call]))
@@ -197,7 +197,7 @@ def test_calls_are_told_apart_however_they_come(chunks):
     assert response.finish.reason == "tool_calls"  # B6
 
 
-def test_calls_without_ids_are_given_some_of_the_answers_own():
+def test_calls_without_ids_get_ids_derived_from_the_response():
     """Two answers of one conversation may not have the same: Anthropic refuses it."""
     calls = [call_delta(None, None, name, "{}") for name in "fg"]
     stream = frames_of(*({**call, "id": "chatcmpl-7.a:Z"} for call in calls), delta("tool_calls"))
@@ -227,11 +227,11 @@ REASONS = {"stop": "stop", "length": "length", "content_filter": "content_filter
 
 
 @pytest.mark.parametrize("said, reason", REASONS.items())
-def test_the_reason_is_said_in_the_hubs_words(said, reason):
+def test_provider_words_become_our_finish_reasons(said, reason):
     assert read_stream(frames_of(delta(said, content="a"))) == [text("a"), chat.Finish(reason)]
 
 
-def test_what_the_hub_does_not_hold_of_an_answer_is_listed():
+def test_fields_of_a_response_that_are_not_carried_are_listed():
     body = {
         "id": "x",
         "object": "chat.completion",
@@ -281,7 +281,7 @@ def test_a_stream_that_was_cut_is_an_error(stream):
     assert caught.value.message == "the upstream's stream ended before its answer did"
 
 
-def test_frames_after_the_end_are_passed_over():
+def test_frames_after_the_end_are_skipped():
     stream = stream_of([text("a"), chat.Finish()])
     assert read_stream(stream + frames_of(delta(content="b"))) == read_stream(stream)
 
@@ -306,12 +306,12 @@ NO_ANSWERS = {
 
 
 @pytest.mark.parametrize("body, message", NO_ANSWERS.values(), ids=NO_ANSWERS)
-def test_what_is_no_answer_is_the_upstreams_error(body, message):
+def test_an_invalid_response_is_an_upstream_error(body, message):
     with pytest.raises(UpstreamError) as caught:
         openai_chat.parse_response(body)
     assert (type(caught.value), caught.value.message) == (UpstreamError, message)
 
 
-def test_a_frame_that_is_no_json_is_the_upstreams_error():
+def test_a_frame_that_is_not_json_is_an_upstream_error():
     with pytest.raises(UpstreamError, match="^a chunk of the upstream is not JSON: "):
         openai_chat.StreamParser().feed(SSEFrame("message", "<html>"))

@@ -28,7 +28,7 @@ from tests.wire_cases import hub_json
 
 @given(requests())
 @settings(max_examples=50)
-def test_a_request_written_and_read_is_what_it_was(request_):
+def test_a_rendered_request_parses_as_itself(request_):
     body, ignored = openai_chat.render_request(request_)
     read = openai_chat.parse_request(json.loads(json.dumps(body)))
     names = ("model", "messages", "tools", "tool_choice", "options", "schema", "stream")
@@ -38,7 +38,7 @@ def test_a_request_written_and_read_is_what_it_was(request_):
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
-def test_a_capture_written_anew_reads_as_the_capture(case):
+def test_a_capture_parsed_and_rendered_parses_the_same(case):
     request = openai_chat.parse_request(case.request)
     body, ignored = openai_chat.render_request(request)
     read = openai_chat.parse_request(body)
@@ -62,7 +62,7 @@ def write(*messages: Message, **fields: Any) -> tuple[dict[str, Any], tuple[str,
 USER_MESSAGE = Message("user", [TextPart("hi")])
 
 
-def test_a_request_is_written_in_its_shortest_form():
+def test_a_request_is_rendered_in_its_shortest_form():
     assert write(USER_MESSAGE) == ({"model": "m", "messages": [USER]}, ())
     assert openai_chat.render_request(chat.ChatRequest(None, [USER_MESSAGE])) == (
         {"messages": [USER]},
@@ -70,7 +70,7 @@ def test_a_request_is_written_in_its_shortest_form():
     )
 
 
-def test_a_stream_is_asked_for_with_its_usage_unless_told_otherwise():
+def test_a_stream_is_requested_with_its_usage_by_default():
     assert write(USER_MESSAGE, stream=True)[0]["stream_options"] == {"include_usage": True}
     body, _ = write(USER_MESSAGE, stream=True, include_usage=False)
     assert body == {"model": "m", "messages": [USER], "stream": True}
@@ -82,7 +82,7 @@ def test_the_token_limit_keeps_its_newer_name():
         assert openai_chat.render_request(request)[0][name] == 5
 
 
-def test_options_of_no_name_here_are_listed_by_their_path():
+def test_options_unknown_to_openai_are_listed_by_their_path():
     options = {"top_k": 5, "thinking_budget": 9, "user": 65 * "u", "seed": 1}
     body, ignored = write(
         USER_MESSAGE,
@@ -103,7 +103,7 @@ def test_the_greatest_effort_is_called_xhigh_here():
     assert (body["reasoning_effort"], ignored) == ("xhigh", ("output_config.effort",))
 
 
-def test_what_an_answer_had_and_this_wire_has_not_is_listed():
+def test_parts_that_this_api_lacks_are_listed():
     signed = ReasoningPart("hm", provider_metadata={"anthropic": {"signature": "s"}})
     server = ToolCallPart("search", {}, tool_call_id="s", server_executed=True)
     said = Message("assistant", [signed, server, TextPart("a"), ReasoningPart("", redacted=True)])
@@ -159,7 +159,7 @@ def test_a_document_that_only_has_an_address_is_listed_by_its_path():
     assert (body["messages"], ignored) == ([USER], (path,))
 
 
-def test_arguments_that_were_no_object_are_written_as_they_were():
+def test_arguments_that_are_no_object_are_rendered_unchanged():
     """B4: truncated JSON does not become a call with an argument called _raw."""
     call = ToolCallPart("f", {"_raw": '{"a": '}, tool_call_id="c")
     body, _ = write(Message("assistant", [call]))

@@ -51,7 +51,7 @@ def chunks_of(stream: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_the_sdk_reads_both_forms_of_an_answer_as_they_were_written(case):
+def test_the_sdk_reads_a_response_the_same_whole_and_streamed(case):
     written = shown(case.response)
     assert shown(SERVER.whole(case.response).model_dump(exclude_unset=True)) == written
     streamed = shown(SERVER.accumulated(Pieces([case.stream])))
@@ -61,7 +61,7 @@ def test_the_sdk_reads_both_forms_of_an_answer_as_they_were_written(case):
 
 
 @pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
-def test_answers_are_valid_by_the_sdks_own_types(case):
+def test_captured_responses_satisfy_the_sdks_types(case):
     """C20 and d2: the SDK itself does not check what it reads; others generated from it do."""
     ChatCompletion.model_validate(case.response)
     for chunk in chunks_of(case.stream):
@@ -77,7 +77,7 @@ def test_a_stream_cut_anywhere_reads_the_same(case, size):
     assert list(SERVER.chunks(Pieces(pieces))) == list(SERVER.chunks(Pieces([case.stream])))
 
 
-def test_the_role_is_in_the_first_chunk_alone():
+def test_only_the_first_chunk_has_the_role():
     """B3"""
     first, *others = chunks_of(stream_of([text("a"), text("b"), chat.Finish()]))
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
@@ -127,7 +127,7 @@ def test_a_call_without_arguments_is_given_an_empty_object(pieces):
     assert call["function"]["arguments"] == "{}"
 
 
-def test_arguments_are_the_models_own_text():
+def test_arguments_are_rendered_as_the_model_wrote_them():
     """B4, B40: key order, spaces and truncation stay."""
     raw = '\n {"b": 1,  "a": "x'
     events = [call_name("f", 0, "c"), *(call_args(c, 0, "c") for c in raw), chat.Finish("length")]
@@ -136,7 +136,7 @@ def test_arguments_are_the_models_own_text():
     assert call["function"]["arguments"] == raw
 
 
-def test_arguments_that_came_without_their_text_are_written_anew():
+def test_arguments_without_their_raw_text_are_encoded():
     """An answer that was not collected from a stream has Parts alone."""
     part = ToolCallPart("f", {"a": 1, "b": ["x"]}, tool_call_id="c")
     response = chat.ChatResponse([Message("assistant", [part])], chat.Finish("tool_calls"))
@@ -196,7 +196,7 @@ USAGES = {
 
 
 @pytest.mark.parametrize("usage, shown", USAGES.values(), ids=USAGES)
-def test_usage_comes_in_a_chunk_of_its_own_if_asked_for(usage, shown):
+def test_usage_has_a_chunk_of_its_own_on_request(usage, shown):
     """B7, C16: with no choices, after the finish, null before; a whole answer always has it."""
     events = [text("a"), chat.Finish(usage=usage)]
     *others, finish, last = chunks_of(stream_of(events))
@@ -247,7 +247,7 @@ def test_a_delta_of_a_megabyte_is_one_frame():
 
 @given(event_streams())
 @settings(max_examples=50)
-def test_a_stream_accumulated_by_the_sdk_is_the_whole_answer(events):
+def test_a_stream_accumulated_by_the_sdk_is_the_whole_response(events):
     """B1 to B7, B18: text, reasoning, calls, finish reason and usage."""
     streamed = shown(SERVER.accumulated(Pieces([stream_of(events)])))
     whole = shown(whole_of(events))
@@ -257,7 +257,7 @@ def test_a_stream_accumulated_by_the_sdk_is_the_whole_answer(events):
 
 @given(event_streams())
 @settings(max_examples=50)
-def test_the_sdk_reads_what_the_hub_collects(events):
+def test_the_sdk_reads_what_collect_gives(events):
     response = chat.collect(events)
     read = shown(SERVER.accumulated(Pieces([stream_of(events)])))
     parts = [part for part in response.parts if not getattr(part, "server_executed", False)]
@@ -270,7 +270,7 @@ def test_the_sdk_reads_what_the_hub_collects(events):
 
 @given(event_streams())
 @settings(max_examples=50)
-def test_any_answer_is_valid_by_the_sdks_own_types(events):
+def test_any_response_satisfies_the_sdks_types(events):
     ChatCompletion.model_validate(whole_of(events))
     for chunk in chunks_of(stream_of(events)):
         ChatCompletionChunk.model_validate(chunk)
