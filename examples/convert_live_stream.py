@@ -1,9 +1,9 @@
-"""Convert a live stream of Anthropic's Messages to OpenAI's chunks as it arrives.
+"""Convert a live stream of Anthropic's Messages into OpenAI's chunks, as it arrives.
 
-A thread plays the upstream: it writes Anthropic's events into a socket, cut anywhere,
-even inside a character. The loop below is all that a program needs: feed the bytes that
-came in, send the bytes that come out. The same stream is also collected into one whole
-response with its times. Leaves out HTTP: `data` may come from any client's response.
+A thread plays the upstream: it writes Anthropic's events into a socket, cut without regard
+to lines or characters. The loop below is all that a program needs: it feeds the data that
+arrives and sends the result. The same stream is also collected into one response with its
+times. HTTP is left out: `data` may come from any client's response.
 """
 
 import json

@@ -1,13 +1,13 @@
-"""Convert a request for OpenAI's Chat Completions to one for Anthropic's Messages.
+"""Convert a request for OpenAI's Chat Completions into one for Anthropic's Messages.
 
-Shows the three results that matter: the new body, ready to be posted; the fields that
-could not be carried; and the error for an invalid request. Needs no server, no key and
-no network. Leaves out the posting: any HTTP client will do.
+Shows the three results that matter: the new body, ready to post; the fields that it can't
+hold; and the clear error for a body that is no request. Needs no server, key or network.
+Posting is left out: any HTTP client will do.
 """
 
 import json
 
-from llmproxy import InvalidRequest, convert_request
+from llmproxy import InvalidRequest
 
 body = {
     "model": "claude-sonnet-4-5",

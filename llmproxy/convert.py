@@ -1,11 +1,10 @@
-"""Two wires composed: requests, answers, errors and streams from any dialect to any other.
+"""Convert requests, responses, errors and streams from one API dialect to another.
 
-No server and no model is needed: this is for programs that have their own. Dialects
-are named by strings (`dialects.DIALECTS` has them). What the target can't hold is
-listed beside each result, never dropped in silence.
+For programs with a client and a server of their own: nothing here needs this proxy's server
+or a model. What the target can't hold is listed beside each result, never dropped silently.
 
-    converted = request(body, "openai_chat", "anthropic_messages")
-    stream = Stream("anthropic_messages", "openai_chat")
+    converted = convert_request(body, source="openai_chat", target="anthropic_messages")
+    stream = StreamConverter(source="anthropic_messages", target="openai_chat")
     for data in upstream: send(stream.feed(data))
     send(stream.end())
 """
@@ -22,9 +21,9 @@ from typing import Any
 
 from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from .core import chat, payload
+from .core import chat
 from .core.errors import ProxyError
-from .dialects import DIALECTS, Dialect, Renderer
+from .dialects import Dialect, DialectName, Renderer, by_name
 from .transport import framing
 
 __all__ = [
@@ -32,27 +31,28 @@ __all__ = [
     "Collector",
     "Converted",
     "ConvertedError",
-    "Stream",
+    "DialectName",
+    "StreamConverter",
     "StreamData",
     "collect",
-    "error",
-    "request",
-    "response",
+    "convert_error",
+    "convert_request",
+    "convert_response",
 ]
 
 StreamData = bytes | framing.SSEFrame | Mapping[str, Any] | StreamEvent | chat.Finish
-"""What a stream is fed: bytes cut anywhere, a frame, a frame's JSON value (as SDKs give
-it), or an event of the hub."""
+"""A piece of a stream: bytes cut anywhere, a frame, a frame's JSON value (as SDKs give it),
+or an event."""
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Converted:
-    """A body in the target's shape, and what it could not take along.
+    """A body in the target's shape and a list of what it could not hold.
 
-    ignored: paths in the source's body (`logit_bias`, `tools[*].strict`); what has no
-        place of its own there is said in words (`messages[*] (…)`).
+    ignored: paths in the source's body (`logit_bias`, `tools[*].strict`), with a note in
+        parentheses for content that has no path of its own (`messages[*] (…)`).
     """
 
     body: dict[str, Any]
@@ -61,139 +61,111 @@ class Converted:
 
 @dataclass(frozen=True)
 class ConvertedError:
-    """An error in the target's shape, with the status and headers to send beside it."""
+    """An error in the target's shape and the status and headers to send with it."""
 
     body: dict[str, Any]
     status: int
     headers: Mapping[str, str]
 
 
-def _dialect(name: str) -> Dialect:
-    for dialect in DIALECTS:
-        if name == dialect.NAME:
-            return dialect
-    names = ", ".join(dialect.NAME for dialect in DIALECTS)
-    raise ValueError(f"no dialect is called {name!r}; there are: {names}")
-
-
-def request(
+def convert_request(
     body: Any,
-    source: str,
-    target: str,
     *,
+    source: DialectName,
+    target: DialectName,
     headers: Mapping[str, str] = _NOTHING,
     model: str | None = None,
     max_tokens: int | None = None,
 ) -> Converted:
-    """Convert a request's body, its JSON value.
+    """Convert the body of a request, a JSON value.
 
-    headers: the request's own, in lower case. model: asked for in place of the body's.
-    max_tokens: the limit where the body has none.
+    headers: the request's own, in lower case. model: replaces the body's model. max_tokens:
+    the limit for a body without one.
 
     Raises:
-        InvalidRequest: a body that is no request of the source, `param` naming the field.
-        ValueError: no such dialect.
+        InvalidRequest: the body is not a request of the source; `param` names the field.
+        ValueError: unknown dialect.
     """
-    asked = _dialect(source).parse_request(body, headers)
+    request = by_name(source).parse_request(body, headers)
     if model is not None:
-        asked = replace(asked, model=model)
-    if max_tokens is not None and "max_tokens" not in asked.options:
-        asked = replace(asked, options={**asked.options, "max_tokens": max_tokens})
-    rendered, ignored = _dialect(target).render_request(asked)
-    return Converted(rendered, tuple(dict.fromkeys(asked.ignored + ignored)))
+        request = replace(request, model=model)
+    if max_tokens is not None and "max_tokens" not in request.options:
+        request = replace(request, options={**request.options, "max_tokens": max_tokens})
+    rendered, ignored = by_name(target).render_request(request)
+    return Converted(rendered, tuple(dict.fromkeys(request.ignored + ignored)))
 
 
-def response(
+def convert_response(
     body: Any,
-    source: str,
-    target: str,
     *,
+    source: DialectName,
+    target: DialectName,
     headers: Mapping[str, str] = _NOTHING,
     model: str | None = None,
     id: str | None = None,
     created: int | None = None,
 ) -> Converted:
-    """Convert a whole answer's body, its JSON value.
+    """Convert the body of a whole response, a JSON value.
 
-    model: shown in place of the answer's own. id, created (seconds since 1970): of the
-    new answer; made up and now where not given.
+    model: shown in place of the response's own. id, created (seconds since 1970): of the
+    converted response; by default a random id and the current time.
 
     Raises:
-        ProxyError: the error that the body is, or UpstreamError where it is no answer.
-        ValueError: no such dialect.
+        ProxyError: the error that the body reports, or UpstreamError if it is no response.
+        ValueError: unknown dialect.
     """
-    answer = _dialect(source).parse_response(body, headers)
-    envelope = _Envelope.of(model, id, created)
-    rendered = envelope.whole(_dialect(target), answer)
-    return Converted(rendered, answer.finish.ignored + _lost(answer, _dialect(target), rendered))
+    response = by_name(source).parse_response(body, headers)
+    envelope = _envelope(response.finish.model if model is None else model, id, created)
+    rendered = by_name(target).render_response(response, envelope)
+    return Converted(rendered, response.finish.ignored + _lost(response, by_name(target), rendered))
 
 
-def error(
+def convert_error(
     body: Any,
-    source: str,
-    target: str,
     *,
+    source: DialectName,
+    target: DialectName,
     status: int,
     headers: Mapping[str, str] = _NOTHING,
 ) -> ConvertedError:
-    """Convert an error's body, its JSON value or the text of what is none.
+    """Convert the body of an error: a JSON value, or text that is not JSON.
 
-    Kept are the status, the class that it means in both wires, and the headers by
-    which clients wait and try again.
+    The status, the error's class and the headers that tell clients when to retry are kept.
+
+    Raises:
+        ValueError: unknown dialect.
     """
-    read = _dialect(source).parse_error(status, body, headers)
-    return ConvertedError(_dialect(target).render_error(read), read.status, read.headers)
+    error = by_name(source).parse_error(status, body, headers)
+    return ConvertedError(by_name(target).render_error(error), error.status, error.headers)
 
 
-@dataclass(frozen=True)
-class _Envelope:
-    """What stands round an answer that is rendered, and is not of the answer."""
-
-    model: str | None
-    id: str
-    created: int
-
-    @classmethod
-    def of(cls, model: str | None, id: str | None, created: int | None) -> _Envelope:
-        return cls(
-            model,
-            uuid.uuid4().hex if id is None else id,
-            int(time.time()) if created is None else created,
-        )
-
-    def request(self, model: str | None) -> chat.ChatRequest:
-        """Make the request that renderers ask for the model's name and what to show."""
-        return chat.ChatRequest(
-            self.model if self.model is not None else model,
-            [],
-            stream=True,
-            wire={"include_usage": True},
-        )
-
-    def whole(self, target: Dialect, answer: chat.ChatResponse) -> dict[str, Any]:
-        asked = self.request(answer.finish.model)
-        return target.render_response(asked, answer, self.id, self.created)
+def _envelope(model: str | None, id: str | None, created: int | None) -> chat.Envelope:
+    return chat.Envelope(
+        uuid.uuid4().hex if id is None else id,
+        int(time.time()) if created is None else created,
+        model or "",
+    )
 
 
-# ---- what an answer lost
+# ---- what a response lost
 
 
-def _lost(answer: chat.ChatResponse, target: Dialect, rendered: Any) -> tuple[str, ...]:
-    """Say what an answer has no more when its rendering is read again."""
-    before, after = _content(answer), _content(target.parse_response(rendered))
+def _lost(response: chat.ChatResponse, target: Dialect, rendered: Any) -> tuple[str, ...]:
+    """Compare a response with its rendering, parsed again, and list what is missing there."""
+    before, after = _content(response), _content(target.parse_response(rendered))
     lost = [name for name, value in before.items() if value and value != after[name]]
-    # What was dropped whole is missing from the order too: one line says it.
-    if len(lost) > 1 and "the order of the answer's parts" in lost:
-        lost.remove("the order of the answer's parts")
+    # A part that was dropped changes the order too: listing the part is enough.
+    if len(lost) > 1 and "the order of the parts" in lost:
+        lost.remove("the order of the parts")
     return tuple(lost)
 
 
-def _content(answer: chat.ChatResponse) -> dict[str, Any]:
-    """Give all that an answer says, by the words in which its loss is told."""
-    parts = answer.parts
+def _content(response: chat.ChatResponse) -> dict[str, Any]:
+    """Return the content of a response, keyed by the names under which a loss is listed."""
+    parts = response.parts
     calls = [part for part in parts if isinstance(part, ToolCallPart)]
     results = [part for part in parts if isinstance(part, ToolResultPart)]
-    usage = answer.finish.usage
+    usage = response.finish.usage
     return {
         "text": _text(parts, TextPart),
         "reasoning": _text(parts, ReasoningPart),
@@ -217,11 +189,11 @@ def _content(answer: chat.ChatResponse) -> dict[str, Any]:
             (call.tool_call_id, call.name, call.arguments) for call in calls if call.server_executed
         ],
         "server tools' results": [(part.tool_call_id, part.output) for part in results],
-        "the order of the answer's parts": [
+        "the order of the parts": [
             kind for kind, _ in groupby(type(part).__name__ for part in parts)
         ],
-        "the finish reason": answer.finish.reason,
-        "the stop sequence": answer.finish.stop_sequence,
+        "the finish reason": response.finish.reason,
+        "the stop sequence": response.finish.stop_sequence,
         **{f"usage.{name}": count for name, count in vars(usage).items()},
     }
 
@@ -233,8 +205,8 @@ def _text(parts: list[Part], kind: type[TextPart] | type[ReasoningPart]) -> str:
 # ---- streams
 
 
-class _Reader:
-    """Read what a stream is fed as hub events."""
+class _EventReader:
+    """Reads events from whatever form a stream comes in."""
 
     def __init__(self, source: Dialect) -> None:
         self._decoder = framing.SSEDecoder()
@@ -245,77 +217,75 @@ class _Reader:
         return self._parser.model
 
     def read(self, data: StreamData) -> Iterator[chat.Event]:
-        """Give events one by one, so that those before a broken frame are had."""
+        """Yield events one by one, so that those before a broken frame are not lost."""
         match data:
             case StreamEvent() | chat.Finish():
                 yield data
-                return
             case framing.SSEFrame():
-                frames = [data]
+                yield from self._parser.feed(data)
             case Mapping():
-                value = payload.encode(dict(data)).decode()
-                frames = [framing.SSEFrame(str(data.get("type", "message")), value)]
+                yield from self._parser.feed_value(dict(data))
             case _:
-                frames = self._decoder.feed(data)
-        for frame in frames:
-            yield from self._parser.feed(frame)
+                for frame in self._decoder.feed(data):
+                    yield from self._parser.feed(frame)
 
-    def end(self) -> list[chat.Event]:
-        return self._parser.end()
+    def end(self) -> Iterator[chat.Event]:
+        yield from self._parser.end()
 
 
-class Stream:
-    """Convert a stream as it comes. One object for each stream; it does no IO and knows no
-    event loop, so that threads, asyncio and plain loops drive it alike.
+class StreamConverter:
+    """Converts a stream as it arrives. One object per stream; it does no IO and knows no
+    event loop, so threads, asyncio and plain loops can all drive it.
 
-    failed: the error that ended the stream, where one did. It has been given to the
-    client as the target's error frame; where the target's `CUT_AFTER_ERROR` is true
-    (OpenAI), the body must then be cut, not ended: clients take a proper end for success.
+    failed: the error that ended the stream, if any. The client has received it as the
+    target's error frame. If the target's `CUT_AFTER_ERROR` is true (OpenAI), the body must
+    then be cut, not ended: clients take a proper end for success.
     """
 
     def __init__(
         self,
-        source: str,
-        target: str,
         *,
+        source: DialectName,
+        target: DialectName,
         model: str | None = None,
         id: str | None = None,
         created: int | None = None,
     ) -> None:
-        """Take the arguments of `response`.
+        """Create a converter; model, id and created as in `convert_response`.
 
         Raises:
-            ValueError: no such dialect.
+            ValueError: unknown dialect.
         """
-        self._reader = _Reader(_dialect(source))
-        self._target = _dialect(target)
-        self._envelope = _Envelope.of(model, id, created)
+        self._reader = _EventReader(by_name(source))
+        self._target = by_name(target)
+        self._model = model
+        self._envelope = _envelope(model, id, created)
         self._renderer: Renderer | None = None
         self._events: list[chat.Event] = []
         self.failed: ProxyError | None = None
 
     def feed(self, data: StreamData) -> bytes:
-        """Take a piece of the stream, give what the client is to be sent: often nothing."""
+        """Take a piece of the source's stream and return the bytes to send, often none."""
         return self._convert(self._reader.read(data))
 
     def end(self) -> bytes:
-        """Say that the source has ended; give what is left. A cut source is an error."""
+        """Return the rest after the source's end. A source that was cut is an error."""
         if self._events and isinstance(self._events[-1], chat.Finish):
             return b""
-        return self._convert(event for events in [self._reader.end] for event in events())
+        return self._convert(self._reader.end())
 
     def idle(self) -> bytes:
-        """Give the target's keep-alive, for a source that is silent for long."""
+        """Return the target's keep-alive, to send while the source is silent."""
         if self._renderer is None or self.failed:
             return b""
         return b"".join(self._renderer.idle())
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """What of the stream so far the target could not be given, as `response` lists it."""
-        answer = chat.collect(self._events)
-        rendered = self._envelope.whole(self._target, answer)
-        return answer.finish.ignored + _lost(answer, self._target, rendered)
+        """The content so far that the target can't hold, listed as by `convert_response`."""
+        response = chat.collect(self._events)
+        rendered = self._target.render_response(response, self._envelope)
+        return response.finish.ignored + _lost(response, self._target, rendered)
 
     def _convert(self, events: Iterator[chat.Event]) -> bytes:
         if self.failed:
@@ -331,33 +301,32 @@ class Stream:
                 frames += self._begin()
         except ProxyError as exc:
             self.failed = exc
-            asked = self._envelope.request(self._reader.model)
-            renderer = self._renderer or self._new_renderer(asked)
-            frames += renderer.fail(exc)
+            frames += (self._renderer or self._new_renderer()).fail(exc)
         return b"".join(frames)
 
     def _begin(self) -> list[bytes]:
-        """Give the head once: when the model's name, or a first event, is there."""
+        """Render the head once, when the model's name or a first event is known."""
         if self._renderer is not None:
             return []
-        self._renderer = self._new_renderer(self._envelope.request(self._reader.model))
+        self._renderer = self._new_renderer()
         return self._renderer.start()
 
-    def _new_renderer(self, asked: chat.ChatRequest) -> Renderer:
-        return self._target.StreamRenderer(asked, self._envelope.id, self._envelope.created)
+    def _new_renderer(self) -> Renderer:
+        model = self._reader.model if self._model is None else self._model
+        return self._target.StreamRenderer(replace(self._envelope, model=model or ""))
 
 
-# ---- a stream into one answer
+# ---- a stream into one response
 
 
 @dataclass(frozen=True)
 class Collected:
-    """A stream's whole answer.
+    """The whole response of a stream.
 
-    body: as the source's wire gives it where no stream is asked for. response: in the
-    hub's words, `response.messages` and `response.finish`. ttft_ms, first_text_ms: time to
-    the first event of any kind, and of visible text; duration_ms: to the end; from
-    `started` on. None without a clock, or where there was no such event.
+    body: as the source's API would send it without streaming. response: the same as
+    llm's messages (`response.messages`) and its end (`response.finish`). ttft_ms,
+    first_text_ms, duration_ms: from `started` to the first event of any kind, to the first
+    visible text, and to the end; None without a clock or without such an event.
     """
 
     body: dict[str, Any]
@@ -369,26 +338,26 @@ class Collected:
 
     @property
     def usage(self) -> chat.Usage:
-        """Tokens as the provider counts, made comparable."""
+        """The provider's token counts, comparable between providers."""
         return self.response.finish.usage
 
 
 class Collector:
-    """Collect a stream that is fed piece by piece: `collect` for who drives the loop himself."""
+    """Collects a stream that is fed piece by piece; `collect` for callers with their own loop."""
 
     def __init__(
         self,
-        source: str,
         *,
+        source: DialectName,
         clock: Callable[[], float] | None = None,
         started: float | None = None,
         id: str | None = None,
         created: int | None = None,
     ) -> None:
-        """Take the arguments of `collect`."""
-        self._source = _dialect(source)
-        self._reader = _Reader(self._source)
-        self._envelope = _Envelope.of(None, id, created)
+        """Create a collector; the arguments are those of `collect`."""
+        self._source = by_name(source)
+        self._reader = _EventReader(self._source)
+        self._envelope = _envelope(None, id, created)
         self._clock = clock
         self._started = clock() if clock is not None and started is None else started
         self._ttft_ms: float | None = None
@@ -399,13 +368,14 @@ class Collector:
         """Take a piece of the stream.
 
         Raises:
-            ProxyError: an error that the stream says, or is. `events` keeps what came before.
+            ProxyError: an error that the stream reports, or a stream that can't be read.
+                `events` keeps what came before it.
         """
         for event in self._reader.read(data):
             self._take(event)
 
     def end(self) -> Collected:
-        """Give the whole answer.
+        """Return the whole response.
 
         Raises:
             UpstreamError: the stream was cut.
@@ -413,11 +383,12 @@ class Collector:
         if not (self.events and isinstance(self.events[-1], chat.Finish)):
             for event in self._reader.end():
                 self._take(event)
-        answer = chat.collect(self.events)
-        body = self._envelope.whole(self._source, answer)
-        ignored = answer.finish.ignored + _lost(answer, self._source, body)
+        response = chat.collect(self.events)
+        envelope = replace(self._envelope, model=response.finish.model or "")
+        body = self._source.render_response(response, envelope)
+        ignored = response.finish.ignored + _lost(response, self._source, body)
         times = (self._ttft_ms, self._first_text_ms, self._elapsed_ms())
-        return Collected(body, answer, *times, ignored)
+        return Collected(body, response, *times, ignored)
 
     def _take(self, event: chat.Event) -> None:
         self.events.append(event)
@@ -435,24 +406,24 @@ class Collector:
 
 
 def collect(
-    source: str,
     chunks: Iterable[StreamData],
     *,
+    source: DialectName,
     clock: Callable[[], float] | None = None,
     started: float | None = None,
     id: str | None = None,
     created: int | None = None,
 ) -> Collected:
-    """Make any stream into its whole answer, with usage and times.
+    """Collect a stream into the whole response, with its usage and times.
 
-    clock: gives seconds, as `time.monotonic`; without it nothing is measured. started:
-    the clock when the request was sent; now, where not given.
+    clock: returns seconds, as `time.monotonic` does; without it nothing is measured.
+    started: the clock's value when the request was sent; by default now.
 
     Raises:
-        ProxyError: an error that the stream says, or UpstreamError where it was cut.
-        ValueError: no such dialect.
+        ProxyError: an error that the stream reports, or UpstreamError if it was cut.
+        ValueError: unknown dialect.
     """
-    collector = Collector(source, clock=clock, started=started, id=id, created=created)
+    collector = Collector(source=source, clock=clock, started=started, id=id, created=created)
     for data in chunks:
         collector.feed(data)
     return collector.end()

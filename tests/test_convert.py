@@ -1,4 +1,4 @@
-"""Two wires composed: every pair of dialects, both ways, whole and streamed."""
+"""Conversion between every pair of dialects, both ways, whole and streamed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from llmproxy.core.errors import (
     Unauthorized,
     UpstreamError,
 )
-from llmproxy.dialects import DIALECTS, Dialect
+from llmproxy.dialects import DIALECTS, Dialect, by_name
 from llmproxy.transport.framing import SSEDecoder
 from tests.examples import many_examples
 from tests.strategies import event_streams, requests
@@ -36,28 +36,27 @@ ID, CREATED = "01k0converted", 1_767_225_600
 dialects = st.sampled_from(DIALECTS)
 
 
-def asked() -> chat.ChatRequest:
-    return chat.ChatRequest("m", [], stream=True, wire={"include_usage": True})
+ENVELOPE = chat.Envelope(ID, CREATED, "m")
 
 
 def stream_of(dialect: Dialect, events: list[chat.Event]) -> bytes:
-    renderer = dialect.StreamRenderer(asked(), ID, CREATED)
+    renderer = dialect.StreamRenderer(ENVELOPE)
     return b"".join(renderer.start() + [f for event in events for f in renderer.feed(event)])
 
 
 def whole_of(dialect: Dialect, events: list[chat.Event]) -> dict[str, Any]:
-    return dialect.render_response(asked(), chat.collect(events), ID, CREATED)
+    return dialect.render_response(chat.collect(events), ENVELOPE)
 
 
 def converted(source: str, target: str, stream: bytes, cuts: list[int] | None = None) -> bytes:
-    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     places = [0, *sorted(cuts or []), len(stream)]
     pieces = [stream[a:b] for a, b in zip(places, places[1:], strict=False)]
     return b"".join(map(converter.feed, pieces)) + converter.end()
 
 
 def said(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
-    """What a client can see of an answer, in no wire's words."""
+    """What a client can see of an answer, in no API's terms."""
     answer = dialect.parse_response(body)
     parts = [part for part in answer.parts if not getattr(part, "server_executed", False)]
     return {
@@ -76,21 +75,16 @@ def text(chunk: str, index: int = 0) -> StreamEvent:
     return StreamEvent("text", chunk, part_index=index)
 
 
-def by_name(name: str) -> Dialect:
-    [dialect] = [dialect for dialect in DIALECTS if name == dialect.NAME]
-    return dialect
-
-
 # ---- requests
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(asked=requests())
 @many_examples(30)
-def test_a_request_there_and_back_loses_only_what_is_listed(source, target, asked):
+def test_a_request_converted_there_and_back_loses_only_what_is_listed(source, target, asked):
     body, _ = by_name(source).render_request(asked)
-    there = convert.request(body, source, target)
-    back = convert.request(there.body, target, source)
+    there = convert.convert_request(body, source=source, target=target)
+    back = convert.convert_request(there.body, source=target, target=source)
     before = by_name(source).parse_request(json.loads(json.dumps(body)), {})
     after = by_name(source).parse_request(json.loads(json.dumps(back.body)), {})
     listed = there.ignored + back.ignored
@@ -121,8 +115,8 @@ CAPTURES = [(name, case) for name in NAMES for case in wire_cases(name)]
 @pytest.mark.parametrize(
     "source, case", CAPTURES, ids=[f"{name}-{case.name}" for name, case in CAPTURES]
 )
-def test_a_capture_converted_is_a_request_of_the_target(source, case, target):
-    there = convert.request(case.request, source, target)
+def test_a_converted_capture_is_a_request_of_the_target(source, case, target):
+    there = convert.convert_request(case.request, source=source, target=target)
     read = by_name(target).parse_request(json.loads(json.dumps(there.body)), {})
     before = by_name(source).parse_request(case.request, {})
     assert read.model == before.model
@@ -130,7 +124,7 @@ def test_a_capture_converted_is_a_request_of_the_target(source, case, target):
     assert set(before.ignored) <= set(there.ignored)
 
 
-def test_a_request_of_one_wire_is_one_of_the_other():
+def test_a_request_can_be_converted_to_its_own_dialect():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     body = {
         "model": "m",
@@ -140,22 +134,28 @@ def test_a_request_of_one_wire_is_one_of_the_other():
         "seed": 1,
         "logprobs": True,
     }
-    assert convert.request(body, "openai_chat", "openai_chat") == convert.Converted(
+    assert convert.convert_request(
+        body, source="openai_chat", target="openai_chat"
+    ) == convert.Converted(
         {key: value for key, value in body.items() if key != "logprobs"}, ("logprobs",)
     )
 
 
-def test_the_model_and_a_missing_token_limit_can_be_said():
+def test_the_model_and_a_missing_token_limit_can_be_set():
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    there = convert.request(body, "openai_chat", "openai_chat", model="n", max_tokens=7)
+    there = convert.convert_request(
+        body, source="openai_chat", target="openai_chat", model="n", max_tokens=7
+    )
     assert there.body == body | {"model": "n", "max_tokens": 7}
-    limited = convert.request(body | {"max_tokens": 5}, "openai_chat", "openai_chat", max_tokens=7)
+    limited = convert.convert_request(
+        body | {"max_tokens": 5}, source="openai_chat", target="openai_chat", max_tokens=7
+    )
     assert limited.body == body | {"max_tokens": 5}
 
 
 def test_what_is_no_request_names_its_field():
     with pytest.raises(InvalidRequest) as caught:
-        convert.request({"messages": "hi"}, "openai_chat", "openai_chat")
+        convert.convert_request({"messages": "hi"}, source="openai_chat", target="openai_chat")
     assert (caught.value.message, caught.value.param) == (
         "expected a list, got a string",
         "messages",
@@ -167,11 +167,11 @@ def test_it_is_part_of_the_public_api():
     assert "convert" in llmproxy.__all__
 
 
-def test_an_unknown_dialect_is_told_those_there_are():
-    with pytest.raises(ValueError, match="^no dialect is called 'x'; there are: openai_chat"):
-        convert.request({}, "x", "openai_chat")
-    with pytest.raises(ValueError, match="^no dialect is called 'x'"):
-        convert.Stream("openai_chat", "x")
+def test_an_unknown_dialect_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="^unknown dialect 'x'; the dialects are openai_chat"):
+        convert.convert_request({}, source="x", target="openai_chat")
+    with pytest.raises(ValueError, match="^unknown dialect 'x'"):
+        convert.StreamConverter(source="openai_chat", target="x")
 
 
 # ---- answers
@@ -180,9 +180,9 @@ def test_an_unknown_dialect_is_told_those_there_are():
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams())
 @many_examples(30)
-def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, events):
+def test_a_converted_response_loses_only_what_is_listed(source, target, events):
     body = whole_of(by_name(source), events)
-    there = convert.response(body, source, target, id=ID, created=CREATED)
+    there = convert.convert_response(body, source=source, target=target, id=ID, created=CREATED)
     before, after = said(by_name(source), body), said(by_name(target), there.body)
     names = {"text": "text", "reasoning": "reasoning", "calls": "tool calls"}
     for name, words in names.items():
@@ -195,16 +195,15 @@ def test_an_answer_converted_says_the_same_save_what_is_listed(source, target, e
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams(), data=st.data())
 @many_examples(30)
-def test_a_stream_converted_is_the_whole_answer_converted(source, target, events, data):
+def test_a_converted_stream_is_the_converted_whole_response(source, target, events, data):
     """B18: cut anywhere."""
     stream = stream_of(by_name(source), events)
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=6))
     there = converted(source, target, stream, cuts)
     assert there == converted(source, target, stream)
-    collected = convert.collect(target, [there], id=ID, created=CREATED)
-    whole = convert.response(
-        whole_of(by_name(source), events), source, target, id=ID, created=CREATED
-    )
+    collected = convert.collect([there], source=target, id=ID, created=CREATED)
+    body = whole_of(by_name(source), events)
+    whole = convert.convert_response(body, source=source, target=target, id=ID, created=CREATED)
     streamed = said(by_name(target), collected.body)
     assert without_space(streamed) == without_space(said(by_name(target), whole.body))
 
@@ -232,7 +231,10 @@ def test_two_converters_at_once_share_nothing(source, target, one, other, random
     """B17"""
     streams = [stream_of(by_name(source), events) for events in (one, other)]
     left = [[stream[i : i + 40] for i in range(0, len(stream), 40)] for stream in streams]
-    converters = [convert.Stream(source, target, id=ID, created=CREATED) for _ in streams]
+    converters = [
+        convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
+        for _ in streams
+    ]
     out = [b"", b""]
     while any(left):
         i = random.choice([i for i in range(2) if left[i]])
@@ -245,9 +247,9 @@ def test_two_converters_at_once_share_nothing(source, target, one, other, random
 @given(events=event_streams())
 @many_examples(30)
 def test_what_a_stream_lost_is_all_that_it_lost(source, target, events):
-    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     there = b"".join(map(converter.feed, events)) + converter.end()
-    before, after = chat.collect(events), convert.collect(target, [there]).response
+    before, after = chat.collect(events), convert.collect([there], source=target).response
     for kind, words in ((TextPart, "text"), (ReasoningPart, "reasoning")):
         texts = ["".join(p.text for p in a.parts if isinstance(p, kind)) for a in (before, after)]
         assert texts[0] == texts[1] or words in converter.ignored
@@ -264,9 +266,11 @@ def test_a_stream_of_one_wire_to_itself_is_itself():
     assert converted("openai_chat", "openai_chat", stream) == stream
 
 
-def test_each_piece_is_converted_as_it_comes():
-    converter = convert.Stream("openai_chat", "openai_chat", id=ID, created=CREATED)
-    renderer = by_name("openai_chat").StreamRenderer(asked(), ID, CREATED)
+def test_each_piece_is_converted_as_it_arrives():
+    converter = convert.StreamConverter(
+        source="openai_chat", target="openai_chat", id=ID, created=CREATED
+    )
+    renderer = by_name("openai_chat").StreamRenderer(ENVELOPE)
     assert converter.idle() == b""
     for frames in (renderer.start(), renderer.feed(text("a")), renderer.feed(chat.Finish())):
         assert converter.feed(b"".join(frames)) == b"".join(frames)
@@ -287,7 +291,7 @@ FEEDS = {
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_a_stream_is_taken_in_every_form(source, target, form):
     stream = stream_of(by_name(source), [text("a"), text("b"), chat.Finish()])
-    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     assert b"".join(map(converter.feed, form(stream))) + converter.end() == converted(
         source, target, stream
     )
@@ -296,25 +300,35 @@ def test_a_stream_is_taken_in_every_form(source, target, form):
 @pytest.mark.parametrize("name", NAMES)
 def test_events_of_the_hub_are_rendered_as_they_are(name):
     events = [text("a"), text("b"), chat.Finish()]
-    converter = convert.Stream(name, name, model="m", id=ID, created=CREATED)
+    converter = convert.StreamConverter(source=name, target=name, model="m", id=ID, created=CREATED)
     out = b"".join(map(converter.feed, events)) + converter.end()
     assert out == stream_of(by_name(name), events)
 
 
-def test_the_model_of_the_answer_is_shown_unless_another_is_said():
+def test_the_responses_model_is_shown_unless_another_is_given():
     body = whole_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     stream = stream_of(by_name("openai_chat"), [text("a"), chat.Finish()])
     for target in NAMES:
-        assert convert.response(body, "openai_chat", target).body["model"] == "m"
-        assert convert.response(body, "openai_chat", target, model="n").body["model"] == "n"
+        assert (
+            convert.convert_response(body, source="openai_chat", target=target).body["model"] == "m"
+        )
+        assert (
+            convert.convert_response(body, source="openai_chat", target=target, model="n").body[
+                "model"
+            ]
+            == "n"
+        )
         assert b'"model":"m"' in converted("openai_chat", target, stream)
-        converter = convert.Stream("openai_chat", target, model="n")
+        converter = convert.StreamConverter(source="openai_chat", target=target, model="n")
         assert b'"model":"n"' in converter.feed(stream)
 
 
-def test_ids_are_made_up_where_none_is_given():
+def test_random_ids_are_used_by_default():
     body = whole_of(by_name("openai_chat"), [text("a"), chat.Finish()])
-    ids = {convert.response(body, "openai_chat", "openai_chat").body["id"] for _ in range(2)}
+    ids = {
+        convert.convert_response(body, source="openai_chat", target="openai_chat").body["id"]
+        for _ in range(2)
+    }
     assert len(ids) == 2
 
 
@@ -328,7 +342,7 @@ def test_what_a_stream_lost_is_listed():
         StreamEvent("reasoning", "", part_index=4, redacted=True),
         chat.Finish(stop_sequence="END", usage=chat.Usage(3, 2, 1), ignored=("citations",)),
     ]
-    converter = convert.Stream("openai_chat", "openai_chat")
+    converter = convert.StreamConverter(source="openai_chat", target="openai_chat")
     for event in events:
         converter.feed(event)
     assert converter.ignored == (
@@ -350,9 +364,9 @@ ERRORS = [RateLimited("slow down"), Overloaded("busy"), InvalidRequest("no", cod
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_an_error_inside_a_stream_is_the_targets_error_frame(source, target, error):
-    renderer = by_name(source).StreamRenderer(asked(), ID, CREATED)
+    renderer = by_name(source).StreamRenderer(ENVELOPE)
     frames = renderer.start() + renderer.feed(text("a"))
-    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     begun = b"".join(map(converter.feed, frames))
     failed = converter.feed(b"".join(renderer.fail(error)))
     [frame] = SSEDecoder().feed(failed)
@@ -366,18 +380,18 @@ def test_an_error_inside_a_stream_is_the_targets_error_frame(source, target, err
 
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_what_came_before_an_error_in_one_piece_is_not_lost(source, target):
-    renderer = by_name(source).StreamRenderer(asked(), ID, CREATED)
+    renderer = by_name(source).StreamRenderer(ENVELOPE)
     frames = renderer.start() + renderer.feed(text("a")) + renderer.fail(RateLimited("later"))
     together = converted(source, target, b"".join(frames))
-    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     assert together == b"".join(map(converter.feed, frames)) + converter.end()
     assert b'"a"' in together
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_a_stream_that_is_cut_ends_in_an_error_frame(source, target):
-    renderer = by_name(source).StreamRenderer(asked(), ID, CREATED)
-    converter = convert.Stream(source, target, id=ID, created=CREATED)
+    renderer = by_name(source).StreamRenderer(ENVELOPE)
+    converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     converter.feed(b"".join(renderer.start() + renderer.feed(text("a"))))
     [frame] = SSEDecoder().feed(converter.end())
     assert "error" in json.loads(frame.data)
@@ -385,10 +399,10 @@ def test_a_stream_that_is_cut_ends_in_an_error_frame(source, target):
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
-def test_an_answer_that_is_an_error_is_raised(source, target):
+def test_an_error_in_place_of_a_response_is_raised(source, target):
     body = by_name(source).render_error(RateLimited("later"))
     with pytest.raises(RateLimited, match="^later$"):
-        convert.response(body, source, target)
+        convert.convert_response(body, source=source, target=target)
 
 
 @pytest.mark.parametrize("source, target", PAIRS)
@@ -406,7 +420,9 @@ def test_an_answer_that_is_an_error_is_raised(source, target):
 def test_an_error_keeps_its_class_status_and_headers(source, target, error):
     """B39"""
     body = by_name(source).render_error(error)
-    there = convert.error(body, source, target, status=error.status, headers=error.headers)
+    there = convert.convert_error(
+        body, source=source, target=target, status=error.status, headers=error.headers
+    )
     assert (there.status, there.headers) == (error.status, error.headers)
     read = by_name(target).parse_error(there.status, there.body, there.headers)
     assert (type(read), read.message) == (type(error), error.message)
@@ -418,8 +434,10 @@ def test_an_error_keeps_its_class_status_and_headers(source, target, error):
 @pytest.mark.parametrize("name", NAMES)
 @given(events=event_streams())
 @many_examples(30)
-def test_a_stream_collected_is_its_whole_answer(name, events):
-    collected = convert.collect(name, [stream_of(by_name(name), events)], id=ID, created=CREATED)
+def test_a_collected_stream_is_its_whole_response(name, events):
+    collected = convert.collect(
+        [stream_of(by_name(name), events)], source=name, id=ID, created=CREATED
+    )
     whole = whole_of(by_name(name), events)
     assert said(by_name(name), collected.body) == said(by_name(name), whole)
     assert collected.usage == by_name(name).parse_response(whole).finish.usage
@@ -428,7 +446,7 @@ def test_a_stream_collected_is_its_whole_answer(name, events):
 def test_times_are_measured_by_the_callers_clock():
     frames = [StreamEvent("reasoning", "hm", part_index=0), text("a", 1), chat.Finish()]
     times = iter([10.0, 10.5, 11.0, 11.25, 13.0])
-    collected = convert.collect("openai_chat", frames, clock=lambda: next(times))
+    collected = convert.collect(frames, source="openai_chat", clock=lambda: next(times))
     # The text came after the reasoning, so it was not the first event.
     assert (collected.ttft_ms, collected.first_text_ms, collected.duration_ms) == (
         500.0,
@@ -436,19 +454,19 @@ def test_times_are_measured_by_the_callers_clock():
         1250.0,
     )
     started = convert.collect(
-        "openai_chat", [text("a"), chat.Finish()], clock=lambda: 9.0, started=8
+        [text("a"), chat.Finish()], source="openai_chat", clock=lambda: 9.0, started=8
     )
     assert (started.ttft_ms, started.first_text_ms, started.duration_ms) == (1000.0, 1000.0, 1000.0)
 
 
 def test_without_a_clock_nothing_is_measured():
-    collected = convert.collect("openai_chat", [text("a"), chat.Finish()])
+    collected = convert.collect([text("a"), chat.Finish()], source="openai_chat")
     assert (collected.ttft_ms, collected.first_text_ms, collected.duration_ms) == (None, None, None)
     assert collected.response == chat.collect([text("a"), chat.Finish()])
 
 
 def test_a_collector_keeps_what_came_before_an_error():
-    collector = convert.Collector("openai_chat")
+    collector = convert.Collector(source="openai_chat")
     collector.feed({"choices": [{"index": 0, "delta": {"content": "a"}}]})
     with pytest.raises(RateLimited):
         collector.feed({"error": {"message": "later", "type": "rate_limit_error"}})
@@ -466,7 +484,9 @@ def test_it_runs_in_a_thread_and_in_asyncio_as_in_a_loop():
     looped = converted("openai_chat", NAMES[-1], stream)
 
     def drive(out: list[bytes]) -> None:
-        converter = convert.Stream("openai_chat", NAMES[-1], id=ID, created=CREATED)
+        converter = convert.StreamConverter(
+            source="openai_chat", target=NAMES[-1], id=ID, created=CREATED
+        )
         out += [converter.feed(piece) for piece in pieces]
         out.append(converter.end())
 
@@ -476,7 +496,9 @@ def test_it_runs_in_a_thread_and_in_asyncio_as_in_a_loop():
             yield piece
 
     async def drive_async() -> bytes:
-        converter = convert.Stream("openai_chat", NAMES[-1], id=ID, created=CREATED)
+        converter = convert.StreamConverter(
+            source="openai_chat", target=NAMES[-1], id=ID, created=CREATED
+        )
         return b"".join([converter.feed(piece) async for piece in upstream()]) + converter.end()
 
     threaded: list[bytes] = []
@@ -490,7 +512,7 @@ def test_it_runs_in_a_thread_and_in_asyncio_as_in_a_loop():
 @given(st.binary(max_size=200), dialects, dialects)
 @settings(max_examples=100)
 def test_any_bytes_are_converted_or_end_in_an_error_frame(data, source, target):
-    converter = convert.Stream(source.NAME, target.NAME)
+    converter = convert.StreamConverter(source=source.NAME, target=target.NAME)
     out = converter.feed(data) + converter.end()
     assert isinstance(converter.failed, ProxyError)
     assert json.loads(SSEDecoder().feed(out)[-1].data)["error"]

@@ -1,11 +1,11 @@
-"""Captures of wires in `tests/wire/<dialect>/<case>/`, and the hub's values as JSON.
+"""Captures of real traffic in `tests/wire/<dialect>/<case>/`, and our values as JSON.
 
 request.json   the body that the client sent
-chat.json       what it says: a chat.ChatRequest, fields at their defaults left out
-events.json    where there is an answer: the hub's events of it
-response.json  that answer whole, in the dialect
-stream.txt     that answer streamed, byte for byte
-note.txt       the client, its version where it is known, and what is odd
+hub.json       the chat.ChatRequest that it parses as, without fields at their defaults
+events.json    the events of the response, if there is one
+response.json  that response whole, in the dialect
+stream.txt     that response streamed, byte for byte
+note.txt       the client, its version if known, and what is odd
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ANSWER_CREATED = 1_767_225_600
 
 @dataclass(frozen=True)
 class WireCase:
-    """One capture; the parts of an answer are None where there is none."""
+    """One capture; the fields of a response are None if it has none."""
 
     name: str
     request: Any
@@ -41,10 +41,17 @@ class WireCase:
 
 
 def wire_cases(dialect: str, *, answered: bool = False) -> list[WireCase]:
-    """Read all captures of a dialect, or those with an answer."""
+    """Read all captures of a dialect, or those with a response."""
     cases = [_case(folder) for folder in sorted((WIRE / dialect).iterdir())]
     assert cases
     return [case for case in cases if case.events is not None or not answered]
+
+
+def envelope(
+    model: str | None = "m", *, include_usage: bool = True, input_tokens: int = 0
+) -> chat.Envelope:
+    """Make the envelope of the captures' responses."""
+    return chat.Envelope(ANSWER_ID, ANSWER_CREATED, model or "", include_usage, input_tokens)
 
 
 def _case(folder: Path) -> WireCase:
@@ -74,7 +81,7 @@ def event_of(value: dict[str, Any]) -> chat.Event:
 
 
 def hub_json(value: Any) -> Any:
-    """Show a hub value as JSON: llm's own form of messages, only what is not a default."""
+    """Return a value as JSON: messages in llm's own format, without fields at their defaults."""
     match value:
         case Message():
             return value.to_dict()

@@ -262,16 +262,14 @@ class App:
             pass
         response = exchange.capture.response
         response = replace(response, finish=exchange.with_usage(response.finish))
-        rendered = dialect.render_response(
-            exchange.shown_request, response, exchange.id, exchange.created
-        )
+        rendered = dialect.render_response(response, exchange.envelope())
         exchange.capture.http_status = 200
         await self._end(exchange, "ok")
         return json_response(200, rendered, exchange.headers())
 
     async def _stream(self, dialect: Dialect, exchange: _Exchange) -> Response:
         first = await exchange.read(self._limits.first_event_s)
-        renderer = dialect.StreamRenderer(exchange.shown_request, exchange.id, exchange.created)
+        renderer = dialect.StreamRenderer(exchange.envelope())
         headers = [
             ("content-type", dialect.STREAM_TYPE),
             ("cache-control", "no-cache"),
@@ -396,17 +394,23 @@ class _Exchange:
         self._request = request
         return run
 
-    @property
-    def shown_request(self) -> chat.ChatRequest:
-        """The request with the model's name that the response shows: the client's, if any."""
-        assert self._request is not None
-        return replace(self._request, model=self._request.model or self.run.model_id)
+    def envelope(self) -> chat.Envelope:
+        """Return what renderers need besides the events, with the client's name of the model."""
+        request = self._request
+        assert request is not None
+        return chat.Envelope(
+            self.id,
+            self.created,
+            request.model or self.run.model_id,
+            request.include_usage,
+            token_estimate.estimate(request) if self._dialect.STARTS_WITH_USAGE else 0,
+        )
 
     @property
     def shows_usage(self) -> bool:
         """Whether the client is shown how many tokens there were."""
         request = self._request
-        return request is None or not request.stream or request.wire.get("include_usage", True)
+        return request is None or not request.stream or request.include_usage
 
     def with_usage(self, finish: chat.Finish) -> chat.Finish:
         """Return the end as the client is shown it, with our estimate of uncounted tokens."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 from ..core import chat
 from ..core.errors import NotFound, ProxyError, UpstreamError, class_of_status
 from ..core.fingerprints import replies, request_key
-from ..dialects import DIALECTS
+from ..dialects import by_name
 from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import LogReader
 from .replay import Recorded
@@ -27,9 +27,10 @@ def exchange_request(exchange: Exchange) -> chat.ChatRequest:
     Raises:
         ProxyError: it can't be read, and was refused then; or its dialect is not known.
     """
-    dialect = next((one for one in DIALECTS if one.NAME == exchange.dialect), None)
-    if dialect is None:  # a log that was imported may have been another version's
-        raise NotFound(f"there is no dialect {exchange.dialect!r} here")
+    try:
+        dialect = by_name(exchange.dialect)
+    except ValueError as exc:  # a log that was imported may have been another version's
+        raise NotFound(str(exc)) from exc
     return dialect.parse_request(exchange.request.body, exchange.request.headers)
 
 

@@ -26,8 +26,6 @@ from ..transport import client, framing
 MAX_ERROR_BYTES = 2**20  # of a refusal's body: a page of HTML at the most
 MAX_ERROR_CHARS = 1000  # of a refusal that is no JSON, which is shown as it stands
 
-ANTHROPIC_VERSION = "2023-06-01"  # the only one there is; its servers refuse requests without
-
 
 class Upstream:
     """A server that speaks one of our dialects.
@@ -124,7 +122,7 @@ class UpstreamRun:
         fields = [
             ("content-type", "application/json"),
             ("accept", "text/event-stream"),
-            *_access_fields(upstream.dialect, upstream.key),
+            *upstream.dialect.auth_headers(upstream.key).items(),
         ]
         try:
             answer = await self._connection.enter_async_context(
@@ -214,14 +212,6 @@ def chat_url(dialect: Dialect, base_url: str) -> str:
     if not path.endswith(unversioned):
         path += unversioned if re.search(r"/v[0-9]+$", path) else route
     return urlunsplit(parts._replace(path=path))
-
-
-def _access_fields(dialect: Dialect, key: str | None) -> list[tuple[str, str]]:
-    # Of the wires that we know Anthropic's alone has a version field, and a key field of its own.
-    if not dialect.VERSION_HEADER:
-        return [] if key is None else [("authorization", f"Bearer {key}")]
-    version = [(dialect.VERSION_HEADER, ANTHROPIC_VERSION)]
-    return version if key is None else [*version, ("x-api-key", key)]
 
 
 async def _refusal(dialect: Dialect, answer: client.UpstreamResponse) -> ProxyError:

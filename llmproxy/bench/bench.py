@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from ..core import chat
 from ..core.backend import Backend
 from ..core.errors import ProxyError, UpstreamTimeout
-from ..dialects import DIALECTS, Dialect
+from ..dialects import Dialect, by_name
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Status, begun, new_id
 from ..recorder.store import StoreError
@@ -114,7 +114,7 @@ class Bench:
         self._backend = backend
         self._log = log
         self._on_exchange = on_exchange
-        self._dialect = _dialect(plan.dialect) if plan.base_url else None
+        self._dialect = by_name(plan.dialect) if plan.base_url and plan.dialect else None
         self._has_lost = False
 
     async def measure(self, todo: Iterable[Task]) -> None:
@@ -237,10 +237,6 @@ class Bench:
         return recorded.request.body | changed
 
 
-def _dialect(name: str | None) -> Dialect:
-    return next(dialect for dialect in DIALECTS if dialect.NAME == name)
-
-
 def _chat_path(dialect: Dialect) -> str:
     return next(route.path for route in dialect.ROUTES if route.kind == "chat")
 
@@ -249,8 +245,7 @@ def _request(asked: chat.ChatRequest, model: str, max_tokens: int | None) -> cha
     options = dict(asked.options)
     if max_tokens is not None:
         options["max_tokens"] = min(options.get("max_tokens") or max_tokens, max_tokens)
-    # `wire` is what that client's response took; ours takes the counts in any case.
-    return replace(asked, model=model, options=options, stream=True, wire={})
+    return replace(asked, model=model, options=options, stream=True, include_usage=True)
 
 
 def _recall(recorded: Exchange, request: chat.ChatRequest, model_id: str) -> chat.ChatRequest:

@@ -27,7 +27,7 @@ from ..core import chat, token_estimate
 from ..core.backend import Backend
 from ..core.errors import InvalidRequest, NotFound, ProxyError
 from ..core.text import printable
-from ..dialects import DIALECTS
+from ..dialects import DIALECTS, by_name
 from ..proxy import SettingsError, all_models, log_writer
 from ..recorder.exchange import Exchange, ExchangeSummary, new_id
 from ..recorder.reader import Filter, LogReader
@@ -273,8 +273,8 @@ def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -
     Raises:
         ModelNotFound: llm does not have one of them.
     """
-    if plan.base_url is not None:
-        dialect = next(dialect for dialect in DIALECTS if dialect.NAME == plan.dialect)
+    if plan.base_url is not None and plan.dialect is not None:
+        dialect = by_name(plan.dialect)
         tls = ssl.create_default_context() if plan.base_url.startswith("https:") else None
         key = None if key is None else llm.get_key(input=key)
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from .. import convert
@@ -52,18 +52,18 @@ def _parser(program: str) -> argparse.ArgumentParser:
 
 
 def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
-    """Convert to standard output; return the paths that could not be carried over."""
+    """Convert to standard output and return what could not be carried."""
+    between = {"source": arguments.source, "target": arguments.target}
     if arguments.kind == "stream":
-        return _convert_stream(file, convert.Stream(arguments.source, arguments.target))
-    convert_body: Callable[..., convert.Converted]
-    convert_body = convert.request if arguments.kind == "request" else convert.response
-    body = payload.parse(file.read())
-    converted = convert_body(body, arguments.source, arguments.target)
+        return _convert_stream(file, convert.StreamConverter(**between))
+    is_request = arguments.kind == "request"
+    convert_body = convert.convert_request if is_request else convert.convert_response
+    converted = convert_body(payload.parse(file.read()), **between)
     _write(payload.encode(converted.body) + b"\n")
     return converted.ignored
 
 
-def _convert_stream(file: BinaryIO, stream: convert.Stream) -> Iterable[str]:
+def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
     for data in _chunks(file):
         _write(stream.feed(data))
     _write(stream.end())
@@ -73,7 +73,7 @@ def _convert_stream(file: BinaryIO, stream: convert.Stream) -> Iterable[str]:
 
 
 def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yield data as soon as it arrives."""
+    """Yield the data as it arrives."""
     while data := file.read1(CHUNK_BYTES):  # type: ignore[attr-defined]  # buffered files have it
         yield data
 

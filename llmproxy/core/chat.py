@@ -63,7 +63,7 @@ class ChatRequest:
     option_paths, attachment_paths: their places in the client's body, for errors and
         `ignored`: of options with another name there; of attachments in the order of the
         messages.
-    wire: what the dialect's own renderer needs later (`include_usage`).
+    include_usage: whether a stream of the response is to report its usage.
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
     recalled: indexes of messages that the log restored in place of what the client sent:
         what a model can't read in those is not a loss to the client.
@@ -77,11 +77,27 @@ class ChatRequest:
     options: Mapping[str, Any] = field(default_factory=dict)
     schema: dict[str, Any] | None = None
     stream: bool = False
-    wire: Mapping[str, Any] = field(default_factory=dict)
+    include_usage: bool = True
     option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     recalled: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """The facts round a response that a renderer needs besides the events.
+
+    id: without the dialect's prefix. created: in seconds since 1970. model: the name that
+    the client sees. include_usage: whether a stream reports its usage. input_tokens: an
+    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`).
+    """
+
+    id: str
+    created: int
+    model: str = ""
+    include_usage: bool = True
+    input_tokens: int = 0
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 
 class ProxyError(Exception):
@@ -215,7 +216,33 @@ def class_of_type(type_: str) -> type[ProxyError]:
     return _BY_TYPE.get(type_, UpstreamError)
 
 
-# Clients use these to wait; the SDKs read both spellings (B39).
+def upstream_error(
+    status: int,
+    named: type[ProxyError],
+    message: Any,
+    *,
+    param: Any = None,
+    code: Any = None,
+    headers: Mapping[str, str] | None = None,
+) -> ProxyError:
+    """Build the error that another server reported, from fields of any JSON type.
+
+    status: of the response; below 400 for an error inside a stream or a successful response,
+        where `named` decides: the class that the error's own type or code names.
+    """
+    has_status = status >= 400
+    return (class_of_status(status) if has_status else named)(
+        message
+        if isinstance(message, str) and message
+        else "the upstream failed without giving a reason",
+        param=param if isinstance(param, str) else None,
+        code=code if isinstance(code, str) else None,
+        status=status if has_status else None,
+        headers=forwarded(headers or {}),
+    )
+
+
+# Clients wait by these; the SDKs read both spellings (B39).
 _FORWARDED = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 
 

@@ -1,22 +1,36 @@
-"""The wires: one module for each vendor's API, all with the same names."""
+"""The dialects: one module per vendor API, all with the same names.
+
+A dialect converts its API's requests, responses, streams and errors to and from the common
+types of `core.chat`. Dialects never import each other; `Dialect` lists what each has.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ..core import backend, chat
 from ..core.errors import ProxyError
 from ..transport import framing
 from . import anthropic_messages, openai_chat
 
-__all__ = ["DIALECTS", "CountingDialect", "Dialect", "Parser", "Renderer"]
+__all__ = [
+    "DIALECTS",
+    "CountingDialect",
+    "Dialect",
+    "DialectName",
+    "Parser",
+    "Renderer",
+    "by_name",
+]
+
+DialectName = Literal["openai_chat", "anthropic_messages"]
 
 
 class Renderer(Protocol):
-    """Turns hub events into ready bytes of a dialect's stream, fed in order."""
+    """Renders a response's events as the bytes of a dialect's stream. Feed them in order."""
 
-    def __init__(self, request: chat.ChatRequest, id: str, created: int) -> None: ...
+    def __init__(self, envelope: chat.Envelope) -> None: ...
     def start(self) -> list[bytes]: ...
     def feed(self, event: chat.Event) -> list[bytes]: ...
     def idle(self) -> list[bytes]: ...
@@ -24,7 +38,7 @@ class Renderer(Protocol):
 
 
 class Parser(Protocol):
-    """Turns the frames of another server's stream into hub events, fed in order.
+    """Parses another server's stream into events. Feed its frames, or their values, in order.
 
     An error inside the stream, or its early end, is raised as a ProxyError.
     """
@@ -32,18 +46,27 @@ class Parser(Protocol):
     @property
     def model(self) -> str | None: ...
     def feed(self, frame: framing.SSEFrame) -> list[chat.Event]: ...
+    def feed_value(self, value: Any) -> list[chat.Event]: ...
     def end(self) -> list[chat.Event]: ...
 
 
 class Dialect(Protocol):
-    """What a dialect's module has; app and convert use nothing else of it."""
+    """The names that a dialect's module has; nothing else of it is used outside its folder.
 
-    NAME: str
+    ID_PREFIX: stands before an exchange's id in a response. VERSION_HEADER: a request header
+    that only this API's clients send, or "". CUT_AFTER_ERROR: after an error frame the body
+    must be cut, since clients take a proper end for success. STARTS_WITH_USAGE: a stream
+    begins with a count of input tokens, so the envelope needs an estimate.
+    """
+
+    NAME: DialectName
     ROUTES: tuple[backend.Route, ...]
     STREAM_TYPE: str
+    ID_PREFIX: str
     REQUEST_ID_HEADER: str
-    CUT_AFTER_ERROR: bool
     VERSION_HEADER: str
+    CUT_AFTER_ERROR: bool
+    STARTS_WITH_USAGE: bool
 
     @property
     def StreamRenderer(self) -> type[Renderer]: ...  # noqa: N802  # the agreed name
@@ -53,11 +76,12 @@ class Dialect(Protocol):
     def parse_request(self, body: Any, headers: Mapping[str, str]) -> chat.ChatRequest: ...
     def normalize_body(self, body: Any) -> Any: ...
     def render_response(
-        self, request: chat.ChatRequest, response: chat.ChatResponse, id: str, created: int
+        self, response: chat.ChatResponse, envelope: chat.Envelope
     ) -> dict[str, Any]: ...
     def render_request(
         self, request: chat.ChatRequest
     ) -> tuple[dict[str, Any], tuple[str, ...]]: ...
+    def auth_headers(self, key: str | None) -> dict[str, str]: ...
     def parse_response(
         self, body: Any, headers: Mapping[str, str] | None = None
     ) -> chat.ChatResponse: ...
@@ -76,3 +100,16 @@ class CountingDialect(Dialect, Protocol):
 
 
 DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages)
+
+
+def by_name(name: str) -> Dialect:
+    """Return the dialect of this name.
+
+    Raises:
+        ValueError: there is none; the message lists those that there are.
+    """
+    for dialect in DIALECTS:
+        if dialect.NAME == name:
+            return dialect
+    names = ", ".join(dialect.NAME for dialect in DIALECTS)
+    raise ValueError(f"unknown dialect {name!r}; the dialects are {names}")

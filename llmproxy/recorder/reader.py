@@ -196,8 +196,8 @@ class LogReader:
         return self._exchange(self._row(id), is_whole=False)
 
     def _row(self, id: str) -> sqlite3.Row:
-        # Clients are given ids in their API's form: chatcmpl-…, msg_…
-        values = {"id": re.sub(r"\A(?:chatcmpl-|msg_)", "", id)}
+        # Clients see ids with their dialect's prefix, as chatcmpl-… or msg_…
+        values = {"id": re.sub(r"\A[a-z]+[-_](?=\w{26}\Z)", "", id)}
         rows = self.rows("select * from proxy_exchanges where id = :id", values)
         if not rows:
             threads = self.rows("select 1 from threads where id = :id", values)

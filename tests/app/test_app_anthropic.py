@@ -175,6 +175,17 @@ def test_length_is_max_tokens():
         assert ask(proxy).stop_reason == "max_tokens"
 
 
+def test_a_stream_begins_with_the_estimate_that_count_tokens_gives():
+    """B23"""
+    with running(AsyncScript("m", "a")) as proxy:
+        counted = client(proxy).messages.count_tokens(model="m", messages=QUESTION).input_tokens
+        with client(proxy).messages.create(
+            model="m", max_tokens=9, messages=QUESTION, stream=True
+        ) as stream:
+            start = next(iter(stream))
+    assert start.message.usage.input_tokens == counted > 1
+
+
 def test_tokens_are_counted_without_the_model():
     """B34"""
     with running(model := AsyncScript("m", "a")) as proxy:

@@ -108,7 +108,7 @@ def test_what_was_kept_renders_byte_for_byte_as_what_came(dialect, events):
     again = [event for _, event in timeline.decode(json.loads(json.dumps(kept)), reply)]
 
     def rendered(events):
-        renderer = dialect.StreamRenderer(REQUEST, "01", 0)
+        renderer = dialect.StreamRenderer(chat.Envelope("01", 0, "m"))
         frames = [*renderer.start()]
         for event in (*events, finish):
             frames += renderer.feed(event)

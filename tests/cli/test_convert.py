@@ -29,7 +29,9 @@ def test_a_request_of_a_file_is_converted(tmp_path, target):
     path = tmp_path / "request.json"
     path.write_text(json.dumps(REQUEST | {"logprobs": True}))
     code, out, err = run("--from", "openai_chat", "--to", target, str(path))
-    there = convert.request(REQUEST | {"logprobs": True}, "openai_chat", target)
+    there = convert.convert_request(
+        REQUEST | {"logprobs": True}, source="openai_chat", target=target
+    )
     assert (code, json.loads(out)) == (0, there.body)
     assert err.splitlines() == [f"not carried: {path}" for path in there.ignored]
 
@@ -53,7 +55,7 @@ def test_an_answer_of_standard_input_is_converted():
 def test_a_stream_is_converted():
     code, out, err = run(*OPENAI, "--kind", "stream", stdin=CASE.stream)
     assert (code, err) == (0, "")
-    read, sent = (convert.collect("openai_chat", [stream]) for stream in (out, CASE.stream))
+    read, sent = (convert.collect([stream], source="openai_chat") for stream in (out, CASE.stream))
     assert read.body["choices"] == sent.body["choices"]
 
 

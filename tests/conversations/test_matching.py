@@ -213,8 +213,9 @@ def test_thirty_turns_are_matched_with_the_same_hashes(wire, cut, empty_log, ans
                 assert found.messages[: len(stored)] == stored
             response = chat.collect(numbered(answers[number % len(answers)], number))
             last = log.ask(request.messages, response.messages)
-            answer = json.loads(json.dumps(dialect.render_response(request, response, last, 0)))
-            if not replies(response.messages):  # no visible output, so no echo
+            envelope = chat.Envelope(last, 0, request.model or "")
+            answer = json.loads(json.dumps(dialect.render_response(response, envelope)))
+            if not replies(response.messages):  # it showed nothing: there is no echo
                 body["messages"] += [{"role": "user", "content": f"still there, {number}?"}]
                 continue
             stored, shown = [*found.messages, *response.messages], last

@@ -106,6 +106,7 @@ RESPONSES = {
     name: [case.response for case in wire_cases(name, answered=True) if case.response]
     for name in NAMES
 }
+ENVELOPE = chat.Envelope("id", 0, "m")
 
 
 def check_frames(name, frames):
@@ -123,9 +124,8 @@ def check_frames(name, frames):
     assert parser.model is None or isinstance(parser.model, str)
     assert not any(isinstance(event, chat.Finish) for event in events[:-1])
     chat.collect(events)
-    request = chat.ChatRequest("m", [])
     for dialect in DIALECTS:
-        renderer = dialect.StreamRenderer(request, "id", 0)
+        renderer = dialect.StreamRenderer(ENVELOPE)
         wire = b"".join([*renderer.start(), *(f for e in events for f in renderer.feed(e))])
         wire.decode()
 
@@ -147,7 +147,7 @@ def check_response(name, body):
         payload.encode(BY_NAME[name].render_error(failed))
     else:
         for dialect in DIALECTS:
-            payload.encode(dialect.render_response(chat.ChatRequest("m", []), response, "id", 0))
+            payload.encode(dialect.render_response(response, ENVELOPE))
 
 
 def check_error(name, status, body):

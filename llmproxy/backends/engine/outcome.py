@@ -12,7 +12,7 @@ from typing import Any
 
 import llm
 
-from ...core import chat, errors
+from ...core import chat, errors, finish_reasons
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 
@@ -21,40 +21,13 @@ __all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
 MAX_COUNT = 2**53  # JSON's readers hold no larger number exactly
 MAX_WORDS = 10_000  # characters of an error; a provider's page of HTML may be megabytes
 
-# Every provider's word for why it stopped, in lower case → the hub's.
-REASONS: Mapping[str, chat.FinishReason] = {
-    "length": "length",
-    "max_tokens": "length",
-    "max_output_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "model_length": "length",
-    "content_filter": "content_filter",
-    "refusal": "content_filter",
-    "safety": "content_filter",
-    "recitation": "content_filter",
-    "blocklist": "content_filter",
-    "prohibited_content": "content_filter",
-    "spii": "content_filter",
-    "image_safety": "content_filter",
-    "tool_calls": "tool_calls",
-    "tool_use": "tool_calls",
-    "function_call": "tool_calls",
-}
-
 
 def finish_reason(response_json: Any, *, has_calls: bool) -> chat.FinishReason:
     """Say why the model stopped, in the hub's words.
 
-    llm has no field for this: providers leave it in response_json. `length` and
-    `content_filter` say more than that there are tool calls, which say more than
-    `stop` (B6). A reason we do not know reads as "stop".
-
-    Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/
+    llm has no field for this: providers leave it in response_json.
     """
-    reason = REASONS.get(_raw_reason(response_json).lower(), "stop")
-    if reason in ("length", "content_filter"):
-        return reason
-    return "tool_calls" if has_calls else "stop"
+    return finish_reasons.finish_reason(_raw_reason(response_json), has_calls=has_calls)
 
 
 def _raw_reason(response_json: Any) -> str:

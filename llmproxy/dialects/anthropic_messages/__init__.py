@@ -1,15 +1,18 @@
-"""Anthropic's Messages: the wire of its SDKs and of Claude Code.
+"""Anthropic's Messages, the API of its SDKs and of Claude Code.
 
-Read beside the vendor's page: the request's shapes (`shapes`) and how they become the
-hub's (`read_request`), the whole message (`answers`), the stream of blocks (`stream`),
-models and errors (`models_and_errors`); then the other side, for the converters: a
-request to a server of Anthropic's wire (`write_request`), and what it answers (`read_answer`).
-What of a request is not worth keeping is told by `noise`.
+    schema              the vendor's types; what of a request is not carried
+    parse_request       a request → ChatRequest; its normal form
+    render_request      ChatRequest → a request, for another server
+    parse_response      another server's response, whole or streamed → events
+    render_response     events → a response, whole or streamed
+    models_and_errors   token counts and the list of models; errors both ways
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 from ...core.backend import Route
 from .models_and_errors import (
@@ -20,27 +23,29 @@ from .models_and_errors import (
     render_model,
     render_models,
 )
-from .noise import normalize_body
-from .parse_request import parse_request
+from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
-from .render_request import FILLER, render_request, tool_names
-from .render_response import render_response
+from .render_request import FILLER, VERSION_HEADER, auth_headers, render_request, tool_names
+from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
-from .stream import StreamRenderer
 
 __all__ = [
     "CUT_AFTER_ERROR",
     "FILLER",
+    "ID_PREFIX",
     "NAME",
     "NOT_CARRIED",
     "REQUEST_ID_HEADER",
     "ROUTES",
+    "STARTS_WITH_USAGE",
     "STREAM_TYPE",
     "TOOL_NOT_CARRIED",
     "VERSION_HEADER",
     "CreateMessageRequest",
     "StreamParser",
     "StreamRenderer",
+    "auth_headers",
+    "normalize_body",
     "parse_error",
     "parse_request",
     "parse_response",
@@ -51,10 +56,9 @@ __all__ = [
     "render_request",
     "render_response",
     "tool_names",
-    "normalize_body",
 ]
 
-NAME = "anthropic_messages"
+NAME: Final = "anthropic_messages"
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/messages", "chat"),
@@ -64,5 +68,5 @@ ROUTES: tuple[Route, ...] = (
 )
 
 STREAM_TYPE = "text/event-stream; charset=utf-8"
-VERSION_HEADER = "anthropic-version"  # tells its clients apart where routes are shared
 CUT_AFTER_ERROR = False  # an error event is a proper end here
+STARTS_WITH_USAGE = True  # in message_start

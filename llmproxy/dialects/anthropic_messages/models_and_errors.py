@@ -1,7 +1,4 @@
-"""What is answered beside messages: the count of tokens, models, errors; errors read too.
-
-An error's status and headers are left to who sends it, an error inside a stream to
-`stream`, which frames what is rendered here.
+"""Anthropic's token counts and list of models, and its errors, rendered and parsed.
 
 Spec: https://docs.anthropic.com/en/api/errors
 """
@@ -13,22 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...core import backend
-from ...core.errors import ProxyError, UpstreamError, class_of_status, class_of_type, forwarded
-
-__all__ = [
-    "REQUEST_ID_HEADER",
-    "parse_error",
-    "render_count",
-    "render_error",
-    "render_model",
-    "render_models",
-]
+from ...core.errors import ProxyError, UpstreamError, class_of_type, upstream_error
 
 REQUEST_ID_HEADER = "request-id"
 
 
 def render_count(count: int) -> dict[str, Any]:
-    """Render the answer of count_tokens: input tokens, here an estimate.
+    """Render the response of count_tokens: the input tokens, here an estimate.
 
     Spec: https://docs.anthropic.com/en/api/messages-count-tokens
     """
@@ -75,10 +63,10 @@ ERROR_TYPES: Mapping[str, str] = {
 
 
 def render_error(error: ProxyError) -> dict[str, Any]:
-    """Render an error as Anthropic's object; its status and headers go beside it.
+    """Render an error's body; its status and headers are sent beside it.
 
-    The field at fault begins the message, as Anthropic writes it: there is no other
-    place for it.
+    The message begins with the field at fault, as Anthropic's do: the body has no other place
+    for it.
 
     Spec: https://docs.anthropic.com/en/api/errors
     """
@@ -95,10 +83,10 @@ def render_error(error: ProxyError) -> dict[str, Any]:
 
 
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
-    """Read another server's error; `status` below 400 where it came inside a stream.
+    """Parse another server's error.
 
-    body: the JSON value, or the text of what was none. A status stays as it was; where
-    there is none it is told by the error's type.
+    status: of the response, kept as it is; below 400 for an error inside a stream, where the
+        error's type decides. body: a JSON value, or text that is not JSON.
     """
     match body:
         case {"error": dict(error)} | dict(error):
@@ -107,11 +95,4 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
             message, type_, details = body, None, None
     by_type = class_of_type(type_) if isinstance(type_, str) else UpstreamError
     code = details.get("error_code") if isinstance(details, dict) else None
-    return (class_of_status(status) if status >= 400 else by_type)(
-        message
-        if isinstance(message, str) and message
-        else "the upstream failed, without saying why",
-        code=code if isinstance(code, str) else None,
-        status=status if status >= 400 else None,
-        headers=forwarded(headers or {}),
-    )
+    return upstream_error(status, by_type, message, code=code, headers=headers)

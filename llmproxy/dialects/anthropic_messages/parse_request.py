@@ -1,7 +1,4 @@
-"""A request's body, read as the hub's: messages, tools, options, schema.
-
-The shapes that it is checked by are in `shapes`. What the model is able to take, and
-what another wire can carry, is left to the engine and to the other dialects.
+"""Parse a Messages request, and strip it to its normal form.
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
@@ -25,7 +22,7 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
-from .noise import without_billing_line
+from ...core.tool_calls import PendingToolCalls, append_result
 from .render_response import mcp_server, redacted, server_output, signed
 from .schema import (
     NOT_CARRIED,
@@ -52,24 +49,22 @@ from .schema import (
     URLSource,
 )
 
-__all__ = ["parse_request"]
-
 MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
 
 
 def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
-    """Read the JSON value of a request's body as a chat.ChatRequest.
+    """Parse the body of a request, a JSON value.
 
-    Kept: system text, inline system messages in their places, text, images and
-    documents as attachments (text documents and search results as text), thinking with
-    its signature, tool calls and results (those of a user's message come before the rest
-    of it), the provider's own tools and what they gave; options, schema. `cache_control`
-    marks and Claude Code's billing line are no part of a message (DESIGN 1). Blocks of
-    unknown kinds are left out and listed.
+    Kept: system text, inline system messages in their places, text, images and documents as
+    attachments (text documents and search results as text), thinking with its signature,
+    tool calls and results (those in a user message come before its other content), the
+    provider's own tools and their results; options, schema. `cache_control` marks and Claude
+    Code's billing line are not part of a message (DESIGN 3, normal form). Blocks of unknown
+    types are left out and listed in `ignored`.
 
     Raises:
-        InvalidRequest: a body that is no such request, `param` naming the field.
-        Unsupported: files by id, and conversations that the server is to remember (C5).
+        InvalidRequest: the body is not such a request; `param` names the field.
+        Unsupported: files by id, and conversations that the server should remember (C5).
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
@@ -87,7 +82,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         reader.read(message, f"messages[{i}]")
     if not any(message.parts for message in reader.messages[reader.leading :]):
         raise InvalidRequest("there is no message to answer", param="messages")
-    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    reader.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, server_tools = _tools(request, reader)
     options = _options(request, ignored)
     if reader.has_cache_marks:
@@ -119,13 +114,13 @@ OPTION_PATHS: Mapping[str, str] = {
 
 
 def _refuse_threads(body: Any) -> None:
-    """Say in the vendor's own words that the whole history is needed: its SDK then sends it."""
+    """Refuse threads with the vendor's own error code, which makes its SDK send the history."""
     if not isinstance(body, dict):
         return
     for name in ("thread", "previous_message_id"):
         if body.get(name) is not None:
             raise Unsupported(
-                "no threads are kept here: send the whole conversation",
+                "this server stores no threads: send the whole conversation",
                 param=name,
                 code="thread_unsupported_request",
             )
@@ -141,9 +136,9 @@ _RESULT_TYPES = frozenset("text image document search_result tool_reference".spl
 
 
 def _with_others_wrapped(body: Any) -> Any:
-    """Put what is of a kind that no shape has into an OtherBlock, so that it can be listed.
+    """Wrap blocks and tools of unknown types as an OtherBlock, so that they can be listed.
 
-    Nothing of the body is edited; what is not of the expected form is left for the check.
+    The body is not edited; a value of an unexpected type is left for `payload.load`.
     """
     if not isinstance(body, dict):
         return body
@@ -182,7 +177,7 @@ def _tool_wrapped(tool: Any) -> Any:
 
 
 def _options(request: CreateMessageRequest, ignored: list[str]) -> dict[str, Any]:
-    """Give the options by the hub's names."""
+    """Return the options under our names."""
     options: dict[str, Any] = {
         name: getattr(request, name) for name in ("temperature", "top_p", "top_k")
     }
@@ -232,7 +227,7 @@ _DATE = re.compile(r"_\d{8}$")
 
 
 def _server_tool(tool: Mapping[str, Any], path: str) -> chat.ServerTool:
-    """Name it without the date of its version: the plugin chooses one that the model has."""
+    """Drop the date of its version: the plugin chooses one that the model supports."""
     config = {
         name: value
         for name, value in tool.items()
@@ -257,24 +252,24 @@ def _tool_choice(
                 raise InvalidRequest(
                     f"there is no tool {name!r} in this request", param="tool_choice.name"
                 )
-            ignored.append("tool_choice")  # no plugin forces the provider's own tools
+            ignored.append("tool_choice")  # no plugin can force the provider's own tools
     return "auto"
 
 
-# An MCP server's result has text blocks, which a client may mark as any other.
-_unmarked = payload.without("[*].cache_control")
+# An MCP server's result has text blocks, which a client may mark like any other.
+_without_block_marks = payload.without("[*].cache_control")
 
 
 class _MessageReader:
-    """Read messages in order, keeping the tool calls that still wait for their results."""
+    """Parses messages in order."""
 
     def __init__(self, ignored: list[str]) -> None:
         self.messages: list[Message] = []
         self.attachment_paths: list[str] = []
         self.ignored = ignored
         self.has_cache_marks = False
-        self.leading = 0  # messages that came of the request's `system`
-        self._waiting: dict[str, str] = {}  # tool_call_id → name
+        self.leading = 0  # messages that came from the request's `system`
+        self.pending = PendingToolCalls()
 
     def note_mark(self, cache_control: Any) -> None:
         self.has_cache_marks = self.has_cache_marks or cache_control is not None
@@ -294,24 +289,19 @@ class _MessageReader:
         if not isinstance(blocks, str):
             results = [b for b in blocks if isinstance(b, ToolResultBlock)]
             if results and message.role != "user":
-                raise InvalidRequest("tool results stand in a user's message", param=path)
+                raise InvalidRequest("tool results are allowed only in a user message", param=path)
             for i, block in enumerate(blocks):
                 if isinstance(block, ToolResultBlock):
-                    self._add_result(self._tool_result(block, f"{path}.content[{i}]"))
+                    result = self._tool_result(block, f"{path}.content[{i}]")
+                    append_result(self.messages, result)
         if message.role == "assistant":
-            self.check_all_answered(path)
+            self.pending.check_empty(path)
         parts = list(self._parts(blocks, f"{path}.content", message.role))
         if not parts:
-            return  # nothing is said, or nothing but results (B28)
+            return  # empty, or nothing but results (B28)
         if message.role == "user":
-            self.check_all_answered(path)
+            self.pending.check_empty(path)
         self.messages.append(Message(message.role, parts))
-
-    def check_all_answered(self, path: str) -> None:
-        """Refuse a history that no provider would take, in words that say why (B27)."""
-        if self._waiting:
-            ids = ", ".join(self._waiting)
-            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
 
     def _parts(
         self, content: str | Iterable[Any], path: str, role: str = "system"
@@ -326,16 +316,16 @@ class _MessageReader:
                 self.note_mark(block.cache_control)
             match block:
                 case ToolResultBlock():
-                    pass  # read before
+                    pass  # parsed before the rest
                 case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock():
                     if role == "system" and not isinstance(block, TextBlock):
-                        raise InvalidRequest("a system message has text alone", param=where)
+                        raise InvalidRequest("a system message may contain only text", param=where)
                     yield from self._shown(block, where)
                 case OtherBlock():
                     self._ignore_kind(block, path)
                 case _ if role != "assistant":
                     raise InvalidRequest(
-                        f"{block.type} stands in an assistant's message", param=where
+                        f"{block.type} is allowed only in an assistant message", param=where
                     )
                 case _:
                     yield from self._said(block, where)
@@ -346,7 +336,7 @@ class _MessageReader:
         self.ignored.append(f"{everywhere}[*] ({block.block['type'][:40]})")
 
     def _shown(self, block: Any, path: str) -> Iterator[Part]:
-        """Read what anyone may show: text, images, documents."""
+        """Parse the blocks that any role may have: text, images, documents."""
         match block:
             case TextBlock(text=text):
                 if block.citations:
@@ -395,12 +385,12 @@ class _MessageReader:
                 yield AttachmentPart(attachment)
             case FileSource():
                 raise Unsupported(
-                    "files are taken as base64 data; no files are kept here",
+                    "files must be sent as base64 data; this server stores none",
                     param=f"{path}.file_id",
                 )
 
     def _said(self, block: Any, path: str) -> Iterator[Part]:
-        """Read what only an answer has. llm-anthropic's own forms, which it sends back so."""
+        """Parse the blocks of replies, in the format that llm-anthropic keeps and sends back."""
         match block:
             case ThinkingBlock(thinking=text, signature=signature):
                 if text or signature:
@@ -412,7 +402,7 @@ class _MessageReader:
                     self._ignore_field(path, "caller")
                 server_executed = block.type != "tool_use"
                 if not server_executed:
-                    self._waiting[block.id] = block.name
+                    self.pending.add(block.id, block.name)
                 yield ToolCallPart(
                     block.name,
                     block.input or {},
@@ -426,18 +416,14 @@ class _MessageReader:
                         self.note_mark(item.get("cache_control"))
                 yield ToolResultPart(
                     name=block.type.removesuffix("_tool_result"),
-                    output=server_output(_unmarked(content)),
+                    output=server_output(_without_block_marks(content)),
                     tool_call_id=block.tool_use_id,
                     server_executed=True,
                     exception="error" if block.is_error else None,
                 )
 
     def _tool_result(self, block: ToolResultBlock, path: str) -> ToolResultPart:
-        if block.tool_use_id not in self._waiting:
-            raise InvalidRequest(
-                f"no tool call {block.tool_use_id!r} waits for a result here",
-                param=f"{path}.tool_use_id",
-            )
+        name = self.pending.take(block.tool_use_id, f"{path}.tool_use_id")
         self.note_mark(block.cache_control)
         content: list[Part] = []
         for i, item in enumerate([] if isinstance(block.content, str) else block.content or ()):
@@ -451,7 +437,7 @@ class _MessageReader:
                 content += self._shown(item, f"{path}.content[{i}]")
         texts = [part.text for part in content if isinstance(part, TextPart)]
         return ToolResultPart(
-            name=self._waiting.pop(block.tool_use_id),
+            name=name,
             output=block.content if isinstance(block.content, str) else "\n".join(texts),
             tool_call_id=block.tool_use_id,
             exception="error" if block.is_error else None,
@@ -462,8 +448,62 @@ class _MessageReader:
             ],
         )
 
-    def _add_result(self, result: ToolResultPart) -> None:
-        if self.messages[-1].role == "tool":
-            self.messages[-1].parts.append(result)
-        else:
-            self.messages.append(Message("tool", [result]))
+
+# ---- the normal form
+
+# The places that Anthropic's types give a mark: never a tool's input or schema.
+_without_cache_marks = payload.without(
+    "cache_control",
+    "system[*].cache_control",
+    "tools[*].cache_control",
+    "messages[*].content[*].cache_control",
+    "messages[*].content[*].content[*].cache_control",
+    "messages[*].content[*].content[*].content[*].cache_control",  # search results in a result
+    "messages[*].content[*].source.content[*].cache_control",  # documents made of blocks
+    "messages[*].content[*].content[*].source.content[*].cache_control",
+)
+
+
+def normalize_body(body: Any) -> Any:
+    """Strip cache marks and Claude Code's billing line before a request's body is stored.
+
+    Marks move with every turn, and the billing line differs in every request. A system block
+    that is nothing but the billing line is left out. Any JSON value is taken; it is not
+    edited, and the result shares its unchanged parts.
+
+    Spec: https://docs.anthropic.com/en/docs/build-with-claude/prompt-caching
+    """
+    kept = _without_cache_marks(body)
+    if not isinstance(kept, dict):
+        return kept
+    match kept.get("system"):
+        case str(text) if (rest := without_billing_line(text)) != text:
+            return kept | {"system": rest}
+        case list(blocks) if any(_has_billing_line(block) for block in blocks):
+            return kept | {"system": [rest for b in blocks for rest in _without_billing(b)]}
+    return kept
+
+
+def _has_billing_line(block: Any) -> bool:
+    match block:
+        case {"text": str(text)}:
+            return without_billing_line(text) != text
+    return False
+
+
+def _without_billing(block: Any) -> list[Any]:
+    """Return the rest of a system block: itself, a shorter one or nothing."""
+    if not _has_billing_line(block):
+        return [block]
+    rest = without_billing_line(block["text"])
+    return [block | {"text": rest}] if rest else []
+
+
+# It differs in every request, so neither models nor hashes may see it (B32).
+_BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n*")
+
+
+def without_billing_line(text: str) -> str:
+    """Strip the line that Claude Code puts at the start of a system text."""
+    line = _BILLING_LINE.match(text)
+    return text[line.end() :] if line else text

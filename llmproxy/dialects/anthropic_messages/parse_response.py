@@ -1,7 +1,6 @@
-"""What another server of Anthropic's wire answers, whole or streamed, read as the hub's.
+"""Parse another server's response: its stream of events, or the whole message.
 
-A whole message is read as the stream that it would have been, so that the two agree. An
-error for an answer is left to `models_and_errors`, cutting bytes into frames to `framing`.
+A whole message is parsed as the stream that it would have been, so that the two agree.
 
 Spec: https://docs.anthropic.com/en/api/messages-streaming
 """
@@ -16,47 +15,46 @@ from llm.parts import StreamEvent
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
+from ...core.finish_reasons import FINISH_REASONS
 from ...transport import framing
 from .models_and_errors import parse_error
 from .render_response import mcp_server, redacted, server_output, signed
 
-__all__ = ["StreamParser", "parse_response"]
-
 
 def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
-    """Read another server's message; the same as its stream, collected, reads.
+    """Parse another server's message; its stream, collected, gives the same.
 
     Raises:
-        ProxyError: the error that the body is, or UpstreamError where it is no message.
+        ProxyError: the error that the body reports, or UpstreamError if it is no message.
     """
     match body:
         case {"type": "error"}:
             raise parse_error(200, body, headers)
         case {"content": list(blocks), **fields}:
             parser = StreamParser()
-            events = parser.feed_event({"type": "message_start", "message": fields})
+            events = parser.feed_value({"type": "message_start", "message": fields})
             for index, block in enumerate(blocks):
                 start = {"type": "content_block_start", "index": index, "content_block": block}
-                events += parser.feed_event(start)
-                events += parser.feed_event({"type": "content_block_stop", "index": index})
-            events += parser.feed_event({"type": "message_delta", "delta": fields})
+                events += parser.feed_value(start)
+                events += parser.feed_value({"type": "content_block_stop", "index": index})
+            events += parser.feed_value({"type": "message_delta", "delta": fields})
             return chat.collect(events + parser.end())
     raise UpstreamError("the upstream's answer is no message")
 
 
 class StreamParser:
-    """Read another server's stream of events as hub events. Feed its frames in order.
+    """Parses another server's stream into our events. Feed its frames in order.
 
-    Taken as they come in the field: pings, events and blocks of unknown kinds (listed in
-    the Finish's `ignored`), usage in both places (the later counts overwrite), input
-    both whole in a block's start and in deltas, deltas that do not fit their block.
-    Finish is given at message_stop, or at the stream's end where that is missing.
-    `model` is the answering model's name as soon as it was told.
+    Accepted, since servers send them: pings, events and blocks of unknown types (listed in
+    the Finish's `ignored`), usage in both places (later counts overwrite), input both whole
+    in a block's start and in deltas, deltas that do not fit their block. The Finish comes at
+    message_stop, or at the end of a stream without one. `model` is the name of the model
+    that responds, once the stream has named it.
     """
 
     def __init__(self) -> None:
         self.model: str | None = None
-        self._blocks: dict[Any, _Block] = {}  # by the wire's index
+        self._blocks: dict[Any, _Block] = {}  # by the stream's index
         self._next_part = 0
         self._usage: dict[str, Any] = {}
         self._stop: dict[str, Any] | None = None
@@ -64,21 +62,27 @@ class StreamParser:
         self._is_finished = False
 
     def feed(self, frame: framing.SSEFrame) -> list[chat.Event]:
-        """Give the events of one frame.
+        """Return the events of one frame.
 
         Raises:
-            ProxyError: the error that the frame is; UpstreamError where it is no event.
+            ProxyError: the error that the frame reports; UpstreamError if it is no event.
         """
         if self._is_finished or frame.data.strip() in ("", "[DONE]"):
             return []
         try:
             value = payload.parse(frame.data.encode())
         except InvalidRequest as exc:
-            raise UpstreamError(f"an event of the upstream is no JSON: {exc.message}") from exc
-        return self.feed_event(value)
+            raise UpstreamError(f"an event of the upstream is not JSON: {exc.message}") from exc
+        return self.feed_value(value)
 
-    def feed_event(self, value: Any) -> list[chat.Event]:
-        """Give the hub events of one event's JSON value."""
+    def feed_value(self, value: Any) -> list[chat.Event]:
+        """Return the events of the JSON value of one of the stream's events.
+
+        Raises:
+            ProxyError: as `feed`.
+        """
+        if self._is_finished:
+            return []
         match value:
             case {"type": "error"}:
                 raise parse_error(0, value)
@@ -106,7 +110,7 @@ class StreamParser:
         return []
 
     def end(self) -> list[chat.Event]:
-        """Give the Finish, where no frame had it yet.
+        """Return the Finish, unless a frame has given it already.
 
         Raises:
             UpstreamError: the stream was cut: there was no message_delta.
@@ -120,16 +124,16 @@ class StreamParser:
         events = [event for index in list(self._blocks) for event in self._ended(index)]
         sequence = stop.get("stop_sequence")
         finish = chat.Finish(
-            _REASONS.get(str(stop.get("stop_reason")), "stop"),
+            FINISH_REASONS.get(str(stop.get("stop_reason")), "stop"),
             stop_sequence=sequence if isinstance(sequence, str) else None,
-            usage=_hub_usage(self._usage),
+            usage=_usage_of(self._usage),
             model=self.model,
             ignored=tuple(self._ignored),
         )
         return [*events, finish]
 
     def _count(self, usage: Any) -> None:
-        """Take counts: those of message_delta are cumulative, and what it omits stays."""
+        """Take counts: those of message_delta are cumulative and may omit earlier ones."""
         if isinstance(usage, dict):
             self._usage |= {name: count for name, count in usage.items() if count is not None}
 
@@ -183,7 +187,7 @@ class StreamParser:
             case {"type": "input_json_delta", "partial_json": str(text)}:
                 if block is None or block.kind != "call" or not text:
                     return []
-                block.input = None  # the deltas say it again
+                block.input = None  # the deltas repeat it
                 return [block.event("tool_call_args", text)]
         self._ignored[f"content[*] ({str(delta.get('type'))[:40]})"] = None
         return []
@@ -197,7 +201,7 @@ class StreamParser:
     def _said(
         self, index: Any, family: Literal["text", "reasoning"], text: str
     ) -> list[chat.Event]:
-        """Give text; a delta that is of another kind than its block begins a part (B19)."""
+        """Return text; a delta of another kind than its block begins a new part (B19)."""
         block = self._blocks.get(index)
         if block is None or block.kind != family:
             block = self._new(index, family)
@@ -228,13 +232,13 @@ class StreamParser:
 
 @dataclass
 class _Block:
-    """A block of the stream that is open, and the part of the answer that it is."""
+    """An open block of the stream, and the part of the response that it becomes."""
 
     kind: str
     part: int
     tool_call_id: str | None
     server_executed: bool
-    input: Any  # what its start said of a call's arguments, unless deltas say it
+    input: Any  # a call's arguments from the block's start, unless deltas repeat them
 
     def event(self, type_: str, chunk: str, metadata: dict[str, Any] | None = None) -> StreamEvent:
         return StreamEvent(
@@ -248,7 +252,7 @@ class _Block:
 
 
 def _index(event: Mapping[str, Any]) -> Any:
-    """Tell the block that an event is of; an index that is no plain value counts as none."""
+    """Return the index of an event's block; one that is no plain value counts as none."""
     index = event.get("index")
     return None if isinstance(index, dict | list) else index
 
@@ -257,19 +261,8 @@ def _str(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-_REASONS: Mapping[str, chat.FinishReason] = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
-
-
-def _hub_usage(usage: Mapping[str, Any]) -> chat.Usage:
-    """Count as the hub does: input with what was cached (B24)."""
+def _usage_of(usage: Mapping[str, Any]) -> chat.Usage:
+    """Count as we do: cached tokens are part of the input (B24)."""
     counts = {name: count for name, count in usage.items() if type(count) is int}
     read, written = (
         counts.get("cache_read_input_tokens"),

@@ -1,7 +1,4 @@
-"""A request of the hub's, written for another server of Anthropic's wire.
-
-What such a server refuses is mended or left out here, and listed. Sending it is left to
-who asked; what comes back is read by `read_answer`.
+"""Render a Messages request for another server.
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
@@ -24,20 +21,20 @@ from llm.parts import (
 )
 
 from ...core import chat
-from ...core.errors import InvalidRequest
+from ...core.tool_calls import PendingToolCalls
 from .render_response import anthropics, render_block
 
-__all__ = ["render_request", "tool_names"]
-
-MAX_TOKENS = 4096  # what is asked for where the client set no limit: Anthropic wants one
-MIN_THINKING_BUDGET_TOKENS = 1024  # Anthropic refuses less, and a budget not below max_tokens
-FILLER = "(continue)"  # Anthropic begins with a user's turn, and ends with one unless it is prefill
+VERSION_HEADER = "anthropic-version"
+API_VERSION = "2023-06-01"  # the only one
+MAX_TOKENS = 4096  # for requests without a limit: Anthropic requires one
+MIN_THINKING_BUDGET_TOKENS = 1024  # Anthropic refuses less, and a budget of max_tokens or more
+FILLER = "(continue)"  # Anthropic requires a user's turn first, and last unless prefilling
 
 EFFORTS: Mapping[str, str] = {word: word for word in ("low", "medium", "high", "xhigh", "max")} | {
     "minimal": "low"
 }
 
-# The plugin chooses a version for its model; here it is the one that all models take.
+# The versions that all models accept.
 SERVER_TOOL_TYPES: Mapping[str, str] = {
     "web_search": "web_search_20250305",
     "web_fetch": "web_fetch_20250910",
@@ -47,17 +44,17 @@ SERVER_TOOL_TYPES: Mapping[str, str] = {
 def render_request(
     request: chat.ChatRequest, *, max_tokens: int = MAX_TOKENS
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Write a request's body, and list the paths of what this wire can't carry.
+    """Render a request's body and list the paths of what this API can't hold.
 
-    Leading system messages become `system`; a later one stays where it is after a
-    user's turn, and elsewhere is marked text of the next (B31). Turns of one role are
-    joined, tool results stand first in theirs (B27), blank text is left out (B28); of a
-    final answer (prefill) trailing white space is stripped (B29). Thinking that
-    Anthropic did not sign is left out. Where thinking is on, sampling knobs are not
-    sent. Names of tools that Anthropic refuses are changed as `tool_names` says.
+    Leading system messages become `system`; a later one keeps its place after a user's turn,
+    and elsewhere becomes marked text of the next (B31). Turns of one role are joined, tool
+    results come first in theirs (B27), blank text is left out (B28); a final assistant turn
+    (prefill) loses trailing white space (B29). Thinking that Anthropic did not sign is left
+    out. Sampling options are not sent with thinking. Tool names that Anthropic refuses are
+    changed by `tool_names`.
 
     Raises:
-        InvalidRequest: tool calls and results that do not belong together.
+        InvalidRequest: tool calls and results do not belong together.
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
@@ -97,9 +94,9 @@ _TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def tool_names(request: chat.ChatRequest) -> dict[str, str]:
-    """Give for each of a request's tools the name that it has on this wire.
+    """Map the name of each of a request's tools to its name in this API.
 
-    Most keep theirs; to read an answer, look a changed one up the other way round.
+    Most stay the same; to parse a response, look a changed name up in reverse.
     """
     names = {tool.name: tool.name for tool in request.tools if _TOOL_NAME.fullmatch(tool.name)}
     for tool in request.tools:
@@ -152,7 +149,7 @@ def _option_fields(
     for name, value in options.items():
         match name:
             case "max_tokens" | "thinking" | "thinking_budget" | "parallel_tool_calls":
-                continue  # elsewhere
+                continue  # rendered elsewhere
             case "temperature" if not is_thinking and 0 <= value <= 1:
                 fields[name] = value
             case "top_p" | "top_k" if not is_thinking and (
@@ -181,7 +178,7 @@ def _option_fields(
 
 
 def _thinking(options: Mapping[str, Any], max_tokens: int) -> dict[str, Any] | None:
-    """Give the field, with a budget that Anthropic takes; None where there is no room for it."""
+    """Return the field, with a budget that Anthropic accepts; None if max_tokens leaves none."""
     budget = options.get("thinking_budget")
     if options.get("thinking", budget is not None or None) is None:
         return None
@@ -195,8 +192,17 @@ def _thinking(options: Mapping[str, Any], max_tokens: int) -> dict[str, Any] | N
     return {"type": "enabled", "budget_tokens": budget}
 
 
+def auth_headers(key: str | None) -> dict[str, str]:
+    """Return the header fields that authenticate a request to a server of this API.
+
+    The version is sent without a key too: Anthropic's servers refuse requests without it.
+    """
+    version = {VERSION_HEADER: API_VERSION}
+    return version if key is None else version | {"x-api-key": key}
+
+
 class _MessageWriter:
-    """Write messages in order, listing what they can't hold here."""
+    """Renders messages in order and lists what they can't hold."""
 
     def __init__(self, request: chat.ChatRequest, names: Mapping[str, str]) -> None:
         self.system: list[dict[str, Any]] = []
@@ -205,15 +211,15 @@ class _MessageWriter:
         self._names = names
         self._attachment_paths = iter(request.attachment_paths)
         self._ends_in_answer = bool(request.messages) and request.messages[-1].role == "assistant"
-        self._waiting: dict[str, None] = {}  # ids of calls without a result yet
-        self._held: list[Message] = []  # system messages from between a call and its result
+        self._pending = PendingToolCalls()
+        self._held: list[Message] = []  # system messages between a call and its result
 
     def write(self, message: Message) -> None:
         blocks = [block for part in message.parts for block in self._blocks(part)]
         match message.role:
             case "system" if not self.messages:
                 self.system += blocks
-            case "system" if self._waiting:
+            case "system" if self._pending:
                 self._held.append(message)
             case "system":
                 self._add_system(blocks)
@@ -225,8 +231,8 @@ class _MessageWriter:
                 self._add("user", blocks)
 
     def end(self) -> None:
-        """Mend the two ends."""
-        self._check_all_answered()
+        """Make the history begin, and end, with the turn that Anthropic requires."""
+        self._pending.check_empty("messages")
         if self.messages and self.messages[-1]["role"] == "assistant":
             if self._ends_in_answer:
                 self._strip_prefill()
@@ -250,12 +256,14 @@ class _MessageWriter:
     def _add(self, role: str, blocks: list[dict[str, Any]]) -> None:
         if not blocks:
             return
-        self._check_all_answered()
+        self._pending.check_empty("messages")
         if self.messages and self.messages[-1]["role"] == role:
             self.messages[-1]["content"] += blocks
         else:
             self.messages.append({"role": role, "content": blocks})
-        self._waiting = {b["id"]: None for b in blocks if b["type"] == "tool_use"}
+        for block in blocks:
+            if block["type"] == "tool_use":
+                self._pending.add(block["id"], block["name"])
 
     def _add_system(self, blocks: list[dict[str, Any]]) -> None:
         if not blocks:
@@ -270,24 +278,15 @@ class _MessageWriter:
 
     def _add_results(self, blocks: list[dict[str, Any]]) -> None:
         for block in blocks:
-            if block["tool_use_id"] not in self._waiting:
-                raise InvalidRequest(
-                    f"no tool call {block['tool_use_id']!r} waits for a result", param="messages"
-                )
-            del self._waiting[block["tool_use_id"]]
+            self._pending.take(block["tool_use_id"], "messages")
         if self.messages[-1]["role"] == "user":
             self.messages[-1]["content"] += blocks
         else:
             self.messages.append({"role": "user", "content": blocks})
-        if not self._waiting:
+        if not self._pending:
             held, self._held = self._held, []
             for message in held:
                 self.write(message)
-
-    def _check_all_answered(self) -> None:
-        if self._waiting:
-            ids = ", ".join(self._waiting)
-            raise InvalidRequest(f"expected the results of the tool calls {ids}", param="messages")
 
     def _blocks(self, part: Part) -> list[dict[str, Any]]:
         match part:
@@ -348,7 +347,7 @@ def _fitted_id(id_: str | None) -> str:
 
 
 def _shortest(blocks: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """One text as a string, which every server of this wire takes."""
+    """Return one text as a string, which every server of this API accepts."""
     match blocks:
         case [{"type": "text", "text": str(text)}]:
             return text

@@ -1,8 +1,6 @@
-"""An answer as a whole message, and what its stream has in common with it.
+"""Render a response as a message, or as a stream of events.
 
-The blocks with what llm-anthropic keeps of them in `provider_metadata`, usage and stop
-reasons as this wire writes them. Framing and the order of blocks are left to `stream`,
-reading another server's answer to `read_answer`.
+A part's `provider_metadata` holds what llm-anthropic keeps there, in its format.
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
@@ -11,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from llm.parts import (
     Part,
@@ -22,44 +20,26 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ...core import chat, token_estimate
+from ...core import chat, payload
+from ...core.errors import ProxyError
+from ...transport import framing
+from .models_and_errors import render_error
 
-__all__ = [
-    "anthropics",
-    "estimate_input_tokens",
-    "is_anthropics",
-    "is_redacted",
-    "is_shown",
-    "mcp_server",
-    "redacted",
-    "redacted_block",
-    "render_block",
-    "render_counts",
-    "render_message",
-    "render_response",
-    "render_stop",
-    "render_usage",
-    "server_output",
-    "server_result_block",
-    "signed",
-    "thinking_block",
-    "tool_use_block",
-]
+ID_PREFIX = "msg_"
 
 
-def render_message(
-    request: chat.ChatRequest,
-    id_: str,
+def _render_message(
+    envelope: chat.Envelope,
     content: list[dict[str, Any]],
     usage: dict[str, Any],
     stop: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The message, at its start or whole, with all keys that schema checkers ask for (C6)."""
+    """Render the message, at its start or whole, with all keys that schema checkers need (C6)."""
     return {
-        "id": f"msg_{id_}",
+        "id": ID_PREFIX + envelope.id,
         "type": "message",
         "role": "assistant",
-        "model": request.model or "",
+        "model": envelope.model,
         "content": content,
         **(stop or {"stop_reason": None, "stop_sequence": None}),
         "stop_details": None,
@@ -77,19 +57,14 @@ STOP_REASONS: Mapping[chat.FinishReason, str] = {
 
 
 def render_stop(finish: chat.Finish) -> dict[str, str | None]:
-    """Give why the model stopped, in the two fields that say it."""
+    """Render why the model stopped, in the API's two fields."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
-def estimate_input_tokens(request: chat.ChatRequest) -> int:
-    """Estimate what a stream begins with, never none: clients read the first usage (B23)."""
-    return max(1, token_estimate.estimate(request))
-
-
 def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """The usage of a message: what is counted, and the keys that schema checkers ask for (C6)."""
+    """Add the keys that schema checkers require to the counts of a message's usage (C6)."""
     return {
         "cache_creation": None,
         "inference_geo": None,
@@ -100,12 +75,18 @@ def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def render_counts(usage: chat.Usage, input_tokens_estimate: int) -> dict[str, Any]:
-    """Anthropic counts cached input apart (B24). Unknown counts are left out.
+def _estimated_input_tokens(envelope: chat.Envelope) -> int:
+    """Return the estimate, at least 1: clients read the first usage and expect it (B23)."""
+    return max(1, envelope.input_tokens)
 
-    Save the two that the wire's types require: the estimate, and 0.
+
+def render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
+    """Render the counts, with cached input apart from the rest (B24).
+
+    Unknown counts are left out, except the two that the API's types require: these are the
+    estimate and 0.
     """
-    input_tokens = input_tokens_estimate
+    input_tokens = _estimated_input_tokens(envelope)
     if usage.input_tokens is not None:
         cached = (usage.cached_tokens or 0) + (usage.cache_write_tokens or 0)
         input_tokens = max(0, usage.input_tokens - cached)
@@ -122,11 +103,11 @@ def render_counts(usage: chat.Usage, input_tokens_estimate: int) -> dict[str, An
     return counts
 
 
-# ---- blocks of an answer
+# ---- blocks
 
 
 def render_block(part: Part) -> dict[str, Any] | None:
-    """Render a part of an answer; None for what this wire does not show."""
+    """Render a part of a response; None if this API has no block for it."""
     match part:
         case TextPart(text=text) if text and not text.isspace():
             return {"type": "text", "text": text, "citations": []}
@@ -144,38 +125,38 @@ def render_block(part: Part) -> dict[str, Any] | None:
 
 
 def signed(signature: str | None) -> dict[str, Any] | None:
-    """Give the provider_metadata of signed thinking, as llm-anthropic keeps it."""
+    """Return the provider_metadata of signed thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"signature": signature}} if signature else None
 
 
 def redacted(data: str) -> dict[str, Any]:
-    """Give the provider_metadata of redacted thinking, as llm-anthropic keeps it."""
+    """Return the provider_metadata of redacted thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"type": "redacted_thinking", "data": data}}
 
 
 def mcp_server(name: str | None) -> dict[str, Any] | None:
-    """Give the provider_metadata of a call to an MCP server of Anthropic's."""
+    """Return the provider_metadata of a call to an MCP server through Anthropic."""
     return {"anthropic": {"mcp_server_name": name}} if name else None
 
 
 def server_output(content: Any) -> str:
-    """Write a result of the provider's tool as llm-anthropic does: JSON, nothing as ""."""
+    """Encode the result of a provider's tool as llm-anthropic does: JSON, or "" if empty."""
     return "" if content in (None, [], "") else json.dumps(content)
 
 
 def anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """Choose what is Anthropic's of a part's provider_metadata; nothing where it is another's."""
+    """Return Anthropic's share of a part's provider_metadata, {} if it is another provider's."""
     metadata = (provider_metadata or {}).get("anthropic")
     return metadata if isinstance(metadata, dict) else {}
 
 
 def is_redacted(metadata: Mapping[str, Any]) -> bool:
-    """Whether Anthropic's metadata is that of thinking which only its own servers can read."""
+    """Whether Anthropic's metadata holds thinking that only its own servers can read."""
     return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
 
 
 def redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Render redacted thinking; it comes whole, in a stream too."""
+    """Render redacted thinking, which comes whole in streams too."""
     return {"type": "redacted_thinking", "data": metadata["data"]}
 
 
@@ -185,17 +166,17 @@ def thinking_block(text: str, signature: str) -> dict[str, Any]:
 
 
 def is_anthropics(tool_call_id: str | None) -> bool:
-    """Whether a call that the provider ran was run by Anthropic: its ids say so."""
+    """Whether Anthropic ran a call, to judge by the prefix of its id."""
     return (tool_call_id or "").startswith(("srvtoolu_", "mcptoolu_"))
 
 
 def is_shown(call: StreamEvent | ToolCallPart) -> bool:
-    """Whether this wire has a form for a call: the client's to run, or one that Anthropic ran."""
+    """Whether this API has a block for a call: the client's to run, or run by Anthropic."""
     return not call.server_executed or is_anthropics(call.tool_call_id)
 
 
 def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
-    """Render a call, whoever runs it, with all keys that schema checkers ask for (C6)."""
+    """Render a call, whoever runs it, with all keys that schema checkers require (C6)."""
     fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
     if not call.server_executed:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
@@ -206,7 +187,7 @@ def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
 
 
 def server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
-    """Render what a tool of Anthropic's own gave; `server_output` undone."""
+    """Render the result of one of Anthropic's own tools: the inverse of `server_output`."""
     try:
         content = json.loads(output) if output else []
     except ValueError:
@@ -214,16 +195,281 @@ def server_result_block(name: str, tool_call_id: str | None, output: str) -> dic
     return {"type": f"{name}_tool_result", "tool_use_id": tool_call_id, "content": content}
 
 
-def render_response(
-    request: chat.ChatRequest,
-    response: chat.ChatResponse,
-    id: str,
-    created: int,
-) -> dict[str, Any]:
-    """Render a whole answer as a message; the same content as its stream has.
+def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
+    """Render a response as a message, with the same content as its stream.
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
     content = [block for part in response.parts if (block := render_block(part)) is not None]
-    counts = render_counts(response.finish.usage, estimate_input_tokens(request))
-    return render_message(request, id, content, render_usage(counts), render_stop(response.finish))
+    usage = render_usage(render_counts(response.finish.usage, envelope))
+    return _render_message(envelope, content, usage, render_stop(response.finish))
+
+
+# ---- the stream
+
+
+class StreamRenderer:
+    """Renders our events as Anthropic's. Feed in order; Finish is last.
+
+    Blocks are strictly sequential (B20): of interleaved tool calls, the later ones wait until
+    the earlier is whole. Text of white space alone makes no block, since Anthropic's own
+    servers refuse it in the next request (B28). Of provider-run tools only Anthropic's own
+    are shown: the API has no blocks for others.
+
+    Spec: https://docs.anthropic.com/en/api/messages-streaming
+    """
+
+    def __init__(self, envelope: chat.Envelope) -> None:
+        self._envelope = envelope
+        self._index = -1  # of the block begun last
+        self._kind: Literal["text", "thinking", "result"] | None = None  # of the open block
+        self._part: int | None = None  # the part_index of the open block
+        self._before = b""  # a delta's frame up to its text, the same within a block
+        self._signature = ""
+        self._result: list[StreamEvent] = []
+        self._blank: dict[int | None, str] = {}  # part_index → white space that may begin a text
+        self._calls: dict[int | None, _Call] = {}  # unfinished ones; the first is open
+        self._ended_calls: set[int | None] = set()
+        self._held: list[StreamEvent] = []  # events that came between pieces of a call's arguments
+
+    def start(self) -> list[bytes]:
+        """Return message_start, whose usage is an estimate that the end corrects (B23)."""
+        input_tokens = _estimated_input_tokens(self._envelope)
+        usage = render_usage({"input_tokens": input_tokens, "output_tokens": 1})
+        message = _render_message(self._envelope, [], usage)
+        return [_event("message_start", {"message": message})]
+
+    def feed(self, event: chat.Event) -> list[bytes]:
+        """Return the frames of one event: none if it must wait, or if the API has no block.
+
+        Blocks are sequential (B20), so an event between the pieces of a call's arguments
+        waits until they are whole.
+        """
+        if isinstance(event, chat.Finish):
+            return [*self._release_all(), *self._end(event)]
+        goes_on = event.part_index in self._calls
+        begins_beside = event.type == "tool_call_name" and not self._held
+        if (self._held or self._is_within_arguments) and not (goes_on or begins_beside):
+            self._held.append(event)
+            return []
+        frames = self._show(event)
+        return frames if self._is_within_arguments else [*frames, *self._release()]
+
+    @property
+    def _is_within_arguments(self) -> bool:
+        return any(call.has_arguments and not call.is_whole for call in self._calls.values())
+
+    def _release(self) -> list[bytes]:
+        if not self._held:
+            return []
+        held, self._held = self._held, []
+        return [frame for event in held for frame in self.feed(event)]
+
+    def _release_all(self) -> list[bytes]:
+        """Return the events that wait for arguments that never became whole."""
+        frames: list[bytes] = []
+        while self._held:
+            frames += [*self._close(), *self._release()]
+        return frames
+
+    def _show(self, event: StreamEvent) -> list[bytes]:
+        match event:
+            case StreamEvent(type="text", chunk=text):
+                if self._part == event.part_index and self._kind == "text":
+                    return [self._delta(text)] if text else []
+                return self._begin_text(event.part_index, text)
+            case StreamEvent(type="reasoning"):
+                return self._reasoning(event)
+            case StreamEvent(type="tool_call_name" | "tool_call_args"):
+                return self._call(event)
+            case StreamEvent(type="tool_result") if is_anthropics(event.tool_call_id):
+                return self._server_result(event)
+        return []
+
+    def idle(self) -> list[bytes]:
+        """Return a keep-alive, which may come anywhere."""
+        return [_PING]
+
+    def fail(self, error: ProxyError) -> list[bytes]:
+        """Return the error event, a proper end of a stream in this API."""
+        body = render_error(error) | {"request_id": self._envelope.id}
+        return [framing.encode_sse(payload.encode(body), "error")]
+
+    def _delta(self, text: str) -> bytes:
+        return b"%b%b}}\n\n" % (self._before, payload.encode_string(text).encode())
+
+    def _begin_text(self, part: int | None, text: str) -> list[bytes]:
+        text = self._blank.pop(part, "") + text
+        if not text or text.isspace():
+            self._blank[part] = text
+            return []
+        frames = self._open("text", part, {"type": "text", "text": "", "citations": []})
+        return [*frames, self._delta(text)]
+
+    def _reasoning(self, event: StreamEvent) -> list[bytes]:
+        metadata = anthropics(event.provider_metadata)
+        if is_redacted(metadata):
+            return [*self._close(), *self._whole_block(redacted_block(metadata))]
+        signature = metadata.get("signature")
+        if not event.chunk and not signature:
+            return []
+        frames: list[bytes] = []
+        if self._part != event.part_index or self._kind != "thinking":
+            frames = self._open("thinking", event.part_index, thinking_block("", ""))
+        if event.chunk:
+            frames.append(self._delta(event.chunk))
+        if signature:
+            self._signature = str(signature)  # the last one counts; it is sent at the block's end
+        return frames
+
+    def _server_result(self, event: StreamEvent) -> list[bytes]:
+        frames: list[bytes] = []
+        if self._part != event.part_index or self._kind != "result":
+            frames = self._close()
+            self._kind, self._part = "result", event.part_index
+        self._result.append(event)
+        return frames
+
+    # -- blocks
+
+    def _open(
+        self, kind: Literal["text", "thinking"], part: int | None, block: dict[str, Any]
+    ) -> list[bytes]:
+        frames = self._close()
+        self._kind, self._part = kind, part
+        return [*frames, self._start_block(block, f"{kind}_delta", kind)]
+
+    def _start_block(self, block: dict[str, Any], delta: str, field: str) -> bytes:
+        self._index += 1
+        head = payload.encode({"type": "content_block_delta", "index": self._index})
+        self._before = b'event: content_block_delta\ndata: %b,"delta":{"type":"%b","%b":' % (
+            head[:-1],
+            delta.encode(),
+            field.encode(),
+        )
+        return _event("content_block_start", {"index": self._index, "content_block": block})
+
+    def _stop_block(self) -> bytes:
+        return _event("content_block_stop", {"index": self._index})
+
+    def _whole_block(self, block: dict[str, Any]) -> list[bytes]:
+        return [self._start_block(block, "", ""), self._stop_block()]
+
+    def _close(self) -> list[bytes]:
+        """End whatever is open: a block of text, thinking or a result, or all calls."""
+        frames: list[bytes] = []
+        if self._kind == "result":
+            output = "".join(event.chunk for event in self._result)
+            first = self._result[0]
+            block = server_result_block(first.tool_name or "", first.tool_call_id, output)
+            frames = self._whole_block(block)
+        elif self._kind is not None:
+            if self._signature:
+                delta = {"type": "signature_delta", "signature": self._signature}
+                fields = {"index": self._index, "delta": delta}
+                frames.append(_event("content_block_delta", fields))
+            frames.append(self._stop_block())
+        self._kind, self._part, self._signature, self._result = None, None, "", []
+        for part in list(self._calls):
+            frames += self._end_call(part)
+        return frames
+
+    # -- tool calls
+
+    def _call(self, event: StreamEvent) -> list[bytes]:
+        if event.part_index in self._ended_calls or not is_shown(event):
+            return []
+        frames: list[bytes] = []
+        call = self._calls.get(event.part_index)
+        if call is None:
+            if self._kind is not None:
+                frames = self._close()
+            call = self._calls[event.part_index] = _Call(event)
+        call.add(event)
+        return frames + self._go_on()
+
+    def _go_on(self) -> list[bytes]:
+        """Send what is ready of the first call, and of the next ones once it is whole."""
+        frames: list[bytes] = []
+        while self._calls:
+            part, call = next(iter(self._calls.items()))
+            if call.has_arguments:  # until then its name may still grow
+                frames += self._call_so_far(call)
+            if len(self._calls) == 1 or not call.is_whole:
+                break
+            frames += self._end_call(part)
+        return frames
+
+    def _call_so_far(self, call: _Call) -> list[bytes]:
+        frames: list[bytes] = []
+        if not call.is_open:
+            call.is_open = True
+            frames.append(self._start_block(call.block(), "input_json_delta", "partial_json"))
+        text = call.take()
+        return [*frames, self._delta(text)] if text else frames
+
+    def _end_call(self, part: int | None) -> list[bytes]:
+        frames = self._call_so_far(self._calls.pop(part))
+        self._ended_calls.add(part)
+        return [*frames, self._stop_block()]
+
+    def _end(self, finish: chat.Finish) -> list[bytes]:
+        delta = {**render_stop(finish), "stop_details": None, "container": None}
+        usage = render_counts(finish.usage, self._envelope)
+        return [
+            *self._close(),
+            _event("message_delta", {"delta": delta, "usage": usage}),
+            _event("message_stop", {}),
+        ]
+
+
+_PING = b'event: ping\ndata: {"type":"ping"}\n\n'
+
+
+class _Call:
+    """An unfinished tool call: what has come so far, and what is not sent yet."""
+
+    def __init__(self, first: StreamEvent) -> None:
+        self.is_open = False
+        self.has_arguments = False
+        self._first = first
+        self._name = ""
+        self._arguments = ""
+        self._unsent = ""
+
+    def add(self, event: StreamEvent) -> None:
+        if event.type == "tool_call_name":
+            self._name += event.chunk
+        else:
+            self.has_arguments = True
+            self._arguments += event.chunk
+            self._unsent += event.chunk
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the arguments are a complete JSON object."""
+        return self._arguments.rstrip().endswith("}") and "_raw" not in chat.parse_arguments(
+            self._arguments
+        )
+
+    def take(self) -> str:
+        """Return what can be sent now. White space alone is no arguments: it waits (B4)."""
+        if self._unsent.isspace() and self._arguments == self._unsent:
+            return ""
+        text, self._unsent = self._unsent, ""
+        return text
+
+    def block(self) -> dict[str, Any]:
+        first = self._first
+        part = ToolCallPart(
+            self._name,
+            {},
+            first.tool_call_id,
+            first.server_executed,
+            first.provider_metadata,
+        )
+        return tool_use_block(part)
+
+
+def _event(type_: str, fields: Mapping[str, Any]) -> bytes:
+    return framing.encode_sse(payload.encode({"type": type_, **fields}), type_)

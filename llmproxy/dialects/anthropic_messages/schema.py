@@ -1,7 +1,6 @@
-"""The shapes of a request, with the names of Anthropic's SDK.
+"""The types of a Messages request, under the names of Anthropic's SDK.
 
-What each field means to the hub is `read_request`'s to say; here stand what `payload`
-checks a body by, and which of its known fields are not carried and why.
+`payload.load` checks a body against them.
 
 Spec: https://docs.anthropic.com/en/api/messages
 """
@@ -236,7 +235,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class CreateMessageRequest:
-    """The body of a request. Null means absent throughout, as SDKs write it.
+    """The body of a request. Null means absent throughout, as SDKs send it.
 
     `max_tokens` may be absent, since count_tokens has the same body without it.
     """
@@ -270,19 +269,19 @@ class CreateMessageRequest:
 
 
 NOT_CARRIED: Mapping[str, str] = {
-    "container": "a sandbox at Anthropic, which other models do not have",
-    "context_management": "what Anthropic clears of the history on its side; we are sent all of it",
+    "container": "a sandbox at Anthropic, which other models lack",
+    "context_management": "clears history on Anthropic's side; we receive all of it",
     "diagnostics": "about Anthropic's own prompt cache",
-    "inference_geo": "where Anthropic computes",
-    "mcp_servers": "llm's plugins are told of MCP servers by the user, not by a client",
-    "service_tier": "Anthropic's priorities, by other words than other providers'",
-    "speed": "llm has no option for it that is not one plugin's own",
+    "inference_geo": "the region of Anthropic's servers",
+    "mcp_servers": "llm's plugins take MCP servers from the user, not from a client",
+    "service_tier": "Anthropic's priorities, with values that other providers don't know",
+    "speed": "an option of one plugin only",
 }
 
 TOOL_NOT_CARRIED: Mapping[str, str] = {
-    "strict": "llm has no word for it",
-    "input_examples": "llm's tools have a schema alone",
-    "allowed_callers": "who may call a tool at Anthropic besides the model",
-    "defer_loading": "all tools are shown to the model at once",
-    "eager_input_streaming": "arguments are streamed as they come",
+    "strict": "llm has no field for it",
+    "input_examples": "llm's tools have a schema only",
+    "allowed_callers": "callers at Anthropic besides the model",
+    "defer_loading": "the model always sees all tools",
+    "eager_input_streaming": "arguments are always streamed as they come",
 }

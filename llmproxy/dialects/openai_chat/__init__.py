@@ -1,46 +1,45 @@
-"""OpenAI's Chat Completions: the wire that most programs speak.
+"""OpenAI's Chat Completions, the API that most programs speak.
 
-Read beside the vendor's page: the request's shapes and how they become the hub's and
-are written from it, the stream of chunks and the whole completion, both ways, models,
-errors. What the vendor has and llm has not is listed (`NOT_CARRIED`) or refused,
-never dropped in silence.
+    schema              the vendor's types; what of a request is not carried
+    parse_request       a request → ChatRequest; its normal form
+    render_request      ChatRequest → a request, for another server
+    parse_response      another server's response, whole or streamed → events
+    render_response     events → a response, whole or streamed
+    models_and_errors   the list of models; errors both ways
 
-    shapes              the vendor's dataclasses; what of a request is carried
-    read_request        a request → hub.ChatRequest
-    noise               a request → what of it is worth keeping
-    write_request       hub.ChatRequest → a request, for another server
-    answers             hub.ChatResponse → the whole completion
-    stream              hub events → chunks
-    read_answer         another server's chunks or completion → hub events
-    models_and_errors   the list of models; errors, both ways
+Fields that llm can't carry are listed (`NOT_CARRIED`) or refused, never dropped silently.
 
 Spec: https://platform.openai.com/docs/api-reference/chat
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from ...core.backend import Route
 from .models_and_errors import parse_error, render_error, render_model, render_models
-from .noise import normalize_body
-from .parse_request import parse_request
+from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
-from .render_request import render_request
-from .render_response import render_response
+from .render_request import auth_headers, render_request
+from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
-from .stream import StreamRenderer
 
 __all__ = [
     "CUT_AFTER_ERROR",
+    "ID_PREFIX",
     "NAME",
     "NOT_CARRIED",
     "REQUEST_ID_HEADER",
     "ROUTES",
+    "STARTS_WITH_USAGE",
     "STREAM_TYPE",
     "VERSION_HEADER",
     "ChatCompletionChunk",
     "CreateChatCompletionRequest",
     "StreamParser",
     "StreamRenderer",
+    "auth_headers",
+    "normalize_body",
     "parse_error",
     "parse_request",
     "parse_response",
@@ -49,10 +48,9 @@ __all__ = [
     "render_models",
     "render_request",
     "render_response",
-    "normalize_body",
 ]
 
-NAME = "openai_chat"
+NAME: Final = "openai_chat"
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", "chat"),
@@ -63,4 +61,5 @@ ROUTES: tuple[Route, ...] = (
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
-CUT_AFTER_ERROR = True  # an error frame is no end here: what ends well reads as success (B11)
+CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success (B11)
+STARTS_WITH_USAGE = False

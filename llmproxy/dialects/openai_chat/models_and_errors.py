@@ -1,7 +1,4 @@
-"""OpenAI's models and errors: what every route of this wire may answer beside a chat.
-
-Which models there are is left to the engine, and what an error is to the house's
-`errors`: here they only change their form, errors both ways.
+"""OpenAI's list of models, and its errors, rendered and parsed.
 
 Spec: https://platform.openai.com/docs/guides/error-codes
 """
@@ -18,12 +15,9 @@ from ...core.errors import (
     RateLimited,
     Unauthorized,
     UpstreamError,
-    class_of_status,
     class_of_type,
-    forwarded,
+    upstream_error,
 )
-
-__all__ = ["parse_error", "render_error", "render_model", "render_models"]
 
 
 def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
@@ -56,7 +50,7 @@ ERROR_TYPES: Mapping[str, str] = {
 
 
 def render_error(error: ProxyError) -> dict[str, Any]:
-    """Render an error as OpenAI's object; its status and headers go beside it.
+    """Render an error's body; its status and headers are sent beside it.
 
     Spec: https://platform.openai.com/docs/guides/error-codes
     """
@@ -70,7 +64,7 @@ def render_error(error: ProxyError) -> dict[str, Any]:
     }
 
 
-# OpenAI's codes, which say more than its types.
+# OpenAI's codes, which are more specific than its types.
 _BY_CODE: Mapping[str, type[ProxyError]] = {
     "invalid_api_key": Unauthorized,
     "model_not_found": NotFound,
@@ -79,18 +73,18 @@ _BY_CODE: Mapping[str, type[ProxyError]] = {
 
 
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
-    """Read another server's error; `status` below 400 where it came inside a stream.
+    """Parse another server's error.
 
-    body: the JSON value, or the text of what was none. A status stays as it was; where
-    there is none it is told by the error's code and type.
+    status: of the response, kept as it is; below 400 for an error inside a stream, where the
+        error's code and type decide. body: a JSON value, or text that is not JSON.
     """
     fields = body
     if isinstance(fields, list) and fields:  # Gemini's
         fields = fields[0]
     if isinstance(fields, dict):
-        told = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
-        # Mistral and vLLM have the code beside the message, as has what SDKs make of an error.
-        fields = told if isinstance(told, dict) else {**fields, "message": told}
+        error = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        # Mistral and vLLM put the code beside the message, as do SDKs that dump an error.
+        fields = error if isinstance(error, dict) else {**fields, "message": error}
     if not isinstance(fields, dict):
         fields = {"message": fields}
     words = [fields.get("code"), fields.get("type")]
@@ -99,14 +93,11 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
         status = next((w for w in words if type(w) is int and 400 <= w < 600), 0)
     kinds = [_BY_CODE.get(w) or class_of_type(w) for w in words if isinstance(w, str)]
     by_word = next((kind for kind in kinds if kind is not UpstreamError), UpstreamError)
-    kind = class_of_status(status) if status else by_word
-    message, param, code = fields.get("message"), fields.get("param"), fields.get("code")
-    return kind(
-        message
-        if isinstance(message, str) and message
-        else "the upstream failed, without saying why",
-        param=param if isinstance(param, str) else None,
-        code=code if isinstance(code, str) else None,
-        status=status or None,
-        headers=forwarded(headers or {}),
+    return upstream_error(
+        status,
+        by_word,
+        fields.get("message"),
+        param=fields.get("param"),
+        code=fields.get("code"),
+        headers=headers,
     )

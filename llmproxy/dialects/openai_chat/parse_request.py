@@ -1,8 +1,4 @@
-"""OpenAI's request, read as the hub's: what the proxy does with each chat it is asked for.
-
-Messages in their order with the tool calls that wait for results, tools, options and
-schema. Whether a body has the request's shape is left to payload, by the dataclasses
-of `shapes`; which model answers, to the engine.
+"""Parse a Chat Completions request, and strip it to its normal form.
 
 Spec: https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -25,6 +21,7 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
+from ...core.tool_calls import PendingToolCalls, append_result
 from .schema import (
     NOT_CARRIED,
     OPTIONS,
@@ -48,22 +45,20 @@ from .schema import (
     ToolName,
 )
 
-__all__ = ["parse_request"]
-
 
 def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
-    """Read the JSON value of a request's body as a chat.ChatRequest.
+    """Parse the body of a request, a JSON value.
 
-    Kept: messages of every role in their places, with text, images, audio and files
-    as attachments, reasoning, tool calls and results (tool messages that follow one
-    another become one, as llm holds them); tools, options, schema. A tool call or
-    result without an id is given one by its place. Empty assistant messages are
-    dropped. What is not carried stands in `ignored`.
+    Kept: messages of every role in their places, with text, reasoning, tool calls and
+    results, and images, audio and files as attachments; tools, options, schema. Tool
+    messages in a row become one, as in llm. A tool call or result without an id gets one
+    from its place. Empty assistant messages are dropped. Fields that are not carried are
+    listed in `ignored`.
 
     Raises:
-        InvalidRequest: a body that is no such request, `param` naming the field.
-        Unsupported: what would silently change the answer: `n` above 1, audio output,
-            files by id.
+        InvalidRequest: the body is not such a request; `param` names the field.
+        Unsupported: the response would silently differ: `n` above 1, audio output, files
+            by id.
 
     Spec: https://platform.openai.com/docs/api-reference/chat/create
     """
@@ -72,14 +67,14 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     if request.n is not None and request.n != 1:
         raise Unsupported("only n: 1 is answered", param="n")
     if request.audio is not None or "audio" in (request.modalities or ()):
-        raise Unsupported("only text is answered, not audio", param="modalities")
+        raise Unsupported("only text output is supported, not audio", param="modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
     reader = _MessageReader(ignored)
     for i, message in enumerate(request.messages):
         reader.read(message, f"messages[{i}]")
     if not any(message.parts for message in reader.messages):
         raise InvalidRequest("there is no message to answer", param="messages")
-    reader.check_all_answered(f"messages[{len(request.messages)}]")
+    reader.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
     options, paths = _options(request, ignored)
     stream_options = request.stream_options or ChatCompletionStreamOptions()
@@ -91,7 +86,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         options=options,
         schema=_schema(request, ignored),
         stream=bool(request.stream),
-        wire={"include_usage": bool(stream_options.include_usage)},
+        include_usage=bool(stream_options.include_usage),
         option_paths=paths,
         attachment_paths=tuple(reader.attachment_paths),
         ignored=tuple(dict.fromkeys(ignored)),
@@ -101,7 +96,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
 def _options(
     request: CreateChatCompletionRequest, ignored: list[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Give the options by the hub's names, and where the body has those of another name."""
+    """Return the options under our names, and the paths of those that the body names otherwise."""
     options = {name: getattr(request, name) for name in OPTIONS}
     options["stop_sequences"] = _stop_sequences(request.stop, ignored)
     paths = {
@@ -125,7 +120,7 @@ def _options(
 
 
 def _asks_for_any_json(request: CreateChatCompletionRequest) -> bool:
-    """Whether the schema is {}: llm takes that for no schema at all."""
+    """Whether the schema is {}, which llm takes for no schema at all."""
     wanted = request.response_format
     return isinstance(wanted, ResponseFormatJSONSchema) and not wanted.json_schema.schema
 
@@ -188,23 +183,23 @@ def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> chat.Na
 
 
 class _MessageReader:
-    """Read messages in order, keeping the tool calls that still wait for their results."""
+    """Parses messages in order."""
 
     def __init__(self, ignored: list[str]) -> None:
         self.messages: list[Message] = []
         self.attachment_paths: list[str] = []
         self._ignored = ignored
-        self._waiting: dict[str, str] = {}  # tool_call_id → name
+        self.pending = PendingToolCalls()
 
     def read(self, message: Any, path: str) -> None:
         match message:
             case ChatCompletionToolMessage():
-                self._add_result(self._tool_result(message, path))
+                append_result(self.messages, self._tool_result(message, path))
                 return
             case ChatCompletionFunctionMessage():
-                self._add_result(self._function_result(message, path))
+                append_result(self.messages, self._function_result(message, path))
                 return
-        self.check_all_answered(path)
+        self.pending.check_empty(path)
         if message.name:
             self._ignored.append("messages[*].name")
         if isinstance(message, ChatCompletionAssistantMessage):
@@ -216,12 +211,6 @@ class _MessageReader:
             parts = list(self._parts(message.content, f"{path}.content"))
             role = "user" if message.role == "user" else "system"
         self.messages.append(Message(role, parts))
-
-    def check_all_answered(self, path: str) -> None:
-        """Refuse a history that no provider would take, in words that say why (B27)."""
-        if self._waiting:
-            ids = ", ".join(self._waiting)
-            raise InvalidRequest(f"expected the results of the tool calls {ids} here", param=path)
 
     def _parts(self, content: str | Iterable[Any] | None, path: str) -> Iterator[Part]:
         if content is None or content == "":
@@ -264,7 +253,7 @@ class _MessageReader:
                     return attachments.attachment_from_url(data, param=path), path
                 return attachments.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
-            "files are taken as file_data; no files are kept here", param=f"{path}.file"
+            "files must be sent as file_data; this server stores none", param=f"{path}.file"
         )
 
     def _assistant_parts(
@@ -277,7 +266,10 @@ class _MessageReader:
         elif any(said):
             self._ignored.append("messages[*].reasoning")
         if message.audio is not None:
-            raise Unsupported("no audio is kept here", param=f"{path}.audio")
+            raise Unsupported(
+                "audio must be sent with the request; this server stores none",
+                param=f"{path}.audio",
+            )
         yield from self._parts(message.content, f"{path}.content")
         if message.refusal:
             yield TextPart(message.refusal)
@@ -286,36 +278,57 @@ class _MessageReader:
             calls.append((None, message.function_call))
         for i, (id_, function) in enumerate(calls):
             id_ = id_ or f"call_{len(self.messages)}_{i}"
-            self._waiting[id_] = function.name
+            self.pending.add(id_, function.name)
             arguments = chat.parse_arguments(function.arguments or "")
             yield ToolCallPart(function.name, arguments, tool_call_id=id_)
 
     def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:
-        id_ = message.tool_call_id or next(iter(self._waiting), "")
-        if id_ not in self._waiting:
-            raise InvalidRequest(
-                f"no tool call {id_!r} waits for a result here", param=f"{path}.tool_call_id"
-            )
-        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+        id_ = message.tool_call_id or self.pending.oldest() or ""
+        name = self.pending.take(id_, f"{path}.tool_call_id")
+        return self._result(id_, name, message.content, path)
 
     def _function_result(self, message: ChatCompletionFunctionMessage, path: str) -> ToolResultPart:
-        id_ = next((id_ for id_, name in self._waiting.items() if name == message.name), None)
+        id_ = self.pending.oldest(message.name)
         if id_ is None:
             raise InvalidRequest(
                 f"no call of {message.name!r} waits for a result here", param=f"{path}.name"
             )
-        return self._result(id_, list(self._parts(message.content, f"{path}.content")))
+        name = self.pending.take(id_, f"{path}.name")
+        return self._result(id_, name, message.content, path)
 
-    def _result(self, id_: str, content: list[Part]) -> ToolResultPart:
+    def _result(
+        self, id_: str, name: str, content: str | Iterable[Any] | None, path: str
+    ) -> ToolResultPart:
+        parts = list(self._parts(content, f"{path}.content"))
         return ToolResultPart(
-            name=self._waiting.pop(id_),
-            output="".join(part.text for part in content if isinstance(part, TextPart)),
+            name=name,
+            output="".join(part.text for part in parts if isinstance(part, TextPart)),
             tool_call_id=id_,
-            attachments=[part.attachment for part in content if isinstance(part, AttachmentPart)],
+            attachments=[part.attachment for part in parts if isinstance(part, AttachmentPart)],
         )
 
-    def _add_result(self, result: ToolResultPart) -> None:
-        if self.messages[-1].role == "tool":
-            self.messages[-1].parts.append(result)
-        else:
-            self.messages.append(Message("tool", [result]))
+
+# ---- the normal form
+
+# The places where LiteLLM reads a mark, and the first for OpenRouter: never a tool's arguments
+# or parameters.
+_without_cache_marks = payload.without(
+    "cache_control",
+    "messages[*].cache_control",
+    "messages[*].content[*].cache_control",
+    "messages[*].tool_calls[*].cache_control",
+    "tools[*].cache_control",
+    "tools[*].function.cache_control",
+)
+
+
+def normalize_body(body: Any) -> Any:
+    """Strip cache marks, which move with every turn, before a request's body is stored.
+
+    OpenAI caches by itself. Clients that also reach Anthropic's models through LiteLLM or
+    OpenRouter (aider, gptme) send Anthropic's marks in this API too. Any JSON value is taken;
+    it is not edited, and the result shares its unchanged parts.
+
+    Spec: https://docs.litellm.ai/docs/completion/prompt_caching
+    """
+    return _without_cache_marks(body)

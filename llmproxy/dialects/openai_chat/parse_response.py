@@ -1,7 +1,6 @@
-"""Another server's answer, read as the hub's: its stream of chunks, or the whole.
+"""Parse another server's response: its stream of chunks, or the whole completion.
 
-Reads what the many servers of this wire send, not the vendor's page alone. Cutting
-bytes into frames is left to transport.framing, errors to `models_and_errors`.
+Many servers speak this API with variations of their own; those met in the field are read.
 
 Spec: https://platform.openai.com/docs/api-reference/chat-streaming
 """
@@ -17,6 +16,7 @@ from llm.parts import StreamEvent
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
+from ...core.finish_reasons import finish_reason
 from ...transport import framing
 from .models_and_errors import parse_error
 from .schema import (
@@ -30,29 +30,27 @@ from .schema import (
     PromptTokensDetails,
 )
 
-__all__ = ["StreamParser", "parse_response"]
-
 
 def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
-    """Read another server's chat.completion; the same as its stream, collected, reads.
+    """Parse another server's chat.completion; its stream, collected, gives the same.
 
     Raises:
-        ProxyError: the error that the body is, or UpstreamError where it is no answer.
+        ProxyError: the error that the body reports, or UpstreamError if it is no response.
     """
     parser = StreamParser()
-    events = parser.feed_chunk(body)
+    events = parser.feed_value(body)
     if not parser.has_choice:
         raise UpstreamError("the upstream's answer has no choices")
     return chat.collect(events + parser.finish(default="stop"))
 
 
 class StreamParser:
-    """Read another server's stream of chunks as hub events. Feed its frames in order.
+    """Parses another server's stream of chunks into events. Feed its frames in order.
 
-    Taken as they come in the field: chunks without choices or delta, usage on any
-    chunk (the last counts), content on the finish chunk, calls without ids or
-    indexes (B8, B9). Finish is given at `[DONE]`, or at the end of the stream where
-    that is missing. `model` is the answering model's name as soon as it was told.
+    Accepted, since servers send them: chunks without choices or delta, usage on any chunk
+    (the last counts), content on the finish chunk, calls without ids or indexes (B8, B9).
+    The Finish comes at `[DONE]`, or at the end of a stream without one. `model` is the name
+    of the model that responds, once the stream has named it.
     """
 
     def __init__(self) -> None:
@@ -68,11 +66,11 @@ class StreamParser:
         self._is_finished = False
 
     def feed(self, frame: framing.SSEFrame) -> list[chat.Event]:
-        """Give the events of one frame.
+        """Return the events of one frame.
 
         Raises:
-            ProxyError: the error that the frame is; UpstreamError where it is no chunk,
-                or where `[DONE]` comes before any finish_reason.
+            ProxyError: the error that the frame reports; UpstreamError if it is no chunk, or
+                if `[DONE]` comes before any finish_reason.
         """
         if self._is_finished or not frame.data:
             return []
@@ -81,11 +79,17 @@ class StreamParser:
         try:
             value = payload.parse(frame.data.encode())
         except InvalidRequest as exc:
-            raise UpstreamError(f"a chunk of the upstream is no JSON: {exc.message}") from exc
-        return self.feed_chunk(value)
+            raise UpstreamError(f"a chunk of the upstream is not JSON: {exc.message}") from exc
+        return self.feed_value(value)
 
-    def feed_chunk(self, value: Any) -> list[chat.Event]:
-        """Give the events of one chunk's JSON value, or of a whole chat.completion's."""
+    def feed_value(self, value: Any) -> list[chat.Event]:
+        """Return the events of a chunk's JSON value, or of a whole chat.completion's.
+
+        Raises:
+            ProxyError: as `feed`.
+        """
+        if self._is_finished:
+            return []
         if isinstance(value, dict) and value.get("error"):
             raise parse_error(200, value)
         unknown: list[str] = []
@@ -97,7 +101,7 @@ class StreamParser:
         self._ignored |= dict.fromkeys(unknown)
         self.model = self.model or chunk.model or None
         if isinstance(chunk.id, str):
-            # Unique in the conversation, and in the letters that every wire takes.
+            # Unique in the conversation, and of letters that every API accepts.
             self._made_up_id = "call_" + re.sub(r"[^a-zA-Z0-9_-]", "", chunk.id)[-32:]
         self._usage = chunk.usage or self._usage
         events: list[chat.Event] = []
@@ -114,25 +118,22 @@ class StreamParser:
         return events
 
     def end(self) -> list[chat.Event]:
-        """Give the Finish, where no frame had it yet.
+        """Return the Finish, unless a frame has given it already.
 
         Raises:
-            UpstreamError: the stream was cut: it never gave a finish_reason (B10).
+            UpstreamError: the stream was cut: it has no finish_reason (B10).
         """
         return [] if self._is_finished else self.finish()
 
     def finish(self, default: str | None = None) -> list[chat.Event]:
-        """Give the last events; `default` is the reason where none was given."""
+        """Return the last events; `default` is the reason if the server sent none."""
         reason = self._reason or default
         if reason is None:
             raise UpstreamError("the upstream's stream ended before its answer did")
         self._is_finished = True
         events: list[chat.Event] = [event for call in self._calls for event in call.named("")]
-        word = _REASONS.get(reason, "stop")
-        if word in ("stop", "tool_calls"):
-            word = "tool_calls" if self._calls else "stop"
         finish = chat.Finish(
-            word,
+            finish_reason(reason, has_calls=bool(self._calls)),
             usage=_counts(self._usage or CompletionUsage()),
             model=self.model,
             ignored=tuple(self._ignored),
@@ -162,7 +163,7 @@ class StreamParser:
                         self._ignored[f"choices[*] (content of type {item.get('type')})"] = None
         yield from self._said("text", delta.refusal or "")
         for call in delta.tool_calls or ():
-            if call.type == "custom":  # the hub's tools are functions; `custom` is listed
+            if call.type == "custom":  # our tools are functions; `custom` is listed
                 continue
             yield from self._called(call, call.function or ChoiceDeltaToolCallFunction())
         if delta.function_call is not None:
@@ -200,7 +201,7 @@ class StreamParser:
     def _call_of(
         self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
     ) -> _Call | None:
-        """Find the call that a delta goes on with: by index, else by id, else the last one."""
+        """Find the call that a delta continues: by index, else by id, else the last one."""
         if delta.index is not None:
             same = [call for call in self._calls if call.index == delta.index]
             # Two calls under one index, as Gemini's and older servers send them (B1).
@@ -213,7 +214,7 @@ class StreamParser:
 
 @dataclass
 class _Call:
-    """A tool call in the making. Its name comes first in the hub: arguments wait for it."""
+    """A tool call in progress. Its name must come first: arguments wait for it."""
 
     part_index: int
     id: str
@@ -223,7 +224,7 @@ class _Call:
     held: list[str] = field(default_factory=list)
 
     def named(self, name: str) -> Iterator[StreamEvent]:
-        """Give a piece of the name; `""` once at the end, for a call that never had one."""
+        """Yield a piece of the name; `""` once at the end, for a call without one."""
         if name or self.name is None:
             self.name = (self.name or "") + name
             yield StreamEvent("tool_call_name", name, self.part_index, self.id)
@@ -232,22 +233,11 @@ class _Call:
                 yield from self.given(chunk)
 
     def given(self, chunk: str) -> Iterator[StreamEvent]:
-        """Give a piece of the arguments."""
+        """Yield a piece of the arguments."""
         if self.name is None:
             self.held.append(chunk)
         else:
             yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)
-
-
-# Servers of this wire pass on what their models' own runtimes say.
-_REASONS: Mapping[str, chat.FinishReason] = {
-    "length": "length",
-    "max_tokens": "length",
-    "model_length": "length",
-    "content_filter": "content_filter",
-    "safety": "content_filter",
-    "SAFETY": "content_filter",
-}
 
 
 def _counts(usage: CompletionUsage) -> chat.Usage:

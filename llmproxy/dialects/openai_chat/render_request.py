@@ -1,7 +1,4 @@
-"""The hub's request, written as OpenAI's: for another server, or a wire converted.
-
-What this wire can't hold is listed by its path, as the client wrote it. Sending the
-body, and reading what comes back, is left to others.
+"""Render a Chat Completions request for another server.
 
 Spec: https://platform.openai.com/docs/api-reference/chat/create
 """
@@ -27,20 +24,18 @@ from ...core import chat
 from .render_response import arguments_text, tool_call
 from .schema import OPTIONS
 
-__all__ = ["render_request"]
-
-SCHEMA_NAME = "answer"  # OpenAI wants one; the hub's schemas have none
+SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
 MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
 
 
 def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Write a request's body, and list the paths of what this wire can't carry.
+    """Render a request's body and list the paths of what this API can't hold.
 
-    An assistant's parts are sorted, as the wire has them: reasoning (as
-    `reasoning_content`), text, calls. Images in tool results move to a user message
-    after them (B26). A stream is asked for with its usage unless the request says
-    otherwise. The token limit is `max_tokens`, which every server of this wire knows,
-    unless the client itself wrote `max_completion_tokens`.
+    An assistant's parts are sorted as this API has them: reasoning (`reasoning_content`),
+    text, calls. Images in tool results move to a user message after them (B26). A streamed
+    response is requested with its usage unless the request says otherwise. The token limit
+    is `max_tokens`, which every server of this API knows, unless the client itself sent
+    `max_completion_tokens`.
 
     Spec: https://platform.openai.com/docs/api-reference/chat/create
     """
@@ -64,7 +59,7 @@ def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str
     body |= _option_fields(request, ignored)
     if request.stream:
         body["stream"] = True
-        if request.wire.get("include_usage", True):
+        if request.include_usage:
             body["stream_options"] = {"include_usage": True}
     return body, tuple(dict.fromkeys(ignored))
 
@@ -103,8 +98,13 @@ def _option_fields(request: chat.ChatRequest, ignored: list[str]) -> dict[str, A
     return fields
 
 
+def auth_headers(key: str | None) -> dict[str, str]:
+    """Return the header fields that authenticate a request to a server of this API."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
+
+
 class _MessageWriter:
-    """Write messages in order, listing what they can't hold here."""
+    """Renders messages in order and lists what they can't hold."""
 
     def __init__(self, request: chat.ChatRequest) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ class _MessageWriter:
         self.messages.append(message)
 
     def _write_result(self, part: ToolResultPart) -> list[dict[str, Any]]:
-        """Write a tool's message; give its images, which stand in none (B26)."""
+        """Render a tool's message; return its images, which it can't hold (B26)."""
         output = part.output
         if part.exception is not None:
             self.ignored.append("messages[*] (a tool's failure, put into words)")
@@ -195,7 +195,7 @@ class _MessageWriter:
         if type_ in _AUDIO_FORMATS:
             audio = {"data": data, "format": _AUDIO_FORMATS[type_]}
             return [{"type": "input_audio", "input_audio": audio}]
-        # OpenAI wants a name beside the data; the hub has none.
+        # OpenAI requires a name beside the data; our attachments have none.
         ending = type_.rpartition("/")[2]
         file = {"filename": f"file.{ending}", "file_data": f"data:{type_};base64,{data}"}
         return [{"type": "file", "file": file}]
@@ -206,7 +206,7 @@ _AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 
 
 def _shortest(content: list[dict[str, Any]]) -> str | list[dict[str, Any]]:
-    """One text as a string, which servers take that know no lists of parts."""
+    """Return one text as a string, for servers that accept no lists of parts."""
     match content:
         case []:
             return ""

@@ -1,7 +1,4 @@
-"""An answer as a whole completion, and what its stream has in common with it.
-
-The envelope, tool calls and usage as this wire writes them. The chunks are left to
-`stream`, reading another server's answer to `read_answer`; ids and times are given.
+"""Render a response as a chat.completion, or as a stream of chunks.
 
 Spec: https://platform.openai.com/docs/api-reference/chat/object
 """
@@ -10,30 +7,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from llm.parts import ReasoningPart, TextPart, ToolCallPart
+from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 from ...core import chat, payload
+from ...core.errors import ProxyError
+from ...transport import framing
+from .models_and_errors import render_error
 
-__all__ = ["arguments_text", "envelope", "render_response", "render_usage", "tool_call"]
+ID_PREFIX = "chatcmpl-"
 
 
-def envelope(request: chat.ChatRequest, id_: str, created: int, object_: str) -> dict[str, Any]:
-    """What the whole answer and each of its chunks begin with; the model as it was asked for."""
+def _head(envelope: chat.Envelope, object_: str) -> dict[str, Any]:
+    """Render the fields that a completion and each of its chunks begin with."""
     return {
-        "id": f"chatcmpl-{id_}",
+        "id": ID_PREFIX + envelope.id,
         "object": object_,
-        "created": created,
-        "model": request.model or "",
+        "created": envelope.created,
+        "model": envelope.model,
     }
 
 
 def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
-    """Render a call of a function, whole or as what a chunk has of it."""
+    """Render a function call, whole or the piece in a chunk."""
     return {"id": id_, "type": "function", "function": function}
 
 
 def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
-    """OpenAI counts as the hub does. Null where the provider gave no counts."""
+    """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
     prompt_tokens, completion_tokens = usage.input_tokens or 0, usage.output_tokens or 0
@@ -57,13 +57,8 @@ def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     return counts
 
 
-def render_response(
-    request: chat.ChatRequest,
-    response: chat.ChatResponse,
-    id: str,
-    created: int,
-) -> dict[str, Any]:
-    """Render a whole answer as a chat.completion; the same content as its stream has.
+def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
+    """Render a response as a chat.completion, with the same content as its stream.
 
     Spec: https://platform.openai.com/docs/api-reference/chat/object
     """
@@ -95,7 +90,7 @@ def render_response(
         "logprobs": None,
         "finish_reason": response.finish.reason,
     }
-    head = envelope(request, id, created, "chat.completion")
+    head = _head(envelope, "chat.completion")
     return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
 
 
@@ -107,8 +102,99 @@ def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
 
 
 def arguments_text(call: ToolCallPart) -> str:
-    """Write the arguments of a Part; what was no JSON object is written as it was (B4)."""
+    """Render the arguments of a call; what was no JSON object stays as it was (B4)."""
     match call.arguments:
         case {"_raw": str(text)} if len(call.arguments) == 1:
             return text
     return payload.encode(call.arguments).decode()
+
+
+# ---- the stream
+
+
+class StreamRenderer:
+    """Renders events as SSE frames of chat.completion.chunk. Feed in order; Finish is last.
+
+    Shown: text as `content`, reasoning as `reasoning_content`, tool calls with indexes from
+    0, each with its arguments as they come, or "{}" without any. Left out: the provider's
+    own tools (server tools) and opaque reasoning.
+
+    Spec: https://platform.openai.com/docs/api-reference/chat-streaming
+    """
+
+    def __init__(self, envelope: chat.Envelope) -> None:
+        head = payload.encode(_head(envelope, "chat.completion.chunk"))
+        self._head = b"data: " + head[:-1] + b","
+        self._include_usage = envelope.include_usage
+        # All but the delta is the same in every chunk, so it is encoded once.
+        self._usage_null = b',"usage":null' if self._include_usage else b""
+        self._before = self._head + b'"choices":[{"index":0,"delta":'
+        self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
+        self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
+        # White space alone is no arguments (B4): it is held until more comes.
+        self._blank: dict[int, str] = {}
+
+    def start(self) -> list[bytes]:
+        """Return the first chunk, the only one with the role (B3)."""
+        return [self._chunk(b'{"role":"assistant","content":"","refusal":null}')]
+
+    def feed(self, event: chat.Event) -> list[bytes]:
+        """Return the frames of one event: none for what this API does not show."""
+        match event:
+            case chat.Finish():
+                return self._end(event)
+            case StreamEvent(type="text", chunk=text) if text:
+                return [self._chunk(b'{"content":%b}' % payload.encode_string(text).encode())]
+            case StreamEvent(type="reasoning", chunk=text) if text:
+                text_json = payload.encode_string(text).encode()
+                return [self._chunk(b'{"reasoning_content":%b}' % text_json)]
+            case StreamEvent(type="tool_call_name", server_executed=False):
+                return [self._call_name(event)]
+            case StreamEvent(type="tool_call_args", server_executed=False, chunk=text):
+                return self._arguments(self._indexes[event.part_index], text)
+        return []
+
+    def idle(self) -> list[bytes]:
+        """Return a keep-alive: a comment, since clients take any event for a chunk (B13)."""
+        return [framing.SSE_PING]
+
+    def fail(self, error: ProxyError) -> list[bytes]:
+        """Return the error frame. The body must be cut after it, not ended (B11)."""
+        return [framing.encode_sse(payload.encode(render_error(error)))]
+
+    def _chunk(self, delta: bytes) -> bytes:
+        return self._before + delta + self._after
+
+    def _call_name(self, event: StreamEvent) -> bytes:
+        index = self._indexes.get(event.part_index)
+        if index is not None:  # a name in pieces: clients join them
+            call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
+        else:
+            index = self._indexes[event.part_index] = len(self._indexes)
+            self._blank[index] = ""
+            function = {"name": event.chunk, "arguments": ""}
+            call = {"index": index, **tool_call(event.tool_call_id, function)}
+        return self._chunk(payload.encode({"tool_calls": [call]}))
+
+    def _arguments(self, index: int, text: str) -> list[bytes]:
+        if index in self._blank:
+            text = self._blank.pop(index) + text
+            if not text.strip():
+                self._blank[index] = text
+                return []
+        return [self._call_arguments(index, text)] if text else []
+
+    def _call_arguments(self, index: int, text: str) -> bytes:
+        call = {"index": index, "function": {"arguments": text}}
+        return self._chunk(payload.encode({"tool_calls": [call]}))
+
+    def _end(self, finish: chat.Finish) -> list[bytes]:
+        frames = [self._call_arguments(index, "{}") for index in self._blank]
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finish.reason}
+        choices = b'"choices":[%b]' % payload.encode(choice)
+        frames.append(self._head + choices + self._usage_null + b"}\n\n")
+        if self._include_usage:
+            usage = payload.encode(render_usage(finish.usage))
+            frames.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
+        frames.append(b"data: [DONE]\n\n")
+        return frames

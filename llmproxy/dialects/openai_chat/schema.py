@@ -1,8 +1,6 @@
-"""OpenAI's shapes: what a chat's request and its answer are made of, as data.
+"""The types of a Chat Completions request and response, under the names of OpenAI's SDK.
 
-Dataclasses with the names of OpenAI's SDK, for payload to check by their annotations;
-which fields become options, and which are not carried. What they mean in the hub is
-left to the rooms which read and write them.
+`payload.load` checks a body against them.
 
 Spec: https://platform.openai.com/docs/api-reference/chat
 """
@@ -12,37 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
-
-__all__ = [
-    "NOT_CARRIED",
-    "OPTIONS",
-    "ChatCompletionAllowedToolChoice",
-    "ChatCompletionAssistantMessage",
-    "ChatCompletionChunk",
-    "ChatCompletionContentPartImage",
-    "ChatCompletionContentPartInputAudio",
-    "ChatCompletionContentPartRefusal",
-    "ChatCompletionContentPartText",
-    "ChatCompletionFunctionMessage",
-    "ChatCompletionFunctionTool",
-    "ChatCompletionNamedToolChoice",
-    "ChatCompletionStreamOptions",
-    "ChatCompletionToolMessage",
-    "Choice",
-    "ChoiceDelta",
-    "ChoiceDeltaToolCall",
-    "ChoiceDeltaToolCallFunction",
-    "CompletionTokensDetails",
-    "CompletionUsage",
-    "CreateChatCompletionRequest",
-    "File",
-    "FileFile",
-    "ImageURL",
-    "PromptTokensDetails",
-    "ResponseFormatJSONObject",
-    "ResponseFormatJSONSchema",
-    "ToolName",
-]
 
 # ---- the request
 
@@ -135,7 +102,7 @@ class ChatCompletionMessageToolCall:
 
 @dataclass(frozen=True)
 class ChatCompletionAssistantMessage:
-    """An answer, often our own coming back: what only answers have is taken and dropped."""
+    """A reply, often one of ours sent back: fields that only replies have are accepted."""
 
     role: Literal["assistant"]
     content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartRefusal] | None = (
@@ -260,7 +227,7 @@ class ChatCompletionStreamOptions:
 
 @dataclass(frozen=True)
 class CreateChatCompletionRequest:
-    """The body of a request. Null means absent throughout, as SDKs write it (d2)."""
+    """The body of a request. Null means absent throughout, as SDKs send it (d2)."""
 
     messages: list[ChatCompletionMessage]
     model: str | None = None
@@ -307,7 +274,7 @@ class CreateChatCompletionRequest:
     store: bool | None = None
 
 
-# Options go to the engine under the hub's names, which are mostly the vendor's own.
+# Options under our names, which are mostly the vendor's own.
 OPTIONS = (
     "temperature",
     "top_p",
@@ -324,18 +291,18 @@ OPTIONS = (
 )
 
 NOT_CARRIED: Mapping[str, str] = {
-    "logprobs": "llm has no word for the probabilities of tokens",
-    "top_logprobs": "llm has no word for the probabilities of tokens",
+    "logprobs": "llm has no field for token probabilities",
+    "top_logprobs": "llm has no field for token probabilities",
     "prediction": "a hint for speed that no llm plugin passes on",
     "web_search_options": "llm offers server tools by the plugin's own classes",
     "prompt_cache_key": "plugins choose their own cache keys",
     "prompt_cache_retention": "plugins choose their own cache keys",
     "safety_identifier": "names the client's user to OpenAI, not to the model",
-    "metadata": "kept by OpenAI's own log; ours has the request as it came",
-    "store": "kept by OpenAI's own log; ours has the request as it came",
+    "metadata": "for OpenAI's own log; ours has the request as it came",
+    "store": "for OpenAI's own log; ours has the request as it came",
 }
 
-# ---- the answer, as another server sends it
+# ---- the response, as another server sends it
 
 
 @dataclass(frozen=True)
@@ -354,7 +321,7 @@ class ChoiceDeltaToolCall:
 
 @dataclass(frozen=True)
 class ChoiceDelta:
-    """A piece of the message, or in a whole answer all of it."""
+    """A piece of the message, or all of it in a whole response."""
 
     role: Any = None
     content: str | list[dict[str, Any]] | None = None
@@ -399,12 +366,12 @@ class CompletionUsage:
 
 @dataclass(frozen=True)
 class ChatCompletionChunk:
-    """A chunk, or a whole chat.completion, which differs only in its choices' `message`."""
+    """A chunk, or a whole chat.completion, whose choices have `message` instead of `delta`."""
 
     choices: list[Choice] | None = None
     model: str | None = None
     usage: CompletionUsage | None = None
-    # The envelope: of the transport, not of the answer.
+    # The envelope, not the response itself.
     id: Any = None
     object: Any = None
     created: Any = None

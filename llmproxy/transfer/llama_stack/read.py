@@ -14,7 +14,7 @@ https://github.com/meta-llama/llama-stack/tree/main/tests/integration
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -32,7 +32,7 @@ from ...core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from ...dialects import Dialect, Parser, anthropic_messages, openai_chat
+from ...dialects import Dialect, anthropic_messages, openai_chat
 from ...transport import framing
 
 MAX_MAPPED_CHARS = 64 * 2**20  # of the text after replacing ids; the limit of any body
@@ -352,24 +352,16 @@ def _response(dialect: Dialect, body: Any) -> Iterator[chat.Event]:
 
 
 def _streamed(dialect: Dialect, items: list[Any]) -> Iterator[chat.Event]:
-    parser, feed = _new_parser(dialect)
+    parser = dialect.StreamParser()
     for place, value in _values(items):
         _refuse_error(dialect, value)
         with _at(place):
-            events = feed(value)
+            events = parser.feed_value(value)
         yield from events
         if events and isinstance(events[-1], chat.Finish):
             return
     with _at("response.body"):
         yield from parser.end()
-
-
-def _new_parser(dialect: Dialect) -> tuple[Parser, Callable[[Any], list[chat.Event]]]:
-    if dialect is openai_chat:
-        chunks = openai_chat.StreamParser()
-        return chunks, chunks.feed_chunk
-    events = anthropic_messages.StreamParser()
-    return events, events.feed_event
 
 
 def _values(items: list[Any]) -> Iterator[tuple[str, Any]]:

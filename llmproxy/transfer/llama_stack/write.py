@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 
 from ...core import chat
 from ...core.errors import InvalidRequest, UpstreamError, class_of_status
-from ...dialects import DIALECTS, openai_chat
+from ...dialects import DIALECTS, Dialect, openai_chat
 from ...recorder.exchange import Exchange
 from ...transport import framing
 
@@ -138,16 +138,23 @@ def render_recording(exchange: Exchange, *, test_id: str | None = None) -> tuple
     return f"{hash_}.json", json.dumps(form, indent=2) + "\n"
 
 
+_CHATS: Mapping[tuple[str, str], Dialect] = {
+    (dialect.NAME, route.path): dialect
+    for dialect in DIALECTS
+    for route in dialect.ROUTES
+    if route.kind == "chat"
+}
+
+
 def _chat_body(exchange: Exchange) -> dict[str, Any]:
-    """Return the request's body for OpenAI's API; the client's own if it used that."""
-    dialect = next((dialect for dialect in DIALECTS if dialect.NAME == exchange.dialect), None)
-    chats = [route.path for route in dialect.ROUTES if route.kind == "chat"] if dialect else []
+    """Give the request's body as OpenAI's: the client's own, where that is its wire."""
+    dialect = _CHATS.get((exchange.dialect, exchange.path))
     body = exchange.request.body
-    if dialect is None or exchange.path not in chats:
-        raise InvalidRequest("only chats can be written as recordings", param="path")
+    if dialect is None:
+        raise InvalidRequest("only chats are written as recordings", param="path")
     if not isinstance(body, dict):
         raise InvalidRequest("expected an object", param="request.body")
-    if dialect is openai_chat:
+    if dialect.NAME == openai_chat.NAME:
         return body
     asked = dialect.parse_request(body, exchange.request.headers)
     return openai_chat.render_request(asked)[0]
@@ -163,16 +170,12 @@ def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, A
             param="status",
         )
     events: list[chat.Event] = [*(event for _, event in exchange.events), finish]
-    request = chat.ChatRequest(
-        finish.model or exchange.model_used or exchange.model_asked,
-        [],
-        stream=exchange.stream,
-        wire={"include_usage": True},
-    )
+    model = finish.model or exchange.model_used or exchange.model_asked
+    envelope = chat.Envelope("", 0, model or "")
     if not exchange.stream:
-        answer = openai_chat.render_response(request, chat.collect(events), "", 0)
+        answer = openai_chat.render_response(chat.collect(events), envelope)
         return {"body": _completion(answer, id_), "is_streaming": False}
-    chunks = _chunks(request, events)
+    chunks = _chunks(envelope, events)
     match body:
         case {"stream_options": {"include_usage": True}}:
             pass
@@ -182,9 +185,9 @@ def _response(exchange: Exchange, body: dict[str, Any], id_: str) -> dict[str, A
     return {"body": [_chunk(chunk, id_) for chunk in chunks], "is_streaming": True}
 
 
-def _chunks(request: chat.ChatRequest, events: list[chat.Event]) -> list[dict[str, Any]]:
-    """Render the stream, with its usage in a separate chunk at the end."""
-    renderer = openai_chat.StreamRenderer(request, "", 0)
+def _chunks(envelope: chat.Envelope, events: list[chat.Event]) -> list[dict[str, Any]]:
+    """Render the stream, its usage in a chunk of its own at the end."""
+    renderer = openai_chat.StreamRenderer(envelope)
     frames = renderer.start() + [frame for event in events for frame in renderer.feed(event)]
     decoded = framing.SSEDecoder().feed(b"".join(frames))
     return [json.loads(frame.data) for frame in decoded if frame.data != "[DONE]"]

@@ -1,0 +1,449 @@
+"""Messages requests, parsed, and their normal form."""
+
+from __future__ import annotations
+
+import base64
+import copy
+from dataclasses import replace
+from operator import attrgetter
+from typing import Any
+
+import llm
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llm.parts import (
+    Message,
+    ReasoningPart,
+    TextPart,
+    ToolResultPart,
+)
+
+from llmproxy.core import chat, payload
+from llmproxy.core.errors import (
+    InvalidRequest,
+    Unsupported,
+)
+from llmproxy.dialects import anthropic_messages
+from tests.dialects.anthropic_messages.samples import (
+    ANSWERED,
+    CASES,
+    PNG,
+    tool_result,
+    tool_use,
+    user,
+    words,
+)
+from tests.strategies import AWKWARD, marked_bodies
+from tests.wire_cases import hub_json
+
+USER = {"role": "user", "content": "hi"}
+
+
+def parse(*messages: dict[str, Any], **fields: Any) -> chat.ChatRequest:
+    return anthropic_messages.parse_request({"model": "m", "messages": list(messages), **fields})
+
+
+def assistant(*blocks: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "assistant", "content": list(blocks)}
+
+
+@pytest.mark.parametrize("case", ANSWERED, ids=attrgetter("name"))
+def test_a_response_sent_back_parses_as_the_same_message(case):
+    """B25, C7: thinking comes back with its signature; what is stored is found again."""
+    said = chat.collect(case.events).messages[0]
+    echoed = {"role": "assistant", "content": case.response["content"]}
+    results = [tool_result(b["id"]) for b in case.response["content"] if b["type"] == "tool_use"]
+    read = parse(USER, echoed, user(*results, words("go on")))
+    assert read.messages[1] == said
+    assert read.ignored == ()
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_is_parsed_unchanged(text):
+    """B18: nothing in text is ours to change."""
+    assert parse({"role": "user", "content": text}).messages == [Message("user", [TextPart(text)])]
+
+
+BILLING = "x-anthropic-billing-header: cc_version=2.1; cch=00ff;"
+
+
+@pytest.mark.parametrize(
+    "system, texts",
+    [
+        (BILLING, []),
+        (BILLING + "\nBe brief.", ["Be brief."]),
+        ([words(BILLING), words("Be brief.")], ["Be brief."]),
+        ([words("It says " + BILLING)], ["It says " + BILLING]),
+        ([], []),
+        ("", []),
+        (None, []),
+    ],
+)
+def test_the_billing_line_is_stripped_from_the_system_text(system, texts):
+    """B32: it differs with each request."""
+    messages = [Message("system", [TextPart(t) for t in texts])] if texts else []
+    assert parse(USER, system=system).messages == [*messages, Message("user", [TextPart("hi")])]
+
+
+def test_cache_marks_set_the_cache_option_and_nothing_else():
+    """C3, d6.2"""
+    mark = {"type": "ephemeral"}
+    plain = parse(user(words("hi")))
+    for marked in (
+        parse(user(words("hi", cache_control=mark))),
+        parse(user(words("hi")), cache_control=mark),
+        parse(user(words("hi")), tools=[{"name": "f", "input_schema": {}, "cache_control": mark}]),
+        parse(user(words("hi")), tools=[{"type": "bash_20250124", "cache_control": mark}]),
+    ):
+        assert marked.messages == plain.messages
+        assert (marked.options, marked.ignored) == ({"cache": True}, ())
+    assert parse(user(words("hi", cache_control=None))).options == {}
+
+
+def test_a_mark_in_a_server_tools_result_is_stripped():
+    """C3: an MCP server's text is marked as any other block; what is stored must not change."""
+
+    def answered(**mark: Any) -> chat.ChatRequest:
+        shown = {"tool_use_id": "mcptoolu_1", "content": [words("3 notes", **mark)]}
+        call = {"type": "mcp_tool_use", "id": "mcptoolu_1", "name": "note", "server_name": "notes"}
+        return parse(USER, assistant(call, {"type": "mcp_tool_result", **shown}), USER)
+
+    marked, plain = answered(cache_control={"type": "ephemeral"}), answered()
+    assert marked.messages == plain.messages
+    assert (marked.options, plain.options) == ({"cache": True}, {})
+
+
+def test_inline_system_messages_keep_their_place():
+    """B31, C1"""
+    system = {"role": "system", "content": [words("now")]}
+    request = parse(USER, assistant(tool_use("a")), system, user(tool_result("a")), system)
+    assert [m.role for m in request.messages] == ["user", "assistant", "system", "tool", "system"]
+
+
+def test_results_come_before_other_content_of_the_user():
+    """B27"""
+    request = parse(
+        USER,
+        assistant(tool_use("a"), tool_use("b", "g")),
+        user(words("and"), tool_result("b", "2"), tool_result("a", "1")),
+    )
+    assert request.messages[2:] == [
+        Message(
+            "tool",
+            [
+                ToolResultPart("g", "2", tool_call_id="b"),
+                ToolResultPart("f", "1", tool_call_id="a"),
+            ],
+        ),
+        Message("user", [TextPart("and")]),
+    ]
+
+
+def test_results_in_several_turns_are_one():
+    """B27: the API joins turns of one role."""
+    calls = assistant(tool_use("a"), tool_use("b"))
+    request = parse(USER, calls, user(tool_result("a")), user(tool_result("b")))
+    assert request == parse(USER, calls, user(tool_result("a"), tool_result("b")))
+
+
+@pytest.mark.parametrize(
+    "content, output",
+    [("x", "x"), (None, ""), ([], ""), ([words("x"), words("y")], "x\ny")],
+)
+def test_a_results_content_is_text(content, output):
+    request = parse(USER, assistant(tool_use("a")), user(tool_result("a", content)))
+    assert request.messages[2].parts == [ToolResultPart("f", output, tool_call_id="a")]
+
+
+def test_an_image_in_a_result_is_an_attachment_of_it():
+    """B26"""
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    content = [{"type": "image", "source": source}]
+    request = parse(USER, assistant(tool_use("a")), user(tool_result("a", content)))
+    assert request.messages[2].parts[0].attachments == [
+        llm.Attachment(type="image/png", content=PNG)
+    ]
+    assert request.attachment_paths == ("messages[2].content[0].content[0].source.data",)
+
+
+@pytest.mark.parametrize("content", ["", [], [words("")], [{"type": "thinking", "thinking": ""}]])
+def test_an_empty_assistant_message_is_dropped(content):
+    """B28"""
+    request = parse(USER, {"role": "assistant", "content": content}, USER)
+    assert [message.role for message in request.messages] == ["user", "user"]
+
+
+def test_thinking_without_a_signature_is_plain_reasoning():
+    request = parse(USER, assistant({"type": "thinking", "thinking": "hm", "signature": ""}), USER)
+    assert request.messages[1].parts == [ReasoningPart("hm")]
+
+
+def test_unknown_fields_and_blocks_are_listed():
+    """B33"""
+    request = parse(
+        user(words("hi", sparkle=1), {"type": "hologram", "depth": 2}),
+        tools=[{"name": "f", "input_schema": {}, "color": "red"}, {"type": "laser_20990101"}],
+        betas=["x"],
+        fallback_models=None,
+    )
+    assert request.ignored == (
+        "messages[*].content[*].sparkle",
+        "tools[*].color",
+        "betas",
+        "fallback_models",
+        "messages[*].content[*] (hologram)",
+    )
+    assert request.server_tools == (chat.ServerTool("laser", {}, "tools[1]"),)
+
+
+@pytest.mark.parametrize("name", anthropic_messages.NOT_CARRIED)
+def test_fields_that_llm_can_not_carry_are_listed_unless_empty(name):
+    assert parse(USER, **{name: "x"}).ignored == (name,)
+    assert parse(USER, **{name: None}).ignored == ()
+
+
+@pytest.mark.parametrize("name", anthropic_messages.TOOL_NOT_CARRIED)
+def test_fields_of_tools_that_llm_can_not_carry_are_listed(name):
+    tool = {"name": "f", "input_schema": {}, name: True}
+    assert parse(USER, tools=[tool]).ignored == (f"tools[*].{name}",)
+    assert parse(USER, tools=[tool | {name: None}]).ignored == ()
+
+
+@pytest.mark.parametrize(
+    "thinking, options, ignored",
+    [
+        ({"type": "enabled", "budget_tokens": 9}, {"thinking": True, "thinking_budget": 9}, ()),
+        ({"type": "adaptive", "display": "omitted"}, {"thinking": True}, ("thinking.display",)),
+        ({"type": "between_tools"}, {"thinking": True}, ()),
+        ({"type": "disabled"}, {"thinking": False}, ()),
+        (None, {}, ()),
+    ],
+)
+def test_thinking_is_parsed_in_every_form(thinking, options, ignored):
+    """C3: also a budget above max_tokens."""
+    request = parse(USER, thinking=thinking, max_tokens=5)
+    assert (request.options, request.ignored) == (options | {"max_tokens": 5}, ignored)
+
+
+@pytest.mark.parametrize(
+    "choice, read, options",
+    [
+        (None, "auto", {}),
+        ({"type": "auto"}, "auto", {}),
+        ({"type": "any"}, "required", {}),
+        ({"type": "none"}, "none", {}),
+        ({"type": "tool", "name": "f"}, chat.NamedTool("f"), {}),
+        (
+            {"type": "any", "disable_parallel_tool_use": True},
+            "required",
+            {"parallel_tool_calls": False},
+        ),
+    ],
+)
+def test_a_tool_choice_is_parsed_and_rendered(choice, read, options):
+    """C8"""
+    request = parse(USER, tools=[{"name": "f", "input_schema": {}}], tool_choice=choice)
+    assert (request.tool_choice, request.options) == (read, options)
+    written = anthropic_messages.render_request(request)[0].get("tool_choice")
+    assert written == (None if choice == {"type": "auto"} else choice)
+
+
+def test_a_choice_of_the_providers_tool_is_listed():
+    tools = [{"type": "web_search_20250305", "name": "web_search"}]
+    request = parse(USER, tools=tools, tool_choice={"type": "tool", "name": "web_search"})
+    assert (request.tool_choice, request.ignored) == ("auto", ("tool_choice",))
+
+
+@pytest.mark.parametrize("length, is_kept", [(64, True), (65, False)])
+def test_a_user_id_that_is_too_long_for_others_is_listed(length, is_kept):
+    request = parse(USER, metadata={"user_id": length * "u"})
+    assert request.options == ({"user": length * "u"} if is_kept else {})
+    assert request.ignored == (() if is_kept else ("metadata.user_id",))
+
+
+def test_a_schema_is_parsed_under_both_its_names():
+    """C8"""
+    schema = {"type": "object"}
+    format_ = {"type": "json_schema", "schema": schema}
+    assert parse(USER, output_config={"format": format_}).schema == schema
+    assert parse(USER, output_format=format_).schema == schema
+
+
+REFUSED = {
+    "no object": ([], "expected an object, got a list", None),
+    "no messages": ({}, "this field is required", "messages"),
+    "an empty list": ({"messages": []}, "there is no message to answer", "messages"),
+    "a system prompt alone": (
+        {"system": "x", "messages": [{"role": "user", "content": ""}]},
+        "there is no message to answer",
+        "messages",
+    ),
+    "a role of another API": (
+        {"messages": [{"role": "tool", "content": "x"}]},
+        "expected one of 'assistant', 'system', 'user', got 'tool'",
+        "messages[0].role",
+    ),
+    "a result without a call (B27)": (
+        {"messages": [user(tool_result("a"))]},
+        "no tool call 'a' waits for a result here",
+        "messages[0].content[0].tool_use_id",
+    ),
+    "a call without its result (B27)": (
+        {"messages": [USER, assistant(tool_use("a")), USER]},
+        "expected the results of the tool calls a here",
+        "messages[2]",
+    ),
+    "a call at the end": (
+        {"messages": [USER, assistant(tool_use("a"))]},
+        "expected the results of the tool calls a here",
+        "messages[2]",
+    ),
+    "a user's call": (
+        {"messages": [user(tool_use("a"))]},
+        "tool_use is allowed only in an assistant message",
+        "messages[0].content[0]",
+    ),
+    "an assistant's result": (
+        {"messages": [USER, assistant(tool_result("a"))]},
+        "tool results are allowed only in a user message",
+        "messages[1]",
+    ),
+    "a file by id": (
+        {"messages": [user({"type": "image", "source": {"type": "file", "file_id": "x"}})]},
+        "files must be sent as base64 data; this server stores none",
+        "messages[0].content[0].source.file_id",
+    ),
+    "a local file": (
+        {"messages": [user({"type": "image", "source": {"type": "url", "url": "/etc/passwd"}})]},
+        "expected an http(s) or data: URL",
+        "messages[0].content[0].source.url",
+    ),
+    "an image of the system": (
+        {
+            "messages": [
+                {
+                    "role": "system",
+                    "content": [{"type": "image", "source": {"type": "url", "url": "http://x/"}}],
+                }
+            ]
+        },
+        "a system message may contain only text",
+        "messages[0].content[0]",
+    ),
+    "a tool that is not there": (
+        {"messages": [USER], "tool_choice": {"type": "tool", "name": "f"}},
+        "there is no tool 'f' in this request",
+        "tool_choice.name",
+    ),
+    "temperature as text": (
+        {"messages": [USER], "temperature": "1"},
+        "expected a number, got a string",
+        "temperature",
+    ),
+}
+
+
+@pytest.mark.parametrize("body, message, param", REFUSED.values(), ids=REFUSED)
+def test_an_invalid_request_is_refused_with_the_path_of_the_field(body, message, param):
+    with pytest.raises(InvalidRequest) as refused:
+        anthropic_messages.parse_request(body)
+    assert (refused.value.message, refused.value.param) == (message, param)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"thread": {"type": "create"}}, {"previous_message_id": "msg_1", "messages": []}]
+)
+def test_threads_are_refused_with_the_code_that_makes_the_sdk_send_everything(fields):
+    """C5"""
+    with pytest.raises(Unsupported) as refused:
+        parse(USER, **fields) if "messages" not in fields else (
+            anthropic_messages.parse_request(fields)
+        )
+    assert refused.value.status == 400
+    assert anthropic_messages.render_error(refused.value) == {
+        "type": "error",
+        "error": {
+            "type": "invalid_request_error",
+            "message": f"{next(iter(fields))}: this server stores no threads: "
+            "send the whole conversation",
+            "details": {"error_code": "thread_unsupported_request"},
+        },
+    }
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def test_cache_marks_are_stripped():
+    result = tool_result("t", [words("x", **MARK)], **MARK)
+    found = {"type": "search_result", "content": [words("y", **MARK)], "source": "s", "title": "t"}
+    pages = {"type": "document", "source": {"type": "content", "content": [words("z", **MARK)]}}
+    body = {
+        "system": [words("Be brief.", **MARK)],
+        "messages": [user(result, found | MARK, pages, tool_result("u", [found, pages]))],
+        "tools": [{"name": "f", "input_schema": {}, **MARK}],
+        **MARK,
+    }
+    kept = payload.encode(anthropic_messages.normalize_body(body))
+    assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
+    assert b"cache_control" not in kept
+
+
+def test_tool_inputs_and_schemas_are_never_stripped():
+    body = {
+        "system": "Be brief.",
+        "messages": [assistant(tool_use("t", **MARK, content=[MARK]))],
+        "tools": [{"name": "f", "input_schema": {"properties": MARK, **MARK}}],
+    }
+    assert anthropic_messages.normalize_body(body) is body
+
+
+@pytest.mark.parametrize(
+    "system, kept",
+    [
+        (BILLING, ""),
+        (BILLING + "\n\nBe brief.", "Be brief."),
+        ([words(BILLING), words("Be brief.")], [words("Be brief.")]),
+        ([words(BILLING + "\nBe brief.", **MARK)], [words("Be brief.")]),
+        ([words(BILLING, **MARK)], []),
+    ],
+)
+def test_the_billing_line_is_stripped_from_the_body(system, kept):
+    """B32"""
+    assert anthropic_messages.normalize_body({"system": system}) == {"system": kept}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        BILLING,
+        [MARK],
+        {"system": "It says " + BILLING, "messages": [user(words(BILLING))]},
+        {"system": [words("It says " + BILLING), words(""), BILLING, None, {"text": 1}]},
+        {"system": {"text": BILLING}, "messages": "hi", "tools": MARK},
+    ],
+)
+def test_a_normal_body_is_returned_itself(body):
+    assert anthropic_messages.normalize_body(body) is body
+
+
+def but_for_marks(body: Any) -> Any:
+    """Give what a request reads as, without the option that marks switch on."""
+    read = anthropic_messages.parse_request(body)
+    options = {name: value for name, value in read.options.items() if name != "cache"}
+    return hub_json(replace(read, options=options))
+
+
+@given(
+    marked_bodies([case.request for case in CASES]), st.sampled_from(["", BILLING, BILLING + "\n"])
+)
+def test_a_normalized_body_parses_like_the_original(body, line):
+    if isinstance(body.get("system"), str):
+        body["system"] = line + body["system"]
+    before = copy.deepcopy(body)
+    kept = anthropic_messages.normalize_body(body)
+    assert but_for_marks(kept) == but_for_marks(body)
+    assert body == before
+    assert anthropic_messages.normalize_body(kept) is kept

@@ -1,0 +1,483 @@
+"""Chat Completions requests, parsed, and their normal form."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
+
+from llmproxy.core import chat, payload
+from llmproxy.core.errors import (
+    InvalidRequest,
+    Unsupported,
+)
+from llmproxy.dialects import openai_chat
+from tests.dialects.openai_chat.samples import (
+    CASES,
+    SERVER,
+    USER,
+    assistant,
+    parse,
+    tool_call,
+    whole_of,
+)
+from tests.strategies import (
+    AWKWARD,
+    conversations,
+    event_streams,
+    marked_bodies,
+)
+from tests.wire_cases import hub_json
+
+
+def test_model_names_are_parsed_unchanged():
+    request = parse(USER, model="openrouter/a/b:free", stream=True)
+    assert (request.model, request.stream) == ("openrouter/a/b:free", True)
+    assert parse(USER, model="").model is None
+    assert openai_chat.parse_request({"messages": [USER]}).model is None
+
+
+def test_headers_are_optional():
+    body = {"messages": [USER]}
+    assert openai_chat.parse_request(body, {"user-agent": "x"}) == openai_chat.parse_request(body)
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_awkward_text_is_parsed_unchanged(text):
+    """B18: nothing in text is ours to change."""
+    assert parse({"role": "user", "content": text}).messages == [Message("user", [TextPart(text)])]
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_parsed_under_each_of_its_names(name):
+    """B12"""
+    assert parse(USER, assistant(content="x", **{name: "hm"})).messages[1].parts == [
+        ReasoningPart("hm"),
+        TextPart("x"),
+    ]
+
+
+def test_reasoning_under_two_names_is_parsed_once():
+    """B12: a proxy that emits both gets both back."""
+    message = assistant(content="x", reasoning_content="hm", reasoning="hm")
+    assert parse(USER, message).messages[1].parts == [ReasoningPart("hm"), TextPart("x")]
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "\n\t", "{}", "{ }"])
+def test_a_call_without_arguments_has_an_empty_object(arguments):
+    """B4"""
+    request = parse(
+        USER,
+        assistant(content=None, tool_calls=[tool_call("c", "f", arguments)]),
+        {"role": "tool", "tool_call_id": "c", "content": "x"},
+    )
+    assert request.messages[1].parts == [ToolCallPart("f", {}, tool_call_id="c")]
+
+
+@pytest.mark.parametrize("content", [None, "", [], [{"type": "text", "text": ""}]])
+def test_empty_content_beside_calls_is_none(content):
+    """B28"""
+    request = parse(
+        USER,
+        assistant(content=content, tool_calls=[tool_call("c", "f")]),
+        {"role": "tool", "tool_call_id": "c", "content": "x"},
+    )
+    assert request.messages[1].parts == [ToolCallPart("f", {}, tool_call_id="c")]
+
+
+def test_an_empty_assistant_message_is_dropped():
+    """B28"""
+    assert parse(USER, assistant(content=""), assistant(), USER).messages == 2 * [
+        Message("user", [TextPart("hi")])
+    ]
+
+
+@pytest.mark.parametrize("path, limit", [("max_tokens", 5), ("max_completion_tokens", 6)])
+def test_both_names_of_the_token_limit_are_one_option(path, limit):
+    request = parse(USER, **{path: limit})
+    assert request.options == {"max_tokens": limit}
+    assert request.option_paths["max_tokens"] == path
+
+
+def test_the_newer_of_two_token_limits_counts():
+    request = parse(USER, max_tokens=5, max_completion_tokens=6)
+    assert (request.options, request.ignored) == ({"max_tokens": 6}, ("max_tokens",))
+
+
+@pytest.mark.parametrize("limit", [0, -1, -2])
+def test_a_token_limit_below_1_means_none(limit):
+    request = parse(USER, max_tokens=limit)
+    assert (request.options, request.ignored) == ({}, ("max_tokens",))
+
+
+@pytest.mark.parametrize(
+    "stop, sequences, ignored",
+    [
+        ("END", ["END"], ()),
+        (["a", " b"], ["a", " b"], ()),
+        ([], None, ()),
+        ("", None, ()),
+        (["", "a"], ["a"], ()),
+        (" \n", None, ("stop",)),
+        (["a", "\n"], ["a"], ("stop",)),
+    ],
+)
+def test_stop_is_parsed_as_a_string_or_a_list(stop, sequences, ignored):
+    """B30"""
+    request = parse(USER, stop=stop)
+    assert request.options.get("stop_sequences") == sequences
+    assert (request.ignored, request.option_paths["stop_sequences"]) == (ignored, "stop")
+
+
+def test_unknown_fields_are_listed_once_each():
+    tools = [{"type": "function", "function": {"name": n, "x": 1}, "y": 2} for n in "ab"]
+    request = parse({**USER, "z": 1}, USER | {"z": 2}, tools=tools, w=None)
+    assert request.ignored == ("messages[*].z", "tools[*].function.x", "tools[*].y", "w")
+
+
+@pytest.mark.parametrize("name", openai_chat.NOT_CARRIED)
+def test_fields_that_llm_can_not_carry_are_listed_unless_empty(name):
+    value = 2 if name == "top_logprobs" else True
+    assert parse(USER, **{name: value}).ignored == (name,)
+    assert parse(USER, **{name: None}).ignored == ()
+
+
+def test_none_withholds_and_auto_is_the_default():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert parse(USER, tools=tools).tool_choice == "auto"
+    assert parse(USER, tools=tools, tool_choice="none").tool_choice == "none"
+    assert parse(USER, functions=[{"name": "f"}], function_call="none").tool_choice == "none"
+    assert parse(USER, tools=[], tool_choice="auto").tools == ()
+
+
+REFUSED = {
+    "no object": ([], "expected an object, got a list", None),
+    "no messages": ({}, "this field is required", "messages"),
+    "an empty list": ({"messages": []}, "there is no message to answer", "messages"),
+    "only an empty answer": (
+        {"messages": [{"role": "assistant"}]},
+        "there is no message to answer",
+        "messages",
+    ),
+    "messages as text": ({"messages": "hi"}, "expected a list, got a string", "messages"),
+    "no role": ({"messages": [{"content": "x"}]}, "this field is required", "messages[0].role"),
+    "a misspelt role": (
+        {"messages": [{"role": "usr", "content": "x"}]},
+        "expected one of 'assistant', 'developer', 'function', 'system', 'tool', 'user', got 'usr'",
+        "messages[0].role",
+    ),
+    "content null": (
+        {"messages": [{"role": "user", "content": None}]},
+        "expected a string or a list, got null",
+        "messages[0].content",
+    ),
+    "a part of no kind": (
+        {"messages": [{"role": "user", "content": [{"type": "video"}]}]},
+        "expected one of 'file', 'image_url', 'input_audio', 'refusal', 'text', got 'video'",
+        "messages[0].content[0].type",
+    ),
+    "a local file as an image": (
+        {
+            "messages": [
+                USER,
+                USER,
+                {
+                    "role": "user",
+                    "content": [{"type": "image_url", "image_url": {"url": "/etc/passwd"}}],
+                },
+            ]
+        },
+        "expected an http(s) or data: URL",
+        "messages[2].content[0].image_url.url",
+    ),
+    "audio of no bytes": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+                    ],
+                }
+            ]
+        },
+        "expected base64 data, got none",
+        "messages[0].content[0].input_audio.data",
+    ),
+    "a word as the stream flag": (
+        {"messages": [USER], "stream": "yes"},
+        "expected a boolean, got a string",
+        "stream",
+    ),
+    "temperature as text": (
+        {"messages": [USER], "temperature": "0.5"},
+        "expected a number, got a string",
+        "temperature",
+    ),
+    "an unknown tool choice": (
+        {"messages": [USER], "tool_choice": "any"},
+        "expected one of 'auto', 'none', 'required', got 'any'",
+        "tool_choice",
+    ),
+    "a tool that is not there": (
+        {"messages": [USER], "tool_choice": {"type": "function", "function": {"name": "f"}}},
+        "there is no tool 'f' in this request",
+        "tool_choice.function.name",
+    ),
+    "a function that is not there": (
+        {"messages": [USER], "functions": [{"name": "g"}], "function_call": {"name": "f"}},
+        "there is no tool 'f' in this request",
+        "function_call.name",
+    ),
+    "a schema without a schema": (
+        {
+            "messages": [USER],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x"}},
+        },
+        "this field is required",
+        "response_format.json_schema.schema",
+    ),
+    "a result without a call (B27)": (
+        {"messages": [USER, {"role": "tool", "tool_call_id": "c", "content": "x"}]},
+        "no tool call 'c' waits for a result here",
+        "messages[1].tool_call_id",
+    ),
+    "a second result of one call (B27)": (
+        {
+            "messages": [
+                assistant(tool_calls=[tool_call("c", "f")]),
+                {"role": "tool", "tool_call_id": "c", "content": "x"},
+                {"role": "tool", "tool_call_id": "c", "content": "x"},
+            ]
+        },
+        "no tool call 'c' waits for a result here",
+        "messages[2].tool_call_id",
+    ),
+    "a call without its result (B27)": (
+        {
+            "messages": [
+                assistant(tool_calls=[tool_call("c", "f"), tool_call("d", "f")]),
+                {"role": "tool", "tool_call_id": "d", "content": "x"},
+                USER,
+            ]
+        },
+        "expected the results of the tool calls c here",
+        "messages[2]",
+    ),
+    "a call at the end (B27)": (
+        {"messages": [USER, assistant(tool_calls=[tool_call("c", "f"), tool_call("d", "f")])]},
+        "expected the results of the tool calls c, d here",
+        "messages[2]",
+    ),
+    "a function's result without a call (B27)": (
+        {"messages": [USER, {"role": "function", "name": "f", "content": "x"}]},
+        "no call of 'f' waits for a result here",
+        "messages[1].name",
+    ),
+}
+
+
+@pytest.mark.parametrize("body, message, param", REFUSED.values(), ids=REFUSED)
+def test_an_invalid_request_is_refused_with_the_path_of_the_field(body, message, param):
+    with pytest.raises(InvalidRequest) as caught:
+        openai_chat.parse_request(body)
+    assert type(caught.value) is InvalidRequest
+    assert (caught.value.message, caught.value.param) == (message, param)
+
+
+UNSUPPORTED = {
+    "two answers": ({"n": 2}, "only n: 1 is answered", "n"),
+    "no answers": ({"n": 0}, "only n: 1 is answered", "n"),
+    "audio": (
+        {"modalities": ["text", "audio"]},
+        "only text output is supported, not audio",
+        "modalities",
+    ),
+    "a voice": (
+        {"audio": {"voice": "a"}},
+        "only text output is supported, not audio",
+        "modalities",
+    ),
+    "a file by its id": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "file", "file": {"file_id": "file-1"}}]}
+            ]
+        },
+        "files must be sent as file_data; this server stores none",
+        "messages[0].content[0].file",
+    ),
+    "earlier audio by its id": (
+        {"messages": [USER, assistant(audio={"id": "audio_1"}), USER]},
+        "audio must be sent with the request; this server stores none",
+        "messages[1].audio",
+    ),
+}
+
+
+@pytest.mark.parametrize("fields, message, param", UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_fields_that_would_silently_change_the_response_are_refused(fields, message, param):
+    with pytest.raises(Unsupported) as caught:
+        openai_chat.parse_request({"messages": [USER], **fields})
+    assert (caught.value.message, caught.value.param) == (message, param)
+
+
+def visible(messages: list[Message]) -> tuple[str, list[tuple[str, Any, str | None]]]:
+    parts = [part for message in messages for part in message.parts]
+    return "".join(part.text for part in parts if isinstance(part, TextPart)), [
+        (part.name, part.arguments, part.tool_call_id)
+        for part in parts
+        if isinstance(part, ToolCallPart) and not part.server_executed
+    ]
+
+
+@given(event_streams(), st.booleans())
+@settings(max_examples=50)
+def test_a_response_sent_back_parses_as_the_same_reply(events, exclude_none):
+    """C17: by the SDK's own dump of it, which is what most programs keep as their history."""
+    message = SERVER.whole(whole_of(events)).choices[0].message
+    echo = json.loads(message.model_dump_json(exclude_none=exclude_none))
+    results = [
+        {"role": "tool", "tool_call_id": call["id"], "content": "x"}
+        for call in echo.get("tool_calls") or ()
+    ]
+    read = parse(USER, echo, *results, USER).messages
+    replies = [message for message in read if message.role == "assistant"]
+    assert visible(replies) == visible(chat.collect(events).messages)
+
+
+def as_sent(messages: list[Message]) -> list[dict[str, Any]]:
+    """Write a conversation as the SDK's users do."""
+    sent: list[dict[str, Any]] = []
+    for message in messages:
+        if message.role == "tool":
+            for part in message.parts:
+                assert isinstance(part, ToolResultPart)
+                sent.append(
+                    {"role": "tool", "tool_call_id": part.tool_call_id, "content": part.output}
+                )
+            continue
+        written: dict[str, Any] = {"role": message.role, "content": []}
+        for part in message.parts:
+            match part:
+                case TextPart(text=words):
+                    written["content"].append({"type": "text", "text": words})
+                case AttachmentPart(attachment=image):
+                    data = base64.b64encode(image.content).decode()
+                    url = f"data:image/png;base64,{data}"
+                    written["content"].append({"type": "image_url", "image_url": {"url": url}})
+                case ReasoningPart(text=words):
+                    written["reasoning_content"] = words
+                case ToolCallPart():
+                    call = tool_call(part.tool_call_id, part.name, json.dumps(part.arguments))
+                    written.setdefault("tool_calls", []).append(call)
+        sent.append(written)
+    return sent
+
+
+@given(conversations())
+@settings(max_examples=50)
+def test_a_rendered_conversation_parses_as_itself(messages):
+    assert parse(*as_sent(messages)).messages == messages
+
+
+@given(conversations(), st.booleans())
+@settings(max_examples=50)
+def test_parsing_is_stable_and_a_longer_history_begins_like_a_shorter_one(messages, without_ids):
+    """d6.3: also the ids that we make up."""
+    sent = as_sent(messages)
+    if without_ids:
+        for message in sent:
+            message.pop("tool_call_id", None)
+            for call in message.get("tool_calls", ()):
+                del call["id"]
+    read = parse(*sent)
+    assert parse(*copy.deepcopy(sent)) == read
+    for length in (i for i, message in enumerate(sent) if i and message["role"] == "user"):
+        shorter = parse(*sent[:length]).messages
+        assert shorter == read.messages[: len(shorter)]
+
+
+def test_two_parsed_requests_share_no_part():
+    """llm's values are mutable: a plugin that edits one may not reach another request."""
+    body = {"messages": [USER], "tools": [{"function": {"name": "f"}}]}
+    one, other = openai_chat.parse_request(body), openai_chat.parse_request(body)
+    one.messages[0].parts.clear()
+    one.tools[0].input_schema["x"] = 1
+    assert other.messages == [Message("user", [TextPart("hi")])]
+    assert other.tools[0].input_schema == {"type": "object", "properties": {}}
+
+
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+def test_cache_marks_are_stripped():
+    body = {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Be brief.", **MARK}]},
+            {"role": "user", "content": "hi", **MARK},
+            assistant(content=None, tool_calls=[tool_call("t", "f") | MARK]),
+            {"role": "tool", "tool_call_id": "t", "content": "x", **MARK},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", **MARK}, **MARK}],
+        **MARK,
+    }
+    kept = payload.encode(openai_chat.normalize_body(body))
+    assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
+    assert b"cache_control" not in kept
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [MARK],
+        {"messages": "hi", "tools": MARK},
+        {"messages": [USER, assistant(tool_calls=[tool_call("t", "f", json.dumps(MARK))])]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": MARK}}]},
+    ],
+)
+def test_a_normal_body_is_returned_itself(body):
+    assert openai_chat.normalize_body(body) is body
+
+
+def but_for_marks(body: Any) -> Any:
+    """Give what a request reads as, without the marks that are listed as not carried."""
+    try:
+        read = openai_chat.parse_request(body)
+    except InvalidRequest as error:  # a mark in logit_bias
+        return error.message, error.param
+    ignored = [path for path in read.ignored if not path.endswith("cache_control")]
+    return hub_json(replace(read, ignored=tuple(ignored)))
+
+
+@given(marked_bodies([case.request for case in CASES]))
+def test_a_normalized_body_parses_like_the_original(body):
+    before = copy.deepcopy(body)
+    kept = openai_chat.normalize_body(body)
+    assert but_for_marks(kept) == but_for_marks(body)
+    assert body == before
+    assert openai_chat.normalize_body(kept) is kept
+
+
+def test_an_empty_schema_requests_any_json():
+    """llm reads {} as no schema: neither honoured nor refused, if it were passed on."""
+    asked = {"type": "json_schema", "json_schema": {"name": "any", "schema": {}}}
+    request = openai_chat.parse_request(
+        {"messages": [{"role": "user", "content": "hi"}], "response_format": asked}
+    )
+    assert (request.schema, request.options) == (None, {"json_object": True})
