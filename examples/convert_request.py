@@ -7,7 +7,7 @@ Posting is left out: any HTTP client will do.
 
 import json
 
-from llmproxy import InvalidRequest
+from llmproxy import InvalidRequest, convert_request
 
 body = {
     "model": "claude-sonnet-4-5",
