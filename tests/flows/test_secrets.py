@@ -250,7 +250,7 @@ def test_a_logged_traceback_has_no_key(llm_user_path, monkeypatch):
 
 def test_the_command_logs_by_that_formatter(llm_user_path):
     probe = (
-        "import logging; from llmproxy import cli; main.main(['log']);"
+        "import logging; from llmproxy.cli import main; main.main(['log']);"
         f"logging.getLogger('any').warning('no {STORED}')"
     )
     (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
