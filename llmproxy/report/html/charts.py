@@ -124,15 +124,15 @@ def distribution(title: str, rows: Sequence[Row]) -> str:
     height = len(rows) * step + 24
     body = "".join(
         f'<line class="grid" x1="{_n(x)}" x2="{_n(x)}" y1="4" y2="{height - 18}"/>'
-        + _words(label, x, height - 4, anchor=_anchor(x))
+        + _label(label, x, height - 4, anchor=_anchor(x))
         for x, label in axis.marks
     )
     body += "".join(_strip(row, axis, index * step) for index, row in enumerate(rows))
-    told = "; ".join(
+    description = "; ".join(
         f"{numbers.shortened(row.model, LABEL_CHARS)} {numbers.seconds(_median(row))}"
         for row in rows
     )
-    return _svg(title, f"{title}, median: {told}", height, body)
+    return _svg(title, f"{title}, median: {description}", height, body)
 
 
 def _strip(row: Row, axis: Axis, top: float) -> str:
@@ -214,11 +214,11 @@ def streams(
     others = [*drawn[:middle], *drawn[middle + 1 :]]
     body += "".join(path(answer, "thin") for answer in _thinned(others, MAX_STREAMS - 1))
     body += path(drawn[middle], "bold")
-    told = (
+    description = (
         f"{title}: characters over time, {numbers.count_of(len(drawn), 'response')}, "
         f"the middle one ends after {numbers.seconds(_end(drawn[middle]))}"
     )
-    return _svg(title, told, bottom + 20, body)
+    return _svg(title, description, bottom + 20, body)
 
 
 def _end(answer: Stream) -> float:
@@ -255,7 +255,7 @@ def scatter(
     across = axes.time_axis(axes.drawable(xs), left + 8, right)
     up = axes.plain_axis(axes.drawable(ys), bottom - 6, top + 4)
     body = _frame(across, up, bottom, left)
-    body += _words(y_name, 2, 11) + _words(x_name, right + 6, bottom + 32, anchor="end")
+    body += _label(y_name, 2, 11) + _label(x_name, right + 6, bottom + 32, anchor="end")
     places = [(across.at(point.x), up.at(point.y)) for point in points]
     taken = [
         box
@@ -267,11 +267,11 @@ def scatter(
         body += _cross(point, x, y, across, up)
     for point, (x, y) in zip(points, places, strict=True):
         body += labels.drawn(numbers.shortened(point.model, POINT_CHARS), x, y)
-    told = "; ".join(
+    description = "; ".join(
         f"{numbers.shortened(point.model, LABEL_CHARS)}: {numbers.seconds(point.x)}, {point.y:.2f}"
         for point in points
     )
-    return _svg(title, f"{title}. {told}", height, body)
+    return _svg(title, f"{title}. {description}", height, body)
 
 
 def _cross(point: Point, x: float, y: float, across: Axis, up: Axis) -> str:
@@ -306,11 +306,11 @@ class _Labels:
         best = min(self._places(x, y, width), key=lambda place: (self._overlap(place[0]), place[1]))
         box, far = best
         self._taken.append(box)
-        words = _words(label, box[0], box[3] - 3, kind="name")
+        name = _label(label, box[0], box[3] - 3, kind="name")
         if far < 2:
-            return words
+            return name
         end = min(max(x, box[0]), box[2]), box[1] if box[1] > y else box[3]
-        return f'<path class="lead" d="M{_n(x)} {_n(y)}L{_n(end[0])} {_n(end[1])}"/>{words}'
+        return f'<path class="lead" d="M{_n(x)} {_n(y)}L{_n(end[0])} {_n(end[1])}"/>{name}'
 
     def _places(self, x: float, y: float, width: float) -> Iterator[tuple[_Box, int]]:
         """Yield boxes for a label, the nearest first: beside, above, below, then farther."""
@@ -369,15 +369,15 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
             )
             x += width
         well = _listed(row.well)
-        body += _words(well, 2, top + 42)
+        body += _label(well, 2, top + 42)
         if failed:
-            words = numbers.shortened(f"{_listed(row.badly)}", 44)
-            body += _words(words, WIDTH - 10, top + 42, anchor="end", kind="bad-words")
-    told = "; ".join(
+            listed = numbers.shortened(_listed(row.badly), 44)
+            body += _label(listed, WIDTH - 10, top + 42, anchor="end", kind="bad-words")
+    description = "; ".join(
         f"{numbers.shortened(row.model, LABEL_CHARS)}: {sum(row.badly.values())} of {_total(row)}"
         for row in rows
     )
-    return _svg(title, f"{title}, failed: {told}", len(rows) * step, body)
+    return _svg(title, f"{title}, failed: {description}", len(rows) * step, body)
 
 
 def _total(row: Bar) -> int:
@@ -396,7 +396,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 def _frame(across: Axis, up: Axis, bottom: float, left: float) -> str:
     lines = "".join(
         f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{_n(y)}" y2="{_n(y)}"/>'
-        + _words(label, left - 6, y + 4, anchor="end")
+        + _label(label, left - 6, y + 4, anchor="end")
         for y, label in up.marks
     )
     base = f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{bottom}" y2="{bottom}"/>'
@@ -405,22 +405,22 @@ def _frame(across: Axis, up: Axis, bottom: float, left: float) -> str:
         + base
         + "".join(
             f'<line class="grid" x1="{_n(x)}" x2="{_n(x)}" y1="{bottom}" y2="{bottom + 4}"/>'
-            + _words(label, x, bottom + 16, anchor=_anchor(x))
+            + _label(label, x, bottom + 16, anchor=_anchor(x))
             for x, label in across.marks
         )
     )
 
 
-def _svg(title: str, told: str, height: float, body: str) -> str:
+def _svg(title: str, description: str, height: float, body: str) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {_n(height)}" role="img" '
-        f'aria-label="{markup.text(told)}"><title>{markup.text(title)}</title>{body}</svg>'
+        f'aria-label="{markup.text(description)}"><title>{markup.text(title)}</title>{body}</svg>'
     )
 
 
 def _nothing(title: str, model: str | None = None, number: int = 0) -> str:
     head = "" if model is None else _title_line(model, number, 13, "")
-    return _svg(title, f"{title}: nothing to draw", 60, head + _words("nothing to draw", 2, 40))
+    return _svg(title, f"{title}: nothing to draw", 60, head + _label("nothing to draw", 2, 40))
 
 
 def _title_line(model: str, number: int, y: float, right: str) -> str:
@@ -428,16 +428,16 @@ def _title_line(model: str, number: int, y: float, right: str) -> str:
     room = int((WIDTH - 27 - LABEL_WIDTH * len(right)) / (LABEL_WIDTH + 1))
     return (
         f'<path class="solid m{number % SHAPES}" d="{_shape(number, 7, y - 4, 4.5)}"/>'
-        + _words(numbers.shortened(model, max(room, 12)), 17, y, kind="name")
-        + (_words(right, WIDTH - 10, y, anchor="end", kind="value") if right else "")
+        + _label(numbers.shortened(model, max(room, 12)), 17, y, kind="name")
+        + (_label(right, WIDTH - 10, y, anchor="end", kind="value") if right else "")
     )
 
 
-def _words(words: str, x: float, y: float, *, anchor: str = "", kind: str = "") -> str:
+def _label(text: str, x: float, y: float, *, anchor: str = "", kind: str = "") -> str:
     attributes = f' class="{kind}"' if kind else ""
     if anchor:
         attributes += f' text-anchor="{anchor}"'
-    return f'<text x="{_n(x)}" y="{_n(y)}"{attributes}>{markup.text(words)}</text>'
+    return f'<text x="{_n(x)}" y="{_n(y)}"{attributes}>{markup.text(text)}</text>'
 
 
 def _anchor(x: float) -> str:

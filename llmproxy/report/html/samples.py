@@ -130,14 +130,14 @@ def _first_words(prompt: Sequence[Message]) -> str:
         if isinstance(part, TextPart) and part.text.strip()
     ]
     users = [text for role, text in texts if role == "user"]
-    words = next(iter(users or [text for _, text in texts]), "")
-    if words:
-        return markup.text(_one_line(words))
+    newest = next(iter(users or [text for _, text in texts]), "")
+    if newest:
+        return markup.text(_one_line(newest))
     return next(_results(prompt), '<span class="soft">no text</span>')
 
 
-def _one_line(words: str) -> str:
-    return " ".join(words[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
+def _one_line(text: str) -> str:
+    return " ".join(text[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
 
 
 def _results(prompt: Sequence[Message]) -> Iterator[str]:
@@ -145,8 +145,8 @@ def _results(prompt: Sequence[Message]) -> Iterator[str]:
     for message in reversed(prompt):
         for part in message.parts:
             if isinstance(part, ToolResultPart):
-                words = markup.text(_one_line(part.exception or part.output))
-                yield f'<span class="soft">{_result_title(part)}</span> {words}'
+                output = markup.text(_one_line(part.exception or part.output))
+                yield f'<span class="soft">{_result_title(part)}</span> {output}'
 
 
 # ---- the prompt
