@@ -72,7 +72,7 @@ def test_what_the_providers_own_tools_did_is_not_compared():
     assert agreement(first, said("Yes.")) == Agreement(True, 1.0, None, None, None)
 
 
-def test_the_second_answer_is_held_against_the_schema():
+def test_the_second_reply_is_validated():
     schema = {"type": "object", "required": ["a"], "minProperties": 1}
     first = said("nothing")
     assert agreement(first, said('{"a": 1}'), schema).schema == Validity(None, ("minProperties",))

@@ -51,7 +51,7 @@ def test_prices_are_read_by_model():
         (b"", None, "the body is not JSON"),
     ],
 )
-def test_what_is_no_price_is_refused_by_its_path(data, param, message):
+def test_bad_prices_are_refused_by_their_path(data, param, message):
     with pytest.raises(InvalidRequest) as caught:
         load_prices(data)
     assert caught.value.param == param

@@ -242,7 +242,7 @@ def test_traffic_has_its_requests_newest_first_and_no_agreement():
     assert ("meta", {"http-equiv": "refresh", "content": "10"}) in reader.elements
 
 
-def test_the_page_is_not_loaded_again_unless_told():
+def test_the_page_reloads_only_on_request():
     assert "refresh" not in the_page(traffic())
 
 
