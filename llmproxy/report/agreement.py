@@ -1,7 +1,7 @@
-"""How far two answers to one request say the same, by what can be told without a judge.
+"""Measure how far two replies to one request agree, by what needs no judgement.
 
-Answers are messages, as the log and `hub.collect` have them. Reasoning takes no part, nor
-what a provider's own tools did: it is what the client is told and asked to do that counts.
+Replies are messages, as in the log and from `chat.collect`. Only visible text and tool calls
+count, not reasoning or the provider's own tools.
 """
 
 from __future__ import annotations
@@ -14,40 +14,38 @@ from typing import Any
 
 from llm.parts import Message, TextPart, ToolCallPart
 
-from .json_schema import NoValue, Verdict, canonical, held_against, json_value
+from .json_schema import NotJSON, Validity, canonical, json_value, validate
 
-MAX_WORDS = 20_000  # of each text: a hundred pages; some tenths of a second at the worst
+MAX_WORDS = 20_000  # of each text: a hundred pages, tenths of a second at worst
 
-# A word, or one sign. Scripts that put no space between words count by characters.
+# A word, or one sign. Scripts without spaces between words count by characters.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What of an answer is as in another one, the first: mostly the recorded one.
+    """How a reply agrees with another one, the first, usually the recorded one.
 
-    exact_text: the visible text is the same, letter for letter, but for white space at
-        its ends.
-    similarity: of the texts, as `similarity` says; None where neither has any.
-    same_json: both texts are the same JSON value; None where the first is no JSON.
-    same_tool_calls: the same tools are called with the same arguments, each as often.
-        Ids do not count, and no order: calls of one answer are there to be run together.
-        None where neither calls any.
-    schema: whether the second's text is what the schema asks for; None without a schema.
+    exact_text: the visible text is the same, apart from white space at its ends.
+    similarity: of the texts, see `similarity`; None if neither has text.
+    same_json: both texts are the same JSON value; None if the first is not JSON.
+    same_tool_calls: the same tools are called with the same arguments, each as often. IDs and
+        order don't count: calls of one reply are meant to run together. None without calls.
+    schema: whether the second text is valid for the schema; None without a schema.
     """
 
     exact_text: bool
     similarity: float | None
     same_json: bool | None
     same_tool_calls: bool | None
-    schema: Verdict | None
+    schema: Validity | None
 
 
 def agreement(
     first: Sequence[Message], second: Sequence[Message], schema: dict[str, Any] | None = None
 ) -> Agreement:
-    """Compare two answers to one request; `schema` is the one that the request gave."""
+    """Compare two replies to one request; `schema` is that of the request."""
     text, other = _text(first), _text(second)
     calls, others = _calls(first), _calls(second)
     return Agreement(
@@ -55,18 +53,17 @@ def agreement(
         similarity=similarity(text, other) if text or other else None,
         same_json=_is_same_json(text, other),
         same_tool_calls=calls == others if calls or others else None,
-        schema=None if schema is None else _verdict(schema, other),
+        schema=None if schema is None else _validity(schema, other),
     )
 
 
 def similarity(first: str, second: str) -> float:
-    """Say how alike two texts are, from 0 to 1, by their words in order.
+    """Return how similar two texts are, from 0 to 1, by their words in order.
 
-    Twice the length of their longest common subsequence of words, over the words of
-    both: the share of words that a minimal diff leaves standing. Symmetric; 1 for two
-    texts without words. Words are runs of letters and digits, signs one by one, as are
-    the characters of scripts without spaces; white space and nothing else is left out.
-    Of texts longer than MAX_WORDS the beginnings are compared.
+    Twice the length of their longest common subsequence of words, divided by the words of both:
+    the share of words that a minimal diff keeps. Symmetric; 1 for two texts without words.
+    Runs of letters and digits are words; signs, and characters of scripts without spaces, count
+    one by one; white space is ignored. Of longer texts, the first MAX_WORDS are compared.
     """
     words, others = (
         [match[0] for match in _WORD.finditer(text)] if text else [] for text in (first, second)
@@ -78,11 +75,11 @@ def similarity(first: str, second: str) -> float:
 
 
 def _common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Give the length of the longest common subsequence.
+    """Return the length of the longest common subsequence.
 
-    A row of the usual table at a time, one bit for each column (Hyyrö 2004): a 0 where
-    the row's length grows. difflib finds no longest one, takes cubic time for texts of few
-    words, and gives another number when the texts change places.
+    Computes a row of the usual table at a time, with a bit for each column (Hyyrö 2004): a 0
+    where the length grows. difflib does not find the longest one, takes cubic time for texts
+    of few different words, and is not symmetric.
     """
     places: dict[str, int] = {}
     for index, word in enumerate(first):
@@ -112,16 +109,16 @@ def _calls(messages: Sequence[Message]) -> Counter[tuple[str, str]]:
 def _is_same_json(first: str, second: str) -> bool | None:
     try:
         value = json_value(first)
-    except NoValue:
+    except NotJSON:
         return None
     try:
         return canonical(value) == canonical(json_value(second))
-    except NoValue:
+    except NotJSON:
         return False
 
 
-def _verdict(schema: dict[str, Any], text: str) -> Verdict:
+def _validity(schema: dict[str, Any], text: str) -> Validity:
     try:
-        return held_against(schema, json_value(text))
-    except NoValue as exc:
-        return Verdict(f"the answer is no JSON: {exc}", ())
+        return validate(schema, json_value(text))
+    except NotJSON as exc:
+        return Validity(f"the reply is not JSON: {exc}", ())

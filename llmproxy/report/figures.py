@@ -1,7 +1,7 @@
-"""A study in numbers: speed, agreement and cost of each model, and what sets them apart.
+"""Compute a study's figures: speed, agreement and cost of each model, and how models differ.
 
-Which answers count, and what of them is compared with what, is said here; the arithmetic
-is `stats`', what agrees is `agreement`'s.
+This module decides which responses count and what is compared with what; `stats` has the
+arithmetic, and `agreement` compares replies.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .stats import (
     tokens_per_second,
 )
 
-SEED = 0  # the same answers are to give the same figures
-ENOUGH = 6  # requests, for an interval at 95 %: see `stats.median_interval`
+SEED = 0  # so that the same responses give the same figures
+ENOUGH = 6  # requests for an interval at 95 %, see `stats.median_interval`
 
 Measure = Literal["ttft_ms", "first_text_ms", "duration_ms", "tokens_per_second"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Many values in a few, and where their median lies with 95 % confidence.
+    """A summary of values, and the 95 % interval of their median.
 
-    interval: of the requests' medians, since answers to one request are alike, and many of
-        them tell little about others. None where they are too few to say: ENOUGH it takes.
-    is_estimated: some of the values rest on our own estimate of the tokens.
+    interval: of the medians per request, since responses to one request are alike, and many of
+        them say little about others. None if there are fewer than ENOUGH requests.
+    is_estimated: some values are based on our own token estimate.
     """
 
     summary: Summary
@@ -64,11 +64,11 @@ class Share:
 
 @dataclass(frozen=True)
 class AgreementFigures:
-    """How often answers are as the ones that they are held against.
+    """How often replies agree with those they are compared with.
 
-    Each share counts the pairs that it can be asked of (`agreement.Agreement`; the text, of
-    those where either has one), and is None where there are none. similarity: of the texts,
-    0 to 1. Between models schema_valid is None: it is each one's own.
+    Each share counts the pairs that it applies to (`agreement.Agreement`; for the text, pairs
+    with any text), and is None if there are none. similarity: of the texts, 0 to 1.
+    schema_valid: None between models, since it concerns one reply only.
     """
 
     exact_text: Share | None
@@ -80,10 +80,10 @@ class AgreementFigures:
 
 @dataclass(frozen=True)
 class Cost:
-    """What answers cost by the user's prices, in the prices' currency.
+    """The cost of successful responses by the user's prices, in the prices' currency.
 
-    total: of those that could be counted; unknown: how many could not, since their provider
-    told no tokens. per_answer: the mean of those that could. Good answers only.
+    total, per_answer: sum and mean of responses with token counts; unknown: the number of
+    responses without.
     """
 
     total: float
@@ -93,19 +93,19 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFigures:
-    """One model's answers; warm-ups, and what was cancelled, are in no figure.
+    """The figures of one model. Warm-ups and cancelled requests count in none of them.
 
-    requests: those that ended, well or not; ok of them well. warmups: how many there were.
-    first_runs: of the good ones, how many may have loaded the model.
-    queue_ms: what those that waited for their turn waited, in no other time.
-    errors: by kind, finish_reasons: of the good ones, both the most frequent first.
-    Times in milliseconds, of good answers only; tokens_per_second from the first event to
-        the last, by the provider's count, unstreamed reasoning left out; where it did not count,
-        by our estimate.
-    gaps: between the events of an answer, over all answers.
-    tokens: by the names of chat.Usage, a summary of what the providers said; names without
-        any number are left out.
-    agreement: with the recorded answers, None where there are none.
+    requests: finished ones; ok: the successful ones among them. warmups: their number.
+    first_runs: successful responses whose time may include loading the model.
+    errors: by kind; finish_reasons: of successful responses; both most frequent first.
+    Times are in milliseconds, of successful responses. queue_ms: of those that waited for other
+        requests to the model; no other time includes it.
+    tokens_per_second: from the first event to the last, by the provider's count, else by our
+        estimate; reasoning that was not streamed is left out.
+    gaps: between the events of a response, over all responses.
+    tokens: summaries of the provider's counts, by the names of chat.Usage; names without any
+        count are left out.
+    agreement: with the recorded replies, None if there are none.
     cost: None without a price.
     """
 
@@ -130,13 +130,12 @@ class ModelFigures:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models by one measure.
+    """Two models compared by one measure.
 
-    difference: of the medians, the first's less the second's, in the measure's unit; of a
-        run it is the median of the differences request by request, so that what the
-        requests differ in is no noise. pairs: how many requests both answered, 0 where
-        they were not asked the same.
-    faster: the model that the interval says is faster; None where it does not say.
+    difference: first minus second, in the measure's unit: of the medians; in a run the median
+        of the differences request by request, so that differences between requests add no
+        variance. pairs: number of requests that both answered, 0 if they had different ones.
+    faster: the model that is faster according to the interval, if any.
     """
 
     measure: Measure
@@ -150,7 +149,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Between:
-    """How far two models' answers to the same requests agree."""
+    """How far two models' replies to the same requests agree."""
 
     first: str
     second: str
@@ -159,7 +158,7 @@ class Between:
 
 @dataclass(frozen=True)
 class Figures:
-    """A study's figures: each model's in the study's order, then every pair of models."""
+    """The figures of a study: each model, in the study's order, and every pair of models."""
 
     models: Sequence[ModelFigures]
     comparisons: Sequence[Comparison]
@@ -167,9 +166,9 @@ class Figures:
 
 
 def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
-    """Compute the figures of a study; the same study gives the same.
+    """Compute the figures of a study. The same study always gives the same figures.
 
-    prices: by the names that the models have in the study.
+    prices: by the model names of the study.
     """
     samples = {sample.id: sample for sample in study.samples}
     ended = {model: _ended(study, model) for model in study.models}
@@ -247,15 +246,15 @@ def _model_figures(
     )
 
 
-def _frequent(words: Iterable[str | None]) -> dict[str, int]:
-    counts = Counter(word or "unknown" for word in words)
+def _frequent(kinds: Iterable[str | None]) -> dict[str, int]:
+    counts = Counter(kind or "unknown" for kind in kinds)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _by_sample(
     answers: Iterable[Measured], measure: Callable[[Measured], float | None]
 ) -> dict[str, list[float]]:
-    """What was measured, of each request that anything was measured of."""
+    """Return the measured values of each request that has any."""
     values: dict[str, list[float]] = {}
     for answer in answers:
         if (value := measure(answer)) is not None:
@@ -288,7 +287,7 @@ def _speed(answer: Measured) -> float | None:
         tokens = answer.exchange.output_tokens_estimate
     elif not answer.shows_reasoning:
         tokens -= answer.exchange.usage.reasoning_tokens or 0
-    # What comes behind the last event (counts, the end of the stream) is no slowness of tokens.
+    # Up to the last event: what follows it (counts, the end of the stream) is not token time.
     last_ms = answer.ticks[-1][0] if answer.ticks else None
     return tokens_per_second(tokens, answer.ttft_ms, last_ms)
 
@@ -367,7 +366,7 @@ def _between(first: str, second: str, good: Mapping[str, Sequence[Measured]]) ->
 
 
 def _first_replies(answers: Iterable[Measured]) -> dict[str, Sequence[Message]]:
-    """The first good answer to each request; more of them would count some requests twice."""
+    """Return the first successful reply to each request: more would count some requests twice."""
     replies: dict[str, Sequence[Message]] = {}
     for answer in sorted(answers, key=attrgetter("repeat")):
         replies.setdefault(answer.sample, answer.reply)
@@ -406,7 +405,7 @@ def _compared(
     second: str,
     good: Mapping[str, Sequence[Measured]],
 ) -> Comparison | None:
-    """Compare two models; None where of either there is nothing to compare."""
+    """Compare two models; None if either has no data."""
     medians, others = (
         _medians(_by_sample(good[model], MEASURES[measure])) for model in (first, second)
     )

@@ -1,7 +1,7 @@
-"""What answers cost, by prices that the user wrote down: no list of prices is built in.
+"""The cost of responses, by prices from the user's file. No prices are built in.
 
-A file of them is JSON: `{"model": {"input": 2.5, "cached": 1.25, "output": 10}}`, each in
-whatever currency, for a million tokens.
+The file is JSON: `{"model": {"input": 2.5, "cached": 1.25, "output": 10}}`, per million tokens,
+in any currency.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass
 from ..core import chat, payload
 from ..core.errors import InvalidRequest
 
-TOKENS = 1_000_000  # what vendors write their prices for
-MAX_PRICE = 10**9  # of a million tokens: no sum then is beyond a double
+TOKENS = 1_000_000  # the unit of vendors' price lists
+MAX_PRICE = 10**9  # per million tokens: keeps every sum within a double
 
 
 @dataclass(frozen=True)
 class Price:
-    """What a million tokens of a model cost.
+    """Prices of a model per million tokens.
 
-    cached: of input that the provider had in its cache; cache_write: of input that it
-        wrote there. Each is the price of all other input where it is not given.
+    cached: of input read from the provider's cache; cache_write: of input written to it.
+        Both default to the price of other input.
     """
 
     input: float
@@ -30,28 +30,30 @@ class Price:
 
 
 def load_prices(data: bytes) -> dict[str, Price]:
-    """Read a file of prices, by model.
+    """Parse a file of prices, by model.
 
     Raises:
-        InvalidRequest: it is no such JSON. A member that is misspelt is refused
-            too, by its path: the sums would be wrong, and none would show it.
+        InvalidRequest: it is not such JSON. Unknown members are refused too, by their path:
+            a misspelt one would make the sums wrong without a sign of it.
     """
     unknown: list[str] = []
     prices = payload.load(dict[str, Price], payload.parse(data), unknown)
     if unknown:
-        raise InvalidRequest("there is no such price", param=unknown[0])
+        raise InvalidRequest("unknown price", param=unknown[0])
     for model, price in prices.items():
         for name, value in asdict(price).items():
             if value is not None and not 0 <= value <= MAX_PRICE:
-                raise InvalidRequest(f"a price is from 0 to {MAX_PRICE:,}", param=f"{model}.{name}")
+                raise InvalidRequest(
+                    f"a price must be from 0 to {MAX_PRICE:,}", param=f"{model}.{name}"
+                )
     return prices
 
 
 def cost(usage: chat.Usage, price: Price) -> float | None:
-    """Say what an answer cost, in the prices' currency.
+    """Compute the cost of a response, in the prices' currency.
 
-    None where the provider did not tell both input and output. Cached tokens, and those
-    written to the cache, are part of the input: of more than that only as many count.
+    None if the provider did not count both input and output. Cached tokens and tokens written
+    to the cache are part of the input, and count at most as many as that.
     """
     if usage.input_tokens is None or usage.output_tokens is None:
         return None

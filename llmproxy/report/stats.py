@@ -1,7 +1,6 @@
-"""Numbers about many measurements: quantiles, intervals of medians, rates, gaps.
+"""Compute statistics of measurements: quantiles, intervals of medians, rates, gaps.
 
-Plain arithmetic on lists, each definition in its docstring. What was measured, and
-when a measurement counts, is for who calls to say.
+Plain arithmetic on lists, defined in the docstrings. Callers decide what counts.
 """
 
 from __future__ import annotations
@@ -12,31 +11,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-RESAMPLES = 1000  # the interval's ends then wander by some hundredths of its width
+RESAMPLES = 1000  # the ends of an interval then vary by some hundredths of its width
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a number lies with the confidence that was asked for; both ends belong to it."""
+    """The interval in which a number lies with the requested confidence, ends included."""
 
     low: float
     high: float
 
     @property
     def is_below_zero(self) -> bool:
-        """Of a difference: the first is smaller, and by more than chance."""
+        """Of a difference: whether the first is smaller beyond chance."""
         return self.high < 0
 
     @property
     def is_above_zero(self) -> bool:
-        """Of a difference: the first is larger, and by more than chance."""
+        """Of a difference: whether the first is larger beyond chance."""
         return self.low > 0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Many values in a few, all in the values' own unit."""
+    """A summary of values, in their unit."""
 
     count: int
     mean: float
@@ -49,7 +48,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Gaps:
-    """How evenly a stream came: the times between its events, in milliseconds."""
+    """The times between a stream's events, in milliseconds."""
 
     p50_ms: float
     p95_ms: float
@@ -57,11 +56,10 @@ class Gaps:
 
 
 def quantile(values: Sequence[float], q: float) -> float:
-    """Give the value below which the share `q` (0 to 1) of the values lies.
+    """Return the value below which the share `q` (0 to 1) of the values lies.
 
-    Between two values it is interpolated linearly: of n sorted values x[0]…x[n-1], the
-    one at the place (n-1)·q. So does numpy by default (Hyndman and Fan's type 7). The
-    order of the values has no meaning.
+    Interpolates linearly between two values: of n sorted values x[0]…x[n-1], takes the one at
+    position (n-1)·q, as numpy does by default (Hyndman and Fan's type 7).
 
     Raises:
         ValueError: no values, or q outside 0…1.
@@ -71,19 +69,19 @@ def quantile(values: Sequence[float], q: float) -> float:
 
 def _sorted_quantile(values: Sequence[float], q: float) -> float:
     if not values or not 0 <= q <= 1:
-        raise ValueError("a quantile takes values, and a share from 0 to 1")
+        raise ValueError("a quantile needs values and a share from 0 to 1")
     place = (len(values) - 1) * q
     below = int(place)
     low, high = values[below], values[min(below + 1, len(values) - 1)]
     share = place - below
-    # From the nearer end, as numpy does: no rounding then leaves the two values' range.
+    # From the nearer end, as numpy does, so that rounding can't leave the range.
     if share >= 0.5:
         return high - (high - low) * (1 - share)
     return low + (high - low) * share
 
 
 def median(values: Sequence[float]) -> float:
-    """Give the middle value, of an even number the mean of the two in the middle.
+    """Return the middle value, or the mean of the two middle ones.
 
     Raises:
         ValueError: no values.
@@ -92,7 +90,7 @@ def median(values: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float]) -> Summary | None:
-    """Give count, arithmetic mean, extremes and quantiles; None of no values."""
+    """Return count, arithmetic mean, extremes and quantiles; None without values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -117,26 +115,25 @@ def median_interval(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Say where the median of what the values are a sample of lies.
+    """Return the confidence interval of the median of the population the values come from.
 
-    The percentile bootstrap: draw as many values with replacement, take their median,
+    The percentile bootstrap: draw as many values with replacement and take their median,
     `resamples` times; the interval is between the quantiles (1-confidence)/2 and
     (1+confidence)/2 of these medians. The same seed gives the same interval.
 
-    By itself the bootstrap is too sure of few values: at 95 % it misses the median in 12 of
-    100 cases where they are 7, in 6 to 10 where they are 8 to 15, and of 30 still in nearly
-    6. So the interval is never narrower than the exact one, whose ends are two of the
-    values: each value lies below the median as a coin falls, however they are distributed.
-    Of 6 to 8 values it is from the least to the most, of 9 to 11 from the second to the last
-    but one, of 12 to 14 from the third. So it misses in 5 of 100 at most, and in 1 or 2
-    where one value further in would be just too many (7, 8, 11). From hundreds of values on
-    both are nearly the same.
+    With few values the bootstrap alone is overconfident: at 95 % it misses the median in 12 of
+    100 cases with 7 values, in 6 to 10 with 8 to 15, and in nearly 6 with 30. So the interval is
+    never narrower than the exact one, whose ends are two of the values: each value is below the
+    median with probability 1/2, whatever the distribution. With 6 to 8 values it reaches from
+    the least to the most, with 9 to 11 from the second to the last but one, with 12 to 14 from
+    the third. So it misses in at most 5 of 100 cases, and in 1 or 2 where the next narrower one
+    would just miss too often (7, 8, 11). With hundreds of values both are nearly the same.
 
-    None where the values are too few for any such claim: even all of them together
-    enclose the median only with probability 1-2^(1-n), so for 95 % it takes six.
+    None if there are too few values for any such claim: even all of them together enclose the
+    median only with probability 1-2^(1-n), so 95 % takes six.
 
-    Of two models' times for the same requests, give their differences pair by pair:
-    what the requests differ in is then no noise.
+    To compare two models on the same requests, pass the differences pair by pair: then
+    differences between the requests add no variance.
 
     Spec: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), 13.3;
         H. A. David and H. N. Nagaraja, Order Statistics (2003), 7.1
@@ -157,19 +154,18 @@ def difference_interval(
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
 ) -> Interval | None:
-    """Say where the difference of two medians lies: the first's less the second's.
+    """Return the confidence interval of the difference of two medians, first minus second.
 
-    Both samples are drawn from anew, each by itself, as `median_interval` does. Of times,
-    the first is faster only where the interval `is_below_zero`. None where either has too
-    few values.
+    Both samples are resampled independently, as in `median_interval`. Of times, the first is
+    faster only if the interval `is_below_zero`. None if either sample has too few values.
 
-    Of two samples that spread alike the bootstrap is sure enough, but not where a small one
-    spreads further than the other, and so alone decides: 7 values that spread five times as
-    far as 50 others seem to differ from them in 11 of 100 cases. So the interval is never
-    narrower than the exact one of either median (see `median_interval`) would be if the
-    other median were known. In simulations with 6 to 50 values of many distributions, one
-    sample up to five times as wide as the other, it was then wrong in 1 to 5 of 100, or
-    hardly more: 17 of two far clusters each, in nearly 6.
+    If two samples have a similar spread, the bootstrap is good enough, but not if a small one
+    spreads further than the other and so decides alone: 7 values that spread five times as far
+    as 50 others seem to differ from them in 11 of 100 cases. So the interval is never narrower
+    than the exact one of either median (see `median_interval`) would be if the other median were
+    known. In simulations with 6 to 50 values of many distributions, one sample up to five times
+    as wide as the other, it was then wrong in 1 to 5 of 100 cases, or hardly more: in nearly 6
+    with 17 values in two distant clusters each.
     """
     ordered, others = sorted(first), sorted(second)
     exact, other_exact = (_exact_interval(of, confidence) for of in (ordered, others))
@@ -189,13 +185,13 @@ def difference_interval(
 
 
 def _exact_interval(ordered: Sequence[float], confidence: float) -> Interval | None:
-    """The narrowest pair of values, as far from either end, that is sure enough."""
+    """Return the narrowest symmetric pair of ordered values with enough confidence."""
     if not 0 < confidence < 1:
-        raise ValueError("a confidence is between 0 and 1")
+        raise ValueError("a confidence must be between 0 and 1")
     count = len(ordered)
     # The k-th value and the k-th from the end enclose the median where k to n-k values lie
-    # below it. How probable that is, is summed up from the middle outwards: as whole
-    # numbers the chances are huge, and from the ends they are too small for a float.
+    # below it. That probability is summed from the middle outwards: as whole numbers the terms
+    # are huge, and from the ends they are too small for a float.
     below = count // 2
     chance = math.comb(count, below) / 2**count
     enclosed = chance if count % 2 == 0 else 2 * chance
@@ -209,12 +205,12 @@ def _exact_interval(ordered: Sequence[float], confidence: float) -> Interval | N
 def _resampled_medians(
     ordered: Sequence[float], source: random.Random, resamples: int
 ) -> list[float]:
-    """Medians of samples drawn with replacement, without drawing the samples.
+    """Return medians of samples drawn with replacement, without drawing the samples.
 
-    A value is drawn by a uniform number from 0 to 1, and the larger number draws no smaller
-    value. So the median is what the middle one of n uniform numbers draws, and that one is
-    Beta distributed. Of an even number it takes the one below too: the largest of upper-1
-    uniform numbers from 0 to the middle one.
+    A uniform number from 0 to 1 draws a value, and a larger number never draws a smaller value.
+    So the median is what the middle one of n uniform numbers draws, which is Beta distributed.
+    For an even n the one below is needed too: the largest of upper-1 uniform numbers between 0
+    and the middle one.
     """
     count = len(ordered)
     upper = count // 2 + 1
@@ -245,12 +241,11 @@ def _hull(one: Interval, other: Interval) -> Interval:
 def tokens_per_second(
     output_tokens: int | None, ttft_ms: float | None, duration_ms: float | None
 ) -> float | None:
-    """Say how fast an answer came once it had begun: tokens per second after the first.
+    """Return the speed of a response once it has begun: tokens per second after the first.
 
-    (output_tokens - 1) / (duration - ttft), tokens as the provider counts them. None
-    where a number is missing, there is no second token, or all came at once: a whole
-    answer in one event has no rate. Tokens of reasoning that was not streamed were made
-    before the first event: the caller leaves them out, or the rate is too high.
+    (output_tokens - 1) / (duration - ttft), with the provider's token counts. None if a number
+    is missing, if there is no second token, or if all came at once. Tokens of reasoning that was
+    not streamed came before the first event: callers leave them out, or the rate is too high.
     """
     if output_tokens is None or ttft_ms is None or duration_ms is None:
         return None
@@ -261,10 +256,10 @@ def tokens_per_second(
 
 
 def gaps(times_ms: Sequence[float]) -> Gaps | None:
-    """Say how long a stream was silent between its events; None of fewer than two.
+    """Summarize the silences between a stream's events; None for fewer than two events.
 
-    times_ms: when each event came, in their order. Events that came together have a gap
-    of 0 between them; the wait for the first one is none.
+    times_ms: when each event came, in order. Events that came together have a gap of 0; the
+    wait for the first one does not count.
     """
     if len(times_ms) < 2:
         return None

@@ -95,7 +95,7 @@ def one_word(model_id, word="Four.", *steps):
 # ---- what is asked
 
 
-def test_each_model_is_asked_what_the_recorded_one_was(session, history, capsys):
+def test_each_model_gets_the_recorded_messages(session, history, capsys):
     a, b = one_word("a"), one_word("b")
     bench("--models", "a,b", "--warmup", "0", "--repeat", "2", models=[a, b])
     recorded = [history.exchange(id) for id in history.ids(Filter(is_traffic=True))]
@@ -103,7 +103,7 @@ def test_each_model_is_asked_what_the_recorded_one_was(session, history, capsys)
     assert [prompt.messages for prompt in a.prompts] == asked * 2 == [p.messages for p in b.prompts]
 
 
-def test_models_take_turns_to_be_first(session, history):
+def test_models_take_turns_at_being_first(session, history):
     order = []
     models = [AsyncScript(id, lambda _, id=id: order.append(id), *answers("4")) for id in "abc"]
     bench("--models", "a,b,c", "--warmup", "0", models=models)
@@ -136,7 +136,7 @@ def test_answers_are_siblings_of_the_recorded_one_under_a_named_run(session, his
     assert find_run(history, "friday").ended is not None
 
 
-def test_what_was_asked_is_kept_as_it_was_sent(session, history):
+def test_requests_are_recorded_as_sent(session, history):
     bench(
         "--models", "a", "--warmup", "0", "--last", "1", "--max-tokens", "7", models=[one_word("a")]
     )
@@ -146,7 +146,7 @@ def test_what_was_asked_is_kept_as_it_was_sent(session, history):
     assert body["messages"][-1]["content"] == "What is 2 + 2?"
 
 
-def test_the_smaller_number_of_tokens_is_asked_for(llm_user_path, history_of):
+def test_the_smaller_token_limit_is_sent(llm_user_path, history_of):
     with running(one_word("recorded")) as proxy:
         ask(proxy, [{"role": "user", "content": "1"}], max_completion_tokens=5)
         ask(proxy, [{"role": "user", "content": "2"}], max_completion_tokens=50)
@@ -228,7 +228,7 @@ def recorded_traffic(tmp_path_factory):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_filters_choose_what_is_asked_again(recorded_traffic, llm_user_path, capsys, words, count):
+def test_filters_select_the_requests(recorded_traffic, llm_user_path, capsys, words, count):
     shutil.copy(recorded_traffic, llm_user_path / "logs.db")
     bench("--models", "a", "--dry-run", *words, models=[one_word("a")])
     *asked, last = capsys.readouterr().out.splitlines()
@@ -236,7 +236,7 @@ def test_filters_choose_what_is_asked_again(recorded_traffic, llm_user_path, cap
     assert last.startswith(f"would send {count + 1} requests to each of a (1 of them to warm up), ")
 
 
-def test_ids_of_a_file_choose_too(session, history, tmp_path, capsys):
+def test_ids_in_a_file_select_requests(session, history, tmp_path, capsys):
     first, _, third = history.ids()
     (tmp_path / "ids").write_text(f"{third}\n{first}\n")
     bench("--models", "a", "--ids", str(tmp_path / "ids"), "--dry-run", models=[one_word("a")])
@@ -244,7 +244,7 @@ def test_ids_of_a_file_choose_too(session, history, tmp_path, capsys):
     assert [line.split()[0] for line in asked] == [first, third]
 
 
-def test_what_is_damaged_is_left_out(llm_user_path, history_of, capsys):
+def test_damaged_requests_are_skipped(llm_user_path, history_of, capsys):
     with running(one_word("recorded")) as proxy:
         ask(proxy, [{"role": "user", "content": "word " * 1000}])
         ask(proxy, [{"role": "user", "content": "short"}])
@@ -258,7 +258,7 @@ def test_what_is_damaged_is_left_out(llm_user_path, history_of, capsys):
     assert "1 request, 1 of 1 response," in out
 
 
-def test_what_a_run_was_answered_is_not_asked_again(session, history, capsys):
+def test_responses_of_a_run_are_not_sent_again(session, history, capsys):
     bench("--models", "a", models=[one_word("a")])
     bench("--models", "a", "--dry-run", models=[one_word("a")])
     assert "would send 4 requests to each of a " in capsys.readouterr().out
@@ -302,7 +302,7 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_makes_no_sense_is_told_before_anything_is_sent(
+def test_bad_arguments_are_refused_before_anything_is_sent(
     session, history, capsys, words, message
 ):
     a = one_word("a")
@@ -316,13 +316,13 @@ def test_what_makes_no_sense_is_told_before_anything_is_sent(
     assert a.prompts == [] and len(history.ids()) == 3
 
 
-def test_a_name_is_taken_once(session, capsys):
+def test_a_run_name_is_unique(session, capsys):
     bench("--models", "a", "--name", "friday", models=[one_word("a")])
     bench("--models", "a", "--name", "friday", models=[one_word("a")], code=1)
     assert "the run 'friday' exists already" in capsys.readouterr().err
 
 
-def test_logs_that_are_off_take_no_run(session, llm_user_path, capsys):
+def test_no_run_starts_with_logs_off(session, llm_user_path, capsys):
     (llm_user_path / "logs-off").touch()
     bench("--models", "a", models=[one_word("a")], code=2)
     assert "llm logs on" in capsys.readouterr().err
@@ -351,7 +351,7 @@ class Paced(AsyncScript):
         response_json(finish_reason="stop")(response)
 
 
-def test_figures_are_the_scripts_own(session, history):
+def test_figures_match_the_scripted_times(session, history):
     """Held against the times at which the script really spoke, which a busy machine moves too."""
     slow, fast = Paced("slow", 0.1, 0.02, 8), Paced("fast", 0.05, 0.01, 8)
     bench("--models", "slow,fast", "--warmup", "0", models=[slow, fast])
@@ -384,7 +384,7 @@ def test_warm_ups_count_in_no_figure(session, history):
     assert warm_up.ttft_ms >= 300
 
 
-def test_what_goes_before_a_model_is_started_is_none_of_its_time(session, history):
+def test_work_before_a_model_starts_is_not_measured(session, history):
     class Slow(ScriptOptions):
         def __init__(self, **values):
             time.sleep(0.3)
@@ -397,7 +397,7 @@ def test_what_goes_before_a_model_is_started_is_none_of_its_time(session, histor
     assert all(ms < 300 for (ms,) in rows_of)
 
 
-def test_what_a_model_does_after_its_end_is_none_of_its_time(llm_user_path, history_of):
+def test_work_after_the_last_event_is_not_measured(llm_user_path, history_of):
     class Lingering(AsyncScript):
         async def execute(self, prompt, stream, response, conversation):
             try:
@@ -439,7 +439,7 @@ def test_failures_are_counted_by_kind_and_kept(session, history, capsys):
     assert "rate_limit" in capsys.readouterr().out
 
 
-def test_an_answer_without_end_is_a_time_out(session, history):
+def test_an_endless_response_times_out(session, history):
     endless = AsyncScript("endless", "so", lambda _: asyncio.Event().wait())
     bench("--models", "endless", "--timeout", "0.1", "--last", "1", models=[endless])
     entries = history.entries(Filter(client="llmproxy bench"))
@@ -449,7 +449,7 @@ def test_an_answer_without_end_is_a_time_out(session, history):
     assert endless.closed == 2
 
 
-def test_so_many_are_asked_at_one_time(session, history):
+def test_concurrency_is_limited(session, history):
     now, most = 0, []
 
     class Counting(AsyncScript):
@@ -473,7 +473,7 @@ def test_sync_models_are_measured_too(session, history):
     assert (found.ok, found.tokens["output_tokens"].p50) == (3, 3)
 
 
-def test_a_piped_run_says_a_line_for_each_answer(session, capsys):
+def test_a_piped_run_prints_a_line_per_response(session, capsys):
     bench("--models", "a", "--name", "friday", models=[one_word("a")])
     out, err = capsys.readouterr()
     lines = err.splitlines()
@@ -495,7 +495,7 @@ def test_a_terminal_shows_one_line_that_changes(session, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("dialect", ["openai_chat", "anthropic_messages"])
-def test_a_server_is_asked_over_its_wire(session, history, dialect):
+def test_a_server_gets_requests_in_its_dialect(session, history, dialect):
     there = AsyncScript(
         "there", *answers("It", " is", " four."), response_json(finish_reason="stop")
     )
@@ -518,7 +518,7 @@ def test_a_server_is_asked_over_its_wire(session, history, dialect):
     assert rows(history, "select input_tokens, output_tokens from turns")[-1] == (20, 3)
 
 
-def test_connecting_is_no_part_of_an_answers_time(session, history, monkeypatch):
+def test_connecting_is_not_part_of_the_response_time(session, history, monkeypatch):
     look_up = socket.getaddrinfo
 
     def slow_look_up(host, port, *rest, **more):
@@ -534,7 +534,7 @@ def test_connecting_is_no_part_of_an_answers_time(session, history, monkeypatch)
     assert found.ttft_ms.summary.most <= found.duration_ms.summary.most < 300
 
 
-def test_a_server_that_is_not_there_is_an_error_for_each(session, history):
+def test_an_unreachable_server_is_an_error_per_request(session, history):
     words = ["--models", "x", "--base-url", "http://127.0.0.1:1", "--warmup", "0", "--last", "1"]
     bench(*words)
     (entry,) = history.entries(Filter(client="llmproxy bench"))
@@ -629,7 +629,7 @@ def test_ctrl_c_before_the_first_request_stops_too(session, history, capsys, mon
     assert len(history.ids()) == 3
 
 
-def test_a_run_with_nothing_left_asks_nobody(session, history, capsys):
+def test_a_finished_run_sends_nothing(session, history, capsys):
     """Not even to warm up: a request costs money."""
     a, b = one_word("a"), one_word("b")
     bench("--models", "a,b", "--name", "friday", models=[a, b])
@@ -637,7 +637,7 @@ def test_a_run_with_nothing_left_asks_nobody(session, history, capsys):
     assert len(a.prompts) == len(b.prompts) == 1 + 3
 
 
-def test_only_who_is_asked_again_is_warmed_up(session, history):
+def test_only_models_with_work_left_are_warmed_up(session, history):
     bench("--models", "a,b", "--name", "friday", models=[one_word("a"), one_word("b")])
     with sqlite3.connect(history.path) as log:
         log.execute("update proxy_exchanges set status = 'interrupted' where id = (select max(id)"
@@ -647,7 +647,7 @@ def test_only_who_is_asked_again_is_warmed_up(session, history):
     assert (len(a.prompts), len(b.prompts)) == (0, 1 + 1)
 
 
-def test_a_run_is_under_way_once(session, history, capsys):
+def test_a_run_can_not_be_resumed_twice_at_once(session, history, capsys):
     bench("--models", "a", "--name", "friday", models=[one_word("a")])
     with claimed(history.path, find_run(history, "friday")):
         bench("--resume", "friday", models=[one_word("a")], code=1)
@@ -655,7 +655,7 @@ def test_a_run_is_under_way_once(session, history, capsys):
     bench("--resume", "friday", models=[one_word("a")])
 
 
-def test_answers_that_the_log_could_not_take_are_not_asked_for_again(
+def test_responses_that_wait_in_the_spool_are_not_requested_again(
     session, history, capsys, monkeypatch
 ):
     """They are told of, wait beside it, and are taken in by who goes on."""
@@ -697,7 +697,7 @@ def test_a_key_that_can_not_be_sent_is_refused_and_not_shown(session, history, c
     assert len(history.ids()) == 3
 
 
-def test_no_warm_up_is_something_said(session, capsys):
+def test_zero_warm_ups_count_as_an_argument(session, capsys):
     with pytest.raises(SystemExit):
         bench_command.main(["--resume", "--warmup", "0"], "llmproxy")
     assert "--resume continues a run as it began" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_a_request_of_a_file_is_converted(tmp_path, target):
     assert err.splitlines() == [f"not carried: {path}" for path in there.ignored]
 
 
-def test_what_could_not_be_carried_is_listed_line_by_line():
+def test_paths_that_were_not_carried_are_listed():
     body: dict[str, Any] = REQUEST | {"logprobs": True, "store": True, "x": 1}
     assert run(*OPENAI, stdin=json.dumps(body).encode()) == (
         0,
@@ -112,7 +112,7 @@ def test_a_failure_is_one_clear_line(words, stdin, code, message):
     assert err.startswith(f"llmproxy convert: {message}")
 
 
-def test_an_unknown_dialect_is_told_those_there_are():
+def test_an_unknown_dialect_lists_the_known_ones():
     code, out, err = run("--from", "x", "--to", "openai_chat")
     assert (code, out) == (2, b"")
     assert "invalid choice: 'x'" in err and "openai_chat" in err

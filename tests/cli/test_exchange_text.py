@@ -64,7 +64,7 @@ def words(**fields: object) -> list[str]:
     return summary_line(replace(EXCHANGE, **fields)).split("  ")
 
 
-def test_line_has_all_that_one_looks_for():
+def test_line_has_all_columns():
     shown = words()
     assert shown[0] == "01abc"
     assert shown[2:] == [
@@ -80,12 +80,12 @@ def test_line_has_all_that_one_looks_for():
     assert not summary_line(EXCHANGE, id=False).startswith("01abc")
 
 
-def test_line_of_what_failed_says_why():
+def test_line_of_a_failure_has_the_error():
     shown = words(status="error", http_status=429, error="slow down", usage=chat.Usage())
     assert shown[5:] == ["error 429", "0.12s", "slow down"]
 
 
-def test_line_of_what_runs_or_was_cut_has_no_numbers_it_lacks():
+def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
     none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": chat.Usage()}
     assert words(status="running", **none)[5:] == ["running", "Change the greeting"]
     assert words(status="cancelled", **none)[5] == "cancelled"
@@ -96,20 +96,20 @@ def test_line_shows_both_names_where_a_map_changed_the_model():
     assert words(model_asked=None, model_used=None)[4] == "-"
 
 
-def test_replay_is_told_from_what_a_model_gave():
+def test_a_replay_is_marked():
     replayed = replace(EXCHANGE, replay_of="01recorded", turn=None, thread_id=None)
     assert "  replayed  " in summary_line(replayed)
     assert "replay of 01recorded" in exchange_page(replayed)
 
 
-def test_page_says_what_an_exchange_goes_on_from():
+def test_page_names_the_exchange_that_is_continued():
     page = exchange_page(replace(EXCHANGE, previous_id="01before", link="reply", recalled=2))
     assert "\ncontinues 01before\nrecalled  2 messages\n" in page
     page = exchange_page(replace(EXCHANGE, previous_id="01before", link="compacted"))
     assert "\ncontinues 01before (compacted)\n" in page
 
 
-def test_colours_are_only_where_they_are_asked_for():
+def test_colours_are_off_by_default():
     assert "\x1b[32mok\x1b[0m" in summary_line(EXCHANGE, colours=True)
     assert "\x1b" not in summary_line(EXCHANGE) + exchange_page(EXCHANGE)
 
@@ -121,7 +121,7 @@ def test_a_clients_words_cannot_drive_the_terminal():
     assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
 
 
-def test_page_tells_everything_of_an_exchange():
+def test_page_shows_all_of_an_exchange():
     page = exchange_page(EXCHANGE)
     for fact in (
         "exchange  01abc",
@@ -162,7 +162,7 @@ def test_page_shows_calls_results_and_attachments():
     assert "← look returned: sun" in page
 
 
-def test_page_of_a_request_that_was_refused_shows_it_as_it_came():
+def test_page_of_a_refused_request_shows_it_as_received():
     refused = replace(
         EXCHANGE,
         status="error",

@@ -91,7 +91,7 @@ def recorded(recorded_exchanges, llm_user_path):
     return id
 
 
-def test_lines_are_one_an_exchange_newest_last(recorded):
+def test_each_exchange_is_a_line_newest_last(recorded):
     lines = log().splitlines()
     assert [line.split("  ")[-1] for line in lines] == [
         "greet me",
@@ -121,7 +121,7 @@ def test_filters_narrow_the_list(recorded, words, models):
     assert [entry["model_asked"] for entry in entries] == models
 
 
-def test_one_exchange_whole(recorded):
+def test_one_exchange_in_full(recorded):
     page = log(recorded)
     assert f"exchange  {recorded}" in page
     assert "── user ──\ngreet me" in page
@@ -205,7 +205,7 @@ def test_an_exchanges_id_means_its_thread(conversations):
         assert log("--thread", ids[0], *words) == log("--thread", thread, *words) != ""
 
 
-def test_what_broke_a_cache_is_found(conversations):
+def test_broken_caches_are_found(conversations):
     ids, (thread, fork) = conversations
     lines = log("--cache").splitlines()
     assert lines[0] == f"{fork}  OpenAI/Python  m  1 of 1 request broke the prefix"
@@ -223,7 +223,7 @@ def test_what_broke_a_cache_is_found(conversations):
     assert broken["breaks"][0]["difference"]["position"] == 20
 
 
-def test_what_is_stored_is_verified(conversations, llm_user_path):
+def test_verify_finds_what_was_changed(conversations, llm_user_path):
     ids, (thread, _) = conversations
     assert re.fullmatch(
         r"ok: \d+ messages and \d+ parts? of requests match their hashes\n", log("--verify")
@@ -240,7 +240,7 @@ def test_what_is_stored_is_verified(conversations, llm_user_path):
     assert json.loads(whole)["broken"][0]["role"] == "user"
 
 
-def test_prune_forgets_what_is_meant_and_says_so(recorded):
+def test_prune_deletes_what_matches(recorded):
     dry = log("--prune", "--model", "other", "--dry-run")
     assert dry == "would delete 1 exchange, 1 turn, 2 messages, 0 parts of requests\n"
     assert len(log().splitlines()) == 3

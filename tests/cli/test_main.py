@@ -97,7 +97,7 @@ def test_port_in_use_is_one_clear_line():
     assert result.stderr == message
 
 
-def test_start_says_where_and_each_exchange_is_a_line(llm_user_path):
+def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
     with serving() as (process, url, lines):
         assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'}\n"
         assert re.match(r"models: \d+, of which demo needs no key", lines.get(timeout=5))
@@ -114,7 +114,7 @@ def test_start_says_where_and_each_exchange_is_a_line(llm_user_path):
         assert db.execute("select model from turns").fetchall() == [("demo",)]
 
 
-def test_quiet_says_nothing_of_exchanges():
+def test_quiet_prints_no_exchanges():
     with serving("--quiet", "--no-log") as (process, url, lines):
         assert lines.get(timeout=5) == "log: off (--no-log)\n"
         [lines.get(timeout=5) for _ in range(3)]
@@ -133,7 +133,7 @@ def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
         assert process.stderr.read().count("warning: ") >= 1
 
 
-def test_running_answer_of_a_plugin_may_end_after_a_signal(tmp_path, llm_user_path, monkeypatch):
+def test_a_running_response_may_finish_after_a_signal(tmp_path, llm_user_path, monkeypatch):
     """The log has it too: it is flushed after the last answer."""
     plugin = tmp_path / "slow_plugin.py"
     plugin.write_text(

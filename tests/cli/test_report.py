@@ -60,7 +60,7 @@ def test_the_logs_own_traffic_is_a_table_too(recorded, capsys):
     assert report(capsys, "--model", "nobody").startswith("the log: 0 requests, 0 responses")
 
 
-def test_the_logs_models_come_by_how_much_they_answered(llm_user_path, capsys):
+def test_models_of_the_log_are_ordered_by_responses(llm_user_path, capsys):
     with running(one_word("rare"), one_word("busy")) as proxy:
         talk(proxy, 1, "rare")
         talk(proxy, 2, "busy")
@@ -114,7 +114,7 @@ def test_prices_make_costs(recorded, capsys, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_what_makes_no_sense_is_told(recorded, capsys, words, message):
+def test_bad_arguments_are_refused(recorded, capsys, words, message):
     try:
         code = report_command.main(words, "llmproxy")
     except SystemExit as exc:
@@ -123,7 +123,7 @@ def test_what_makes_no_sense_is_told(recorded, capsys, words, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_log_that_is_not_there_is_told(llm_user_path, capsys):
+def test_a_missing_log_is_an_error(llm_user_path, capsys):
     assert "unable to open database file" in report(capsys, code=1)
 
 

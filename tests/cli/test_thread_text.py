@@ -28,7 +28,7 @@ THREAD = Thread(
 )
 
 
-def test_line_of_a_conversation_has_all_that_one_looks_for():
+def test_line_of_a_conversation_has_all_columns():
     shown = thread_line(THREAD).split("  ")
     assert shown[0] == "01thread"
     assert shown[2:] == [
@@ -40,14 +40,14 @@ def test_line_of_a_conversation_has_all_that_one_looks_for():
     ]
 
 
-def test_line_of_a_conversation_says_what_it_left():
+def test_line_of_a_conversation_names_its_origin():
     forked = replace(THREAD, forked_from="01origin", origin="call", exchanges=1, turns=1)
     assert "  1 exchange  " in thread_line(forked)
     assert "  sub-agent of 01origin  " in thread_line(forked)
     assert "  quotes 01origin  " in thread_line(replace(forked, origin="quote"))
 
 
-def test_line_of_a_conversation_has_no_numbers_that_it_lacks():
+def test_line_of_a_conversation_omits_missing_numbers():
     bare = replace(THREAD, usage=Usage(), models=(), exchanges=13)
     assert thread_line(bare).split("  ")[3:] == ["-", "13 exchanges", "Change the greeting"]
 
@@ -123,7 +123,7 @@ def lines_of(*breaks):
     return [line.partition("03:04:05  ")[2] or line for line in lines[:-1]]
 
 
-def test_what_broke_a_cache_is_said_with_its_cost():
+def test_a_broken_cache_is_shown_with_its_cost():
     lines = lines_of(BREAK, BREAK)
     assert lines[0] == "01thread  aider  m  2 of 14 requests broke the prefix"
     assert lines[2:6] == [
@@ -135,7 +135,7 @@ def test_what_broke_a_cache_is_said_with_its_cost():
     assert len(lines) == 11
 
 
-def test_tools_and_another_model_come_before_messages():
+def test_changed_model_and_tools_come_before_messages():
     lines = lines_of(
         replace(
             BREAK,
@@ -155,7 +155,7 @@ def test_tools_and_another_model_come_before_messages():
     assert "    different tools: reordered" in reordered
 
 
-def test_a_message_that_is_gone_or_of_another_kind_is_said():
+def test_missing_and_replaced_messages_are_shown():
     def said(*difference):
         return lines_of(replace(BREAK, difference=Difference(*difference)))[2:-1]
 
@@ -169,18 +169,18 @@ def test_a_message_that_is_gone_or_of_another_kind_is_said():
     ]
 
 
-def test_who_keeps_the_prefix_is_counted():
+def test_conversations_that_kept_their_prefix_are_counted():
     assert prefix_lines([]) == ["none of these requests continues another one"]
     assert prefix_lines([ThreadCache("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
 
 
-def test_what_is_as_it_was_stored_is_one_line():
+def test_a_verified_log_is_one_line():
     assert verified_lines(Verified(1, 2_000, ())) == [
         "ok: 1 message and 2,000 parts of requests match their hashes"
     ]
 
 
-def test_what_is_broken_is_a_line_each():
+def test_each_failed_hash_is_a_line():
     verified = Verified(
         3,
         1,
@@ -198,7 +198,7 @@ def test_what_is_broken_is_a_line_each():
     ]
 
 
-def test_colours_are_only_where_they_are_asked_for():
+def test_colours_are_off_by_default():
     prefix = ThreadCache("01thread", "aider", "m", 14, (BREAK,))
     branch = [place("one", begins=True), place("fork", 1, "fork", True)]
     assert "\x1b[33mfork" in tree_lines(branch, "x", colours=True)[1]

@@ -152,10 +152,10 @@ def test_only_named_models_are_asked_and_as_the_recorded_one_was(ran):
 
 def test_a_stopped_run_says_how_to_go_on_and_goes_on(ran):
     assert ran.stopped.returncode == 130
-    assert ran.stopped.stderr.splitlines()[-1] == "stopped; to go on: bench --resume friday"
+    assert ran.stopped.stderr.splitlines()[-1] == "stopped; to continue: bench --resume friday"
     assert "Traceback" not in ran.stopped.stderr
     assert ran.row_when_stopped == (None,)
-    assert "friday: 20 requests, 40 of 40 answers" in ran.resumed.stdout
+    assert "friday: 20 requests, 40 of 40 responses" in ran.resumed.stdout
     assert ran.rows("select name, ended is null from proxy_runs") == [("friday", 0)]
     statuses = ran.rows(
         "select model_asked, status, count(*) from proxy_exchanges"
@@ -235,7 +235,7 @@ def test_models_are_compared_as_the_provider_would(ran):
     assert found["ttft_ms"]["difference"] == pytest.approx(truth, abs=40)
     assert found["ttft_ms"]["interval"]["low"] < truth and found["ttft_ms"]["interval"]["high"] < 0
     assert {each["faster"] for each in found.values()} == {"quick"}
-    assert "quick is faster to the first event than thorough by" in ran.resumed.stdout
+    assert "First event: quick is faster than thorough by" in ran.resumed.stdout
 
 
 def test_errors_and_reasons_are_counted(ran):
@@ -295,7 +295,8 @@ def test_the_page_stands_alone_in_a_browser(ran, tmp_path):
         browser.show()
         browser.navigate(ran.page.as_uri())
         words = browser.evaluate("document.body.innerText")
-        assert "quick is faster by" in words and "thorough is closer to the recorded" in words
+        assert "quick is faster than thorough by" in words
+        assert "thorough is closer to the recorded" in words
         for width in (1280, 360):
             browser.show(width=width)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width

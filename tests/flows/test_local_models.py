@@ -417,9 +417,9 @@ def test_a_bench_of_many_at_a_time_runs_a_local_model_one_by_one(faults, llm_use
     assert found[3][0] >= 150  # behind three others
     assert sorted(first for *_, first in found) == [0, 0, 0, 1]
     printed = capsys.readouterr().out
-    assert "waiting, in no other time" in printed
-    assert "m: first run of its process 1 of 4 times" in printed
-    assert "m: none of 4 answers told their tokens; ~ marks rates by our estimate" in printed
+    assert "waiting (not in other times)" in printed
+    assert "m: 1 of 4 responses were the first in their process" in printed
+    assert "m: none of 4 responses had token counts; ~ marks rates by our estimate" in printed
     # Alone the first event takes no time; the wait would make the median 75 ms.
     (in_short,) = [line for line in printed.splitlines() if line.startswith("m ") and "~" in line]
     assert float(in_short.split()[4]) < 40, in_short

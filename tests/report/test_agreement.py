@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart
 
 from llmproxy.report.agreement import MAX_WORDS, Agreement, agreement, similarity
-from llmproxy.report.json_schema import Verdict
+from llmproxy.report.json_schema import Validity
 
 
 def said(*parts):
@@ -72,13 +72,13 @@ def test_what_the_providers_own_tools_did_is_not_compared():
     assert agreement(first, said("Yes.")) == Agreement(True, 1.0, None, None, None)
 
 
-def test_the_second_answer_is_held_against_the_schema():
+def test_the_second_reply_is_validated():
     schema = {"type": "object", "required": ["a"], "minProperties": 1}
     first = said("nothing")
-    assert agreement(first, said('{"a": 1}'), schema).schema == Verdict(None, ("minProperties",))
-    assert agreement(first, said("{}"), schema).schema == Verdict("a is missing", ())
+    assert agreement(first, said('{"a": 1}'), schema).schema == Validity(None, ("minProperties",))
+    assert agreement(first, said("{}"), schema).schema == Validity("a is missing", ())
     problem = agreement(first, said("{"), schema).schema.problem
-    assert problem.startswith("the answer is no JSON: the body is not JSON: ")
+    assert problem.startswith("the reply is not JSON: the body is not JSON: ")
 
 
 # ---- similarity

@@ -158,7 +158,7 @@ def test_a_whole_run_is_numpys():
     assert (a.agreement.exact_text, a.agreement.similarity.summary.mean) == (Share(60, 60), 1.0)
 
 
-def test_errors_and_ends_are_told_the_most_frequent_first():
+def test_errors_and_finish_reasons_are_ordered_by_frequency():
     kinds = ["timeout", "rate_limit", "upstream", "rate_limit", None]
     ends = ["stop", "length", "length"]
     study = a_run(
@@ -182,7 +182,7 @@ def test_reasoning_that_was_not_streamed_is_in_no_rate(shows_reasoning, expected
     assert figures(study).models[0].tokens_per_second == Estimate(one(expected), None)
 
 
-def test_gaps_of_all_answers_are_told_together():
+def test_gaps_are_taken_over_all_responses():
     fast = [(float(at), 1) for at in range(100)]
     slow = [(0.0, 1), (500.0, 1)]
     a, _ = figures(a_run(an_answer(ticks=fast), an_answer(ticks=slow))).models
@@ -334,7 +334,7 @@ def test_the_same_study_gives_the_same_figures():
 # ---- agreement and cost
 
 
-def test_answers_are_held_against_the_recorded_ones():
+def test_replies_are_compared_with_the_recorded_ones():
     call = Message("assistant", [ToolCallPart("look", {"at": 1}, "1")])
     schema = {"type": "object", "required": ["a"]}
     samples = [
@@ -363,7 +363,7 @@ def test_answers_are_held_against_the_recorded_ones():
     assert b.agreement is None
 
 
-def test_models_are_held_against_one_another_by_their_first_answers():
+def test_models_are_compared_by_their_first_replies():
     samples = [a_sample(id="0", schema={"type": "object"}), a_sample(id="1"), a_sample(id="2")]
     study = a_run(
         timed("a", "0", 1.0, reply=said("Later."), repeat=2),
@@ -381,7 +381,7 @@ def test_models_are_held_against_one_another_by_their_first_answers():
     assert between == Between("a", "b", AgreementFigures(Share(1, 2), None, None, None, alike))
 
 
-def test_what_cannot_be_counted_is_told_beside_the_cost():
+def test_responses_without_counts_are_counted_beside_the_cost():
     answers = [an_answer(), an_answer(usage=Usage(20, None)), an_answer(usage=Usage(40, 22))]
     study = a_run(*answers, a_failure(), models=("a",))
     [a] = figures(study, {"a": Price(1.0, 10.0)}).models

@@ -29,21 +29,29 @@ def test_prices_are_read_by_model():
         (b'{"a": {"input": 1, "output": "2"}}', "a.output", "expected a number"),
         (b'{"a": {"input": 1, "output": null}}', "a.output", "expected a number"),
         (b'{"a": {"input": 1, "output": true}}', "a.output", "expected a number"),
-        (b'{"a": {"input": 1, "output": 2, "cahced": 0}}', "a.cahced", "there is no such price"),
-        (b'{"a": {"input": -1, "output": 2}}', "a.input", "a price is from 0 to 1,000,000,000"),
+        (b'{"a": {"input": 1, "output": 2, "cahced": 0}}', "a.cahced", "unknown price"),
+        (
+            b'{"a": {"input": -1, "output": 2}}',
+            "a.input",
+            "a price must be from 0 to 1,000,000,000",
+        ),
         (
             b'{"a": {"input": 1, "output": 2, "cached": -1}}',
             "a.cached",
-            "a price is from 0 to 1,000,000,000",
+            "a price must be from 0 to 1,000,000,000",
         ),
-        (b'{"a": {"input": 1e10, "output": 2}}', "a.input", "a price is from 0 to 1,000,000,000"),
+        (
+            b'{"a": {"input": 1e10, "output": 2}}',
+            "a.input",
+            "a price must be from 0 to 1,000,000,000",
+        ),
         (b'{"a": {"input": NaN, "output": 2}}', None, "NaN is not JSON"),
         (b'{"a": 1}', "a", "expected an object"),
         (b"[]", None, "expected an object"),
         (b"", None, "the body is not JSON"),
     ],
 )
-def test_what_is_no_price_is_refused_by_its_path(data, param, message):
+def test_bad_prices_are_refused_by_their_path(data, param, message):
     with pytest.raises(InvalidRequest) as caught:
         load_prices(data)
     assert caught.value.param == param

@@ -54,7 +54,7 @@ def test_numbers_by_hand():
 
 @pytest.mark.parametrize("values, q", [([], 0.5), ([1], -0.1), ([1], 1.1), ([1], math.nan)])
 def test_what_has_no_quantile_is_refused(values, q):
-    with pytest.raises(ValueError, match="^a quantile takes values, and a share from 0 to 1$"):
+    with pytest.raises(ValueError, match="^a quantile needs values and a share from 0 to 1$"):
         stats.quantile(values, q)
 
 
@@ -206,7 +206,7 @@ def test_an_interval_is_of_the_values(values, seed):
 
 @pytest.mark.parametrize("confidence", [0, 1, 95])
 def test_a_confidence_is_a_share(confidence):
-    with pytest.raises(ValueError, match="^a confidence is between 0 and 1$"):
+    with pytest.raises(ValueError, match="^a confidence must be between 0 and 1$"):
         stats.median_interval([1] * 99, seed=1, confidence=confidence)
 
 

@@ -143,7 +143,7 @@ def test_every_two_models_are_compared_by_every_measure():
     ]
 
 
-def test_too_few_for_one_measure_are_told_for_that_measure():
+def test_too_few_requests_for_one_measure_are_noted_there():
     study = a_study(n=6)
     answers = [changed(answer, duration_ms=None) for answer in study.answers[:2]]
     lines = shown(replace(study, answers=[*answers, *study.answers[2:]]))
@@ -166,7 +166,7 @@ def test_a_study_of_nothing_is_one_line():
     assert shown(begun) == ["soon: 1 request, 0 of 1 response, since 2026-01-02 03:04:05 UTC"]
 
 
-def test_what_providers_do_not_tell_is_told():
+def test_missing_token_counts_are_noted():
     study = a_study(("a",), 3, recorded=False)
     told, *others = study.answers
     answers = [told, *(changed(answer, usage=Usage()) for answer in others)]

@@ -1,7 +1,7 @@
-"""Axes of drawings: where a value lies, and which round numbers are written beside it.
+"""Compute the axes of charts: the position of a value, and the labelled ticks.
 
-Values are times in milliseconds or plain numbers, none below zero; `bounded` and `drawable`
-bring any float to where an axis can be reckoned.
+Values are times in milliseconds or plain numbers, none below zero; `bounded` and `drawable` make
+any float fit for that.
 """
 
 from __future__ import annotations
@@ -10,38 +10,38 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-LOG_FROM = 20  # times the least is the most: a linear axis would press half of it together
-MAX_TICKS = 7  # of a logarithmic axis: as many words stand beside one another
-LEAST, MOST = 1e-6, 1e15  # a nanosecond is nothing, and 30,000 years are for ever
-MAX_SPAN = 1e6  # of a logarithmic axis: what is smaller lies at its beginning
+LOG_FROM = 20  # ratio of most to least: a linear axis would squeeze half of the values
+MAX_TICKS = 7  # of a logarithmic axis: room for that many labels
+LEAST, MOST = 1e-6, 1e15  # a nanosecond counts as 0; 30,000 years are enough
+MAX_SPAN = 1e6  # of a logarithmic axis: smaller values are drawn at its start
 
 Ticks = list[tuple[float, str]]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Where values lie, and the places that have words beside them."""
+    """The position of values, and the labelled positions."""
 
     at: Callable[[float], float]
     marks: Sequence[tuple[float, str]]
 
 
 def bounded(value: float) -> float:
-    """Bring a value to where it can be drawn; what is no number, or below zero, to zero."""
+    """Limit a value to what can be drawn; NaN and negative values become 0."""
     return min(value, MOST) if math.isfinite(value) and value > LEAST else 0.0
 
 
 def drawable(values: Sequence[float]) -> list[float]:
-    """Bring values to where they can be drawn, without those that are no numbers."""
+    """Limit values to what can be drawn, without those that are not finite."""
     return [bounded(value) for value in values if math.isfinite(value)]
 
 
 def time_axis(
     values: Sequence[float], start: float, end: float, *, log: bool | None = None
 ) -> Axis:
-    """Lay times out from `start` to `end`, with units at the ticks.
+    """Make an axis of times from `start` to `end`, with units at the ticks.
 
-    log: None for a logarithmic axis where the values ask for one (LOG_FROM).
+    log: by default, logarithmic if the values span a factor of LOG_FROM.
     """
     positive = [value for value in values if value > 0]
     if log is None:
@@ -59,14 +59,14 @@ def time_axis(
 
 
 def plain_axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Lay plain numbers out from `start` to `end`."""
+    """Make an axis of plain numbers from `start` to `end`."""
     return _linear(values, start, end, _plain_ticks)
 
 
 def _linear(
     values: Sequence[float], start: float, end: float, ticks: Callable[[float, float], Ticks]
 ) -> Axis:
-    """Begin at zero, but for values that all lie far from it."""
+    """Make a linear axis that begins at zero, unless all values are far from it."""
     least, most = min(values, default=0.0), max(values, default=0.0)
     low = max(least - (most - least) * 0.3, 0.0) if least > 0.6 * most else 0.0
     if most <= low:  # all the same
@@ -91,7 +91,7 @@ def _plain_ticks(low: float, high: float) -> Ticks:
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """Give the round numbers that part a range into two to five."""
+    """Return the round numbers that divide a range into two to five parts."""
     rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next((power * nice for nice in (1, 2, 2.5, 5, 10) if power * nice >= rough), rough)

@@ -1,9 +1,9 @@
-"""Drawings of a study as SVG, for a page: dots along an axis, streams, a scatter, bars.
+"""Draw charts as SVG: dots along an axis, streams, a scatter plot, bars.
 
-Each drawing is one string, well-formed by itself, WIDTH units wide: at a phone's whole width
-its words can be read, and two or three stand side by side elsewhere. It bears classes and no
-colours; `style` has those, for light and dark. A model keeps its number in all drawings: its
-colour, and the shape of its mark for who can't tell colours apart.
+Each chart is one well-formed string, WIDTH units wide: legible at a phone's full width, two or
+three side by side elsewhere. It has classes but no colours, which are in style.css, for light and
+dark. A model has the same number in all charts, which decides its colour, and the shape of its
+mark for people who can't tell the colours apart.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ T = TypeVar("T")
 _Box = tuple[float, float, float, float]
 
 WIDTH = 380
-MAX_DOTS = 300  # of a row: more would lie on one another, and the page grows by each
-MAX_STREAMS = 40  # lines of a drawing: as many as an eye can part
-MAX_STREAM_POINTS = 60  # of a line: one for each six units of the width
+MAX_DOTS = 300  # of a row: more would overlap, and each adds to the page
+MAX_STREAMS = 40  # lines in a chart: more can't be told apart
+MAX_STREAM_POINTS = 60  # of a line: one per six units of width
 LABEL_CHARS = 40
 POINT_CHARS = 24
-LABEL_WIDTH = 7.4  # of a bold character, at the most: no font is measured here
+LABEL_WIDTH = 7.4  # of a bold character, at most: no font is measured here
 
-SHAPES = 8  # colours, too; the ninth model looks as the first, and its name stands beside it
+SHAPES = 8  # and colours; the ninth model looks like the first, but its name is beside it
 
 # Each shape as a path about 0,0 that fills a circle of radius 1.
 _SHAPES: Sequence[Sequence[tuple[float, float]]] = (
@@ -55,7 +55,7 @@ _SHAPES: Sequence[Sequence[tuple[float, float]]] = (
 
 @dataclass(frozen=True)
 class Row:
-    """One model's values, all finite and not below zero, with their median's estimate."""
+    """The values of one model, finite and not below zero, with the estimate of their median."""
 
     model: str
     number: int
@@ -65,7 +65,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Stream:
-    """One answer: when how many characters came, as `Measured.ticks`, and how long it took."""
+    """One response: its `Measured.ticks`, and how long it took."""
 
     ticks: Sequence[tuple[float, int]]
     duration_ms: float | None
@@ -73,7 +73,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Point:
-    """A model's place by two measures, each with its interval where there is one."""
+    """A model's position by two measures, with their intervals if known."""
 
     model: str
     number: int
@@ -85,7 +85,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Bar:
-    """How one model's answers ended: well, by reason, and badly, by kind of error."""
+    """How one model's responses ended: well, by reason, and badly, by kind of error."""
 
     model: str
     number: int
@@ -94,7 +94,7 @@ class Bar:
 
 
 def mark(number: int) -> str:
-    """Draw a model's mark to stand before its name in running text."""
+    """Draw a model's mark, to precede its name in running text."""
     return (
         f'<svg class="mark m{number % SHAPES}" viewBox="0 0 12 12" aria-hidden="true">'
         f'<path d="{_shape(number, 6, 6, 5)}"/></svg>'
@@ -105,10 +105,10 @@ def mark(number: int) -> str:
 
 
 def distribution(title: str, rows: Sequence[Row]) -> str:
-    """Draw times in milliseconds: a dot for each, the median with its interval, p95.
+    """Draw times in milliseconds: a dot for each, the median with its interval, and p95.
 
-    The axis is logarithmic where the longest time is axes.LOG_FROM times the shortest. Of more
-    than MAX_DOTS values as many are drawn, evenly from the least to the most.
+    The axis is logarithmic if the longest time is axes.LOG_FROM times the shortest. At most
+    MAX_DOTS values are drawn, spread evenly from the least to the most.
     """
     rows = [
         Row(row.model, row.number, axes.drawable(row.values), row.estimate)
@@ -124,15 +124,15 @@ def distribution(title: str, rows: Sequence[Row]) -> str:
     height = len(rows) * step + 24
     body = "".join(
         f'<line class="grid" x1="{_n(x)}" x2="{_n(x)}" y1="4" y2="{height - 18}"/>'
-        + _words(label, x, height - 4, anchor=_anchor(x))
+        + _label(label, x, height - 4, anchor=_anchor(x))
         for x, label in axis.marks
     )
     body += "".join(_strip(row, axis, index * step) for index, row in enumerate(rows))
-    told = "; ".join(
+    description = "; ".join(
         f"{numbers.shortened(row.model, LABEL_CHARS)} {numbers.seconds(_median(row))}"
         for row in rows
     )
-    return _svg(title, f"{title}, median: {told}", height, body)
+    return _svg(title, f"{title}, median: {description}", height, body)
 
 
 def _strip(row: Row, axis: Axis, top: float) -> str:
@@ -161,7 +161,7 @@ def _strip(row: Row, axis: Axis, top: float) -> str:
 
 
 def _swarm(xs: Sequence[float], room: float) -> Iterator[tuple[float, float]]:
-    """TreeRow dots beside one another that would lie on one another; `xs` rise."""
+    """Place dots side by side if they would overlap; `xs` are ascending."""
     size = 4.6
     offsets = [0.0]
     while offsets[-1] + size / 2 <= room:
@@ -175,7 +175,7 @@ def _swarm(xs: Sequence[float], room: float) -> Iterator[tuple[float, float]]:
             for y in tried
             if all((x - px) ** 2 + (y - py) ** 2 >= size**2 * 0.9 for px, py in near)
         )
-        # Where none is free they do lie on one another, spread by the golden ratio.
+        # If no place is free they do overlap, spread by the golden ratio.
         spread = ((index * 0.618034) % 1 - 0.5) * 2 * room
         placed.append((x, next(free, spread)))
         yield placed[-1]
@@ -187,11 +187,10 @@ def _swarm(xs: Sequence[float], room: float) -> Iterator[tuple[float, float]]:
 def streams(
     model: str, number: int, answers: Sequence[Stream], *, end_ms: float, most: float
 ) -> str:
-    """Draw how the characters of a model's answers came: a line each, the median one bold.
+    """Draw characters over time for a model's responses: a line each, the median one bold.
 
-    The bold one is the answer whose time is the middle one. Of more than MAX_STREAMS as many
-    are drawn, evenly by time. end_ms, most: where the axes end, the same for all models that
-    are to be compared; a line that goes farther is cut there, and how many do is said.
+    At most MAX_STREAMS are drawn, spread evenly by time. end_ms, most: the ends of the axes, the
+    same for all models to be compared; longer lines are cut there and counted.
     """
     title = f"Streams of {numbers.shortened(model, LABEL_CHARS)}"
     drawn = [answer for answer in answers if answer.ticks]
@@ -203,7 +202,7 @@ def streams(
     across = axes.time_axis([0, end_ms], left, WIDTH - 10, log=False)
     up = axes.plain_axis([0, most], bottom, top)
     beyond = sum(1 for answer in drawn if answer.ticks[-1][0] > end_ms * 1.001)
-    right = numbers.count_of(len(drawn), "answer") + (f", {beyond} go on" if beyond else "")
+    right = numbers.count_of(len(drawn), "response") + (f", {beyond} longer" if beyond else "")
     body = _title_line(model, number, 13, right)
     body += _frame(across, up, bottom, left)
     middle = median_low(range(len(drawn)))
@@ -215,11 +214,11 @@ def streams(
     others = [*drawn[:middle], *drawn[middle + 1 :]]
     body += "".join(path(answer, "thin") for answer in _thinned(others, MAX_STREAMS - 1))
     body += path(drawn[middle], "bold")
-    told = (
-        f"{title}: characters over time, {numbers.count_of(len(drawn), 'answer')}, "
+    description = (
+        f"{title}: characters over time, {numbers.count_of(len(drawn), 'response')}, "
         f"the middle one ends after {numbers.seconds(_end(drawn[middle]))}"
     )
-    return _svg(title, told, bottom + 20, body)
+    return _svg(title, description, bottom + 20, body)
 
 
 def _end(answer: Stream) -> float:
@@ -256,7 +255,7 @@ def scatter(
     across = axes.time_axis(axes.drawable(xs), left + 8, right)
     up = axes.plain_axis(axes.drawable(ys), bottom - 6, top + 4)
     body = _frame(across, up, bottom, left)
-    body += _words(y_name, 2, 11) + _words(x_name, right + 6, bottom + 32, anchor="end")
+    body += _label(y_name, 2, 11) + _label(x_name, right + 6, bottom + 32, anchor="end")
     places = [(across.at(point.x), up.at(point.y)) for point in points]
     taken = [
         box
@@ -268,11 +267,11 @@ def scatter(
         body += _cross(point, x, y, across, up)
     for point, (x, y) in zip(points, places, strict=True):
         body += labels.drawn(numbers.shortened(point.model, POINT_CHARS), x, y)
-    told = "; ".join(
+    description = "; ".join(
         f"{numbers.shortened(point.model, LABEL_CHARS)}: {numbers.seconds(point.x)}, {point.y:.2f}"
         for point in points
     )
-    return _svg(title, f"{title}. {told}", height, body)
+    return _svg(title, f"{title}. {description}", height, body)
 
 
 def _cross(point: Point, x: float, y: float, across: Axis, up: Axis) -> str:
@@ -287,7 +286,7 @@ def _cross(point: Point, x: float, y: float, across: Axis, up: Axis) -> str:
 
 
 def _boxes(point: Point, x: float, y: float, across: Axis, up: Axis) -> Iterator[_Box]:
-    """Say where a point's mark and its lines are: left, top, right, bottom."""
+    """Yield the boxes of a point's mark and lines: left, top, right, bottom."""
     yield x - 6, y - 6, x + 6, y + 6
     if ends := _ends(point.x_interval):
         yield across.at(ends[0]), y - 1.5, across.at(ends[1]), y + 1.5
@@ -296,7 +295,7 @@ def _boxes(point: Point, x: float, y: float, across: Axis, up: Axis) -> Iterator
 
 
 class _Labels:
-    """Places for words among points, which lie on nothing if there is any such place."""
+    """Finds places for labels among points, without overlaps if possible."""
 
     def __init__(self, taken: Sequence[_Box], bounds: _Box) -> None:
         self._taken = list(taken)
@@ -307,14 +306,14 @@ class _Labels:
         best = min(self._places(x, y, width), key=lambda place: (self._overlap(place[0]), place[1]))
         box, far = best
         self._taken.append(box)
-        words = _words(label, box[0], box[3] - 3, kind="name")
+        name = _label(label, box[0], box[3] - 3, kind="name")
         if far < 2:
-            return words
+            return name
         end = min(max(x, box[0]), box[2]), box[1] if box[1] > y else box[3]
-        return f'<path class="lead" d="M{_n(x)} {_n(y)}L{_n(end[0])} {_n(end[1])}"/>{words}'
+        return f'<path class="lead" d="M{_n(x)} {_n(y)}L{_n(end[0])} {_n(end[1])}"/>{name}'
 
     def _places(self, x: float, y: float, width: float) -> Iterator[tuple[_Box, int]]:
-        """Give boxes for the words, the nearest first: beside, above, below, then farther."""
+        """Yield boxes for a label, the nearest first: beside, above, below, then farther."""
         left, top, right, bottom = self._bounds
         for far in range(16):
             for sign in (-1, 1):
@@ -339,9 +338,9 @@ class _Labels:
 
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
-    """Draw how each model's answers ended, every bar as long as its share of the longest.
+    """Draw how each model's responses ended, bars in proportion to the longest one.
 
-    Under each bar stands in words what it shows.
+    Each bar has a legend below it.
     """
     most = max((_total(row) for row in rows), default=0)
     if not most:
@@ -352,7 +351,7 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
         top = index * step
         failed = sum(row.badly.values())
         body += _title_line(
-            row.model, row.number, top + 13, numbers.count_of(_total(row), "answer")
+            row.model, row.number, top + 13, numbers.count_of(_total(row), "response")
         )
         x = 2.0
         pieces = [
@@ -370,15 +369,15 @@ def bars(title: str, rows: Sequence[Bar]) -> str:
             )
             x += width
         well = _listed(row.well)
-        body += _words(well, 2, top + 42)
+        body += _label(well, 2, top + 42)
         if failed:
-            words = numbers.shortened(f"{_listed(row.badly)}", 44)
-            body += _words(words, WIDTH - 10, top + 42, anchor="end", kind="bad-words")
-    told = "; ".join(
+            listed = numbers.shortened(_listed(row.badly), 44)
+            body += _label(listed, WIDTH - 10, top + 42, anchor="end", kind="bad-words")
+    description = "; ".join(
         f"{numbers.shortened(row.model, LABEL_CHARS)}: {sum(row.badly.values())} of {_total(row)}"
         for row in rows
     )
-    return _svg(title, f"{title}, failed: {told}", len(rows) * step, body)
+    return _svg(title, f"{title}, failed: {description}", len(rows) * step, body)
 
 
 def _total(row: Bar) -> int:
@@ -397,7 +396,7 @@ def _listed(counts: Mapping[str, int]) -> str:
 def _frame(across: Axis, up: Axis, bottom: float, left: float) -> str:
     lines = "".join(
         f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{_n(y)}" y2="{_n(y)}"/>'
-        + _words(label, left - 6, y + 4, anchor="end")
+        + _label(label, left - 6, y + 4, anchor="end")
         for y, label in up.marks
     )
     base = f'<line class="grid" x1="{_n(left)}" x2="{WIDTH - 8}" y1="{bottom}" y2="{bottom}"/>'
@@ -406,43 +405,43 @@ def _frame(across: Axis, up: Axis, bottom: float, left: float) -> str:
         + base
         + "".join(
             f'<line class="grid" x1="{_n(x)}" x2="{_n(x)}" y1="{bottom}" y2="{bottom + 4}"/>'
-            + _words(label, x, bottom + 16, anchor=_anchor(x))
+            + _label(label, x, bottom + 16, anchor=_anchor(x))
             for x, label in across.marks
         )
     )
 
 
-def _svg(title: str, told: str, height: float, body: str) -> str:
+def _svg(title: str, description: str, height: float, body: str) -> str:
     return (
         f'<svg class="chart" viewBox="0 0 {WIDTH} {_n(height)}" role="img" '
-        f'aria-label="{markup.text(told)}"><title>{markup.text(title)}</title>{body}</svg>'
+        f'aria-label="{markup.text(description)}"><title>{markup.text(title)}</title>{body}</svg>'
     )
 
 
 def _nothing(title: str, model: str | None = None, number: int = 0) -> str:
     head = "" if model is None else _title_line(model, number, 13, "")
-    return _svg(title, f"{title}: nothing to draw", 60, head + _words("nothing to draw", 2, 40))
+    return _svg(title, f"{title}: nothing to draw", 60, head + _label("nothing to draw", 2, 40))
 
 
 def _title_line(model: str, number: int, y: float, right: str) -> str:
-    """A model's mark and name, and at the right end what there is to say of it."""
+    """Draw a model's mark and name, with a text at the right end."""
     room = int((WIDTH - 27 - LABEL_WIDTH * len(right)) / (LABEL_WIDTH + 1))
     return (
         f'<path class="solid m{number % SHAPES}" d="{_shape(number, 7, y - 4, 4.5)}"/>'
-        + _words(numbers.shortened(model, max(room, 12)), 17, y, kind="name")
-        + (_words(right, WIDTH - 10, y, anchor="end", kind="value") if right else "")
+        + _label(numbers.shortened(model, max(room, 12)), 17, y, kind="name")
+        + (_label(right, WIDTH - 10, y, anchor="end", kind="value") if right else "")
     )
 
 
-def _words(words: str, x: float, y: float, *, anchor: str = "", kind: str = "") -> str:
+def _label(text: str, x: float, y: float, *, anchor: str = "", kind: str = "") -> str:
     attributes = f' class="{kind}"' if kind else ""
     if anchor:
         attributes += f' text-anchor="{anchor}"'
-    return f'<text x="{_n(x)}" y="{_n(y)}"{attributes}>{markup.text(words)}</text>'
+    return f'<text x="{_n(x)}" y="{_n(y)}"{attributes}>{markup.text(text)}</text>'
 
 
 def _anchor(x: float) -> str:
-    """Words under a tick are about it, but for those that would leave the drawing."""
+    """Return the anchor of a tick's label: centred, unless it would leave the chart."""
     return "start" if x < 14 else "end" if x > WIDTH - 16 else "middle"
 
 
@@ -462,12 +461,12 @@ def _shape(number: int, x: float, y: float, radius: float) -> str:
 
 
 def _n(value: float) -> str:
-    """Write a coordinate: a tenth of a unit is less than a screen shows."""
+    """Format a coordinate to a tenth of a unit, less than a screen shows."""
     return f"{min(max(value, -9999), 9999):.1f}".removesuffix(".0")
 
 
 def _thinned(values: Sequence[T], most: int) -> Sequence[T]:
-    """Keep so many at the most, evenly, the first and the last among them."""
+    """Keep at most that many, spread evenly, including the first and the last."""
     if len(values) <= most:
         return values
     return [values[round(index * (len(values) - 1) / (most - 1))] for index in range(most)]

@@ -1,7 +1,6 @@
-"""Foreign words and numbers as they stand in a page: the one place where they are escaped.
+"""Escape other people's text for a page; nothing else in the page does.
 
-`text` makes of any string what is safe between tags and in quoted attributes, and what
-encodes as UTF-8; all markup round it is ours.
+`text` makes any string safe between tags and in quoted attributes, and encodable as UTF-8.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from html import escape
 
 from ..numbers import shortened
 
-MAX_NAME_CHARS = 120  # of a model's, client's or tool's name: longer ones are nobody's
+MAX_NAME_CHARS = 120  # of a model's, client's or tool's name: real ones are shorter
 
-# What a page must not hold, or what shows as nothing or as something else: C0 and C1 but
-# for tab and line feed, lone surrogates, noncharacters, marks that turn the reading direction
-# or end a line, and Unicode's invisible twins of ASCII, in which prompts are smuggled.
+# Characters that a page must not contain, that are invisible or that look like others: C0 and C1
+# except tab and line feed, lone surrogates, noncharacters, marks that change the reading
+# direction or end a line, and Unicode's invisible tags, which are used to smuggle prompts.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"
     "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff\U000e0000-\U000e007f]"
@@ -25,18 +24,18 @@ _UNSEEN = re.compile(
 )
 
 
-def text(words: str) -> str:
-    """Escape a string for the page; line ends become line feeds, the unseen is named."""
-    return escape(_UNSEEN.sub(_named, words.replace("\r\n", "\n")), quote=True)
+def text(string: str) -> str:
+    """Escape a string: line ends become line feeds, invisible characters become visible."""
+    return escape(_UNSEEN.sub(_visible, string.replace("\r\n", "\n")), quote=True)
 
 
-def _named(match: re.Match[str]) -> str:
+def _visible(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x20:
-        return chr(0x2400 + code)  # Control Pictures have a glyph for each of C0
+        return chr(0x2400 + code)  # Control Pictures has a glyph for each of C0
     return f"⟨U+{code:04X}⟩"
 
 
-def name(words: str) -> str:
-    """Escape a name, cut where it is longer than any; its direction is its own affair."""
-    return f"<bdi>{text(shortened(words, MAX_NAME_CHARS))}</bdi>"
+def name(string: str) -> str:
+    """Escape a name, shortened if too long, with its own reading direction."""
+    return f"<bdi>{text(shortened(string, MAX_NAME_CHARS))}</bdi>"

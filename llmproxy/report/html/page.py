@@ -1,7 +1,6 @@
-"""A study as one HTML page that needs nothing else: no script, no other file, no network.
+"""Render a study as one self-contained HTML page: no scripts, other files or network.
 
-First what it says in words, then the figures, the drawings, and the requests themselves.
-Whoever serves the page may say that it is to be loaded again; it has no other behaviour.
+Conclusions in words come first, then charts, figures, and the requests themselves.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from ..figures import Estimate, Figures, ModelFigures
 from . import charts, markup, samples, tables
 from .summary import summary
 
-MAX_CHARTED = 12  # models with drawings of their own
-FEW_PAIRS = 6  # more are folded away
+MAX_CHARTED = 12  # models in the charts
+FEW_PAIRS = 6  # more are folded
 
-# What a page can load is nothing, even if some foreign words should get by as markup.
+# The page can load nothing, even if other people's text should get through as markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -33,12 +32,12 @@ def page(
     recorded_by: str = "",
     base_url: str = "http://127.0.0.1:11435",
 ) -> str:
-    """Write the page of a study, a whole document that encodes as UTF-8.
+    """Render the page of a study, a whole document that encodes as UTF-8.
 
-    refresh_s: a browser loads it again after so many seconds; None for a page that stays.
-    other: where the same page is that does otherwise, and what that link says.
-    recorded_by: the program and its version, for the foot of the page.
-    base_url: where this proxy listens, for who has nothing recorded yet.
+    refresh_s: the browser reloads the page after this many seconds; None for never.
+    other: the link to the page that reloads, or does not, and its text.
+    recorded_by: the program and its version, for the footer.
+    base_url: the URL of this proxy, for instructions if nothing has been recorded.
     """
     models = dict.fromkeys([*study.models, *(answer.model for answer in study.answers)])
     mark_numbers = {model: number for number, model in enumerate(models)}
@@ -46,7 +45,7 @@ def page(
     if study.samples or study.answers:
         sections += [
             _summary(study, figures),
-            _drawings(study, figures, mark_numbers),
+            _charts(study, figures, mark_numbers),
             _figures(figures, mark_numbers),
             _between(study, figures, mark_numbers),
             _requests(study, mark_numbers),
@@ -90,7 +89,7 @@ def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) 
         numbers.count_of(len(study.models), "model") if len(study.models) > 1 else "",
         _settings(study),
         numbers.period(study.began, study.ended, samples.stamp),
-        f"loaded again every {refresh_s:d} s" if refresh_s is not None else "",
+        f"reloads every {refresh_s:d} s" if refresh_s is not None else "",
         f'<a href="{markup.text(other[0])}">{markup.text(other[1])}</a>' if other else "",
     ]
     return (
@@ -114,8 +113,8 @@ def _unfinished(study: Study) -> str:
     if study.ended is not None and not missing:
         return ""
     of = "" if study.planned is None else f" of {study.planned:,}"
-    word = "This run is not over" if study.ended is None else "This run was not finished"
-    return f'<p class="notice" role="status">{word}: {made:,}{of} answers so far.</p>'
+    notice = "This run is not over" if study.ended is None else "This run was not finished"
+    return f'<p class="notice" role="status">{notice}: {made:,}{of} responses so far.</p>'
 
 
 def _summary(study: Study, figures: Figures) -> str:
@@ -131,11 +130,11 @@ def _summary(study: Study, figures: Figures) -> str:
 def _nothing_yet(base_url: str) -> str:
     url = markup.text(base_url)
     return (
-        '<section><p class="notice">Nothing was recorded yet.</p>'
-        "<p>Point a program here, and what it asks and is answered appears on this page:</p>"
+        '<section><p class="notice">Nothing has been recorded yet.</p>'
+        "<p>Point a program here, and its requests and responses appear on this page:</p>"
         f"<pre>OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=any PROGRAM\n"
         f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any PROGRAM</pre>"
-        "<p>Or ask by hand; the model <code>demo</code> needs no key and no network:</p>"
+        "<p>Or send a request by hand; the model <code>demo</code> needs no key and no network:</p>"
         f"<pre>curl {url}/v1/chat/completions -d "
         "&#x27;{&quot;model&quot;: &quot;demo&quot;, &quot;messages&quot;: "
         "[{&quot;role&quot;: &quot;user&quot;, &quot;content&quot;: &quot;Hello!&quot;}]}&#x27;"
@@ -143,10 +142,10 @@ def _nothing_yet(base_url: str) -> str:
     )
 
 
-# ---- drawings
+# ---- charts
 
 
-def _drawings(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:
+def _charts(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:
     shown = [each for each in figures.models if each.requests][:MAX_CHARTED]
     if not shown:
         return ""
@@ -156,14 +155,16 @@ def _drawings(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -
             good[answer.model].append(answer)
     drawn = [
         _dots("Time to the first event", "ttft_ms", shown, good, mark_numbers),
-        _dots("Time of the whole answer", "duration_ms", shown, good, mark_numbers),
+        _dots("Time of the whole response", "duration_ms", shown, good, mark_numbers),
         _speed_and_agreement(shown, mark_numbers) if study.is_run else "",
         _streams(good, mark_numbers),
         _endings(shown, mark_numbers),
     ]
     more = len([each for each in figures.models if each.requests]) - len(shown)
-    note = f'<p class="soft">{numbers.count_of(more, "model")} not drawn.</p>' if more else ""
-    return f'<section><h2>Drawings</h2><div class="grid">{"".join(drawn)}</div>{note}</section>'
+    note = (
+        f'<p class="soft">{numbers.count_of(more, "model")} not in the charts.</p>' if more else ""
+    )
+    return f'<section><h2>Charts</h2><div class="grid">{"".join(drawn)}</div>{note}</section>'
 
 
 def _dots(
@@ -181,7 +182,7 @@ def _dots(
         rows.append(charts.Row(each.model, mark_numbers[each.model], known, estimate))
     svg = charts.distribution(title, rows)
     return _figure(
-        title, svg, "A mark for each answer; line: median, bar: its 95 % interval; dashes: p95."
+        title, svg, "A mark per response. Line: median. Bar: its 95 % interval. Dashes: p95."
     )
 
 
@@ -203,14 +204,14 @@ def _speed_and_agreement(shown: Sequence[ModelFigures], mark_numbers: Mapping[st
     svg = charts.scatter(
         "Speed against agreement",
         points,
-        x_name="whole answer, median",
-        y_name="similarity to the recorded answers, median",
-        height=min(max(58 * len(shown), 200), 300),  # as high as the drawings beside it
+        x_name="whole response, median",
+        y_name="similarity to the recorded replies, median",
+        height=min(max(58 * len(shown), 200), 300),  # as high as the charts beside it
     )
     return _figure(
         "Speed against agreement",
         svg,
-        "Up: closer to the recorded answers. Left: faster. Lines: 95 % intervals.",
+        "Up: closer to the recorded replies. Left: faster. Lines: 95 % intervals.",
     )
 
 
@@ -222,7 +223,7 @@ def _endings(shown: Sequence[ModelFigures], mark_numbers: Mapping[str, int]) -> 
     return _figure(
         "Errors and finish reasons",
         charts.bars("Errors and finish reasons", rows),
-        "Blue: stopped by itself; yellow: ended otherwise; red: failed.",
+        "Blue: finished. Yellow: cut, or ended otherwise. Red: failed.",
     )
 
 
@@ -251,20 +252,20 @@ def _streams(good: Mapping[str, Sequence[Measured]], mark_numbers: Mapping[str, 
                 end_ms=end_ms,
                 most=most,
             ),
-            f"Characters over time{_some(len(streams))}. Bold: the answer of median time.",
+            f"Characters over time{_some(len(streams))}. Bold: the response with the median time.",
         )
         for model, streams in lines.items()
     )
 
 
 def _some(count: int) -> str:
-    return f", {charts.MAX_STREAMS} of {count:,} answers" if count > charts.MAX_STREAMS else ""
+    return f", {charts.MAX_STREAMS} of {count:,} responses" if count > charts.MAX_STREAMS else ""
 
 
 def _reach(values: Sequence[Sequence[float]]) -> float:
-    """Say where an axis ends: beyond all models' values, but for a few far from the others.
+    """Return the end of an axis: beyond all values, except a few that are far from the others.
 
-    Of up to twenty values of a model none is thought to be such.
+    With up to twenty values of a model, none counts as such.
     """
     usual = most = 0.0
     for each in values:
@@ -289,7 +290,7 @@ def _figures(figures: Figures, mark_numbers: Mapping[str, int]) -> str:
     if figures.comparisons:
         table = tables.comparison_table(figures.comparisons, mark_numbers)
         every = (
-            '<details class="fold"><summary>Every comparison with its interval</summary>'
+            '<details class="fold"><summary>All comparisons with their intervals</summary>'
             f'<div class="rows">{table}</div></details>'
         )
     return f"<section><h2>Figures</h2>{tables.figures_table(figures)}{every}</section>"
@@ -308,14 +309,14 @@ def _between(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) ->
 def _requests(study: Study, mark_numbers: Mapping[str, int]) -> str:
     if not study.samples:
         return ""
-    title, legend = "Requests, the newest first", ""
+    title, legend = "Requests, newest first", ""
     if study.is_run:
-        title = "Requests side by side"
+        title = "Requests with their responses"
         if any(sample.recorded for sample in study.samples):
             legend = (
-                '<p class="about legend">Held against the recorded answer: '
+                '<p class="about legend">Compared with the recorded reply: '
                 "<del>only there</del> <ins>only here</ins>. "
-                "<code>log ID</code> shows any of them whole.</p>"
+                "<code>log ID</code> shows each in full.</p>"
             )
     body = samples.requests(study, mark_numbers)
     return f"<section><h2>{title}</h2>{legend}{body}</section>"
@@ -330,32 +331,32 @@ def _method(study: Study) -> str:
 
 def _method_lines(study: Study) -> Iterator[str]:
     if not study.is_run:
-        since = "when a request had come"
+        since = "the arrival of a request"
     elif study.settings.get("base_url"):
-        since = "when the connection stood; what it took to connect is told apart"
+        since = "the moment the connection was made; the time to connect is shown apart"
     else:
-        since = "when the model was started; that its plugin connects is part of them"
+        since = "the start of the model, and include the time its plugin takes to connect"
     yield (
-        f"Times run from {since}. The first event is the first of any kind, reasoning too. "
-        "Failed answers count as errors, and in no time."
+        f"Times run from {since}. The first event may be of any kind, reasoning included. "
+        "Failed responses count as errors, and in no time."
     )
     yield (
-        "Intervals are where the median lies with 95 % confidence, by bootstrap, and never "
-        "narrower than the median's exact interval; of fewer than six values there is none. "
-        "One model is called faster only where the whole interval of the difference says so."
+        "An interval contains the median with 95 % confidence; it is computed by bootstrap and "
+        "never narrower than the median's exact interval. Fewer than six values have none. "
+        "A model is called faster only if the whole interval of the difference says so."
     )
     if study.is_run:
         yield (
-            "Models are compared request by request, so that what the requests differ in is no "
-            "noise. Warm-ups are in no figure."
+            "Models are compared request by request, so that differences between requests do not "
+            "matter. Warm-ups count in no figure."
         )
         yield (
-            "Similarity is the share of words that a smallest difference leaves standing, from "
-            "0 to 1. It says how close an answer is to the recorded one, not whether it is good."
+            "Similarity is the share of words that a minimal diff keeps, from 0 to 1. It says how "
+            "close a reply is to the recorded one, not how good it is."
         )
     else:
-        yield "Models were asked whatever programs asked them, so their times compare with care."
+        yield "Models answered different requests, so compare their times with care."
     yield (
-        "Tokens are as the providers count them; tokens per second are those after the first "
-        "event, without reasoning that was not streamed."
+        "Tokens are the providers' counts. Tokens per second are those after the first event, "
+        "without reasoning that was not streamed."
     )

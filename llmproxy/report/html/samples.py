@@ -1,7 +1,7 @@
-"""A study's requests for a page: each prompt with the recorded answer and every model's.
+"""Render requests: each prompt with the recorded reply and the reply of every model.
 
-What differs from the recorded answer is marked word by word. All words are a client's or a
-model's: they are cut where they are long, and go through `markup.text`.
+Differences from the recorded reply are marked word by word. All text comes from clients and
+models: long text is cut, and all of it goes through `markup.text`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from ..data import Measured, Sample, Study
 from . import charts, markup
 from .word_diff import Change, differences
 
-MAX_SAMPLES = 200  # requests on a page: more than anybody opens
+MAX_SAMPLES = 200  # requests on a page: more than a person opens
 MAX_REQUESTS_CHARS = 6_000_000  # of all their markup; a phone still opens it
-MAX_TEXT_CHARS = 6_000  # of one text: three printed pages, and `log ID` has it whole
+MAX_TEXT_CHARS = 6_000  # of one text: three printed pages; `log ID` shows all of it
 MAX_CALL_CHARS = 1_500  # of a tool call's arguments
 MAX_ERROR_CHARS = 600
 MAX_FIRST_CHARS = 140  # of a request's one line
-MAX_PARTS = 30  # of a message; of an answer, of the messages of a prompt
-MAX_REPEATS = 10  # answers of a model to one request
-MAX_MODELS = 12  # answers beside one another
-LEAST_KEPT = 0.25  # of the longer text: where less is the same, marks are all that one sees
+MAX_PARTS = 30  # of a message or reply; messages of a prompt
+MAX_REPEATS = 10  # responses of a model to one request
+MAX_MODELS = 12  # responses side by side
+LEAST_KEPT = 0.25  # of the longer text: with less in common, marks would cover everything
 
 
 def requests(study: Study, models: Mapping[str, int]) -> str:
-    """Write the requests in the study's order, of traffic the newest first.
+    """Render the requests in the study's order; of traffic, the newest first.
 
-    models: all that answered, with their numbers in the drawings.
+    models: all models with responses, with their numbers in the charts.
     """
     given: dict[str, dict[str, list[Measured]]] = {}
     for answer in study.answers:
@@ -76,7 +76,7 @@ def _request(
     models: Mapping[str, int],
     is_run: bool,
 ) -> str:
-    open_ = " open" if place == 1 else ""  # so that a stranger sees what the others hold
+    open_ = " open" if place == 1 else ""  # to show what the folded ones contain
     cards = []
     if sample.recorded is not None:
         cards.append(_card(sample.recorded, None, None, is_run))
@@ -119,9 +119,9 @@ def _in_short(answer: Measured) -> str:
 
 
 def _first_words(prompt: Sequence[Message]) -> str:
-    """Say how the prompt begins: the newest words of a user's, or what there is.
+    """Return the start of the newest user message, else of any text, else of a tool result.
 
-    An agent's prompts are what its tools gave, mostly.
+    Most prompts of an agent are tool results.
     """
     texts = [
         (message.role, part.text)
@@ -130,23 +130,23 @@ def _first_words(prompt: Sequence[Message]) -> str:
         if isinstance(part, TextPart) and part.text.strip()
     ]
     users = [text for role, text in texts if role == "user"]
-    words = next(iter(users or [text for _, text in texts]), "")
-    if words:
-        return markup.text(_one_line(words))
+    newest = next(iter(users or [text for _, text in texts]), "")
+    if newest:
+        return markup.text(_one_line(newest))
     return next(_results(prompt), '<span class="soft">no text</span>')
 
 
-def _one_line(words: str) -> str:
-    return " ".join(words[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
+def _one_line(text: str) -> str:
+    return " ".join(text[: MAX_FIRST_CHARS * 4].split())[:MAX_FIRST_CHARS]
 
 
 def _results(prompt: Sequence[Message]) -> Iterator[str]:
-    """What tools gave, the newest first, each on one line."""
+    """Yield tool results, the newest first, each on one line."""
     for message in reversed(prompt):
         for part in message.parts:
             if isinstance(part, ToolResultPart):
-                words = markup.text(_one_line(part.exception or part.output))
-                yield f'<span class="soft">{_giving(part)}</span> {words}'
+                output = markup.text(_one_line(part.exception or part.output))
+                yield f'<span class="soft">{_result_title(part)}</span> {output}'
 
 
 # ---- the prompt
@@ -191,17 +191,17 @@ def _part(part: Part) -> str:
             )
         case ToolResultPart(output=output, exception=exception):
             attached = "".join(_part(AttachmentPart(each)) for each in part.attachments)
-            head = f'<p class="soft">{_giving(part)}</p>'
+            head = f'<p class="soft">{_result_title(part)}</p>'
             return f"{head}{_block(exception or output)}{attached}"
         case AttachmentPart(attachment=attachment) if attachment is not None:
             size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
             kind = attachment.type or "attachment"
             return f'<p class="attached">[{markup.name(kind)}, {markup.name(size or "empty")}]</p>'
-    return '<p class="soft">[something that this page has no form for]</p>'
+    return '<p class="soft">[content of an unknown kind]</p>'
 
 
-def _giving(part: ToolResultPart) -> str:
-    return f"{markup.name(part.name)} {'failed' if part.exception else 'gave'}"
+def _result_title(part: ToolResultPart) -> str:
+    return f"{markup.name(part.name)} {'failed' if part.exception else 'returned'}"
 
 
 def _block(text: str, limit: int = MAX_TEXT_CHARS) -> str:
@@ -217,7 +217,7 @@ def _cut(text: str, limit: int) -> str:
 
 def _reasoning(text: str, redacted: bool) -> str:
     if not text:
-        hidden = "Reasoning that the provider keeps to itself" if redacted else ""
+        hidden = "Hidden reasoning" if redacted else ""
         return f'<p class="soft">{hidden}</p>' if hidden else ""
     return (
         f'<details class="reasoning"><summary>Reasoning, '
@@ -225,13 +225,13 @@ def _reasoning(text: str, redacted: bool) -> str:
     )
 
 
-# ---- answers
+# ---- responses
 
 
 def _of_model(
     answers: Sequence[Measured], number: int, recorded: Measured | None, is_run: bool
 ) -> str:
-    """Write the first answer of a model, the others folded beneath it."""
+    """Render the first response of a model, with the others folded below it."""
     first, *others = sorted(answers, key=lambda answer: answer.repeat)
     card = _card(first, number, recorded, is_run)
     if not others:
@@ -239,7 +239,7 @@ def _of_model(
     folded = "".join(_card(answer, number, recorded, is_run) for answer in others[:MAX_REPEATS])
     if len(others) > MAX_REPEATS:
         folded += f'<p class="soft">{len(others) - MAX_REPEATS:,} more not shown</p>'
-    label = numbers.count_of(len(others), "more answer")
+    label = numbers.count_of(len(others), "more response")
     chips = " · ".join(_in_short(answer) for answer in others[:MAX_REPEATS])
     return (
         f'<div class="stack">{card}<details class="again"><summary>{label}: {chips}</summary>'
@@ -248,7 +248,7 @@ def _of_model(
 
 
 def _card(answer: Measured, number: int | None, recorded: Measured | None, is_run: bool) -> str:
-    """Write one answer; `number` is None for the recorded one."""
+    """Render one response; `number` is None for the recorded one."""
     if number is None:
         head = f'Recorded <span class="soft">{markup.name(answer.model)}</span>'
     else:
@@ -262,7 +262,7 @@ def _card(answer: Measured, number: int | None, recorded: Measured | None, is_ru
 
 
 def _facts(answer: Measured) -> str:
-    """Times, tokens, and why it ended, in one line."""
+    """Format times, tokens and finish reason on one line."""
     return " · ".join(_each_fact(answer)) or "nothing measured"
 
 
@@ -274,7 +274,7 @@ def _each_fact(answer: Measured) -> Iterator[str]:
     if answer.exchange.queue_ms is not None:
         yield f"{numbers.seconds(answer.exchange.queue_ms)} of waiting before"
     if answer.duration_ms is not None:
-        yield f"{numbers.seconds(answer.duration_ms)} in all"
+        yield f"{numbers.seconds(answer.duration_ms)} in total"
     usage = answer.exchange.usage
     if usage.input_tokens is not None or usage.output_tokens is not None:
         reasoning = f", {usage.reasoning_tokens:,} reasoning" if usage.reasoning_tokens else ""
@@ -300,7 +300,7 @@ def _failure(answer: Measured) -> str:
 def _reply(answer: Measured, recorded: Measured | None) -> str:
     parts = [part for message in answer.reply for part in message.parts]
     if not parts:
-        return '<p class="soft">no answer</p>' if answer.exchange.status == "ok" else ""
+        return '<p class="soft">empty reply</p>' if answer.exchange.status == "ok" else ""
     if recorded is None or not (text := _text(answer)):
         return _parts(parts)
     others = [part for part in parts if not isinstance(part, TextPart)]
@@ -319,7 +319,7 @@ def _text(answer: Measured) -> str:
 
 
 def _held_against(recorded: str, text: str) -> str:
-    """Write a text with what is not as in the recorded one marked, or say why nothing is."""
+    """Render a text with its differences from the recorded one marked, or say why not."""
     if text.strip() == recorded.strip():
         return f'<p class="note same">the same text</p>{_block(text)}'
     if not recorded:

@@ -1,4 +1,4 @@
-"""A study's figures as tables of a page: each model a column, each pair of models a row."""
+"""Render figures as tables: a column per model, or a row per pair of models."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ..figures import (
 )
 from . import charts, markup
 
-MAX_COLUMNS = 24  # models in a table; a log's clients can ask for any number of names
-MAX_BESIDE = 3  # models of which two tables stand side by side on a wide screen
-HALF = 5  # groups of figures in the first of the two
+MAX_COLUMNS = 24  # models in a table: clients can request any number of names
+MAX_BESIDE = 3  # models, so that two tables fit side by side on a wide screen
+HALF = 5  # groups of figures in the first of these tables
 MAX_ROWS = 200  # pairs or comparisons
 MAX_KINDS = 6  # of errors or finish reasons in a cell
 
@@ -29,7 +29,7 @@ NONE = '<span class="none">–</span>'
 MEASURES: dict[Measure, str] = {
     "ttft_ms": "First event",
     "first_text_ms": "First text",
-    "duration_ms": "Whole answer",
+    "duration_ms": "Whole response",
     "tokens_per_second": "Tokens per second",
 }
 
@@ -46,7 +46,7 @@ Cell = Callable[[ModelFigures], str]
 
 
 def figures_table(figures: Figures) -> str:
-    """Set out every figure of every model; rows that no model has a number for are left out."""
+    """Render all figures of all models, without rows that are empty for all."""
     models = figures.models[:MAX_COLUMNS]
     head = "".join(
         f'<th scope="col">{charts.mark(number)}{markup.name(each.model)}</th>'
@@ -84,7 +84,7 @@ def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelF
 
 
 def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
-    yield "Answers", (("well, of all", _ok), ("finished by", _finished), ("failed by", _failed))
+    yield "Responses", (("successful", _ok), ("finished by", _finished), ("failed by", _failed))
     for measure, title in MEASURES.items():
         yield title, _estimate_rows(measure)
     yield (
@@ -95,27 +95,27 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
             ("longest", lambda each: numbers.seconds(each.gaps.longest_ms) if each.gaps else NONE),
         ),
     )
-    yield "Connection set-up, in no other time", _estimate_rows("setup_ms")[:3]
-    yield "Wait for a turn, in no other time", _estimate_rows("queue_ms")[:3]
+    yield "Connecting (not in other times)", _estimate_rows("setup_ms")[:3]
+    yield "Waiting (not in other times)", _estimate_rows("queue_ms")[:3]
     yield (
-        "Tokens an answer, median",
+        "Tokens per response, median",
         [(label, _median_tokens(name)) for name, label in _TOKENS_OF_EACH.items()],
     )
     yield (
-        "Tokens in all",
+        "Tokens in total",
         [(label, _sum_of_tokens(name)) for name, label in _TOKENS_IN_ALL.items()],
     )
     yield (
-        "Agreement with the recorded answers",
+        "Agreement with the recorded replies",
         [(label, _of_agreement(cell)) for label, cell in _AGREEMENT],
     )
     yield (
         "Cost by your prices",
         (
-            ("an answer", lambda each: _money(each.cost.per_answer if each.cost else None)),
-            ("in all", lambda each: _money(each.cost.total if each.cost else None)),
+            ("per response", lambda each: _money(each.cost.per_answer if each.cost else None)),
+            ("total", lambda each: _money(each.cost.total if each.cost else None)),
             (
-                "answers not counted",
+                "without token counts",
                 lambda each: f"{each.cost.unknown:,}" if each.cost and each.cost.unknown else NONE,
             ),
         ),
@@ -125,7 +125,7 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
 def _ok(each: ModelFigures) -> str:
     warm = f'<br><span class="soft">+{each.warmups:,} warm-up</span>' if each.warmups else ""
     first = (
-        f'<br><span class="soft">{each.first_runs:,} may have loaded the model</span>'
+        f'<br><span class="soft">{each.first_runs:,} may include loading the model</span>'
         if each.first_runs
         else ""
     )
@@ -188,7 +188,7 @@ def _median_tokens(name: str) -> Cell:
 
 
 def _sum_of_tokens(name: str) -> Cell:
-    """llm's plugins leave out counts that are 0: few have a median that means something."""
+    """Sum a count. A median would mislead: llm's plugins leave out counts of 0."""
 
     def cell(each: ModelFigures) -> str:
         found = each.tokens.get(name)
@@ -232,7 +232,7 @@ def _of_agreement(cell: Callable[[AgreementFigures], str]) -> Cell:
 
 
 def between_table(pairs: Sequence[Between], mark_numbers: Mapping[str, int]) -> str:
-    """Set out how far each two models agree."""
+    """Render how far every two models agree."""
     columns = [
         (label, cells)
         for label, cell in _AGREEMENT
@@ -252,7 +252,7 @@ def between_table(pairs: Sequence[Between], mark_numbers: Mapping[str, int]) -> 
 
 
 def comparison_table(comparisons: Sequence[Comparison], mark_numbers: Mapping[str, int]) -> str:
-    """Set out every comparison with its interval and what it says."""
+    """Render every comparison with its interval and its conclusion."""
     rows = ""
     for each in comparisons[:MAX_ROWS]:
         amount = numbers.amount(each.difference, is_time=is_time(each.measure))
@@ -261,17 +261,17 @@ def comparison_table(comparisons: Sequence[Comparison], mark_numbers: Mapping[st
             if each.interval is None
             else numbers.between(each.interval, is_time=is_time(each.measure))
         )
-        said = "–" if each.faster is None else markup.name(each.faster)
+        faster = "–" if each.faster is None else markup.name(each.faster)
         rows += (
             f'<tr><th scope="row">{_pair(each.first, each.second, mark_numbers)}</th>'
             f'<td class="words">{MEASURES[each.measure]}</td><td>{amount}</td><td>{interval}</td>'
-            f'<td>{each.pairs or "unpaired"}</td><td class="words">{said}</td></tr>'
+            f'<td>{each.pairs or "unpaired"}</td><td class="words">{faster}</td></tr>'
         )
     table = (
         "<table><thead><tr><td></td>"
         + "".join(
             f'<th scope="col">{label}</th>'
-            for label in ("measure", "first less second", "95 % interval", "requests", "faster")
+            for label in ("measure", "first minus second", "95 % interval", "requests", "faster")
         )
         + f"</tr></thead><tbody>{rows}</tbody></table>"
     )
@@ -290,7 +290,7 @@ def _pair(first: str, second: str, mark_numbers: Mapping[str, int]) -> str:
 
 
 def _scrolling(label: str, table: str) -> str:
-    """Let a wide table move in its own box; who has no mouse reaches the box by the keyboard."""
+    """Put a wide table into a box of its own that scrolls, by the keyboard too."""
     return f'<div class="wide" role="region" aria-label="{label}" tabindex="0">{table}</div>'
 
 

@@ -1,7 +1,7 @@
-"""What of a text is not as in another one, word by word.
+"""Compare two texts word by word.
 
-The words that stay are a longest common subsequence, as `agreement.similarity` counts them;
-small agreements between large changes are then given up, since nobody reads those.
+The words that stay are a longest common subsequence, as in `agreement.similarity`. Short matches
+between long changes are then dropped, for readability.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-MAX_WORDS = 4000  # of each text: two megabytes while they are compared, some hundredths of a second
+MAX_WORDS = 4000  # of each text: takes two megabytes and hundredths of a second
 
 _WORD = re.compile(r"\s+|\w+|[^\w\s]")
 
 
 @dataclass(frozen=True)
 class Change:
-    """A stretch of the two texts: what was `kept`, or what was `removed` and what `added`."""
+    """A stretch of the two texts: either `kept`, or `removed` and `added`."""
 
     kept: str = ""
     removed: str = ""
@@ -25,10 +25,9 @@ class Change:
 
 
 def differences(first: str, second: str) -> list[Change] | None:
-    """Say what makes the second text of the first; None where one is too long to compare.
+    """Return the changes from the first text to the second; None if one is too long.
 
-    All `kept` and `removed` in their order are the first text, all `kept` and `added` the
-    second.
+    All `kept` and `removed` joined are the first text, all `kept` and `added` the second.
     """
     words, others = _WORD.findall(first), _WORD.findall(second)
     if max(len(words), len(others)) > MAX_WORDS:
@@ -37,27 +36,27 @@ def differences(first: str, second: str) -> list[Change] | None:
 
 
 def _changes(words: Sequence[str], others: Sequence[str]) -> list[Change]:
-    """HistoryHasher the table of common lengths from its end; bits as `agreement` has them."""
+    """Walk the table of common lengths from its end; its bits are those of `agreement`."""
     rows = _rows(words, others)
-    found: list[Change] = []
+    changes: list[Change] = []
     at, other = len(words), len(others)
     while at and other:
         if rows[other - 1] >> (at - 1) & 1:
             at -= 1
-            found.append(Change(removed=words[at]))
+            changes.append(Change(removed=words[at]))
         elif other > 1 and not rows[other - 2] >> (at - 1) & 1:
             other -= 1
-            found.append(Change(added=others[other]))
+            changes.append(Change(added=others[other]))
         else:
             at, other = at - 1, other - 1
-            found.append(Change(kept=words[at]))
-    found += (Change(removed=word) for word in reversed(words[:at]))
-    found += (Change(added=word) for word in reversed(others[:other]))
-    return _joined(reversed(found))
+            changes.append(Change(kept=words[at]))
+    changes += (Change(removed=word) for word in reversed(words[:at]))
+    changes += (Change(added=word) for word in reversed(others[:other]))
+    return _joined(reversed(changes))
 
 
 def _rows(words: Sequence[str], others: Sequence[str]) -> list[int]:
-    """Give for each word of the second its row of the table: a 0 where the length grows."""
+    """Return a row of the table for each word of the second: a 0 where the length grows."""
     places: dict[str, int] = {}
     for index, word in enumerate(words):
         places[word] = places.get(word, 0) | 1 << index
@@ -71,7 +70,7 @@ def _rows(words: Sequence[str], others: Sequence[str]) -> list[int]:
 
 
 def _joined(changes: Iterable[Change]) -> list[Change]:
-    """Join neighbours of one kind, so that kept and changed ones take turns."""
+    """Join neighbours of one kind, so that kept and changed ones alternate."""
     joined: list[Change] = []
     for change in changes:
         if joined and bool(joined[-1].kept) == bool(change.kept):
@@ -84,7 +83,7 @@ def _joined(changes: Iterable[Change]) -> list[Change]:
 
 
 def _readable(changes: list[Change]) -> list[Change]:
-    """Give up what was kept between two changes that are both longer than it."""
+    """Drop matches between two changes that are both longer."""
     while True:
         kept = [
             change

@@ -152,7 +152,7 @@ def test_many_long_streams_stay_small():
 
 def test_a_line_that_goes_beyond_the_axis_is_cut_and_counted():
     root = drawing(charts.streams("a", 0, [a_stream(1000), a_stream(9000)], end_ms=1000, most=50))
-    assert "2 answers, 1 go on" in texts(root)
+    assert "2 responses, 1 longer" in texts(root)
     places = re.findall(r"[ML]([-\d.]+)", " ".join(lines(root, "thin")))
     assert max(map(float, places)) <= charts.WIDTH
 
@@ -187,7 +187,7 @@ def test_a_point_shows_its_intervals():
 def test_bars_say_in_words_how_answers_ended():
     rows = [charts.Bar("a", 0, {"stop": 30, "length": 2}, {"timeout": 1})]
     root = drawing(charts.bars("Ends", rows))
-    assert {"33 answers", "stop 30 · length 2", "timeout 1"} <= set(texts(root))
+    assert {"33 responses", "stop 30 · length 2", "timeout 1"} <= set(texts(root))
     assert [rect.get("class") for rect in root.iter("rect")] == ["good", "fair", "bad"]
 
 

@@ -29,7 +29,7 @@ def test_any_text_is_safe_and_encodes(words):
         ("👩\u200d🚀 שלום", "👩\u200d🚀 שלום"),
     ],
 )
-def test_what_does_not_show_is_named(words, shown):
+def test_invisible_characters_are_named(words, shown):
     assert markup.text(words) == shown
 
 

@@ -186,7 +186,7 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
         "in 20 20",
         "in, cached 42",
         "out, reasoning 18",
-        "Connection set-up",
+        "Connecting (not in other times)",
         "longest",
         "same text",
     ):
@@ -198,16 +198,16 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
 
 def test_a_run_that_is_not_over_says_so():
     study = a_study(n=3, ended=None, planned=40)
-    assert "This run is not over: 6 of 40 answers so far." in read(the_page(study)).text
+    assert "This run is not over: 6 of 40 responses so far." in read(the_page(study)).text
     study = a_study(n=3, planned=40)
-    assert "This run was not finished: 6 of 40 answers so far." in read(the_page(study)).text
+    assert "This run was not finished: 6 of 40 responses so far." in read(the_page(study)).text
     assert "This run" not in read(the_page(a_study(n=3))).text
 
 
 def test_an_empty_study_says_how_to_record_something():
     html = the_page(Study(title="The log", is_run=False), base_url="http://localhost:9")
     words = read(html).text
-    assert "Nothing was recorded yet." in words
+    assert "Nothing has been recorded yet." in words
     assert "OPENAI_BASE_URL=http://localhost:9/v1" in words
     assert "<svg" not in html
 
@@ -242,7 +242,7 @@ def test_traffic_has_its_requests_newest_first_and_no_agreement():
     assert ("meta", {"http-equiv": "refresh", "content": "10"}) in reader.elements
 
 
-def test_the_page_is_not_loaded_again_unless_told():
+def test_the_page_reloads_only_on_request():
     assert "refresh" not in the_page(traffic())
 
 
@@ -302,7 +302,7 @@ def test_long_texts_are_cut_and_texts_of_many_words_not_marked():
 def test_further_answers_are_folded():
     html = one_request(said("Four."), said("Four."), said("Five."), said("Six."))
     words = read(html).text
-    assert "2 more answers: 1.10 s · 1.10 s" in words
+    assert "2 more responses: 1.10 s · 1.10 s" in words
     assert "again, 3" in words
 
 
@@ -326,12 +326,12 @@ def test_calls_reasoning_attachments_and_results_are_shown():
     words = read(one_request(said("Four."), reply, prompt=prompt, earlier=3)).text
     for shown in (
         "3 earlier messages not shown",
-        "read gave x = 1",
+        "read returned x = 1",
         "rm failed no such file",
         "[image/png, 12,000 bytes]",
         "[image/png, https://e.org/a.png]",
         "Reasoning, 12 characters Two and two.",
-        "Reasoning that the provider keeps to itself",
+        "Hidden reasoning",
         'add({"a": [2, 2], "sign": "ü"})',
     ):
         assert shown in words
@@ -394,7 +394,7 @@ def test_a_usual_page_is_small():
 def test_more_models_than_are_drawn_are_counted():
     models = tuple(f"model-{i}" for i in range(rooms_page.MAX_CHARTED + 14))
     words = read(the_page(a_study(models=models, n=1))).text
-    assert "14 models not drawn." in words
+    assert "14 models not in the charts." in words
     assert "2 models not shown." in words
 
 

@@ -42,7 +42,7 @@ def held(first, second, difference, faster, interval, pairs=9):
     return Comparison("ttft_ms", first, second, difference, interval, pairs, faster)
 
 
-def test_who_is_not_slower_for_certain_is_named():
+def test_models_that_are_not_clearly_slower_are_named():
     comparisons = [
         held("a", "b", -100, "a", Interval(-110, -90)),
         held("a", "c", -1, None, Interval(-5, 5)),
@@ -66,7 +66,7 @@ def test_the_one_with_most_wins_is_best_whatever_its_median():
     )
 
 
-def test_three_of_which_each_is_behind_another_are_told_as_they_are():
+def test_cyclic_comparisons_are_shown_as_they_are():
     comparisons = [
         held("a", "b", -10, "a", Interval(-15, -5)),
         held("a", "c", 10, "c", Interval(5, 15)),
@@ -77,7 +77,7 @@ def test_three_of_which_each_is_behind_another_are_told_as_they_are():
     assert words.endswith("Faster still: c.")
 
 
-def test_too_few_of_one_model_are_told_apart():
+def test_models_with_too_few_requests_are_named():
     comparisons = [
         held("a", "b", -100, "a", Interval(-110, -90)),
         held("a", "c", -50, None, None),
