@@ -1,6 +1,8 @@
-"""The README and docs/: flags, routes, columns, limits, commands, queries and links are right."""
+"""The README and docs/: routes, columns, limits, commands, queries and links are right.
 
-import argparse
+tests/cli/test_docs.py checks the pages about the commands.
+"""
+
 import ast
 import json
 import os
@@ -17,7 +19,7 @@ import pytest
 
 import llmproxy
 from llmproxy.app.status import PATHS
-from llmproxy.cli import bench, convert, export_import, log, main, report
+from llmproxy.cli import bench
 from llmproxy.core.limits import describe
 from llmproxy.dialects import DIALECTS
 from llmproxy.recorder.store import Store
@@ -28,48 +30,8 @@ from tests.proxies import running
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-FLAG = re.compile(r"--[a-z][a-z-]+")
 PATH = "/home/you/.config/io.datasette.llm/logs.db"  # of llm's log on Linux
 MAX_README_BYTES = 8_000  # longer than this, newcomers leave before their first request
-
-
-def usage(command: str) -> str:
-    """Return the usage of a command, as docs/cli.md has it in a code block."""
-    lines = re.findall(
-        rf"^python -m llmproxy {command}.*(?:\n +.*)*", PAGES["cli.md"], re.MULTILINE
-    )
-    assert lines, f"docs/cli.md has no usage of {command!r}"
-    return "\n".join(lines)
-
-
-def flags_of(parser: argparse.ArgumentParser) -> set[str]:
-    """Return the flags that a parser shows: no old names, and no help."""
-    shown = [action for action in parser._actions if action.help != argparse.SUPPRESS]
-    return {flag for action in shown for flag in action.option_strings} - {"-h", "--help"}
-
-
-@pytest.mark.parametrize(
-    "command, parser",
-    [
-        (r"\[--host", main._parser),
-        ("log", log._parser),
-        ("export", export_import._export_parser),
-        ("import", export_import._import_parser),
-        ("bench", bench._parser),
-        ("report", report._parser),
-        ("convert", convert._parser),
-    ],
-    ids=["serve", "log", "export", "import", "bench", "report", "convert"],
-)
-def test_usage_has_every_flag_and_no_other(command, parser):
-    assert set(FLAG.findall(usage(command))) - {"--help"} == flags_of(parser("x"))
-
-
-def test_table_of_the_server_has_every_flag():
-    page = PAGES["cli.md"]
-    table = page[page.index("| `--host`") :].partition("\n\n")[0]
-    named = set(FLAG.findall(" ".join(row.split(" | ")[0] for row in table.splitlines())))
-    assert named | {"--help", "--version"} == flags_of(main._parser("x")) | {"--help"}
 
 
 def test_the_server_starts_with_the_lines_of_the_readme(llm_user_path):
@@ -120,34 +82,10 @@ def test_export_and_import_run_as_written(llm_user_path, tmp_path):
         ["sh", "-ec", python], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == "exported 1 exchanges\n" * 3
+    assert re.fullmatch("(exported 1 exchanges?\n){3}", run.stderr)
     new = [line.partition(";")[0] for line in run.stdout.splitlines()]
-    assert new == ["imported 1 exchanges"] * 2
+    assert [line.removesuffix("s") for line in new] == ["imported 1 exchange"] * 2
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()
-
-
-def test_the_benchmark_of_the_compare_page_runs_as_written(tmp_path, monkeypatch):
-    """Run it with models that need no key in place of the named ones."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    section = PAGES["compare.md"]
-    script = section.partition("```sh\n")[2].partition("```")[0]
-    names = "gpt-4o-mini,claude-haiku-4.5"
-    assert names in script
-    script = script.replace("11435", str(port)).replace("python -m", f"{sys.executable} -m")
-    monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-echo")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    done = subprocess.run(
-        ["bash", "-ec", script.replace(names, "demo,echo") + "kill %1; wait %1"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=50,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "friday: 1 request, 6 of 6 answers" in done.stdout
-    assert done.stderr.endswith("as a page: report friday --html FILE\nwrote friday.html\n")
-    assert "Name three colours." in (tmp_path / "friday.html").read_text("utf-8")
 
 
 def test_every_column_is_in_the_docs(llm_user_path):
