@@ -1,4 +1,7 @@
-"""The README and docs/: flags, routes, columns, limits, commands, queries and links are right."""
+"""The README and docs/: routes, columns, limits, commands, queries and links are right.
+
+tests/cli/test_docs.py checks the pages about the commands.
+"""
 
 import ast
 import json
@@ -27,7 +30,6 @@ from tests.proxies import running
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
-FLAG = re.compile(r"--[a-z][a-z-]+")
 PATH = "/home/you/.config/io.datasette.llm/logs.db"  # of llm's log on Linux
 MAX_README_BYTES = 8_000  # longer than this, newcomers leave before their first request
 
