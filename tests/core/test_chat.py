@@ -117,7 +117,7 @@ def test_what_the_provider_ran_itself_is_kept_and_marked():
 
 @given(event_streams())
 @many_examples(50)
-def test_an_answer_is_collected_as_llm_stores_it(events):
+def test_a_response_is_collected_as_llm_stores_it(events):
     """Oracle: llm's own assembly, save for arguments that are no JSON object."""
     response = llm.Response(llm.Prompt("", model=MODEL), MODEL, stream=True)
     response._stream_events = [e for e in events if isinstance(e, StreamEvent)]

@@ -64,7 +64,7 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
     assert rendered["type"].endswith("_error")
 
 
-def test_an_error_is_told_by_its_type_where_no_status_tells_it():
+def test_an_error_without_a_status_is_classified_by_its_type():
     assert errors.class_of_type("overloaded_error") is errors.Overloaded
     assert errors.class_of_type("rate_limit_exceeded") is RateLimited
     assert errors.class_of_type("api_error") is UpstreamError

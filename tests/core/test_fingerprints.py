@@ -64,7 +64,7 @@ def test_what_a_client_sends_again_has_the_same_key(said, echoed):
         ([call({"n": 10**400})], [call({"n": 10**401})]),
     ],
 )
-def test_what_says_something_else_has_another_key(one, other):
+def test_different_content_has_a_different_key(one, other):
     assert key_of(*one).key != key_of(*other).key
 
 
@@ -115,7 +115,7 @@ def test_short_words_alone_are_trivial(part, trivial):
         ("", False),
     ],
 )
-def test_ids_that_only_count_tell_of_no_conversation(id, tells):
+def test_ids_that_are_counters_do_not_identify_a_conversation(id, tells):
     assert key_of(call({}, id=id)).tool_call_ids == ((id,) if tells else ())
 
 

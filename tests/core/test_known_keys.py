@@ -46,7 +46,7 @@ def test_words_about_keys_are_not_keys(text):
     assert KnownKeys().redact_foreign(text) == text
 
 
-def test_what_is_named_a_key_is_one_where_others_say_so():
+def test_a_named_key_in_foreign_text_is_removed():
     assert KnownKeys().redact_foreign("GET /?key=0123456789abcdef") == f"GET /?key={REMOVED}"
     assert KnownKeys().redact("tools[0].key: expected a string").endswith("expected a string")
 

@@ -48,7 +48,7 @@ WHOLE = {
 
 
 @pytest.mark.parametrize("whole, parts", WHOLE.items())
-def test_a_whole_text_is_split_into_thinking_and_answer(whole, parts):
+def test_a_whole_text_is_split_into_thinking_and_response(whole, parts):
     assert split_thinking(whole) == parts
 
 
@@ -61,7 +61,7 @@ tagged = st.lists(
 
 @given(tagged | st.sampled_from(list(WHOLE)), st.data())
 @settings(max_examples=200)
-def test_a_text_cut_anywhere_splits_as_the_whole(whole, data):
+def test_a_text_in_chunks_splits_like_the_whole(whole, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(whole)), max_size=6)))
     pieces = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
     assert both(split(*map(text, pieces))) == split_thinking(whole)
@@ -127,7 +127,7 @@ def test_data_of_the_provider_stays_with_its_part():
 
 @given(event_streams())
 @many_examples(60)
-def test_a_stream_without_tags_is_the_same_answer(events):
+def test_a_stream_without_tags_is_unchanged(events):
     if any("<think" in getattr(event, "chunk", "") for event in events):
         return
     given_events = [repr(event) for event in events]
@@ -137,7 +137,7 @@ def test_a_stream_without_tags_is_the_same_answer(events):
 
 @given(event_streams(), st.lists(tagged, max_size=3))
 @many_examples(60)
-def test_events_keep_the_hubs_invariant(events, more):
+def test_events_keep_the_streams_invariant(events, more):
     start = 1 + max((event.part_index for event in events[:-1]), default=-1)
     added = [text(chunk, start + i % 2) for i, chunk in enumerate(more)]
     out = split(*events[:-1], *added, events[-1])

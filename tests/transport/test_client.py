@@ -107,7 +107,7 @@ async def read(url, **options):
         return answer.status, b"".join([data async for _, data in answer])
 
 
-async def test_a_request_is_said_as_it_was_given():
+async def test_a_request_is_sent_as_given():
     async with playing_bytes(OK + b"Content-Length: 2\r\n\r\nhi") as (url, requests):
         fields = [("authorization", "Bearer k")]
         assert await read(f"{url}/base/v1/chat?x=%20y", headers=fields, body=b"{}") == (200, b"hi")
@@ -146,7 +146,7 @@ async def test_our_own_server_is_read():
         await server.close()
 
 
-async def test_interim_answers_trailers_and_gzip_over_a_socket():
+async def test_interim_responses_trailers_and_gzip_over_a_socket():
     body = gzip.compress(b"abc")
     data = (
         b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n"
@@ -158,7 +158,7 @@ async def test_interim_answers_trailers_and_gzip_over_a_socket():
         assert await read(url) == (200, b"abc")
 
 
-async def test_any_status_is_an_answer_and_a_redirect_is_not_followed():
+async def test_any_status_is_a_response_and_redirects_are_not_followed():
     head = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:1/\r\n"
     async with playing_bytes(head + b"Content-Length: 4\r\n\r\nmove") as (url, requests):
         assert await read(url) == (307, b"move")
@@ -266,7 +266,7 @@ async def test_a_long_request_is_sent_while_the_server_reads():
         ),
     ],
 )
-async def test_a_broken_answer_is_the_upstreams_failure(data, message):
+async def test_a_malformed_response_is_an_upstream_error(data, message):
     async with playing_bytes(data) as (url, _):
         with pytest.raises(UpstreamError) as failure:
             await read(url)
@@ -314,7 +314,7 @@ async def test_a_refusal_is_read_though_the_request_was_not():
         await asyncio.sleep(0)
 
 
-async def test_nobody_listens():
+async def test_a_refused_connection_is_an_upstream_error():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -376,7 +376,7 @@ async def test_a_cancel_while_connecting_hangs_up():
 
 
 @pytest.mark.parametrize("is_hanging", [False, True])
-async def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypatch, is_hanging):
+async def test_an_address_that_does_not_respond_leaves_time_for_the_next(monkeypatch, is_hanging):
     async def getaddrinfo(*args, **options):
         if args[0] != "both.invalid":
             return await found(*args, **options)
@@ -397,14 +397,14 @@ async def test_an_address_that_does_not_answer_leaves_time_for_the_next(monkeypa
     assert requests[0].host == url.removeprefix("http://")
 
 
-async def test_an_answer_that_never_begins_has_a_deadline():
+async def test_a_response_that_never_begins_has_a_deadline():
     async with playing(Played.until_hung_up) as (url, _):
         with pytest.raises(UpstreamTimeout, match="^the upstream began no response within 0.1 s$"):
             await read(url, deadlines=QUICK)
 
 
 @pytest.mark.parametrize("data", [b"HTTP/1.1 2", OK + b"X: y\r\n", OK + b"\r\nabc"])
-async def test_an_answer_that_stalls_has_a_deadline(data):
+async def test_a_response_that_stalls_has_a_deadline(data):
     async def play(played):
         await played.say(data)
         await played.until_hung_up()
@@ -518,7 +518,7 @@ async def test_a_self_made_certificate_is_refused_and_nothing_sent(certificate):
     assert requests == []
 
 
-async def test_a_trusted_certificate_is_taken_and_its_times_are_told(certificate):
+async def test_a_trusted_certificate_is_accepted_and_its_times_reported(certificate):
     body = b"x" * (4 * 2**20)
     async with playing_bytes(OK + b"\r\n", b"h", b"i", ssl=serving_tls(certificate)) as (url, _):
         trust = ssl.create_default_context(cafile=certificate[0])
@@ -528,7 +528,7 @@ async def test_a_trusted_certificate_is_taken_and_its_times_are_told(certificate
         assert times.began < times.connected < times.sent <= times.first_byte
 
 
-async def test_the_sending_time_under_tls_is_not_the_answers(certificate):
+async def test_time_to_send_under_tls_is_not_response_time(certificate):
     """asyncio's TLS told of an emptied buffer only with the next read, at a mark of 0."""
 
     async def play(played):

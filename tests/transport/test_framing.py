@@ -79,7 +79,7 @@ SSE_STREAMS = {
 
 
 @pytest.mark.parametrize("stream, frames", SSE_STREAMS.values(), ids=SSE_STREAMS)
-def test_event_stream_is_read_as_the_spec_says(stream, frames):
+def test_event_stream_is_read_as_the_spec_defines(stream, frames):
     assert SSEDecoder().feed(stream) == frames
 
 
@@ -131,7 +131,7 @@ def frames_at_once(text):
 
 
 @given(pieces_of_streams, st.lists(st.integers(0, 60)))
-def test_any_text_cut_anywhere_reads_as_the_whole(pieces, cuts):
+def test_any_text_in_pieces_reads_like_the_whole(pieces, cuts):
     text = "".join(pieces)
     stream = text.encode()
     decoder, frames = SSEDecoder(), []

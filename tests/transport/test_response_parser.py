@@ -111,7 +111,7 @@ READ = {
 
 @pytest.mark.parametrize("name", READ)
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-def test_an_answer_is_read_however_it_is_cut(name, size):
+def test_a_response_is_read_however_it_is_split(name, size):
     data, body = READ[name]
     head, read_body, error = read(*in_pieces(data, size))
     assert (head.status in (200, 204, 304), read_body, error) == (True, body, None)
@@ -124,7 +124,7 @@ def test_fields_are_read_as_they_came_and_folds_as_spaces():
     assert (head, error) == (ResponseHead(200, fields), None)
 
 
-def test_an_answer_to_head_has_no_body():
+def test_a_response_to_head_has_no_body():
     data = OK + b"Content-Length: 3\r\n\r\n"
     head, body, error = read(data, method="HEAD", is_ended=False)
     assert (head.status, body, error) == (200, b"", None)
@@ -252,7 +252,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_broken_answer_is_the_upstreams_failure_behind_its_good_part(name, size):
+def test_a_malformed_response_is_an_upstream_error_after_its_good_part(name, size):
     data, body, message = BROKEN[name]
     head, read_body, error = read(*in_pieces(data, size))
     assert (read_body, error) == (body, message)
@@ -362,7 +362,7 @@ def read_by_http_client(data):
 
 @given(answers(), st.data())
 @settings(max_examples=150)
-def test_any_answer_reads_as_h11_and_http_client_read_it(answer, data):
+def test_any_response_reads_as_in_h11_and_http_client(answer, data):
     wire, status, fields, body = answer
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=6)))
     pieces = [wire[a:b] for a, b in zip([0, *cuts], [*cuts, len(wire)], strict=True)]
@@ -374,7 +374,7 @@ def test_any_answer_reads_as_h11_and_http_client_read_it(answer, data):
 
 
 @given(answers(), st.data())
-def test_a_cut_answer_is_never_whole_unless_the_end_is_its_end(answer, data):
+def test_a_cut_response_is_complete_only_if_the_connection_ends_it(answer, data):
     wire, _, _, body = answer
     cut = data.draw(st.integers(0, len(wire) - 1)) if wire else 0
     head, read_body, error = read(wire[:cut])

@@ -327,7 +327,7 @@ const ask = (method, path) => new Promise((done) => {
 
 
 @pytest.mark.skipif(NODE is None, reason="there is no node here")
-def test_node_reads_answers_of_every_kind_on_one_connection(runner, port):
+def test_node_reads_responses_of_every_kind_on_one_connection(runner, port):
     """Node itself, which knows what HEAD is."""
     asked = [
         "HEAD /",

@@ -133,7 +133,7 @@ async def forever():
 # One exchange
 
 
-async def test_answer_is_written_whole():
+async def test_response_is_written_completely():
     async with serving(echo) as (_, port):
         request = b"POST /a HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2\r\n\r\nhi"
         assert await exchange(port, request) == whole(b"/a hi", b"200 OK", b"connection: close")
@@ -228,7 +228,7 @@ async def test_connection_is_kept():
         assert await asyncio.to_thread(talk) == (1, [b"/a 1", b"/a ", b"/a " + b"x" * 2**20])
 
 
-async def test_pipelined_requests_are_answered_in_order_one_at_a_time():
+async def test_pipelined_requests_are_served_in_order_one_at_a_time():
     go_on, running = asyncio.Event(), []
 
     async def app(request):
@@ -246,7 +246,7 @@ async def test_pipelined_requests_are_answered_in_order_one_at_a_time():
             assert [await read_answer(reader) for _ in range(3)] == [b"/1", b"/2", b"/3"]
 
 
-async def test_good_request_before_a_bad_one_is_answered():
+async def test_good_request_before_a_bad_one_is_served():
     async with serving(echo) as (_, port):
         assert await exchange(port, GET + b"rubbish\r\n\r\n" + GET) == (
             whole(b"/ ") + refused(b"400 Bad Request", "malformed request line")
@@ -264,7 +264,7 @@ async def test_continue_is_sent_when_the_client_waits_for_it():
                 assert await read_answer(reader) == b"/ hi"
 
 
-async def test_continue_waits_for_the_answer_before_it():
+async def test_continue_waits_for_the_previous_response():
     body_of_first = Stream(b"one", then=(more := asyncio.Event()).wait)
 
     async def app(request):
@@ -281,7 +281,7 @@ async def test_continue_waits_for_the_answer_before_it():
             assert await read_answer(reader) == b"hi"
 
 
-async def test_reading_ahead_is_bounded_while_an_answer_is_under_way():
+async def test_reading_ahead_is_bounded_during_a_response():
     go_on = asyncio.Event()
 
     async def app(request):
@@ -368,7 +368,7 @@ LEAVING = pytest.mark.parametrize("leave", [hang_up, close_sending_side, reset])
 
 
 @LEAVING
-async def test_hang_up_before_the_answer_cancels_the_app(leave):
+async def test_hang_up_before_the_response_cancels_the_app(leave):
     app = Awaited()
     async with serving(app) as (_, port):
         async with connected(port) as (_, writer):
@@ -465,7 +465,7 @@ async def test_idle_connection_is_closed_without_a_word():
         assert await exchange(port, GET) == whole(b"/ ")
 
 
-async def test_an_answer_has_no_deadline_of_reading():
+async def test_a_response_has_no_read_deadline():
     more = asyncio.Event()
     body = Stream(b"one", then=more.wait)
     async with serving(answering(body), idle_s=0.01, header_s=0.01, body_s=0.01) as (_, port):
@@ -502,7 +502,7 @@ async def test_slow_reader_gets_everything():
             assert received.digest() == hashlib.sha256(b"".join(pieces)).digest()
 
 
-async def test_large_answer_is_read_whole_by_a_client_that_is_late():
+async def test_large_response_is_read_completely_by_a_slow_client():
     body = bytes(20 * 2**20)
     async with serving(answering(body), idle_s=0.05) as (_, port):
         async with connected(port) as (reader, writer):
@@ -590,7 +590,7 @@ async def test_bug_in_the_app_is_a_500_and_is_logged(caplog):
     assert caplog.records[0].exc_info[0] is ZeroDivisionError
 
 
-async def test_error_of_the_app_is_answered(caplog):
+async def test_error_of_the_app_is_rendered(caplog):
     async def app(request):
         raise RateLimited("slowly", headers={"retry-after": "3"})
 
@@ -755,7 +755,7 @@ async def test_close_ends_idle_connections_and_refuses_new_ones():
             await server.close()
 
 
-async def test_close_lets_running_answers_end():
+async def test_close_lets_running_responses_end():
     more, started = asyncio.Event(), asyncio.Event()
     body = Stream(b"one", then=more.wait)
 
@@ -783,7 +783,7 @@ async def test_close_lets_running_answers_end():
                 await asyncio.gather(*closing)
 
 
-async def test_close_cuts_answers_that_take_too_long():
+async def test_close_cuts_responses_that_take_too_long():
     body, app = Stream(b"one", then=forever), Awaited()
     apps = {"/": app, "/stream": answering(body)}
     async with serving(lambda request: apps[request.target](request), shutdown_s=0.05) as started:
