@@ -25,13 +25,13 @@ from .models_and_errors import (
 )
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
-from .render_request import FILLER, VERSION_HEADER, auth_headers, render_request, tool_names
+from .render_request import PLACEHOLDER, VERSION_HEADER, auth_headers, render_request, tool_names
 from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
 
 __all__ = [
     "CUT_AFTER_ERROR",
-    "FILLER",
+    "PLACEHOLDER",
     "ID_PREFIX",
     "NAME",
     "NOT_CARRIED",

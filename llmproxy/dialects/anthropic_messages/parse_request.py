@@ -23,7 +23,12 @@ from llm.parts import (
 from ...core import attachments, chat, payload
 from ...core.errors import InvalidRequest, Unsupported
 from ...core.tool_calls import PendingToolCalls, append_result
-from .render_response import mcp_server, redacted, server_output, signed
+from .render_response import (
+    encode_server_output,
+    mcp_server_metadata,
+    redacted_metadata,
+    signature_metadata,
+)
 from .schema import (
     NOT_CARRIED,
     TOOL_NOT_CARRIED,
@@ -72,25 +77,25 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     ignored: list[str] = []
     request = payload.load(CreateMessageRequest, _with_others_wrapped(body), ignored)
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, "auto")]
-    reader = _MessageReader(ignored)
+    parser = _MessageParser(ignored)
     if request.cache_control is not None:
-        reader.has_cache_marks = True
-    reader.read_system(request.system)
+        parser.has_cache_marks = True
+    parser.add_system(request.system)
     if not request.messages:
         raise InvalidRequest("there is no message to answer", param="messages")
     for i, message in enumerate(request.messages):
-        reader.read(message, f"messages[{i}]")
-    if not any(message.parts for message in reader.messages[reader.leading :]):
+        parser.add_message(message, f"messages[{i}]")
+    if not any(message.parts for message in parser.messages[parser.leading :]):
         raise InvalidRequest("there is no message to answer", param="messages")
-    reader.pending.check_empty(f"messages[{len(request.messages)}]")
-    tools, server_tools = _tools(request, reader)
+    parser.pending.check_empty(f"messages[{len(request.messages)}]")
+    tools, server_tools = _tools(request, parser)
     options = _options(request, ignored)
-    if reader.has_cache_marks:
+    if parser.has_cache_marks:
         options["cache"] = True
     wanted = (request.output_config and request.output_config.format) or request.output_format
     return chat.ChatRequest(
         model=request.model or None,
-        messages=reader.messages,
+        messages=parser.messages,
         tools=tools,
         server_tools=server_tools,
         tool_choice=_tool_choice(request, tools, ignored),
@@ -98,7 +103,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         schema=(wanted.schema or None) if wanted else None,
         stream=bool(request.stream),
         option_paths=OPTION_PATHS,
-        attachment_paths=tuple(reader.attachment_paths),
+        attachment_paths=tuple(parser.attachment_paths),
         ignored=tuple(dict.fromkeys(ignored)),
     )
 
@@ -207,17 +212,17 @@ def _options(request: CreateMessageRequest, ignored: list[str]) -> dict[str, Any
 
 
 def _tools(
-    request: CreateMessageRequest, reader: _MessageReader
+    request: CreateMessageRequest, parser: _MessageParser
 ) -> tuple[tuple[llm.Tool, ...], tuple[chat.ServerTool, ...]]:
     tools: list[llm.Tool] = []
     server_tools: list[chat.ServerTool] = []
     for i, tool in enumerate(request.tools or ()):
         if isinstance(tool, OtherBlock):
             server_tools.append(_server_tool(tool.block, f"tools[{i}]"))
-            reader.note_mark(tool.block.get("cache_control"))
+            parser.note_mark(tool.block.get("cache_control"))
             continue
-        reader.ignored += [f"tools[*].{name}" for name in TOOL_NOT_CARRIED if getattr(tool, name)]
-        reader.note_mark(tool.cache_control)
+        parser.ignored += [f"tools[*].{name}" for name in TOOL_NOT_CARRIED if getattr(tool, name)]
+        parser.note_mark(tool.cache_control)
         schema = tool.input_schema or {"type": "object", "properties": {}}
         tools.append(llm.Tool(tool.name, tool.description, schema))
     return tuple(tools), tuple(server_tools)
@@ -260,7 +265,7 @@ def _tool_choice(
 _without_block_marks = payload.without("[*].cache_control")
 
 
-class _MessageReader:
+class _MessageParser:
     """Parses messages in order."""
 
     def __init__(self, ignored: list[str]) -> None:
@@ -274,17 +279,17 @@ class _MessageReader:
     def note_mark(self, cache_control: Any) -> None:
         self.has_cache_marks = self.has_cache_marks or cache_control is not None
 
-    def read_system(self, system: str | Iterable[TextBlock] | None) -> None:
+    def add_system(self, system: str | Iterable[TextBlock] | None) -> None:
         parts = [
             TextPart(text)
             for part in self._parts(system or "", "system")
-            if isinstance(part, TextPart) and (text := without_billing_line(part.text))
+            if isinstance(part, TextPart) and (text := _without_billing_line(part.text))
         ]
         if parts:
             self.messages.append(Message("system", list[Part](parts)))
             self.leading = 1
 
-    def read(self, message: MessageParam, path: str) -> None:
+    def add_message(self, message: MessageParam, path: str) -> None:
         blocks = message.content
         if not isinstance(blocks, str):
             results = [b for b in blocks if isinstance(b, ToolResultBlock)]
@@ -320,7 +325,7 @@ class _MessageReader:
                 case TextBlock() | ImageBlock() | DocumentBlock() | SearchResultBlock():
                     if role == "system" and not isinstance(block, TextBlock):
                         raise InvalidRequest("a system message may contain only text", param=where)
-                    yield from self._shown(block, where)
+                    yield from self._common_parts(block, where)
                 case OtherBlock():
                     self._ignore_kind(block, path)
                 case _ if role != "assistant":
@@ -328,14 +333,14 @@ class _MessageReader:
                         f"{block.type} is allowed only in an assistant message", param=where
                     )
                 case _:
-                    yield from self._said(block, where)
+                    yield from self._reply_parts(block, where)
 
     def _ignore_kind(self, block: OtherBlock, path: str) -> None:
         self.note_mark(block.block.get("cache_control"))
         everywhere = re.sub(r"\[\d+\]", "[*]", path)
         self.ignored.append(f"{everywhere}[*] ({block.block['type'][:40]})")
 
-    def _shown(self, block: Any, path: str) -> Iterator[Part]:
+    def _common_parts(self, block: Any, path: str) -> Iterator[Part]:
         """Parse the blocks that any role may have: text, images, documents."""
         match block:
             case TextBlock(text=text):
@@ -389,14 +394,14 @@ class _MessageReader:
                     param=f"{path}.file_id",
                 )
 
-    def _said(self, block: Any, path: str) -> Iterator[Part]:
+    def _reply_parts(self, block: Any, path: str) -> Iterator[Part]:
         """Parse the blocks of replies, in the format that llm-anthropic keeps and sends back."""
         match block:
             case ThinkingBlock(thinking=text, signature=signature):
                 if text or signature:
-                    yield ReasoningPart(text, provider_metadata=signed(signature))
+                    yield ReasoningPart(text, provider_metadata=signature_metadata(signature))
             case RedactedThinkingBlock(data=data):
-                yield ReasoningPart("", provider_metadata=redacted(data))
+                yield ReasoningPart("", provider_metadata=redacted_metadata(data))
             case ToolUseBlock():
                 if isinstance(block.caller, dict) and block.caller.get("type") != "direct":
                     self._ignore_field(path, "caller")
@@ -408,7 +413,7 @@ class _MessageReader:
                     block.input or {},
                     tool_call_id=block.id,
                     server_executed=server_executed,
-                    provider_metadata=mcp_server(block.server_name),
+                    provider_metadata=mcp_server_metadata(block.server_name),
                 )
             case ServerToolResultBlock(content=content):
                 for item in content if isinstance(content, list) else ():
@@ -416,7 +421,7 @@ class _MessageReader:
                         self.note_mark(item.get("cache_control"))
                 yield ToolResultPart(
                     name=block.type.removesuffix("_tool_result"),
-                    output=server_output(_without_block_marks(content)),
+                    output=encode_server_output(_without_block_marks(content)),
                     tool_call_id=block.tool_use_id,
                     server_executed=True,
                     exception="error" if block.is_error else None,
@@ -434,7 +439,7 @@ class _MessageReader:
                 self._ignore_kind(item, f"{path}.content")
             else:
                 self.note_mark(item.cache_control)
-                content += self._shown(item, f"{path}.content[{i}]")
+                content += self._common_parts(item, f"{path}.content[{i}]")
         texts = [part.text for part in content if isinstance(part, TextPart)]
         return ToolResultPart(
             name=name,
@@ -477,25 +482,25 @@ def normalize_body(body: Any) -> Any:
     if not isinstance(kept, dict):
         return kept
     match kept.get("system"):
-        case str(text) if (rest := without_billing_line(text)) != text:
+        case str(text) if (rest := _without_billing_line(text)) != text:
             return kept | {"system": rest}
         case list(blocks) if any(_has_billing_line(block) for block in blocks):
-            return kept | {"system": [rest for b in blocks for rest in _without_billing(b)]}
+            return kept | {"system": [rest for b in blocks for rest in _rest_of_system_block(b)]}
     return kept
 
 
 def _has_billing_line(block: Any) -> bool:
     match block:
         case {"text": str(text)}:
-            return without_billing_line(text) != text
+            return _without_billing_line(text) != text
     return False
 
 
-def _without_billing(block: Any) -> list[Any]:
+def _rest_of_system_block(block: Any) -> list[Any]:
     """Return the rest of a system block: itself, a shorter one or nothing."""
     if not _has_billing_line(block):
         return [block]
-    rest = without_billing_line(block["text"])
+    rest = _without_billing_line(block["text"])
     return [block | {"text": rest}] if rest else []
 
 
@@ -503,7 +508,7 @@ def _without_billing(block: Any) -> list[Any]:
 _BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n*")
 
 
-def without_billing_line(text: str) -> str:
+def _without_billing_line(text: str) -> str:
     """Strip the line that Claude Code puts at the start of a system text."""
     line = _BILLING_LINE.match(text)
     return text[line.end() :] if line else text

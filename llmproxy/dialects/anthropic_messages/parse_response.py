@@ -18,7 +18,12 @@ from ...core.errors import InvalidRequest, UpstreamError
 from ...core.finish_reasons import FINISH_REASONS
 from ...transport import framing
 from .models_and_errors import parse_error
-from .render_response import mcp_server, redacted, server_output, signed
+from .render_response import (
+    encode_server_output,
+    mcp_server_metadata,
+    redacted_metadata,
+    signature_metadata,
+)
 
 
 def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:
@@ -89,16 +94,16 @@ class StreamParser:
             case {"type": "message_start", "message": dict(message)}:
                 if isinstance(message.get("model"), str):
                     self.model = message["model"] or None
-                self._count(message.get("usage"))
+                self._add_usage(message.get("usage"))
             case {"type": "content_block_start", "content_block": dict(block)}:
-                return self._begun(_index(value), block)
+                return self._start_block(_index(value), block)
             case {"type": "content_block_delta", "delta": dict(delta)}:
-                return self._grown(_index(value), delta)
+                return self._apply_delta(_index(value), delta)
             case {"type": "content_block_stop"}:
-                return self._ended(_index(value))
+                return self._stop_block(_index(value))
             case {"type": "message_delta", "delta": dict(delta)}:
                 self._stop = delta
-                self._count(value.get("usage"))
+                self._add_usage(value.get("usage"))
             case {"type": "message_stop"}:
                 return self.end()
             case {"type": "ping"}:
@@ -121,48 +126,48 @@ class StreamParser:
         if stop is None:
             raise UpstreamError("the upstream's stream ended before its answer did")
         self._is_finished = True
-        events = [event for index in list(self._blocks) for event in self._ended(index)]
+        events = [event for index in list(self._blocks) for event in self._stop_block(index)]
         sequence = stop.get("stop_sequence")
         finish = chat.Finish(
             FINISH_REASONS.get(str(stop.get("stop_reason")), "stop"),
             stop_sequence=sequence if isinstance(sequence, str) else None,
-            usage=_usage_of(self._usage),
+            usage=_parse_usage(self._usage),
             model=self.model,
             ignored=tuple(self._ignored),
         )
         return [*events, finish]
 
-    def _count(self, usage: Any) -> None:
+    def _add_usage(self, usage: Any) -> None:
         """Take counts: those of message_delta are cumulative and may omit earlier ones."""
         if isinstance(usage, dict):
             self._usage |= {name: count for name, count in usage.items() if count is not None}
 
-    def _begun(self, index: Any, block: dict[str, Any]) -> list[chat.Event]:
+    def _start_block(self, index: Any, block: dict[str, Any]) -> list[chat.Event]:
         match block:
             case {"type": "text"}:
                 if block.get("citations"):
                     self._ignored["content[*].citations"] = None
-                return self._said(index, "text", _str(block.get("text")))
+                return self._prose_events(index, "text", _str(block.get("text")))
             case {"type": "thinking"}:
-                events = self._said(index, "reasoning", _str(block.get("thinking")))
-                return events + self._signature(index, block.get("signature"))
+                events = self._prose_events(index, "reasoning", _str(block.get("thinking")))
+                return events + self._signature_events(index, block.get("signature"))
             case {"type": "redacted_thinking", "data": str(data)}:
-                part = self._new(index, "reasoning").part
-                metadata = redacted(data)
+                part = self._new_block(index, "reasoning").part
+                metadata = redacted_metadata(data)
                 return [StreamEvent("reasoning", "", part, provider_metadata=metadata)]
             case {
                 "type": "tool_use" | "server_tool_use" | "mcp_tool_use" as type_,
                 "id": str(id_),
                 "name": str(name),
             }:
-                new = self._new(index, "call", id_, type_ != "tool_use", block.get("input"))
-                server = mcp_server(_str(block.get("server_name")) or None)
+                new = self._new_block(index, "call", id_, type_ != "tool_use", block.get("input"))
+                server = mcp_server_metadata(_str(block.get("server_name")) or None)
                 return [new.event("tool_call_name", name, server)]
             case {"type": str(type_), "tool_use_id": str(id_)} if type_.endswith("_tool_result"):
-                part = self._new(index, "result").part
+                part = self._new_block(index, "result").part
                 result = StreamEvent(
                     "tool_result",
-                    server_output(block.get("content")),
+                    encode_server_output(block.get("content")),
                     part,
                     tool_call_id=id_,
                     server_executed=True,
@@ -170,20 +175,20 @@ class StreamParser:
                 )
                 return [result]
         self._ignored[f"content[*] ({str(block.get('type'))[:40]})"] = None
-        self._new(index, "unknown")
+        self._new_block(index, "unknown")
         return []
 
-    def _grown(self, index: Any, delta: dict[str, Any]) -> list[chat.Event]:
+    def _apply_delta(self, index: Any, delta: dict[str, Any]) -> list[chat.Event]:
         block = self._blocks.get(index)
         if block is not None and block.kind == "unknown":
             return []
         match delta:
             case {"type": "text_delta", "text": str(text)}:
-                return self._said(index, "text", text)
+                return self._prose_events(index, "text", text)
             case {"type": "thinking_delta", "thinking": str(text)}:
-                return self._said(index, "reasoning", text)
+                return self._prose_events(index, "reasoning", text)
             case {"type": "signature_delta", "signature": signature}:
-                return self._signature(index, signature)
+                return self._signature_events(index, signature)
             case {"type": "input_json_delta", "partial_json": str(text)}:
                 if block is None or block.kind != "call" or not text:
                     return []
@@ -192,31 +197,31 @@ class StreamParser:
         self._ignored[f"content[*] ({str(delta.get('type'))[:40]})"] = None
         return []
 
-    def _ended(self, index: Any) -> list[chat.Event]:
+    def _stop_block(self, index: Any) -> list[chat.Event]:
         block = self._blocks.pop(index, None)
         if block is None or block.kind != "call" or not block.input:
             return []
         return [block.event("tool_call_args", payload.encode(block.input).decode())]
 
-    def _said(
+    def _prose_events(
         self, index: Any, family: Literal["text", "reasoning"], text: str
     ) -> list[chat.Event]:
         """Return text; a delta of another kind than its block begins a new part (B19)."""
         block = self._blocks.get(index)
         if block is None or block.kind != family:
-            block = self._new(index, family)
+            block = self._new_block(index, family)
         return [StreamEvent(family, text, block.part)] if text else []
 
-    def _signature(self, index: Any, signature: Any) -> list[chat.Event]:
+    def _signature_events(self, index: Any, signature: Any) -> list[chat.Event]:
         if not isinstance(signature, str) or not signature:
             return []
         block = self._blocks.get(index)
         if block is None or block.kind != "reasoning":
-            block = self._new(index, "reasoning")
-        metadata = signed(signature)
+            block = self._new_block(index, "reasoning")
+        metadata = signature_metadata(signature)
         return [StreamEvent("reasoning", "", block.part, provider_metadata=metadata)]
 
-    def _new(
+    def _new_block(
         self,
         index: Any,
         kind: str,
@@ -261,7 +266,7 @@ def _str(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _usage_of(usage: Mapping[str, Any]) -> chat.Usage:
+def _parse_usage(usage: Mapping[str, Any]) -> chat.Usage:
     """Count as we do: cached tokens are part of the input (B24)."""
     counts = {name: count for name, count in usage.items() if type(count) is int}
     read, written = (

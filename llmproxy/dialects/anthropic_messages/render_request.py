@@ -22,13 +22,13 @@ from llm.parts import (
 
 from ...core import chat
 from ...core.tool_calls import PendingToolCalls
-from .render_response import anthropics, render_block
+from .render_response import anthropic_metadata, render_block
 
 VERSION_HEADER = "anthropic-version"
 API_VERSION = "2023-06-01"  # the only one
 MAX_TOKENS = 4096  # for requests without a limit: Anthropic requires one
 MIN_THINKING_BUDGET_TOKENS = 1024  # Anthropic refuses less, and a budget of max_tokens or more
-FILLER = "(continue)"  # Anthropic requires a user's turn first, and last unless prefilling
+PLACEHOLDER = "(continue)"  # Anthropic requires a user's turn first, and last unless prefilling
 
 EFFORTS: Mapping[str, str] = {word: word for word in ("low", "medium", "high", "xhigh", "max")} | {
     "minimal": "low"
@@ -59,17 +59,17 @@ def render_request(
     Spec: https://docs.anthropic.com/en/api/messages
     """
     names = tool_names(request)
-    writer = _MessageWriter(request, names)
+    renderer = _MessageRenderer(request, names)
     for message in request.messages:
-        writer.write(message)
-    writer.end()
-    ignored = writer.ignored
+        renderer.add_message(message)
+    renderer.end()
+    ignored = renderer.ignored
     ignored += [f"tools[*].name ({old[:80]})" for old, new in names.items() if old != new]
     limit = request.options.get("max_tokens", max_tokens)
     body: dict[str, Any] = {} if request.model is None else {"model": request.model}
-    body |= {"max_tokens": limit, "messages": writer.messages}
-    if writer.system:
-        body["system"] = _shortest(writer.system)
+    body |= {"max_tokens": limit, "messages": renderer.messages}
+    if renderer.system:
+        body["system"] = _shortest(renderer.system)
     tools = [_tool(tool, names) for tool in request.tools]
     for server_tool in request.server_tools:
         if server_tool.name in SERVER_TOOL_TYPES:
@@ -201,7 +201,7 @@ def auth_headers(key: str | None) -> dict[str, str]:
     return version if key is None else version | {"x-api-key": key}
 
 
-class _MessageWriter:
+class _MessageRenderer:
     """Renders messages in order and lists what they can't hold."""
 
     def __init__(self, request: chat.ChatRequest, names: Mapping[str, str]) -> None:
@@ -214,7 +214,7 @@ class _MessageWriter:
         self._pending = PendingToolCalls()
         self._held: list[Message] = []  # system messages between a call and its result
 
-    def write(self, message: Message) -> None:
+    def add_message(self, message: Message) -> None:
         blocks = [block for part in message.parts for block in self._blocks(part)]
         match message.role:
             case "system" if not self.messages:
@@ -244,7 +244,7 @@ class _MessageWriter:
             message["content"] = _shortest(message["content"])
 
     def _fill(self, place: int) -> None:
-        block = {"type": "text", "text": FILLER}
+        block = {"type": "text", "text": PLACEHOLDER}
         self.messages.insert(place, {"role": "user", "content": [block]})
         self.ignored.append("messages[*] (a user's turn put in, which Anthropic asks for)")
 
@@ -286,7 +286,7 @@ class _MessageWriter:
         if not self._pending:
             held, self._held = self._held, []
             for message in held:
-                self.write(message)
+                self.add_message(message)
 
     def _blocks(self, part: Part) -> list[dict[str, Any]]:
         match part:
@@ -296,7 +296,7 @@ class _MessageWriter:
                 return self._attachment(attachment)
             case ToolResultPart(server_executed=False):
                 return [self._result(part)]
-            case ReasoningPart() if not anthropics(part.provider_metadata):
+            case ReasoningPart() if not anthropic_metadata(part.provider_metadata):
                 self.ignored.append("messages[*] (reasoning that Anthropic did not sign)")
                 return []
         block = render_block(part)

@@ -56,14 +56,14 @@ STOP_REASONS: Mapping[chat.FinishReason, str] = {
 }
 
 
-def render_stop(finish: chat.Finish) -> dict[str, str | None]:
+def _render_stop(finish: chat.Finish) -> dict[str, str | None]:
     """Render why the model stopped, in the API's two fields."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
     return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
 
 
-def render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
+def _render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
     """Add the keys that schema checkers require to the counts of a message's usage (C6)."""
     return {
         "cache_creation": None,
@@ -80,7 +80,7 @@ def _estimated_input_tokens(envelope: chat.Envelope) -> int:
     return max(1, envelope.input_tokens)
 
 
-def render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
+def _render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
     """Render the counts, with cached input apart from the rest (B24).
 
     Unknown counts are left out, except the two that the API's types require: these are the
@@ -112,82 +112,82 @@ def render_block(part: Part) -> dict[str, Any] | None:
         case TextPart(text=text) if text and not text.isspace():
             return {"type": "text", "text": text, "citations": []}
         case ReasoningPart(text=text):
-            metadata = anthropics(part.provider_metadata)
-            if is_redacted(metadata):
-                return redacted_block(metadata)
+            metadata = anthropic_metadata(part.provider_metadata)
+            if _is_redacted(metadata):
+                return _redacted_block(metadata)
             signature = metadata.get("signature") or ""
-            return thinking_block(text, str(signature)) if text or signature else None
-        case ToolCallPart() if is_shown(part):
-            return tool_use_block(part)
-        case ToolResultPart() if is_anthropics(part.tool_call_id):
-            return server_result_block(part.name, part.tool_call_id, part.output)
+            return _thinking_block(text, str(signature)) if text or signature else None
+        case ToolCallPart() if _is_shown(part):
+            return _tool_use_block(part)
+        case ToolResultPart() if _was_run_by_anthropic(part.tool_call_id):
+            return _server_result_block(part.name, part.tool_call_id, part.output)
     return None
 
 
-def signed(signature: str | None) -> dict[str, Any] | None:
+def signature_metadata(signature: str | None) -> dict[str, Any] | None:
     """Return the provider_metadata of signed thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"signature": signature}} if signature else None
 
 
-def redacted(data: str) -> dict[str, Any]:
+def redacted_metadata(data: str) -> dict[str, Any]:
     """Return the provider_metadata of redacted thinking, as llm-anthropic keeps it."""
     return {"anthropic": {"type": "redacted_thinking", "data": data}}
 
 
-def mcp_server(name: str | None) -> dict[str, Any] | None:
+def mcp_server_metadata(name: str | None) -> dict[str, Any] | None:
     """Return the provider_metadata of a call to an MCP server through Anthropic."""
     return {"anthropic": {"mcp_server_name": name}} if name else None
 
 
-def server_output(content: Any) -> str:
+def encode_server_output(content: Any) -> str:
     """Encode the result of a provider's tool as llm-anthropic does: JSON, or "" if empty."""
     return "" if content in (None, [], "") else json.dumps(content)
 
 
-def anthropics(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def anthropic_metadata(provider_metadata: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """Return Anthropic's share of a part's provider_metadata, {} if it is another provider's."""
     metadata = (provider_metadata or {}).get("anthropic")
     return metadata if isinstance(metadata, dict) else {}
 
 
-def is_redacted(metadata: Mapping[str, Any]) -> bool:
+def _is_redacted(metadata: Mapping[str, Any]) -> bool:
     """Whether Anthropic's metadata holds thinking that only its own servers can read."""
     return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
 
 
-def redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Render redacted thinking, which comes whole in streams too."""
     return {"type": "redacted_thinking", "data": metadata["data"]}
 
 
-def thinking_block(text: str, signature: str) -> dict[str, Any]:
+def _thinking_block(text: str, signature: str) -> dict[str, Any]:
     """Render thinking, or its empty beginning in a stream."""
     return {"type": "thinking", "thinking": text, "signature": signature}
 
 
-def is_anthropics(tool_call_id: str | None) -> bool:
+def _was_run_by_anthropic(tool_call_id: str | None) -> bool:
     """Whether Anthropic ran a call, to judge by the prefix of its id."""
     return (tool_call_id or "").startswith(("srvtoolu_", "mcptoolu_"))
 
 
-def is_shown(call: StreamEvent | ToolCallPart) -> bool:
+def _is_shown(call: StreamEvent | ToolCallPart) -> bool:
     """Whether this API has a block for a call: the client's to run, or run by Anthropic."""
-    return not call.server_executed or is_anthropics(call.tool_call_id)
+    return not call.server_executed or _was_run_by_anthropic(call.tool_call_id)
 
 
-def tool_use_block(call: ToolCallPart) -> dict[str, Any]:
+def _tool_use_block(call: ToolCallPart) -> dict[str, Any]:
     """Render a call, whoever runs it, with all keys that schema checkers require (C6)."""
     fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
     if not call.server_executed:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
     if (call.tool_call_id or "").startswith("mcptoolu_"):
-        server_name = anthropics(call.provider_metadata).get("mcp_server_name") or ""
+        server_name = anthropic_metadata(call.provider_metadata).get("mcp_server_name") or ""
         return {"type": "mcp_tool_use", **fields, "server_name": server_name}
     return {"type": "server_tool_use", **fields, "caller": {"type": "direct"}}
 
 
-def server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
-    """Render the result of one of Anthropic's own tools: the inverse of `server_output`."""
+def _server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
+    """Render the result of one of Anthropic's own tools: the inverse of `encode_server_output`."""
     try:
         content = json.loads(output) if output else []
     except ValueError:
@@ -201,8 +201,8 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     Spec: https://docs.anthropic.com/en/api/messages
     """
     content = [block for part in response.parts if (block := render_block(part)) is not None]
-    usage = render_usage(render_counts(response.finish.usage, envelope))
-    return _render_message(envelope, content, usage, render_stop(response.finish))
+    usage = _render_usage(_render_counts(response.finish.usage, envelope))
+    return _render_message(envelope, content, usage, _render_stop(response.finish))
 
 
 # ---- the stream
@@ -235,7 +235,7 @@ class StreamRenderer:
     def start(self) -> list[bytes]:
         """Return message_start, whose usage is an estimate that the end corrects (B23)."""
         input_tokens = _estimated_input_tokens(self._envelope)
-        usage = render_usage({"input_tokens": input_tokens, "output_tokens": 1})
+        usage = _render_usage({"input_tokens": input_tokens, "output_tokens": 1})
         message = _render_message(self._envelope, [], usage)
         return [_event("message_start", {"message": message})]
 
@@ -282,7 +282,7 @@ class StreamRenderer:
                 return self._reasoning(event)
             case StreamEvent(type="tool_call_name" | "tool_call_args"):
                 return self._call(event)
-            case StreamEvent(type="tool_result") if is_anthropics(event.tool_call_id):
+            case StreamEvent(type="tool_result") if _was_run_by_anthropic(event.tool_call_id):
                 return self._server_result(event)
         return []
 
@@ -307,15 +307,15 @@ class StreamRenderer:
         return [*frames, self._delta(text)]
 
     def _reasoning(self, event: StreamEvent) -> list[bytes]:
-        metadata = anthropics(event.provider_metadata)
-        if is_redacted(metadata):
-            return [*self._close(), *self._whole_block(redacted_block(metadata))]
+        metadata = anthropic_metadata(event.provider_metadata)
+        if _is_redacted(metadata):
+            return [*self._close(), *self._whole_block(_redacted_block(metadata))]
         signature = metadata.get("signature")
         if not event.chunk and not signature:
             return []
         frames: list[bytes] = []
         if self._part != event.part_index or self._kind != "thinking":
-            frames = self._open("thinking", event.part_index, thinking_block("", ""))
+            frames = self._open("thinking", event.part_index, _thinking_block("", ""))
         if event.chunk:
             frames.append(self._delta(event.chunk))
         if signature:
@@ -361,7 +361,7 @@ class StreamRenderer:
         if self._kind == "result":
             output = "".join(event.chunk for event in self._result)
             first = self._result[0]
-            block = server_result_block(first.tool_name or "", first.tool_call_id, output)
+            block = _server_result_block(first.tool_name or "", first.tool_call_id, output)
             frames = self._whole_block(block)
         elif self._kind is not None:
             if self._signature:
@@ -377,7 +377,7 @@ class StreamRenderer:
     # -- tool calls
 
     def _call(self, event: StreamEvent) -> list[bytes]:
-        if event.part_index in self._ended_calls or not is_shown(event):
+        if event.part_index in self._ended_calls or not _is_shown(event):
             return []
         frames: list[bytes] = []
         call = self._calls.get(event.part_index)
@@ -414,8 +414,8 @@ class StreamRenderer:
         return [*frames, self._stop_block()]
 
     def _end(self, finish: chat.Finish) -> list[bytes]:
-        delta = {**render_stop(finish), "stop_details": None, "container": None}
-        usage = render_counts(finish.usage, self._envelope)
+        delta = {**_render_stop(finish), "stop_details": None, "container": None}
+        usage = _render_counts(finish.usage, self._envelope)
         return [
             *self._close(),
             _event("message_delta", {"delta": delta, "usage": usage}),
@@ -468,7 +468,7 @@ class _Call:
             first.server_executed,
             first.provider_metadata,
         )
-        return tool_use_block(part)
+        return _tool_use_block(part)
 
 
 def _event(type_: str, fields: Mapping[str, Any]) -> bytes:

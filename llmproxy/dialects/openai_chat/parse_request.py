@@ -69,18 +69,18 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     if request.audio is not None or "audio" in (request.modalities or ()):
         raise Unsupported("only text output is supported, not audio", param="modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
-    reader = _MessageReader(ignored)
+    parser = _MessageParser(ignored)
     for i, message in enumerate(request.messages):
-        reader.read(message, f"messages[{i}]")
-    if not any(message.parts for message in reader.messages):
+        parser.add_message(message, f"messages[{i}]")
+    if not any(message.parts for message in parser.messages):
         raise InvalidRequest("there is no message to answer", param="messages")
-    reader.pending.check_empty(f"messages[{len(request.messages)}]")
+    parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
     options, paths = _options(request, ignored)
     stream_options = request.stream_options or ChatCompletionStreamOptions()
     return chat.ChatRequest(
         model=request.model or None,
-        messages=reader.messages,
+        messages=parser.messages,
         tools=tools,
         tool_choice=tool_choice,
         options=options,
@@ -88,7 +88,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         stream=bool(request.stream),
         include_usage=bool(stream_options.include_usage),
         option_paths=paths,
-        attachment_paths=tuple(reader.attachment_paths),
+        attachment_paths=tuple(parser.attachment_paths),
         ignored=tuple(dict.fromkeys(ignored)),
     )
 
@@ -182,7 +182,7 @@ def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> chat.Na
     return chat.NamedTool(chosen.name)
 
 
-class _MessageReader:
+class _MessageParser:
     """Parses messages in order."""
 
     def __init__(self, ignored: list[str]) -> None:
@@ -191,7 +191,7 @@ class _MessageReader:
         self._ignored = ignored
         self.pending = PendingToolCalls()
 
-    def read(self, message: Any, path: str) -> None:
+    def add_message(self, message: Any, path: str) -> None:
         match message:
             case ChatCompletionToolMessage():
                 append_result(self.messages, self._tool_result(message, path))

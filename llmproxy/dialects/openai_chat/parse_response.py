@@ -110,7 +110,7 @@ class StreamParser:
                 self._ignored["choices[1]"] = None  # n above 1
                 continue
             self.has_choice = True
-            self._note(choice)
+            self._list_uncarried(choice)
             for delta in (choice.delta, choice.message):
                 if delta is not None:
                     events += self._events(delta)
@@ -131,16 +131,16 @@ class StreamParser:
         if reason is None:
             raise UpstreamError("the upstream's stream ended before its answer did")
         self._is_finished = True
-        events: list[chat.Event] = [event for call in self._calls for event in call.named("")]
+        events: list[chat.Event] = [event for call in self._calls for event in call.add_name("")]
         finish = chat.Finish(
             finish_reason(reason, has_calls=bool(self._calls)),
-            usage=_counts(self._usage or CompletionUsage()),
+            usage=_parse_usage(self._usage or CompletionUsage()),
             model=self.model,
             ignored=tuple(self._ignored),
         )
         return [*events, finish]
 
-    def _note(self, choice: Choice) -> None:
+    def _list_uncarried(self, choice: Choice) -> None:
         if choice.logprobs is not None:
             self._ignored["choices[*].logprobs"] = None
         for kind in ("delta", "message"):
@@ -151,25 +151,25 @@ class StreamParser:
     def _events(self, delta: ChoiceDelta) -> Iterator[chat.Event]:
         said = (delta.reasoning_content, delta.reasoning, delta.thinking)
         reasoning = next((text for text in said if isinstance(text, str) and text), "")
-        yield from self._said("reasoning", reasoning)
+        yield from self._prose_events("reasoning", reasoning)
         if isinstance(delta.content, str):
-            yield from self._said("text", delta.content)
+            yield from self._prose_events("text", delta.content)
         else:
             for item in delta.content or ():
                 match item:
                     case {"type": "text", "text": str(text)}:
-                        yield from self._said("text", text)
+                        yield from self._prose_events("text", text)
                     case _:
                         self._ignored[f"choices[*] (content of type {item.get('type')})"] = None
-        yield from self._said("text", delta.refusal or "")
+        yield from self._prose_events("text", delta.refusal or "")
         for call in delta.tool_calls or ():
             if call.type == "custom":  # our tools are functions; `custom` is listed
                 continue
-            yield from self._called(call, call.function or ChoiceDeltaToolCallFunction())
+            yield from self._call_events(call, call.function or ChoiceDeltaToolCallFunction())
         if delta.function_call is not None:
-            yield from self._called(ChoiceDeltaToolCall(index=0), delta.function_call)
+            yield from self._call_events(ChoiceDeltaToolCall(index=0), delta.function_call)
 
-    def _said(self, family: str, text: str) -> Iterator[chat.Event]:
+    def _prose_events(self, family: str, text: str) -> Iterator[chat.Event]:
         if not text:
             return
         if self._prose is None or self._prose[0] != family:
@@ -180,10 +180,10 @@ class StreamParser:
         self._next_index += 1
         return self._next_index - 1
 
-    def _called(
+    def _call_events(
         self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
     ) -> Iterator[chat.Event]:
-        call = self._call_of(delta, function)
+        call = self._find_call(delta, function)
         if call is None:
             self._prose = None
             id_ = delta.id or f"{self._made_up_id}_{len(self._calls)}"
@@ -191,14 +191,14 @@ class StreamParser:
             self._calls.append(call)
         # Some repeat id and name on each delta (B3); a name in pieces has no id beside it.
         if function.name and not (delta.id and call.name == function.name):
-            yield from call.named(function.name)
+            yield from call.add_name(function.name)
         arguments = function.arguments
         if isinstance(arguments, dict):
             arguments = payload.encode(arguments).decode()
         if arguments:
-            yield from call.given(arguments)
+            yield from call.add_arguments(arguments)
 
-    def _call_of(
+    def _find_call(
         self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
     ) -> _Call | None:
         """Find the call that a delta continues: by index, else by id, else the last one."""
@@ -223,16 +223,16 @@ class _Call:
     name: str | None = None
     held: list[str] = field(default_factory=list)
 
-    def named(self, name: str) -> Iterator[StreamEvent]:
+    def add_name(self, name: str) -> Iterator[StreamEvent]:
         """Yield a piece of the name; `""` once at the end, for a call without one."""
         if name or self.name is None:
             self.name = (self.name or "") + name
             yield StreamEvent("tool_call_name", name, self.part_index, self.id)
             held, self.held = self.held, []
             for chunk in held:
-                yield from self.given(chunk)
+                yield from self.add_arguments(chunk)
 
-    def given(self, chunk: str) -> Iterator[StreamEvent]:
+    def add_arguments(self, chunk: str) -> Iterator[StreamEvent]:
         """Yield a piece of the arguments."""
         if self.name is None:
             self.held.append(chunk)
@@ -240,7 +240,7 @@ class _Call:
             yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)
 
 
-def _counts(usage: CompletionUsage) -> chat.Usage:
+def _parse_usage(usage: CompletionUsage) -> chat.Usage:
     prompt = usage.prompt_tokens_details or PromptTokensDetails()
     completion = usage.completion_tokens_details or CompletionTokensDetails()
     return chat.Usage(

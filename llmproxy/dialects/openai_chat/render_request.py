@@ -39,11 +39,11 @@ def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str
 
     Spec: https://platform.openai.com/docs/api-reference/chat/create
     """
-    writer = _MessageWriter(request)
+    renderer = _MessageRenderer(request)
     for message in request.messages:
-        writer.write(message)
-    ignored = writer.ignored
-    body: dict[str, Any] = {"messages": writer.messages}
+        renderer.add_message(message)
+    ignored = renderer.ignored
+    body: dict[str, Any] = {"messages": renderer.messages}
     if request.model is not None:
         body = {"model": request.model, **body}
     if request.tools:
@@ -103,7 +103,7 @@ def auth_headers(key: str | None) -> dict[str, str]:
     return {} if key is None else {"authorization": f"Bearer {key}"}
 
 
-class _MessageWriter:
+class _MessageRenderer:
     """Renders messages in order and lists what they can't hold."""
 
     def __init__(self, request: chat.ChatRequest) -> None:
@@ -111,21 +111,21 @@ class _MessageWriter:
         self.ignored: list[str] = []
         self._attachment_paths = iter(request.attachment_paths)
 
-    def write(self, message: Message) -> None:
+    def add_message(self, message: Message) -> None:
         if any(getattr(part, "provider_metadata", None) for part in message.parts):
             self.ignored.append("messages[*] (a provider's own data, as signatures)")
         if message.role == "assistant":
-            self._write_assistant(message.parts)
+            self._render_assistant(message.parts)
             return
         results = [part for part in message.parts if isinstance(part, ToolResultPart)]
-        moved = [image for part in results for image in self._write_result(part)]
+        moved = [image for part in results for image in self._render_result(part)]
         others = [part for part in message.parts if not isinstance(part, ToolResultPart)]
         content = moved + [item for part in others for item in self._content(part)]
         if content or not results:
             role = "system" if message.role == "system" else "user"
             self.messages.append({"role": role, "content": _shortest(content)})
 
-    def _write_assistant(self, parts: Sequence[Part]) -> None:
+    def _render_assistant(self, parts: Sequence[Part]) -> None:
         reasoning: list[str] = []
         text: list[dict[str, Any]] = []
         calls: list[dict[str, Any]] = []
@@ -161,7 +161,7 @@ class _MessageWriter:
             message["tool_calls"] = calls
         self.messages.append(message)
 
-    def _write_result(self, part: ToolResultPart) -> list[dict[str, Any]]:
+    def _render_result(self, part: ToolResultPart) -> list[dict[str, Any]]:
         """Render a tool's message; return its images, which it can't hold (B26)."""
         output = part.output
         if part.exception is not None:

@@ -32,7 +32,7 @@ def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": function}
 
 
-def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
+def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -91,7 +91,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
         "finish_reason": response.finish.reason,
     }
     head = _head(envelope, "chat.completion")
-    return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
+    return head | {"choices": [choice], "usage": _render_usage(response.finish.usage)}
 
 
 def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
@@ -194,7 +194,7 @@ class StreamRenderer:
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
         if self._include_usage:
-            usage = payload.encode(render_usage(finish.usage))
+            usage = payload.encode(_render_usage(finish.usage))
             frames.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
         frames.append(b"data: [DONE]\n\n")
         return frames

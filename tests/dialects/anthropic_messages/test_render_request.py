@@ -169,7 +169,7 @@ def test_the_first_and_last_turn_are_the_users(messages, roles, ignored):
     body, listed = rendered(*messages)
     assert [message["role"] for message in body["messages"]] == roles
     assert listed == ((FILLED,) if ignored is None else ignored)
-    assert body["messages"][-1]["content"] in ("x", "go on", anthropic_messages.FILLER)
+    assert body["messages"][-1]["content"] in ("x", "go on", anthropic_messages.PLACEHOLDER)
 
 
 @pytest.mark.parametrize(
