@@ -223,7 +223,7 @@ def _endings(shown: Sequence[ModelFigures], mark_numbers: Mapping[str, int]) -> 
     return _figure(
         "Errors and finish reasons",
         charts.bars("Errors and finish reasons", rows),
-        "Blue: finished. Yellow: cut, or ended otherwise. Red: failed.",
+        "Blue: stop. Yellow: other finish reasons. Red: failed.",
     )
 
 

@@ -710,8 +710,8 @@ def test_an_error_is_written_as_the_sdk_s_exception(http_status, kind, status, t
             "only a finished response can be a recording; this one is 'cancelled'",
             "status",
         ),
-        (exchanged(None, ANSWERED, path="/v1/models"), "only chats can be written as", "path"),
-        (exchanged(ASK, ANSWERED, dialect="morse"), "only chats can be written as", "path"),
+        (exchanged(None, ANSWERED, path="/v1/models"), "only chats are written as", "path"),
+        (exchanged(ASK, ANSWERED, dialect="morse"), "only chats are written as", "path"),
         (exchanged("no json", None, status="error"), "expected an object", "request.body"),
         (
             exchanged({}, None, status="error", dialect="anthropic_messages", path="/v1/messages"),
