@@ -276,17 +276,20 @@ def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, Non
 
 def _read_request_line(source: _RequestBuffer, limits: Limits) -> Generator[None, None, bytes]:
     # RFC 9112 2.2: empty lines before a request line SHOULD be ignored.
+    most = limits.target + _REQUEST_LINE_SPARE
     for _ in range(_MAX_EMPTY_LINES + 1):
-        line = yield from source.read_line(limits.target + _REQUEST_LINE_SPARE)
+        line = yield from source.read_line(most)
         if line is None:
-            source.method = _first_word(source.buffer)
+            # Of what any split of the bytes has by now, so that none changes the method.
+            word, space, _rest = bytes(source.buffer[:most]).partition(b" ")
+            source.method = word.decode("latin-1") if space else ""
             raise _target_too_long(limits)
         if line:
             return line
     raise ProtocolError("empty lines in place of a request")
 
 
-def _first_word(line: bytes | bytearray) -> str:
+def _first_word(line: bytes) -> str:
     return line.partition(b" ")[0].decode("latin-1")
 
 

@@ -1,7 +1,6 @@
-"""Cases that once were read wrongly, or that a reader like ours once was known to: kept for ever.
+"""Inputs that this parser, or one like it, once got wrong; kept forever.
 
-A file is one case, as it came over the wire; its name says what is odd. Its folder is the room
-that reads it.
+A file is one input as it came in; its name says what is odd. Its folder names the parser.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ import pytest
 _FOLDER = Path(__file__).parent / "corpus"
 
 
-def cases(room: str) -> list[Any]:
-    """The cases of a room, as parameters of a test."""
-    files = sorted((_FOLDER / room).iterdir())
-    assert files, f"no corpus for {room}"
+def cases(parser: str) -> list[Any]:
+    """Return the inputs of a parser as parameters of a test."""
+    files = sorted((_FOLDER / parser).iterdir())
+    assert files, f"no corpus for {parser}"
     return [pytest.param(file.read_bytes(), id=file.stem) for file in files]
