@@ -73,7 +73,7 @@ def _model(entry: ExchangeSummary) -> str:
 def _first_event(entry: ExchangeSummary) -> str:
     """Format the time to the first event, and what it includes besides generating."""
     assert entry.ttft_ms is not None
-    parts = [] if entry.queue_ms is None else [f"{_seconds(entry.queue_ms)} waiting"]
+    parts = [] if entry.queue_ms is None else [f"{_seconds(entry.queue_ms)} of it waiting"]
     if entry.is_first_run:
         parts.append("first run")
     return _seconds(entry.ttft_ms) + (f" ({', '.join(parts)})" if parts else "")
@@ -126,7 +126,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         f"{label} {_seconds(ms)}"
         for label, ms in (
             ("connected", exchange.setup_ms),
-            ("waited", exchange.queue_ms),
+            ("waited (in all of these)", exchange.queue_ms),
             ("first event" + " (first run)" * exchange.is_first_run, exchange.ttft_ms),
             ("first text", exchange.first_text_ms),
             ("total", exchange.duration_ms),

@@ -175,3 +175,25 @@ def test_page_of_a_refused_request_shows_it_as_received():
     page = exchange_page(refused)
     assert "error     the body is not JSON" in page
     assert page.endswith("── request ──\nnot json \\x1b")
+
+
+def test_a_wait_is_shown_as_part_of_the_time_to_the_first_event():
+    waited = replace(EXCHANGE, queue_ms=100.0)
+    assert "  0.12s (0.10s of it waiting)  " in summary_line(waited)
+    assert "waited (in all of these) 0.10s, first event 0.12s, " in exchange_page(waited)
+
+
+def test_a_first_run_is_marked():
+    first = replace(EXCHANGE, is_first_run=True)
+    assert "  0.12s (first run)  " in summary_line(first)
+    assert "  0.12s (0.10s of it waiting, first run)  " in summary_line(
+        replace(first, queue_ms=100.0)
+    )
+    assert "first event (first run) 0.12s" in exchange_page(first)
+
+
+def test_a_rate_by_our_estimate_is_marked():
+    uncounted = replace(EXCHANGE, usage=chat.Usage(), output_tokens_estimate=76)
+    assert "  ~38/s  " in summary_line(uncounted)
+    assert "tokens" not in summary_line(uncounted)
+    assert "~38/s" in exchange_page(uncounted)
