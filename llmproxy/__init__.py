@@ -5,7 +5,7 @@ and every exchange is stored in llm's own logs.db. `serve`, `running` and `run` 
 `open_log` reads what it recorded, and `convert` turns requests, responses and streams of one
 API into those of another without a server.
 
-Stable are the names in `__all__` here and in `llmproxy.convert`; all else may change.
+Only the names in `__all__` here and in `llmproxy.convert` are stable.
 """
 
 from __future__ import annotations

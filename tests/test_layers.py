@@ -28,7 +28,7 @@ report
 app
 proxy
 serving
-cli asgi
+cli
 plugin __main__ __init__
 """.split("\n")[1:-1]
 RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split()}

@@ -45,7 +45,7 @@ def test_every_public_name_is_there_and_has_a_docstring():
 
 
 def test_stable_names_are_declared():
-    line = "Stable are the names in `__all__` here and in `llmproxy.convert`"
+    line = "Only the names in `__all__` here and in `llmproxy.convert` are stable"
     assert line in llmproxy.__doc__
 
 

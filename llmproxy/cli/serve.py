@@ -246,13 +246,13 @@ def _welcome(proxy: Proxy) -> list[str]:
     log = str(proxy.database or "off (--no-log)")
     if proxy.database is not None and not logs_on():
         log = "off (turn it on with: llm logs on)"
-    key = "any key" if not proxy.settings.keys else "your --api-key"
+    key = "any" if not proxy.settings.keys else "YOUR_API_KEY"
     return [
         f"llmproxy {__version__} listens on {_place(proxy)}",
         f"log: {log}",
         f"models: {_models(proxy)}",
-        f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY=<{key}>",
-        f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY=<{key}>",
+        f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY={key}",
+        f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY={key}",
     ]
 
 

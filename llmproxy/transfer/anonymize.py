@@ -232,8 +232,11 @@ def _schema(value: Any, name: str = "") -> Any:
 
 def anonymize(exchange: Exchange) -> Exchange:
     """Return an exchange with placeholder text for everything that was said in it."""
+    # A client that names itself may write anything there; a user-agent's product is kept.
+    has_title = "x-title" in exchange.request.headers
     return replace(
         exchange,
+        client=placeholder(exchange.client) if has_title else exchange.client,
         first_words=placeholder(exchange.first_words),
         error=None if exchange.error is None else placeholder(exchange.error),
         stop_sequence=None

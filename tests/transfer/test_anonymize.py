@@ -319,3 +319,18 @@ def test_an_anonymized_exchange_reads_back():
         "01jd1", RECEIVED, dialect="d", path="/", query="", client="c", headers=(), body=[1, "a"]
     )
     assert from_json(to_json(anonymize(exchange))) == anonymize(exchange)
+
+
+def test_a_title_that_a_client_gives_itself_is_anonymized():
+    facts = {"dialect": "d", "path": "/", "query": "", "body": {}}
+    titled = begun(
+        "01jd1",
+        RECEIVED,
+        client="Secret Falcon 7",
+        headers=[("x-title", "Secret Falcon 7")],
+        **facts,
+    )
+    assert anonymize(titled).client == "xxxxxx xxxxxx 0"
+    assert "Falcon" not in encode(anonymize(titled)).decode()
+    plain = begun("01jd1", RECEIVED, client="curl", headers=[("user-agent", "curl/8")], **facts)
+    assert anonymize(plain).client == "curl"
