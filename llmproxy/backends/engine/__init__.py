@@ -5,6 +5,7 @@
     events      events of plugins → the common event stream
     outcome     finish reasons, usage and exceptions of providers → their common form
     llm_keys    llm's API keys, so that they can be redacted
+    event_queue the queue from a model, in the loop or a thread, to its reader
     run         the engine, and one running model, read in batches
 
 No other folder runs llm's models, and their exceptions don't leave this one.

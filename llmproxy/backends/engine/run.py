@@ -1,8 +1,8 @@
 """The engine: runs one model per request and contains all its failures.
 
-An `EngineRun` is a running model. Its events wait in a bounded queue until `read()`
-returns all of them. An async model runs in a task, a sync one in a daemon thread;
-whatever either raises ends only this run.
+An `EngineRun` is a running model, whose events wait in an `EventQueue` until they are
+read. An async model runs in a task, a sync one in a daemon thread; whatever either
+raises ends only this run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -32,13 +30,13 @@ from ...core.threads import MAX_THREADS, RETRY_S, Threads
 from ...core.url_policy import RemoteImages
 from . import outcome
 from .catalog import Catalog, CatalogEntry
+from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
 from .prompt import Call, build_prompt
 
 logger = logging.getLogger(__name__)
 
-QUEUED_EVENTS = 512  # a model pauses while a slow client has this many left to read
 STOP_S = 1.0  # time for a cancelled model to clean up before it is abandoned
 
 _ASYNC = (llm.AsyncModel, llm.AsyncKeyModel)
@@ -142,21 +140,10 @@ class EngineRun:
         self.ignored = call.ignored
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
-        self._loop = asyncio.get_running_loop()
-        self._queue: deque[backend.Stamped] = deque()
+        self._queue = EventQueue()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
-        self._silence_s: float | None = None
-        self._over = False
-        self._error: ProxyError | None = None
-        self._stopping = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._ticker: asyncio.TimerHandle | None = None
-        self._heard_at = time.monotonic()
-        self._wake_is_due = False
-        self._room = asyncio.Event()
-        self._thread_room = threading.Event()
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)
 
@@ -184,12 +171,13 @@ class EngineRun:
         response = self._response
         if isinstance(response, llm.Response):
             await self._threads.wait_for_slot()
-        if self._stopping:
+        if self._queue.is_closed:
             return
         self.started = datetime.now(UTC)
-        self.started_at = self._heard_at = time.monotonic()
+        self.started_at = time.monotonic()
+        self._queue.start(self.started_at)
         if isinstance(response, llm.AsyncResponse):
-            self._task = self._loop.create_task(self._run_async(response))
+            self._task = asyncio.create_task(self._run_async(response))
             self._task.add_done_callback(lambda _: self._leave())
         else:
             run = partial(self._run_sync, response)
@@ -219,24 +207,7 @@ class EngineRun:
             ProxyError: the model failed; raised after all events that came before.
         """
         assert self._has_begun
-        self._silence_s = silence_s
-        while not self._queue:
-            if self._over:
-                if self._queue:  # a thread adds its last event before it sets _over
-                    break
-                if self._error is not None:
-                    raise self._error
-                return []
-            if silence_s is not None and time.monotonic() - self._heard_at >= silence_s:
-                self._heard_at = time.monotonic()
-                return None
-            await self._wait()
-        events = []
-        while self._queue:  # a thread may be adding at the same time
-            events.append(self._queue.popleft())
-        self._room.set()
-        self._thread_room.set()
-        return events
+        return await self._queue.read(silence_s)
 
     async def stop(self) -> None:
         """Stop the model and drop unread events; wait at most `STOP_S` for it to end.
@@ -244,48 +215,14 @@ class EngineRun:
         Stopping an async model also ends its request to the provider. A sync one ends at
         its next yield: a thread can't be interrupted.
         """
-        was_over, self._over, self._stopping = self._over, True, True
-        self._queue.clear()
-        self._thread_room.set()
+        was_over = self._queue.is_over
+        self._queue.close()
         if not self._has_begun:
             self._leave()
-        if self._ticker is not None:
-            self._ticker.cancel()
         if self._task is not None and not self._task.done():
             if not was_over:  # otherwise it is already closing the model
                 self._task.cancel()
             await asyncio.wait({self._task}, timeout=STOP_S)
-
-    async def _wait(self) -> None:
-        """Wait for an event. All waits of a run share one ticker: no timer per event."""
-        self._waiter = self._loop.create_future()
-        if self._silence_s is not None and self._ticks_too_late(self._silence_s):
-            self._tick()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _ticks_too_late(self, silence_s: float) -> bool:
-        """Return whether no ticker is set, or only one for a longer silence."""
-        return self._ticker is None or self._ticker.when() > self._loop.time() + silence_s
-
-    def _tick(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
-        if self._over or self._silence_s is None:
-            return
-        left = self._heard_at + self._silence_s - time.monotonic()
-        if left <= 0:
-            self._wake()
-            left = self._silence_s
-        self._ticker = self._loop.call_later(left, self._tick)
-
-    def _wake(self) -> None:
-        self._wake_is_due = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     # ---- events of the model
 
@@ -295,7 +232,7 @@ class EngineRun:
             self._push(clean)
             if self._cutter is not None and self._cutter.matched is not None:
                 return False
-        return not self._stopping
+        return not self._queue.is_closed
 
     def _push(self, event: StreamEvent) -> None:
         self._show([event] if self._splitter is None else self._splitter.feed(event))
@@ -311,8 +248,7 @@ class EngineRun:
             ]
         if events:
             # Empty events, and text that is held back, do not count as a sign of life.
-            self._heard_at = now = time.monotonic()
-            self._queue.extend([backend.Stamped(now, event) for event in events])
+            self._queue.push(events)
 
     def _close_with(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -323,7 +259,7 @@ class EngineRun:
         except BaseException as failure:
             logger.debug("a response could not be finished", exc_info=failure)
             name = type(failure).__name__
-            self._end(UpstreamError(f"the model's plugin left an invalid response: {name}"))
+            self._queue.end(UpstreamError(f"the model's plugin left an invalid response: {name}"))
 
     def _finish(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -331,21 +267,21 @@ class EngineRun:
         """End the stream with a Finish, or with the error for an exception."""
         cut = self._cutter is not None and self._cutter.matched is not None
         if exc is not None and not self._is_normal_end(exc):
-            self._end(outcome.translate(exc, self._keys))
+            self._queue.end(outcome.translate(exc, self._keys))
             return
         if not cut:
             for event in self._reader.end([] if exc else response._tool_calls):
                 self._push(event)
             if self._splitter is not None:
                 self._show(self._splitter.end())
-            for event in self._cutter.end() if self._cutter else ():
-                self._queue.append(backend.Stamped(time.monotonic(), event))
+            if self._cutter is not None:
+                self._queue.push(self._cutter.end())
         finish = self._finish_event(response, exc, cut)
         if isinstance(finish, ProxyError):
-            self._end(finish)
+            self._queue.end(finish)
             return
-        self._queue.append(backend.Stamped(time.monotonic(), finish))
-        self._end(None)
+        self._queue.push([finish])
+        self._queue.end()
 
     def _is_normal_end(self, exc: BaseException) -> bool:
         """Return whether an exception marks the end of a response rather than a failure."""
@@ -385,73 +321,58 @@ class EngineRun:
             llm_usage=counted,
         )
 
-    def _end(self, error: ProxyError | None) -> None:
-        self._error = error
-        self._over = True
-
     # ---- an async model
 
     async def _run_async(self, response: llm.AsyncResponse) -> None:
+        queue = self._queue
         events = response.astream_events()
         raised: BaseException | None = None
         is_open, since_pause = True, 0
         try:
             async for event in events:
                 goes_on = self._take(event)
-                self._wake()
+                queue.wake()
                 if not goes_on:
                     break
                 since_pause += 1
-                if len(self._queue) >= QUEUED_EVENTS:
-                    self._room.clear()
-                    await self._room.wait()
+                if queue.is_full:
+                    await queue.wait_for_space()
                 elif since_pause >= QUEUED_EVENTS:
                     since_pause = 0
                     await asyncio.sleep(0)  # the model itself may never await anything
             else:
                 is_open = False
         except asyncio.CancelledError as exc:
-            if not self._stopping:  # the model cancelled itself
+            if not queue.is_closed:  # the model cancelled itself
                 raised, is_open = exc, False
         except BaseException as exc:
             raised, is_open = exc, False
-        if not self._stopping:
+        if not queue.is_closed:
             self._close_with(response, raised)
-        self._wake()
+        queue.wake()
         if is_open:
             await _close(events)
 
     # ---- a sync model
 
     def _run_sync(self, response: llm.Response) -> None:
+        queue = self._queue
         events: Iterator[StreamEvent] = response.stream_events()
         raised: BaseException | None = None
         try:
             for event in events:
                 if not self._take(event):
                     break
-                self._wake_from_thread()
-                while len(self._queue) >= QUEUED_EVENTS and not self._stopping:
-                    self._thread_room.clear()
-                    if len(self._queue) >= QUEUED_EVENTS:
-                        self._thread_room.wait(STOP_S)
+                queue.wake_from_thread()
+                if queue.is_full:
+                    queue.wait_for_space_in_thread()
         except BaseException as exc:
             raised = exc
         tracebacks = _tracebacks(raised)
-        if not self._stopping:
+        if not queue.is_closed:
             self._close_with(response, raised)
-        self._wake_from_thread()
+        queue.wake_from_thread()
         _close_in_this_thread(events, tracebacks)
-
-    def _wake_from_thread(self) -> None:
-        """Wake the loop once for all events that it has not read yet."""
-        if self._wake_is_due and not self._over:
-            return
-        self._wake_is_due = True
-        try:
-            self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:  # the loop is closed: nothing waits any more
-            self._stopping = True
 
 
 def _response(call: Call) -> llm.Response | llm.AsyncResponse:

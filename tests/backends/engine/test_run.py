@@ -10,6 +10,7 @@ from llm.parts import StreamEvent
 
 from llmproxy.backends.engine import Catalog, Engine
 from llmproxy.backends.engine import run as run_module
+from llmproxy.backends.engine.event_queue import QUEUED_EVENTS
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, Unsupported, UpstreamError
 from tests.backends.engine.conftest import started, user
@@ -175,10 +176,10 @@ def test_stop_ends_an_async_model_at_once(before):
 
 
 def test_stop_ends_an_async_model_that_waits_for_its_reader():
-    model = AsyncScript("m", *["x"] * (run_module.QUEUED_EVENTS * 3))
+    model = AsyncScript("m", *["x"] * (QUEUED_EVENTS * 3))
 
     async def use(run):
-        while len(run._queue) < run_module.QUEUED_EVENTS:
+        while not run._queue.is_full:
             await asyncio.sleep(0)
         await run.stop()
         assert model.closed == 1
@@ -189,14 +190,14 @@ def test_stop_ends_an_async_model_that_waits_for_its_reader():
 @KINDS
 def test_a_slow_reader_makes_its_model_wait(kind):
     given = []
-    count = run_module.QUEUED_EVENTS * 4
+    count = QUEUED_EVENTS * 4
     steps = [step for i in range(count) for step in (lambda _, i=i: given.append(i), "x")]
     model = kind("m", *steps)
 
     async def use(run):
-        while len(run._queue) < run_module.QUEUED_EVENTS:
+        while not run._queue.is_full:
             await asyncio.sleep(0.001)
-        assert len(given) <= run_module.QUEUED_EVENTS + 1
+        assert len(given) <= QUEUED_EVENTS + 1
         read = 0
         while batch := await run.read():
             read += len(batch)
@@ -351,7 +352,7 @@ def test_events_without_visible_text_do_not_end_a_silence(event, request_):
 
 
 def test_a_model_that_never_awaits_does_not_block_the_loop():
-    model = AsyncScript("m", *[""] * (run_module.QUEUED_EVENTS * 6))
+    model = AsyncScript("m", *[""] * (QUEUED_EVENTS * 6))
 
     async def use(run):
         turns = 0
