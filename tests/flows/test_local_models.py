@@ -290,9 +290,9 @@ def test_aliases_share_the_turn_and_a_reload_keeps_it(faults):
     llm.plugins.pm.register(Plugin(), name="aliased")
     try:
         catalog.load()
-        gates = {catalog._find(name).gate for name in ("m", "n")}
+        gates = {catalog._find(name).limiter for name in ("m", "n")}
         catalog.load()
-        gates |= {catalog._find(name).gate for name in ("m", "n")}
+        gates |= {catalog._find(name).limiter for name in ("m", "n")}
     finally:
         llm.plugins.pm.unregister(name="aliased")
     (gate,) = gates
@@ -314,7 +314,7 @@ def test_how_many_run_at_one_time(make, parallel, limit):
     catalog = Catalog(parallel=parallel)
     with registered(make()):
         catalog.load()
-    gate = catalog._find("m").gate
+    gate = catalog._find("m").limiter
     assert (gate.limit if gate else None) == limit
 
 

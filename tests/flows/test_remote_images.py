@@ -16,7 +16,7 @@ from llm.parts import AttachmentPart, Message, TextPart, ToolResultPart
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMGroq
 
-from llmproxy.backends.engine.prompt import prepare
+from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.cli import bench, export_import, log, report
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import Unsupported
@@ -196,10 +196,10 @@ def test_who_is_given_urls(model, url, sends):
     message = Message("user", [TextPart("what?"), AttachmentPart(attachment)])
     request = chat.ChatRequest("m", [message], attachment_paths=("here",))
     if sends:
-        assert prepare(request, model, {}).prompt.attachments == [attachment]
+        assert build_prompt(request, model, {}).prompt.attachments == [attachment]
         return
     with pytest.raises(Unsupported) as caught:
-        prepare(request, model, {})
+        build_prompt(request, model, {})
     assert caught.value.param == "here"
 
 

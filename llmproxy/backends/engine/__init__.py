@@ -1,13 +1,14 @@
-"""llm's models as a backend: which there are, and how one of them is run.
+"""The backend that runs llm's models.
 
-    catalog     plugins and models, found by the name that a client asks for
-    prompt      a ChatRequest → the llm.Prompt that a model can read
-    events      what plugins yield → the common event stream
-    outcome     what llm has no field for: finish reason, usage, the meaning of an exception
-    llm_keys    llm's keys, kept out of everything that is shown
-    run         the engine itself: one running model, read in batches
+    catalog     plugins and models, looked up by the name that a client sends
+    prompt      a ChatRequest → an llm.Prompt that the model supports
+    events      events of plugins → the common event stream
+    outcome     finish reasons, usage and exceptions of providers → their common form
+    llm_keys    llm's API keys, so that they can be redacted
+    event_queue the queue from a model, in the loop or a thread, to its reader
+    run         the engine, and one running model, read in batches
 
-Only this folder runs llm's models; their exceptions do not leave it.
+No other folder runs llm's models, and their exceptions don't leave this one.
 """
 
 from .catalog import Catalog

@@ -1,9 +1,9 @@
-"""Which models there are, and which one a client's name means.
+"""The catalog of llm's models, and the lookup of the names that clients send.
 
-llm reads its plugins and models anew for every question, all at once, so that one
-broken plugin costs all of them (d6.27), and two seconds when it does so first
-(d6.1). Here they are read one by one, before the server listens and again, in a
-thread, when llm's files change or a name is unknown.
+llm reads all its plugins and models again on every lookup: one broken plugin makes all
+lookups fail (d6.27), and the first takes two seconds (d6.1). Here they are read one by
+one, before the server listens, and again in a thread when llm's files change or a name
+is unknown.
 """
 
 from __future__ import annotations
@@ -27,46 +27,41 @@ from ...core.errors import ModelNotFound
 from ...core.limiter import Limiter
 from ...core.threads import in_daemon_thread
 
-__all__ = [
-    "Catalog",
-    "CatalogEntry",
-]
-
 logger = logging.getLogger(__name__)
 
 SyncModel = llm.Model | llm.KeyModel
 AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
 
-RELOAD_S = 10.0  # the least time between two looks at llm's files
-RELOAD_WAIT_S = 5.0  # what a request for an unknown name waits for the second look
-SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # what llm and its plugins read
+RELOAD_S = 10.0  # the least time between two checks of llm's files
+RELOAD_WAIT_S = 5.0  # how long a request for an unknown name waits for a reload
+SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # files that llm and its plugins read
 
 
 @dataclass(frozen=True)
 class CatalogEntry:
     """A model as a plugin registered it: async, sync, or both.
 
-    gate: limits how many requests it runs at one time; None for no limit of its own.
+    limiter: limits how many requests it runs at one time; None for no limit.
     """
 
     model_id: str
     sync_model: SyncModel | None
     async_model: AsyncModel | None
     owned_by: str
-    gate: Limiter | None = None
+    limiter: Limiter | None = None
 
     @property
     def model(self) -> SyncModel | AsyncModel:
-        """The one to run: async where there is one."""
+        """Return the model to run: the async one if any."""
         model = self.async_model or self.sync_model
-        assert model is not None, "a plugin registers a model of one kind at least"
+        assert model is not None, "a plugin registers at least one of the two"
         return model
 
     @property
     def runs_in_process(self) -> bool:
-        """Whether the model seems to run in this process: sync, and no key for a provider.
+        """Return whether the model seems to run in this process: sync, and needs no API key.
 
-        Such models mostly share native state between requests, and abort the process if two
+        Most such models share native state between requests and abort the process if two
         run at once; their first run loads them.
         """
         return self.async_model is None and not getattr(self.sync_model, "needs_key", None)
@@ -74,7 +69,7 @@ class CatalogEntry:
 
 @dataclass(frozen=True)
 class _Contents:
-    """One reading of everything; replaced as a whole, so that no lookup sees half of it."""
+    """The result of one load, replaced as a whole so that no lookup sees half of it."""
 
     entries: Mapping[str, CatalogEntry]
     by_name: Mapping[str, CatalogEntry]
@@ -84,16 +79,16 @@ class _Contents:
 
 
 class Catalog:
-    """The models of llm by every name they have.
+    """The models of llm by their ids and aliases.
 
-    maps: pairs of a pattern (as fnmatch has them) and a model; the first that fits
-        the client's name decides, before any model's own name.
-    default_model: answers for unknown and for missing names; without it an unknown
-        name is an error, and a missing one means llm's own default.
-    parallel: pairs of a pattern and how many requests a model of such an id (or alias) runs
-        at one time; the first that fits. Without one, a model that runs in this process
-        runs one request at a time, and any other has no limit.
-    extra_models: models that are there without a plugin.
+    maps: pairs of an fnmatch pattern and a model; the first pattern that matches the
+        client's name decides, before any model's own name.
+    default_model: used for unknown and missing names; without it an unknown name is an
+        error, and a missing one means llm's own default.
+    parallel: pairs of an fnmatch pattern and how many requests a model with a matching id or
+        alias runs at one time; the first match decides. By default a model that runs in
+        this process runs one request at a time, and any other has no limit.
+    extra_models: models that need no plugin.
     """
 
     def __init__(
@@ -107,16 +102,16 @@ class Catalog:
         self._maps = tuple(maps)
         self._default_model = default_model
         self._parallel = tuple(parallel)
-        self._gates: dict[str, Limiter] = {}  # by model id; they outlive a reading of the models
+        self._limiters: dict[str, Limiter] = {}  # by model id; kept over reloads
         self._extra_models = tuple(extra_models)
         self._contents = _Contents({}, {}, {}, "", frozenset())
-        self._created = int(time.time())  # no provider tells; at least it stays the same
-        self._looked_at = float("-inf")
+        self._created = int(time.time())  # providers don't report it; at least it is stable
+        self._checked_at = float("-inf")
         self._reload: asyncio.Future[None] | None = None
 
     def load(self) -> None:
         """Read plugins, models, aliases and defaults. Blocks, for seconds the first time."""
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._contents = self._read()
 
     def models(self) -> list[backend.ModelEntry]:
@@ -127,25 +122,25 @@ class Catalog:
         ]
 
     async def model(self, name: str) -> backend.ModelEntry:
-        """Show a model under one of its names, an alias say.
+        """Return a model under one of its names, which may be an alias.
 
         Raises:
-            ModelNotFound: no model has it.
+            ModelNotFound: no model has this name.
         """
         entry = await self.choose(name)
         return backend.ModelEntry(name, entry.owned_by, self._created)
 
     def options(self, model_id: str) -> Mapping[str, Any]:
-        """The user's defaults for a model (`llm models options set`)."""
+        """Return the user's defaults for a model (`llm models options set`)."""
         return self._contents.options.get(model_id, {})
 
     def unknown_targets(self) -> list[str]:
-        """Names in `maps` and `default_model` that are no model: mistakes to tell at start."""
+        """Return the names in `maps` and `default_model` that match no model."""
         names = [target for _, target in self._maps] + [self._default_model or ""]
         return [name for name in names if name and name not in self._contents.by_name]
 
     async def choose(self, name: str | None) -> CatalogEntry:
-        """Find the model for a client's word.
+        """Find the model for the name in a request.
 
         Raises:
             ModelNotFound: no model of that name, and no default for it.
@@ -159,10 +154,12 @@ class Catalog:
         if entry is None and self._default_model is not None:
             entry = self._contents.by_name.get(self._default_model)
         if entry is None:
-            raise ModelNotFound(self._unknown(name or self._contents.default_model), param="model")
+            raise ModelNotFound(
+                self._not_found(name or self._contents.default_model), param="model"
+            )
         return entry
 
-    def _unknown(self, name: str) -> str:
+    def _not_found(self, name: str) -> str:
         close = get_close_matches(name.lower(), self._contents.by_name, 1, 0.7)
         hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists them"
         return f"there is no model {name[:200]!r} here; {hint}"
@@ -172,19 +169,19 @@ class Catalog:
         if name is None:
             return by_name.get(self._default_model or self._contents.default_model)
         target = next((t for pattern, t in self._maps if fnmatchcase(name, pattern)), name)
-        # Ollama's clients add the tag that is always there (C14).
+        # Ollama's clients add this tag to every name (C14).
         return by_name.get(target) or by_name.get(target.removesuffix(":latest"))
 
     def _is_due(self) -> bool:
-        return time.monotonic() - self._looked_at >= RELOAD_S
+        return time.monotonic() - self._checked_at >= RELOAD_S
 
     def _start_reload(self, *, is_unknown: bool) -> asyncio.Future[None] | None:
-        """Start one reading in a thread, or give the one under way; None where it is too soon."""
+        """Start a reload in a thread, or return the running one; None if it is too soon."""
         if self._reload is not None and not self._reload.done():
             return self._reload
         if not self._is_due():
             return None
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._reload = in_daemon_thread(
             lambda: self._read_again(is_unknown=is_unknown), "llmproxy-catalog"
         )
@@ -192,49 +189,49 @@ class Catalog:
 
     def _read_again(self, *, is_unknown: bool) -> None:
         try:
-            # Some plugins ask a server for their models, whose answer no file shows.
+            # Some plugins ask a server for their models: a change there changes no file.
             new_plugins = _load_plugins()
             if is_unknown or new_plugins or _files() != self._contents.files:
                 self._contents = self._read()
         except Exception:
-            logger.exception("reading llm's models again failed; the earlier list stays")
+            logger.exception("could not reload llm's models; the earlier list stays in use")
 
     def _read(self) -> _Contents:
         contents = _read(self._extra_models)
-        gated = _with_gates(contents, self._parallel, self._gates)
-        self._gates |= {id: entry.gate for id, entry in gated.items() if entry.gate is not None}
-        by_name = {name: gated[entry.model_id] for name, entry in contents.by_name.items()}
-        return replace(contents, entries=gated, by_name=by_name)
+        limited = _with_limiters(contents, self._parallel, self._limiters)
+        self._limiters |= {id: entry.limiter for id, entry in limited.items() if entry.limiter}
+        by_name = {name: limited[entry.model_id] for name, entry in contents.by_name.items()}
+        return replace(contents, entries=limited, by_name=by_name)
 
 
-def _with_gates(
+def _with_limiters(
     contents: _Contents, parallel: Sequence[tuple[str, int]], known: Mapping[str, Limiter]
 ) -> dict[str, CatalogEntry]:
-    """Give each entry its gate: that of its model object, else the one it had before a reload."""
+    """Set each entry's limiter: that of its model object, or the one from before a reload."""
     names: dict[int, list[str]] = {}
     for name, entry in contents.by_name.items():
         names.setdefault(id(entry.model), []).append(name)
-    gates: dict[int, Limiter] = {}
-    gated = {}
+    limiters: dict[int, Limiter] = {}
+    limited = {}
     for model_id, entry in contents.entries.items():
-        place = id(entry.model)
-        limit = _limit([model_id, *names.get(place, ())], parallel)
+        key = id(entry.model)
+        limit = _limit([model_id, *names.get(key, ())], parallel)
         if limit is None and entry.runs_in_process:
             limit = 1
-        if limit is not None and place not in gates:
-            gates[place] = known.get(model_id) or Limiter(limit)
-        gated[model_id] = replace(entry, gate=gates.get(place))
-    return gated
+        if limit is not None and key not in limiters:
+            limiters[key] = known.get(model_id) or Limiter(limit)
+        limited[model_id] = replace(entry, limiter=limiters.get(key))
+    return limited
 
 
 def _limit(names: Sequence[str], parallel: Sequence[tuple[str, int]]) -> int | None:
-    fits = (n for pattern, n in parallel if any(fnmatchcase(name, pattern) for name in names))
-    return next(fits, None)
+    matching = (n for pattern, n in parallel if any(fnmatchcase(name, pattern) for name in names))
+    return next(matching, None)
 
 
 def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) -> _Contents:
     _load_plugins()
-    files = _files()  # before what is in them: a change in between is seen the next time
+    files = _files()  # before their contents: a change in between is noticed next time
     aliases = _settings("aliases.json")
     entries: dict[str, CatalogEntry] = {}
     by_name: dict[str, CatalogEntry] = {}
@@ -261,7 +258,7 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
     for alias, model_id in aliases.items():
         if isinstance(model_id, str) and model_id in by_name:
             by_name.setdefault(alias, by_name[model_id])
-    # An id beats another model's alias.
+    # An id takes precedence over another model's alias.
     by_name |= entries
     return _Contents(
         entries,
@@ -273,10 +270,10 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
 
 
 def _registered() -> list[tuple[SyncModel | None, AsyncModel | None, list[str], str]]:
-    """Ask each plugin for its models; one that fails costs its own alone."""
+    """Ask each plugin for its models; one that fails loses only its own."""
     found: list[tuple[SyncModel | None, AsyncModel | None, list[str], str]] = []
     distributions = {plugin: dist for plugin, dist in plugins.pm.list_plugin_distinfo()}
-    # pluggy calls the newest first; what is registered last wins a name, as with llm.
+    # pluggy calls the newest first; the last model registered under a name wins, as in llm.
     for implementation in reversed(plugins.pm.hook.register_models.get_hookimpls()):
         distribution = distributions.get(implementation.plugin)
         owned_by = distribution.project_name if distribution else "llm"
@@ -289,7 +286,7 @@ def _registered() -> list[tuple[SyncModel | None, AsyncModel | None, list[str], 
         ) -> None:
             for each in (model, async_model):
                 if each is not None and not isinstance(getattr(each, "model_id", None), str):
-                    raise TypeError(f"{type(each).__name__} is no model")
+                    raise TypeError(f"{type(each).__name__} is not a model")
             found.append((model, async_model, list(aliases or ()), owned_by))
 
         arguments = {"register": register, "model_aliases": []}
@@ -302,7 +299,7 @@ def _registered() -> list[tuple[SyncModel | None, AsyncModel | None, list[str], 
 
 
 def _load_plugins() -> bool:
-    """Load llm's plugins one by one; say whether there were new ones."""
+    """Load llm's plugins one by one; return whether there were new ones."""
     before = len(plugins.pm.get_plugins())
     if plugins.LLM_LOAD_PLUGINS is None:
         for entry_point in metadata.entry_points(group="llm"):
@@ -322,7 +319,7 @@ def _load_plugins() -> bool:
 
 
 def _files() -> frozenset[tuple[str, int, int]]:
-    """The state of the files that llm and its plugins keep their settings in."""
+    """Return the state of the files in which llm and its plugins keep their settings."""
     found = set()
     for path in llm.user_dir().iterdir():
         if path.suffix in SETTINGS_SUFFIXES:

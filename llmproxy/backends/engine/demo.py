@@ -1,8 +1,8 @@
-"""The model that is always there: it needs no key and no network, and says so.
+"""The demo model, which needs no key and no network.
 
-It lets a new user see the whole way from a client to logs.db work, and tests run
-without a provider. Registered with llm by our plugin, so that `llm -m demo` and
-`llm -c` know it too.
+It shows a new user that everything works, from a client to logs.db, and lets tests run
+without a provider. Our plugin registers it with llm, so that `llm -m demo` and `llm -c`
+work with it too.
 """
 
 from __future__ import annotations
@@ -14,28 +14,26 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent, TextPart
 
-__all__ = ["AsyncDemo", "Demo"]
-
 MODEL_ID = "demo"
-SHOWN_CHARACTERS = 80  # of the prompt, said back
+SHOWN_CHARACTERS = 80  # of the prompt, in the reply
 
 
 def _reply(prompt: llm.Prompt) -> str:
-    said = " ".join(_last_words(prompt).split())
-    if len(said) > SHOWN_CHARACTERS:
-        said = said[: SHOWN_CHARACTERS - 1] + "…"
+    text = " ".join(_last_user_text(prompt).split())
+    if len(text) > SHOWN_CHARACTERS:
+        text = text[: SHOWN_CHARACTERS - 1] + "…"
     turns = sum(message.role == "assistant" for message in prompt.messages)
-    heard = f"You said: {said}" if said else "You said nothing that I could read"
+    echo = f"You said: {text}" if text else "You said nothing that I could read"
     return (
-        f"{heard}\nThis is turn {turns + 1} of our conversation, and I am only the demo model: "
+        f"{echo}\nThis is turn {turns + 1} of our conversation, and I am only the demo model: "
         "no key, no network. To talk to a real one, install a plugin (llm install "
         "llm-anthropic), set its key (llm keys set anthropic) and ask for a model that "
         "`llm models` lists."
     )
 
 
-def _last_words(prompt: llm.Prompt) -> str:
-    """The last text of a user's own: agents put reminders round a person's words."""
+def _last_user_text(prompt: llm.Prompt) -> str:
+    """Return the last text that the user wrote, without the reminders that agents add."""
     texts = [
         part.text
         for message in prompt.messages
@@ -48,23 +46,23 @@ def _last_words(prompt: llm.Prompt) -> str:
     return texts[-1] if texts else prompt.prompt
 
 
-def _words(text: str) -> Iterator[str]:
-    """Give the text a word at a time, white space included, as models stream."""
+def _chunks(text: str) -> Iterator[str]:
+    """Yield the text word by word with its white space, as models stream."""
     yield from re.findall(r"\s*\S+", text)
 
 
 def _count(response: Any, prompt: llm.Prompt, text: str) -> None:
-    """Set the usage in words: the demo's tokens."""
-    asked = sum(
+    """Set the usage, counting words as tokens."""
+    input_words = sum(
         len(getattr(part, "text", "").split())
         for message in prompt.messages
         for part in message.parts
     )
-    response.set_usage(input=asked, output=len(text.split()))
+    response.set_usage(input=input_words, output=len(text.split()))
 
 
 class Demo(llm.Model):
-    """Say in a few words what was asked, and how to ask a real model."""
+    """A model that repeats the prompt and explains how to use a real model."""
 
     model_id = MODEL_ID
     can_stream = True
@@ -79,12 +77,12 @@ class Demo(llm.Model):
     ) -> Iterator[str | StreamEvent]:
         """Yield the reply word by word."""
         text = _reply(prompt)
-        yield from _words(text)
+        yield from _chunks(text)
         _count(response, prompt, text)
 
 
 class AsyncDemo(llm.AsyncModel):
-    """The same for asyncio, as llm wants it apart."""
+    """The demo model for asyncio: llm requires a class of its own."""
 
     model_id = MODEL_ID
     can_stream = True
@@ -99,6 +97,6 @@ class AsyncDemo(llm.AsyncModel):
     ) -> AsyncGenerator[str | StreamEvent, None]:
         """Yield the reply word by word."""
         text = _reply(prompt)
-        for word in _words(text):
-            yield word
+        for chunk in _chunks(text):
+            yield chunk
         _count(response, prompt, text)

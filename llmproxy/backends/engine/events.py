@@ -1,9 +1,9 @@
-"""What plugins yield, made to keep the hub's invariant of the event stream.
+"""Events of plugins, corrected to follow the rules of the common event stream.
 
-llm numbers the parts; what it lets through is mended here: parts of two families
-under one number, tool calls without an id or announced by `add_tool_call` alone,
-surrogate pairs in two halves, chunks that are no text. Pure: one object for one
-answer, fed in order. Text that is in order is passed on as it is, uncopied.
+llm numbers the parts but lets other faults through, which are corrected or refused here:
+parts of two families under one number, tool calls without an id or only announced by
+`add_tool_call`, surrogate pairs split between chunks, chunks that aren't text. No I/O: one
+object per response, fed in order. Events that need no correction pass uncopied.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from ...core import payload
 from ...core.chat import parse_arguments
 from ...core.errors import UpstreamError
 
-__all__ = ["EventReader", "StopCutter"]
-
 _FAMILIES = {
     "text": "text",
     "reasoning": "reasoning",
@@ -33,32 +31,32 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EventReader:
-    """Read one answer's events, with the part numbers that llm gave them."""
+    """A corrector of one response's events, fed with the part numbers that llm gave them."""
 
     def __init__(self, new_call_id: Callable[[], str]) -> None:
         self._new_call_id = new_call_id
         self._families: dict[int, str] = {}  # part_index → family
-        self._moved: dict[tuple[int, str], int] = {}  # part of a second family → its own index
+        self._moved: dict[tuple[int, str], int] = {}  # (llm's index, second family) → our index
         self._calls: list[_Call] = []
-        self._open_calls: dict[int, _Call] = {}  # part_index → the call that it means now
+        self._open_calls: dict[int, _Call] = {}  # part_index → its current call
         self._space: StreamEvent | None = None
         self._half: StreamEvent | None = None
 
     @property
     def has_calls(self) -> bool:
-        """Whether the client is asked to call a tool."""
+        """Return whether the client has to call a tool."""
         return any(not call.server_executed for call in self._calls)
 
     @property
-    def is_cut_in_a_call(self) -> bool:
-        """Whether arguments end before they are JSON, as at a token limit (d6.10)."""
+    def is_cut_in_call(self) -> bool:
+        """Return whether a call's arguments are incomplete JSON, as at a token limit (d6.10)."""
         return any("_raw" in parse_arguments(call.arguments) for call in self._calls)
 
     def feed(self, event: StreamEvent) -> list[StreamEvent]:
-        """Give the event as the hub wants it, after what was held back for it, if anything.
+        """Return the corrected event, after any that was held back until it came.
 
         Raises:
-            UpstreamError: something that is no event, or has no text.
+            UpstreamError: not an event of a known type, or its chunk isn't text.
         """
         if not isinstance(event.chunk, str):
             raise UpstreamError(f"the model yielded {type(event.chunk).__name__}, not text")
@@ -75,10 +73,10 @@ class EventReader:
             return self._call_events(event)
         if family == "text" and self._calls and event.chunk.isspace():
             return self._hold_space(event)
-        says_something = (
+        has_content = (
             event.chunk or event.redacted or event.provider_metadata or family == "tool_result"
         )
-        if not says_something:
+        if not has_content:
             return []
         if self._space is not None:
             held, self._space = self._space, None
@@ -86,9 +84,9 @@ class EventReader:
         return [event]
 
     def end(self, announced: Iterable[llm.ToolCall]) -> list[StreamEvent]:
-        """Give what is left: half a character, and calls that were announced without events.
+        """Return the rest: half a character, and calls that were announced without events.
 
-        announced: what the plugin gave to `add_tool_call`; most yield events of it too.
+        announced: calls that the plugin gave to `add_tool_call`; most yield events too.
         """
         events = []
         if self._half is not None:
@@ -105,7 +103,7 @@ class EventReader:
         return events
 
     def _numbered(self, event: StreamEvent, family: str) -> StreamEvent:
-        """Keep llm's number of the part, unless another family has it."""
+        """Keep llm's number of the part, unless another family uses it."""
         index = event.part_index
         assert index is not None, "llm numbers every event"
         if self._families.setdefault(index, family) == family:
@@ -122,11 +120,11 @@ class EventReader:
         assert event.part_index is not None
         call = self._open_calls.get(event.part_index)
         events = []
-        # A name after arguments have begun is a new call: llm numbers calls by their ids,
-        # and some providers give all of them one.
+        # A name after arguments begins a new call: llm numbers calls by their ids, and some
+        # providers use one id for all of them.
         if call is None or (event.type == "tool_call_name" and call.has_arguments):
             call = self._open(event, is_new_part=call is None)
-            # Arguments without a name before them: the call must be opened all the same.
+            # Arguments without a name before them must open the call too.
             if event.type == "tool_call_args":
                 events.append(call.event("tool_call_name", event.tool_name or ""))
         if event.chunk or event.type == "tool_call_name":
@@ -134,7 +132,7 @@ class EventReader:
         return events
 
     def _open(self, event: StreamEvent, *, is_new_part: bool) -> _Call:
-        """Begin a call, under an id and an index that no other call of the answer has."""
+        """Begin a call under an id and an index that no other call of the response has."""
         part_index = event.part_index
         assert part_index is not None
         if not is_new_part:
@@ -156,17 +154,15 @@ class EventReader:
         return events
 
     def _hold_space(self, event: StreamEvent) -> list[StreamEvent]:
-        """Hold back white space after a tool call until text follows it.
-
-        llm-anthropic yields " " after every tool turn for the eye (d6.25); strict
-        clients take it for an answer beside the call.
-        """
+        """Hold back white space after a tool call until text follows it."""
+        # llm-anthropic yields " " after every tool turn, for display (d6.25); strict clients
+        # take it for text of the reply.
         held = self._space.chunk if self._space else ""
         self._space = replace(event, chunk=held + event.chunk)
         return []
 
     def _join_halves(self, event: StreamEvent) -> StreamEvent:
-        """Put together surrogate pairs that were split over chunks; the last half waits."""
+        """Join surrogate pairs that were split between chunks, and hold back a last half."""
         if self._half is None and not _SURROGATE.search(event.chunk):
             return event
         chunk = (self._half.chunk if self._half else "") + event.chunk
@@ -181,7 +177,7 @@ def _part_of(event: StreamEvent) -> tuple[str | None, int | None]:
 
 
 class _Call:
-    """A tool call as far as it has come."""
+    """A tool call received so far."""
 
     def __init__(self, first: StreamEvent, id_: str | None, new_id: Callable[[], str]) -> None:
         self._id_is_ours = not id_
@@ -208,11 +204,9 @@ class _Call:
         return replace(self._first, type=type_, chunk=chunk, provider_metadata=metadata)
 
     def is_announced_by(self, call: llm.ToolCall) -> bool:
-        """Whether `add_tool_call` meant this call: by id, else by what it says.
-
-        llm makes up an id for an announced call without one, so where the events had
-        none either, name and arguments must do.
-        """
+        """Return whether `add_tool_call` announced this call: by id, else by name and arguments."""
+        # llm makes up an id for an announced call without one, so ids can't be compared if the
+        # events had none either.
         if not self._id_is_ours:
             return call.tool_call_id == self.id
         name = "".join(self._pieces["tool_call_name"])
@@ -224,9 +218,9 @@ def _arguments_text(call: llm.ToolCall) -> str:
 
 
 class StopCutter:
-    """Cut text at the first stop sequence, for models that have no option for it.
+    """A filter that cuts text at the first stop sequence, for models without such an option.
 
-    Text that may be the beginning of a sequence is held back until it is not.
+    Text that may begin a sequence is held back until that is decided.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
@@ -236,7 +230,7 @@ class StopCutter:
         self.matched: str | None = None
 
     def feed(self, event: StreamEvent) -> list[StreamEvent]:
-        """Give the events that may be shown; once `matched` is set there are no more."""
+        """Return the events that may be shown; none once `matched` is set."""
         if self.matched is not None:
             return []
         if event.type != "text":
@@ -254,7 +248,7 @@ class StopCutter:
         return [*events, replace(event, chunk=shown)] if shown else events
 
     def end(self) -> list[StreamEvent]:
-        """Give what is held back: no sequence came of it."""
+        """Return the text that was held back, since no sequence was completed."""
         if self._held_of is None:
             return []
         event = replace(self._held_of, chunk=self._held)

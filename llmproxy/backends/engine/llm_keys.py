@@ -1,4 +1,4 @@
-"""The keys that llm has for providers: to be kept out of everything, and for nothing else."""
+"""llm's API keys of providers, read only so that they can be redacted."""
 
 from __future__ import annotations
 
@@ -11,24 +11,22 @@ import llm
 
 from ...core.known_keys import KnownKeys, is_secret_name
 
-__all__ = ["keys_of_model", "known_keys"]
-
-KEY_VARIABLES = ("KEY", "KEYS", "TOKEN", "SECRET")  # how the names of such variables end
+KEY_VARIABLES = ("KEY", "KEYS", "TOKEN", "SECRET")  # how names of key variables end
 
 
 def known_keys(own: Iterable[str] = ()) -> KnownKeys:
-    """Know `own` keys, those of the environment, and llm's in keys.json, as it changes too."""
-    return KnownKeys([*own, *_of_environment()], _Look())
+    """Return `own` keys, those of the environment, and llm's keys.json, which is watched."""
+    return KnownKeys([*own, *_environment_keys()], _KeysFile())
 
 
-def _of_environment() -> Iterator[str]:
+def _environment_keys() -> Iterator[str]:
     for name, value in os.environ.items():
         if name.upper().endswith(KEY_VARIABLES):
             yield from (value, *value.split(","))
 
 
-class _Look:
-    """Reads the file when it has changed since the last time: each answer begins with a look."""
+class _KeysFile:
+    """llm's keys.json, read again if it has changed; each run begins with a check."""
 
     def __init__(self) -> None:
         self._state: tuple[int, int, int] | None = None
@@ -39,22 +37,22 @@ class _Look:
             status = path.stat()
             state = status.st_mtime_ns, status.st_size, status.st_ino
             if state != self._state:
-                yield from _words(json.loads(path.read_bytes()))
+                yield from _values(json.loads(path.read_bytes()))
                 self._state = state
         except (OSError, ValueError):
-            pass  # none, or one half written: llm itself says so where a key is needed
+            pass  # missing or half written: llm itself reports that if it needs a key
 
 
-def _words(stored: Any) -> Iterator[str]:
+def _values(stored: Any) -> Iterator[str]:
     for name, value in stored.items() if isinstance(stored, dict) else ():
-        if isinstance(value, str) and not name.startswith("//"):  # llm's note in the file
+        if isinstance(value, str) and not name.startswith("//"):  # a note that llm writes
             yield value
 
 
 def keys_of_model(model: Any) -> Iterator[str]:
-    """Give the keys that a model has of its own: set on it, or in headers that it sends.
+    """Yield the keys that are set on a model itself, or in headers that it sends.
 
-    llm's extra-openai-models.yaml names such headers.
+    llm's extra-openai-models.yaml may configure such headers.
     """
     headers = getattr(model, "headers", None)
     named = headers.items() if isinstance(headers, Mapping) else ()

@@ -1,8 +1,8 @@
-"""What llm has no field for: why a model stopped, comparable usage, what an exception means.
+"""Finish reasons, usage and errors of providers, translated to their common form.
 
-Providers leave these in `response_json`, each under its own keys, and in the
-exceptions of their SDKs. None of their packages is imported: keys, attributes and
-class names must do.
+llm has no fields for these: they are in `response_json`, under each provider's own keys,
+and in the exceptions of their SDKs. None of their packages is imported: keys, attributes
+and class names have to suffice.
 """
 
 from __future__ import annotations
@@ -16,17 +16,12 @@ from ...core import chat, errors, finish_reasons
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 
-__all__ = ["finish_reason", "is_refusal", "stop_sequence", "translate", "usage"]
-
-MAX_COUNT = 2**53  # JSON's readers hold no larger number exactly
-MAX_WORDS = 10_000  # characters of an error; a provider's page of HTML may be megabytes
+MAX_COUNT = 2**53  # JSON parsers may not hold a larger number exactly
+MAX_MESSAGE_CHARACTERS = 10_000  # of an error; a provider's page of HTML may be megabytes
 
 
 def finish_reason(response_json: Any, *, has_calls: bool) -> chat.FinishReason:
-    """Say why the model stopped, in the hub's words.
-
-    llm has no field for this: providers leave it in response_json.
-    """
+    """Return why the model stopped, by the raw response that llm keeps of the provider."""
     return finish_reasons.finish_reason(_raw_reason(response_json), has_calls=has_calls)
 
 
@@ -48,7 +43,7 @@ def _raw_reason(response_json: Any) -> str:
 
 
 def stop_sequence(response_json: Any) -> str | None:
-    """The stop sequence that the provider says it met; only Anthropic tells."""
+    """Return the stop sequence that ended the response; only Anthropic reports it."""
     match response_json:
         case {"stop_reason": "stop_sequence", "stop_sequence": str(sequence)}:
             return sequence
@@ -56,18 +51,18 @@ def stop_sequence(response_json: Any) -> str | None:
 
 
 def is_refusal(exc: BaseException) -> bool:
-    """Whether an exception is a model's refusal (llm-anthropic raises it after the stream)."""
+    """Return whether an exception is a refusal; llm-anthropic raises it after the stream."""
     return type(exc).__name__ == "ClaudeRefusal"
 
 
 def usage(counted: llm.Usage) -> chat.Usage:
-    """Make the counts of a plugin comparable: input includes what was cached.
+    """Convert a plugin's token counts to comparable ones: input includes cached tokens.
 
-    Anthropic's plugin counts cached input apart, and gives the cached counts only if
-    its `cache` option was on (d6.8); OpenAI's and the others include them.
+    Anthropic's plugin counts cached input separately, and reports it only if its `cache`
+    option was on (d6.8); OpenAI's and the others include it.
 
     Raises:
-        ValueError: what should be a count is none.
+        ValueError: a value isn't a token count.
     """
     details = counted.details or {}
     read = _count(details.get("cache_read_input_tokens"))
@@ -86,11 +81,11 @@ def usage(counted: llm.Usage) -> chat.Usage:
 
 
 def _count(value: Any) -> int | None:
-    """Take a count, a whole float too: it goes into JSON and into SQLite, which hold no more."""
+    """Return a count as an int, limited to what JSON and SQLite can hold."""
     if value is None:
         return None
     if not isinstance(value, int | float) or not 0 <= value < MAX_COUNT or value != int(value):
-        raise ValueError("what should be a count is none")
+        raise ValueError("not a token count")
     return int(value)
 
 
@@ -123,12 +118,12 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
 
 
 def translate(exc: BaseException, keys: KnownKeys) -> ProxyError:
-    """Say what an exception out of a model means to the client, without any key.
+    """Translate an exception of a model to the error for the client, with keys redacted.
 
-    A status of 4xx is the upstream's own, with its `retry-after`, code and param. What has
-    no status is a failure of the upstream, 502, save llm's missing key (401), time-outs
-    (504), and a plugin's plain ValueError or NotImplementedError, which is how plugins
-    refuse a request (400).
+    A status of 4xx is passed on from the provider, with its `retry-after`, code and param.
+    An exception without a status is a failure of the provider (502), except llm's missing
+    key (401), timeouts (504), and a plain ValueError or NotImplementedError, which is how
+    plugins refuse a request (400).
     """
     return exc if isinstance(exc, ProxyError) else keys.redact_error(_translated(exc))
 
@@ -155,28 +150,28 @@ def _translated(exc: BaseException) -> ProxyError:
 
 
 def _message(exc: BaseException) -> str:
-    """The provider's own words where they are found, else the exception's, as UTF-8 takes them."""
-    words = _words(exc)
-    if len(words) > MAX_WORDS:
-        words = words[:MAX_WORDS] + "…"
-    return words.encode(errors="replace").decode()
+    """Return the provider's message if it is found, else the exception's, as valid UTF-8."""
+    message = _full_message(exc)
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        message = message[:MAX_MESSAGE_CHARACTERS] + "…"
+    return message.encode(errors="replace").decode()
 
 
-def _words(exc: BaseException) -> str:
+def _full_message(exc: BaseException) -> str:
     match getattr(exc, "body", None):
         case {"message": str(text)} | {"error": {"message": str(text)}}:
             return text
     try:
-        said = str(exc)
+        text = str(exc)
     except BaseException:  # a plugin's own class may do anything here
-        said = ""
-    if said and (isinstance(exc, llm.ModelError) or hasattr(exc, "status_code")):
-        return said  # written to be shown
-    return f"the model failed: {type(exc).__name__}: {said}".removesuffix(": ")
+        text = ""
+    if text and (isinstance(exc, llm.ModelError) or hasattr(exc, "status_code")):
+        return text  # meant for users
+    return f"the model failed: {type(exc).__name__}: {text}".removesuffix(": ")
 
 
 def _code_and_param(exc: BaseException) -> tuple[str | None, str | None]:
-    """OpenAI's own, by which clients tell a full context from a wrong field."""
+    """Return OpenAI's code and param, from which clients learn that a context is full."""
     match getattr(exc, "body", None):
         case {"error": dict(body)} | dict(body):
             code, param = body.get("code"), body.get("param")
@@ -194,7 +189,7 @@ def _error_type(exc: BaseException) -> str:
 
 
 def _status_and_headers(exc: BaseException) -> tuple[int | None, dict[str, str]]:
-    """Find the upstream's status: plugins often raise their own error from the SDK's."""
+    """Return the provider's status; plugins often raise their own error from the SDK's."""
     for cause in (exc, exc.__cause__):
         response = getattr(cause, "response", None)
         headers: Any = getattr(response, "headers", None)

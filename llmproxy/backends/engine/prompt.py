@@ -1,8 +1,8 @@
-"""From a hub request to what this model can read, and the list of what it can't.
+"""The prompt that a model is run with, built from a request in the common format.
 
-The normal form of a request is what is stored. The model form made here differs
-only where the model's plugin would refuse or drop something, and each such change
-is listed. Nothing of the request is edited.
+The messages of a prompt differ from those of the request only where the model's plugin
+would refuse or drop something, and each such change is listed in `ignored`. The request
+itself, which is what the log stores, is not edited.
 """
 
 from __future__ import annotations
@@ -28,17 +28,15 @@ from ...core.errors import Unsupported
 from ...core.url_policy import RemoteImages
 from .catalog import AsyncModel, SyncModel
 
-__all__ = ["Call", "prepare"]
-
 
 @dataclass(frozen=True)
 class Call:
-    """All that llm needs to run a model once.
+    """Everything that llm needs to run a model once.
 
-    conversation: finished responses that hold the earlier turns, for plugins that
-        read history there alone (d6.17); plugins of today read prompt.messages.
-    stop_sequences: those that are ours to cut at, since the model has no option.
-    ignored: paths of what the model was not given, the dialect's own included.
+    conversation: finished responses that hold the earlier turns, for older plugins that
+        read history only there (d6.17); current ones read prompt.messages.
+    stop_sequences: those that we cut at ourselves, because the model has no option.
+    ignored: paths of what the model was not given, including those of the dialect.
     """
 
     prompt: llm.Prompt
@@ -49,23 +47,23 @@ class Call:
     ignored: tuple[str, ...]
 
 
-def prepare(
+def build_prompt(
     request: chat.ChatRequest,
     model: SyncModel | AsyncModel,
     defaults: Mapping[str, Any],
     images: RemoteImages = "pass",
 ) -> Call:
-    """Make the prompt of a request for a model; `defaults` are the user's own for it.
+    """Build the prompt of a request for a model; `defaults` are the user's options for it.
 
     Raises:
-        Unsupported: what the answer's meaning hangs on and this model can't do, or a URL
-            that is not to be handed on.
+        Unsupported: the model lacks a feature that the request depends on, or the URL policy
+            forbids a URL of it.
     """
     url_policy.check(request, images)
     ignored = list(request.ignored)
     tools = () if request.tool_choice == "none" else request.tools
-    _refuse_what_matters(request, model, tools)
-    messages = _model_form(request, model, ignored)
+    _check_supported(request, model, tools)
+    messages = _prompt_messages(request, model, ignored)
     options, stop_sequences = _options(request, model, defaults, ignored)
     history = _History.of(messages)
     prompt = llm.Prompt(
@@ -77,7 +75,7 @@ def prepare(
         messages=messages,
         options=model.Options(**options),
         schema=request.schema,
-        # llm-ollama refuses a tool without one; none of them is ever called here.
+        # llm-ollama refuses tools without an implementation; none is ever called here.
         tools=[
             *[replace(tool, implementation=_never_called) for tool in tools],
             *_server_tools(request, model, ignored),
@@ -91,13 +89,13 @@ def prepare(
 def _server_tools(
     request: chat.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[llm.ServerSideTool]:
-    """Make the plugin's own tools of those that the provider is to run, where it has them."""
+    """Return the plugin's versions of the tools that the provider runs."""
     kinds = {kind.name: kind for kind in model.supported_server_side_tools}
     made = []
     for tool in request.server_tools:
         try:
             made.append(kinds[tool.name](**tool.config))
-        except (KeyError, TypeError, ValueError):  # not there, or not with these settings
+        except (KeyError, TypeError, ValueError):  # not supported, or not with these settings
             ignored.append(tool.path)
     return made
 
@@ -106,7 +104,7 @@ def _never_called(**arguments: Any) -> None:
     raise AssertionError("tools are called by the client")
 
 
-def _refuse_what_matters(
+def _check_supported(
     request: chat.ChatRequest, model: SyncModel | AsyncModel, tools: tuple[llm.Tool, ...]
 ) -> None:
     name = model.model_id
@@ -115,12 +113,12 @@ def _refuse_what_matters(
         raise Unsupported(f"the model {name} can't call tools", param=path)
     if request.schema and not model.supports_schema:
         path = request.option_paths.get("schema", "schema")
-        raise Unsupported(f"the model {name} can't answer by a schema", param=path)
-    answered = any(message.role in ("assistant", "tool") for message in request.messages)
-    if answered and not model.supports_conversation:
-        raise Unsupported(f"the model {name} answers single prompts only", param="messages")
+        raise Unsupported(f"the model {name} can't follow a schema", param=path)
+    has_replies = any(message.role in ("assistant", "tool") for message in request.messages)
+    if has_replies and not model.supports_conversation:
+        raise Unsupported(f"the model {name} takes only single prompts", param="messages")
     for attachment, path in url_policy.locate_attachments(request):
-        if not _takes(model, attachment) and not _is_text(attachment):
+        if not _accepts(model, attachment) and not _is_text(attachment):
             raise Unsupported(f"the model {name} can't read {attachment.type}", param=path)
         if attachment.url is not None and not _sends_url(model, attachment):
             raise Unsupported(
@@ -129,18 +127,18 @@ def _refuse_what_matters(
             )
 
 
-def _takes(model: SyncModel | AsyncModel, attachment: llm.Attachment) -> bool:
+def _accepts(model: SyncModel | AsyncModel, attachment: llm.Attachment) -> bool:
     types = model.attachment_types or ()
     if attachment.type == "image/*":
         return any(type_.startswith("image/") for type_ in types)
     return attachment.type in types
 
 
-# Whose classes put an attachment's URL into their request, and for what: read in their
-# source, the first two held by tests. Others would open it, or might (d6.20): a plugin
-# that does so without llm's Attachment could not be stopped.
+# Modules whose model classes send an attachment's URL to the provider, by media type, according
+# to their source; tests cover the first two. Other plugins open the URL themselves, or might
+# (d6.20), and one that does so without llm's Attachment could not be stopped.
 _SENDS_URLS: Mapping[str, tuple[str, ...]] = {
-    "llm.default_plugins.openai_models": ("image/",),  # a PDF it opens
+    "llm.default_plugins.openai_models": ("image/",),  # it opens PDFs
     "llm_anthropic": ("image/", "application/pdf"),
     "llm_mistral": ("image/",),
 }
@@ -159,9 +157,9 @@ def _is_text(attachment: llm.Attachment) -> bool:
 
 # ---- messages
 
-# Which class a model is of tells what its plugin does with system messages: those
-# of llm's own OpenAI Chat class, which many plugins inherit, send them where they
-# stand; a Responses model sends the last one alone (d6.18).
+# A model's class determines how its plugin treats system messages: llm's own OpenAI Chat
+# class, which many plugins inherit, sends them in place; a Responses model sends only the
+# last one (d6.18).
 _KEEPS_SYSTEM_IN_PLACE = frozenset({"Chat", "AsyncChat"})
 _REFUSES_SYSTEM = frozenset({"Completion"})
 
@@ -174,24 +172,24 @@ def _classes(model: SyncModel | AsyncModel) -> set[str]:
     }
 
 
-def _model_form(
+def _prompt_messages(
     request: chat.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[Message]:
-    """Put every message into a form that this plugin sends on."""
-    form = _Form(model, ignored)
+    """Convert each message into one that this plugin sends on."""
+    builder = _PromptBuilder(model, ignored)
     recalled = {id(request.messages[place]) for place in request.recalled}
-    for message in _results_beside_their_calls(request.messages):
+    for message in _results_after_calls(request.messages):
         if message.role == "system":
-            form.add_system(message)
+            builder.add_system(message)
         elif message.role == "tool":
-            form.add_results([part for part in message.parts if isinstance(part, ToolResultPart)])
+            builder.add_results([p for p in message.parts if isinstance(p, ToolResultPart)])
         else:
-            form.add_turn(message, is_recalled=id(message) in recalled)
-    return form.finished()
+            builder.add_turn(message, is_recalled=id(message) in recalled)
+    return builder.finish()
 
 
-def _results_beside_their_calls(messages: Iterable[Message]) -> Iterator[Message]:
-    """Move system messages from between a tool call and its result to after it (B31)."""
+def _results_after_calls(messages: Iterable[Message]) -> Iterator[Message]:
+    """Move system messages between a tool call and its result behind the result (B31)."""
     held: list[Message] = []
     after_call = False
     for message in messages:
@@ -208,8 +206,8 @@ def _results_beside_their_calls(messages: Iterable[Message]) -> Iterator[Message
     yield from held
 
 
-class _Form:
-    """Messages as they are put together; what we make ourselves joins a user's turn."""
+class _PromptBuilder:
+    """The messages of a prompt so far; those that we add ourselves join a user's turn."""
 
     def __init__(self, model: SyncModel | AsyncModel, ignored: list[str]) -> None:
         classes = _classes(model)
@@ -221,7 +219,7 @@ class _Form:
         self._keeps_system_in_place = self._takes_first_system and bool(
             classes & _KEEPS_SYSTEM_IN_PLACE
         )
-        # llm-anthropic sends those that follow a user's turn, for the models that take them.
+        # For some models llm-anthropic sends system messages that follow a user's turn.
         self._takes_system_after_user = getattr(model, "supports_system_messages", False) is True
         self._leading: list[str] = []
         self._messages: list[Message] = []
@@ -233,7 +231,7 @@ class _Form:
             return
         follows_user = bool(self._messages) and self._messages[-1].role in ("user", "tool")
         if self._takes_first_system and not self._messages:
-            # Plugins read one first system message: it must say everything.
+            # Plugins read only the first system message, so it must hold all of them.
             self._leading.append(text)
         elif self._keeps_system_in_place or (self._takes_system_after_user and follows_user):
             self._append(Message("system", [TextPart(text)]))
@@ -246,22 +244,24 @@ class _Form:
             self._append_ours([TextPart(_result_as_text(result)) for result in results])
             self._ignored.append("messages[*] (a tool's result, put into words)")
             return
-        self._append(Message("tool", [_in_words(result, self._ignored) for result in results]))
+        self._append(
+            Message("tool", [_without_exception(result, self._ignored) for result in results])
+        )
         images: list[Part] = [AttachmentPart(a) for r in results for a in r.attachments]
         if images:
             message = Message("user", images)
-            self._append_ours(list(_readable(message, self._model, self._ignored)))
+            self._append_ours(list(_supported_parts(message, self._model, self._ignored)))
             self._ignored.append("messages[*] (images of a tool's result, put after it)")
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
-        if is_recalled:  # as the model gave it, and as llm itself would send it
-            parts = list(_readable(message, self._model, [], keeps_reasoning=True))
+        if is_recalled:  # unchanged, as llm itself would send it
+            parts = list(_supported_parts(message, self._model, [], keeps_reasoning=True))
         else:
-            parts = list(_readable(message, self._model, self._ignored))
+            parts = list(_supported_parts(message, self._model, self._ignored))
         if parts or message.role == "user":
             self._append(Message(message.role, parts, message.provider_metadata))
 
-    def finished(self) -> list[Message]:
+    def finish(self) -> list[Message]:
         if not self._leading:
             return self._messages
         return [Message("system", [TextPart("\n\n".join(self._leading))]), *self._messages]
@@ -285,12 +285,12 @@ class _Form:
         neighbours = [*last.parts[-1:], *parts[:1]]
         texts = [part for part in neighbours if isinstance(part, TextPart)]
         between = [TextPart("\n\n")] if len(texts) == 2 else []
-        # A new message: the one that is there may be the request's own.
+        # A new message: the last one may belong to the request.
         self._messages[-1] = replace(last, parts=[*last.parts, *between, *parts])
 
 
-def _in_words(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
-    """Say in the output that a tool failed, since no plugin passes the mark on (d6.18)."""
+def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
+    """Report a tool's failure in its output, since no plugin sends the exception (d6.18)."""
     if result.exception is None:
         return replace(result, attachments=[]) if result.attachments else result
     ignored.append("messages[*] (a tool's failure, put into words)")
@@ -301,7 +301,7 @@ def _result_as_text(result: ToolResultPart) -> str:
     return f"<tool_result>{result.name}: {result.output}</tool_result>"
 
 
-def _readable(
+def _supported_parts(
     message: Message,
     model: SyncModel | AsyncModel,
     ignored: list[str],
@@ -311,17 +311,17 @@ def _readable(
     for part in message.parts:
         match part:
             case ReasoningPart(provider_metadata=None) if not keeps_reasoning:
-                # Providers refuse reasoning that they did not sign, and ask for none.
+                # Providers refuse reasoning that they did not sign, and don't need any.
                 ignored.append("messages[*].reasoning")
             case ToolCallPart() if not model.supports_tools:
                 yield TextPart(f"<tool_call>{part.name}({json.dumps(part.arguments)})</tool_call>")
                 ignored.append("messages[*] (a tool call, put into words)")
             case TextPart(text=text) if not text.strip() and len(message.parts) > 1:
                 pass  # Anthropic refuses blank text blocks (B28)
-            case AttachmentPart(attachment=llm.Attachment() as attachment) if not _takes(
+            case AttachmentPart(attachment=llm.Attachment() as attachment) if not _accepts(
                 model, attachment
             ):
-                assert attachment.content is not None, "others were refused before"
+                assert attachment.content is not None, "_check_supported refuses others"
                 yield TextPart(attachment.content.decode("utf-8", "replace"))
                 ignored.append("messages[*] (a text file, put in as text)")
             case _:
@@ -337,7 +337,7 @@ def _text(message: Message) -> str:
 
 @dataclass
 class _Question:
-    """What one turn asks: of the messages between two answers, what old plugins read."""
+    """The messages between two replies, as older plugins read them."""
 
     texts: list[str] = field(default_factory=list)
     attachments: list[llm.Attachment] = field(default_factory=list)
@@ -360,7 +360,7 @@ class _Question:
 
 @dataclass
 class _History:
-    """Messages cut into turns: the answered ones, and the question that is open."""
+    """Messages split into turns: the answered ones, and the open question."""
 
     system: str | None
     answered: list[tuple[_Question, Message]]
@@ -383,12 +383,12 @@ class _History:
 def _conversation(
     model: SyncModel | AsyncModel, history: _History
 ) -> llm.Conversation | llm.AsyncConversation:
-    """Hold the answered turns as finished responses, which nothing runs again."""
+    """Return the answered turns as finished responses, which are never run again."""
     is_async = isinstance(model, llm.AsyncModel | llm.AsyncKeyModel)
     conversation = (llm.AsyncConversation if is_async else llm.Conversation)(model=model)
     options = model.Options()
-    for question, answer in history.answered:
-        response = _finished(model, conversation, history.system, question, answer, options)
+    for question, reply in history.answered:
+        response = _finished(model, conversation, history.system, question, reply, options)
         conversation.responses.append(response)
     return conversation
 
@@ -398,7 +398,7 @@ def _finished(
     conversation: llm.Conversation | llm.AsyncConversation,
     system: str | None,
     question: _Question,
-    answer: Message,
+    reply: Message,
     options: Any,
 ) -> llm.Response | llm.AsyncResponse:
     prompt = llm.Prompt(
@@ -412,10 +412,10 @@ def _finished(
     kind = llm.AsyncResponse if isinstance(conversation, llm.AsyncConversation) else llm.Response
     response = kind(prompt, model, False, conversation=conversation)
     response.attachments = question.attachments
-    response._chunks = [part.text for part in answer.parts if isinstance(part, TextPart)]
+    response._chunks = [part.text for part in reply.parts if isinstance(part, TextPart)]
     response._tool_calls = [
         llm.ToolCall(part.name, part.arguments, part.tool_call_id)
-        for part in answer.parts
+        for part in reply.parts
         if isinstance(part, ToolCallPart)
     ]
     response._done = True
@@ -424,8 +424,8 @@ def _finished(
 
 # ---- options
 
-# The hub's name → what plugins call it, the commonest first. Only these are passed:
-# plugins have options of other kinds too, and one of them opens the file it names.
+# Name in the common format → names in plugins, the most common first. No other options are
+# passed on: plugins have some of other kinds, and one of them opens the file that it names.
 OPTION_NAMES: Mapping[str, tuple[str, ...]] = {
     **{
         name: (name,)
@@ -460,14 +460,14 @@ OPTION_NAMES: Mapping[str, tuple[str, ...]] = {
     "user": ("user", "user_id"),
 }
 
-# A Responses model inherits these options and passes them to a method that has no
-# such parameters: the request would fail.
+# A Responses model inherits these options and passes them to a method without such
+# parameters: the request would fail.
 _BREAKS_RESPONSES = frozenset(
     {"stop", "seed", "frequency_penalty", "presence_penalty", "logit_bias"}
 )
 _RESPONSES = frozenset({"Responses", "AsyncResponses"})
 
-# What says no more than the vendor's default: not worth telling anyone that it was left out.
+# Values equal to the vendor's default: leaving them out changes nothing, so isn't reported.
 _DEFAULTS: Mapping[str, Any] = {
     "parallel_tool_calls": True,
     "frequency_penalty": 0,
@@ -482,10 +482,8 @@ def _options(
     defaults: Mapping[str, Any],
     ignored: list[str],
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Choose what the model's Options take, one by one; give them and the stops that are ours.
-
-    The client's values come first, then the user's defaults where they still fit.
-    """
+    """Return the options that the model accepts, and the stop sequences left for us to cut at."""
+    # The client's values come first, then the user's defaults if they are still valid.
     fields = set(model.Options.model_fields)
     if _classes(model) & _RESPONSES:
         fields -= _BREAKS_RESPONSES
@@ -514,7 +512,7 @@ def _forced_tool(request: chat.ChatRequest) -> dict[str, Any]:
 
 
 def _as_options(name: str, value: Any, fields: set[str]) -> Iterator[tuple[str, Any]]:
-    """Give the forms in which a model may take an option."""
+    """Yield the names and values under which a model may accept an option."""
     for candidate in OPTION_NAMES.get(name, ()):
         if candidate in fields:
             yield candidate, value

@@ -1,8 +1,8 @@
-"""Run one model for one request, and be the wall for everything it may do.
+"""The engine: runs one model per request and contains all its failures.
 
-An `EngineRun` is a running model. Its events gather in a queue while nobody reads, up
-to a bound; `read()` gives all that are there. An async model runs in a task, a sync
-one in a daemon thread; whatever either raises ends this answer alone.
+An `EngineRun` is a running model, whose events wait in an `EventQueue` until they are
+read. An async model runs in a task, a sync one in a daemon thread; whatever either
+raises ends only this run.
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import threading
 import time
 import traceback
-from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -32,27 +30,27 @@ from ...core.threads import MAX_THREADS, RETRY_S, Threads
 from ...core.url_policy import RemoteImages
 from . import outcome
 from .catalog import Catalog, CatalogEntry
+from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
-from .prompt import Call, prepare
+from .prompt import Call, build_prompt
 
 logger = logging.getLogger(__name__)
 
-QUEUED_EVENTS = 512  # a model is held back when a slow client leaves this many unread
-STOP_S = 1.0  # how long a cancelled model may take to clean up before it is left alone
+STOP_S = 1.0  # time for a cancelled model to clean up before it is abandoned
 
 _ASYNC = (llm.AsyncModel, llm.AsyncKeyModel)
 _RESPONSES_CLASSES = frozenset({"Responses", "AsyncResponses"})
 
 
 class Engine:
-    """Answers requests by llm's models.
+    """A backend that answers requests with llm's models.
 
     think_tags: read `<think>…</think>` in a model's text as reasoning.
     remote_images: whether models are given URLs of images and files.
-    threads: how many sync models may be at work at one time, also those that were stopped
-        or left and do not end: each holds a thread, which can't be interrupted.
-    keys: to be kept out of errors; llm's, where none are given.
+    threads: how many sync models may run at one time, including those that were stopped
+        but have not ended: each holds a thread, which can't be interrupted.
+    keys: redacted from errors; llm's own by default.
     """
 
     def __init__(
@@ -68,7 +66,7 @@ class Engine:
         self._think_tags = think_tags
         self._remote_images = remote_images
         self._threads = Threads(threads)
-        self._ran: dict[str, object] = {}  # the model that ran last under each id
+        self._ran: dict[str, object] = {}  # the last model that ran under each id
         self._keys = keys or known_keys()
 
     async def choose(self, request: chat.ChatRequest) -> EngineChoice:
@@ -80,26 +78,26 @@ class Engine:
         return EngineChoice(self, await self.catalog.choose(request.model))
 
     def prepare(self, entry: CatalogEntry, request: chat.ChatRequest) -> EngineRun:
-        """Return a run of a model that has not started.
+        """Return a run of a model, not started yet.
 
         Raises:
-            Unsupported: the model can't do what the request depends on.
-            ProxyError: the model's plugin refuses at once.
+            Unsupported: the model lacks a feature that the request depends on.
+            ProxyError: the model's plugin refuses the request.
         """
         defaults = self.catalog.options(entry.model_id)
-        self._keys.look()  # before the model does: its key may be another when it fails
+        self._keys.look()  # before the model reads its key, which may have changed when it fails
         self._keys.learn(keys_of_model(entry.model))
         try:
-            call = prepare(request, entry.model, defaults, self._remote_images)
+            call = build_prompt(request, entry.model, defaults, self._remote_images)
             splitter = ThinkTagSplitter() if self._think_tags else None
             return EngineRun(call, entry, self._keys, self._threads, self._ran, splitter)
         except BaseException as exc:
-            # A plugin's Options or Response may refuse in ways of its own.
+            # A plugin's Options or Response may raise anything.
             raise outcome.translate(exc, self._keys) from exc
 
 
 class EngineChoice:
-    """A model of the catalog, as backend.Choice has it."""
+    """A model of the catalog, chosen for a request; see backend.Choice."""
 
     takes_recall = True
 
@@ -109,12 +107,12 @@ class EngineChoice:
         self._entry = entry
 
     def prepare(self, request: chat.ChatRequest) -> EngineRun:
-        """Return a run of this model; see Engine.prepare."""
+        """Return a run of this model, not started yet; see Engine.prepare."""
         return self._engine.prepare(self._entry, request)
 
 
 class EngineRun:
-    """A running model, as backend.Run has it."""
+    """A model at work on one request; see backend.Run."""
 
     def __init__(
         self,
@@ -142,35 +140,24 @@ class EngineRun:
         self.ignored = call.ignored
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
-        self._loop = asyncio.get_running_loop()
-        self._queue: deque[backend.Stamped] = deque()
+        self._queue = EventQueue()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
-        self._silence_s: float | None = None
-        self._over = False
-        self._error: ProxyError | None = None
-        self._stopping = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._ticker: asyncio.TimerHandle | None = None
-        self._heard_at = time.monotonic()
-        self._wake_is_due = False
-        self._room = asyncio.Event()
-        self._thread_room = threading.Event()
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)
 
-    # ---- its beginning
+    # ---- start
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait for the gate of the model, if it has one; see backend.Run."""
-        gate = self._entry.gate
-        if gate is None:
+        """Wait for the model's limiter, if it has one; see backend.Run."""
+        limiter = self._entry.limiter
+        if limiter is None:
             return False
         try:
-            has_waited = await gate.enter(wait_s)
+            has_waited = await limiter.enter(wait_s)
         except TimeoutError:
-            few = "one request" if gate.limit == 1 else f"{gate.limit} requests"
+            few = "one request" if limiter.limit == 1 else f"{limiter.limit} requests"
             raise Unavailable(
                 f"the model {self.model_id!r} runs {few} at a time, and this one's turn did not"
                 f" come within {wait_s:g} s (limit queue_s)",
@@ -184,118 +171,68 @@ class EngineRun:
         response = self._response
         if isinstance(response, llm.Response):
             await self._threads.wait_for_slot()
-        if self._stopping:
+        if self._queue.is_closed:
             return
         self.started = datetime.now(UTC)
-        self.started_at = self._heard_at = time.monotonic()
+        self.started_at = time.monotonic()
+        self._queue.start(self.started_at)
         if isinstance(response, llm.AsyncResponse):
-            self._task = self._loop.create_task(self._run_async(response))
+            self._task = asyncio.create_task(self._run_async(response))
             self._task.add_done_callback(lambda _: self._leave())
         else:
             run = partial(self._run_sync, response)
             self._threads.start(run, f"llmproxy-{self.model_id}", self._leave)
-        # From here on the turn is given back at the model's own end alone, which may come
-        # long after a `stop`.
+        # From here on only the end of the model itself releases its turn, possibly long
+        # after a `stop`.
         self._has_begun = True
-        if self.runs_in_process:  # a reload of the catalogue makes a new model, which loads too
+        if self.runs_in_process:  # a reload of the catalog makes new models, which load again
             self.is_first = self._ran.get(self.model_id) is not response.model
             self._ran[self.model_id] = response.model
 
     def _leave(self) -> None:
-        """Let the next request have the turn."""
+        """Release the turn for the next request."""
         if self._has_turn:
             self._has_turn = False
-            assert self._entry.gate is not None
-            self._entry.gate.leave()
+            assert self._entry.limiter is not None
+            self._entry.limiter.leave()
 
-    # ---- the reader's side
+    # ---- for the reader
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
-        """Give the events that have come, at least one; [] when all were given.
+        """Return the events that have come, at least one; [] after the last.
 
-        None after `silence_s` seconds without an event: the model is still at work.
+        None after `silence_s` seconds without an event while the model still runs.
 
         Raises:
-            ProxyError: what the model raised, after all events that came before it.
+            ProxyError: the model failed; raised after all events that came before.
         """
         assert self._has_begun
-        self._silence_s = silence_s
-        while not self._queue:
-            if self._over:
-                if self._queue:  # a thread adds its last event before it is over
-                    break
-                if self._error is not None:
-                    raise self._error
-                return []
-            if silence_s is not None and time.monotonic() - self._heard_at >= silence_s:
-                self._heard_at = time.monotonic()
-                return None
-            await self._wait()
-        events = []
-        while self._queue:  # a thread may be adding at the same time
-            events.append(self._queue.popleft())
-        self._room.set()
-        self._thread_room.set()
-        return events
+        return await self._queue.read(silence_s)
 
     async def stop(self) -> None:
-        """Stop the model and drop what is not read; returns when it is gone, or soon (`STOP_S`).
+        """Stop the model and drop unread events; wait at most `STOP_S` for it to end.
 
-        An async model's own request to its provider ends with it. A sync one ends at
+        Stopping an async model also ends its request to the provider. A sync one ends at
         its next yield: a thread can't be interrupted.
         """
-        was_over, self._over, self._stopping = self._over, True, True
-        self._queue.clear()
-        self._thread_room.set()
+        was_over = self._queue.is_over
+        self._queue.close()
         if not self._has_begun:
             self._leave()
-        if self._ticker is not None:
-            self._ticker.cancel()
         if self._task is not None and not self._task.done():
-            if not was_over:  # else it is closing the model already
+            if not was_over:  # otherwise it is already closing the model
                 self._task.cancel()
             await asyncio.wait({self._task}, timeout=STOP_S)
 
-    async def _wait(self) -> None:
-        """Wait for a push. One ticker serves all waits of a stream: no timer per event."""
-        self._waiter = self._loop.create_future()
-        if self._silence_s is not None and self._ticks_too_late(self._silence_s):
-            self._tick()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
-    def _ticks_too_late(self, silence_s: float) -> bool:
-        """Whether there is no ticker, or one that was set for a longer silence than this."""
-        return self._ticker is None or self._ticker.when() > self._loop.time() + silence_s
-
-    def _tick(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
-        if self._over or self._silence_s is None:
-            return
-        left = self._heard_at + self._silence_s - time.monotonic()
-        if left <= 0:
-            self._wake()
-            left = self._silence_s
-        self._ticker = self._loop.call_later(left, self._tick)
-
-    def _wake(self) -> None:
-        self._wake_is_due = False
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    # ---- the model's side
+    # ---- events of the model
 
     def _take(self, event: StreamEvent) -> bool:
-        """Queue what an event of the plugin comes to; say whether the model should go on."""
-        for mended in self._reader.feed(event):
-            self._push(mended)
+        """Queue an event of the plugin; return whether the model should go on."""
+        for clean in self._reader.feed(event):
+            self._push(clean)
             if self._cutter is not None and self._cutter.matched is not None:
                 return False
-        return not self._stopping
+        return not self._queue.is_closed
 
     def _push(self, event: StreamEvent) -> None:
         self._show([event] if self._splitter is None else self._splitter.feed(event))
@@ -310,52 +247,49 @@ class EngineRun:
                 for shown in cutter.feed(event)
             ]
         if events:
-            # What is held back, or says nothing, breaks no silence.
-            self._heard_at = now = time.monotonic()
-            self._queue.extend([backend.Stamped(now, event) for event in events])
+            # Empty events, and text that is held back, do not count as a sign of life.
+            self._queue.push(events)
 
     def _close_with(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
     ) -> None:
-        """Close the stream, whatever rubbish the plugin left in its response."""
+        """Finish the stream even if the plugin left invalid data in its response."""
         try:
             self._finish(response, exc)
-        except BaseException as rubbish:
-            logger.debug("an answer could not be finished", exc_info=rubbish)
-            what = type(rubbish).__name__
-            self._end(UpstreamError(f"the model's plugin left what can't be read: {what}"))
+        except BaseException as failure:
+            logger.debug("a response could not be finished", exc_info=failure)
+            name = type(failure).__name__
+            self._queue.end(UpstreamError(f"the model's plugin left an invalid response: {name}"))
 
     def _finish(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
     ) -> None:
-        """Close the stream by a Finish, or by the error that the exception means."""
+        """End the stream with a Finish, or with the error for an exception."""
         cut = self._cutter is not None and self._cutter.matched is not None
-        if exc is not None and not self._is_an_ending(exc):
-            self._end(outcome.translate(exc, self._keys))
+        if exc is not None and not self._is_normal_end(exc):
+            self._queue.end(outcome.translate(exc, self._keys))
             return
         if not cut:
             for event in self._reader.end([] if exc else response._tool_calls):
                 self._push(event)
             if self._splitter is not None:
                 self._show(self._splitter.end())
-            for event in self._cutter.end() if self._cutter else ():
-                self._queue.append(backend.Stamped(time.monotonic(), event))
+            if self._cutter is not None:
+                self._queue.push(self._cutter.end())
         finish = self._finish_event(response, exc, cut)
         if isinstance(finish, ProxyError):
-            self._end(finish)
+            self._queue.end(finish)
             return
-        self._queue.append(backend.Stamped(time.monotonic(), finish))
-        self._end(None)
+        self._queue.push([finish])
+        self._queue.end()
 
-    def _is_an_ending(self, exc: BaseException) -> bool:
-        """Whether an exception only says how the answer ended.
-
-        Plugins parse a call's arguments after the stream: those that a token limit cut
-        raise then, when all of it has been shown (d6.10).
-        """
+    def _is_normal_end(self, exc: BaseException) -> bool:
+        """Return whether an exception marks the end of a response rather than a failure."""
+        # Plugins parse a call's arguments after the stream. Arguments that a token limit
+        # cut raise then, after all events have been yielded (d6.10).
         causes = (exc, exc.__cause__)
         about_json = any(isinstance(cause, JSONDecodeError) for cause in causes)
-        return (about_json and self._reader.is_cut_in_a_call) or outcome.is_refusal(exc)
+        return (about_json and self._reader.is_cut_in_call) or outcome.is_refusal(exc)
 
     def _finish_event(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None, cut: bool
@@ -368,13 +302,11 @@ class EngineRun:
             reason = "content_filter"
         elif exc is not None and response.response_json is None:
             reason = "length"
-        elif (
-            exc is None and response.response_json is None and _is_a_responses_model(response.model)
-        ):
-            # Its plugin knows only response.completed: without that the answer was
-            # incomplete, mostly by length, or failed (d6.7).
+        elif exc is None and response.response_json is None and _is_responses_model(response.model):
+            # Its plugin handles only response.completed. Without it the response failed, or
+            # was incomplete, mostly because of its length (d6.7).
             if not response._stream_events:
-                return UpstreamError("the provider ended the answer before it began")
+                return UpstreamError("the provider ended the response before it began")
             reason = "length"
         return chat.Finish(
             reason=reason,
@@ -389,73 +321,58 @@ class EngineRun:
             llm_usage=counted,
         )
 
-    def _end(self, error: ProxyError | None) -> None:
-        self._error = error
-        self._over = True
-
     # ---- an async model
 
     async def _run_async(self, response: llm.AsyncResponse) -> None:
+        queue = self._queue
         events = response.astream_events()
         raised: BaseException | None = None
         is_open, since_pause = True, 0
         try:
             async for event in events:
                 goes_on = self._take(event)
-                self._wake()
+                queue.wake()
                 if not goes_on:
                     break
                 since_pause += 1
-                if len(self._queue) >= QUEUED_EVENTS:
-                    self._room.clear()
-                    await self._room.wait()
+                if queue.is_full:
+                    await queue.wait_for_space()
                 elif since_pause >= QUEUED_EVENTS:
                     since_pause = 0
-                    await asyncio.sleep(0)  # the model itself may never wait for anything
+                    await asyncio.sleep(0)  # the model itself may never await anything
             else:
                 is_open = False
         except asyncio.CancelledError as exc:
-            if not self._stopping:  # the model cancelled itself
+            if not queue.is_closed:  # the model cancelled itself
                 raised, is_open = exc, False
         except BaseException as exc:
             raised, is_open = exc, False
-        if not self._stopping:
+        if not queue.is_closed:
             self._close_with(response, raised)
-        self._wake()
+        queue.wake()
         if is_open:
             await _close(events)
 
     # ---- a sync model
 
     def _run_sync(self, response: llm.Response) -> None:
+        queue = self._queue
         events: Iterator[StreamEvent] = response.stream_events()
         raised: BaseException | None = None
         try:
             for event in events:
                 if not self._take(event):
                     break
-                self._wake_from_thread()
-                while len(self._queue) >= QUEUED_EVENTS and not self._stopping:
-                    self._thread_room.clear()
-                    if len(self._queue) >= QUEUED_EVENTS:
-                        self._thread_room.wait(STOP_S)
+                queue.wake_from_thread()
+                if queue.is_full:
+                    queue.wait_for_space_in_thread()
         except BaseException as exc:
             raised = exc
         tracebacks = _tracebacks(raised)
-        if not self._stopping:
+        if not queue.is_closed:
             self._close_with(response, raised)
-        self._wake_from_thread()
-        _close_here(events, tracebacks)
-
-    def _wake_from_thread(self) -> None:
-        """Wake the loop once for all events that it has not looked at yet."""
-        if self._wake_is_due and not self._over:
-            return
-        self._wake_is_due = True
-        try:
-            self._loop.call_soon_threadsafe(self._wake)
-        except RuntimeError:  # the loop is closed: nobody waits any more
-            self._stopping = True
+        queue.wake_from_thread()
+        _close_in_this_thread(events, tracebacks)
 
 
 def _response(call: Call) -> llm.Response | llm.AsyncResponse:
@@ -467,12 +384,10 @@ def _response(call: Call) -> llm.Response | llm.AsyncResponse:
     return made
 
 
-def _close_here(events: Any, tracebacks: list[TracebackType]) -> None:
-    """Close a sync model's generators in the thread that ran them.
-
-    Native code may abort the process if it is closed in another one, as it is where the
-    garbage collector closes it: what the frames of an exception still hold is closed too.
-    """
+def _close_in_this_thread(events: Any, tracebacks: list[TracebackType]) -> None:
+    """Close a sync model's generators in the thread that ran them."""
+    # Native code may abort the process if another thread closes it, as the garbage collector
+    # does. So also close what the frames of an exception still hold.
     try:
         events.close()
     except BaseException as exc:
@@ -482,11 +397,9 @@ def _close_here(events: Any, tracebacks: list[TracebackType]) -> None:
 
 
 def _tracebacks(exc: BaseException | None) -> list[TracebackType]:
-    """List where an exception and its causes came from, as long as this thread alone has them.
-
-    The event loop may raise the same exception again, whose traceback then begins with
-    coroutines that must not be cleared.
-    """
+    """Return the tracebacks of an exception and its causes, before the event loop sees them."""
+    # The loop may raise the same exception again: its traceback then begins with coroutines,
+    # which must not be cleared.
     found: list[TracebackType] = []
     left = [exc]
     seen: set[int] = set()
@@ -500,16 +413,14 @@ def _tracebacks(exc: BaseException | None) -> list[TracebackType]:
 
 
 async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:
-    """Close a model's generator so that its request to the provider ends too.
-
-    aclose() alone leaves OpenAI's HTTP stream running until the garbage collector
-    comes; cancelling a step that has begun closes it at once (d6.19).
-    """
+    """Close a model's generator so that its request to the provider ends too."""
+    # aclose() alone leaves OpenAI's HTTP stream open until it is garbage-collected;
+    # cancelling a step that has begun closes it at once (d6.19).
 
     async def step() -> None:
         try:
             await anext(events)
-        except BaseException:  # whatever a model does when it is cancelled
+        except BaseException:  # a cancelled model may raise anything
             pass
 
     stepping = asyncio.ensure_future(step())
@@ -522,5 +433,5 @@ async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:
         logger.debug("a model's generator did not close: %r", exc)
 
 
-def _is_a_responses_model(model: Any) -> bool:
+def _is_responses_model(model: Any) -> bool:
     return any(cls.__name__ in _RESPONSES_CLASSES for cls in type(model).__mro__)

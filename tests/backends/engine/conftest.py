@@ -1,4 +1,4 @@
-"""Run the engine on scripted models."""
+"""Helpers that run the engine with scripted models."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def system(text: str) -> Message:
 
 @dataclass
 class Outcome:
-    """All that came of one answer."""
+    """The events of one run, and the error that ended it, if any."""
 
     events: list[chat.Event]
     error: BaseException | None
-    answer: EngineRun | None
+    run: EngineRun | None
 
     @property
     def finish(self) -> chat.Finish:
@@ -53,22 +53,23 @@ async def started(engine: Engine, request: chat.ChatRequest) -> EngineRun:
 
 
 class Runner:
-    """Ask a model through the engine and read it to its end."""
+    """A runner that sends a model one request and reads all its events."""
 
     def ask(self, model: Any, messages: Sequence[Message] | None = None, **request: Any) -> Outcome:
         name = model if isinstance(model, str) else model.model_id
         models = [] if isinstance(model, str) else [model]
-        asked = chat.ChatRequest(model=name, messages=list(messages or [user()]), **request)
+        messages = list(messages or [user()])
+        chat_request = chat.ChatRequest(model=name, messages=messages, **request)
         with registered(*models):
-            return asyncio.run(self._ask(asked), debug=True)
+            return asyncio.run(self._ask(chat_request), debug=True)
 
     async def _ask(self, request: chat.ChatRequest) -> Outcome:
         catalog = Catalog()
         catalog.load()
         outcome = Outcome([], None, None)
         try:
-            outcome.answer = await started(Engine(catalog), request)
-            while batch := await outcome.answer.read():
+            outcome.run = await started(Engine(catalog), request)
+            while batch := await outcome.run.read():
                 outcome.events += [stamped.event for stamped in batch]
         except Exception as exc:
             outcome.error = exc

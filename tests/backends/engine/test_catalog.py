@@ -1,4 +1,4 @@
-"""Which models there are, whatever their plugins do, and which one a name means."""
+"""Tests of the catalog: looking up names, and listing models in spite of broken plugins."""
 
 import asyncio
 import json
@@ -23,16 +23,16 @@ def load(**settings) -> Catalog:
     return loaded
 
 
-def test_models_are_found_by_id_and_by_their_plugins_aliases():
+def test_models_are_found_by_id_and_alias():
     assert choose("gpt-4o") == choose("4o") == "gpt-4o"
 
 
-def test_the_users_aliases_count(llm_user_path):
+def test_models_are_found_by_the_users_aliases(llm_user_path):
     (llm_user_path / "aliases.json").write_text(json.dumps({"fast": "gpt-4o-mini"}))
     assert choose("fast") == "gpt-4o-mini"
 
 
-def test_an_async_model_goes_before_its_sync_one():
+def test_the_async_model_is_preferred():
     entry = asyncio.run(load().choose("gpt-4o"))
     assert isinstance(entry.model, llm.AsyncKeyModel)
     assert (entry.owned_by, entry.sync_model.model_id) == ("openai", "gpt-4o")
@@ -52,12 +52,12 @@ def test_unknown_name_is_an_error_that_names_it():
     )
 
 
-def test_unknown_name_that_is_nearly_one_is_told_which():
+def test_the_error_for_a_misspelt_name_suggests_the_right_one():
     with pytest.raises(ModelNotFound, match="did you mean 'gpt-4o-mini'?"):
         choose("gpt-4o-mini2")
 
 
-def test_default_model_answers_for_unknown_and_missing_names():
+def test_the_default_model_is_used_for_unknown_and_missing_names():
     loaded = load(default_model="gpt-4o")
     assert choose("gpt-99", loaded) == choose(None, loaded) == "gpt-4o"
 
@@ -67,7 +67,7 @@ def test_missing_name_means_llms_own_default(llm_user_path):
     assert choose(None) == "gpt-4o-mini"
 
 
-def test_first_map_that_fits_goes_before_every_name():
+def test_the_first_matching_map_takes_precedence_over_names():
     maps = [("claude-*haiku*", "gpt-4o-mini"), ("claude-*", "gpt-4o"), ("gpt-4.1", "gpt-4o")]
     loaded = load(maps=maps)
     assert choose("claude-3-haiku-20240307", loaded) == "gpt-4o-mini"
@@ -76,12 +76,12 @@ def test_first_map_that_fits_goes_before_every_name():
     assert choose("gpt-4.1-mini", loaded) == "gpt-4.1-mini"
 
 
-def test_mistakes_in_maps_and_default_are_told():
+def test_unknown_targets_lists_mistakes_in_maps_and_the_default():
     loaded = load(maps=[("a", "gpt-4o"), ("b", "nope")], default_model="neither")
     assert loaded.unknown_targets() == ["nope", "neither"]
 
 
-def test_plugin_that_fails_to_list_its_models_costs_its_own_alone(caplog):
+def test_plugin_that_fails_to_list_its_models_loses_only_its_own(caplog):
     """d6.27"""
 
     class Broken:
@@ -101,8 +101,8 @@ def test_plugin_that_fails_to_list_its_models_costs_its_own_alone(caplog):
     assert "plugin broken could not list its models: SystemExit('no config')" in caplog.text
 
 
-def test_plugin_that_fails_to_import_costs_its_own_alone(every_plugin, tmp_path):
-    """d6.27: with llm alone the first question raises, and the second finds no models."""
+def test_plugin_that_fails_to_import_loses_only_its_own_models(every_plugin, tmp_path):
+    """d6.27: with llm alone the first lookup raises, and the second finds no models."""
     import os
     import subprocess
     import sys
@@ -124,7 +124,7 @@ def test_plugin_that_fails_to_import_costs_its_own_alone(every_plugin, tmp_path)
     assert "plugin broken could not be loaded: RuntimeError('half installed')" in run.stderr
 
 
-def test_models_that_need_no_plugin_yield_to_a_plugins_own():
+def test_a_plugins_model_replaces_one_that_needs_no_plugin():
     ours, theirs = SyncScript("spare"), AsyncScript("spare")
     loaded = load(extra_models=[(ours, None)])
     with registered(theirs):
@@ -133,7 +133,7 @@ def test_models_that_need_no_plugin_yield_to_a_plugins_own():
     assert "spare" in [model.id for model in loaded.models()]
 
 
-def test_unknown_name_makes_the_files_read_again_but_not_at_once(llm_user_path, monkeypatch):
+def test_an_unknown_name_reloads_the_files_but_not_too_often(llm_user_path, monkeypatch):
     loaded = load()
 
     async def ask_twice():
@@ -146,7 +146,7 @@ def test_unknown_name_makes_the_files_read_again_but_not_at_once(llm_user_path, 
     assert asyncio.run(ask_twice(), debug=True) == "gpt-4o"
 
 
-def test_known_name_does_not_wait_for_the_reading(llm_user_path, monkeypatch):
+def test_a_known_name_does_not_wait_for_a_reload(llm_user_path, monkeypatch):
     import threading
 
     loaded = load()
@@ -169,20 +169,20 @@ def test_known_name_does_not_wait_for_the_reading(llm_user_path, monkeypatch):
     assert asyncio.run(ask()) == "gpt-4o"
 
 
-def test_the_users_options_of_a_model(llm_user_path):
+def test_options_returns_the_users_defaults_of_a_model(llm_user_path):
     options = {"gpt-4o": {"temperature": 0.2}}
     (llm_user_path / "model_options.json").write_text(json.dumps(options))
     assert load().options("gpt-4o") == {"temperature": 0.2}
     assert load().options("gpt-4o-mini") == {}
 
 
-def test_broken_settings_are_warned_of_and_cost_nothing_else(llm_user_path, caplog):
+def test_a_broken_settings_file_causes_only_a_warning(llm_user_path, caplog):
     (llm_user_path / "aliases.json").write_text("{")
     assert choose("gpt-4o") == "gpt-4o"
     assert "aliases.json could not be read" in caplog.text
 
 
-def test_models_that_a_plugin_finds_later_are_found_without_a_file(monkeypatch):
+def test_models_that_a_plugin_finds_later_are_found_though_no_file_changed(monkeypatch):
     """As after `ollama pull`: the plugin asks its server, and no file changes."""
     loaded = load()
     monkeypatch.setattr(catalog, "RELOAD_S", 0.0)

@@ -1,4 +1,4 @@
-"""The demo model: deterministic, short, and the same sync and async."""
+"""Tests of the demo model: deterministic, and the same sync and async."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ def ask(text, messages=None):
     return Demo().prompt(text, messages=messages)
 
 
-def test_it_says_what_it_was_asked_and_how_to_ask_a_real_model():
+def test_it_repeats_the_prompt_and_explains_how_to_use_a_real_model():
     assert ask("Hello  there\n").text() == (
         f"You said: Hello there\nThis is turn 1 of our conversation, {ADVICE}"
     )
@@ -30,17 +30,17 @@ def test_a_long_prompt_is_cut():
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_an_empty_prompt_is_named_so(text):
+def test_an_empty_prompt_gets_a_reply_of_its_own(text):
     assert ask(text).text().startswith("You said nothing that I could read\n")
 
 
-def test_blank_words_are_not_the_last_ones():
-    """The engine puts some between a person's words and a reminder that it moves there."""
+def test_blank_text_is_not_taken_for_the_last_text():
+    """The engine puts blank text between a user's text and a reminder that it moves there."""
     parts = [llm.parts.TextPart(text) for text in ("Hello", "\n\n", "<system>\nhm\n</system>")]
     assert ask(None, [llm.parts.Message("user", parts)]).text().startswith("You said: Hello\n")
 
 
-def test_turns_are_counted():
+def test_it_counts_the_turns():
     history = [llm.user("a"), llm.assistant("b"), llm.user("c"), llm.assistant("d")]
     assert "This is turn 3 of our conversation" in ask("e", history).text()
 
@@ -55,10 +55,10 @@ def test_it_streams_word_by_word_and_counts_words():
 
 
 def test_the_async_model_answers_the_same():
-    async def answer():
+    async def run():
         response = AsyncDemo().prompt("Hello")
         chunks = [chunk async for chunk in response]
         return chunks, await response.usage()
 
     response = ask("Hello")
-    assert asyncio.run(answer()) == (list(response), response.usage())
+    assert asyncio.run(run()) == (list(response), response.usage())

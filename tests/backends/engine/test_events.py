@@ -1,4 +1,4 @@
-"""What plugins yield comes out as the hub wants it."""
+"""Tests of correcting the events of plugins, and of cutting at stop sequences."""
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,7 @@ def test_events_that_are_in_order_pass_uncopied():
     assert [id(e) for e in read(first, second)] == [id(first), id(second)]
 
 
-def test_empty_text_says_nothing():
+def test_empty_text_is_dropped():
     assert read(event("text", "")) == []
 
 
@@ -43,7 +43,7 @@ def test_metadata_without_text_is_kept():
     assert read(signature) == [signature]
 
 
-def test_calls_without_ids_are_given_some_and_keep_apart():
+def test_calls_without_ids_get_ids_and_stay_separate():
     out = read(
         event("tool_call_name", "f", 0),
         event("tool_call_args", '{"a":1}', 0),
@@ -54,7 +54,7 @@ def test_calls_without_ids_are_given_some_and_keep_apart():
     assert {e.tool_call_id for e in out if e.part_index == 0} == {"made_up_1"}
 
 
-def test_two_calls_under_one_id_are_given_an_id_each():
+def test_two_calls_under_one_id_get_an_id_each():
     out = read(
         event("tool_call_name", "f", 0, tool_call_id="x"),
         event("tool_call_args", '{"a":1}', 0, tool_call_id="x"),
@@ -93,7 +93,7 @@ def test_call_announced_beside_its_events_counts_once():
 
 
 def test_call_announced_beside_events_without_id_counts_once():
-    """llm makes up an id for the announced one: what the calls say must tell."""
+    """llm makes up an id for the announced call, so name and arguments are compared."""
     out = read(
         event("tool_call_name", "f", 0),
         event("tool_call_args", '{"a": 1}', 0),
@@ -161,7 +161,7 @@ def test_lone_halves_become_replacement_characters():
 
 
 @pytest.mark.parametrize("chunk", [5, b"x", None, ["a"]])
-def test_chunk_that_is_no_text_is_an_upstream_error(chunk):
+def test_chunk_that_is_not_text_is_an_upstream_error(chunk):
     with pytest.raises(UpstreamError, match=f"yielded {type(chunk).__name__}, not text"):
         read(event("text", chunk))
 

@@ -8,7 +8,7 @@ from llmproxy.backends.engine.llm_keys import keys_of_model
 from llmproxy.core.known_keys import REMOVED
 
 
-def test_the_keys_of_llms_file_are_known_also_those_set_later(llm_user_path):
+def test_the_keys_in_llms_file_are_redacted_including_those_set_later(llm_user_path):
     keys = known_keys(["own-key-1"])
     assert keys.redact("own-key-1 stored-key-1") == f"{REMOVED} stored-key-1"
     file = llm_user_path / "keys.json"
@@ -19,20 +19,20 @@ def test_the_keys_of_llms_file_are_known_also_those_set_later(llm_user_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"x"', "\udcff"])
-def test_a_broken_file_costs_nothing(llm_user_path, text):
+def test_a_broken_file_is_ignored(llm_user_path, text):
     (llm_user_path / "keys.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert known_keys().redact("a text") == "a text"
 
 
 @pytest.mark.parametrize("name", ["OPENAI_API_KEY", "LLM_GEMINI_KEY", "HF_TOKEN", "my_secret"])
-def test_the_keys_of_the_environment_are_known(monkeypatch, name):
+def test_the_keys_in_the_environment_are_redacted(monkeypatch, name):
     monkeypatch.setenv(name, "of-the-env-1,of-the-env-2")
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "a-word-of-its")
     text = "of-the-env-1 of-the-env-2 a-word-of-its"
     assert known_keys().redact(text) == f"{REMOVED} {REMOVED} a-word-of-its"
 
 
-def test_the_keys_that_a_model_has_itself():
+def test_the_keys_set_on_a_model_are_found():
     headers = {"Authorization": "Bearer local-key-1", "http-referer": "https://my.example"}
     model = SimpleNamespace(key="local-key-2", headers=headers)
     assert set(keys_of_model(model)) == {"Bearer", "local-key-1", "local-key-2"}

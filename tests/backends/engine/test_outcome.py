@@ -1,4 +1,4 @@
-"""Why a model stopped, what it used, and what its exceptions mean."""
+"""Tests of translating finish reasons, usage and exceptions."""
 
 import sys
 
@@ -44,13 +44,13 @@ def test_finish_reason_is_read_from_every_providers_payload(payload, reason):
 
 
 @pytest.mark.parametrize(("payload", "reason"), REASONS)
-def test_calls_say_more_than_stop_and_less_than_length(payload, reason):
+def test_calls_take_precedence_over_stop_but_not_over_length(payload, reason):
     """B6"""
     expected = "tool_calls" if reason == "stop" else reason
     assert outcome.finish_reason(payload, has_calls=True) == expected
 
 
-def test_only_anthropic_tells_the_stop_sequence():
+def test_only_anthropic_reports_the_stop_sequence():
     payload = {"stop_reason": "stop_sequence", "stop_sequence": "END"}
     assert outcome.stop_sequence(payload) == "END"
     assert outcome.stop_sequence({"finish_reason": "stop"}) is None
@@ -76,7 +76,7 @@ def test_only_anthropic_tells_the_stop_sequence():
             llm.Usage(10, 5, {"input_tokens_details": {"cached_tokens": 4}}),
             Usage(10, 5, cached_tokens=4),
         ),
-        # Anthropic's counts are disjoint (B24).
+        # Anthropic counts cached tokens separately (B24).
         (
             llm.Usage(10, 5, {"cache_read_input_tokens": 90, "cache_creation_input_tokens": 7}),
             Usage(107, 5, cached_tokens=90, cache_write_tokens=7),
@@ -88,15 +88,15 @@ def test_only_anthropic_tells_the_stop_sequence():
         (llm.Usage(None, None, {"odd": "thing"}), Usage()),
     ],
 )
-def test_usage_is_comparable(counted, expected):
+def test_usage_is_converted_to_comparable_counts(counted, expected):
     """d6.8"""
     assert outcome.usage(counted) == expected
 
 
 @pytest.mark.parametrize("count", ["3", -1, 1.5, float("nan"), float("inf"), 10**400, 2**53, [1]])
-def test_count_that_is_none_is_rubbish(count):
+def test_an_invalid_token_count_is_refused(count):
     for counted in (llm.Usage(count, 1, {}), llm.Usage(1, count, {})):
-        with pytest.raises(ValueError, match="what should be a count is none"):
+        with pytest.raises(ValueError, match="not a token count"):
             outcome.usage(counted)
     assert outcome.usage(llm.Usage(3.0, 1, {"cached_tokens": count})) == Usage(3, 1)
 
@@ -115,13 +115,13 @@ class Unprintable(Exception):
     ],
     ids=["unprintable", "half a character", "too long"],
 )
-def test_words_that_can_not_be_shown(exc, message):
+def test_messages_that_can_not_be_shown_are_replaced_or_cut(exc, message):
     assert outcome.translate(exc, KnownKeys()).message == message
 
 
 def openai_error(status: int, message: str = "no", **headers: str) -> openai.APIStatusError:
     module = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__.split(".")[0]]
-    names = {name.replace("_", "-"): word for name, word in headers.items()}
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
     response = module.Response(
         status, headers=names, request=module.Request("POST", "http://127.0.0.1/")
     )
@@ -152,7 +152,7 @@ def test_statuses_of_an_sdk_keep_their_class(status, kind, shown):
     assert (type(error), error.status, error.message) == (kind, shown, "no")
 
 
-def test_headers_that_clients_wait_by_are_kept():
+def test_headers_about_retries_are_kept():
     """B39"""
     exc = openai_error(429, retry_after="7", x_should_retry="true", server="nginx")
     error = outcome.translate(exc, KnownKeys())
@@ -186,13 +186,13 @@ def test_status_may_be_in_the_cause():
 
 
 class Throttled(Exception):
-    """As botocore raises it."""
+    """An error as botocore raises it."""
 
     response = {"ResponseMetadata": {"HTTPStatusCode": 429}}  # noqa: RUF012
 
 
 class ResourceExhausted(Exception):
-    """As Google's SDKs raise it."""
+    """An error as Google's SDKs raise it."""
 
     code = 429
 
@@ -239,12 +239,12 @@ def test_exceptions_without_a_status(exc, kind, message):
     assert message is None or error.message == message
 
 
-def test_our_own_errors_pass():
+def test_our_own_errors_pass_unchanged():
     error = errors.Unsupported("no")
     assert outcome.translate(error, KnownKeys()) is error
 
 
-def test_a_key_that_a_provider_quotes_is_in_no_fact_of_the_error():
+def test_a_key_that_a_provider_quotes_is_redacted_everywhere_in_the_error():
     exc = openai_error(429, retry_after="local-key-9")
     exc.body = {"error": {"message": "no credit for local-key-9", "code": "local-key-9"}}
     error = outcome.translate(exc, KnownKeys(["local-key-9"]))

@@ -1,4 +1,4 @@
-"""The plugins that people have, each against a provider on loopback that plays its wire."""
+"""Tests of real plugins, each against a provider on loopback that imitates its API."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ OPENAI_KINDS = pytest.mark.parametrize("kind", [Chat, AsyncChat])
 
 
 @OPENAI_KINDS
-def test_openai_chat_gets_the_conversation_and_gives_text_and_usage(engine, kind):
+def test_openai_chat_gets_the_conversation_and_returns_text_and_usage(engine, kind):
     with playing(chat_stream({"content": "Hel"}, {"content": "lo"})) as provider:
         messages = [system("be brief"), user("q"), assistant("a"), user("r")]
         model = openai_model(kind, provider)
@@ -71,10 +71,10 @@ def test_openai_chat_calls_tools_in_parallel(engine, kind):
 
 @OPENAI_KINDS
 def test_openai_chat_gets_tool_results_after_their_calls(engine, kind):
-    asked = Message("assistant", [ToolCallPart("weather", {"at": 1}, "c1")])
+    reply = Message("assistant", [ToolCallPart("weather", {"at": 1}, "c1")])
     result = Message("tool", [ToolResultPart("weather", "sun", "c1")])
     with playing(chat_stream({"content": "ok"})) as provider:
-        engine.ask(openai_model(kind, provider), [user("q"), asked, result], tools=(WEATHER,))
+        engine.ask(openai_model(kind, provider), [user("q"), reply, result], tools=(WEATHER,))
     assert [m["role"] for m in provider.bodies[0]["messages"]] == ["user", "assistant", "tool"]
     assert provider.bodies[0]["messages"][2]["content"] == "sun"
 
@@ -105,7 +105,7 @@ def test_openai_image_by_url_is_passed_on_and_never_opened(engine, kind):
     ("status", "error"),
     [(401, errors.Unauthorized), (404, errors.NotFound), (400, errors.InvalidRequest)],
 )
-def test_openai_errors_keep_their_status_and_words(engine, kind, status, error):
+def test_openai_errors_keep_their_status_and_message(engine, kind, status, error):
     body = {"error": {"message": "not like this", "type": "t", "code": "c"}}
     with playing(lambda _, handler: say_json(handler, body, status)) as provider:
         outcome = engine.ask(openai_model(kind, provider))
@@ -114,13 +114,13 @@ def test_openai_errors_keep_their_status_and_words(engine, kind, status, error):
 
 @OPENAI_KINDS
 def test_openai_rate_limit_keeps_its_retry_after(engine, kind):
-    """B39, d6.26: the SDK itself asks three times before it gives up."""
+    """B39, d6.26: the SDK itself tries three times before it gives up."""
 
-    def answer(_, handler):
+    def handle(_, handler):
         headers = {"retry_after": "0", "retry_after_ms": "1"}
         say_json(handler, {"error": {"message": "slow down"}}, 429, **headers)
 
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         outcome = engine.ask(openai_model(kind, provider))
     assert isinstance(outcome.error, errors.RateLimited)
     assert outcome.error.headers == {"retry-after": "0", "retry-after-ms": "1"}
@@ -129,12 +129,12 @@ def test_openai_rate_limit_keeps_its_retry_after(engine, kind):
 
 @OPENAI_KINDS
 def test_stream_that_a_provider_cuts_is_an_error_after_its_text(engine, kind):
-    def answer(_, handler):
+    def handle(_, handler):
         begin_sse(handler)
         say_event(handler, chat_chunk({"content": "so far"}))
         say_event(handler, {"error": {"message": "the GPU is gone", "type": "server_error"}})
 
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         outcome = engine.ask(openai_model(kind, provider))
     assert outcome.text == "so far"
     assert (type(outcome.error), outcome.error.status) == (errors.UpstreamError, 502)
@@ -144,7 +144,7 @@ def test_stream_that_a_provider_cuts_is_an_error_after_its_text(engine, kind):
 def test_hang_up_ends_openais_own_request(read_first):
     """d6.19, B15: aclose() alone would leave it running."""
 
-    def answer(_, handler):
+    def handle(_, handler):
         begin_sse(handler)
         if read_first:
             say_event(handler, chat_chunk({"content": "a"}))
@@ -168,12 +168,12 @@ def test_hang_up_ends_openais_own_request(read_first):
         await running.stop()
         assert await asyncio.to_thread(provider.hung_up.wait, 1.0)
 
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         asyncio.run(main(openai_model(AsyncChat, provider)))
 
 
 class KeepsItsClient(AsyncChat):
-    """A plugin whose client outlives the request, and with it whatever was not closed."""
+    """A plugin whose client outlives the request, and so do connections that are not closed."""
 
     def get_client(self, *arguments, **named):
         self.client = super().get_client(*arguments, **named)
@@ -181,9 +181,9 @@ class KeepsItsClient(AsyncChat):
 
 
 def test_stop_sequence_ends_openais_own_request():
-    """d6.19: the model is stopped between two events, where aclose() alone would not do."""
+    """d6.19: the model is stopped between two events, where aclose() alone is not enough."""
 
-    def answer(_, handler):
+    def handle(_, handler):
         begin_sse(handler)
         say_event(handler, chat_chunk({"content": "one two three"}))
         handler.connection.settimeout(10)
@@ -195,26 +195,26 @@ def test_stop_sequence_ends_openais_own_request():
         with registered(model):
             catalog.load()
         options = {"stop_sequences": ["two", "never"]}
-        answer = await started(Engine(catalog), chat.ChatRequest("m", [user()], options=options))
+        run = await started(Engine(catalog), chat.ChatRequest("m", [user()], options=options))
         events = []
-        while batch := await answer.read():
+        while batch := await run.read():
             events += [stamped.event for stamped in batch]
-        # While the loop lives: its end would close every connection.
+        # While the loop runs: its end would close every connection.
         assert await asyncio.to_thread(provider.hung_up.wait, 1.0)
         return events
 
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         events = asyncio.run(main(openai_model(KeepsItsClient, provider)))
     assert (events[0].chunk, events[1].stop_sequence) == ("one ", "two")
 
 
 def responses_events(*events):
-    def answer(_, handler):
+    def handle(_, handler):
         begin_sse(handler)
         for number, event in enumerate(events):
             say_event(handler, event | {"sequence_number": number}, event["type"])
 
-    return answer
+    return handle
 
 
 RESPONSE = {
@@ -231,9 +231,9 @@ RESPONSE = {
 
 
 def test_responses_model_that_ends_incomplete_reads_as_length(engine):
-    """d6.7: its plugin knows nothing but response.completed."""
+    """d6.7: its plugin handles only response.completed."""
     item = {"id": "msg_1", "type": "message", "role": "assistant", "content": []}
-    answer = responses_events(
+    handle = responses_events(
         {"type": "response.created", "response": RESPONSE | {"status": "in_progress"}},
         {"type": "response.output_item.added", "output_index": 0, "item": item},
         {
@@ -253,7 +253,7 @@ def test_responses_model_that_ends_incomplete_reads_as_length(engine):
             },
         },
     )
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         outcome = engine.ask(openai_model(AsyncResponses, provider))
     assert (outcome.text, outcome.finish.reason) == ("half of", "length")
 
@@ -261,13 +261,13 @@ def test_responses_model_that_ends_incomplete_reads_as_length(engine):
 def test_responses_model_that_fails_is_an_error(engine):
     """d6.7"""
     failed = RESPONSE | {"status": "failed", "error": {"code": "server_error", "message": "x"}}
-    answer = responses_events({"type": "response.failed", "response": failed})
-    with playing(answer) as provider:
+    handle = responses_events({"type": "response.failed", "response": failed})
+    with playing(handle) as provider:
         outcome = engine.ask(openai_model(AsyncResponses, provider))
     assert isinstance(outcome.error, errors.UpstreamError)
 
 
-# ---- plugins that read nothing but conversations (d6.17)
+# ---- plugins that read only conversations (d6.17)
 
 TURNS = [
     system("be kind"),
@@ -290,8 +290,8 @@ SEEN_ONCE = [
 @pytest.mark.parametrize("kind", [LLMGroq, LLMAsyncGroq])
 def test_groq_sees_every_turn_once(engine, kind, monkeypatch):
     counts = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-    answer = chat_stream({"content": "drei"}, x_groq={"id": "x", "usage": counts})
-    with playing(answer) as provider:
+    handle = chat_stream({"content": "drei"}, x_groq={"id": "x", "usage": counts})
+    with playing(handle) as provider:
         monkeypatch.setenv("GROQ_BASE_URL", provider.url)
         monkeypatch.setenv("GROQ_API_KEY", "gsk-test")
         outcome = engine.ask(kind("groq/m", "m"), TURNS, options={"stop_sequences": ["a", "b"]})
@@ -304,11 +304,11 @@ def test_groq_sees_every_turn_once(engine, kind, monkeypatch):
 
 def test_perplexity_sees_every_turn_once(engine, monkeypatch):
     done = {"status": "completed", "output": [], "usage": {"input_tokens": 3, "output_tokens": 1}}
-    answer = responses_events(
+    handle = responses_events(
         {"type": "response.output_text.delta", "delta": "drei"},
         {"type": "response.completed", "response": done},
     )
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         monkeypatch.setattr(Perplexity, "base_url", provider.url)
         monkeypatch.setenv("LLM_PERPLEXITY_KEY", "pplx-test")
         model = Perplexity(next(iter(PRESETS)))
@@ -321,7 +321,7 @@ def test_perplexity_sees_every_turn_once(engine, monkeypatch):
 
 
 def anthropic_stream(*blocks, stop_reason="end_turn", stop_sequence=None):
-    def answer(_, handler):
+    def handle(_, handler):
         begin_sse(handler)
         usage = {"input_tokens": 10, "output_tokens": 1}
         message = {
@@ -347,7 +347,7 @@ def anthropic_stream(*blocks, stop_reason="end_turn", stop_sequence=None):
         for event in events:
             say_event(handler, event, event["type"])
 
-    return answer
+    return handle
 
 
 def claude(kind, provider):
@@ -361,7 +361,7 @@ CLAUDE_KINDS = pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessa
 
 @CLAUDE_KINDS
 def test_claude_thinks_speaks_and_calls(engine, kind):
-    answer = anthropic_stream(
+    handle = anthropic_stream(
         (
             {"type": "thinking", "thinking": "", "signature": ""},
             [
@@ -376,7 +376,7 @@ def test_claude_thinks_speaks_and_calls(engine, kind):
         ),
         stop_reason="tool_use",
     )
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         outcome = engine.ask(claude(kind, provider), tools=(WEATHER,))
     response = chat.collect(outcome.events)
     thinking, text, call = response.parts
@@ -384,7 +384,7 @@ def test_claude_thinks_speaks_and_calls(engine, kind):
         "hm",
         {"anthropic": {"signature": "sig"}},
     )
-    assert text.text == "Look:", "without the space that the plugin adds for the eye (d6.25)"
+    assert text.text == "Look:", "without the space that the plugin adds for display (d6.25)"
     assert call == ToolCallPart("weather", {"at": 1}, "toolu_1")
     assert (outcome.finish.reason, outcome.finish.usage) == ("tool_calls", chat.Usage(10, 6))
 
@@ -392,8 +392,8 @@ def test_claude_thinks_speaks_and_calls(engine, kind):
 @CLAUDE_KINDS
 def test_claude_takes_system_messages_anywhere(engine, kind):
     """d6.18: its plugin refuses a system message that is not first."""
-    answer = anthropic_stream(({"type": "text", "text": ""}, [{"type": "text_delta", "text": "k"}]))
-    with playing(answer) as provider:
+    handle = anthropic_stream(({"type": "text", "text": ""}, [{"type": "text_delta", "text": "k"}]))
+    with playing(handle) as provider:
         messages = [system("a"), system("b"), user("q"), assistant("x"), user("r"), system("c")]
         outcome = engine.ask(claude(kind, provider), messages)
     assert outcome.error is None
@@ -404,23 +404,23 @@ def test_claude_takes_system_messages_anywhere(engine, kind):
 
 
 @CLAUDE_KINDS
-def test_claude_says_which_stop_sequence_it_met(engine, kind):
+def test_claude_reports_the_stop_sequence(engine, kind):
     text = ({"type": "text", "text": ""}, [{"type": "text_delta", "text": "k"}])
-    answer = anthropic_stream(text, stop_reason="stop_sequence", stop_sequence="END")
-    with playing(answer) as provider:
+    handle = anthropic_stream(text, stop_reason="stop_sequence", stop_sequence="END")
+    with playing(handle) as provider:
         outcome = engine.ask(claude(kind, provider), options={"stop_sequences": ["END", "x"]})
     assert provider.bodies[0]["stop_sequences"] == ["END", "x"]
     assert (outcome.finish.reason, outcome.finish.stop_sequence) == ("stop", "END")
 
 
 @CLAUDE_KINDS
-def test_claude_that_is_overloaded_in_the_stream(engine, kind):
-    def answer(_, handler):
+def test_claude_that_is_overloaded_during_the_stream(engine, kind):
+    def handle(_, handler):
         begin_sse(handler)
         error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
         say_event(handler, error, "error")
 
-    with playing(answer) as provider:
+    with playing(handle) as provider:
         outcome = engine.ask(claude(kind, provider))
     assert (type(outcome.error), outcome.error.status) == (errors.Overloaded, 529)
 
@@ -432,13 +432,13 @@ def test_claude_refuses(engine, kind):
     assert (outcome.error, outcome.finish.reason) == (None, "content_filter")
 
 
-def test_missing_key_is_told_as_llm_tells_it(engine):
+def test_missing_key_is_reported_in_llms_words(engine):
     outcome = engine.ask("gpt-4o")
     assert isinstance(outcome.error, errors.Unauthorized)
     assert outcome.error.message.startswith("No key found - add one using 'llm keys set openai'")
 
 
-def test_echo_plugin_hears_prompt_system_and_history(engine):
+def test_echo_plugin_gets_prompt_system_and_history(engine):
     heard = json.loads(engine.ask("echo", TURNS).text)
     assert (heard["prompt"], heard["system"]) == ("3", "be kind")
     assert [turn["prompt"] for turn in heard["previous"]] == ["one", "two"]

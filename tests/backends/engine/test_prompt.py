@@ -1,4 +1,4 @@
-"""A request in the form that a model can read, and the list of what it can't."""
+"""Tests of building a prompt that a model supports, and of listing what was changed."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
-from llmproxy.backends.engine.prompt import Call, prepare
+from llmproxy.backends.engine.prompt import Call, build_prompt
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import Unsupported
 from tests.backends.engine.conftest import assistant, system, user
@@ -21,7 +21,7 @@ def call(
     model: Any, *messages: Message, defaults: dict[str, Any] | None = None, **fields: Any
 ) -> Call:
     request = chat.ChatRequest(model="m", messages=list(messages) or [user()], **fields)
-    return prepare(request, model, defaults or {})
+    return build_prompt(request, model, defaults or {})
 
 
 def openai_chat() -> llm.Model:
@@ -50,7 +50,7 @@ def texts(call: Call) -> list[tuple[str, str]]:
 # ---- messages
 
 
-def test_messages_that_every_plugin_reads_stay_as_they_are():
+def test_messages_that_every_plugin_supports_are_not_changed():
     messages = [system("s"), user("q"), assistant("a"), user("r")]
     made = call(SyncScript("m"), *messages)
     assert made.prompt.messages == messages
@@ -58,7 +58,7 @@ def test_messages_that_every_plugin_reads_stay_as_they_are():
 
 
 def test_leading_system_messages_become_one():
-    """Plugins take one: llm-anthropic the first, a Responses model the last (d6.18)."""
+    """Plugins send only one: llm-anthropic the first, a Responses model the last (d6.18)."""
     made = call(SyncScript("m"), system("a"), system("b"), user())
     assert texts(made) == [("system", "a\n\nb"), ("user", "hi")]
     assert made.prompt.system == "a\n\nb"
@@ -83,7 +83,7 @@ def test_system_message_before_a_user_joins_what_follows():
 
 
 @pytest.mark.parametrize("model", [openai_chat(), in_place()])
-def test_later_system_message_stays_where_plugins_send_it(model):
+def test_later_system_message_stays_in_place_if_plugins_send_it(model):
     made = call(model, user("q"), system("mind"), assistant("a"), user("r"))
     assert texts(made) == [("user", "q"), ("system", "mind"), ("assistant", "a"), ("user", "r")]
     assert made.ignored == ()
@@ -92,14 +92,14 @@ def test_later_system_message_stays_where_plugins_send_it(model):
 @pytest.mark.parametrize("model", [openai_chat(), SyncScript("m")])
 def test_system_message_never_stands_between_a_call_and_its_result(model):
     """B31"""
-    asked = Message("assistant", [ToolCallPart("f", {}, "c")])
+    reply = Message("assistant", [ToolCallPart("f", {}, "c")])
     result = Message("tool", [ToolResultPart("f", "4", "c")])
-    made = call(model, user("q"), asked, system("mind"), result)
+    made = call(model, user("q"), reply, system("mind"), result)
     assert [m.role for m in made.prompt.messages][:3] == ["user", "assistant", "tool"]
     assert "mind" in texts(made)[3][1]
 
 
-def test_first_system_message_that_is_refused_becomes_text():
+def test_system_message_becomes_text_if_the_model_refuses_it():
     class Completion(SyncScript):
         allows_system_prompt = False
 
@@ -110,9 +110,9 @@ def test_first_system_message_that_is_refused_becomes_text():
 
 def test_images_of_a_tool_result_move_to_a_users_part_after_it():
     """B26, d6.18"""
-    asked = Message("assistant", [ToolCallPart("f", {}, "c")])
+    reply = Message("assistant", [ToolCallPart("f", {}, "c")])
     result = ToolResultPart("f", "see", "c", attachments=[PNG])
-    made = call(SyncScript("m"), user(), asked, Message("tool", [result]), user("and?"))
+    made = call(SyncScript("m"), user(), reply, Message("tool", [result]), user("and?"))
     tool, after = made.prompt.messages[2:]
     assert tool.parts == [ToolResultPart("f", "see", "c")]
     assert after == Message("user", [AttachmentPart(PNG), TextPart("and?")])
@@ -120,10 +120,10 @@ def test_images_of_a_tool_result_move_to_a_users_part_after_it():
     assert result.attachments == [PNG], "the request's own message is not edited"
 
 
-def test_failure_of_a_tool_is_put_into_words():
-    asked = Message("assistant", [ToolCallPart("f", {}, "c")])
+def test_failure_of_a_tool_becomes_part_of_its_output():
+    reply = Message("assistant", [ToolCallPart("f", {}, "c")])
     result = ToolResultPart("f", "no such file", "c", exception="error")
-    made = call(SyncScript("m"), user(), asked, Message("tool", [result]))
+    made = call(SyncScript("m"), user(), reply, Message("tool", [result]))
     assert made.prompt.messages[2].parts == [ToolResultPart("f", "Error: no such file", "c")]
     assert made.ignored == ("messages[*] (a tool's failure, put into words)",)
 
@@ -136,12 +136,13 @@ def test_unsigned_reasoning_is_left_out_and_signed_kept():
     assert made.ignored == ("messages[*].reasoning",)
 
 
-def test_reply_that_the_log_gave_back_is_sent_as_the_model_gave_it():
-    """As llm itself sends it; what a plugin can't read of it is no loss of the client's."""
+def test_a_recalled_reply_is_sent_unchanged():
+    """llm itself sends it so; parts that a plugin drops are not part of the client's request."""
     reply = Message("assistant", [ReasoningPart("plain"), TextPart("a")])
     messages = [user(), reply, user("q")]
     model = SyncScript("m")
-    made = prepare(chat.ChatRequest("m", messages, recalled=frozenset({1})), model, {})
+    request = chat.ChatRequest("m", messages, recalled=frozenset({1}))
+    made = build_prompt(request, model, {})
     assert made.prompt.messages[1] == reply
     assert made.ignored == ()
 
@@ -176,9 +177,9 @@ def test_old_plugins_find_every_earlier_turn_in_the_conversation(kind):
 
 
 def test_old_plugins_find_tool_calls_and_results():
-    asked = Message("assistant", [ToolCallPart("f", {"a": 1}, "c")])
+    reply = Message("assistant", [ToolCallPart("f", {"a": 1}, "c")])
     result = Message("tool", [ToolResultPart("f", "4", "c")])
-    made = call(SyncScript("m"), user("q"), asked, result)
+    made = call(SyncScript("m"), user("q"), reply, result)
     assert made.conversation.responses[0].tool_calls() == [llm.ToolCall("f", {"a": 1}, "c")]
     assert made.prompt.tool_results == [llm.ToolResult("f", "4", tool_call_id="c")]
     assert made.prompt.prompt == ""
@@ -199,13 +200,13 @@ def test_old_plugins_find_tool_calls_and_results():
         (
             {"supports_schema": False},
             {"schema": {"type": "object"}, "option_paths": {"schema": "response_format"}},
-            "the model m can't answer by a schema",
+            "the model m can't follow a schema",
             "response_format",
         ),
         (
             {"supports_conversation": False},
             {"messages": [user(), assistant("a"), user()]},
-            "the model m answers single prompts only",
+            "the model m takes only single prompts",
             "messages",
         ),
         (
@@ -219,20 +220,20 @@ def test_old_plugins_find_tool_calls_and_results():
         ),
     ],
 )
-def test_what_the_answer_hangs_on_is_refused_by_name(attributes, fields, message, param):
+def test_unsupported_features_are_refused_by_name(attributes, fields, message, param):
     request = chat.ChatRequest(**{"model": "m", "messages": [user()], **fields})
     with pytest.raises(Unsupported) as caught:
-        prepare(request, SyncScript("m", **attributes), {})
+        build_prompt(request, SyncScript("m", **attributes), {})
     assert (caught.value.message, caught.value.param) == (message, param)
 
 
-def test_tools_are_withheld_where_none_is_chosen():
+def test_tools_are_left_out_if_the_choice_is_none():
     made = call(SyncScript("m", supports_tools=False), tools=(llm.Tool("f"),), tool_choice="none")
     assert made.tools == ()
     assert made.prompt.tools == []
 
 
-def test_image_by_url_is_for_models_that_read_any_image():
+def test_image_by_url_is_given_to_models_that_read_any_image():
     url = attachments.attachment_from_url("https://example.org/photo")
     made = call(AsyncChat("m", vision=True), Message("user", [AttachmentPart(url)]))
     assert made.prompt.attachments == [url]
@@ -252,7 +253,7 @@ class Claude(llm.Options):
     tool_choice: str | None = Field(default=None)
 
 
-def test_options_go_under_the_models_own_names():
+def test_options_get_the_models_own_names():
     model = SyncScript("m", Options=Ollama)
     made = call(model, options={"max_tokens": 5, "stop_sequences": ["a", "b"], "seed": 1})
     assert made.options == {"num_predict": 5, "stop": ["a", "b"], "seed": 1}
@@ -282,7 +283,7 @@ def test_options_that_exclude_each_other_are_taken_one_by_one():
     assert (made.options, made.ignored) == ({"temperature": 0.5}, ("top_p",))
 
 
-def test_one_stop_goes_as_a_string_and_several_are_cut_by_us():
+def test_one_stop_is_passed_as_a_string_and_several_are_cut_by_us():
     """B30"""
     one = call(SyncScript("m", Options=StopOptions), options={"stop_sequences": ["x"]})
     assert (one.options, one.stop_sequences) == ({"stop": "x"}, ())
@@ -296,12 +297,12 @@ def test_a_responses_model_is_not_given_what_its_method_lacks():
     assert (made.ignored, made.stop_sequences) == (("seed",), ("x",))
 
 
-def test_penalties_of_zero_are_nothing_to_tell_of():
+def test_penalties_of_zero_are_not_listed_as_ignored():
     made = call(SyncScript("m"), options={"frequency_penalty": 0, "presence_penalty": 0.0})
     assert made.ignored == ()
 
 
-def test_users_defaults_hold_where_the_client_says_nothing():
+def test_users_defaults_apply_to_options_that_the_client_omits():
     made = call(
         SyncScript("m"),
         options={"temperature": 0.1},
@@ -310,7 +311,7 @@ def test_users_defaults_hold_where_the_client_says_nothing():
     assert made.options == {"temperature": 0.1, "max_tokens": 7}
 
 
-def test_forced_tool_goes_to_the_option_where_there_is_one():
+def test_forced_tool_becomes_an_option_if_the_model_has_it():
     forced = {"tools": (llm.Tool("f"),), "tool_choice": chat.NamedTool("f")}
     assert call(SyncScript("m", Options=Claude), **forced).options == {"tool_choice": "f"}
     assert call(SyncScript("m"), **forced).ignored == ("tool_choice",)
@@ -325,22 +326,22 @@ def test_only_options_that_are_known_to_be_safe_reach_a_model():
     assert (made.options, made.ignored) == ({}, ("image_path",))
 
 
-def test_a_later_system_message_is_never_taken_for_the_first():
-    """claude-opus-4-8 would be told it twice, and at the head (B31)."""
+def test_a_later_system_message_does_not_become_the_first():
+    """claude-opus-4-8 would get it twice, once at the start (B31)."""
     made = call(in_place(), user("q"), assistant("a"), user("r"), system("mid"))
     assert made.prompt.system == ""
     assert texts(made)[-1] == ("system", "mid")
 
 
-def test_system_message_after_an_answer_joins_the_user_where_plugins_want_it_after_one():
+def test_system_message_after_a_reply_joins_the_user_if_plugins_want_it_after_one():
     made = call(in_place(), user("q"), assistant("a"), system("mid"), user("r"))
     assert texts(made)[-1] == ("user", "<system>\nmid\n</system>\n\nr")
 
 
-def test_tool_calls_and_results_become_words_for_models_without_tools():
-    asked = Message("assistant", [ToolCallPart("f", {"a": 1}, "c")])
+def test_tool_calls_and_results_become_text_for_models_without_tools():
+    reply = Message("assistant", [ToolCallPart("f", {"a": 1}, "c")])
     result = Message("tool", [ToolResultPart("f", "sun", "c")])
-    made = call(SyncScript("m", supports_tools=False), user("q"), asked, result)
+    made = call(SyncScript("m", supports_tools=False), user("q"), reply, result)
     assert texts(made)[1:] == [
         ("assistant", '<tool_call>f({"a": 1})</tool_call>'),
         ("user", "<tool_result>f: sun</tool_result>"),
@@ -353,9 +354,9 @@ def test_tool_calls_and_results_become_words_for_models_without_tools():
 
 def test_text_file_in_a_tool_result_becomes_text():
     file = attachments.attachment_from_url("data:text/plain,hello")
-    asked = Message("assistant", [ToolCallPart("f", {}, "c")])
+    reply = Message("assistant", [ToolCallPart("f", {}, "c")])
     result = Message("tool", [ToolResultPart("f", "see", "c", attachments=[file])])
-    assert texts(call(SyncScript("m"), user(), asked, result))[-1] == ("user", "hello")
+    assert texts(call(SyncScript("m"), user(), reply, result))[-1] == ("user", "hello")
 
 
 def test_tools_have_an_implementation_that_is_never_called():
@@ -364,10 +365,10 @@ def test_tools_have_an_implementation_that_is_never_called():
     [tool] = made.prompt.tools
     assert (tool.name, tool.description, tool.input_schema) == ("f", "d", {"type": "object"})
     assert callable(tool.implementation)
-    assert made.tools[0].implementation is None, "what is logged is what was asked"
+    assert made.tools[0].implementation is None, "the log keeps the tools of the request"
 
 
-def test_server_tools_are_the_plugins_own_where_it_has_them():
+def test_server_tools_become_those_of_the_plugin():
     from llm_anthropic import WebSearch
 
     wanted = (
@@ -385,9 +386,9 @@ def test_server_tools_are_the_plugins_own_where_it_has_them():
     assert made.ignored == ("tools[1]", "tools[2]")
 
 
-def test_thinking_and_cache_are_options_where_a_model_has_them():
+def test_thinking_and_cache_become_options_if_the_model_has_them():
     from llm_anthropic import ClaudeOptionsWithThinking
 
-    asked = {"thinking": True, "thinking_budget": 2000, "cache": True}
-    made = call(SyncScript("m", Options=ClaudeOptionsWithThinking), options=asked)
+    options = {"thinking": True, "thinking_budget": 2000, "cache": True}
+    made = call(SyncScript("m", Options=ClaudeOptionsWithThinking), options=options)
     assert (made.options, made.ignored) == ({"thinking": True, "cache": True}, ("thinking_budget",))

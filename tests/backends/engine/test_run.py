@@ -1,4 +1,4 @@
-"""One running model: read to its end, stopped at any time, and never more than its own harm."""
+"""Tests of a running model: read to its end, stopped at any time, its failures contained."""
 
 import asyncio
 import json
@@ -10,6 +10,7 @@ from llm.parts import StreamEvent
 
 from llmproxy.backends.engine import Catalog, Engine
 from llmproxy.backends.engine import run as run_module
+from llmproxy.backends.engine.event_queue import QUEUED_EVENTS
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, Unsupported, UpstreamError
 from tests.backends.engine.conftest import started, user
@@ -27,7 +28,7 @@ KINDS = pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
 
 
 @KINDS
-def test_answer_is_its_events_closed_by_one_finish(engine, kind):
+def test_a_run_yields_its_events_and_one_finish(engine, kind):
     counted = usage(11, 7, prompt_tokens_details={"cached_tokens": 4})
     model = kind("m", "a", "b", counted, response_json(finish_reason="length"))
     outcome = engine.ask(model)
@@ -40,7 +41,7 @@ def test_answer_is_its_events_closed_by_one_finish(engine, kind):
 
 
 @KINDS
-def test_empty_answer_is_an_answer(engine, kind):
+def test_an_empty_response_is_valid(engine, kind):
     assert engine.ask(kind("m")).events == [chat.Finish()]
 
 
@@ -57,7 +58,7 @@ def test_empty_answer_is_an_answer(engine, kind):
     ],
     ids=lambda exc: type(exc).__name__,
 )
-def test_whatever_a_model_raises_comes_after_what_it_said(engine, kind, raised):
+def test_an_exception_of_a_model_is_raised_after_its_events(engine, kind, raised):
     """d6.30"""
     outcome = engine.ask(kind("m", "so far", raised))
     assert outcome.text == "so far"
@@ -66,9 +67,9 @@ def test_whatever_a_model_raises_comes_after_what_it_said(engine, kind, raised):
 
 
 @KINDS
-@pytest.mark.parametrize("rubbish", [None, 5, b"bytes", object(), StreamEvent("text", 5)])
-def test_rubbish_is_an_upstream_error(engine, kind, rubbish):
-    assert isinstance(engine.ask(kind("m", rubbish)).error, UpstreamError)
+@pytest.mark.parametrize("chunk", [None, 5, b"bytes", object(), StreamEvent("text", 5)])
+def test_an_invalid_chunk_is_an_upstream_error(engine, kind, chunk):
+    assert isinstance(engine.ask(kind("m", chunk)).error, UpstreamError)
 
 
 @KINDS
@@ -91,7 +92,7 @@ def test_arguments_cut_by_a_token_limit_end_in_length(engine, kind):
 
 
 @KINDS
-def test_refusal_is_an_end_and_no_failure(engine, kind):
+def test_a_refusal_is_not_a_failure(engine, kind):
     """d6.7: llm-anthropic raises it after the stream."""
     from llm_anthropic import ClaudeRefusal
 
@@ -102,7 +103,7 @@ def test_refusal_is_an_end_and_no_failure(engine, kind):
 
 
 @KINDS
-def test_stop_sequence_is_cut_and_the_model_stopped(engine, kind):
+def test_the_engine_cuts_at_a_stop_sequence_and_stops_the_model(engine, kind):
     """B30"""
     model = kind("m", "one tw", "o three", "never shown")
     outcome = engine.ask(model, options={"stop_sequences": ["two", "nine"]})
@@ -112,25 +113,25 @@ def test_stop_sequence_is_cut_and_the_model_stopped(engine, kind):
 
 
 @KINDS
-def test_text_held_back_for_a_stop_sequence_is_given_at_the_end(engine, kind):
+def test_text_held_back_for_a_stop_sequence_is_returned_at_the_end(engine, kind):
     outcome = engine.ask(kind("m", "one tw"), options={"stop_sequences": ["two", "x"]})
     assert (outcome.text, outcome.finish.stop_sequence) == ("one tw", None)
 
 
-def test_stop_sequence_that_the_model_knows_is_left_to_it(engine):
+def test_stop_sequences_are_left_to_a_model_with_that_option(engine):
     model = AsyncScript("m", "one two", Options=StopOptions)
     outcome = engine.ask(model, options={"stop_sequences": ["two"]})
     assert outcome.text == "one two"
     assert model.prompts[0].options.stop == "two"
 
 
-def test_unknown_model_and_unsupported_request_are_told_at_once(engine):
+def test_unknown_model_and_unsupported_request_are_errors_before_the_run(engine):
     assert isinstance(engine.ask("nobody").error, ModelNotFound)
     refused = engine.ask(AsyncScript("m", supports_schema=False), schema={"type": "object"})
     assert isinstance(refused.error, Unsupported)
 
 
-def test_whole_answers_are_streamed_too(engine):
+def test_models_stream_even_if_the_client_does_not(engine):
     seen = []
     model = AsyncScript("m", lambda response: seen.append(response.stream))
     engine.ask(model, stream=False)
@@ -141,14 +142,13 @@ def test_whole_answers_are_streamed_too(engine):
 
 
 def running(model, use, **request):
-    """Start a model in a loop and use its answer there."""
+    """Start a model in an event loop and call `use` with the run."""
 
     async def main():
         catalog = Catalog()
         catalog.load()
-        asked = chat.ChatRequest(model="m", messages=[user()], **request)
-        answer = await started(Engine(catalog), asked)
-        return await use(answer)
+        chat_request = chat.ChatRequest(model="m", messages=[user()], **request)
+        return await use(await started(Engine(catalog), chat_request))
 
     with registered(model):
         return asyncio.run(main(), debug=True)
@@ -163,43 +163,43 @@ def test_stop_ends_an_async_model_at_once(before):
     """B15, B16"""
     model = AsyncScript("m", *before, forever)
 
-    async def use(answer):
+    async def use(run):
         if before:
-            await answer.read()
+            await run.read()
         else:
             await asyncio.sleep(0)
-        await answer.stop()
+        await run.stop()
         assert model.closed == 1
-        return await answer.read()
+        return await run.read()
 
     assert running(model, use) == []
 
 
 def test_stop_ends_an_async_model_that_waits_for_its_reader():
-    model = AsyncScript("m", *["x"] * (run_module.QUEUED_EVENTS * 3))
+    model = AsyncScript("m", *["x"] * (QUEUED_EVENTS * 3))
 
-    async def use(answer):
-        while len(answer._queue) < run_module.QUEUED_EVENTS:
+    async def use(run):
+        while not run._queue.is_full:
             await asyncio.sleep(0)
-        await answer.stop()
+        await run.stop()
         assert model.closed == 1
 
     running(model, use)
 
 
 @KINDS
-def test_slow_reader_holds_its_model_back(kind):
+def test_a_slow_reader_makes_its_model_wait(kind):
     given = []
-    count = run_module.QUEUED_EVENTS * 4
+    count = QUEUED_EVENTS * 4
     steps = [step for i in range(count) for step in (lambda _, i=i: given.append(i), "x")]
     model = kind("m", *steps)
 
-    async def use(answer):
-        while len(answer._queue) < run_module.QUEUED_EVENTS:
+    async def use(run):
+        while not run._queue.is_full:
             await asyncio.sleep(0.001)
-        assert len(given) <= run_module.QUEUED_EVENTS + 1
+        assert len(given) <= QUEUED_EVENTS + 1
         read = 0
-        while batch := await answer.read():
+        while batch := await run.read():
             read += len(batch)
         return read
 
@@ -219,10 +219,10 @@ def test_sync_model_ends_at_its_next_yield():
             finally:
                 closed.set()
 
-    async def use(answer):
-        await answer.read()
+    async def use(run):
+        await run.read()
         began = time.monotonic()
-        await answer.stop()
+        await run.stop()
         assert time.monotonic() - began < 5
         may_go_on.set()
         assert await asyncio.to_thread(closed.wait, 10)
@@ -230,7 +230,7 @@ def test_sync_model_ends_at_its_next_yield():
     running(Model("m"), use)
 
 
-def test_model_that_swallows_its_cancel_is_left_alone(monkeypatch):
+def test_model_that_ignores_its_cancel_is_abandoned(monkeypatch):
     monkeypatch.setattr(run_module, "STOP_S", 0.05)
     freed = []
 
@@ -243,9 +243,9 @@ def test_model_that_swallows_its_cancel_is_left_alone(monkeypatch):
             except asyncio.CancelledError:
                 pass
 
-    async def use(answer):
+    async def use(run):
         await asyncio.sleep(0)
-        await answer.stop()
+        await run.stop()
         freed[0].set()
         await asyncio.sleep(0)
 
@@ -253,7 +253,7 @@ def test_model_that_swallows_its_cancel_is_left_alone(monkeypatch):
 
 
 @KINDS
-def test_silence_is_told_and_broken_by_the_next_event(kind):
+def test_read_reports_silence_until_the_next_event(kind):
     """B13"""
     go_on = threading.Event()
 
@@ -264,10 +264,10 @@ def test_silence_is_told_and_broken_by_the_next_event(kind):
     wait = wait_async if kind is AsyncScript else (lambda _: go_on.wait(10))
     model = kind("m", wait, "a", "b")
 
-    async def use(answer):
-        heard = [await answer.read(0.03), await answer.read(0.03)]
+    async def use(run):
+        heard = [await run.read(0.03), await run.read(0.03)]
         go_on.set()
-        while batch := await answer.read(5):
+        while batch := await run.read(5):
             heard += [s.event.chunk for s in batch if isinstance(s.event, StreamEvent)]
         return heard
 
@@ -275,9 +275,9 @@ def test_silence_is_told_and_broken_by_the_next_event(kind):
 
 
 def test_events_are_stamped_in_order():
-    async def use(answer):
-        stamps = [answer.started_at]
-        while batch := await answer.read():
+    async def use(run):
+        stamps = [run.started_at]
+        while batch := await run.read():
             stamps += [stamped.at for stamped in batch]
         return stamps
 
@@ -286,7 +286,7 @@ def test_events_are_stamped_in_order():
     assert len(stamps) == 4
 
 
-def test_many_runs_of_a_sync_model_with_a_key_go_side_by_side():
+def test_many_runs_of_a_sync_model_with_a_key_run_at_once():
     barrier = threading.Barrier(20, timeout=10)
     model = SyncScript("m", lambda _: barrier.wait(), "a", needs_key="of-a-provider")
 
@@ -294,9 +294,9 @@ def test_many_runs_of_a_sync_model_with_a_key_go_side_by_side():
         catalog = Catalog()
         catalog.load()
         engine = Engine(catalog)
-        asked = chat.ChatRequest(model="m", messages=[user()])
-        answers = [await started(engine, asked) for _ in range(20)]
-        return [len(await answer.read()) for answer in answers]
+        request = chat.ChatRequest(model="m", messages=[user()])
+        runs = [await started(engine, request) for _ in range(20)]
+        return [len(await run.read()) for run in runs]
 
     with registered(model):
         assert all(asyncio.run(main()))
@@ -311,23 +311,23 @@ def test_many_runs_of_a_sync_model_with_a_key_go_side_by_side():
         lambda r: r.set_usage(input="3", details={"cache_read_input_tokens": 4}),
         lambda r: r.set_usage(input=3, details=["a"]),
     ],
-    ids=["NaN", "a set", "a count that is none", "details that are none"],
+    ids=["NaN", "a set", "an invalid count", "invalid details"],
 )
-def test_rubbish_left_in_the_response_ends_the_answer(engine, kind, leave):
+def test_invalid_data_left_in_the_response_is_an_upstream_error(engine, kind, leave):
     outcome = engine.ask(kind("m", "so far", leave))
     assert outcome.text == "so far"
     assert isinstance(outcome.error, UpstreamError)
-    assert outcome.error.message.startswith("the model's plugin left what can't be read: ")
+    assert outcome.error.message.startswith("the model's plugin left an invalid response: ")
 
 
-def test_each_wait_has_a_silence_of_its_own():
-    """The status may wait long for the first event, and keep-alives come often after it."""
+def test_each_read_has_its_own_silence_limit():
+    """The wait for the first event may be long, and the later ones, for keep-alives, short."""
 
-    async def use(answer):
-        assert await answer.read(0.3) is None
-        first = time.monotonic() - answer.started_at  # silence is counted from there
-        assert await answer.read(0.02) is None
-        return first, time.monotonic() - answer.started_at - first
+    async def use(run):
+        assert await run.read(0.3) is None
+        first = time.monotonic() - run.started_at  # silence is counted from there
+        assert await run.read(0.02) is None
+        return first, time.monotonic() - run.started_at - first
 
     first, second = running(AsyncScript("m", forever), use)
     assert first >= 0.3
@@ -339,24 +339,24 @@ def test_each_wait_has_a_silence_of_its_own():
     [("", {}), ("EN", {"options": {"stop_sequences": ["END"]}})],
     ids=["empty text", "text that is held back"],
 )
-def test_what_shows_nothing_breaks_no_silence(event, request_):
+def test_events_without_visible_text_do_not_end_a_silence(event, request_):
     async def pause(_response):
         await asyncio.sleep(0.02)
 
     model = AsyncScript("m", event, *[pause, ""] * 200)
 
-    async def use(answer):
-        return await answer.read(0.1)
+    async def use(run):
+        return await run.read(0.1)
 
     assert running(model, use, **request_) is None
 
 
-def test_model_that_never_waits_lets_others_have_their_turn():
-    model = AsyncScript("m", *[""] * (run_module.QUEUED_EVENTS * 6))
+def test_a_model_that_never_awaits_does_not_block_the_loop():
+    model = AsyncScript("m", *[""] * (QUEUED_EVENTS * 6))
 
-    async def use(answer):
+    async def use(run):
         turns = 0
-        reading = asyncio.create_task(answer.read())
+        reading = asyncio.create_task(run.read())
         while not reading.done():
             turns += 1
             await asyncio.sleep(0)
@@ -366,8 +366,8 @@ def test_model_that_never_waits_lets_others_have_their_turn():
 
 
 @KINDS
-def test_calls_under_one_id_come_apart(engine, kind):
-    """B1: llm gives both one number, since it numbers calls by their ids."""
+def test_calls_under_one_id_are_separated(engine, kind):
+    """B1: llm gives both the same number, since it numbers calls by their ids."""
     steps = [
         StreamEvent("tool_call_name", "f", tool_call_id="1"),
         StreamEvent("tool_call_args", '{"a":1}', tool_call_id="1"),
