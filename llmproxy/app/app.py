@@ -376,6 +376,7 @@ class _Exchange:
         self.created = int(capture.begun.received.timestamp())
         self.is_logged = is_logged
         self.starting: asyncio.Task[None] | None = None
+        self._has_started = False
         self.queued_at: float | None = None
         self.has_entered = False
         self.until = math.inf
@@ -444,20 +445,19 @@ class _Exchange:
             UpstreamTimeout: it has not ended in time.
             UpstreamError: it is too large.
         """
-        assert self.starting is not None
-        if not self.starting.done():
+        if not self._has_started:
             waiting_since = time.monotonic()
-            await asyncio.wait({self.starting}, timeout=silence_s)
-            if not self.starting.done():
+            if not await self._wait_for_start(silence_s):
                 return None
             if silence_s is not None:
                 silence_s = max(silence_s - (time.monotonic() - waiting_since), 0.0)
-        self.starting.result()
+        run = self.capture.run
+        assert run is not None
         if self.until == math.inf:
-            batch = await self.run.read(silence_s)
+            batch = await run.read(silence_s)
         else:
             left_s = max(self.until - time.monotonic(), 0.0)
-            batch = await self.run.read(min(left_s, silence_s or math.inf))
+            batch = await run.read(min(left_s, silence_s or math.inf))
         if batch:
             self._keep(batch)
         is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
@@ -465,14 +465,24 @@ class _Exchange:
             raise UpstreamTimeout("the response did not end in time (limit answer_s)")
         return batch
 
+    async def _wait_for_start(self, silence_s: float | None) -> bool:
+        assert self.starting is not None
+        await asyncio.wait({self.starting}, timeout=silence_s)
+        if not self.starting.done():
+            return False
+        self.starting.result()
+        self._has_started = True
+        return True
+
     def _keep(self, batch: list[Stamped]) -> None:
         """Keep events, up to the memory that a run may fill however fast its client reads."""
         self.capture.events += batch
+        room_bytes = self._room_bytes - EVENT_BYTES * len(batch)
         for stamped in batch:
-            self._room_bytes -= EVENT_BYTES
             if not isinstance(stamped.event, chat.Finish):
-                self._room_bytes -= len(stamped.event.chunk)
-        if self._room_bytes < 0:
+                room_bytes -= len(stamped.event.chunk)
+        self._room_bytes = room_bytes
+        if room_bytes < 0:
             raise UpstreamError("the response is too large (limit answer)")
 
     def ended(self, status: Ending, error: BaseException | None) -> Exchange:

@@ -115,8 +115,11 @@ class EventQueue:
         events = []
         while self._events:  # a thread may be pushing at the same time
             events.append(self._events.popleft())
-        self._has_space.set()
-        self._thread_has_space.set()
+        # Asked first, since setting takes a lock; whoever waits clears it, then looks once more.
+        if not self._has_space.is_set():
+            self._has_space.set()
+        if not self._thread_has_space.is_set():
+            self._thread_has_space.set()
         return events
 
     def close(self) -> None:
