@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,20 +21,15 @@ os.environ["LLM_USER_PATH"] = folder = tempfile.mkdtemp()
 import llm
 import sqlite_utils
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart
-from llm.utils import monotonic_ulid
 
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.core import chat
-from llmproxy.recorder.exchange import Turn, begun
+from llmproxy.recorder.exchange import Turn, begun, new_id, with_answer
 from llmproxy.recorder.store import Store
 
 RUNS = 15
 WORDS = "so many words that they make a kilobyte " * 25
-
-
-def new_id() -> str:
-    return str(monotonic_ulid()).lower()
 
 
 def cpu_ms(work: Callable[[], object]) -> float:
@@ -43,12 +39,12 @@ def cpu_ms(work: Callable[[], object]) -> float:
 
 
 def ours(
-    store: Store, memory: Matcher, messages: list[Message], answer: str
+    store: Store, matcher: Matcher, messages: list[Message], answer: str
 ) -> tuple[float, float, float]:
     """Find, begin and end one exchange; its answer thinks, which clients do not send again."""
     id_, now = new_id(), datetime.now(UTC)
     found: list[Match] = []
-    find = cpu_ms(lambda: found.append(memory.recollect(messages, "demo", "benchmark")))
+    find = cpu_ms(lambda: found.append(matcher.match(messages, "demo", "benchmark")))
     assert len(found[0].recalled) == len(messages) // 2
     wire = [{"role": m.role, "content": m.parts[0].text} for m in messages]  # type: ignore[attr-defined]
     exchange = begun(
@@ -70,10 +66,15 @@ def ours(
         (float(i), StreamEvent("text", word + " ", part_index=0))
         for i, word in enumerate(WORDS.split())
     ]
-    ended = exchange.ended(
-        "ok", http_status=200, duration_ms=9.0, turn=turn, events=events, finish=chat.Finish(),
-        previous_id=found[0].previous_id, link=found[0].link,
-    )  # fmt: skip
+    over = replace(
+        exchange,
+        status="ok",
+        http_status=200,
+        duration_ms=9.0,
+        previous_id=found[0].previous_id,
+        link=found[0].link,
+    )
+    ended = with_answer(over, turn, events, chat.Finish())
     return find, begin, cpu_ms(lambda: store.write([ended]))
 
 
@@ -86,7 +87,7 @@ def theirs(database: sqlite_utils.Database, messages: list[Message]) -> float:
 
 def main() -> None:
     path = Path(folder) / "ours.db"
-    store, memory = Store(path), Matcher(path)
+    store, matcher = Store(path), Matcher(path)
     database = sqlite_utils.Database(Path(folder) / "theirs.db")
     print("messages sent again    find  begin    end    llm")
     for count in (0, 10, 100, 1000):
@@ -95,14 +96,14 @@ def main() -> None:
         for i in range(count // 2 + RUNS):
             messages.append(Message("user", [TextPart(f"question {i} of {count} {WORDS}")]))
             answer = f"answer {i} of {count} {WORDS}"
-            cost = ours(store, memory, list(messages), answer)
+            cost = ours(store, matcher, list(messages), answer)
             if i >= count // 2:
                 times.append((*cost, theirs(database, list(messages))))
             messages.append(Message("assistant", [TextPart(answer)]))
         find, begin, end, llms = (sorted(column)[RUNS // 2] for column in zip(*times, strict=True))
         shown = f"{find:6.2f} {begin:6.2f} {end:6.2f} {llms:6.2f}"
         print(f"{count:19}  {shown}  ms CPU, median of {RUNS}")
-    memory.close()
+    matcher.close()
     store.close()
 
 
