@@ -1,7 +1,7 @@
-"""Models that do what no model should: each harms its own answer, and nothing else.
+"""Misbehaving models: each may spoil its own response, and nothing else.
 
-Every one is asked on both wires, whole and streamed, in one server, which answers the
-next request as if nothing had been. The log has each exchange with its status.
+Each is used by both APIs, whole and streamed, on one server, which then serves the next
+request normally. The log has each exchange with its status.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ KINDS = {"sync": SyncScript, "async": AsyncScript}
 
 
 class Silent(Exception):
-    """Neither its text nor its form can be had."""
+    """An exception whose str and repr fail."""
 
     def __str__(self):
         raise RuntimeError("no text")
@@ -36,7 +36,7 @@ class NoText(Exception):
 
 
 class StrangeStatus(Exception):
-    """As an SDK's, but every attribute is rubbish."""
+    """An exception like an SDK's, but with invalid attributes."""
 
     status_code = float("nan")
     body = {"error": {"message": {"a": object()}, "code": 5}}
@@ -48,7 +48,7 @@ class StrangeStatus(Exception):
 
 
 def context_loop():
-    """An exception that is its own cause's cause."""
+    """Return an exception that is the cause of its own cause."""
     first, second = RuntimeError("first"), RuntimeError("second")
     first.__cause__, second.__cause__ = second, first
     return first
@@ -86,7 +86,7 @@ def too_deep(_response):
 
 ESCAPES = "a\x00b\x1b[0m\r\n\r\ndata: x\n\n\u2028"
 
-# name → steps, and what the answer is: its text, or None for an error
+# name → steps, and the text of the response, or None for an error
 STRANGE = {
     "None": ((None,), None),
     "int": ((5,), None),
@@ -117,7 +117,7 @@ def leave(**attributes):
 
 
 class Rude:
-    """Every question about it is answered by an exception."""
+    """An object whose attributes and comparisons raise."""
 
     def __getattr__(self, name):
         raise RuntimeError(name)
@@ -190,7 +190,7 @@ def all_models():
 
 
 class Asked:
-    """An answer as a client has it."""
+    """A response as a client gets it."""
 
     def __init__(self, status, data, is_whole):
         self.status = status
@@ -219,7 +219,7 @@ def ask(port, model, wire="openai", stream=False):
 
 
 def text_of(wire, asked, stream):
-    """The answer's text."""
+    """Return the text of a response."""
     assert asked.status == 200 and asked.is_whole, asked.data[-500:]
     if not stream:
         body = json.loads(asked.data)
@@ -238,7 +238,7 @@ def text_of(wire, asked, stream):
 
 
 def error_of(wire, asked, *, is_late):
-    """The error's words, in its wire's shape: as a status, or in the stream that had begun."""
+    """Return the error's message in its API's format, from the body or the stream."""
     if is_late:
         assert asked.status == 200
         error = asked.events()[-1]
@@ -263,14 +263,14 @@ def proxy(tmp_path_factory):
 
 
 def last_rows(proxy, count):
-    """How the last exchanges ended, as the log has it."""
+    """Return how the last exchanges ended, from the log."""
     with sqlite3.connect(proxy.proxy.database) as db:
         sql = "select model_asked, status, http_status, error from proxy_exchanges"
         return db.execute(f"{sql} order by id desc limit ?", [count]).fetchall()[::-1]
 
 
 def ask_all_ways(proxy, model):
-    """Ask on each wire, whole and streamed, and a good model at last; give the answers."""
+    """Send requests to a model by each API, whole and streamed, then one to a good model."""
     ways = [(wire, stream) for wire in PATHS for stream in (False, True)]
     answers = {way: ask(proxy.port, model, *way) for way in ways}
     well = model.partition(":")[0] + ":well"
@@ -284,7 +284,7 @@ def ask_all_ways(proxy, model):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", RAISED)
 @pytest.mark.parametrize("when", ["at once", "later"])
-def test_whatever_is_raised_is_a_clean_error(proxy, kind, name, when):
+def test_any_exception_is_a_clean_error(proxy, kind, name, when):
     answers, logged = ask_all_ways(proxy, named(kind, f"{name} {when}"))
     for (wire, stream), answer in answers.items():
         words = error_of(wire, answer, is_late=stream and when == "later")
@@ -295,7 +295,7 @@ def test_whatever_is_raised_is_a_clean_error(proxy, kind, name, when):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", STRANGE)
-def test_whatever_is_yielded_is_text_or_a_clean_error(proxy, kind, name):
+def test_any_yielded_value_is_text_or_a_clean_error(proxy, kind, name):
     answers, logged = ask_all_ways(proxy, named(kind, name))
     expected = STRANGE[name][1]
     for (wire, stream), answer in answers.items():
@@ -308,8 +308,8 @@ def test_whatever_is_yielded_is_text_or_a_clean_error(proxy, kind, name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LEFT)
-def test_rubbish_that_is_left_costs_its_own_answer_at_most(proxy, kind, name):
-    """What can't be read is an error, what can is an answer; each is logged as the client saw."""
+def test_invalid_data_left_by_a_plugin_spoils_its_own_response_at_most(proxy, kind, name):
+    """Unreadable data is an error, other data a response; each is logged as the client got it."""
     answers, logged = ask_all_ways(proxy, named(kind, name))
     for ((wire, stream), answer), row in zip(answers.items(), logged, strict=True):
         if row[1] == "ok":

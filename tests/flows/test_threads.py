@@ -1,4 +1,4 @@
-"""Which conversation a request goes on with, as real clients send theirs, and what it costs."""
+"""Matching of requests to conversations, with the habits of real clients, and its cost."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def system(content):
 
 
 def ask_chat(proxy, *messages, model="m"):
-    """Ask by OpenAI's wire, and give the answer as a client keeps it."""
+    """Send a request by OpenAI's API; return the reply as a client keeps it."""
     body = {"model": model, "messages": messages, "tools": TOOLS}
     status, _, answer = request(proxy, "POST", "/v1/chat/completions", body)
     assert status == 200, answer
@@ -51,7 +51,7 @@ def ask_chat(proxy, *messages, model="m"):
 
 
 def messages(proxy, *messages, **fields):
-    """Ask by Anthropic's wire, and give the answer as a client keeps it."""
+    """Send a request by Anthropic's API; return the reply as a client keeps it."""
     tools = [{"name": "read", "input_schema": {"type": "object"}}]
     body = {"model": "m", "max_tokens": 100, "messages": messages, "tools": tools} | fields
     status, _, answer = request(proxy, "POST", "/v1/messages?beta=true", body)
@@ -67,7 +67,7 @@ def results(message):
 
 
 def talker():
-    """Says something else each time, long enough to be known again."""
+    """Return a model with a new reply each time, long enough to be matched."""
 
     def say(_prompt):
         return says(f"Answer {len(model.prompts)}: that is all there is to it, I think.")
@@ -77,10 +77,10 @@ def talker():
 
 
 def drawn(llm_user_path):
-    """The exchanges in their order: each one's thread, what it goes on from, and by what link.
+    """Return the exchanges in order: each one's thread, its previous exchange and its link.
 
-    Threads are letters, exchanges numbers: "B<A 0 reply" is in the thread B, which was
-    forked from A, and goes on from the reply of the first exchange.
+    Threads are letters, exchanges numbers: "B<A 0 reply" is in the thread B, which was forked
+    from A, and continues the reply of the first exchange.
     """
     forked = dict(rows(llm_user_path, "select id, forked_from from threads"))
     letters: dict[str, str] = {}
@@ -100,7 +100,7 @@ def drawn(llm_user_path):
 
 
 def run_llm(*words):
-    """Run the `llm` command as a person would; the fewer plugins the sooner."""
+    """Run the `llm` command as a user would; with few plugins, since that is faster."""
     environment = os.environ | {"LLM_LOAD_PLUGINS": "llm-proxy-recorder"}
     done = subprocess.run(
         [sys.executable, "-m", "llm", *words],
@@ -117,7 +117,7 @@ def run_llm(*words):
 
 
 class Aider:
-    """aider 0.86: where it puts what, and what it does to a turn that has edited (d6.32)."""
+    """A client like aider 0.86: its order of messages, and its history after edits (d6.32)."""
 
     SYSTEM = "Act as an expert software developer.\nTake requests for changes to the code."
     EXAMPLES = (
@@ -144,7 +144,7 @@ class Aider:
         self.current.append(ask_chat(self.proxy, *self._chunks(), model="demo"))
 
     def edit(self):
-        """Take the edits of the last reply: commit them, and begin anew behind them."""
+        """Apply and commit the edits of the last reply, then start a new chat after them."""
         self.version += 1
         said = "".join(f"\n{m['role'].upper()}: {m['content']}\n" for m in self.current)
         diffs = f"# Diffs:\n--- a/app.py\n+++ b/app.py\n+version = {self.version}\n"
@@ -183,8 +183,8 @@ class Aider:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reminder", ["sys", "user"])
-def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder, llm_user_path):
-    """d6.32, and what `--cid` is for (d6.24)."""
+def test_twenty_requests_of_aider_are_one_thread_that_llm_can_continue(reminder, llm_user_path):
+    """d6.32; d6.24: the use of `--cid`."""
     expected = []
     with running() as proxy:
         aider = Aider(proxy, reminder)
@@ -203,7 +203,7 @@ def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder,
         assert len(everything) == 30
         shown = [row for row in everything if row["conversation_id"] == thread]
         assert len(shown) == 20
-        # llm shows no prompt where a system message has the last word.
+        # llm shows no prompt if the last message is a system message.
         if reminder == "user":
             said = sorted(row["prompt"].partition("number ")[2].split(".")[0] for row in shown)
             assert said == sorted(map(str, range(20)))
@@ -223,12 +223,12 @@ def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder,
             assert log.load_chain(turns[-1][0])[:-1] == log.load_chain(tip)
         assert rows(llm_user_path, tip_sql) == [(turns[-1][1],)]
 
-        # aider knows nothing of that turn: its own way parts from llm's here.
+        # aider doesn't know that turn, so its conversation forks here.
         aider.ask("And what comes next?")
         assert drawn(llm_user_path)[-1] == f"L<A{before}"
 
 
-# ---- what a long session costs
+# ---- the size of a long session
 
 TURNS = 30
 SYSTEM = "You are an agent that works on a code base. " * 455  # 20 kB
@@ -237,7 +237,7 @@ STABLE_ROWS = 2 + TURNS + (TURNS - 1)  # system, task, replies, and results of a
 
 
 def working_agent():
-    """Calls a tool in each turn but the last, thinking before."""
+    """Return a model that thinks and calls a tool in each turn but the last."""
 
     def say(prompt):
         turn = sum(message.role == "assistant" for message in prompt.messages)
@@ -260,7 +260,7 @@ def file_of(turn):
 
 
 def openai_session(proxy, system_of, dressed):
-    """An agent on OpenAI's wire, which drops thinking; gives after each turn its number."""
+    """Run an agent on OpenAI's API, which drops thinking; yield each turn's number."""
     history = [user(TASK)]
     for turn in range(TURNS):
         reply = ask_chat(proxy, system(system_of(turn)), *dressed(history))
@@ -272,7 +272,7 @@ def openai_session(proxy, system_of, dressed):
 
 
 def anthropic_session(proxy, system_of, dressed):
-    """An agent on Anthropic's wire, which sends back all that it was given."""
+    """Run an agent on Anthropic's API, which sends back everything it got."""
     history = [user(TASK)]
     for turn in range(TURNS):
         text = system_of(turn)
@@ -290,7 +290,7 @@ def anthropic_session(proxy, system_of, dressed):
 
 
 def marked(history):
-    """Mark the end of the last message for the cache, and only that, as clients do (d6.2)."""
+    """Add a cache marker to the last message, and no other, as clients do (d6.2)."""
     mark = {"cache_control": {"type": "ephemeral"}}
     *before, last = history
     content = last["content"]
@@ -340,7 +340,7 @@ SESSIONS = {
 
 @pytest.mark.parametrize(("session", "system_of", "dressed"), SESSIONS.values(), ids=SESSIONS)
 def test_long_session_stores_each_message_once(session, system_of, dressed, llm_user_path):
-    """B32, d6.2, d6.3: neither dropped thinking nor marks nor the billing line stores it anew."""
+    """B32, d6.2, d6.3: dropped thinking, cache markers and billing lines make no copies."""
     sizes = []
     with running(working_agent()) as proxy:
         for _ in session(proxy, system_of, dressed):
@@ -350,7 +350,7 @@ def test_long_session_stores_each_message_once(session, system_of, dressed, llm_
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [
         (TURNS, 1)
     ]
-    # Anthropic's wire carries all of it; there is nothing to give back.
+    # Anthropic's API carries all of it; there is nothing to recall.
     given = [(turn if session is openai_session else 0,) for turn in range(TURNS)]
     assert rows(llm_user_path, "select recalled from proxy_exchanges order by number") == given
     middle = TURNS // 2
@@ -360,11 +360,11 @@ def test_long_session_stores_each_message_once(session, system_of, dressed, llm_
 
 
 @pytest.mark.parametrize("session", [openai_session, anthropic_session])
-def test_system_prompt_that_changes_is_one_thread_all_the_same(session, llm_user_path):
+def test_changing_system_prompt_stays_in_one_thread(session, llm_user_path):
     with running(working_agent()) as proxy:
         for _ in session(proxy, changing, unmarked):
             pass
-    # Each request's whole chain is another one then: the system prompt is where it begins.
+    # Each request's messages are stored again then, since the system prompt comes first.
     chains = sum(2 + 2 * turn + 1 for turn in range(TURNS))
     assert rows(llm_user_path, "select count(*) from messages") == [(chains,)]
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
@@ -376,7 +376,7 @@ def test_system_prompt_that_changes_is_one_thread_all_the_same(session, llm_user
 
 
 def conversation(proxy, count, ask=ask_chat):
-    """Hold a conversation of so many questions, and give it."""
+    """Have a conversation of `count` questions; return its messages."""
     history = []
     for i in range(count):
         history.append(user(f"This is the question number {i}."))
@@ -384,7 +384,7 @@ def conversation(proxy, count, ask=ask_chat):
     return history
 
 
-def test_edited_turn_forks_and_both_branches_go_on(llm_user_path):
+def test_edited_turn_forks_and_both_branches_can_be_continued(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 2)
         edited = [*history[:2], user("Rather another question.")]
@@ -402,8 +402,8 @@ def test_retried_turn_forks(llm_user_path):
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "B<A 1 reply", "B 3 reply"]
 
 
-def test_retried_or_edited_beginning_is_a_conversation_of_its_own(llm_user_path):
-    """Nothing in it says that they belong together."""
+def test_retried_or_edited_first_message_is_a_new_conversation(llm_user_path):
+    """Nothing shows that they belong together."""
     with running(talker()) as proxy:
         conversation(proxy, 2)
         conversation(proxy, 1)
@@ -420,7 +420,7 @@ def test_unknown_replies_begin_a_thread(llm_user_path):
     assert drawn(llm_user_path) == ["A", "B"]
 
 
-def test_system_messages_take_no_part(llm_user_path):
+def test_system_messages_are_ignored(llm_user_path):
     with running(talker()) as proxy:
         history = [user("A question.")]
         history.append(ask_chat(proxy, system("Be brief."), *history))
@@ -430,7 +430,7 @@ def test_system_messages_take_no_part(llm_user_path):
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
-def test_another_model_goes_on_in_the_same_thread(llm_user_path):
+def test_another_model_continues_the_same_thread(llm_user_path):
     with running(talker(), Speaker("n", lambda _: says("This is what n has to say."))) as proxy:
         history = [*conversation(proxy, 1), user("And you, n?")]
         history += [ask_chat(proxy, *history, model="n"), user("And you, m?")]
@@ -438,7 +438,7 @@ def test_another_model_goes_on_in_the_same_thread(llm_user_path):
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
-def test_words_that_are_said_everywhere_are_told_apart_by_the_question(llm_user_path):
+def test_common_replies_are_distinguished_by_the_question(llm_user_path):
     refusal = "I'm sorry, but I can't help with that."
     with running(Speaker("m", lambda _: says(refusal))) as proxy:
         for thing in ("a lock", "a safe"):
@@ -448,7 +448,7 @@ def test_words_that_are_said_everywhere_are_told_apart_by_the_question(llm_user_
     assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply", "C"]
 
 
-def test_thread_goes_on_after_a_restart(llm_user_path):
+def test_thread_continues_after_a_restart(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 2)
     with running(talker()) as proxy:
@@ -456,8 +456,8 @@ def test_thread_goes_on_after_a_restart(llm_user_path):
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
-def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
-    """Edited arguments, and parallel calls that a framework has put one after the other."""
+def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
+    """Edited arguments, and parallel calls that a framework sends one after the other."""
     say = in_turn(
         [
             *calls("a1b", '{"path": "a"}', name="read"),
@@ -479,8 +479,8 @@ def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply"]
 
 
-def test_ids_that_are_counted_anew_in_each_conversation_keep_them_apart(llm_user_path):
-    """Local servers call every first call call_0."""
+def test_call_ids_that_restart_in_each_conversation_are_distinguished(llm_user_path):
+    """Local servers name every first call call_0."""
 
     def say(prompt):
         words = prompt.messages[-1].parts[-1]
@@ -503,7 +503,7 @@ def test_ids_that_are_counted_anew_in_each_conversation_keep_them_apart(llm_user
 
 
 def test_tool_results_that_a_client_clears_change_no_thread(llm_user_path):
-    """Claude Code and others do so where the context grows long."""
+    """Claude Code and others do so when the context grows long."""
     with running(working_agent()) as proxy:
         history = [user(TASK)]
         for turn in range(6):
@@ -539,8 +539,8 @@ def subagent_asks(prompt):
     return user([{"type": "text", "text": reminder}, {"type": "text", "text": prompt}])
 
 
-def test_subagents_are_threads_forked_from_who_called_them(llm_user_path):
-    """Claude Code's Task: a conversation of its own that begins with the call's words."""
+def test_subagents_are_threads_forked_from_their_caller(llm_user_path):
+    """Claude Code's Task: a separate conversation that begins with the call's prompt."""
     other = PROMPT.replace("parser", "lexer")
     say = in_turn(
         calling_tasks(PROMPT, other),
@@ -562,7 +562,7 @@ def test_subagents_are_threads_forked_from_who_called_them(llm_user_path):
     assert drawn(llm_user_path) == ["A", "B<A 0 call", "C<A 0 call", "B 1 reply", "A 0 reply"]
 
 
-def test_subagent_of_a_subagent_is_forked_from_that(llm_user_path):
+def test_subagent_of_a_subagent_is_forked_from_the_latter(llm_user_path):
     deeper = PROMPT.replace("parser", "lexer")
     say = in_turn(
         calling_tasks(PROMPT), calling_tasks(deeper), says("There are no tests of the lexer.")
@@ -583,7 +583,7 @@ def test_subagent_of_a_subagent_is_forked_from_that(llm_user_path):
     ],
     ids=["too short", "other words", "not all of it"],
 )
-def test_what_is_no_quote_of_a_call_begins_a_thread(called, asked, llm_user_path):
+def test_a_request_that_does_not_quote_a_call_starts_a_thread(called, asked, llm_user_path):
     say = in_turn(calling_tasks(called), says("There is nothing."))
     with running(Speaker("m", say)) as proxy:
         messages(proxy, user("Which tests are there?"))
@@ -650,7 +650,7 @@ COMPACTED = {
 
 
 @pytest.mark.parametrize("compacted", COMPACTED.values(), ids=COMPACTED)
-def test_summary_in_place_of_older_replies_forks_once(compacted, llm_user_path):
+def test_summary_instead_of_older_replies_forks_once(compacted, llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 4)
         history = [*compacted(history[4:]), user("What now?")]
@@ -660,8 +660,8 @@ def test_summary_in_place_of_older_replies_forks_once(compacted, llm_user_path):
 
 
 @pytest.mark.parametrize("said_by", [user, assistant])
-def test_summary_behind_the_first_question_forks_too(said_by, llm_user_path):
-    """OpenHands keeps the beginning, and puts its summary after that."""
+def test_summary_after_the_first_question_forks_too(said_by, llm_user_path):
+    """OpenHands keeps the beginning, with its summary after it."""
     with running(talker()) as proxy:
         history = conversation(proxy, 4)
         summary = said_by("<CONTEXT SUMMARY> We spoke of many things before: ...")
@@ -690,8 +690,8 @@ def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path)
     assert drawn(llm_user_path)[5:] == ["A 4 reply", "B<A 4 reply"]
 
 
-def test_conversation_goes_on_over_another_dialect(llm_user_path):
-    """Replies are known again by what every wire carries of them."""
+def test_conversation_continues_in_another_dialect(llm_user_path):
+    """Fingerprints use only the parts of replies that every API carries."""
     say = in_turn(
         [*thinks("hm"), *says("I read it.\n"), *calls("call_1", '{"n": 1.0}', name="read")],
         [*thinks("so"), *says("It says nothing of numbers.")],
@@ -734,13 +734,13 @@ def test_conversation_goes_on_over_another_dialect(llm_user_path):
     assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply", "A 3 reply"]
 
 
-# ---- conversations that begin alike
+# ---- conversations with the same beginning
 
 
 @pytest.mark.parametrize(
     ("greeting", "count"), [("Hello! How can I help you today?", 50), ("ok", 15)]
 )
-def test_conversations_that_begin_alike_stay_apart(greeting, count, llm_user_path):
+def test_conversations_with_the_same_beginning_stay_apart(greeting, count, llm_user_path):
     def say(prompt):
         if len(prompt.messages) == 2:
             return says(greeting)
@@ -767,7 +767,7 @@ def test_conversations_that_begin_alike_stay_apart(greeting, count, llm_user_pat
 
 
 def threads_by_turns(llm_user_path):
-    """How many threads there are of each number of turns."""
+    """Count the threads by their number of turns."""
     return dict(
         rows(
             llm_user_path,
@@ -779,8 +779,8 @@ def threads_by_turns(llm_user_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_thousand_conversations_that_begin_alike_stay_apart(llm_user_path):
-    """By the recorder's rooms alone: over HTTP it would take ten times as long."""
+def test_ten_thousand_conversations_with_the_same_beginning_stay_apart(llm_user_path):
+    """Without HTTP, which would take ten times as long."""
     count, continued = 10_000, 2_000
     path = llm_user_path / "logs.db"
     begins = [llm.system("Be kind."), llm.user("hi")]
@@ -803,7 +803,7 @@ def test_ten_thousand_conversations_that_begin_alike_stay_apart(llm_user_path):
 
 
 def exchange(number, messages, reply, **fields):
-    """An exchange that has ended, as the app would write it."""
+    """Return an ended exchange, as the app would write it."""
     received = datetime(2026, 11, 21, tzinfo=UTC)
     facts = {
         "dialect": "openai_chat",
@@ -826,7 +826,7 @@ def exchange(number, messages, reply, **fields):
     )
 
 
-def test_trivial_reply_counts_only_where_all_before_it_is_the_same(llm_user_path):
+def test_trivial_reply_matches_only_with_the_same_history(llm_user_path):
     with running(Speaker("m", lambda _: says("ok"))) as proxy:
         ask_chat(proxy, user("Remember the number seven."))
         ask_chat(proxy, user("Remember the number eight."))
@@ -835,10 +835,10 @@ def test_trivial_reply_counts_only_where_all_before_it_is_the_same(llm_user_path
     assert drawn(llm_user_path) == ["A", "B", "C", "A 0 reply"]
 
 
-# ---- at the same moment, and cut short
+# ---- parallel and cancelled requests
 
 
-def test_of_two_that_go_on_at_the_same_moment_one_forks(llm_user_path):
+def test_of_two_parallel_continuations_one_forks(llm_user_path):
     waiting = []
 
     async def both(_response):
@@ -863,7 +863,7 @@ def test_of_two_that_go_on_at_the_same_moment_one_forks(llm_user_path):
 
 
 def hang_up_in(proxy, began, *messages):
-    """Ask for a stream and go away when the model waits; return when that is known."""
+    """Request a stream and disconnect while the model waits; return when that is logged."""
     count = len(proxy.reports)
     connection = HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     body = {"model": "m", "messages": messages, "stream": True}
@@ -874,7 +874,7 @@ def hang_up_in(proxy, began, *messages):
 
 
 @pytest.mark.parametrize("keeps_the_rest", [False, True], ids=["asked anew", "went on"])
-def test_answer_that_was_hung_up_on_leaves_the_tip_where_it_was(keeps_the_rest, llm_user_path):
+def test_cancelled_response_does_not_move_the_tip(keeps_the_rest, llm_user_path):
     began = threading.Event()
 
     async def wait(_response):
@@ -907,7 +907,7 @@ def test_answer_that_was_hung_up_on_leaves_the_tip_where_it_was(keeps_the_rest, 
         assert drawn(llm_user_path) == ["A", "A 0 reply", "A 0 reply", "A 2 reply"]
 
 
-def test_failed_answer_leaves_the_tip_where_it_was(llm_user_path):
+def test_failed_response_does_not_move_the_tip(llm_user_path):
     def fail(_response):
         raise RuntimeError("the GPU is gone")
 
