@@ -533,12 +533,12 @@ def test_foreign_host_and_origin_are_refused_first():
         assert (rebound[0], crossed[0], model.prompts) == (403, 403, [])
         assert "access-control-allow-origin" not in crossed[1]
         allowed = request(proxy, "POST", path, body, {"origin": "https://good.example"})
-        asked = {
+        headers = {
             "origin": "https://good.example",
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization, x-stainless-os",
         }
-        preflight = request(proxy, "OPTIONS", path, None, asked)
+        preflight = request(proxy, "OPTIONS", path, None, headers)
         refused = request(
             proxy, "POST", path, body | {"model": "no"}, {"origin": "https://good.example"}
         )

@@ -70,8 +70,8 @@ def test_tool_loop_with_thinking_over_several_turns():
         StreamEvent("tool_call_args", '{"at": "A"}', part_index=1, tool_call_id="toolu_x"),
     ]
     with running(model := AsyncScript("m", *steps)) as proxy:
-        asked = {"model": "m", "max_tokens": 3000, "tools": [WEATHER]}
-        with client(proxy).messages.stream(**asked, messages=QUESTION) as stream:
+        options = {"model": "m", "max_tokens": 3000, "tools": [WEATHER]}
+        with client(proxy).messages.stream(**options, messages=QUESTION) as stream:
             answer = stream.get_final_message()
         assert [block.type for block in answer.content] == ["thinking", "tool_use", "tool_use"]
         assert answer.content[0].signature == "sig=="
@@ -85,7 +85,7 @@ def test_tool_loop_with_thinking_over_several_turns():
             {"role": "assistant", "content": [b.model_dump() for b in answer.content]},
             {"role": "user", "content": [*results, {"type": "text", "text": "and now?"}]},
         ]
-        client(proxy).messages.create(**asked, messages=[*QUESTION, *turn])
+        client(proxy).messages.create(**options, messages=[*QUESTION, *turn])
     _, reply, tool, after = model.prompts[1].messages
     assert reply.parts[0].provider_metadata == signed
     assert [part.output for part in tool.parts] == ["sun in toolu_x", "sun in toolu_y"]
@@ -191,8 +191,8 @@ def test_tokens_are_counted_without_the_model():
     with running(model := AsyncScript("m", "a")) as proxy:
         count = client(proxy).messages.count_tokens
         bare = count(model="m", messages=QUESTION).input_tokens
-        asked = {"model": "m", "messages": QUESTION, "system": "Be brief. " * 10}
-        more = count(**asked, tools=[WEATHER]).input_tokens
+        options = {"model": "m", "messages": QUESTION, "system": "Be brief. " * 10}
+        more = count(**options, tools=[WEATHER]).input_tokens
         status, _, _ = request(
             proxy,
             "POST",

@@ -79,9 +79,9 @@ def ran(tmp_path_factory):
         yield Ran(session, listed, threads, stopped, row, resumed, report, page)
 
 
-def run(session, *words):
+def run(session, *arguments):
     return subprocess.run(
-        command(*words),
+        command(*arguments),
         env=environment(session.folder),
         capture_output=True,
         text=True,
@@ -90,10 +90,10 @@ def run(session, *words):
     )
 
 
-def stop_midway(session, *words):
+def stop_midway(session, *arguments):
     """Send Ctrl-C in the middle of a response of `thorough`, after some other responses."""
     process = subprocess.Popen(
-        command(*words),
+        command(*arguments),
         env=environment(session.folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -111,7 +111,7 @@ def stop_midway(session, *words):
     finally:
         process.kill()
         process.wait()
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def speaks_midway(session):
@@ -140,8 +140,8 @@ def test_the_session_is_in_the_log(ran):
 
 def test_named_models_get_the_recorded_requests_and_no_others(ran):
     bodies = ran.session.provider.bodies
-    asked = [json.dumps(body["messages"]) for body in bodies if body["model"] == RECORDED]
-    assert len(asked) == len(set(asked)) == EXCHANGES
+    recorded = [json.dumps(body["messages"]) for body in bodies if body["model"] == RECORDED]
+    assert len(recorded) == len(set(recorded)) == EXCHANGES
     counts = Counter(body["model"] for body in bodies)
     # Warm-ups before both parts of the run; the interrupted request was sent twice.
     assert counts == {RECORDED: EXCHANGES, "quick": EXCHANGES + 2, "thorough": EXCHANGES + 3}
@@ -245,8 +245,8 @@ def test_errors_and_finish_reasons_are_counted(ran):
     assert [ran.model(name)["errors"] for name in MODELS] == [{"invalid_request": 1}, {}]
     assert [ran.model(name)["requests"] for name in MODELS] == [EXCHANGES, EXCHANGES]
     assert ran.model("thorough")["finish_reasons"] == {"stop": 13, "tool_calls": 7}
-    (words,) = ran.rows("select error from proxy_exchanges where status = 'error'")[0]
-    assert words == "messages: This model's maximum context length is 1024 tokens."
+    (error,) = ran.rows("select error from proxy_exchanges where status = 'error'")[0]
+    assert error == "messages: This model's maximum context length is 1024 tokens."
 
 
 def test_tokens_are_the_providers_counts(ran):
@@ -297,9 +297,9 @@ def test_the_page_loads_nothing_in_a_browser(ran, tmp_path):
     with open_browser(tmp_path) as browser:
         browser.show()
         browser.navigate(ran.page.as_uri())
-        words = browser.evaluate("document.body.innerText")
-        assert "quick is faster than thorough by" in words
-        assert "thorough is closer to the recorded" in words
+        text = browser.evaluate("document.body.innerText")
+        assert "quick is faster than thorough by" in text
+        assert "thorough is closer to the recorded" in text
         for width in (1280, 360):
             browser.show(width=width)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width

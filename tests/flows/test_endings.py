@@ -30,7 +30,7 @@ def rows(llm_user_path, columns, table="proxy_exchanges"):
         return db.execute(f"select {columns} from {table} order by 1").fetchall()
 
 
-def said(llm_user_path):
+def logged_replies(llm_user_path):
     """Return the replies in the log, each with its exchange's status."""
     return rows(
         llm_user_path,
@@ -40,7 +40,7 @@ def said(llm_user_path):
     )
 
 
-def asked(llm_user_path):
+def logged_prompts(llm_user_path):
     """Return the prompts in llm's tree of messages."""
     return rows(
         llm_user_path,
@@ -74,7 +74,7 @@ def test_failure_before_any_output_logs_the_prompt(kind, llm_user_path):
     ] or rows(llm_user_path, "status, http_status, error, thread_id") == [
         ("error", 529, "try later", None)
     ]
-    assert asked(llm_user_path) == [("error", "what I asked")]
+    assert logged_prompts(llm_user_path) == [("error", "what I asked")]
     assert rows(llm_user_path, "id", "turns") == []
 
 
@@ -87,7 +87,7 @@ def test_failure_in_a_stream_logs_the_partial_reply(llm_user_path):
         (200, "error", 1, None),
         (502, "error", 1, None),
     ]
-    assert said(llm_user_path) == [("error", "so far")] * 2
+    assert logged_replies(llm_user_path) == [("error", "so far")] * 2
 
 
 @pytest.mark.parametrize("raised", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError()])
@@ -137,8 +137,8 @@ def test_a_disconnect_is_logged_as_cancelled_with_the_partial_reply(before, llm_
     [(status, http_status, error)] = rows(llm_user_path, "status, http_status, error")
     assert (status, error) == ("cancelled", None)
     assert http_status in ((200, None) if before else (None,))
-    assert said(llm_user_path) == [("cancelled", text) for text in before]
-    assert asked(llm_user_path) == [("cancelled", "what I asked")]
+    assert logged_replies(llm_user_path) == [("cancelled", text) for text in before]
+    assert logged_prompts(llm_user_path) == [("cancelled", "what I asked")]
 
 
 def test_shutdown_cuts_responses_that_do_not_end(llm_user_path):
@@ -155,7 +155,7 @@ def test_shutdown_cuts_responses_that_do_not_end(llm_user_path):
         connection.getresponse().readline()
         assert began.wait(10)
     connection.close()
-    assert said(llm_user_path) == [("cancelled", "so far")]
+    assert logged_replies(llm_user_path) == [("cancelled", "so far")]
 
 
 def test_follow_shows_a_disconnect_live(llm_user_path):

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from llmproxy.core.limits import Limits
-from tests.flows.test_strange_models import PATHS, QUESTION, Asked, ask, error_of, text_of
+from tests.flows.test_strange_models import PATHS, QUESTION, ClientResponse, ask, error_of, text_of
 from tests.models import AsyncScript, SyncScript
 from tests.proxies import running
 
@@ -90,15 +90,15 @@ def test_blocked_threads_are_limited(llm_user_path):
             with begin(proxy, "blocked", stream=bool(i)):
                 assert model.begun.acquire(timeout=20)
             proxy.wait_for_report(i + 1)
-        for wire in PATHS:
+        for api in PATHS:
             connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=20)
             body = {"model": "blocked", "messages": QUESTION, "max_tokens": 9, "stream": True}
-            connection.request("POST", PATHS[wire], json.dumps(body))
+            connection.request("POST", PATHS[api], json.dumps(body))
             refused = connection.getresponse()
-            answer = Asked(refused.status, refused.read(), True)
+            answer = ClientResponse(refused.status, refused.read(), True)
             connection.close()
             assert (refused.status, refused.getheader("retry-after")) == (503, "1")
-            assert error_of(wire, answer, is_late=False) == (
+            assert error_of(api, answer, is_late=False) == (
                 "2 models that can't be stopped are running already"
             )
         assert len(model.prompts) == 2

@@ -452,10 +452,10 @@ def test_log_removed_under_load_fails_no_response(how, llm_user_path):
 
 
 @contextmanager
-def limited(kind, most, *words):
+def limited(kind, most, *arguments):
     """Run the server as a process with a resource limit of the system."""
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--quiet", *words],
+        [*COMMAND, "--port", "0", "--quiet", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -475,8 +475,8 @@ def test_full_disk_under_load_fails_no_response(llm_user_path):
     unlimited = resource.RLIM_INFINITY
     with limited(resource.RLIMIT_FSIZE, (2_000_000, unlimited)) as (process, port):
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(ask, port, f"{i} " + "x" * 40_000) for i in range(80)]
-            answers = [each.result() for each in asked]
+            futures = [pool.submit(ask, port, f"{i} " + "x" * 40_000) for i in range(80)]
+            answers = [each.result() for each in futures]
         assert {status for status, _, _ in answers} == {200}
         assert json.loads(get(port, "/healthz")[1])["log"] == "failing"
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))

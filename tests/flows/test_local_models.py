@@ -32,7 +32,7 @@ from tests.flows.test_strange_models import ask, error_of, text_of
 from tests.models import AsyncScript, NativeScript, SyncScript, registered, usage
 from tests.proxies import running
 
-WIRES = pytest.mark.parametrize("wire", ["openai", "anthropic"])
+APIS = pytest.mark.parametrize("api", ["openai", "anthropic"])
 
 
 @pytest.fixture
@@ -71,24 +71,24 @@ def health(proxy):
 def test_parallel_clients_of_both_apis_are_served_one_by_one(faults, stream):
     model = NativeScript("m", "a", lambda _: time.sleep(0.02), "b", crash=faults.append)
     with running(model) as proxy, ThreadPoolExecutor(8) as pool:
-        wires = ["openai", "anthropic"] * 4
-        answers = list(pool.map(lambda wire: ask(proxy.port, "m", wire, stream), wires))
-    assert [text_of(w, a, stream) for w, a in zip(wires, answers, strict=True)] == ["ab"] * 8
+        apis = ["openai", "anthropic"] * 4
+        answers = list(pool.map(lambda api: ask(proxy.port, "m", api, stream), apis))
+    assert [text_of(w, a, stream) for w, a in zip(apis, answers, strict=True)] == ["ab"] * 8
     assert model.closed == 8
 
 
 def test_requests_run_in_order_of_arrival(faults):
     model = Held("m", faults)
     with running(model) as proxy, ThreadPoolExecutor(5) as pool:
-        asked = []
+        futures = []
         for i in range(5):
             body = {"model": "m", "messages": [{"role": "user", "content": f"{i}"}]}
-            asked.append(pool.submit(client(proxy).chat.completions.create, **body))
+            futures.append(pool.submit(client(proxy).chat.completions.create, **body))
             wait_until(lambda i=i: health(proxy)["waiting"] == i and model.prompts)
             assert health(proxy)["running"] == 1
-        for _ in asked:
+        for _ in futures:
             model.gone_on.release()
-        assert all(one.result().choices[0].message.content == "done" for one in asked)
+        assert all(one.result().choices[0].message.content == "done" for one in futures)
     assert [prompt.prompt for prompt in model.prompts] == ["0", "1", "2", "3", "4"]
 
 
@@ -121,19 +121,19 @@ def test_a_client_that_leaves_the_queue_reaches_no_model(faults, stream, llm_use
     "before", [(), ("word ",)], ids=["before the first event", "in the stream"]
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@WIRES
-def test_after_a_disconnect_the_next_waits_until_the_model_is_closed(faults, before, stream, wire):
+@APIS
+def test_after_a_disconnect_the_next_waits_until_the_model_is_closed(faults, before, stream, api):
     """A model is closed in its own thread at its next event; only then does the next run start."""
     model = Held("m", faults, before=before)
     with running(model) as proxy, ThreadPoolExecutor(1) as pool:
         with begin(proxy, "m", stream=stream):
             assert model.entered.acquire(timeout=10)
         assert proxy.wait_for_report().status == "cancelled"
-        following = pool.submit(ask, proxy.port, "m", wire, stream)
+        following = pool.submit(ask, proxy.port, "m", api, stream)
         wait_until(lambda: health(proxy)["waiting"] == 1)
         assert model.closed == 0
         model.gone_on.release(2)
-        assert text_of(wire, following.result(), stream) == "".join(before) + "done"
+        assert text_of(api, following.result(), stream) == "".join(before) + "done"
     assert model.closed == 2
 
 
@@ -208,51 +208,51 @@ def test_a_model_that_ignores_its_close_ends_with_its_thread(faults):
     assert model.handles == 0
 
 
-@WIRES
+@APIS
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_waiting_for_a_blocked_model_ends_with_a_503_that_names_it(faults, wire, stream):
+def test_waiting_for_a_blocked_model_ends_with_a_503_that_names_it(faults, api, stream):
     model = Held("blocked", faults)
     limits = Limits(queue_s=0.2, running=2, shutdown_s=5)
     with running(model, AsyncScript("other", "fine"), limits=limits) as proxy:
         with begin(proxy, "blocked"), ThreadPoolExecutor(4) as pool:
             assert model.entered.acquire(timeout=10)
-            behind = [pool.submit(ask, proxy.port, "blocked", wire, stream) for _ in range(3)]
+            behind = [pool.submit(ask, proxy.port, "blocked", api, stream) for _ in range(3)]
             # Queued requests don't count as running, so other models work.
-            assert text_of(wire, ask(proxy.port, "other", wire, stream), stream) == "fine"
+            assert text_of(api, ask(proxy.port, "other", api, stream), stream) == "fine"
             for answer in behind:
                 assert answer.result().status == 503
-                assert error_of(wire, answer.result(), is_late=False) == (
+                assert error_of(api, answer.result(), is_late=False) == (
                     "the model 'blocked' runs one request at a time, and this one's turn did not"
                     " come within 0.2 s (limit queue_s)"
                 )
         # Its client is gone, but it is still running.
-        assert ask(proxy.port, "blocked", wire, stream).status == 503
+        assert ask(proxy.port, "blocked", api, stream).status == 503
         model.gone_on.release(2)
-        wait_until(lambda: ask(proxy.port, "blocked", wire, stream).status == 200)
+        wait_until(lambda: ask(proxy.port, "blocked", api, stream).status == 200)
 
 
-@WIRES
-def test_keep_alives_are_sent_while_a_stream_waits(faults, wire, llm_user_path):
+@APIS
+def test_keep_alives_are_sent_while_a_stream_waits(faults, api, llm_user_path):
     model = Held("m", faults)
     limits = Limits(first_event_s=0.05, keepalive_s=0.05, queue_s=10, shutdown_s=5)
     with running(model, limits=limits) as proxy, ThreadPoolExecutor(1) as pool:
         with begin(proxy, "m"):
             assert model.entered.acquire(timeout=10)
-            waiting = pool.submit(ask, proxy.port, "m", wire, True)
+            waiting = pool.submit(ask, proxy.port, "m", api, True)
             wait_until(lambda: health(proxy)["waiting"] == 1)
             time.sleep(0.3)
             model.gone_on.release(2)
             answer = waiting.result()
         proxy.wait_for_report(2)
         metrics = urlopen(f"{proxy.url}/metrics").read().decode()
-    idle = framing.SSE_PING if wire == "openai" else b"event: ping\n"
+    idle = framing.SSE_PING if api == "openai" else b"event: ping\n"
     assert answer.data.count(idle) >= 3
-    assert text_of(wire, answer, True) == "done"
+    assert text_of(api, answer, True) == "done"
     ((queue_ms, ttft_ms),) = rows(
         llm_user_path, "select queue_ms, ttft_ms from proxy_exchanges where queue_ms is not null"
     )
     assert 300 <= queue_ms <= ttft_ms
-    name = "openai_chat" if wire == "openai" else "anthropic_messages"
+    name = "openai_chat" if api == "openai" else "anthropic_messages"
     assert f'llmproxy_queue_seconds_count{{dialect="{name}",model="m"}} 1' in metrics
     assert "\nllmproxy_waiting 0\n" in metrics
 
@@ -344,10 +344,10 @@ def test_parallel_can_limit_an_async_model_to_one_run():
 # ---- tokens that are not counted
 
 
-@WIRES
-def test_uncounted_usage_is_estimated(faults, wire, llm_user_path):
+@APIS
+def test_uncounted_usage_is_estimated(faults, api, llm_user_path):
     model = NativeScript("m", "Twelve ", "characters", crash=faults.append)
-    path = "/v1/chat/completions" if wire == "openai" else "/v1/messages"
+    path = "/v1/chat/completions" if api == "openai" else "/v1/messages"
     with running(model) as proxy:
         body = {
             "model": "m",
@@ -355,9 +355,9 @@ def test_uncounted_usage_is_estimated(faults, wire, llm_user_path):
             "messages": [{"role": "user", "content": "How many tokens are there in this?"}],
         }
         whole = post(proxy, path, body)
-        extra = {"stream_options": {"include_usage": True}} if wire == "openai" else {}
+        extra = {"stream_options": {"include_usage": True}} if api == "openai" else {}
         streamed = post(proxy, path, body | {"stream": True} | extra)
-    if wire == "openai":
+    if api == "openai":
         counts = json.loads(whole[1])["usage"]
         assert (counts["prompt_tokens"], counts["completion_tokens"]) == (13, 5)
         assert b'"usage":{"prompt_tokens":13,"completion_tokens":5,"total_tokens":18' in streamed[1]
@@ -409,8 +409,8 @@ def test_a_concurrent_bench_runs_a_local_model_one_by_one(faults, llm_user_path,
         for _ in range(4):
             ask(proxy.port, "recorded")
     with registered(slow):
-        words = ["--models", "m", "--concurrency", "4", "--timeout", "5", "--warmup", "0"]
-        assert bench.main([*words, "--name", "local"], "llmproxy") == 0
+        arguments = ["--models", "m", "--concurrency", "4", "--timeout", "5", "--warmup", "0"]
+        assert bench.main([*arguments, "--name", "local"], "llmproxy") == 0
     sql = "select queue_ms, ttft_ms, is_first_run from proxy_exchanges where run_id is not null"
     found = sorted(rows(llm_user_path, sql), key=lambda row: row[0] or 0)
     assert [queue_ms is None for queue_ms, *_ in found] == [True, False, False, False]
@@ -458,10 +458,10 @@ with registered(NativeScript("m", "a", lambda _: os._exit(134)), NativeScript("n
 
 
 @contextmanager
-def started(database, script=CRASHES, **words):
+def started(database, script=CRASHES, **values):
     root = str(Path(__file__).parents[2])
     server = subprocess.Popen(
-        [sys.executable, "-c", script.format(root=root, database=str(database), **words)],
+        [sys.executable, "-c", script.format(root=root, database=str(database), **values)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -43,15 +43,15 @@ def running(*models, **settings):
 
 
 class Speaker(AsyncScript):
-    """A model that responds to a prompt with the steps of `say(prompt)`."""
+    """A model that responds to a prompt with the steps of `respond(prompt)`."""
 
-    def __init__(self, model_id, say):
+    def __init__(self, model_id, respond):
         super().__init__(model_id)
-        self.say = say
+        self.respond = respond
 
     async def execute(self, prompt, stream, response, conversation):
         self._began(prompt, conversation)
-        for step in self.say(prompt):
+        for step in self.respond(prompt):
             if callable(step):
                 await step(response)
             else:
@@ -239,32 +239,32 @@ def tool_loop():
     return [m["content"] for m in history if m["role"] == "assistant"]
 
 
-def run_sync(url, asked, stream):
+def run_sync(url, options, stream):
     loop = tool_loop()
     history = next(loop)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as sdk:
         while True:
             if stream:
-                with sdk.chat.completions.stream(messages=history, **asked) as answer:
+                with sdk.chat.completions.stream(messages=history, **options) as answer:
                     completion = answer.get_final_completion()
             else:
-                completion = sdk.chat.completions.create(messages=history, **asked)
+                completion = sdk.chat.completions.create(messages=history, **options)
             try:
                 history = loop.send(completion.choices[0].message)
             except StopIteration as end:
                 return end.value
 
 
-async def run_async(url, asked, stream):
+async def run_async(url, options, stream):
     loop = tool_loop()
     history = next(loop)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as sdk:
         while True:
             if stream:
-                async with sdk.chat.completions.stream(messages=history, **asked) as answer:
+                async with sdk.chat.completions.stream(messages=history, **options) as answer:
                     completion = await answer.get_final_completion()
             else:
-                completion = await sdk.chat.completions.create(messages=history, **asked)
+                completion = await sdk.chat.completions.create(messages=history, **options)
             try:
                 history = loop.send(completion.choices[0].message)
             except StopIteration as end:
@@ -275,15 +275,15 @@ async def run_async(url, asked, stream):
 @pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
 def test_openai_client_continues_a_conversation_with_a_thinking_claude(kind, stream, llm_user_path):
     """B25"""
-    asked = {"tools": [WEATHER], "reasoning_effort": "high"}
+    options = {"tools": [WEATHER], "reasoning_effort": "high"}
     with playing(strict_anthropic) as provider:
         model = thinking_claude(kind, provider)
-        asked["model"] = model.model_id
+        options["model"] = model.model_id
         with running(model) as proxy:
             if kind is ClaudeMessages:
-                said = run_sync(proxy.url, asked, stream)
+                said = run_sync(proxy.url, options, stream)
             else:
-                said = asyncio.run(run_async(proxy.url, asked, stream))
+                said = asyncio.run(run_async(proxy.url, options, stream))
     # Streams begin with an empty text, which the client sends back.
     silent = "" if stream else None
     shines, unknown = "It shines in Kiel.", "Nobody knows that yet."
@@ -306,8 +306,8 @@ def test_model_that_thinks_unrequested_gets_its_thinking_back():
     with playing(strict_anthropic) as provider:
         model = thinking_claude(AsyncClaudeMessages, provider, thinks_by_default=True)
         with running(model) as proxy:
-            asked = {"model": model.model_id, "tools": [WEATHER]}
-            assert run_sync(proxy.url, asked, stream=True)[3] == "It shines in Kiel."
+            options = {"model": model.model_id, "tools": [WEATHER]}
+            assert run_sync(proxy.url, options, stream=True)[3] == "It shines in Kiel."
     assert provider.bodies[0]["thinking"]["type"] == "adaptive"
 
 
@@ -316,10 +316,10 @@ def test_without_recall_claude_refuses_its_own_tool_turn(stream, llm_user_path):
     """B25: the error that other projects report (opencode #3077, crewAI #2323)."""
     with playing(strict_anthropic) as provider:
         model = thinking_claude(AsyncClaudeMessages, provider)
-        asked = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
+        options = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
         with running(model, recall=False) as proxy:
             with pytest.raises(openai.BadRequestError) as refused:
-                run_sync(proxy.url, asked, stream)
+                run_sync(proxy.url, options, stream)
     assert "Expected `thinking` or `redacted_thinking`, but found `tool_use`" in str(refused.value)
     assert len(provider.bodies) == 2
     assert rows(llm_user_path, "select recalled from proxy_exchanges") == [(0,), (0,)]
@@ -329,20 +329,22 @@ def test_recall_works_while_the_log_is_locked(llm_user_path):
     """Replies that are not written yet are matched too, and become one thread."""
     with playing(strict_anthropic) as provider:
         model = thinking_claude(AsyncClaudeMessages, provider)
-        asked = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
+        options = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
         with proxies.running(model, limits=Limits(log_wait_s=0.2, shutdown_s=10)) as proxy:
             request(proxy, "POST", "/v1/chat/completions", {"messages": []})  # makes the log
             with sqlite3.connect(llm_user_path / "logs.db", isolation_level=None) as other:
                 other.execute("BEGIN IMMEDIATE")
-                assert run_sync(proxy.url, asked, stream=True)[3] == "It shines in Kiel."
+                assert run_sync(proxy.url, options, stream=True)[3] == "It shines in Kiel."
                 other.execute("ROLLBACK")
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
 
 
 def test_log_has_what_the_model_was_given(llm_user_path):
     """A turn's messages begin with those of the previous turn, including thinking (d6.3)."""
-    say = in_turn([*thinks("hm"), *calls("c1", '{"at": "Ulm"}')], [*thinks("so"), *says("Ulm.")])
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn(
+        [*thinks("hm"), *calls("c1", '{"at": "Ulm"}')], [*thinks("so"), *says("Ulm.")]
+    )
+    with running(model := Speaker("m", respond)) as proxy:
         first = ask(proxy, QUESTION)
         ask(proxy, QUESTION, first, *results(first))
     [before, after] = rows(
@@ -364,8 +366,8 @@ def test_recall_works_after_a_restart():
 
 
 def test_without_a_log_nothing_is_recalled():
-    say = in_turn([*thinks("hm"), *CALL_STEPS], says("It is in Ulm."))
-    with running(model := Speaker("m", say), log=False) as proxy:
+    respond = in_turn([*thinks("hm"), *CALL_STEPS], says("It is in Ulm."))
+    with running(model := Speaker("m", respond), log=False) as proxy:
         reply = ask(proxy, QUESTION)
         ask(proxy, QUESTION, reply, *results(reply))
     assert [thoughts(m) for m in replies_in(model.prompts[1])] == [[]]
@@ -456,12 +458,12 @@ def test_anthropic_client_before_a_model_of_another_vendor(shown, stream):
     model = Speaker("m", in_turn([reasoning, *called], says("It shines in Ulm.")))
     question = [QUESTION]
     tools = [{"name": "weather", "input_schema": {"type": "object", "properties": {}}}]
-    asked = {"model": "m", "max_tokens": 100, "tools": tools}
+    options = {"model": "m", "max_tokens": 100, "tools": tools}
 
     def answer(sdk, messages):
         if not stream:
-            return sdk.messages.create(messages=messages, **asked)
-        with sdk.messages.stream(messages=messages, **asked) as answering:
+            return sdk.messages.create(messages=messages, **options)
+        with sdk.messages.stream(messages=messages, **options) as answering:
             return answering.get_final_message()
 
     with running(model) as proxy:
@@ -512,8 +514,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_edited_reply_is_passed_on_as_sent(change):
-    say = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
+    with running(model := Speaker("m", respond)) as proxy:
         edited = change(ask(proxy, QUESTION))
         ask(proxy, QUESTION, edited, *results(edited), AND_TOMORROW)
     [reply] = replies_in(model.prompts[1])
@@ -530,8 +532,8 @@ def test_edited_reply_is_passed_on_as_sent(change):
 
 def test_unchanged_reply_is_recalled():
     """The tests of edited replies rely on this."""
-    say = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
+    with running(model := Speaker("m", respond)) as proxy:
         reply = ask(proxy, QUESTION)
         ask(proxy, QUESTION, reply, *results(reply), AND_TOMORROW)
     assert thoughts(replies_in(model.prompts[1])[0]) == ["hidden"]
@@ -558,8 +560,8 @@ def test_cancelled_reply_is_not_recalled(llm_user_path):
         began.set()
         await asyncio.Event().wait()
 
-    say = in_turn([*thinks("unfinished"), *says(TEXT), wait], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("unfinished"), *says(TEXT), wait], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         connection = HTTPConnection("127.0.0.1", proxy.port, timeout=10)
         body = {"model": "m", "messages": [QUESTION], "stream": True}
         connection.request("POST", "/v1/chat/completions", json.dumps(body))
@@ -600,8 +602,8 @@ def test_of_two_replies_that_differ_only_in_thinking_neither_is_recalled(
     ("question", "given"), [("Is it in Ulm?", ["of Ulm"]), ("Is it in Bonn?", [])]
 )
 def test_trivial_reply_is_recalled_only_with_the_same_history(question, given):
-    say = in_turn([*thinks("of Ulm"), *says("ok")], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("of Ulm"), *says("ok")], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         reply = ask(proxy, user("Is it in Ulm?"))
         ask(proxy, user(question), reply, AND_TOMORROW)
     assert [thoughts(m) for m in replies_in(model.prompts[1])] == [given]
@@ -609,18 +611,18 @@ def test_trivial_reply_is_recalled_only_with_the_same_history(question, given):
 
 def test_white_space_around_a_reply_is_ignored():
     """d6.25, and clients that strip."""
-    say = in_turn([*thinks("hm"), *says(f"\n{TEXT}\n\n")], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("hm"), *says(f"\n{TEXT}\n\n")], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         ask(proxy, QUESTION)
         ask(proxy, QUESTION, {"role": "assistant", "content": TEXT}, AND_TOMORROW)
     assert [thoughts(m) for m in replies_in(model.prompts[1])] == [["hm"]]
 
 
 def test_equal_replies_to_two_questions_keep_their_own_thinking():
-    say = in_turn(
+    respond = in_turn(
         [*thinks("of Ulm"), *says(TEXT)], [*thinks("of Bonn"), *says(TEXT)], says("Well then.")
     )
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         history = [user("Is it in Ulm?")]
         history += [ask(proxy, *history), user("Is it not in Bonn?")]
         history += [ask(proxy, *history), AND_TOMORROW]
@@ -631,23 +633,23 @@ def test_equal_replies_to_two_questions_keep_their_own_thinking():
 def test_rearranged_history_gets_no_foreign_thinking():
     """Shortened, reordered or mixed: each message gets its own thinking or none."""
 
-    def say(prompt):
-        words = prompt.messages[-1].parts[-1]
-        if isinstance(words, ToolResultPart):
-            return says(f"That was {words.output}, and no more.")
-        if words.text.startswith("Call"):
-            name = words.text.split()[1]
+    def respond(prompt):
+        part = prompt.messages[-1].parts[-1]
+        if isinstance(part, ToolResultPart):
+            return says(f"That was {part.output}, and no more.")
+        if part.text.startswith("Call"):
+            name = part.text.split()[1]
             return [*thinks(f"about {name}"), *calls(f"call_{name}", f'{{"at": "{name}"}}')]
-        name = words.text.split()[-1]
+        name = part.text.split()[-1]
         return [*thinks(f"about {name}"), *says(f"This much I know of {name}.")]
 
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         pieces = {}
         for conversation in (["Tell me of Ulm", "Call Bonn"], ["Tell me of Kiel", "Call Trier"]):
             history = []
-            for words in conversation:
-                reply = ask(proxy, *history, user(words))
-                pieces[words.split()[-1]] = turn = [user(words), reply, *results(reply)]
+            for text in conversation:
+                reply = ask(proxy, *history, user(text))
+                pieces[text.split()[-1]] = turn = [user(text), reply, *results(reply)]
                 if len(turn) > 2:
                     turn.append(ask(proxy, *history, *turn))
                 history += turn
@@ -666,12 +668,12 @@ def test_rearranged_history_gets_no_foreign_thinking():
 
 def test_messages_that_the_client_left_out_are_not_restored():
     """The client's messages are sent as they are, whatever else is in the log."""
-    say = in_turn(
+    respond = in_turn(
         [*thinks("one"), *says("The first reply of all.")],
         [*thinks("two"), *says("The second reply of all.")],
         says("Well then."),
     )
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         first = ask(proxy, {"role": "system", "content": "Be brief."}, QUESTION)
         second = ask(proxy, QUESTION, first, AND_TOMORROW)
         ask(proxy, AND_TOMORROW, second, user("Thanks."))
@@ -702,8 +704,8 @@ WRITTEN_ANEW = {
 @pytest.mark.parametrize("arguments", WRITTEN_ANEW.values(), ids=WRITTEN_ANEW)
 def test_reencoded_arguments_match(arguments):
     """B40: the model gets them in its own order and numbers, d6.3 notwithstanding."""
-    say = in_turn([*thinks("hidden"), *calls("c1", AS_WRITTEN)], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("hidden"), *calls("c1", AS_WRITTEN)], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         reply = ask(proxy, QUESTION)
         written_anew = changed_call(arguments=arguments)(reply)
         ask(proxy, QUESTION, written_anew, *results(reply))

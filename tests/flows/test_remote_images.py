@@ -387,8 +387,8 @@ def test_a_url_is_never_fetched(tmp_path, llm_user_path, capsys):
                 assert bench.main(["--models", "openai", "--warmup", "0"], "x") == 0
             assert len(provider.bodies) == 6
         lines = tmp_path / "out.jsonl"
-        for words in ([str(lines)], ["--format", "llama-stack", str(tmp_path / "folder")]):
-            assert export_import.export_main(words, "x") == 0
+        for arguments in ([str(lines)], ["--format", "llama-stack", str(tmp_path / "folder")]):
+            assert export_import.export_main(arguments, "x") == 0
         assert export_import.import_main([str(lines), "--database", str(other)], "x") == 0
         assert URL in lines.read_text()
         with running(database=other, replay="replay", replay_speed=0) as proxy:

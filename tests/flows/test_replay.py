@@ -185,15 +185,15 @@ class Speaker(AsyncScript):
 
 def openai_agent(url: str, task: str) -> str:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
-    asked = BODIES["/v1/chat/completions"] | {"messages": [{"role": "user", "content": task}]}
+    options = BODIES["/v1/chat/completions"] | {"messages": [{"role": "user", "content": task}]}
     while True:
-        with client.chat.completions.stream(**asked) as stream:
+        with client.chat.completions.stream(**options) as stream:
             message = stream.get_final_completion().choices[0].message
         if not message.tool_calls:
             return message.content
         calls = [call.model_dump(exclude={"function": {"parsed_arguments"}}, exclude_none=True)
                  for call in message.tool_calls]  # fmt: skip
-        asked["messages"] += [
+        options["messages"] += [
             {"role": "assistant", "content": message.content, "tool_calls": calls},
             *({"role": "tool", "tool_call_id": call["id"], "content": "sun"} for call in calls),
         ]
@@ -201,15 +201,15 @@ def openai_agent(url: str, task: str) -> str:
 
 def anthropic_agent(url: str, task: str) -> str:
     client = anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
-    asked = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
+    options = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
     while True:
-        with client.messages.stream(**asked) as stream:
+        with client.messages.stream(**options) as stream:
             blocks = stream.get_final_message().content
         calls = [block for block in blocks if block.type == "tool_use"]
         if not calls:
             return blocks[-1].text
         results = [{"type": "tool_result", "tool_use_id": c.id, "content": "sun"} for c in calls]
-        asked["messages"] += [
+        options["messages"] += [
             {"role": "assistant", "content": blocks},
             {"role": "user", "content": results},
         ]

@@ -33,8 +33,10 @@ def quoting(status):
 
     def answer(body, handler):
         sent = handler.headers.get("authorization") or handler.headers.get("x-api-key")
-        words = f"Incorrect API key provided: {sent}, {handler.headers.get('x-token')} or {SHAPED}."
-        error = {"message": words, "type": "authentication_error", "code": sent, "param": sent}
+        message = (
+            f"Incorrect API key provided: {sent}, {handler.headers.get('x-token')} or {SHAPED}."
+        )
+        error = {"message": message, "type": "authentication_error", "code": sent, "param": sent}
         if status == 200:
             begin_sse(handler)
             say_event(handler, chat_chunk({"content": "so far"}))
@@ -135,9 +137,13 @@ def test_keys_quoted_by_providers_do_not_leak(every_plugin, llm_user_path, monke
     assert b"what I asked" in alive and b"401" in out
     assert_clean(*answers, alive, kept(llm_user_path), out, err)
     exported = tmp_path / "out.jsonl"
-    for words in (["log"], ["export", str(exported)], ["report", "--html", str(tmp_path / "p")]):
+    for arguments in (
+        ["log"],
+        ["export", str(exported)],
+        ["report", "--html", str(tmp_path / "p")],
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", "llmproxy", *words], capture_output=True, timeout=30
+            [sys.executable, "-m", "llmproxy", *arguments], capture_output=True, timeout=30
         )
         assert done.returncode == 0
         assert_clean(done.stdout, done.stderr)
@@ -166,9 +172,9 @@ def test_a_benchmark_of_another_server_leaks_no_key(llm_user_path):
     with playing(quoting(401)) as provider, playing(quoting(200)) as broken:
         for url in (provider.url, broken.url):
             for dialect in ("openai_chat", "anthropic_messages"):
-                words = ["--models", "x", "--base-url", url, "--key", "remote"]
+                arguments = ["--models", "x", "--base-url", url, "--key", "remote"]
                 done = subprocess.run(
-                    [*[sys.executable, "-m", "llmproxy", "bench"], *words, "--dialect", dialect,
+                    [*[sys.executable, "-m", "llmproxy", "bench"], *arguments, "--dialect", dialect,
                      "--name", f"{dialect}-{url}"],
                     capture_output=True,
                     timeout=30,
@@ -202,8 +208,8 @@ def test_a_benchmark_of_a_model_leaks_no_key(llm_user_path, monkeypatch):
 def test_an_exception_with_keys_in_its_text_leaks_none(kind, stream, llm_user_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", STORED)
     (llm_user_path / "keys.json").write_text(json.dumps({"x": OF_HEADERS}))
-    words = f"GET /?key={STORED} {OF_HEADERS} {SHAPED} {OWN}"
-    before, after = kind("before", RuntimeError(words)), kind("after", "a", ValueError(words))
+    text = f"GET /?key={STORED} {OF_HEADERS} {SHAPED} {OWN}"
+    before, after = kind("before", RuntimeError(text)), kind("after", "a", ValueError(text))
     with running(before, after, keys=[OWN]) as proxy:
         answers = [
             ask(proxy.url, path, model, stream)[1]

@@ -17,8 +17,8 @@ def test_two_proxies_and_llm_write_one_fresh_log(llm_user_path):
     """d6.13, d6.23: neither concurrent migrations nor a lock lose a turn or fail a client."""
 
     def llm_command(i):
-        words = [sys.executable, "-m", "llm", "-m", "echo", f"from the command {i}"]
-        return subprocess.run(words, capture_output=True, text=True, timeout=30)
+        argv = [sys.executable, "-m", "llm", "-m", "echo", f"from the command {i}"]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30)
 
     with serving("--quiet") as (_, one, _), serving("--quiet") as (_, two, _):
         with ThreadPoolExecutor(100) as pool:

@@ -189,7 +189,7 @@ def all_models():
             yield script(named(kind, name), "so ", "far", step)
 
 
-class Asked:
+class ClientResponse:
     """A response as a client gets it."""
 
     def __init__(self, status, data, is_whole):
@@ -204,31 +204,31 @@ class Asked:
         return [json.loads(data) for data in datas if data != "[DONE]"]
 
 
-def ask(port, model, wire="openai", stream=False):
+def ask(port, model, api="openai", stream=False):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=50)
     body = {"model": model, "messages": QUESTION, "stream": stream, "max_tokens": 100}
     try:
-        connection.request("POST", PATHS[wire], json.dumps(body))
+        connection.request("POST", PATHS[api], json.dumps(body))
         response = connection.getresponse()
         try:
-            return Asked(response.status, response.read(), True)
+            return ClientResponse(response.status, response.read(), True)
         except http.client.IncompleteRead as cut:
-            return Asked(response.status, cut.partial, False)
+            return ClientResponse(response.status, cut.partial, False)
     finally:
         connection.close()
 
 
-def text_of(wire, asked, stream):
+def text_of(api, response, stream):
     """Return the text of a response."""
-    assert asked.status == 200 and asked.is_whole, asked.data[-500:]
+    assert response.status == 200 and response.is_whole, response.data[-500:]
     if not stream:
-        body = json.loads(asked.data)
-        if wire == "openai":
+        body = json.loads(response.data)
+        if api == "openai":
             return body["choices"][0]["message"]["content"] or ""
         return "".join(block["text"] for block in body["content"])
-    events = asked.events()
-    if wire == "openai":
-        assert asked.data.endswith(b"data: [DONE]\n\n")
+    events = response.events()
+    if api == "openai":
+        assert response.data.endswith(b"data: [DONE]\n\n")
         deltas = (event["choices"][0]["delta"] for event in events if event["choices"])
         return "".join(delta.get("content") or "" for delta in deltas)
     assert events[-1] == {"type": "message_stop"}
@@ -237,21 +237,21 @@ def text_of(wire, asked, stream):
     )
 
 
-def error_of(wire, asked, *, is_late):
+def error_of(api, response, *, is_late):
     """Return the error's message in its API's format, from the body or the stream."""
     if is_late:
-        assert asked.status == 200
-        error = asked.events()[-1]
-        assert b"[DONE]" not in asked.data and b"message_stop" not in asked.data
+        assert response.status == 200
+        error = response.events()[-1]
+        assert b"[DONE]" not in response.data and b"message_stop" not in response.data
     else:
-        assert 400 <= asked.status < 600 and asked.is_whole
-        error = json.loads(asked.data)
-    if wire == "anthropic":
+        assert 400 <= response.status < 600 and response.is_whole
+        error = json.loads(response.data)
+    if api == "anthropic":
         assert error["type"] == "error"
     assert set(error["error"]) >= {"type", "message"}
     assert isinstance(error["error"]["message"], str)
     for inner in (b"Traceback", b"llmproxy/", b".py", b" object at 0x"):
-        assert inner not in asked.data
+        assert inner not in response.data
     return error["error"]["message"]
 
 
@@ -271,7 +271,7 @@ def last_rows(proxy, count):
 
 def ask_all_ways(proxy, model):
     """Send requests to a model by each API, whole and streamed, then one to a good model."""
-    ways = [(wire, stream) for wire in PATHS for stream in (False, True)]
+    ways = [(api, stream) for api in PATHS for stream in (False, True)]
     answers = {way: ask(proxy.port, model, *way) for way in ways}
     well = model.partition(":")[0] + ":well"
     assert text_of("openai", ask(proxy.port, well), False) == "well"
@@ -286,9 +286,9 @@ def ask_all_ways(proxy, model):
 @pytest.mark.parametrize("when", ["at once", "later"])
 def test_any_exception_is_a_clean_error(proxy, kind, name, when):
     answers, logged = ask_all_ways(proxy, named(kind, f"{name} {when}"))
-    for (wire, stream), answer in answers.items():
-        words = error_of(wire, answer, is_late=stream and when == "later")
-        assert words and len(words) < 100_000
+    for (api, stream), answer in answers.items():
+        message = error_of(api, answer, is_late=stream and when == "later")
+        assert message and len(message) < 100_000
     assert [row[1] for row in logged] == ["error"] * 4
     assert all(row[3] for row in logged)
 
@@ -298,11 +298,11 @@ def test_any_exception_is_a_clean_error(proxy, kind, name, when):
 def test_any_yielded_value_is_text_or_a_clean_error(proxy, kind, name):
     answers, logged = ask_all_ways(proxy, named(kind, name))
     expected = STRANGE[name][1]
-    for (wire, stream), answer in answers.items():
+    for (api, stream), answer in answers.items():
         if expected is None:
-            error_of(wire, answer, is_late=stream and isinstance(STRANGE[name][0][0], str))
+            error_of(api, answer, is_late=stream and isinstance(STRANGE[name][0][0], str))
         else:
-            assert text_of(wire, answer, stream) == expected
+            assert text_of(api, answer, stream) == expected
     assert [row[1] for row in logged] == ["error" if expected is None else "ok"] * 4
 
 
@@ -311,9 +311,9 @@ def test_any_yielded_value_is_text_or_a_clean_error(proxy, kind, name):
 def test_invalid_data_left_by_a_plugin_spoils_its_own_response_at_most(proxy, kind, name):
     """Unreadable data is an error, other data a response; each is logged as the client got it."""
     answers, logged = ask_all_ways(proxy, named(kind, name))
-    for ((wire, stream), answer), row in zip(answers.items(), logged, strict=True):
+    for ((api, stream), answer), row in zip(answers.items(), logged, strict=True):
         if row[1] == "ok":
-            assert text_of(wire, answer, stream) == "so far"
+            assert text_of(api, answer, stream) == "so far"
         else:
             assert row[1] == "error"
-            error_of(wire, answer, is_late=stream)
+            error_of(api, answer, is_late=stream)

@@ -69,10 +69,10 @@ def results(message):
 def talker():
     """Return a model with a new reply each time, long enough to be matched."""
 
-    def say(_prompt):
+    def respond(_prompt):
         return says(f"Answer {len(model.prompts)}: that is all there is to it, I think.")
 
-    model = Speaker("m", say)
+    model = Speaker("m", respond)
     return model
 
 
@@ -99,11 +99,11 @@ def drawn(llm_user_path):
     return found
 
 
-def run_llm(*words):
+def run_llm(*arguments):
     """Run the `llm` command as a user would; with few plugins, since that is faster."""
     environment = os.environ | {"LLM_LOAD_PLUGINS": "llm-proxy-recorder"}
     done = subprocess.run(
-        [sys.executable, "-m", "llm", *words],
+        [sys.executable, "-m", "llm", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
@@ -139,8 +139,8 @@ class Aider:
         self.current = []
         self.version = 0
 
-    def ask(self, words):
-        self.current.append(user(words))
+    def ask(self, text):
+        self.current.append(user(text))
         self.current.append(ask_chat(self.proxy, *self._chunks(), model="demo"))
 
     def edit(self):
@@ -166,9 +166,9 @@ class Aider:
             user(f"Here are summaries of some files.\n\nutil.py: {self.version} functions"),
             assistant("Ok, I won't try and edit those files without asking first."),
         )
-        asked = list(self.current)
+        current = list(self.current)
         if self.reminder == "user":
-            asked[-1] = user(f"{asked[-1]['content']}\n\n{self.REMINDER}")
+            current[-1] = user(f"{current[-1]['content']}\n\n{self.REMINDER}")
         return [
             system(self.SYSTEM),
             *self.EXAMPLES,
@@ -176,7 +176,7 @@ class Aider:
             *repo_map,
             *self.done,
             *chat_files,
-            *asked,
+            *current,
             *([system(self.REMINDER)] if self.reminder == "sys" else []),
         ]
 
@@ -239,7 +239,7 @@ STABLE_ROWS = 2 + TURNS + (TURNS - 1)  # system, task, replies, and results of a
 def working_agent():
     """Return a model that thinks and calls a tool in each turn but the last."""
 
-    def say(prompt):
+    def respond(prompt):
         turn = sum(message.role == "assistant" for message in prompt.messages)
         thought = list(thinks(f"In turn {turn} I look at the next file."))
         if turn == TURNS - 1:
@@ -252,7 +252,7 @@ def working_agent():
             *calls(f"call_{turn}f", arguments, name="read"),
         ]
 
-    return Speaker("m", say)
+    return Speaker("m", respond)
 
 
 def file_of(turn):
@@ -458,7 +458,7 @@ def test_thread_continues_after_a_restart(llm_user_path):
 
 def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
     """Edited arguments, and parallel calls that a framework sends one after the other."""
-    say = in_turn(
+    respond = in_turn(
         [
             *calls("a1b", '{"path": "a"}', name="read"),
             *calls("a2b", '{"path": "b"}', 3, name="read"),
@@ -467,7 +467,7 @@ def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
         calls("a3b", '{"path": "c"}', name="read"),
         says("There is nothing in that either."),
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("Look into the files.")]
         both = ask_chat(proxy, *history)
         for call, result in zip(both["tool_calls"], results(both), strict=True):
@@ -482,13 +482,13 @@ def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
 def test_call_ids_that_restart_in_each_conversation_are_distinguished(llm_user_path):
     """Local servers name every first call call_0."""
 
-    def say(prompt):
-        words = prompt.messages[-1].parts[-1]
-        if isinstance(words, TextPart):
-            return [*thinks(words.text), *calls("call_0", '{"path": "a"}', name="read")]
+    def respond(prompt):
+        part = prompt.messages[-1].parts[-1]
+        if isinstance(part, TextPart):
+            return [*thinks(part.text), *calls("call_0", '{"path": "a"}', name="read")]
         return says(f"Answer {len(model.prompts)}: there is nothing in it.")
 
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         histories = [[user(f"What does {name} read?")] for name in ("Ann", "Bob")]
         for history in histories:
             history.append(ask_chat(proxy, *history))
@@ -542,14 +542,14 @@ def subagent_asks(prompt):
 def test_subagents_are_threads_forked_from_their_caller(llm_user_path):
     """Claude Code's Task: a separate conversation that begins with the call's prompt."""
     other = PROMPT.replace("parser", "lexer")
-    say = in_turn(
+    respond = in_turn(
         calling_tasks(PROMPT, other),
         calls("toolu_r", '{"path": "tests"}', name="read"),
         says("The lexer has no tests that I could find."),
         says("The parser has tests in tests/test_parser.py."),
         says("So there are tests of the parser alone."),
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("Which tests are there?")]
         history.append(messages(proxy, *history, system="You are Claude Code."))
         parser = [subagent_asks(PROMPT)]
@@ -564,10 +564,10 @@ def test_subagents_are_threads_forked_from_their_caller(llm_user_path):
 
 def test_subagent_of_a_subagent_is_forked_from_the_latter(llm_user_path):
     deeper = PROMPT.replace("parser", "lexer")
-    say = in_turn(
+    respond = in_turn(
         calling_tasks(PROMPT), calling_tasks(deeper), says("There are no tests of the lexer.")
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         messages(proxy, user("Which tests are there?"))
         messages(proxy, subagent_asks(PROMPT))
         messages(proxy, subagent_asks(deeper))
@@ -575,19 +575,19 @@ def test_subagent_of_a_subagent_is_forked_from_the_latter(llm_user_path):
 
 
 @pytest.mark.parametrize(
-    ("called", "asked"),
+    ("called", "prompt"),
     [
         ("Look at the tests.", "Look at the tests."),
         (PROMPT, PROMPT.replace("report", "print")),
         (PROMPT, PROMPT[:-1]),
     ],
-    ids=["too short", "other words", "not all of it"],
+    ids=["too short", "other text", "not all of it"],
 )
-def test_a_request_that_does_not_quote_a_call_starts_a_thread(called, asked, llm_user_path):
-    say = in_turn(calling_tasks(called), says("There is nothing."))
-    with running(Speaker("m", say)) as proxy:
+def test_a_request_that_does_not_quote_a_call_starts_a_thread(called, prompt, llm_user_path):
+    respond = in_turn(calling_tasks(called), says("There is nothing."))
+    with running(Speaker("m", respond)) as proxy:
         messages(proxy, user("Which tests are there?"))
-        messages(proxy, subagent_asks(asked))
+        messages(proxy, subagent_asks(prompt))
     assert drawn(llm_user_path) == ["A", "B"]
 
 
@@ -617,14 +617,14 @@ def test_title_that_quotes_a_whole_reply_is_forked_from_it(
 
 def test_compacting_like_claude_code_forks_from_the_summary(llm_user_path):
     summary = "1. Primary Request: read numbers with underscores.\n2. Files: parser.py\n" * 4
-    say = in_turn(
+    respond = in_turn(
         says("What you want is in parser.py."),
         says(f"<analysis>\nLet me think.\n</analysis>\n\n<summary>\n{summary}</summary>"),
         says("I go on with parser.py then."),
         says("There is nothing left to do."),
     )
     head = "This session is being continued from a previous conversation that ran out of context."
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("Let it read numbers with underscores.")]
         history.append(messages(proxy, *history))
         messages(proxy, *history, user("Your task is to create a detailed summary."))
@@ -692,7 +692,7 @@ def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path)
 
 def test_conversation_continues_in_another_dialect(llm_user_path):
     """Fingerprints use only the parts of replies that every API carries."""
-    say = in_turn(
+    respond = in_turn(
         [*thinks("hm"), *says("I read it.\n"), *calls("call_1", '{"n": 1.0}', name="read")],
         [*thinks("so"), *says("It says nothing of numbers.")],
         [*thinks("ah"), *calls("toolu_2", '{"n": 2}', name="read")],
@@ -700,7 +700,7 @@ def test_conversation_continues_in_another_dialect(llm_user_path):
         says("You are welcome."),
     )
     call = {"type": "tool_use", "id": "call_1", "name": "read", "input": {"n": 1}}
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("What does the file say?")]
         history.append(ask_chat(proxy, *history))
         history += results(history[-1])
@@ -741,13 +741,13 @@ def test_conversation_continues_in_another_dialect(llm_user_path):
     ("greeting", "count"), [("Hello! How can I help you today?", 50), ("ok", 15)]
 )
 def test_conversations_with_the_same_beginning_stay_apart(greeting, count, llm_user_path):
-    def say(prompt):
+    def respond(prompt):
         if len(prompt.messages) == 2:
             return says(greeting)
         return says(f"Answer {len(model.prompts)}: there is nothing more to say about it.")
 
     begins = [system("Be kind."), user("hi")]
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         with ThreadPoolExecutor(8) as pool:
             replies = list(pool.map(lambda _: ask_chat(proxy, *begins), range(count)))
         assert threads_by_turns(llm_user_path) == {1: count}
@@ -791,8 +791,8 @@ def test_ten_thousand_conversations_with_the_same_beginning_stay_apart(llm_user_
         while began:
             del began[: store.write(began)]
     for i in range(continued):
-        asked = [*begins, greeting, llm.user(f"Question {i}")]
-        known = memory.match(asked, "m", "tests")
+        history = [*begins, greeting, llm.user(f"Question {i}")]
+        known = memory.match(history, "m", "tests")
         assert known.link == "reply"
         reply = llm.assistant(f"Answer {i}: there is nothing more to say about it.")
         goes_on = {"previous_id": known.previous_id, "link": known.link}
@@ -849,12 +849,12 @@ def test_of_two_parallel_continuations_one_forks(llm_user_path):
                 event.set()
         await arrived.wait()
 
-    def say(prompt):
+    def respond(prompt):
         if len(prompt.messages) == 1:
             return says("This is where they part.")
         return [both, *says(f"Answer {len(model.prompts)}, which is an answer of its own.")]
 
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         history = conversation(proxy, 1)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda i: ask_chat(proxy, *history, user(f"Branch {i}")), range(2)))
@@ -873,7 +873,7 @@ def hang_up_in(proxy, began, *messages):
     proxy.wait_for_report(count + 1)
 
 
-@pytest.mark.parametrize("keeps_the_rest", [False, True], ids=["asked anew", "went on"])
+@pytest.mark.parametrize("keeps_the_rest", [False, True], ids=["retried", "continued"])
 def test_cancelled_response_does_not_move_the_tip(keeps_the_rest, llm_user_path):
     began = threading.Event()
 
@@ -882,14 +882,14 @@ def test_cancelled_response_does_not_move_the_tip(keeps_the_rest, llm_user_path)
         await asyncio.Event().wait()
 
     partial = "As far as I came, there is"
-    say = in_turn(
+    respond = in_turn(
         says("The first answer to it all."),
         [*says(partial), wait],
         says("The second answer to it all."),
         says("The third answer to it all."),
     )
     tip = "select tip_message_hash from threads"
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = conversation(proxy, 1)
         before = rows(llm_user_path, tip)
         history.append(user("What else is there?"))
@@ -911,12 +911,12 @@ def test_failed_response_does_not_move_the_tip(llm_user_path):
     def fail(_response):
         raise RuntimeError("the GPU is gone")
 
-    say = in_turn(
+    respond = in_turn(
         says("The first answer to it all."),
         [*says("As far as I came, there is"), fail],
         says("The second answer to it all."),
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [*conversation(proxy, 1), user("What else is there?")]
         body = {"model": "m", "messages": history}
         assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 502

@@ -48,8 +48,8 @@ def get(proxy, path):
 class Held(AsyncScript):
     """A model that responds when the test allows it."""
 
-    def __init__(self, *words):
-        super().__init__("m", lambda _: self.wait(), *words)
+    def __init__(self, *steps):
+        super().__init__("m", lambda _: self.wait(), *steps)
         self.begun = threading.Semaphore(0)
         self.may_go = threading.Event()
 
