@@ -49,7 +49,7 @@ class Plan:
     dialect: str | None = None
 
 
-def plan_of(settings: Mapping[str, Any]) -> Plan | None:
+def read_plan(settings: Mapping[str, Any]) -> Plan | None:
     """Return the plan in a run's settings, None if the run was imported and has none."""
     known = {f.name: settings[f.name] for f in fields(Plan) if f.name in settings}
     return Plan(**known) if known else None
@@ -64,7 +64,7 @@ class Task:
     repeat: int
 
 
-def tasks(plan: Plan, done: Collection[Task] = ()) -> list[Task]:
+def list_tasks(plan: Plan, done: Collection[Task] = ()) -> list[Task]:
     """List the tasks that are not `done`, without warm-ups.
 
     The models take turns, and a different one goes first each time. So a slow hour of a

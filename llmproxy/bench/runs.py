@@ -65,7 +65,7 @@ def save_run(path: Path, run: Benchmark) -> None:
 
 
 @contextmanager
-def claimed(path: Path, run: Benchmark) -> Iterator[None]:
+def claim_run(path: Path, run: Benchmark) -> Iterator[None]:
     """Hold a run's lock: two processes would send each request twice.
 
     Raises:
@@ -121,12 +121,12 @@ def find_run(log: LogReader, name: str) -> Benchmark:
             row["ended"] and datetime.fromisoformat(row["ended"]),
             json.loads(row["settings"]),
         )
-    names = run_names(log)
+    names = list_run_names(log)
     hint = f"its runs are {', '.join(names)}" if names else "`llmproxy bench` creates one"
     raise NotFound(f"the log has no run {name!r}; {hint}")
 
 
-def run_names(log: LogReader) -> list[str]:
+def list_run_names(log: LogReader) -> list[str]:
     """Return the names of all runs, the newest last; ids for imported ones.
 
     Raises:

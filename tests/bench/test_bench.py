@@ -8,7 +8,7 @@ from dataclasses import replace
 from llm import user
 
 from llmproxy.backends.replay import Recorded, ReplayRun
-from llmproxy.bench.bench import Bench, Plan, Task, plan_of, tasks
+from llmproxy.bench.bench import Bench, Plan, Task, list_tasks, read_plan
 from llmproxy.core import chat
 from llmproxy.recorder.exchange import begun
 from llmproxy.recorder.store import StoreError
@@ -18,17 +18,17 @@ PLAN = Plan(models=["a", "b"], ids=["1", "2"], repeat=2)
 
 
 def test_models_take_turns_and_finished_tasks_are_left_out():
-    order = [f"{task.model}{task.id}" for task in tasks(PLAN)]
+    order = [f"{task.model}{task.id}" for task in list_tasks(PLAN)]
     assert order == ["a1", "b1", "b2", "a2", "b1", "a1", "a2", "b2"]
     done = [Task("a", "1", 1), Task("b", "2", 2), Task("c", "9", 1)]
-    assert set(tasks(PLAN)) - set(tasks(PLAN, done)) == set(done[:2])
+    assert set(list_tasks(PLAN)) - set(list_tasks(PLAN, done)) == set(done[:2])
 
 
 def test_unknown_settings_of_another_version_are_ignored():
-    assert plan_of({"models": ["a"], "ids": ["1"], "colour": "red"}) == Plan(
+    assert read_plan({"models": ["a"], "ids": ["1"], "colour": "red"}) == Plan(
         models=["a"], ids=["1"]
     )
-    assert plan_of({}) is None
+    assert read_plan({}) is None
 
 
 class Log:
@@ -90,17 +90,17 @@ class Backend:
 
 async def test_run_stops_if_a_response_can_not_be_logged():
     bench, plan, requested = make_bench(Log(5, StoreError("the disk is full")), warmup=0)
-    await bench.measure(tasks(plan))
+    await bench.measure(list_tasks(plan))
     assert requested == ["a", "b", "b"]
 
 
 async def test_run_stops_if_a_warm_up_can_not_be_logged():
     bench, plan, requested = make_bench(Log(0, StoreError("the disk is full")))
-    await bench.measure(tasks(plan))
+    await bench.measure(list_tasks(plan))
     assert requested == ["a"]
 
 
 async def test_run_goes_on_if_only_this_response_can_not_be_logged():
     bench, plan, requested = make_bench(Log(0, ValueError("strange")), warmup=0)
-    await bench.measure(tasks(plan))
+    await bench.measure(list_tasks(plan))
     assert len(requested) == 8

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from llmproxy.bench.runs import Benchmark, find_run, run_names, save_run
+from llmproxy.bench.runs import Benchmark, find_run, list_run_names, save_run
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
@@ -50,7 +50,7 @@ def test_a_run_is_found_by_name_by_id_and_as_the_last(history, path):
     assert find_run(history, "friday") == find_run(history, RUN.id) == RUN
     assert find_run(history, "last") == RUN
     assert find_run(history, "thursday") == older
-    assert run_names(history) == ["thursday", "friday"]
+    assert list_run_names(history) == ["thursday", "friday"]
 
 
 def test_a_finished_run_has_its_end(history, path):
@@ -159,7 +159,7 @@ def test_a_pruned_run_leaves_nothing(store, history, path, make_exchange, asked_
     recorded = make_exchange()
     store.write([recorded, asked_again(recorded)])
     assert prune(path, Filter(run="friday")).exchanges == 1
-    assert run_names(history) == []
+    assert list_run_names(history) == []
     assert history.ids() == [recorded.id]
 
 
@@ -192,10 +192,10 @@ def test_an_imported_run_is_named_by_its_id(store, path, history, make_exchange,
     recorded = make_exchange("hello", "HELLO")
     again = asked_again(recorded)
     store.write([recorded, again])
-    assert run_names(history) == [RUN.id]
+    assert list_run_names(history) == [RUN.id]
     assert find_run(history, "last") == find_run(history, RUN.id)
     assert find_run(history, "last").settings == {}
     with pytest.raises(NotFound, match=f"its runs are {RUN.id}"):
         find_run(history, "friday")
     save_run(path, RUN)
-    assert run_names(history) == ["friday"]
+    assert list_run_names(history) == ["friday"]

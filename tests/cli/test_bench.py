@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from llm.parts import ReasoningPart, StreamEvent
 
-from llmproxy.bench.runs import claimed, find_run
+from llmproxy.bench.runs import claim_run, find_run
 from llmproxy.cli import bench as bench_command
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.report.figures import figures
@@ -649,7 +649,7 @@ def test_only_models_with_work_left_are_warmed_up(session, history):
 
 def test_a_run_can_not_be_resumed_twice_at_once(session, history, capsys):
     bench("--models", "a", "--name", "friday", models=[one_word("a")])
-    with claimed(history.path, find_run(history, "friday")):
+    with claim_run(history.path, find_run(history, "friday")):
         bench("--resume", "friday", models=[one_word("a")], code=1)
     assert "the run 'friday' is already running in another process" in capsys.readouterr().err
     bench("--resume", "friday", models=[one_word("a")])

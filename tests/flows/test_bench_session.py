@@ -29,10 +29,7 @@ from tests.session import (
     record,
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(180),
-]  # the first test waits for the whole session
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # the first test runs the session
 
 MODELS = ("quick", "thorough")
 STOPPED_AFTER = 13  # of 40 responses

@@ -175,9 +175,7 @@ def test_idle_connections_do_not_slow_requests():
         alone_s = median_s(port)
         for i in range(2_000):
             client = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
-            if (
-                i % 2
-            ):  # half of them have sent a request before, as clients with kept connections do
+            if i % 2:  # half of them have sent a request before, like kept connections
                 client.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 read_until(client, b'"log_queue"')
         assert b"llmproxy_connections 2001" in get(port, "/metrics")[1]

@@ -785,19 +785,19 @@ def test_ten_thousand_conversations_with_the_same_beginning_stay_apart(llm_user_
     path = llm_user_path / "logs.db"
     begins = [llm.system("Be kind."), llm.user("hi")]
     greeting = llm.assistant("Hello! How can I help you today?")
-    store, memory = Store(path), Matcher(path)
+    store, matcher = Store(path), Matcher(path)
     for start in range(0, count, 50):
         began = [exchange(start + i, begins, greeting) for i in range(50)]
         while began:
             del began[: store.write(began)]
     for i in range(continued):
         history = [*begins, greeting, llm.user(f"Question {i}")]
-        known = memory.match(history, "m", "tests")
+        known = matcher.match(history, "m", "tests")
         assert known.link == "reply"
         reply = llm.assistant(f"Answer {i}: there is nothing more to say about it.")
         goes_on = {"previous_id": known.previous_id, "link": known.link}
         store.write([exchange(count + i, known.messages, reply, **goes_on)])
-    memory.close()
+    matcher.close()
     store.close()
     assert threads_by_turns(llm_user_path) == {1: count - continued, 2: continued}
 
