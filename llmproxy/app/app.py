@@ -157,7 +157,7 @@ class App:
                 raise failure
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
-            run = exchange.prepared(choice.prepare(request), request)
+            run = exchange.attach_run(choice.prepare(request), request)
             exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
             if request.stream:
                 return await self._stream(dialect, exchange)
@@ -391,7 +391,7 @@ class _Exchange:
         assert self.capture.run is not None
         return self.capture.run
 
-    def prepared(self, run: Run, request: chat.ChatRequest) -> Run:
+    def attach_run(self, run: Run, request: chat.ChatRequest) -> Run:
         self.capture.run = run
         self._request = request
         return run
@@ -441,7 +441,7 @@ class _Exchange:
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
         """Wait until the run has started, then return its next events and keep them.
 
-        Returns None after `silence_s` seconds without an event, [] after the last.
+        Return None after `silence_s` seconds without an event, [] after the last.
 
         Raises:
             ProxyError: the run could not start, or failed.

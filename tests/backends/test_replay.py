@@ -179,7 +179,7 @@ def test_model_is_found_by_its_requested_name_and_its_own(model, log):
     assert start_run(log, request(model=model)).model_id == "real"
 
 
-def test_replays_and_cancelled_responses_are_not_replay_all(log, make_exchange):
+def test_replays_and_cancelled_responses_are_not_replayed(log, make_exchange):
     log(status="cancelled")
     key = log.store._conn.execute("select replay_key from proxy_exchanges").fetchone()[0]
     begins = {"model": "m", "replay_key": key}
