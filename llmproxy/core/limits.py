@@ -18,9 +18,7 @@ OFF = "off"
 class Limits:
     """The server's limits: sizes in bytes, times (`…_s`) in seconds."""
 
-    body: Annotated[int, "bytes of a request body, decompressed: ten photos and a long chat"] = (
-        64 * 2**20
-    )
+    body: Annotated[int, "bytes of a decompressed body: ten photos and a long chat"] = 64 * 2**20
     head: Annotated[int, "bytes of request line and headers: cookies can be long"] = 64 * 2**10
     headers: Annotated[int, "header fields in a request: SDKs send about twenty"] = 128
     target: Annotated[int, "bytes of a request target: RFC 9112 3 recommends 8,000"] = 8 * 2**10
@@ -33,9 +31,7 @@ class Limits:
     body_s: Annotated[float, "between two reads of a body: bad mobile connections stall"] = 60.0
     idle_s: Annotated[float, "time a kept-alive connection may be idle"] = 120.0
     stall_s: Annotated[float, "until a client that reads nothing is disconnected"] = 300.0
-    queue_s: Annotated[float, "time in the queue; then a busy model is a 503, `running` a 429"] = (
-        30.0
-    )
+    queue_s: Annotated[float, "time in queue; then a busy model is a 503, our limit a 429"] = 30.0
     answer_s: Annotated[float, "time for a whole response: models may think for an hour"] = math.inf
     first_event_s: Annotated[float, "time the status waits for the model's first event"] = 10.0
     keepalive_s: Annotated[float, "silence before a keep-alive: proxies disconnect after 30"] = 10.0

@@ -76,7 +76,7 @@ def talker():
     return model
 
 
-def drawn(llm_user_path):
+def describe_exchanges(llm_user_path):
     """Return the exchanges in order: each one's thread, its previous exchange and its link.
 
     Threads are letters, exchanges numbers: "B<A 0 reply" is in the thread B, which was forked
@@ -197,7 +197,7 @@ def test_twenty_requests_of_aider_are_one_thread_that_llm_can_continue(reminder,
                 aider.edit()
                 thread = chr(ord("B") + i // 2)
                 expected.append(f"{thread}<A {len(expected) - 1} quote")
-        assert drawn(llm_user_path) == expected
+        assert describe_exchanges(llm_user_path) == expected
         [(thread,)] = rows(llm_user_path, "select thread_id from proxy_exchanges where number = 1")
         everything = json.loads(run_llm("logs", "list", "-n", "0", "--json"))
         assert len(everything) == 30
@@ -225,7 +225,7 @@ def test_twenty_requests_of_aider_are_one_thread_that_llm_can_continue(reminder,
 
         # aider doesn't know that turn, so its conversation forks here.
         aider.ask("And what comes next?")
-        assert drawn(llm_user_path)[-1] == f"L<A{before}"
+        assert describe_exchanges(llm_user_path)[-1] == f"L<A{before}"
 
 
 # ---- the size of a long session
@@ -391,7 +391,13 @@ def test_edited_turn_forks_and_both_branches_can_be_continued(llm_user_path):
         edited.append(ask_chat(proxy, *edited))
         ask_chat(proxy, *edited, user("And so on."))
         ask_chat(proxy, *history, user("And so on."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "B<A 0 reply", "B 2 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "A 0 reply",
+        "B<A 0 reply",
+        "B 2 reply",
+        "A 1 reply",
+    ]
 
 
 def test_retried_turn_forks(llm_user_path):
@@ -399,7 +405,13 @@ def test_retried_turn_forks(llm_user_path):
         history = conversation(proxy, 3)
         again = ask_chat(proxy, *history[:-1])
         ask_chat(proxy, *history[:-1], again, user("Better."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "B<A 1 reply", "B 3 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "A 0 reply",
+        "A 1 reply",
+        "B<A 1 reply",
+        "B 3 reply",
+    ]
 
 
 def test_retried_or_edited_first_message_is_a_new_conversation(llm_user_path):
@@ -408,7 +420,7 @@ def test_retried_or_edited_first_message_is_a_new_conversation(llm_user_path):
         conversation(proxy, 2)
         conversation(proxy, 1)
         ask_chat(proxy, user("Rather another question."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "B", "C"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "B", "C"]
 
 
 def test_unknown_replies_begin_a_thread(llm_user_path):
@@ -417,7 +429,7 @@ def test_unknown_replies_begin_a_thread(llm_user_path):
         ask_chat(
             proxy, user("hi"), assistant("This is what no model has said here."), user("Really?")
         )
-    assert drawn(llm_user_path) == ["A", "B"]
+    assert describe_exchanges(llm_user_path) == ["A", "B"]
 
 
 def test_system_messages_are_ignored(llm_user_path):
@@ -427,7 +439,7 @@ def test_system_messages_are_ignored(llm_user_path):
         history.append(user("Another one."))
         history.append(ask_chat(proxy, system("Be long."), *history, system("Mind the gap.")))
         ask_chat(proxy, *history[:2], system("By the way"), *history[2:], user("A third one."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
 def test_another_model_continues_the_same_thread(llm_user_path):
@@ -435,7 +447,7 @@ def test_another_model_continues_the_same_thread(llm_user_path):
         history = [*conversation(proxy, 1), user("And you, n?")]
         history += [ask_chat(proxy, *history, model="n"), user("And you, m?")]
         ask_chat(proxy, *history)
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
 def test_common_replies_are_distinguished_by_the_question(llm_user_path):
@@ -445,7 +457,7 @@ def test_common_replies_are_distinguished_by_the_question(llm_user_path):
             ask_chat(proxy, user(f"How do I pick {thing}?"))
         for thing in ("a lock", "a safe", "a door"):
             ask_chat(proxy, user(f"How do I pick {thing}?"), assistant(refusal), user("Please!"))
-    assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply", "C"]
+    assert describe_exchanges(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply", "C"]
 
 
 def test_thread_continues_after_a_restart(llm_user_path):
@@ -453,7 +465,7 @@ def test_thread_continues_after_a_restart(llm_user_path):
         history = conversation(proxy, 2)
     with running(talker()) as proxy:
         ask_chat(proxy, *history, user("And so on."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
 def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
@@ -476,7 +488,7 @@ def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
         third = ask_chat(proxy, *history)
         third["tool_calls"][0]["function"]["arguments"] = '{"path": "d"}'
         ask_chat(proxy, *history, third, *results(third))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply"]
 
 
 def test_call_ids_that_restart_in_each_conversation_are_distinguished(llm_user_path):
@@ -494,7 +506,7 @@ def test_call_ids_that_restart_in_each_conversation_are_distinguished(llm_user_p
             history.append(ask_chat(proxy, *history))
         for history in histories:
             ask_chat(proxy, *history, *results(history[-1]))
-    assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply"]
     for prompt in model.prompts[2:]:
         question, reply, _ = prompt.messages
         assert [part.text for part in reply.parts if isinstance(part, ReasoningPart)] == [
@@ -511,7 +523,7 @@ def test_tool_results_that_a_client_clears_change_no_thread(llm_user_path):
             history += [result | {"content": file_of(turn)} for result in results(reply)]
             if turn >= 2:
                 history[2 * turn - 2] |= {"content": "[Old tool result content cleared]"}
-    assert drawn(llm_user_path) == ["A", *(f"A {turn} reply" for turn in range(5))]
+    assert describe_exchanges(llm_user_path) == ["A", *(f"A {turn} reply" for turn in range(5))]
     given = rows(llm_user_path, "select recalled from proxy_exchanges order by number")
     assert given == [(turn,) for turn in range(6)]
 
@@ -559,7 +571,13 @@ def test_subagents_are_threads_forked_from_their_caller(llm_user_path):
         report = messages(proxy, *parser, user([found]))
         said = [message["content"][0]["text"] for message in (report, lexer)]
         messages(proxy, *history, task_results(*said), system="You are Claude Code.")
-    assert drawn(llm_user_path) == ["A", "B<A 0 call", "C<A 0 call", "B 1 reply", "A 0 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "B<A 0 call",
+        "C<A 0 call",
+        "B 1 reply",
+        "A 0 reply",
+    ]
 
 
 def test_subagent_of_a_subagent_is_forked_from_the_latter(llm_user_path):
@@ -571,7 +589,7 @@ def test_subagent_of_a_subagent_is_forked_from_the_latter(llm_user_path):
         messages(proxy, user("Which tests are there?"))
         messages(proxy, subagent_asks(PROMPT))
         messages(proxy, subagent_asks(deeper))
-    assert drawn(llm_user_path) == ["A", "B<A 0 call", "C<B 1 call"]
+    assert describe_exchanges(llm_user_path) == ["A", "B<A 0 call", "C<B 1 call"]
 
 
 @pytest.mark.parametrize(
@@ -588,7 +606,7 @@ def test_a_request_that_does_not_quote_a_call_starts_a_thread(called, prompt, ll
     with running(Speaker("m", respond)) as proxy:
         messages(proxy, user("Which tests are there?"))
         messages(proxy, subagent_asks(prompt))
-    assert drawn(llm_user_path) == ["A", "B"]
+    assert describe_exchanges(llm_user_path) == ["A", "B"]
 
 
 LONG_REPLY = "I have changed the parser so that it reads numbers with underscores. " * 4
@@ -612,7 +630,7 @@ def test_title_that_quotes_a_whole_reply_is_forked_from_it(
     with running(Speaker("m", in_turn(says(reply), says("Numbers with underscores")))) as proxy:
         ask(proxy, user("Let it read numbers with underscores."))
         ask(proxy, user(title.format(quoted)))
-    assert drawn(llm_user_path) == ["A", expected]
+    assert describe_exchanges(llm_user_path) == ["A", expected]
 
 
 def test_compacting_like_claude_code_forks_from_the_summary(llm_user_path):
@@ -631,7 +649,7 @@ def test_compacting_like_claude_code_forks_from_the_summary(llm_user_path):
         compacted = [user(f"{head} The summary:\n{summary.strip()}\n\nPlease go on.")]
         compacted.append(messages(proxy, *compacted))
         messages(proxy, *compacted, user("Go on."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "B<A 1 quote", "B 2 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "B<A 1 quote", "B 2 reply"]
 
 
 COMPACTED = {
@@ -656,7 +674,7 @@ def test_summary_instead_of_older_replies_forks_once(compacted, llm_user_path):
         history = [*compacted(history[4:]), user("What now?")]
         history.append(ask_chat(proxy, *history))
         ask_chat(proxy, *history, user("And then?"))
-    assert drawn(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
+    assert describe_exchanges(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
 
 
 @pytest.mark.parametrize("said_by", [user, assistant])
@@ -668,7 +686,7 @@ def test_summary_after_the_first_question_forks_too(said_by, llm_user_path):
         history = [history[0], summary, *history[4:], user("What now?")]
         history.append(ask_chat(proxy, *history))
         ask_chat(proxy, *history, user("And then?"))
-    assert drawn(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
+    assert describe_exchanges(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
 
 
 @pytest.mark.parametrize("left_out", [1, 2, 4, 5, 6])
@@ -678,7 +696,7 @@ def test_sliding_window_stays_in_its_thread(left_out, llm_user_path):
         history.append(user("What now?"))
         history.append(ask_chat(proxy, *history[left_out:]))
         ask_chat(proxy, *history[left_out + 2 :], user("And then?"))
-    assert drawn(llm_user_path)[4:] == ["A 3 reply", "A 4 reply"]
+    assert describe_exchanges(llm_user_path)[4:] == ["A 3 reply", "A 4 reply"]
 
 
 def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path):
@@ -687,7 +705,7 @@ def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path)
         history = conversation(proxy, 5)
         ask_chat(proxy, *history[:2], *history[6:], user("What now?"))
         ask_chat(proxy, history[0], *history[7:], user("What then?"))
-    assert drawn(llm_user_path)[5:] == ["A 4 reply", "B<A 4 reply"]
+    assert describe_exchanges(llm_user_path)[5:] == ["A 4 reply", "B<A 4 reply"]
 
 
 def test_conversation_continues_in_another_dialect(llm_user_path):
@@ -731,7 +749,13 @@ def test_conversation_continues_in_another_dialect(llm_user_path):
             user("Thanks."),
         ]
         ask_chat(proxy, *history)
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply", "A 3 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "A 0 reply",
+        "A 1 reply",
+        "A 2 reply",
+        "A 3 reply",
+    ]
 
 
 # ---- conversations with the same beginning
@@ -832,7 +856,7 @@ def test_trivial_reply_matches_only_with_the_same_history(llm_user_path):
         ask_chat(proxy, user("Remember the number eight."))
         ask_chat(proxy, user("Remember the number nine."), assistant("ok"), user("And?"))
         ask_chat(proxy, user("Remember the number seven."), assistant("ok"), user("And?"))
-    assert drawn(llm_user_path) == ["A", "B", "C", "A 0 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "B", "C", "A 0 reply"]
 
 
 # ---- parallel and cancelled requests
@@ -858,11 +882,11 @@ def test_of_two_parallel_continuations_one_forks(llm_user_path):
         history = conversation(proxy, 1)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda i: ask_chat(proxy, *history, user(f"Branch {i}")), range(2)))
-    first, *branches = drawn(llm_user_path)
+    first, *branches = describe_exchanges(llm_user_path)
     assert (first, sorted(branches)) == ("A", ["A 0 reply", "B<A 0 reply"])
 
 
-def hang_up_in(proxy, began, *messages):
+def disconnect_in(proxy, began, *messages):
     """Request a stream and disconnect while the model waits; return when that is logged."""
     count = len(proxy.reports)
     connection = HTTPConnection("127.0.0.1", proxy.port, timeout=10)
@@ -893,7 +917,7 @@ def test_cancelled_response_does_not_move_the_tip(keeps_the_rest, llm_user_path)
         history = conversation(proxy, 1)
         before = rows(llm_user_path, tip)
         history.append(user("What else is there?"))
-        hang_up_in(proxy, began, *history)
+        disconnect_in(proxy, began, *history)
         if keeps_the_rest:
             history += [assistant(partial), user("Go on.")]
         reply = ask_chat(proxy, *history)
@@ -904,7 +928,7 @@ def test_cancelled_response_does_not_move_the_tip(keeps_the_rest, llm_user_path)
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [(4, 1)]
     if not keeps_the_rest:
-        assert drawn(llm_user_path) == ["A", "A 0 reply", "A 0 reply", "A 2 reply"]
+        assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 0 reply", "A 2 reply"]
 
 
 def test_failed_response_does_not_move_the_tip(llm_user_path):
@@ -922,4 +946,4 @@ def test_failed_response_does_not_move_the_tip(llm_user_path):
         assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 502
         ask_chat(proxy, *history)
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [(3, 1)]
-    assert drawn(llm_user_path)[-1] == "A 0 reply"
+    assert describe_exchanges(llm_user_path)[-1] == "A 0 reply"
