@@ -489,7 +489,9 @@ def test_after_a_crash_the_next_start_names_the_running_model(tmp_path):
         server.terminate()
         _, err = server.communicate(timeout=10)
     said = f"llmproxy was killed or crashed while 1 exchange was running: {id} (-, m)"
-    assert [line for line in err.splitlines() if "killed or crashed" in line] == [f"warning: {said}"]
+    assert [line for line in err.splitlines() if "killed or crashed" in line] == [
+        f"warning: {said}"
+    ]
 
 
 # A library's destructors run at the interpreter's end, and crash while one of its calls runs.
