@@ -1,8 +1,8 @@
-"""Who may come in: hosts, origins and keys, looked at before anything is done.
+"""Access rules: hosts, origins and API keys, checked before a request is handled.
 
-A server on a loopback port is in reach of every web page in its owner's browser: by
-a name that its own DNS turns to 127.0.0.1 (the Host is foreign then), and by plain
-cross-site requests (the Origin is). It spends its owner's keys, so both are refused.
+Every web page in the user's browser can reach a server on a loopback port: by DNS
+rebinding (a foreign Host) and by plain cross-site requests (a foreign Origin). The server
+spends the user's API keys, so both are refused.
 
 Spec: https://fetch.spec.whatwg.org/#http-cors-protocol
 """
@@ -19,13 +19,11 @@ from ..core.errors import Forbidden, Unauthorized
 from ..core.url_policy import RESERVED_ENDINGS
 from ..transport.http11 import Request
 
-__all__ = ["Access", "is_loopback"]
-
-OPEN_PATHS = ("/healthz", "/health", "/api/hello")  # for monitors, which have no key
+OPEN_PATHS = ("/healthz", "/health", "/api/hello")  # for monitors without a key
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address, with or without brackets, means this machine alone."""
+    """Return whether a name or address, with or without brackets, is a loopback one."""
     host = host.strip("[]").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
@@ -37,11 +35,11 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class Access:
-    """The rules of one server.
+    """The access rules of a server.
 
-    is_local: bound to loopback alone, where the Host is checked.
+    is_local: listens on loopback only; the Host is checked then.
     hosts, origins: allowed besides the server's own; "*" allows any.
-    keys: one of them must be sent, where there are any.
+    keys: a request must send one of them; if empty, none is needed.
     """
 
     is_local: bool = True
@@ -50,24 +48,25 @@ class Access:
     keys: Sequence[str] = field(default=(), repr=False)
 
     def check_source(self, request: Request) -> None:
-        """Let a request pass by where it comes from, or raise.
+        """Reject a foreign Host or Origin.
 
         Raises:
-            Forbidden: a Host or an Origin that is not ours.
+            Forbidden: neither the server's own nor an allowed one.
         """
         host = _without_port(request.host)
         if self.is_local and not self._is_our_host(host):
             raise Forbidden(
-                f"the host {host[:80]!r} is not this server's; allow it by --allow-host"
+                f"the host {host[:80]!r} is not this server's; use --allow-host to allow it"
             )
         origin = request.headers.get("origin")
         if origin is not None and not self._is_our_origin(origin, request.host):
             raise Forbidden(
-                f"pages of {origin[:80]!r} may not use this server; allow it by --allow-origin"
+                f"pages of {origin[:80]!r} may not use this server; use --allow-origin to allow"
+                " them"
             )
 
     def check_key(self, request: Request) -> None:
-        """Let a request pass by its key, or raise; a preflight can't carry one.
+        """Reject a request without a valid key; a CORS preflight can't send one.
 
         Raises:
             Unauthorized: no key, or a wrong one.
@@ -75,25 +74,25 @@ class Access:
         needs_key = self.keys and request.path not in OPEN_PATHS and not _is_preflight(request)
         if needs_key and not self._has_key(request):
             raise Unauthorized(
-                "a key is needed: authorization: Bearer <key>, or x-api-key",
+                "send an API key: authorization: Bearer <key>, or x-api-key",
                 headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
             )
 
     def cors_headers(self, request: Request) -> list[tuple[str, str]]:
-        """The fields that let a page read the answer, once `check_source` has let it pass."""
+        """Return the headers that let a page read the response; call `check_source` first."""
         origin = request.headers.get("origin")
         if origin is None:
             return []
         headers = [("access-control-allow-origin", origin), ("vary", "origin")]
         if _is_preflight(request):
-            asked = request.headers.get("access-control-request-headers")
+            requested = request.headers.get("access-control-request-headers")
             headers += [
                 ("access-control-allow-methods", "GET, POST, HEAD, OPTIONS"),
                 ("access-control-max-age", "600"),
             ]
-            if asked:
-                headers.append(("access-control-allow-headers", asked))
-            # Browsers ask so before a page of the internet reaches into a private network.
+            if requested:
+                headers.append(("access-control-allow-headers", requested))
+            # Browsers send this before a public page may reach a private network.
             if request.headers.get("access-control-request-private-network") == "true":
                 headers.append(("access-control-allow-private-network", "true"))
         else:
@@ -101,7 +100,7 @@ class Access:
         return headers
 
     def _is_our_host(self, host: str) -> bool:
-        # HTTP/1.0 may leave it out; no browser speaks that.
+        # HTTP/1.0 may omit the Host; no browser uses that version.
         return (
             not host
             or is_loopback(host)
@@ -117,12 +116,12 @@ class Access:
         sent = _sent_key(request)
         if not sent:
             return False
-        # Each is compared in full, so that time tells nothing of which one nearly fits.
+        # All are compared, in constant time: timing must not reveal a near match.
         return any([hmac.compare_digest(sent, key.encode()) for key in self.keys])
 
 
-def _is_listed(word: str, allowed: Sequence[str]) -> bool:
-    return "*" in allowed or word in [entry.lower().rstrip("/") for entry in allowed]
+def _is_listed(name: str, allowed: Sequence[str]) -> bool:
+    return "*" in allowed or name in [entry.lower().rstrip("/") for entry in allowed]
 
 
 def _is_preflight(request: Request) -> bool:
@@ -136,8 +135,8 @@ def _without_port(host: str) -> str:
 
 
 def _sent_key(request: Request) -> bytes:
-    """The key that a client sends: as OpenAI's, Anthropic's and a browser's user would."""
-    # Fields are latin-1 text of whatever bytes there were: those of the key in UTF-8.
+    """Return the key sent by an OpenAI or Anthropic client, or by a browser (Basic)."""
+    # Header values are bytes decoded as latin-1; keys are compared as UTF-8 bytes.
     scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return credentials.strip().encode("latin-1")

@@ -1,8 +1,7 @@
-"""The access log: a line for each HTTP answer, as web servers write it.
+"""The access log: one line per HTTP response, in Apache's combined format.
 
-Apache's combined format, with the time that it took, in seconds, at the end. Control
-characters, quotes and backslashes of a client's words are escaped, and secrets in a
-query are left out: a line is one line, and no more than that.
+The duration in seconds is added at the end. Control characters, quotes and backslashes sent
+by a client are escaped, so that it can't forge lines; secrets in a query are removed.
 
 Spec: https://httpd.apache.org/docs/2.4/mod/mod_log_config.html
 """
@@ -16,26 +15,24 @@ from ..recorder.redact import Redactor
 from ..transport.http11 import Request
 from ..transport.server import ServedRequest
 
-__all__ = ["access_line"]
-
-MAX_CHARS = 2_000  # of a target or a field: nobody reads more of one
+MAX_CHARS = 2_000  # of a target or a header; the rest is cut
 
 _UNSAFE = re.compile(r'["\\]|[^\x20-\x7e]')
 
 
-def access_line(answered: ServedRequest, at: datetime) -> str:
-    """Say an answer in one line; `at` is when it was over."""
-    request = answered.request
-    status = "-" if answered.status is None else f"{answered.status}"
-    size = f"{answered.body_bytes}" if answered.body_bytes else "-"
-    asked = (
+def access_line(served: ServedRequest, at: datetime) -> str:
+    """Return the log line of a response that ended at `at`."""
+    request = served.request
+    status = "-" if served.status is None else f"{served.status}"
+    size = f"{served.body_bytes}" if served.body_bytes else "-"
+    request_line = (
         "-" if request is None else f"{request.method} {_target(request)} HTTP/{request.version}"
     )
     fields = ["-" if request is None else request.headers.get(name, "-") for name in _FIELDS]
-    said = " ".join(f'"{_escaped(words)}"' for words in fields)
+    quoted = " ".join(f'"{_escaped(text)}"' for text in fields)
     return (
-        f"{answered.peer} - - [{at:%d/%b/%Y:%H:%M:%S %z}]"
-        f' "{_escaped(asked)}" {status} {size} {said} {answered.duration_s:.3f}'
+        f"{served.peer} - - [{at:%d/%b/%Y:%H:%M:%S %z}]"
+        f' "{_escaped(request_line)}" {status} {size} {quoted} {served.duration_s:.3f}'
     )
 
 
@@ -47,5 +44,5 @@ def _target(request: Request) -> str:
     return path + mark + Redactor().query(query)
 
 
-def _escaped(words: str) -> str:
-    return _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", words[:MAX_CHARS])
+def _escaped(text: str) -> str:
+    return _UNSAFE.sub(lambda match: f"\\x{ord(match[0]):02x}", text[:MAX_CHARS])

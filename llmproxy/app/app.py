@@ -1,8 +1,8 @@
-"""One HTTP request in, one response out: route, dialect, backend, log.
+"""The application: takes an HTTP request, runs a model and returns an HTTP response.
 
-The app knows no socket: anything that calls `async (Request) -> Response` serves it.
-The status line of a stream waits for the model's first event, so that a provider's refusal
-is a real status; what comes after is streamed as it comes (DESIGN 7).
+It knows nothing of sockets: any server that can call `async (Request) -> Response` may use it.
+A stream's status line waits for the model's first event, so that a provider's refusal is sent
+with its real status; later events are streamed as they arrive (DESIGN 7).
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from .status import PATHS, State, StatusPages
 
 logger = logging.getLogger(__name__)
 
-RECALLS = 16  # threads that ask the log at one time
-RETRY_S = 1  # when a client that found no place may ask again
-EVENT_BYTES = 500  # that an event takes besides its text while its response runs
+RECALLS = 16  # threads that query the log at the same time
+RETRY_S = 1  # sent as `retry-after` when too many models run
+EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
 Ending = Literal["ok", "error", "cancelled"]
 
 
 class App:
-    """Answer requests of every dialect.
+    """The request handler for all dialects and for the status pages.
 
-    backend, models: what answers, and the models that are listed.
-    writer, matcher: the log's, None without a log.
-    keys: kept out of what is said of a failure.
-    on_exchange: called with each exchange once it is over.
-    dashboard: the page that a browser is shown. connections: returns how many there are.
+    backend: runs the models. models: lists them.
+    writer, matcher: write and search the log; None if nothing is logged.
+    keys: API keys, removed from error messages.
+    on_exchange: called with each exchange when it has ended.
+    dashboard: renders the page for browsers. connections: returns the number of open ones.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class App:
         self._limiter = Limiter(limits.running)
         self._recalls = asyncio.Semaphore(RECALLS)
         self._waiting = 0
-        self._counts_tokens: dict[str, bool] = {}  # by model id: did its last run count any?
+        self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
         self._status = StatusPages(dashboard, self._metrics, self._state)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
@@ -95,9 +95,9 @@ class App:
         }
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request; only the CancelledError of a hang-up comes out."""
+        """Respond to one request. Raise only CancelledError, if the client disconnects."""
         dialect: Dialect | None = None
-        cors: list[tuple[str, str]] = []  # the page of a foreign origin may read nothing
+        cors: list[tuple[str, str]] = []  # none, so that pages of a foreign origin can read nothing
         try:
             self._access.check_source(request)
             cors = self._access.cors_headers(request)
@@ -113,7 +113,7 @@ class App:
         except ProxyError as error:
             response = render_error(error, dialect)
         except Exception:
-            # The traceback is for the operator; it may quote the request, so for nobody else.
+            # The traceback may quote the request: only the operator sees it.
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect)
         return replace(response, headers=[*response.headers, *cors])
@@ -129,14 +129,14 @@ class App:
         return json_response(200, dialect.render_model(await self._models.model(argument)))
 
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        """Count locally, as an estimate: clients ask dozens of times in a row (B34)."""
+        """Estimate the tokens locally: clients ask dozens of times in a row (B34)."""
         body = payload.parse(request.body, self._limits)
-        # A body that asks for a count needs no limit for a response.
+        # `parse_request` doesn't require max_tokens, which requests for a count lack.
         counted = dialect.parse_request(body, dict(request.headers))
-        counting = cast(CountingDialect, dialect)  # it has the route
+        counting = cast(CountingDialect, dialect)  # only those have the route
         return json_response(200, counting.render_count(token_estimate.estimate(counted)))
 
-    # ---- a chat
+    # ---- chat requests
 
     async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
         received_at = time.monotonic()
@@ -157,7 +157,7 @@ class App:
                 raise failure
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
-            run = exchange.prepared(choice.prepare(request), request)
+            run = exchange.attach_run(choice.prepare(request), request)
             exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
             if request.stream:
                 return await self._stream(dialect, exchange)
@@ -194,14 +194,14 @@ class App:
             keys=self._keys,
         )
         capture = Capture(begun_, thread_id=new_id(), began_at=received_at)
-        return _Exchange(capture, dialect, is_logged=logs_on(), room_bytes=self._limits.answer)
+        return _Exchange(capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer)
 
     async def _recall(
         self, exchange: _Exchange, request: chat.ChatRequest, choice: Choice
     ) -> chat.ChatRequest:
-        """Return the request with what the log knows of its conversation.
+        """Return the request with the reasoning and metadata that the log has of its history.
 
-        A log that does not answer soon costs no response.
+        After `log_wait_s` the request goes on without them.
         """
         capture = exchange.capture
         capture.messages, capture.schema = request.messages, request.schema
@@ -215,20 +215,22 @@ class App:
                 )
                 capture.matched(await matching)
         except (TimeoutError, RuntimeError):
-            logger.warning("the log did not say what exchange %s continues", capture.begun.id)
+            logger.warning(
+                "could not look up in the log what exchange %s continues", capture.begun.id
+            )
         return replace(request, messages=capture.messages, recalled=capture.match.recalled)
 
     async def _start(
         self, exchange: _Exchange, run: Run, begun_written: Future[None] | None
     ) -> None:
-        """Start a run when its model's turn has come, and there is room among all that run.
+        """Wait for the model and for the limit on running responses, then start the run.
 
         begun_written: done when the log has the beginning of the exchange. A model in this
             process may crash it at any moment, and the log should name what was running.
 
         Raises:
-            Unavailable: others hold the model for too long, or there is no thread for it.
-            RateLimited: too many models run.
+            Unavailable: the model stays busy for too long, or there is no thread for it.
+            RateLimited: too many responses are running.
         """
         exchange.queued_at = time.monotonic()
         self._waiting += 1
@@ -281,7 +283,7 @@ class App:
         return Response(200, headers, StreamBody(frames, lambda: self._end(exchange, "cancelled")))
 
     def _will_estimate_usage(self, exchange: _Exchange) -> bool:
-        """Whether the usage of a stream will be an estimate, as far as is known before."""
+        """Predict, from the model's last run, whether a stream's usage will be an estimate."""
         run = exchange.run
         counts = self._counts_tokens.get(run.model_id, not run.runs_in_process)
         return exchange.shows_usage and not counts
@@ -293,7 +295,7 @@ class App:
         renderer: Renderer,
         batch: list[Stamped] | None,
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the bytes of a stream: what is ready together at once, the end after its commit."""
+        """Yield the bytes of a stream in batches, its end only after the log has committed it."""
         frames = renderer.start()
         sent_at = time.monotonic()
         try:
@@ -308,7 +310,7 @@ class App:
                         await self._end(exchange, "ok")
                     frames += renderer.feed(event)
                 now = time.monotonic()
-                # Events that this API does not show keep no connection open.
+                # Events that this API does not have send nothing that keeps a connection open.
                 if batch is None or (not frames and now - sent_at >= self._limits.keepalive_s):
                     frames += renderer.idle()
                 if frames:
@@ -325,9 +327,9 @@ class App:
     async def _end(
         self, exchange: _Exchange, status: Ending, error: BaseException | None = None
     ) -> None:
-        """Stop the model, log how the exchange ended and wait for that; only the first call counts.
+        """Stop the model, log the end of the exchange and wait for the commit.
 
-        What the model had produced is logged, also if the client no longer waits for it.
+        Only the first call counts. Output is logged even if the client has disconnected.
         """
         if exchange.is_over:
             return
@@ -342,8 +344,8 @@ class App:
                 self._counts_tokens[ended.model_used] = ended.usage.output_tokens is not None
             self._metrics.count(ended)
             self._on_exchange(ended)
-        except Exception:  # neither a bug here nor a broken terminal costs a response
-            logger.exception("the end of exchange %s could not be reported", exchange.id)
+        except Exception:  # a bug here or a broken terminal must not fail the response
+            logger.exception("could not log or report the end of exchange %s", exchange.id)
         finally:
             try:
                 await exchange.stop(has_finished=status == "ok")
@@ -361,15 +363,15 @@ class App:
 
 
 class _Exchange:
-    """One chat request while it is answered: its record, its run, and their limits.
+    """A chat request in progress: its capture for the log, its run, and their limits.
 
-    starting: the task that waits for the run's turn and starts it. queued_at: since when it
-        waits, by time.monotonic(). has_entered: it counts among those that run.
-    until: when it must have ended, by time.monotonic().
+    starting: the task that waits for the model and starts the run.
+    queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
+    until: the deadline of the response, by time.monotonic().
     """
 
     def __init__(
-        self, capture: Capture, dialect: Dialect, *, is_logged: bool, room_bytes: int
+        self, capture: Capture, dialect: Dialect, *, is_logged: bool, memory_bytes: int
     ) -> None:
         self.capture = capture
         self.id = capture.begun.id
@@ -381,7 +383,7 @@ class _Exchange:
         self.has_entered = False
         self.until = math.inf
         self.is_over = False
-        self._room_bytes = room_bytes
+        self._memory_bytes = memory_bytes
         self._dialect = dialect
         self._request: chat.ChatRequest | None = None
 
@@ -390,13 +392,13 @@ class _Exchange:
         assert self.capture.run is not None
         return self.capture.run
 
-    def prepared(self, run: Run, request: chat.ChatRequest) -> Run:
+    def attach_run(self, run: Run, request: chat.ChatRequest) -> Run:
         self.capture.run = run
         self._request = request
         return run
 
     def envelope(self) -> chat.Envelope:
-        """Return what renderers need besides the events, with the client's name of the model."""
+        """Return what renderers need besides the events; the model as the client named it."""
         request = self._request
         assert request is not None
         return chat.Envelope(
@@ -409,12 +411,12 @@ class _Exchange:
 
     @property
     def shows_usage(self) -> bool:
-        """Whether the client is shown how many tokens there were."""
+        """Whether the response includes token counts."""
         request = self._request
         return request is None or not request.stream or request.include_usage
 
     def with_usage(self, finish: chat.Finish) -> chat.Finish:
-        """Return the end as the client is shown it, with our estimate of uncounted tokens."""
+        """Return the Finish for the client, with estimates of tokens that were not counted."""
         usage = finish.usage
         if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
             return finish
@@ -428,22 +430,24 @@ class _Exchange:
         return replace(finish, usage=usage)
 
     def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
-        """Return the headers of a response that succeeds."""
+        """Return the headers of a successful response."""
         ignored = self.capture.ignored + (("usage",) if is_usage_estimated else ())
         return [(self._dialect.REQUEST_ID_HEADER, self.id), *ignored_header(ignored)]
 
     def with_id(self, error: ProxyError) -> ProxyError:
-        """Give an error the id under which the log has it."""
+        """Add the exchange's id to an error's headers."""
         error.headers = {**error.headers, self._dialect.REQUEST_ID_HEADER: self.id}
         return error
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
-        """Wait for the run's turn, then read from it and keep what comes.
+        """Wait until the run has started, then return its next events and keep them.
+
+        Return None after `silence_s` seconds without an event, [] after the last.
 
         Raises:
-            ProxyError: its turn did not come, or it failed.
-            UpstreamTimeout: it has not ended in time.
-            UpstreamError: it is too large.
+            ProxyError: the run could not start, or failed.
+            UpstreamTimeout: the response took longer than `answer_s`.
+            UpstreamError: the response is too large.
         """
         if not self._has_started:
             waiting_since = time.monotonic()
@@ -475,37 +479,37 @@ class _Exchange:
         return True
 
     def _keep(self, batch: list[Stamped]) -> None:
-        """Keep events, up to the memory that a run may fill however fast its client reads."""
+        """Keep events for the log, up to the memory limit of a response."""
         self.capture.events += batch
-        room_bytes = self._room_bytes - EVENT_BYTES * len(batch)
+        memory_bytes = self._memory_bytes - EVENT_BYTES * len(batch)
         for stamped in batch:
             if not isinstance(stamped.event, chat.Finish):
-                room_bytes -= len(stamped.event.chunk)
-        self._room_bytes = room_bytes
-        if room_bytes < 0:
+                memory_bytes -= len(stamped.event.chunk)
+        self._memory_bytes = memory_bytes
+        if memory_bytes < 0:
             raise UpstreamError("the response is too large (limit answer)")
 
     def ended(self, status: Ending, error: BaseException | None) -> Exchange:
         """Return the exchange as it ended."""
-        if self.queued_at is not None:  # it ended while it waited
+        if self.queued_at is not None:  # still waiting
             self.capture.queue_ms = (time.monotonic() - self.queued_at) * 1000
         return self.capture.ended(status, error)
 
     async def stop(self, *, has_finished: bool) -> None:
-        """Stop waiting for a turn, and the model if it has not finished."""
+        """Cancel the start if it is still waiting, and stop the model if it has not finished."""
         if self.starting is not None:
             if not self.starting.done():
                 self.starting.cancel()
                 await asyncio.wait({self.starting})
             if not self.starting.cancelled():
-                self.starting.exception()  # retrieved: the client was told, or has gone
+                self.starting.exception()  # retrieved: the client has it, or is gone
         if self.capture.run is not None and not has_finished:
             await self.capture.run.stop()
 
 
 def _client(headers: Headers) -> str:
-    """Name the client: by its title, else by the product of its user-agent."""
-    title = headers.get("x-title")  # aider and others that have an SDK's user-agent
+    """Return the client's name: its x-title, else the product of its user-agent."""
+    title = headers.get("x-title")  # aider and others send their SDK's user-agent
     if title:
         return title[:80]
     product, _, version = headers.get("user-agent", "-").partition(" ")[0].partition("/")

@@ -1,4 +1,4 @@
-"""The log's own traffic as a page that browsers load again and again."""
+"""The dashboard: a page about the latest logged exchanges, which reloads itself."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from ..report.html.page import page
 from ..report.load import LOG_TITLE, study_of_log
 from ..version import __version__
 
-LAST = 100  # exchanges: a page that a phone still shows at once
+LAST = 100  # exchanges; a phone still shows such a page at once
 REFRESH_S = 10
-MIN_AGE_S = 5.0  # a page serves all who look at it for this long
+MIN_AGE_S = 5.0  # a rendered page is reused for this long, for all viewers
 
 
 class Dashboard:
-    """Makes the page of a log, which need not be there yet."""
+    """A renderer of the page, with a cache. The log need not exist yet."""
 
     def __init__(self, database: Path) -> None:
         self._database = database
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, bool], tuple[float, str]] = {}
+        self._cache: dict[tuple[str, bool], tuple[float, str]] = {}
 
     def render(self, base_url: str, refreshes: bool) -> str:
-        """Write the page; it blocks, for some tenths of a second where there is much.
+        """Return the page as HTML. Blocks, for some tenths of a second if the log is large.
 
-        base_url: where this proxy listens, for who has recorded nothing yet.
+        base_url: this proxy's address, shown while nothing is recorded yet.
+        refreshes: whether the page reloads itself.
 
         Raises:
             Unusable: the log can't be read.
@@ -37,23 +38,23 @@ class Dashboard:
         key = base_url, refreshes
         with self._lock:
             now = time.monotonic()
-            self._made = {key: made for key, made in self._made.items() if now <= made[0]}
-            if key not in self._made:
+            self._cache = {key: entry for key, entry in self._cache.items() if now <= entry[0]}
+            if key not in self._cache:
                 study = self._study()
                 text = page(
                     study,
                     figures(study),
                     refresh_s=REFRESH_S if refreshes else None,
-                    # What a reader has opened is closed each time it is loaded.
+                    # Reloading closes the sections that a reader has opened.
                     other=("/?still", "keep still") if refreshes else ("/", "follow the log"),
                     recorded_by=f"llmproxy {__version__}",
                     base_url=base_url,
                 )
-                self._made[key] = time.monotonic() + MIN_AGE_S, text
-            return self._made[key][1]
+                self._cache[key] = time.monotonic() + MIN_AGE_S, text
+            return self._cache[key][1]
 
     def _study(self) -> Study:
         if not self._database.exists():
             return Study(title=LOG_TITLE, is_run=False)
-        with LogReader(self._database, asks_models=False) as history:
-            return study_of_log(history, Filter(), last=LAST)
+        with LogReader(self._database, asks_models=False) as log:
+            return study_of_log(log, Filter(), last=LAST)

@@ -1,4 +1,4 @@
-"""What a server has done, for Prometheus: counters, histograms and the gauges it is given.
+"""The server's metrics in Prometheus' text format: counters, histograms and gauges.
 
 Spec: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 
 from ..recorder.exchange import ExchangeSummary
 
-__all__ = ["METRICS_TYPE", "Gauge", "Metrics"]
-
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -23,7 +21,7 @@ Labels = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Gauge:
-    """Something that goes up and down: its name without the prefix, what it is, how much."""
+    """A value that goes up and down; `name` is without the prefix."""
 
     name: str
     help: str
@@ -32,7 +30,7 @@ class Gauge:
 
 @dataclass
 class _Histogram:
-    """Values by the first bucket that holds them; the last place is for those beyond."""
+    """Counts of values by bucket; the last count is of those above all buckets."""
 
     buckets: Sequence[float]
     counts: list[int] = field(default_factory=list)
@@ -42,16 +40,16 @@ class _Histogram:
         self.counts = [0] * (len(self.buckets) + 1)
 
     def observe(self, value: float) -> None:
-        place = next((i for i, most in enumerate(self.buckets) if value <= most), -1)
-        self.counts[place] += 1
+        index = next((i for i, most in enumerate(self.buckets) if value <= most), -1)
+        self.counts[index] += 1
         self.sum += value
 
 
 class Metrics:
-    """Counts exchanges that are over.
+    """Counters of exchanges that have ended.
 
-    Models are known by llm's ids, of which there are so many; what clients write is not
-    counted by its name. Requests that no model answered have none.
+    Models are labelled with llm's ids, a limited set; names that clients make up are not
+    used. Requests that reached no model have an empty label.
     """
 
     def __init__(self) -> None:
@@ -64,30 +62,30 @@ class Metrics:
     def count(self, entry: ExchangeSummary) -> None:
         """Count an exchange that has ended."""
         model = entry.model_used or ""
-        which: Labels = (("dialect", entry.dialect), ("model", model))
+        labels: Labels = (("dialect", entry.dialect), ("model", model))
         code = "" if entry.http_status is None else f"{entry.http_status}"
-        self._requests[(*which, ("status", entry.status), ("code", code))] += 1
+        self._requests[(*labels, ("status", entry.status), ("code", code))] += 1
         for kind in ("input", "output", "cached", "reasoning"):
             tokens = getattr(entry.usage, f"{kind}_tokens")
             if tokens:
-                self._tokens[(*which, ("type", kind))] += tokens
+                self._tokens[(*labels, ("type", kind))] += tokens
         for histograms, buckets, ms in (
             (self._ttft, TTFT_BUCKETS_S, entry.ttft_ms),
             (self._duration, DURATION_BUCKETS_S, entry.duration_ms),
             (self._queue, TTFT_BUCKETS_S, entry.queue_ms),
         ):
             if ms is not None:
-                histograms.setdefault(which, _Histogram(buckets)).observe(ms / 1000)
+                histograms.setdefault(labels, _Histogram(buckets)).observe(ms / 1000)
 
     def render(self, gauges: Iterable[Gauge] = ()) -> str:
-        """Write all of it, in Prometheus' text format."""
+        """Return all metrics and the given gauges in Prometheus' text format."""
         lines: list[str] = []
-        lines += _counter("requests", "requests by how they ended", self._requests)
-        lines += _counter("tokens", "tokens as the providers count", self._tokens)
-        first = "from a request to the first event of its answer, waiting for a turn included"
-        lines += _histogram("time_to_first_event_seconds", first, self._ttft)
+        lines += _counter("requests", "requests, by status", self._requests)
+        lines += _counter("tokens", "tokens, as counted by the providers", self._tokens)
+        ttft = "from a request to the first event of its response, including time in the queue"
+        lines += _histogram("time_to_first_event_seconds", ttft, self._ttft)
         lines += _histogram("duration_seconds", "from a request to its end", self._duration)
-        lines += _histogram("queue_seconds", "that requests waited for a turn", self._queue)
+        lines += _histogram("queue_seconds", "time that requests waited in the queue", self._queue)
         for gauge in gauges:
             lines += _head(gauge.name, gauge.help, "gauge")
             lines.append(f"llmproxy_{gauge.name} {_number(gauge.value)}")

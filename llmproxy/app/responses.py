@@ -1,4 +1,4 @@
-"""Responses of the app: JSON, errors in a dialect's form, and streaming bodies."""
+"""HTTP responses: JSON, errors in a dialect's format, and streaming bodies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all heade
 
 
 def render_error(error: ProxyError, dialect: Dialect | None = None) -> Response:
-    """Render an error as a dialect does; as the first one if no dialect is known yet."""
+    """Return an error response; in the first dialect's format if none is known yet."""
     rendered = (dialect or DIALECTS[0]).render_error(error)
     return json_response(error.status, rendered, [*error.headers.items()])
 
@@ -22,14 +22,14 @@ def render_error(error: ProxyError, dialect: Dialect | None = None) -> Response:
 def json_response(
     status: int, value: object, headers: list[tuple[str, str]] | None = None
 ) -> Response:
-    """Make a response of JSON values."""
+    """Return a response with a JSON body."""
     return Response(
         status, [("content-type", "application/json"), *(headers or [])], payload.encode(value)
     )
 
 
 def ignored_header(ignored: tuple[str, ...]) -> list[tuple[str, str]]:
-    """List paths that were not carried, escaped as in JSON; cut after a whole path if too long."""
+    """Return the header that lists ignored fields, escaped as in JSON; cut if too long."""
     shown = ""
     paths = [json.dumps(path)[1:-1] for path in ignored]
     for i, path in enumerate(paths):
@@ -57,6 +57,6 @@ class StreamBody:
         return self._frames.__anext__()
 
     async def aclose(self) -> None:
-        """Close the stream; if the model had not finished, the client has hung up."""
+        """Close the stream and the exchange; an unfinished one counts as cancelled."""
         await self._frames.aclose()
         await self._close()

@@ -1,4 +1,4 @@
-"""Which dialect and which of its routes a request means."""
+"""Routing: from a request's path and method to a dialect and one of its routes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..transport.http11 import Request
 
 
 def bare_path(path: str) -> str:
-    """Strip what clients add or leave out: /v1, once or twice, and a last slash (d7)."""
+    """Strip `/v1`, once or repeated, and a trailing slash: clients differ in these (d7)."""
     while path.startswith("/v1/"):
         path = path[3:]
     return path.rstrip("/")
@@ -19,10 +19,11 @@ _ROUTES = [(dialect, route) for dialect in DIALECTS for route in dialect.ROUTES]
 
 
 def find_route(request: Request) -> tuple[Dialect, Kind, str]:
-    """Return the dialect, the kind of the route, and the rest of the path if it is open.
+    """Return the dialect, the kind of the route, and its argument if it takes one, else "".
 
     Raises:
-        NotFound, MethodNotAllowed: no such path, or not by this method.
+        NotFound: no route has this path.
+        MethodNotAllowed: the path has no route for this method.
     """
     path = bare_path(request.path)
     method = "GET" if request.method == "HEAD" else request.method
@@ -43,7 +44,7 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
 
 
 def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
-    """Make the refusal of a method, which names those that are allowed."""
+    """Return the error for a method, with those that are allowed."""
     allow = ", ".join(sorted(allowed))
     return MethodNotAllowed(
         f"{request.method[:20]} is not allowed on {request.path[:200]}: use {allow}",
@@ -52,8 +53,8 @@ def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
 
 
 def _routes_for(request: Request) -> list[tuple[Dialect, Route]]:
-    """Sort the routes so that those of the client's own dialect come first: some are shared."""
-    return sorted(_ROUTES, key=lambda place: not _is_client_of(place[0], request))
+    """Sort the routes: those of the client's own dialect first, since some paths are shared."""
+    return sorted(_ROUTES, key=lambda pair: not _is_client_of(pair[0], request))
 
 
 def _is_client_of(dialect: Dialect, request: Request) -> bool:

@@ -1,4 +1,4 @@
-"""What is there for people and monitors, beside the wires: a page, health, metrics."""
+"""Routes for people and monitors: the dashboard, health and metrics."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 PATHS = ("/", "/healthz", "/health", "/metrics", "/api/hello")
 
 STILL = "still"
-"""The query of a page that does not load itself again."""
+"""The query of the page that does not reload itself."""
 
 _HTML_HEADERS = [
     ("content-type", "text/html; charset=utf-8"),
     ("cache-control", "no-store"),
     ("vary", "accept"),
-    # Whatever a client or a model has said, the page loads and runs nothing, and is in no frame.
+    # Whatever text was logged, the page loads and runs nothing, and can't be framed.
     ("content-security-policy", f"{POLICY}; frame-ancestors 'none'"),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
@@ -38,9 +38,9 @@ _HTML_HEADERS = [
 
 @dataclass(frozen=True)
 class State:
-    """How the server is: answers that run, requests that wait for a turn, connections, the log.
+    """The server's state: running responses, waiting requests, open connections, the log.
 
-    log: None where nothing is kept.
+    log: None if nothing is logged.
     """
 
     running: int
@@ -50,10 +50,10 @@ class State:
 
 
 class StatusPages:
-    """Answers what is no request of a wire.
+    """The handler of the PATHS, which belong to no dialect.
 
-    page: makes the page that a browser is shown, given the address of this server and
-        whether it loads itself again; it blocks. Without it there is a line of text.
+    dashboard: renders the page for browsers; if None, they get a line of text.
+    state: returns the server's current state.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class StatusPages:
         self._state = state
 
     async def respond(self, path: str, request: Request) -> Response:
-        """Answer a request for one of PATHS.
+        """Respond to a request for one of PATHS.
 
         Raises:
-            MethodNotAllowed: it is to be read alone.
+            MethodNotAllowed: neither GET nor HEAD.
             Unavailable: the log can't be read.
         """
         if request.method not in ("GET", "HEAD"):
@@ -94,8 +94,8 @@ class StatusPages:
                 lambda: dashboard.render(f"http://{request.host}", refreshes), "llmproxy-dashboard"
             )
         except RuntimeError as exc:
-            logger.warning("the page of the log could not be made: %s", exc)
-            raise Unavailable("the log can't be read now") from exc
+            logger.warning("could not render the dashboard: %s", exc)
+            raise Unavailable("the log can't be read") from exc
         return Response(200, _HTML_HEADERS, page.encode())
 
 
@@ -103,7 +103,7 @@ _FRESH = ("cache-control", "no-store")
 
 _LINES: Mapping[str, str] = {
     "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1.\n",
-    "/api/hello": "ok\n",  # Claude Code asks whether anybody is there (B35)
+    "/api/hello": "ok\n",  # Claude Code checks that the server is up (B35)
 }
 
 
@@ -121,14 +121,14 @@ def _health(state: State) -> dict[str, Any]:
 
 def _gauges(state: State) -> list[Gauge]:
     gauges = [
-        Gauge("running", "answers that run", state.running),
-        Gauge("waiting", "requests that wait for a turn to run", state.waiting),
-        Gauge("connections", "connections of clients", state.connections),
+        Gauge("running", "responses being generated", state.running),
+        Gauge("waiting", "requests waiting in the queue", state.waiting),
+        Gauge("connections", "open client connections", state.connections),
     ]
     if state.log is not None:
         gauges += [
-            Gauge("log_writable", "1 where the log takes what is written", state.log.is_writable),
-            Gauge("log_queue", "exchanges on their way to the log", state.log.queued),
-            Gauge("log_spool_bytes", "what waits in the spool", state.log.spooled_bytes),
+            Gauge("log_writable", "1 if the log can be written", state.log.is_writable),
+            Gauge("log_queue", "exchanges not written to the log yet", state.log.queued),
+            Gauge("log_spool_bytes", "size of the spool", state.log.spooled_bytes),
         ]
     return gauges

@@ -1,4 +1,4 @@
-"""Where recordings are: the exchanges of a log, and folders of Llama Stack's files."""
+"""A log as a source of recordings for replay."""
 
 from __future__ import annotations
 
@@ -16,52 +16,50 @@ from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import LogReader
 from .replay import Recorded
 
-__all__ = ["Log", "exchange_request"]
-
-MAX_NEAR = 60  # recordings that a miss is held against, of each kind
+MAX_NEAR = 60  # recordings, per query, that a request without a match is compared to
 
 
 def exchange_request(exchange: Exchange) -> chat.ChatRequest:
-    """Read the request of an exchange again, as its dialect did.
+    """Parse the logged request of an exchange with its dialect.
 
     Raises:
-        ProxyError: it can't be read, and was refused then; or its dialect is not known.
+        ProxyError: the request is invalid, as it was then, or its dialect is unknown.
     """
     try:
         dialect = by_name(exchange.dialect)
-    except ValueError as exc:  # a log that was imported may have been another version's
+    except ValueError as exc:  # imported from another version
         raise NotFound(str(exc)) from exc
     return dialect.parse_request(exchange.request.body, exchange.request.headers)
 
 
 class Log:
-    """The exchanges of a logs.db: those that ended well; failures where none of a request did.
+    """The recordings in a logs.db: successful exchanges, and failures of requests without one.
 
-    What was itself a replay is no recording, nor what a benchmark was answered.
+    Replays and benchmark runs are left out.
 
     Raises:
-        Unusable: there is no such file, or it can't be read.
+        Unusable: the file does not exist or can't be read.
     """
 
     def __init__(self, path: Path) -> None:
-        self._history = LogReader(path, asks_models=False)  # a plugin may ask its server
+        self._reader = LogReader(path, asks_models=False)  # a plugin may ask its server
         self._lock = threading.Lock()
 
     def models(self) -> list[str]:
-        """The names that were asked for, and llm's ids of what answered."""
+        """Return the requested model names and llm's ids of the models used."""
         rows = self._rows(_MODELS, {})
         return [name for (name,) in rows]
 
     def find(self, request: chat.ChatRequest) -> list[str]:
-        """The ids of the exchanges with this request, the oldest first."""
+        """Return the ids of the exchanges with this request, the oldest first."""
         rows = self._rows(_FIND, {"key": request_key(request), "model": request.model})
         return [id for id, status in rows if status == "ok"] or [id for id, _ in rows]
 
     def load(self, id: str) -> Recorded:
-        """The answer of an exchange."""
+        """Return the response of an exchange."""
         exchange = self._exchange(id)
         last_ms = exchange.events[-1][0] if exchange.events else 0.0
-        waited_ms = exchange.queue_ms or 0.0  # for other requests, which are not there now
+        waited_ms = exchange.queue_ms or 0.0  # time in the queue, which is not replayed
         return Recorded(
             exchange.id,
             exchange.model_used or exchange.model_asked or "",
@@ -72,7 +70,7 @@ class Log:
         )
 
     def near(self, request: chat.ChatRequest) -> Iterator[tuple[str, chat.ChatRequest]]:
-        """Exchanges that went on from the same replies, that asked the same, and the newest."""
+        """Yield exchanges that continue the same reply, start with the same text, or are new."""
         values = {
             "model": request.model,
             "first_words": first_words(request.messages),
@@ -97,26 +95,21 @@ class Log:
         self.close()
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the database."""
         with self._lock:
-            self._history.close()
+            self._reader.close()
 
     def _exchange(self, id: str) -> Exchange:
-        """Read one.
-
-        Raises:
-            NotFound: it is not there any more.
-            UpstreamError: it is damaged.
-        """
+        """Return an exchange; raise NotFound if it is gone, UpstreamError if it is damaged."""
         try:
             with self._lock:
-                return self._history.exchange(id)
+                return self._reader.exchange(id)
         except (KeyError, ValueError, TypeError) as exc:
-            raise UpstreamError(f"recording {id} is damaged; log --verify may say more") from exc
+            raise UpstreamError(f"recording {id} is damaged; see `llmproxy log --verify`") from exc
 
     def _rows(self, sql: str, values: Mapping[str, Any]) -> list[Any]:
         with self._lock:
-            return self._history.rows(sql, values)
+            return self._reader.rows(sql, values)
 
 
 _FINISHED = "status = 'ok' and replay_of is null and run_id is null"
@@ -147,7 +140,9 @@ _NEWEST = f"""
 
 
 def _failure(exchange: Exchange) -> ProxyError:
-    """The error that an exchange ended by; of a stream, which had its 200, the class is gone."""
+    """Return the error of an exchange; in a stream, which had status 200, the class is lost."""
     status = exchange.http_status or 0
-    words = exchange.error or "the recorded answer failed"
-    return class_of_status(status)(words, status=status) if status >= 400 else UpstreamError(words)
+    message = exchange.error or "the recorded response failed"
+    if status < 400:
+        return UpstreamError(message)
+    return class_of_status(status)(message, status=status)

@@ -1,9 +1,9 @@
-"""Recorded answers in a model's place: an engine that knows neither a model nor the network.
+"""The replay backend: plays recorded responses, without a model or a network.
 
-A request is answered by what was recorded for the same model, options, tools, schema and
-visible messages, in whatever dialect it comes, at the speed it came then. Several
-recordings of one request are served in turn. Where there is none, the error says which
-recording is nearest and where it differs. Where recordings are kept is `sources`.
+A recording matches a request with the same model, options, tools, schema and visible
+messages, in any dialect, and is played at its original speed. Several recordings of one
+request take turns. If none matches, the error names the nearest recording and the difference.
+Recordings come from a `Source`: `log_source` or `transfer.llama_stack.folder`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from ..core.fingerprints import (
 from ..core.message_diff import first_difference
 from ..recorder.timeline import TimedEvent
 
-COMPARED_CHARS = 2_000  # of the first message that differs, to find the nearest recording
+COMPARED_CHARS = 2_000  # of the first different message, to find the nearest recording
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A recorded answer, ready to be played.
+    """A recorded response.
 
-    id: the exchange's, or the recording's key; model: llm's id of what answered.
+    id: of the exchange, or the recording's key. model: llm's id of the model.
     events: with their times in milliseconds since the request.
-    finish: None where it ended by `error`; either came at `ended_ms`.
+    finish: None if the response ended with `error`; either came at `ended_ms`.
     """
 
     id: str
@@ -53,26 +53,26 @@ class Recorded:
 
 
 class Source(Protocol):
-    """Where recordings are. All of it may block, and is called from any thread."""
+    """A store of recordings. Its methods may block, and are called from any thread."""
 
     def models(self) -> list[str]:
-        """Every name by which a recorded model is known."""
+        """Return all names of recorded models."""
 
     def find(self, request: chat.ChatRequest) -> list[str]:
-        """The ids of all recordings of a request, in the order in which they were made."""
+        """Return the ids of all recordings of a request, the oldest first."""
 
     def load(self, id: str) -> Recorded:
-        """One of them."""
+        """Return a recording by its id."""
 
     def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
-        """Ids and requests of recordings that may be what a request was meant to be."""
+        """Yield ids and requests of recordings that are similar to a request."""
 
 
 class Replay:
-    """Answers requests from recordings.
+    """A backend that plays recordings.
 
-    speed: 1 for as it came, 2 for twice as fast, 0 for at once.
-    live: answers what was not recorded; without it that is an error.
+    speed: 1 for the original speed, 2 for twice as fast, 0 for no delays.
+    live: handles requests without a recording; if None, they are errors.
     """
 
     def __init__(
@@ -85,25 +85,25 @@ class Replay:
 
     def models(self) -> list[backend.ModelEntry]:
         """List the recorded models."""
-        return [_shown(name) for name in self._source.models()]
+        return [_entry(name) for name in self._source.models()]
 
     async def model(self, name: str) -> backend.ModelEntry:
-        """Show a recorded model.
+        """Return a recorded model.
 
         Raises:
-            ModelNotFound: nothing of it was recorded.
+            ModelNotFound: the model has no recordings.
         """
         if name not in await asyncio.to_thread(self._source.models):
-            raise ModelNotFound(f"nothing was recorded of a model {name[:200]!r}", param="model")
-        return _shown(name)
+            raise ModelNotFound(f"there are no recordings of a model {name[:200]!r}", param="model")
+        return _entry(name)
 
     async def choose(self, request: chat.ChatRequest) -> backend.Choice:
-        """Choose the recording whose turn it is, or the live model of what was not recorded.
+        """Choose the next recording of a request, or the live model if there is none.
 
         Raises:
-            NotFound: nothing was recorded; the message names the nearest recording and where
-                it differs.
-            ProxyError: the live backend has no model for it.
+            NotFound: there is no recording; the message names the nearest one and where it
+                differs.
+            ProxyError: the live backend has no model for the request.
         """
         ids = await asyncio.to_thread(self._source.find, request)
         if ids:
@@ -129,12 +129,12 @@ class _RecordedChoice:
         return ReplayRun(self.recorded, self.speed, request.ignored)
 
 
-def _shown(name: str) -> backend.ModelEntry:
+def _entry(name: str) -> backend.ModelEntry:
     return backend.ModelEntry(name, "recorded", 0)
 
 
 class ReplayRun:
-    """A recorded answer as it is played: backend.Run, of one that was recorded."""
+    """A recorded response being played; see backend.Run."""
 
     def __init__(self, recorded: Recorded, speed: float, ignored: tuple[str, ...] = ()) -> None:
         self.replay_of: str | None = recorded.id
@@ -156,7 +156,7 @@ class ReplayRun:
         self._ended_ms = recorded.ended_ms
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Return at once: any number of recordings is played at one time."""
+        """Return at once: any number of recordings can be played at the same time."""
         return False
 
     async def start(self) -> None:
@@ -165,11 +165,11 @@ class ReplayRun:
         self.started_at = time.monotonic()
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
-        """Give the events that are due by now, at least one; see backend.Run."""
+        """Wait for the next event and return all that are due; see backend.Run."""
         if not self._left and self._error is None:
             return []
         due_at = self._due(self._left[-1][0] if self._left else self._ended_ms)
-        while (wait_s := due_at - time.monotonic()) > 0:  # a timer may come a little early
+        while (wait_s := due_at - time.monotonic()) > 0:  # a timer may fire a little early
             if silence_s is not None and wait_s > silence_s:
                 await asyncio.sleep(silence_s)
                 return None
@@ -183,7 +183,7 @@ class ReplayRun:
         return events
 
     async def stop(self) -> None:
-        """Play no more of it."""
+        """Stop playing."""
         self._left.clear()
         self._error = None
 
@@ -195,20 +195,20 @@ class ReplayRun:
 
 
 def _miss(request: chat.ChatRequest, source: Source) -> NotFound:
-    """Say that nothing was recorded for a request, what is nearest, and where it differs."""
+    """Return the error for a request without a recording, with the nearest one."""
     near = list(source.near(request))
     if not near:
-        return NotFound(f"nothing was recorded of {_model(request)}: record it first")
+        return NotFound(f"there are no recordings of {_model(request)}: record some first")
     id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
-    found = list(differences(request, recorded))
-    what = "; ".join(text for _, text in found) or _UNKNOWN
-    message = f"no recording answers this request; the nearest is {id}, where {what}"
-    return NotFound(message, param=found[0][0] if found else None)
+    changes = list(differences(request, recorded))
+    texts = "; ".join(text for _, text in changes) or _UNKNOWN
+    message = f"no recording matches this request; the nearest is {id}, where {texts}"
+    return NotFound(message, param=changes[0][0] if changes else None)
 
 
 _UNKNOWN = (
-    "nothing differs, but it has no key to be found by: it was redacted, or an older"
-    " llmproxy recorded it"
+    "nothing differs, but the recording has no replay key: it was anonymized, or recorded by an"
+    " older llmproxy"
 )
 
 
@@ -216,16 +216,16 @@ def _model(request: chat.ChatRequest) -> str:
     return "the default model" if request.model is None else f"the model {request.model!r}"
 
 
-def _likeness(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> tuple[float, ...]:
-    """How near a recording is: by the messages from the first on, then by the one that differs."""
-    pairs = list(zip(asked.messages, recorded.messages, strict=False))
+def _likeness(request: chat.ChatRequest, recorded: chat.ChatRequest) -> tuple[float, ...]:
+    """Rank a recording by its messages in order, then by the first that differs."""
+    pairs = list(zip(request.messages, recorded.messages, strict=False))
     alike = next((i for i, (a, b) in enumerate(pairs) if not _is_alike(a, b)), len(pairs))
     ratio = 0.0
     if alike < len(pairs):
         now, was = (visible_text(message)[:COMPARED_CHARS] for message in pairs[alike])
         ratio = SequenceMatcher(None, now, was, autojunk=False).quick_ratio()
-    total = max(len(asked.messages), len(recorded.messages))
-    return alike == total, alike + ratio, -abs(len(asked.messages) - len(recorded.messages))
+    total = max(len(request.messages), len(recorded.messages))
+    return alike == total, alike + ratio, -abs(len(request.messages) - len(recorded.messages))
 
 
 def _is_alike(one: Message, other: Message) -> bool:
@@ -233,50 +233,50 @@ def _is_alike(one: Message, other: Message) -> bool:
     return is_same and attachment_contents(one) == attachment_contents(other)
 
 
-def differences(asked: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterator[tuple[str, str]]:
-    """Say where a request differs from a recorded one, by the hub's paths, each in words.
+def differences(request: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterator[tuple[str, str]]:
+    """Yield the differences between a request and a recorded one: paths and descriptions.
 
-    Of the messages it is the first that differs, with the position of its text.
+    Of the messages only the first difference is given, with its position in the text.
     """
-    if asked.model != recorded.model:
-        yield "model", _was("model", recorded.model, asked.model)
-    before, after = relevant_options(recorded), relevant_options(asked)
+    if request.model != recorded.model:
+        yield "model", _was("model", recorded.model, request.model)
+    before, after = relevant_options(recorded), relevant_options(request)
     for name in sorted({*before, *after}):
         was, now = before.get(name), after.get(name)
         if was != now:
-            path = asked.option_paths.get(name, name)
+            path = request.option_paths.get(name, name)
             yield path, _was(path, was, now)
-    yield from _tool_differences(asked, recorded)
+    yield from _tool_differences(request, recorded)
     for name in ("tool_choice", "schema"):
-        was, now = getattr(recorded, name), getattr(asked, name)
+        was, now = getattr(recorded, name), getattr(request, name)
         if was != now:
             yield name, _was(name, was, now)
-    yield from _message_difference(asked.messages, recorded.messages)
+    yield from _message_difference(request.messages, recorded.messages)
 
 
 def _was(path: str, was: object, now: object) -> str:
-    words = ["none" if one is None else json.dumps(one, default=str)[:200] for one in (was, now)]
-    return f"{path} was {words[0]} and is {words[1]}"
+    values = ["none" if one is None else json.dumps(one, default=str)[:200] for one in (was, now)]
+    return f"{path} was {values[0]} and is {values[1]}"
 
 
 def _tool_differences(
-    asked: chat.ChatRequest, recorded: chat.ChatRequest
+    request: chat.ChatRequest, recorded: chat.ChatRequest
 ) -> Iterator[tuple[str, str]]:
-    was, now = _tools(recorded), _tools(asked)
+    was, now = _tools(recorded), _tools(request)
     before, after = dict(was), dict(now)
     changes = [
-        *(f"without {name}" for name in before if name not in after),
-        *(f"with {name}" for name in after if name not in before),
-        *(f"with another {name}" for name in after if before.get(name, after[name]) != after[name]),
+        *(f"{name} removed" for name in before if name not in after),
+        *(f"{name} added" for name in after if name not in before),
+        *(f"{name} changed" for name in after if before.get(name, after[name]) != after[name]),
     ]
     if not changes and was != now:
-        changes = ["in another order" if len(was) == len(now) else "not named as often"]
+        changes = ["order changed" if len(was) == len(now) else "number of duplicates changed"]
     if changes:
-        yield "tools", f"tools are {', '.join(changes)}"
+        yield "tools", f"tools differ ({', '.join(changes)})"
 
 
 def _tools(request: chat.ChatRequest) -> list[tuple[str, object]]:
-    """Tools with all that the model is told of them, then those that the provider runs."""
+    """Return tools by name, then those run by the provider, with all that the model gets."""
     return [
         *((tool.name, (tool.description, tool.input_schema)) for tool in request.tools),
         *((tool.name, dict(tool.config)) for tool in request.server_tools),
@@ -284,36 +284,35 @@ def _tools(request: chat.ChatRequest) -> list[tuple[str, object]]:
 
 
 def _message_difference(
-    asked: Sequence[Message], recorded: Sequence[Message]
+    messages: Sequence[Message], recorded: Sequence[Message]
 ) -> Iterator[tuple[str, str]]:
-    for index, (now, was) in enumerate(zip(asked, recorded, strict=False)):
+    for index, (now, was) in enumerate(zip(messages, recorded, strict=False)):
         if not _is_alike(now, was):
             path = f"messages[{index}]"
-            yield path, f"{path} {_said_otherwise(was, now)}"
+            yield path, f"{path} {_describe_change(was, now)}"
             return
-    if len(asked) != len(recorded):
-        path = f"messages[{min(len(asked), len(recorded))}]"
-        yield path, f"messages were {len(recorded)} and are {len(asked)}"
+    if len(messages) != len(recorded):
+        path = f"messages[{min(len(messages), len(recorded))}]"
+        yield path, f"messages were {len(recorded)} and are {len(messages)}"
 
 
-def _said_otherwise(was: Message, now: Message) -> str:
-    """Say how a message differs from another, which does not say the same."""
+def _describe_change(was: Message, now: Message) -> str:
     if was.role != now.role:
-        return f"was {was.role}'s and is {now.role}'s"
-    found = first_difference([_visible(was)], [_visible(now)])
-    if found is not None and found.position is not None:
+        return f"had role {was.role} and has role {now.role}"
+    change = first_difference([_visible(was)], [_visible(now)])
+    if change is not None and change.position is not None:
         return (
-            f"({now.role}) differs at character {found.position}:"
-            f" it was {found.before!r} and is {found.after!r}"
+            f"({now.role}) differs at character {change.position}:"
+            f" it was {change.before!r} and is {change.after!r}"
         )
     before, after = _call_ids(was), _call_ids(now)
     if before != after:
-        return f"({now.role}) has other tool call ids: they were {before} and are {after}"
-    return f"({now.role}) has another attachment"
+        return f"({now.role}) has different tool call ids: they were {before} and are {after}"
+    return f"({now.role}) has a different attachment"
 
 
 def _visible(message: Message) -> Message:
-    """Leave out what takes no part: reasoning, and what the provider ran itself."""
+    """Return a message without reasoning and parts that the provider executed."""
     shown = [
         part
         for part in message.parts

@@ -1,6 +1,7 @@
-"""Another server as a backend: asked over its own API, its stream read as events with times.
+"""The upstream backend: another server, used over its own API.
 
-One request, never tried again. What the whole may take is the caller's to limit.
+Its stream is parsed to events with their times of arrival. Requests are never retried, and
+the caller limits the duration of a whole response.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from ..core.limits import Limits
 from ..dialects import Dialect
 from ..transport import client, framing
 
-MAX_ERROR_BYTES = 2**20  # of a refusal's body: a page of HTML at the most
-MAX_ERROR_CHARS = 1000  # of a refusal that is no JSON, which is shown as it stands
+MAX_ERROR_BYTES = 2**20  # of an error's body: at most a page of HTML
+MAX_ERROR_CHARS = 1000  # of an error that is not JSON, quoted in ours
 
 
 class Upstream:
     """A server that speaks one of our dialects.
 
-    base_url: as `chat_url` takes it. key: sent as the dialect's servers expect it.
-    tls: the trust to use, the system's by default; reading that takes some ten
-        milliseconds, so callers that ask often make one.
+    base_url: see `chat_url`. key: sent in the dialect's own header.
+    tls: the trust store, the system's by default. Loading that takes about ten milliseconds,
+        so callers with many requests should pass their own.
     """
 
     def __init__(
@@ -53,32 +54,33 @@ class Upstream:
         self.tls = tls
 
     async def choose(self, request: chat.ChatRequest) -> UpstreamChoice:
-        """Choose the server, whatever the model: it alone knows its models."""
+        """Choose the server for any model: only the server knows its models."""
         return UpstreamChoice(self, request.model or "")
 
 
 @dataclass(frozen=True)
 class UpstreamChoice:
-    """A server and a model's name on it, as backend.Choice has it."""
+    """A server and the name of a model on it; see backend.Choice."""
 
     upstream: Upstream
     model_id: str
     takes_recall: bool = False
 
     def prepare(self, request: chat.ChatRequest) -> UpstreamRun:
-        """Return a run whose request has not been sent.
+        """Return a run whose request is not sent yet.
 
         Raises:
-            Unsupported: a URL that must not be handed on (it may be a server on this machine).
+            Unsupported: the request has a URL that must not be passed on (it may point to this
+                machine).
         """
         url_policy.check(request, "pass")
         return UpstreamRun(self.upstream, request)
 
 
 class UpstreamRun:
-    """A request to a server and its response, as backend.Run has it.
+    """A request to a server and its response; see backend.Run.
 
-    times: of the connection and the response's first byte, once it has started.
+    times: of the connection and the response's first byte; None before `start`.
     """
 
     def __init__(self, upstream: Upstream, request: chat.ChatRequest) -> None:
@@ -98,7 +100,7 @@ class UpstreamRun:
         self.is_first = False
         self.times: client.Times | None = None
         self._connection = AsyncExitStack()
-        self._answer: client.UpstreamResponse | None = None
+        self._response: client.UpstreamResponse | None = None
         self._parser = dialect.StreamParser()
         self._decoder = framing.SSEDecoder(upstream.limits.body)
         self._reading: asyncio.Task[list[backend.Stamped]] | None = None
@@ -107,16 +109,17 @@ class UpstreamRun:
         self._last_at = self.started_at
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Return at once: the server limits its clients by itself."""
+        """Return at once: the server limits its clients itself."""
         return False
 
     async def start(self) -> None:
-        """Send the request, and wait for the head of the response.
+        """Send the request and wait for the response's head.
 
         Raises:
-            ProxyError: the server's refusal, by its own status; UpstreamError if there is no
-                server, response or stream; UpstreamTimeout if it is too slow.
-            ValueError: a URL or key that can't be sent.
+            ProxyError: the server's error, with its status.
+            UpstreamError: there is no server, no response or no stream.
+            UpstreamTimeout: the server is too slow.
+            ValueError: the URL or key has characters that can't be sent.
         """
         upstream = self._upstream
         fields = [
@@ -125,7 +128,7 @@ class UpstreamRun:
             *upstream.dialect.auth_headers(upstream.key).items(),
         ]
         try:
-            answer = await self._connection.enter_async_context(
+            response = await self._connection.enter_async_context(
                 client.send_request(
                     upstream.url,
                     fields,
@@ -135,26 +138,26 @@ class UpstreamRun:
                     tls=upstream.tls,
                 )
             )
-            if not 200 <= answer.status < 300:
-                raise await _refusal(upstream.dialect, answer)
-            media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
-            # A stream under a wrong type is read all the same; these two can't be one.
+            if not 200 <= response.status < 300:
+                raise await _refusal(upstream.dialect, response)
+            media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            # A stream with a wrong type is read anyway, unless it is one of these.
             if media_type in ("application/json", "text/html"):
-                raise await _no_stream(upstream.dialect, answer, media_type)
+                raise await _no_stream(upstream.dialect, response, media_type)
         except ProxyError as error:
             raise self._cleaned(error) from error
-        self._answer, self.times = answer, answer.times
-        self._last_at = answer.times.first_byte
-        self.started += timedelta(seconds=answer.times.connected - self.started_at)
-        self.started_at = answer.times.connected
-        self.setup_ms = (answer.times.connected - answer.times.began) * 1000
+        self._response, self.times = response, response.times
+        self._last_at = response.times.first_byte
+        self.started += timedelta(seconds=response.times.connected - self.started_at)
+        self.started_at = response.times.connected
+        self.setup_ms = (response.times.connected - response.times.began) * 1000
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
-        """Return events with the time at which the last byte of each came; see backend.Run."""
+        """Return events, each with the arrival time of its last byte; see backend.Run."""
         while True:
             if self._error is not None:
                 raise self._error
-            if self._is_over:  # what a server sends after the end is not waited for
+            if self._is_over:  # don't wait for data after the Finish
                 return []
             if self._reading is None:
                 self._reading = asyncio.create_task(self._next_events())
@@ -166,7 +169,7 @@ class UpstreamRun:
                 return events
 
     async def stop(self) -> None:
-        """Cut the connection, at once."""
+        """Close the connection at once."""
         self._is_over = True
         if self._reading is not None:
             self._reading.cancel()
@@ -175,11 +178,11 @@ class UpstreamRun:
         await self._connection.aclose()
 
     async def _next_events(self) -> list[backend.Stamped]:
-        """Return the events of the next bytes, those before a broken frame included."""
-        assert self._answer is not None
+        """Return the events of the next bytes, including those before a broken frame."""
+        assert self._response is not None
         events: list[backend.Stamped] = []
         try:
-            async for at, data in self._answer:
+            async for at, data in self._response:
                 self._last_at = at
                 for frame in self._decoder.feed(data):
                     events += [backend.Stamped(at, event) for event in self._parser.feed(frame)]
@@ -188,22 +191,21 @@ class UpstreamRun:
             self._is_over = True
             return [backend.Stamped(self._last_at, event) for event in self._parser.end()]
         except ProtocolError as exc:
-            self._error = UpstreamError(f"the upstream's stream: {exc.message}")
+            self._error = UpstreamError(f"the upstream's stream is broken: {exc.message}")
         except ProxyError as error:
             self._error = self._cleaned(error)
         return events
 
     def _cleaned(self, error: ProxyError) -> ProxyError:
-        """Take the key out of a server's words, which may quote it."""
+        """Remove the key from an error of the server, which may quote it."""
         return KnownKeys([self._upstream.key or ""]).redact_error(error)
 
 
 def chat_url(dialect: Dialect, base_url: str) -> str:
-    """Give the address of a server's chat route.
+    """Return the URL of a server's chat route.
 
-    base_url: with or without the version at its end (`http://host`, `http://host/v1`,
-        `https://host/api/paas/v4`), or the whole address, as servers need that have
-        their routes elsewhere.
+    base_url: with or without a version at its end (`http://host`, `http://host/v1`,
+        `https://host/api/paas/v4`), or the whole URL, for servers with other paths.
     """
     route = next(route.path for route in dialect.ROUTES if route.kind == "chat")
     unversioned = route.removeprefix("/v1")
@@ -214,32 +216,34 @@ def chat_url(dialect: Dialect, base_url: str) -> str:
     return urlunsplit(parts._replace(path=path))
 
 
-async def _refusal(dialect: Dialect, answer: client.UpstreamResponse) -> ProxyError:
-    if answer.status < 400:
-        # Another address could be anybody's, and would be given the key.
-        return UpstreamError(f"the upstream redirects (status {answer.status}): give its address")
-    return dialect.parse_error(answer.status, await _body(answer), dict(answer.headers))
+async def _refusal(dialect: Dialect, response: client.UpstreamResponse) -> ProxyError:
+    if response.status < 400:
+        # Not followed: the key must not be sent to another server.
+        return UpstreamError(
+            f"the upstream redirects (status {response.status}): use the address it redirects to"
+        )
+    return dialect.parse_error(response.status, await _body(response), dict(response.headers))
 
 
 async def _no_stream(
-    dialect: Dialect, answer: client.UpstreamResponse, media_type: str
+    dialect: Dialect, response: client.UpstreamResponse, media_type: str
 ) -> ProxyError:
-    body = await _body(answer)
-    if isinstance(body, dict) and body.get("error"):  # some refuse under status 200
-        return dialect.parse_error(200, body, dict(answer.headers))
-    return UpstreamError(f"the upstream answered with {media_type} where a stream was asked for")
+    body = await _body(response)
+    if isinstance(body, dict) and body.get("error"):  # some send errors with status 200
+        return dialect.parse_error(200, body, dict(response.headers))
+    return UpstreamError(f"the upstream sent {media_type} instead of a stream")
 
 
-async def _body(answer: client.UpstreamResponse) -> Any:
-    """Read a refusal's body, as far as it comes: its JSON value, or its text."""
+async def _body(response: client.UpstreamResponse) -> Any:
+    """Return an error's body, as far as it arrives: its JSON value, else its text."""
     data = b""
     try:
-        async for _, piece in answer:
+        async for _, piece in response:
             data += piece
             if len(data) > MAX_ERROR_BYTES:
                 break
     except (UpstreamError, UpstreamTimeout):
-        pass  # the status is known, and says more than that its page was cut
+        pass  # the status is more useful than an error about the body
     try:
         return payload.parse(data)
     except InvalidRequest:

@@ -1,7 +1,7 @@
-"""Recorded requests sent again to other models: each response is measured and logged.
+"""The benchmark: sends recorded requests to other models, measures and logs the responses.
 
-Any backend can answer: llm's models, or another server. What comes of it are exchanges of a
-benchmark, siblings of those that were recorded.
+It works with any backend: llm's models or another server. The responses are logged as
+exchanges of a benchmark run, siblings of the recorded ones.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from ..recorder.exchange import Exchange, Status, begun, new_id
 from ..recorder.store import StoreError
 
 CLIENT = "llmproxy bench"
-COMMIT_S = 5.0  # a measured answer is worth waiting for; nobody else waits
+COMMIT_S = 5.0  # long: a measured response is worth waiting for, and no client is
 ULID_TIME_CHARS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run asks, by the names of the command's flags; its JSON form is a run's settings.
+    """The plan of a run. Its fields are named as the command's flags, and stored as JSON.
 
-    models: as the user names them; nothing else is asked. ids: of recorded exchanges.
-    repeat: how often each model is asked each; concurrency: requests at one time, in all.
-    warmup: requests to each model before, which count in nothing.
-    max_tokens: of an answer, where the recorded request does not ask for fewer.
-    timeout_s: of an answer, whole. base_url, dialect: a server to ask in place of llm.
+    models: as the user names them. ids: the recorded exchanges to send again.
+    repeat: how often each request is sent to each model. concurrency: requests at once, in all.
+    warmup: requests to each model beforehand, which are not measured.
+    max_tokens: limit of a response, unless the recorded request has a lower one.
+    timeout_s: for a whole response. base_url, dialect: a server to use instead of llm.
     """
 
     models: Sequence[str]
@@ -49,53 +49,53 @@ class Plan:
     dialect: str | None = None
 
 
-def plan_of(settings: Mapping[str, Any]) -> Plan | None:
-    """Read a run's settings; None where there are none, since it was imported."""
+def read_plan(settings: Mapping[str, Any]) -> Plan | None:
+    """Return the plan in a run's settings, None if the run was imported and has none."""
     known = {f.name: settings[f.name] for f in fields(Plan) if f.name in settings}
     return Plan(**known) if known else None
 
 
 @dataclass(frozen=True)
 class Task:
-    """One request to one model; `repeat` counts from 1, and is 0 for a warm-up."""
+    """A request to a model; `repeat` counts from 1, 0 is a warm-up."""
 
     model: str
     id: str
     repeat: int
 
 
-def tasks(plan: Plan, done: Collection[Task] = ()) -> list[Task]:
-    """List what is to be measured and is not `done`, warm-ups apart.
+def list_tasks(plan: Plan, done: Collection[Task] = ()) -> list[Task]:
+    """List the tasks that are not `done`, without warm-ups.
 
-    The models take turns, and another one begins each time: a provider's slow hour is
-    then all of theirs, and what one of them warms up (a network, a disk) is as well.
+    The models take turns, and a different one goes first each time. So a slow hour of a
+    provider affects all of them alike, and so does a network or disk that warms up.
     """
     planned = []
     for repeat in range(1, plan.repeat + 1):
-        for place, id in enumerate(plan.ids):
-            first = (place + repeat - 1) % len(plan.models)
+        for index, id in enumerate(plan.ids):
+            first = (index + repeat - 1) % len(plan.models)
             models = [*plan.models[first:], *plan.models[:first]]
             planned += [Task(model, id, repeat) for model in models]
-    there = set(done)
-    return [task for task in planned if task not in there]
+    finished = set(done)
+    return [task for task in planned if task not in finished]
 
 
 # ---- measuring
 
 
 class Log(Protocol):
-    """What keeps the answers: `recorder.writer.Writer`."""
+    """The log's writer, as in `recorder.writer.Writer`."""
 
     def write(self, exchange: Exchange) -> Future[None]: ...
     async def committed(self, written: Future[None], wait_s: float) -> None: ...
 
 
 class Bench:
-    """A benchmark under way.
+    """A benchmark in progress.
 
-    recorded: the exchanges of the plan's ids, each with its request as
-        `log_source.exchange_request` reads it.
-    on_exchange: called with each exchange once it is over.
+    recorded: by the plan's ids, each exchange and its request as
+        `log_source.exchange_request` returns it.
+    on_exchange: called with each exchange when it has ended.
     """
 
     def __init__(
@@ -115,25 +115,25 @@ class Bench:
         self._log = log
         self._on_exchange = on_exchange
         self._dialect = by_name(plan.dialect) if plan.base_url and plan.dialect else None
-        self._has_lost = False
+        self._has_log_failed = False
 
     async def measure(self, todo: Iterable[Task]) -> None:
-        """Warm up the models that are asked, then run all tasks, `concurrency` at a time.
+        """Warm up the models, then run all tasks, `concurrency` at a time.
 
-        When cancelled, it ends what is under way and logs that as cancelled. If a response
-        can't be logged, no more is asked: somebody pays for each.
+        If cancelled, stop running requests and log them as cancelled. If a response can't be
+        logged, send no more: requests cost money.
         """
         todo = list(todo)
         rest = iter(todo)
 
         async def work() -> None:
             for task in rest:
-                if self._has_lost:
+                if self._has_log_failed:
                     return
                 await self._measure(task)
 
         for task in self._warmups({task.model for task in todo}):
-            if self._has_lost:
+            if self._has_log_failed:
                 return
             await self._measure(task)
         async with asyncio.TaskGroup() as workers:
@@ -147,8 +147,8 @@ class Bench:
                 yield Task(model, ids[number % len(ids)], 0)
 
     async def _measure(self, task: Task) -> None:
-        recorded, asked = self._recorded[task.id]
-        request = _request(asked, task.model, self._plan.max_tokens)
+        recorded, original = self._recorded[task.id]
+        request = _request(original, task.model, self._plan.max_tokens)
         capture = self._capture(task, recorded, request)
         self._log.write(capture.begun)
         status: Status = "error"
@@ -160,7 +160,7 @@ class Bench:
         except ProxyError as exc:
             error = exc
         except TimeoutError:
-            error = UpstreamTimeout(f"no end within {self._plan.timeout_s:g} s")
+            error = UpstreamTimeout(f"the response did not end within {self._plan.timeout_s:g} s")
         except asyncio.CancelledError:
             status = "cancelled"
             raise
@@ -169,8 +169,8 @@ class Bench:
             written = self._log.write(ended)
             self._on_exchange(ended)
         await self._log.committed(written, COMMIT_S)
-        # Any other failure is one strange response's own.
-        self._has_lost |= written.done() and isinstance(written.exception(), StoreError)
+        # Any other failure concerns this response alone.
+        self._has_log_failed |= written.done() and isinstance(written.exception(), StoreError)
 
     async def _run(
         self,
@@ -179,9 +179,9 @@ class Bench:
         capture: Capture,
         limit: asyncio.Timeout,
     ) -> None:
-        """Run a request to its end; its time is limited from its turn on.
+        """Run a request to its end; the timeout starts when its turn has come.
 
-        What connecting took, when known, is in no time of the exchange but setup_ms.
+        Time to connect, if known, is kept in setup_ms and left out of all other times.
         """
         choice = await self._backend.choose(request)
         run = capture.run = choice.prepare(_recall(recorded, request, choice.model_id))
@@ -215,19 +215,19 @@ class Bench:
         )
         capture = Capture(
             replace(exchange, run_id=self._run_id, recorded_id=task.id, repeat=task.repeat),
-            # Before all others: `llm -c` continues the thread whose id is the last.
+            # Sorts before all others: `llm -c` continues the thread with the last id.
             thread_id="0" * ULID_TIME_CHARS + exchange.id[ULID_TIME_CHARS:],
             began_at=time.monotonic(),
         )
-        # As they were recorded, with reasoning that only its own model is given again: so the
-        # response hangs beside the recorded one.
+        # As recorded, including reasoning that only its own model gets back: so the response
+        # becomes a sibling of the recorded one.
         turn = recorded.turn
         capture.messages = request.messages if turn is None else turn.messages
         capture.schema = request.schema
         return capture
 
     def _body(self, recorded: Exchange, request: chat.ChatRequest) -> Any:
-        """Return what a server is sent; for llm's models the recorded body with the changes."""
+        """Return the body sent to a server; for llm's models the recorded one with changes."""
         if self._dialect is not None:
             return self._dialect.render_request(request)[0]
         changed = {"model": request.model, "stream": True}
@@ -241,27 +241,27 @@ def _chat_path(dialect: Dialect) -> str:
     return next(route.path for route in dialect.ROUTES if route.kind == "chat")
 
 
-def _request(asked: chat.ChatRequest, model: str, max_tokens: int | None) -> chat.ChatRequest:
-    options = dict(asked.options)
+def _request(original: chat.ChatRequest, model: str, max_tokens: int | None) -> chat.ChatRequest:
+    options = dict(original.options)
     if max_tokens is not None:
         options["max_tokens"] = min(options.get("max_tokens") or max_tokens, max_tokens)
-    return replace(asked, model=model, options=options, stream=True, include_usage=True)
+    return replace(original, model=model, options=options, stream=True, include_usage=True)
 
 
 def _recall(recorded: Exchange, request: chat.ChatRequest, model_id: str) -> chat.ChatRequest:
-    """Give the model that was recorded what it was given then, its own reasoning included."""
+    """Return the request as the model got it when recorded, if it is the same model."""
     turn = recorded.turn
     if turn is None or turn.model != model_id:
         return request
     recalled = (
-        place
-        for place, message in enumerate(turn.messages)
+        index
+        for index, message in enumerate(turn.messages)
         if message.role == "assistant" and message not in request.messages
     )
     return replace(request, messages=turn.messages, recalled=frozenset(recalled))
 
 
 def _finished_at(capture: Capture) -> float | None:
-    """When the response was complete, None if it never was."""
+    """Return when the response was complete, None if it never was."""
     last = capture.events[-1] if capture.events else None
     return last.at if last is not None and isinstance(last.event, chat.Finish) else None

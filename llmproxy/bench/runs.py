@@ -1,7 +1,7 @@
-"""Benchmarks in the log: a run is what asked recorded requests of models again, and how.
+"""Benchmark runs in the log: which recorded requests were sent to which models, and how.
 
-What the models answered are exchanges with its `run_id`; `recorded_id` is what each asked
-again.
+The responses are exchanges with the run's `run_id`; their `recorded_id` is the exchange whose
+request was sent again.
 """
 
 from __future__ import annotations
@@ -20,30 +20,20 @@ from ..recorder.process_lock import ProcessLock
 from ..recorder.reader import LogReader
 from ..recorder.store import Locked, Store, retry_while_locked, timestamp, translated
 
-__all__ = [
-    "LAST",
-    "Benchmark",
-    "claimed",
-    "find_run",
-    "run_names",
-    "save_run",
-    "wait_for_leftovers",
-]
-
 LAST = "last"
-"""The word for the run that began last, which is no run's name."""
+"""Stands for the latest run; no run can have this name."""
 
-LOCK_S = 5.0  # a person waits; other writers' locks are short
+LOCK_S = 5.0  # a user waits; other writers' locks are short
 PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark's run.
+    """A benchmark run.
 
-    id: a lower-case ULID; name: the user's own, or made of the time; no two have one.
-    began, ended: UTC; `ended` is None until all of it is measured.
-    settings: by the names of the command's flags, as JSON values.
+    id: a lower-case ULID. name: unique, chosen by the user or made from the time.
+    began, ended: UTC; `ended` is None until everything is measured.
+    settings: the plan's fields as JSON values.
     """
 
     id: str
@@ -54,11 +44,11 @@ class Benchmark:
 
 
 def save_run(path: Path, run: Benchmark) -> None:
-    """Write a run, or what has changed of it; a logs.db that is not there yet is made.
+    """Write a new or changed run; create logs.db if it does not exist.
 
     Raises:
         StoreError: the log can't be written.
-        sqlite3.IntegrityError: another run has its name.
+        sqlite3.IntegrityError: another run has this name.
     """
     values = {
         "name": run.name,
@@ -75,53 +65,52 @@ def save_run(path: Path, run: Benchmark) -> None:
 
 
 @contextmanager
-def claimed(path: Path, run: Benchmark) -> Iterator[None]:
-    """Have a run for this process alone: two would ask everything twice.
+def claim_run(path: Path, run: Benchmark) -> Iterator[None]:
+    """Hold a run's lock: two processes would send each request twice.
 
     Raises:
-        InvalidRequest: another process has it.
-        Unusable: nothing can be written beside the log.
+        InvalidRequest: another process holds it.
+        Unusable: no file can be written beside the log.
     """
-    # As who writes has it: where this process is killed, the next one takes the lock away.
-    owner = ProcessLock(path, run.id)
+    # As with the writer's lock: if this process is killed, the next one removes it.
+    lock = ProcessLock(path, run.id)
     try:
         with translated(path):
-            owner.claim()
+            lock.claim()
     except Locked as exc:
-        raise InvalidRequest(f"the run {run.name!r} is under way in another process") from exc
+        raise InvalidRequest(f"the run {run.name!r} is already running in another process") from exc
     try:
         yield
     finally:
-        owner.release()
+        lock.release()
 
 
 def wait_for_leftovers(path: Path, wait_s: float) -> bool:
-    """Wait until a writer has taken in what dead processes could not write; say whether it has.
+    """Wait until a writer has imported the spools of dead processes; return whether it has.
 
     A writer does so when it starts.
     """
-    owner = ProcessLock(path, "")
+    lock = ProcessLock(path, "")
     until = time.monotonic() + wait_s
-    while any(owner.spool_path(id).exists() for id in owner.dead()):
+    while any(lock.spool_path(id).exists() for id in lock.dead()):
         if time.monotonic() > until:
             return False
         time.sleep(PAUSE_S)
     return True
 
 
-def find_run(history: LogReader, name: str) -> Benchmark:
-    """Read a run by its name or id, or the last one.
+def find_run(log: LogReader, name: str) -> Benchmark:
+    """Return a run by its name or id, or the latest one.
 
-    Of a run that was imported there are exchanges alone: its name is its id then, and it has
-    no settings.
+    An imported run has exchanges only: its name is its id, and it has no settings.
 
     Raises:
-        NotFound: there is none; the message says which there are.
-        Unusable: the file can't be read any more.
+        NotFound: there is none; the message lists the runs.
+        Unusable: the file can no longer be read.
     """
-    which = "true" if name == LAST else ":name in (id, name)"
-    rows = history.rows(
-        f"select * from ({_RUNS}) where {which} order by began desc limit 1", {"name": name}
+    condition = "true" if name == LAST else ":name in (id, name)"
+    rows = log.rows(
+        f"select * from ({_RUNS}) where {condition} order by began desc limit 1", {"name": name}
     )
     if rows:
         (row,) = rows
@@ -132,18 +121,18 @@ def find_run(history: LogReader, name: str) -> Benchmark:
             row["ended"] and datetime.fromisoformat(row["ended"]),
             json.loads(row["settings"]),
         )
-    names = run_names(history)
-    there = f"there are {', '.join(names)}" if names else "`bench` makes one"
-    raise NotFound(f"the log has no run {name!r}; {there}")
+    names = list_run_names(log)
+    hint = f"its runs are {', '.join(names)}" if names else "`llmproxy bench` creates one"
+    raise NotFound(f"the log has no run {name!r}; {hint}")
 
 
-def run_names(history: LogReader) -> list[str]:
-    """The names of all runs, the newest last; of one that was imported its id.
+def list_run_names(log: LogReader) -> list[str]:
+    """Return the names of all runs, the newest last; ids for imported ones.
 
     Raises:
-        Unusable: the file can't be read any more.
+        Unusable: the file can no longer be read.
     """
-    rows = history.rows(f"select name from ({_RUNS}) order by began", {})
+    rows = log.rows(f"select name from ({_RUNS}) order by began", {})
     return [row["name"] for row in rows]
 
 

@@ -21,8 +21,16 @@ import llm
 from ..backends.engine import Engine
 from ..backends.log_source import exchange_request
 from ..backends.upstream import Upstream
-from ..bench.bench import Bench, Plan, Task, plan_of, tasks
-from ..bench.runs import LAST, Benchmark, claimed, find_run, run_names, save_run, wait_for_leftovers
+from ..bench.bench import Bench, Plan, Task, list_tasks, read_plan
+from ..bench.runs import (
+    LAST,
+    Benchmark,
+    claim_run,
+    find_run,
+    list_run_names,
+    save_run,
+    wait_for_leftovers,
+)
 from ..core import chat, token_estimate
 from ..core.backend import Backend
 from ..core.errors import InvalidRequest, NotFound, ProxyError
@@ -193,7 +201,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         if not logs_on():
             raise SettingsError("can't record responses: llm's logs are off (llm logs on)")
         run = replace(begun, settings=asdict(plan)) if is_new else begun
-        with claimed(database, run):
+        with claim_run(database, run):
             save_run(database, run)
             exit_code = _measure(history, run, plan, recorded, backend, is_new=is_new)
             if exit_code == 0:
@@ -206,7 +214,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:
     now = datetime.now(UTC)
-    id, name, names = new_id(), arguments.name, run_names(history)
+    id, name, names = new_id(), arguments.name, list_run_names(history)
     if name is None:
         name = f"{now.astimezone():%Y-%m-%d-%H%M%S}"
         name = f"{name}-{id[-4:]}" if name in names else name
@@ -236,7 +244,7 @@ def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, 
 
 def _resumed(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:
     run = find_run(history, arguments.resume)
-    plan = plan_of(run.settings)
+    plan = read_plan(run.settings)
     if plan is None:
         raise InvalidRequest("this run was imported without its settings, so it can't be continued")
     if arguments.base_url and plan.base_url:
@@ -334,7 +342,7 @@ def _measure(
         # Responses may still wait in the spool beside the log: don't pay for them twice.
         if not is_new and not wait_for_leftovers(history.path, FLUSH_S):
             raise Unusable(f"{history.path}: can't take in the responses that wait in its spool")
-        todo = tasks(plan, _done(history, run))
+        todo = list_tasks(plan, _done(history, run))
         progress = _Progress(todo, plan.concurrency)
         bench = Bench(run.id, plan, recorded, backend, writer, on_exchange=progress.show)
         try:

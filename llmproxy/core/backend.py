@@ -1,7 +1,7 @@
-"""What can answer a request: the interface that models, recordings and other servers share.
+"""The backend interface, shared by llm's models, recordings and other servers.
 
-The app and the benchmark use a backend in the same steps: `choose` what answers, `prepare`
-the request for it, wait for its turn, `start` it, `read` its events up to the Finish.
+The app and the benchmark use a backend in the same steps: `choose` a model, `prepare` a run
+of the request, `wait_turn`, `start` it, and `read` its events up to the Finish.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import llm
 from .chat import ChatRequest, Event
 
 Kind = Literal["chat", "models", "model", "count_tokens"]
-"""What a route is for; the app has one handler per kind and none per dialect."""
+"""The purpose of a route; the app has one handler per kind, for all dialects."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of a dialect's API. A path that ends in `/` takes the rest as its argument."""
+    """A route of a dialect's API. If the path ends in `/`, an argument follows."""
 
     method: str
     path: str
@@ -30,7 +30,7 @@ class Route:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model as a list of models shows it; `created` in seconds since 1970."""
+    """A model in a list of models; `created` in seconds since 1970."""
 
     id: str
     owned_by: str
@@ -39,20 +39,20 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class Stamped:
-    """An event and the time at which it came, by time.monotonic()."""
+    """An event and its time of arrival, by time.monotonic()."""
 
     at: float
     event: Event
 
 
 class Run(Protocol):
-    """A model at work on one request, or something that stands in for one.
+    """A model at work on one request, or a stand-in for one.
 
-    model_id: llm's id of what answers; options, tools: as the model was given them.
-    ignored: paths of what the model was not given of the request.
+    model_id: llm's id of the model. options, tools: as passed to the model.
+    ignored: paths of request fields that were not passed to the model.
     started: UTC; started_at: the same moment by time.monotonic(); both set by `start`.
     setup_ms: time to connect before that, if known.
-    replay_of: the id of the recording that is replayed, None for a live answer.
+    replay_of: id of the recording that is replayed, None for a live response.
     runs_in_process: the model runs in this process, and may load itself in its first run.
     is_first: this is the first run of such a model.
     """
@@ -69,39 +69,40 @@ class Run(Protocol):
     is_first: bool
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait at most `wait_s` seconds until the model may take one more request.
+        """Wait at most `wait_s` seconds until the model can take another request.
 
-        Return whether others were first.
+        Return whether it had to wait for other requests.
 
         Raises:
-            Unavailable: the model is busy for longer.
+            Unavailable: the model stays busy for longer.
         """
 
     async def start(self) -> None:
-        """Start the model, once its turn has come.
+        """Start the model; call `wait_turn` first.
 
         Raises:
             ProxyError: it can't be started, or a server refuses the request.
         """
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
-        """Return the events that have come, at least one; [] after the last.
+        """Return the events that have arrived, at least one; [] after the last.
 
-        None after `silence_s` seconds without an event.
+        Return None after `silence_s` seconds without an event.
 
         Raises:
-            ProxyError: the run failed; raised after all events that came before.
+            ProxyError: the run failed; raised after all earlier events were returned.
         """
 
     async def stop(self) -> None:
-        """End the run at any time, and drop what is not read. A second call does nothing."""
+        """Stop the run at any time and drop unread events. A second call does nothing."""
 
 
 class Choice(Protocol):
-    """What a backend has chosen to answer a request.
+    """A backend's choice of a model for a request.
 
-    model_id: llm's id of it.
-    takes_recall: it may be given back what its model said before; a recording is not.
+    model_id: llm's id of the model.
+    takes_recall: whether reasoning and metadata from the log may be added to the request;
+        not for a recording or another server.
     """
 
     @property
@@ -110,7 +111,7 @@ class Choice(Protocol):
     def takes_recall(self) -> bool: ...
 
     def prepare(self, request: ChatRequest) -> Run:
-        """Return a run of this request that has not started.
+        """Return a run of this request, not started yet.
 
         Raises:
             ProxyError: the model can't do what the request depends on.
@@ -118,25 +119,25 @@ class Choice(Protocol):
 
 
 class Backend(Protocol):
-    """Anything that answers requests."""
+    """A source of responses: llm's models, recordings or another server."""
 
     async def choose(self, request: ChatRequest) -> Choice:
-        """Choose what answers a request.
+        """Choose a model or recording for a request.
 
         Raises:
-            ProxyError: nothing here answers it.
+            ProxyError: there is none for it.
         """
 
 
 class Models(Protocol):
-    """The models that a server lists, by their names."""
+    """The models that a server lists."""
 
     def models(self) -> list[ModelEntry]:
         """List each model once."""
 
     async def model(self, name: str) -> ModelEntry:
-        """Return the model of a name.
+        """Return a model by its name.
 
         Raises:
-            ModelNotFound: no model has it.
+            ModelNotFound: no model has this name.
         """

@@ -1,7 +1,7 @@
-"""Every limit of the server in one table: name, default, unit and reason.
+"""The server's limits in one table: name, default, unit and reason.
 
-Each part gets a `Limits` and reads its own fields, so that one flag (`--limit NAME=VALUE`)
-changes any of them and one list describes them all.
+Each part reads its own fields of a `Limits`, so that one flag (`--limit NAME=VALUE`) sets any
+of them, and one list describes them all.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ OFF = "off"
 class Limits:
     """The server's limits: sizes in bytes, times (`…_s`) in seconds."""
 
-    body: Annotated[int, "bytes of a body, inflated: ten photos and a long chat"] = 64 * 2**20
+    body: Annotated[int, "bytes of a decompressed body: ten photos and a long chat"] = 64 * 2**20
     head: Annotated[int, "bytes of request line and headers: cookies can be long"] = 64 * 2**10
-    headers: Annotated[int, "header fields: SDKs send about twenty"] = 128
-    target: Annotated[int, "bytes of a request target: RFC 9112 3 asks for 8,000"] = 8 * 2**10
-    json_depth: Annotated[int, "levels of JSON: schemas of tools nest about ten"] = 100
-    int_digits: Annotated[int, "digits of a JSON number: json alone takes quadratic time"] = 400
-    connections: Annotated[int, "at one time, the rest is refused: each costs a descriptor"] = 4_000
-    running: Annotated[int, "answers at one time, the rest waits: each may cost a thread"] = 256
-    answer: Annotated[int, "bytes of memory for a running answer: 500,000 tokens"] = 256 * 2**20
-    header_s: Annotated[float, "until a begun request head is whole"] = 10.0
-    body_s: Annotated[float, "between two reads of a body: phones on bad lines stall"] = 60.0
-    idle_s: Annotated[float, "a kept-alive connection without a request"] = 120.0
-    stall_s: Annotated[float, "until a client that reads nothing is given up"] = 300.0
-    queue_s: Annotated[float, "a request waits so long for its turn, then 429 or 503"] = 30.0
-    answer_s: Annotated[float, "for a whole answer: models may think for an hour"] = math.inf
-    first_event_s: Annotated[float, "the status waits so long for the model's first event"] = 10.0
-    keepalive_s: Annotated[float, "silence before a keep-alive: proxies cut at 30"] = 10.0
-    log_wait_s: Annotated[float, "an answer's end waits this long for its commit"] = 1.0
-    shutdown_s: Annotated[float, "running answers may end for this long at shutdown"] = 30.0
+    headers: Annotated[int, "header fields in a request: SDKs send about twenty"] = 128
+    target: Annotated[int, "bytes of a request target: RFC 9112 3 recommends 8,000"] = 8 * 2**10
+    json_depth: Annotated[int, "levels of nested JSON: tools' schemas have about ten"] = 100
+    int_digits: Annotated[int, "digits of a JSON number: parsing takes quadratic time"] = 400
+    connections: Annotated[int, "open at once, more are refused: each takes a descriptor"] = 4_000
+    running: Annotated[int, "responses at once, more must wait: each may take a thread"] = 256
+    answer: Annotated[int, "bytes of memory for a running response: 500,000 tokens"] = 256 * 2**20
+    header_s: Annotated[float, "time for a request head to arrive, from its first byte"] = 10.0
+    body_s: Annotated[float, "between two reads of a body: bad mobile connections stall"] = 60.0
+    idle_s: Annotated[float, "time a kept-alive connection may be idle"] = 120.0
+    stall_s: Annotated[float, "until a client that reads nothing is disconnected"] = 300.0
+    queue_s: Annotated[float, "time in queue; then a busy model is a 503, our limit a 429"] = 30.0
+    answer_s: Annotated[float, "time for a whole response: models may think for an hour"] = math.inf
+    first_event_s: Annotated[float, "time the status waits for the model's first event"] = 10.0
+    keepalive_s: Annotated[float, "silence before a keep-alive: proxies disconnect after 30"] = 10.0
+    log_wait_s: Annotated[float, "time a response's end waits for the log's commit"] = 1.0
+    shutdown_s: Annotated[float, "time for running responses to end at shutdown"] = 30.0
 
 
 def describe() -> list[str]:
@@ -53,7 +53,7 @@ def _format(value: float) -> str:
 
 
 def parse_limits(settings: Iterable[str]) -> Limits:
-    """Parse `NAME=VALUE` arguments of `--limit`; the others keep their defaults.
+    """Parse `NAME=VALUE` arguments of `--limit`; other limits keep their defaults.
 
     A limit that is off by default may be set to "off".
 

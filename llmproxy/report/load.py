@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
-from ..bench.bench import plan_of, tasks
+from ..bench.bench import list_tasks, read_plan
 from ..bench.runs import Benchmark
 from ..core.errors import NotFound, class_of_status
 from ..recorder.exchange import Exchange, ExchangeSummary
@@ -25,7 +25,7 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
     """
     ids = history.ids(Filter(run=run.id))
     answers = [_measured_again(history.response(id)[0]) for id in ids]
-    plan = plan_of(run.settings)
+    plan = read_plan(run.settings)
     asked = dict.fromkeys([*(plan.ids if plan else ()), *(answer.sample for answer in answers)])
     samples = []
     for id in asked:
@@ -49,7 +49,7 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
             for name, value in run.settings.items()
             if value is not None and name not in ("models", "ids")
         },
-        planned=None if plan is None else len(tasks(plan)),
+        planned=None if plan is None else len(list_tasks(plan)),
     )
 
 

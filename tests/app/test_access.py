@@ -1,4 +1,4 @@
-"""Who may come in: the attacks that a local server meets, and the clients that it serves."""
+"""Hosts, origins and keys: attacks on a local server, and the clients that it serves."""
 
 import base64
 
@@ -15,9 +15,9 @@ def request(method="POST", host="localhost:11435", **headers):
     return Request(method, "/v1/chat/completions", Headers(fields))
 
 
-def check(access, asked):
-    access.check_source(asked)
-    access.check_key(asked)
+def check(access, request):
+    access.check_source(request)
+    access.check_key(request)
 
 
 def refused(access, *args, **kwargs):
@@ -68,7 +68,7 @@ def test_other_names_and_addresses_are_not_loopback(host):
         None,
     ],
 )
-def test_a_host_of_this_machine_passes(host):
+def test_a_host_of_this_machine_is_allowed(host):
     check(Access(), request(host=host))
 
 
@@ -77,31 +77,33 @@ def test_a_host_of_this_machine_passes(host):
     ["evil.example", "evil.example:11435", "127.0.0.1.evil.example", "192.168.0.7", "[fe80::1]:80"],
 )
 def test_a_foreign_host_is_refused_on_loopback(host):
-    """A name that its owner's DNS turns to 127.0.0.1 shows here."""
+    """As in DNS rebinding: the Host is still the attacker's name."""
     error = refused(Access(), host=host)
     shown = host if host.startswith("192") or ":" not in host else host.rpartition(":")[0]
     assert error.status == 403
-    assert error.message == (f"the host {shown!r} is not this server's; allow it by --allow-host")
+    assert error.message == (
+        f"the host {shown!r} is not this server's; use --allow-host to allow it"
+    )
 
 
 def test_a_long_host_is_cut_in_the_error():
     assert "a" * 80 + "'" in refused(Access(), host="a" * 5_000).message
 
 
-def test_an_allowed_host_passes_and_a_star_allows_all():
+def test_allow_host_allows_a_name_and_a_star_allows_all():
     check(Access(hosts=["Box.Example"]), request(host="box.example:11435"))
     check(Access(hosts=["*"]), request(host="evil.example"))
     assert refused(Access(hosts=["box.example"]), host="x.box.example").status == 403
 
 
-def test_hosts_are_free_where_the_bind_is_not_loopback():
+def test_any_host_is_allowed_if_the_server_is_not_bound_to_loopback():
     check(Access(is_local=False, keys=["k"]), request(host="any.example", x_api_key="k"))
 
 
 # ---- origins
 
 
-def test_our_own_page_passes():
+def test_the_servers_own_pages_are_allowed():
     check(Access(), request(origin="http://localhost:11435"))
     check(Access(), request(host="LOCALHOST:11435", origin="http://LocalHost:11435"))
     check(
@@ -122,23 +124,23 @@ def test_our_own_page_passes():
         "chrome-extension://abcdef",
     ],
 )
-def test_pages_of_others_are_refused(origin):
-    """Another port and another name for the same machine are another origin."""
+def test_pages_of_other_origins_are_refused(origin):
+    """Another port or another name of the same machine is another origin."""
     error = refused(Access(), origin=origin)
     assert (error.status, error.message) == (
         403,
-        f"pages of {origin!r} may not use this server; allow it by --allow-origin",
+        f"pages of {origin!r} may not use this server; use --allow-origin to allow them",
     )
 
 
-def test_an_allowed_origin_passes_whatever_its_spelling():
+def test_allow_origin_ignores_case_and_a_trailing_slash():
     access = Access(origins=["https://App.example/"])
     check(access, request(origin="https://app.example"))
     assert refused(access, origin="https://app.example:8443").status == 403
     check(Access(origins=["*"]), request(origin="null"))
 
 
-def test_an_origin_is_refused_before_the_key_is_looked_at():
+def test_the_origin_is_checked_before_the_key():
     access = Access(keys=["k"])
     assert refused(access, origin="https://evil.example", authorization="Bearer k").status == 403
 
@@ -161,7 +163,7 @@ def basic(password, user="me"):
         {"authorization": "Token other", "x_api_key": "sesame"},
     ],
 )
-def test_a_key_is_taken_as_openai_anthropic_and_browsers_send_it(headers):
+def test_a_key_is_accepted_as_openai_anthropic_and_browsers_send_it(headers):
     check(Access(keys=["other", "sesame"]), request(**headers))
 
 
@@ -186,25 +188,25 @@ def test_no_key_or_a_wrong_one_is_refused(headers):
     error = refused(Access(keys=["sesame"]), **headers)
     assert (error.status, error.message, dict(error.headers)) == (
         401,
-        "a key is needed: authorization: Bearer <key>, or x-api-key",
+        "send an API key: authorization: Bearer <key>, or x-api-key",
         {"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
     )
 
 
-def test_a_key_beyond_ascii_is_the_same_in_every_field():
+def test_a_key_with_non_ascii_characters_works_in_every_header():
     key = "schlüssel渐"
-    on_the_wire = key.encode().decode("latin-1")
+    as_sent = key.encode().decode("latin-1")
     access = Access(keys=[key])
-    check(access, request(authorization=f"Bearer {on_the_wire}"))
-    check(access, request(x_api_key=on_the_wire))
+    check(access, request(authorization=f"Bearer {as_sent}"))
+    check(access, request(x_api_key=as_sent))
     check(access, request(authorization=basic(key)))
 
 
-def test_any_key_will_do_where_none_is_asked():
+def test_any_key_is_accepted_if_the_server_has_none():
     check(Access(), request(authorization="Bearer whatever"))
 
 
-def test_a_preflight_needs_no_key_but_an_allowed_origin():
+def test_a_preflight_needs_an_allowed_origin_but_no_key():
     access = Access(origins=["https://app.example"], keys=["k"])
     check(access, request("OPTIONS", origin="https://app.example"))
     assert refused(access, "OPTIONS", origin="https://evil.example").status == 403
@@ -213,7 +215,7 @@ def test_a_preflight_needs_no_key_but_an_allowed_origin():
 # ---- CORS
 
 
-def test_answers_to_pages_say_who_may_read_them():
+def test_responses_to_pages_have_cors_headers():
     assert Access().cors_headers(request()) == []
     assert Access().cors_headers(request(origin="https://app.example")) == [
         ("access-control-allow-origin", "https://app.example"),
@@ -222,17 +224,17 @@ def test_answers_to_pages_say_who_may_read_them():
     ]
 
 
-def test_a_preflight_is_allowed_the_headers_that_it_asks_for():
-    """SDKs in a browser ask for a dozen x-stainless-* fields."""
-    asked = "authorization,content-type,x-stainless-os"
+def test_a_preflight_allows_the_requested_headers():
+    """SDKs in a browser send a dozen x-stainless-* headers."""
+    requested = "authorization,content-type,x-stainless-os"
     preflight = request(
-        "OPTIONS", origin="https://app.example", access_control_request_headers=asked
+        "OPTIONS", origin="https://app.example", access_control_request_headers=requested
     )
     assert Access().cors_headers(preflight) == [
         ("access-control-allow-origin", "https://app.example"),
         ("vary", "origin"),
         ("access-control-allow-methods", "GET, POST, HEAD, OPTIONS"),
         ("access-control-max-age", "600"),
-        ("access-control-allow-headers", asked),
+        ("access-control-allow-headers", requested),
     ]
     assert len(Access().cors_headers(request("OPTIONS", origin="https://a.example"))) == 4

@@ -1,4 +1,4 @@
-"""The whole proxy by its own clients: the openai SDK, curl, http.client."""
+"""The whole proxy with real clients: the openai SDK, curl, http.client."""
 
 import asyncio
 import gzip
@@ -35,7 +35,7 @@ def ask(proxy, model="m", **fields):
 
 
 def request(proxy, method, path, body=None, headers=None):
-    """One request by http.client: status, headers and body."""
+    """Send a request by http.client; return status, headers and body."""
     connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     try:
         body = json.dumps(body).encode() if isinstance(body, dict | list) else body
@@ -50,11 +50,11 @@ def error_of(body: bytes) -> dict:
     return json.loads(body)["error"]
 
 
-# ---- answers
+# ---- responses
 
 
 @pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
-def test_sdk_reads_whole_and_streamed_answers_alike(kind):
+def test_sdk_reads_the_same_from_whole_and_streamed_responses(kind):
     steps = ("Hel", "lo 渐🌊\u2028", usage(3, 2), response_json(finish_reason="stop"))
     with running(kind("m", *steps)) as proxy:
         whole = ask(proxy)
@@ -110,14 +110,14 @@ def test_tool_loop_with_parallel_calls_over_the_sdks_stream_helper():
     assert heard == ["sun in x", "sun in y"]
 
 
-def test_call_that_was_only_announced_reaches_the_client():
+def test_call_without_arguments_reaches_the_client():
     with running(SyncScript("m", tool_call("weather", {}))) as proxy:
         call = ask(proxy, tools=[WEATHER]).choices[0].message.tool_calls[0]
     assert (call.function.name, call.function.arguments) == ("weather", "{}")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_thinking_in_tags_is_reasoning_where_it_is_asked_for(stream, llm_user_path):
+def test_thinking_in_tags_is_reasoning_if_requested(stream, llm_user_path):
     steps = ["<thi", "nk>let me ", "see</think>\n\n4 <", " 5"]
     with running(AsyncScript("m", *steps), think_tags=True) as proxy:
         if stream:
@@ -132,18 +132,18 @@ def test_thinking_in_tags_is_reasoning_where_it_is_asked_for(stream, llm_user_pa
     assert rows(llm_user_path, sql) == [("reasoning", "let me see"), ("text", "4 < 5")]
 
 
-def test_thinking_in_tags_is_text_otherwise():
+def test_thinking_in_tags_is_text_by_default():
     with running(AsyncScript("m", "<think>so</think>4")) as proxy:
         assert ask(proxy).choices[0].message.content == "<think>so</think>4"
 
 
-def test_stop_sequence_is_not_looked_for_in_thinking():
+def test_stop_sequence_in_thinking_is_ignored():
     model = AsyncScript("m", "<think>STOP it</think>go on STOP here")
     with running(model, think_tags=True) as proxy:
         assert ask(proxy, stop="STOP").choices[0].message.content == "go on "
 
 
-def test_ignored_fields_are_told_in_a_header():
+def test_ignored_fields_are_listed_in_a_header():
     with running(AsyncScript("m", "a", usage(3, 1))) as proxy:
         raw = client(proxy).chat.completions.with_raw_response.create(
             model="m", messages=QUESTION, seed=7, store=True, extra_body={"naïve\n": 1}
@@ -160,7 +160,7 @@ def test_too_many_ignored_fields_are_counted():
     assert listed.endswith(f"and {400 - listed.count('field_')} more")
 
 
-def test_a_megabyte_token_and_surrogates_are_ordinary():
+def test_megabyte_tokens_and_surrogates_are_streamed():
     """B18"""
     with running(AsyncScript("m", "x" * 2**20, "\ud83d", "\ude00", "\udc00", "\x00")) as proxy:
         text = "".join(c.choices[0].delta.content or "" for c in ask(proxy, stream=True))
@@ -168,7 +168,7 @@ def test_a_megabyte_token_and_surrogates_are_ordinary():
 
 
 def test_json_with_lone_surrogates_is_cleaned_and_logged(llm_user_path):
-    """B18: legal JSON that neither UTF-8 nor SQLite takes."""
+    """B18: legal JSON that neither UTF-8 nor SQLite accepts."""
     body = b'{"model": "m", "messages": [{"role": "user", "content": "a\\ud800b"}]}'
     with running(model := AsyncScript("m", "ok")) as proxy:
         status, _, _ = request(proxy, "POST", "/v1/chat/completions", body)
@@ -219,14 +219,14 @@ def test_bad_requests_name_the_field(fields, status, param, message):
     assert headers["x-request-id"]
 
 
-def test_sdk_knows_unknown_models_by_their_class():
+def test_unknown_model_is_the_sdks_not_found_error():
     with running() as proxy, pytest.raises(openai.NotFoundError) as caught:
         ask(proxy, "nobody")
     assert caught.value.code == "model_not_found"
 
 
 class RateLimit(Exception):
-    """As an SDK raises it."""
+    """An error as an SDK raises it."""
 
     status_code = 429
 
@@ -245,7 +245,7 @@ def test_upstream_refusal_before_the_first_event_is_a_real_status(stream):
     assert "slow down" in str(caught.value)
 
 
-def test_failure_in_the_stream_is_an_error_frame_and_a_cut_body():
+def test_failure_in_a_stream_is_an_error_frame_and_a_cut_body():
     """B11"""
     with running(AsyncScript("m", "so far", RuntimeError("gone"))) as proxy:
         said = []
@@ -260,7 +260,7 @@ def test_failure_in_the_stream_is_an_error_frame_and_a_cut_body():
     assert b'"finish_reason":"' not in cut.value.partial
 
 
-def test_bug_of_ours_is_a_500_without_its_text(monkeypatch, caplog):
+def test_internal_error_is_a_500_without_its_text(monkeypatch, caplog):
     def broken(*_):
         raise RuntimeError("secret")
 
@@ -275,7 +275,7 @@ def test_bug_of_ours_is_a_500_without_its_text(monkeypatch, caplog):
     assert "RuntimeError: secret" in caplog.text
 
 
-# ---- waiting, hanging up
+# ---- waiting, disconnects
 
 
 def silent(began: threading.Event, go_on: threading.Event):
@@ -287,7 +287,7 @@ def silent(began: threading.Event, go_on: threading.Event):
     return wait
 
 
-def test_keepalive_comes_while_the_model_is_silent():
+def test_keepalive_is_sent_while_the_model_is_silent():
     """B13, B14"""
     go_on = threading.Event()
     limits = Limits(first_event_s=0.05, keepalive_s=0.05)
@@ -306,8 +306,8 @@ def test_keepalive_comes_while_the_model_is_silent():
     assert rest.endswith(b"data: [DONE]\n\n")
 
 
-def test_keepalive_comes_while_events_show_nothing():
-    """B13: a server tool's arguments stream on, and this wire has no word for them."""
+def test_keepalive_is_sent_while_events_send_nothing():
+    """B13: a server tool's arguments, which this API does not have."""
 
     async def pause(_response):
         await asyncio.sleep(0.02)
@@ -323,7 +323,7 @@ def test_keepalive_comes_while_events_show_nothing():
 
 
 def test_text_is_not_held_back_for_the_commit(llm_user_path):
-    """Only what says that the answer is whole waits for it."""
+    """Only the end of the response waits for it."""
     with running(AsyncScript("m", "text"), limits=Limits(log_wait_s=3, shutdown_s=5)) as proxy:
         ask(proxy)
         lock = sqlite3.connect(llm_user_path / "logs.db", isolation_level=None)
@@ -339,7 +339,7 @@ def test_text_is_not_held_back_for_the_commit(llm_user_path):
     assert came["stop"] >= 0.4, "until the row was safe elsewhere"
 
 
-def test_exchange_is_told_once_however_often_it_ends(llm_user_path):
+def test_on_exchange_is_called_once_however_often_it_ends(llm_user_path):
     with running(AsyncScript("m", "a", RuntimeError("gone")), AsyncScript("n", "b")) as proxy:
         with pytest.raises(openai.APIError):
             list(ask(proxy, stream=True))
@@ -349,19 +349,19 @@ def test_exchange_is_told_once_however_often_it_ends(llm_user_path):
     assert rows(llm_user_path, "select count(*) from proxy_exchanges") == [(2,)]
 
 
-def test_a_terminal_that_is_broken_costs_no_answer(caplog):
+def test_a_broken_terminal_fails_no_response(caplog):
     def broken(_exchange):
         raise UnicodeEncodeError("ascii", "→", 0, 1, "no")
 
     with running(AsyncScript("m", "a")) as proxy:
         proxy.proxy.app._on_exchange = broken
         assert ask(proxy).choices[0].message.content == "a"
-    assert "could not be reported" in caplog.text
+    assert "could not log or report the end" in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("before", [(), ("so far",)], ids=["silent", "after text"])
-def test_hang_up_stops_the_model_within_a_second(stream, before, llm_user_path):
+def test_disconnect_stops_the_model_within_a_second(stream, before, llm_user_path):
     """B15, B16"""
     began = threading.Event()
     model = AsyncScript("m", *before, silent(began, threading.Event()))
@@ -404,7 +404,7 @@ def rows(llm_user_path, sql):
         return db.execute(sql).fetchall()
 
 
-def test_fifty_at_once_none_lost_none_refused(llm_user_path):
+def test_fifty_parallel_requests_are_all_answered_and_logged(llm_user_path):
     model = AsyncScript("m", "a", lambda _: asyncio.sleep(0.02), "b", usage(1, 2))
     limits = Limits(log_wait_s=30, shutdown_s=5)
     with running(model, limits=limits) as proxy, ThreadPoolExecutor(50) as pool:
@@ -418,14 +418,14 @@ def test_fifty_at_once_none_lost_none_refused(llm_user_path):
             return "".join(c.choices[0].delta.content or "" for c in chunks)
 
         assert list(pool.map(one, range(50))) == ["ab"] * 50
-        # What a client saw complete is in the file, without any closing.
+        # Complete responses are in the file before the server closes it.
         assert rows(llm_user_path, "select count(*) from turns") == [(50,)]
         assert proxy.warnings == []
     said = rows(llm_user_path, "select distinct text from parts where text like 'question %'")
     assert len(said) == 50
 
 
-def test_turn_is_what_llm_would_have_logged(llm_user_path):
+def test_turn_is_logged_as_llm_would(llm_user_path):
     counted = usage(7, 2, prompt_tokens_details={"cached_tokens": 5})
     steps = ("hello", counted, lambda r: r.set_resolved_model("m-2026"))
     with running(AsyncScript("m", *steps)) as proxy:
@@ -447,7 +447,7 @@ def test_log_can_be_off(llm_user_path):
     assert not (llm_user_path / "logs.db").exists()
 
 
-def test_llm_logs_off_is_respected_at_once(llm_user_path):
+def test_llm_logs_off_takes_effect_at_once(llm_user_path):
     """d6.16"""
     with running(AsyncScript("m", "a")) as proxy:
         ask(proxy)
@@ -458,7 +458,7 @@ def test_llm_logs_off_is_respected_at_once(llm_user_path):
     assert rows(llm_user_path, "select count(*) from turns") == [(2,)]
 
 
-def test_locked_log_costs_no_answer(llm_user_path):
+def test_locked_log_fails_no_response(llm_user_path):
     with running(AsyncScript("m", "a"), limits=Limits(log_wait_s=0.1, shutdown_s=5)) as proxy:
         ask(proxy)
         lock = sqlite3.connect(llm_user_path / "logs.db", isolation_level=None)
@@ -472,7 +472,7 @@ def test_locked_log_costs_no_answer(llm_user_path):
     assert rows(llm_user_path, "select count(*) from turns") == [(11,)]
 
 
-# ---- routes, and who may come in
+# ---- routes and access
 
 
 @pytest.mark.parametrize(
@@ -485,8 +485,8 @@ def test_locked_log_costs_no_answer(llm_user_path):
         "/v1/chat/completions?beta=true",
     ],
 )
-def test_route_is_found_however_a_client_writes_it(path):
-    """d7: never a redirect on POST."""
+def test_route_is_found_with_any_prefix_and_slash(path):
+    """d7: a POST is never redirected."""
     with running(AsyncScript("m", "a")) as proxy:
         assert request(proxy, "POST", path, {"model": "m", "messages": QUESTION})[0] == 200
 
@@ -503,7 +503,7 @@ def test_models_are_listed_and_found_by_ids_with_slashes():
     assert json.loads(plain)["id"] == "org/deep/m"
 
 
-def test_pages_and_methods():
+def test_status_pages_and_methods():
     with running() as proxy:
         root = request(proxy, "GET", "/")
         head = request(proxy, "HEAD", "/healthz")
@@ -523,7 +523,7 @@ def test_pages_and_methods():
     )
 
 
-def test_foreign_host_and_origin_are_refused_before_anything_is_done():
+def test_foreign_host_and_origin_are_refused_first():
     """DESIGN 6"""
     with running(model := AsyncScript("m", "a"), origins=["https://good.example"]) as proxy:
         body = {"model": "m", "messages": QUESTION}
@@ -533,12 +533,12 @@ def test_foreign_host_and_origin_are_refused_before_anything_is_done():
         assert (rebound[0], crossed[0], model.prompts) == (403, 403, [])
         assert "access-control-allow-origin" not in crossed[1]
         allowed = request(proxy, "POST", path, body, {"origin": "https://good.example"})
-        asked = {
+        headers = {
             "origin": "https://good.example",
             "access-control-request-method": "POST",
             "access-control-request-headers": "authorization, x-stainless-os",
         }
-        preflight = request(proxy, "OPTIONS", path, None, asked)
+        preflight = request(proxy, "OPTIONS", path, None, headers)
         refused = request(
             proxy, "POST", path, body | {"model": "no"}, {"origin": "https://good.example"}
         )
@@ -548,7 +548,7 @@ def test_foreign_host_and_origin_are_refused_before_anything_is_done():
     assert preflight[1]["access-control-allow-headers"] == "authorization, x-stainless-os"
 
 
-def test_a_page_of_an_allowed_origin_can_read_that_its_key_is_wrong():
+def test_a_page_of_an_allowed_origin_can_read_a_401():
     with running(keys=["any"], origins=["https://good.example"]) as proxy:
         good = request(proxy, "GET", "/v1/models", None, {"origin": "https://good.example"})
         evil = request(proxy, "GET", "/v1/models", None, {"origin": "https://evil.example"})
@@ -556,7 +556,7 @@ def test_a_page_of_an_allowed_origin_can_read_that_its_key_is_wrong():
     assert evil[0] == 403 and "access-control-allow-origin" not in evil[1]
 
 
-def test_key_is_asked_for_where_there_is_one():
+def test_key_is_required_if_the_server_has_one():
     with running(AsyncScript("m", "a"), keys=["any", "other"]) as proxy:
         assert ask(proxy).choices[0].message.content == "a"
         status, headers, _ = request(proxy, "GET", "/v1/models")
@@ -566,7 +566,7 @@ def test_key_is_asked_for_where_there_is_one():
     assert healthy[0] == 200, "for monitors, which have no key"
 
 
-def test_report_says_what_was_asked_and_used():
+def test_report_has_requested_and_used_model():
     with running(AsyncScript("m", "a", usage(3, 1))) as proxy:
         ask(proxy)
         report = proxy.wait_for_report()
@@ -587,7 +587,7 @@ def test_curl_streams():
 
 
 def test_llm_itself_can_be_the_client(llm_user_path):
-    """llm's OpenAI plugin, told our address, asks llm's other models through us."""
+    """llm's OpenAI plugin, pointed at the proxy, uses llm's other models through it."""
     from llm.default_plugins.openai_models import Chat
 
     steps = ("hel", "lo", usage(2, 1))

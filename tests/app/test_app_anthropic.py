@@ -1,4 +1,4 @@
-"""The whole proxy by Anthropic's own clients."""
+"""The whole proxy with Anthropic's SDK and API."""
 
 import asyncio
 import http.client
@@ -31,7 +31,7 @@ def ask(proxy, model="m", **fields):
 
 
 @pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
-def test_sdk_reads_whole_and_streamed_answers_alike(kind):
+def test_sdk_reads_the_same_from_whole_and_streamed_responses(kind):
     counted = usage(10, 2, prompt_tokens_details={"cached_tokens": 4})
     with running(kind("m", "Hel", "lo 渐🌊", counted)) as proxy:
         whole = ask(proxy)
@@ -43,7 +43,7 @@ def test_sdk_reads_whole_and_streamed_answers_alike(kind):
     assert (whole.model, final.role) == ("m", "assistant")
     for message in (whole, final):
         counts = message.usage
-        # Disjoint on this wire: six read anew, four from the cache (B24).
+        # Disjoint in this API: six uncached, four from the cache (B24).
         assert (counts.input_tokens, counts.cache_read_input_tokens) == (6, 4)
         assert counts.output_tokens == 2
 
@@ -70,8 +70,8 @@ def test_tool_loop_with_thinking_over_several_turns():
         StreamEvent("tool_call_args", '{"at": "A"}', part_index=1, tool_call_id="toolu_x"),
     ]
     with running(model := AsyncScript("m", *steps)) as proxy:
-        asked = {"model": "m", "max_tokens": 3000, "tools": [WEATHER]}
-        with client(proxy).messages.stream(**asked, messages=QUESTION) as stream:
+        options = {"model": "m", "max_tokens": 3000, "tools": [WEATHER]}
+        with client(proxy).messages.stream(**options, messages=QUESTION) as stream:
             answer = stream.get_final_message()
         assert [block.type for block in answer.content] == ["thinking", "tool_use", "tool_use"]
         assert answer.content[0].signature == "sig=="
@@ -85,14 +85,14 @@ def test_tool_loop_with_thinking_over_several_turns():
             {"role": "assistant", "content": [b.model_dump() for b in answer.content]},
             {"role": "user", "content": [*results, {"type": "text", "text": "and now?"}]},
         ]
-        client(proxy).messages.create(**asked, messages=[*QUESTION, *turn])
+        client(proxy).messages.create(**options, messages=[*QUESTION, *turn])
     _, reply, tool, after = model.prompts[1].messages
     assert reply.parts[0].provider_metadata == signed
     assert [part.output for part in tool.parts] == ["sun in toolu_x", "sun in toolu_y"]
     assert after.parts[0].text == "and now?"
 
 
-def test_system_messages_anywhere_and_the_billing_line_removed():
+def test_system_messages_anywhere_are_read_and_the_billing_line_removed():
     """B31, B32, C1"""
     messages = [*QUESTION, {"role": "system", "content": "mind this"}]
     system = [
@@ -127,7 +127,7 @@ class Status(Exception):
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_errors_keep_their_class(status, kind, type_, stream):
+def test_errors_keep_their_type_and_status(status, kind, type_, stream):
     """B39, C9"""
     with running(AsyncScript("m", Status(status))) as proxy:
         with pytest.raises(kind) as caught:
@@ -136,7 +136,7 @@ def test_errors_keep_their_class(status, kind, type_, stream):
     assert caught.value.response.headers["request-id"]
 
 
-def test_error_in_the_stream_is_its_proper_end():
+def test_error_event_ends_a_stream_without_a_cut():
     with running(AsyncScript("m", "so far", Status(529))) as proxy:
         said = []
         with pytest.raises(anthropic.APIStatusError) as caught:
@@ -152,7 +152,7 @@ def test_error_in_the_stream_is_its_proper_end():
     assert b"message_stop" not in text
 
 
-def test_unknown_model_and_bad_field_are_told_in_anthropics_words():
+def test_unknown_model_and_bad_field_have_anthropics_error_format():
     with running(AsyncScript("m", "a")) as proxy:
         with pytest.raises(anthropic.NotFoundError) as unknown:
             ask(proxy, "nobody-at-all")
@@ -162,7 +162,7 @@ def test_unknown_model_and_bad_field_are_told_in_anthropics_words():
     assert "messages[0].role" in bad.value.body["error"]["message"]
 
 
-def test_stop_sequence_is_named():
+def test_stop_sequence_is_in_the_response():
     """B30"""
     with running(AsyncScript("m", "one two three")) as proxy:
         message = ask(proxy, stop_sequences=["two", "nine"])
@@ -170,12 +170,12 @@ def test_stop_sequence_is_named():
     assert message.content[0].text == "one "
 
 
-def test_length_is_max_tokens():
+def test_finish_reason_length_is_max_tokens():
     with running(AsyncScript("m", "a", response_json(stop_reason="max_tokens"))) as proxy:
         assert ask(proxy).stop_reason == "max_tokens"
 
 
-def test_a_stream_begins_with_the_estimate_that_count_tokens_gives():
+def test_a_stream_begins_with_the_same_estimate_as_count_tokens():
     """B23"""
     with running(AsyncScript("m", "a")) as proxy:
         counted = client(proxy).messages.count_tokens(model="m", messages=QUESTION).input_tokens
@@ -191,8 +191,8 @@ def test_tokens_are_counted_without_the_model():
     with running(model := AsyncScript("m", "a")) as proxy:
         count = client(proxy).messages.count_tokens
         bare = count(model="m", messages=QUESTION).input_tokens
-        asked = {"model": "m", "messages": QUESTION, "system": "Be brief. " * 10}
-        more = count(**asked, tools=[WEATHER]).input_tokens
+        options = {"model": "m", "messages": QUESTION, "system": "Be brief. " * 10}
+        more = count(**options, tools=[WEATHER]).input_tokens
         status, _, _ = request(
             proxy,
             "POST",
@@ -203,7 +203,7 @@ def test_tokens_are_counted_without_the_model():
     assert (status, model.prompts) == (200, [])
 
 
-def test_models_are_listed_in_the_shape_of_who_asks():
+def test_models_are_listed_in_the_clients_own_format():
     with running(AsyncScript("org/m", "a")) as proxy:
         anthropics = {model.id: model for model in client(proxy).models.list()}
         one = client(proxy).models.retrieve("org/m")
@@ -217,14 +217,14 @@ def test_models_are_listed_in_the_shape_of_who_asks():
 
 @pytest.mark.parametrize("path", ["/", "/api/hello", "/health"])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_knocks_are_answered_and_not_logged(method, path, llm_user_path):
+def test_probes_are_answered_and_not_logged(method, path, llm_user_path):
     """B35"""
     with running() as proxy:
         assert request(proxy, method, path)[0] == 200
     assert rows(llm_user_path, "select count(*) from proxy_exchanges") == [(0,)]
 
 
-def test_unknown_betas_and_fields_are_taken():
+def test_unknown_betas_and_fields_are_accepted():
     """B33, C2, C3"""
     body = {
         "model": "m",
@@ -241,7 +241,7 @@ def test_unknown_betas_and_fields_are_taken():
     assert "something_new" in got["x-llmproxy-ignored"]
 
 
-def test_map_serves_what_claude_code_asks():
+def test_map_replaces_the_models_that_claude_code_requests():
     with running(AsyncScript("m", "a"), maps=[("claude-*haiku*", "m")]) as proxy:
         message = ask(proxy, "claude-haiku-4-5")
         report = proxy.wait_for_report()
@@ -262,7 +262,7 @@ def test_keepalive_is_a_ping():
     assert text.count(b'event: ping\ndata: {"type":"ping"}\n\n') >= 2
 
 
-def test_keys_come_by_either_header():
+def test_keys_are_accepted_in_either_header():
     with running(AsyncScript("m", "a"), keys=["any"]) as proxy:
         assert ask(proxy).content[0].text == "a"
         with pytest.raises(anthropic.AuthenticationError):
@@ -272,7 +272,7 @@ def test_keys_come_by_either_header():
 
 
 def padded_stream(_body, handler):
-    """Anthropic's bytes with pings and padding before closing braces, as they really come."""
+    """Send Anthropic's bytes as in reality, with pings and padding before closing braces."""
     begin_sse(handler)
     lines = [
         'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_1",'
@@ -295,7 +295,7 @@ def padded_stream(_body, handler):
         handler.wfile.write(line.encode())
 
 
-def test_openai_client_reaches_claude_byte_for_byte_as_it_streams():
+def test_openai_client_streams_from_claude_byte_for_byte():
     with playing(padded_stream) as provider:
         model = claude(AsyncClaudeMessages, provider)
         with running(model) as proxy:
@@ -323,7 +323,7 @@ def test_openai_client_reaches_claude_byte_for_byte_as_it_streams():
     assert "frequency_penalty" not in body
 
 
-def test_openai_client_uses_tools_of_a_thinking_claude():
+def test_openai_client_uses_tools_with_a_thinking_claude():
     answer = anthropic_stream(
         (
             {"type": "thinking", "thinking": "", "signature": ""},
@@ -353,7 +353,7 @@ def test_openai_client_uses_tools_of_a_thinking_claude():
     assert (call.id, call.function.arguments) == ("toolu_1", '{"at": 1}')
 
 
-def test_events_come_in_their_order():
+def test_events_are_in_the_documented_order():
     with running(AsyncScript("m", "a")) as proxy:
         connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
         body = {"model": "m", "max_tokens": 9, "messages": QUESTION, "stream": True}

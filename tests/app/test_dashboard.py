@@ -1,4 +1,4 @@
-"""The page of the live log, as a browser asks for it."""
+"""The dashboard, as a browser requests it."""
 
 import base64
 import time
@@ -16,7 +16,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.fixture(autouse=True)
-def always_anew(monkeypatch):
+def no_cache(monkeypatch):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 0)
 
 
@@ -24,26 +24,26 @@ def get(proxy, path="/", method="GET", **headers):
     connection = HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     try:
         connection.request(method, path, headers={**BROWSER, **headers})
-        answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read().decode()
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read().decode()
     finally:
         connection.close()
 
 
-def shown(proxy, words):
-    """Look until the page has these words: what is shown is what is committed."""
+def page_with(proxy, text):
+    """Reload the page until it contains a text: it shows only committed exchanges."""
     until = time.monotonic() + 10
-    while words not in (page := get(proxy)[2]):
+    while text not in (page := get(proxy)[2]):
         assert time.monotonic() < until, page
     return page
 
 
-def test_a_browser_is_shown_what_was_recorded(llm_user_path):
+def test_a_browser_gets_the_recorded_exchanges_escaped(llm_user_path):
     with running(AsyncScript("m", f"No. {HOSTILE}", usage(3, 5))) as proxy:
         status, headers, empty = get(proxy)
         assert f"http://127.0.0.1:{proxy.port}" in empty
         ask(proxy, f"Does {HOSTILE} run?")
-        page = shown(proxy, "&lt;script&gt;")
+        page = page_with(proxy, "&lt;script&gt;")
     assert status == 200
     assert headers["content-type"] == "text/html; charset=utf-8"
     assert headers["cache-control"] == "no-store" and headers["vary"] == "accept"
@@ -54,14 +54,14 @@ def test_a_browser_is_shown_what_was_recorded(llm_user_path):
     assert "Does &lt;script&gt;alert(1)&lt;/script&gt; run?" in page
 
 
-def test_it_can_stand_still():
+def test_a_page_can_be_kept_from_reloading():
     with running() as proxy:
         assert '<a href="/?still">keep still</a>' in get(proxy)[2]
         still = get(proxy, "/?still")[2]
         assert 'http-equiv="refresh"' not in still and '<a href="/">follow the log</a>' in still
 
 
-def test_who_is_no_browser_is_told_a_line():
+def test_other_clients_get_a_line_of_text():
     with running() as proxy:
         status, headers, text = get(proxy, accept="*/*")
         assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
@@ -69,13 +69,13 @@ def test_who_is_no_browser_is_told_a_line():
         assert get(proxy, "/api/hello")[2] == "ok\n"
 
 
-def test_head_is_answered_without_the_page():
+def test_head_gets_no_body():
     with running() as proxy:
         status, headers, body = get(proxy, method="HEAD")
         assert (status, headers["content-type"], body) == (200, "text/html; charset=utf-8", "")
 
 
-def test_the_page_is_behind_the_same_rules_as_all_else():
+def test_the_page_needs_key_host_and_origin_like_any_route():
     with running(keys=["word"]) as proxy:
         status, headers, body = get(proxy)
         assert status == 401 and headers["www-authenticate"].startswith("Basic ")
@@ -87,28 +87,30 @@ def test_the_page_is_behind_the_same_rules_as_all_else():
         assert get(proxy, origin="https://evil.example")[0] == 403
 
 
-def test_without_a_log_there_is_a_line():
+def test_without_a_log_a_browser_gets_a_line_of_text():
     with running(log=False) as proxy:
         assert get(proxy)[1]["content-type"] == "text/plain; charset=utf-8"
 
 
-def test_a_log_that_can_not_be_read_is_told(llm_user_path):
+def test_an_unreadable_log_is_a_503(llm_user_path):
     with running(AsyncScript("m", "a")) as proxy:
         ask(proxy, "hello")
         (llm_user_path / "logs.db").rename(llm_user_path / "away.db")
         (llm_user_path / "logs.db").mkdir()
         status, _, body = get(proxy)
-        assert status == 503 and "the log can't be read now" in body
+        assert status == 503 and "the log can't be read" in body
         (llm_user_path / "logs.db").rmdir()
         (llm_user_path / "away.db").rename(llm_user_path / "logs.db")
         assert get(proxy)[0] == 200
 
 
-def test_many_who_look_at_once_are_shown_one_making(monkeypatch, tmp_path):
+def test_a_page_is_rendered_once_for_several_viewers(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
-    made = []
-    monkeypatch.setattr(dashboard, "page", lambda *_, **settings: made.append(settings) or "page")
-    live = dashboard.Dashboard(tmp_path / "logs.db")
-    assert [live.render("http://here", True) for _ in range(3)] == ["page"] * 3
-    live.render("http://here", False)
-    assert [settings["refresh_s"] for settings in made] == [10, None]
+    rendered = []
+    monkeypatch.setattr(
+        dashboard, "page", lambda *_, **settings: rendered.append(settings) or "page"
+    )
+    page = dashboard.Dashboard(tmp_path / "logs.db")
+    assert [page.render("http://here", True) for _ in range(3)] == ["page"] * 3
+    page.render("http://here", False)
+    assert [settings["refresh_s"] for settings in rendered] == [10, None]

@@ -1,4 +1,4 @@
-"""Prometheus' text format, read by Prometheus' own client."""
+"""Metrics in Prometheus' text format, read with Prometheus' own client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import ExchangeSummary
 
 
-def an_entry(**changes):
+def make_summary(**changes):
     whole = {
         "id": "01a",
         "received": datetime(2026, 11, 22, tzinfo=UTC),
@@ -38,47 +38,49 @@ def read(metrics, *gauges):
     }
 
 
-def test_requests_are_counted_by_wire_model_and_ending():
+def test_requests_are_counted_by_dialect_model_and_status():
     metrics = Metrics()
     for _ in range(2):
-        metrics.count(an_entry())
-    metrics.count(an_entry(status="error", http_status=404, model_used=None, usage=Usage()))
-    found = read(metrics)
-    which = ("code", "200"), ("dialect", "openai_chat"), ("model", "m"), ("status", "ok")
-    assert found[("llmproxy_requests_total", *which)] == 2
-    which = ("code", "404"), ("dialect", "openai_chat"), ("model", ""), ("status", "error")
-    assert found[("llmproxy_requests_total", *which)] == 1
+        metrics.count(make_summary())
+    metrics.count(make_summary(status="error", http_status=404, model_used=None, usage=Usage()))
+    values = read(metrics)
+    labels = ("code", "200"), ("dialect", "openai_chat"), ("model", "m"), ("status", "ok")
+    assert values[("llmproxy_requests_total", *labels)] == 2
+    labels = ("code", "404"), ("dialect", "openai_chat"), ("model", ""), ("status", "error")
+    assert values[("llmproxy_requests_total", *labels)] == 1
     of_m = ("dialect", "openai_chat"), ("model", "m")
-    tokens = {key[-1][1]: value for key, value in found.items() if "tokens" in key[0]}
+    tokens = {key[-1][1]: value for key, value in values.items() if "tokens" in key[0]}
     assert tokens == {"input": 20, "output": 6, "cached": 8}
-    assert found[("llmproxy_time_to_first_event_seconds_sum", *of_m)] == 0.6
+    assert values[("llmproxy_time_to_first_event_seconds_sum", *of_m)] == 0.6
 
 
-def test_a_histogram_counts_what_is_below_each_bound():
+def test_a_histogram_counts_values_up_to_each_bound():
     metrics = Metrics()
     for ms in (50.0, 50.1, 60_000.0, 60_000.1):
-        metrics.count(an_entry(ttft_ms=ms, duration_ms=None))
-    metrics.count(an_entry(ttft_ms=None, duration_ms=None))
-    found = read(metrics)
+        metrics.count(make_summary(ttft_ms=ms, duration_ms=None))
+    metrics.count(make_summary(ttft_ms=None, duration_ms=None))
+    values = read(metrics)
     below = {
         dict(key[1:])["le"]: value
-        for key, value in found.items()
+        for key, value in values.items()
         if key[0] == "llmproxy_time_to_first_event_seconds_bucket"
     }
     assert (below["0.05"], below["0.1"], below["30"], below["60"], below["+Inf"]) == (1, 2, 2, 3, 4)
     assert list(below.values()) == sorted(below.values())
-    assert not [key for key in found if "duration" in key[0]]
+    assert not [key for key in values if "duration" in key[0]]
 
 
-def test_hostile_names_are_labels_and_no_lines():
+def test_hostile_names_are_escaped_in_labels():
     metrics = Metrics()
     name = 'a"b\\c\nllmproxy_evil 1\ud800'
-    metrics.count(an_entry(model_used=name))
+    metrics.count(make_summary(model_used=name))
     metrics.render().encode()
     models = {dict(key[1:]).get("model") for key in read(metrics)}
     assert models == {name.replace("\ud800", "?")}
     assert not any(line.startswith("llmproxy_evil") for line in metrics.render().splitlines())
 
 
-def test_gauges_are_as_they_are_given():
-    assert read(Metrics(), Gauge("running", "answers that run", 3)) == {("llmproxy_running",): 3}
+def test_gauges_are_rendered():
+    assert read(Metrics(), Gauge("running", "responses being generated", 3)) == {
+        ("llmproxy_running",): 3
+    }

@@ -1,4 +1,4 @@
-"""Recordings played again, without a server."""
+"""Replay of recordings, without a server."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def recorded(events=SAID, *, error=None, ended_ms=300.0, id="r1"):
     return Recorded(id, "m", events, None if error else chat.Finish(), error, ended_ms)
 
 
-def played(answer, silence_s=None):
+def play_all(run, silence_s=None):
     async def play():
         batches = []
         try:
-            while batch := await answer.read(silence_s):
+            while batch := await run.read(silence_s):
                 batches.append(batch)
         except UpstreamError as error:
             return batches, error
@@ -54,47 +54,47 @@ def events_in(batches):
 
 
 @pytest.mark.parametrize("speed", [1, 2, 0])
-def test_events_come_when_they_came(speed):
-    """Never early, and late by no more than a busy machine makes it."""
-    answer = ReplayRun(recorded(), speed)
-    batches, end = played(answer)
+def test_events_come_at_their_recorded_times(speed):
+    """Never early, and late by no more than a busy machine explains."""
+    run = ReplayRun(recorded(), speed)
+    batches, end = play_all(run)
     assert events_in(batches) == [*(event for _, event in SAID), chat.Finish()]
     assert end == []
     due = [at / 1000 / speed if speed else 0 for at in (10, 250, 300)]
-    came = [stamped.at - answer.started_at for batch in batches for stamped in batch]
+    came = [stamped.at - run.started_at for batch in batches for stamped in batch]
     assert all(0 <= late - at < 1 for late, at in zip(came, due, strict=True))
     assert len(batches) == (1 if speed == 0 else 3)
 
 
-def test_silence_is_told():
+def test_silence_returns_none():
     async def play():
-        answer = ReplayRun(recorded([(150.0, SAID[0][1])], ended_ms=150.0), 1)
-        return [await answer.read(0.1), await answer.read(0.1)]
+        run = ReplayRun(recorded([(150.0, SAID[0][1])], ended_ms=150.0), 1)
+        return [await run.read(0.1), await run.read(0.1)]
 
     first, second = asyncio.run(play())
     assert first is None
     assert events_in([second]) == [SAID[0][1], chat.Finish()]
 
 
-def test_failure_comes_after_what_was_said():
-    batches, error = played(ReplayRun(recorded(error=UpstreamError("no more")), 0))
+def test_failure_comes_after_the_events_before_it():
+    batches, error = play_all(ReplayRun(recorded(error=UpstreamError("no more")), 0))
     assert events_in(batches) == [event for _, event in SAID]
     assert str(error) == "no more"
 
 
-def test_stopped_replay_gives_no_more():
+def test_stopped_replay_returns_no_more_events():
     async def play():
-        answer = ReplayRun(recorded(error=UpstreamError("no more")), 0)
-        await answer.stop()
-        return await answer.read()
+        run = ReplayRun(recorded(error=UpstreamError("no more")), 0)
+        await run.stop()
+        return await run.read()
 
     assert asyncio.run(play()) == []
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=[dialect.NAME for dialect in DIALECTS])
 @given(events=strategies.event_streams())
-def test_what_was_kept_renders_byte_for_byte_as_what_came(dialect, events):
-    """As far as it was shown: where a part's metadata came is not kept, only that it did."""
+def test_a_stored_response_renders_byte_for_byte_as_the_original(dialect, events):
+    """The metadata of a part is stored, but not its position among the events."""
     *said, finish = events
     last = {event.part_index: number for number, event in enumerate(said)}
     said = [
@@ -122,7 +122,7 @@ def test_what_was_kept_renders_byte_for_byte_as_what_came(dialect, events):
 
 @pytest.fixture
 def log(store, path, make_exchange):
-    """A log to fill, and a replay over it."""
+    """Return a function that records an exchange, with a replay of that log."""
 
     def record(prompt="q", answer="A", **fields):
         body = {"model": "m", "messages": [{"role": "user", "content": prompt}]}
@@ -140,67 +140,67 @@ def log(store, path, make_exchange):
 
 
 def request(**body):
-    asked = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
-    return openai_chat.parse_request(asked | body, {})
+    defaults = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
+    return openai_chat.parse_request(defaults | body, {})
 
 
-def answer_to(log, asked):
-    async def answer():
-        run = (await log.replay.choose(asked)).prepare(asked)
+def start_run(log, request):
+    async def start():
+        run = (await log.replay.choose(request)).prepare(request)
         await run.start()
         return run
 
-    return asyncio.run(answer())
+    return asyncio.run(start())
 
 
-def miss_of(log, asked):
+def miss_of(log, request):
     with pytest.raises(NotFound) as missed:
-        answer_to(log, asked)
+        start_run(log, request)
     return missed.value.message, missed.value.param
 
 
 def test_recordings_of_one_request_are_served_in_turn(log):
     ids = [log(answer=answer) for answer in "ABC"]
-    assert [answer_to(log, request()).replay_of for _ in range(4)] == [*ids, ids[0]]
+    assert [start_run(log, request()).replay_of for _ in range(4)] == [*ids, ids[0]]
 
 
-def test_answer_is_as_it_was_recorded(log):
+def test_response_is_as_recorded(log):
     id = log(answer="Hello")
-    answer = answer_to(log, request())
-    batches, _ = played(answer)
+    run = start_run(log, request())
+    batches, _ = play_all(run)
     *said, finish = events_in(batches)
     assert chat.collect(said).messages == [llm.assistant("Hello")]
-    assert (finish.reason, answer.model_id, answer.replay_of) == ("stop", "real", id)
+    assert (finish.reason, run.model_id, run.replay_of) == ("stop", "real", id)
 
 
 @pytest.mark.parametrize("model", ["m", "real"])
-def test_model_is_known_by_the_name_asked_for_and_by_its_own(model, log):
+def test_model_is_found_by_its_requested_name_and_its_own(model, log):
     log()
-    assert answer_to(log, request(model=model)).model_id == "real"
+    assert start_run(log, request(model=model)).model_id == "real"
 
 
-def test_replays_and_cut_answers_are_no_recordings(log, make_exchange):
+def test_replays_and_cancelled_responses_are_not_replayed(log, make_exchange):
     log(status="cancelled")
     key = log.store._conn.execute("select replay_key from proxy_exchanges").fetchone()[0]
     begins = {"model": "m", "replay_key": key}
     replayed = replace(make_exchange(request=begins), replay_of="x", turn=None, thread_id=None)
     log.store.write([replayed])
     assert miss_of(log, request()) == (
-        "nothing was recorded of the model 'm': record it first", None
+        "there are no recordings of the model 'm': record some first", None
     )  # fmt: skip
 
 
-def test_failure_is_played_where_nothing_better_was_recorded(log):
+def test_failure_is_replayed_if_no_success_was_recorded(log):
     log(status="error", error="too fast", reply=[])
     log.store._conn.execute("update proxy_exchanges set http_status = 429")
     with pytest.raises(RateLimited) as raised:
-        asyncio.run(answer_to(log, request()).read())
+        asyncio.run(start_run(log, request()).read())
     assert (raised.value.message, raised.value.status) == ("too fast", 429)
     id = log()
-    assert [answer_to(log, request()).replay_of for _ in range(2)] == [id, id]
+    assert [start_run(log, request()).replay_of for _ in range(2)] == [id, id]
 
 
-def test_models_are_those_that_were_recorded(log):
+def test_recorded_models_are_listed(log):
     log()
     assert [model.id for model in log.replay.models()] == ["m", "real"]
     assert asyncio.run(log.replay.model("real")).id == "real"
@@ -212,7 +212,7 @@ def test_models_are_those_that_were_recorded(log):
 
 
 @pytest.mark.parametrize(
-    "body, param, words",
+    "body, param, difference",
     [
         ({"temperature": 0.5}, "temperature", "temperature was none and is 0.5"),
         ({"max_completion_tokens": 9}, "max_completion_tokens",
@@ -220,20 +220,20 @@ def test_models_are_those_that_were_recorded(log):
         ({"model": "other"}, "model", 'model was "m" and is "other"'),
         ({"tool_choice": "required"}, "tool_choice", 'tool_choice was "auto" and is "required"'),
         ({"tools": [{"type": "function", "function": {"name": "look"}}]}, "tools",
-         "tools are with look"),
+         "tools differ (look added)"),
         ({"messages": [{"role": "user", "content": "quo"}]}, "messages[0]",
          "messages[0] (user) differs at character 1: it was 'q' and is 'quo'"),
         ({"messages": [{"role": "system", "content": "q"}]}, "messages[0]",
-         "messages[0] was user's and is system's"),
+         "messages[0] had role user and has role system"),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "user", "content": "r"}]},
          "messages[1]", "messages were 1 and are 2"),
     ],
 )  # fmt: skip
-def test_miss_says_what_is_nearest_and_where_it_differs(body, param, words, log):
+def test_error_names_the_nearest_recording_and_the_difference(body, param, difference, log):
     log("something else altogether")
     id = log()
     assert miss_of(log, request(**body)) == (
-        f"no recording answers this request; the nearest is {id}, where {words}",
+        f"no recording matches this request; the nearest is {id}, where {difference}",
         param,
     )
 
@@ -254,14 +254,14 @@ def test_nearest_has_the_longest_history(log):
     assert "differs at character 4: it was 'and now?' and is 'and then?'" in message
 
 
-def test_recording_of_a_wire_that_is_not_known_here_is_passed_over(log):
+def test_recording_of_an_unknown_dialect_is_skipped(log):
     id = log("quite another prompt")
     log("q!", request_fields={"dialect": "gopher"})
     message, _ = miss_of(log, request())
     assert id in message
 
 
-def test_another_picture_of_the_same_size_is_another_request():
+def test_a_different_image_of_the_same_size_is_a_different_request():
     def read(data, is_result):
         image = {"type": "base64", "media_type": "image/png", "data": data}
         said = [{"type": "image", "source": image}]
@@ -280,24 +280,26 @@ def test_another_picture_of_the_same_size_is_another_request():
     for is_result in (False, True):
         one, other = (read(data, is_result) for data in ("iVBORw0KGgo=", "iVBORw0KGgA="))
         assert request_key(one) != request_key(other)
-        ((path, words),) = differences(one, other)
-        assert words.endswith(" has another attachment") and path in words
+        ((path, text),) = differences(one, other)
+        assert text.endswith(" has a different attachment") and path in text
 
 
-def test_damaged_recording_is_named_and_passed_over_by_misses(log, path):
+def test_damaged_recording_is_an_error_and_never_the_nearest(log, path):
     id, damaged = log(), log("q!")
     connection = sqlite3.connect(path)
     connection.execute("update proxy_exchanges set timeline = '{' where id = ?", [damaged])
     connection.commit()
     connection.close()
-    with pytest.raises(UpstreamError, match=f"recording {damaged} is damaged; log --verify"):
-        answer_to(log, request(messages=[{"role": "user", "content": "q!"}]))
+    with pytest.raises(
+        UpstreamError, match=f"recording {damaged} is damaged; see `llmproxy log --verify`"
+    ):
+        start_run(log, request(messages=[{"role": "user", "content": "q!"}]))
     message, _ = miss_of(log, request(messages=[{"role": "user", "content": "q?"}]))
     assert f"the nearest is {id}" in message
 
 
-def test_miss_says_what_differs_beside_the_text():
-    """Ids of calls, what the provider runs itself, a tool named twice; and no reasoning."""
+def test_differences_other_than_text():
+    """Ids of calls, server tools and duplicate tools count; reasoning does not."""
 
     def read(id="c1", uses=3, tools=1, thought="hm", word="so"):
         tool = {"name": "look", "input_schema": {"type": "object"}}
@@ -321,28 +323,28 @@ def test_miss_says_what_differs_beside_the_text():
         }
         return anthropic_messages.parse_request(body, {})
 
-    def found(**changes):
+    def texts(**changes):
         return [text for _, text in differences(read(**changes), read())]
 
-    assert found(thought="oh") == []
-    assert found(id="c2") == [
-        "messages[1] (assistant) has other tool call ids: they were 'c1' and are 'c2'"
+    assert texts(thought="oh") == []
+    assert texts(id="c2") == [
+        "messages[1] (assistant) has different tool call ids: they were 'c1' and are 'c2'"
     ]
-    assert found(uses=4) == ["tools are with another web_search"]
-    assert found(tools=2) == ["tools are not named as often"]
-    assert found(thought="oh", word="to") == [
+    assert texts(uses=4) == ["tools differ (web_search changed)"]
+    assert texts(tools=2) == ["tools differ (number of duplicates changed)"]
+    assert texts(thought="oh", word="to") == [
         "messages[1] (assistant) differs at character 0: it was 'solook({})' and is 'tolook({})'"
     ]
 
 
-def test_no_difference_between_equals():
+def test_equal_requests_have_no_differences():
     assert list(differences(REQUEST, REQUEST)) == []
     hidden = Message("assistant", [TextPart(" a ")])
     one = replace(REQUEST, messages=[llm.user("q"), llm.assistant("a")])
     assert list(differences(one, replace(one, messages=[llm.user("q"), hidden]))) == []
 
 
-def test_a_miss_in_a_large_log_is_told_soon(log):
+def test_the_nearest_in_a_large_log_is_found_soon(log):
     for number in range(300):
         log(f"prompt {number}")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Other servers asked over their wires: a played provider, and our own proxy in both dialects."""
+"""Other servers as a backend: a fake provider, and our own proxy in both dialects."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ QUESTION = chat.ChatRequest("m", [Message("user", [TextPart("Hi?")])], options={
 
 
 async def ask(dialect, url, request=QUESTION, **options):
-    async with asking(dialect, url, request, **options) as run:
+    async with started(dialect, url, request, **options) as run:
         return [stamped async for stamped in events_from(run)]
 
 
 @asynccontextmanager
-async def asking(dialect, url, request, **options):
-    """A run that has started, and is stopped at the end."""
+async def started(dialect, url, request, **options):
+    """Start a run, and stop it at the end."""
     run = (await Upstream(dialect, url, **options).choose(request)).prepare(request)
     try:
         assert await run.wait_turn(None) is False
@@ -76,42 +76,42 @@ async def test_a_providers_stream_is_read_as_events():
     assert "anthropic-version" not in played.headers[0]
 
 
-async def test_a_stream_without_done_ends_with_its_connection():
-    def answer(body, handler):
+async def test_a_stream_without_done_ends_when_the_connection_closes():
+    def respond(body, handler):
         begin_sse(handler)
         say_event(handler, chat_chunk({"content": "Hi"}, "stop"))
 
-    with playing(answer) as played:
+    with playing(respond) as played:
         events = events_of(await ask(openai_chat, played.url))
     assert events == [StreamEvent("text", "Hi", 0), chat.Finish("stop", model="real-model")]
 
 
-async def test_a_cut_stream_fails_behind_its_events():
-    def answer(body, handler):
+async def test_a_cut_stream_fails_after_its_events():
+    def respond(body, handler):
         begin_sse(handler)
         say_event(handler, chat_chunk({"content": "Hi"}))
 
     events = []
-    with playing(answer) as played:
+    with playing(respond) as played:
         with pytest.raises(UpstreamError, match="^the upstream's stream ended before its answer"):
-            async with asking(openai_chat, played.url, QUESTION) as remote:
-                async for stamped in events_from(remote):
+            async with started(openai_chat, played.url, QUESTION) as run:
+                async for stamped in events_from(run):
                     events.append(stamped.event)
     assert events == [StreamEvent("text", "Hi", 0)]
 
 
-async def test_an_error_inside_a_stream_comes_behind_the_events_before_it():
-    def answer(body, handler):
+async def test_an_error_in_a_stream_comes_after_the_events_before_it():
+    def respond(body, handler):
         begin_sse(handler)
         error = {"error": {"message": "slow down", "type": "rate_limit_error"}}
         text = json.dumps(chat_chunk({"content": "Hi"}))
         handler.wfile.write(f"data: {text}\n\ndata: {json.dumps(error)}\n\n".encode())
 
     events = []
-    with playing(answer) as played:
+    with playing(respond) as played:
         with pytest.raises(RateLimited, match="^slow down$"):
-            async with asking(openai_chat, played.url, QUESTION) as remote:
-                async for stamped in events_from(remote):
+            async with started(openai_chat, played.url, QUESTION) as run:
+                async for stamped in events_from(run):
                     events.append(stamped.event)
     assert events == [StreamEvent("text", "Hi", 0)]
 
@@ -130,12 +130,12 @@ TOOL = llm.Tool(name="look", input_schema={"type": "object", "properties": {}})
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.NAME)
 @pytest.mark.parametrize("tail", ["", "/", "/v1", "/v1/"])
-async def test_our_own_proxy_is_asked_in_both_dialects(dialect, tail):
+async def test_our_own_proxy_is_an_upstream_in_both_dialects(dialect, tail):
     with running(SyncScript("m", *SCRIPT)) as proxy:
         request = chat.ChatRequest("m", QUESTION.messages, (TOOL,))
-        async with asking(dialect, proxy.url + tail, request) as answer:
-            stamped = [each async for each in events_from(answer)]
-        times = answer.times
+        async with started(dialect, proxy.url + tail, request) as run:
+            stamped = [each async for each in events_from(run)]
+        times = run.times
     assert times.began < times.connected < times.sent < times.first_byte <= stamped[0].at
     response = chat.collect(events_of(stamped))
     (message,) = response.messages
@@ -155,7 +155,7 @@ async def test_our_own_proxy_is_asked_in_both_dialects(dialect, tail):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.NAME)
-async def test_a_key_is_sent_as_the_dialects_servers_take_it(dialect):
+async def test_a_key_is_sent_in_the_dialects_own_header(dialect):
     with running(SyncScript("m", "Hi"), keys=("sesame",)) as proxy:
         finish = events_of(await ask(dialect, proxy.url, key="sesame"))[-1]
         assert finish.reason == "stop"
@@ -163,12 +163,12 @@ async def test_a_key_is_sent_as_the_dialects_servers_take_it(dialect):
             await ask(dialect, proxy.url, key="wrong")
 
 
-async def test_anthropics_fields_and_what_the_wire_can_not_carry():
-    def answer(body, handler):
+async def test_anthropics_headers_and_ignored_options():
+    def respond(body, handler):
         say_json(handler, {"type": "error", "error": {"type": "x", "message": "no"}}, 500)
 
     request = chat.ChatRequest("m", QUESTION.messages, options={"seed": 3, "max_tokens": 9})
-    with playing(answer) as played:
+    with playing(respond) as played:
         with pytest.raises(UpstreamError, match="^no$") as failure:
             await ask(anthropic_messages, played.url, request, key="k")
     sent = played.headers[0]
@@ -176,39 +176,39 @@ async def test_anthropics_fields_and_what_the_wire_can_not_carry():
     assert (sent["x-api-key"], sent["anthropic-version"]) == ("k", "2023-06-01")
     assert "authorization" not in sent
     with running(SyncScript("m", "Hi")) as proxy:
-        async with asking(anthropic_messages, proxy.url, request) as remote:
-            assert remote.ignored == ("seed",)
+        async with started(anthropic_messages, proxy.url, request) as run:
+            assert run.ignored == ("seed",)
 
 
-async def test_a_refusal_keeps_its_status_words_and_wait():
-    def answer(body, handler):
+async def test_an_error_keeps_its_status_message_and_retry_after():
+    def respond(body, handler):
         error = {"error": {"message": "slow down", "type": "rate_limit_exceeded", "code": "r"}}
         say_json(handler, error, 429, retry_after="7")
 
-    with playing(answer) as played:
+    with playing(respond) as played:
         with pytest.raises(RateLimited, match="^slow down$") as failure:
             await ask(openai_chat, played.url)
     assert (failure.value.code, failure.value.headers) == ("r", {"retry-after": "7"})
 
 
-async def test_a_refusal_that_is_cut_is_one_all_the_same():
-    def answer(body, handler):
+async def test_an_error_with_a_cut_body_keeps_its_status():
+    def respond(body, handler):
         handler.send_response(401)
         handler.send_header("content-length", "5000")
         handler.end_headers()
         handler.wfile.write(b"x" * 3000)
 
-    with playing(answer) as played:
+    with playing(respond) as played:
         with pytest.raises(Unauthorized, match="^x{1000}$"):
             await ask(openai_chat, played.url)
 
 
-async def test_a_redirect_is_no_place_for_a_key():
-    def answer(body, handler):
+async def test_a_redirect_is_not_followed_with_the_key():
+    def respond(body, handler):
         say_json(handler, {}, 308, location="http://127.0.0.1:1/v1/chat/completions")
 
-    with playing(answer) as played:
-        with pytest.raises(UpstreamError, match="^the upstream redirects .status 308.: give its"):
+    with playing(respond) as played:
+        with pytest.raises(UpstreamError, match="^the upstream redirects .status 308.: use the"):
             await ask(openai_chat, played.url, key="k")
     assert len(played.bodies) == 1
 
@@ -217,17 +217,17 @@ async def test_a_redirect_is_no_place_for_a_key():
     "body, message",
     [
         ({"error": {"message": "no key", "code": 401}}, "^no key$"),
-        ({"choices": []}, "^the upstream answered with application/json where a stream was asked"),
+        ({"choices": []}, "^the upstream sent application/json instead of a stream$"),
     ],
 )
-async def test_what_is_no_stream_is_no_answer(body, message):
-    with playing(lambda asked, handler: say_json(handler, body)) as played:
+async def test_json_instead_of_a_stream_is_an_error(body, message):
+    with playing(lambda request, handler: say_json(handler, body)) as played:
         with pytest.raises((Unauthorized, UpstreamError), match=message):
             await ask(openai_chat, played.url)
 
 
-async def test_a_stalled_stream_has_a_deadline_and_is_hung_up():
-    def answer(body, handler):
+async def test_a_stalled_stream_is_closed_after_a_deadline():
+    def respond(body, handler):
         begin_sse(handler)
         say_event(handler, chat_chunk({"content": "Hi"}))
         while True:
@@ -235,13 +235,13 @@ async def test_a_stalled_stream_has_a_deadline_and_is_hung_up():
             if not handler.connection.recv(1):
                 raise ConnectionResetError
 
-    with playing(answer) as played:
+    with playing(respond) as played:
         with pytest.raises(UpstreamTimeout, match="^the upstream's response stalled within 0.1 s$"):
             await ask(openai_chat, played.url, deadlines=Deadlines(idle_s=0.1))
         assert await asyncio.to_thread(played.hung_up.wait, 5)
 
 
-async def test_a_cancel_stops_the_model_of_our_own_proxy():
+async def test_cancelling_stops_the_model_of_our_own_proxy():
     begun = asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -1,4 +1,4 @@
-"""Benchmarks in the log: their rows, and what they leave alone."""
+"""Benchmark runs in the log: their rows, and the conversations that they leave unchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from llmproxy.bench.runs import Benchmark, find_run, run_names, save_run
+from llmproxy.bench.runs import Benchmark, find_run, list_run_names, save_run
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
@@ -31,7 +31,7 @@ def history(store, path):
 
 @pytest.fixture
 def asked_again(make_exchange):
-    """Make an exchange of a run, which asked what `recorded` had asked."""
+    """Make an exchange of a run, which sent the request of `recorded` again."""
 
     def make(recorded, answer="WHY", **changes):
         again = make_exchange("hello", answer)
@@ -43,37 +43,37 @@ def asked_again(make_exchange):
     return make
 
 
-def test_a_run_is_found_by_its_name_its_id_and_as_the_last(history, path):
+def test_a_run_is_found_by_name_by_id_and_as_the_last(history, path):
     save_run(path, RUN)
     older = Benchmark("01jr" + "1" * 22, "thursday", BEGAN - timedelta(days=1), BEGAN, {})
     save_run(path, older)
     assert find_run(history, "friday") == find_run(history, RUN.id) == RUN
     assert find_run(history, "last") == RUN
     assert find_run(history, "thursday") == older
-    assert run_names(history) == ["thursday", "friday"]
+    assert list_run_names(history) == ["thursday", "friday"]
 
 
-def test_a_run_that_is_over_says_when(history, path):
+def test_a_finished_run_has_its_end(history, path):
     save_run(path, RUN)
     save_run(path, over := replace(RUN, ended=BEGAN + timedelta(minutes=2)))
     assert find_run(history, "friday") == over
 
 
-def test_no_two_runs_have_one_name(history, path):
+def test_names_of_runs_are_unique(history, path):
     save_run(path, RUN)
     with pytest.raises(sqlite3.IntegrityError):
         save_run(path, replace(RUN, id="01jr" + "2" * 22))
 
 
-def test_a_run_that_is_not_there_is_told_with_those_that_are(history, path):
-    with pytest.raises(NotFound, match="the log has no run 'monday'; `bench` makes one"):
+def test_error_for_an_unknown_run_lists_the_runs(history, path):
+    with pytest.raises(NotFound, match="the log has no run 'monday'; `llmproxy bench` creates one"):
         find_run(history, "monday")
     save_run(path, RUN)
-    with pytest.raises(NotFound, match="the log has no run 'monday'; there are friday"):
+    with pytest.raises(NotFound, match="the log has no run 'monday'; its runs are friday"):
         find_run(history, "monday")
 
 
-def test_an_answer_is_a_sibling_of_the_recorded_one_and_moves_no_tip(
+def test_a_response_is_a_sibling_of_the_recorded_one_and_moves_no_tip(
     store, path, make_exchange, asked_again
 ):
     recorded = make_exchange()
@@ -95,10 +95,10 @@ def test_an_answer_is_a_sibling_of_the_recorded_one_and_moves_no_tip(
     ]
 
 
-def test_an_answer_to_what_had_failed_is_in_no_conversation_of_a_clients(
+def test_a_response_to_a_failed_request_is_in_no_clients_conversation(
     store, path, make_exchange, asked_again
 ):
-    """Else it would go on with the thread of the turn before."""
+    """Otherwise it would continue the thread of the previous turn."""
     first = make_exchange()
     failed = replace(
         make_exchange(status="error"), thread_id=None, previous_id=first.id, link="reply"
@@ -108,7 +108,7 @@ def test_an_answer_to_what_had_failed_is_in_no_conversation_of_a_clients(
     assert rows == [(again.thread_id, None), (first.thread_id, None)]
 
 
-def test_llm_goes_on_with_the_users_conversation_after_a_run(
+def test_llm_continues_the_users_conversation_after_a_run(
     store, path, make_exchange, asked_again, run_llm
 ):
     recorded = make_exchange(model="echo")
@@ -122,32 +122,28 @@ def test_llm_goes_on_with_the_users_conversation_after_a_run(
     assert newest == recorded.thread_id
 
 
-def test_memory_does_not_know_what_a_benchmark_was_answered(
-    store, path, make_exchange, asked_again
-):
-    said = "An answer that nobody gives twice by chance."
+def test_matcher_does_not_match_a_benchmarks_responses(store, path, make_exchange, asked_again):
+    reply = "An answer too long to be given twice by chance."
     recorded = make_exchange(answer="another")
-    store.write([recorded, again := asked_again(recorded, answer=said)])
-    memory = Matcher(path)
+    store.write([recorded, again := asked_again(recorded, answer=reply)])
+    matcher = Matcher(path)
     history = [*again.turn.messages, *again.turn.reply, *again.turn.messages]
-    assert memory.match(history, "demo", "tests") == Match(history)
-    memory.close()
+    assert matcher.match(history, "demo", "tests") == Match(history)
+    matcher.close()
     assert not list(
         sqlite3.connect(path).execute("select * from proxy_replies where turn_id = ?", (again.id,))
     )
 
 
-def test_runs_stay_out_of_the_lists_of_conversations(store, history, make_exchange, asked_again):
+def test_runs_are_not_listed_as_conversations(store, history, make_exchange, asked_again):
     recorded = make_exchange()
     store.write([recorded, asked_again(recorded)])
     assert [thread.id for thread in threads(history, Filter())] == [recorded.thread_id]
-    places = tree(history, recorded.thread_id)
-    assert [place.entry.id for place in places] == [recorded.id]
+    rows = tree(history, recorded.thread_id)
+    assert [row.entry.id for row in rows] == [recorded.id]
 
 
-def test_filters_tell_a_run_and_what_clients_asked(
-    store, history, path, make_exchange, asked_again
-):
+def test_filters_select_a_run_and_clients_traffic(store, history, path, make_exchange, asked_again):
     save_run(path, RUN)
     recorded, played = make_exchange(), make_exchange()
     played = replace(played, turn=None, thread_id=None, replay_of=recorded.id)
@@ -158,17 +154,17 @@ def test_filters_tell_a_run_and_what_clients_asked(
     assert len(history.ids()) == 3
 
 
-def test_a_forgotten_run_leaves_nothing(store, history, path, make_exchange, asked_again):
+def test_a_pruned_run_leaves_nothing(store, history, path, make_exchange, asked_again):
     save_run(path, RUN)
     recorded = make_exchange()
     store.write([recorded, asked_again(recorded)])
     assert prune(path, Filter(run="friday")).exchanges == 1
-    assert run_names(history) == []
+    assert list_run_names(history) == []
     assert history.ids() == [recorded.id]
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["recorded first", "answer first"])
-def test_an_imported_run_is_what_it_was(
+def test_an_imported_run_equals_the_exported_one(
     store, history, tmp_path, make_exchange, asked_again, order
 ):
     recorded = make_exchange()
@@ -191,15 +187,15 @@ def test_an_imported_run_is_what_it_was(
     other.close()
 
 
-def test_an_imported_run_is_there_under_its_id(store, path, history, make_exchange, asked_again):
-    """Its row stays where it was made, its exchanges do not."""
+def test_an_imported_run_is_named_by_its_id(store, path, history, make_exchange, asked_again):
+    """Exchanges are exported, the row of their run is not."""
     recorded = make_exchange("hello", "HELLO")
     again = asked_again(recorded)
     store.write([recorded, again])
-    assert run_names(history) == [RUN.id]
+    assert list_run_names(history) == [RUN.id]
     assert find_run(history, "last") == find_run(history, RUN.id)
     assert find_run(history, "last").settings == {}
-    with pytest.raises(NotFound, match=f"there are {RUN.id}"):
+    with pytest.raises(NotFound, match=f"its runs are {RUN.id}"):
         find_run(history, "friday")
     save_run(path, RUN)
-    assert run_names(history) == ["friday"]
+    assert list_run_names(history) == ["friday"]

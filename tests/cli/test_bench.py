@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from llm.parts import ReasoningPart, StreamEvent
 
-from llmproxy.bench.runs import claimed, find_run
+from llmproxy.bench.runs import claim_run, find_run
 from llmproxy.cli import bench as bench_command
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.report.figures import figures
@@ -292,7 +292,7 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
             "no request that matches and could be sent again",
         ),
         (["--models", "a", "--resume", "x"], "--resume continues a run as it began"),
-        (["--resume", "monday"], "the log has no run 'monday'; `bench` makes one"),
+        (["--resume", "monday"], "the log has no run 'monday'; `llmproxy bench` creates one"),
         ([], "name the models to benchmark: --models A,B"),
         (["--models", "a", "--name", "last"], "expected a printable name other than 'last'"),
         (["--models", "a", "--timeout", "0"], "expected a number of seconds above 0"),
@@ -444,7 +444,7 @@ def test_an_endless_response_times_out(session, history):
     bench("--models", "endless", "--timeout", "0.1", "--last", "1", models=[endless])
     entries = history.entries(Filter(client="llmproxy bench"))
     assert {(one.status, one.http_status, one.error) for one in entries} == {
-        ("error", 504, "no end within 0.1 s")
+        ("error", 504, "the response did not end within 0.1 s")
     }
     assert endless.closed == 2
 
@@ -649,9 +649,9 @@ def test_only_models_with_work_left_are_warmed_up(session, history):
 
 def test_a_run_can_not_be_resumed_twice_at_once(session, history, capsys):
     bench("--models", "a", "--name", "friday", models=[one_word("a")])
-    with claimed(history.path, find_run(history, "friday")):
+    with claim_run(history.path, find_run(history, "friday")):
         bench("--resume", "friday", models=[one_word("a")], code=1)
-    assert "the run 'friday' is under way in another process" in capsys.readouterr().err
+    assert "the run 'friday' is already running in another process" in capsys.readouterr().err
     bench("--resume", "friday", models=[one_word("a")])
 
 

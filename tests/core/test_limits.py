@@ -53,5 +53,5 @@ def test_a_word_without_a_value_is_refused():
 def test_every_limit_is_described_with_its_default_and_reason():
     lines = describe()
     assert [line.partition("=")[0] for line in lines] == list(vars(Limits()))
-    assert lines[0] == "body=67108864  bytes of a body, inflated: ten photos and a long chat"
+    assert lines[0] == "body=67108864  bytes of a decompressed body: ten photos and a long chat"
     assert all(len(line.partition("  ")[2]) > 10 for line in lines)

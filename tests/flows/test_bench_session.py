@@ -1,7 +1,7 @@
-"""A session recorded, asked again of other models, stopped, gone on with and reported.
+"""A session is recorded, sent to other models with an interruption, and reported.
 
-All commands are the real ones, and llm's own plugin does the asking; of the world only the
-provider is played. What is measured is held against the times at which it really spoke.
+The commands and llm's own plugin are real; only the provider is a fake. Measured times are
+compared with those at which the fake really sent its events.
 """
 
 import json
@@ -29,18 +29,18 @@ from tests.session import (
     record,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # the first test waits for it all
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]  # the first test runs the session
 
 MODELS = ("quick", "thorough")
-STOPPED_AFTER = 13  # answers of 40
+STOPPED_AFTER = 13  # of 40 responses
 
 
 @dataclass
 class Ran:
-    """What came of it all.
+    """The results of the session.
 
-    threads: of llm's, before any other model was asked. stopped: how `bench` ended by Ctrl-C,
-    with the run's row then; resumed: how it ended in the end.
+    threads: llm's, before the benchmark. stopped: the result of the `bench` that was stopped
+        by Ctrl-C. row_when_stopped: the run's row after that. resumed: of the second `bench`.
     """
 
     session: Session
@@ -76,9 +76,9 @@ def ran(tmp_path_factory):
         yield Ran(session, listed, threads, stopped, row, resumed, report, page)
 
 
-def run(session, *words):
+def run(session, *arguments):
     return subprocess.run(
-        command(*words),
+        command(*arguments),
         env=environment(session.folder),
         capture_output=True,
         text=True,
@@ -87,15 +87,15 @@ def run(session, *words):
     )
 
 
-def stop_midway(session, *words):
-    """Send Ctrl-C while `thorough` speaks, and there are some answers."""
+def stop_midway(session, *arguments):
+    """Send Ctrl-C in the middle of a response of `thorough`, after some other responses."""
     process = subprocess.Popen(
-        command(*words),
+        command(*arguments),
         env=environment(session.folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # What a shell runs in the background ignores Ctrl-C otherwise.
+        # Otherwise a process in the background of a shell ignores Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -108,7 +108,7 @@ def stop_midway(session, *words):
     finally:
         process.kill()
         process.wait()
-    return subprocess.CompletedProcess(words, process.returncode, out, err)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def speaks_midway(session):
@@ -135,12 +135,12 @@ def test_the_session_is_in_the_log(ran):
     assert len(ran.threads) == 2
 
 
-def test_only_named_models_are_asked_and_as_the_recorded_one_was(ran):
+def test_named_models_get_the_recorded_requests_and_no_others(ran):
     bodies = ran.session.provider.bodies
-    asked = [json.dumps(body["messages"]) for body in bodies if body["model"] == RECORDED]
-    assert len(asked) == len(set(asked)) == EXCHANGES
+    recorded = [json.dumps(body["messages"]) for body in bodies if body["model"] == RECORDED]
+    assert len(recorded) == len(set(recorded)) == EXCHANGES
     counts = Counter(body["model"] for body in bodies)
-    # Warm-ups before either part of the run; the one that was cut was asked twice.
+    # Warm-ups before both parts of the run; the interrupted request was sent twice.
     assert counts == {RECORDED: EXCHANGES, "quick": EXCHANGES + 2, "thorough": EXCHANGES + 3}
     recorded = {json.dumps(body["messages"]): body for body in bodies[:EXCHANGES]}
     for body in bodies:
@@ -150,7 +150,7 @@ def test_only_named_models_are_asked_and_as_the_recorded_one_was(ran):
 # ---- the run in the log
 
 
-def test_a_stopped_run_says_how_to_go_on_and_goes_on(ran):
+def test_a_stopped_run_names_the_command_to_resume_it(ran):
     assert ran.stopped.returncode == 130
     assert ran.stopped.stderr.splitlines()[-1] == "stopped; to continue: bench --resume friday"
     assert "Traceback" not in ran.stopped.stderr
@@ -169,7 +169,7 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(ran):
     ]
 
 
-def test_each_answer_is_a_sibling_of_the_recorded_one(ran):
+def test_each_response_is_a_sibling_of_the_recorded_one(ran):
     answers = ran.rows(
         "select again.model, again.parent_message_hash = recorded.parent_message_hash,"
         "  again.thread_id = recorded.thread_id, run.name"
@@ -184,10 +184,10 @@ def test_each_answer_is_a_sibling_of_the_recorded_one(ran):
     }
 
 
-def test_the_recorded_conversations_stay_where_they_were(ran):
+def test_the_recorded_conversations_are_unchanged(ran):
     ids = ", ".join(f"'{thread[0]}'" for thread in ran.threads)
     assert ran.rows(f"select * from threads where id in ({ids}) order by id") == ran.threads
-    last = "select id from threads order by id desc limit 1"  # with which `llm -c` goes on
+    last = "select id from threads order by id desc limit 1"  # the one that `llm -c` continues
     assert ran.rows(last)[0][0] == ran.threads[-1][0]
 
 
@@ -195,7 +195,7 @@ def test_the_recorded_conversations_stay_where_they_were(ran):
 
 
 def measured(ran, model):
-    """The measured good answers of a model, each with what the provider says of it."""
+    """Return a model's successful responses, each with the provider's own record of it."""
     recorded = ran.rows("select id from proxy_exchanges where run_id is null order by number")
     asked = {id: one.asked for (id,), one in zip(recorded, ran.session.said, strict=False)}
     said = ran.session.last_said(model)
@@ -206,8 +206,8 @@ def measured(ran, model):
     ]
 
 
-def test_times_are_those_at_which_the_provider_spoke(ran):
-    """What the SDK adds, some tens of milliseconds to connect, is the same for both models."""
+def test_times_are_those_at_which_the_provider_sent_events(ran):
+    """The SDK adds some tens of milliseconds to connect, the same for both models."""
     added = {}
     for name in MODELS:
         pairs = measured(ran, name)
@@ -222,7 +222,7 @@ def test_times_are_those_at_which_the_provider_spoke(ran):
     assert median(added["thorough"]) == pytest.approx(median(added["quick"]), rel=0.5)
 
 
-def test_models_are_compared_as_the_provider_would(ran):
+def test_the_comparison_agrees_with_the_providers_times(ran):
     quick, thorough = (ran.session.last_said(name) for name in MODELS)
     truth = median(
         (said.ttft_s - thorough[asked].ttft_s) * 1000
@@ -231,22 +231,22 @@ def test_models_are_compared_as_the_provider_would(ran):
     )
     found = {each["measure"]: each for each in ran.report["comparisons"]}
     assert {each["pairs"] for name, each in found.items() if name != "first_text_ms"} == {19}
-    # The plugin's own time is in both, and on a busy machine not alike in both.
+    # Both include the plugin's own time, which varies on a busy machine.
     assert found["ttft_ms"]["difference"] == pytest.approx(truth, abs=40)
     assert found["ttft_ms"]["interval"]["low"] < truth and found["ttft_ms"]["interval"]["high"] < 0
     assert {each["faster"] for each in found.values()} == {"quick"}
     assert "First event: quick is faster than thorough by" in ran.resumed.stdout
 
 
-def test_errors_and_reasons_are_counted(ran):
+def test_errors_and_finish_reasons_are_counted(ran):
     assert [ran.model(name)["errors"] for name in MODELS] == [{"invalid_request": 1}, {}]
     assert [ran.model(name)["requests"] for name in MODELS] == [EXCHANGES, EXCHANGES]
     assert ran.model("thorough")["finish_reasons"] == {"stop": 13, "tool_calls": 7}
-    (words,) = ran.rows("select error from proxy_exchanges where status = 'error'")[0]
-    assert words == "messages: This model's maximum context length is 1024 tokens."
+    (error,) = ran.rows("select error from proxy_exchanges where status = 'error'")[0]
+    assert error == "messages: This model's maximum context length is 1024 tokens."
 
 
-def test_tokens_are_those_that_the_provider_counted(ran):
+def test_tokens_are_the_providers_counts(ran):
     for name in MODELS:
         usages = [said.usage for _, said in measured(ran, name)]
         details = {
@@ -266,7 +266,7 @@ def test_tokens_are_those_that_the_provider_counted(ran):
     assert ran.model("thorough")["tokens"]["output_tokens"]["count"] == EXCHANGES
 
 
-def test_agreement_is_as_the_dialogue_has_it(ran):
+def test_agreement_is_that_of_the_scripted_replies(ran):
     quick, thorough = (ran.model(name)["agreement"] for name in MODELS)
     assert thorough["same_tool_calls"] == {"count": 7, "of": 7}
     assert quick["same_tool_calls"] == {"count": 3, "of": 7}
@@ -277,8 +277,8 @@ def test_agreement_is_as_the_dialogue_has_it(ran):
     assert thorough["similarity"]["interval"]["low"] > quick["similarity"]["interval"]["high"]
 
 
-def test_who_differs_by_chance_alone_is_not_called_faster(ran):
-    """One model under two names, whose luck changes sides from request to request."""
+def test_a_random_difference_is_not_called_faster(ran):
+    """One model under two names; which of them is faster changes with every request."""
     run(ran.session, "bench", "--models", "twin-a,twin-b", "--last", "10", "--name", "twins")
     report = json.loads(run(ran.session, "report", "twins", "--json").stdout)
     assert [model["ok"] for model in report["models"]] == [10, 10]
@@ -290,13 +290,13 @@ def test_who_differs_by_chance_alone_is_not_called_faster(ran):
 # ---- the page
 
 
-def test_the_page_stands_alone_in_a_browser(ran, tmp_path):
+def test_the_page_loads_nothing_in_a_browser(ran, tmp_path):
     with open_browser(tmp_path) as browser:
         browser.show()
         browser.navigate(ran.page.as_uri())
-        words = browser.evaluate("document.body.innerText")
-        assert "quick is faster than thorough by" in words
-        assert "thorough is closer to the recorded" in words
+        text = browser.evaluate("document.body.innerText")
+        assert "quick is faster than thorough by" in text
+        assert "thorough is closer to the recorded" in text
         for width in (1280, 360):
             browser.show(width=width)
             assert browser.evaluate("document.documentElement.scrollWidth") <= width

@@ -1,4 +1,4 @@
-"""Pages in a real browser: those of other origins can't use the proxy, an allowed one can."""
+"""Pages in a real browser: other origins can't use the proxy, an allowed one can."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "spend a key"}]}
 
 @contextmanager
 def foreign_site() -> Iterator[str]:
-    """Serve an empty page, and give its origin."""
+    """Serve an empty page; yield its origin."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -43,7 +43,7 @@ def foreign_site() -> Iterator[str]:
 
 
 def fetch(browser, url, *, mode="cors", content_type="application/json", **headers):
-    """Ask from within the page; give status and text, or the failure's name."""
+    """Send a request from the page; return status and text, or the error's name."""
     options = {
         "method": "POST",
         "mode": mode,
@@ -63,7 +63,7 @@ def exchanges(llm_user_path):
 
 
 def test_a_page_of_another_origin_can_not_use_the_proxy(tmp_path, llm_user_path):
-    """By a preflighted request, a simple one, one whose answer is opaque, a form or a frame."""
+    """Not by a preflighted, simple or no-cors request, a form or a frame."""
     model = AsyncScript("m", "an answer", usage(1, 1))
     with running(model) as proxy, foreign_site() as site, open_browser(tmp_path) as browser:
         url = f"{proxy.url}/v1/chat/completions"
@@ -86,8 +86,8 @@ def test_a_page_of_another_origin_can_not_use_the_proxy(tmp_path, llm_user_path)
     assert exchanges(llm_user_path) == 0
 
 
-def test_a_name_that_was_turned_to_loopback_is_refused(tmp_path, llm_user_path):
-    """DNS rebinding: to the browser it is the page's own origin, so it sends what it likes."""
+def test_dns_rebinding_is_refused(tmp_path, llm_user_path):
+    """To the browser it is the page's own origin, so it may send any request."""
     model = AsyncScript("m", "an answer")
     rules = "--host-resolver-rules=MAP rebound.example 127.0.0.1"
     with running(model) as proxy, open_browser(tmp_path, rules) as browser:
@@ -100,7 +100,7 @@ def test_a_name_that_was_turned_to_loopback_is_refused(tmp_path, llm_user_path):
     assert exchanges(llm_user_path) == 0
 
 
-def test_an_allowed_page_can_use_it_and_read_the_answer(tmp_path):
+def test_an_allowed_page_can_read_the_response(tmp_path):
     model = AsyncScript("m", "an answer", usage(1, 1))
     with foreign_site() as site, running(model, origins=[site]) as proxy:
         with open_browser(tmp_path) as browser:
@@ -111,8 +111,8 @@ def test_an_allowed_page_can_use_it_and_read_the_answer(tmp_path):
     assert json.loads(text)["choices"][0]["message"]["content"] == "an answer"
 
 
-def test_an_allowed_page_needs_the_key_where_there_is_one(tmp_path):
-    """Its preflight, which can't carry one, does not."""
+def test_an_allowed_page_needs_the_servers_key(tmp_path):
+    """Its preflight does not, since it can't carry one."""
     model = AsyncScript("m", "an answer", usage(1, 1))
     with foreign_site() as site, running(model, origins=[site], keys=["word"]) as proxy:
         with open_browser(tmp_path) as browser:
@@ -123,8 +123,8 @@ def test_an_allowed_page_needs_the_key_where_there_is_one(tmp_path):
     assert len(model.prompts) == 1
 
 
-def test_a_browser_gets_the_page_itself(tmp_path):
-    """At the address that the proxy says, and with the key by Basic auth."""
+def test_a_browser_can_open_the_dashboard(tmp_path):
+    """At the address that the proxy prints, with the key sent by Basic auth."""
     with running(AsyncScript("m", "an answer")) as proxy, open_browser(tmp_path) as browser:
         browser.navigate(f"{proxy.url}/")
         assert browser.evaluate("document.querySelector('h1').innerText") == "the log"

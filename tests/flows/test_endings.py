@@ -1,4 +1,4 @@
-"""However an exchange ends, the log says so: with real sockets, signals and processes."""
+"""The log of exchanges however they end, with real sockets, signals and processes."""
 
 import asyncio
 import http.client
@@ -30,8 +30,8 @@ def rows(llm_user_path, columns, table="proxy_exchanges"):
         return db.execute(f"select {columns} from {table} order by 1").fetchall()
 
 
-def said(llm_user_path):
-    """What the turns say, each with its exchange's status."""
+def logged_replies(llm_user_path):
+    """Return the replies in the log, each with its exchange's status."""
     return rows(
         llm_user_path,
         "status, parts.text",
@@ -40,8 +40,8 @@ def said(llm_user_path):
     )
 
 
-def asked(llm_user_path):
-    """The prompts that are in llm's tree of messages."""
+def logged_prompts(llm_user_path):
+    """Return the prompts in llm's tree of messages."""
     return rows(
         llm_user_path,
         "status, parts.text",
@@ -66,7 +66,7 @@ class Overloaded(Exception):
 
 
 @pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
-def test_failure_before_any_output_keeps_its_prompt(kind, llm_user_path):
+def test_failure_before_any_output_logs_the_prompt(kind, llm_user_path):
     with running(kind("m", Overloaded("try later"))) as proxy:
         assert post(proxy)[0] == 529
     assert rows(llm_user_path, "status, http_status, error, thread_id") == [
@@ -74,11 +74,11 @@ def test_failure_before_any_output_keeps_its_prompt(kind, llm_user_path):
     ] or rows(llm_user_path, "status, http_status, error, thread_id") == [
         ("error", 529, "try later", None)
     ]
-    assert asked(llm_user_path) == [("error", "what I asked")]
+    assert logged_prompts(llm_user_path) == [("error", "what I asked")]
     assert rows(llm_user_path, "id", "turns") == []
 
 
-def test_failure_in_the_stream_keeps_what_was_said(llm_user_path):
+def test_failure_in_a_stream_logs_the_partial_reply(llm_user_path):
     with running(AsyncScript("m", "so far", RuntimeError("gone"))) as proxy:
         with pytest.raises(http.client.IncompleteRead):
             post(proxy, stream=True)
@@ -87,18 +87,18 @@ def test_failure_in_the_stream_keeps_what_was_said(llm_user_path):
         (200, "error", 1, None),
         (502, "error", 1, None),
     ]
-    assert said(llm_user_path) == [("error", "so far")] * 2
+    assert logged_replies(llm_user_path) == [("error", "so far")] * 2
 
 
 @pytest.mark.parametrize("raised", [SystemExit(1), KeyboardInterrupt(), asyncio.CancelledError()])
-def test_whatever_a_model_raises_is_an_error_and_the_server_lives(raised, llm_user_path):
+def test_any_exception_of_a_model_is_an_error_and_the_server_goes_on(raised, llm_user_path):
     with running(AsyncScript("m", raised), AsyncScript("n", "well")) as proxy:
         assert post(proxy)[0] == 502
         assert post(proxy, "n")[0] == 200
     assert rows(llm_user_path, "status") == [("error",), ("ok",)]
 
 
-def test_refusal_is_an_answer(llm_user_path):
+def test_a_models_refusal_is_a_response(llm_user_path):
     from llm_anthropic import ClaudeRefusal
 
     with running(AsyncScript("m", "I", usage(3, 1), ClaudeRefusal({}))) as proxy:
@@ -106,7 +106,7 @@ def test_refusal_is_an_answer(llm_user_path):
     assert rows(llm_user_path, "status, finish_reason") == [("ok", "content_filter")]
 
 
-def test_request_that_is_refused_is_kept_as_it_came(llm_user_path):
+def test_an_invalid_request_is_logged_as_sent(llm_user_path):
     with running() as proxy:
         assert post(proxy, "nobody")[0] == 404
         assert post(proxy, messages=[{"role": "robot"}])[0] == 400
@@ -120,7 +120,7 @@ def test_request_that_is_refused_is_kept_as_it_came(llm_user_path):
 
 
 @pytest.mark.parametrize("before", [(), ("so far",)], ids=["silent", "after text"])
-def test_hang_up_is_cancelled_with_what_was_said(before, llm_user_path):
+def test_a_disconnect_is_logged_as_cancelled_with_the_partial_reply(before, llm_user_path):
     began = threading.Event()
 
     async def wait(_response):
@@ -137,11 +137,11 @@ def test_hang_up_is_cancelled_with_what_was_said(before, llm_user_path):
     [(status, http_status, error)] = rows(llm_user_path, "status, http_status, error")
     assert (status, error) == ("cancelled", None)
     assert http_status in ((200, None) if before else (None,))
-    assert said(llm_user_path) == [("cancelled", text) for text in before]
-    assert asked(llm_user_path) == [("cancelled", "what I asked")]
+    assert logged_replies(llm_user_path) == [("cancelled", text) for text in before]
+    assert logged_prompts(llm_user_path) == [("cancelled", "what I asked")]
 
 
-def test_shutdown_cuts_what_does_not_end(llm_user_path):
+def test_shutdown_cuts_responses_that_do_not_end(llm_user_path):
     began = threading.Event()
 
     async def wait(_response):
@@ -155,10 +155,10 @@ def test_shutdown_cuts_what_does_not_end(llm_user_path):
         connection.getresponse().readline()
         assert began.wait(10)
     connection.close()
-    assert said(llm_user_path) == [("cancelled", "so far")]
+    assert logged_replies(llm_user_path) == [("cancelled", "so far")]
 
 
-def test_follow_shows_a_hang_up_live(llm_user_path):
+def test_follow_shows_a_disconnect_live(llm_user_path):
     began = threading.Event()
 
     async def wait(_response):
@@ -197,7 +197,7 @@ def register_models(register): register(None, Slow())
 
 @pytest.fixture
 def slow_plugin(tmp_path, monkeypatch):
-    """A model that never ends, for servers in processes of their own."""
+    """Install a model that never ends, for servers in their own processes."""
     (tmp_path / "slow_plugin.py").write_text(SLOW_PLUGIN)
     info = tmp_path / "slow_plugin-1.dist-info"
     info.mkdir()
@@ -212,7 +212,7 @@ def statuses(llm_user_path):
 
 
 @pytest.mark.slow
-def test_killed_process_leaves_what_clients_saw_and_marks_the_rest(slow_plugin, llm_user_path):
+def test_after_a_kill_complete_responses_are_logged_and_others_marked(slow_plugin, llm_user_path):
     with serving() as (killed, url, _), serving() as (neighbour, other_url, _):
         chat(url).read()
         cut = chat(url, stream=True, model="slow")
@@ -243,7 +243,7 @@ def test_killed_process_leaves_what_clients_saw_and_marks_the_rest(slow_plugin, 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of two megabytes, and a way to make it larger."""
+    """Mount a file system of two megabytes; yield it with a function to enlarge it."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
@@ -255,7 +255,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_full_disk_costs_no_answer_and_loses_nothing(small_disk):
+def test_full_disk_fails_no_response_and_loses_nothing(small_disk):
     folder, grow = small_disk
     with serving("--database", str(folder / "logs.db")) as (process, url, _):
         for i in range(40):
@@ -284,7 +284,7 @@ SECRETS = [
 
 
 def test_no_secret_reaches_the_file(llm_user_path):
-    """Neither from header, query and body, nor when a provider quotes one in its error."""
+    """Neither from header, query or body, nor from a provider's error that quotes it."""
     quoting = AsyncScript("m", "a", RuntimeError(f"bad key {SECRETS[0]} or {SECRETS[1]}"))
     headers = {
         "authorization": f"Bearer {SECRETS[0]}",

@@ -1,4 +1,4 @@
-"""Models that never end: a client that goes stops them, and those that nobody can are few."""
+"""Models that never end: a disconnect stops them, and few threads can be blocked."""
 
 import http.client
 import itertools
@@ -11,13 +11,13 @@ import time
 import pytest
 
 from llmproxy.core.limits import Limits
-from tests.flows.test_strange_models import PATHS, QUESTION, Asked, ask, error_of, text_of
+from tests.flows.test_strange_models import PATHS, QUESTION, ClientResponse, ask, error_of, text_of
 from tests.models import AsyncScript, SyncScript
 from tests.proxies import running
 
 
 class Endless(SyncScript):
-    """Yields until it is stopped."""
+    """A model that yields until it is stopped."""
 
     def execute(self, prompt, stream, response, conversation):
         self._began(prompt, conversation)
@@ -38,10 +38,10 @@ class AsyncEndless(AsyncScript):
 
 
 class Blocked(SyncScript):
-    """Holds its thread until it is freed, which no client can do."""
+    """A model that blocks its thread until the test releases it."""
 
     def __init__(self, model_id):
-        # With a key it is a client of a provider, of which many requests run side by side.
+        # With a key it is a provider's client, which may run many requests in parallel.
         super().__init__(model_id, lambda _: self._block(), "freed", needs_key="a-provider")
         self.begun = threading.Semaphore(0)
         self.free = threading.Event()
@@ -52,7 +52,7 @@ class Blocked(SyncScript):
 
 
 def begin(proxy, model, *, stream=True):
-    """Ask, and give the socket."""
+    """Send a request; return the socket."""
     body = json.dumps({"model": model, "messages": QUESTION, "stream": stream}).encode()
     client = socket.create_connection(("127.0.0.1", proxy.port), timeout=20)
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}"
@@ -69,7 +69,7 @@ def wait_until(condition, seconds=20):
 
 @pytest.mark.parametrize("kind", [Endless, AsyncEndless])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_a_model_that_never_stops_is_stopped_by_a_hang_up(kind, stream):
+def test_an_endless_model_is_stopped_by_a_disconnect(kind, stream):
     model = kind("endless")
     with running(model, limits=Limits(running=1, shutdown_s=5)) as proxy:
         with begin(proxy, "endless", stream=stream) as client:
@@ -82,23 +82,23 @@ def test_a_model_that_never_stops_is_stopped_by_a_hang_up(kind, stream):
         assert text_of("openai", ask(proxy.port, "demo"), False)
 
 
-def test_threads_that_block_are_no_more_than_the_limit(llm_user_path):
-    """They outlive their clients; async models are answered all the while."""
+def test_blocked_threads_are_limited(llm_user_path):
+    """They outlive their clients; async models keep working meanwhile."""
     model = Blocked("blocked")
     with running(model, limits=Limits(running=2, shutdown_s=5)) as proxy:
         for i in range(2):
             with begin(proxy, "blocked", stream=bool(i)):
                 assert model.begun.acquire(timeout=20)
             proxy.wait_for_report(i + 1)
-        for wire in PATHS:
+        for api in PATHS:
             connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=20)
             body = {"model": "blocked", "messages": QUESTION, "max_tokens": 9, "stream": True}
-            connection.request("POST", PATHS[wire], json.dumps(body))
+            connection.request("POST", PATHS[api], json.dumps(body))
             refused = connection.getresponse()
-            answer = Asked(refused.status, refused.read(), True)
+            answer = ClientResponse(refused.status, refused.read(), True)
             connection.close()
             assert (refused.status, refused.getheader("retry-after")) == (503, "1")
-            assert error_of(wire, answer, is_late=False) == (
+            assert error_of(api, answer, is_late=False) == (
                 "2 models that can't be stopped are running already"
             )
         assert len(model.prompts) == 2

@@ -1,4 +1,4 @@
-"""Each example runs as it is."""
+"""Every example, run as it is."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def test_convert_live_stream():
 
 @pytest.mark.slow
 def test_agent_tests(tmp_path):
-    """Record, replay without a model, and read the error for a changed prompt."""
+    """Record, replay without a model, and check the error for a changed prompt."""
     database = tmp_path / "agent.db"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
 

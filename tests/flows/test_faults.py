@@ -1,4 +1,4 @@
-"""Broken plugins, crowds, slow clients, signals and disks: the server goes on, or ends in order."""
+"""Broken plugins, load, slow clients, signals and disks: the server goes on or ends cleanly."""
 
 import http.client
 import itertools
@@ -38,7 +38,7 @@ def port_of(url):
 
 
 def ask(port, said="hi", stream=False, model="demo", timeout=60):
-    """Ask, and give the status, the id and the body."""
+    """Send a chat request; return status, id and body."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
     body = {"model": model, "messages": [{"role": "user", "content": said}], "stream": stream}
     try:
@@ -60,7 +60,7 @@ def get(port, path):
 
 
 def begin(port, model, **fields):
-    """Ask for a stream, and give the socket when it has begun."""
+    """Send a request for a stream; return the socket."""
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": True}
     data = json.dumps(body | fields).encode()
     client = socket.create_connection(("127.0.0.1", port), timeout=60)
@@ -69,10 +69,10 @@ def begin(port, model, **fields):
     return client
 
 
-def read_until(client, words):
-    """Read until these come; give all that came."""
+def read_until(client, expected):
+    """Read until some bytes have arrived; return everything that was read."""
     data = b""
-    while words not in data:
+    while expected not in data:
         more = client.recv(2**16)
         assert more, data[-500:]
         data += more
@@ -100,9 +100,9 @@ def wait_until(condition, seconds=30):
 
 @contextmanager
 def load(port, clients=8):
-    """Clients that ask one request after another while the block lasts; give what they got.
+    """Run clients that send requests in a loop during the block; yield responses and failures.
 
-    Each answer is the request's id, with the time when it was asked.
+    A response is a pair of the time at which the request was sent, and its id.
     """
     over = threading.Event()
     answered: list[tuple[float, str]] = []
@@ -137,7 +137,7 @@ def load(port, clients=8):
 
 
 @pytest.mark.slow
-def test_plugins_that_fail_cost_their_own_models_alone(tmp_path, monkeypatch):
+def test_broken_plugins_affect_their_own_models_only(tmp_path, monkeypatch):
     install(tmp_path, monkeypatch, good=GOOD, **BROKEN)
     with serving("--limit", "shutdown_s=1") as (process, url, _):
         port = port_of(url)
@@ -152,11 +152,11 @@ def test_plugins_that_fail_cost_their_own_models_alone(tmp_path, monkeypatch):
         assert f"plugin {name} could not " in warnings
 
 
-# ---- crowds
+# ---- load
 
 
 @pytest.mark.slow
-def test_idle_connections_slow_no_request():
+def test_idle_connections_do_not_slow_requests():
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 3_000:
         pytest.skip("so many connections may not be opened here")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -175,7 +175,7 @@ def test_idle_connections_slow_no_request():
         alone_s = median_s(port)
         for i in range(2_000):
             client = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
-            if i % 2:  # half of them have asked before, as clients that keep connections have
+            if i % 2:  # half of them have sent a request before, like kept connections
                 client.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
                 read_until(client, b'"log_queue"')
         assert b"llmproxy_connections 2001" in get(port, "/metrics")[1]
@@ -185,7 +185,7 @@ def test_idle_connections_slow_no_request():
 
 @pytest.mark.slow
 def test_two_hundred_streams_at_once(plugins, llm_user_path):
-    """All of them at one time: each takes two seconds."""
+    """All at the same time: each takes two seconds."""
 
     def stream(i):
         return ask(port, f"I am {i}", stream=True, model="ticking" if i % 2 else "demo")
@@ -207,7 +207,7 @@ def test_two_hundred_streams_at_once(plugins, llm_user_path):
 
 
 class Counting(SyncScript):
-    """Yields ten kilobytes at a time, for ever, and counts them."""
+    """A model that yields ten kilobytes at a time forever, and counts them."""
 
     yielded = 0
 
@@ -233,14 +233,14 @@ class AsyncCounting(AsyncScript):
 
 
 @pytest.mark.parametrize("kind", [Counting, AsyncCounting])
-def test_slow_reader_holds_a_fast_model_back(kind):
-    """At most the queue, our buffers and the kernel's are filled; who goes, stops the model."""
+def test_slow_reader_pauses_a_fast_model(kind):
+    """The queue, our buffers and the kernel's fill up at most; a disconnect stops the model."""
     model = kind("m")
     with running(model, log=False) as proxy:
         client = begin(proxy.port, "m")
         read_bytes, before = 0, -1
         for _ in range(3):
-            while model.yielded != before:  # until it stands still
+            while model.yielded != before:  # until it pauses
                 before = model.yielded
                 time.sleep(0.5)
             assert 10_000 * model.yielded < read_bytes + 25_000_000
@@ -254,7 +254,7 @@ def test_slow_reader_holds_a_fast_model_back(kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [Counting, AsyncCounting])
-def test_endless_stream_starves_nobody(kind):
+def test_endless_stream_does_not_starve_other_requests(kind):
     model = kind("m")
     with running(model, log=False, limits=Limits(answer=2**40, shutdown_s=5)) as proxy:
         client = begin(proxy.port, "m")
@@ -290,7 +290,7 @@ def read_some(client):
 
 
 @pytest.mark.slow
-def test_slow_clients_are_dropped_while_others_are_answered():
+def test_slow_clients_are_disconnected_and_others_served():
     model = AsyncCounting("m")
     limits = Limits(header_s=0.5, body_s=0.5, stall_s=1.0, idle_s=1.0, shutdown_s=5)
     with running(model, log=False, limits=limits) as proxy, ExitStack() as held:
@@ -323,7 +323,7 @@ def test_slow_clients_are_dropped_while_others_are_answered():
 
 
 @pytest.mark.slow
-def test_sigterm_lets_running_answers_end(plugins, llm_user_path):
+def test_sigterm_lets_running_responses_end(plugins, llm_user_path):
     with serving("--quiet") as (process, url, lines), ExitStack() as held:
         port = port_of(url)
         clients = [held.enter_context(begin(port, "ticking")) for _ in range(50)]
@@ -331,7 +331,7 @@ def test_sigterm_lets_running_answers_end(plugins, llm_user_path):
         process.send_signal(signal.SIGTERM)
         while "stopping" not in lines.get(timeout=30):
             pass
-        wait_until(lambda: is_refused(port))  # it says so before it does
+        wait_until(lambda: is_refused(port))  # it prints that before it stops listening
         for client, data in zip(clients, begun, strict=True):
             while more := client.recv(2**16):
                 data += more
@@ -358,9 +358,7 @@ def test_second_signal_ends_at_once(plugins, model):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["stubborn", "blocked"])
 @pytest.mark.parametrize("leaves", [False, True], ids=["waits", "hangs up"])
-def test_model_that_nobody_can_stop_does_not_hold_the_process(
-    plugins, model, leaves, llm_user_path
-):
+def test_a_blocked_model_does_not_keep_the_process_alive(plugins, model, leaves, llm_user_path):
     with serving("--limit", "shutdown_s=1") as (process, url, _):
         client = begin(port_of(url), model)
         read_until(client, b"so far")
@@ -374,7 +372,7 @@ def test_model_that_nobody_can_stop_does_not_hold_the_process(
 
 
 @pytest.mark.slow
-def test_kill_under_load_loses_nothing_that_a_client_saw(plugins, llm_user_path):
+def test_kill_under_load_loses_no_complete_response(plugins, llm_user_path):
     with serving("--quiet") as (process, url, _), ExitStack() as held:
         port = port_of(url)
         running_still = [held.enter_context(begin(port, "stubborn")) for _ in range(5)]
@@ -406,7 +404,7 @@ def assert_each_is_there_once(folder, ids):
 
 
 @pytest.mark.slow
-def test_lock_under_load_costs_no_answer(llm_user_path):
+def test_locked_log_under_load_fails_no_response(llm_user_path):
     with serving("--quiet") as (process, url, _):
         with load(port_of(url)) as (answered, failures):
             wait_until(lambda: len(answered) > 20)
@@ -427,7 +425,7 @@ def test_lock_under_load_costs_no_answer(llm_user_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-def test_file_that_goes_under_load_costs_no_answer(how, llm_user_path):
+def test_log_removed_under_load_fails_no_response(how, llm_user_path):
     path = llm_user_path / "logs.db"
     with serving("--quiet") as (process, url, _):
         port = port_of(url)
@@ -452,10 +450,10 @@ def test_file_that_goes_under_load_costs_no_answer(how, llm_user_path):
 
 
 @contextmanager
-def limited(kind, most, *words):
-    """The server as a process that the system lets have no more of something."""
+def limited(kind, most, *arguments):
+    """Run the server as a process with a resource limit of the system."""
     process = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--quiet", *words],
+        [*COMMAND, "--port", "0", "--quiet", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -470,13 +468,13 @@ def limited(kind, most, *words):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits can't be raised from outside")
-def test_disk_that_is_full_under_load_costs_no_answer(llm_user_path):
-    """The system takes no file of more than 2 MB; later it does again."""
+def test_full_disk_under_load_fails_no_response(llm_user_path):
+    """Files are limited to 2 MB; later the limit is lifted."""
     unlimited = resource.RLIM_INFINITY
     with limited(resource.RLIMIT_FSIZE, (2_000_000, unlimited)) as (process, port):
         with ThreadPoolExecutor(8) as pool:
-            asked = [pool.submit(ask, port, f"{i} " + "x" * 40_000) for i in range(80)]
-            answers = [each.result() for each in asked]
+            futures = [pool.submit(ask, port, f"{i} " + "x" * 40_000) for i in range(80)]
+            answers = [each.result() for each in futures]
         assert {status for status, _, _ in answers} == {200}
         assert json.loads(get(port, "/healthz")[1])["log"] == "failing"
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (unlimited, unlimited))
@@ -489,10 +487,10 @@ def test_disk_that_is_full_under_load_costs_no_answer(llm_user_path):
 
 
 @pytest.mark.slow
-def test_server_without_descriptors_waits_for_some():
+def test_server_without_descriptors_waits_until_some_are_free():
     with limited(resource.RLIMIT_NOFILE, (64, 64)) as (process, port), ExitStack() as held:
         assert ask(port)[0] == 200
-        for _ in range(200):  # most of them wait, for the kernel or for a place in its queue
+        for _ in range(200):  # most wait for the kernel or in its queue
             client = held.enter_context(socket.socket())
             client.setblocking(False)
             with suppress(BlockingIOError):
@@ -512,7 +510,7 @@ def test_server_without_descriptors_waits_for_some():
 
 
 @pytest.mark.slow
-def test_connections_leave_descriptors_for_the_rest():
+def test_connections_leave_descriptors_for_other_uses():
     with limited(resource.RLIMIT_NOFILE, (600, 600)) as (process, port), ExitStack() as held:
         for _ in range(300):
             held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
@@ -528,7 +526,7 @@ def test_connections_leave_descriptors_for_the_rest():
 def is_answered(port):
     try:
         return ask(port)[0] == 200
-    except ConnectionError:  # there are too many still
+    except ConnectionError:  # still too many
         return False
 
 

@@ -1,4 +1,4 @@
-"""Models that run in this process: one request at a time, and nothing ends the server."""
+"""Models that run in this process: one request at a time, and the server survives them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from tests.flows.test_strange_models import ask, error_of, text_of
 from tests.models import AsyncScript, NativeScript, SyncScript, registered, usage
 from tests.proxies import running
 
-WIRES = pytest.mark.parametrize("wire", ["openai", "anthropic"])
+APIS = pytest.mark.parametrize("api", ["openai", "anthropic"])
 
 
 @pytest.fixture
 def faults():
-    """What was done to native models that would have ended the process."""
+    """Collect misuses of native models that would crash the process; fail if there are any."""
     faults = []
     yield faults
     gc.collect()
@@ -45,7 +45,7 @@ def faults():
 
 
 class Held(NativeScript):
-    """Says a word, then waits until it is let go on, once for each request."""
+    """A model that yields a chunk, then waits for the test, once per request."""
 
     def __init__(self, model_id, faults, *, before=(), after=("done",)):
         super().__init__(model_id, *before, lambda _: self._wait(), *after, crash=faults.append)
@@ -68,27 +68,27 @@ def health(proxy):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_parallel_clients_of_both_apis_are_answered_one_after_the_other(faults, stream):
+def test_parallel_clients_of_both_apis_are_served_one_by_one(faults, stream):
     model = NativeScript("m", "a", lambda _: time.sleep(0.02), "b", crash=faults.append)
     with running(model) as proxy, ThreadPoolExecutor(8) as pool:
-        wires = ["openai", "anthropic"] * 4
-        answers = list(pool.map(lambda wire: ask(proxy.port, "m", wire, stream), wires))
-    assert [text_of(w, a, stream) for w, a in zip(wires, answers, strict=True)] == ["ab"] * 8
+        apis = ["openai", "anthropic"] * 4
+        answers = list(pool.map(lambda api: ask(proxy.port, "m", api, stream), apis))
+    assert [text_of(w, a, stream) for w, a in zip(apis, answers, strict=True)] == ["ab"] * 8
     assert model.closed == 8
 
 
-def test_requests_run_in_the_order_in_which_they_came(faults):
+def test_requests_run_in_order_of_arrival(faults):
     model = Held("m", faults)
     with running(model) as proxy, ThreadPoolExecutor(5) as pool:
-        asked = []
+        futures = []
         for i in range(5):
             body = {"model": "m", "messages": [{"role": "user", "content": f"{i}"}]}
-            asked.append(pool.submit(client(proxy).chat.completions.create, **body))
+            futures.append(pool.submit(client(proxy).chat.completions.create, **body))
             wait_until(lambda i=i: health(proxy)["waiting"] == i and model.prompts)
             assert health(proxy)["running"] == 1
-        for _ in asked:
+        for _ in futures:
             model.gone_on.release()
-        assert all(one.result().choices[0].message.content == "done" for one in asked)
+        assert all(one.result().choices[0].message.content == "done" for one in futures)
     assert [prompt.prompt for prompt in model.prompts] == ["0", "1", "2", "3", "4"]
 
 
@@ -97,7 +97,7 @@ def client(proxy):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_a_client_that_leaves_the_queue_costs_nothing(faults, stream, llm_user_path):
+def test_a_client_that_leaves_the_queue_reaches_no_model(faults, stream, llm_user_path):
     model = Held("m", faults)
     with running(model) as proxy:
         with begin(proxy, "m"):
@@ -110,7 +110,7 @@ def test_a_client_that_leaves_the_queue_costs_nothing(faults, stream, llm_user_p
             proxy.wait_for_report(2)
         model.gone_on.release()
         assert text_of("openai", ask(proxy.port, "m"), False) == "done"
-    assert len(model.prompts) == 2  # the one that left was never asked
+    assert len(model.prompts) == 2  # the request of the one that left never ran
     ((queue_ms,),) = rows(
         llm_user_path, "select queue_ms from proxy_exchanges where status = 'cancelled'"
     )
@@ -121,24 +121,24 @@ def test_a_client_that_leaves_the_queue_costs_nothing(faults, stream, llm_user_p
     "before", [(), ("word ",)], ids=["before the first event", "in the stream"]
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@WIRES
-def test_after_a_hang_up_the_next_waits_for_the_close(faults, before, stream, wire):
-    """The model is closed in its own thread at its next event; only then does the next begin."""
+@APIS
+def test_after_a_disconnect_the_next_waits_until_the_model_is_closed(faults, before, stream, api):
+    """A model is closed in its own thread at its next event; only then does the next run start."""
     model = Held("m", faults, before=before)
     with running(model) as proxy, ThreadPoolExecutor(1) as pool:
         with begin(proxy, "m", stream=stream):
             assert model.entered.acquire(timeout=10)
         assert proxy.wait_for_report().status == "cancelled"
-        following = pool.submit(ask, proxy.port, "m", wire, stream)
+        following = pool.submit(ask, proxy.port, "m", api, stream)
         wait_until(lambda: health(proxy)["waiting"] == 1)
         assert model.closed == 0
         model.gone_on.release(2)
-        assert text_of(wire, following.result(), stream) == "".join(before) + "done"
+        assert text_of(api, following.result(), stream) == "".join(before) + "done"
     assert model.closed == 2
 
 
-def test_a_model_that_fails_within_its_library_is_closed_in_its_thread(faults):
-    """The frames that an exception holds keep the library's generator open."""
+def test_a_model_that_fails_in_its_library_is_closed_in_its_thread(faults):
+    """The exception's traceback refers to frames that keep the library's generator open."""
     closed_in = []
 
     def library():
@@ -164,7 +164,7 @@ def test_a_model_that_fails_within_its_library_is_closed_in_its_thread(faults):
 
 
 class Deaf(SyncScript):
-    """Goes on where it is closed; its library's handle is freed with its frame."""
+    """A model that ignores its close; its library's handle is freed with its frame."""
 
     def __init__(self, model_id, faults):
         super().__init__(model_id)
@@ -208,56 +208,56 @@ def test_a_model_that_ignores_its_close_ends_with_its_thread(faults):
     assert model.handles == 0
 
 
-@WIRES
+@APIS
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_behind_a_blocked_run_is_a_503_that_names_the_model(faults, wire, stream):
+def test_waiting_for_a_blocked_model_ends_with_a_503_that_names_it(faults, api, stream):
     model = Held("blocked", faults)
     limits = Limits(queue_s=0.2, running=2, shutdown_s=5)
     with running(model, AsyncScript("other", "fine"), limits=limits) as proxy:
         with begin(proxy, "blocked"), ThreadPoolExecutor(4) as pool:
             assert model.entered.acquire(timeout=10)
-            behind = [pool.submit(ask, proxy.port, "blocked", wire, stream) for _ in range(3)]
-            # The queue takes no running places from other models.
-            assert text_of(wire, ask(proxy.port, "other", wire, stream), stream) == "fine"
+            behind = [pool.submit(ask, proxy.port, "blocked", api, stream) for _ in range(3)]
+            # Queued requests don't count as running, so other models work.
+            assert text_of(api, ask(proxy.port, "other", api, stream), stream) == "fine"
             for answer in behind:
                 assert answer.result().status == 503
-                assert error_of(wire, answer.result(), is_late=False) == (
+                assert error_of(api, answer.result(), is_late=False) == (
                     "the model 'blocked' runs one request at a time, and this one's turn did not"
                     " come within 0.2 s (limit queue_s)"
                 )
-        # Its client has gone, and it still holds the turn.
-        assert ask(proxy.port, "blocked", wire, stream).status == 503
+        # Its client is gone, but it is still running.
+        assert ask(proxy.port, "blocked", api, stream).status == 503
         model.gone_on.release(2)
-        wait_until(lambda: ask(proxy.port, "blocked", wire, stream).status == 200)
+        wait_until(lambda: ask(proxy.port, "blocked", api, stream).status == 200)
 
 
-@WIRES
-def test_keep_alives_go_out_while_a_stream_waits(faults, wire, llm_user_path):
+@APIS
+def test_keep_alives_are_sent_while_a_stream_waits(faults, api, llm_user_path):
     model = Held("m", faults)
     limits = Limits(first_event_s=0.05, keepalive_s=0.05, queue_s=10, shutdown_s=5)
     with running(model, limits=limits) as proxy, ThreadPoolExecutor(1) as pool:
         with begin(proxy, "m"):
             assert model.entered.acquire(timeout=10)
-            waiting = pool.submit(ask, proxy.port, "m", wire, True)
+            waiting = pool.submit(ask, proxy.port, "m", api, True)
             wait_until(lambda: health(proxy)["waiting"] == 1)
             time.sleep(0.3)
             model.gone_on.release(2)
             answer = waiting.result()
         proxy.wait_for_report(2)
         metrics = urlopen(f"{proxy.url}/metrics").read().decode()
-    idle = framing.SSE_PING if wire == "openai" else b"event: ping\n"
+    idle = framing.SSE_PING if api == "openai" else b"event: ping\n"
     assert answer.data.count(idle) >= 3
-    assert text_of(wire, answer, True) == "done"
+    assert text_of(api, answer, True) == "done"
     ((queue_ms, ttft_ms),) = rows(
         llm_user_path, "select queue_ms, ttft_ms from proxy_exchanges where queue_ms is not null"
     )
     assert 300 <= queue_ms <= ttft_ms
-    name = "openai_chat" if wire == "openai" else "anthropic_messages"
+    name = "openai_chat" if api == "openai" else "anthropic_messages"
     assert f'llmproxy_queue_seconds_count{{dialect="{name}",model="m"}} 1' in metrics
     assert "\nllmproxy_waiting 0\n" in metrics
 
 
-def test_a_queue_that_ends_after_the_status_is_an_error_in_the_stream(faults):
+def test_a_queue_timeout_after_the_status_is_an_error_in_the_stream(faults):
     model = Held("m", faults)
     limits = Limits(first_event_s=0.05, keepalive_s=0.05, queue_s=0.3, shutdown_s=5)
     with running(model, limits=limits) as proxy, begin(proxy, "m"):
@@ -280,7 +280,7 @@ def test_the_first_run_of_a_process_is_marked(faults, llm_user_path):
 # ---- which models, and how many
 
 
-def test_aliases_share_the_turn_and_a_reload_keeps_it(faults):
+def test_aliases_and_reloads_share_the_models_queue(faults):
     class Plugin:
         @llm.hookimpl
         def register_models(self, register):
@@ -310,7 +310,7 @@ def test_aliases_share_the_turn_and_a_reload_keeps_it(faults):
     ],
     ids=["in process", "with a key", "async", "the first pattern", "async by a pattern"],
 )
-def test_how_many_run_at_one_time(make, parallel, limit):
+def test_number_of_parallel_runs(make, parallel, limit):
     catalog = Catalog(parallel=parallel)
     with registered(make()):
         catalog.load()
@@ -318,7 +318,7 @@ def test_how_many_run_at_one_time(make, parallel, limit):
     assert (gate.limit if gate else None) == limit
 
 
-def test_parallel_lets_as_many_run(llm_user_path):
+def test_parallel_allows_several_runs(llm_user_path):
     together = threading.Barrier(2, timeout=10)
     model = NativeScript("m", lambda _: together.wait(), "a", crash=lambda _: None)
     with running(model, parallel=[("m", 2)]) as proxy, ThreadPoolExecutor(2) as pool:
@@ -326,7 +326,7 @@ def test_parallel_lets_as_many_run(llm_user_path):
     assert [answer.status for answer in answers] == [200, 200]
 
 
-def test_an_async_model_by_parallel_runs_one_at_a_time():
+def test_parallel_can_limit_an_async_model_to_one_run():
     at_work: list[int] = [0]
 
     async def work(_):
@@ -341,13 +341,13 @@ def test_an_async_model_by_parallel_runs_one_at_a_time():
     assert at_work == [0] + [1, 0] * 4
 
 
-# ---- tokens that nobody counts
+# ---- tokens that are not counted
 
 
-@WIRES
-def test_usage_that_the_model_does_not_count_is_our_estimate(faults, wire, llm_user_path):
+@APIS
+def test_uncounted_usage_is_estimated(faults, api, llm_user_path):
     model = NativeScript("m", "Twelve ", "characters", crash=faults.append)
-    path = "/v1/chat/completions" if wire == "openai" else "/v1/messages"
+    path = "/v1/chat/completions" if api == "openai" else "/v1/messages"
     with running(model) as proxy:
         body = {
             "model": "m",
@@ -355,9 +355,9 @@ def test_usage_that_the_model_does_not_count_is_our_estimate(faults, wire, llm_u
             "messages": [{"role": "user", "content": "How many tokens are there in this?"}],
         }
         whole = post(proxy, path, body)
-        extra = {"stream_options": {"include_usage": True}} if wire == "openai" else {}
+        extra = {"stream_options": {"include_usage": True}} if api == "openai" else {}
         streamed = post(proxy, path, body | {"stream": True} | extra)
-    if wire == "openai":
+    if api == "openai":
         counts = json.loads(whole[1])["usage"]
         assert (counts["prompt_tokens"], counts["completion_tokens"]) == (13, 5)
         assert b'"usage":{"prompt_tokens":13,"completion_tokens":5,"total_tokens":18' in streamed[1]
@@ -381,7 +381,7 @@ def post(proxy, path, body):
     return headers, data
 
 
-def test_usage_that_is_counted_or_not_asked_for_is_not_said_to_be_an_estimate(faults):
+def test_counted_or_unrequested_usage_is_not_marked_as_estimated(faults):
     counted = NativeScript("counted", "a", usage(3, 2), crash=faults.append)
     silent = NativeScript("silent", "a", crash=faults.append)
     with running(counted, silent) as proxy:
@@ -403,30 +403,30 @@ def no_plugins(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_plugins")
-def test_a_bench_of_many_at_a_time_runs_a_local_model_one_by_one(faults, llm_user_path, capsys):
+def test_a_concurrent_bench_runs_a_local_model_one_by_one(faults, llm_user_path, capsys):
     slow = NativeScript("m", "a ", lambda _: time.sleep(0.05), "word", crash=faults.append)
     with running(AsyncScript("recorded", "a word", usage(3, 2))) as proxy:
         for _ in range(4):
             ask(proxy.port, "recorded")
     with registered(slow):
-        words = ["--models", "m", "--concurrency", "4", "--timeout", "5", "--warmup", "0"]
-        assert bench.main([*words, "--name", "local"], "llmproxy") == 0
+        arguments = ["--models", "m", "--concurrency", "4", "--timeout", "5", "--warmup", "0"]
+        assert bench.main([*arguments, "--name", "local"], "llmproxy") == 0
     sql = "select queue_ms, ttft_ms, is_first_run from proxy_exchanges where run_id is not null"
     found = sorted(rows(llm_user_path, sql), key=lambda row: row[0] or 0)
     assert [queue_ms is None for queue_ms, *_ in found] == [True, False, False, False]
-    assert found[3][0] >= 150  # behind three others
+    assert found[3][0] >= 150  # after three others
     assert sorted(first for *_, first in found) == [0, 0, 0, 1]
     printed = capsys.readouterr().out
     assert "waiting (not in other times)" in printed
     assert "m: 1 of 4 responses were the first in their process" in printed
     assert "m: none of 4 responses had token counts; ~ marks rates by our estimate" in printed
-    # Alone the first event takes no time; the wait would make the median 75 ms.
+    # Without waiting, the first event takes no time; with it the median would be 75 ms.
     (in_short,) = [line for line in printed.splitlines() if line.startswith("m ") and "~" in line]
     assert float(in_short.split()[4]) < 40, in_short
 
 
 @pytest.mark.usefixtures("no_plugins")
-def test_a_replay_does_not_wait_again(faults, llm_user_path):
+def test_a_replay_leaves_out_the_wait(faults, llm_user_path):
     model = Held("m", faults)
     with running(model) as proxy, ThreadPoolExecutor(1) as pool:
         with begin(proxy, "m", stream=False):
@@ -445,7 +445,7 @@ def test_a_replay_does_not_wait_again(faults, llm_user_path):
         assert time.monotonic() - began < 0.8
 
 
-# ---- a process that ends all the same
+# ---- crashes of the process
 
 CRASHES = """
 import os, sys
@@ -458,10 +458,10 @@ with registered(NativeScript("m", "a", lambda _: os._exit(134)), NativeScript("n
 
 
 @contextmanager
-def started(database, script=CRASHES, **words):
+def started(database, script=CRASHES, **values):
     root = str(Path(__file__).parents[2])
     server = subprocess.Popen(
-        [sys.executable, "-c", script.format(root=root, database=str(database), **words)],
+        [sys.executable, "-c", script.format(root=root, database=str(database), **values)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -475,7 +475,7 @@ def started(database, script=CRASHES, **words):
 
 
 @pytest.mark.slow
-def test_after_a_crash_the_next_start_says_what_was_running(tmp_path):
+def test_after_a_crash_the_next_start_names_the_running_model(tmp_path):
     database = tmp_path / "logs.db"
     with started(database) as (server, port), begin(SimpleNamespace(port=port), "m"):
         assert server.wait(10) == 134
@@ -510,7 +510,7 @@ with registered(model):
 @pytest.mark.parametrize(
     "signals, shutdown_s, code", [(1, 0.2, 0), (2, 30, 143)], ids=["late answers", "at once"]
 )
-def test_a_stop_while_native_code_runs_is_no_crash(tmp_path, signals, shutdown_s, code):
+def test_a_stop_while_native_code_runs_does_not_crash(tmp_path, signals, shutdown_s, code):
     database = tmp_path / "logs.db"
     with started(database, COMPUTES, shutdown_s=shutdown_s) as (server, port):
         proxy = SimpleNamespace(port=port, url=f"http://127.0.0.1:{port}")
@@ -526,7 +526,7 @@ def test_a_stop_while_native_code_runs_is_no_crash(tmp_path, signals, shutdown_s
     assert rows(tmp_path, "select status from proxy_exchanges") == [("cancelled",)] * 2
 
 
-# As plugins hush their libraries while they load, two at one time: each puts back what it found.
+# Two plugins silence their libraries during loading at once: each restores what it found.
 HUSHES = """
 import io, sys, threading
 sys.path.insert(0, {root!r})
@@ -551,7 +551,7 @@ with registered(*[NativeScript(name, lambda _, name=name: hush(name), "x") for n
 """
 
 
-def test_plugins_that_replace_the_streams_cost_no_line(tmp_path):
+def test_plugins_that_replace_stdout_lose_no_line(tmp_path):
     with started(tmp_path / "logs.db", HUSHES) as (server, port), ThreadPoolExecutor(2) as pool:
         for answer in pool.map(lambda name: ask(port, name), "ab"):
             assert answer.status == 200

@@ -1,6 +1,7 @@
-"""What a client's wire can't carry comes back out of the log: thinking, signatures, metadata (B25).
+"""Recall: the log restores what a client's API can't send back (B25).
 
-By the clients' own SDKs, which send back what their wire has a place for and nothing else.
+That is thinking, signatures and metadata. The clients are real SDKs, which send back only
+what their API has fields for.
 """
 
 import asyncio
@@ -37,20 +38,20 @@ AND_TOMORROW = {"role": "user", "content": "And tomorrow?"}
 
 
 def running(*models, **settings):
-    """Run a proxy whose answers wait for the log as long as it takes: only then it knows them."""
+    """Run a proxy whose responses wait for the log without a limit, so that it matches them."""
     return proxies.running(*models, limits=Limits(log_wait_s=30, shutdown_s=5), **settings)
 
 
 class Speaker(AsyncScript):
-    """Says to each prompt the steps that `say(prompt)` gives."""
+    """A model that responds to a prompt with the steps of `respond(prompt)`."""
 
-    def __init__(self, model_id, say):
+    def __init__(self, model_id, respond):
         super().__init__(model_id)
-        self.say = say
+        self.respond = respond
 
     async def execute(self, prompt, stream, response, conversation):
         self._began(prompt, conversation)
-        for step in self.say(prompt):
+        for step in self.respond(prompt):
             if callable(step):
                 await step(response)
             else:
@@ -58,13 +59,13 @@ class Speaker(AsyncScript):
 
 
 def in_turn(*scripts):
-    """Say the first script to the first prompt, and so on."""
+    """Return a function that gives the first script for the first prompt, and so on."""
     left = iter(scripts)
     return lambda _prompt: next(left)
 
 
 def thinks(thought):
-    """Thinking as Anthropic signs it."""
+    """Return thinking as Anthropic signs it."""
     signed = {"anthropic": {"signature": f"signed({thought})=="}}
     yield StreamEvent("reasoning", thought, part_index=0)
     yield StreamEvent("reasoning", "", part_index=0, provider_metadata=signed)
@@ -87,7 +88,7 @@ TEXT_STEPS = tuple(says(TEXT))
 
 
 def ask(proxy, *messages, model="m"):
-    """Ask by OpenAI's wire, and give the answer as a client keeps it: without its thinking."""
+    """Send a request by OpenAI's API; return the message as a client keeps it: without thinking."""
     body = {"model": model, "messages": messages, "tools": [WEATHER]}
     status, _, answer = request(proxy, "POST", "/v1/chat/completions", body)
     assert status == 200, answer
@@ -108,7 +109,7 @@ def user(content):
 
 
 def thoughts(message):
-    """What of a message no client of OpenAI's wire could have sent."""
+    """Return the parts of a message that no client of OpenAI's API could have sent."""
     metadata = [part.provider_metadata for part in message.parts if part.provider_metadata]
     return [part.text for part in message.parts if isinstance(part, ReasoningPart)] or metadata
 
@@ -117,7 +118,7 @@ def replies_in(prompt):
     return [message for message in prompt.messages if message.role == "assistant"]
 
 
-# ---- Claude's thinking, for a client of OpenAI's wire
+# ---- Claude's thinking, for a client of OpenAI's API
 
 
 def thinking(text, signature):
@@ -145,7 +146,7 @@ THINKING = ("thinking", "redacted_thinking")
 
 
 def strict_anthropic(body, handler):
-    """Anthropic with extended thinking: each answer has to come back as it was given."""
+    """Respond like Anthropic with extended thinking: replies must be sent back unchanged."""
     said = 0
     for i, message in enumerate(body["messages"]):
         if message["role"] != "assistant":
@@ -179,7 +180,7 @@ def complaint_about(content, issued, path):
 
 
 def streamed(block):
-    """A block as a stream brings it: its beginning and its deltas."""
+    """Return a block as streamed: its start and its deltas."""
     match block:
         case {"type": "thinking", "thinking": text, "signature": signature}:
             half = len(text) // 2
@@ -212,7 +213,7 @@ def thinking_claude(kind, provider, **attributes):
 
 
 def tool_loop():
-    """An agent on OpenAI's SDK: gives the history to send, is sent the answer's message."""
+    """Yield histories to send, as an agent on OpenAI's SDK; receive the replies."""
     history = [{"role": "system", "content": "You look for the sun."}, QUESTION]
     for after in (AND_TOMORROW, None):
         while True:
@@ -238,32 +239,32 @@ def tool_loop():
     return [m["content"] for m in history if m["role"] == "assistant"]
 
 
-def run_sync(url, asked, stream):
+def run_sync(url, options, stream):
     loop = tool_loop()
     history = next(loop)
     with openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as sdk:
         while True:
             if stream:
-                with sdk.chat.completions.stream(messages=history, **asked) as answer:
+                with sdk.chat.completions.stream(messages=history, **options) as answer:
                     completion = answer.get_final_completion()
             else:
-                completion = sdk.chat.completions.create(messages=history, **asked)
+                completion = sdk.chat.completions.create(messages=history, **options)
             try:
                 history = loop.send(completion.choices[0].message)
             except StopIteration as end:
                 return end.value
 
 
-async def run_async(url, asked, stream):
+async def run_async(url, options, stream):
     loop = tool_loop()
     history = next(loop)
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as sdk:
         while True:
             if stream:
-                async with sdk.chat.completions.stream(messages=history, **asked) as answer:
+                async with sdk.chat.completions.stream(messages=history, **options) as answer:
                     completion = await answer.get_final_completion()
             else:
-                completion = await sdk.chat.completions.create(messages=history, **asked)
+                completion = await sdk.chat.completions.create(messages=history, **options)
             try:
                 history = loop.send(completion.choices[0].message)
             except StopIteration as end:
@@ -272,18 +273,18 @@ async def run_async(url, asked, stream):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
-def test_openai_client_goes_on_with_a_claude_that_thinks(kind, stream, llm_user_path):
+def test_openai_client_continues_a_conversation_with_a_thinking_claude(kind, stream, llm_user_path):
     """B25"""
-    asked = {"tools": [WEATHER], "reasoning_effort": "high"}
+    options = {"tools": [WEATHER], "reasoning_effort": "high"}
     with playing(strict_anthropic) as provider:
         model = thinking_claude(kind, provider)
-        asked["model"] = model.model_id
+        options["model"] = model.model_id
         with running(model) as proxy:
             if kind is ClaudeMessages:
-                said = run_sync(proxy.url, asked, stream)
+                said = run_sync(proxy.url, options, stream)
             else:
-                said = asyncio.run(run_async(proxy.url, asked, stream))
-    # Streams begin with an empty text, which the client sends back too.
+                said = asyncio.run(run_async(proxy.url, options, stream))
+    # Streams begin with an empty text, which the client sends back.
     silent = "" if stream else None
     shines, unknown = "It shines in Kiel.", "Nobody knows that yet."
     assert said == [silent, "Two more to look at.", silent, shines, unknown]
@@ -300,48 +301,50 @@ def test_openai_client_goes_on_with_a_claude_that_thinks(kind, stream, llm_user_
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
 
 
-def test_model_that_thinks_by_itself_gets_its_thinking_back():
-    """B25: a Claude of today thinks although nobody asks for it."""
+def test_model_that_thinks_unrequested_gets_its_thinking_back():
+    """B25: current Claude models think without being asked to."""
     with playing(strict_anthropic) as provider:
         model = thinking_claude(AsyncClaudeMessages, provider, thinks_by_default=True)
         with running(model) as proxy:
-            asked = {"model": model.model_id, "tools": [WEATHER]}
-            assert run_sync(proxy.url, asked, stream=True)[3] == "It shines in Kiel."
+            options = {"model": model.model_id, "tools": [WEATHER]}
+            assert run_sync(proxy.url, options, stream=True)[3] == "It shines in Kiel."
     assert provider.bodies[0]["thinking"]["type"] == "adaptive"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_without_recall_claude_refuses_its_own_tool_turn(stream, llm_user_path):
-    """B25: what the others run into (opencode #3077, crewAI #2323)."""
+    """B25: the error that other projects report (opencode #3077, crewAI #2323)."""
     with playing(strict_anthropic) as provider:
         model = thinking_claude(AsyncClaudeMessages, provider)
-        asked = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
+        options = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
         with running(model, recall=False) as proxy:
             with pytest.raises(openai.BadRequestError) as refused:
-                run_sync(proxy.url, asked, stream)
+                run_sync(proxy.url, options, stream)
     assert "Expected `thinking` or `redacted_thinking`, but found `tool_use`" in str(refused.value)
     assert len(provider.bodies) == 2
     assert rows(llm_user_path, "select recalled from proxy_exchanges") == [(0,), (0,)]
 
 
-def test_log_that_is_locked_costs_a_claude_nothing(llm_user_path):
-    """What waits for the log is known all the same, and is one thread in the end."""
+def test_recall_works_while_the_log_is_locked(llm_user_path):
+    """Replies that are not written yet are matched too, and become one thread."""
     with playing(strict_anthropic) as provider:
         model = thinking_claude(AsyncClaudeMessages, provider)
-        asked = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
+        options = {"model": model.model_id, "tools": [WEATHER], "reasoning_effort": "high"}
         with proxies.running(model, limits=Limits(log_wait_s=0.2, shutdown_s=10)) as proxy:
             request(proxy, "POST", "/v1/chat/completions", {"messages": []})  # makes the log
             with sqlite3.connect(llm_user_path / "logs.db", isolation_level=None) as other:
                 other.execute("BEGIN IMMEDIATE")
-                assert run_sync(proxy.url, asked, stream=True)[3] == "It shines in Kiel."
+                assert run_sync(proxy.url, options, stream=True)[3] == "It shines in Kiel."
                 other.execute("ROLLBACK")
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
 
 
 def test_log_has_what_the_model_was_given(llm_user_path):
-    """The chain of a turn begins with the chain of the one before, thinking included (d6.3)."""
-    say = in_turn([*thinks("hm"), *calls("c1", '{"at": "Ulm"}')], [*thinks("so"), *says("Ulm.")])
-    with running(model := Speaker("m", say)) as proxy:
+    """A turn's messages begin with those of the previous turn, including thinking (d6.3)."""
+    respond = in_turn(
+        [*thinks("hm"), *calls("c1", '{"at": "Ulm"}')], [*thinks("so"), *says("Ulm.")]
+    )
+    with running(model := Speaker("m", respond)) as proxy:
         first = ask(proxy, QUESTION)
         ask(proxy, QUESTION, first, *results(first))
     [before, after] = rows(
@@ -354,7 +357,7 @@ def test_log_has_what_the_model_was_given(llm_user_path):
     log.db.close()
 
 
-def test_what_an_earlier_run_has_logged_is_given_back():
+def test_recall_works_after_a_restart():
     with running(Speaker("m", in_turn([*thinks("before"), *CALL_STEPS]))) as proxy:
         reply = ask(proxy, QUESTION)
     with running(model := Speaker("m", in_turn(says("It is in Ulm.")))) as proxy:
@@ -362,9 +365,9 @@ def test_what_an_earlier_run_has_logged_is_given_back():
     assert [thoughts(m) for m in replies_in(model.prompts[0])] == [["before"]]
 
 
-def test_without_a_log_nothing_is_given_back():
-    say = in_turn([*thinks("hm"), *CALL_STEPS], says("It is in Ulm."))
-    with running(model := Speaker("m", say), log=False) as proxy:
+def test_without_a_log_nothing_is_recalled():
+    respond = in_turn([*thinks("hm"), *CALL_STEPS], says("It is in Ulm."))
+    with running(model := Speaker("m", respond), log=False) as proxy:
         reply = ask(proxy, QUESTION)
         ask(proxy, QUESTION, reply, *results(reply))
     assert [thoughts(m) for m in replies_in(model.prompts[1])] == [[]]
@@ -377,7 +380,7 @@ TEXT_SIGNED = {"gemini": {"thoughtSignature": "CiQBcsjafJ2g+/text=="}}
 
 
 def gemini():
-    """Signs calls and, in a part of its own, the end of a text."""
+    """Return a model that signs calls and, in a separate part, the end of a text."""
     return Speaker(
         "m",
         in_turn(
@@ -402,8 +405,8 @@ def gemini_conversation(proxy):
     ask(proxy, *history, second, AND_TOMORROW)
 
 
-def test_signatures_on_calls_and_text_come_back():
-    """B25: Gemini's thoughtSignature, which stands on parts of its own."""
+def test_signatures_on_calls_and_text_are_recalled():
+    """B25: Gemini's thoughtSignature, which is in separate parts."""
     with running(model := gemini()) as proxy:
         gemini_conversation(proxy)
     tool = Message(
@@ -449,18 +452,18 @@ ENCRYPTED = {"openai": {"id": "rs_1", "encrypted_content": "gAAAAABo+/=="}}
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("shown", ["", "They may both have it."], ids=["opaque", "summary"])
 def test_anthropic_client_before_a_model_of_another_vendor(shown, stream):
-    """B25: Anthropic's wire has no place for other vendors' metadata."""
+    """B25: Anthropic's API has no field for other vendors' metadata."""
     reasoning = StreamEvent("reasoning", shown, part_index=0, provider_metadata=ENCRYPTED)
     called = calls("call_1", '{"at": "Ulm"}', part_index=1, provider_metadata=CALL_SIGNED)
     model = Speaker("m", in_turn([reasoning, *called], says("It shines in Ulm.")))
     question = [QUESTION]
     tools = [{"name": "weather", "input_schema": {"type": "object", "properties": {}}}]
-    asked = {"model": "m", "max_tokens": 100, "tools": tools}
+    options = {"model": "m", "max_tokens": 100, "tools": tools}
 
     def answer(sdk, messages):
         if not stream:
-            return sdk.messages.create(messages=messages, **asked)
-        with sdk.messages.stream(messages=messages, **asked) as answering:
+            return sdk.messages.create(messages=messages, **options)
+        with sdk.messages.stream(messages=messages, **options) as answering:
             return answering.get_final_message()
 
     with running(model) as proxy:
@@ -478,11 +481,11 @@ def test_anthropic_client_before_a_model_of_another_vendor(shown, stream):
     ]
 
 
-# ---- what is never brought back
+# ---- never recalled
 
 
 def changed_call(**function):
-    """Change the function of the first call."""
+    """Return a change of the first call's function."""
 
     def change(message):
         [call] = message["tool_calls"]
@@ -510,9 +513,9 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_edited_reply_stays_as_the_client_has_it(change):
-    say = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
-    with running(model := Speaker("m", say)) as proxy:
+def test_edited_reply_is_passed_on_as_sent(change):
+    respond = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
+    with running(model := Speaker("m", respond)) as proxy:
         edited = change(ask(proxy, QUESTION))
         ask(proxy, QUESTION, edited, *results(edited), AND_TOMORROW)
     [reply] = replies_in(model.prompts[1])
@@ -527,17 +530,17 @@ def test_edited_reply_stays_as_the_client_has_it(change):
     ]
 
 
-def test_unchanged_reply_is_given_back():
-    """What the tests of changes stand on."""
-    say = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
-    with running(model := Speaker("m", say)) as proxy:
+def test_unchanged_reply_is_recalled():
+    """The tests of edited replies rely on this."""
+    respond = in_turn([*thinks("hidden"), *says(TEXT), *calls("c1", CALLED)], says("So be it."))
+    with running(model := Speaker("m", respond)) as proxy:
         reply = ask(proxy, QUESTION)
         ask(proxy, QUESTION, reply, *results(reply), AND_TOMORROW)
     assert thoughts(replies_in(model.prompts[1])[0]) == ["hidden"]
 
 
 @pytest.mark.parametrize("reply", [CALL_STEPS, TEXT_STEPS], ids=["call", "text"])
-def test_another_model_is_not_given_what_it_did_not_think(reply):
+def test_another_model_does_not_get_the_thinking(reply):
     one = Speaker("m", in_turn([*thinks("of m"), *reply], says("m again")))
     other = Speaker("n", in_turn(says("I am n.")))
     with running(one, other) as proxy:
@@ -549,16 +552,16 @@ def test_another_model_is_not_given_what_it_did_not_think(reply):
     assert [thoughts(m) for m in replies_in(one.prompts[1])] == [["of m"]]
 
 
-def test_answer_that_was_hung_up_on_is_not_given_back(llm_user_path):
-    """What was signed of it is not whole."""
+def test_cancelled_reply_is_not_recalled(llm_user_path):
+    """Its signature is incomplete."""
     began = threading.Event()
 
     async def wait(_response):
         began.set()
         await asyncio.Event().wait()
 
-    say = in_turn([*thinks("unfinished"), *says(TEXT), wait], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("unfinished"), *says(TEXT), wait], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         connection = HTTPConnection("127.0.0.1", proxy.port, timeout=10)
         body = {"model": "m", "messages": [QUESTION], "stream": True}
         connection.request("POST", "/v1/chat/completions", json.dumps(body))
@@ -584,7 +587,9 @@ def test_answer_that_was_hung_up_on_is_not_given_back(llm_user_path):
     ],
     ids=["both thought", "the first thought", "the second thought", "thought the same"],
 )
-def test_of_two_that_differ_in_what_they_hide_neither_is_given(first, second, given, reply):
+def test_of_two_replies_that_differ_only_in_thinking_neither_is_recalled(
+    first, second, given, reply
+):
     scripts = [[*(thinks(thought) if thought else ()), *reply] for thought in (first, second)]
     with running(model := Speaker("m", in_turn(*scripts, says("Well then.")))) as proxy:
         said = ask(proxy, QUESTION)
@@ -596,28 +601,28 @@ def test_of_two_that_differ_in_what_they_hide_neither_is_given(first, second, gi
 @pytest.mark.parametrize(
     ("question", "given"), [("Is it in Ulm?", ["of Ulm"]), ("Is it in Bonn?", [])]
 )
-def test_trivial_reply_is_given_back_where_all_before_it_is_the_same(question, given):
-    say = in_turn([*thinks("of Ulm"), *says("ok")], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+def test_trivial_reply_is_recalled_only_with_the_same_history(question, given):
+    respond = in_turn([*thinks("of Ulm"), *says("ok")], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         reply = ask(proxy, user("Is it in Ulm?"))
         ask(proxy, user(question), reply, AND_TOMORROW)
     assert [thoughts(m) for m in replies_in(model.prompts[1])] == [given]
 
 
-def test_white_space_around_a_reply_is_not_part_of_it():
+def test_white_space_around_a_reply_is_ignored():
     """d6.25, and clients that strip."""
-    say = in_turn([*thinks("hm"), *says(f"\n{TEXT}\n\n")], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("hm"), *says(f"\n{TEXT}\n\n")], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         ask(proxy, QUESTION)
         ask(proxy, QUESTION, {"role": "assistant", "content": TEXT}, AND_TOMORROW)
     assert [thoughts(m) for m in replies_in(model.prompts[1])] == [["hm"]]
 
 
-def test_the_same_words_to_two_questions_keep_each_its_own_thinking():
-    say = in_turn(
+def test_equal_replies_to_two_questions_keep_their_own_thinking():
+    respond = in_turn(
         [*thinks("of Ulm"), *says(TEXT)], [*thinks("of Bonn"), *says(TEXT)], says("Well then.")
     )
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         history = [user("Is it in Ulm?")]
         history += [ask(proxy, *history), user("Is it not in Bonn?")]
         history += [ask(proxy, *history), AND_TOMORROW]
@@ -625,26 +630,26 @@ def test_the_same_words_to_two_questions_keep_each_its_own_thinking():
     assert [thoughts(m) for m in replies_in(model.prompts[2])] == [["of Ulm"], ["of Bonn"]]
 
 
-def test_history_put_together_anew_gets_no_foreign_thinking():
-    """Shortened, re-ordered, of two conversations: each message has its own thinking or none."""
+def test_rearranged_history_gets_no_foreign_thinking():
+    """Shortened, reordered or mixed: each message gets its own thinking or none."""
 
-    def say(prompt):
-        words = prompt.messages[-1].parts[-1]
-        if isinstance(words, ToolResultPart):
-            return says(f"That was {words.output}, and no more.")
-        if words.text.startswith("Call"):
-            name = words.text.split()[1]
+    def respond(prompt):
+        part = prompt.messages[-1].parts[-1]
+        if isinstance(part, ToolResultPart):
+            return says(f"That was {part.output}, and no more.")
+        if part.text.startswith("Call"):
+            name = part.text.split()[1]
             return [*thinks(f"about {name}"), *calls(f"call_{name}", f'{{"at": "{name}"}}')]
-        name = words.text.split()[-1]
+        name = part.text.split()[-1]
         return [*thinks(f"about {name}"), *says(f"This much I know of {name}.")]
 
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         pieces = {}
         for conversation in (["Tell me of Ulm", "Call Bonn"], ["Tell me of Kiel", "Call Trier"]):
             history = []
-            for words in conversation:
-                reply = ask(proxy, *history, user(words))
-                pieces[words.split()[-1]] = turn = [user(words), reply, *results(reply)]
+            for text in conversation:
+                reply = ask(proxy, *history, user(text))
+                pieces[text.split()[-1]] = turn = [user(text), reply, *results(reply)]
                 if len(turn) > 2:
                     turn.append(ask(proxy, *history, *turn))
                 history += turn
@@ -654,21 +659,21 @@ def test_history_put_together_anew_gets_no_foreign_thinking():
                 ask(proxy, *itertools.chain(*(pieces[name] for name in names)), user("So? Berlin"))
                 given = [thoughts(m) for m in replies_in(model.prompts[-1])]
                 assert [each for each in given if each] == [[f"about {name}"] for name in names]
-        # A reply to another question than it was said to; a call is known by its id alone.
+        # The reply follows a different question; a call is matched by its id alone.
         swapped = {name: [user(f"What of {name}?"), *turn[1:]] for name, turn in pieces.items()}
         ask(proxy, *itertools.chain(*swapped.values()), user("So? Berlin"))
         given = [thoughts(m) for m in replies_in(model.prompts[-1])]
     assert given == [[], ["about Bonn"], [], [], ["about Trier"], []]
 
 
-def test_nothing_that_the_client_left_out_is_put_in_again():
-    """The client's own words are sent as they are, however much the log knows besides."""
-    say = in_turn(
+def test_messages_that_the_client_left_out_are_not_restored():
+    """The client's messages are sent as they are, whatever else is in the log."""
+    respond = in_turn(
         [*thinks("one"), *says("The first reply of all.")],
         [*thinks("two"), *says("The second reply of all.")],
         says("Well then."),
     )
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         first = ask(proxy, {"role": "system", "content": "Be brief."}, QUESTION)
         second = ask(proxy, QUESTION, first, AND_TOMORROW)
         ask(proxy, AND_TOMORROW, second, user("Thanks."))
@@ -683,7 +688,7 @@ def test_nothing_that_the_client_left_out_is_put_in_again():
     ]
 
 
-# ---- arguments as other languages write them
+# ---- arguments as other languages encode them
 
 AS_WRITTEN = (
     '{"days": 2.0, "at": "Köln", "from": -0.0, "far": 1e21, "half": 0.5, "many": [1.0, {}]}'
@@ -697,10 +702,10 @@ WRITTEN_ANEW = {
 
 
 @pytest.mark.parametrize("arguments", WRITTEN_ANEW.values(), ids=WRITTEN_ANEW)
-def test_arguments_written_anew_are_the_same_arguments(arguments):
+def test_reencoded_arguments_match(arguments):
     """B40: the model gets them in its own order and numbers, d6.3 notwithstanding."""
-    say = in_turn([*thinks("hidden"), *calls("c1", AS_WRITTEN)], says("Well then."))
-    with running(model := Speaker("m", say)) as proxy:
+    respond = in_turn([*thinks("hidden"), *calls("c1", AS_WRITTEN)], says("Well then."))
+    with running(model := Speaker("m", respond)) as proxy:
         reply = ask(proxy, QUESTION)
         written_anew = changed_call(arguments=arguments)(reply)
         ask(proxy, QUESTION, written_anew, *results(reply))

@@ -1,4 +1,4 @@
-"""Images by URL: which of them are handed on, to whom, and that our process opens none."""
+"""Images by URL: which are passed on, to which models, and that the proxy fetches none."""
 
 import json
 import socket
@@ -113,7 +113,7 @@ PRIVATE_URLS = [(url, reason) for reason, urls in NOT_PUBLIC.items() for url in 
 
 
 @pytest.mark.parametrize("url, reason", PRIVATE_URLS)
-def test_what_is_not_a_public_place(url, reason):
+def test_urls_that_are_not_public(url, reason):
     assert why_not_public(url) in (
         reason,
         "its host is not a valid address",
@@ -137,7 +137,7 @@ def test_what_is_not_a_public_place(url, reason):
         "http://example.org/?u=http://127.0.0.1/",
     ],
 )
-def test_a_public_place(url):
+def test_public_urls(url):
     assert why_not_public(url) is None
 
 
@@ -145,7 +145,7 @@ def remote(url: str) -> llm.Attachment:
     return attachments.RemoteAttachment(type="image/png", url=url)
 
 
-def test_the_field_is_named_also_in_a_tools_result():
+def test_the_error_names_the_field_in_a_tool_result_too():
     result = ToolResultPart("f", "x", "c1", attachments=[remote("http://10.1.1.1/")])
     messages = [Message("user", [AttachmentPart(remote(URL))]), Message("tool", [result])]
     request = chat.ChatRequest("m", messages, attachment_paths=("first", "second"))
@@ -191,7 +191,7 @@ def groq_that_sees():
     ],
     ids=lambda value: getattr(value, "model_id", None),
 )
-def test_who_is_given_urls(model, url, sends):
+def test_models_that_get_urls(model, url, sends):
     attachment = attachments.attachment_from_url(url)
     message = Message("user", [TextPart("what?"), AttachmentPart(attachment)])
     request = chat.ChatRequest("m", [message], attachment_paths=("here",))
@@ -203,7 +203,7 @@ def test_who_is_given_urls(model, url, sends):
     assert caught.value.param == "here"
 
 
-# ---- whole
+# ---- the whole proxy
 
 
 OPENED: list[str] = []
@@ -215,12 +215,12 @@ def _hear(event: str, arguments: tuple[object, ...]) -> None:
         OPENED.append(repr(arguments))
 
 
-sys.addaudithook(_hear)  # can't be taken away again
+sys.addaudithook(_hear)  # can't be removed again
 
 
 @contextmanager
 def watching():
-    """Gather every name that is looked up and every address that is connected to."""
+    """Collect all names looked up and all addresses connected to."""
     global _watching
     OPENED.clear()
     _watching = True
@@ -230,7 +230,7 @@ def watching():
         _watching = False
 
 
-def test_watching_would_hear_llm_fetch():
+def test_watching_notices_a_fetch_by_llm():
     with watching() as opened:
         with pytest.raises(httpx2.ConnectError):
             llm.Attachment(url="http://pictures.invalid/").resolve_type()
@@ -239,7 +239,7 @@ def test_watching_would_hear_llm_fetch():
 
 @pytest.fixture
 def trap():
-    """A server that must never be asked anything."""
+    """Run a server that must never get a request."""
     touched = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -292,7 +292,7 @@ def refusal(proxy, path, body):
 
 
 @WIRES
-def test_private_addresses_are_refused_and_not_touched(path, body, field, trap):
+def test_private_addresses_are_refused_without_a_connection(path, body, field, trap):
     with playing(chat_stream({"content": "a cat"})) as provider:
         with running(openai(AsyncChat, provider.url)) as proxy, watching() as opened:
             for url in (f"http://127.0.0.1:{trap}/a.png", f"http://localhost:{trap}/a.png"):
@@ -304,7 +304,7 @@ def test_private_addresses_are_refused_and_not_touched(path, body, field, trap):
 
 
 @WIRES
-def test_no_url_is_taken_where_they_are_refused(path, body, field):
+def test_urls_can_be_refused_altogether(path, body, field):
     with playing(chat_stream({"content": "a cat"})) as provider:
         model = openai(AsyncChat, provider.url)
         with running(model, remote_images="refuse") as proxy:
@@ -323,8 +323,8 @@ def test_files_and_paths_are_refused(path, body, field, url):
 
 
 @WIRES
-def test_a_model_that_would_open_it_is_not_asked(path, body, field):
-    """Groq's plugin takes the content of every attachment."""
+def test_a_model_whose_plugin_would_fetch_the_url_is_not_run(path, body, field):
+    """Groq's plugin reads the content of every attachment."""
     groq = groq_that_sees()
     groq.key = "none"
     with running(groq) as proxy, watching() as opened:
@@ -364,8 +364,8 @@ def test_anthropics_plugin_sends_images_and_documents_as_urls():
     assert HOST not in str(opened)
 
 
-def test_a_url_is_opened_nowhere_in_its_life(tmp_path, llm_user_path, capsys):
-    """Asked, logged, gone on with, shown, exported, imported, replayed, asked again by bench."""
+def test_a_url_is_never_fetched(tmp_path, llm_user_path, capsys):
+    """Not for chat, log, recall, export, import, replay or bench."""
     database, other = llm_user_path / "logs.db", tmp_path / "other.db"
     with watching() as opened:
         with playing(chat_stream({"content": "a cat"})) as provider:
@@ -387,8 +387,8 @@ def test_a_url_is_opened_nowhere_in_its_life(tmp_path, llm_user_path, capsys):
                 assert bench.main(["--models", "openai", "--warmup", "0"], "x") == 0
             assert len(provider.bodies) == 6
         lines = tmp_path / "out.jsonl"
-        for words in ([str(lines)], ["--format", "llama-stack", str(tmp_path / "folder")]):
-            assert export_import.export_main(words, "x") == 0
+        for arguments in ([str(lines)], ["--format", "llama-stack", str(tmp_path / "folder")]):
+            assert export_import.export_main(arguments, "x") == 0
         assert export_import.import_main([str(lines), "--database", str(other)], "x") == 0
         assert URL in lines.read_text()
         with running(database=other, replay="replay", replay_speed=0) as proxy:

@@ -1,4 +1,4 @@
-"""Replay through the whole server, by real clients, in a model's place."""
+"""Replay through the whole server, with real clients, instead of a model."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ BODIES = {
 
 
 def answer_of(proxy, path, stream):
-    """An answer's body, without what differs from one exchange to the next."""
+    """Return a response's body without ids and times."""
     status, _, body = request(proxy, "POST", path, BODIES[path] | {"stream": stream})
     assert status == 200, body
     text = re.sub(r"01[0-9a-hjkmnp-tv-z]{24}", "ID", body.decode())
@@ -53,8 +53,8 @@ def answer_of(proxy, path, stream):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("recorded_by", BODIES)
 @pytest.mark.parametrize("asked_by", BODIES)
-def test_replay_is_byte_for_byte_what_the_model_gave(recorded_by, asked_by, stream):
-    """In whichever dialect it was recorded, and in whichever it is asked for."""
+def test_replay_is_byte_for_byte_the_models_response(recorded_by, asked_by, stream):
+    """In any dialect, whichever it was recorded in."""
     with running(model := AsyncScript("m", *STEPS)) as proxy:
         live = answer_of(proxy, asked_by, stream)
     with running(
@@ -68,7 +68,7 @@ def test_replay_is_byte_for_byte_what_the_model_gave(recorded_by, asked_by, stre
 
 
 @pytest.mark.parametrize("name", [case.name for case in wire_cases.wire_cases("openai_chat")])
-def test_recorded_requests_of_real_clients_are_found_again(name, llm_user_path):
+def test_recorded_requests_of_real_clients_are_replayed(name, llm_user_path):
     (case,) = [case for case in wire_cases.wire_cases("openai_chat") if case.name == name]
     body = case.request | {"model": "m"}
     with running(AsyncScript("m", "Hello", attachment_types={"image/png", "audio/wav"})) as proxy:
@@ -79,7 +79,7 @@ def test_recorded_requests_of_real_clients_are_found_again(name, llm_user_path):
         assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 200
 
 
-def test_replays_are_marked_and_are_no_turns(llm_user_path):
+def test_replays_are_marked_and_not_logged_as_turns(llm_user_path):
     with running(AsyncScript("m", "A")) as proxy:
         answer_of(proxy, "/v1/messages", True)
     with running(replay="replay") as proxy:
@@ -111,7 +111,7 @@ def test_replay_calls_no_model_and_loads_no_plugin(llm_user_path):
             )
 
 
-def test_what_was_not_recorded_goes_to_the_model_and_is_then(llm_user_path):
+def test_unrecorded_requests_go_to_the_model_and_are_recorded(llm_user_path):
     with running(model := AsyncScript("m", "A"), replay="replay-or-live") as proxy:
         first, again = (answer_of(proxy, "/v1/messages", True) for _ in range(2))
         proxy.wait_for_report(2)
@@ -124,7 +124,7 @@ class Refused(Exception):
     status_code = 429
 
 
-def test_failure_is_replayed_with_its_class():
+def test_failure_is_replayed_with_its_status():
     with running(AsyncScript("m", Refused("too fast"))) as proxy:
         assert request(proxy, "POST", "/v1/messages", BODIES["/v1/messages"])[0] == 429
     with running(replay="replay") as proxy:
@@ -133,7 +133,7 @@ def test_failure_is_replayed_with_its_class():
             sdk.messages.create(**BODIES["/v1/messages"])
 
 
-def test_failure_in_the_stream_is_replayed_in_the_stream():
+def test_failure_in_a_stream_is_replayed_in_the_stream():
     with running(AsyncScript("m", "some", Refused("no more"))) as proxy:
         live = answer_of(proxy, "/v1/messages", True)
     with running(replay="replay", replay_speed=0) as proxy:
@@ -143,7 +143,7 @@ def test_failure_in_the_stream_is_replayed_in_the_stream():
 
 
 @pytest.mark.parametrize("settings", [{"replay": "replay"}, {"recordings": Path("nowhere")}])
-def test_nothing_to_replay_is_told_at_the_start(settings, llm_user_path):
+def test_a_start_without_recordings_is_an_error(settings, llm_user_path):
     with pytest.raises(SettingsError, match="there is nothing to replay"):
         Proxy(Settings(port=0, **settings))
 
@@ -167,11 +167,11 @@ def test_llama_stacks_recordings_are_served_from_their_files(llm_user_path):
     assert set(marked) == {(1,)}
 
 
-# ---- an agent's tests, by both SDKs
+# ---- an agent's tests, with both SDKs
 
 
 class Speaker(AsyncScript):
-    """Calls a tool, then says what that gave."""
+    """A model that calls a tool, then replies with the result."""
 
     async def execute(self, prompt, stream, response, conversation):
         self._began(prompt, conversation)
@@ -185,15 +185,15 @@ class Speaker(AsyncScript):
 
 def openai_agent(url: str, task: str) -> str:
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
-    asked = BODIES["/v1/chat/completions"] | {"messages": [{"role": "user", "content": task}]}
+    options = BODIES["/v1/chat/completions"] | {"messages": [{"role": "user", "content": task}]}
     while True:
-        with client.chat.completions.stream(**asked) as stream:
+        with client.chat.completions.stream(**options) as stream:
             message = stream.get_final_completion().choices[0].message
         if not message.tool_calls:
             return message.content
         calls = [call.model_dump(exclude={"function": {"parsed_arguments"}}, exclude_none=True)
                  for call in message.tool_calls]  # fmt: skip
-        asked["messages"] += [
+        options["messages"] += [
             {"role": "assistant", "content": message.content, "tool_calls": calls},
             *({"role": "tool", "tool_call_id": call["id"], "content": "sun"} for call in calls),
         ]
@@ -201,15 +201,15 @@ def openai_agent(url: str, task: str) -> str:
 
 def anthropic_agent(url: str, task: str) -> str:
     client = anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
-    asked = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
+    options = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
     while True:
-        with client.messages.stream(**asked) as stream:
+        with client.messages.stream(**options) as stream:
             blocks = stream.get_final_message().content
         calls = [block for block in blocks if block.type == "tool_use"]
         if not calls:
             return blocks[-1].text
         results = [{"type": "tool_result", "tool_use_id": c.id, "content": "sun"} for c in calls]
-        asked["messages"] += [
+        options["messages"] += [
             {"role": "assistant", "content": blocks},
             {"role": "user", "content": results},
         ]

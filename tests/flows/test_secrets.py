@@ -1,4 +1,4 @@
-"""No key is ever told: with real plugins, providers that quote it, processes, and all bytes."""
+"""No API key leaks: with real plugins, providers that quote it, and all bytes of all files."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
 from tests.proxies import running
 
-STORED = "stored.with-llm.7c1f"  # of no shape that anybody would know
+STORED = "stored.with-llm.7c1f"  # matches no known pattern of keys
 OF_ENVIRONMENT = "environs.4be2a9"
 OF_HEADERS = "header.words.51d0"
 OWN = "own.clients.key.93aa"
@@ -29,12 +29,14 @@ KEYS = [STORED, OF_ENVIRONMENT, OF_HEADERS, OWN, SHAPED]
 
 
 def quoting(status):
-    """Refuse as providers do, with all that they were sent and one key more."""
+    """Return an error like a provider's that quotes the request, and another key."""
 
     def answer(body, handler):
         sent = handler.headers.get("authorization") or handler.headers.get("x-api-key")
-        words = f"Incorrect API key provided: {sent}, {handler.headers.get('x-token')} or {SHAPED}."
-        error = {"message": words, "type": "authentication_error", "code": sent, "param": sent}
+        message = (
+            f"Incorrect API key provided: {sent}, {handler.headers.get('x-token')} or {SHAPED}."
+        )
+        error = {"message": message, "type": "authentication_error", "code": sent, "param": sent}
         if status == 200:
             begin_sse(handler)
             say_event(handler, chat_chunk({"content": "so far"}))
@@ -64,7 +66,7 @@ def ask(url, path, model, stream=False, key=OWN):
 
 
 def kept(folder):
-    """All bytes of all files but llm's own of keys and settings."""
+    """Return all bytes of all files except llm's own keys and settings."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     names = ("keys.json", "extra-openai-models.yaml")
     return b"".join(path.read_bytes() for path in files if path.name not in names)
@@ -92,7 +94,7 @@ YAML = """
 
 @contextmanager
 def served(llm_user_path, provider, monkeypatch):
-    """The command, with llm's own settings for a provider on loopback."""
+    """Run the command, with llm's own settings for a provider on loopback."""
     yaml = YAML.format(url=provider.url, header=OF_HEADERS)
     (llm_user_path / "extra-openai-models.yaml").write_text(yaml)
     (llm_user_path / "keys.json").write_text(json.dumps({"local": STORED, "anthropic": STORED}))
@@ -112,9 +114,7 @@ def output(process, lines):
 
 
 @pytest.mark.slow
-def test_providers_that_quote_keys_tell_them_to_nobody(
-    every_plugin, llm_user_path, monkeypatch, tmp_path
-):
+def test_keys_quoted_by_providers_do_not_leak(every_plugin, llm_user_path, monkeypatch, tmp_path):
     models = ["local", "of-environment", "anthropic/claude-haiku-4-5-20251001"]
     answers, statuses = [], []
     with playing(quoting(401)) as provider:
@@ -137,9 +137,13 @@ def test_providers_that_quote_keys_tell_them_to_nobody(
     assert b"what I asked" in alive and b"401" in out
     assert_clean(*answers, alive, kept(llm_user_path), out, err)
     exported = tmp_path / "out.jsonl"
-    for words in (["log"], ["export", str(exported)], ["report", "--html", str(tmp_path / "p")]):
+    for arguments in (
+        ["log"],
+        ["export", str(exported)],
+        ["report", "--html", str(tmp_path / "p")],
+    ):
         done = subprocess.run(
-            [sys.executable, "-m", "llmproxy", *words], capture_output=True, timeout=30
+            [sys.executable, "-m", "llmproxy", *arguments], capture_output=True, timeout=30
         )
         assert done.returncode == 0
         assert_clean(done.stdout, done.stderr)
@@ -148,7 +152,7 @@ def test_providers_that_quote_keys_tell_them_to_nobody(
 
 
 @pytest.mark.slow
-def test_errors_inside_a_stream_tell_no_key(llm_user_path, monkeypatch):
+def test_errors_in_a_stream_leak_no_key(llm_user_path, monkeypatch):
     with playing(quoting(200)) as provider:
         with served(llm_user_path, provider, monkeypatch) as (process, url, lines):
             answers = [
@@ -161,16 +165,16 @@ def test_errors_inside_a_stream_tell_no_key(llm_user_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_another_server_tells_no_key(llm_user_path):
+def test_a_benchmark_of_another_server_leaks_no_key(llm_user_path):
     with running(AsyncScript("m", "well")) as proxy:
         assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200
     (llm_user_path / "keys.json").write_text(json.dumps({"remote": STORED}))
     with playing(quoting(401)) as provider, playing(quoting(200)) as broken:
         for url in (provider.url, broken.url):
             for dialect in ("openai_chat", "anthropic_messages"):
-                words = ["--models", "x", "--base-url", url, "--key", "remote"]
+                arguments = ["--models", "x", "--base-url", url, "--key", "remote"]
                 done = subprocess.run(
-                    [*[sys.executable, "-m", "llmproxy", "bench"], *words, "--dialect", dialect,
+                    [*[sys.executable, "-m", "llmproxy", "bench"], *arguments, "--dialect", dialect,
                      "--name", f"{dialect}-{url}"],
                     capture_output=True,
                     timeout=30,
@@ -182,7 +186,7 @@ def test_a_benchmark_of_another_server_tells_no_key(llm_user_path):
 
 
 @pytest.mark.slow
-def test_a_benchmark_of_a_model_tells_no_key(llm_user_path, monkeypatch):
+def test_a_benchmark_of_a_model_leaks_no_key(llm_user_path, monkeypatch):
     with running(AsyncScript("m", "well")) as proxy:
         assert ask(proxy.url, "/v1/chat/completions", "m")[0] == 200
     with playing(quoting(401)) as provider:
@@ -201,11 +205,11 @@ def test_a_benchmark_of_a_model_tells_no_key(llm_user_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_exception_with_keys_in_its_text(kind, stream, llm_user_path, monkeypatch):
+def test_an_exception_with_keys_in_its_text_leaks_none(kind, stream, llm_user_path, monkeypatch):
     monkeypatch.setenv("MY_KEY", STORED)
     (llm_user_path / "keys.json").write_text(json.dumps({"x": OF_HEADERS}))
-    words = f"GET /?key={STORED} {OF_HEADERS} {SHAPED} {OWN}"
-    before, after = kind("before", RuntimeError(words)), kind("after", "a", ValueError(words))
+    text = f"GET /?key={STORED} {OF_HEADERS} {SHAPED} {OWN}"
+    before, after = kind("before", RuntimeError(text)), kind("after", "a", ValueError(text))
     with running(before, after, keys=[OWN]) as proxy:
         answers = [
             ask(proxy.url, path, model, stream)[1]
@@ -219,8 +223,8 @@ def test_an_exception_with_keys_in_its_text(kind, stream, llm_user_path, monkeyp
     assert_clean(*answers, held, reports)
 
 
-def test_the_key_may_change_while_an_answer_comes(llm_user_path):
-    """The one that it was asked with is known still."""
+def test_a_key_that_changes_during_a_response_does_not_leak(llm_user_path):
+    """The key used for the request is still redacted."""
     file = llm_user_path / "keys.json"
 
     def answer(body, handler):
@@ -254,7 +258,7 @@ def test_a_logged_traceback_has_no_key(llm_user_path, monkeypatch):
     assert_clean(text.encode())
 
 
-def test_the_command_logs_by_that_formatter(llm_user_path):
+def test_the_command_uses_the_redacting_formatter(llm_user_path):
     probe = (
         "import logging; from llmproxy.cli import main; main.main(['log']);"
         f"logging.getLogger('any').warning('no {STORED}')"
@@ -267,7 +271,7 @@ def test_the_command_logs_by_that_formatter(llm_user_path):
 
 
 def test_a_500_has_no_text_of_the_exception(llm_user_path, monkeypatch, caplog):
-    """A bug of ours is told to the operator alone, and without keys even in the log."""
+    """The operator alone sees an internal error, and without keys."""
 
     def bug(*_):
         raise RuntimeError(f"what broke: {STORED}")
@@ -287,8 +291,8 @@ def test_a_500_has_no_text_of_the_exception(llm_user_path, monkeypatch, caplog):
     assert "what broke" in caplog.text
 
 
-def test_nothing_waits_in_the_spool_with_a_key(tmp_path, llm_user_path):
-    """A log that can't be opened: the exchange goes into a file beside it."""
+def test_the_spool_contains_no_key(tmp_path, llm_user_path):
+    """If the log can't be opened, exchanges are written to a file beside it."""
     (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
     database = tmp_path / "logs.db"
     database.mkdir()

@@ -14,11 +14,11 @@ from tests.cli.test_main import chat, serving
 
 @pytest.mark.slow
 def test_two_proxies_and_llm_write_one_fresh_log(llm_user_path):
-    """d6.13, d6.23: neither a race of migrations nor a lock loses a turn or fails a client."""
+    """d6.13, d6.23: neither concurrent migrations nor a lock lose a turn or fail a client."""
 
     def llm_command(i):
-        words = [sys.executable, "-m", "llm", "-m", "echo", f"from the command {i}"]
-        return subprocess.run(words, capture_output=True, text=True, timeout=30)
+        argv = [sys.executable, "-m", "llm", "-m", "echo", f"from the command {i}"]
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30)
 
     with serving("--quiet") as (_, one, _), serving("--quiet") as (_, two, _):
         with ThreadPoolExecutor(100) as pool:
@@ -30,7 +30,7 @@ def test_two_proxies_and_llm_write_one_fresh_log(llm_user_path):
             ]
             for answer in answers:
                 assert answer.result().read()
-        # What clients saw complete is there already; llm's own write goes between ours.
+        # Complete responses are already there; llm's own write comes between ours.
         assert count(llm_user_path, "demo") == 100
         assert llm_command(1).returncode == 0
         chat(one).read()

@@ -1,7 +1,7 @@
-"""Models that do what no model should: each harms its own answer, and nothing else.
+"""Misbehaving models: each may spoil its own response, and nothing else.
 
-Every one is asked on both wires, whole and streamed, in one server, which answers the
-next request as if nothing had been. The log has each exchange with its status.
+Each is used by both APIs, whole and streamed, on one server, which then serves the next
+request normally. The log has each exchange with its status.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ KINDS = {"sync": SyncScript, "async": AsyncScript}
 
 
 class Silent(Exception):
-    """Neither its text nor its form can be had."""
+    """An exception whose str and repr fail."""
 
     def __str__(self):
         raise RuntimeError("no text")
@@ -36,7 +36,7 @@ class NoText(Exception):
 
 
 class StrangeStatus(Exception):
-    """As an SDK's, but every attribute is rubbish."""
+    """An exception like an SDK's, but with invalid attributes."""
 
     status_code = float("nan")
     body = {"error": {"message": {"a": object()}, "code": 5}}
@@ -48,7 +48,7 @@ class StrangeStatus(Exception):
 
 
 def context_loop():
-    """An exception that is its own cause's cause."""
+    """Return an exception that is the cause of its own cause."""
     first, second = RuntimeError("first"), RuntimeError("second")
     first.__cause__, second.__cause__ = second, first
     return first
@@ -86,7 +86,7 @@ def too_deep(_response):
 
 ESCAPES = "a\x00b\x1b[0m\r\n\r\ndata: x\n\n\u2028"
 
-# name → steps, and what the answer is: its text, or None for an error
+# name → steps, and the text of the response, or None for an error
 STRANGE = {
     "None": ((None,), None),
     "int": ((5,), None),
@@ -117,7 +117,7 @@ def leave(**attributes):
 
 
 class Rude:
-    """Every question about it is answered by an exception."""
+    """An object whose attributes and comparisons raise."""
 
     def __getattr__(self, name):
         raise RuntimeError(name)
@@ -189,8 +189,8 @@ def all_models():
             yield script(named(kind, name), "so ", "far", step)
 
 
-class Asked:
-    """An answer as a client has it."""
+class ClientResponse:
+    """A response as a client gets it."""
 
     def __init__(self, status, data, is_whole):
         self.status = status
@@ -204,31 +204,31 @@ class Asked:
         return [json.loads(data) for data in datas if data != "[DONE]"]
 
 
-def ask(port, model, wire="openai", stream=False):
+def ask(port, model, api="openai", stream=False):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=50)
     body = {"model": model, "messages": QUESTION, "stream": stream, "max_tokens": 100}
     try:
-        connection.request("POST", PATHS[wire], json.dumps(body))
+        connection.request("POST", PATHS[api], json.dumps(body))
         response = connection.getresponse()
         try:
-            return Asked(response.status, response.read(), True)
+            return ClientResponse(response.status, response.read(), True)
         except http.client.IncompleteRead as cut:
-            return Asked(response.status, cut.partial, False)
+            return ClientResponse(response.status, cut.partial, False)
     finally:
         connection.close()
 
 
-def text_of(wire, asked, stream):
-    """The answer's text."""
-    assert asked.status == 200 and asked.is_whole, asked.data[-500:]
+def text_of(api, response, stream):
+    """Return the text of a response."""
+    assert response.status == 200 and response.is_whole, response.data[-500:]
     if not stream:
-        body = json.loads(asked.data)
-        if wire == "openai":
+        body = json.loads(response.data)
+        if api == "openai":
             return body["choices"][0]["message"]["content"] or ""
         return "".join(block["text"] for block in body["content"])
-    events = asked.events()
-    if wire == "openai":
-        assert asked.data.endswith(b"data: [DONE]\n\n")
+    events = response.events()
+    if api == "openai":
+        assert response.data.endswith(b"data: [DONE]\n\n")
         deltas = (event["choices"][0]["delta"] for event in events if event["choices"])
         return "".join(delta.get("content") or "" for delta in deltas)
     assert events[-1] == {"type": "message_stop"}
@@ -237,21 +237,21 @@ def text_of(wire, asked, stream):
     )
 
 
-def error_of(wire, asked, *, is_late):
-    """The error's words, in its wire's shape: as a status, or in the stream that had begun."""
+def error_of(api, response, *, is_late):
+    """Return the error's message in its API's format, from the body or the stream."""
     if is_late:
-        assert asked.status == 200
-        error = asked.events()[-1]
-        assert b"[DONE]" not in asked.data and b"message_stop" not in asked.data
+        assert response.status == 200
+        error = response.events()[-1]
+        assert b"[DONE]" not in response.data and b"message_stop" not in response.data
     else:
-        assert 400 <= asked.status < 600 and asked.is_whole
-        error = json.loads(asked.data)
-    if wire == "anthropic":
+        assert 400 <= response.status < 600 and response.is_whole
+        error = json.loads(response.data)
+    if api == "anthropic":
         assert error["type"] == "error"
     assert set(error["error"]) >= {"type", "message"}
     assert isinstance(error["error"]["message"], str)
     for inner in (b"Traceback", b"llmproxy/", b".py", b" object at 0x"):
-        assert inner not in asked.data
+        assert inner not in response.data
     return error["error"]["message"]
 
 
@@ -263,15 +263,15 @@ def proxy(tmp_path_factory):
 
 
 def last_rows(proxy, count):
-    """How the last exchanges ended, as the log has it."""
+    """Return how the last exchanges ended, from the log."""
     with sqlite3.connect(proxy.proxy.database) as db:
         sql = "select model_asked, status, http_status, error from proxy_exchanges"
         return db.execute(f"{sql} order by id desc limit ?", [count]).fetchall()[::-1]
 
 
 def ask_all_ways(proxy, model):
-    """Ask on each wire, whole and streamed, and a good model at last; give the answers."""
-    ways = [(wire, stream) for wire in PATHS for stream in (False, True)]
+    """Send requests to a model by each API, whole and streamed, then one to a good model."""
+    ways = [(api, stream) for api in PATHS for stream in (False, True)]
     answers = {way: ask(proxy.port, model, *way) for way in ways}
     well = model.partition(":")[0] + ":well"
     assert text_of("openai", ask(proxy.port, well), False) == "well"
@@ -284,36 +284,36 @@ def ask_all_ways(proxy, model):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", RAISED)
 @pytest.mark.parametrize("when", ["at once", "later"])
-def test_whatever_is_raised_is_a_clean_error(proxy, kind, name, when):
+def test_any_exception_is_a_clean_error(proxy, kind, name, when):
     answers, logged = ask_all_ways(proxy, named(kind, f"{name} {when}"))
-    for (wire, stream), answer in answers.items():
-        words = error_of(wire, answer, is_late=stream and when == "later")
-        assert words and len(words) < 100_000
+    for (api, stream), answer in answers.items():
+        message = error_of(api, answer, is_late=stream and when == "later")
+        assert message and len(message) < 100_000
     assert [row[1] for row in logged] == ["error"] * 4
     assert all(row[3] for row in logged)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", STRANGE)
-def test_whatever_is_yielded_is_text_or_a_clean_error(proxy, kind, name):
+def test_any_yielded_value_is_text_or_a_clean_error(proxy, kind, name):
     answers, logged = ask_all_ways(proxy, named(kind, name))
     expected = STRANGE[name][1]
-    for (wire, stream), answer in answers.items():
+    for (api, stream), answer in answers.items():
         if expected is None:
-            error_of(wire, answer, is_late=stream and isinstance(STRANGE[name][0][0], str))
+            error_of(api, answer, is_late=stream and isinstance(STRANGE[name][0][0], str))
         else:
-            assert text_of(wire, answer, stream) == expected
+            assert text_of(api, answer, stream) == expected
     assert [row[1] for row in logged] == ["error" if expected is None else "ok"] * 4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", LEFT)
-def test_rubbish_that_is_left_costs_its_own_answer_at_most(proxy, kind, name):
-    """What can't be read is an error, what can is an answer; each is logged as the client saw."""
+def test_invalid_data_left_by_a_plugin_spoils_its_own_response_at_most(proxy, kind, name):
+    """Unreadable data is an error, other data a response; each is logged as the client got it."""
     answers, logged = ask_all_ways(proxy, named(kind, name))
-    for ((wire, stream), answer), row in zip(answers.items(), logged, strict=True):
+    for ((api, stream), answer), row in zip(answers.items(), logged, strict=True):
         if row[1] == "ok":
-            assert text_of(wire, answer, stream) == "so far"
+            assert text_of(api, answer, stream) == "so far"
         else:
             assert row[1] == "error"
-            error_of(wire, answer, is_late=stream)
+            error_of(api, answer, is_late=stream)

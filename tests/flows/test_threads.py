@@ -1,4 +1,4 @@
-"""Which conversation a request goes on with, as real clients send theirs, and what it costs."""
+"""Matching of requests to conversations, with the habits of real clients, and its cost."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def system(content):
 
 
 def ask_chat(proxy, *messages, model="m"):
-    """Ask by OpenAI's wire, and give the answer as a client keeps it."""
+    """Send a request by OpenAI's API; return the reply as a client keeps it."""
     body = {"model": model, "messages": messages, "tools": TOOLS}
     status, _, answer = request(proxy, "POST", "/v1/chat/completions", body)
     assert status == 200, answer
@@ -51,7 +51,7 @@ def ask_chat(proxy, *messages, model="m"):
 
 
 def messages(proxy, *messages, **fields):
-    """Ask by Anthropic's wire, and give the answer as a client keeps it."""
+    """Send a request by Anthropic's API; return the reply as a client keeps it."""
     tools = [{"name": "read", "input_schema": {"type": "object"}}]
     body = {"model": "m", "max_tokens": 100, "messages": messages, "tools": tools} | fields
     status, _, answer = request(proxy, "POST", "/v1/messages?beta=true", body)
@@ -67,20 +67,20 @@ def results(message):
 
 
 def talker():
-    """Says something else each time, long enough to be known again."""
+    """Return a model with a new reply each time, long enough to be matched."""
 
-    def say(_prompt):
+    def respond(_prompt):
         return says(f"Answer {len(model.prompts)}: that is all there is to it, I think.")
 
-    model = Speaker("m", say)
+    model = Speaker("m", respond)
     return model
 
 
-def drawn(llm_user_path):
-    """The exchanges in their order: each one's thread, what it goes on from, and by what link.
+def describe_exchanges(llm_user_path):
+    """Return the exchanges in order: each one's thread, its previous exchange and its link.
 
-    Threads are letters, exchanges numbers: "B<A 0 reply" is in the thread B, which was
-    forked from A, and goes on from the reply of the first exchange.
+    Threads are letters, exchanges numbers: "B<A 0 reply" is in the thread B, which was forked
+    from A, and continues the reply of the first exchange.
     """
     forked = dict(rows(llm_user_path, "select id, forked_from from threads"))
     letters: dict[str, str] = {}
@@ -99,11 +99,11 @@ def drawn(llm_user_path):
     return found
 
 
-def run_llm(*words):
-    """Run the `llm` command as a person would; the fewer plugins the sooner."""
+def run_llm(*arguments):
+    """Run the `llm` command as a user would; with few plugins, since that is faster."""
     environment = os.environ | {"LLM_LOAD_PLUGINS": "llm-proxy-recorder"}
     done = subprocess.run(
-        [sys.executable, "-m", "llm", *words],
+        [sys.executable, "-m", "llm", *arguments],
         capture_output=True,
         text=True,
         timeout=30,
@@ -117,7 +117,7 @@ def run_llm(*words):
 
 
 class Aider:
-    """aider 0.86: where it puts what, and what it does to a turn that has edited (d6.32)."""
+    """A client like aider 0.86: its order of messages, and its history after edits (d6.32)."""
 
     SYSTEM = "Act as an expert software developer.\nTake requests for changes to the code."
     EXAMPLES = (
@@ -139,12 +139,12 @@ class Aider:
         self.current = []
         self.version = 0
 
-    def ask(self, words):
-        self.current.append(user(words))
+    def ask(self, text):
+        self.current.append(user(text))
         self.current.append(ask_chat(self.proxy, *self._chunks(), model="demo"))
 
     def edit(self):
-        """Take the edits of the last reply: commit them, and begin anew behind them."""
+        """Apply and commit the edits of the last reply, then start a new chat after them."""
         self.version += 1
         said = "".join(f"\n{m['role'].upper()}: {m['content']}\n" for m in self.current)
         diffs = f"# Diffs:\n--- a/app.py\n+++ b/app.py\n+version = {self.version}\n"
@@ -166,9 +166,9 @@ class Aider:
             user(f"Here are summaries of some files.\n\nutil.py: {self.version} functions"),
             assistant("Ok, I won't try and edit those files without asking first."),
         )
-        asked = list(self.current)
+        current = list(self.current)
         if self.reminder == "user":
-            asked[-1] = user(f"{asked[-1]['content']}\n\n{self.REMINDER}")
+            current[-1] = user(f"{current[-1]['content']}\n\n{self.REMINDER}")
         return [
             system(self.SYSTEM),
             *self.EXAMPLES,
@@ -176,15 +176,15 @@ class Aider:
             *repo_map,
             *self.done,
             *chat_files,
-            *asked,
+            *current,
             *([system(self.REMINDER)] if self.reminder == "sys" else []),
         ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reminder", ["sys", "user"])
-def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder, llm_user_path):
-    """d6.32, and what `--cid` is for (d6.24)."""
+def test_twenty_requests_of_aider_are_one_thread_that_llm_can_continue(reminder, llm_user_path):
+    """d6.32; d6.24: the use of `--cid`."""
     expected = []
     with running() as proxy:
         aider = Aider(proxy, reminder)
@@ -197,13 +197,13 @@ def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder,
                 aider.edit()
                 thread = chr(ord("B") + i // 2)
                 expected.append(f"{thread}<A {len(expected) - 1} quote")
-        assert drawn(llm_user_path) == expected
+        assert describe_exchanges(llm_user_path) == expected
         [(thread,)] = rows(llm_user_path, "select thread_id from proxy_exchanges where number = 1")
         everything = json.loads(run_llm("logs", "list", "-n", "0", "--json"))
         assert len(everything) == 30
         shown = [row for row in everything if row["conversation_id"] == thread]
         assert len(shown) == 20
-        # llm shows no prompt where a system message has the last word.
+        # llm shows no prompt if the last message is a system message.
         if reminder == "user":
             said = sorted(row["prompt"].partition("number ")[2].split(".")[0] for row in shown)
             assert said == sorted(map(str, range(20)))
@@ -223,12 +223,12 @@ def test_twenty_requests_of_aider_are_one_thread_that_llm_goes_on_with(reminder,
             assert log.load_chain(turns[-1][0])[:-1] == log.load_chain(tip)
         assert rows(llm_user_path, tip_sql) == [(turns[-1][1],)]
 
-        # aider knows nothing of that turn: its own way parts from llm's here.
+        # aider doesn't know that turn, so its conversation forks here.
         aider.ask("And what comes next?")
-        assert drawn(llm_user_path)[-1] == f"L<A{before}"
+        assert describe_exchanges(llm_user_path)[-1] == f"L<A{before}"
 
 
-# ---- what a long session costs
+# ---- the size of a long session
 
 TURNS = 30
 SYSTEM = "You are an agent that works on a code base. " * 455  # 20 kB
@@ -237,9 +237,9 @@ STABLE_ROWS = 2 + TURNS + (TURNS - 1)  # system, task, replies, and results of a
 
 
 def working_agent():
-    """Calls a tool in each turn but the last, thinking before."""
+    """Return a model that thinks and calls a tool in each turn but the last."""
 
-    def say(prompt):
+    def respond(prompt):
         turn = sum(message.role == "assistant" for message in prompt.messages)
         thought = list(thinks(f"In turn {turn} I look at the next file."))
         if turn == TURNS - 1:
@@ -252,7 +252,7 @@ def working_agent():
             *calls(f"call_{turn}f", arguments, name="read"),
         ]
 
-    return Speaker("m", say)
+    return Speaker("m", respond)
 
 
 def file_of(turn):
@@ -260,7 +260,7 @@ def file_of(turn):
 
 
 def openai_session(proxy, system_of, dressed):
-    """An agent on OpenAI's wire, which drops thinking; gives after each turn its number."""
+    """Run an agent on OpenAI's API, which drops thinking; yield each turn's number."""
     history = [user(TASK)]
     for turn in range(TURNS):
         reply = ask_chat(proxy, system(system_of(turn)), *dressed(history))
@@ -272,7 +272,7 @@ def openai_session(proxy, system_of, dressed):
 
 
 def anthropic_session(proxy, system_of, dressed):
-    """An agent on Anthropic's wire, which sends back all that it was given."""
+    """Run an agent on Anthropic's API, which sends back everything it got."""
     history = [user(TASK)]
     for turn in range(TURNS):
         text = system_of(turn)
@@ -290,7 +290,7 @@ def anthropic_session(proxy, system_of, dressed):
 
 
 def marked(history):
-    """Mark the end of the last message for the cache, and only that, as clients do (d6.2)."""
+    """Add a cache marker to the last message, and no other, as clients do (d6.2)."""
     mark = {"cache_control": {"type": "ephemeral"}}
     *before, last = history
     content = last["content"]
@@ -340,7 +340,7 @@ SESSIONS = {
 
 @pytest.mark.parametrize(("session", "system_of", "dressed"), SESSIONS.values(), ids=SESSIONS)
 def test_long_session_stores_each_message_once(session, system_of, dressed, llm_user_path):
-    """B32, d6.2, d6.3: neither dropped thinking nor marks nor the billing line stores it anew."""
+    """B32, d6.2, d6.3: dropped thinking, cache markers and billing lines make no copies."""
     sizes = []
     with running(working_agent()) as proxy:
         for _ in session(proxy, system_of, dressed):
@@ -350,7 +350,7 @@ def test_long_session_stores_each_message_once(session, system_of, dressed, llm_
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [
         (TURNS, 1)
     ]
-    # Anthropic's wire carries all of it; there is nothing to give back.
+    # Anthropic's API carries all of it; there is nothing to recall.
     given = [(turn if session is openai_session else 0,) for turn in range(TURNS)]
     assert rows(llm_user_path, "select recalled from proxy_exchanges order by number") == given
     middle = TURNS // 2
@@ -360,11 +360,11 @@ def test_long_session_stores_each_message_once(session, system_of, dressed, llm_
 
 
 @pytest.mark.parametrize("session", [openai_session, anthropic_session])
-def test_system_prompt_that_changes_is_one_thread_all_the_same(session, llm_user_path):
+def test_changing_system_prompt_stays_in_one_thread(session, llm_user_path):
     with running(working_agent()) as proxy:
         for _ in session(proxy, changing, unmarked):
             pass
-    # Each request's whole chain is another one then: the system prompt is where it begins.
+    # Each request's messages are stored again then, since the system prompt comes first.
     chains = sum(2 + 2 * turn + 1 for turn in range(TURNS))
     assert rows(llm_user_path, "select count(*) from messages") == [(chains,)]
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
@@ -376,7 +376,7 @@ def test_system_prompt_that_changes_is_one_thread_all_the_same(session, llm_user
 
 
 def conversation(proxy, count, ask=ask_chat):
-    """Hold a conversation of so many questions, and give it."""
+    """Have a conversation of `count` questions; return its messages."""
     history = []
     for i in range(count):
         history.append(user(f"This is the question number {i}."))
@@ -384,14 +384,20 @@ def conversation(proxy, count, ask=ask_chat):
     return history
 
 
-def test_edited_turn_forks_and_both_branches_go_on(llm_user_path):
+def test_edited_turn_forks_and_both_branches_can_be_continued(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 2)
         edited = [*history[:2], user("Rather another question.")]
         edited.append(ask_chat(proxy, *edited))
         ask_chat(proxy, *edited, user("And so on."))
         ask_chat(proxy, *history, user("And so on."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "B<A 0 reply", "B 2 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "A 0 reply",
+        "B<A 0 reply",
+        "B 2 reply",
+        "A 1 reply",
+    ]
 
 
 def test_retried_turn_forks(llm_user_path):
@@ -399,16 +405,22 @@ def test_retried_turn_forks(llm_user_path):
         history = conversation(proxy, 3)
         again = ask_chat(proxy, *history[:-1])
         ask_chat(proxy, *history[:-1], again, user("Better."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "B<A 1 reply", "B 3 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "A 0 reply",
+        "A 1 reply",
+        "B<A 1 reply",
+        "B 3 reply",
+    ]
 
 
-def test_retried_or_edited_beginning_is_a_conversation_of_its_own(llm_user_path):
-    """Nothing in it says that they belong together."""
+def test_retried_or_edited_first_message_is_a_new_conversation(llm_user_path):
+    """Nothing shows that they belong together."""
     with running(talker()) as proxy:
         conversation(proxy, 2)
         conversation(proxy, 1)
         ask_chat(proxy, user("Rather another question."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "B", "C"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "B", "C"]
 
 
 def test_unknown_replies_begin_a_thread(llm_user_path):
@@ -417,48 +429,48 @@ def test_unknown_replies_begin_a_thread(llm_user_path):
         ask_chat(
             proxy, user("hi"), assistant("This is what no model has said here."), user("Really?")
         )
-    assert drawn(llm_user_path) == ["A", "B"]
+    assert describe_exchanges(llm_user_path) == ["A", "B"]
 
 
-def test_system_messages_take_no_part(llm_user_path):
+def test_system_messages_are_ignored(llm_user_path):
     with running(talker()) as proxy:
         history = [user("A question.")]
         history.append(ask_chat(proxy, system("Be brief."), *history))
         history.append(user("Another one."))
         history.append(ask_chat(proxy, system("Be long."), *history, system("Mind the gap.")))
         ask_chat(proxy, *history[:2], system("By the way"), *history[2:], user("A third one."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
-def test_another_model_goes_on_in_the_same_thread(llm_user_path):
+def test_another_model_continues_the_same_thread(llm_user_path):
     with running(talker(), Speaker("n", lambda _: says("This is what n has to say."))) as proxy:
         history = [*conversation(proxy, 1), user("And you, n?")]
         history += [ask_chat(proxy, *history, model="n"), user("And you, m?")]
         ask_chat(proxy, *history)
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
-def test_words_that_are_said_everywhere_are_told_apart_by_the_question(llm_user_path):
+def test_common_replies_are_distinguished_by_the_question(llm_user_path):
     refusal = "I'm sorry, but I can't help with that."
     with running(Speaker("m", lambda _: says(refusal))) as proxy:
         for thing in ("a lock", "a safe"):
             ask_chat(proxy, user(f"How do I pick {thing}?"))
         for thing in ("a lock", "a safe", "a door"):
             ask_chat(proxy, user(f"How do I pick {thing}?"), assistant(refusal), user("Please!"))
-    assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply", "C"]
+    assert describe_exchanges(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply", "C"]
 
 
-def test_thread_goes_on_after_a_restart(llm_user_path):
+def test_thread_continues_after_a_restart(llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 2)
     with running(talker()) as proxy:
         ask_chat(proxy, *history, user("And so on."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply"]
 
 
-def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
-    """Edited arguments, and parallel calls that a framework has put one after the other."""
-    say = in_turn(
+def test_calls_are_matched_by_their_ids_in_any_form(llm_user_path):
+    """Edited arguments, and parallel calls that a framework sends one after the other."""
+    respond = in_turn(
         [
             *calls("a1b", '{"path": "a"}', name="read"),
             *calls("a2b", '{"path": "b"}', 3, name="read"),
@@ -467,7 +479,7 @@ def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
         calls("a3b", '{"path": "c"}', name="read"),
         says("There is nothing in that either."),
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("Look into the files.")]
         both = ask_chat(proxy, *history)
         for call, result in zip(both["tool_calls"], results(both), strict=True):
@@ -476,25 +488,25 @@ def test_calls_are_known_by_their_ids_however_they_are_written(llm_user_path):
         third = ask_chat(proxy, *history)
         third["tool_calls"][0]["function"]["arguments"] = '{"path": "d"}'
         ask_chat(proxy, *history, third, *results(third))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply"]
 
 
-def test_ids_that_are_counted_anew_in_each_conversation_keep_them_apart(llm_user_path):
-    """Local servers call every first call call_0."""
+def test_call_ids_that_restart_in_each_conversation_are_distinguished(llm_user_path):
+    """Local servers name every first call call_0."""
 
-    def say(prompt):
-        words = prompt.messages[-1].parts[-1]
-        if isinstance(words, TextPart):
-            return [*thinks(words.text), *calls("call_0", '{"path": "a"}', name="read")]
+    def respond(prompt):
+        part = prompt.messages[-1].parts[-1]
+        if isinstance(part, TextPart):
+            return [*thinks(part.text), *calls("call_0", '{"path": "a"}', name="read")]
         return says(f"Answer {len(model.prompts)}: there is nothing in it.")
 
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         histories = [[user(f"What does {name} read?")] for name in ("Ann", "Bob")]
         for history in histories:
             history.append(ask_chat(proxy, *history))
         for history in histories:
             ask_chat(proxy, *history, *results(history[-1]))
-    assert drawn(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "B", "A 0 reply", "B 1 reply"]
     for prompt in model.prompts[2:]:
         question, reply, _ = prompt.messages
         assert [part.text for part in reply.parts if isinstance(part, ReasoningPart)] == [
@@ -503,7 +515,7 @@ def test_ids_that_are_counted_anew_in_each_conversation_keep_them_apart(llm_user
 
 
 def test_tool_results_that_a_client_clears_change_no_thread(llm_user_path):
-    """Claude Code and others do so where the context grows long."""
+    """Claude Code and others do so when the context grows long."""
     with running(working_agent()) as proxy:
         history = [user(TASK)]
         for turn in range(6):
@@ -511,7 +523,7 @@ def test_tool_results_that_a_client_clears_change_no_thread(llm_user_path):
             history += [result | {"content": file_of(turn)} for result in results(reply)]
             if turn >= 2:
                 history[2 * turn - 2] |= {"content": "[Old tool result content cleared]"}
-    assert drawn(llm_user_path) == ["A", *(f"A {turn} reply" for turn in range(5))]
+    assert describe_exchanges(llm_user_path) == ["A", *(f"A {turn} reply" for turn in range(5))]
     given = rows(llm_user_path, "select recalled from proxy_exchanges order by number")
     assert given == [(turn,) for turn in range(6)]
 
@@ -539,17 +551,17 @@ def subagent_asks(prompt):
     return user([{"type": "text", "text": reminder}, {"type": "text", "text": prompt}])
 
 
-def test_subagents_are_threads_forked_from_who_called_them(llm_user_path):
-    """Claude Code's Task: a conversation of its own that begins with the call's words."""
+def test_subagents_are_threads_forked_from_their_caller(llm_user_path):
+    """Claude Code's Task: a separate conversation that begins with the call's prompt."""
     other = PROMPT.replace("parser", "lexer")
-    say = in_turn(
+    respond = in_turn(
         calling_tasks(PROMPT, other),
         calls("toolu_r", '{"path": "tests"}', name="read"),
         says("The lexer has no tests that I could find."),
         says("The parser has tests in tests/test_parser.py."),
         says("So there are tests of the parser alone."),
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("Which tests are there?")]
         history.append(messages(proxy, *history, system="You are Claude Code."))
         parser = [subagent_asks(PROMPT)]
@@ -559,36 +571,42 @@ def test_subagents_are_threads_forked_from_who_called_them(llm_user_path):
         report = messages(proxy, *parser, user([found]))
         said = [message["content"][0]["text"] for message in (report, lexer)]
         messages(proxy, *history, task_results(*said), system="You are Claude Code.")
-    assert drawn(llm_user_path) == ["A", "B<A 0 call", "C<A 0 call", "B 1 reply", "A 0 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "B<A 0 call",
+        "C<A 0 call",
+        "B 1 reply",
+        "A 0 reply",
+    ]
 
 
-def test_subagent_of_a_subagent_is_forked_from_that(llm_user_path):
+def test_subagent_of_a_subagent_is_forked_from_the_latter(llm_user_path):
     deeper = PROMPT.replace("parser", "lexer")
-    say = in_turn(
+    respond = in_turn(
         calling_tasks(PROMPT), calling_tasks(deeper), says("There are no tests of the lexer.")
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         messages(proxy, user("Which tests are there?"))
         messages(proxy, subagent_asks(PROMPT))
         messages(proxy, subagent_asks(deeper))
-    assert drawn(llm_user_path) == ["A", "B<A 0 call", "C<B 1 call"]
+    assert describe_exchanges(llm_user_path) == ["A", "B<A 0 call", "C<B 1 call"]
 
 
 @pytest.mark.parametrize(
-    ("called", "asked"),
+    ("called", "prompt"),
     [
         ("Look at the tests.", "Look at the tests."),
         (PROMPT, PROMPT.replace("report", "print")),
         (PROMPT, PROMPT[:-1]),
     ],
-    ids=["too short", "other words", "not all of it"],
+    ids=["too short", "other text", "not all of it"],
 )
-def test_what_is_no_quote_of_a_call_begins_a_thread(called, asked, llm_user_path):
-    say = in_turn(calling_tasks(called), says("There is nothing."))
-    with running(Speaker("m", say)) as proxy:
+def test_a_request_that_does_not_quote_a_call_starts_a_thread(called, prompt, llm_user_path):
+    respond = in_turn(calling_tasks(called), says("There is nothing."))
+    with running(Speaker("m", respond)) as proxy:
         messages(proxy, user("Which tests are there?"))
-        messages(proxy, subagent_asks(asked))
-    assert drawn(llm_user_path) == ["A", "B"]
+        messages(proxy, subagent_asks(prompt))
+    assert describe_exchanges(llm_user_path) == ["A", "B"]
 
 
 LONG_REPLY = "I have changed the parser so that it reads numbers with underscores. " * 4
@@ -612,26 +630,26 @@ def test_title_that_quotes_a_whole_reply_is_forked_from_it(
     with running(Speaker("m", in_turn(says(reply), says("Numbers with underscores")))) as proxy:
         ask(proxy, user("Let it read numbers with underscores."))
         ask(proxy, user(title.format(quoted)))
-    assert drawn(llm_user_path) == ["A", expected]
+    assert describe_exchanges(llm_user_path) == ["A", expected]
 
 
 def test_compacting_like_claude_code_forks_from_the_summary(llm_user_path):
     summary = "1. Primary Request: read numbers with underscores.\n2. Files: parser.py\n" * 4
-    say = in_turn(
+    respond = in_turn(
         says("What you want is in parser.py."),
         says(f"<analysis>\nLet me think.\n</analysis>\n\n<summary>\n{summary}</summary>"),
         says("I go on with parser.py then."),
         says("There is nothing left to do."),
     )
     head = "This session is being continued from a previous conversation that ran out of context."
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("Let it read numbers with underscores.")]
         history.append(messages(proxy, *history))
         messages(proxy, *history, user("Your task is to create a detailed summary."))
         compacted = [user(f"{head} The summary:\n{summary.strip()}\n\nPlease go on.")]
         compacted.append(messages(proxy, *compacted))
         messages(proxy, *compacted, user("Go on."))
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "B<A 1 quote", "B 2 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "B<A 1 quote", "B 2 reply"]
 
 
 COMPACTED = {
@@ -650,25 +668,25 @@ COMPACTED = {
 
 
 @pytest.mark.parametrize("compacted", COMPACTED.values(), ids=COMPACTED)
-def test_summary_in_place_of_older_replies_forks_once(compacted, llm_user_path):
+def test_summary_instead_of_older_replies_forks_once(compacted, llm_user_path):
     with running(talker()) as proxy:
         history = conversation(proxy, 4)
         history = [*compacted(history[4:]), user("What now?")]
         history.append(ask_chat(proxy, *history))
         ask_chat(proxy, *history, user("And then?"))
-    assert drawn(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
+    assert describe_exchanges(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
 
 
 @pytest.mark.parametrize("said_by", [user, assistant])
-def test_summary_behind_the_first_question_forks_too(said_by, llm_user_path):
-    """OpenHands keeps the beginning, and puts its summary after that."""
+def test_summary_after_the_first_question_forks_too(said_by, llm_user_path):
+    """OpenHands keeps the beginning, with its summary after it."""
     with running(talker()) as proxy:
         history = conversation(proxy, 4)
         summary = said_by("<CONTEXT SUMMARY> We spoke of many things before: ...")
         history = [history[0], summary, *history[4:], user("What now?")]
         history.append(ask_chat(proxy, *history))
         ask_chat(proxy, *history, user("And then?"))
-    assert drawn(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
+    assert describe_exchanges(llm_user_path)[4:] == ["B<A 3 compacted", "B 4 reply"]
 
 
 @pytest.mark.parametrize("left_out", [1, 2, 4, 5, 6])
@@ -678,7 +696,7 @@ def test_sliding_window_stays_in_its_thread(left_out, llm_user_path):
         history.append(user("What now?"))
         history.append(ask_chat(proxy, *history[left_out:]))
         ask_chat(proxy, *history[left_out + 2 :], user("And then?"))
-    assert drawn(llm_user_path)[4:] == ["A 3 reply", "A 4 reply"]
+    assert describe_exchanges(llm_user_path)[4:] == ["A 3 reply", "A 4 reply"]
 
 
 def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path):
@@ -687,12 +705,12 @@ def test_window_that_keeps_the_first_question_stays_in_its_thread(llm_user_path)
         history = conversation(proxy, 5)
         ask_chat(proxy, *history[:2], *history[6:], user("What now?"))
         ask_chat(proxy, history[0], *history[7:], user("What then?"))
-    assert drawn(llm_user_path)[5:] == ["A 4 reply", "B<A 4 reply"]
+    assert describe_exchanges(llm_user_path)[5:] == ["A 4 reply", "B<A 4 reply"]
 
 
-def test_conversation_goes_on_over_another_dialect(llm_user_path):
-    """Replies are known again by what every wire carries of them."""
-    say = in_turn(
+def test_conversation_continues_in_another_dialect(llm_user_path):
+    """Fingerprints use only the parts of replies that every API carries."""
+    respond = in_turn(
         [*thinks("hm"), *says("I read it.\n"), *calls("call_1", '{"n": 1.0}', name="read")],
         [*thinks("so"), *says("It says nothing of numbers.")],
         [*thinks("ah"), *calls("toolu_2", '{"n": 2}', name="read")],
@@ -700,7 +718,7 @@ def test_conversation_goes_on_over_another_dialect(llm_user_path):
         says("You are welcome."),
     )
     call = {"type": "tool_use", "id": "call_1", "name": "read", "input": {"n": 1}}
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [user("What does the file say?")]
         history.append(ask_chat(proxy, *history))
         history += results(history[-1])
@@ -731,23 +749,29 @@ def test_conversation_goes_on_over_another_dialect(llm_user_path):
             user("Thanks."),
         ]
         ask_chat(proxy, *history)
-    assert drawn(llm_user_path) == ["A", "A 0 reply", "A 1 reply", "A 2 reply", "A 3 reply"]
+    assert describe_exchanges(llm_user_path) == [
+        "A",
+        "A 0 reply",
+        "A 1 reply",
+        "A 2 reply",
+        "A 3 reply",
+    ]
 
 
-# ---- conversations that begin alike
+# ---- conversations with the same beginning
 
 
 @pytest.mark.parametrize(
     ("greeting", "count"), [("Hello! How can I help you today?", 50), ("ok", 15)]
 )
-def test_conversations_that_begin_alike_stay_apart(greeting, count, llm_user_path):
-    def say(prompt):
+def test_conversations_with_the_same_beginning_stay_apart(greeting, count, llm_user_path):
+    def respond(prompt):
         if len(prompt.messages) == 2:
             return says(greeting)
         return says(f"Answer {len(model.prompts)}: there is nothing more to say about it.")
 
     begins = [system("Be kind."), user("hi")]
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         with ThreadPoolExecutor(8) as pool:
             replies = list(pool.map(lambda _: ask_chat(proxy, *begins), range(count)))
         assert threads_by_turns(llm_user_path) == {1: count}
@@ -767,7 +791,7 @@ def test_conversations_that_begin_alike_stay_apart(greeting, count, llm_user_pat
 
 
 def threads_by_turns(llm_user_path):
-    """How many threads there are of each number of turns."""
+    """Count the threads by their number of turns."""
     return dict(
         rows(
             llm_user_path,
@@ -779,31 +803,31 @@ def threads_by_turns(llm_user_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_ten_thousand_conversations_that_begin_alike_stay_apart(llm_user_path):
-    """By the recorder's rooms alone: over HTTP it would take ten times as long."""
+def test_ten_thousand_conversations_with_the_same_beginning_stay_apart(llm_user_path):
+    """Without HTTP, which would take ten times as long."""
     count, continued = 10_000, 2_000
     path = llm_user_path / "logs.db"
     begins = [llm.system("Be kind."), llm.user("hi")]
     greeting = llm.assistant("Hello! How can I help you today?")
-    store, memory = Store(path), Matcher(path)
+    store, matcher = Store(path), Matcher(path)
     for start in range(0, count, 50):
         began = [exchange(start + i, begins, greeting) for i in range(50)]
         while began:
             del began[: store.write(began)]
     for i in range(continued):
-        asked = [*begins, greeting, llm.user(f"Question {i}")]
-        known = memory.match(asked, "m", "tests")
+        history = [*begins, greeting, llm.user(f"Question {i}")]
+        known = matcher.match(history, "m", "tests")
         assert known.link == "reply"
         reply = llm.assistant(f"Answer {i}: there is nothing more to say about it.")
         goes_on = {"previous_id": known.previous_id, "link": known.link}
         store.write([exchange(count + i, known.messages, reply, **goes_on)])
-    memory.close()
+    matcher.close()
     store.close()
     assert threads_by_turns(llm_user_path) == {1: count - continued, 2: continued}
 
 
 def exchange(number, messages, reply, **fields):
-    """An exchange that has ended, as the app would write it."""
+    """Return an ended exchange, as the app would write it."""
     received = datetime(2026, 11, 21, tzinfo=UTC)
     facts = {
         "dialect": "openai_chat",
@@ -826,19 +850,19 @@ def exchange(number, messages, reply, **fields):
     )
 
 
-def test_trivial_reply_counts_only_where_all_before_it_is_the_same(llm_user_path):
+def test_trivial_reply_matches_only_with_the_same_history(llm_user_path):
     with running(Speaker("m", lambda _: says("ok"))) as proxy:
         ask_chat(proxy, user("Remember the number seven."))
         ask_chat(proxy, user("Remember the number eight."))
         ask_chat(proxy, user("Remember the number nine."), assistant("ok"), user("And?"))
         ask_chat(proxy, user("Remember the number seven."), assistant("ok"), user("And?"))
-    assert drawn(llm_user_path) == ["A", "B", "C", "A 0 reply"]
+    assert describe_exchanges(llm_user_path) == ["A", "B", "C", "A 0 reply"]
 
 
-# ---- at the same moment, and cut short
+# ---- parallel and cancelled requests
 
 
-def test_of_two_that_go_on_at_the_same_moment_one_forks(llm_user_path):
+def test_of_two_parallel_continuations_one_forks(llm_user_path):
     waiting = []
 
     async def both(_response):
@@ -849,21 +873,21 @@ def test_of_two_that_go_on_at_the_same_moment_one_forks(llm_user_path):
                 event.set()
         await arrived.wait()
 
-    def say(prompt):
+    def respond(prompt):
         if len(prompt.messages) == 1:
             return says("This is where they part.")
         return [both, *says(f"Answer {len(model.prompts)}, which is an answer of its own.")]
 
-    with running(model := Speaker("m", say)) as proxy:
+    with running(model := Speaker("m", respond)) as proxy:
         history = conversation(proxy, 1)
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda i: ask_chat(proxy, *history, user(f"Branch {i}")), range(2)))
-    first, *branches = drawn(llm_user_path)
+    first, *branches = describe_exchanges(llm_user_path)
     assert (first, sorted(branches)) == ("A", ["A 0 reply", "B<A 0 reply"])
 
 
-def hang_up_in(proxy, began, *messages):
-    """Ask for a stream and go away when the model waits; return when that is known."""
+def disconnect_in(proxy, began, *messages):
+    """Request a stream and disconnect while the model waits; return when that is logged."""
     count = len(proxy.reports)
     connection = HTTPConnection("127.0.0.1", proxy.port, timeout=10)
     body = {"model": "m", "messages": messages, "stream": True}
@@ -873,8 +897,8 @@ def hang_up_in(proxy, began, *messages):
     proxy.wait_for_report(count + 1)
 
 
-@pytest.mark.parametrize("keeps_the_rest", [False, True], ids=["asked anew", "went on"])
-def test_answer_that_was_hung_up_on_leaves_the_tip_where_it_was(keeps_the_rest, llm_user_path):
+@pytest.mark.parametrize("keeps_the_rest", [False, True], ids=["retried", "continued"])
+def test_cancelled_response_does_not_move_the_tip(keeps_the_rest, llm_user_path):
     began = threading.Event()
 
     async def wait(_response):
@@ -882,18 +906,18 @@ def test_answer_that_was_hung_up_on_leaves_the_tip_where_it_was(keeps_the_rest, 
         await asyncio.Event().wait()
 
     partial = "As far as I came, there is"
-    say = in_turn(
+    respond = in_turn(
         says("The first answer to it all."),
         [*says(partial), wait],
         says("The second answer to it all."),
         says("The third answer to it all."),
     )
     tip = "select tip_message_hash from threads"
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = conversation(proxy, 1)
         before = rows(llm_user_path, tip)
         history.append(user("What else is there?"))
-        hang_up_in(proxy, began, *history)
+        disconnect_in(proxy, began, *history)
         if keeps_the_rest:
             history += [assistant(partial), user("Go on.")]
         reply = ask_chat(proxy, *history)
@@ -904,22 +928,22 @@ def test_answer_that_was_hung_up_on_leaves_the_tip_where_it_was(keeps_the_rest, 
     assert rows(llm_user_path, "select count(*) from threads") == [(1,)]
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [(4, 1)]
     if not keeps_the_rest:
-        assert drawn(llm_user_path) == ["A", "A 0 reply", "A 0 reply", "A 2 reply"]
+        assert describe_exchanges(llm_user_path) == ["A", "A 0 reply", "A 0 reply", "A 2 reply"]
 
 
-def test_failed_answer_leaves_the_tip_where_it_was(llm_user_path):
+def test_failed_response_does_not_move_the_tip(llm_user_path):
     def fail(_response):
         raise RuntimeError("the GPU is gone")
 
-    say = in_turn(
+    respond = in_turn(
         says("The first answer to it all."),
         [*says("As far as I came, there is"), fail],
         says("The second answer to it all."),
     )
-    with running(Speaker("m", say)) as proxy:
+    with running(Speaker("m", respond)) as proxy:
         history = [*conversation(proxy, 1), user("What else is there?")]
         body = {"model": "m", "messages": history}
         assert request(proxy, "POST", "/v1/chat/completions", body)[0] == 502
         ask_chat(proxy, *history)
     assert rows(llm_user_path, "select count(*), count(distinct thread_id) from turns") == [(3, 1)]
-    assert drawn(llm_user_path)[-1] == "A 0 reply"
+    assert describe_exchanges(llm_user_path)[-1] == "A 0 reply"

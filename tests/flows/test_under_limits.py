@@ -1,4 +1,4 @@
-"""What a client is told when there is no room, and what an operator then sees."""
+"""Errors for clients at the server's limits, and what the operator sees of them."""
 
 import asyncio
 import itertools
@@ -46,10 +46,10 @@ def get(proxy, path):
 
 
 class Held(AsyncScript):
-    """Answers when it is told to."""
+    """A model that responds when the test allows it."""
 
-    def __init__(self, *words):
-        super().__init__("m", lambda _: self.wait(), *words)
+    def __init__(self, *steps):
+        super().__init__("m", lambda _: self.wait(), *steps)
         self.begun = threading.Semaphore(0)
         self.may_go = threading.Event()
 
@@ -60,7 +60,7 @@ class Held(AsyncScript):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_who_finds_no_place_waits_and_then_gets_a_429(stream):
+def test_a_request_over_the_limit_waits_and_then_gets_a_429(stream):
     model = Held("a")
     with running(model, limits=Limits(running=1, queue_s=0.2, shutdown_s=5)) as proxy:
         first = threading.Thread(target=post, args=(proxy,))
@@ -81,7 +81,7 @@ def test_who_finds_no_place_waits_and_then_gets_a_429(stream):
     assert (health["running"], health["waiting"], health["status"]) == (1, 0, "ok")
 
 
-def test_a_place_is_free_again_when_a_client_hangs_up():
+def test_a_disconnect_frees_a_place():
     model = Held("a")
     with running(model, limits=Limits(running=1, queue_s=10, shutdown_s=5)) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as gone:
@@ -95,7 +95,7 @@ def test_a_place_is_free_again_when_a_client_hangs_up():
 
 @pytest.mark.parametrize("script", [AsyncScript, SyncScript])
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_an_answer_that_does_not_end_in_time_is_cut(script, stream):
+def test_a_response_that_takes_too_long_is_cut(script, stream):
     def forever(response):
         if script is SyncScript:
             return time.sleep(0.01)
@@ -115,8 +115,8 @@ def test_an_answer_that_does_not_end_in_time_is_cut(script, stream):
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("word", ["word ", "long " * 1000], ids=["short", "long"])
-def test_a_model_that_never_stops_is_held_to_its_room(stream, word):
-    """However fast its client reads: what came has to be kept until it is logged."""
+def test_an_endless_model_is_held_to_its_memory_limit(stream, word):
+    """However fast its client reads: events are kept until they are logged."""
     model = AsyncScript("m")
     model.steps = itertools.cycle([word])
     with running(model, limits=Limits(answer=10**6, shutdown_s=5)) as proxy:
@@ -146,7 +146,7 @@ def test_connections_beyond_the_limit_get_a_503_at_once():
     assert json.loads(body)["error"]["message"] == "there are 2 connections already"
 
 
-def test_health_and_metrics_tell_what_was_done_and_no_more(llm_user_path):
+def test_health_and_metrics_count_requests_and_show_no_content(llm_user_path):
     secret = "sk-a-key-that-nobody-may-see"
     model = AsyncScript("m", "a", usage(3, 2))
     with running(model, keys=[secret]) as proxy:
@@ -175,7 +175,7 @@ def test_health_and_metrics_tell_what_was_done_and_no_more(llm_user_path):
         assert secret not in text and str(llm_user_path) not in text and "evil" not in text
 
 
-def test_health_tells_of_a_log_that_can_not_be_written(llm_user_path):
+def test_health_reports_a_log_that_can_not_be_written(llm_user_path):
     (llm_user_path / "logs.db").mkdir()
     with running(AsyncScript("m", "a")) as proxy:
         assert post(proxy)[0] == 200
@@ -188,7 +188,7 @@ def test_health_tells_of_a_log_that_can_not_be_written(llm_user_path):
         assert "log_" not in get(proxy, "/metrics")[2]
 
 
-def test_no_auth_lets_others_in_who_have_no_key():
+def test_no_auth_accepts_requests_without_a_key():
     with pytest.raises(SettingsError, match="--no-auth lets all of them in"):
         with running_proxy(Settings(host="0.0.0.0", port=0)):
             pass
@@ -202,8 +202,8 @@ def test_no_auth_lets_others_in_who_have_no_key():
             pass
 
 
-def test_the_access_log_has_a_line_for_each_answer(tmp_path):
-    """By the command, to a file; its port is the one that it says."""
+def test_the_access_log_has_a_line_for_each_response(tmp_path):
+    """From the command, to a file; on the port that it prints."""
     path = tmp_path / "access.log"
     command = [sys.executable, "-m", "llmproxy", "--port", "0", "--access-log", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
