@@ -2,7 +2,7 @@
 
 It knows nothing of sockets: any server that can call `async (Request) -> Response` may use it.
 A stream's status line waits for the model's first event, so that a provider's refusal is sent
-with its real status; later events are streamed as they arrive (DESIGN 7).
+with its real status; later events are streamed as they arrive.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class App:
         return json_response(200, dialect.render_model(await self._models.model(argument)))
 
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        """Estimate the tokens locally: clients ask dozens of times in a row (B34)."""
+        """Estimate the tokens locally: clients ask dozens of times in a row."""
         body = payload.parse(request.body, self._limits)
         # `parse_request` doesn't require max_tokens, which requests for a count lack.
         counted = dialect.parse_request(body, dict(request.headers))

@@ -9,7 +9,7 @@ from ..transport.http11 import Request
 
 
 def bare_path(path: str) -> str:
-    """Strip `/v1`, once or repeated, and a trailing slash: clients differ in these (d7)."""
+    """Strip `/v1`, once or repeated, and a trailing slash: clients differ in these."""
     while path.startswith("/v1/"):
         path = path[3:]
     return path.rstrip("/")

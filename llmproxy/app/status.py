@@ -103,7 +103,7 @@ _FRESH = ("cache-control", "no-store")
 
 _LINES: Mapping[str, str] = {
     "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1.\n",
-    "/api/hello": "ok\n",  # Claude Code checks that the server is up (B35)
+    "/api/hello": "ok\n",  # Claude Code checks that the server is up
 }
 
 

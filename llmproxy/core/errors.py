@@ -242,7 +242,7 @@ def upstream_error(
     )
 
 
-# Clients wait by these; the SDKs read both spellings (B39).
+# Clients wait by these; the SDKs read both spellings.
 _FORWARDED = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 
 

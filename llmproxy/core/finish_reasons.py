@@ -33,7 +33,7 @@ def finish_reason(word: str, *, has_calls: bool) -> FinishReason:
 
     `length` and `content_filter` count more than the presence of tool calls; that counts
     more than "stop", which some providers send with calls, and than "tool_calls", which
-    some send without (B6). An unknown word means "stop".
+    some send without. An unknown word means "stop".
 
     Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/
     """

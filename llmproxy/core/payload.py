@@ -54,7 +54,7 @@ def encode(value: Any) -> bytes:
 
 
 # Two escaped halves make one character; a lone half makes a str that neither UTF-8 nor SQLite
-# accepts (B18), and can only come from an escape.
+# accepts, and can only come from an escape.
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 

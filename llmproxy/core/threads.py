@@ -108,7 +108,7 @@ def _unavailable(message: str) -> Unavailable:
 def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
     """Run blocking code so that a call which never returns does not hold the process.
 
-    asyncio.to_thread would: the interpreter waits for an executor's threads at exit (d6.30).
+    asyncio.to_thread would: the interpreter waits for an executor's threads at exit.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

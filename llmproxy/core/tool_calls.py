@@ -11,7 +11,7 @@ class PendingToolCalls:
     """The tool calls of a history that still wait for their results.
 
     Providers refuse a history in which a call has no result, or a result no call. Here it is
-    refused too, with the field at fault and the reason (B27).
+    refused too, with the field at fault and the reason.
     """
 
     def __init__(self) -> None:

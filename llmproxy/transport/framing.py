@@ -16,7 +16,7 @@ from ..core.errors import ProtocolError
 
 MAX_FRAME_BYTES = 64 * 2**20  # of one event or line: ten base64 images, as in `limits.body`
 
-# A comment: every client skips it (B13), but even an empty event breaks SDKs.
+# A comment: every client skips it, but even an empty event breaks SDKs.
 SSE_PING = b": ping\n\n"
 
 _SSE_LINE_END = re.compile(rb"\r\n|\r|\n")  # no others: U+2028 and U+0085 are text

@@ -164,7 +164,7 @@ class Response:
 class BodyCut(Exception):
     """Raised by a body's iterator to cut the connection after what it has yielded.
 
-    The body must look broken, not ended, if its format can't express an error (B11).
+    The body must look broken, not ended, if its format can't express an error.
     """
 
 

@@ -1,7 +1,7 @@
 """The catalog of llm's models, and the lookup of the names that clients send.
 
 llm reads all its plugins and models again on every lookup: one broken plugin makes all
-lookups fail (d6.27), and the first takes two seconds (d6.1). Here they are read one by
+lookups fail, and the first takes two seconds. Here they are read one by
 one, before the server listens, and again in a thread when llm's files change or a name
 is unknown.
 """
@@ -169,7 +169,7 @@ class Catalog:
         if name is None:
             return by_name.get(self._default_model or self._contents.default_model)
         target = next((t for pattern, t in self._maps if fnmatchcase(name, pattern)), name)
-        # Ollama's clients add this tag to every name (C14).
+        # Ollama's clients add this tag to every name.
         return by_name.get(target) or by_name.get(target.removesuffix(":latest"))
 
     def _is_due(self) -> bool:

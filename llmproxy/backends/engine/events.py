@@ -49,7 +49,7 @@ class EventReader:
 
     @property
     def is_cut_in_call(self) -> bool:
-        """Return whether a call's arguments are incomplete JSON, as at a token limit (d6.10)."""
+        """Return whether a call's arguments are incomplete JSON, as at a token limit."""
         return any("_raw" in parse_arguments(call.arguments) for call in self._calls)
 
     def feed(self, event: StreamEvent) -> list[StreamEvent]:
@@ -155,7 +155,7 @@ class EventReader:
 
     def _hold_space(self, event: StreamEvent) -> list[StreamEvent]:
         """Hold back white space after a tool call until text follows it."""
-        # llm-anthropic yields " " after every tool turn, for display (d6.25); strict clients
+        # llm-anthropic yields " " after every tool turn, for display; strict clients
         # take it for text of the reply.
         held = self._space.chunk if self._space else ""
         self._space = replace(event, chunk=held + event.chunk)

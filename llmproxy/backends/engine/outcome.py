@@ -59,7 +59,7 @@ def usage(counted: llm.Usage) -> chat.Usage:
     """Convert a plugin's token counts to comparable ones: input includes cached tokens.
 
     Anthropic's plugin counts cached input separately, and reports it only if its `cache`
-    option was on (d6.8); OpenAI's and the others include it.
+    option was on; OpenAI's and the others include it.
 
     Raises:
         ValueError: a value isn't a token count.

@@ -34,7 +34,7 @@ class Call:
     """Everything that llm needs to run a model once.
 
     conversation: finished responses that hold the earlier turns, for older plugins that
-        read history only there (d6.17); current ones read prompt.messages.
+        read history only there; current ones read prompt.messages.
     stop_sequences: those that we cut at ourselves, because the model has no option.
     ignored: paths of what the model was not given, including those of the dialect.
     """
@@ -136,7 +136,7 @@ def _accepts(model: SyncModel | AsyncModel, attachment: llm.Attachment) -> bool:
 
 # Modules whose model classes send an attachment's URL to the provider, by media type, according
 # to their source; tests cover the first two. Other plugins open the URL themselves, or might
-# (d6.20), and one that does so without llm's Attachment could not be stopped.
+# , and one that does so without llm's Attachment could not be stopped.
 _SENDS_URLS: Mapping[str, tuple[str, ...]] = {
     "llm.default_plugins.openai_models": ("image/",),  # it opens PDFs
     "llm_anthropic": ("image/", "application/pdf"),
@@ -159,7 +159,7 @@ def _is_text(attachment: llm.Attachment) -> bool:
 
 # A model's class determines how its plugin treats system messages: llm's own OpenAI Chat
 # class, which many plugins inherit, sends them in place; a Responses model sends only the
-# last one (d6.18).
+# last one.
 _KEEPS_SYSTEM_IN_PLACE = frozenset({"Chat", "AsyncChat"})
 _REFUSES_SYSTEM = frozenset({"Completion"})
 
@@ -189,7 +189,7 @@ def _prompt_messages(
 
 
 def _results_after_calls(messages: Iterable[Message]) -> Iterator[Message]:
-    """Move system messages between a tool call and its result behind the result (B31)."""
+    """Move system messages between a tool call and its result behind the result."""
     held: list[Message] = []
     after_call = False
     for message in messages:
@@ -290,7 +290,7 @@ class _PromptBuilder:
 
 
 def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
-    """Report a tool's failure in its output, since no plugin sends the exception (d6.18)."""
+    """Report a tool's failure in its output, since no plugin sends the exception."""
     if result.exception is None:
         return replace(result, attachments=[]) if result.attachments else result
     ignored.append("messages[*] (a tool's failure, put into words)")
@@ -317,7 +317,7 @@ def _supported_parts(
                 yield TextPart(f"<tool_call>{part.name}({json.dumps(part.arguments)})</tool_call>")
                 ignored.append("messages[*] (a tool call, put into words)")
             case TextPart(text=text) if not text.strip() and len(message.parts) > 1:
-                pass  # Anthropic refuses blank text blocks (B28)
+                pass  # Anthropic refuses blank text blocks
             case AttachmentPart(attachment=llm.Attachment() as attachment) if not _accepts(
                 model, attachment
             ):
@@ -517,7 +517,7 @@ def _as_options(name: str, value: Any, fields: set[str]) -> Iterator[tuple[str, 
         if candidate in fields:
             yield candidate, value
             if name == "stop_sequences" and len(value) == 1:
-                yield candidate, value[0]  # OpenAI's plugin takes one string (B30)
+                yield candidate, value[0]  # OpenAI's plugin takes one string
 
 
 def _try_option(

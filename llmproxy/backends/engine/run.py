@@ -286,7 +286,7 @@ class EngineRun:
     def _is_normal_end(self, exc: BaseException) -> bool:
         """Return whether an exception marks the end of a response rather than a failure."""
         # Plugins parse a call's arguments after the stream. Arguments that a token limit
-        # cut raise then, after all events have been yielded (d6.10).
+        # cut raise then, after all events have been yielded.
         causes = (exc, exc.__cause__)
         about_json = any(isinstance(cause, JSONDecodeError) for cause in causes)
         return (about_json and self._reader.is_cut_in_call) or outcome.is_refusal(exc)
@@ -304,7 +304,7 @@ class EngineRun:
             reason = "length"
         elif exc is None and response.response_json is None and _is_responses_model(response.model):
             # Its plugin handles only response.completed. Without it the response failed, or
-            # was incomplete, mostly because of its length (d6.7).
+            # was incomplete, mostly because of its length.
             if not response._stream_events:
                 return UpstreamError("the provider ended the response before it began")
             reason = "length"
@@ -415,7 +415,7 @@ def _tracebacks(exc: BaseException | None) -> list[TracebackType]:
 async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:
     """Close a model's generator so that its request to the provider ends too."""
     # aclose() alone leaves OpenAI's HTTP stream open until it is garbage-collected;
-    # cancelling a step that has begun closes it at once (d6.19).
+    # cancelling a step that has begun closes it at once.
 
     async def step() -> None:
         try:

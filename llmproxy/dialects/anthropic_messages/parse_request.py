@@ -69,7 +69,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
 
     Raises:
         InvalidRequest: the body is not such a request; `param` names the field.
-        Unsupported: files by id, and conversations that the server should remember (C5).
+        Unsupported: files by id, and conversations that the server should remember.
 
     Spec: https://docs.anthropic.com/en/api/messages
     """
@@ -193,7 +193,7 @@ def _options(request: CreateMessageRequest, ignored: list[str]) -> dict[str, Any
     entries = [entry for entry in request.stop_sequences or () if entry]
     options["stop_sequences"] = [entry for entry in entries if entry.strip()] or None
     if any(not entry.strip() for entry in entries):
-        ignored.append("stop_sequences")  # providers refuse white space alone (B30)
+        ignored.append("stop_sequences")  # providers refuse white space alone
     if request.thinking is not None:
         options["thinking"] = request.thinking.type != "disabled"
         options["thinking_budget"] = request.thinking.budget_tokens
@@ -303,7 +303,7 @@ class _MessageParser:
             self.pending.check_empty(path)
         parts = list(self._parts(blocks, f"{path}.content", message.role))
         if not parts:
-            return  # empty, or nothing but results (B28)
+            return  # empty, or nothing but results
         if message.role == "user":
             self.pending.check_empty(path)
         self.messages.append(Message(message.role, parts))
@@ -433,7 +433,7 @@ class _MessageParser:
         content: list[Part] = []
         for i, item in enumerate([] if isinstance(block.content, str) else block.content or ()):
             if isinstance(item, ToolReferenceBlock):
-                # With tool search the definition comes in the request's tools (C4).
+                # With tool search the definition comes in the request's tools.
                 content.append(TextPart(f"tool found: {item.tool_name}"))
             elif isinstance(item, OtherBlock):
                 self._ignore_kind(item, f"{path}.content")
@@ -504,7 +504,7 @@ def _rest_of_system_block(block: Any) -> list[Any]:
     return [block | {"text": rest}] if rest else []
 
 
-# It differs in every request, so neither models nor hashes may see it (B32).
+# It differs in every request, so neither models nor hashes may see it.
 _BILLING_LINE = re.compile(r"x-anthropic-billing-header:[^\n]*\n*")
 
 

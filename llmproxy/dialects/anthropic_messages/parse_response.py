@@ -206,7 +206,7 @@ class StreamParser:
     def _prose_events(
         self, index: Any, family: Literal["text", "reasoning"], text: str
     ) -> list[chat.Event]:
-        """Return text; a delta of another kind than its block begins a new part (B19)."""
+        """Return text; a delta of another kind than its block begins a new part."""
         block = self._blocks.get(index)
         if block is None or block.kind != family:
             block = self._new_block(index, family)
@@ -267,7 +267,7 @@ def _str(value: Any) -> str:
 
 
 def _parse_usage(usage: Mapping[str, Any]) -> chat.Usage:
-    """Count as we do: cached tokens are part of the input (B24)."""
+    """Count as we do: cached tokens are part of the input."""
     counts = {name: count for name, count in usage.items() if type(count) is int}
     read, written = (
         counts.get("cache_read_input_tokens"),

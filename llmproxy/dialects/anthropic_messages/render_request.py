@@ -47,9 +47,9 @@ def render_request(
     """Render a request's body and list the paths of what this API can't hold.
 
     Leading system messages become `system`; a later one keeps its place after a user's turn,
-    and elsewhere becomes marked text of the next (B31). Turns of one role are joined, tool
-    results come first in theirs (B27), blank text is left out (B28); a final assistant turn
-    (prefill) loses trailing white space (B29). Thinking that Anthropic did not sign is left
+    and elsewhere becomes marked text of the next. Turns of one role are joined, tool
+    results come first in theirs, blank text is left out; a final assistant turn
+    (prefill) loses trailing white space. Thinking that Anthropic did not sign is left
     out. Sampling options are not sent with thinking. Tool names that Anthropic refuses are
     changed by `tool_names`.
 
@@ -237,7 +237,7 @@ class _MessageRenderer:
             if self._ends_in_answer:
                 self._strip_prefill()
             else:
-                self._fill(len(self.messages))  # a blank user turn is no prefill (B29)
+                self._fill(len(self.messages))  # a blank user turn is no prefill
         if not self.messages or self.messages[0]["role"] != "user":
             self._fill(0)
         for message in self.messages:

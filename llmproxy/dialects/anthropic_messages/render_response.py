@@ -34,7 +34,7 @@ def _render_message(
     usage: dict[str, Any],
     stop: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Render the message, at its start or whole, with all keys that schema checkers need (C6)."""
+    """Render the message, at its start or whole, with all keys that schema checkers need."""
     return {
         "id": ID_PREFIX + envelope.id,
         "type": "message",
@@ -64,7 +64,7 @@ def _render_stop(finish: chat.Finish) -> dict[str, str | None]:
 
 
 def _render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the keys that schema checkers require to the counts of a message's usage (C6)."""
+    """Add the keys that schema checkers require to the counts of a message's usage."""
     return {
         "cache_creation": None,
         "inference_geo": None,
@@ -76,12 +76,12 @@ def _render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _estimated_input_tokens(envelope: chat.Envelope) -> int:
-    """Return the estimate, at least 1: clients read the first usage and expect it (B23)."""
+    """Return the estimate, at least 1: clients read the first usage and expect it."""
     return max(1, envelope.input_tokens)
 
 
 def _render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
-    """Render the counts, with cached input apart from the rest (B24).
+    """Render the counts, with cached input apart from the rest.
 
     Unknown counts are left out, except the two that the API's types require: these are the
     estimate and 0.
@@ -176,7 +176,7 @@ def _is_shown(call: StreamEvent | ToolCallPart) -> bool:
 
 
 def _tool_use_block(call: ToolCallPart) -> dict[str, Any]:
-    """Render a call, whoever runs it, with all keys that schema checkers require (C6)."""
+    """Render a call, whoever runs it, with all keys that schema checkers require."""
     fields = {"id": call.tool_call_id, "name": call.name, "input": call.arguments}
     if not call.server_executed:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
@@ -211,9 +211,9 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
 class StreamRenderer:
     """Renders our events as Anthropic's. Feed in order; Finish is last.
 
-    Blocks are strictly sequential (B20): of interleaved tool calls, the later ones wait until
+    Blocks are strictly sequential: of interleaved tool calls, the later ones wait until
     the earlier is whole. Text of white space alone makes no block, since Anthropic's own
-    servers refuse it in the next request (B28). Of provider-run tools only Anthropic's own
+    servers refuse it in the next request. Of provider-run tools only Anthropic's own
     are shown: the API has no blocks for others.
 
     Spec: https://docs.anthropic.com/en/api/messages-streaming
@@ -233,7 +233,7 @@ class StreamRenderer:
         self._held: list[StreamEvent] = []  # events that came between pieces of a call's arguments
 
     def start(self) -> list[bytes]:
-        """Return message_start, whose usage is an estimate that the end corrects (B23)."""
+        """Return message_start, whose usage is an estimate that the end corrects."""
         input_tokens = _estimated_input_tokens(self._envelope)
         usage = _render_usage({"input_tokens": input_tokens, "output_tokens": 1})
         message = _render_message(self._envelope, [], usage)
@@ -242,7 +242,7 @@ class StreamRenderer:
     def feed(self, event: chat.Event) -> list[bytes]:
         """Return the frames of one event: none if it must wait, or if the API has no block.
 
-        Blocks are sequential (B20), so an event between the pieces of a call's arguments
+        Blocks are sequential, so an event between the pieces of a call's arguments
         waits until they are whole.
         """
         if isinstance(event, chat.Finish):
@@ -453,7 +453,7 @@ class _Call:
         )
 
     def take(self) -> str:
-        """Return what can be sent now. White space alone is no arguments: it waits (B4)."""
+        """Return what can be sent now. White space alone is no arguments: it waits."""
         if self._unsent.isspace() and self._arguments == self._unsent:
             return ""
         text, self._unsent = self._unsent, ""

@@ -176,7 +176,7 @@ ContentBlock = (
 
 @dataclass(frozen=True)
 class MessageParam:
-    """One turn; a system's is no head but an instruction in its place (C1, B31)."""
+    """One turn; a system's is no head but an instruction in its place."""
 
     role: Literal["user", "assistant", "system"]
     content: str | list[ContentBlock]
@@ -253,7 +253,7 @@ class CreateMessageRequest:
     output_format: JSONOutputFormat | None = None  # its older name, under a beta
     metadata: Metadata | None = None
     cache_control: Any = None
-    # Gone from the newest SDK's signature, sent all the same (d3).
+    # Gone from the newest SDK's signature, sent all the same.
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None

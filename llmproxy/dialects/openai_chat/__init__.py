@@ -61,5 +61,5 @@ ROUTES: tuple[Route, ...] = (
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
-CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success (B11)
+CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success
 STARTS_WITH_USAGE = False

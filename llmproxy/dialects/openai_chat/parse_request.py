@@ -138,7 +138,7 @@ def _schema(request: CreateChatCompletionRequest, ignored: list[str]) -> dict[st
 
 
 def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[str] | None:
-    """Drop entries of white space alone: providers refuse them (B30)."""
+    """Drop entries of white space alone: providers refuse them."""
     entries = [entry for entry in ([stop] if isinstance(stop, str) else stop or ()) if entry]
     carried = [entry for entry in entries if entry.strip()]
     if carried != entries:

@@ -48,7 +48,7 @@ class StreamParser:
     """Parses another server's stream of chunks into events. Feed its frames in order.
 
     Accepted, since servers send them: chunks without choices or delta, usage on any chunk
-    (the last counts), content on the finish chunk, calls without ids or indexes (B8, B9).
+    (the last counts), content on the finish chunk, calls without ids or indexes.
     The Finish comes at `[DONE]`, or at the end of a stream without one. `model` is the name
     of the model that responds, once the stream has named it.
     """
@@ -121,7 +121,7 @@ class StreamParser:
         """Return the Finish, unless a frame has given it already.
 
         Raises:
-            UpstreamError: the stream was cut: it has no finish_reason (B10).
+            UpstreamError: the stream was cut: it has no finish_reason.
         """
         return [] if self._is_finished else self.finish()
 
@@ -189,7 +189,7 @@ class StreamParser:
             id_ = delta.id or f"{self._made_up_id}_{len(self._calls)}"
             call = _Call(self._new_index(), id_, delta.index, delta.id or None)
             self._calls.append(call)
-        # Some repeat id and name on each delta (B3); a name in pieces has no id beside it.
+        # Some repeat id and name on each delta; a name in pieces has no id beside it.
         if function.name and not (delta.id and call.name == function.name):
             yield from call.add_name(function.name)
         arguments = function.arguments
@@ -204,7 +204,7 @@ class StreamParser:
         """Find the call that a delta continues: by index, else by id, else the last one."""
         if delta.index is not None:
             same = [call for call in self._calls if call.index == delta.index]
-            # Two calls under one index, as Gemini's and older servers send them (B1).
+            # Two calls under one index, as Gemini's and older servers send them.
             is_other = same and delta.id and function.name and delta.id != same[-1].sent_id
             return None if is_other or not same else same[-1]
         if delta.id:

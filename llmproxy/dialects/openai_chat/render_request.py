@@ -32,7 +32,7 @@ def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str
     """Render a request's body and list the paths of what this API can't hold.
 
     An assistant's parts are sorted as this API has them: reasoning (`reasoning_content`),
-    text, calls. Images in tool results move to a user message after them (B26). A streamed
+    text, calls. Images in tool results move to a user message after them. A streamed
     response is requested with its usage unless the request says otherwise. The token limit
     is `max_tokens`, which every server of this API knows, unless the client itself sent
     `max_completion_tokens`.
@@ -162,7 +162,7 @@ class _MessageRenderer:
         self.messages.append(message)
 
     def _render_result(self, part: ToolResultPart) -> list[dict[str, Any]]:
-        """Render a tool's message; return its images, which it can't hold (B26)."""
+        """Render a tool's message; return its images, which it can't hold."""
         output = part.output
         if part.exception is not None:
             self.ignored.append("messages[*] (a tool's failure, put into words)")

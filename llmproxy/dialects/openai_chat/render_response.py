@@ -102,7 +102,7 @@ def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
 
 
 def arguments_text(call: ToolCallPart) -> str:
-    """Render the arguments of a call; what was no JSON object stays as it was (B4)."""
+    """Render the arguments of a call; what was no JSON object stays as it was."""
     match call.arguments:
         case {"_raw": str(text)} if len(call.arguments) == 1:
             return text
@@ -131,11 +131,11 @@ class StreamRenderer:
         self._before = self._head + b'"choices":[{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
-        # White space alone is no arguments (B4): it is held until more comes.
+        # White space alone is no arguments: it is held until more comes.
         self._blank: dict[int, str] = {}
 
     def start(self) -> list[bytes]:
-        """Return the first chunk, the only one with the role (B3)."""
+        """Return the first chunk, the only one with the role."""
         return [self._chunk(b'{"role":"assistant","content":"","refusal":null}')]
 
     def feed(self, event: chat.Event) -> list[bytes]:
@@ -155,11 +155,11 @@ class StreamRenderer:
         return []
 
     def idle(self) -> list[bytes]:
-        """Return a keep-alive: a comment, since clients take any event for a chunk (B13)."""
+        """Return a keep-alive: a comment, since clients take any event for a chunk."""
         return [framing.SSE_PING]
 
     def fail(self, error: ProxyError) -> list[bytes]:
-        """Return the error frame. The body must be cut after it, not ended (B11)."""
+        """Return the error frame. The body must be cut after it, not ended."""
         return [framing.encode_sse(payload.encode(render_error(error)))]
 
     def _chunk(self, delta: bytes) -> bytes:

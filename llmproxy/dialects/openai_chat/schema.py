@@ -112,7 +112,7 @@ class ChatCompletionAssistantMessage:
     function_call: Function | None = None
     refusal: str | None = None
     name: str | None = None
-    # Three names are in use for the same thing (B12).
+    # Three names are in use for the same thing.
     reasoning_content: str | None = None
     reasoning: Any = None
     thinking: Any = None
@@ -227,7 +227,7 @@ class ChatCompletionStreamOptions:
 
 @dataclass(frozen=True)
 class CreateChatCompletionRequest:
-    """The body of a request. Null means absent throughout, as SDKs send it (d2)."""
+    """The body of a request. Null means absent throughout, as SDKs send it."""
 
     messages: list[ChatCompletionMessage]
     model: str | None = None
