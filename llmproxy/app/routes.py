@@ -39,8 +39,12 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
         allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
     if allowed:
         raise method_not_allowed(request, allowed)
-    known = ", ".join(dict.fromkeys(f"{route.method} {route.path}" for _, route in _ROUTES))
+    known = ", ".join(dict.fromkeys(_shown(route) for _, route in _ROUTES))
     raise NotFound(f"no route {request.path[:200]}; the routes are {known}")
+
+
+def _shown(route: Route) -> str:
+    return f"{route.method} {route.path}{'{id}' if route.path.endswith('/') else ''}"
 
 
 def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:

@@ -106,7 +106,7 @@ def test_prices_make_costs(recorded, capsys, tmp_path):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["monday"], "the log has no run 'monday'; there are friday"),
+        (["monday"], "the log has no run 'monday'; its runs are friday"),
         (["friday", "--last", "2"], "a run is always reported whole"),
         (["friday", "--client", "x"], "a run is always reported whole"),
         (["--json", "--csv"], "not allowed with argument"),
