@@ -148,7 +148,7 @@ def test_shutdown_cuts_responses_that_do_not_end(llm_user_path):
         began.set()
         await asyncio.Event().wait()
 
-    with running(AsyncScript("m", "so far", wait), limits=Limits(shutdown_s=0.2)) as proxy:
+    with running(AsyncScript("m", "so far", wait), limits=Limits(shutdown_s=1.0)) as proxy:
         connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
         body = json.dumps({"model": "m", "messages": QUESTION, "stream": True})
         connection.request("POST", "/v1/chat/completions", body)

@@ -422,7 +422,7 @@ def test_a_concurrent_bench_runs_a_local_model_one_by_one(faults, llm_user_path,
     assert "m: none of 4 responses had token counts; ~ marks rates by our estimate" in printed
     # Without waiting, the first event takes no time; with it the median would be 75 ms.
     (in_short,) = [line for line in printed.splitlines() if line.startswith("m ") and "~" in line]
-    assert float(in_short.split()[4]) < 40, in_short
+    assert float(in_short.split()[4]) < 60, in_short
 
 
 @pytest.mark.usefixtures("no_plugins")
