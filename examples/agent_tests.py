@@ -1,9 +1,9 @@
 """Run an agent's tests without its provider: record once, then replay.
 
 `RECORD=1 pytest examples/agent_tests.py` records the agent's requests in agent.db (the demo
-model stands for a provider). Without RECORD, the same tests run from that file alone. A
-request that was not recorded fails its test with the nearest recording and the first
-difference. Needs pytest and openai. Leaves out a real agent: this one asks twice.
+model plays the provider). Without RECORD, the same tests run from that file alone. A request
+that was not recorded fails its test; the error names the nearest recording and the first
+difference. Needs pytest and openai. The agent here is a stand-in that asks twice.
 """
 
 import os

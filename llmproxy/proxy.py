@@ -217,7 +217,7 @@ class Proxy:
         self.catalog = all_models(settings.maps, settings.default_model, settings.parallel)
         self.database: Path | None = None
         self._writer: Writer | None = None
-        self._memory: Matcher | None = None
+        self._matcher: Matcher | None = None
         self._recorded: Log | None = None
         self._is_closing = False
         self._closed = asyncio.Event()
@@ -225,14 +225,14 @@ class Proxy:
         if settings.log:
             self.database = database
             self._writer = log_writer(database, settings.warn)
-            self._memory = Matcher(database, recall=settings.recall)
+            self._matcher = Matcher(database, recall=settings.recall)
         self.is_live = settings.replay != "replay" and not (
             settings.recordings and settings.replay is None
         )
         self.app = App(
             *self._backend(database),
             self._writer,
-            self._memory,
+            self._matcher,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
             limits=settings.limits,
             keys=self._known_keys,
@@ -368,7 +368,7 @@ class Proxy:
         await self._closed.wait()
 
     def _close_readers(self) -> None:
-        for reader in (self._memory, self._recorded):
+        for reader in (self._matcher, self._recorded):
             if reader is not None:
                 reader.close()
 

@@ -286,7 +286,7 @@ def first_words(messages: Sequence[Message]) -> str:
 
 
 def with_remote_attachments(messages: Iterable[Message]) -> list[Message]:
-    """Give messages that were read back with their URLs as the hub has them: never opened."""
+    """Mark the URLs of messages from the log as remote: llm must not open them."""
     return [attachments.map_attachments(message, _remote) for message in messages]
 
 

@@ -64,7 +64,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     attachments (text documents and search results as text), thinking with its signature,
     tool calls and results (those in a user message come before its other content), the
     provider's own tools and their results; options, schema. `cache_control` marks and Claude
-    Code's billing line are not part of a message (DESIGN 3, normal form). Blocks of unknown
+    Code's billing line are not part of a message. Blocks of unknown
     types are left out and listed in `ignored`.
 
     Raises:

@@ -1,0 +1,53 @@
+"""What importing the package costs and needs: no other library, no thread, no file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from .imports import NAMES, is_in, others
+from .test_layers import SQL
+
+
+def test_only_the_standard_library_and_llm_are_imported():
+    for module in NAMES:
+        allowed = {"llm", "sqlite_utils"} if is_in(module, SQL) else {"llm"}
+        # Never ourselves by name: the package can be vendored under another one.
+        top = {name.partition(".")[0] for name in others(module)}
+        assert top - sys.stdlib_module_names <= allowed, module
+
+
+PROBE = """
+import importlib, sys, threading
+for module in {modules!r}:
+    importlib.import_module("llmproxy" + module)
+    assert threading.active_count() == 1, module
+    import llm.plugins
+    assert not llm.plugins._loaded, module + " loads the plugins"
+    import asyncio
+    assert asyncio._get_running_loop() is None
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+
+
+def test_importing_any_module_starts_nothing():
+    """No thread, no plugin, no file of the user's; and no output."""
+    names = ["", *(f".{module}" for module in NAMES if module not in ("__main__", "__init__"))]
+    done = run(PROBE.format(modules=names))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("module", ["llmproxy", "llmproxy.plugin"])
+def test_importing_the_package_or_its_plugin_imports_no_other_module(module):
+    """Each `llm` command pays for it: no server, no asyncio for `llm --help`."""
+    done = run(
+        f"import sys, llm; before = set(sys.modules); import {module};"
+        "print(*sorted(set(sys.modules) - before))"
+    )
+    loaded = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    assert loaded - {"llmproxy.version"} == {"llmproxy", module}
