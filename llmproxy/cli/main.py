@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from ..backends.engine import known_keys
 from ..core.known_keys import KnownKeys
+from ..core.text import printable
 from ..core.threads import exit_process
 
 # Each with its module and function, imported when it is asked for: the server needs none of them.
@@ -57,10 +58,13 @@ class _Formatter(logging.Formatter):
         self._keys = keys
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._keys.redact_foreign(super().format(record))
+        text = self._keys.redact_foreign(super().format(record))
+        return printable(text, lines=True)
 
 
 def _log_to_stderr(program: str, keys: KnownKeys) -> None:
+    """Log warnings of any library as one line each, without keys, to standard error."""
+    logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(program, keys))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -23,6 +25,7 @@ from ..serving import serve_until_signal
 from ..version import __version__
 from .arguments import add_parallel
 from .exchange_text import summary_line
+from .line_writer import LineWriter
 from .run import run
 
 
@@ -32,14 +35,24 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys) -> int:
     if arguments.help_limits:
         print("\n".join(limits.describe()))
         return 0
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # the terminal may lack a client's characters
-            stream.reconfigure(errors="backslashreplace")
     return run(program, lambda: _run(arguments, keys))
 
 
 def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
-    asyncio.run(_serve(_settings(arguments), keys))
+    # Kept from the start: plugins replace them while they load a model, and two that do so at
+    # once may leave closed streams behind for good.
+    with ExitStack() as files:
+        out, err = (files.enter_context(LineWriter(file)) for file in (sys.stdout, sys.stderr))
+        access_log = err
+        if arguments.access_log not in (None, "-"):
+            file = files.enter_context(_open_access_log(arguments.access_log))
+            access_log = files.enter_context(LineWriter(file))
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
+                handler.setStream(err)
+                files.callback(handler.setStream, sys.stderr)
+        settings = _settings(arguments, out, err, access_log)
+        asyncio.run(_serve(settings, keys, out))
     return 0
 
 
@@ -186,33 +199,31 @@ def _map(text: str) -> tuple[str, str]:
     return pattern, model
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def _settings(
+    arguments: argparse.Namespace, out: LineWriter, err: LineWriter, access_log: LineWriter
+) -> Settings:
     given = vars(arguments)
     if not arguments.log and arguments.database:
         raise SettingsError("--no-log and --database PATH exclude each other")
-    # Kept from the start: plugins replace them while they load a model, and two that do so at
-    # once may leave closed streams behind for good.
-    out, err = sys.stdout, sys.stderr
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     return Settings(
         **values
         | {
             "keys": [*arguments.keys, *keys_of_environment()],
             "limits": _limits(arguments.limits),
-            "warn": lambda line: print(f"warning: {printable(line)}", file=err, flush=True),
+            "warn": lambda line: err.line(f"warning: {printable(line)}"),
             "report": _ignore if arguments.quiet else partial(_print_exchange, out),
-            "access_log": arguments.access_log and _line_printer(arguments.access_log),
+            "access_log": arguments.access_log and access_log.line,
         }
     )
 
 
-def _line_printer(path: str) -> Callable[[str], None]:
-    """Open a file to append lines to; each is flushed at once."""
+def _open_access_log(path: str) -> TextIO:
+    """Open a file to append lines to; a new one can be read by its owner only."""
     try:
-        file = sys.stderr if path == "-" else open(path, "a", encoding="ascii", buffering=1)
+        return open(path, "a", encoding="ascii", opener=partial(os.open, mode=0o600))
     except OSError as exc:
         raise SettingsError(f"--access-log: {path}: {exc.strerror}") from exc
-    return lambda line: print(line, file=file, flush=True)
 
 
 def _limits(assignments: Sequence[str]) -> limits.Limits:
@@ -226,19 +237,18 @@ def _ignore(exchange: Exchange) -> None:
     pass
 
 
-def _print_exchange(out: TextIO, exchange: Exchange) -> None:
-    print(summary_line(exchange, colours=out.isatty(), id=False), file=out, flush=True)
+def _print_exchange(out: LineWriter, exchange: Exchange) -> None:
+    out.line(summary_line(exchange, colours=out.isatty(), id=False))
 
 
-async def _serve(settings: Settings, keys: KnownKeys) -> None:
+async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
     """Run until a signal says to stop."""
-    out = sys.stdout
     stopping = "stopping: waiting for running requests; signal again to stop at once"
     await serve_until_signal(
         settings,
         keys,
-        on_start=lambda proxy: print("\n".join(_welcome(proxy)), file=out, flush=True),
-        on_stop=lambda: print(stopping, file=out, flush=True),
+        on_start=lambda proxy: out.line("\n".join(_welcome(proxy))),
+        on_stop=lambda: out.line(stopping),
     )
 
 
