@@ -23,7 +23,7 @@ class LineWriter:
     def __init__(self, stream: TextIO | None) -> None:
         """Prepare to write to a stream; None, as sys.stdout may be, drops all lines."""
         self._stream = stream
-        self._fd = stream and _descriptor(stream)
+        self._fd = None if stream is None else _descriptor(stream)
         self._changed = threading.Condition()
         self._waiting: list[str] = []
         self._chars = 0
