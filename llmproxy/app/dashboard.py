@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
+import math
+import secrets
 import time
+from functools import partial
+from html import escape
 from pathlib import Path
 
+from ..core.threads import in_daemon_thread
 from ..recorder.reader import Filter, LogReader
 from ..report.data import Study
 from ..report.figures import figures
@@ -15,7 +20,11 @@ from ..version import __version__
 
 LAST = 100  # exchanges; a phone still shows such a page at once
 REFRESH_S = 10
-MIN_AGE_S = 5.0  # a rendered page is reused for this long, for all viewers
+MIN_AGE_S = 5.0  # of a page, before another one is rendered
+
+
+# Stands for the server's address until a page is sent: each client may know it by another name.
+_ADDRESS = f"http://{secrets.token_hex(16)}"
 
 
 class Dashboard:
@@ -23,35 +32,41 @@ class Dashboard:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._lock = threading.Lock()
-        self._cache: dict[tuple[str, bool], tuple[float, str]] = {}
+        self._pages: dict[bool, asyncio.Future[str]] = {}  # by whether it reloads itself
+        self._ended_at: dict[bool, float] = {}
 
-    def render(self, base_url: str, refreshes: bool) -> str:
-        """Return the page as HTML. Blocks, for some tenths of a second if the log is large.
+    async def page(self, base_url: str, refreshes: bool) -> str:
+        """Return the page as HTML; a large log takes some tenths of a second, in a thread.
+
+        All viewers get the same page while it is rendered, and for `MIN_AGE_S` after that.
 
         base_url: this proxy's address, shown while nothing is recorded yet.
         refreshes: whether the page reloads itself.
 
         Raises:
-            Unusable: the log can't be read.
+            RuntimeError: the log can't be read.
         """
-        key = base_url, refreshes
-        with self._lock:
-            now = time.monotonic()
-            self._cache = {key: entry for key, entry in self._cache.items() if now <= entry[0]}
-            if key not in self._cache:
-                study = self._study()
-                text = page(
-                    study,
-                    figures(study),
-                    refresh_s=REFRESH_S if refreshes else None,
-                    # Reloading closes the sections that a reader has opened.
-                    other=("/?still", "keep still") if refreshes else ("/", "follow the log"),
-                    recorded_by=f"llmproxy {__version__}",
-                    base_url=base_url,
-                )
-                self._cache[key] = time.monotonic() + MIN_AGE_S, text
-            return self._cache[key][1]
+        page = self._pages.get(refreshes)
+        if page is None or (page.done() and self._age(refreshes) >= MIN_AGE_S):
+            page = in_daemon_thread(partial(self._render, refreshes), "llmproxy-dashboard")
+            page.add_done_callback(lambda _: self._ended_at.update({refreshes: time.monotonic()}))
+            self._pages[refreshes] = page
+        return (await asyncio.shield(page)).replace(_ADDRESS, escape(base_url))
+
+    def _age(self, refreshes: bool) -> float:
+        return time.monotonic() - self._ended_at.get(refreshes, -math.inf)
+
+    def _render(self, refreshes: bool) -> str:
+        study = self._study()
+        return page(
+            study,
+            figures(study),
+            refresh_s=REFRESH_S if refreshes else None,
+            # Reloading closes the sections that a reader has opened.
+            other=("/?still", "keep still") if refreshes else ("/", "follow the log"),
+            recorded_by=f"llmproxy {__version__}",
+            base_url=_ADDRESS,
+        )
 
     def _study(self) -> Study:
         if not self._database.exists():

@@ -9,7 +9,6 @@ from typing import Any
 
 from ..core import payload
 from ..core.errors import Unavailable
-from ..core.threads import in_daemon_thread
 from ..recorder.writer import Health
 from ..report.html.page import POLICY
 from ..transport.http11 import Request, Response
@@ -90,9 +89,7 @@ class StatusPages:
     async def _html(self, dashboard: Dashboard, request: Request) -> Response:
         refreshes = request.query != STILL
         try:
-            page = await in_daemon_thread(
-                lambda: dashboard.render(f"http://{request.host}", refreshes), "llmproxy-dashboard"
-            )
+            page = await dashboard.page(f"http://{request.host}", refreshes)
         except RuntimeError as exc:
             logger.warning("could not render the dashboard: %s", exc)
             raise Unavailable("the log can't be read") from exc

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 
 from ..bench.runs import find_run
 from ..recorder.reader import Filter, LogReader
@@ -81,7 +82,10 @@ def _report(arguments: argparse.Namespace) -> int:
     elif arguments.html == "-":
         print(_page(study, prices))
     elif arguments.html:
-        Path(arguments.html).write_text(_page(study, prices), "utf-8")
+        with open(
+            arguments.html, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)
+        ) as file:
+            file.write(_page(study, prices))
         print(f"wrote {arguments.html}", file=sys.stderr)
     else:
         print_table(study, prices)

@@ -596,6 +596,8 @@ SUMMARY_COLUMNS = (
 def _create(path: Path) -> None:
     if path.exists():  # not opened: closing it would drop SQLite's own locks on it
         return
+    # A symlink may lead to no file: SQLite would create its target, for all to read.
+    path = Path(os.path.realpath(path))
     with _folder_lock(path.parent):
         if path.exists():
             return

@@ -1,5 +1,6 @@
 """The dashboard, as a browser requests it."""
 
+import asyncio
 import base64
 import time
 from http.client import HTTPConnection
@@ -104,13 +105,41 @@ def test_an_unreadable_log_is_a_503(llm_user_path):
         assert get(proxy)[0] == 200
 
 
-def test_a_page_is_rendered_once_for_several_viewers(monkeypatch, tmp_path):
+def test_a_page_is_rendered_once_for_all_viewers(monkeypatch, tmp_path):
+    """Whatever Host they name, at once or one after the other."""
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     rendered = []
     monkeypatch.setattr(
-        dashboard, "page", lambda *_, **settings: rendered.append(settings) or "page"
+        dashboard,
+        "page",
+        lambda *_, refresh_s, base_url, **__: rendered.append(refresh_s) or f"at {base_url}",
     )
-    page = dashboard.Dashboard(tmp_path / "logs.db")
-    assert [page.render("http://here", True) for _ in range(3)] == ["page"] * 3
-    page.render("http://here", False)
-    assert [settings["refresh_s"] for settings in rendered] == [10, None]
+    pages = dashboard.Dashboard(tmp_path / "logs.db")
+
+    async def view() -> list[str]:
+        at_once = [pages.page(f"http://r{number}.localhost", True) for number in range(60)]
+        texts = await asyncio.gather(*at_once)
+        return [*texts, await pages.page("http://<b>", True), await pages.page("http://x", False)]
+
+    texts = asyncio.run(view())
+    assert texts[:2] == ["at http://r0.localhost", "at http://r1.localhost"]
+    assert texts[60:] == ["at http://&lt;b&gt;", "at http://x"]
+    assert rendered == [10, None]
+
+
+def test_an_unreadable_log_is_not_tried_for_each_viewer(monkeypatch, tmp_path):
+    monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
+    tried = []
+    pages = dashboard.Dashboard(tmp_path / "logs.db")
+    monkeypatch.setattr(pages, "_study", lambda: tried.append(1) or 1 / 0)
+
+    async def view() -> list[BaseException]:
+        at_once = [pages.page("http://x", True) for _ in range(5)]
+        failed = await asyncio.gather(*at_once, return_exceptions=True)
+        return [
+            *failed,
+            *await asyncio.gather(pages.page("http://x", True), return_exceptions=True),
+        ]
+
+    assert all(isinstance(failure, RuntimeError) for failure in asyncio.run(view()))
+    assert tried == [1]

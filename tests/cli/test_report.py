@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 
@@ -90,6 +91,7 @@ def test_html_is_one_page_that_shows_a_script_as_text(recorded, capsys, tmp_path
     page = path.read_text("utf-8")
     assert page.startswith("<!doctype html>") and "<script" not in page
     assert "&lt;script&gt;" in page and 'http-equiv="refresh"' not in page
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert report(capsys, "friday", "--html", "-") == page + "\n"
 
 

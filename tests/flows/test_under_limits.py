@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import socket
+import stat
 import subprocess
 import sys
 import threading
@@ -218,6 +219,7 @@ def test_the_access_log_has_a_line_for_each_response(tmp_path):
     finally:
         process.terminate()
         process.communicate(timeout=20)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     first, second = path.read_text().splitlines()
     assert re.fullmatch(
         r'127\.0\.0\.1 - - \[\S+ [+-]\d{4}\] "GET /v1/models\?api_key=\S+ HTTP/1\.1" 200 \d+'

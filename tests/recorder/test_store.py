@@ -405,6 +405,21 @@ def test_a_new_file_is_private(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_new_file_behind_a_symlink_is_private(tmp_path, steps):
+    for step in range(steps):
+        (tmp_path / f"link{step}").symlink_to(tmp_path / f"link{step + 1}")
+    (tmp_path / f"link{steps}").symlink_to("target.db")
+    Store(tmp_path / "link0").close()
+    assert stat.S_IMODE((tmp_path / "target.db").stat().st_mode) == 0o600
+
+
+def test_a_symlink_to_itself_is_no_log(tmp_path):
+    (tmp_path / "logs.db").symlink_to("logs.db")
+    with pytest.raises(Unusable):
+        Store(tmp_path / "logs.db")
+
+
 def test_the_mode_of_an_existing_file_is_not_changed(path):
     sqlite3.connect(path).close()
     path.chmod(0o644)
