@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypedDict, get_args
+from typing import Literal, TypedDict
 
 import llm
 
@@ -27,6 +28,7 @@ from .backends.log_source import Log
 from .backends.replay import Replay, Source
 from .conversations.matching import Matcher
 from .core import backend
+from .core.field_types import find_wrong_field
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.threads import in_daemon_thread
@@ -133,6 +135,30 @@ class Settings:
     report: Callable[[Exchange], None] = _ignore
     access_log: Callable[[str], None] | None = None
 
+    def __post_init__(self) -> None:
+        """Check each field by itself; a proxy checks that they work together.
+
+        Raises:
+            SettingsError: a field has the wrong type or an impossible value.
+        """
+        wrong = find_wrong_field(self) or self._find_wrong_value()
+        if wrong:
+            raise SettingsError(wrong)
+
+    def _find_wrong_value(self) -> str | None:
+        if not 0 <= self.port <= 65535:
+            return f"port: expected a number from 0 to 65535, not {self.port}"
+        if not 0 <= self.replay_speed < math.inf:
+            return f"replay_speed: expected a factor, or 0 for no delay, not {self.replay_speed}"
+        if not all(count > 0 for _, count in self.parallel):
+            return "parallel: expected (pattern, count) pairs, the count above 0"
+        if not all(key.strip() for key in self.keys):
+            return "keys: an API key can't be empty"
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
+                return f"origins: an origin is scheme://host[:port], not {origin!r}"
+        return None
+
 
 class Options(TypedDict, total=False):
     """The fields of `Settings` as keyword arguments, for type checkers and editors."""
@@ -161,18 +187,11 @@ class Options(TypedDict, total=False):
 
 
 def _check(settings: Settings) -> None:
-    """Check what type checkers would, if it costs money or opens the server, and what they can't.
+    """Check that settings work together.
 
     Raises:
-        SettingsError: the settings can't work.
+        SettingsError: they don't.
     """
-    for name in ("hosts", "origins", "keys"):
-        if isinstance(getattr(settings, name), str):  # each letter would be a key
-            raise SettingsError(f"{name} takes a list of strings, not one string")
-    if settings.replay not in (None, "replay", "replay-or-live"):
-        raise SettingsError(f"replay is 'replay' or 'replay-or-live', not {settings.replay!r}")
-    if settings.remote_images not in get_args(RemoteImages):
-        raise SettingsError(f"remote_images is 'pass' or 'refuse', not {settings.remote_images!r}")
     if not is_loopback(settings.host) and not settings.keys and settings.auth:
         raise SettingsError(
             f"{settings.host or 'every address'} can be reached by others, who would spend "
@@ -180,13 +199,6 @@ def _check(settings: Settings) -> None:
         )
     if settings.keys and not settings.auth:
         raise SettingsError("--no-auth and --api-key or LLMPROXY_API_KEY exclude each other")
-    if not all(isinstance(count, int) and count > 0 for _, count in settings.parallel):
-        raise SettingsError("parallel takes (pattern, count) pairs, the count above 0")
-    if not all(key.strip() for key in settings.keys):
-        raise SettingsError("an API key can't be empty")
-    for origin in settings.origins:
-        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
-            raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
 
 
 def _write_access(write: Callable[[str], None], request: ServedRequest) -> None:

@@ -54,13 +54,6 @@ def test_the_url_of_a_server_on_every_address_works_on_this_machine():
     [
         ({"host": "0.0.0.0"}, "0.0.0.0 can be reached by others"),
         ({"host": ""}, "every address can be reached by others"),
-        ({"keys": "s3cret"}, "keys takes a list of strings, not one string"),
-        ({"origins": "https://example.org"}, "origins takes a list of strings"),
-        ({"replay": "yes"}, "replay is 'replay' or 'replay-or-live', not 'yes'"),
-        ({"replay": True}, "replay is 'replay' or 'replay-or-live', not True"),
-        ({"remote_images": "open"}, "remote_images is 'pass' or 'refuse', not 'open'"),
-        ({"keys": ["good", " "]}, "an API key can't be empty"),
-        ({"origins": ["example.org"]}, "an origin is scheme://host[:port], not 'example.org'"),
         ({"maps": [("a", "nobody")]}, "llm has no model 'nobody'"),
         ({"default_model": "nobody"}, "llm has no model 'nobody'"),
         ({"host": "no.such.host.invalid", "keys": ["k"]}, "can't listen on no.such.host.invalid"),
@@ -73,6 +66,46 @@ def test_settings_that_can_not_work_are_refused(settings, error):
     with pytest.raises(SettingsError) as caught:
         serve(use, **settings)
     assert error in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error"),
+    [
+        ({"keys": "s3cret"}, "keys: expected Sequence[str], not str"),  # each letter a key
+        ({"keys": ["s3cret", None]}, "keys: expected Sequence[str], not list"),
+        ({"keys": ["good", " "]}, "keys: an API key can't be empty"),
+        ({"hosts": "here"}, "hosts: expected Sequence[str], not 'here'"),
+        ({"origins": "https://a.example"}, "origins: expected Sequence[str], not 'https://a.exam"),
+        ({"origins": ["a.example"]}, "origins: an origin is scheme://host[:port], not 'a.example'"),
+        ({"replay": "yes"}, "replay: expected 'replay' or 'replay-or-live' or None, not 'yes'"),
+        ({"replay": True}, "replay: expected 'replay' or 'replay-or-live' or None, not True"),
+        ({"replay_speed": float("nan")}, "replay_speed: expected float, not nan"),
+        ({"replay_speed": -1}, "replay_speed: expected a factor, or 0 for no delay, not -1"),
+        ({"remote_images": "open"}, "remote_images: expected 'pass' or 'refuse', not 'open'"),
+        ({"limits": {"body": 1}}, "limits: expected Limits, not {'body': 1}"),
+        ({"maps": {"a": "b"}}, "maps: expected Sequence[tuple[str, str]], not {'a': 'b'}"),
+        ({"maps": [("a",)]}, "maps: expected Sequence[tuple[str, str]], not [('a',)]"),
+        (
+            {"parallel": [("a", True)]},
+            "parallel: expected Sequence[tuple[str, int]], not",
+        ),
+        ({"parallel": [("a", 0)]}, "parallel: expected (pattern, count) pairs, the count above 0"),
+        ({"database": 3}, "database: expected Path or str or None, not 3"),
+        ({"port": "1"}, "port: expected int, not '1'"),
+        ({"port": 65536}, "port: expected a number from 0 to 65535, not 65536"),
+        ({"log": "no"}, "log: expected bool, not 'no'"),
+        ({"warn": "x" * 1000}, f"warn: expected Callable[[str], None], not '{'x' * 79}…"),
+    ],
+)
+def test_a_wrong_field_is_named_when_the_settings_are_made(settings, error):
+    with pytest.raises(SettingsError) as caught:
+        Settings(**settings)
+    assert str(caught.value).startswith(error)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_settings_may_come_from_json():
+    assert Settings(maps=[["a", "b"]], database="x.db", replay_speed=2).maps == [["a", "b"]]
 
 
 def test_keys_may_come_from_the_environment(monkeypatch):

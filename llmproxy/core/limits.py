@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
+from .field_types import find_wrong_field
+
 OFF = "off"
 
 
@@ -37,6 +39,19 @@ class Limits:
     keepalive_s: Annotated[float, "silence before a keep-alive: proxies disconnect after 30"] = 10.0
     log_wait_s: Annotated[float, "time a response's end waits for the log's commit"] = 1.0
     shutdown_s: Annotated[float, "time for running responses to end at shutdown"] = 30.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: one is not a number above 0.
+        """
+        wrong = find_wrong_field(self)
+        if wrong:
+            raise ValueError(f"limit {wrong}")
+        for name, value in vars(self).items():
+            if value <= 0:
+                raise ValueError(f"limit {name} takes a number above 0, not {value}")
 
 
 def describe() -> list[str]:

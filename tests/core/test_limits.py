@@ -55,3 +55,19 @@ def test_every_limit_is_described_with_its_default_and_reason():
     assert [line.partition("=")[0] for line in lines] == list(vars(Limits()))
     assert lines[0] == "body=67108864  bytes of a decompressed body: ten photos and a long chat"
     assert all(len(line.partition("  ")[2]) > 10 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"running": 0}, "limit running takes a number above 0, not 0"),
+        ({"idle_s": -0.5}, "limit idle_s takes a number above 0, not -0.5"),
+        ({"body": 1.5}, "limit body: expected int, not 1.5"),
+        ({"body": "1"}, "limit body: expected int, not '1'"),
+        ({"queue_s": float("nan")}, "limit queue_s: expected float, not nan"),
+    ],
+)
+def test_limits_made_in_python_are_checked_too(fields, error):
+    with pytest.raises(ValueError) as caught:
+        Limits(**fields)
+    assert str(caught.value) == error

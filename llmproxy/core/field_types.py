@@ -1,0 +1,72 @@
+"""Check at run time that a dataclass's fields have the types that their annotations say.
+
+For settings: a string where a list of strings is expected would be taken letter by letter.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import Field, fields
+from functools import cache
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+MAX_SHOWN = 80  # characters of a wrong value
+
+
+def find_wrong_field(instance: Any) -> str | None:
+    """Return what is wrong with the first field of a wrong type, or None.
+
+    A string is no sequence of strings, a bool no number, and NaN is refused. The value is
+    shown unless its field is kept out of the `repr`.
+    """
+    for field, hint in _hints(type(instance)):  # type: ignore[arg-type]  # mypy doubts types
+        value = getattr(instance, field.name)
+        if not _fits(value, hint):
+            shown = f", not {_shown(value)}" if field.repr else f", not {type(value).__name__}"
+            return f"{field.name}: expected {_expected(hint)}{shown}"
+    return None
+
+
+@cache
+def _hints(cls: Any) -> list[tuple[Field[Any], Any]]:
+    hints = get_type_hints(cls)
+    return [(field, hints[field.name]) for field in fields(cls)]
+
+
+def _fits(value: object, hint: Any) -> bool:
+    origin, kinds = get_origin(hint), get_args(hint)
+    if origin in (types.UnionType, Union):
+        return any(_fits(value, kind) for kind in kinds)
+    if origin is Literal:
+        return any(value == kind and type(value) is type(kind) for kind in kinds)
+    if origin is Callable:
+        return callable(value)
+    if origin is tuple and kinds[1:] != (...,):
+        # A list too: JSON and TOML have no tuples.
+        is_tuple = isinstance(value, tuple | list) and len(value) == len(kinds)
+        return is_tuple and all(map(_fits, cast(Sequence[Any], value), kinds))
+    if origin in (tuple, Sequence):
+        is_sequence = isinstance(value, origin) and not isinstance(value, str | bytes)
+        return is_sequence and all(_fits(item, kinds[0]) for item in cast(Sequence[Any], value))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+
+
+def _expected(hint: Any) -> str:
+    """Name a type as its annotation does, without modules."""
+    kinds = get_args(hint)
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, kinds))
+    if get_origin(hint) in (types.UnionType, Union):
+        return " or ".join(map(_expected, kinds))
+    if hint is types.NoneType:
+        return "None"
+    return re.sub(r"\b(\w+\.)+", "", str(hint)) if kinds else str(hint.__name__)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
