@@ -25,6 +25,7 @@ class Limits:
     headers: Annotated[int, "header fields in a request: SDKs send about twenty"] = 128
     target: Annotated[int, "bytes of a request target: RFC 9112 3 recommends 8,000"] = 8 * 2**10
     json_depth: Annotated[int, "levels of nested JSON: tools' schemas have about ten"] = 100
+    json_values: Annotated[int, "JSON values in a body: long sessions have 100,000"] = 500_000
     int_digits: Annotated[int, "digits of a JSON number: parsing takes quadratic time"] = 400
     connections: Annotated[int, "open at once, more are refused: each takes a descriptor"] = 4_000
     running: Annotated[int, "responses at once, more must wait: each may take a thread"] = 256

@@ -24,7 +24,7 @@ from ..recorder import timeline
 from ..recorder.exchange import Exchange, ExchangeSummary, from_json
 
 # A body is nested in the line, and may have been received under a wider limit.
-LIMITS = Limits(json_depth=200, int_digits=4000)
+LIMITS = Limits(json_depth=200, json_values=10**9, int_digits=4000)
 
 MAX_INTEGER = 2**63 - 1  # of SQLite
 

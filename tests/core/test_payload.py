@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import time
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,7 +110,8 @@ def test_as_deep_as_the_limit_is_read():
 def test_limits_above_pythons_own_are_refused_all_the_same():
     for levels in (401, 700, 10_000, 1_000_000):
         deep = b"[" * levels + rb'"\ud800"' + b"]" * levels
-        assert refusal(payload.parse, deep, Limits(json_depth=10_000_000)) == (
+        limits = Limits(json_depth=10_000_000, json_values=10_000_000)
+        assert refusal(payload.parse, deep, limits) == (
             "the body nests deeper than 400 levels",
             None,
         )
@@ -125,6 +127,48 @@ def test_the_deepest_value_that_is_read_can_be_used():
     assert payload.encode(payload.with_double_numbers(value)) == deep.replace(
         rb"\ud800", "\ufffd".encode()
     )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[" + b"{}," * 3_000_000 + b"1]",  # 3 kB of gzip
+        b"[" + b'"",' * 3_000_000 + b"1]",
+        b"[" + b"1," * 3_000_000 + b"1]",
+        b"{" + b'"":0,' * 3_000_000 + b'"":1}',
+        b"[" * 3_000_000,
+        b'["",' + b"[],[" * 1_000_000,
+    ],
+)
+def test_many_values_are_refused_before_one_is_made(text):
+    tracemalloc.start()
+    try:
+        message = refusal(payload.parse, text)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert message == ("the body has more than 500000 JSON values (limit json_values)", None)
+    assert peak < 4 * len(text)
+
+
+@pytest.mark.parametrize("word", [",", ":", "[{", r"\"", r"\\", r"\",", r"\\,", r"\\\",", "☃,"])
+def test_punctuation_inside_of_strings_does_not_count(word):
+    many = word * 1_000
+    limits = Limits(json_values=4)
+    text = f'["{many}", "{many}", 3]'.encode()
+    assert len(payload.parse(text, limits)) == 3
+    text = f'["{many}", "{many}", 3, 4, 5]'.encode()
+    assert "more than 4 JSON values" in refusal(payload.parse, text, limits)[0]
+
+
+@given(json_values())
+def test_a_value_is_not_refused_for_fewer_values_than_the_limit(value):
+    def count(value: Any) -> int:
+        if isinstance(value, dict):
+            return 1 + sum(1 + count(member) for member in value.values())
+        return 1 + (sum(map(count, value)) if isinstance(value, list) else 0)
+
+    assert payload.parse(payload.encode(value), Limits(json_values=2 * count(value))) == value
 
 
 def test_hostile_numbers_cost_nothing():
