@@ -115,8 +115,8 @@ def _anonymize_query(query: str) -> str:
     )
 
 
-# In a JSON object's text, a string that no colon follows is a value.
-_STRING_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"(?!\s*:)|"(?:[^"\\]|\\.)*"', re.DOTALL)
+# In a JSON object's text, a string that a colon follows is a name.
+_STRING = re.compile(r'"((?:[^"\\]++|\\.)*+)"?+(\s*+:)?', re.DOTALL)
 _ESCAPE = re.compile(
     r"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\.", re.DOTALL
 )
@@ -129,7 +129,7 @@ def _anonymize_arguments(text: str) -> str:
     """
     if not text.strip() or _is_raw(text):
         return placeholder(text)
-    return _STRING_VALUE.sub(_anonymize_string, text)
+    return _STRING.sub(_anonymize_string, text)
 
 
 def _is_raw(text: str) -> bool:
@@ -138,8 +138,8 @@ def _is_raw(text: str) -> bool:
 
 
 def _anonymize_string(match: re.Match[str]) -> str:
-    inside = match[1]
-    if inside is None:  # a name
+    inside, colon = match.groups()
+    if colon is not None:  # a name
         return match[0]
     pieces = []
     at = 0

@@ -48,7 +48,7 @@ def _last_user_text(prompt: llm.Prompt) -> str:
 
 def _chunks(text: str) -> Iterator[str]:
     """Yield the text word by word with its white space, as models stream."""
-    yield from re.findall(r"\s*\S+", text)
+    yield from filter(None, re.split(r"(?<=\S)(?=\s)", text.rstrip()))
 
 
 def _count(response: Any, prompt: llm.Prompt, text: str) -> None:
