@@ -31,8 +31,9 @@ FIRST_PAUSE_S = 0.01  # before the second attempt; doubled for each further one 
 MAX_LOCKED_PAUSE_S = 0.25  # … up to this if locked: other programs' writes are short
 MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: somebody has to fix a full or broken disk
 # Between two groups, for the `llm` command: it fails if a commit falls between its read and
-# its write.
+# its write. While clients wait for their commits there is no gap, except for one now and then.
 GAP_S = 0.02
+MAX_BUSY_S = 0.5
 MAX_NAMED = 5  # exchanges that a warning lists
 IDLE_S = 1.0  # without new exchanges, before the write-ahead log is emptied
 
@@ -70,8 +71,9 @@ class Writer:
         self._open_store = open_store
         self._warn = warn
         self._spool = spool
-        self._changed = threading.Condition()  # guards the next two
+        self._changed = threading.Condition()  # guards the next three
         self._jobs: deque[_Job] = deque()
+        self._awaited = 0  # commits that clients wait for
         self._refused = 0
         self._closing = threading.Event()
         self._deadline = float("inf")
@@ -84,6 +86,7 @@ class Writer:
         self._has_retried_at_end = False
         self._one_by_one = 0  # write this many of the next singly, since their group has failed
         self._pause_s = FIRST_PAUSE_S
+        self._last_gap_at = 0.0
         self._failing_since: float | None = None
         self._spooling = False
         self._warned = False
@@ -119,11 +122,21 @@ class Writer:
         if written.done() or not self._worth_waiting:
             return
         ended = asyncio.wrap_future(written)
-        if (await asyncio.wait({ended}, timeout=wait_s))[0]:
-            ended.exception()  # retrieved, or asyncio would report it; we have warned already
-        else:
-            self._worth_waiting = False
-            ended.cancel()
+        self._await(1)
+        try:
+            if (await asyncio.wait({ended}, timeout=wait_s))[0]:
+                ended.exception()  # retrieved, or asyncio would report it; we have warned already
+            else:
+                self._worth_waiting = False
+                ended.cancel()
+        finally:
+            self._await(-1)
+
+    def _await(self, change: int) -> None:
+        with self._changed:
+            self._awaited += change
+            if change > 0:
+                self._changed.notify()
 
     def health(self) -> Health:
         """Return the log's current state; can be called from any thread."""
@@ -329,13 +342,25 @@ class Writer:
         """Wait for something to write; when idle for a while, empty the write-ahead log."""
         if wrote:
             self._unflushed = True
-            self._closing.wait(GAP_S)
+            self._leave_gap()
         while True:
             wait_s = IDLE_S if self._unflushed else None
             with self._changed:
                 if self._changed.wait_for(lambda: self._jobs or self._closing.is_set(), wait_s):
                     return
             self._flush()
+
+    def _leave_gap(self) -> None:
+        """Let other programs write, until a client waits for a commit."""
+        began = time.monotonic()
+        is_due = began - self._last_gap_at > MAX_BUSY_S
+        with self._changed:
+            was_cut = self._changed.wait_for(
+                lambda: self._closing.is_set() or (self._awaited and self._jobs and not is_due),
+                GAP_S,
+            )
+        if not was_cut:
+            self._last_gap_at = began + GAP_S
 
     def _flush(self) -> None:
         self._unflushed = False

@@ -73,6 +73,30 @@ def test_turns_are_written_when_their_futures_are_done(writer, path, warnings, m
     assert warnings == []
 
 
+def test_a_commit_that_a_client_waits_for_is_not_delayed(writer, make_exchange, monkeypatch):
+    """Other programs are left a gap between two commits, but no client waits for it."""
+    assert writer.write(make_exchange("opens the log")).result(10) is None
+    monkeypatch.setattr(writer_module, "GAP_S", 60.0)
+    monkeypatch.setattr(writer_module, "MAX_BUSY_S", 1_000_000.0)
+
+    async def answer(number: int) -> None:
+        begun, ended = (writer.write(make_exchange(f"{number} {end}")) for end in "ab")
+        await writer.committed(ended, 30)
+        assert begun.done() and ended.done()
+
+    for number in range(3):
+        asyncio.run(answer(number))
+
+
+def test_the_gap_is_left_now_and_then_although_clients_wait(writer, make_exchange, monkeypatch):
+    monkeypatch.setattr(writer_module, "GAP_S", 0.3)
+    monkeypatch.setattr(writer_module, "MAX_BUSY_S", 0.0)
+    assert writer.write(make_exchange()).result(10) is None  # a gap follows
+    began = time.monotonic()
+    asyncio.run(writer.committed(writer.write(make_exchange()), 30))
+    assert time.monotonic() - began > 0.2
+
+
 def test_closing_writes_what_is_left(writer, path, make_exchange):
     written = [writer.write(make_exchange(str(number))) for number in range(40)]
     writer.close(10)
