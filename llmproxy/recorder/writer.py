@@ -179,7 +179,7 @@ class Writer:
         self._stop()
 
     def _write_one(self, store: Store, exchange: Exchange) -> Exception | None:
-        """Write an exchange, without its response if the database can't store that.
+        """Write an exchange, without what the database can't store of its response.
 
         Raises:
             StoreError: the database is the cause.
@@ -189,11 +189,26 @@ class Writer:
         except StoreError:
             raise
         except Exception as exc:  # whatever an unusual response makes llm raise
-            self._warn(f"a response was not logged: {type(exc).__name__}: {exc}")
-            with suppress(Exception):  # there was a warning already
-                store.write([replace(exchange, turn=None, thread_id=None, events=())])
-            return exc
+            return self._write_rest(store, exchange, exc)
         return None
+
+    def _write_rest(self, store: Store, exchange: Exchange, exc: Exception) -> Exception | None:
+        """Write an exchange without the provider's raw response, else without its turn."""
+        cause = f"{type(exc).__name__}: {exc}"
+        if exchange.turn is not None and exchange.turn.response_json is not None:
+            try:
+                store.write([replace(exchange, turn=replace(exchange.turn, response_json=None))])
+            except StoreError:
+                raise
+            except Exception:
+                pass  # it was not the cause
+            else:
+                self._warn(f"the raw response of exchange {exchange.id} was not logged: {cause}")
+                return None
+        self._warn(f"a response was not logged: {cause}")
+        with suppress(Exception):  # there was a warning already
+            store.write([replace(exchange, turn=None, thread_id=None, events=())])
+        return exc
 
     def _is_over(self) -> bool:
         if not self._closing.is_set():

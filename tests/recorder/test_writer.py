@@ -169,6 +169,27 @@ def test_a_response_that_can_not_be_stored_leaves_its_request(writer, path, make
     assert (read.status, read.request, read.turn) == ("ok", exchange.request, None)
 
 
+def nested(levels):
+    value = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("raw", [nested(900), nested(5_000)], ids=["900", "5000"])
+def test_a_raw_response_that_can_not_be_stored_leaves_the_turn(
+    writer, path, warnings, make_exchange, raw
+):
+    exchange = make_exchange("question", "answer", response_json=raw)
+    assert writer.write(exchange).exception(10) is None
+    with contextlib.closing(LogReader(path)) as history:
+        read = history.exchange(exchange.id)
+    assert [part.text for message in read.turn.reply for part in message.parts] == ["answer"]
+    assert read.turn.response_json is None
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"the raw response of exchange {exchange.id} was not logged: ")
+
+
 def test_a_deleted_file_is_created_again(writer, path, warnings, make_exchange):
     assert writer.write(make_exchange("gone with the file")).result(10) is None
     for file in path.parent.iterdir():
