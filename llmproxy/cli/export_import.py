@@ -18,9 +18,9 @@ from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    check_run,
     database_of,
     filter_of,
+    resolve_ids,
 )
 from .run import run
 
@@ -71,7 +71,7 @@ def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     how = {"last": arguments.last, "anonymized": arguments.anonymize}
     with LogReader(database_of(arguments)) as history:
-        check_run(history, arguments)
+        resolve_ids(history, arguments)
         only = filter_of(arguments)
         if arguments.format == "llama-stack":
             exported = export_recordings(history, path, only, **how)
