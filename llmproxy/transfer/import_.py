@@ -20,7 +20,7 @@ from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
 from ..recorder.reader import Filter, LogReader, check_llm
 from ..recorder.store import Store, retry_while_locked
-from .export import Unreadable
+from .export import SQLITE_MAGIC, Unreadable
 from .jsonl import decode
 
 MAX_LINE_BYTES = 2**29  # a body with a few photos is in it twice, and escaped
@@ -145,7 +145,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _begins_a_recording(line: bytes, path: Path) -> bool:
     """Recognize a recording by its content: one JSON object, usually on many lines."""
-    if line.startswith(b"SQLite format 3\0"):
+    if line.startswith(SQLITE_MAGIC):
         raise InvalidRequest("a database; use `export` to read exchanges from it")
     start = line.lstrip()[:64]
     if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):

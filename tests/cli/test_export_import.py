@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,7 +15,6 @@ import openai
 import pytest
 
 from llmproxy.recorder.exchange import encode
-from llmproxy.recorder.store import Store
 from llmproxy.transfer.jsonl import decode
 from tests.commands import run_here
 from tests.models import AsyncScript, usage
@@ -113,7 +113,19 @@ def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
 
 FAILURES = {
     "no such log": (["export", "out", "--database", "nowhere.db"], 1, "export: nowhere.db: unable"),
-    "no such folder": (["export", "no/out"], 1, "export: "),
+    "no such folder": (["export", "no/out"], 1, "export: no/out: No such file or directory\n"),
+    "a full disk": (["export", "/dev/full", "ID"], 1, "export: /dev/full: No space left on device"),
+    "no such exchange": (["export", "good", "nobody"], 1, "export: the log has no exchange nobody"),
+    "nothing that matches": (
+        ["export", "good", "--client", "nobody"],
+        1,
+        "export: no exchange that",
+    ),
+    "a file for a folder": (
+        ["export", "good", "--format", "llama-stack"],
+        1,
+        "export: good: not a folder\n",
+    ),
     "recordings to a pipe": (["export", "-", "--format", "llama-stack"], 2, None),
     "no such file": (["import", "nowhere"], 1, "import: nowhere: No such file or directory\n"),
     "no exchange": (["import", "bad"], 1, "import: bad, line 1, id: this field is required\n"),
@@ -121,15 +133,20 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("words, code, message", FAILURES.values(), ids=FAILURES)
-def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words, code, message):
+def test_a_failure_is_one_clear_line(
+    recorded, llm_user_path, tmp_path, monkeypatch, words, code, message
+):
     monkeypatch.chdir(tmp_path)
     Path("bad").write_text("{}\n")
+    Path("good").write_text("what was exported before")
     if "nowhere.db" not in words:
-        Store(llm_user_path / "logs.db").close()
-    _, err = run(*words, code=code)
+        shutil.copy(recorded, llm_user_path / "logs.db")
+    (id,) = rows(recorded, "select min(id) from proxy_exchanges")[0]
+    _, err = run(*[id if word == "ID" else word for word in words], code=code)
     if message is not None:
         assert err.startswith(f"llmproxy {message}") and err.count("\n") == 1
-    assert not Path("out").exists()
+    assert sorted(map(str, Path().iterdir())) == ["bad", "good"]
+    assert Path("good").read_text() == "what was exported before"
 
 
 @pytest.mark.slow

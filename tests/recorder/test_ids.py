@@ -1,4 +1,4 @@
-"""Ids as people and programs give them: as clients saw them, in upper case, only their beginning."""
+"""Ids as people and programs give them: with prefixes, in upper case, only their beginning."""
 
 from __future__ import annotations
 

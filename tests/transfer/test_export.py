@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -25,6 +26,7 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments
+from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import encode, to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
@@ -39,6 +41,7 @@ from llmproxy.transfer.export import (
 from llmproxy.transfer.import_ import Imported
 from llmproxy.transfer.import_ import import_files as import_files_with
 from llmproxy.transfer.jsonl import decode
+from llmproxy.transfer.llama_stack import folder as folder_module
 from llmproxy.transfer.llama_stack.as_exchange import read_recording, to_exchange
 from llmproxy.transfer.llama_stack.folder import export_recordings
 from llmproxy.transfer.llama_stack.read import parse_recording
@@ -556,3 +559,107 @@ def test_a_pipe_is_read_like_a_file(lines, tmp_path):
     writer.start()
     assert import_files([pipe], tmp_path / "there.db") == Imported(10, 0, 0)
     writer.join()
+
+
+# ---- the file that is written
+
+
+def test_a_file_with_content_is_never_replaced_by_an_empty_one(recorded, tmp_path):
+    file = tmp_path / "out.jsonl"
+    nothing = Filter(client="nobody")
+    with LogReader(recorded) as history:
+        export_file(history, file, ALL)
+        good = file.read_bytes()
+        with pytest.raises(NotFound) as refused:
+            export_file(history, file, nothing)
+        assert refused.value.message == (
+            f"no exchange that has ended matches; {file} was left as it is"
+        )
+        assert [*tmp_path.iterdir(), file.read_bytes()] == [file, good]
+        for empty in (tmp_path / "new.jsonl", tmp_path / "empty.jsonl"):
+            empty.touch() if empty.name == "empty.jsonl" else None
+            assert export_file(history, empty, nothing) == Exported(0)
+            assert empty.read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["logs.db-wal", "logs.db-shm", "other.db", "link.jsonl"])
+def test_an_export_replaces_no_database(recorded, tmp_path, name):
+    with LogReader(recorded) as history:
+        path = recorded.parent / name
+        if name == "other.db":
+            shutil.copy(recorded, path)
+        elif name == "link.jsonl":
+            path.symlink_to(recorded)
+        elif not path.exists():
+            path.write_bytes(b"the end of the log")
+        before = path.read_bytes()
+        with pytest.raises(Unreadable, match=f"{name}: is (the log itself|a database)$"):
+            export_file(history, path, ALL)
+        assert path.read_bytes() == before
+        if not before.startswith(b"SQLite"):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("nowhere/out.jsonl", "No such file or directory"),
+        ("out.jsonl/out.jsonl", "Not a directory"),
+        (".", "Is a directory"),
+        ("/dev/full", "No space left on device"),
+        ("x" * 250, None),
+        ("ü" * 125, None),
+    ],
+    ids=lambda value: value and value[:20],
+)
+def test_an_error_names_the_file_as_it_was_given(recorded, tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("out.jsonl").touch()
+    with LogReader(recorded) as history:
+        if reason is None:
+            assert export_file(history, Path(name), ALL) == Exported(10)
+            return
+        with pytest.raises(OSError) as failed:
+            export_file(history, Path(name), ALL)
+    assert (failed.value.filename, failed.value.strerror) == (name, reason)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.jsonl"]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(recorded, tmp_path):
+    file = tmp_path / "out.jsonl"
+    file.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with LogReader(recorded) as history:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large") as failed:
+                export_file(history, file, ALL)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failed.value.filename == str(file)
+    assert [*tmp_path.glob("out*"), file.read_text()] == [file, "before"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_failed_export_of_recordings_leaves_the_folder_as_it_was(
+    recorded, tmp_path, monkeypatch, is_there
+):
+    folder = tmp_path / "out"
+    if is_there:
+        folder.mkdir()
+        (folder / "good.json").write_text("before")
+    render = folder_module.render_recording
+    rendered = []
+
+    def fails_at_last(exchange):
+        if len(rendered) == 5:
+            raise OSError(28, "No space left on device")
+        rendered.append(exchange)
+        return render(exchange)
+
+    monkeypatch.setattr(folder_module, "render_recording", fails_at_last)
+    with LogReader(recorded) as history, pytest.raises(OSError) as failed:
+        export_recordings(history, folder, Filter(status="ok"))
+    assert failed.value.filename == str(folder)
+    left = [path.name for path in folder.rglob("*")] if folder.exists() else None
+    assert left == (["good.json"] if is_there else None)
