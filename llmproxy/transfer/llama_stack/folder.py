@@ -23,7 +23,8 @@ class Folder:
     """The recordings in a folder and its subfolders, all read when it is opened.
 
     A recording is known by the name of its file. Only chats are replayed; other kinds are
-    skipped. `warn` is given a line for each file that can't be read.
+    skipped. `warn` is given a line for each file that can't be read, or whose request no
+    client could send.
 
     Raises:
         OSError: there is no such folder.
@@ -36,6 +37,8 @@ class Folder:
         for file in sorted(_files(path)):
             try:
                 recording = parse_recording(file.read_bytes(), file.stem)
+                if recording.refused is not None:
+                    raise recording.refused
             except (InvalidRequest, OSError) as exc:
                 place = f", {exc.param}" if isinstance(exc, InvalidRequest) and exc.param else ""
                 warn(f"{file}{place}: {exc}")
