@@ -26,14 +26,16 @@ class Log:
         """List exchanges in the order in which they were received, at most the `last` ones.
 
         Raises:
+            ProxyError: the log has no exchange or thread with an id of the filter (a 404).
             StoreError: the file can't be read any more.
         """
-        return self._reader.entries(filter, last=last)
+        return self._reader.entries(self._reader.resolve(filter), last=last)
 
     def exchange(self, id: str) -> Exchange:
         """Read one exchange completely: request, messages, reply and timeline.
 
-        id: of the exchange, or the id that its client was given (`chatcmpl-…`, `msg_…`).
+        id: of the exchange, as its client was given it (`chatcmpl-…`, `msg_…`), or the
+            beginning of one.
 
         Raises:
             ProxyError: the log has no such exchange (a 404).
@@ -47,9 +49,10 @@ class Log:
         """List the conversations with an exchange that passes the filter, newest activity last.
 
         Raises:
+            ProxyError: the log has no exchange or thread with an id of the filter (a 404).
             StoreError: the file can't be read any more.
         """
-        return threads(self._reader, filter, last=last)
+        return threads(self._reader, self._reader.resolve(filter), last=last)
 
     def close(self) -> None:
         """Close the file."""

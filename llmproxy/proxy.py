@@ -201,8 +201,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("--no-auth and --api-key or LLMPROXY_API_KEY exclude each other")
 
 
-def _write_access(write: Callable[[str], None], request: ServedRequest) -> None:
-    write(access_line(request, datetime.now().astimezone()))
+def _write_access(write: Callable[[str], None], keys: KnownKeys, request: ServedRequest) -> None:
+    write(access_line(request, datetime.now().astimezone(), keys))
 
 
 class Proxy:
@@ -226,6 +226,7 @@ class Proxy:
         self.settings = settings
         self._known_keys = keys or known_keys()
         self._known_keys.learn(settings.keys)
+        self._known_keys.look()
         self.catalog = all_models(settings.maps, settings.default_model, settings.parallel)
         self.database: Path | None = None
         self._writer: Writer | None = None
@@ -252,7 +253,7 @@ class Proxy:
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
         )
-        tell = settings.access_log and partial(_write_access, settings.access_log)
+        tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
             self.app, render_error=render_error, limits=settings.limits, on_response=tell
         )

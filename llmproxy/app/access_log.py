@@ -1,7 +1,8 @@
 """The access log: one line per HTTP response, in Apache's combined format.
 
 The duration in seconds is added at the end. Control characters, quotes and backslashes sent
-by a client are escaped, so that it can't forge lines; secrets in a query are removed.
+by a client are escaped, so that it can't forge lines; secrets in paths, queries and headers
+are removed.
 
 Spec: https://httpd.apache.org/docs/2.4/mod/mod_log_config.html
 """
@@ -11,8 +12,8 @@ from __future__ import annotations
 import re
 from datetime import datetime
 
+from ..core.known_keys import KnownKeys
 from ..recorder.redact import Redactor
-from ..transport.http11 import Request
 from ..transport.server import ServedRequest
 
 MAX_CHARS = 2_000  # of a target or a header; the rest is cut
@@ -20,15 +21,19 @@ MAX_CHARS = 2_000  # of a target or a header; the rest is cut
 _UNSAFE = re.compile(r'["\\]|[^\x20-\x7e]')
 
 
-def access_line(served: ServedRequest, at: datetime) -> str:
-    """Return the log line of a response that ended at `at`."""
+def access_line(served: ServedRequest, at: datetime, keys: KnownKeys | None = None) -> str:
+    """Return the log line of a response that ended at `at`, without secrets and `keys`."""
     request = served.request
+    redactor = Redactor(keys)
     status = "-" if served.status is None else f"{served.status}"
     size = f"{served.body_bytes}" if served.body_bytes else "-"
-    request_line = (
-        "-" if request is None else f"{request.method} {_target(request)} HTTP/{request.version}"
-    )
-    fields = ["-" if request is None else request.headers.get(name, "-") for name in _FIELDS]
+    if request is None:
+        request_line, fields = "-", ["-"] * len(_FIELDS)
+    else:
+        path, mark, query = request.target.partition("?")
+        target = redactor.line(path) + mark + redactor.query(query)
+        request_line = f"{request.method} {target} HTTP/{request.version}"
+        fields = [redactor.line(request.headers.get(name, "-")) for name in _FIELDS]
     quoted = " ".join(f'"{_escaped(text)}"' for text in fields)
     return (
         f"{served.peer} - - [{at:%d/%b/%Y:%H:%M:%S %z}]"
@@ -37,11 +42,6 @@ def access_line(served: ServedRequest, at: datetime) -> str:
 
 
 _FIELDS = ("referer", "user-agent")
-
-
-def _target(request: Request) -> str:
-    path, mark, query = request.target.partition("?")
-    return path + mark + Redactor().query(query)
 
 
 def _escaped(text: str) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
+from ..recorder.ids import find_id
 from ..recorder.process_lock import ProcessLock
 from ..recorder.reader import LogReader
 from ..recorder.store import Locked, Store, retry_while_locked, timestamp, translated
@@ -100,18 +101,22 @@ def wait_for_leftovers(path: Path, wait_s: float) -> bool:
 
 
 def find_run(log: LogReader, name: str) -> Benchmark:
-    """Return a run by its name or id, or the latest one.
+    """Return a run by its name, its id or the beginning of that, or the latest one.
 
     An imported run has exchanges only: its name is its id, and it has no settings.
 
     Raises:
         NotFound: there is none; the message lists the runs.
+        InvalidRequest: several ids begin with the name.
         Unusable: the file can no longer be read.
     """
-    condition = "true" if name == LAST else ":name in (id, name)"
     rows = log.rows(
-        f"select * from ({_RUNS}) where {condition} order by began desc limit 1", {"name": name}
+        f"select * from ({_RUNS}) where name = :name or :name = '{LAST}'"
+        " order by began desc limit 1",
+        {"name": name},
     )
+    if not rows and (id := find_id(log.rows, f"select id, id as meant from ({_RUNS})", name)):
+        rows = log.rows(f"select * from ({_RUNS}) where id = :id", {"id": id})
     if rows:
         (row,) = rows
         return Benchmark(

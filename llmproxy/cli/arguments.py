@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import re
 import sys
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from ..bench.runs import find_run
 from ..core.errors import InvalidRequest
 from ..dialects import DIALECTS
 from ..recorder.exchange import Status
+from ..recorder.ids import find_exchanges, find_thread
 from ..recorder.reader import Filter, LogReader
 from ..report.prices import Price, load_prices
 
@@ -38,7 +40,9 @@ def add_filters(
     """Add the flags that select exchanges; the dest of each is its field of `Filter`.
 
     last, thread, dialect: help texts that differ between commands.
-    has_run: add --run too, to be checked with `check_run`.
+    has_run: add --run too.
+
+    `resolve_ids` has to follow, once the log is open.
     """
     add = parser.add_argument_group("which exchanges").add_argument
     add("--last", type=count, metavar="N", help=last)
@@ -55,12 +59,21 @@ def add_filters(
         add("--run", metavar="NAME", help="of this benchmark run")
 
 
-def check_run(history: LogReader, arguments: argparse.Namespace) -> None:
-    """Check that the run of --run exists, and replace its name ("last" too) by its ID.
+def resolve_ids(history: LogReader, arguments: argparse.Namespace) -> None:
+    """Replace the IDs that were given, in any form in which we show them, by those of the log.
+
+    That is ID, --ids, --thread, and --run (also its name, or "last").
 
     Raises:
-        NotFound: it does not.
+        NotFound: some do not exist; the message names them.
+        InvalidRequest: one is the beginning of several.
     """
+    if arguments.id is not None:
+        (arguments.id,) = find_exchanges(history.rows, [arguments.id])
+    if arguments.ids is not None:
+        arguments.ids = find_exchanges(history.rows, arguments.ids)
+    if arguments.thread_id is not None:
+        arguments.thread_id = find_thread(history.rows, arguments.thread_id)
     if arguments.run is not None:
         arguments.run = find_run(history, arguments.run).id
 
@@ -69,7 +82,7 @@ def filter_of(arguments: argparse.Namespace) -> Filter:
     """Return the filter that the arguments describe, without --last."""
     given = vars(arguments)
     values = {field.name: given[field.name] for field in fields(Filter) if field.name in given}
-    if arguments.id:
+    if arguments.id is not None:
         values["ids"] = (arguments.id, *(arguments.ids or ()))
     return Filter(**values)
 
@@ -148,12 +161,16 @@ def count(text: str) -> int:
 
 
 def _ids(text: str) -> tuple[str, ...]:
-    """Read IDs separated by white space or commas."""
+    """Read IDs separated by white space, commas or quotes, in UTF-8 or with a byte order mark."""
     try:
-        listed = sys.stdin.read() if text == "-" else Path(text).read_text("utf-8")
-    except (OSError, ValueError) as exc:
-        raise argparse.ArgumentTypeError(f"{text}: {exc}") from None
-    return tuple(dict.fromkeys(listed.replace(",", " ").split()))
+        data = sys.stdin.buffer.read() if text == "-" else Path(text).read_bytes()
+        is_utf_16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # PowerShell's >
+        listed = data.decode("utf-16" if is_utf_16 else "utf-8-sig")
+    except OSError as exc:
+        raise argparse.ArgumentTypeError(f"{text}: {exc.strerror}") from None
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: not a list of IDs") from None
+    return tuple(dict.fromkeys(re.findall(r"[^\s,;\"'\[\]]+", listed)))
 
 
 def _time(text: str) -> datetime:

@@ -54,6 +54,7 @@ from .arguments import (
     database_of,
     filter_of,
     prices_of,
+    resolve_ids,
 )
 from .exchange_text import summary_line
 from .report_table import print_table
@@ -220,6 +221,7 @@ def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, 
         name = f"{name}-{id[-4:]}" if name in names else name
     elif name in names:
         raise InvalidRequest(f"the run {name!r} exists already: continue it with --resume")
+    resolve_ids(history, arguments)
     chosen = replace(filter_of(arguments), is_traffic=True)
     if arguments.base_url:
         chosen = replace(chosen, dialect=None)

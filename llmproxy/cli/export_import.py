@@ -18,11 +18,11 @@ from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    check_run,
     database_of,
     filter_of,
+    resolve_ids,
 )
-from .run import run
+from .run import FAILED, run
 
 
 def export_main(argv: Sequence[str], program: str) -> int:
@@ -71,7 +71,7 @@ def _export(arguments: argparse.Namespace) -> int:
     path = Path(arguments.file)
     how = {"last": arguments.last, "anonymized": arguments.anonymize}
     with LogReader(database_of(arguments)) as history:
-        check_run(history, arguments)
+        resolve_ids(history, arguments)
         only = filter_of(arguments)
         if arguments.format == "llama-stack":
             exported = export_recordings(history, path, only, **how)
@@ -99,34 +99,45 @@ def import_main(argv: Sequence[str], program: str) -> int:
     """Run `import` with these arguments and return its exit code."""
     name = f"{program} import"
     arguments = _import_parser(name).parse_args(argv)
-    return run(name, lambda: _import(arguments), StoreError, Unreadable)
+    return run(name, lambda: _import(arguments, name), StoreError, Unreadable)
 
 
 def _import_parser(program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Import files written by export, or Llama Stack recordings. All files are "
-        "checked before anything is written; exchanges that exist already are left as they are.",
+        description="Import files written by export, or Llama Stack recordings. Exchanges that "
+        "exist already are left as they are. Files and lines that can't be read are named, the "
+        "others are imported, and the exit code is 1.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="input files, - for standard input")
+    add("--strict", action="store_true", help="import nothing if anything can't be read")
     add("--dry-run", action="store_true", help="only check, and print what would be imported")
     add_database(parser)
     return parser
 
 
-def _import(arguments: argparse.Namespace) -> int:
+def _import(arguments: argparse.Namespace, name: str) -> int:
     paths = [Path("/dev/stdin" if file == "-" else file) for file in arguments.files]
     imported = import_files(
         paths,
         database_of(arguments),
         read_recording=read_recording,
+        strict=arguments.strict,
         dry_run=arguments.dry_run,
     )
+    for failure in imported.failures:
+        print(f"{name}: {failure}", file=sys.stderr)
     verb = "would import" if arguments.dry_run else "imported"
-    print(
-        f"{verb} {count_of(imported.new, 'exchange')}; {imported.there} existed already; "
-        f"skipped {count_of(imported.skipped, 'recording')} of something other than a chat"
-    )
-    return 0
+    parts = [
+        f"{verb} {count_of(imported.new, 'exchange')}",
+        f"{imported.there:,} existed already",
+    ]
+    if imported.skipped:
+        skipped = count_of(imported.skipped, "recording")
+        parts.append(f"skipped {skipped} of something other than a chat")
+    if imported.unreadable:
+        parts.append(f"{imported.unreadable:,} could not be read")
+    print("; ".join(parts))
+    return FAILED if imported.unreadable else 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversations.prompt_cache import find_cache_misses
-from ..conversations.threads import thread_of, threads, tree
+from ..conversations.threads import threads, tree
 from ..recorder.exchange import ExchangeSummary, summary_to_json, to_json
 from ..recorder.prune import prune
 from ..recorder.reader import Filter, LogReader
@@ -24,9 +24,9 @@ from .arguments import (
     TIME_HELP,
     add_database,
     add_filters,
-    check_run,
     database_of,
     filter_of,
+    resolve_ids,
 )
 from .exchange_text import exchange_page, summary_line
 from .run import FAILED, run
@@ -52,7 +52,7 @@ def _log(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(database, arguments)
     with LogReader(database) as history:
-        check_run(history, arguments)
+        resolve_ids(history, arguments)
         return _prune(database, arguments) if arguments.prune else _read(history, arguments)
 
 
@@ -101,12 +101,12 @@ def _narrows(arguments: argparse.Namespace) -> bool:
 def _read(history: LogReader, arguments: argparse.Namespace) -> int:
     if arguments.threads or arguments.cache:
         _conversations(history, arguments)
-    elif arguments.id:
+    elif arguments.id is not None:
         exchange = history.exchange(arguments.id)
         page = exchange_page(exchange, colours=sys.stdout.isatty())
         _print([page], [to_json(exchange)], arguments)
     elif _is_tree(arguments):
-        thread_id = thread_of(history, arguments.thread_id)
+        thread_id = arguments.thread_id
         lines = tree_lines(tree(history, thread_id), thread_id, colours=sys.stdout.isatty())
         _print(lines, (), arguments)
     else:

@@ -27,6 +27,7 @@ from .arguments import (
     database_of,
     filter_of,
     prices_of,
+    resolve_ids,
 )
 from .report_table import print_table
 from .run import run
@@ -95,6 +96,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _study(history: LogReader, arguments: argparse.Namespace) -> Study:
     if arguments.run is not None:
         return study_of_run(history, find_run(history, arguments.run))
+    resolve_ids(history, arguments)
     return study_of_log(history, _filter(arguments), last=arguments.last or NEWEST)
 
 

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from ..core.chat import Usage
-from ..core.errors import NotFound
 from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary
-from ..recorder.reader import THREAD_OF, Filter, LogReader
+from ..recorder.ids import find_thread
+from ..recorder.reader import Filter, LogReader
 from ..recorder.store import SUMMARY_COLUMNS, summary_of
 from .tree import Node, TreeRow, tree_rows, with_previous
 
@@ -119,30 +119,16 @@ def _sum(usages: Sequence[Usage]) -> Usage:
     return Usage(**{name: sum(known) if known else None for name, known in counts.items()})
 
 
-def thread_of(reader: LogReader, id: str) -> str:
-    """Return the id of a thread, given its own id or that of an exchange in it.
-
-    Raises:
-        NotFound: there is no such thread.
-        Unusable: the file can't be read any more.
-    """
-    rows = reader.rows(f"select id from threads where id = {THREAD_OF}", {"thread_id": id})
-    if not rows:
-        raise NotFound(f"the log has no thread {id}")
-    return str(rows[0]["id"])
-
-
 def tree(reader: LogReader, thread_id: str) -> list[TreeRow]:
     """Return the tree of a thread and all threads related to it by forks, row by row.
 
-    thread_id: as `thread_of` takes it.
+    thread_id: the thread's, or that of an exchange or turn in it, as `LogReader.resolve` takes it.
 
     Raises:
         NotFound: there is no such thread.
         Unusable: the file can't be read any more.
     """
-    thread_id = thread_of(reader, thread_id)
-    nodes = _nodes(reader, _family(reader, thread_id))
+    nodes = _nodes(reader, _family(reader, find_thread(reader.rows, thread_id)))
     ids = {node.entry.id for node in nodes}
     tips = [node.message_hash for node in nodes if node.entry.previous_id not in ids]
     before = parents(reader, [hash for hash in tips if hash is not None])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from urllib.parse import quote
+from functools import lru_cache
+from urllib.parse import quote, unquote, unquote_plus
 
 from .errors import ProxyError
 
@@ -17,32 +18,77 @@ MIN_KEY_CHARS = 8  # placeholders ("none", "x") are part of many words
 
 _URL_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
 _SECRET_NAME = re.compile(
-    "auth|cookie|credential|key|password|secret|signature|token", re.IGNORECASE
+    "auth|cookie|credential|hmac|jwt|key|passphrase|passw|secret|signature|token", re.IGNORECASE
 )
+# Of parameters only: headers have `x-claude-code-session-id` and the like. And only as whole
+# words: there are `decode`, `design`, `bypass`.
+_SECRET_WORD = re.compile(
+    r"(?<![a-z0-9])(?:assertion|code|csrf|j?session(?:id)?|otp|pass|phpsessid|pin|pwd"
+    r"|samlresponse|sid|sig|ticket|xsrf)(?![a-z0-9])"
+)
+_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_KEY_PREFIXES = "sk pk rk gsk xai hf r8 pplx nvapi ghp gho glpat github_pat".split()
 _KEY_SHAPES = re.compile(
-    r"\b(?:sk|pk|rk|gsk|xai|hf|r8|pplx|nvapi|ghp|gho|glpat|github_pat)[-_][\w*.-]{8,}"
+    rf"\b(?:{'|'.join(_KEY_PREFIXES)})[-_][\w*.-]{{8,}}"
     r"|\bAIza[\w-]{20,}|\bAKIA[A-Z0-9]{12,}|(?<=bearer )\S{8,}"
     # A JWT, tried only where a run of such characters begins: within, it took quadratic time.
     r"|(?<![\w-])(?=[\w-]*\beyJ)[\w-]{13,}+\.[\w-]++\.[\w-]+",
     re.IGNORECASE,
 )
+# One of these is in each of them. Few texts have any, and the search takes 30 times as long.
+_KEY_MARKS = (
+    "aiza", "akia", "eyj", "bearer ",
+    *(prefix + dash for prefix in _KEY_PREFIXES for dash in "-_"),
+)  # fmt: skip
 # Only in foreign text: our own errors name fields of a request in this way.
 _NAMED_KEY = re.compile(r"(?i)\b((?:api[-_ ]?key|key|token)(?: provided)?)([=:]\s*)[\w*./+~-]{8,}")
+# `;` separates them too, and a fragment (`#access_token=…`) has some.
+_URL_PARAMETER = re.compile(r"(?<=[?&;#])([^\s?&;=#\"'<>]{1,100})=([^\s&;#\"'<>]+)")
 
 
+@lru_cache(1024)  # each request has the same header names
 def is_secret_name(name: str) -> bool:
-    """Say whether a header or query parameter of this name holds a key, token or cookie."""
+    """Say whether a header of this name holds a key, token or cookie."""
     return _SECRET_NAME.search(name) is not None
+
+
+def is_secret_parameter(name: str) -> bool:
+    """Say whether a parameter of this name, in a URL or a form, holds a secret: `code`, `sig` …"""
+    name = unquote_plus(name)
+    words = _CAMEL_CASE.sub("_", name).lower()
+    return is_secret_name(name) or _SECRET_WORD.search(words) is not None
+
+
+def replace_parameters(text: str, replace: Callable[[str], str], depth: int = 4) -> str:
+    """Replace the values of secret parameters in each URL in a text, also in URLs inside these.
+
+    replace: is given such a value and returns what to put in its place. depth: how many URLs
+        may be in one another.
+    """
+
+    def parameter(match: re.Match[str]) -> str:
+        name, value = match.groups()
+        if is_secret_parameter(name):
+            return match[0] if unquote(value) == REMOVED else f"{name}={replace(value)}"
+        if "%" in value and depth:
+            inside = unquote(value)
+            cleaned = replace_parameters(inside, lambda text: unquote(replace(text)), depth - 1)
+            value = value if cleaned == inside else quote(cleaned, safe="")
+        return f"{name}={value}"
+
+    return _URL_PARAMETER.sub(parameter, text) if "=" in text else text
 
 
 def without_url_user(url: str) -> str:
     """Remove the user and password from each URL in a text."""
-    return _URL_USER.sub(f"{REMOVED}@", url)
+    return _URL_USER.sub(f"{REMOVED}@", url) if "@" in url else url
 
 
 def without_key_shapes(text: str) -> str:
-    """Remove what looks like a key, known or not; also the user in a URL."""
-    return _KEY_SHAPES.sub(REMOVED, without_url_user(text))
+    """Remove what looks like a key, known or not; also the user and secrets in a URL."""
+    text = replace_parameters(without_url_user(text), lambda _: REMOVED)
+    lower = text.lower()
+    return _KEY_SHAPES.sub(REMOVED, text) if any(mark in lower for mark in _KEY_MARKS) else text
 
 
 class KnownKeys:
@@ -70,8 +116,12 @@ class KnownKeys:
         self.learn(self._more())
 
     def redact(self, text: str) -> str:
-        """Remove the known keys from a text, and what looks like a key."""
+        """Look for new keys, then remove the known ones from a text, and what looks like a key."""
         self.look()
+        return self.remove(text)
+
+    def remove(self, text: str) -> str:
+        """Remove the keys that are known now from a text, and what looks like a key."""
         for value in sorted(list(self._values), key=len, reverse=True):
             text = text.replace(value, REMOVED)
         return without_key_shapes(text)

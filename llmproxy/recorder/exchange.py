@@ -35,7 +35,6 @@ Relation = Literal["reply", "compacted", "call", "quote"]
 replies left in a compacted history, with the task of its tool call, by quoting its reply."""
 
 FIRST_WORDS_CHARS = 80  # of the prompt: fits in a line on a terminal
-MAX_TEXT_BODY_CHARS = 64 * 2**10  # of a body that is not JSON: enough to see what it was
 
 
 @dataclass(frozen=True)
@@ -250,14 +249,12 @@ def begun(
     stream, model, messages, replay_key: as the dialect read it; left out where it could not.
     """
     redactor = Redactor(keys)
-    if isinstance(body, str):
-        body = body[:MAX_TEXT_BODY_CHARS]
     return Exchange(
         id=id,
         received=received,
         dialect=dialect,
-        path=path,
-        client=client,
+        path=redactor.line(path),
+        client=redactor.line(client),
         stream=stream,
         model_asked=model,
         first_words=first_words(messages),

@@ -7,11 +7,10 @@ left to writers; only an older llmproxy's tables are migrated first.
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +24,7 @@ from llm.parts import Message
 from ..core.errors import NotFound
 from . import timeline
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
+from .ids import find_exchanges, find_thread
 from .llm_turns import MESSAGE_CHAIN, read_chain, read_messages
 from .request_store import restore
 from .store import (
@@ -45,7 +45,7 @@ class Filter:
 
     since, until: limits of `received`, `until` excluded.
     model: the requested name, or llm's id of the model that answered.
-    thread_id: a thread, or an exchange, which stands for its thread.
+    thread_id, ids: exact ids; `LogReader.resolve` finds those that a user means.
     search: words that must all occur in prompt or response, as in llm's search.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks and replays.
@@ -83,14 +83,6 @@ class Filter:
         return " and ".join(_CONDITIONS[name] for name in given) or "true", given
 
 
-# An exchange that failed belongs to the thread of the turn that it would have continued.
-THREAD_OF = (
-    "coalesce((select turns.thread_id from turns where turns.id = :thread_id),"
-    " (select turns.thread_id from turns join proxy_exchanges as failed"
-    " on turns.id = failed.previous_id where failed.id = :thread_id), :thread_id)"
-)
-"""SQL for the thread that `:thread_id` stands for: a thread, or one of its exchanges."""
-
 _CONDITIONS = {
     "since": "received >= :since",
     "until": "received < :until",
@@ -98,7 +90,7 @@ _CONDITIONS = {
     "client": "client = :client",
     "dialect": "dialect = :dialect",
     "status": "status = :status",
-    "thread_id": f"thread_id = {THREAD_OF}",
+    "thread_id": "thread_id = :thread_id",
     "search": "id in (select turn_id from turn_search_fts join turn_search"
     " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :search)",
     "ids": "id in (select value from json_each(:ids))",
@@ -174,7 +166,8 @@ class LogReader:
     def exchange(self, id: str) -> Exchange:
         """Read one exchange completely.
 
-        Its turn is None if llm's tables have neither a turn nor messages of it.
+        id: in any form, as `resolve` takes it. Its turn is None if llm's tables have neither
+            a turn nor messages of it.
 
         Raises:
             NotFound: there is no exchange with this id.
@@ -195,15 +188,29 @@ class LogReader:
         """
         return self._exchange(self._row(id), is_whole=False)
 
+    def resolve(self, filter: Filter) -> Filter:
+        """Return a filter with the ids that the user means by its ids and its thread.
+
+        They may be in any form in which we show them, or their beginnings. Any exchange or
+        turn stands for its thread.
+
+        Raises:
+            NotFound: some do not exist; the message names them.
+            InvalidRequest: one is the beginning of several.
+            Unusable: the file can't be read any more.
+        """
+        ids, thread_id = filter.ids, filter.thread_id
+        return replace(
+            filter,
+            ids=None if ids is None else find_exchanges(self.rows, ids),
+            thread_id=None if thread_id is None else find_thread(self.rows, thread_id),
+        )
+
     def _row(self, id: str) -> sqlite3.Row:
-        # Clients see ids with their dialect's prefix, as chatcmpl-… or msg_…
-        values = {"id": re.sub(r"\A[a-z]+[-_](?=\w{26}\Z)", "", id)}
-        rows = self.rows("select * from proxy_exchanges where id = :id", values)
-        if not rows:
-            threads = self.rows("select 1 from threads where id = :id", values)
-            hint = f"; it is a conversation: log --thread {id}" if threads else ""
-            raise NotFound(f"the log has no exchange {id}{hint}")
-        return rows[0]
+        (found,) = find_exchanges(self.rows, [id])
+        for row in self.rows("select * from proxy_exchanges where id = :id", {"id": found}):
+            return row
+        raise NotFound(f"the log has no exchange {id}")  # pruned meanwhile
 
     def _exchange(self, row: sqlite3.Row, *, is_whole: bool = True) -> tuple[Exchange, int]:
         entry = summary_of(row)

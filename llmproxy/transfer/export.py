@@ -15,6 +15,9 @@ from ..recorder.exchange import Exchange, encode
 from ..recorder.reader import Filter, LogReader
 from .anonymize import anonymize
 
+SQLITE_MAGIC = b"SQLite format 3\0"
+MAX_PREFIX_CHARS = 40  # of a temporary file's name, which may have 255 bytes
+
 
 class Unreadable(Exception):
     """A file or a log can't be read; the message has the place in it, and the reason."""
@@ -70,13 +73,31 @@ def export_file(
 ) -> Exported:
     """Write exchanges to a file, which is readable by the user only and appears when complete.
 
+    Whatever goes wrong, a file that exists stays as it was. It also does if nothing would be
+    written to it.
+
     Raises:
-        Unreadable: the file is the log itself, or as `export_jsonl`.
+        NotFound: there is nothing to write, and the file has content.
+        Unreadable: the file is a database, or as `export_jsonl`.
     """
-    if path.exists() and reader.path.exists() and path.samefile(reader.path):
-        raise Unreadable(f"{path}: is the log itself")
+    _check_is_replaceable(path, reader.path)
     with written_whole(path) as file:
-        return export_jsonl(reader, file, filter, last=last, anonymized=anonymized)
+        exported = export_jsonl(reader, file, filter, last=last, anonymized=anonymized)
+        if not exported.exchanges and path.is_file() and path.stat().st_size:
+            raise NotFound(f"no exchange that has ended matches; {path} was left as it is")
+    return exported
+
+
+def _check_is_replaceable(path: Path, log: Path) -> None:
+    """Refuse a log and the files beside it: another word order would replace them."""
+    if not path.is_file():
+        return
+    for name in (log, *(Path(f"{log}{ending}") for ending in ("-wal", "-shm"))):
+        if name.exists() and path.samefile(name):
+            raise Unreadable(f"{path}: is the log itself")
+    with path.open("rb") as file:
+        if file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC:
+            raise Unreadable(f"{path}: is a database")
 
 
 def exchanges(reader: LogReader, filter: Filter, last: int | None) -> Iterator[Exchange]:
@@ -98,16 +119,31 @@ def exchanges(reader: LogReader, filter: Filter, last: int | None) -> Iterator[E
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Write to a temporary file that replaces `path` at the end; pipes are written directly."""
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
-            yield file
-        return
-    path = path.resolve()  # so that a link stays a link
-    handle, beside = tempfile.mkstemp(prefix=f"{path.name}.", suffix=".part", dir=path.parent)
+    """Write to a temporary file that replaces `path` at the end; pipes are written directly.
+
+    Raises:
+        OSError: the file can't be written, with its name; it stays as it was.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            with path.open("wb") as file:
+                yield file
+        else:
+            yield from _replacing(path.resolve())  # so that a link stays a link
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
+
+
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    handle, beside = tempfile.mkstemp(
+        prefix=f"{path.name[:MAX_PREFIX_CHARS]}.", suffix=".part", dir=path.parent
+    )
     try:
         with open(handle, "wb") as file:
             yield file
+            file.flush()
+            os.fsync(handle)  # or a crash soon after could leave an empty file in its place
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)

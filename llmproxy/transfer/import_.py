@@ -6,10 +6,11 @@ killed and run again, threads, forks and tips are the same in the end.
 
 from __future__ import annotations
 
+import codecs
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -20,13 +21,14 @@ from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
 from ..recorder.reader import Filter, LogReader, check_llm
 from ..recorder.store import Store, retry_while_locked
-from .export import Unreadable
+from .export import SQLITE_MAGIC, Unreadable
 from .jsonl import decode
 
 MAX_LINE_BYTES = 2**29  # a body with a few photos is in it twice, and escaped
 GROUP = 16  # exchanges in memory at once; a transaction ends sooner if they are long
 TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
 COPY_BYTES = 2**20  # of a pipe, read at once
+MAX_NAMED = 20  # lines of a file: all of another program's file can be unreadable
 
 
 ReadRecording = Callable[[bytes, str], Exchange | None]
@@ -39,12 +41,15 @@ class Imported:
     """The numbers of exchanges that were imported, or would be.
 
     new: imported. there: were in the log already. skipped: recordings of something other
-        than a chat.
+        than a chat. unreadable: files and lines that can't be read.
+    failures: the unreadable ones with their places and reasons, at most MAX_NAMED of a file.
     """
 
     new: int
     there: int
     skipped: int
+    unreadable: int = 0
+    failures: tuple[str, ...] = ()
 
 
 def import_files(
@@ -52,19 +57,21 @@ def import_files(
     database: Path,
     *,
     read_recording: ReadRecording | None = None,
+    strict: bool = False,
     dry_run: bool = False,
 ) -> Imported:
-    """Import the exchanges of files into a logs.db.
+    """Import the exchanges of files into a logs.db; files and lines that can't be read are named.
 
-    All files are checked before anything is written. An exchange that is in the log already
-    stays as it is, unless it was interrupted there and is complete in the file. A file may be
-    a pipe; since files are read twice, its content is buffered, on disk if it is large.
+    An exchange that is in the log already stays as it is, unless it was interrupted there and
+    is complete in the file. A file may be a pipe; its content is buffered, on disk if it is
+    large, since files are read twice if they are checked first.
 
     read_recording: reads a file that is a single recording; without it only JSON lines are read.
+    strict: check all files first, and import nothing if anything can't be read.
     dry_run: only check and count.
 
     Raises:
-        Unreadable: a file can't be read, or is damaged or in another format; nothing was written.
+        Unreadable: with `strict`, something can't be read; nothing was written.
         Unusable: it is not a database, or a newer llm's or llmproxy's; nothing was written.
         Locked: another program was writing for a minute; what was imported so far stays.
     """
@@ -72,21 +79,22 @@ def import_files(
         check_llm(database)
     with ExitStack() as stack:
         sources = [_Source(path, stack) for path in paths]
-        statuses: dict[str, Status] = {}
-        count = skipped = 0
-        for exchange in _read(sources, read_recording):
-            if exchange is None:
-                skipped += 1
-                continue
-            count += 1
-            if _is_more_complete(exchange.status, statuses.get(exchange.id)):
-                statuses[exchange.id] = exchange.status
+        reading = _Reading(sources, read_recording)
+        if strict or dry_run:
+            statuses: dict[str, Status] = {}
+            for exchange in reading:
+                if _is_more_complete(exchange.status, statuses.get(exchange.id)):
+                    statuses[exchange.id] = exchange.status
+            if strict and reading.failures:
+                more = f" (and {reading.unreadable - 1:,} more)" * (reading.unreadable > 1)
+                raise Unreadable(f"{reading.failures[0]}{more}; nothing was imported")
         if dry_run:
             new = _count_new(statuses, database)
         else:
-            read = (exchange for exchange in _read(sources, read_recording) if exchange is not None)
-            new = _write(read, database)
-    return Imported(new, count - new, skipped)
+            reading = _Reading(sources, read_recording)
+            new = _write(reading, database)
+    there = reading.count - new
+    return Imported(new, there, reading.skipped, reading.unreadable, tuple(reading.failures))
 
 
 class _Source:
@@ -95,47 +103,89 @@ class _Source:
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.path = path
         self._held: BinaryIO | None = None
-        with _readable(path):
+        self._failure: OSError | None = None
+        try:
             if path.exists() and not path.is_file() and not path.is_dir():
                 self._held = stack.enter_context(tempfile.TemporaryFile())
                 with path.open("rb") as pipe:
                     shutil.copyfileobj(pipe, self._held, COPY_BYTES)
+        except OSError as exc:
+            self._failure = exc
 
     def open(self) -> AbstractContextManager[BinaryIO]:
+        """Open it from its beginning.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        if self._failure is not None:
+            raise self._failure
         if self._held is None:
             return self.path.open("rb")
         self._held.seek(0)
         return nullcontext(self._held)
 
 
-@contextmanager
-def _readable(path: Path, place: str = "") -> Iterator[None]:
-    """Raise errors in a file as Unreadable, with its name and the place."""
-    try:
-        yield
-    except InvalidRequest as exc:
-        where = ", ".join(filter(None, (str(path), place, exc.param)))
-        raise Unreadable(f"{where}: {exc.message}") from exc
-    except OSError as exc:
-        raise Unreadable(f"{path}: {exc.strerror}") from exc
+class _Reading:
+    """The exchanges of files, one after another, without what can't be read.
+
+    count, skipped, unreadable, failures: as in `Imported`, of what was read so far; `count` is
+        the number of exchanges.
+    """
+
+    def __init__(self, sources: Sequence[_Source], read_recording: ReadRecording | None) -> None:
+        self._sources = sources
+        self._read_recording = read_recording
+        self.count = 0
+        self.skipped = 0
+        self.unreadable = 0
+        self.failures: list[str] = []
+
+    def __iter__(self) -> Iterator[Exchange]:
+        for source in self._sources:
+            unreadable = 0
+            for result in _read(source, self._read_recording):
+                match result:
+                    case Exchange():
+                        self.count += 1
+                        yield result
+                    case None:
+                        self.skipped += 1
+                    case Unreadable():
+                        unreadable += 1
+                        if unreadable <= MAX_NAMED:
+                            self.failures.append(str(result))
+            self.unreadable += unreadable
+            if unreadable > MAX_NAMED:
+                self.failures.append(f"{source.path}: {unreadable - MAX_NAMED:,} more lines")
 
 
 def _read(
-    sources: Iterable[_Source], read_recording: ReadRecording | None
-) -> Iterator[Exchange | None]:
-    """Yield the files' exchanges, and None for recordings of something else."""
-    for source in sources:
-        with _readable(source.path), source.open() as file:
-            first = file.readline(MAX_LINE_BYTES)
+    source: _Source, read_recording: ReadRecording | None
+) -> Iterator[Exchange | Unreadable | None]:
+    """Yield a file's exchanges, what can't be read, and None for a recording of something else."""
+    try:
+        with source.open() as file:
+            first = file.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
             if _begins_a_recording(first, source.path) and read_recording is not None:
                 yield read_recording(first + file.read(MAX_LINE_BYTES), source.path.stem)
-                continue
+                return
             for number, line in enumerate(chain([first], _lines(file)), 1):
                 if line.isspace() or not line:
                     continue
-                with _readable(source.path, f"line {number}"):
-                    exchange = decode(line)
-                yield exchange
+                try:
+                    yield decode(line)
+                except InvalidRequest as exc:
+                    yield _unreadable(exc, source.path, f"line {number}")
+    except InvalidRequest as exc:
+        yield _unreadable(exc, source.path)
+    except OSError as exc:
+        yield Unreadable(f"{source.path}: {exc.strerror}")
+
+
+def _unreadable(error: InvalidRequest, *places: Path | str) -> Unreadable:
+    where = ", ".join(filter(None, (*map(str, places), error.param)))
+    return Unreadable(f"{where}: {error.message}")
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
@@ -145,7 +195,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _begins_a_recording(line: bytes, path: Path) -> bool:
     """Recognize a recording by its content: one JSON object, usually on many lines."""
-    if line.startswith(b"SQLite format 3\0"):
+    if line.startswith(SQLITE_MAGIC):
         raise InvalidRequest("a database; use `export` to read exchanges from it")
     start = line.lstrip()[:64]
     if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):
@@ -156,10 +206,13 @@ def _begins_a_recording(line: bytes, path: Path) -> bool:
 def _write(exchanges: Iterable[Exchange], database: Path) -> int:
     """Write the exchanges that the log lacks, group by group; return how many."""
     new: set[str] = set()
+    left = iter(exchanges)
+    group = list(islice(left, GROUP))
+    if not group:
+        return 0  # and create no log
     open_store = partial(Store, database)
     with retry_while_locked(open_store, TIMEOUT_S) as store, LogReader(database) as reader:
-        left = iter(exchanges)
-        while group := list(islice(left, GROUP)):
+        while group:
             recorded = _statuses(reader, [exchange.id for exchange in group])
             todo: dict[str, Exchange] = {}
             for exchange in group:
@@ -168,6 +221,7 @@ def _write(exchanges: Iterable[Exchange], database: Path) -> int:
                     todo[exchange.id] = exchange
             _write_group(store, list(todo.values()))
             new.update(todo)
+            group = list(islice(left, GROUP))
     return len(new)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,7 +15,6 @@ import openai
 import pytest
 
 from llmproxy.recorder.exchange import encode
-from llmproxy.recorder.store import Store
 from llmproxy.transfer.jsonl import decode
 from tests.commands import run_here
 from tests.models import AsyncScript, usage
@@ -64,12 +64,11 @@ def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
     out, err = run("export", str(file), "--database", str(recorded))
     assert (out, err) == ("", "exported 3 exchanges\n")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    counted = "; skipped 0 recordings of something other than a chat\n"
     assert run("import", str(file), "--dry-run")[0] == (
-        f"would import 3 exchanges; 0 existed already{counted}"
+        "would import 3 exchanges; 0 existed already\n"
     )
-    assert run("import", str(file))[0] == (f"imported 3 exchanges; 0 existed already{counted}")
-    assert run("import", str(file))[0] == (f"imported 0 exchanges; 3 existed already{counted}")
+    assert run("import", str(file))[0] == "imported 3 exchanges; 0 existed already\n"
+    assert run("import", str(file))[0] == "imported 0 exchanges; 3 existed already\n"
     was, _ = run("log", "--database", str(recorded))
     assert run("log")[0] == was
     shown = subprocess.run(
@@ -113,23 +112,64 @@ def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
 
 FAILURES = {
     "no such log": (["export", "out", "--database", "nowhere.db"], 1, "export: nowhere.db: unable"),
-    "no such folder": (["export", "no/out"], 1, "export: "),
+    "no such folder": (["export", "no/out"], 1, "export: no/out: No such file or directory\n"),
+    "a full disk": (["export", "/dev/full", "ID"], 1, "export: /dev/full: No space left on device"),
+    "no such exchange": (["export", "good", "nobody"], 1, "export: the log has no exchange nobody"),
+    "nothing that matches": (
+        ["export", "good", "--client", "nobody"],
+        1,
+        "export: no exchange that",
+    ),
+    "a file for a folder": (
+        ["export", "good", "--format", "llama-stack"],
+        1,
+        "export: good: not a folder\n",
+    ),
     "recordings to a pipe": (["export", "-", "--format", "llama-stack"], 2, None),
     "no such file": (["import", "nowhere"], 1, "import: nowhere: No such file or directory\n"),
     "no exchange": (["import", "bad"], 1, "import: bad, line 1, id: this field is required\n"),
+    "strictly": (
+        ["import", "bad", "nowhere", "--strict"],
+        1,
+        "import: bad, line 1, id: this field is required (and 1 more); nothing was imported\n",
+    ),
 }
 
 
 @pytest.mark.parametrize("words, code, message", FAILURES.values(), ids=FAILURES)
-def test_a_failure_is_one_clear_line(llm_user_path, tmp_path, monkeypatch, words, code, message):
+def test_a_failure_is_one_clear_line(
+    recorded, llm_user_path, tmp_path, monkeypatch, words, code, message
+):
     monkeypatch.chdir(tmp_path)
     Path("bad").write_text("{}\n")
+    Path("good").write_text("what was exported before")
     if "nowhere.db" not in words:
-        Store(llm_user_path / "logs.db").close()
-    _, err = run(*words, code=code)
+        shutil.copy(recorded, llm_user_path / "logs.db")
+    (id,) = rows(recorded, "select min(id) from proxy_exchanges")[0]
+    _, err = run(*[id if word == "ID" else word for word in words], code=code)
     if message is not None:
         assert err.startswith(f"llmproxy {message}") and err.count("\n") == 1
-    assert not Path("out").exists()
+    assert sorted(map(str, Path().iterdir())) == ["bad", "good"]
+    assert Path("good").read_text() == "what was exported before"
+
+
+def test_an_import_goes_on(recorded, tmp_path, llm_user_path):
+    """The exit code tells that not all came in; what did is not imported again."""
+    lines, _ = run("export", "-", "--database", str(recorded))
+    (tmp_path / "all.jsonl").write_text(lines)
+    (tmp_path / "bad.jsonl").write_text("{}\n" + lines.splitlines()[0] + "\n")
+    recordings = sorted(map(str, (Path(__file__).parents[1] / "recordings").glob("t*.json")))
+    files = [str(tmp_path / name) for name in ("nowhere", "bad.jsonl", "all.jsonl")]
+    out, err = run("import", *files, *recordings, code=1)
+    assert out == (
+        "imported 3 exchanges; 1 existed already; skipped 1 recording of something other than a"
+        " chat; 2 could not be read\n"
+    )
+    assert err.splitlines() == [
+        f"llmproxy import: {files[0]}: No such file or directory",
+        f"llmproxy import: {files[1]}, line 1, id: this field is required",
+    ]
+    assert run("log")[0] == run("log", "--database", str(recorded))[0]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from llm.logs import LogStore
 from sqlite_utils import Database
 
-from llmproxy.conversations.threads import Thread, parents, thread_of, threads, tree
+from llmproxy.conversations.threads import Thread, parents, threads, tree
 from llmproxy.core.chat import Usage
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.prune import prune
@@ -258,10 +258,11 @@ def test_an_exchange_stands_for_its_thread(talk, history, run_llm):
     run_llm("--cid", first.id, "-m", "echo", "said by hand")
     by_hand = history.rows("select max(id) as id from turns", {})[0]["id"]
     for id in (first.id, second.id, failed.id, by_hand):
-        assert thread_of(history, id) == first.id
+        meant = history.resolve(Filter(thread_id=id))
+        assert meant.thread_id == first.id
         assert len(tree(history, id)) == 4
-        assert [thread.id for thread in threads(history, Filter(thread_id=id))] == [first.id]
-        meant = [entry.id for entry in history.entries(Filter(thread_id=id))]
+        assert [thread.id for thread in threads(history, meant)] == [first.id]
+        meant = [entry.id for entry in history.entries(meant)]
         assert meant == [first.id, second.id]
 
 

@@ -3,7 +3,12 @@
 import pytest
 
 from llmproxy.core import errors
-from llmproxy.core.known_keys import REMOVED, KnownKeys, without_key_shapes
+from llmproxy.core.known_keys import (
+    REMOVED,
+    KnownKeys,
+    is_secret_parameter,
+    without_key_shapes,
+)
 
 KEY = "my-own/key+9=="
 
@@ -80,3 +85,46 @@ def test_an_error_is_cleaned_in_all_its_facts():
         418,
         {"retry-after": REMOVED},
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    "code sig token access_token id_token key api_key api-key apikey X-Amz-Signature"
+    " X-Amz-Credential X-Amz-Security-Token X-Goog-Signature Signature auth oauth_verifier"
+    " client_secret code_verifier userCode device.code pwd password passwd pass sid session"
+    " sessionId session_id jsessionid PHPSESSID jwt otp ticket SAMLResponse csrf hmac CODE Sig"
+    " to%6ben api%5Fkey auth[code] assertion".split(),
+)
+def test_a_parameter_of_this_name_is_a_secret(name):
+    assert is_secret_parameter(name)
+    text = f"GET https://host/a?v=1&{name}=0a.b-C_d~e%2Bf%3D&alt=sse failed"
+    assert without_key_shapes(text) == f"GET https://host/a?v=1&{name}={REMOVED}&alt=sse failed"
+
+
+@pytest.mark.parametrize(
+    "name", "v alt beta model decode codec design signal bypass compass spin sp se sv state".split()
+)
+def test_a_parameter_of_another_name_is_kept(name):
+    assert not is_secret_parameter(name)
+    assert without_key_shapes(f"/?{name}=0123456789") == f"/?{name}=0123456789"
+
+
+@pytest.mark.parametrize(
+    "text, cleaned",
+    [
+        ("a#access_token=abc&x=1", "a#access_token=[removed]&x=1"),
+        ("a;jsessionid=abc&x=1", "a;jsessionid=[removed]&x=1"),
+        ("/?x=1;code=abc", "/?x=1;code=[removed]"),
+        (
+            "/?to=https%3A%2F%2Fb%2F%3Fcode%3Dabc%26v%3D1&x=1",
+            "/?to=https%3A%2F%2Fb%2F%3Fcode%3D%5Bremoved%5D%26v%3D1&x=1",
+        ),
+        ("/?code=%5Bremoved%5D", "/?code=%5Bremoved%5D"),
+        ("failed with code=401, token=none", "failed with code=401, token=none"),
+        ("?code= and &sig=", "?code= and &sig="),
+        ("/?" + "a=%3F" * 9999, "/?" + "a=%3F" * 9999),
+    ],
+)
+def test_secrets_in_urls_are_removed_and_nothing_else(text, cleaned):
+    assert without_key_shapes(text) == cleaned
+    assert without_key_shapes(cleaned) == cleaned

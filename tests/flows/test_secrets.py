@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -15,6 +16,7 @@ from llm.default_plugins.openai_models import AsyncChat
 
 from llmproxy.backends.engine import known_keys
 from llmproxy.cli import main
+from llmproxy.cli.exchange_text import exchange_page, summary_line
 from tests.cli.test_main import serving
 from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
@@ -303,3 +305,57 @@ def test_the_spool_contains_no_key(tmp_path, llm_user_path):
     held = kept(tmp_path)
     assert b"the model failed: RuntimeError: no [removed] [removed]" in held
     assert_clean(held)
+
+
+HIDDEN = "0a1B2c3D.4e5F"
+BODIES = {
+    "JSON that was cut": b'{"model": "m", "api_key": "%s", "mess' % HIDDEN.encode(),
+    "a form": b"model=m&client_secret=%s" % HIDDEN.encode(),
+    "several parts": b'--x\r\nContent-Disposition: form-data; name="token"\r\n\r\n%s\r\n--x--'
+    % HIDDEN.encode(),
+    "a list": b'[{"api_key": "%s"}]' % HIDDEN.encode(),
+    "UTF-16": f"api_key={HIDDEN}".encode("utf-16"),
+    "a bearer": b"Authorization: Bearer %s\r\n\r\n" % HIDDEN.encode(),
+    "a good request": json.dumps(
+        {
+            "model": "m",
+            "max_tokens": 9,
+            "messages": [{"role": "user", "content": "hi"}],
+            "user": "me",
+        }
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize(
+    "path, is_log_broken", [("/v1/chat/completions", False), ("/v1/messages", True)]
+)
+def test_secrets_of_a_request_reach_no_file_and_no_line(
+    body, path, is_log_broken, tmp_path, llm_user_path, caplog
+):
+    """In the query, in a Referer, in a body that is not JSON: whether rows or the spool take it."""
+    database, access = tmp_path / "logs.db", []
+    if is_log_broken:
+        database.mkdir()
+    headers = {
+        "referer": f"https://app/cb?code={HIDDEN}&v=1#access_token={HIDDEN}",
+        "x-original-uri": f"{path}?sig={HIDDEN}",
+        "x-title": f"a program with token={HIDDEN}",
+        "user-agent": f"tool/1 (https://me:{HIDDEN}@host/)",
+    }
+    model = AsyncScript("m", RuntimeError(f"GET https://host/a?sig={HIDDEN} failed"))
+    with running(model, database=database, access_log=access.append) as proxy:
+        target = f"{proxy.url}{path}?code={HIDDEN}&a=1;token={HIDDEN}"
+        with pytest.raises(HTTPError) as refused:
+            urlopen(Request(target, body, headers), timeout=20)
+        refused.value.close()
+        exchange = proxy.wait_for_report()
+        shown = exchange_page(exchange) + summary_line(exchange) + "\n".join(proxy.warnings)
+        while not access:
+            time.sleep(0.001)
+    held = kept(tmp_path)
+    assert b"removed" in held and b"tool/1" in held
+    for text in (held, shown.encode(), access[0].encode(), caplog.text.encode()):
+        assert HIDDEN.encode() not in text
+    assert "tool/1" in access[0] and "%5Bremoved%5D" in access[0]

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sqlite3
@@ -25,6 +26,7 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments
+from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import encode, to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
@@ -39,11 +41,13 @@ from llmproxy.transfer.export import (
 from llmproxy.transfer.import_ import Imported
 from llmproxy.transfer.import_ import import_files as import_files_with
 from llmproxy.transfer.jsonl import decode
+from llmproxy.transfer.llama_stack import folder as folder_module
 from llmproxy.transfer.llama_stack.as_exchange import read_recording, to_exchange
 from llmproxy.transfer.llama_stack.folder import export_recordings
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests.examples import many_examples
 from tests.models import registered
+from tests.transfer.llama_stack.test_read import mutated
 
 import_files = partial(import_files_with, read_recording=read_recording)  # as the command does
 
@@ -385,54 +389,221 @@ def test_all_recordings_are_imported_or_counted_and_exported_again(tmp_path):
 # ---- bad input
 
 
-@pytest.mark.parametrize(
-    "spoil, message",
-    [
-        (lambda lines: [*lines[:3], lines[3][:-90]], ", line 4: it is not JSON: "),
-        (
-            lambda lines: [lines[0], lines[1].replace(b'"path":"', b'"path":7,"x":"', 1)],
-            ", line 2, path: expected a string, got a number",
-        ),
-        (lambda lines: [*lines, b'{"a": 1}\n'], ", line 11, id: this field is required"),
-        (lambda lines: [b"SQLite format 3\0" + bytes(99)], ": a database; use `export` to read"),
-        (lambda lines: [b"\x89PNG\r\n\x1a\n" + bytes(99)], ", line 1: it is not UTF-8"),
-        (lambda lines: [b'{"request": {"method": "GET"}}'], ", response: this field is required"),
-    ],
-    ids=["cut", "changed", "foreign line", "a database", "a picture", "half a recording"],
-)
-def test_bad_input_is_one_error_with_its_place_and_nothing_is_written(
-    lines, tmp_path, spoil, message
-):
+SPOILED = {
+    "cut": (lambda lines: [*lines[:3], lines[3][:-90]], ", line 4: it is not JSON: "),
+    "changed": (
+        lambda lines: [lines[0], lines[1].replace(b'"path":"', b'"path":7,"x":"', 1)],
+        ", line 2, path: expected a string, got a number",
+    ),
+    "foreign line": (
+        lambda lines: [*lines, b'{"a": 1}\n'],
+        ", line 11, id: this field is required",
+    ),
+    "a database": (
+        lambda lines: [b"SQLite format 3\0" + bytes(99)],
+        ": a database; use `export` to read",
+    ),
+    "a picture": (lambda lines: [b"\x89PNG\r\n\x1a\n" + bytes(99)], ", line 1: it is not UTF-8"),
+    "half a recording": (
+        lambda lines: [b'{"request": {"method": "GET"}}'],
+        ", response: this field is required",
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil, message", SPOILED.values(), ids=SPOILED)
+def test_what_can_not_be_read_is_named_and_all_else_comes_in(lines, tmp_path, spoil, message):
+    bad, good = tmp_path / "bad.jsonl", tmp_path / "good.jsonl"
+    bad.write_bytes(b"".join(spoil(lines)))
+    good.write_bytes(b"".join(lines))
+    there = tmp_path / "there.db"
+    tried = import_files([bad, good], there, dry_run=True)
+    assert not there.exists()
+    imported = import_files([bad, good], there)
+    assert imported == tried
+    assert (imported.new, imported.unreadable) == (10, len(imported.failures))
+    assert imported.failures[0].startswith(f"{bad}{message}")
+    assert everything(there) == everything(imported_log(tmp_path, lines))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("spoil, message", SPOILED.values(), ids=SPOILED)
+def test_a_strict_import_is_all_or_nothing(lines, tmp_path, spoil, message, dry_run):
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     good.write_bytes(b"".join(lines))
     bad.write_bytes(b"".join(spoil(lines)))
+    there = tmp_path / "there.db"
     with pytest.raises(Unreadable) as refused:
-        import_files([good, bad], tmp_path / "there.db")
+        import_files([good, bad], there, strict=True, dry_run=dry_run)
     assert str(refused.value).startswith(f"{bad}{message}")
+    assert str(refused.value).endswith("; nothing was imported")
+    assert not there.exists()
+    if not dry_run:
+        assert import_files([good], there, strict=True) == Imported(10, 0, 0)
+
+
+def test_lines_around_a_bad_one_come_in(lines, tmp_path):
+    file, there = tmp_path / "some.jsonl", tmp_path / "there.db"
+    file.write_bytes(b"".join([*lines[:4], b"no JSON\n", *lines[4:8], b"\n", b"[]\n", *lines[8:]]))
+    imported = import_files([file], there)
+    assert (imported.new, imported.unreadable) == (10, 2)
+    assert [failure.split(": ")[0] for failure in imported.failures] == [
+        f"{file}, line 5",
+        f"{file}, line 11",
+    ]
+    with pytest.raises(Unreadable, match=r"line 5: .* \(and 1 more\); nothing was imported$"):
+        import_files([file], there, strict=True)
+
+
+def test_of_another_programs_file_the_first_lines_are_named(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("a note\n" * 1020)
+    imported = import_files([file, file], tmp_path / "there.db")
+    assert imported.unreadable == 2040 and len(imported.failures) == 42
+    assert imported.failures[20] == f"{file}: 1,000 more lines"
     assert not (tmp_path / "there.db").exists()
+
+
+def test_a_byte_order_mark_and_windows_lines_are_read(lines, tmp_path):
+    mark = b"\xef\xbb\xbf"
+    file, recording = tmp_path / "all.jsonl", tmp_path / "abc.txt"
+    file.write_bytes(mark + b"".join(lines).replace(b"\n", b"\r\n"))
+    recording.write_bytes(mark + (RECORDINGS / "4be1f0a7c3d9.json").read_bytes())
+    assert import_files([file, recording], tmp_path / "there.db") == Imported(11, 0, 0)
 
 
 def test_without_a_reader_of_recordings_only_our_own_lines_are_read(tmp_path):
     file = tmp_path / "abc.jsonl"
     file.write_bytes(b'{"request": {"method": "GET"}}')
-    with pytest.raises(Unreadable, match="line 1, id: this field is required"):
-        import_files_with([file], tmp_path / "there.db")
+    imported = import_files_with([file], tmp_path / "there.db")
+    assert imported == Imported(0, 0, 0, 1, (f"{file}, line 1, id: this field is required",))
 
 
 def test_a_damaged_recording_is_reported_with_the_place(tmp_path):
     file = tmp_path / "abc.json"
     form = json.loads((RECORDINGS / "4be1f0a7c3d9.json").read_text())
-    form["request"]["body"]["messages"] = 7
+    form["response"]["body"] = 7
     file.write_text(json.dumps(form, indent=2))
-    with pytest.raises(Unreadable) as refused:
-        import_files([file], tmp_path / "there.db")
-    assert str(refused.value) == (f"{file}, request.body.messages: expected a list, got a number")
+    good = RECORDINGS / "d07a61be92f5.json"
+    failure = f"{file}, response.body: the upstream's answer: expected an object, got a number"
+    imported = import_files([file, good], tmp_path / "there.db")
+    assert imported == Imported(1, 0, 0, 1, (failure,))
+
+
+def asked(**changes):
+    """The body of a recorded request, with these changes."""
+    return {"model": "llama3.2:3b", "messages": [], "stream": True} | changes
+
+
+REFUSED_BY_PROVIDERS = {
+    "a picture that is none": asked(
+        messages=[
+            {
+                "role": "user",
+                "content": [
+                    {
+                        "type": "image_url",
+                        "image_url": {"url": "data:image/png;base64,not_valid_base64!"},
+                    }
+                ],
+            }
+        ]
+    ),
+    "a result without its call": asked(
+        messages=[{"role": "tool", "tool_call_id": "call_0", "content": "5"}]
+    ),
+    "no messages": asked(),
+    "messages that are none": asked(messages=7),
+    "an unknown role": asked(messages=[{"role": "bird", "content": "tweet"}]),
+    "no model": {"messages": [], "stream": False},
+    "no object": "just text",
+    "nothing": None,
+}
+
+
+def recording_of(body, name="exception-provider-sdk"):
+    form = json.loads((RECORDINGS / f"{name}.json").read_text())
+    part = "body" if "body" in form["request"] else "payload"
+    form["request"][part] = body
+    return form
+
+
+@pytest.mark.parametrize("body", REFUSED_BY_PROVIDERS.values(), ids=REFUSED_BY_PROVIDERS)
+@pytest.mark.parametrize(
+    "name, status, error",
+    [
+        ("exception-provider-sdk", 404, "Error code: 404 - no such model"),
+        ("messages-refused", 529, "too many birds"),
+    ],
+)
+def test_a_request_that_its_provider_refused_is_an_exchange_with_its_error(
+    tmp_path, body, name, status, error
+):
+    file, there = tmp_path / "abc.json", tmp_path / "there.db"
+    file.write_text(json.dumps(recording_of(body, name), indent=2))
+    assert import_files([file, RECORDINGS / "d07a61be92f5.json"], there) == Imported(2, 0, 0)
+    with LogReader(there) as history:
+        (read,) = (x for x in map(history.exchange, history.ids()) if x.status == "error")
+        lines = encode(read)
+    assert read.request.body == body
+    assert (read.http_status, read.error, read.turn, read.replay_key) == (status, error, None, None)
+    is_object = isinstance(body, dict)
+    assert read.model_asked == (body.get("model") if is_object else None)
+    assert read.stream is (is_object and body["stream"])
+    assert verify(there).broken == ()
+    assert rows(there, "select count(*) from turns") == [(1,)]
+    assert encode(decode(lines)) == lines
+    (tmp_path / "line.jsonl").write_bytes(lines)
+    assert import_files([tmp_path / "line.jsonl"], tmp_path / "again.db").new == 1
+
+
+@pytest.mark.parametrize("name", ["4be1f0a7c3d9", "messages-whole"])
+def test_a_request_that_only_we_refuse_keeps_its_reply(tmp_path, run_llm, path, name):
+    file = tmp_path / "abc.json"
+    good = parse_recording((RECORDINGS / f"{name}.json").read_bytes(), name)
+    body = {**good.body, "messages": [{"role": "bird", "content": "tweet"}]}
+    file.write_text(json.dumps(recording_of(body, name)))
+    assert import_files([file], path) == Imported(1, 0, 0)
+    with LogReader(path) as history:
+        (read,) = map(history.exchange, history.ids())
+    assert (read.status, read.http_status, read.error) == ("ok", 200, None)
+    assert read.request.body == body
+    assert read.turn.messages == [] and read.ignored == ("messages",)
+    was = to_exchange(good)
+    assert [message.to_dict() for message in read.turn.reply] == [
+        message.to_dict() for message in was.turn.reply
+    ]
+    (row,) = json.loads(run_llm("logs", "--json"))
+    assert (row["id"], row["prompt"]) == (read.id, "")
+    assert verify(path).broken == ()
+
+
+@many_examples(40)
+@given(st.lists(mutated(), min_size=1, max_size=3))
+def test_whatever_recordings_hold_an_import_goes_on(tmp_path_factory, empty_log, forms):
+    folder = tmp_path_factory.mktemp("any")
+    files = [folder / f"{number}.json" for number in range(len(forms))]
+    for file, form in zip(files, forms, strict=True):
+        file.write_text(json.dumps(form))
+    good = RECORDINGS / "d07a61be92f5.json"
+    there = folder / "there.db"
+    shutil.copy(empty_log, there)
+    imported = import_files([*files, good], there)
+    assert imported.new + imported.skipped + imported.unreadable == len(forms) + 1
+    with LogReader(there) as history:
+        read = [history.exchange(id) for id in history.ids()]
+    assert len(read) == imported.new
+    assert to_json(read_recording(good.read_bytes(), good.stem)) in map(to_json, read)
+    assert [encode(decode(encode(exchange))) for exchange in read] == list(map(encode, read))
 
 
 @pytest.mark.parametrize("name", ["nowhere", "."])
-def test_a_missing_file_or_a_folder_is_reported(tmp_path, name):
-    with pytest.raises(Unreadable, match=f"{tmp_path / name}: (No such file|Is a dir)"):
-        import_files([tmp_path / name], tmp_path / "there.db")
+def test_a_missing_file_or_a_folder_is_named(lines, tmp_path, name):
+    (tmp_path / "all.jsonl").write_bytes(b"".join(lines))
+    imported = import_files([tmp_path / name, tmp_path / "all.jsonl"], tmp_path / "there.db")
+    assert (imported.new, imported.unreadable) == (10, 1)
+    reason = "No such file or directory" if name == "nowhere" else "Is a directory"
+    assert imported.failures == (f"{tmp_path / name}: {reason}",)
 
 
 def test_an_empty_export_holds_nothing(tmp_path):
@@ -556,3 +727,107 @@ def test_a_pipe_is_read_like_a_file(lines, tmp_path):
     writer.start()
     assert import_files([pipe], tmp_path / "there.db") == Imported(10, 0, 0)
     writer.join()
+
+
+# ---- the file that is written
+
+
+def test_a_file_with_content_is_never_replaced_by_an_empty_one(recorded, tmp_path):
+    file = tmp_path / "out.jsonl"
+    nothing = Filter(client="nobody")
+    with LogReader(recorded) as history:
+        export_file(history, file, ALL)
+        good = file.read_bytes()
+        with pytest.raises(NotFound) as refused:
+            export_file(history, file, nothing)
+        assert refused.value.message == (
+            f"no exchange that has ended matches; {file} was left as it is"
+        )
+        assert [*tmp_path.iterdir(), file.read_bytes()] == [file, good]
+        for empty in (tmp_path / "new.jsonl", tmp_path / "empty.jsonl"):
+            empty.touch() if empty.name == "empty.jsonl" else None
+            assert export_file(history, empty, nothing) == Exported(0)
+            assert empty.read_bytes() == b""
+
+
+@pytest.mark.parametrize("name", ["logs.db-wal", "logs.db-shm", "other.db", "link.jsonl"])
+def test_an_export_replaces_no_database(recorded, tmp_path, name):
+    with LogReader(recorded) as history:
+        path = recorded.parent / name
+        if name == "other.db":
+            shutil.copy(recorded, path)
+        elif name == "link.jsonl":
+            path.symlink_to(recorded)
+        elif not path.exists():
+            path.write_bytes(b"the end of the log")
+        before = path.read_bytes()
+        with pytest.raises(Unreadable, match=f"{name}: is (the log itself|a database)$"):
+            export_file(history, path, ALL)
+        assert path.read_bytes() == before
+        if not before.startswith(b"SQLite"):
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("nowhere/out.jsonl", "No such file or directory"),
+        ("out.jsonl/out.jsonl", "Not a directory"),
+        (".", "Is a directory"),
+        ("/dev/full", "No space left on device"),
+        ("x" * 250, None),
+        ("ü" * 125, None),
+    ],
+    ids=lambda value: value and value[:20],
+)
+def test_an_error_names_the_file_as_it_was_given(recorded, tmp_path, monkeypatch, name, reason):
+    monkeypatch.chdir(tmp_path)
+    Path("out.jsonl").touch()
+    with LogReader(recorded) as history:
+        if reason is None:
+            assert export_file(history, Path(name), ALL) == Exported(10)
+            return
+        with pytest.raises(OSError) as failed:
+            export_file(history, Path(name), ALL)
+    assert (failed.value.filename, failed.value.strerror) == (name, reason)
+    assert list(tmp_path.iterdir()) == [tmp_path / "out.jsonl"]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(recorded, tmp_path):
+    file = tmp_path / "out.jsonl"
+    file.write_text("before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with LogReader(recorded) as history:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+        try:
+            with pytest.raises(OSError, match="File too large") as failed:
+                export_file(history, file, ALL)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failed.value.filename == str(file)
+    assert [*tmp_path.glob("out*"), file.read_text()] == [file, "before"]
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_failed_export_of_recordings_leaves_the_folder_as_it_was(
+    recorded, tmp_path, monkeypatch, is_there
+):
+    folder = tmp_path / "out"
+    if is_there:
+        folder.mkdir()
+        (folder / "good.json").write_text("before")
+    render = folder_module.render_recording
+    rendered = []
+
+    def fails_at_last(exchange):
+        if len(rendered) == 5:
+            raise OSError(28, "No space left on device")
+        rendered.append(exchange)
+        return render(exchange)
+
+    monkeypatch.setattr(folder_module, "render_recording", fails_at_last)
+    with LogReader(recorded) as history, pytest.raises(OSError) as failed:
+        export_recordings(history, folder, Filter(status="ok"))
+    assert failed.value.filename == str(folder)
+    left = [path.name for path in folder.rglob("*")] if folder.exists() else None
+    assert left == (["good.json"] if is_there else None)

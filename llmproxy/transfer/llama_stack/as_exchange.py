@@ -6,6 +6,7 @@ import base64
 import hashlib
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
 import llm
 
@@ -33,11 +34,12 @@ def to_exchange(recording: Recording) -> Exchange | None:
     """Convert a recording to an exchange; return None if it is not of a chat.
 
     The exchange has no times, and its id depends on the recording's key only. `test_id` is
-    lost.
+    lost. A request that is refused here (`recording.refused`) has its body only; what answered
+    it, mostly its provider's own refusal, is kept.
     """
-    request = recording.request
-    if request is None or recording.dialect is None:
+    if recording.dialect is None:
         return None
+    request = recording.request or _unread_request(recording.body)
     id = _id_of(recording.key)
     events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
     answer = chat.collect(recording.events)
@@ -57,6 +59,7 @@ def to_exchange(recording: Recording) -> Exchange | None:
         usage=llm.Usage(answer.finish.usage.input_tokens, answer.finish.usage.output_tokens),
         response_json=answer.finish.response_json,
     )
+    was_run = recording.request is not None or recording.error is None
     exchange = begun(
         id,
         RECORDED,
@@ -69,7 +72,7 @@ def to_exchange(recording: Recording) -> Exchange | None:
         stream=request.stream,
         model=request.model,
         messages=request.messages,
-        replay_key=request_key(request),
+        replay_key=request_key(request) if recording.request else None,
     )
     ended = replace(
         exchange,
@@ -79,7 +82,17 @@ def to_exchange(recording: Recording) -> Exchange | None:
         ignored=request.ignored,
         origin="llama-stack",
     )
-    return replace(with_answer(ended, turn, events, finish), ttft_ms=None, first_text_ms=None)
+    answered = with_answer(ended, turn if was_run else None, events, finish)
+    return replace(answered, ttft_ms=None, first_text_ms=None)
+
+
+def _unread_request(body: Any) -> chat.ChatRequest:
+    """Return what can be told of a request that the dialect refuses; its messages are not."""
+    match body:
+        case {"model": str(model)}:
+            is_streamed = body.get("stream") is True
+            return chat.ChatRequest(model, [], stream=is_streamed, ignored=("messages",))
+    return chat.ChatRequest(None, [], ignored=("messages",))
 
 
 def _id_of(key: str) -> str:

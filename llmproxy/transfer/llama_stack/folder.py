@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ...backends.replay import Recorded
@@ -11,7 +14,7 @@ from ...core.errors import InvalidRequest
 from ...core.fingerprints import request_key
 from ...recorder.reader import Filter, LogReader
 from ..anonymize import anonymize
-from ..export import Exported, exchanges, written_whole
+from ..export import Exported, Unreadable, exchanges
 from .read import Recording, parse_recording
 from .write import render_recording
 
@@ -20,7 +23,8 @@ class Folder:
     """The recordings in a folder and its subfolders, all read when it is opened.
 
     A recording is known by the name of its file. Only chats are replayed; other kinds are
-    skipped. `warn` is given a line for each file that can't be read.
+    skipped. `warn` is given a line for each file that can't be read, or whose request no
+    client could send.
 
     Raises:
         OSError: there is no such folder.
@@ -33,6 +37,8 @@ class Folder:
         for file in sorted(_files(path)):
             try:
                 recording = parse_recording(file.read_bytes(), file.stem)
+                if recording.refused is not None:
+                    raise recording.refused
             except (InvalidRequest, OSError) as exc:
                 place = f", {exc.param}" if isinstance(exc, InvalidRequest) and exc.param else ""
                 warn(f"{file}{place}: {exc}")
@@ -93,25 +99,57 @@ def export_recordings(
 ) -> Exported:
     """Export finished chats as Llama Stack recordings, one file each.
 
-    Creates the folder if needed. Parameters are those of `export_jsonl`.
+    Creates the folder if needed. If something goes wrong, nothing in it is changed. Parameters
+    are those of `export_jsonl`.
 
     Raises:
-        Unreadable, StoreError, OSError: as `export_jsonl`.
+        Unreadable: there is a file with the folder's name, or as `export_jsonl`.
+        StoreError, OSError: as `export_jsonl`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    names: set[str] = set()
+    if folder.exists() and not folder.is_dir():
+        raise Unreadable(f"{folder}: not a folder")
+    names: dict[str, None] = {}
     count = running = skipped = 0
-    for exchange in exchanges(reader, filter, last):
-        if exchange.status == "running":
-            running += 1
-            continue
-        try:
-            name, text = render_recording(anonymize(exchange) if anonymized else exchange)
-        except InvalidRequest:
-            skipped += 1
-            continue
-        with written_whole(folder / name) as file:
-            file.write(text.encode())
-        names.add(name)
-        count += 1
+    with _filled(folder) as staged:
+        for exchange in exchanges(reader, filter, last):
+            if exchange.status == "running":
+                running += 1
+                continue
+            try:
+                name, text = render_recording(anonymize(exchange) if anonymized else exchange)
+            except InvalidRequest:
+                skipped += 1
+                continue
+            with open(staged / name, "wb", opener=_open_private) as file:
+                file.write(text.encode())
+            names[name] = None
+            count += 1
     return Exported(len(names), running, skipped, count - len(names))
+
+
+@contextmanager
+def _filled(folder: Path) -> Iterator[Path]:
+    """Give a folder for new files, which are moved to `folder` at the end, all or none.
+
+    Raises:
+        OSError: a file can't be written; it has the folder's name.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as staged:
+                yield Path(staged)
+                for file in Path(staged).iterdir():
+                    os.replace(file, folder / file.name)
+        except BaseException:
+            if is_new:
+                folder.rmdir()
+            raise
+    except OSError as exc:
+        exc.filename, exc.filename2 = str(folder), None
+        raise
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

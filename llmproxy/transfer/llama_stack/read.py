@@ -48,6 +48,8 @@ class Recording:
         files have names that follow no known rule.
     path: the path of the request's URL, often `/v1/v1/chat/completions`; "" for a tool.
     request, dialect: None if it is not a chat (embeddings, tools …).
+    refused: why the dialect refuses a chat's request, which is None then: its provider may
+        have refused it too (an image that is none, a tool's result without its call).
     body: the recorded request: `body`, `payload` or `kwargs`.
     events: the response's, with the Finish last; empty for an error.
     error: the recorded failure, with its status and message.
@@ -64,6 +66,7 @@ class Recording:
     error: ProxyError | None
     kind: Kind
     models: tuple[str, ...] = ()
+    refused: InvalidRequest | None = None
 
 
 # ---- the file's schema
@@ -138,18 +141,20 @@ def parse_recording(text: str | bytes, key: str) -> Recording:
     a request is in its `ignored`, as for a request that was received.
 
     Raises:
-        InvalidRequest: not a recording, or damaged, or a chat that the dialect refuses
-            (Unsupported: `n: 2`); `param` is the place in the file
-            (`request.body.messages[0].role`, `response.body[3]`).
+        InvalidRequest: not a recording, or damaged; `param` is the place in the file
+            (`request.url`, `response.body[3]`).
     """
     file = payload.load(File, _with_ids_replaced(text))
     recorded = _recorded_request(file.request)
     test_id = file.test_id if file.test_id is not None else recorded.test_id
     dialect = recorded.dialect
-    request = None
+    request = refused = None
     if dialect is not None:
-        with _at(recorded.place):
-            request = dialect.parse_request(recorded.body, {})
+        try:
+            with _at(recorded.place):
+                request = dialect.parse_request(recorded.body, {})
+        except InvalidRequest as exc:
+            refused = exc
     events: list[chat.Event] = []
     models: tuple[str, ...] = ()
     error = _recorded_error(dialect or openai_chat, file.response)
@@ -171,6 +176,7 @@ def parse_recording(text: str | bytes, key: str) -> Recording:
         error=error,
         kind=recorded.kind,
         models=models,
+        refused=refused,
     )
 
 

@@ -359,16 +359,6 @@ def test_other_recordings_than_chats_are_read_in_part(name, path, body):
             "id_normalization_mapping",
         ),
         (
-            damaged("4be1f0a7c3d9", "request", "body", "messages", 0, "role", value="bird"),
-            "expected one of ",
-            "request.body.messages[0].role",
-        ),
-        (
-            damaged("messages-stream", "request", "payload", "messages", 0, "role", value="bird"),
-            "expected one of ",
-            "request.payload.messages[0].role",
-        ),
-        (
             damaged("4be1f0a7c3d9", "response", "body", value=None),
             "the upstream's answer: expected an object, got null",
             "response.body",
@@ -412,10 +402,37 @@ def test_a_damaged_recording_is_refused_with_the_place(text, message, param):
     assert caught.value.param == param
 
 
-def test_an_unsupported_chat_is_reported():
-    with pytest.raises(Unsupported) as caught:
-        parse_recording(damaged("4be1f0a7c3d9", "request", "body", "n", value=2), "k")
-    assert (caught.value.message, caught.value.param) == ("only n: 1 is answered", "request.body.n")
+@pytest.mark.parametrize(
+    "text, kind, message, param",
+    [
+        (
+            damaged("4be1f0a7c3d9", "request", "body", "messages", 0, "role", value="bird"),
+            InvalidRequest,
+            "expected one of ",
+            "request.body.messages[0].role",
+        ),
+        (
+            damaged("messages-stream", "request", "payload", "messages", 0, "role", value="bird"),
+            InvalidRequest,
+            "expected one of ",
+            "request.payload.messages[0].role",
+        ),
+        (
+            damaged("4be1f0a7c3d9", "request", "body", "n", value=2),
+            Unsupported,
+            "only n: 1 is answered",
+            "request.body.n",
+        ),
+    ],
+)
+def test_a_chat_that_is_refused_here_is_a_recording_without_a_request(text, kind, message, param):
+    recording = parse_recording(text, "k")
+    assert (recording.kind, recording.request) == ("chat", None)
+    assert recording.body == (json.loads(text)["request"].get("body") or recording.body)
+    assert isinstance(recording.events[-1], chat.Finish)
+    refused = recording.refused
+    assert refused is not None and type(refused) is kind
+    assert refused.message.startswith(message) and refused.param == param
 
 
 GOOD = [json.loads(path.read_text("utf-8")) for path in sorted(SAMPLES.glob("*.json"))]

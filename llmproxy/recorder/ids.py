@@ -1,0 +1,100 @@
+"""Find the id that a user means, in any form in which it was ever shown.
+
+Clients see an exchange's id with their API's prefix (`chatcmpl-…`, `msg_…`), some tools print
+ids in upper case, and people copy only the beginning of one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ..core.errors import InvalidRequest, NotFound
+
+MIN_BEGINNING_CHARS = 4  # ULIDs begin with the time, so that fewer are hardly ever unique
+MAX_NAMED = 20  # ids in one error
+
+EXCHANGES = "select id, id as meant from proxy_exchanges"
+# A failure belongs to the conversation of the turn that it would have continued.
+_THREADS = """
+    select id, thread_id as meant from turns
+    union all select failed.id, turns.thread_id from proxy_exchanges as failed
+        join turns on turns.id = failed.previous_id where failed.thread_id is null
+    union all select id, id from threads
+    union all select id, thread_id from proxy_exchanges where thread_id is not null
+    union all select thread_id, thread_id from proxy_exchanges where thread_id is not null
+"""
+_CLIENT_PREFIX = re.compile(r"\A[a-z]+[-_](?=[0-9a-z]{1,26}\Z)")
+
+Query = Callable[[str, Mapping[str, Any]], Sequence[Any]]
+"""Runs SQL with named values on the log, and returns the rows."""
+
+
+def find_id(query: Query, table: str, text: str) -> str | None:
+    """Return the id that a text means, or None if it means none.
+
+    The text may be an id, have a client's prefix, upper case, blanks or quotes around it, or
+    be the beginning of only one id.
+
+    table: SQL of rows (id, meant): an id, and the one to return for it.
+
+    Raises:
+        InvalidRequest: several ids begin with it.
+    """
+    plain = _plain(text)
+    for id in dict.fromkeys((text, plain)):
+        for row in query(f"select meant from ({table}) where id = :id limit 1", {"id": id}):
+            return str(row[0])
+    if len(plain) < MIN_BEGINNING_CHARS:
+        return None
+    rows = query(
+        f"select distinct meant from ({table}) where id >= :first and id < :last limit 3",
+        {"first": plain, "last": f"{plain}\U0010ffff"},
+    )
+    found = [str(row[0]) for row in rows]
+    if len(found) > 1:
+        more = ", …" if len(found) > 2 else ""
+        raise InvalidRequest(f"several ids begin with {plain}: {', '.join(found[:2])}{more}")
+    return found[0] if found else None
+
+
+def find_exchanges(query: Query, texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the ids of the exchanges that the texts mean, each once.
+
+    Raises:
+        NotFound: some mean none; the message names them.
+        InvalidRequest: one is the beginning of several ids.
+    """
+    found = {text: find_id(query, EXCHANGES, text) for text in texts}
+    unknown = [text for text, id in found.items() if id is None]
+    if unknown:
+        raise NotFound(_unknown_exchanges(query, unknown))
+    return tuple(dict.fromkeys(id for id in found.values() if id is not None))
+
+
+def find_thread(query: Query, text: str) -> str:
+    """Return the id of a conversation, given by its own id or that of a turn or exchange in it.
+
+    Raises:
+        NotFound: there is none.
+        InvalidRequest: the text is the beginning of ids in several conversations.
+    """
+    id = find_id(query, _THREADS, text)
+    if id is None:
+        raise NotFound(f"the log has no thread {text or repr(text)}")
+    return id
+
+
+def _plain(text: str) -> str:
+    return _CLIENT_PREFIX.sub("", text.strip(" \t\r\n\"'`,\ufeff").lower())
+
+
+def _unknown_exchanges(query: Query, texts: Sequence[str]) -> str:
+    if len(texts) > 1:
+        more = f" and {len(texts) - MAX_NAMED:,} more" if len(texts) > MAX_NAMED else ""
+        return f"the log has no exchanges {', '.join(texts[:MAX_NAMED])}{more}"
+    (text,) = texts
+    threads = query("select id from threads where id = :id", {"id": _plain(text)})
+    hint = f"; it is a conversation: log --thread {threads[0][0]}" if threads else ""
+    return f"the log has no exchange {text or repr(text)}{hint}"

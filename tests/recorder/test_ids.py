@@ -1,0 +1,97 @@
+"""Ids as people and programs give them: with prefixes, in upper case, only their beginning."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from llmproxy.core.errors import InvalidRequest, NotFound
+from llmproxy.recorder.ids import MAX_NAMED, MIN_BEGINNING_CHARS, find_exchanges, find_thread
+from llmproxy.recorder.reader import Filter, LogReader
+
+ONE = "01kb3yq8w5m1vr7t4s0c2d9e6f"
+NEXT = "01kb3yq8w5m1vr7t4s0c2d9e6g"  # of the same millisecond
+OTHER = "01kc000000aaaaaaaaaaaaaaaa"
+THREAD = "01kb3yq8w5m1vr7t4s0c2d9e6h"
+FORMS = {
+    "as stored": "{}",
+    "OpenAI's": "chatcmpl-{}",
+    "Anthropic's": "msg_{}",
+    "another API's": "resp_{}",
+    "with blanks and a line end": "  {}\r\n",
+    "with a byte order mark": "\ufeff{}",
+    "in quotes": '"{}"',
+}
+
+
+@pytest.fixture
+def history(store, path, make_exchange):
+    one, next_, other = (replace(make_exchange(), id=id) for id in (ONE, NEXT, OTHER))
+    exchanges = [one, next_, other]
+    for number, exchange in enumerate(exchanges):
+        thread = THREAD if number < 2 else OTHER
+        turn = replace(exchange.turn, id=exchange.id, thread_id=thread)
+        exchanges[number] = replace(exchange, turn=turn, thread_id=thread)
+    store.write(exchanges)
+    with LogReader(path) as reader:
+        yield reader
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("change", [str, str.upper, str.title])
+def test_an_id_is_known_in_every_form(history, form, change):
+    text = change(form.format(ONE))
+    assert history.exchange(text).id == ONE
+    assert history.response(text)[0].id == ONE
+    assert history.resolve(Filter(ids=(text, ONE, OTHER))).ids == (ONE, OTHER)
+    assert history.resolve(Filter(thread_id=text)).thread_id == THREAD
+    assert find_thread(history.rows, change(form.format(THREAD))) == THREAD
+
+
+@pytest.mark.parametrize("form", ["{}", "chatcmpl-{}", " MSG_{}"])
+def test_the_beginning_of_only_one_id_is_enough(history, form):
+    assert history.exchange(form.format(OTHER[:-3])).id == OTHER
+    assert history.exchange(form.format(OTHER[:MIN_BEGINNING_CHARS])).id == OTHER
+    assert find_thread(history.rows, form.format(OTHER[:9])) == OTHER
+    # All ids of a conversation begin with it.
+    assert find_thread(history.rows, form.format(ONE[:-1])) == THREAD
+
+
+def test_the_beginning_of_several_ids_is_an_error_that_names_them(history):
+    with pytest.raises(InvalidRequest) as refused:
+        history.exchange(ONE[:-1])
+    assert refused.value.message == f"several ids begin with {ONE[:-1]}: {ONE}, {NEXT}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "0", OTHER[: MIN_BEGINNING_CHARS - 1], "%", "_", "01k*", OTHER + "0", "chatcmpl-"],
+)
+def test_anything_else_means_nothing(history, text):
+    with pytest.raises(NotFound, match="the log has no exchange"):
+        history.exchange(text)
+    with pytest.raises(NotFound, match="the log has no thread"):
+        find_thread(history.rows, text)
+
+
+def test_all_unknown_ids_are_named(history):
+    with pytest.raises(NotFound) as refused:
+        find_exchanges(history.rows, ["nobody", ONE, "msg_nothing"])
+    assert refused.value.message == "the log has no exchanges nobody, msg_nothing"
+    many = [f"x{number}" for number in range(MAX_NAMED + 1000)]
+    with pytest.raises(NotFound, match=f"x{MAX_NAMED - 1} and 1,000 more$"):
+        find_exchanges(history.rows, many)
+
+
+def test_a_conversation_is_no_exchange_but_the_error_helps(history):
+    with pytest.raises(NotFound, match=f"it is a conversation: log --thread {THREAD}$"):
+        history.exchange(THREAD.upper())
+
+
+def test_a_log_without_exchanges_has_no_ids(tmp_path):
+    (tmp_path / "empty.db").touch()
+    with LogReader(tmp_path / "empty.db") as reader:
+        with pytest.raises(NotFound, match="the log has no exchange 01x"):
+            reader.exchange("01x")
+        assert reader.resolve(Filter(ids=())) == Filter(ids=())
