@@ -163,6 +163,7 @@ class App:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
         except ProxyError as error:
+            exchange.capture.http_status = dialect.error_status(error)
             await self._end(exchange, "error", error)
             return render_error(exchange.with_id(error), dialect)
         except BaseException as exc:
