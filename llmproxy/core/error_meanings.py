@@ -213,7 +213,7 @@ MEANINGS = (
         Words(504, "timeout_error"),
         names=("timeout_error",),
     ),
-    Meaning(Unavailable, Words(503, "server_error"), Words(529, "overloaded_error")),
+    Meaning(Unavailable, Words(503, "server_error"), Words(503, "overloaded_error")),
     Meaning(
         InvalidRequest,
         Words(None, "invalid_request_error"),

@@ -56,7 +56,7 @@ ERRORS = [
     (RateLimited("slow", headers={"retry-after": "3"}), "rate_limit_error", "RateLimitError"),
     (ProxyError("internal error"), "api_error", "InternalServerError"),
     (UpstreamError("broke"), "api_error", "InternalServerError"),
-    (Unavailable("not now"), "overloaded_error", "OverloadedError"),
+    (Unavailable("not now"), "overloaded_error", "InternalServerError"),
     (UpstreamTimeout("late"), "timeout_error", "InternalServerError"),
     (Overloaded("too many"), "overloaded_error", "OverloadedError"),
 ]
@@ -81,8 +81,8 @@ def test_a_rendered_error_parses_as_itself(error):
     rendered = anthropic_messages.render_error(error)
     status = anthropic_messages.error_status(error)
     read = anthropic_messages.parse_error(status, rendered, error.headers)
-    kind = Overloaded if isinstance(error, Unavailable) else type(error)  # one meaning there
-    assert (type(read), read.status, read.code) == (kind, status, error.code)
+    kind = Overloaded if isinstance(error, Unavailable) else type(error)  # one type there
+    assert (type(read), read.status, read.code) == (kind, kind.status, error.code)
     assert read.message == rendered["error"]["message"]
     assert read.headers == error.headers
 
