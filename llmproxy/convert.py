@@ -130,13 +130,15 @@ def convert_error(
 ) -> ConvertedError:
     """Convert the body of an error: a JSON value, or text that is not JSON.
 
-    The status, the error's class and the headers that tell clients when to retry are kept.
+    The error's meaning and the headers that tell clients when to retry are kept; status, type,
+    code and the phrase that clients look for are those of the target.
 
     Raises:
         ValueError: unknown dialect.
     """
     error = by_name(source).parse_error(status, body, headers)
-    return ConvertedError(by_name(target).render_error(error), error.status, error.headers)
+    dialect = by_name(target)
+    return ConvertedError(dialect.render_error(error), dialect.error_status(error), error.headers)
 
 
 def _envelope(model: str | None, id: str | None, created: int | None) -> chat.Envelope:

@@ -22,6 +22,7 @@ from .app.access_log import access_line
 from .app.app import App
 from .app.dashboard import Dashboard
 from .app.responses import render_error
+from .app.routes import dialect_of
 from .backends.engine import Catalog, Engine, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Log
@@ -255,7 +256,13 @@ class Proxy:
         )
         tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
-            self.app, render_error=render_error, limits=settings.limits, on_response=tell
+            self.app,
+            render_error=lambda error, head: render_error(
+                error, dialect_of(head) if head else None
+            ),
+            admit=self.app.admit,
+            limits=settings.limits,
+            on_response=tell,
         )
 
     def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:

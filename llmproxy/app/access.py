@@ -12,7 +12,8 @@ from __future__ import annotations
 import base64
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..core.errors import Forbidden, Unauthorized
@@ -69,7 +70,7 @@ class Access:
         """Reject a request without a valid key; a CORS preflight can't send one.
 
         Raises:
-            Unauthorized: no key, or a wrong one.
+            Unauthorized: no key, or only wrong ones.
         """
         needs_key = self.keys and request.path not in OPEN_PATHS and not _is_preflight(request)
         if needs_key and not self._has_key(request):
@@ -113,11 +114,14 @@ class Access:
         return origin.lower() in own or _is_listed(origin.lower(), self.origins)
 
     def _has_key(self, request: Request) -> bool:
-        sent = _sent_key(request)
-        if not sent:
-            return False
         # All are compared, in constant time: timing must not reveal a near match.
-        return any([hmac.compare_digest(sent, key.encode()) for key in self.keys])
+        return any(
+            [
+                hmac.compare_digest(sent, key.encode())
+                for sent in _sent_keys(request)
+                for key in self.keys
+            ]
+        )
 
 
 def _is_listed(name: str, allowed: Sequence[str]) -> bool:
@@ -134,15 +138,20 @@ def _without_port(host: str) -> str:
     return host.partition(":")[0]
 
 
-def _sent_key(request: Request) -> bytes:
-    """Return the key sent by an OpenAI or Anthropic client, or by a browser (Basic)."""
+def _sent_keys(request: Request) -> Iterator[bytes]:
+    """Yield what OpenAI's, Azure's and Anthropic's clients send as a key, and browsers (Basic).
+
+    Clients send several: Claude Code its own login beside the key for this server. One that
+    fits is enough.
+    """
     # Header values are bytes decoded as latin-1; keys are compared as UTF-8 bytes.
-    scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return credentials.strip().encode("latin-1")
-    if scheme.lower() == "basic":
-        try:
-            return base64.b64decode(credentials).partition(b":")[2]
-        except ValueError:
-            return b""
-    return request.headers.get("x-api-key", "").encode("latin-1")
+    for value in request.headers.get_all("authorization"):
+        scheme, _, credentials = value.partition(" ")
+        if scheme.lower() == "bearer":
+            yield credentials.strip().encode("latin-1")
+        elif scheme.lower() == "basic":
+            with suppress(ValueError):
+                yield base64.b64decode(credentials).partition(b":")[2]
+    for name in ("x-api-key", "api-key"):
+        for value in request.headers.get_all(name):
+            yield value.encode("latin-1")

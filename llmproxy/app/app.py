@@ -36,7 +36,7 @@ from .access import Access
 from .dashboard import Dashboard
 from .metrics import Metrics
 from .responses import StreamBody, ignored_header, json_response, render_error
-from .routes import bare_path, find_route
+from .routes import bare_path, dialect_of, find_route
 from .status import PATHS, State, StatusPages
 
 logger = logging.getLogger(__name__)
@@ -96,12 +96,10 @@ class App:
 
     async def __call__(self, request: Request) -> Response:
         """Respond to one request. Raise only CancelledError, if the client disconnects."""
-        dialect: Dialect | None = None
-        cors: list[tuple[str, str]] = []  # none, so that pages of a foreign origin can read nothing
+        refusal = self.admit(request)
+        if refusal is not None:
+            return refusal
         try:
-            self._access.check_source(request)
-            cors = self._access.cors_headers(request)
-            self._access.check_key(request)
             if request.method == "OPTIONS":
                 response = Response(204)
             elif (path := bare_path(request.path) or "/") in PATHS:
@@ -111,12 +109,28 @@ class App:
                 request = decode_content(request, self._limits)
                 response = await self._handlers[kind](dialect, request, argument)
         except ProxyError as error:
-            response = render_error(error, dialect)
+            response = render_error(error, dialect_of(request))
         except Exception:
             # The traceback may quote the request: only the operator sees it.
             logger.exception("answering %s %s failed", request.method, request.path)
-            response = render_error(ProxyError("internal error"), dialect)
+            response = render_error(ProxyError("internal error"), dialect_of(request))
+        cors = self._access.cors_headers(request)
         return replace(response, headers=[*response.headers, *cors])
+
+    def admit(self, head: Request) -> Response | None:
+        """Return the response that refuses a request because of its head, None to go on.
+
+        A foreign Host or Origin, or no good key: known before the body is read.
+        """
+        cors: list[tuple[str, str]] = []  # none, so that pages of a foreign origin can read nothing
+        try:
+            self._access.check_source(head)
+            cors = self._access.cors_headers(head)
+            self._access.check_key(head)
+        except ProxyError as error:
+            response = render_error(error, dialect_of(head))
+            return replace(response, headers=[*response.headers, *cors])
+        return None
 
     def _state(self) -> State:
         log = None if self._writer is None else self._writer.health()
@@ -163,6 +177,7 @@ class App:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
         except ProxyError as error:
+            exchange.capture.http_status = dialect.error_status(error)
             await self._end(exchange, "error", error)
             return render_error(exchange.with_id(error), dialect)
         except BaseException as exc:

@@ -14,9 +14,10 @@ IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all heade
 
 
 def render_error(error: ProxyError, dialect: Dialect | None = None) -> Response:
-    """Return an error response; in the first dialect's format if none is known yet."""
-    rendered = (dialect or DIALECTS[0]).render_error(error)
-    return json_response(error.status, rendered, [*error.headers.items()])
+    """Return an error response; in the first dialect's format if none is known."""
+    dialect = dialect or DIALECTS[0]
+    rendered = dialect.render_error(error)
+    return json_response(dialect.error_status(error), rendered, [*error.headers.items()])
 
 
 def json_response(

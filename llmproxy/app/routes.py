@@ -43,6 +43,21 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
     raise NotFound(f"no route {request.path[:200]}; the routes are {known}")
 
 
+def dialect_of(request: Request) -> Dialect:
+    """Return the dialect in whose format an error of any request is rendered.
+
+    It is the one with a route below the same first part of the path (`/v1/messages/batches`),
+    else the client's own, else the first.
+    """
+    first = _first_part(request.path)
+    found = [dialect for dialect, route in _routes_for(request) if _first_part(route.path) == first]
+    return (found or [dialect for dialect, _ in _routes_for(request)])[0]
+
+
+def _first_part(path: str) -> str:
+    return bare_path(path).removeprefix("/").partition("/")[0]
+
+
 def _shown(route: Route) -> str:
     return f"{route.method} {route.path}{'{id}' if route.path.endswith('/') else ''}"
 

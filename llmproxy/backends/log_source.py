@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from ..core import chat
-from ..core.errors import NotFound, ProxyError, UpstreamError, class_of_status
+from ..core import chat, error_meanings
+from ..core.errors import NotFound, ProxyError, UpstreamError
 from ..core.fingerprints import replies, request_key
 from ..dialects import by_name
 from ..recorder.exchange import Exchange, first_words
@@ -140,9 +140,7 @@ _NEWEST = f"""
 
 
 def _failure(exchange: Exchange) -> ProxyError:
-    """Return the error of an exchange; in a stream, which had status 200, the class is lost."""
+    """Return the error of an exchange; one in a stream had no status: its words must do."""
     status = exchange.http_status or 0
     message = exchange.error or "the recorded response failed"
-    if status < 400:
-        return UpstreamError(message)
-    return class_of_status(status)(message, status=status)
+    return error_meanings.read_error(status, (), message)

@@ -3,8 +3,11 @@
 ProxyError              500 internal
 ├─ ProtocolError        400 invalid_request    bytes that are not HTTP/1.1 (or 505)
 ├─ InvalidRequest       400 invalid_request    a payload that is not a request
-│  └─ Unsupported       400 invalid_request    one that this model can't answer
+│  ├─ Unsupported       400 invalid_request    one that this model can't answer
+│  ├─ ContextTooLong    400 context_length     one that is longer than the model's context
+│  └─ ContentFiltered   400 content_filter     one that the provider's filter blocks
 ├─ Unauthorized         401 authentication
+├─ PaymentRequired      402 billing            no credit left at the provider
 ├─ Forbidden            403 permission
 ├─ NotFound             404 not_found
 │  └─ ModelNotFound     404 not_found
@@ -23,7 +26,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 
 class ProxyError(Exception):
@@ -80,11 +82,30 @@ class Unsupported(InvalidRequest):
     """A valid request that this model or server can't answer as requested."""
 
 
+class ContextTooLong(InvalidRequest):
+    """More tokens than the model's context holds; clients then compact the conversation."""
+
+    kind = "context_length"
+
+
+class ContentFiltered(InvalidRequest):
+    """Content that the provider's filter blocks."""
+
+    kind = "content_filter"
+
+
 class Unauthorized(ProxyError):
     """A missing or wrong key: the client's, or the one sent to the model's provider."""
 
     status = 401
     kind = "authentication"
+
+
+class PaymentRequired(ProxyError):
+    """No credit or quota is left at the provider: waiting doesn't help."""
+
+    status = 402
+    kind = "billing"
 
 
 class Forbidden(ProxyError):
@@ -173,6 +194,7 @@ class Overloaded(ProxyError):
 _BY_STATUS: Mapping[int, type[ProxyError]] = {
     400: InvalidRequest,
     401: Unauthorized,
+    402: PaymentRequired,
     403: Forbidden,
     404: NotFound,
     405: MethodNotAllowed,
@@ -190,67 +212,3 @@ _BY_STATUS: Mapping[int, type[ProxyError]] = {
 def class_of_status(status: int) -> type[ProxyError]:
     """Return the class of a response's status, UpstreamError if it has none of its own."""
     return _BY_STATUS.get(status, UpstreamError)
-
-
-# Anthropic's types, which other servers use too, and OpenAI's own for rate limits.
-_BY_TYPE: Mapping[str, type[ProxyError]] = {
-    "invalid_request_error": InvalidRequest,
-    "authentication_error": Unauthorized,
-    "permission_error": Forbidden,
-    "not_found_error": NotFound,
-    "request_too_large": TooLarge,
-    "rate_limit_error": RateLimited,
-    "rate_limit_exceeded": RateLimited,
-    "timeout_error": UpstreamTimeout,
-    "overloaded_error": Overloaded,
-}
-
-
-def class_of_type(type_: str) -> type[ProxyError]:
-    """Return the class of an error `type`, for errors inside a stream under status 200.
-
-    An unknown type is an UpstreamError.
-
-    Spec: https://docs.anthropic.com/en/api/errors
-    """
-    return _BY_TYPE.get(type_, UpstreamError)
-
-
-def upstream_error(
-    status: int,
-    named: type[ProxyError],
-    message: Any,
-    *,
-    param: Any = None,
-    code: Any = None,
-    headers: Mapping[str, str] | None = None,
-) -> ProxyError:
-    """Build the error that another server reported, from fields of any JSON type.
-
-    status: of the response; below 400 for an error inside a stream or a successful response,
-        where `named` decides: the class that the error's own type or code names.
-    """
-    has_status = status >= 400
-    return (class_of_status(status) if has_status else named)(
-        message
-        if isinstance(message, str) and message
-        else "the upstream failed without giving a reason",
-        param=param if isinstance(param, str) else None,
-        code=code if isinstance(code, str) else None,
-        status=status if has_status else None,
-        headers=forwarded(headers or {}),
-    )
-
-
-# Clients wait by these; the SDKs read both spellings.
-_FORWARDED = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
-
-
-def forwarded(headers: Mapping[str, str]) -> dict[str, str]:
-    """Select the headers of an upstream that our response repeats, in lower case.
-
-    All others are about the upstream's connection or account.
-    """
-    return {
-        lower: value for name, value in headers.items() if (lower := name.lower()) in _FORWARDED
-    }

@@ -19,6 +19,10 @@ MAX_FRAME_BYTES = 64 * 2**20  # of one event or line: ten base64 images, as in `
 # A comment: every client skips it, but even an empty event breaks SDKs.
 SSE_PING = b": ping\n\n"
 
+# Characters that JSON allows in strings and some clients take for line ends, as Python's
+# str.splitlines does: httpx's iter_lines cuts a frame there.
+_LINE_ENDS = [(char.encode(), b"\\u%04x" % ord(char)) for char in "\x85\u2028\u2029"]
+
 _SSE_LINE_END = re.compile(rb"\r\n|\r|\n")  # no others: U+2028 and U+0085 are text
 _BOM = b"\xef\xbb\xbf"
 
@@ -32,9 +36,18 @@ class SSEFrame:
     id: str = ""
 
 
+def escape_line_ends(json_text: bytes) -> bytes:
+    """Escape U+0085, U+2028 and U+2029 in UTF-8 JSON, where they stand only in strings."""
+    if not json_text.isascii():
+        for raw, escaped in _LINE_ENDS:
+            json_text = json_text.replace(raw, escaped)
+    return json_text
+
+
 def encode_sse(data: bytes, event: bytes | str | None = None) -> bytes:
-    """Encode an event. `data` is a single line, such as JSON without indentation."""
+    """Encode an event. `data` is JSON in a single line."""
     assert b"\n" not in data and b"\r" not in data, "SSE data of several lines"
+    data = escape_line_ends(data)
     if event is None:
         return b"data: %b\n\n" % data
     name = event.encode() if isinstance(event, str) else event
@@ -110,7 +123,7 @@ class SSEDecoder:
 def encode_ndjson(data: bytes) -> bytes:
     """Encode a line. `data` is JSON without indentation."""
     assert b"\n" not in data, "NDJSON of several lines"
-    return data + b"\n"
+    return escape_line_ends(data) + b"\n"
 
 
 class NDJSONDecoder:

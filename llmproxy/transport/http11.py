@@ -40,6 +40,10 @@ _MAX_GZIP_MEMBERS = 16  # gzip(1) and every HTTP client write one; each costs a 
 
 # RFC 9112 3: single spaces only. A target is visible ASCII; a fragment ("#") is never sent.
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
+_LINE_STARTS = frozenset(
+    byte for byte in range(256) if re.match(TOKEN + rb"|[\r\n]", bytes([byte]))
+)
+_TLS_HANDSHAKE = 0x16  # RFC 8446 5.1: the first byte of a client's first record
 # RFC 3986 3.2.2 without userinfo (RFC 9110 4.2.4) and the unused IPvFuture.
 _AUTHORITY = re.compile(
     r"(\[[0-9A-Fa-f:.]+\]|(?:[0-9A-Za-z._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*)(?::([0-9]*))?"
@@ -207,6 +211,26 @@ class RequestParser:
         wanted, self._input.wants_continue = self._input.wants_continue, False
         return wanted
 
+    def take_head(self) -> Request | None:
+        """Return, once per request, the head of one whose body has not arrived yet."""
+        if self._input.stage != "body" or self._input.is_head_taken:
+            return None
+        self._input.is_head_taken = True
+        return self.head
+
+    @property
+    def head(self) -> Request | None:
+        """The current or malformed request without its body, as far as it is known.
+
+        None without a request line; malformed header fields are left out.
+        """
+        return None if self._input.head is None else Request(*self._input.head)
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the client began with TLS instead of a request."""
+        return self._input.is_tls
+
     @property
     def begun(self) -> bool:
         """Whether part of a request has arrived, and the rest has not."""
@@ -239,6 +263,9 @@ class _RequestBuffer(MessageBuffer):
         super().__init__(is_strict=True)
         self.stage: Literal["start", "head", "body"] = "start"
         self.wants_continue = False
+        self.is_head_taken = False
+        self.is_tls = False
+        self.head: tuple[str, str, Headers, bytes, str] | None = None  # the fields of a Request
         self.method = ""
 
 
@@ -251,8 +278,10 @@ def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, Non
     line = yield from _read_request_line(source, limits)
     source.method = _first_word(line)
     method, target, version = _parse_request_line(line, limits)
-    source.stage = "head"
+    source.stage, source.is_head_taken = "head", False
+    source.head = (method, target, Headers(), b"", version)  # for errors in the fields
     headers = Headers((yield from read_fields(source, limits, limits.head - len(line))))
+    source.head = (method, target, headers, b"", version)
     _check_host(headers, version)
     length = _body_length(headers, version, limits)
     body = bytearray()
@@ -270,13 +299,21 @@ def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, Non
             yield
         else:
             body += piece
-    source.stage, source.method = "start", ""
+    source.stage, source.method, source.head = "start", "", None
     return Request(method, target, headers, bytes(body), version)
 
 
 def _read_request_line(source: _RequestBuffer, limits: Limits) -> Generator[None, None, bytes]:
     # RFC 9112 2.2: empty lines before a request line SHOULD be ignored.
     most = limits.target + _REQUEST_LINE_SPARE
+    while not source.buffer:
+        yield from source.more()
+    # Bytes of another protocol may never have a line end: don't wait for one.
+    if source.buffer[0] not in _LINE_STARTS:
+        if source.buffer[0] == _TLS_HANDSHAKE:
+            source.is_tls = True
+            raise ProtocolError("this port speaks HTTP, not TLS: the URL must begin with http://")
+        raise ProtocolError("malformed request line")
     for _ in range(_MAX_EMPTY_LINES + 1):
         line = yield from source.read_line(most)
         if line is None:

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +26,8 @@ from . import http11
 from .http11 import BodyCut, Request, RequestParser, Response
 
 App = Callable[[Request], Awaitable[Response]]
+RenderError = Callable[[ProxyError, Request | None], Response]
+Admit = Callable[[Request], Response | None]
 
 READ_BYTES = 64 * 2**10  # per read: as much as a StreamReader holds
 READ_AHEAD_BYTES = 256 * 2**10  # beyond the current request; above it, reading waits
@@ -32,6 +35,8 @@ LINGER_S = 5.0  # for a client to read our last response and close before we do
 CHUNKS_IN_A_ROW = 64  # that a body yields without waiting, before other connections get a turn
 MAX_REFUSING = 64  # connections over the limit that get a 503; the rest are cut at once
 RETRY_S = 1  # when one of those may retry
+FIRST_REQUEST_S = 50.0  # for a new connection to send something: browsers open some ahead
+WARN_AGAIN_S = 60.0  # between warnings of clients that speak TLS: they retry
 MIN_BODY_BYTES_PER_S = 1_000  # on average: a modem is three times as fast
 # RFC 9110 9.1: any other method is a 501; one of these that a route lacks is the app's 405.
 # Not CONNECT, which would turn the connection into a tunnel.
@@ -59,7 +64,10 @@ class Server:
     """Listens, passes each request to `app`, and writes each response as it is produced.
 
     render_error: makes the response to malformed or slow requests and to a bug in `app`,
-        from facts that are safe to show.
+        from facts that are safe to show, and from the request's head if it is known.
+    admit: given the head of a request whose body has not arrived, returns a response that
+        refuses it, or None. The connection is closed then, since nobody reads the body. A
+        request that arrives at once is given to `app` only, which has to check it too.
     on_response: called after each response, however it ended.
     """
 
@@ -67,12 +75,15 @@ class Server:
         self,
         app: App,
         *,
-        render_error: Callable[[ProxyError], Response],
+        render_error: RenderError,
+        admit: Admit | None = None,
         limits: Limits | None = None,
         on_response: Callable[[ServedRequest], None] | None = None,
     ) -> None:
         self._app = app
         self._render_error = render_error
+        self._admit = admit
+        self._warned_of_tls_at = -math.inf
         self._limits = limits or Limits()
         self._on_response = on_response
         self._listeners: list[asyncio.Server] = []
@@ -148,7 +159,14 @@ class Server:
             writer.transport.abort()
             return
         connection = _Connection(
-            self._app, self._render_error, self._limits, reader, writer, self._on_response
+            self._app,
+            self._render_error,
+            self._admit,
+            self._limits,
+            reader,
+            writer,
+            self._on_response,
+            self._warn_of_tls,
         )
         beyond = len(self._connections) - self._limits.connections
         if beyond >= MAX_REFUSING:
@@ -163,6 +181,16 @@ class Server:
         self._connections[task] = connection
         task.add_done_callback(self._forget)
 
+    def _warn_of_tls(self, peer: str) -> None:
+        now = time.monotonic()
+        if now - self._warned_of_tls_at >= WARN_AGAIN_S:
+            self._warned_of_tls_at = now
+            _log.warning(
+                "a client at %s speaks TLS to this port, which speaks HTTP: its URL must begin"
+                " with http://, not https://",
+                peer,
+            )
+
     def _forget(self, task: asyncio.Task[None]) -> None:
         del self._connections[task]
         if not task.cancelled() and (error := task.exception()):
@@ -171,6 +199,14 @@ class Server:
 
 class _Gone(Exception):
     """The client has left, or has read nothing for too long."""
+
+
+class _Refused(Exception):
+    """A request is refused by its head."""
+
+    def __init__(self, response: Response, head: Request) -> None:
+        self.response = response
+        self.head = head
 
 
 class _Connection:
@@ -183,15 +219,19 @@ class _Connection:
     def __init__(
         self,
         app: App,
-        render_error: Callable[[ProxyError], Response],
+        render_error: RenderError,
+        admit: Admit | None,
         limits: Limits,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         on_response: Callable[[ServedRequest], None] | None,
+        warn_of_tls: Callable[[str], None],
     ) -> None:
         self._app = app
         self._on_response = on_response
+        self._warn_of_tls = warn_of_tls
         self._render_error = render_error
+        self._admit = admit
         self._limits = limits
         self._reader = reader
         self._writer = writer
@@ -201,6 +241,7 @@ class _Connection:
         self._fed = asyncio.Event()  # the parser has new bytes
         self._wanted = asyncio.Event()  # reading may continue, however much is buffered
         self._is_over = False  # the last response is sent; further bytes are dropped
+        self._is_new = True  # there was no request yet
         self._received_bytes = 0
         self._sent_bytes = 0
         self.is_responding = False
@@ -264,10 +305,15 @@ class _Connection:
                 raise self.refusal
             request = await self._next_request()
         except ProxyError as error:
-            self.is_responding = True
-            return await self._send(self._render_error(error), None, time.monotonic())
+            if self._parser.is_tls:
+                self._warn_of_tls(self._peer)
+            response = self._render_error(error, self._parser.head)
+            return await self._refuse(response, None)
+        except _Refused as refused:
+            return await self._refuse(refused.response, refused.head)
         if request is None:
             return False
+        self._is_new = False
         self.is_responding = True
         self._wanted.clear()
         began_at = time.monotonic()
@@ -281,15 +327,23 @@ class _Connection:
         await asyncio.sleep(0)  # many small pipelined requests must not block the loop
         return keep_alive
 
+    async def _refuse(self, response: Response, head: Request | None) -> bool:
+        """Send a response to a request that was not read to its end: it is the last."""
+        self.is_responding = True
+        await self._send(response, head, time.monotonic(), close=True)
+        return False
+
     async def _next_request(self) -> Request | None:
         """Wait for a request; None if the connection is to end without a response.
 
         Raises:
             ProxyError: the bytes are not a request, or arrived too slowly.
+            _Refused: the request may not be made; its body has not arrived.
         """
         now = asyncio.get_running_loop().time
         limits = self._limits
-        idle_until = now() + limits.idle_s
+        idle_s = min(limits.idle_s, FIRST_REQUEST_S) if self._is_new else limits.idle_s
+        idle_until = now() + idle_s
         head_until: float | None = None
         body_since: tuple[float, int] | None = None
         self._wanted.set()
@@ -297,6 +351,9 @@ class _Connection:
             self._fed.clear()
             if request := self._parser.next_request():
                 return request
+            if self._admit is not None and (head := self._parser.take_head()):
+                if response := self._admit(head):
+                    raise _Refused(response, head)
             if self._parser.take_continue():
                 self._write(http11.CONTINUE)
             if self._parser.in_body:
@@ -325,16 +382,23 @@ class _Connection:
     async def _call_app(self, request: Request) -> Response:
         if request.method not in METHODS:
             message = f"the method {request.method[:20]} is not known here"
-            return self._render_error(ProtocolError(message, status=501))
+            return self._render_error(ProtocolError(message, status=501), request)
         try:
             return await self._app(request)
         except ProxyError as error:
-            return self._render_error(error)
+            return self._render_error(error, request)
         except Exception:
             _log.exception("the app failed at %s %r", request.method, request.path)
-            return self._render_error(ProxyError("internal error"))
+            return self._render_error(ProxyError("internal error"), request)
 
-    async def _send(self, response: Response, request: Request | None, began_at: float) -> bool:
+    async def _send(
+        self,
+        response: Response,
+        request: Request | None,
+        began_at: float,
+        *,
+        close: bool = False,
+    ) -> bool:
         """Write a response; return whether the connection can take another.
 
         A body that fails is cut: what it yielded is sent, the mark of its end is not.
@@ -348,7 +412,7 @@ class _Connection:
                 response,
                 request,
                 date=date,
-                close=self.is_last_response,
+                close=close or self.is_last_response,
                 method=self._parser.method,
             )
             whole = body if framed.has_body and isinstance(body, bytes) else b""
@@ -373,14 +437,17 @@ class _Connection:
     def _report(self, request: Request | None, status: int | None, began_at: float) -> None:
         if self._on_response is None:
             return
-        peer = self._writer.get_extra_info("peername") or ("-",)
         duration_s = time.monotonic() - began_at
         try:
             self._on_response(
-                ServedRequest(str(peer[0]), request, status, self._sent_bytes, duration_s)
+                ServedRequest(self._peer, request, status, self._sent_bytes, duration_s)
             )
         except Exception:  # such as a full disk, which is no fault of this connection
             _log.exception("reporting a response failed")
+
+    @property
+    def _peer(self) -> str:
+        return str((self._writer.get_extra_info("peername") or ("-",))[0])
 
     async def _stream(self, body: AsyncIterator[bytes], chunked: bool) -> None:
         """Write each item as it comes. The loop runs once per token: keep it small."""

@@ -161,6 +161,14 @@ def basic(password, user="me"):
         {"authorization": basic("sesame")},
         {"authorization": basic("sesame", user="")},
         {"authorization": "Token other", "x_api_key": "sesame"},
+        {"authorization": "Bearer a-foreign-login", "x_api_key": "sesame"},
+        {"authorization": "", "x_api_key": "sesame"},
+        {"authorization": "Bearer", "x_api_key": "sesame"},
+        {"authorization": basic("wrong"), "x_api_key": "sesame"},
+        {"authorization": "Basic /////w==", "x_api_key": "sesame"},
+        {"authorization": "Bearer sesame", "x_api_key": "wrong"},
+        {"authorization": basic("sesame"), "x_api_key": ""},
+        {"api_key": "sesame", "authorization": "Bearer wrong"},
     ],
 )
 def test_a_key_is_accepted_as_openai_anthropic_and_browsers_send_it(headers):
@@ -182,6 +190,9 @@ def test_a_key_is_accepted_as_openai_anthropic_and_browsers_send_it(headers):
         {"authorization": "Basic /////w=="},
         {"authorization": basic("other")},
         {"x_api_key": "\xff\xfe"},
+        {"authorization": "Bearer wrong", "x_api_key": "wrong", "api_key": "wrong"},
+        {"authorization": "", "x_api_key": ""},
+        {"x_goog_api_key": "sesame"},
     ],
 )
 def test_no_key_or_a_wrong_one_is_refused(headers):
@@ -191,6 +202,16 @@ def test_no_key_or_a_wrong_one_is_refused(headers):
         "send an API key: authorization: Bearer <key>, or x-api-key",
         {"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
     )
+
+
+def test_a_good_key_among_several_lines_of_a_header_is_enough():
+    fields = [("host", "localhost"), ("authorization", "Bearer wrong")]
+    access = Access(keys=["sesame"])
+    for name, value in (("authorization", "Bearer sesame"), ("x-api-key", "sesame")):
+        check(access, Request("POST", "/", Headers([*fields, (name, value)])))
+        check(access, Request("POST", "/", Headers([(name, value), *fields])))
+    with pytest.raises(Unauthorized):
+        check(access, Request("POST", "/", Headers([*fields, ("authorization", "Bearer no")])))
 
 
 def test_a_key_with_non_ascii_characters_works_in_every_header():

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llm.parts import StreamEvent
 
 from llmproxy.core import chat, payload
 from llmproxy.core.errors import InvalidRequest, ProxyError
@@ -279,3 +280,22 @@ def test_any_value_is_a_response_or_an_error(dialect, value):
             dialect.StreamParser().feed_value(chunk)
         except ProxyError as error:
             payload.encode(dialect.render_error(error))
+
+
+@every_dialect
+def test_no_frame_has_a_character_at_which_naive_readers_cut(dialect):
+    """httpx's iter_lines and str.splitlines end a line at each of these."""
+    ends = "a\u0085b\u2028c\u2029d"
+    renderer = dialect.StreamRenderer(envelope(ends))
+    frames = renderer.start()
+    for event in (
+        StreamEvent("text", ends, part_index=0),
+        StreamEvent("reasoning", ends, part_index=1),
+        StreamEvent("tool_call_name", ends, part_index=2, tool_call_id=ends),
+        StreamEvent("tool_call_args", f'{{"{ends}": 1}}', part_index=2, tool_call_id=ends),
+        chat.Finish(stop_sequence=ends),
+    ):
+        frames += renderer.feed(event)
+    frames += dialect.StreamRenderer(envelope()).fail(InvalidRequest(ends, param=ends))
+    stream = b"".join(frames).decode()
+    assert stream.splitlines() == stream.removesuffix("\n").split("\n")

@@ -68,11 +68,11 @@ class Overloaded(Exception):
 @pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
 def test_failure_before_any_output_logs_the_prompt(kind, llm_user_path):
     with running(kind("m", Overloaded("try later"))) as proxy:
-        assert post(proxy)[0] == 529
+        assert post(proxy)[0] == 503
     assert rows(llm_user_path, "status, http_status, error, thread_id") == [
-        ("error", 529, "the model failed: Overloaded: try later", None)
+        ("error", 503, "the model failed: Overloaded: try later", None)
     ] or rows(llm_user_path, "status, http_status, error, thread_id") == [
-        ("error", 529, "try later", None)
+        ("error", 503, "try later", None)
     ]
     assert logged_prompts(llm_user_path) == [("error", "what I asked")]
     assert rows(llm_user_path, "id", "turns") == []

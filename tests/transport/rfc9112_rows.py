@@ -99,6 +99,7 @@ NO_CONTENT = answer(204, [], b"")
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 LINE = refused(400, "malformed request line")
+TLS = refused(400, "this port speaks HTTP, not TLS: the URL must begin with http://")
 TARGET = refused(400, "malformed request target")
 TARGET_TOO_LONG = refused(414, "the request target is longer than 100 bytes")
 FIELD = refused(400, "malformed header line")
@@ -196,10 +197,10 @@ ROWS = {
         ("a tab before the first field", get(b"\tHost: a"), FOLDED),
         ("an empty-looking line before the first field", get(b" ", b"Host: a"), FOLDED),
         ("garbage", b"\x00\x01\x02\x03\r\n\r\n", LINE),
-        ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", LINE),
+        ("TLS", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", TLS),
         ("a UTF-8 byte order mark", b"\xef\xbb\xbf" + GET, LINE),
         ("an answer", b"HTTP/1.1 200 OK\r\n\r\n", LINE),
-        ("UTF-16", "GET / HTTP/1.1\r\n".encode("utf-16"), LINE_END),
+        ("UTF-16", "GET / HTTP/1.1\r\n".encode("utf-16"), LINE),
     ],
     "9112 2.3, version": [
         ("1.0", get_1_0(), said(host="", version="1.0")),

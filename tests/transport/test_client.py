@@ -136,7 +136,7 @@ async def test_our_own_server_is_read():
 
         return Response(200, [("content-type", "text/plain")], body())
 
-    server = Server(app, render_error=lambda error: Response(error.status))
+    server = Server(app, render_error=lambda error, head: Response(error.status))
     await server.start("127.0.0.1", 0)
     try:
         for host in ("127.0.0.1", "localhost"):

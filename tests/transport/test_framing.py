@@ -246,3 +246,12 @@ def test_long_lines_in_single_bytes_take_linear_time(decoder):
     assert time.perf_counter() - started < 5
     decoder.feed(b"x" * 2**20 + b"\n\n")
     assert decoder.feed(b"data: 1\n\n") in ([message("1")], [b"data: 1"])
+
+
+@pytest.mark.parametrize("encode", [encode_sse, encode_ndjson])
+def test_json_is_one_line_to_clients_that_split_at_any_line_end(encode):
+    """httpx's iter_lines, as str.splitlines, ends a line at these three too."""
+    value = {"\u2028": "a\u0085b\u2028c\u2029d\x0b\x0c\x1c渐\u00c2\u0080"}
+    frame = encode(json.dumps(value, ensure_ascii=False).encode())
+    [line] = frame.decode().strip("\n").splitlines()
+    assert json.loads(line.removeprefix("data: ")) == value

@@ -198,6 +198,7 @@ def test_a_request_cut_short_is_waited_for(data, requests):
     assert parser.begun == (len(data) > 1)
 
 
+TLS = "this port speaks HTTP, not TLS: the URL must begin with http://"
 LINE, HEADER, HOST = "malformed request line", "malformed header line", "malformed host header"
 TARGET, LENGTH = "malformed request target", "malformed content-length"
 CHUNK, CRLF = "malformed chunk size", "a line ends without CR LF"
@@ -246,7 +247,7 @@ BAD = {
     "other protocol": (line(b"GET / RTSP/1.0"), 400, LINE),
     "version of one number": (line(b"GET / HTTP/1"), 400, LINE),
     "version of two digits": (line(b"GET / HTTP/1.10"), 400, LINE),
-    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", 400, LINE),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n", 400, TLS),
     "HTTP/2 preface": (
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         505,

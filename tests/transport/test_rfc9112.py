@@ -57,7 +57,7 @@ def runner():
 
 @pytest.fixture(scope="module")
 def port(runner):
-    server = Server(app, render_error=render_error, limits=LIMITS)
+    server = Server(app, render_error=lambda error, _: render_error(error), limits=LIMITS)
     runner.run(server.start("127.0.0.1", 0))
     yield server.addresses[0][1]
     runner.run(server.close())

@@ -25,7 +25,7 @@ LAST_GET = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 PLAIN = ("content-type", "text/plain")
 
 
-def render_error(error):
+def render_error(error, head=None):
     body = json.dumps({"error": error.message}).encode()
     return Response(
         error.status, [("content-type", "application/json"), *error.headers.items()], body
@@ -830,3 +830,143 @@ async def test_curl_streams_and_uploads():
         chunked = ("-H", "Transfer-Encoding: chunked", "--data-binary", "@-", url)
         assert await curl(*chunked, data=bytes(size)) == b"%d" % size
         assert (await curl("-I", url)).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+# ---- requests that are refused by their head
+
+PUT = b"PUT /secret HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+
+
+def refusing(head):
+    if head.headers.get("x-api-key") != "good":
+        return Response(401, [PLAIN], b"no key for " + head.target.encode() + head.body)
+    return None
+
+
+@asynccontextmanager
+async def admitting(served=None, **limits):
+    server = Server(
+        echo,
+        render_error=render_error,
+        admit=refusing,
+        limits=Limits(**limits),
+        on_response=served,
+    )
+    await server.start("127.0.0.1", 0)
+    try:
+        yield server.addresses[0][1]
+    finally:
+        await server.close()
+
+
+REFUSED = whole(b"no key for /secret", b"401 Unauthorized", b"connection: close")
+
+
+async def test_a_request_is_refused_when_its_head_is_there_whatever_its_body():
+    served = []
+    async with admitting(served.append) as port:
+        for body in (b"", b"a", bytes(2**20)):
+            assert await exchange(port, PUT % 60_000_000 + body) == REFUSED
+        chunked = b"PUT /secret HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n"
+        assert await exchange(port, chunked) == REFUSED
+    assert [(one.request.target, one.request.body, one.status) for one in served] == (
+        [("/secret", b"", 401)] * 4
+    )
+
+
+async def test_a_refused_client_is_not_told_to_continue():
+    expecting = PUT.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n") % 9
+    async with admitting() as port:
+        assert await exchange(port, expecting) == REFUSED
+        async with connected(port) as (reader, writer):
+            writer.write(expecting.replace(b"Host", b"X-Api-Key: good\r\nHost"))
+            assert await reader.readexactly(len(CONTINUE)) == CONTINUE
+            writer.write(b"123456789")
+            assert await read_answer(reader) == b"/secret 123456789"
+
+
+async def test_a_refusal_comes_after_the_responses_before_it_and_ends_the_connection():
+    async with admitting() as port:
+        answer = await exchange(port, GET + PUT % 500 + b"a" + GET)
+    assert answer == whole(b"/ ") + REFUSED
+
+
+async def test_a_refusal_to_head_has_no_body():
+    async with admitting() as port:
+        answer = await exchange(port, PUT.replace(b"PUT", b"HEAD") % 5)
+    assert answer == REFUSED.removesuffix(b"no key for /secret")
+
+
+@pytest.mark.parametrize(
+    ("request_", "path"),
+    [
+        (PUT % 10**12, "/secret"),  # 413
+        (
+            b"PUT /secret HTTP/1.1\r\nHost: a\r\nX-Api-Key: good\r\nContent-Length: x\r\n\r\n",
+            "/secret",
+        ),
+        (b"GET /secret HTTP/1.1\r\nHost : a\r\n\r\n", "/secret"),
+        (b"GET /secret HTTP/1.1\r\n" + b"a: b\r\n" * 200, "/secret"),  # 431
+        (b"GET /secret HTTP/1.1\r\n\r\n", "/secret"),
+        (b"BREW /secret HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "/secret"),  # 501
+        (b"rubbish\r\n\r\n", None),
+        (GET + b"rubbish\r\n\r\n", None),
+    ],
+)
+async def test_an_error_is_rendered_for_the_path_that_was_asked_for(request_, path):
+    heads = []
+
+    def render(error, head):
+        heads.append(head and head.path)
+        return render_error(error)
+
+    server = Server(echo, render_error=render)
+    await server.start("127.0.0.1", 0)
+    await exchange(server.addresses[0][1], request_)
+    await server.close()
+    assert heads == [path]
+
+
+# ---- other protocols, and silence
+
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)
+
+
+async def test_a_tls_client_is_refused_at_once_and_named_once(caplog):
+    async with serving(echo, header_s=60) as (_, port):
+        for _ in range(3):
+            async with asyncio.timeout(5):
+                assert await exchange(port, HELLO) == refused(
+                    b"400 Bad Request",
+                    "this port speaks HTTP, not TLS: the URL must begin with http://",
+                )
+    assert logged(caplog) == [
+        "a client at 127.0.0.1 speaks TLS to this port, which speaks HTTP: its URL must begin with"
+        " http://, not https://"
+    ]
+
+
+@pytest.mark.parametrize("first", [b"\x05\x01\x00", b"\x03\x00\x00\x13", b"\x00", b"\xff", b" "])
+async def test_bytes_that_begin_no_request_are_refused_at_once(first, caplog):
+    """SOCKS, RDP, and others without a line end."""
+    async with serving(echo, header_s=60) as (_, port):
+        async with asyncio.timeout(5):
+            assert await exchange(port, first) == (
+                refused(b"400 Bad Request", "malformed request line")
+            )
+    assert logged(caplog) == []
+
+
+@pytest.mark.parametrize("first", [b"", b"\r\n"])
+async def test_a_connection_without_a_request_is_dropped_within_a_minute(first, monkeypatch):
+    assert server_module.FIRST_REQUEST_S < 60
+    monkeypatch.setattr(server_module, "FIRST_REQUEST_S", 0.05)
+    async with serving(echo, idle_s=3600) as (_, port):
+        async with asyncio.timeout(5):
+            assert await exchange(port, first) == b""
+        async with connected(port) as (reader, writer):
+            writer.write(GET)
+            assert await read_answer(reader) == b"/ "
+            await asyncio.sleep(0.15)  # longer: it is a kept-alive one now
+            writer.write(GET)
+            assert await read_answer(reader) == b"/ "

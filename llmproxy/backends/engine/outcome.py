@@ -12,7 +12,7 @@ from typing import Any
 
 import llm
 
-from ...core import chat, errors, finish_reasons
+from ...core import chat, error_meanings, errors, finish_reasons
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 
@@ -133,20 +133,26 @@ def _translated(exc: BaseException) -> ProxyError:
     if isinstance(exc, llm.NeedsKeyException):
         return errors.Unauthorized(message)
     status, headers = _status_and_headers(exc)
-    if status is not None:
-        kind = errors.class_of_status(status)
-        if kind is UpstreamError:
-            kind = errors.class_of_type(_error_type(exc))
-        own = status if 400 <= status < 500 else kind.status
-        code, param = _code_and_param(exc)
-        return kind(message, code=code, param=param, status=own, headers=headers)
+    body = _body(exc)
+    error = error_meanings.read_error(
+        status,
+        (body.get("code"), body.get("type")),
+        message,
+        code=body.get("code"),
+        param=body.get("param"),
+        headers=headers,
+    )
+    if status or type(error) is not UpstreamError:
+        if error.status >= 500:  # a provider's 500 is our 502
+            error.status = type(error).status
+        return error
     if _is_timeout(exc):
         return errors.UpstreamTimeout(message)
     if type(exc) in (ValueError, NotImplementedError) or isinstance(
         exc, llm.ConversationNotSupported
     ):
         return errors.Unsupported(message)
-    return UpstreamError(message)
+    return error
 
 
 def _message(exc: BaseException) -> str:
@@ -158,9 +164,8 @@ def _message(exc: BaseException) -> str:
 
 
 def _full_message(exc: BaseException) -> str:
-    match getattr(exc, "body", None):
-        case {"message": str(text)} | {"error": {"message": str(text)}}:
-            return text
+    if isinstance(text := _body(exc).get("message"), str):
+        return text
     try:
         text = str(exc)
     except BaseException:  # a plugin's own class may do anything here
@@ -170,33 +175,26 @@ def _full_message(exc: BaseException) -> str:
     return f"the model failed: {type(exc).__name__}: {text}".removesuffix(": ")
 
 
-def _code_and_param(exc: BaseException) -> tuple[str | None, str | None]:
-    """Return OpenAI's code and param, from which clients learn that a context is full."""
+def _body(exc: BaseException) -> Mapping[str, Any]:
+    """Return the fields of the provider's error as an SDK keeps them, {} if there are none."""
     match getattr(exc, "body", None):
         case {"error": dict(body)} | dict(body):
-            code, param = body.get("code"), body.get("param")
-            return code if isinstance(code, str) else None, param if isinstance(
-                param, str
-            ) else None
-    return None, None
+            return body
+    return {}
 
 
-def _error_type(exc: BaseException) -> str:
-    match getattr(exc, "body", None):
-        case {"error": {"type": str(word)}} | {"type": str(word)}:
-            return word
-    return ""
+def _status_and_headers(exc: BaseException) -> tuple[int, Mapping[str, str]]:
+    """Return the provider's status, 0 if there is none, and its headers.
 
-
-def _status_and_headers(exc: BaseException) -> tuple[int | None, dict[str, str]]:
-    """Return the provider's status; plugins often raise their own error from the SDK's."""
+    Plugins often raise their own error from the SDK's.
+    """
     for cause in (exc, exc.__cause__):
         response = getattr(cause, "response", None)
         headers: Any = getattr(response, "headers", None)
         for status in _statuses(cause, response):
             if isinstance(status, int) and 200 <= status < 600:
-                return status, errors.forwarded(headers) if hasattr(headers, "items") else {}
-    return None, {}
+                return status, headers if hasattr(headers, "items") else {}
+    return 0, {}
 
 
 def _statuses(exc: BaseException | None, response: Any) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from typing import Final
 from ...core.backend import Route
 from .models_and_errors import (
     REQUEST_ID_HEADER,
+    error_status,
     parse_error,
     render_count,
     render_error,
@@ -45,6 +46,7 @@ __all__ = [
     "StreamParser",
     "StreamRenderer",
     "auth_headers",
+    "error_status",
     "normalize_body",
     "parse_error",
     "parse_request",

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from ...core import backend
-from ...core.errors import ProxyError, UpstreamError, class_of_type, upstream_error
+from ...core import backend, error_meanings
+from ...core.errors import ProxyError
 
 REQUEST_ID_HEADER = "request-id"
 
@@ -49,31 +49,18 @@ def render_model(model: backend.ModelEntry) -> dict[str, Any]:
     }
 
 
-ERROR_TYPES: Mapping[str, str] = {
-    "invalid_request": "invalid_request_error",
-    "authentication": "authentication_error",
-    "permission": "permission_error",
-    "not_found": "not_found_error",
-    "too_large": "request_too_large",
-    "rate_limit": "rate_limit_error",
-    "timeout": "timeout_error",
-    "unavailable": "overloaded_error",
-    "overloaded": "overloaded_error",
-}
+def error_status(error: ProxyError) -> int:
+    """Return the HTTP status of an error in this API."""
+    return error_meanings.render(error, "anthropic").status
 
 
 def render_error(error: ProxyError) -> dict[str, Any]:
     """Render an error's body; its status and headers are sent beside it.
 
-    The message begins with the field at fault, as Anthropic's do: the body has no other place
-    for it.
-
     Spec: https://docs.anthropic.com/en/api/errors
     """
-    shown: dict[str, Any] = {
-        "type": ERROR_TYPES.get(error.kind, "api_error"),
-        "message": f"{error.param}: {error.message}" if error.param else error.message,
-    }
+    rendered = error_meanings.render(error, "anthropic")
+    shown: dict[str, Any] = {"type": rendered.type, "message": rendered.message}
     if error.code is not None:
         shown["details"] = {"error_code": error.code}
     body: dict[str, Any] = {"type": "error", "error": shown}
@@ -85,14 +72,13 @@ def render_error(error: ProxyError) -> dict[str, Any]:
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
     """Parse another server's error.
 
-    status: of the response, kept as it is; below 400 for an error inside a stream, where the
-        error's type decides. body: a JSON value, or text that is not JSON.
+    status: of the response; below 400 for an error inside a stream, where the error's type
+        decides. body: a JSON value, or text that is not JSON.
     """
     match body:
         case {"error": dict(error)} | dict(error):
             message, type_, details = error.get("message"), error.get("type"), error.get("details")
         case _:
             message, type_, details = body, None, None
-    by_type = class_of_type(type_) if isinstance(type_, str) else UpstreamError
     code = details.get("error_code") if isinstance(details, dict) else None
-    return upstream_error(status, by_type, message, code=code, headers=headers)
+    return error_meanings.read_error(status, [code, type_], message, code=code, headers=headers)

@@ -83,8 +83,8 @@ def _estimated_input_tokens(envelope: chat.Envelope) -> int:
 def _render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
     """Render the counts, with cached input apart from the rest.
 
-    Unknown counts are left out, except the two that the API's types require: these are the
-    estimate and 0.
+    Unknown counts are left out, except those that the API's types require: the input is the
+    estimate, the others 0, as Anthropic sends where nothing was cached. Clients add them up.
     """
     input_tokens = _estimated_input_tokens(envelope)
     if usage.input_tokens is not None:
@@ -92,12 +92,10 @@ def _render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]
         input_tokens = max(0, usage.input_tokens - cached)
     counts: dict[str, Any] = {
         "input_tokens": input_tokens,
+        "cache_creation_input_tokens": usage.cache_write_tokens or 0,
+        "cache_read_input_tokens": usage.cached_tokens or 0,
         "output_tokens": usage.output_tokens or 0,
     }
-    if usage.cached_tokens is not None:
-        counts["cache_read_input_tokens"] = usage.cached_tokens
-    if usage.cache_write_tokens is not None:
-        counts["cache_creation_input_tokens"] = usage.cache_write_tokens
     if usage.reasoning_tokens is not None:
         counts["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
     return counts
@@ -234,8 +232,7 @@ class StreamRenderer:
 
     def start(self) -> list[bytes]:
         """Return message_start, whose usage is an estimate that the end corrects."""
-        input_tokens = _estimated_input_tokens(self._envelope)
-        usage = _render_usage({"input_tokens": input_tokens, "output_tokens": 1})
+        usage = _render_usage(_render_counts(chat.Usage(output_tokens=1), self._envelope))
         message = _render_message(self._envelope, [], usage)
         return [_event("message_start", {"message": message})]
 
@@ -296,7 +293,8 @@ class StreamRenderer:
         return [framing.encode_sse(payload.encode(body), "error")]
 
     def _delta(self, text: str) -> bytes:
-        return b"%b%b}}\n\n" % (self._before, payload.encode_string(text).encode())
+        text_json = framing.escape_line_ends(payload.encode_string(text).encode())
+        return b"%b%b}}\n\n" % (self._before, text_json)
 
     def _begin_text(self, part: int | None, text: str) -> list[bytes]:
         text = self._blank.pop(part, "") + text

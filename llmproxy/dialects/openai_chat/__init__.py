@@ -17,7 +17,13 @@ from __future__ import annotations
 from typing import Final
 
 from ...core.backend import Route
-from .models_and_errors import parse_error, render_error, render_model, render_models
+from .models_and_errors import (
+    error_status,
+    parse_error,
+    render_error,
+    render_model,
+    render_models,
+)
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import auth_headers, render_request
@@ -39,6 +45,7 @@ __all__ = [
     "StreamParser",
     "StreamRenderer",
     "auth_headers",
+    "error_status",
     "normalize_body",
     "parse_error",
     "parse_request",

@@ -8,16 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...core import backend
-from ...core.errors import (
-    NotFound,
-    ProxyError,
-    RateLimited,
-    Unauthorized,
-    UpstreamError,
-    class_of_type,
-    upstream_error,
-)
+from ...core import backend, error_meanings
+from ...core.errors import ProxyError
 
 
 def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
@@ -38,15 +30,9 @@ def render_model(model: backend.ModelEntry) -> dict[str, Any]:
     }
 
 
-ERROR_TYPES: Mapping[str, str] = {
-    "invalid_request": "invalid_request_error",
-    "authentication": "authentication_error",
-    "permission": "permission_error",
-    "not_found": "invalid_request_error",
-    "too_large": "invalid_request_error",
-    "rate_limit": "rate_limit_error",
-    "timeout": "timeout_error",
-}
+def error_status(error: ProxyError) -> int:
+    """Return the HTTP status of an error in this API."""
+    return error_meanings.render(error, "openai").status
 
 
 def render_error(error: ProxyError) -> dict[str, Any]:
@@ -54,29 +40,22 @@ def render_error(error: ProxyError) -> dict[str, Any]:
 
     Spec: https://platform.openai.com/docs/guides/error-codes
     """
+    shown = error_meanings.render(error, "openai")
     return {
         "error": {
-            "message": error.message,
-            "type": ERROR_TYPES.get(error.kind, "server_error"),
+            "message": shown.message,
+            "type": shown.type,
             "param": error.param,
-            "code": error.code,
+            "code": shown.code,
         }
     }
-
-
-# OpenAI's codes, which are more specific than its types.
-_BY_CODE: Mapping[str, type[ProxyError]] = {
-    "invalid_api_key": Unauthorized,
-    "model_not_found": NotFound,
-    "insufficient_quota": RateLimited,
-}
 
 
 def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None) -> ProxyError:
     """Parse another server's error.
 
-    status: of the response, kept as it is; below 400 for an error inside a stream, where the
-        error's code and type decide. body: a JSON value, or text that is not JSON.
+    status: of the response; below 400 for an error inside a stream, where the error's code
+        and type decide. body: a JSON value, or text that is not JSON.
     """
     fields = body
     if isinstance(fields, list) and fields:  # Gemini's
@@ -87,15 +66,13 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
         fields = error if isinstance(error, dict) else {**fields, "message": error}
     if not isinstance(fields, dict):
         fields = {"message": fields}
-    words = [fields.get("code"), fields.get("type")]
+    names = [fields.get("code"), fields.get("type")]
     if status < 400:
         # OpenRouter and vLLM write the status as the code.
-        status = next((w for w in words if type(w) is int and 400 <= w < 600), 0)
-    kinds = [_BY_CODE.get(w) or class_of_type(w) for w in words if isinstance(w, str)]
-    by_word = next((kind for kind in kinds if kind is not UpstreamError), UpstreamError)
-    return upstream_error(
+        status = next((w for w in names if type(w) is int and 400 <= w < 600), 0)
+    return error_meanings.read_error(
         status,
-        by_word,
+        names,
         fields.get("message"),
         param=fields.get("param"),
         code=fields.get("code"),

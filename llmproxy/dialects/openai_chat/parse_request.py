@@ -311,11 +311,12 @@ class _MessageParser:
 # ---- the normal form
 
 # The places where LiteLLM reads a mark, and the first for OpenRouter: never a tool's arguments
-# or parameters.
+# or parameters. OpenAI's own marks stand on parts of a message.
 _without_cache_marks = payload.without(
     "cache_control",
     "messages[*].cache_control",
     "messages[*].content[*].cache_control",
+    "messages[*].content[*].prompt_cache_breakpoint",
     "messages[*].tool_calls[*].cache_control",
     "tools[*].cache_control",
     "tools[*].function.cache_control",
@@ -325,9 +326,9 @@ _without_cache_marks = payload.without(
 def normalize_body(body: Any) -> Any:
     """Strip cache marks, which move with every turn, before a request's body is stored.
 
-    OpenAI caches by itself. Clients that also reach Anthropic's models through LiteLLM or
-    OpenRouter (aider, gptme) send Anthropic's marks in this API too. Any JSON value is taken;
-    it is not edited, and the result shares its unchanged parts.
+    OpenAI caches by itself, also where clients mark it. Those that reach Anthropic's models too,
+    through LiteLLM or OpenRouter (aider, gptme), send Anthropic's marks in this API. Any JSON
+    value is taken; it is not edited, and the result shares its unchanged parts.
 
     Spec: https://docs.litellm.ai/docs/completion/prompt_caching
     """

@@ -123,7 +123,7 @@ class StreamRenderer:
     """
 
     def __init__(self, envelope: chat.Envelope) -> None:
-        head = payload.encode(_head(envelope, "chat.completion.chunk"))
+        head = framing.escape_line_ends(payload.encode(_head(envelope, "chat.completion.chunk")))
         self._head = b"data: " + head[:-1] + b","
         self._include_usage = envelope.include_usage
         # All but the delta is the same in every chunk, so it is encoded once.
@@ -163,7 +163,7 @@ class StreamRenderer:
         return [framing.encode_sse(payload.encode(render_error(error)))]
 
     def _chunk(self, delta: bytes) -> bytes:
-        return self._before + delta + self._after
+        return self._before + framing.escape_line_ends(delta) + self._after
 
     def _call_name(self, event: StreamEvent) -> bytes:
         index = self._indexes.get(event.part_index)

@@ -44,6 +44,8 @@ def test_a_captured_response_parses_whole_and_streamed(case):
     usage = expected.finish.usage
     if usage.input_tokens is None:
         usage = chat.Usage(7, 0)
+    cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
+    usage = replace(usage, cached_tokens=cached, cache_write_tokens=written)
     finish = replace(expected.finish, model=case.request["model"], usage=usage)
     assert read_of(case.stream) == normal(replace(expected, finish=finish))
     assert normal(anthropic_messages.parse_response(case.response)) == read_of(case.stream)

@@ -90,11 +90,15 @@ def test_a_stream_cut_anywhere_reads_the_same(case, size):
     assert SERVER.accumulated(*pieces) == case.response
 
 
+NOT_CACHED = {"cache_creation_input_tokens": 0, "cache_read_input_tokens": 0}
+
+
 def test_a_stream_begins_with_an_estimate_that_is_not_zero():
     """B23, B19"""
     renderer = anthropic_messages.StreamRenderer(envelope(input_tokens=9))
     [start] = frames_of(b"".join(renderer.start()))
     assert start["message"]["usage"]["input_tokens"] == 9
+    assert NOT_CACHED.items() <= start["message"]["usage"].items()
     empty = anthropic_messages.StreamRenderer(envelope(input_tokens=0))
     [start] = frames_of(b"".join(empty.start()))
     assert start["message"]["usage"]["input_tokens"] == 1
@@ -194,15 +198,15 @@ def test_the_stop_reason_is_anthropics(finish, stop):
     assert (whole["stop_reason"], whole["stop_sequence"]) == stop
     *_, delta, last = frames_of(stream_of([text("x"), finish]))
     assert (delta["delta"]["stop_reason"], delta["delta"]["stop_sequence"]) == stop
-    assert delta["usage"] == {"input_tokens": 7, "output_tokens": 0}
+    assert delta["usage"] == {"input_tokens": 7, "output_tokens": 0, **NOT_CACHED}
     assert last == {"type": "message_stop"}
 
 
 @pytest.mark.parametrize(
     "usage, counts",
     [
-        (chat.Usage(), {"input_tokens": 7, "output_tokens": 0}),
-        (chat.Usage(10, 3), {"input_tokens": 10, "output_tokens": 3}),
+        (chat.Usage(), {"input_tokens": 7, "output_tokens": 0, **NOT_CACHED}),
+        (chat.Usage(10, 3), {"input_tokens": 10, "output_tokens": 3, **NOT_CACHED}),
         (
             chat.Usage(10, 3, 8, 2),
             {
@@ -214,7 +218,7 @@ def test_the_stop_reason_is_anthropics(finish, stop):
         ),
         (
             chat.Usage(1, 3, 8),
-            {"input_tokens": 0, "output_tokens": 3, "cache_read_input_tokens": 8},
+            {"input_tokens": 0, "output_tokens": 3, **NOT_CACHED, "cache_read_input_tokens": 8},
         ),
         (
             chat.Usage(9, 3, reasoning_tokens=2),
@@ -222,12 +226,13 @@ def test_the_stop_reason_is_anthropics(finish, stop):
                 "input_tokens": 9,
                 "output_tokens": 3,
                 "output_tokens_details": {"thinking_tokens": 2},
+                **NOT_CACHED,
             },
         ),
     ],
 )
 def test_cached_input_is_counted_apart(usage, counts):
-    """B24: never negative, what is unknown is left out."""
+    """B24: never negative; the API's types require both, so what is unknown is 0."""
     *_, delta, _ = frames_of(stream_of([chat.Finish(usage=usage)]))
     assert delta["usage"] == counts
     shown = whole_of([chat.Finish(usage=usage)])["usage"]

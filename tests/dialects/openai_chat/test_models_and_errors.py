@@ -11,7 +11,6 @@ from llmproxy.core import backend
 from llmproxy.core.errors import (
     InvalidRequest,
     ModelNotFound,
-    NotFound,
     Overloaded,
     ProxyError,
     RateLimited,
@@ -55,7 +54,7 @@ ERRORS = {
     ),
     "too many": (
         RateLimited("later", headers={"retry-after": "1"}),
-        {"type": "rate_limit_error", "param": None, "code": None},
+        {"type": "rate_limit_error", "param": None, "code": "rate_limit_exceeded"},
         openai.RateLimitError,
     ),
     "a broken model": (
@@ -65,7 +64,7 @@ ERRORS = {
     ),
     "an overloaded one": (
         Overloaded("busy"),
-        {"type": "server_error", "param": None, "code": None},
+        {"type": "server_error", "param": None, "code": "server_is_overloaded"},
         openai.InternalServerError,
     ),
     "a bug of ours": (
@@ -80,7 +79,7 @@ ERRORS = {
 def test_errors_are_openais_object_and_the_sdks_classes(error, fields, sdk_class):
     rendered = openai_chat.render_error(error)
     assert rendered == {"error": {"message": error.message, **fields}}
-    SERVER.answer = httpx2.Response(error.status, json=rendered)
+    SERVER.answer = httpx2.Response(openai_chat.error_status(error), json=rendered)
     with pytest.raises(sdk_class) as caught:
         SERVER.client.models.list()
     assert caught.value.body == rendered["error"]
@@ -99,19 +98,20 @@ def test_the_dialect_has_the_agreed_names_and_routes():
 
 @pytest.mark.parametrize("error", [row[0] for row in ERRORS.values()], ids=ERRORS)
 def test_a_rendered_error_parses_as_itself(error):
-    read = openai_chat.parse_error(error.status, openai_chat.render_error(error), error.headers)
+    rendered = openai_chat.render_error(error)
+    read = openai_chat.parse_error(openai_chat.error_status(error), rendered, error.headers)
     assert (read.status, read.message, read.param, read.code, read.headers) == (
         error.status,
         error.message,
         error.param,
-        error.code,
+        rendered["error"]["code"],
         error.headers,
     )
     assert read.kind == ("upstream" if error.kind == "internal" else error.kind)
 
 
 FOREIGN_ERRORS = {
-    "ollama": (404, {"error": "no such model"}, NotFound, 404, "no such model"),
+    "ollama": (404, {"error": "no such model"}, ModelNotFound, 404, "no such model"),
     "fastapi": (401, {"detail": "who are you?"}, Unauthorized, 401, "who are you?"),
     "gemini": (503, [{"error": {"message": "later", "code": 503}}], Unavailable, 503, "later"),
     "mistral": (422, {"object": "error", "message": "no"}, InvalidRequest, 422, "no"),
@@ -141,5 +141,5 @@ def test_errors_of_every_server_keep_their_class(status, body, kind, own, messag
 def test_a_code_beside_the_message_is_kept():
     fields = {"message": "no", "type": "NotFoundError", "param": "model", "code": "model_not_found"}
     error = openai_chat.parse_error(200, {"object": "error", **fields})
-    assert (type(error), error.status, error.message) == (NotFound, 404, "no")
+    assert (type(error), error.status, error.message) == (ModelNotFound, 404, "no")
     assert (error.param, error.code) == ("model", "model_not_found")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -423,12 +424,14 @@ def test_two_parsed_requests_share_no_part():
 
 
 MARK = {"cache_control": {"type": "ephemeral"}}
+BREAKPOINT = {"prompt_cache_breakpoint": {"mode": "explicit"}}
 
 
 def test_cache_marks_are_stripped():
     body = {
         "messages": [
             {"role": "system", "content": [{"type": "text", "text": "Be brief.", **MARK}]},
+            {"role": "user", "content": [{"type": "text", "text": "Hi", **BREAKPOINT}]},
             {"role": "user", "content": "hi", **MARK},
             assistant(content=None, tool_calls=[tool_call("t", "f") | MARK]),
             {"role": "tool", "tool_call_id": "t", "content": "x", **MARK},
@@ -437,8 +440,18 @@ def test_cache_marks_are_stripped():
         **MARK,
     }
     kept = payload.encode(openai_chat.normalize_body(body))
-    assert kept == payload.encode(body).replace(b',"cache_control":{"type":"ephemeral"}', b"")
-    assert b"cache_control" not in kept
+    marks = rb',"(cache_control|prompt_cache_breakpoint)":\{[^}]*\}'
+    assert kept == re.sub(marks, b"", payload.encode(body))
+    assert b"cache" not in kept
+
+
+def test_openais_own_cache_marks_are_listed_as_others_are_and_change_no_message():
+    def read(**mark):
+        content = [{"type": "text", "text": "hi", **mark}]
+        return openai_chat.parse_request({"messages": [{"role": "user", "content": content}]})
+
+    assert read(**BREAKPOINT).messages == read().messages
+    assert read(**BREAKPOINT).ignored == ("messages[*].content[*].prompt_cache_breakpoint",)
 
 
 @pytest.mark.parametrize(
@@ -448,6 +461,7 @@ def test_cache_marks_are_stripped():
         [MARK],
         {"messages": "hi", "tools": MARK},
         {"messages": [USER, assistant(tool_calls=[tool_call("t", "f", json.dumps(MARK))])]},
+        {"tools": [{"type": "function", "function": {"name": "f", "parameters": BREAKPOINT}}]},
         {"tools": [{"type": "function", "function": {"name": "f", "parameters": MARK}}]},
     ],
 )

@@ -214,7 +214,7 @@ def test_a_failure_is_a_frame_without_an_end():
     frames += renderer.fail(RateLimited("slow down"))
     assert frames[-1] == (
         b'data: {"error":{"message":"slow down","type":"rate_limit_error",'
-        b'"param":null,"code":null}}\n\n'
+        b'"param":null,"code":"rate_limit_exceeded"}}\n\n'
     )
     assert openai_chat.CUT_AFTER_ERROR
     with pytest.raises(openai.APIError) as caught:

@@ -27,6 +27,7 @@ from llmproxy.core import chat
 from llmproxy.core.errors import (
     Forbidden,
     InvalidRequest,
+    ModelNotFound,
     NotFound,
     Overloaded,
     RateLimited,
@@ -236,7 +237,7 @@ def test_two_calls_of_one_id_keep_their_own_arguments():
     [
         (
             "exception-provider-sdk",
-            NotFound,
+            ModelNotFound,
             404,
             "Error code: 404 - no such model",
             "model_not_found",
