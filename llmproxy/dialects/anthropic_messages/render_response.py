@@ -409,7 +409,10 @@ class StreamRenderer:
         return [*frames, self._delta(text)] if text else frames
 
     def _end_call(self, part: int | None) -> list[bytes]:
-        frames = self._call_so_far(self._calls.pop(part))
+        call = self._calls.pop(part)
+        frames = self._call_so_far(call)
+        if rest := call.rest():
+            frames.append(self._delta(rest))
         self._ended_calls.add(part)
         return [*frames, self._stop_block()]
 
@@ -436,6 +439,7 @@ class _Call:
         self._name = ""
         self._arguments = ""
         self._unsent = ""
+        self._is_object = False  # as far as can be told from its beginning
 
     def add(self, event: StreamEvent) -> None:
         if event.type == "tool_call_name":
@@ -444,6 +448,7 @@ class _Call:
             self.has_arguments = True
             self._arguments += event.chunk
             self._unsent += event.chunk
+            self._is_object = self._is_object or self._arguments.lstrip().startswith("{")
 
     @property
     def is_whole(self) -> bool:
@@ -453,11 +458,21 @@ class _Call:
         )
 
     def take(self) -> str:
-        """Return what can be sent now. White space alone is no arguments: it waits."""
-        if self._unsent.isspace() and self._arguments == self._unsent:
+        """Return what can be sent now; until it begins as an object, it waits for the end."""
+        if not self._is_object:
             return ""
         text, self._unsent = self._unsent, ""
         return text
+
+    def rest(self) -> str:
+        """Return what waited: `input` is an object here, and clients send back what they read.
+
+        White space alone is no arguments; other JSON becomes the object that a whole response
+        has in its place.
+        """
+        if not self._unsent.strip():
+            return ""
+        return payload.encode(chat.parse_arguments(self._unsent)).decode()
 
     def block(self) -> dict[str, Any]:
         first = self._first

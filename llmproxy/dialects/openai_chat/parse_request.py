@@ -33,12 +33,15 @@ from .schema import (
     ChatCompletionContentPartText,
     ChatCompletionFunctionMessage,
     ChatCompletionFunctionTool,
+    ChatCompletionMessageToolCall,
     ChatCompletionNamedToolChoice,
+    ChatCompletionNamedToolChoiceCustom,
     ChatCompletionStreamOptions,
     ChatCompletionToolMessage,
     CreateChatCompletionRequest,
     File,
     FileFile,
+    Function,
     ImageURL,
     ResponseFormatJSONObject,
     ResponseFormatJSONSchema,
@@ -168,6 +171,9 @@ def _tools(
             return tools, word
         case ChatCompletionNamedToolChoice(function=chosen):
             return tools, _named(chosen, tools, "tool_choice.function.name")
+        case ChatCompletionNamedToolChoiceCustom():
+            ignored.append("tool_choice")  # as the tool itself
+            return tools, "auto"
         case ToolName() as chosen:
             return tools, _named(chosen, tools, "function_call.name")
         case ChatCompletionAllowedToolChoice(allowed_tools=allowed):
@@ -273,14 +279,17 @@ class _MessageParser:
         yield from self._parts(message.content, f"{path}.content")
         if message.refusal:
             yield TextPart(message.refusal)
-        calls = [(call.id, call.function) for call in message.tool_calls or ()]
+        calls = [
+            (call.id, *_called(call, f"{path}.tool_calls[{i}]"))
+            for i, call in enumerate(message.tool_calls or ())
+        ]
         if message.function_call is not None:
-            calls.append((None, message.function_call))
-        for i, (id_, function) in enumerate(calls):
+            function = message.function_call
+            calls.append((None, function.name, _arguments(function)))
+        for i, (id_, name, arguments) in enumerate(calls):
             id_ = id_ or f"call_{len(self.messages)}_{i}"
-            self.pending.add(id_, function.name)
-            arguments = chat.parse_arguments(function.arguments or "")
-            yield ToolCallPart(function.name, arguments, tool_call_id=id_)
+            self.pending.add(id_, name)
+            yield ToolCallPart(name, arguments, tool_call_id=id_)
 
     def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:
         id_ = message.tool_call_id or self.pending.oldest() or ""
@@ -306,6 +315,21 @@ class _MessageParser:
             tool_call_id=id_,
             attachments=[part.attachment for part in parts if isinstance(part, AttachmentPart)],
         )
+
+
+def _called(call: ChatCompletionMessageToolCall, path: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of a call, `input` for a custom tool's text."""
+    if call.function is not None:
+        return call.function.name, _arguments(call.function)
+    if call.custom is not None:
+        return call.custom.name, {"input": call.custom.input or ""}
+    raise InvalidRequest("this field is required", param=f"{path}.function")
+
+
+def _arguments(function: Function) -> dict[str, Any]:
+    if isinstance(function.arguments, dict):
+        return function.arguments
+    return chat.parse_arguments(function.arguments or "")
 
 
 # ---- the normal form

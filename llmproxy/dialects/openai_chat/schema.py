@@ -89,14 +89,23 @@ class ChatCompletionUserMessage:
 @dataclass(frozen=True)
 class Function:
     name: str
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None  # an object, from clients that parse it
+
+
+@dataclass(frozen=True)
+class CustomToolCall:
+    name: str
+    input: str | None = None
 
 
 @dataclass(frozen=True)
 class ChatCompletionMessageToolCall:
-    function: Function
+    """A call of a function, or of a custom tool; clients leave out the type, or empty it."""
+
+    function: Function | None = None
+    custom: CustomToolCall | None = None
     id: str | None = None
-    type: Literal["function"] = "function"
+    type: str | None = "function"
     index: int | None = None  # sent back by clients that keep the stream's deltas
 
 
@@ -173,8 +182,14 @@ class ToolName:
 
 @dataclass(frozen=True)
 class ChatCompletionNamedToolChoice:
-    type: Literal["function"]
     function: ToolName
+    type: Literal["function"] = "function"
+
+
+@dataclass(frozen=True)
+class ChatCompletionNamedToolChoiceCustom:
+    type: Literal["custom"]
+    custom: ToolName
 
 
 @dataclass(frozen=True)
@@ -235,6 +250,7 @@ class CreateChatCompletionRequest:
     tool_choice: (
         Literal["none", "auto", "required"]
         | ChatCompletionNamedToolChoice
+        | ChatCompletionNamedToolChoiceCustom
         | ChatCompletionAllowedToolChoice
         | None
     ) = None

@@ -56,6 +56,63 @@ def test_headers_are_optional():
     assert openai_chat.parse_request(body, {"user-agent": "x"}) == openai_chat.parse_request(body)
 
 
+CALL = {"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+@pytest.mark.parametrize(
+    "call, name, arguments",
+    [
+        (CALL, "f", {"a": 1}),
+        (CALL | {"type": None}, "f", {"a": 1}),
+        (CALL | {"type": ""}, "f", {"a": 1}),
+        (CALL | {"type": "function", "custom": None}, "f", {"a": 1}),
+        ({"id": "c", "function": {"name": "f", "arguments": {"a": 1}}}, "f", {"a": 1}),
+        ({"id": "c", "function": {"name": "f", "arguments": "[1]"}}, "f", {"_raw": "[1]"}),
+        (
+            {"id": "c", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}},
+            "sql",
+            {"input": "SELECT 1"},
+        ),
+        (
+            {"id": "c", "type": "custom", "function": None, "custom": {"name": "s"}},
+            "s",
+            {"input": ""},
+        ),
+    ],
+)
+def test_a_call_in_a_history_is_taken_in_every_form(call, name, arguments):
+    result = {"role": "tool", "tool_call_id": "c", "content": "1"}
+    request = parse(USER, assistant(tool_calls=[call]), result)
+    assert request.messages[1].parts == [ToolCallPart(name, arguments, "c")]
+    assert request.messages[2].parts == [ToolResultPart(name, "1", "c")]
+
+
+def test_a_call_of_nothing_is_refused():
+    with pytest.raises(InvalidRequest) as raised:
+        parse(USER, assistant(tool_calls=[{"id": "c", "type": "function"}]))
+    assert raised.value.param == "messages[1].tool_calls[0].function"
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_an_empty_type_means_the_usual_one(empty):
+    tool = {"type": empty, "function": {"name": "f"}}
+    request = parse(
+        {"role": "user", "content": [{"type": empty, "text": "hi"}]},
+        tools=[tool],
+        tool_choice=tool,
+    )
+    assert request.messages[0].parts == [TextPart("hi")]
+    assert [tool.name for tool in request.tools] == ["f"]
+    assert request.tool_choice == chat.NamedTool("f")
+
+
+def test_a_forced_custom_tool_is_listed_as_the_tool_is():
+    choice = {"type": "custom", "custom": {"name": "sql"}}
+    request = parse(USER, tools=[choice], tool_choice=choice)
+    assert request.tool_choice == "auto"
+    assert request.ignored == ("tools[*].custom", "tool_choice")
+
+
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_is_parsed_unchanged(text):
     """B18: nothing in text is ours to change."""
