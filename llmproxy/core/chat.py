@@ -119,6 +119,8 @@ class Usage:
 class Finish:
     """The end of a response, always its last event.
 
+    provider_reason: the provider's own word for the reason, if it says more than ours
+        (`finish_reasons.FINER_REASONS`).
     model: the provider's own name of the model that responded, if sent.
     response_json, llm_usage: the plugin's raw payload and counts, as llm logs them.
     ignored: paths in an upstream's response that have no common form; empty from llm.
@@ -131,6 +133,7 @@ class Finish:
     response_json: dict[str, Any] | None = field(default=None, repr=False)
     llm_usage: llm.Usage = field(default_factory=llm.Usage, repr=False)
     ignored: tuple[str, ...] = ()
+    provider_reason: str | None = None
 
 
 Event = StreamEvent | Finish

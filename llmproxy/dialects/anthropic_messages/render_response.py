@@ -57,10 +57,11 @@ STOP_REASONS: Mapping[chat.FinishReason, str] = {
 
 
 def _render_stop(finish: chat.Finish) -> dict[str, str | None]:
-    """Render why the model stopped, in the API's two fields."""
+    """Render why the model stopped, in the API's two fields and its own words."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
-    return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
+    reason = finish.provider_reason or STOP_REASONS[finish.reason]
+    return {"stop_reason": reason, "stop_sequence": None}
 
 
 def _render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
