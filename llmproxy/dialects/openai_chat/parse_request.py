@@ -255,8 +255,6 @@ class _MessageParser:
                 if filename:
                     self._ignored.append("messages[*].content[*].file.filename")
                 path = f"{path}.file.file_data"
-                if data.startswith("data:"):
-                    return attachments.attachment_from_url(data, param=path), path
                 return attachments.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
             "files must be sent as file_data; this server stores none", param=f"{path}.file"
