@@ -90,7 +90,8 @@ class Envelope:
 
     id: without the dialect's prefix. created: in seconds since 1970. model: the name that
     the client sees. include_usage: whether a stream reports its usage. input_tokens: an
-    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`).
+    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). tools_path:
+    where the request has its tools, in APIs that answer in the form in which they were asked.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Envelope:
     model: str = ""
     include_usage: bool = True
     input_tokens: int = 0
+    tools_path: str = "tools"
 
 
 @dataclass(frozen=True)

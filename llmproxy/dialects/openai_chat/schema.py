@@ -74,9 +74,12 @@ ContentPart = (
 
 @dataclass(frozen=True)
 class ChatCompletionSystemMessage:
+    """Instructions, and tools that are offered from here on, as Moonshot's API has them."""
+
     role: Literal["system", "developer"]
-    content: str | list[ChatCompletionContentPartText]
+    content: str | list[ChatCompletionContentPartText] | None = None
     name: str | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class ChatCompletionUserMessage:
     role: Literal["user"]
     content: str | list[ContentPart]
     name: str | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +222,7 @@ class ResponseFormatText:
 @dataclass(frozen=True)
 class ResponseFormatJSONObject:
     type: Literal["json_object"]
+    schema: dict[str, Any] | None = None  # not OpenAI's, but that of many local servers
 
 
 @dataclass(frozen=True)
@@ -231,7 +236,8 @@ class JSONSchema:
 @dataclass(frozen=True)
 class ResponseFormatJSONSchema:
     type: Literal["json_schema"]
-    json_schema: JSONSchema
+    json_schema: JSONSchema | None = None
+    schema: dict[str, Any] | None = None  # as above, from servers without names for schemas
 
 
 @dataclass(frozen=True)
@@ -289,6 +295,8 @@ class CreateChatCompletionRequest:
     metadata: Any = None
     store: bool | None = None
 
+
+OLD_TOOLS = "functions"  # a request with them, and no tools, is answered by a function_call
 
 # Options under our names, which are mostly the vendor's own.
 OPTIONS = (
