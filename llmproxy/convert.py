@@ -194,7 +194,7 @@ def _content(response: chat.ChatResponse) -> dict[str, Any]:
         "the order of the parts": [
             kind for kind, _ in groupby(type(part).__name__ for part in parts)
         ],
-        "the finish reason": response.finish.reason,
+        "the finish reason": response.finish.provider_reason or response.finish.reason,
         "the stop sequence": response.finish.stop_sequence,
         **{f"usage.{name}": count for name, count in vars(usage).items()},
     }

@@ -422,6 +422,7 @@ class _Exchange:
             request.model or self.run.model_id,
             request.include_usage,
             token_estimate.estimate(request) if self._dialect.STARTS_WITH_USAGE else 0,
+            request.option_paths.get("tools", "tools"),
         )
 
     @property

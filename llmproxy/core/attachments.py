@@ -6,7 +6,7 @@ import base64
 import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import llm
 from llm.parts import AttachmentPart, Message, Part, ToolResultPart
@@ -63,6 +63,7 @@ def map_attachments(
 def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment:
     """Make an attachment from an http(s) or data: URL. Nothing is fetched.
 
+    A data: URL is read as browsers do: percent-encoded or not, without white space around it.
     A remote one gets its type from the URL's ending, else `image/*`: without a type, llm's
     log would request it from the address.
 
@@ -70,14 +71,17 @@ def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment
         InvalidRequest: another scheme, or a data: URL that does not decode or has no
             data; at `param`.
     """
+    url = url.strip(_URL_EDGES)
     scheme = url[:8].partition(":")[0].lower()
     if scheme == "data":
         head, comma, data = url[5:].partition(",")
-        media_type, *parameters = head.split(";")
+        media_type, *parameters = (word.strip() for word in unquote(head).split(";"))
         if not comma:
             raise InvalidRequest("expected data:<type>;base64,<data>", param=param)
-        if "base64" in [parameter.strip().lower() for parameter in parameters]:
-            return attachment_from_base64(data, media_type or None, param=param)
+        if "base64" in [parameter.lower() for parameter in parameters]:
+            if "%" in data:
+                data = unquote_to_bytes(data).decode("latin-1")
+            return _decoded(data, media_type or None, param)
         if not data:
             raise InvalidRequest("expected data after the comma, got none", param=param)
         media_type = (media_type or "text/plain").lower()
@@ -87,6 +91,9 @@ def attachment_from_url(url: str, *, param: str | None = None) -> llm.Attachment
     ending = urlsplit(url).path.lower().rpartition(".")[2]
     return RemoteAttachment(type=_ENDINGS.get(ending, "image/*"), url=url)
 
+
+# Readers of URLs strip these: C0 controls and the space (https://url.spec.whatwg.org/#url-parsing).
+_URL_EDGES = "".join(map(chr, range(0x21)))
 
 # Not `mimetypes`: it reads files of the machine, and a message must be stored the same
 # everywhere. An unknown ending (`photo.php`) is an image, as the client declared it.
@@ -107,19 +114,35 @@ def _host(url: str) -> str | None:
         return None
 
 
+_WITHOUT_SPACE = dict.fromkeys(map(ord, "\t\n\f\r "))  # ASCII's, no other
+
+
 def attachment_from_base64(
     data: str, media_type: str | None = None, *, param: str | None = None
 ) -> llm.Attachment:
     """Make an attachment from base64 text, of the type that its bytes show, else `media_type`.
 
     Clients label JPEG as PNG and write `image/jpg`; providers refuse both, so the
-    bytes decide.
+    bytes decide. White space and missing padding are accepted, and a whole data: URL.
 
     Raises:
         InvalidRequest: text that is not base64, or empty; at `param`.
+
+    Spec: https://infra.spec.whatwg.org/#forgiving-base64-decode
     """
+    if data[:16].lstrip()[:5].lower() == "data:":
+        return attachment_from_url(data, param=param)
+    return _decoded(data, media_type, param)
+
+
+def _decoded(data: str, media_type: str | None, param: str | None) -> llm.Attachment:
+    letters = data.translate(_WITHOUT_SPACE)
+    if len(letters) % 4 == 0:
+        letters = letters.removesuffix("=").removesuffix("=")
+    if len(letters) % 4 == 1 or "=" in letters:
+        raise InvalidRequest("expected base64 data", param=param)
     try:
-        content = base64.b64decode("".join(data.split()), validate=True)
+        content = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise InvalidRequest("expected base64 data", param=param) from None
     if not content:

@@ -90,7 +90,8 @@ class Envelope:
 
     id: without the dialect's prefix. created: in seconds since 1970. model: the name that
     the client sees. include_usage: whether a stream reports its usage. input_tokens: an
-    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`).
+    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). tools_path:
+    where the request has its tools, in APIs that answer in the form in which they were asked.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Envelope:
     model: str = ""
     include_usage: bool = True
     input_tokens: int = 0
+    tools_path: str = "tools"
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Usage:
 class Finish:
     """The end of a response, always its last event.
 
+    provider_reason: the provider's own word for the reason, if it says more than ours
+        (`finish_reasons.FINER_REASONS`).
     model: the provider's own name of the model that responded, if sent.
     response_json, llm_usage: the plugin's raw payload and counts, as llm logs them.
     ignored: paths in an upstream's response that have no common form; empty from llm.
@@ -131,6 +135,7 @@ class Finish:
     response_json: dict[str, Any] | None = field(default=None, repr=False)
     llm_usage: llm.Usage = field(default_factory=llm.Usage, repr=False)
     ignored: tuple[str, ...] = ()
+    provider_reason: str | None = None
 
 
 Event = StreamEvent | Finish

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from .chat import FinishReason
 
@@ -26,6 +27,15 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
 }
+
+# Reasons of Anthropic's that ours are too few for. Its clients act on them: a paused turn is sent
+# back to be continued, and reads as a whole answer under any other name.
+FINER_REASONS = frozenset({"pause_turn", "compaction", "model_context_window_exceeded"})
+
+
+def finer_reason(word: Any) -> str | None:
+    """Return a provider's word if it says more than our reasons do, else None."""
+    return word if isinstance(word, str) and word in FINER_REASONS else None
 
 
 def finish_reason(word: str, *, has_calls: bool) -> FinishReason:

@@ -7,7 +7,8 @@ silently.
 
 Supported annotations: str, int, float, bool, None, Any, Literal, dict[str, X], list[X] (read
 as a tuple), dataclasses, and unions of these; dataclasses in a union are distinguished by the
-one field that is a Literal in each of them.
+one field that is a Literal in each of them. If it has a default in one of them, that counts
+where the field is absent, null or "".
 
 Spec: https://www.rfc-editor.org/rfc/rfc8259
 """
@@ -409,6 +410,9 @@ def _tagged(shapes: list[Any]) -> Loader:
     def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
         if default is None and name not in value:
             raise _missing((path, name))
+        if default is not None and name in value and value[name] in (None, ""):
+            # Clients that fill a class of their own send back an empty type.
+            value = {key: member for key, member in value.items() if key != name}
         tag = check(value.get(name, default), (path, name), unknown)
         return by_tag[tag](value, path, unknown)
 

@@ -21,6 +21,7 @@ from llm.parts import Message, TextPart
 from llm.utils import monotonic_ulid
 
 from ..core import attachments, chat, payload, token_estimate
+from ..core.finish_reasons import finer_reason
 from ..core.known_keys import KnownKeys
 from . import timeline
 from .redact import Redactor
@@ -169,10 +170,18 @@ class Exchange(ExchangeSummary):
             return finish
         return replace(
             finish,
+            provider_reason=_provider_reason(self.turn.response_json),
             model=self.turn.resolved_model,
             response_json=self.turn.response_json,
             llm_usage=self.turn.usage,
         )
+
+
+def _provider_reason(response_json: Any) -> str | None:
+    match response_json:
+        case {"stop_reason": word}:  # Anthropic's, the only one with reasons finer than ours
+            return finer_reason(word)
+    return None
 
 
 @dataclass(frozen=True)

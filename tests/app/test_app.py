@@ -110,6 +110,59 @@ def test_tool_loop_with_parallel_calls_over_the_sdks_stream_helper():
     assert heard == ["sun in x", "sun in y"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_with_functions_gets_a_function_call_and_sends_it_back(stream):
+    """The form before tools, which has one call, no id and a role of its own for the result."""
+    steps = [
+        StreamEvent("tool_call_name", "weather", tool_call_id="x"),
+        StreamEvent("tool_call_args", '{"at": ', tool_call_id="x"),
+        StreamEvent("tool_call_args", '"A"}', tool_call_id="x"),
+        StreamEvent("tool_call_name", "weather", tool_call_id="y"),
+        StreamEvent("tool_call_args", "{}", tool_call_id="y"),
+    ]
+    model = AsyncScript("m", *steps)
+    with running(model) as proxy:
+        sdk = client(proxy).chat.completions
+        asked = {"model": "m", "messages": QUESTION, "functions": [WEATHER["function"]]}
+        if stream:
+            chunks = [chunk.choices[0] for chunk in sdk.create(stream=True, **asked)]
+            calls = [c.delta.function_call for c in chunks if c.delta.function_call]
+            assert [call.name for call in calls] == ["weather", *[None] * (len(calls) - 1)]
+            arguments = "".join(call.arguments or "" for call in calls)
+            call = {"name": "weather", "arguments": arguments}
+            assert all(choice.delta.tool_calls is None for choice in chunks)
+            message = {"role": "assistant", "content": None, "function_call": call}
+            finish_reason = chunks[-1].finish_reason
+        else:
+            [choice] = sdk.create(**asked).choices
+            message, finish_reason = choice.message.model_dump(), choice.finish_reason
+            assert message["tool_calls"] is None
+        assert message["function_call"] == {"name": "weather", "arguments": '{"at": "A"}'}
+        assert finish_reason == "function_call"
+        result = {"role": "function", "name": "weather", "content": "sun"}
+        sdk.create(**asked | {"messages": [*QUESTION, message, result]})
+    assert [part.output for part in model.prompts[1].messages[2].parts] == ["sun"]
+    assert model.prompts[1].messages[1].parts[0].arguments == {"at": "A"}
+
+
+def test_a_function_call_without_arguments_has_an_empty_object():
+    with running(SyncScript("m", tool_call("weather", {}))) as proxy:
+        asked = {"functions": [WEATHER["function"]]}
+        whole = ask(proxy, **asked).choices[0].message.function_call
+        chunks = [
+            chunk.choices[0].delta.function_call for chunk in ask(proxy, stream=True, **asked)
+        ]
+    streamed = "".join(call.arguments for call in chunks if call)
+    assert (whole.name, whole.arguments, streamed) == ("weather", "{}", "{}")
+
+
+def test_a_client_with_tools_and_functions_gets_tool_calls():
+    with running(SyncScript("m", tool_call("weather", {}))) as proxy:
+        choice = ask(proxy, tools=[WEATHER], functions=[{"name": "f"}]).choices[0]
+    assert choice.message.tool_calls[0].function.name == "weather"
+    assert (choice.message.function_call, choice.finish_reason) == (None, "tool_calls")
+
+
 def test_call_without_arguments_reaches_the_client():
     with running(SyncScript("m", tool_call("weather", {}))) as proxy:
         call = ask(proxy, tools=[WEATHER]).choices[0].message.tool_calls[0]

@@ -415,6 +415,12 @@ def test_a_tag_without_a_default_is_required():
     )
 
 
+@pytest.mark.parametrize("tag", [{}, {"type": None}, {"type": ""}])
+def test_an_empty_tag_is_the_default(tag):
+    part = {"text": "x", **tag}
+    assert payload.load(Sheet, {"name": "a", "parts": [part]}).parts == (Text("x"),)
+
+
 def test_unknown_fields_are_reported_once_with_open_positions():
     unknown: list[str] = []
     value = {

@@ -16,7 +16,7 @@ from llmproxy.proxy import Proxy, Settings, SettingsError
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
 from tests.app.test_app import request, rows
-from tests.models import AsyncScript, usage
+from tests.models import AsyncScript, response_json, usage
 from tests.proxies import running
 
 STEPS = [
@@ -65,6 +65,33 @@ def test_replay_is_byte_for_byte_the_models_response(recorded_by, asked_by, stre
     with running(other := AsyncScript("m"), replay_speed=0, **replaying) as proxy:
         assert answer_of(proxy, asked_by, stream) == live
     assert (len(model.prompts), other.prompts) == (1, [])
+
+
+@pytest.mark.parametrize("replay", [None, "replay"])
+@pytest.mark.parametrize(
+    "word, openais",
+    [
+        ("pause_turn", "stop"),
+        ("model_context_window_exceeded", "length"),
+        ("refusal", "content_filter"),
+    ],
+)
+def test_anthropics_own_reasons_are_translated_only_for_others(word, openais, replay):
+    """Its client sends a paused turn back to be continued."""
+    model = AsyncScript("m", "A", response_json(stop_reason=word))
+    hi = {"model": "m", "max_tokens": 9, "messages": [{"role": "user", "content": "q"}]}
+    if replay:
+        with running(model) as proxy:
+            request(proxy, "POST", "/v1/messages", hi)
+    models = [] if replay else [model]
+    with running(*models, replay=replay, replay_speed=0) as proxy:
+        with anthropic.Anthropic(base_url=proxy.url, api_key="k") as client:
+            assert client.messages.create(**hi).stop_reason == word
+            with client.messages.stream(**hi) as stream:
+                assert stream.get_final_message().stop_reason == word
+        with openai.OpenAI(base_url=proxy.url + "/v1", api_key="k") as client:
+            completion = client.chat.completions.create(**hi)
+            assert completion.choices[0].finish_reason == openais
 
 
 @pytest.mark.parametrize("name", [case.name for case in wire_cases.wire_cases("openai_chat")])

@@ -81,11 +81,12 @@ class _Contents:
 class Catalog:
     """The models of llm by their ids and aliases.
 
-    maps: pairs of an fnmatch pattern and a model; the first pattern that matches the
-        client's name decides, before any model's own name.
+    maps: pairs of a pattern and a model; the first pattern that matches the client's name
+        decides, before any model's own name. In patterns, `*` stands for any characters and
+        `?` for one; all others are letters.
     default_model: used for unknown and missing names; without it an unknown name is an
         error, and a missing one means llm's own default.
-    parallel: pairs of an fnmatch pattern and how many requests a model with a matching id or
+    parallel: pairs of a pattern and how many requests a model with a matching id or
         alias runs at one time; the first match decides. By default a model that runs in
         this process runs one request at a time, and any other has no limit.
     extra_models: models that need no plugin.
@@ -168,7 +169,7 @@ class Catalog:
         by_name = self._contents.by_name
         if name is None:
             return by_name.get(self._default_model or self._contents.default_model)
-        target = next((t for pattern, t in self._maps if fnmatchcase(name, pattern)), name)
+        target = next((t for pattern, t in self._maps if _matches(name, pattern)), name)
         # Ollama's clients add this tag to every name.
         return by_name.get(target) or by_name.get(target.removesuffix(":latest"))
 
@@ -224,8 +225,13 @@ def _with_limiters(
     return limited
 
 
+def _matches(name: str, pattern: str) -> bool:
+    """Match a name with a pattern, whose brackets are letters: model names have them (`[1m]`)."""
+    return fnmatchcase(name, pattern.replace("[", "[[]"))
+
+
 def _limit(names: Sequence[str], parallel: Sequence[tuple[str, int]]) -> int | None:
-    matching = (n for pattern, n in parallel if any(fnmatchcase(name, pattern) for name in names))
+    matching = (n for pattern, n in parallel if any(_matches(name, pattern) for name in names))
     return next(matching, None)
 
 

@@ -42,6 +42,11 @@ def _raw_reason(response_json: Any) -> str:
     return ""
 
 
+def provider_reason(response_json: Any) -> str | None:
+    """Return the provider's own word for why the model stopped, if it says more than ours."""
+    return finish_reasons.finer_reason(_raw_reason(response_json))
+
+
 def stop_sequence(response_json: Any) -> str | None:
     """Return the stop sequence that ended the response; only Anthropic reports it."""
     match response_json:

@@ -7,7 +7,6 @@ itself, which is what the log stores, is not edited.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +23,7 @@ from llm.parts import (
 )
 
 from ...core import chat, url_policy
+from ...core.as_text import call_text, result_text
 from ...core.errors import Unsupported
 from ...core.url_policy import RemoteImages
 from .catalog import AsyncModel, SyncModel
@@ -176,7 +176,7 @@ def _prompt_messages(
     request: chat.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[Message]:
     """Convert each message into one that this plugin sends on."""
-    builder = _PromptBuilder(model, ignored)
+    builder = _PromptBuilder(model, ignored, _carried_server_calls(request, model))
     recalled = {id(request.messages[place]) for place in request.recalled}
     for message in _results_after_calls(request.messages):
         if message.role == "system":
@@ -206,13 +206,62 @@ def _results_after_calls(messages: Iterable[Message]) -> Iterator[Message]:
     yield from held
 
 
-class _PromptBuilder:
-    """The messages of a prompt so far; those that we add ourselves join a user's turn."""
+# llm's classes that don't send the calls of a provider's own tools in a form that the provider
+# takes: Chat sends a call without its result, Responses leaves both out.
+_LOSES_SERVER_TOOLS = frozenset({"Chat", "AsyncChat", "Completion", "Responses", "AsyncResponses"})
 
-    def __init__(self, model: SyncModel | AsyncModel, ignored: list[str]) -> None:
+
+def _carried_server_calls(
+    request: chat.ChatRequest, model: SyncModel | AsyncModel
+) -> frozenset[str | None]:
+    """Return the ids of calls run by a provider that the plugin sends on with their results.
+
+    llm-anthropic does for Anthropic's, except through an MCP server, which Anthropic takes only
+    from requests with that server. Other plugins get back what the log has of this model.
+    """
+    calls: set[str | None] = set()
+    recalled: set[str | None] = set()
+    results: set[str | None] = set()
+    for index, message in enumerate(request.messages):
+        for part in message.parts:
+            match part:
+                case ToolCallPart(server_executed=True, tool_call_id=id_):
+                    calls.add(id_)
+                    recalled |= {id_} if index in request.recalled else set()
+                case ToolResultPart(server_executed=True, tool_call_id=id_) if id_ in calls:
+                    results.add(id_)
+    if any(cls.__module__ == "llm_anthropic" for cls in type(model).__mro__):
+        # A paused turn ends in a call: Anthropic runs it when the turn is sent back.
+        last = request.messages[-1] if request.messages else Message("user")
+        paused = {
+            part.tool_call_id
+            for part in last.parts
+            if isinstance(part, ToolCallPart) and part.server_executed
+        }
+        kept = calls & (results | paused)
+        return frozenset(id_ for id_ in kept if (id_ or "").startswith("srvtoolu_"))
+    if _classes(model) & _LOSES_SERVER_TOOLS:
+        return frozenset()
+    return frozenset(recalled & results)
+
+
+class _PromptBuilder:
+    """The messages of a prompt so far; those that we add ourselves join a user's turn.
+
+    carried: ids of the provider's calls that the plugin sends on, each with its result.
+    """
+
+    def __init__(
+        self,
+        model: SyncModel | AsyncModel,
+        ignored: list[str],
+        carried: frozenset[str | None],
+    ) -> None:
         classes = _classes(model)
         self._model = model
         self._ignored = ignored
+        self._carried = carried
+        self._server_tools: dict[str | None, str] = {}  # names by tool_call_id
         self._takes_first_system = not classes & _REFUSES_SYSTEM and getattr(
             model, "allows_system_prompt", True
         )
@@ -241,7 +290,7 @@ class _PromptBuilder:
 
     def add_results(self, results: list[ToolResultPart]) -> None:
         if not self._model.supports_tools:
-            self._append_ours([TextPart(_result_as_text(result)) for result in results])
+            self._append_ours([TextPart(result_text(result)) for result in results])
             self._ignored.append("messages[*] (a tool's result, put into words)")
             return
         self._append(
@@ -254,12 +303,24 @@ class _PromptBuilder:
             self._ignored.append("messages[*] (images of a tool's result, put after it)")
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
-        if is_recalled:  # unchanged, as llm itself would send it
-            parts = list(_supported_parts(message, self._model, [], keeps_reasoning=True))
-        else:
-            parts = list(_supported_parts(message, self._model, self._ignored))
+        ignored = [] if is_recalled else self._ignored
+        message = replace(message, parts=[self._told(part, ignored) for part in message.parts])
+        # Recalled ones are unchanged, as llm itself would send them.
+        parts = list(_supported_parts(message, self._model, ignored, keeps_reasoning=is_recalled))
         if parts or message.role == "user":
             self._append(Message(message.role, parts, message.provider_metadata))
+
+    def _told(self, part: Part, ignored: list[str]) -> Part:
+        """Put a provider's call and its result into words, both of them, unless both are sent."""
+        if not isinstance(part, ToolCallPart | ToolResultPart) or not part.server_executed:
+            return part
+        if part.tool_call_id in self._carried:
+            return part
+        ignored.append("messages[*] (a server tool's call and result, put into words)")
+        if isinstance(part, ToolCallPart):
+            self._server_tools[part.tool_call_id] = part.name
+            return TextPart(call_text(part))
+        return TextPart(result_text(part, self._server_tools.get(part.tool_call_id)))
 
     def finish(self) -> list[Message]:
         if not self._leading:
@@ -297,10 +358,6 @@ def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResult
     return replace(result, output=f"Error: {result.output}", exception=None, attachments=[])
 
 
-def _result_as_text(result: ToolResultPart) -> str:
-    return f"<tool_result>{result.name}: {result.output}</tool_result>"
-
-
 def _supported_parts(
     message: Message,
     model: SyncModel | AsyncModel,
@@ -314,7 +371,7 @@ def _supported_parts(
                 # Providers refuse reasoning that they did not sign, and don't need any.
                 ignored.append("messages[*].reasoning")
             case ToolCallPart() if not model.supports_tools:
-                yield TextPart(f"<tool_call>{part.name}({json.dumps(part.arguments)})</tool_call>")
+                yield TextPart(call_text(part))
                 ignored.append("messages[*] (a tool call, put into words)")
             case TextPart(text=text) if not text.strip() and len(message.parts) > 1:
                 pass  # Anthropic refuses blank text blocks
@@ -416,7 +473,7 @@ def _finished(
     response._tool_calls = [
         llm.ToolCall(part.name, part.arguments, part.tool_call_id)
         for part in reply.parts
-        if isinstance(part, ToolCallPart)
+        if isinstance(part, ToolCallPart) and not part.server_executed
     ]
     response._done = True
     return response

@@ -319,6 +319,7 @@ class EngineRun:
             model=response.resolved_model,
             response_json=response.response_json,
             llm_usage=counted,
+            provider_reason=None if cut else outcome.provider_reason(response.response_json),
         )
 
     # ---- an async model

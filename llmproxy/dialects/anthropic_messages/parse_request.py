@@ -21,6 +21,7 @@ from llm.parts import (
 )
 
 from ...core import attachments, chat, payload
+from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
 from ...core.tool_calls import PendingToolCalls, append_result
 from .render_response import (
@@ -46,6 +47,8 @@ from .schema import (
     ServerToolResultBlock,
     TextBlock,
     ThinkingBlock,
+    Tool,
+    ToolAddition,
     ToolChoice,
     ToolChoiceTool,
     ToolReferenceBlock,
@@ -63,9 +66,10 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     Kept: system text, inline system messages in their places, text, images and documents as
     attachments (text documents and search results as text), thinking with its signature,
     tool calls and results (those in a user message come before its other content), the
-    provider's own tools and their results; options, schema. `cache_control` marks and Claude
-    Code's billing line are not part of a message. Blocks of unknown
-    types are left out and listed in `ignored`.
+    provider's own tools and their results; options, schema; tools that a message adds or
+    removes. `cache_control` marks and Claude Code's billing line are not part of a message. Blocks of unknown types become text if they hold any, those of a
+    tool's result in any case, as does a provider's result without its call; they are listed in
+    `ignored`.
 
     Raises:
         InvalidRequest: the body is not such a request; `param` names the field.
@@ -133,11 +137,10 @@ def _refuse_threads(body: Any) -> None:
 
 _BLOCK_TYPES = frozenset(
     "text image document search_result thinking redacted_thinking tool_use server_tool_use"
-    " mcp_tool_use tool_result web_search_tool_result web_fetch_tool_result"
-    " code_execution_tool_result bash_code_execution_tool_result"
-    " text_editor_code_execution_tool_result tool_search_tool_result mcp_tool_result".split()
+    " mcp_tool_use tool_result".split()
 )
 _RESULT_TYPES = frozenset("text image document search_result tool_reference".split())
+_RESULT_SUFFIX = "_tool_result"
 
 
 def _with_others_wrapped(body: Any) -> Any:
@@ -148,6 +151,8 @@ def _with_others_wrapped(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     wrapped = dict(body)
+    if isinstance(body.get("system"), list):
+        wrapped["system"] = [_wrapped(block, _BLOCK_TYPES) for block in body["system"]]
     if isinstance(body.get("messages"), list):
         wrapped["messages"] = [_message_wrapped(message) for message in body["messages"]]
     if isinstance(body.get("tools"), list):
@@ -165,6 +170,11 @@ def _wrapped(block: Any, known: frozenset[str]) -> Any:
     match block:
         case {"type": "tool_result", "content": list(content)} if "tool_result" in known:
             return block | {"content": [_wrapped(b, _RESULT_TYPES) for b in content]}
+        case {"type": str(type_), "tool_use_id": str()} if (
+            "tool_result" in known and type_.endswith(_RESULT_SUFFIX)
+        ):
+            tool = type_.removesuffix(_RESULT_SUFFIX)
+            return block | {"type": "server_tool_result", "tool": tool, "block": block}
         case {"type": str(type_)} if type_ not in known:
             return {"type": "other", "block": block}
     return block
@@ -172,9 +182,9 @@ def _wrapped(block: Any, known: frozenset[str]) -> Any:
 
 def _tool_wrapped(tool: Any) -> Any:
     match tool:
-        case {"type": str(type_)} if type_ != "custom":
+        case {"type": str(type_)} if type_ not in ("custom", ""):
             return {"type": "other", "block": tool}
-        case {"type": None}:
+        case {"type": None | ""}:
             return tool | {"type": "custom"}
         case dict():
             return {"type": "custom"} | tool
@@ -214,18 +224,56 @@ def _options(request: CreateMessageRequest, ignored: list[str]) -> dict[str, Any
 def _tools(
     request: CreateMessageRequest, parser: _MessageParser
 ) -> tuple[tuple[llm.Tool, ...], tuple[chat.ServerTool, ...]]:
-    tools: list[llm.Tool] = []
-    server_tools: list[chat.ServerTool] = []
-    for i, tool in enumerate(request.tools or ()):
-        if isinstance(tool, OtherBlock):
-            server_tools.append(_server_tool(tool.block, f"tools[{i}]"))
-            parser.note_mark(tool.block.get("cache_control"))
-            continue
-        parser.ignored += [f"tools[*].{name}" for name in TOOL_NOT_CARRIED if getattr(tool, name)]
-        parser.note_mark(tool.cache_control)
-        schema = tool.input_schema or {"type": "object", "properties": {}}
-        tools.append(llm.Tool(tool.name, tool.description, schema))
-    return tuple(tools), tuple(server_tools)
+    """Return the tools that are offered now: the request's, as its messages change them."""
+    defined = [_tool(tool, f"tools[{i}]", parser) for i, tool in enumerate(request.tools or ())]
+    offered = list(defined)
+    for change, path in parser.tool_changes:
+        match change:
+            case {"type": "tool_addition", "tool": {"type": "tool_definition"} as added}:
+                path = f"{path}.tool.definition"
+                tool = _tool(_added_tool(added.get("definition"), path), path, parser)
+                defined.append(tool)
+                offered = [*_without_tool(offered, tool.name), tool]
+            case {"type": "tool_addition", "tool": {"name": str(name)}}:
+                found = [tool for tool in defined if tool.name == name]
+                offered = [*_without_tool(offered, name), *found[-1:]]
+            case {"type": "tool_removal", "tool": {"name": str(name)}}:
+                offered = _without_tool(offered, name)
+            case _:  # of an MCP server, which no plugin is given
+                parser.ignored.append(f"messages[*].content[*] ({change['type']})")
+    return (
+        tuple(tool for tool in offered if isinstance(tool, llm.Tool)),
+        tuple(tool for tool in offered if isinstance(tool, chat.ServerTool)),
+    )
+
+
+def _without_tool(
+    offered: Iterable[llm.Tool | chat.ServerTool], name: str
+) -> list[llm.Tool | chat.ServerTool]:
+    return [tool for tool in offered if tool.name != name]
+
+
+def _added_tool(definition: Any, path: str) -> Tool | OtherBlock:
+    """Read the definition of a tool inside a message.
+
+    Raises:
+        InvalidRequest: it is none; refused, since the client expects it to be offered.
+    """
+    try:
+        return payload.load(ToolAddition, {"tool": _tool_wrapped(definition)}).tool
+    except InvalidRequest as exc:
+        field = (exc.param or "").removeprefix("tool")
+        raise InvalidRequest(exc.message, param=path + field) from None
+
+
+def _tool(tool: Tool | OtherBlock, path: str, parser: _MessageParser) -> llm.Tool | chat.ServerTool:
+    if isinstance(tool, OtherBlock):
+        parser.note_mark(tool.block.get("cache_control"))
+        return _server_tool(tool.block, path)
+    parser.ignored += [f"tools[*].{name}" for name in TOOL_NOT_CARRIED if getattr(tool, name)]
+    parser.note_mark(tool.cache_control)
+    schema = tool.input_schema or {"type": "object", "properties": {}}
+    return llm.Tool(tool.name, tool.description, schema)
 
 
 _DATE = re.compile(r"_\d{8}$")
@@ -261,6 +309,11 @@ def _tool_choice(
     return "auto"
 
 
+_TOOL_CHANGES = frozenset({"tool_addition", "tool_removal"})
+# Blocks that Anthropic shows to no model: where another model took over, and what an MCP server
+# offers, which would be its tools' schemas in the middle of a conversation.
+_NOT_SHOWN = frozenset({"fallback", "mcp_tool_listing"})
+
 # An MCP server's result has text blocks, which a client may mark like any other.
 _without_block_marks = payload.without("[*].cache_control")
 
@@ -274,12 +327,14 @@ class _MessageParser:
         self.ignored = ignored
         self.has_cache_marks = False
         self.leading = 0  # messages that came from the request's `system`
+        self.tool_changes: list[tuple[dict[str, Any], str]] = []  # blocks and their paths
+        self._server_calls: set[str] = set()
         self.pending = PendingToolCalls()
 
     def note_mark(self, cache_control: Any) -> None:
         self.has_cache_marks = self.has_cache_marks or cache_control is not None
 
-    def add_system(self, system: str | Iterable[TextBlock] | None) -> None:
+    def add_system(self, system: str | Iterable[TextBlock | OtherBlock] | None) -> None:
         parts = [
             TextPart(text)
             for part in self._parts(system or "", "system")
@@ -327,13 +382,45 @@ class _MessageParser:
                         raise InvalidRequest("a system message may contain only text", param=where)
                     yield from self._common_parts(block, where)
                 case OtherBlock():
-                    self._ignore_kind(block, path)
+                    yield from self._other_parts(block, path, where)
+                case ServerToolResultBlock() if block.tool_use_id not in self._server_calls:
+                    # A result and its call stay together: without the call it is a text.
+                    yield from self._other_parts(OtherBlock("other", block.block), path, where)
                 case _ if role != "assistant":
                     raise InvalidRequest(
                         f"{block.type} is allowed only in an assistant message", param=where
                     )
                 case _:
                     yield from self._reply_parts(block, where)
+
+    def _other_parts(
+        self, other: OtherBlock, path: str, where: str, *, is_result: bool = False
+    ) -> Iterator[Part]:
+        """Parse a block of an unknown type: what holds text, and all of a tool's result."""
+        block = other.block
+        if block["type"] in _TOOL_CHANGES:
+            self.note_mark(block.get("cache_control"))
+            self.tool_changes.append((block, where))
+            return
+        self._ignore_kind(other, path)
+        if isinstance(changes := block.get("tool_changes"), list):
+            # A summary has those of the messages that it stands for.
+            self.tool_changes += [
+                (change, f"{where}.tool_changes[{i}]")
+                for i, change in enumerate(changes)
+                if isinstance(change, dict) and change.get("type") in _TOOL_CHANGES
+            ]
+            block = {name: value for name, value in block.items() if name != "tool_changes"}
+        match block:
+            case {"type": type_} if type_ in _NOT_SHOWN:
+                return
+            case {"source": {"type": "base64", "data": str(data), "media_type": str(media_type)}}:
+                yield from self._source(
+                    Base64Source("base64", data, media_type), f"{where}.source", None
+                )
+            case _ if is_result or holds_text(block):
+                if text := block_text(block):
+                    yield TextPart(text)
 
     def _ignore_kind(self, block: OtherBlock, path: str) -> None:
         self.note_mark(block.block.get("cache_control"))
@@ -406,11 +493,13 @@ class _MessageParser:
                 if isinstance(block.caller, dict) and block.caller.get("type") != "direct":
                     self._ignore_field(path, "caller")
                 server_executed = block.type != "tool_use"
-                if not server_executed:
+                if server_executed:
+                    self._server_calls.add(block.id)
+                else:
                     self.pending.add(block.id, block.name)
                 yield ToolCallPart(
                     block.name,
-                    block.input or {},
+                    _call_arguments(block.input),
                     tool_call_id=block.id,
                     server_executed=server_executed,
                     provider_metadata=mcp_server_metadata(block.server_name),
@@ -420,7 +509,7 @@ class _MessageParser:
                     if isinstance(item, dict):
                         self.note_mark(item.get("cache_control"))
                 yield ToolResultPart(
-                    name=block.type.removesuffix("_tool_result"),
+                    name=block.tool,
                     output=encode_server_output(_without_block_marks(content)),
                     tool_call_id=block.tool_use_id,
                     server_executed=True,
@@ -436,7 +525,8 @@ class _MessageParser:
                 # With tool search the definition comes in the request's tools.
                 content.append(TextPart(f"tool found: {item.tool_name}"))
             elif isinstance(item, OtherBlock):
-                self._ignore_kind(item, f"{path}.content")
+                where = f"{path}.content[{i}]"
+                content += self._other_parts(item, f"{path}.content", where, is_result=True)
             else:
                 self.note_mark(item.cache_control)
                 content += self._common_parts(item, f"{path}.content[{i}]")
@@ -452,6 +542,18 @@ class _MessageParser:
                 if isinstance(part, AttachmentPart) and part.attachment is not None
             ],
         )
+
+
+def _call_arguments(input_: Any) -> dict[str, Any]:
+    """Return a call's arguments: an object on this wire, or the JSON text of one."""
+    match input_:
+        case dict():
+            return input_
+        case None:
+            return {}
+        case str() if "_raw" not in (parsed := chat.parse_arguments(input_)):
+            return parsed
+    return chat.parse_arguments(payload.encode(input_).decode())
 
 
 # ---- the normal form

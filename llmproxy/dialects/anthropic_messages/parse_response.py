@@ -15,7 +15,7 @@ from llm.parts import StreamEvent
 
 from ...core import chat, payload
 from ...core.errors import InvalidRequest, UpstreamError
-from ...core.finish_reasons import FINISH_REASONS
+from ...core.finish_reasons import FINISH_REASONS, finer_reason
 from ...transport import framing
 from .models_and_errors import parse_error
 from .render_response import (
@@ -127,13 +127,14 @@ class StreamParser:
             raise UpstreamError("the upstream's stream ended before its answer did")
         self._is_finished = True
         events = [event for index in list(self._blocks) for event in self._stop_block(index)]
-        sequence = stop.get("stop_sequence")
+        sequence, word = stop.get("stop_sequence"), str(stop.get("stop_reason"))
         finish = chat.Finish(
-            FINISH_REASONS.get(str(stop.get("stop_reason")), "stop"),
+            FINISH_REASONS.get(word, "stop"),
             stop_sequence=sequence if isinstance(sequence, str) else None,
             usage=_parse_usage(self._usage),
             model=self.model,
             ignored=tuple(self._ignored),
+            provider_reason=finer_reason(word),
         )
         return [*events, finish]
 

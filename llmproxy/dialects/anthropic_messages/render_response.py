@@ -57,10 +57,11 @@ STOP_REASONS: Mapping[chat.FinishReason, str] = {
 
 
 def _render_stop(finish: chat.Finish) -> dict[str, str | None]:
-    """Render why the model stopped, in the API's two fields."""
+    """Render why the model stopped, in the API's two fields and its own words."""
     if finish.reason == "stop" and finish.stop_sequence is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": finish.stop_sequence}
-    return {"stop_reason": STOP_REASONS[finish.reason], "stop_sequence": None}
+    reason = finish.provider_reason or STOP_REASONS[finish.reason]
+    return {"stop_reason": reason, "stop_sequence": None}
 
 
 def _render_usage(counts: Mapping[str, Any]) -> dict[str, Any]:
@@ -407,7 +408,10 @@ class StreamRenderer:
         return [*frames, self._delta(text)] if text else frames
 
     def _end_call(self, part: int | None) -> list[bytes]:
-        frames = self._call_so_far(self._calls.pop(part))
+        call = self._calls.pop(part)
+        frames = self._call_so_far(call)
+        if rest := call.rest():
+            frames.append(self._delta(rest))
         self._ended_calls.add(part)
         return [*frames, self._stop_block()]
 
@@ -434,6 +438,7 @@ class _Call:
         self._name = ""
         self._arguments = ""
         self._unsent = ""
+        self._is_object = False  # as far as can be told from its beginning
 
     def add(self, event: StreamEvent) -> None:
         if event.type == "tool_call_name":
@@ -442,6 +447,7 @@ class _Call:
             self.has_arguments = True
             self._arguments += event.chunk
             self._unsent += event.chunk
+            self._is_object = self._is_object or self._arguments.lstrip().startswith("{")
 
     @property
     def is_whole(self) -> bool:
@@ -451,11 +457,21 @@ class _Call:
         )
 
     def take(self) -> str:
-        """Return what can be sent now. White space alone is no arguments: it waits."""
-        if self._unsent.isspace() and self._arguments == self._unsent:
+        """Return what can be sent now; until it begins as an object, it waits for the end."""
+        if not self._is_object:
             return ""
         text, self._unsent = self._unsent, ""
         return text
+
+    def rest(self) -> str:
+        """Return what waited: `input` is an object here, and clients send back what they read.
+
+        White space alone is no arguments; other JSON becomes the object that a whole response
+        has in its place.
+        """
+        if not self._unsent.strip():
+            return ""
+        return payload.encode(chat.parse_arguments(self._unsent)).decode()
 
     def block(self) -> dict[str, Any]:
         first = self._first

@@ -106,7 +106,7 @@ class ToolUseBlock:
     type: Literal["tool_use", "server_tool_use", "mcp_tool_use"]
     id: str
     name: str
-    input: dict[str, Any] | None = None
+    input: Any = None  # an object on this wire, but clients send back whatever a model wrote
     caller: Any = None
     server_name: str | None = None  # of mcp_tool_use
     cache_control: Any = None
@@ -142,17 +142,15 @@ class ToolResultBlock:
 
 @dataclass(frozen=True)
 class ServerToolResultBlock:
-    """What a tool of the provider's own gave; its content is the provider's to read."""
+    """What a tool of the provider's own gave; its content is the provider's to read.
 
-    type: Literal[
-        "web_search_tool_result",
-        "web_fetch_tool_result",
-        "code_execution_tool_result",
-        "bash_code_execution_tool_result",
-        "text_editor_code_execution_tool_result",
-        "tool_search_tool_result",
-        "mcp_tool_result",
-    ]
+    tool: from its type, which is `web_search_tool_result`, `mcp_tool_result` and so on, also of
+        tools that we have never heard of. block: as it came. Both are ours, no client sends them.
+    """
+
+    type: Literal["server_tool_result"]
+    tool: str
+    block: dict[str, Any]
     tool_use_id: str
     content: Any = None
     is_error: bool | None = None
@@ -194,6 +192,13 @@ class Tool:
     defer_loading: bool | None = None
     eager_input_streaming: bool | None = None
     cache_control: Any = None
+
+
+@dataclass(frozen=True)
+class ToolAddition:
+    """The tool that a `tool_addition` block in a message offers from there on."""
+
+    tool: Tool | OtherBlock
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ class CreateMessageRequest:
     messages: list[MessageParam]
     model: str | None = None
     max_tokens: int | None = None
-    system: str | list[TextBlock] | None = None
+    system: str | list[TextBlock | OtherBlock] | None = None
     tools: list[Tool | OtherBlock] | None = None
     tool_choice: ToolChoice | ToolChoiceTool | None = None
     stop_sequences: list[str] | None = None

@@ -5,7 +5,9 @@ Spec: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import llm
@@ -20,10 +22,12 @@ from llm.parts import (
 )
 
 from ...core import attachments, chat, payload
+from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
 from ...core.tool_calls import PendingToolCalls, append_result
 from .schema import (
     NOT_CARRIED,
+    OLD_TOOLS,
     OPTIONS,
     ChatCompletionAllowedToolChoice,
     ChatCompletionAssistantMessage,
@@ -33,13 +37,17 @@ from .schema import (
     ChatCompletionContentPartText,
     ChatCompletionFunctionMessage,
     ChatCompletionFunctionTool,
+    ChatCompletionMessageToolCall,
     ChatCompletionNamedToolChoice,
+    ChatCompletionNamedToolChoiceCustom,
     ChatCompletionStreamOptions,
     ChatCompletionToolMessage,
     CreateChatCompletionRequest,
     File,
     FileFile,
+    Function,
     ImageURL,
+    JSONSchema,
     ResponseFormatJSONObject,
     ResponseFormatJSONSchema,
     ToolName,
@@ -50,7 +58,8 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     """Parse the body of a request, a JSON value.
 
     Kept: messages of every role in their places, with text, reasoning, tool calls and
-    results, and images, audio and files as attachments; tools, options, schema. Tool
+    results, and images, audio and files as attachments; tools (those that a message defines
+    too), options, schema. Parts of unknown types become text, except media. Tool
     messages in a row become one, as in llm. A tool call or result without an id gets one
     from its place. Empty assistant messages are dropped. Fields that are not carried are
     listed in `ignored`.
@@ -63,7 +72,10 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     Spec: https://platform.openai.com/docs/api-reference/chat/create
     """
     ignored: list[str] = []
+    others: list[str] = []
+    body = _with_others_told(body, others)
     request = payload.load(CreateChatCompletionRequest, body, ignored)
+    ignored += others
     if request.n is not None and request.n != 1:
         raise Unsupported("only n: 1 is answered", param="n")
     if request.audio is not None or "audio" in (request.modalities or ()):
@@ -93,6 +105,46 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     )
 
 
+_PART_TYPES = frozenset("text image_url input_audio file refusal".split())
+# Kinds that no text can stand for; unknown ones are refused.
+_MEDIA = re.compile("image|video|audio|file|document|media|url")
+
+
+def _with_others_told(body: Any, ignored: list[str]) -> Any:
+    """Replace content parts of unknown types by text, and list them. The body is not edited."""
+    if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
+        return body
+    return body | {"messages": [_message_told(message, ignored) for message in body["messages"]]}
+
+
+def _message_told(message: Any, ignored: list[str]) -> Any:
+    match message:
+        case {"role": role, "content": list(content)} if any(map(_is_other, content)):
+            pass
+        case _:
+            return message
+    told: list[Any] = []
+    thoughts: list[str] = []
+    for part in content:
+        if not _is_other(part) or not (role == "tool" or holds_text(part)):
+            told.append(part)
+        elif role == "assistant" and "thinking" in part:  # Mistral's, and LiteLLM's
+            thoughts.append(block_text(part["thinking"]))
+        else:
+            ignored.append(f"messages[*].content[*] ({part['type'][:40]})")
+            told.append({"type": "text", "text": block_text(part)})
+    if thoughts and not message.get("reasoning_content"):
+        message = message | {"reasoning_content": "".join(thoughts)}
+    return message | {"content": told}
+
+
+def _is_other(part: Any) -> bool:
+    match part:
+        case {"type": str(type_)}:
+            return bool(type_) and type_ not in _PART_TYPES and not _MEDIA.search(type_)
+    return False
+
+
 def _options(
     request: CreateChatCompletionRequest, ignored: list[str]
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -104,8 +156,8 @@ def _options(
         "json_object": "response_format",
         "schema": "response_format",
     }
-    if request.functions:
-        paths |= {"tools": "functions", "tool_choice": "function_call"}
+    if request.functions and not request.tools:
+        paths |= {"tools": OLD_TOOLS, "tool_choice": "function_call"}
     for name in ("max_completion_tokens", "max_tokens"):
         limit = getattr(request, name)
         if limit is not None and limit < 1:
@@ -114,27 +166,40 @@ def _options(
             paths.setdefault("max_tokens", name)
         elif limit is not None:
             ignored.append(name)  # both were sent; the newer name counts
-    if isinstance(request.response_format, ResponseFormatJSONObject) or _asks_for_any_json(request):
-        options["json_object"] = True
+    if _wants_json(request) and not _asked_schema(request):
+        options["json_object"] = True  # {} too, which llm takes for no schema at all
     return {name: value for name, value in options.items() if value is not None}, paths
 
 
-def _asks_for_any_json(request: CreateChatCompletionRequest) -> bool:
-    """Whether the schema is {}, which llm takes for no schema at all."""
-    wanted = request.response_format
-    return isinstance(wanted, ResponseFormatJSONSchema) and not wanted.json_schema.schema
+def _wants_json(request: CreateChatCompletionRequest) -> bool:
+    return isinstance(request.response_format, ResponseFormatJSONObject | ResponseFormatJSONSchema)
+
+
+def _asked_schema(request: CreateChatCompletionRequest) -> dict[str, Any] | None:
+    """Return the schema, which some clients put beside the type; {} and None ask for any JSON.
+
+    Raises:
+        InvalidRequest: the format is a schema, and there is none.
+    """
+    match request.response_format:
+        case ResponseFormatJSONSchema(json_schema=JSONSchema(schema=schema)):
+            return schema
+        case ResponseFormatJSONSchema(schema=None):
+            raise InvalidRequest("this field is required", param="response_format.json_schema")
+        case ResponseFormatJSONSchema(schema=schema) | ResponseFormatJSONObject(schema=schema):
+            return schema
+    return None
 
 
 def _schema(request: CreateChatCompletionRequest, ignored: list[str]) -> dict[str, Any] | None:
-    if not isinstance(request.response_format, ResponseFormatJSONSchema):
-        return None
-    asked = request.response_format.json_schema
-    ignored += [
-        f"response_format.json_schema.{name}"
-        for name in ("name", "description", "strict")
-        if getattr(asked, name)
-    ]
-    return asked.schema or None
+    match request.response_format:
+        case ResponseFormatJSONSchema(json_schema=JSONSchema() as asked):
+            ignored += [
+                f"response_format.json_schema.{name}"
+                for name in ("name", "description", "strict")
+                if getattr(asked, name)
+            ]
+    return _asked_schema(request) or None
 
 
 def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[str] | None:
@@ -150,13 +215,16 @@ def _tools(
     request: CreateChatCompletionRequest, ignored: list[str]
 ) -> tuple[tuple[llm.Tool, ...], chat.ToolChoice]:
     definitions = list(request.functions or [])
-    for tool in request.tools or []:
+    added = [getattr(message, "tools", None) or () for message in request.messages]
+    for tool in chain(request.tools or (), *added):
         if isinstance(tool, ChatCompletionFunctionTool):
             definitions.append(tool.function)
         else:
             ignored.append("tools[*].custom")
     if any(definition.strict for definition in definitions):
         ignored.append("tools[*].function.strict")
+    if any(added):  # a message may define a tool anew; otherwise a tool twice is a mistake
+        definitions = list({definition.name: definition for definition in definitions}.values())
     tools = tuple(
         llm.Tool(d.name, d.description, d.parameters or {"type": "object", "properties": {}})
         for d in definitions
@@ -168,6 +236,9 @@ def _tools(
             return tools, word
         case ChatCompletionNamedToolChoice(function=chosen):
             return tools, _named(chosen, tools, "tool_choice.function.name")
+        case ChatCompletionNamedToolChoiceCustom():
+            ignored.append("tool_choice")  # as the tool itself
+            return tools, "auto"
         case ToolName() as chosen:
             return tools, _named(chosen, tools, "function_call.name")
         case ChatCompletionAllowedToolChoice(allowed_tools=allowed):
@@ -208,7 +279,11 @@ class _MessageParser:
                 return
             role = "assistant"
         else:
+            if message.content is None and not message.tools:
+                raise InvalidRequest("this field is required", param=f"{path}.content")
             parts = list(self._parts(message.content, f"{path}.content"))
+            if message.content is None:
+                return
             role = "user" if message.role == "user" else "system"
         self.messages.append(Message(role, parts))
 
@@ -249,8 +324,6 @@ class _MessageParser:
                 if filename:
                     self._ignored.append("messages[*].content[*].file.filename")
                 path = f"{path}.file.file_data"
-                if data.startswith("data:"):
-                    return attachments.attachment_from_url(data, param=path), path
                 return attachments.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
             "files must be sent as file_data; this server stores none", param=f"{path}.file"
@@ -273,14 +346,17 @@ class _MessageParser:
         yield from self._parts(message.content, f"{path}.content")
         if message.refusal:
             yield TextPart(message.refusal)
-        calls = [(call.id, call.function) for call in message.tool_calls or ()]
+        calls = [
+            (call.id, *_called(call, f"{path}.tool_calls[{i}]"))
+            for i, call in enumerate(message.tool_calls or ())
+        ]
         if message.function_call is not None:
-            calls.append((None, message.function_call))
-        for i, (id_, function) in enumerate(calls):
+            function = message.function_call
+            calls.append((None, function.name, _arguments(function)))
+        for i, (id_, name, arguments) in enumerate(calls):
             id_ = id_ or f"call_{len(self.messages)}_{i}"
-            self.pending.add(id_, function.name)
-            arguments = chat.parse_arguments(function.arguments or "")
-            yield ToolCallPart(function.name, arguments, tool_call_id=id_)
+            self.pending.add(id_, name)
+            yield ToolCallPart(name, arguments, tool_call_id=id_)
 
     def _tool_result(self, message: ChatCompletionToolMessage, path: str) -> ToolResultPart:
         id_ = message.tool_call_id or self.pending.oldest() or ""
@@ -306,6 +382,21 @@ class _MessageParser:
             tool_call_id=id_,
             attachments=[part.attachment for part in parts if isinstance(part, AttachmentPart)],
         )
+
+
+def _called(call: ChatCompletionMessageToolCall, path: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the arguments of a call, `input` for a custom tool's text."""
+    if call.function is not None:
+        return call.function.name, _arguments(call.function)
+    if call.custom is not None:
+        return call.custom.name, {"input": call.custom.input or ""}
+    raise InvalidRequest("this field is required", param=f"{path}.function")
+
+
+def _arguments(function: Function) -> dict[str, Any]:
+    if isinstance(function.arguments, dict):
+        return function.arguments
+    return chat.parse_arguments(function.arguments or "")
 
 
 # ---- the normal form

@@ -13,6 +13,7 @@ from ...core import chat, payload
 from ...core.errors import ProxyError
 from ...transport import framing
 from .models_and_errors import render_error
+from .schema import OLD_TOOLS
 
 ID_PREFIX = "chatcmpl-"
 
@@ -60,6 +61,9 @@ def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
 def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
     """Render a response as a chat.completion, with the same content as its stream.
 
+    A client that sent `functions` gets a `function_call`, which is one call: further ones are
+    left out.
+
     Spec: https://platform.openai.com/docs/api-reference/chat/object
     """
     text = "".join(part.text for part in response.parts if isinstance(part, TextPart))
@@ -77,21 +81,28 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     reasoning = "".join(part.text for part in response.parts if isinstance(part, ReasoningPart))
     if reasoning:
         message["reasoning_content"] = reasoning
-    if calls:
+    functions = [{"name": call.name, "arguments": _arguments(response, call)} for call in calls]
+    if calls and envelope.tools_path == OLD_TOOLS:
+        message["function_call"] = functions[0]
+    elif calls:
         message["tool_calls"] = [
-            tool_call(
-                call.tool_call_id, {"name": call.name, "arguments": _arguments(response, call)}
-            )
-            for call in calls
+            tool_call(call.tool_call_id, function)
+            for call, function in zip(calls, functions, strict=True)
         ]
     choice = {
         "index": 0,
         "message": message,
         "logprobs": None,
-        "finish_reason": response.finish.reason,
+        "finish_reason": _finish_reason(response.finish, envelope),
     }
     head = _head(envelope, "chat.completion")
     return head | {"choices": [choice], "usage": _render_usage(response.finish.usage)}
+
+
+def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:
+    if finish.reason == "tool_calls" and envelope.tools_path == OLD_TOOLS:
+        return "function_call"
+    return finish.reason
 
 
 def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
@@ -117,7 +128,8 @@ class StreamRenderer:
 
     Shown: text as `content`, reasoning as `reasoning_content`, tool calls with indexes from
     0, each with its arguments as they come, or "{}" without any. Left out: the provider's
-    own tools (server tools) and opaque reasoning.
+    own tools (server tools) and opaque reasoning. The first call is a `function_call`, and the
+    only one, if the client sent `functions`.
 
     Spec: https://platform.openai.com/docs/api-reference/chat-streaming
     """
@@ -125,6 +137,7 @@ class StreamRenderer:
     def __init__(self, envelope: chat.Envelope) -> None:
         head = framing.escape_line_ends(payload.encode(_head(envelope, "chat.completion.chunk")))
         self._head = b"data: " + head[:-1] + b","
+        self._envelope = envelope
         self._include_usage = envelope.include_usage
         # All but the delta is the same in every chunk, so it is encoded once.
         self._usage_null = b',"usage":null' if self._include_usage else b""
@@ -149,7 +162,7 @@ class StreamRenderer:
                 text_json = payload.encode_string(text).encode()
                 return [self._chunk(b'{"reasoning_content":%b}' % text_json)]
             case StreamEvent(type="tool_call_name", server_executed=False):
-                return [self._call_name(event)]
+                return self._call_name(event)
             case StreamEvent(type="tool_call_args", server_executed=False, chunk=text):
                 return self._arguments(self._indexes[event.part_index], text)
         return []
@@ -165,7 +178,7 @@ class StreamRenderer:
     def _chunk(self, delta: bytes) -> bytes:
         return self._before + framing.escape_line_ends(delta) + self._after
 
-    def _call_name(self, event: StreamEvent) -> bytes:
+    def _call_name(self, event: StreamEvent) -> list[bytes]:
         index = self._indexes.get(event.part_index)
         if index is not None:  # a name in pieces: clients join them
             call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
@@ -174,7 +187,14 @@ class StreamRenderer:
             self._blank[index] = ""
             function = {"name": event.chunk, "arguments": ""}
             call = {"index": index, **tool_call(event.tool_call_id, function)}
-        return self._chunk(payload.encode({"tool_calls": [call]}))
+        return self._call(call)
+
+    def _call(self, call: dict[str, Any]) -> list[bytes]:
+        if self._envelope.tools_path != OLD_TOOLS:
+            return [self._chunk(payload.encode({"tool_calls": [call]}))]
+        if call["index"] > 0:
+            return []
+        return [self._chunk(payload.encode({"function_call": call["function"]}))]
 
     def _arguments(self, index: int, text: str) -> list[bytes]:
         if index in self._blank:
@@ -182,15 +202,15 @@ class StreamRenderer:
             if not text.strip():
                 self._blank[index] = text
                 return []
-        return [self._call_arguments(index, text)] if text else []
+        return self._call_arguments(index, text) if text else []
 
-    def _call_arguments(self, index: int, text: str) -> bytes:
-        call = {"index": index, "function": {"arguments": text}}
-        return self._chunk(payload.encode({"tool_calls": [call]}))
+    def _call_arguments(self, index: int, text: str) -> list[bytes]:
+        return self._call({"index": index, "function": {"arguments": text}})
 
     def _end(self, finish: chat.Finish) -> list[bytes]:
-        frames = [self._call_arguments(index, "{}") for index in self._blank]
-        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finish.reason}
+        frames = [frame for index in self._blank for frame in self._call_arguments(index, "{}")]
+        reason = _finish_reason(finish, self._envelope)
+        choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
         if self._include_usage:

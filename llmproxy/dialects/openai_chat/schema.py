@@ -74,9 +74,12 @@ ContentPart = (
 
 @dataclass(frozen=True)
 class ChatCompletionSystemMessage:
+    """Instructions, and tools that are offered from here on, as Moonshot's API has them."""
+
     role: Literal["system", "developer"]
-    content: str | list[ChatCompletionContentPartText]
+    content: str | list[ChatCompletionContentPartText] | None = None
     name: str | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,19 +87,29 @@ class ChatCompletionUserMessage:
     role: Literal["user"]
     content: str | list[ContentPart]
     name: str | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
 
 
 @dataclass(frozen=True)
 class Function:
     name: str
-    arguments: str | None = None
+    arguments: str | dict[str, Any] | None = None  # an object, from clients that parse it
+
+
+@dataclass(frozen=True)
+class CustomToolCall:
+    name: str
+    input: str | None = None
 
 
 @dataclass(frozen=True)
 class ChatCompletionMessageToolCall:
-    function: Function
+    """A call of a function, or of a custom tool; clients leave out the type, or empty it."""
+
+    function: Function | None = None
+    custom: CustomToolCall | None = None
     id: str | None = None
-    type: Literal["function"] = "function"
+    type: str | None = "function"
     index: int | None = None  # sent back by clients that keep the stream's deltas
 
 
@@ -173,8 +186,14 @@ class ToolName:
 
 @dataclass(frozen=True)
 class ChatCompletionNamedToolChoice:
-    type: Literal["function"]
     function: ToolName
+    type: Literal["function"] = "function"
+
+
+@dataclass(frozen=True)
+class ChatCompletionNamedToolChoiceCustom:
+    type: Literal["custom"]
+    custom: ToolName
 
 
 @dataclass(frozen=True)
@@ -203,6 +222,7 @@ class ResponseFormatText:
 @dataclass(frozen=True)
 class ResponseFormatJSONObject:
     type: Literal["json_object"]
+    schema: dict[str, Any] | None = None  # not OpenAI's, but that of many local servers
 
 
 @dataclass(frozen=True)
@@ -216,7 +236,8 @@ class JSONSchema:
 @dataclass(frozen=True)
 class ResponseFormatJSONSchema:
     type: Literal["json_schema"]
-    json_schema: JSONSchema
+    json_schema: JSONSchema | None = None
+    schema: dict[str, Any] | None = None  # as above, from servers without names for schemas
 
 
 @dataclass(frozen=True)
@@ -235,6 +256,7 @@ class CreateChatCompletionRequest:
     tool_choice: (
         Literal["none", "auto", "required"]
         | ChatCompletionNamedToolChoice
+        | ChatCompletionNamedToolChoiceCustom
         | ChatCompletionAllowedToolChoice
         | None
     ) = None
@@ -273,6 +295,8 @@ class CreateChatCompletionRequest:
     metadata: Any = None
     store: bool | None = None
 
+
+OLD_TOOLS = "functions"  # a request with them, and no tools, is answered by a function_call
 
 # Options under our names, which are mostly the vendor's own.
 OPTIONS = (

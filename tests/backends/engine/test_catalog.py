@@ -76,6 +76,27 @@ def test_the_first_matching_map_takes_precedence_over_names():
     assert choose("gpt-4.1-mini", loaded) == "gpt-4.1-mini"
 
 
+@pytest.mark.parametrize(
+    "pattern, matching, other",
+    [
+        ("claude-opus[1m]", "claude-opus[1m]", "claude-opus1"),
+        ("claude-*[1m]", "claude-opus[1m]", "claude-opusm"),
+        ("*]", "claude-opus[1m]", "claude-opus"),
+        ("[*", "[local]", "a"),
+        ("[!a]", "[!a]", "b"),
+        ("[]]", "[]]", "]"),
+        ("m?", "m1", "m12"),
+    ],
+)
+def test_brackets_in_patterns_are_letters(pattern, matching, other):
+    loaded = load(maps=[(pattern, "gpt-4o")], default_model="gpt-4o-mini")
+    assert (choose(matching, loaded), choose(other, loaded)) == ("gpt-4o", "gpt-4o-mini")
+    models = [(SyncScript(matching), None), (SyncScript(other), None)]
+    limited = load(parallel=[(pattern, 7)], extra_models=models)
+    limiters = [asyncio.run(limited.choose(name)).limiter for name in (matching, other)]
+    assert [limiter.limit for limiter in limiters] == [7, 1]
+
+
 def test_unknown_targets_lists_mistakes_in_maps_and_the_default():
     loaded = load(maps=[("a", "gpt-4o"), ("b", "nope")], default_model="neither")
     assert loaded.unknown_targets() == ["nope", "neither"]

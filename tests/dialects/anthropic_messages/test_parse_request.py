@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 from dataclasses import replace
 from operator import attrgetter
 from typing import Any
@@ -195,6 +196,190 @@ def test_unknown_fields_and_blocks_are_listed():
         "messages[*].content[*] (hologram)",
     )
     assert request.server_tools == (chat.ServerTool("laser", {}, "tools[1]"),)
+
+
+TAB = {"id": 1, "title": "Cup", "url": "https://example.com/", "active": True}
+STATE = {"type": "browser_state", "tabs": [TAB]}
+
+
+def test_a_summary_of_the_past_is_told_as_text():
+    summary = {
+        "type": "compaction",
+        "content": "We chose blue.",
+        "encrypted_content": "eA==",
+        "signature": "c2ln",
+        "tool_changes": [],
+        **MARK,
+    }
+    request = parse(USER, assistant(summary, words("Now green.")), USER)
+    assert request.messages[1].parts == [TextPart("We chose blue."), TextPart("Now green.")]
+    assert request.ignored == ("messages[*].content[*] (compaction)",)
+    assert request.options["cache"] is True
+    failed = {"type": "compaction", "content": None}
+    assert parse(USER, assistant(failed, words("a")), USER).messages[1].parts == [TextPart("a")]
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "system"])
+def test_unknown_blocks_that_hold_text_are_told(role):
+    blocks = [{"type": "note", "text": "blue"}, STATE, {"type": "container_upload", "file_id": "f"}]
+    request = parse(USER, {"role": role, "content": blocks}, USER)
+    assert request.messages[1].role == role
+    note, state, upload = (part.text for part in request.messages[1].parts)
+    assert note == "blue"
+    assert (json.loads(state), json.loads(upload)) == (STATE, blocks[2])
+    assert request.ignored == tuple(
+        f"messages[*].content[*] ({kind})" for kind in ("note", "browser_state", "container_upload")
+    )
+
+
+def test_unknown_blocks_of_the_system_text_are_told():
+    request = parse(USER, system=[words("Be brief."), {"type": "rule", "content": "No red."}])
+    assert request.messages[0].parts == [TextPart("Be brief."), TextPart("No red.")]
+    assert request.ignored == ("system[*] (rule)",)
+
+
+def test_blocks_that_anthropic_shows_to_no_model_are_left_out():
+    blocks = [
+        {"type": "fallback", "to": {"model": "m"}},
+        {"type": "mcp_tool_listing", "mcp_server_name": "notes", "tools": []},
+    ]
+    request = parse(USER, assistant(*blocks, words("a")), USER)
+    assert request.messages[1].parts == [TextPart("a")]
+    assert len(request.ignored) == 2
+
+
+def test_an_unknown_block_of_base64_is_an_attachment_that_a_model_takes_or_refuses():
+    clip = {
+        "type": "video",
+        "source": {"type": "base64", "media_type": "video/mp4", "data": "AAAA"},
+    }
+    [part] = parse(user(clip)).messages[0].parts
+    assert part.attachment == llm.Attachment(type="video/mp4", content=b"\0\0\0")
+
+
+@pytest.mark.parametrize(
+    "content, output",
+    [
+        ([STATE], json.dumps(STATE)),
+        ([{"type": "hologram", "depth": 2}], '{"type": "hologram", "depth": 2}'),
+        ([words("Clicked."), STATE], "Clicked.\n" + json.dumps(STATE)),
+        ([{"type": "note", "text": "blue"}], "blue"),
+        (
+            [{"type": "search_result", "source": "s", "title": "t", "content": [words("y")]}],
+            "t\ns\n\ny",
+        ),
+        (
+            [{"type": "web_search_tool_result", "tool_use_id": "x", "content": "c"}],
+            '{"type": "web_search_tool_result", "tool_use_id": "x", "content": "c"}',
+        ),
+    ],
+)
+def test_a_result_of_unknown_blocks_is_never_empty(content, output):
+    result = {"type": "tool_result", "tool_use_id": "t", "content": content}
+    request = parse(USER, assistant(tool_use("t")), user(result))
+    assert request.messages[-1].parts[0].output == output
+
+
+# ---- tools inside messages
+
+RED = {"name": "red", "description": "d", "input_schema": {"type": "object"}}
+BLUE = {"name": "blue", "input_schema": {"type": "object"}}
+
+
+def added(definition: Any) -> dict[str, Any]:
+    return {"type": "tool_addition", "tool": {"type": "tool_definition", "definition": definition}}
+
+
+def changed(kind: str, name: str) -> dict[str, Any]:
+    return {"type": kind, "tool": {"type": "tool_reference", "name": name}}
+
+
+def names(request: chat.ChatRequest) -> list[str]:
+    return [tool.name for tool in request.tools]
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_tool_defined_inside_a_message_is_offered(role):
+    request = parse(USER, {"role": role, "content": [added(RED), words("go on")]}, tools=[BLUE])
+    assert names(request) == ["blue", "red"]
+    assert request.tools[1] == llm.Tool("red", "d", {"type": "object"})
+    assert request.messages[-1].parts == [TextPart("go on")]
+    assert request.ignored == ()
+
+
+def test_a_tool_that_a_message_added_can_be_chosen():
+    request = parse(user(added(RED), words("x")), tool_choice={"type": "tool", "name": "red"})
+    assert request.tool_choice == chat.NamedTool("red")
+
+
+@pytest.mark.parametrize(
+    "changes, offered",
+    [
+        ([changed("tool_removal", "blue")], []),
+        ([changed("tool_removal", "blue"), changed("tool_addition", "blue")], ["blue"]),
+        ([added(RED), changed("tool_removal", "red")], ["blue"]),
+        (
+            [added(RED), changed("tool_removal", "red"), changed("tool_addition", "red")],
+            ["blue", "red"],
+        ),
+        ([added(BLUE | {"description": "new"})], ["blue"]),
+        ([changed("tool_addition", "blue")], ["blue"]),
+    ],
+)
+def test_messages_change_which_tools_are_offered(changes, offered):
+    assert names(parse(user(*changes, words("x")), tools=[BLUE])) == offered
+
+
+def test_a_summary_has_the_tools_of_the_messages_that_it_stands_for():
+    summary = {"type": "compaction", "content": "s", "tool_changes": [added(RED)]}
+    assert names(parse(USER, assistant(summary), USER)) == ["red"]
+
+
+def test_a_providers_tool_can_be_added_too():
+    request = parse(user(added({"type": "web_search_20250305", "name": "web_search"}), words("x")))
+    [tool] = request.server_tools
+    assert (tool.name, tool.path) == ("web_search", "messages[0].content[0].tool.definition")
+
+
+@pytest.mark.parametrize(
+    "definition, param",
+    [
+        ({"name": 1}, "messages[0].content[0].tool.definition.name"),
+        ({"description": "d"}, "messages[0].content[0].tool.definition.name"),
+        (None, "messages[0].content[0].tool.definition"),
+    ],
+)
+def test_a_definition_that_is_none_is_refused(definition, param):
+    with pytest.raises(InvalidRequest) as raised:
+        parse(user(added(definition), words("x")))
+    assert raised.value.param == param
+
+
+def test_changes_of_an_mcp_servers_tools_are_listed():
+    change = {
+        "type": "tool_addition",
+        "tool": {"type": "mcp_toolset_reference", "mcp_server_name": "notes"},
+    }
+    assert parse(user(change, words("x"))).ignored == ("messages[*].content[*] (tool_addition)",)
+
+
+@pytest.mark.parametrize(
+    "input_, arguments",
+    [
+        ({"a": 1}, {"a": 1}),
+        (None, {}),
+        ("", {}),
+        ('{"a": 1}', {"a": 1}),
+        ([1, 2], {"_raw": "[1,2]"}),
+        ("x", {"_raw": '"x"'}),
+        (3, {"_raw": "3"}),
+        (True, {"_raw": "true"}),
+    ],
+)
+def test_the_input_of_a_call_is_taken_whatever_it_is(input_, arguments):
+    block = {"type": "tool_use", "id": "t", "name": "f", "input": input_}
+    request = parse(USER, assistant(block), user(tool_result("t")))
+    assert request.messages[1].parts[0].arguments == arguments
 
 
 @pytest.mark.parametrize("name", anthropic_messages.NOT_CARRIED)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from operator import attrgetter
-from typing import Any
+from typing import Any, get_args
 
+import anthropic
 import pytest
 from llm.parts import (
     ReasoningPart,
@@ -28,7 +29,7 @@ from tests.dialects.anthropic_messages.samples import (
     normal,
     read_of,
 )
-from tests.wire_cases import WIRE
+from tests.wire_cases import WIRE, envelope
 
 
 def test_anthropics_own_stream_is_parsed():
@@ -153,6 +154,16 @@ def test_final_usage_overwrites_the_counts_that_it_has():
 )
 def test_provider_words_become_our_finish_reasons(word, reason):
     assert fed(frame(type="message_delta", delta={"stop_reason": word})).finish.reason == reason
+
+
+@pytest.mark.parametrize("word", get_args(anthropic.types.beta.BetaStopReason))
+def test_anthropics_own_reasons_come_back_as_they_were(word):
+    """All that its SDK knows, streamed and whole."""
+    stop = {"stop_reason": word, "stop_sequence": "END" if word == "stop_sequence" else None}
+    streamed = fed(frame(type="message_delta", delta=stop))
+    whole = anthropic_messages.parse_response({"type": "message", "content": [], **stop})
+    for read in (streamed, whole):
+        assert anthropic_messages.render_response(read, envelope()).items() >= stop.items()
 
 
 @pytest.mark.parametrize("frames", [[], [begun(0, type="text", text="x"), ended(0)], [STOP]])

@@ -190,6 +190,12 @@ def test_a_whole_call_is_ended_when_the_next_one_begins():
         (chat.Finish("length"), ("max_tokens", None)),
         (chat.Finish("tool_calls"), ("tool_use", None)),
         (chat.Finish("content_filter"), ("refusal", None)),
+        (chat.Finish("stop", provider_reason="pause_turn"), ("pause_turn", None)),
+        (
+            chat.Finish("length", provider_reason="model_context_window_exceeded"),
+            ("model_context_window_exceeded", None),
+        ),
+        (chat.Finish("stop", provider_reason="compaction"), ("compaction", None)),
     ],
 )
 def test_the_stop_reason_is_anthropics(finish, stop):

@@ -57,6 +57,172 @@ def test_headers_are_optional():
     assert openai_chat.parse_request(body, {"user-agent": "x"}) == openai_chat.parse_request(body)
 
 
+CALL = {"id": "c", "function": {"name": "f", "arguments": '{"a": 1}'}}
+
+
+@pytest.mark.parametrize(
+    "call, name, arguments",
+    [
+        (CALL, "f", {"a": 1}),
+        (CALL | {"type": None}, "f", {"a": 1}),
+        (CALL | {"type": ""}, "f", {"a": 1}),
+        (CALL | {"type": "function", "custom": None}, "f", {"a": 1}),
+        ({"id": "c", "function": {"name": "f", "arguments": {"a": 1}}}, "f", {"a": 1}),
+        ({"id": "c", "function": {"name": "f", "arguments": "[1]"}}, "f", {"_raw": "[1]"}),
+        (
+            {"id": "c", "type": "custom", "custom": {"name": "sql", "input": "SELECT 1"}},
+            "sql",
+            {"input": "SELECT 1"},
+        ),
+        (
+            {"id": "c", "type": "custom", "function": None, "custom": {"name": "s"}},
+            "s",
+            {"input": ""},
+        ),
+    ],
+)
+def test_a_call_in_a_history_is_taken_in_every_form(call, name, arguments):
+    result = {"role": "tool", "tool_call_id": "c", "content": "1"}
+    request = parse(USER, assistant(tool_calls=[call]), result)
+    assert request.messages[1].parts == [ToolCallPart(name, arguments, "c")]
+    assert request.messages[2].parts == [ToolResultPart(name, "1", "c")]
+
+
+def test_a_call_of_nothing_is_refused():
+    with pytest.raises(InvalidRequest) as raised:
+        parse(USER, assistant(tool_calls=[{"id": "c", "type": "function"}]))
+    assert raised.value.param == "messages[1].tool_calls[0].function"
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+def test_an_empty_type_means_the_usual_one(empty):
+    tool = {"type": empty, "function": {"name": "f"}}
+    request = parse(
+        {"role": "user", "content": [{"type": empty, "text": "hi"}]},
+        tools=[tool],
+        tool_choice=tool,
+    )
+    assert request.messages[0].parts == [TextPart("hi")]
+    assert [tool.name for tool in request.tools] == ["f"]
+    assert request.tool_choice == chat.NamedTool("f")
+
+
+# ---- old and odd forms
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+
+
+@pytest.mark.parametrize(
+    "format_, schema, options",
+    [
+        ({"type": "json_object", "schema": SCHEMA}, SCHEMA, {}),
+        ({"type": "json_object", "schema": {}}, None, {"json_object": True}),
+        ({"type": "json_object", "schema": None}, None, {"json_object": True}),
+        ({"type": "json_object"}, None, {"json_object": True}),
+        ({"type": "json_schema", "schema": SCHEMA}, SCHEMA, {}),
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, SCHEMA, {}),
+        ({"type": "text"}, None, {}),
+    ],
+)
+def test_a_schema_is_found_where_clients_put_it(format_, schema, options):
+    request = parse(USER, response_format=format_)
+    assert (request.schema, request.options, request.ignored) == (schema, options, ())
+
+
+def test_a_schema_format_without_any_schema_is_refused():
+    with pytest.raises(InvalidRequest) as raised:
+        parse(USER, response_format={"type": "json_schema"})
+    assert raised.value.param == "response_format.json_schema"
+
+
+CHOICE = {"type": "function", "function": {"name": "g"}}
+
+
+def defined(name: str, description: str | None = None) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": description}}
+
+
+@pytest.mark.parametrize(
+    "message, roles",
+    [
+        ({"role": "system", "tools": [defined("g")]}, ["user"]),
+        ({"role": "system", "content": "Use g.", "tools": [defined("g")]}, ["user", "system"]),
+        ({"role": "user", "content": "Use g.", "tools": [defined("g")]}, ["user", "user"]),
+    ],
+)
+def test_a_tool_defined_inside_a_message_is_offered(message, roles):
+    request = parse(USER, message, tools=[defined("f")], tool_choice=CHOICE)
+    assert [tool.name for tool in request.tools] == ["f", "g"]
+    assert request.tool_choice == chat.NamedTool("g")
+    assert [m.role for m in request.messages] == roles
+    assert request.ignored == ()
+
+
+def test_a_message_may_define_a_tool_anew():
+    message = {"role": "system", "tools": [defined("f", "new")]}
+    [tool] = parse(USER, message, tools=[defined("f")]).tools
+    assert tool.description == "new"
+
+
+@pytest.mark.parametrize(
+    "message, param",
+    [
+        ({"role": "system", "tools": [{"function": {}}]}, "messages[1].tools[0].function.name"),
+        ({"role": "system"}, "messages[1].content"),
+    ],
+)
+def test_a_message_that_defines_no_tool_is_refused(message, param):
+    with pytest.raises(InvalidRequest) as raised:
+        parse(USER, message)
+    assert raised.value.param == param
+
+
+@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+def test_parts_of_unknown_types_are_told_as_text(role):
+    content = [
+        {"type": "output_text", "text": "blue", "annotations": []},
+        {"type": "text", "text": "!"},
+        {"type": "quote", "of": "Ann", "text": "red"},
+    ]
+    request = parse(USER, {"role": role, "content": content}, USER)
+    first, second, third = (part.text for part in request.messages[1].parts)
+    assert (first, second) == ("blue", "!")
+    assert json.loads(third) == content[2]
+    assert request.ignored == (
+        "messages[*].content[*] (output_text)",
+        "messages[*].content[*] (quote)",
+    )
+
+
+@pytest.mark.parametrize("thinking", ["hm", [{"type": "text", "text": "hm"}]])
+def test_thinking_among_the_parts_is_reasoning(thinking):
+    content = [{"type": "thinking", "thinking": thinking}, {"type": "text", "text": "a"}]
+    request = parse(USER, assistant(content=content), USER)
+    assert request.messages[1].parts == [ReasoningPart("hm"), TextPart("a")]
+
+
+def test_a_tools_result_of_unknown_parts_is_its_json():
+    state = {"type": "browser_state", "count": 2}
+    result = {"role": "tool", "tool_call_id": "c", "content": [state]}
+    request = parse(USER, assistant(tool_calls=[CALL]), result)
+    assert json.loads(request.messages[2].parts[0].output) == state
+
+
+@pytest.mark.parametrize("kind", ["video_url", "input_image", "audio", "document", "marker"])
+def test_parts_that_no_text_can_stand_for_are_refused(kind):
+    part = {"type": kind} if kind == "marker" else {"type": kind, kind: {"url": "https://x.test"}}
+    with pytest.raises(InvalidRequest) as raised:
+        parse({"role": "user", "content": [part]})
+    assert raised.value.param == "messages[0].content[0].type"
+
+
+def test_a_forced_custom_tool_is_listed_as_the_tool_is():
+    choice = {"type": "custom", "custom": {"name": "sql"}}
+    request = parse(USER, tools=[choice], tool_choice=choice)
+    assert request.tool_choice == "auto"
+    assert request.ignored == ("tools[*].custom", "tool_choice")
+
+
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_is_parsed_unchanged(text):
     """B18: nothing in text is ours to change."""
