@@ -101,9 +101,13 @@ def export_recordings(
     folder.mkdir(parents=True, exist_ok=True)
     names: set[str] = set()
     count = running = skipped = 0
+    damaged = {}
     for exchange in exchanges(reader, filter, last):
         if exchange.status == "running":
             running += 1
+            continue
+        if exchange.damage:  # a recording has no place to say so
+            damaged[exchange.id] = exchange.damage
             continue
         try:
             name, text = render_recording(anonymize(exchange) if anonymized else exchange)
@@ -114,4 +118,4 @@ def export_recordings(
             file.write(text.encode())
         names.add(name)
         count += 1
-    return Exported(len(names), running, skipped, count - len(names))
+    return Exported(len(names), running, skipped, count - len(names), damaged)
