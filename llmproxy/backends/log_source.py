@@ -19,12 +19,23 @@ from .replay import Recorded
 MAX_NEAR = 60  # recordings, per query, that a request without a match is compared to
 
 
+_REQUEST = frozenset(("headers", "body", "messages"))
+_RESPONSE = frozenset(("turn", "reply", "timeline", "status", "finish_reason", "stop_sequence"))
+
+
+def _check(exchange: Exchange, needed: frozenset[str]) -> None:
+    if needed.intersection(exchange.damage):
+        raise UpstreamError(f"recording {exchange.id} is damaged; see `llmproxy log --verify`")
+
+
 def exchange_request(exchange: Exchange) -> chat.ChatRequest:
     """Parse the logged request of an exchange with its dialect.
 
     Raises:
-        ProxyError: the request is invalid, as it was then, or its dialect is unknown.
+        ProxyError: the request is invalid, as it was then, or its dialect is unknown, or what
+            was logged of it is damaged.
     """
+    _check(exchange, _REQUEST)
     try:
         dialect = by_name(exchange.dialect)
     except ValueError as exc:  # imported from another version
@@ -56,8 +67,13 @@ class Log:
         return [id for id, status in rows if status == "ok"] or [id for id, _ in rows]
 
     def load(self, id: str) -> Recorded:
-        """Return the response of an exchange."""
+        """Return the response of an exchange.
+
+        Raises:
+            NotFound: it is gone. UpstreamError: it is damaged.
+        """
         exchange = self._exchange(id)
+        _check(exchange, _RESPONSE)
         last_ms = exchange.events[-1][0] if exchange.events else 0.0
         waited_ms = exchange.queue_ms or 0.0  # time in the queue, which is not replayed
         return Recorded(
@@ -86,7 +102,9 @@ class Log:
             ids.update((id, None) for (id,) in self._rows(sql, values))
         for id in ids:
             with suppress(ProxyError):
-                yield id, exchange_request(self._exchange(id))
+                exchange = self._exchange(id)
+                if not exchange.damage:
+                    yield id, exchange_request(exchange)
 
     def __enter__(self) -> Self:
         return self
@@ -100,12 +118,8 @@ class Log:
             self._reader.close()
 
     def _exchange(self, id: str) -> Exchange:
-        """Return an exchange; raise NotFound if it is gone, UpstreamError if it is damaged."""
-        try:
-            with self._lock:
-                return self._reader.exchange(id)
-        except (KeyError, ValueError, TypeError) as exc:
-            raise UpstreamError(f"recording {id} is damaged; see `llmproxy log --verify`") from exc
+        with self._lock:
+            return self._reader.exchange(id)
 
     def _rows(self, sql: str, values: Mapping[str, Any]) -> list[Any]:
         with self._lock:

@@ -19,12 +19,11 @@ from ..core.backend import Backend
 from ..core.errors import ProxyError, UpstreamTimeout
 from ..dialects import Dialect, by_name
 from ..recorder.capture import Capture
-from ..recorder.exchange import Exchange, Status, begun, new_id
+from ..recorder.exchange import ULID_TIME_CHARS, Exchange, Status, begun, new_id
 from ..recorder.store import StoreError
 
 CLIENT = "llmproxy bench"
 COMMIT_S = 5.0  # long: a measured response is worth waiting for, and no client is
-ULID_TIME_CHARS = 10
 
 
 @dataclass(frozen=True, kw_only=True)

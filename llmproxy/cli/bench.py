@@ -272,8 +272,6 @@ def _recorded(history: LogReader, ids: Sequence[str]) -> Recorded:
             recorded[id] = exchange, exchange_request(exchange)
         except ProxyError as exc:
             _print_progress(f"skipped: {printable(id)}: {printable(exc.full_message)}")
-        except (KeyError, ValueError, TypeError):
-            _print_progress(f"skipped: {printable(id)}: damaged; log --verify may tell more")
     return recorded
 
 

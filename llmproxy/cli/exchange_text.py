@@ -5,7 +5,7 @@ Returns text and prints nothing. Text from clients and models is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from llm.parts import (
     AttachmentPart,
@@ -50,10 +50,22 @@ def summary_line(entry: ExchangeSummary, *, colours: bool = False, id: bool = Tr
         "" if entry.ttft_ms is None else _first_event(entry),
         tokens_in_and_out(entry.usage),
         _speed(entry),
+        painted(_damaged(entry.damage), "red", colours) if entry.damage else "",
         entry.error or entry.first_words,
     ]
-    shown = (column if column == columns[5] else printable(column) for column in columns)
+    own = columns[5], columns[-2]  # with colours
+    shown = (column if column in own else printable(column) for column in columns)
     return "  ".join(column for column in shown if column)
+
+
+def _damaged(damage: Iterable[str]) -> str:
+    return f"damaged: {', '.join(damage)}"
+
+
+def damage_lines(damaged: Mapping[str, Iterable[str]]) -> list[str]:
+    """Name the exchanges that can't be read completely, by their ids; empty if all can be."""
+    lines = [printable(f"{id} is {_damaged(names)}") for id, names in damaged.items()]
+    return [*lines, "`log --verify` may say more"] if lines else []
 
 
 def _status(entry: ExchangeSummary) -> str:
@@ -155,6 +167,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "repeats": exchange.recorded_id or "",
         "origin": exchange.origin or "",
         "ignored": ", ".join(exchange.ignored),
+        "damaged": ", ".join(exchange.damage),
     }
     return "\n".join(
         f"{painted(f'{name:9}', 'dim', colours)} {value if name == 'status' else printable(value)}"
@@ -170,7 +183,7 @@ def _links(entry: ExchangeSummary) -> str:
 def _request(exchange: Exchange, colours: bool) -> str:
     """Format the request without its messages, which follow in normal form."""
     body = exchange.request.body
-    if isinstance(body, dict) and exchange.turn is not None:
+    if isinstance(body, dict) and exchange.turn is not None and "messages" not in exchange.damage:
         body = {name: value for name, value in body.items() if name != "messages"}
     text = body if isinstance(body, str) else payload.encode(body).decode()
     return f"{_title('request', colours)}\n{printable(text, lines=True)}"

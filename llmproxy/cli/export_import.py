@@ -22,6 +22,7 @@ from .arguments import (
     filter_of,
     resolve_ids,
 )
+from .exchange_text import damage_lines
 from .run import FAILED, run
 
 
@@ -80,8 +81,10 @@ def _export(arguments: argparse.Namespace) -> int:
             sys.stdout.buffer.flush()
         else:
             exported = export_file(history, path, only, **how)
+    for line in damage_lines(exported.damaged):
+        print(line, file=sys.stderr)
     print(_exported(exported), file=sys.stderr)
-    return 0
+    return FAILED if exported.damaged else 0
 
 
 def _exported(exported: Exported) -> str:

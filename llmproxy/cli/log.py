@@ -171,4 +171,6 @@ def _prune(database: Path, arguments: argparse.Namespace) -> int:
         f"{verb} {count_of(pruned.exchanges, 'exchange')}, {count_of(pruned.turns, 'turn')}, "
         f"{count_of(pruned.messages, 'message')}, {count_of(pruned.contents, 'part')} of requests"
     )
-    return 0
+    for remnant in pruned.remnants:
+        print(f"warning: deleted content may be left: {remnant}", file=sys.stderr)
+    return FAILED if pruned.remnants else 0

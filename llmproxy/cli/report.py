@@ -29,6 +29,7 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
+from .exchange_text import damage_lines
 from .report_table import print_table
 from .run import run
 
@@ -75,6 +76,8 @@ def _report(arguments: argparse.Namespace) -> int:
     # Models are not asked: their plugins take seconds to load.
     with LogReader(database_of(arguments), asks_models=False) as history:
         study = _study(history, arguments)
+    for line in damage_lines(study.damaged):
+        print(line, file=sys.stderr)
     if arguments.json:
         print(json.dumps(report_json(study, figures(study, prices))))
     elif arguments.csv:

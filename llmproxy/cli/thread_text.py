@@ -48,6 +48,7 @@ def thread_line(thread: Thread) -> str:
         + (f", {count_of(thread.turns, 'turn')}" if thread.turns != thread.exchanges else ""),
         tokens_in_and_out(thread.usage) + (f", {cached:,} cached" if cached else ""),
         origin,
+        f"damaged: {', '.join(thread.damaged)}" if thread.damaged else "",
         " ".join(thread.name.split()),
     ]
     return "  ".join(printable(column) for column in columns if column)
@@ -150,25 +151,30 @@ def _cost(broken: CacheMiss) -> str:
 
 
 def verified_lines(verified: Verified) -> list[str]:
-    """List what differs from its hash, one per line, or report in one line that all is well."""
-    checked = (
-        f"{count_of(verified.messages, 'message')} and"
-        f" {count_of(verified.contents, 'part')} of requests"
-    )
+    """List what is broken, one per line, or report in one line that all is well."""
+    checked = [
+        count_of(verified.messages, "message"),
+        f"{count_of(verified.contents, 'part')} of requests",
+        count_of(verified.exchanges, "exchange"),
+    ]
     if not verified.broken:
-        return [f"ok: {checked} match their hashes"]
+        return [f"ok: {checked[0]} and {checked[1]} match their hashes; {checked[2]} can be read"]
     count = len(verified.broken)
     return [_broken_line(broken) for broken in verified.broken] + [
-        f"{count:,} of {checked} {'does' if count == 1 else 'do'} not match"
+        f"{count_of(count, 'thing')} damaged or missing in {', '.join(checked)}"
     ]
 
 
 def _broken_line(broken: Broken) -> str:
-    name = f"message {broken.hash} ({broken.role})"
-    if broken.kind == "content":
-        name = f"request part {broken.hash}"
     where = "(unused)"
     if broken.turn_id is not None:
         where = f"in {broken.turn_id}"
         where += f" of thread {broken.thread_id}" if broken.thread_id else ""
+    match broken.kind:
+        case "message":
+            name = f"message {broken.hash}" + (f" ({broken.role})" if broken.role else "")
+        case "content":
+            name = f"request part {broken.hash}"
+        case _:
+            name, where = broken.kind, where.removeprefix("in ")
     return printable(f"{name} {where}: {broken.why}")

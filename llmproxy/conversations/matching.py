@@ -286,8 +286,7 @@ def _find_quotes(
 
 
 def _tasks(excerpt: Excerpt) -> list[str]:
-    arguments = excerpt.payload.get("arguments", {}).values()
-    texts = [value.strip() for value in arguments if isinstance(value, str)]
+    texts = [value.strip() for value in excerpt.arguments.values() if isinstance(value, str)]
     return [text for text in texts if len(text) >= CALL_QUOTE_CHARS]
 
 

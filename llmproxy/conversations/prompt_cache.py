@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -19,9 +20,10 @@ from llm.parts import Message, Part
 
 from ..core import chat, token_estimate
 from ..core.message_diff import Difference, first_difference
+from ..recorder.damage import UNREADABLE
 from ..recorder.exchange import ExchangeSummary, Relation
 from ..recorder.reader import Filter, LogReader
-from ..recorder.store import SUMMARY_COLUMNS, summary_of
+from ..recorder.store import SUMMARY_COLUMNS
 from .threads import parents, selected
 
 BATCH = 500  # messages in one query
@@ -118,7 +120,10 @@ def _requests(reader: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
         """,
         {"ids": json.dumps(thread_ids)},
     )
-    return [_Request(summary_of(row), row["thread_id"], row["message_hash"]) for row in rows]
+    return [
+        _Request(summary, row["thread_id"], row["message_hash"])
+        for summary, row in zip(reader.summaries(rows), rows, strict=True)
+    ]
 
 
 def _selected_ids(reader: LogReader, filter: Filter, thread_ids: Sequence[str]) -> set[str]:
@@ -166,8 +171,9 @@ def _thread_cache(
             replace(
                 miss,
                 difference=_difference(read, contents),
-                tokens_again=sum(sizes[hash] for hash in read.again)
-                + sum(tool_sizes[id] for id in read.tools),
+                # What is missing from the log has no size.
+                tokens_again=sum(sizes.get(hash, 0) for hash in read.again)
+                + sum(tool_sizes.get(id, 0) for id in read.tools),
             )
             for miss, read in misses
         ),
@@ -302,8 +308,8 @@ def _compare(
 
 
 def _difference(read: _ToRead, contents: Mapping[str, Message]) -> Difference | None:
-    if read.old is None:
-        return None
+    if read.old is None or not {read.old, read.new or read.old} <= contents.keys():
+        return None  # nothing differs, or it is missing from the log
     new = [] if read.new is None else [contents[read.new]]
     difference = first_difference([contents[read.old]], new)
     return difference and replace(difference, index=read.shared)
@@ -320,13 +326,15 @@ def _sizes(reader: LogReader, hashes: Iterable[str]) -> dict[str, int]:
         # those with attachments or fragments are read the way llm does.
         whole = []
         for row in reader.rows(_PARTS, {"hashes": json.dumps(batch)}):
-            payload = row["payload"] or ""
+            payload = str(row["payload"] or "")
             if '"attachment' in payload or '"text_ref"' in payload:
                 whole.append(row["message_hash"])
                 continue
-            form: Any = json.loads(payload) if payload else {}
-            form |= {"type": row["type"]} | ({} if row["text"] is None else {"text": row["text"]})
-            parts[row["message_hash"]].append(Part.from_dict(form))
+            with suppress(*UNREADABLE):  # a damaged part has no size
+                form: Any = json.loads(payload) if payload else {}
+                form |= {"type": row["type"]}
+                form |= {} if row["text"] is None else {"text": row["text"]}
+                parts[row["message_hash"]].append(Part.from_dict(form))
         for hash, of_message in parts.items():
             sizes[hash] = token_estimate.estimate_message(Message("user", of_message))
         for hash, message in reader.messages(whole).items():
@@ -347,16 +355,12 @@ def _tool_sizes(reader: LogReader, tool_ids: Iterable[int]) -> dict[int, int]:
         " where id in (select value from json_each(:ids))",
         {"ids": json.dumps(list(tool_ids))},
     )
-    return {
-        row["id"]: token_estimate.estimate(
-            chat.ChatRequest(
-                None,
-                [],
-                (llm.Tool(row["name"], row["description"], json.loads(row["input_schema"])),),
-            )
-        )
-        for row in rows
-    }
+    sizes = {}
+    for row in rows:
+        with suppress(*UNREADABLE):
+            tool = llm.Tool(row["name"], row["description"], json.loads(row["input_schema"]))
+            sizes[row["id"]] = token_estimate.estimate(chat.ChatRequest(None, [], (tool,)))
+    return sizes
 
 
 def _contents(reader: LogReader, hashes: Sequence[str]) -> dict[str, Message]:

@@ -7,16 +7,18 @@ exchanges that failed while continuing one of these, and llm's own turns.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal
 
 from ..core.chat import Usage
-from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary
+from ..recorder.damage import COUNT, EPOCH, OPTIONAL_TEXT, Damage, utc
+from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary, time_of_id
 from ..recorder.ids import find_thread
 from ..recorder.reader import Filter, LogReader
-from ..recorder.store import SUMMARY_COLUMNS, summary_of
+from ..recorder.store import SUMMARY_COLUMNS
 from .tree import Node, TreeRow, tree_rows, with_previous
 
 Origin = Literal["fork", "compacted", "call", "quote"]
@@ -32,6 +34,7 @@ class Thread:
     exchanges: includes those that failed without a turn. turns: includes llm's own.
     usage: the sums of the providers' counts.
     forked_from, origin: the thread that it forked from, and how.
+    damaged: the ids of those of its exchanges that can't be read completely.
     """
 
     id: str
@@ -45,6 +48,7 @@ class Thread:
     usage: Usage
     forked_from: str | None = None
     origin: Origin | None = None
+    damaged: tuple[str, ...] = ()
 
 
 def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> list[Thread]:
@@ -64,11 +68,7 @@ def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> li
     nodes: dict[str, list[Node]] = {id: [] for id in ids}
     for node in _nodes(reader, ids):
         nodes[node.thread_id].append(node)
-    return [
-        _thread(id, named[id]["name"], named[id]["forked_from"], nodes[id])
-        for id in ids
-        if nodes[id]
-    ]
+    return [_thread(id, named.get(id), nodes[id]) for id in ids if nodes[id]]
 
 
 def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
@@ -80,8 +80,12 @@ def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
             select distinct {_THREAD_ID} as id from proxy_exchanges
             where run_id is null and {condition}
         )
-        select id, (select max(turns.id) from turns where turns.thread_id = selected.id) as newest
-        from selected join threads using (id) order by newest desc limit :last
+        select id, max(
+            coalesce((select max(turns.id) from turns where turns.thread_id = selected.id), ''),
+            coalesce((select max(own.id) from proxy_exchanges as own
+                where own.thread_id = selected.id), '')
+        ) as newest
+        from selected where id is not null order by newest desc limit :last
         """,
         values | {"last": -1 if last is None else last},
     )
@@ -89,16 +93,21 @@ def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
 
 
 # An exchange that failed belongs to the thread of the turn that it would have continued.
-_THREAD_ID = "coalesce(thread_id, (select turns.thread_id from turns where turns.id = previous_id))"
+_THREAD_ID = (
+    "coalesce(thread_id, (select before.thread_id from proxy_exchanges as before"
+    " where before.id = proxy_exchanges.previous_id))"
+)
 
 
-def _thread(id: str, name: str | None, forked_from: str | None, nodes: Iterable[Node]) -> Thread:
+def _thread(id: str, row: sqlite3.Row | None, nodes: Iterable[Node]) -> Thread:
+    """Summarize a thread; its own row may have been deleted."""
+    name, forked_from = (None, None) if row is None else (row["name"], row["forked_from"])
     summaries = sorted((node.entry for node in nodes), key=lambda one: (one.received, one.id))
     link = summaries[0].link
     origin: Origin = link if link and link != "reply" else "fork"
     return Thread(
         id=id,
-        name=name or summaries[0].first_words,
+        name=name if name and isinstance(name, str) else summaries[0].first_words,
         began=summaries[0].received,
         moved=summaries[-1].received,
         clients=tuple(dict.fromkeys(one.client for one in summaries)),
@@ -108,6 +117,7 @@ def _thread(id: str, name: str | None, forked_from: str | None, nodes: Iterable[
         usage=_sum([one.usage for one in summaries]),
         forked_from=forked_from,
         origin=origin if forked_from else None,
+        damaged=tuple(one.id for one in summaries if one.damage),
     )
 
 
@@ -166,12 +176,13 @@ def _nodes(reader: LogReader, thread_ids: Sequence[str]) -> list[Node]:
         select {columns}, proxy_exchanges.message_hash, turns.tip_message_hash,
             coalesce(proxy_exchanges.thread_id, before.thread_id) as in_thread
         from proxy_exchanges left join turns using (id)
-        left join turns as before on before.id = previous_id
-        where number in (
+        left join proxy_exchanges as before on before.id = proxy_exchanges.previous_id
+        where proxy_exchanges.number in (
             select number from proxy_exchanges
             where thread_id in (select value from json_each(:ids))
             union all
-            select number from proxy_exchanges join turns as before on before.id = previous_id
+            select proxy_exchanges.number from proxy_exchanges
+            join proxy_exchanges as before on before.id = proxy_exchanges.previous_id
             where proxy_exchanges.thread_id is null
                 and before.thread_id in (select value from json_each(:ids))
         )
@@ -188,23 +199,11 @@ def _nodes(reader: LogReader, thread_ids: Sequence[str]) -> list[Node]:
         values,
     )
     return [
-        Node(summary_of(row), row["in_thread"], row["message_hash"], row["tip_message_hash"])
-        for row in ours
+        Node(entry, row["in_thread"], row["message_hash"], row["tip_message_hash"])
+        for entry, row in zip(reader.summaries(ours), ours, strict=True)
     ] + [
         Node(
-            ExchangeSummary(
-                id=row["id"],
-                received=_utc(row["datetime_utc"]),
-                dialect="",
-                path="",
-                client="llm",
-                model_used=row["model"],
-                thread_id=row["thread_id"],
-                status="ok",
-                duration_ms=row["duration_ms"],
-                usage=Usage(row["input_tokens"], row["output_tokens"]),
-                first_words=" ".join((row["prompt"] or "").split())[:FIRST_WORDS_CHARS],
-            ),
+            _entry_of_turn(row),
             row["thread_id"],
             row["parent_message_hash"],
             row["tip_message_hash"],
@@ -213,10 +212,27 @@ def _nodes(reader: LogReader, thread_ids: Sequence[str]) -> list[Node]:
     ]
 
 
-def _utc(text: str) -> datetime:
-    """Parse llm's time; those from its older tables have no time zone, and are UTC."""
-    at = datetime.fromisoformat(text)
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+def _entry_of_turn(row: sqlite3.Row) -> ExchangeSummary:
+    """Summarize one of llm's own turns."""
+    damage = Damage()
+    received = damage.read("datetime_utc", lambda: utc(row["datetime_utc"]), None)
+    return ExchangeSummary(
+        id=row["id"],
+        received=received or time_of_id(row["id"]) or EPOCH,
+        dialect="",
+        path="",
+        client="llm",
+        model_used=damage.value("model", row["model"], OPTIONAL_TEXT),
+        thread_id=row["thread_id"],
+        status="ok",
+        duration_ms=damage.value("duration_ms", row["duration_ms"], COUNT),
+        usage=Usage(
+            damage.value("input_tokens", row["input_tokens"], COUNT),
+            damage.value("output_tokens", row["output_tokens"], COUNT),
+        ),
+        first_words=" ".join(str(row["prompt"] or "").split())[:FIRST_WORDS_CHARS],
+        damage=damage.names,
+    )
 
 
 def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:

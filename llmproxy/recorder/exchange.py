@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 import llm
@@ -36,6 +36,7 @@ Relation = Literal["reply", "compacted", "call", "quote"]
 replies left in a compacted history, with the task of its tool call, by quoting its reply."""
 
 FIRST_WORDS_CHARS = 80  # of the prompt: fits in a line on a terminal
+ULID_TIME_CHARS = 10  # of an id; the rest is random
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,9 @@ class ExchangeSummary:
         repeat: attempt number, 0 for a warm-up, setup_ms: time to connect, if known, which
         is not included in the other times. All None if a client sent it.
     owner: the process that wrote it; filled in by the store.
+    damage: names of what could not be read from the log: columns, of llm's turn as
+        "turns.model", or "turn" (it is missing), "messages", "reply", "tools". Not a column;
+        empty unless something is damaged.
     """
 
     id: str
@@ -140,6 +144,7 @@ class ExchangeSummary:
     is_first_run: bool = False
     output_tokens_estimate: int | None = None
     owner: str | None = None
+    damage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +241,18 @@ def new_id() -> str:
     return str(monotonic_ulid()).lower()
 
 
+def time_of_id(id: str) -> datetime | None:
+    """Return the time at which an id was made, to the millisecond; None if it is no ULID."""
+    try:
+        ms = int(id[:ULID_TIME_CHARS].translate(_TO_BASE_32), 32)
+        return datetime.fromtimestamp(ms / 1000, UTC)
+    except (ValueError, OverflowError):
+        return None
+
+
+_TO_BASE_32 = str.maketrans("jkmnpqrstvwxyz", "ijklmnopqrstuv")
+
+
 def begun(
     id: str,
     received: datetime,
@@ -303,13 +320,18 @@ def _remote(attachment: llm.Attachment) -> llm.Attachment:
 
 
 def summary_to_json(summary: ExchangeSummary) -> dict[str, Any]:
-    """Convert a summary to JSON values."""
+    """Convert a summary to JSON values; `damage` is a member only if there is any."""
     values = {f.name: getattr(summary, f.name) for f in fields(ExchangeSummary)}
-    return values | {
-        "received": summary.received.isoformat(),
-        "usage": asdict(summary.usage),
-        "ignored": list(summary.ignored),
-    }
+    del values["damage"]
+    return (
+        values
+        | {
+            "received": summary.received.isoformat(),
+            "usage": asdict(summary.usage),
+            "ignored": list(summary.ignored),
+        }
+        | ({"damage": list(summary.damage)} if summary.damage else {})
+    )
 
 
 def to_json(exchange: Exchange) -> dict[str, Any]:
@@ -369,6 +391,7 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
             "received": datetime.fromisoformat(values["received"]),
             "usage": chat.Usage(**values["usage"]),
             "ignored": tuple(values["ignored"]),
+            "damage": tuple(values.get("damage", ())),
         },
         request=RawRequest(**values["request"]),
         turn=turn,

@@ -13,14 +13,15 @@ import marshal
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import llm
 import sqlite_utils
-from llm.logs import LogStore
+from llm.logs import LogStore, message_hash
 from llm.models import _conversation_name
-from llm.parts import Message, TextPart
+from llm.parts import Message, Part, TextPart
 
+from .damage import UNREADABLE
 from .exchange import Turn, last_text, with_remote_attachments
 
 
@@ -178,28 +179,70 @@ MESSAGE_CHAIN = """
 """SQL for the messages after `:after` up to `:tip`: their hashes and roles."""
 
 
-def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> list[Message]:
+class Chain(NamedTuple):
+    """Messages in order; not `is_whole` if some are missing, or only partly readable."""
+
+    messages: list[Message]
+    is_whole: bool
+
+
+def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> Chain:
     """Read the messages after `after` up to `tip` at once; llm reads them one by one.
 
-    Raises:
-        KeyError: one of them is missing.
+    If one of them is missing, those before it can't be found either.
     """
     rows = log.db.execute(MESSAGE_CHAIN, {"tip": tip, "after": after})
-    hashes = [hash for hash, _ in rows]
-    messages = read_messages(log, hashes)
-    return [messages[hash] for hash in hashes]
+    return read_messages(log, [hash for hash, _ in rows])
 
 
-def read_messages(log: LogStore, hashes: Sequence[str]) -> dict[str, Message]:
-    """Read messages by their hashes; missing ones are left out."""
+def read_messages(log: LogStore, hashes: Sequence[str]) -> Chain:
+    """Read messages by their hashes, in this order."""
+    found, damaged = find_messages(log, hashes)
+    messages = [found[hash] for hash in hashes if hash in found]
+    return Chain(messages, len(messages) == len(hashes) and not damaged)
+
+
+def find_messages(log: LogStore, hashes: Sequence[str]) -> tuple[dict[str, Message], set[str]]:
+    """Read messages by their hashes; missing ones are left out.
+
+    Returns also the hashes of damaged ones, of which only the text is returned.
+    """
     rows = log.db.execute(
-        "select hash, role, provider_metadata from messages"
+        "select hash, parent_hash, role, provider_metadata from messages"
         " where hash in (select value from json_each(:hashes))",
         {"hashes": json.dumps(hashes)},
     ).fetchall()
-    parts = log._load_parts([hash for hash, _, _ in rows])
-    messages = [
-        Message(role, parts.get(hash, []), json.loads(metadata) if metadata else None)
-        for hash, role, metadata in rows
-    ]
-    return dict(zip((hash for hash, _, _ in rows), with_remote_attachments(messages), strict=True))
+    try:
+        parts = log._load_parts([row[0] for row in rows])
+    except UNREADABLE:  # one of them is damaged
+        parts = None
+    messages = {}
+    damaged = set()
+    for hash, parent, role, metadata in rows:
+        try:
+            loaded = log._load_parts([hash]) if parts is None else parts
+            messages[hash] = _message(hash, parent, role, metadata, loaded.get(hash, []))
+        except UNREADABLE:
+            messages[hash] = Message(str(role), _stored_texts(log, hash))
+            damaged.add(hash)
+    return messages, damaged
+
+
+def _message(
+    hash: str, parent: str | None, role: str, metadata: str | None, parts: list[Part]
+) -> Message:
+    message = Message(role, parts, json.loads(metadata) if metadata else None)
+    if any(type(getattr(part, "text", "")) is not str for part in parts):
+        raise ValueError("it has text that is no text")
+    # Few messages have no parts; if this one had some, they are missing.
+    if not isinstance(role, str) or (not parts and message_hash(message, parent) != hash):
+        raise ValueError("it was changed")
+    (message,) = with_remote_attachments([message])
+    return message
+
+
+def _stored_texts(log: LogStore, hash: str) -> list[Part]:
+    rows = log.db.execute(
+        "select text from parts where message_hash = ? order by position", (hash,)
+    )
+    return [TextPart(str(text)) for (text,) in rows if isinstance(text, str)]

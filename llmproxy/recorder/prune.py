@@ -3,14 +3,19 @@
 It is all one transaction, which holds the write lock; proxies that run meanwhile spool.
 Whatever is shared with something that stays (a message of another thread, a fragment's
 attachment, a blob of another request) stays as well.
+
+Then the file is rewritten. SQLite only marks deleted content as free, and a row that has grown
+leaves its older self behind; FTS5 keeps deleted words in the segments of its index; and the
+write-ahead log has whatever was written last.
 """
 
 from __future__ import annotations
 
+import glob
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .reader import Filter, LogReader
@@ -22,16 +27,24 @@ TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
 
 @dataclass(frozen=True)
 class Pruned:
-    """The numbers of rows that were deleted, or would be."""
+    """The numbers of rows that were deleted, or would be.
+
+    remnants: why deleted content may still be in the log's files, for people to read; empty if
+        none is left, or if nothing was deleted.
+    """
 
     exchanges: int
     turns: int
     messages: int
     contents: int
+    remnants: tuple[str, ...] = ()
 
 
 def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
     """Delete the exchanges that the filter selects, except running ones.
+
+    What they said is not in the file afterwards, nor in its write-ahead log, so the whole file
+    is written anew. That takes as much free space again, and time if it is large.
 
     Raises:
         ValueError: the filter selects all exchanges.
@@ -46,6 +59,7 @@ def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
             f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
         )
         with closing(connection):
+            connection.execute("PRAGMA secure_delete = on")  # in case the rewriting fails
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
                 "create temp table gone as select id, message_hash, thread_id, previous_id, run_id"
@@ -54,20 +68,37 @@ def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
                 values,
             )
             pruned = _prune(connection)
-            connection.execute("ROLLBACK" if dry_run else "COMMIT")
-    return pruned
+            if dry_run or not pruned.exchanges:
+                connection.execute("ROLLBACK")
+                return pruned
+            # A segment of the index still has the deleted words, beside a note of deletion.
+            connection.execute("insert into turn_search_fts (turn_search_fts) values ('rebuild')")
+            connection.execute("COMMIT")
+            return replace(pruned, remnants=(*_rewrite(connection, path), *_spooled(path)))
+
+
+def _rewrite(connection: sqlite3.Connection, path: Path) -> list[str]:
+    """Rewrite the file and empty its write-ahead log; return why deleted content may be left."""
+    try:
+        connection.execute("VACUUM")
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint (truncate)").fetchone()
+    except sqlite3.Error as exc:
+        return [f"{path} could not be rewritten ({exc}): `sqlite-utils vacuum {path}` does so"]
+    if busy:
+        return [f"another program reads {path}, so {path.name}-wal could not be emptied"]
+    return []
+
+
+def _spooled(path: Path) -> list[str]:
+    """Name the spools beside the log: their exchanges are not in the log yet."""
+    spools = sorted(path.parent.glob(f"{glob.escape(path.name)}-llmproxy-*.jsonl"))
+    return [f"{spool} holds exchanges for the log that were not looked at" for spool in spools]
 
 
 def _prune(connection: sqlite3.Connection) -> Pruned:
-    messages = _column(
-        connection,
-        "select message_hash from gone union select tip_message_hash from turns"
-        " where id in (select id from gone)",
-    )
-    tools = _column(
-        connection, "select tool_id from turn_tools where turn_id in (select id from gone)"
-    )
-    schemas = _column(connection, "select schema_id from turns where id in (select id from gone)")
+    messages = _column(connection, _ENDS)
+    tools = _column(connection, _TOOLS)
+    schemas = _column(connection, _SCHEMAS)
     for table in ("turn_tools", "turn_fragments", "tool_instantiations", "turn_search"):
         connection.execute(f"delete from {table} where turn_id in (select id from gone)")
     for table in ("proxy_replies", "proxy_calls"):
@@ -99,6 +130,31 @@ def _prune(connection: sqlite3.Connection) -> Pruned:
     return Pruned(exchanges, turns, deleted, contents)
 
 
+# Where a turn was deleted by hand, its reply is below the request, and nothing ends with it;
+# its tools and its schema can be any that nothing uses.
+_LOST = (
+    "select message_hash from gone where thread_id is not null and id not in (select id from turns)"
+)
+_TOOLS = f"""
+    select tool_id from turn_tools where turn_id in (select id from gone)
+    union select id from tools where exists ({_LOST})
+"""
+_SCHEMAS = f"""
+    select schema_id from turns where id in (select id from gone)
+    union select id from schemas where exists ({_LOST})
+"""
+_ENDS = f"""
+    with recursive below (hash) as (
+        {_LOST}
+        union
+        select messages.hash from messages join below on messages.parent_hash = below.hash
+    )
+    select message_hash from gone
+    union select tip_message_hash from turns where id in (select id from gone)
+    union select hash from below
+"""
+
+
 def _settle_threads(connection: sqlite3.Connection) -> None:
     """Set threads back to the last turn that stays; delete those without any."""
     connection.execute(
@@ -113,6 +169,17 @@ def _settle_threads(connection: sqlite3.Connection) -> None:
             select tip_message_hash from turns where turns.thread_id = threads.id
             order by turns.id desc limit 1
         ) where id in (select thread_id from gone)
+        """
+    )
+    # Its name is the beginning of its first prompt, which may be gone.
+    connection.execute(
+        """
+        update threads set name = (
+            select coalesce(first_words, '') from turns left join proxy_exchanges using (id)
+            where turns.thread_id = threads.id order by turns.id limit 1
+        ) where id in (select thread_id from gone where id < (
+            select min(turns.id) from turns where turns.thread_id = threads.id
+        ))
         """
     )
     connection.execute(

@@ -23,9 +23,10 @@ from llm.parts import Message
 
 from ..core.errors import NotFound
 from . import timeline
+from .damage import COUNT, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
 from .ids import find_exchanges, find_thread
-from .llm_turns import MESSAGE_CHAIN, read_chain, read_messages
+from .llm_turns import MESSAGE_CHAIN, find_messages, read_chain, read_messages
 from .request_store import restore
 from .store import (
     SCHEMA_VERSION,
@@ -142,7 +143,29 @@ class LogReader:
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [summary_of(row) for row in self._listed(SUMMARY_COLUMNS, filter, last)]
+        return self.summaries(self._listed(SUMMARY_COLUMNS, filter, last))
+
+    def summaries(self, rows: Iterable[sqlite3.Row]) -> list[ExchangeSummary]:
+        """Make summaries from rows with their columns.
+
+        A row that is damaged, or whose turn was deleted, names what it lacks in `damage`.
+
+        Raises:
+            Unusable: the file can't be read any more.
+        """
+        entries = [summary_of(row) for row in rows]
+        ids = [entry.id for entry in entries if entry.thread_id is not None]
+        turns = self.rows(
+            "select id from turns where id in (select value from json_each(:ids))",
+            {"ids": json.dumps(ids)},
+        )
+        gone = set(ids).difference(row["id"] for row in turns)
+        return [
+            replace(entry, thread_id=None, damage=(*entry.damage, "turn"))
+            if entry.id in gone
+            else entry
+            for entry in entries
+        ]
 
     def ids(self, filter: Filter = Filter(), *, last: int | None = None) -> list[str]:
         """List the ids of exchanges, as `entries` does.
@@ -167,7 +190,8 @@ class LogReader:
         """Read one exchange completely.
 
         id: in any form, as `resolve` takes it. Its turn is None if llm's tables have neither
-            a turn nor messages of it.
+            a turn nor messages of it. What can't be read has its default, and is named in
+            `damage`; of a damaged body or message, the rest is returned.
 
         Raises:
             NotFound: there is no exchange with this id.
@@ -213,103 +237,119 @@ class LogReader:
         raise NotFound(f"the log has no exchange {id}")  # pruned meanwhile
 
     def _exchange(self, row: sqlite3.Row, *, is_whole: bool = True) -> tuple[Exchange, int]:
-        entry = summary_of(row)
+        (entry,) = self.summaries([row])
+        damage = Damage(entry.damage)
         with translated(self.path):
-            turn, earlier = self._turn(row, is_whole)
-            body = restore(row["body"], self._blob) if is_whole else None
-            exchange = Exchange(
-                **{field.name: getattr(entry, field.name) for field in fields(ExchangeSummary)},
-                request=RawRequest(json.loads(row["headers"]), row["query"], body),
-                turn=turn,
-                replay_key=row["replay_key"],
-                events=timeline.decode(json.loads(row["timeline"]), turn.reply)
-                if turn and row["timeline"]
-                else [],
+            turn, earlier = self._turn(row, entry, damage, is_whole)
+            has_reply = turn is not None and not {"turn", "reply"}.intersection(damage.names)
+            request = RawRequest(
+                damage.read("headers", lambda: headers_of(row["headers"]), {}),
+                damage.value("query", row["query"], TEXT),
+                self._body(row["body"], damage) if is_whole else None,
             )
-        return exchange, earlier
+            exchange = Exchange(
+                **{field.name: getattr(entry, field.name) for field in fields(ExchangeSummary)}
+                | {"damage": ()},
+                request=request,
+                turn=turn,
+                replay_key=damage.value("replay_key", row["replay_key"], OPTIONAL_TEXT),
+                events=events_of(row, turn.reply, damage) if turn and has_reply else [],
+            )
+        return replace(exchange, damage=damage.names), earlier
+
+    def _body(self, text: str, damage: Damage) -> Any:
+        """Restore a request's body; if it is damaged, as much of it as can be."""
+        try:
+            if type(text) is str:
+                return restore(text, self._blob)
+        except UNREADABLE:
+            pass
+        damage.add("body")
+        with suppress(*UNREADABLE):
+            return restore(text, self._blob_or_note)
+        return text if isinstance(text, str) else None
 
     def _blob(self, hash: str) -> str:
         row = self._conn.execute(
             "select text from proxy_contents where hash = ?", (hash,)
         ).fetchone()
-        return str(row["text"])
+        if row is None or type(row["text"]) is not str:
+            raise KeyError(hash)
+        return row["text"]
 
-    def _turn(self, row: sqlite3.Row, is_whole: bool) -> tuple[Turn | None, int]:
+    def _blob_or_note(self, hash: str) -> str:
+        with suppress(*UNREADABLE):
+            text = self._blob(hash)
+            json.loads(text)
+            return text
+        return json.dumps([f"({hash} is missing)"])  # a list, since it may be one's items
+
+    def _turn(
+        self, row: sqlite3.Row, entry: ExchangeSummary, damage: Damage, is_whole: bool
+    ) -> tuple[Turn | None, int]:
         turn = self._conn.execute(
             "select turns.*, schemas.content as schema_json from turns"
             " left join schemas on schemas.id = turns.schema_id where turns.id = ?",
             (row["id"],),
         ).fetchone()
         tip = row["message_hash"] if turn is None else turn["parent_message_hash"]
-        messages, earlier = self._request_messages(tip, is_whole)
+        messages, earlier = self._request_messages(tip, damage, is_whole)
         if turn is not None:
-            return self._turn_of(turn, messages), earlier
+            return self._turn_of(turn, entry, messages, damage), earlier
         if tip is None:
             return None, 0
         return Turn(
-            id=row["id"],
-            thread_id=row["id"],
-            model=row["model_used"],
+            id=entry.id,
+            thread_id=entry.id,
+            model=entry.model_used or "",
             messages=messages,
             reply=[],
-            started=datetime.fromisoformat(row["received"]),
-            duration_ms=int(row["duration_ms"] or 0),
+            started=entry.received,
+            duration_ms=int(entry.duration_ms or 0),
         ), earlier
 
-    def _request_messages(self, tip: str | None, is_whole: bool) -> tuple[list[Message], int]:
+    def _request_messages(
+        self, tip: str | None, damage: Damage, is_whole: bool
+    ) -> tuple[list[Message], int]:
         """Return the messages up to `tip`, or only the last of them, and how many precede these."""
-        if is_whole:
-            return read_chain(self._log, tip), 0
         chain = self._conn.execute(MESSAGE_CHAIN, {"tip": tip, "after": None}).fetchall()
         replies = [count for count, row in enumerate(chain, 1) if row["role"] == "assistant"]
-        earlier = replies[-1] if replies else 0
-        hashes = [row["hash"] for row in chain[earlier:]]
-        messages = read_messages(self._log, hashes)
-        return [messages[hash] for hash in hashes], earlier
+        earlier = 0 if is_whole or not replies else replies[-1]
+        messages, are_sound = read_messages(self._log, [row["hash"] for row in chain[earlier:]])
+        if not are_sound or any(row["role"] is None for row in chain):
+            damage.add("messages")
+        return messages, earlier
 
-    def _turn_of(self, row: sqlite3.Row, messages: list[Message]) -> Turn:
+    def _turn_of(
+        self, row: sqlite3.Row, entry: ExchangeSummary, messages: list[Message], damage: Damage
+    ) -> Turn:
         reply = read_chain(self._log, row["tip_message_hash"], after=row["parent_message_hash"])
-        tools = self._conn.execute(
-            "select tools.* from turn_tools join tools on tools.id = turn_tools.tool_id"
-            " where turn_id = ? order by turn_tools.rowid",
-            (row["id"],),
-        )
+        if not reply.is_whole:
+            damage.add("reply")
         response_json = None
-        if self._asks_models or '"m.' not in (row["response_json"] or ""):
+        is_readable = self._asks_models or '"m.' not in str(row["response_json"])
+        if is_readable and not {"messages", "reply"}.intersection(damage.names):
             with suppress(UncondenseError):
-                response_json = self._log.turn_response_json(row["id"])
+                response_json = damage.read(
+                    "turns.response_json", lambda: self._log.turn_response_json(row["id"]), None
+                )
         return Turn(
             id=row["id"],
-            thread_id=row["thread_id"],
-            model=row["model"],
             messages=messages,
-            reply=reply,
-            started=datetime.fromisoformat(row["datetime_utc"]),
-            duration_ms=row["duration_ms"],
-            resolved_model=row["resolved_model"],
-            options=_json(row["options_json"]),
-            tools=tuple(
-                llm.Tool(
-                    tool["name"],
-                    tool["description"],
-                    json.loads(tool["input_schema"]),
-                    plugin=tool["plugin"],
-                )
-                for tool in tools
-            ),
-            schema=_json(row["schema_json"]),
-            usage=llm.Usage(row["input_tokens"], row["output_tokens"], _json(row["token_details"])),
+            reply=reply.messages,
+            tools=damage.read("tools", lambda: read_tools(self._conn, row["id"]), ()),
             response_json=response_json,
+            **turn_facts(row, entry.received, damage),
         )
 
     def messages(self, hashes: Sequence[str]) -> dict[str, Message]:
-        """Read messages by their hashes; missing ones are left out.
+        """Read messages by their hashes; missing ones are left out, damaged ones have only text.
 
         Raises:
             Unusable: the file can't be read any more.
         """
         with translated(self.path):
-            return read_messages(self._log, hashes)
+            return find_messages(self._log, hashes)[0]
 
     def follow(self, filter: Filter = Filter()) -> Follower:
         """Start to watch for exchanges that begin or end from now on."""
@@ -359,11 +399,91 @@ class Follower:
             else:
                 self._running.discard(row["number"])
             self._last = max(self._last, row["number"])
-        return [summary_of(row) for row in changed if row["is_selected"]]
+        return self._reader.summaries(row for row in changed if row["is_selected"])
 
 
-def _json(text: str | None) -> Any:
-    return None if text is None else json.loads(text)
+def turn_facts(row: sqlite3.Row, received: datetime, damage: Damage) -> dict[str, Any]:
+    """Return the fields of a turn that are columns of llm's `turns`, and its schema.
+
+    received: stands for the time at which it started, if that can't be read.
+    """
+
+    def value(name: str, kind: Kind) -> Any:
+        return damage.value(f"turns.{name}", row[name], kind)
+
+    def parsed(name: str) -> Any:
+        return damage.read(f"turns.{name}", lambda: _object(row[name]), None)
+
+    return {
+        "thread_id": value("thread_id", TEXT),
+        "model": value("model", TEXT),
+        "started": damage.read("turns.datetime_utc", lambda: utc(row["datetime_utc"]), received),
+        "duration_ms": value("duration_ms", COUNT) or 0,
+        "resolved_model": value("resolved_model", OPTIONAL_TEXT),
+        "options": parsed("options_json"),
+        "schema": parsed("schema_json"),
+        "usage": llm.Usage(
+            value("input_tokens", COUNT), value("output_tokens", COUNT), parsed("token_details")
+        ),
+    }
+
+
+def read_tools(connection: sqlite3.Connection, turn_id: str) -> tuple[llm.Tool, ...]:
+    """Read the tools of a turn.
+
+    Raises:
+        ValueError, TypeError: one of them is damaged or missing.
+    """
+    rows = connection.execute(
+        "select name, description, input_schema, plugin from turn_tools"
+        " left join tools on tools.id = tool_id where turn_id = ? order by turn_tools.rowid",
+        (turn_id,),
+    )
+    return tuple(
+        llm.Tool(name, description, parse_json(schema), plugin=plugin)
+        for name, description, schema, plugin in rows
+    )
+
+
+def events_of(
+    row: sqlite3.Row, reply: Sequence[Message], damage: Damage
+) -> list[timeline.TimedEvent]:
+    """Decode the timeline of an exchange with this reply; no events if that can't be done."""
+    if row["timeline"] is None:
+        if row["event_count"] and row["thread_id"] is not None:
+            damage.add("timeline")
+        return []
+    return damage.read("timeline", lambda: timeline.decode(parse_json(row["timeline"]), reply), [])
+
+
+def parse_json(text: str) -> Any:
+    """Parse a column of JSON.
+
+    Raises:
+        ValueError, TypeError: it has something else.
+    """
+    if type(text) is not str:
+        raise ValueError("it is no text, or not UTF-8")
+    return json.loads(text)
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    value = None if text is None else parse_json(text)
+    if not isinstance(value, dict | None):
+        raise TypeError("it is no JSON object")
+    return value
+
+
+def headers_of(text: str) -> dict[str, str]:
+    """Parse the column `headers`.
+
+    Raises:
+        ValueError, TypeError: it has something else.
+    """
+    value = parse_json(text)
+    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+        raise TypeError("they are no headers")
+    return value
 
 
 def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
@@ -384,6 +504,7 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
     )
     try:
         connection.row_factory = sqlite3.Row
+        connection.text_factory = decode
         return connection, _ReadOnlyLog(connection), _version(connection, path)
     except BaseException:
         connection.close()
@@ -415,8 +536,10 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     if not connection.execute("pragma table_info(proxy_meta)").fetchall():
         return 0
     row = connection.execute("select value from proxy_meta where name = 'schema'").fetchone()
+    if row is None or not isinstance(row[0], int):
+        raise Unusable(f"{path}: the version of its tables is missing from proxy_meta")
     check_version(row[0], path)
-    return int(row[0])
+    return row[0]
 
 
 class _ReadOnlyLog(LogStore):

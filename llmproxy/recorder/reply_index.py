@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from llm.logs import LogStore
 from llm.parts import Message
 
 from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
+from .damage import UNREADABLE
 from .llm_turns import read_chain, read_messages
 
 SCHEMA = (
@@ -68,10 +70,12 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
     # By the last message of turns' requests: most turns continue another one.
     hashers: dict[str | None, HistoryHasher] = {None: HistoryHasher()}
     for turn_id, parent, tip in turns:
-        reply_messages = read_chain(log, tip, after=parent)
+        reply_messages, is_whole = read_chain(log, tip, after=parent)
         start, asked = _messages_since(log, hashers.keys(), parent)
+        if asked is None or not is_whole:
+            continue
         if asked and asked[-1].role == "assistant":  # a prefill that the reply continues
-            reply = reply_of(read_chain(log, parent), reply_messages)
+            reply = reply_of(read_chain(log, parent).messages, reply_messages)
         else:
             hasher = hashers[start].copy()
             for message in asked:
@@ -85,17 +89,21 @@ def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:
 
 def _messages_since(
     log: LogStore, starts: Container[str | None], tip: str | None
-) -> tuple[str | None, list[Message]]:
-    """Return the last of `starts` on the way to `tip`, and the messages after it."""
+) -> tuple[str | None, list[Message] | None]:
+    """Return the last of `starts` on the way to `tip`, and the messages after it.
+
+    Returns None instead of the messages if one of them is damaged or missing.
+    """
     hashes: list[str] = []
     while tip not in starts:
         assert tip is not None, "None is one of the starts"
         hashes.append(tip)
-        (tip,) = log.db.execute(
-            "select parent_hash from messages where hash = ?", (tip,)
-        ).fetchone()
-    messages = read_messages(log, hashes)
-    return tip, [messages[hash] for hash in reversed(hashes)]
+        row = log.db.execute("select parent_hash from messages where hash = ?", (tip,)).fetchone()
+        if row is None:
+            return None, None
+        (tip,) = row
+    messages, is_whole = read_messages(log, hashes[::-1])
+    return tip, messages if is_whole else None
 
 
 @dataclass(frozen=True)
@@ -137,13 +145,15 @@ _FIND = {
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A part of a turn's reply that another conversation may begin with."""
+    """A part of a turn's reply that another conversation may begin with.
+
+    text: of a text. arguments: of a tool call.
+    """
 
     turn_id: str
     thread_id: str
-    type: str
     text: str | None
-    payload: dict[str, Any]
+    arguments: Mapping[str, Any]
 
 
 class Replies:
@@ -185,7 +195,7 @@ class Replies:
             """
             with recursive before (id) as (
                 select previous_id from proxy_exchanges where id = ? and link = 'reply'
-                union all
+                union
                 select previous_id from proxy_exchanges join before using (id)
                 where link = 'reply'
             )
@@ -196,23 +206,24 @@ class Replies:
         return {(key, question_key) for key, question_key in rows}
 
     def messages(self, turn: Candidate) -> list[Message]:
-        """Return all messages of a turn's request."""
-        return read_chain(self._log, turn.parent_hash)
+        """Return all messages of a turn's request that can be read."""
+        return read_chain(self._log, turn.parent_hash).messages
 
     def reply(self, turn: Candidate) -> list[Message]:
-        """Return a turn's reply as it was recorded."""
+        """Return a turn's reply as it was recorded, or no messages if it is damaged."""
         ends = turn.parent_hash, turn.tip_hash
         if ends not in self._cached:
             if len(self._cached) >= MAX_CACHED_REPLIES:
                 self._cached.clear()
-            self._cached[ends] = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
+            reply = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
+            self._cached[ends] = reply.messages if reply.is_whole else []
         return self._cached[ends]
 
     def recent_excerpts(self) -> list[Excerpt]:
         """Return the parts of the most recent replies, newest first."""
         rows = self._connection.execute(
             """
-            select turns.id, turns.thread_id, type, text, payload from (
+            select turns.id, turns.thread_id, text, payload from (
                 select id from proxy_exchanges where status = 'ok' and run_id is null
                 order by number desc limit ?
             ) join turns using (id) join parts on message_hash = tip_message_hash
@@ -220,7 +231,9 @@ class Replies:
             """,
             (RECENT_TURNS,),
         )
-        return [
-            Excerpt(turn_id, thread_id, type_, text, json.loads(payload or "{}"))
-            for turn_id, thread_id, type_, text, payload in rows
-        ]
+        excerpts = []
+        for turn_id, thread_id, text, payload in rows:
+            with suppress(*UNREADABLE):
+                arguments = dict(json.loads(payload or "{}").get("arguments", {}))
+                excerpts.append(Excerpt(turn_id, thread_id, text and str(text), arguments))
+        return excerpts

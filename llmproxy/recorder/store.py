@@ -20,14 +20,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_type_hints
 
 import llm
 
 from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline
-from .exchange import Exchange, ExchangeSummary
+from .damage import COUNT, EPOCH, Damage, decode, kind_of, utc
+from .exchange import Exchange, ExchangeSummary, time_of_id
 from .llm_turns import Conversation, TurnLog, TurnRecord
 from .process_lock import ProcessLock
 from .request_store import Deduplicated, deduplicate, dumps
@@ -236,6 +237,7 @@ class Store:
             # replaced.
             self._identity = identity(path)
             self._conn = sqlite3.connect(path, timeout=BUSY_TIMEOUT_MS / 1000, isolation_level=None)
+            self._conn.text_factory = decode
             try:
                 self._conn.execute("PRAGMA journal_mode = wal")
                 # A commit then survives the process, though not a power cut, and the
@@ -569,28 +571,35 @@ def columns(summary: ExchangeSummary) -> dict[str, Any]:
 
 
 def summary_of(row: sqlite3.Row) -> ExchangeSummary:
-    """Make a summary from its columns."""
+    """Make a summary from its columns; what can't be one's value is named in its `damage`."""
+    damage = Damage()
+    values = {name: damage.value(name, row[name], kind) for name, kind in _PLAIN_COLUMNS.items()}
+    usage = {name: damage.value(name, row[name], COUNT) for name in _USAGE_COLUMNS}
+    received = damage.read("received", lambda: utc(row["received"]), None)
+    no_texts: list[str] = []
+    ignored = damage.read("ignored", lambda: _texts(json.loads(row["ignored"])), no_texts)
     return ExchangeSummary(
-        **{name: row[name] for name in _PLAIN_COLUMNS}
-        | {
-            "received": datetime.fromisoformat(row["received"]),
-            **{name: bool(row[name]) for name in _BOOLEAN_COLUMNS},
-            "ignored": tuple(json.loads(row["ignored"])),
-            "usage": Usage(**{field.name: row[field.name] for field in fields(Usage)}),
-        }
+        **values,
+        received=received or time_of_id(values["id"]) or EPOCH,
+        ignored=tuple(ignored),
+        usage=Usage(**usage),
+        damage=damage.names,
     )
 
 
-_PLAIN_COLUMNS = {field.name for field in fields(ExchangeSummary)} - {
-    "received",
-    "ignored",
-    "usage",
+def _texts(values: Any) -> list[str]:
+    if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
+        raise TypeError("it is no list of texts")
+    return values
+
+
+_USAGE_COLUMNS = [field.name for field in fields(Usage)]
+_PLAIN_COLUMNS = {
+    name: kind_of(annotation)
+    for name, annotation in get_type_hints(ExchangeSummary).items()
+    if name not in ("received", "ignored", "usage", "damage")
 }
-_BOOLEAN_COLUMNS = [field.name for field in fields(ExchangeSummary) if field.type == "bool"]
-SUMMARY_COLUMNS = (
-    *(field.name for field in fields(ExchangeSummary) if field.name != "usage"),
-    *(field.name for field in fields(Usage)),
-)
+SUMMARY_COLUMNS = (*_PLAIN_COLUMNS, "received", "ignored", *_USAGE_COLUMNS)
 
 
 def _create(path: Path) -> None:

@@ -148,6 +148,11 @@ def decode(timeline: Mapping[str, Any], reply: Sequence[Message]) -> list[TimedE
             message_index=part.get("message", 0),
         )
         events.append((at_ms, event))
+    for place, source in enumerate(sources):
+        if isinstance(source, TextPart | ReasoningPart):
+            type_ = "text" if isinstance(source, TextPart) else "reasoning"
+            if taken.get((place, type_), 0) != len(source.text):
+                raise ValueError("the timeline belongs to another reply")
     return events
 
 

@@ -1,4 +1,4 @@
-"""Check stored messages and request parts against their hashes.
+"""Check what is stored: messages and request parts against their hashes, the rest for being whole.
 
 Messages are read with their fragments and attachments and hashed by llm's own function, as
 `LogStore.verify` does, but in batches, and without requesting a URL to find out an
@@ -20,29 +20,29 @@ from llm.logs import LogStore, message_hash
 from llm.parts import Message, Part
 
 from ..core.attachments import find_attachments
+from .damage import EPOCH, TEXT, UNREADABLE, Damage
 from .exchange import with_remote_attachments
-from .reader import open_for_reading
+from .llm_turns import read_chain
+from .reader import events_of, headers_of, open_for_reading, parse_json, read_tools, turn_facts
 from .request_store import references
-from .store import translated
+from .store import summary_of, translated
 
 BATCH = 500  # messages in one query
-
-# Raised when a row is read that was edited by hand.
-_UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, OSError)
 
 
 @dataclass(frozen=True)
 class Broken:
-    """A message, or a stored part of a request, that no longer matches its hash.
+    """Something stored that was changed, is damaged, or is gone although it is referred to.
 
-    role: the message's; None for a part of a request.
+    kind: a message, a stored part of a request, an exchange, or a turn in llm's tables.
+    hash: of a message or part. role: the message's, None if it is gone.
     why: a reason for people to read.
     turn_id: a turn or exchange that contains it (`log ID` takes the latter), thread_id: its
         conversation; None if nothing refers to it.
     """
 
-    kind: Literal["message", "content"]
-    hash: str
+    kind: Literal["message", "content", "exchange", "turn"]
+    hash: str | None
     role: str | None
     why: str
     turn_id: str | None = None
@@ -51,15 +51,16 @@ class Broken:
 
 @dataclass(frozen=True)
 class Verified:
-    """The number of messages and request parts that were checked, and the broken ones."""
+    """The numbers of messages, request parts and exchanges that were checked; the broken things."""
 
     messages: int
     contents: int
+    exchanges: int
     broken: tuple[Broken, ...]
 
 
 def verify(path: Path) -> Verified:
-    """Hash all stored messages and request parts again.
+    """Hash all stored messages and request parts again; check that all exchanges can be read.
 
     Raises:
         Unusable: the file can't be read.
@@ -67,8 +68,6 @@ def verify(path: Path) -> Verified:
     with translated(path):
         connection, log, version = open_for_reading(path)
         with closing(connection):
-            # Text that is no longer UTF-8 has another hash, and is no reason to stop.
-            connection.text_factory = lambda data: data.decode("utf-8", "replace")
             connection.execute("BEGIN")  # one snapshot, even if others write meanwhile
             return _verify(connection, log, version)
 
@@ -77,21 +76,21 @@ def _verify(connection: sqlite3.Connection, log: LogStore, version: int) -> Veri
     tables = {row[0] for row in connection.execute("select name from sqlite_master")}
     messages = _Messages(connection, log)
     wrong_messages = list(messages.broken()) if "messages" in tables else []
-    contents, wrong_blobs = _broken_blobs(connection) if version else (0, [])
-    broken: list[Broken] = []
-    if wrong_messages:
-        users = _users_of_messages(connection, version)
-        broken += [
-            Broken("message", hash, role, why, *users.get(hash, (None, None)))
-            for hash, role, why in wrong_messages
-        ]
-    if wrong_blobs:
-        users = _users_of_blobs(connection)
-        broken += [
-            Broken("content", hash, None, "it was changed", *users.get(hash, (None, None)))
-            for hash in wrong_blobs
-        ]
-    return Verified(messages.count, contents, tuple(broken))
+    users = _users_of_messages(connection, version) if "turns" in tables else {}
+    broken = [
+        Broken("message", hash, role, why, *users.get(hash, (None, None)))
+        for hash, role, why in wrong_messages
+    ]
+    broken += _missing_messages(connection, users)
+    contents = exchanges = 0
+    if version:
+        contents, wrong_blobs = _broken_blobs(connection)
+        broken += wrong_blobs
+        exchanges, wrong_exchanges = _broken_exchanges(connection, log)
+        broken += wrong_exchanges
+    if "turns" in tables:
+        broken += _broken_turns(connection)
+    return Verified(messages.count, contents, exchanges, tuple(broken))
 
 
 class _Messages:
@@ -112,7 +111,7 @@ class _Messages:
             self.count += len(rows)
             try:
                 parts = self._log._load_parts([row["hash"] for row in rows])
-            except _UNREADABLE:
+            except UNREADABLE:
                 parts = None
             for row in rows:
                 why = self._why_broken(row, parts)
@@ -135,7 +134,7 @@ class _Messages:
             return _changed(message)
         except KeyError as exc:
             return f"something it refers to is missing: {exc}"
-        except _UNREADABLE as exc:
+        except UNREADABLE as exc:
             return f"it can't be read: {type(exc).__name__}: {exc}"
 
 
@@ -155,14 +154,97 @@ def _hash(message: Message, parent: str | None) -> str:
     return message_hash(message, parent)
 
 
-def _broken_blobs(connection: sqlite3.Connection) -> tuple[int, list[str]]:
+def _missing_messages(
+    connection: sqlite3.Connection, users: Mapping[str, tuple[str, str | None]]
+) -> list[Broken]:
+    """List the messages that turns and exchanges end with, but that are gone.
+
+    Those that are gone from the middle of a request are named by the messages after them.
+    """
+    stored = {hash for (hash,) in connection.execute("select hash from messages")}
+    middle = {
+        parent
+        for (parent,) in connection.execute(
+            "select parent_hash from messages except select tip_message_hash from turns"
+        )
+    }
+    return [
+        Broken("message", hash, None, "it is missing", *user)
+        for hash, user in users.items()
+        if hash not in stored and hash not in middle
+    ]
+
+
+def _broken_blobs(connection: sqlite3.Connection) -> tuple[int, list[Broken]]:
+    """Count the stored parts of requests, and list those that were changed or are missing."""
+    inner: dict[str, list[str]] = {}
+    changed = []
+    for hash, data in connection.execute("select hash, cast(text as blob) from proxy_contents"):
+        data = data or b""
+        inner[hash] = references(data.decode(errors="replace"))
+        if hashlib.sha256(data).hexdigest()[:32] != hash:
+            changed.append(hash)
+    users = _users_of_blobs(connection, inner)
+    missing = [hash for hash in users if hash not in inner]
+    return len(inner), [
+        Broken("content", hash, None, why, *users.get(hash, (None, None)))
+        for why, hashes in (("it was changed", changed), ("it is missing", missing))
+        for hash in hashes
+    ]
+
+
+def _broken_exchanges(connection: sqlite3.Connection, log: LogStore) -> tuple[int, list[Broken]]:
+    """Count the exchanges, and list those that can't be read."""
     count = 0
     broken = []
-    for hash, data in connection.execute("select hash, cast(text as blob) from proxy_contents"):
+    for row in connection.execute("select * from proxy_exchanges order by number"):
         count += 1
-        if hashlib.sha256(data).hexdigest()[:32] != hash:
-            broken.append(hash)
+        if why := _why_unreadable(connection, log, row):
+            broken.append(Broken("exchange", None, None, why, row["id"], row["thread_id"]))
     return count, broken
+
+
+def _why_unreadable(connection: sqlite3.Connection, log: LogStore, row: sqlite3.Row) -> str:
+    """Check an exchange by itself: not its messages, nor the stored parts of its request."""
+    damage = Damage(summary_of(row).damage)
+    damage.read("headers", lambda: headers_of(row["headers"]), None)
+    damage.read("body", lambda: parse_json(row["body"]), None)
+    damage.value("query", row["query"], TEXT)
+    turn = connection.execute(
+        "select parent_message_hash, tip_message_hash from turns where id = ?", (row["id"],)
+    ).fetchone()
+    if turn is not None:
+        reply = read_chain(log, turn["tip_message_hash"], after=turn["parent_message_hash"])
+        if reply.is_whole:
+            events_of(row, reply.messages, damage)
+    reasons = ["its turn is missing"] if turn is None and row["thread_id"] is not None else []
+    return "; ".join(reasons + _unreadable(damage))
+
+
+def _broken_turns(connection: sqlite3.Connection) -> list[Broken]:
+    """List the turns, llm's own included, whose columns or tools can't be read."""
+    rows = connection.execute(
+        "select turns.*, schemas.content as schema_json from turns"
+        " left join schemas on schemas.id = schema_id order by turns.id"
+    )
+    return [
+        Broken("turn", None, None, why, row["id"], row["thread_id"])
+        for row in rows
+        for why in _unreadable(_damage_of_turn(connection, row))
+    ]
+
+
+def _damage_of_turn(connection: sqlite3.Connection, row: sqlite3.Row) -> Damage:
+    damage = Damage()
+    turn_facts(row, EPOCH, damage)
+    damage.read("tools", lambda: read_tools(connection, row["id"]), None)
+    if row["schema_id"] is not None and row["schema_json"] is None:
+        damage.add("turns.schema_id")
+    return damage
+
+
+def _unreadable(damage: Damage) -> list[str]:
+    return [f"can't be read: {', '.join(damage.names)}"] if damage.names else []
 
 
 # ---- where it is used
@@ -174,7 +256,8 @@ def _users_of_messages(
     """Map each message to the first turn that contains it, and to the turn's thread."""
     parents = dict(connection.execute("select hash, parent_hash from messages").fetchall())
     ends: list[Any] = connection.execute(
-        "select id, thread_id, tip_message_hash from turns order by id"
+        "select id, thread_id, parent_message_hash from turns"
+        " union all select id, thread_id, tip_message_hash from turns order by id"
     ).fetchall()
     if version:
         ends += connection.execute(
@@ -188,20 +271,21 @@ def _users_of_messages(
     return users
 
 
-def _users_of_blobs(connection: sqlite3.Connection) -> dict[str, tuple[str, str | None]]:
-    """Map each stored part to the first exchange that refers to it, directly or not."""
+def _users_of_blobs(
+    connection: sqlite3.Connection, inner: Mapping[str, list[str]]
+) -> dict[str, tuple[str, str | None]]:
+    """Map each part that is referred to, directly or not, to the first exchange that does so.
+
+    inner: the references in each stored part.
+    """
     users: dict[str, tuple[str, str | None]] = {}
     for id, thread_id, body in connection.execute(
         "select id, thread_id, body from proxy_exchanges order by number"
     ):
-        todo: list[str] = references(body)
+        todo = references(str(body))
         while todo:
             hash = todo.pop()
-            if hash in users:
-                continue
-            users[hash] = id, thread_id
-            for (text,) in connection.execute(
-                "select text from proxy_contents where hash = ?", (hash,)
-            ):
-                todo += references(text)
+            if hash not in users:
+                users[hash] = id, thread_id
+                todo += inner.get(hash, [])
     return users

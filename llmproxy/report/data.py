@@ -39,6 +39,11 @@ class Measured:
     reply: Sequence[Message] = ()
 
     @property
+    def has_reply(self) -> bool:
+        """Whether `reply` is what the model said: not if that is damaged in the log."""
+        return not {"turn", "reply"}.intersection(self.exchange.damage)
+
+    @property
     def ttft_ms(self) -> float | None:
         """Time to the first event of any kind."""
         return self._without_wait(self.exchange.ttft_ms)
@@ -100,3 +105,9 @@ class Study:
     answers: Sequence[Measured] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     planned: int | None = None
+
+    @property
+    def damaged(self) -> dict[str, Sequence[str]]:
+        """The ids of responses that can't be read completely, with the names of what can't be."""
+        entries = [answer.exchange for answer in self.answers]
+        return {entry.id: entry.damage for entry in entries if entry.damage}

@@ -349,7 +349,9 @@ def _agreement_with_recorded(
     for answer in answers:
         sample = samples.get(answer.sample)
         recorded = None if sample is None else sample.recorded
-        if sample is not None and recorded is not None and recorded.exchange.status == "ok":
+        if sample is None or recorded is None or recorded.exchange.status != "ok":
+            continue
+        if recorded.has_reply and answer.has_reply:
             held.append((sample.id, agreement(recorded.reply, answer.reply, sample.schema)))
     return _agreement_figures(held)
 
@@ -369,7 +371,8 @@ def _first_replies(answers: Iterable[Measured]) -> dict[str, Sequence[Message]]:
     """Return the first successful reply to each request: more would count some requests twice."""
     replies: dict[str, Sequence[Message]] = {}
     for answer in sorted(answers, key=attrgetter("repeat")):
-        replies.setdefault(answer.sample, answer.reply)
+        if answer.has_reply:
+            replies.setdefault(answer.sample, answer.reply)
     return replies
 
 

@@ -61,7 +61,10 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
     """
     samples, answers = [], []
     for id in history.ids(replace(chosen, is_traffic=True), last=last):
-        exchange, earlier = history.response(id)
+        try:
+            exchange, earlier = history.response(id)
+        except NotFound:
+            continue  # pruned meanwhile
         if exchange.status == "running":
             continue
         samples.append(_sample(exchange, earlier, None))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
@@ -29,12 +29,15 @@ class Exported:
 
     running: those that have not ended. skipped: those that Llama Stack has no format for.
     replaced: those whose request was repeated, since a recording has only the last response.
+    damaged: the ids of those that can't be read completely, with the names of what can't be;
+        the rest of them was written, but not as Llama Stack recordings.
     """
 
     exchanges: int
     running: int = 0
     skipped: int = 0
     replaced: int = 0
+    damaged: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def export_jsonl(
@@ -50,17 +53,19 @@ def export_jsonl(
     anonymized: replace everything that was said with placeholder text of the same length.
 
     Raises:
-        Unreadable: an exchange is damaged.
         StoreError, OSError: the log can't be read any more, or the file can't be written.
     """
     running = written = 0
+    damaged = {}
     for exchange in exchanges(reader, filter, last):
         if exchange.status == "running":
             running += 1
             continue
+        if exchange.damage:
+            damaged[exchange.id] = exchange.damage
         file.write(encode(anonymize(exchange) if anonymized else exchange))
         written += 1
-    return Exported(written, running)
+    return Exported(written, running, damaged=damaged)
 
 
 def export_file(
@@ -104,17 +109,13 @@ def exchanges(reader: LogReader, filter: Filter, last: int | None) -> Iterator[E
     """Read the exchanges that the filter selects, at most the `last` ones.
 
     Raises:
-        Unreadable: one of them is damaged.
+        StoreError: the log can't be read any more.
     """
     for id in reader.ids(filter, last=last):
         try:
             yield reader.exchange(id)
         except NotFound:
             pass  # pruned meanwhile
-        except (KeyError, ValueError, TypeError) as exc:
-            raise Unreadable(
-                f"{reader.path}: exchange {id} is damaged; log --verify may say more"
-            ) from exc
 
 
 @contextmanager

@@ -164,6 +164,7 @@ class ExchangeForm(ExchangeSummary):
     event_count: int = field()
     usage: chat.Usage = field()
     owner: str | None = field()
+    damage: list[str] = field(default_factory=list)  # type: ignore[assignment]
 
     request: RequestForm
     replay_key: str | None = None

@@ -254,7 +254,8 @@ def test_damaged_requests_are_skipped(llm_user_path, history_of, capsys):
         assert log.execute("delete from proxy_contents").rowcount
     bench("--models", "a", models=[one_word("a")])
     out, err = capsys.readouterr()
-    assert err.splitlines()[0] == f"skipped: {damaged}: damaged; log --verify may tell more"
+    why = f"recording {damaged} is damaged; see `llmproxy log --verify`"
+    assert err.splitlines()[0] == f"skipped: {damaged}: {why}"
     assert "1 request, 1 of 1 response," in out
 
 

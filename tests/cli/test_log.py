@@ -226,7 +226,9 @@ def test_broken_caches_are_found(conversations):
 def test_verify_finds_what_was_changed(conversations, llm_user_path):
     ids, (thread, _) = conversations
     assert re.fullmatch(
-        r"ok: \d+ messages and \d+ parts? of requests match their hashes\n", log("--verify")
+        r"ok: \d+ messages and \d+ parts? of requests match their hashes;"
+        r" \d+ exchanges can be read\n",
+        log("--verify"),
     )
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         db.execute("update parts set text = 'rename them' where text = 'rename it'")
@@ -235,7 +237,7 @@ def test_verify_finds_what_was_changed(conversations, llm_user_path):
     assert code == 1
     assert broken.startswith("message b2:")
     assert broken.endswith(f" (user) in {ids[1]} of thread {thread}: it was changed")
-    assert re.fullmatch(r"1 of \d+ messages and .* does not match", summary)
+    assert re.fullmatch(r"1 thing damaged or missing in \d+ messages, .* exchanges", summary)
     _, whole, _ = run_here("log", "--verify", "--json")
     assert json.loads(whole)["broken"][0]["role"] == "user"
 

@@ -175,26 +175,33 @@ def test_conversations_that_kept_their_prefix_are_counted():
 
 
 def test_a_verified_log_is_one_line():
-    assert verified_lines(Verified(1, 2_000, ())) == [
-        "ok: 1 message and 2,000 parts of requests match their hashes"
+    assert verified_lines(Verified(1, 2_000, 1, ())) == [
+        "ok: 1 message and 2,000 parts of requests match their hashes; 1 exchange can be read"
     ]
 
 
-def test_each_failed_hash_is_a_line():
+def test_each_broken_thing_is_a_line():
     verified = Verified(
         3,
         1,
+        2,
         (
             Broken("message", "b2:1", "user", "it was changed", "01x", "01thread"),
             Broken("content", "12ab", None, "it was changed", "01x"),
             Broken("message", "b2:2", "tool", EVIL),
+            Broken("message", "b2:3", None, "it is missing", "01x"),
+            Broken("exchange", None, None, "its turn is missing", "01x", "01thread"),
+            Broken("turn", None, None, "can't be read: turns.model", "01y"),
         ),
     )
     assert verified_lines(verified) == [
         "message b2:1 (user) in 01x of thread 01thread: it was changed",
         "request part 12ab in 01x: it was changed",
         "message b2:2 (tool) (unused): \\x1b[2Jevil\\r\\n",
-        "3 of 3 messages and 1 part of requests do not match",
+        "message b2:3 in 01x: it is missing",
+        "exchange 01x of thread 01thread: its turn is missing",
+        "turn 01y: can't be read: turns.model",
+        "6 things damaged or missing in 3 messages, 1 part of requests, 2 exchanges",
     ]
 
 

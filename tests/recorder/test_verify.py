@@ -37,7 +37,7 @@ def test_an_unchanged_log_is_verified(talk, path):
     tool = Message("tool", [ToolResultPart("look", "sun", "c1")])
     first = talk("one", request={"body": {"messages": [LONG, {"role": "user"}]}})
     talk("two", first, messages=[*first.turn.messages, *first.turn.reply, tool, llm.user("two")])
-    assert verify(path) == Verified(5, 1, ())
+    assert verify(path) == Verified(5, 1, 2, ())
 
 
 def test_a_changed_message_is_reported_with_its_turn(talk, path, change):
@@ -152,7 +152,7 @@ def test_it_finds_what_llm_finds(talk, path, change):
 
 def test_a_log_of_llm_alone_is_checked_too(path, run_llm):
     run_llm("-m", "echo", "hello")
-    assert verify(path) == Verified(2, 0, ())
+    assert verify(path) == Verified(2, 0, 0, ())
 
 
 def test_nothing_is_written(talk, path, change):

@@ -311,13 +311,17 @@ def test_an_export_never_replaces_the_log(recorded):
     history.close()
 
 
-def test_a_damaged_log_is_reported(recorded):
+def test_damaged_exchanges_are_exported_as_far_as_possible_and_named(recorded):
     with sqlite3.connect(recorded) as connection:
         connection.execute("delete from messages")
-    history = LogReader(recorded)
-    with pytest.raises(Unreadable, match=r"exchange \w+ is damaged; log --verify may say more"):
-        export_jsonl(history, io.BytesIO(), ALL)
-    history.close()
+    file = io.BytesIO()
+    with LogReader(recorded) as history:
+        exported = export_jsonl(history, file, ALL)
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert exported.exchanges == len(lines) == 10
+    damaged = {line["id"]: tuple(line["damage"]) for line in lines if "damage" in line}
+    assert exported.damaged == damaged
+    assert {names for names in damaged.values()} == {("messages", "reply"), ("messages",)}
 
 
 def test_anonymized_exchanges_can_be_imported_with_the_same_events(recorded, lines, tmp_path):

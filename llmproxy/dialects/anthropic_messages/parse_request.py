@@ -67,9 +67,9 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     attachments (text documents and search results as text), thinking with its signature,
     tool calls and results (those in a user message come before its other content), the
     provider's own tools and their results; options, schema; tools that a message adds or
-    removes. `cache_control` marks and Claude Code's billing line are not part of a message. Blocks of unknown types become text if they hold any, those of a
-    tool's result in any case, as does a provider's result without its call; they are listed in
-    `ignored`.
+    removes. `cache_control` marks and Claude Code's billing line are not part of a message.
+    Blocks of unknown types become text if they hold any, those of a tool's result in any case,
+    as does a provider's result without its call; they are listed in `ignored`.
 
     Raises:
         InvalidRequest: the body is not such a request; `param` names the field.

@@ -18,6 +18,7 @@ from .summary import summary
 
 MAX_CHARTED = 12  # models in the charts
 FEW_PAIRS = 6  # more are folded
+MAX_DAMAGED = 5  # named in the notice
 
 # The page can load nothing, even if other people's text should get through as markup.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
@@ -95,6 +96,7 @@ def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) 
     return (
         f"<header><h1>{markup.name(study.title)}</h1>"
         f'<p class="about">{" · ".join(filter(None, facts))}</p></header>{_unfinished(study)}'
+        + _damaged(study)
     )
 
 
@@ -115,6 +117,20 @@ def _unfinished(study: Study) -> str:
     of = "" if study.planned is None else f" of {study.planned:,}"
     notice = "This run is not over" if study.ended is None else "This run was not finished"
     return f'<p class="notice" role="status">{notice}: {made:,}{of} responses so far.</p>'
+
+
+def _damaged(study: Study) -> str:
+    """Name the responses that can't be read completely."""
+    if not study.damaged:
+        return ""
+    named = [
+        f"{markup.name(id)} ({markup.name(', '.join(what))})" for id, what in study.damaged.items()
+    ]
+    more = f" and {len(named) - MAX_DAMAGED} more" if len(named) > MAX_DAMAGED else ""
+    return (
+        f'<p class="notice" role="status">Damaged in the log: {", ".join(named[:MAX_DAMAGED])}'
+        f"{more}. <code>log --verify</code> may say more.</p>"
+    )
 
 
 def _summary(study: Study, figures: Figures) -> str:

@@ -110,10 +110,14 @@ def export_recordings(
         raise Unreadable(f"{folder}: not a folder")
     names: dict[str, None] = {}
     count = running = skipped = 0
+    damaged: dict[str, tuple[str, ...]] = {}
     with _filled(folder) as staged:
         for exchange in exchanges(reader, filter, last):
             if exchange.status == "running":
                 running += 1
+                continue
+            if exchange.damage:  # a recording has no place to say so
+                damaged[exchange.id] = exchange.damage
                 continue
             try:
                 name, text = render_recording(anonymize(exchange) if anonymized else exchange)
@@ -124,7 +128,7 @@ def export_recordings(
                 file.write(text.encode())
             names[name] = None
             count += 1
-    return Exported(len(names), running, skipped, count - len(names))
+    return Exported(len(names), running, skipped, count - len(names), damaged)
 
 
 @contextmanager
