@@ -362,15 +362,34 @@ def test_figures_match_the_scripted_times(session, history):
         rates = sorted(7 / (times[-1] - times[1]) for times in script.said)
         gaps = [b - a for times in script.said for a, b in zip(times[1:], times[2:], strict=False)]
         assert model.ttft_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
-        assert model.first_text_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
+        assert model.first_output_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
         assert model.duration_ms.summary.p50 == pytest.approx(wholes[1], rel=0.05)
         assert model.tokens_per_second.summary.p50 == pytest.approx(rates[1], rel=0.05)
-        assert model.gaps.longest_ms == pytest.approx(max(gaps) * 1000, rel=0.1)
+        assert model.gaps.longest.summary.most == pytest.approx(max(gaps) * 1000, rel=0.1)
         assert (model.requests, model.ok, model.finish_reasons) == (3, 3, {"stop": 3})
         assert model.tokens["output_tokens"].mean == 8
         # And what was to be: a sleep is never shorter.
         assert model.ttft_ms.summary.least >= script.first_s * 1000
-        assert model.gaps.p50_ms >= script.gap_s * 990
+        assert model.gaps.typical.summary.least >= script.gap_s * 990
+
+
+def test_a_response_of_calls_alone_has_a_first_output(session, history):
+    """Reasoning comes before it, and a tool that the provider runs is no output."""
+    thought = StreamEvent("reasoning", "Hm.", part_index=0)
+    search = StreamEvent(
+        "tool_call_name", "search", part_index=1, tool_call_id="s", server_executed=True
+    )
+    waits = [lambda _: asyncio.sleep(0.05), lambda _: asyncio.sleep(0.05)]
+    name = StreamEvent("tool_call_name", "look", part_index=2, tool_call_id="1")
+    arguments = StreamEvent("tool_call_args", "{}", part_index=2, tool_call_id="1")
+    call = [waits[0], search, waits[1], name, arguments]
+    caller = AsyncScript("caller", thought, *call, usage(9, 9))
+    silent = AsyncScript("silent", thought, usage(9, 9))
+    bench("--models", "caller,silent", "--warmup", "0", models=[caller, silent])
+    found, nothing = figures(study_of_run(history, find_run(history, "last"))).models
+    assert found.first_output_ms.summary.count == 3
+    assert found.first_output_ms.summary.least >= found.ttft_ms.summary.least + 100
+    assert (nothing.first_output_ms, nothing.ttft_ms.summary.count) == (None, 3)
 
 
 def test_warm_ups_count_in_no_figure(session, history):
