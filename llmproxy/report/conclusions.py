@@ -94,20 +94,20 @@ def _cached(figures: Figures) -> Sentence:
     listed: list[str | Name] = []
     for model, share in list(shares.items())[:MAX_NAMED]:
         listed += [", " if listed else "", Name(model), f" {percent(share)}"]
-    return [" Of the prompts, the provider's cache had: ", *listed, "."]
+    return [" Prompt tokens from the provider's cache: ", *listed, "."]
 
 
 def _claims(figures: Figures) -> Sentence:
     if not figures.tested:
         return []
-    made = f"{figures.tested:,} made, of every two models by each measure"
+    made = f"{figures.tested:,} made, each pair of models by each measure"
     alone = sum(map(_is_beyond_chance_alone, figures.comparisons))
     if not alone:
-        return [f"{made}; none is beyond chance."]
+        return [f"{made}: none is beyond chance."]
     better = sum(each.better is not None for each in figures.comparisons)
     return [
-        f"{made}; {alone:,} beyond chance if each is taken alone, {better:,} with Holm's "
-        "correction for their number."
+        f"{made}: {alone:,} beyond chance if taken alone, {better:,} after Holm's correction for "
+        "their number."
     ]
 
 

@@ -78,7 +78,7 @@ small, openai…ini-2025-04-14       -20 ms        -20 ms  -20 ms     0/s     0.
 conclusions
 First event: No difference beyond chance: small 140 ms,
   openai/gpt-4.1-mini-2025-04-14 156 ms (95 % interval of the difference 20 ms
-  or less, 8 requests). Of the prompts, the provider's cache had: small 68 %.
+  or less, 8 requests). Prompt tokens from the provider's cache: small 68 %.
 Whole response: No difference beyond chance: small 1.15 s,
   openai/gpt-4.1-mini-2025-04-14 1.16 s (95 % interval of the difference 20 ms
   or less, 8 requests).
@@ -87,7 +87,7 @@ Tokens per second: No difference beyond chance: small 10/s,
   8 requests).
 Agreement: No model is clearly closer to the recorded replies; similarity small
   1.00 (1.00 to 1.00), openai/gpt-4.1-mini-2025-04-14 1.00 (1.00 to 1.00).
-Comparisons: 5 made, of every two models by each measure; none is beyond chance.
+Comparisons: 5 made, each pair of models by each measure: none is beyond chance.
 Cost: By your prices, per response: small 0.00012 (0.0018 in total).
 Errors: small 1 of 16 (rate_limit); the other none.
 """
@@ -165,8 +165,8 @@ def test_too_few_requests_for_one_measure_are_noted_there():
         " difference 0 to 0, 8 requests).",
         "Agreement: No model is clearly closer to the recorded replies; similarity a 1.00 (1.00 to"
         " 1.00), b 1.00 (1.00 to 1.00).",
-        "Comparisons: 4 made, of every two models by each measure; 2 beyond chance if each is taken"
-        " alone, 2 with Holm's correction for their number.",
+        "Comparisons: 4 made, each pair of models by each measure: 2 beyond chance if taken"
+        " alone, 2 after Holm's correction for their number.",
         "Errors: None in 16 responses.",
     ]
 
@@ -178,8 +178,8 @@ def test_a_difference_that_many_comparisons_explain_is_none():
         " difference 20 to 20 ms, 6 requests; among all comparisons, corrected p = 0.16)."
     )
     assert lines[4] == (
-        "Comparisons: 5 made, of every two models by each measure; 3 beyond chance if each is taken"
-        " alone, 0 with Holm's correction for their number."
+        "Comparisons: 5 made, each pair of models by each measure: 3 beyond chance if taken"
+        " alone, 0 after Holm's correction for their number."
     )
 
 
@@ -223,7 +223,7 @@ def test_cached_prompts_are_shown_beside_the_first_event():
     lines = shown(study)
     place = lines.index("first event by prompt cache  cached  cold  p50 cold  warm  p50 warm")
     assert lines[place + 1] == "a                              70 %     1    100 ms     7    140 ms"
-    assert conclusions_of(study)[0].endswith(" Of the prompts, the provider's cache had: a 70 %.")
+    assert conclusions_of(study)[0].endswith(" Prompt tokens from the provider's cache: a 70 %.")
 
 
 def test_throughput_is_that_of_all_models_together():

@@ -144,8 +144,8 @@ def test_of_many_models_the_fastest_and_the_next_are_named():
         "(95 % interval 20 to 20 ms, 12 requests)." in words
     )
     assert (
-        "Comparisons 30 made, of every two models by each measure; 18 beyond chance if each is "
-        "taken alone, 18 with Holm's correction for their number." in words
+        "Comparisons 30 made, each pair of models by each measure: 18 beyond chance if "
+        "taken alone, 18 after Holm's correction for their number." in words
     )
 
 
