@@ -78,6 +78,7 @@ class Said:
     """What the provider answered to one request, and when, by time.monotonic().
 
     asked: the last message. times: of each token. is_whole: it came to its end.
+    is_warm_up: the request began with a line of its own.
     """
 
     model: str
@@ -86,6 +87,7 @@ class Said:
     times: list[float] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     is_whole: bool = False
+    is_warm_up: bool = False
 
     @property
     def ttft_s(self) -> float:
@@ -109,9 +111,11 @@ class Session:
     def last_said(self, model: str) -> dict[str, Said]:
         """What a model answered, by what it was asked; the last answer where it was asked again.
 
-        Warm-ups and what was cut come before the answer that is measured.
+        Without warm-ups; what was cut comes before the answer that is measured.
         """
-        return {said.asked: said for said in self.said if said.model == model}
+        return {
+            said.asked: said for said in self.said if said.model == model and not said.is_warm_up
+        }
 
 
 # ---- the provider's side
@@ -125,6 +129,7 @@ def on_stage(folder: Path) -> Iterator[Session]:
 
     def answer(body: dict[str, Any], handler: BaseHTTPRequestHandler) -> None:
         one = Said(body["model"], body["messages"][-1]["content"], time.monotonic())
+        one.is_warm_up = body["messages"][0]["content"] != SYSTEM
         with lock:
             said.append(one)
         _answer(body, one, handler)

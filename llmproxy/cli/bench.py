@@ -9,11 +9,11 @@ import shutil
 import ssl
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from statistics import fmean
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 from urllib.parse import urlsplit
 
 import llm
@@ -21,7 +21,7 @@ import llm
 from ..backends.engine import Engine
 from ..backends.log_source import exchange_request
 from ..backends.upstream import Upstream
-from ..bench.bench import Bench, Plan, Task, list_tasks, read_plan
+from ..bench.bench import Bench, Cache, Plan, Task, list_tasks, read_plan
 from ..bench.runs import (
     LAST,
     Benchmark,
@@ -40,8 +40,9 @@ from ..proxy import SettingsError, all_models, log_writer
 from ..recorder.exchange import Exchange, ExchangeSummary, new_id
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError, Unusable, logs_on
+from ..report.data import Study
 from ..report.load import study_of_run
-from ..report.numbers import money
+from ..report.numbers import count_of, money
 from ..report.prices import Price, cost
 from ..serving import StopSignals
 from .arguments import (
@@ -104,6 +105,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
         metavar="N",
         help="uncounted requests to each model first (1)",
     )
+    add(
+        "--cache",
+        choices=get_args(Cache),
+        help="send requests as recorded (as-is), or put a unique line first, so that no prompt is "
+        "in the provider's cache (cold)",
+    )
     add("--max-tokens", type=count, metavar="N", help="limit replies to N tokens")
     add(
         "--timeout",
@@ -125,7 +132,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         nargs="?",
         const=LAST,
         metavar="NAME",
-        help="continue a run that was stopped (default: the newest)",
+        help="continue a run that was stopped, and send its failed requests again (default: the "
+        "newest)",
     )
     add("--dry-run", action="store_true", help="print what would be sent, and send nothing")
     add_prices(parser)
@@ -177,7 +185,7 @@ def _run_name(text: str) -> str:
 
 def _is_new_run(arguments: argparse.Namespace) -> bool:
     """Whether any argument makes sense only for a new run."""
-    names = "models last repeat concurrency warmup max_tokens timeout_s name".split()
+    names = "models last repeat concurrency warmup cache max_tokens timeout_s name".split()
     is_given = arguments.dry_run or any(vars(arguments)[name] is not None for name in names)
     return is_given or filter_of(arguments) != Filter()
 
@@ -192,8 +200,10 @@ def _bench(arguments: argparse.Namespace) -> int:
         is_new = arguments.resume is None
         begun, plan = (_new if is_new else _resumed)(history, arguments)
         recorded = _recorded(history, plan.ids)
-        if not recorded:
+        if not recorded and is_new:
             raise NotFound("the log has no request that matches and could be sent again")
+        if not recorded:
+            raise NotFound("there is nothing to send: the log has no request of this run any more")
         plan = replace(plan, ids=[id for id in plan.ids if id in recorded])
         backend = _backend(plan, arguments.key, arguments.parallel)
         if arguments.dry_run:
@@ -204,13 +214,29 @@ def _bench(arguments: argparse.Namespace) -> int:
         run = replace(begun, settings=asdict(plan)) if is_new else begun
         with claim_run(database, run):
             save_run(database, run)
-            exit_code = _measure(history, run, plan, recorded, backend, is_new=is_new)
-            if exit_code == 0:
-                run = replace(run, ended=datetime.now(UTC))
+            stopped, sent = _measure(history, run, plan, recorded, backend, is_new=is_new)
+            answers = _answers(history, run)
+            missing = len(sent - answers.keys())
+            is_whole = not missing and not list_tasks(plan, {*map(_task_of, answers.values())})
+            if is_whole and not stopped and (sent or run.ended is None):
+                run = replace(run, ended=_end(answers.values()))
                 save_run(database, run)
-        print_table(study_of_run(history, run), prices)
-        _print_progress(_next_step(run, exit_code))
-        return exit_code
+        study = study_of_run(history, run)
+        print_table(study, prices)
+        _print_next_step(study, stopped=bool(stopped), missing=missing, is_whole=is_whole)
+        has_answer = any(answer.status == "ok" for answer in answers.values())
+        return stopped or (0 if is_whole and has_answer else FAILED)
+
+
+def _answers(history: LogReader, run: Benchmark) -> dict[str, ExchangeSummary]:
+    """Return what was measured, by id: without warm-ups and what a stop cut short."""
+    entries = history.entries(Filter(run=run.id))
+    return {each.id: each for each in entries if each.repeat and each.status in ("ok", "error")}
+
+
+def _end(answers: Iterable[ExchangeSummary]) -> datetime:
+    """Return when the last response ended."""
+    return max(each.received + timedelta(milliseconds=each.duration_ms or 0) for each in answers)
 
 
 def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, Plan]:
@@ -236,6 +262,7 @@ def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, 
         repeat=arguments.repeat or Plan.repeat,
         concurrency=arguments.concurrency or Plan.concurrency,
         warmup=Plan.warmup if arguments.warmup is None else arguments.warmup,
+        cache=arguments.cache or Plan.cache,
         max_tokens=arguments.max_tokens,
         timeout_s=arguments.timeout_s,
         base_url=arguments.base_url,
@@ -252,12 +279,6 @@ def _resumed(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchma
     if arguments.base_url and plan.base_url:
         plan = replace(plan, base_url=arguments.base_url)
     return run, plan
-
-
-def _done(history: LogReader, run: Benchmark) -> set[Task]:
-    """Return what was measured; what a stop cut short is sent again."""
-    entries = history.entries(Filter(run=run.id))
-    return {_task_of(entry) for entry in entries if entry.status in ("ok", "error")}
 
 
 def _task_of(entry: ExchangeSummary) -> Task:
@@ -330,10 +351,10 @@ def _measure(
     backend: Backend,
     *,
     is_new: bool,
-) -> int:
-    """Measure what is left and record it; return the exit code.
+) -> tuple[int, set[str]]:
+    """Measure what is left, and what failed before, and record it.
 
-    128 plus the signal's number if it was stopped, 1 if the log is missing responses.
+    Return 128 plus the signal's number if it was stopped, else 0, and the ids of the responses.
     """
     streams = sys.stdout, sys.stderr
     writer = log_writer(history.path, lambda line: _print_progress(f"warning: {line}", streams[1]))
@@ -342,13 +363,17 @@ def _measure(
         # Responses may still wait in the spool beside the log: don't pay for them twice.
         if not is_new and not wait_for_leftovers(history.path, FLUSH_S):
             raise Unusable(f"{history.path}: can't take in the responses that wait in its spool")
-        todo = list_tasks(plan, _done(history, run))
+        answers = _answers(history, run).values()
+        todo = list_tasks(plan, {_task_of(each) for each in answers if each.status == "ok"})
+        if not todo:
+            count = len(list_tasks(plan))
+            _print_progress(f"nothing to send: the log has all responses ({count:,})", streams[1])
         progress = _Progress(todo, plan.concurrency)
         bench = Bench(run.id, plan, recorded, backend, writer, on_exchange=progress.show)
         try:
-            exit_code = asyncio.run(_until_stopped(bench.measure(todo)))
+            stopped = asyncio.run(_until_stopped(bench.measure(todo)))
         except KeyboardInterrupt:  # before our own handlers were in place
-            exit_code = INTERRUPTED
+            stopped = INTERRUPTED
         finally:
             progress.close()
     finally:
@@ -356,11 +381,7 @@ def _measure(
         # Plugins replace these while they load a model; two that do so at once may leave
         # closed streams behind.
         sys.stdout, sys.stderr = streams
-    missing = set(todo) - progress.left - _done(history, run)
-    if missing:
-        responses = "1 response is" if len(missing) == 1 else f"{len(missing)} responses are"
-        _print_progress(f"warning: {responses} missing from the log and from this report")
-    return exit_code or (FAILED if missing else 0)
+    return stopped, progress.ended
 
 
 async def _until_stopped(measuring: Coroutine[Any, Any, None]) -> int:
@@ -380,7 +401,7 @@ class _Progress:
     """Progress on stderr: one line that changes on a terminal, else a line per response."""
 
     def __init__(self, todo: Sequence[Task], concurrency: int) -> None:
-        self.left = set(todo)
+        self.ended: set[str] = set()  # ids of responses that are measured
         self._left = Counter(task.model for task in todo)
         self._total = len(todo)
         self._concurrency = concurrency
@@ -389,22 +410,24 @@ class _Progress:
         self._err = sys.stderr
         self._is_live = self._err.isatty()
 
-    def show(self, answer: Exchange) -> None:
-        """Count and show a response that has ended."""
+    def show(self, answer: Exchange, again_s: float | None) -> None:
+        """Count and show a response that has ended; again_s: when its request is sent again."""
         if answer.repeat and answer.status != "cancelled":
-            model = answer.model_asked or ""
-            self.left.discard(_task_of(answer))
-            self._left[model] -= 1
-            self._failed += answer.status == "error"
-            self._times_s[model].append((answer.duration_ms or 0) / 1000)
+            self.ended.add(answer.id)
+            if again_s is None:
+                model = answer.model_asked or ""
+                self._left[model] -= 1
+                self._failed += answer.status == "error"
+                self._times_s[model].append((answer.duration_ms or 0) / 1000)
         done = f"{self._total - self._left.total()}/{self._total}"
+        again = "" if again_s is None else f", again in {_duration(again_s)}"
         if not self._is_live:
             warmup = "" if answer.repeat else "warm-up  "
-            _print_progress(f"{done}  {warmup}{summary_line(answer)}", self._err)
+            _print_progress(f"{done}  {warmup}{summary_line(answer)}{again}", self._err)
             return
         failed = f", {self._failed} failed" if self._failed else ""
         line = f"{done}{failed}, about {_duration(self._left_s())} left"
-        now = f"  {printable(answer.model_asked or '')} {answer.status}"
+        now = f"  {printable(answer.model_asked or '')} {answer.status}{again}"
         room = max(0, shutil.get_terminal_size().columns - 1 - len(line))
         print(f"\r\x1b[K{line}{now[:room]}", end="", file=self._err, flush=True)
 
@@ -430,12 +453,21 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def _next_step(run: Benchmark, exit_code: int) -> str:
-    name = shlex.quote(run.name)
-    if exit_code:
-        why = "the log is incomplete" if exit_code == FAILED else "stopped"
-        return f"{why}; to continue: bench --resume {name}"
-    return f"as a page: report {name} --html FILE"
+def _print_next_step(study: Study, *, stopped: bool, missing: int, is_whole: bool) -> None:
+    name = shlex.quote(study.title)
+    failed = sum(each.counts and each.exchange.status == "error" for each in study.answers)
+    if missing:
+        responses = "1 response is" if missing == 1 else f"{missing} responses are"
+        _print_progress(f"warning: {responses} missing from the log and from this report")
+    if stopped or not is_whole:
+        why = "stopped" if stopped else "the log is incomplete"
+        _print_progress(f"{why}; to continue: bench --resume {name}")
+        return
+    if failed:
+        _print_progress(
+            f"{count_of(failed, 'request')} failed; to send again: bench --resume {name}"
+        )
+    _print_progress(f"as a page: report {name} --html FILE")
 
 
 def _print_progress(line: str, err: TextIO | None = None) -> None:

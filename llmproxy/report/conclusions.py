@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isinf
 
 from .data import Study
 from .figures import (
@@ -17,9 +18,8 @@ from .figures import (
     Figures,
     Measure,
     ModelFigures,
-    is_time,
 )
-from .numbers import amount, between, count_of, money, shares_between
+from .numbers import SIMILARITY, amount, between, count_of, is_time, money, percent
 from .stats import Interval
 
 CHANCE = "no difference beyond chance"
@@ -64,9 +64,12 @@ def conclusions(study: Study, figures: Figures) -> Iterator[Conclusion]:
     """Yield what a study shows; questions without data are left out."""
     for measure, question in _QUESTIONS.items():
         if answer := _speed(study, figures, measure):
-            yield Conclusion(question, [*answer, *_estimated(figures, measure)])
+            cached = _cached(figures) if measure == "ttft_ms" else []
+            yield Conclusion(question, [*answer, *_estimated(figures, measure), *cached])
     for question, answer in (
         ("Agreement", _closeness(figures)),
+        ("Comparisons", _claims(figures)),
+        ("All models together", _throughput(figures)),
         ("Cost", _cost(figures)),
         ("Errors", _errors(figures)),
     ):
@@ -83,6 +86,48 @@ def _is_estimated(estimate: Estimate | None) -> bool:
     return estimate is not None and estimate.is_estimated
 
 
+def _cached(figures: Figures) -> Sentence:
+    """Say whose prompts came from a cache: that makes the first event come sooner."""
+    shares = {each.model: each.cache.share for each in figures.models if each.cache}
+    if not any(shares.values()):
+        return []
+    listed: list[str | Name] = []
+    for model, share in list(shares.items())[:MAX_NAMED]:
+        listed += [", " if listed else "", Name(model), f" {percent(share)}"]
+    return [" Prompt tokens from the provider's cache: ", *listed, "."]
+
+
+def _claims(figures: Figures) -> Sentence:
+    if not figures.tested:
+        return []
+    made = f"{figures.tested:,} made, each pair of models by each measure"
+    alone = sum(map(_is_beyond_chance_alone, figures.comparisons))
+    if not alone:
+        return [f"{made}: none is beyond chance."]
+    better = sum(each.better is not None for each in figures.comparisons)
+    return [
+        f"{made}: {alone:,} beyond chance if taken alone, {better:,} after Holm's correction for "
+        "their number."
+    ]
+
+
+def _is_beyond_chance_alone(each: Comparison) -> bool:
+    interval = each.interval
+    return interval is not None and (interval.is_below_zero or interval.is_above_zero)
+
+
+def _throughput(figures: Figures) -> Sentence:
+    found = figures.throughput
+    if found is None:
+        return []
+    rate = f"{'~' * found.is_estimated}{amount(found.tokens_per_second, 'tokens_per_second')}"
+    return [
+        f"{amount(found.requests_per_second, 'requests_per_second')} requests and {rate} tokens of "
+        f"output, with {found.concurrency:.1f} requests at a time on average, {found.most:,} at "
+        "most."
+    ]
+
+
 # ---- speed
 
 
@@ -97,6 +142,7 @@ class _Rival:
     interval: Interval | None
     faster: str | None
     pairs: int
+    corrected_p: float | None
 
 
 def _speed(study: Study, figures: Figures, measure: Measure) -> Sentence:
@@ -122,7 +168,7 @@ def _speed(study: Study, figures: Figures, measure: Measure) -> Sentence:
 
 def _best(medians: dict[str, Estimate], figures: Figures, measure: Measure) -> str:
     """Return the model faster than the most others; of several, the one with the best median."""
-    wins = [each.faster for each in figures.comparisons if each.measure == measure]
+    wins = [each.better for each in figures.comparisons if each.measure == measure]
     sign = -1 if is_time(measure) else 1
     return max(medians, key=lambda model: (wins.count(model), sign * medians[model].summary.p50))
 
@@ -146,28 +192,42 @@ def _rival(each: Comparison, best: str, other: str, estimate: Estimate, measure:
     if interval is not None and flip:
         interval = Interval(-interval.high, -interval.low)
     summary = estimate.summary
-    return _Rival(other, summary.p50, summary.count, behind, interval, each.faster, each.pairs)
+    return _Rival(
+        other,
+        summary.p50,
+        summary.count,
+        behind,
+        interval,
+        each.better,
+        each.pairs,
+        each.corrected_p,
+    )
 
 
 def _of_two(best: str, estimate: Estimate, rival: _Rival, measure: Measure) -> Sentence:
-    own, median = _amount(estimate.summary.p50, measure), _amount(rival.median, measure)
+    own, median = amount(estimate.summary.p50, measure), amount(rival.median, measure)
     both: list[str | Name] = [Name(best), f" {own}, ", Name(rival.model), f" {median}"]
     if rival.interval is None:
         had = f"{estimate.summary.count:,} and {rival.count:,} came"
         had = f"both answered {rival.pairs:,}" if rival.pairs else had
         return [f"{_capital(FEW)} ({ENOUGH} are needed, {had}): ", *both, "."]
     if rival.faster is None:
-        where = between(rival.interval, is_time=is_time(measure))
+        where = between(rival.interval, measure)
+        if rival.interval.low == rival.interval.high and isinf(rival.interval.low):
+            where = "infinite"
+        corrected = ""
+        if rival.interval.is_below_zero or rival.interval.is_above_zero:
+            corrected = f"; among all comparisons, corrected p = {rival.corrected_p:.2f}"
         return [
             f"{_capital(CHANCE)}: ",
             *both,
-            f" (95 % interval of the difference {where}{_of_pairs(rival)}).",
+            f" (95 % interval of the difference {where}{_of_pairs(rival)}{corrected}).",
         ]
     return [
         Strong((Name(best), " is faster")),
         " than ",
         Name(rival.model),
-        f" by {_by(rival, measure)}; medians {own} and {median}.",
+        f"{_by(rival, measure)}; medians {own} and {median}.",
     ]
 
 
@@ -178,7 +238,7 @@ def _of_many(
     slower: Sequence[_Rival],
     measure: Measure,
 ) -> Sentence:
-    own = _amount(estimate.summary.p50, measure)
+    own = amount(estimate.summary.p50, measure)
     others = [rival.model for rival in rivals if rival.interval and rival.faster is None]
     # Pairs are compared by what both answered, so that each of three can be behind another.
     ahead = [rival.model for rival in rivals if rival.faster == rival.model]
@@ -198,7 +258,8 @@ def _of_many(
             *_names([rival.model for rival in slower]),
             f", median {own}. The nearest of them is ",
         ]
-    answer += [Name(nearest.model), f", slower by {_by(nearest, measure)}."]
+    slower_by = "" if isinf(nearest.behind) else ", slower"
+    answer += [Name(nearest.model), f"{slower_by}{_by(nearest, measure)}."]
     if others:
         answer += [f" {_capital(CHANCE)} from ", *_names(others), "."]
     if ahead:
@@ -210,8 +271,11 @@ def _of_many(
 
 def _by(rival: _Rival, measure: Measure) -> str:
     assert rival.interval is not None
-    where = between(rival.interval, is_time=is_time(measure))
-    return f"{_amount(rival.behind, measure)} (95 % interval {where}{_of_pairs(rival)})"
+    if isinf(rival.behind):
+        of = f" of {rival.pairs:,}" if rival.pairs else ""
+        return f", which failed most{of} requests"
+    where = between(rival.interval, measure)
+    return f" by {amount(rival.behind, measure)} (95 % interval {where}{_of_pairs(rival)})"
 
 
 def _of_pairs(rival: _Rival) -> str:
@@ -219,14 +283,10 @@ def _of_pairs(rival: _Rival) -> str:
 
 
 def _middle(estimate: Estimate, measure: Measure) -> str:
-    median = f"median {_amount(estimate.summary.p50, measure)}"
+    median = f"median {amount(estimate.summary.p50, measure)}"
     if estimate.interval is None:
         return f"{median}, {count_of(estimate.summary.count, 'response')}"
-    return f"{median} (95 % interval {between(estimate.interval, is_time=is_time(measure))})"
-
-
-def _amount(value: float, measure: Measure) -> str:
-    return amount(value, is_time=is_time(measure))
+    return f"{median} (95 % interval {between(estimate.interval, measure)})"
 
 
 # ---- agreement, cost, errors
@@ -243,17 +303,19 @@ def _closeness(figures: Figures) -> Sentence:
     similar.sort(key=lambda pair: -pair[1].summary.p50)
     listed: list[str | Name] = []
     for model, estimate in similar[:MAX_LISTED]:
-        interval = f" ({shares_between(estimate.interval)})" if estimate.interval else ""
+        interval = f" ({between(estimate.interval, SIMILARITY)})" if estimate.interval else ""
         listed += [", " if listed else "", Name(model), f" {estimate.summary.p50:.2f}{interval}"]
     if len(similar) > MAX_LISTED:
         listed.append(f", {len(similar) - MAX_LISTED} more in the figures")
     if len(similar) == 1:
         return ["Median similarity to the recorded replies: ", *listed, "."]
-    (best, first), (_, second) = similar[:2]
+    found = [each for each in figures.comparisons if each.measure == SIMILARITY]
+    wins = [each.better for each in found]
+    best = max((model for model, _ in similar), key=wins.count)
     closest = "closer" if len(similar) == 2 else "closest"
-    if first.interval is None or second.interval is None:
+    if all(each.interval is None for each in found):
         start: Sentence = [f"{_capital(FEW)} which model is {closest} to the recorded replies"]
-    elif first.interval.low <= second.interval.high:
+    elif wins.count(best) < len(similar) - 1:
         start = [f"No model is clearly {closest} to the recorded replies"]
     else:
         start = [Strong((Name(best), f" is {closest}")), " to the recorded replies"]

@@ -22,8 +22,12 @@ class Measured:
     exchange: its row in the log; of its times, use those here, which leave out `queue_ms`.
     model: its name in the study. sample: the ID of the request that it answers.
     repeat: attempt number, 0 for a warm-up, which counts in no figure.
+    was_sent_again: a failure, or a response cut short, whose request was sent again; the newest
+        response alone counts.
     error_kind: of a failure, as in core/errors ("rate_limit", "timeout" …; "cut" if it failed
         after the response had begun).
+    first_output_ms: time to the first output that a program can use: visible text, or a call of
+        one of its tools.
     ticks: for each event, when it came (ms) and how many characters it brought, reasoning and
         tool arguments included.
     shows_reasoning: reasoning was streamed, not only counted.
@@ -33,7 +37,9 @@ class Measured:
     model: str
     sample: str
     repeat: int = 1
+    was_sent_again: bool = False
     error_kind: str | None = None
+    first_output_ms: float | None = None
     ticks: Sequence[tuple[float, int]] = ()
     shows_reasoning: bool = False
     reply: Sequence[Message] = ()
@@ -44,14 +50,14 @@ class Measured:
         return not {"turn", "reply"}.intersection(self.exchange.damage)
 
     @property
+    def counts(self) -> bool:
+        """Whether it counts in figures: warm-ups and superseded responses don't."""
+        return self.repeat > 0 and not self.was_sent_again
+
+    @property
     def ttft_ms(self) -> float | None:
         """Time to the first event of any kind."""
         return self._without_wait(self.exchange.ttft_ms)
-
-    @property
-    def first_text_ms(self) -> float | None:
-        """Time to the first visible text."""
-        return self._without_wait(self.exchange.first_text_ms)
 
     @property
     def duration_ms(self) -> float | None:

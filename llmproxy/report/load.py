@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import fields, replace
 
+from llm.parts import StreamEvent
+
 from ..bench.bench import list_tasks, read_plan
 from ..bench.runs import Benchmark
 from ..core.errors import NotFound, class_of_status
@@ -24,7 +26,7 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
         Unusable: the file can't be read any more.
     """
     ids = history.ids(Filter(run=run.id))
-    answers = [_measured_again(history.response(id)[0]) for id in ids]
+    answers = _superseded(_measured_again(history.response(id)[0]) for id in ids)
     plan = read_plan(run.settings)
     asked = dict.fromkeys([*(plan.ids if plan else ()), *(answer.sample for answer in answers)])
     samples = []
@@ -110,6 +112,17 @@ def _measured_again(exchange: Exchange) -> Measured:
     )
 
 
+def _superseded(answers: Iterable[Measured]) -> list[Measured]:
+    """Mark the responses whose requests were sent again later; the answers are in order."""
+    newest: dict[tuple[str, str, int], Measured] = {}
+    marked = []
+    for answer in reversed([*answers]):
+        task = answer.model, answer.sample, answer.repeat
+        is_superseded = answer.repeat > 0 and newest.setdefault(task, answer) is not answer
+        marked.append(replace(answer, was_sent_again=is_superseded))
+    return marked[::-1]
+
+
 def _measured(exchange: Exchange) -> Measured:
     waited_ms = exchange.queue_ms or 0.0
     return Measured(
@@ -117,12 +130,26 @@ def _measured(exchange: Exchange) -> Measured:
         model=exchange.model_used or exchange.model_asked or "?",
         sample=exchange.id,
         error_kind=_error_kind(exchange),
+        first_output_ms=_first_output_ms(exchange),
         ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
         shows_reasoning=any(
             event.type == "reasoning" and event.chunk for _, event in exchange.events
         ),
         reply=exchange.turn.reply if exchange.turn else (),
     )
+
+
+def _first_output_ms(exchange: Exchange) -> float | None:
+    if exchange.ttft_ms is None:  # its times were not taken
+        return None
+    outputs = (at for at, event in exchange.events if _is_output(event))
+    return next((max(at - (exchange.queue_ms or 0.0), 0.0) for at in outputs), None)
+
+
+def _is_output(event: StreamEvent) -> bool:
+    if event.type == "text":
+        return bool(event.chunk.strip())
+    return event.type.startswith("tool_call") and not event.server_executed
 
 
 def _summary(exchange: Exchange) -> ExchangeSummary:

@@ -13,6 +13,7 @@ from .stats import Interval
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
+SIMILARITY = "similarity"  # a measure, beside times and rates
 
 
 def number(value: float) -> str:
@@ -31,9 +32,9 @@ def _signed(digits: str) -> str:
 
 
 def seconds(ms: float) -> str:
-    """Format a time: milliseconds below one second, else seconds."""
+    """Format a time: milliseconds below one second, else seconds; infinity is "never"."""
     if not math.isfinite(ms):
-        return "–"
+        return "never" if ms > 0 else "–"
     return f"{_places(ms, _is_long(ms))}{NO_BREAK}{'s' if _is_long(ms) else 'ms'}"
 
 
@@ -51,24 +52,53 @@ def _places(ms: float, in_seconds: bool) -> str:
     return _signed(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}")
 
 
-def amount(value: float, *, is_time: bool) -> str:
-    """Format a time in milliseconds, or a rate in tokens per second."""
-    return seconds(value) if is_time else f"{number(value)}/s"
+def is_time(measure: str) -> bool:
+    """Return whether a measure is a time in milliseconds, of which less is better."""
+    return measure.endswith("_ms")
 
 
-def between(interval: Interval, *, is_time: bool) -> str:
-    """Format an interval, both ends in one unit."""
+def amount(value: float, measure: str) -> str:
+    """Format a time in milliseconds, a similarity from 0 to 1, or a rate in tokens per second."""
+    if is_time(measure):
+        return seconds(value)
+    return _signed(f"{value:.2f}") if measure == SIMILARITY else f"{number(value)}/s"
+
+
+def difference(value: float, measure: str) -> str:
+    """Format first minus second; infinite if one of them failed."""
+    if is_time(measure) and math.isinf(value):
+        return f"{'first' if value > 0 else 'second'} fails"
+    return amount(value, measure)
+
+
+def between(interval: Interval, measure: str) -> str:
+    """Format an interval, both ends in one unit; without an end that is infinite."""
     low, high = interval.low, interval.high
-    if not is_time or not (math.isfinite(low) and math.isfinite(high)):
+    if measure == SIMILARITY:
+        return f"{_signed(f'{low:.2f}')} to {_signed(f'{high:.2f}')}"
+    if not is_time(measure):
         return f"{number(low)} to {number(high)}"
+    if low == math.inf:
+        return seconds(low)
+    if math.isinf(low):
+        return "any" if math.isinf(high) else f"{seconds(high)} or less"
+    if math.isinf(high):
+        return f"{seconds(low)} or more"
     in_seconds = _is_long(max(abs(low), abs(high)))
     unit = "s" if in_seconds else "ms"
     return f"{_places(low, in_seconds)} to {_places(high, in_seconds)}{NO_BREAK}{unit}"
 
 
-def shares_between(interval: Interval) -> str:
-    """Format an interval of shares from 0 to 1."""
-    return f"{interval.low:.2f} to {interval.high:.2f}"
+def difference_between(interval: Interval, measure: str) -> str:
+    """Format an interval of first minus second."""
+    if interval.low == interval.high and math.isinf(interval.low):
+        return difference(interval.low, measure)
+    return between(interval, measure)
+
+
+def percent(share: float) -> str:
+    """Format a share from 0 to 1."""
+    return f"{share * 100:.0f}{NO_BREAK}%"
 
 
 def money(sum_of: float) -> str:

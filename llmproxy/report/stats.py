@@ -1,15 +1,19 @@
-"""Compute statistics of measurements: quantiles, intervals of medians, rates, gaps.
+"""Compute statistics of measurements: quantiles, their intervals, tests, rates, gaps.
 
-Plain arithmetic on lists, defined in the docstrings. Callers decide what counts.
+Plain arithmetic on lists, defined in the docstrings. Callers decide what counts. A value may be
+infinite: a time that was never reached, because the response failed, is later than any. Order
+statistics and tests by ranks need no more than that.
 """
 
 from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from itertools import pairwise
+from statistics import NormalDist, fmean
 
 RESAMPLES = 1000  # the ends of an interval then vary by some hundredths of its width
 CONFIDENCE = 0.95
@@ -35,24 +39,26 @@ class Interval:
 
 @dataclass(frozen=True)
 class Summary:
-    """A summary of values, in their unit."""
+    """A summary of values, in their unit.
+
+    count: of all values; late: of the infinite ones among them. p50 is that of all; mean, least
+    and most are those of the finite values.
+    """
 
     count: int
     mean: float
     least: float
     p50: float
-    p95: float
-    p99: float
     most: float
+    late: int = 0
 
 
 @dataclass(frozen=True)
-class Gaps:
-    """The times between a stream's events, in milliseconds."""
+class Tail:
+    """A quantile far from the middle, with its exact interval."""
 
-    p50_ms: float
-    p95_ms: float
-    longest_ms: float
+    value: float
+    interval: Interval
 
 
 def quantile(values: Sequence[float], q: float) -> float:
@@ -72,8 +78,15 @@ def _sorted_quantile(values: Sequence[float], q: float) -> float:
         raise ValueError("a quantile needs values and a share from 0 to 1")
     place = (len(values) - 1) * q
     below = int(place)
-    low, high = values[below], values[min(below + 1, len(values) - 1)]
-    share = place - below
+    return _interpolated(values[below], values[min(below + 1, len(values) - 1)], place - below)
+
+
+def _interpolated(low: float, high: float, share: float) -> float:
+    """Return the value at a share of the way; all of the way to an infinite end is infinite."""
+    if share == 0 or low == high:
+        return low
+    if math.isinf(low) or math.isinf(high):
+        return low + high if low != -high else 0.0
     # From the nearer end, as numpy does, so that rounding can't leave the range.
     if share >= 0.5:
         return high - (high - low) * (1 - share)
@@ -90,19 +103,24 @@ def median(values: Sequence[float]) -> float:
 
 
 def summary(values: Sequence[float]) -> Summary | None:
-    """Return count, arithmetic mean, extremes and quantiles; None without values."""
-    if not values:
-        return None
+    """Return count, arithmetic mean, extremes and median; None without finite values."""
     ordered = sorted(values)
+    finite = [value for value in ordered if math.isfinite(value)]
+    if not finite:
+        return None
     return Summary(
         count=len(ordered),
-        mean=fmean(ordered),
-        least=ordered[0],
+        mean=fmean(finite),
+        least=finite[0],
         p50=_sorted_quantile(ordered, 0.5),
-        p95=_sorted_quantile(ordered, 0.95),
-        p99=_sorted_quantile(ordered, 0.99),
-        most=ordered[-1],
+        most=finite[-1],
+        late=len(ordered) - len(finite),
     )
+
+
+def difference(first: float, second: float) -> float:
+    """Return first minus second; 0 if both are infinite, since neither is then the later one."""
+    return 0.0 if first == second else first - second
 
 
 # ---- intervals
@@ -139,7 +157,7 @@ def median_interval(
         H. A. David and H. N. Nagaraja, Order Statistics (2003), 7.1
     """
     ordered = sorted(values)
-    exact = _exact_interval(ordered, confidence)
+    exact = _exact_interval(ordered, 0.5, confidence)
     if exact is None:
         return None
     medians = _resampled_medians(ordered, random.Random(seed), resamples)
@@ -168,38 +186,84 @@ def difference_interval(
     with 17 values in two distant clusters each.
     """
     ordered, others = sorted(first), sorted(second)
-    exact, other_exact = (_exact_interval(of, confidence) for of in (ordered, others))
+    exact, other_exact = (_exact_interval(of, 0.5, confidence) for of in (ordered, others))
     if exact is None or other_exact is None:
         return None
     source = random.Random(seed)
     medians = _resampled_medians(ordered, source, resamples)
     other_medians = _resampled_medians(others, source, resamples)
-    differences = [one - other for one, other in zip(medians, other_medians, strict=True)]
+    differences = list(map(difference, medians, other_medians))
     middle, other_middle = _sorted_quantile(ordered, 0.5), _sorted_quantile(others, 0.5)
-    difference = middle - other_middle
-    wide = Interval(
-        difference - max(middle - exact.low, other_exact.high - other_middle),
-        difference + max(exact.high - middle, other_middle - other_exact.low),
+    known = Interval(difference(exact.low, other_middle), difference(exact.high, other_middle))
+    other_known = Interval(
+        difference(middle, other_exact.high), difference(middle, other_exact.low)
     )
-    return _hull(_percentiles(differences, confidence), wide)
+    return _hull(_percentiles(differences, confidence), _hull(known, other_known))
 
 
-def _exact_interval(ordered: Sequence[float], confidence: float) -> Interval | None:
-    """Return the narrowest symmetric pair of ordered values with enough confidence."""
+def tail(
+    values: Sequence[float], q: float, *, independent: int, confidence: float = CONFIDENCE
+) -> Tail | None:
+    """Return a quantile from the median upwards with its exact interval.
+
+    The interval has two of the values as its ends, chosen by the binomial distribution of how
+    many values lie below the quantile. No distribution of the values is assumed.
+
+    independent: how many of the values are, at least: repeats of one request are alike. The
+    interval is that of so few values, each of them repeated; with as many as there are values
+    it is the usual one.
+
+    None if they are too few: all of them may lie below the quantile, with probability q^n, so
+    that p95 takes 59 at 95 %, and p99 299.
+
+    Spec: H. A. David and H. N. Nagaraja, Order Statistics (2003), 7.1
+    """
+    ordered = sorted(values)
+    ranks = _exact_ranks(independent, q, confidence)
+    if ranks is None:
+        return None
+    low = (ranks[0] - 1) * len(ordered) // independent
+    high = -(-ranks[1] * len(ordered) // independent) - 1
+    return Tail(_sorted_quantile(ordered, q), Interval(ordered[low], ordered[high]))
+
+
+def _exact_interval(ordered: Sequence[float], q: float, confidence: float) -> Interval | None:
+    ranks = _exact_ranks(len(ordered), q, confidence)
+    return None if ranks is None else Interval(ordered[ranks[0] - 1], ordered[ranks[1] - 1])
+
+
+def _exact_ranks(count: int, q: float, confidence: float) -> tuple[int, int] | None:
+    """Return the ranks, from 1, of two of `count` values that enclose the quantile q.
+
+    Each side misses with half of the error at most. If even the largest value is below the
+    quantile more often than that, the lower side has what is left. q is at least 0.5, where the
+    upper side is the one that can miss so often.
+    """
     if not 0 < confidence < 1:
         raise ValueError("a confidence must be between 0 and 1")
-    count = len(ordered)
-    # The k-th value and the k-th from the end enclose the median where k to n-k values lie
-    # below it. That probability is summed from the middle outwards: as whole numbers the terms
-    # are huge, and from the ends they are too small for a float.
-    below = count // 2
-    chance = math.comb(count, below) / 2**count
-    enclosed = chance if count % 2 == 0 else 2 * chance
-    while below > 0 and enclosed < confidence:
-        chance = chance * below / (count - below + 1)
-        below -= 1
-        enclosed += 2 * chance
-    return Interval(ordered[below - 1], ordered[count - below]) if below > 0 else None
+    error = 1 - confidence
+    above = _tail_ranks(count, q, error / 2)
+    upper_miss = q**count if above == 0 else 0.0
+    below = _tail_ranks(count, 1 - q, min(error / 2, error - upper_miss))
+    return (below, count + 1 - max(above, 1)) if below > 0 else None
+
+
+def _tail_ranks(count: int, q: float, allowed: float) -> int:
+    """Return how many ranks from an end the quantile is beyond with at most that probability.
+
+    Rank r from the top is below the quantile if fewer than r values are above it, each of them
+    with probability 1-q.
+    """
+    missed = 0.0
+    # The probability that exactly `rank` values are above: a float can't hold the first ones
+    # of a large sample, but their logarithms.
+    log_chance = count * math.log(q)
+    for rank in range(count):
+        missed += math.exp(log_chance)
+        if missed > allowed:
+            return rank
+        log_chance += math.log((count - rank) / (rank + 1) * (1 - q) / q)
+    return count
 
 
 def _resampled_medians(
@@ -220,7 +284,7 @@ def _resampled_medians(
         median = ordered[min(int(at * count), count - 1)]  # `at` can be rounded to 1
         if count % 2 == 0:
             at *= source.random() ** (1 / (upper - 1))
-            median = (ordered[min(int(at * count), count - 1)] + median) / 2
+            median = _interpolated(ordered[min(int(at * count), count - 1)], median, 0.5)
         medians.append(median)
     return medians
 
@@ -233,6 +297,61 @@ def _percentiles(medians: Sequence[float], confidence: float) -> Interval:
 
 def _hull(one: Interval, other: Interval) -> Interval:
     return Interval(min(one.low, other.low), max(one.high, other.high))
+
+
+# ---- tests
+
+
+def sign_test(differences: Sequence[float]) -> float:
+    """Return the p-value of the hypothesis that the median of the differences is 0.
+
+    Exact and two-sided, with no assumption but that the differences are independent: how many
+    lie on one side has a binomial distribution. Differences of 0 count as lying on neither side,
+    so that it agrees with the exact interval of the median: p is at most 0.05 if and only if
+    the interval at 95 % is on one side of 0.
+
+    Spec: W. J. Conover, Practical Nonparametric Statistics (1999), 3.4
+    """
+    count = len(differences)
+    most = max(sum(value > 0 for value in differences), sum(value < 0 for value in differences))
+    chances = (math.comb(count, above) for above in range(most, count + 1))
+    return min(2 * sum(chances) / (1 << count), 1.0)
+
+
+def rank_sum_test(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the p-value of the hypothesis that neither sample tends to larger values.
+
+    The two-sided Wilcoxon-Mann-Whitney test: by the normal approximation of the rank sum, with
+    corrections for ties and continuity, which is slightly cautious from six values each on.
+
+    Spec: W. J. Conover, Practical Nonparametric Statistics (1999), 5.1
+    """
+    counts = Counter([*first, *second])
+    ranks, before = {}, 0
+    for value in sorted(counts):
+        ranks[value] = before + (counts[value] + 1) / 2
+        before += counts[value]
+    n, m, total = len(first), len(second), len(first) + len(second)
+    ties = sum(count**3 - count for count in counts.values()) / (total * (total - 1))
+    spread = math.sqrt(n * m / 12 * (total + 1 - ties))
+    away = abs(sum(ranks[value] for value in first) - n * (total + 1) / 2) - 0.5
+    return 1.0 if spread == 0 or away <= 0 else 2 * NormalDist().cdf(-away / spread)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return the p-values corrected for their number, in their order.
+
+    If every hypothesis whose corrected p-value is at most 0.05 is rejected, the probability of
+    rejecting any true one is at most 0.05, however they depend on each other.
+
+    Spec: S. Holm, A Simple Sequentially Rejective Multiple Test Procedure (1979)
+    """
+    corrected = [1.0] * len(p_values)
+    least = 0.0
+    for done, place in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+        least = max(least, min((len(p_values) - done) * p_values[place], 1.0))
+        corrected[place] = least
+    return corrected
 
 
 # ---- streams
@@ -255,13 +374,10 @@ def tokens_per_second(
     return rate if math.isfinite(rate) else None
 
 
-def gaps(times_ms: Sequence[float]) -> Gaps | None:
-    """Summarize the silences between a stream's events; None for fewer than two events.
+def gaps(times_ms: Sequence[float]) -> list[float]:
+    """Return the silences between a stream's events; none if it has fewer than two.
 
     times_ms: when each event came, in order. Events that came together have a gap of 0; the
     wait for the first one does not count.
     """
-    if len(times_ms) < 2:
-        return None
-    between = sorted(b - a for a, b in zip(times_ms, times_ms[1:], strict=False))
-    return Gaps(_sorted_quantile(between, 0.5), _sorted_quantile(between, 0.95), between[-1])
+    return [later - earlier for earlier, later in pairwise(times_ms)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,20 +28,22 @@ from .figures import (
     Measure,
     ModelFigures,
     Share,
-    is_time,
 )
 from .numbers import (
     MINUS,
     NO_BREAK,
+    SIMILARITY,
     amount,
     between,
     count_of,
+    difference,
     money,
+    percent,
     period,
     seconds,
-    shares_between,
     shortened,
 )
+from .stats import Interval
 
 MIN_COLUMNS = 80  # of a screen: on a narrower one, numbers would be missing
 MIN_NAME_COLUMNS = 12
@@ -49,7 +52,7 @@ NOTHING = "-"
 
 _MEASURE_COLUMNS: Mapping[Measure, str] = {
     "ttft_ms": "first event",
-    "first_text_ms": "first text",
+    "first_output_ms": "first output",
     "duration_ms": "whole",
     "tokens_per_second": "tokens",
 }
@@ -63,7 +66,8 @@ def table(study: Study, figures: Figures, *, width: int, colours: bool = False) 
         _heading(study, figures, page),
         _answers(models, page),
         _times("first event", models, lambda model: model.ttft_ms, page),
-        _times("first text", models, lambda model: model.first_text_ms, page),
+        _cache(models, page),
+        _times("first output", models, lambda model: model.first_output_ms, page),
         _times("whole response", models, lambda model: model.duration_ms, page),
         _times("connecting (not in other times)", models, lambda model: model.setup_ms, page),
         _times("waiting (not in other times)", models, lambda model: model.queue_ms, page),
@@ -190,6 +194,11 @@ def _answers(models: Sequence[ModelFigures], page: _Page) -> list[str]:
     columns = ["sent", "ok", "errors", "warm-ups", *(_MEASURE_COLUMNS[m] for m in _OVERVIEW)]
     lines = page.grid("overview, p50", columns, rows)
     for m in models:
+        if m.sent_again:
+            lines += page.wrapped(
+                f"{m.model}: {count_of(m.sent_again, 'failed request')} sent again, and counted in"
+                " no other figure"
+            )
         if m.first_runs:
             lines += page.wrapped(
                 f"{m.model}: {m.first_runs:,} of {m.ok:,} responses were the first in their process"
@@ -204,7 +213,7 @@ _OVERVIEW: Sequence[Measure] = ("ttft_ms", "duration_ms", "tokens_per_second")
 def _median(estimate: Estimate | None, measure: Measure) -> str:
     if estimate is None:
         return NOTHING
-    return "~" * estimate.is_estimated + amount(estimate.summary.p50, is_time=is_time(measure))
+    return "~" * estimate.is_estimated + amount(estimate.summary.p50, measure)
 
 
 def _times(
@@ -214,30 +223,73 @@ def _times(
     page: _Page,
 ) -> list[str]:
     rows = {model.model: _time_cells(estimate_of(model)) for model in models}
-    return page.grid(title, ["count", "p50", "p50, 95 %", "p95", "p99"], rows)
+    tails = {model.model: _tail_cells(estimate_of(model)) for model in models}
+    return [
+        *page.grid(title, ["count", "never", "p50", "p50, 95 %"], rows),
+        *page.grid(f"{title}, slowest", ["p95", "p95, 95 %", "p99", "p99, 95 %"], tails),
+    ]
 
 
 def _time_cells(estimate: Estimate | None) -> list[str]:
     if estimate is None:
-        return [NOTHING] * 5
-    summary, interval = estimate.summary, estimate.interval
+        return [NOTHING] * 4
+    summary = estimate.summary
     return [
         f"{summary.count:,}",
+        f"{summary.late:,}" if summary.late else NOTHING,
         seconds(summary.p50),
-        "too few" if interval is None else between(interval, is_time=True),
-        seconds(summary.p95),
-        seconds(summary.p99),
+        _time_between(estimate.interval),
     ]
+
+
+def _tail_cells(estimate: Estimate | None) -> list[str]:
+    tails = (estimate.p95, estimate.p99) if estimate else (None, None)
+    return [
+        cell
+        for tail in tails
+        for cell in (
+            (NOTHING, NOTHING)
+            if tail is None
+            else (seconds(tail.value), _time_between(tail.interval))
+        )
+    ]
+
+
+def _time_between(interval: Interval | None) -> str:
+    return "too few" if interval is None else between(interval, "ttft_ms")
+
+
+def _cache(models: Sequence[ModelFigures], page: _Page) -> list[str]:
+    rows = {
+        m.model: [NOTHING] * 5
+        if m.cache is None
+        else [percent(m.cache.share), *_cache_cells(m.cache.cold), *_cache_cells(m.cache.warm)]
+        for m in models
+    }
+    columns = ["cached", "cold", "p50 cold", "warm", "p50 warm"]
+    return page.grid("first event by prompt cache", columns, rows)
+
+
+def _cache_cells(estimate: Estimate | None) -> tuple[str, str]:
+    if estimate is None:
+        return NOTHING, NOTHING
+    return f"{estimate.summary.count:,}", seconds(estimate.summary.p50)
 
 
 def _gaps(models: Sequence[ModelFigures], page: _Page) -> list[str]:
     rows = {
-        m.model: [NOTHING] * 3
+        m.model: [NOTHING] * 4
         if m.gaps is None
-        else [seconds(ms) for ms in (m.gaps.p50_ms, m.gaps.p95_ms, m.gaps.longest_ms)]
+        else [
+            seconds(m.gaps.typical.summary.p50),
+            _time_between(m.gaps.typical.interval),
+            seconds(m.gaps.longest.summary.p50),
+            seconds(m.gaps.longest.summary.most),
+        ]
         for m in models
     }
-    return page.grid("gaps between events", ["p50", "p95", "longest"], rows)
+    columns = ["p50", "p50, 95 %", "longest, p50", "longest of all"]
+    return page.grid("gaps between events", columns, rows)
 
 
 def _tokens(models: Sequence[ModelFigures], page: _Page) -> list[str]:
@@ -317,7 +369,7 @@ def _share(share: Share | None) -> str:
 def _similarity(estimate: Estimate | None) -> tuple[str, str]:
     if estimate is None:
         return NOTHING, NOTHING
-    interval = "too few" if estimate.interval is None else shares_between(estimate.interval)
+    interval = "too few" if estimate.interval is None else between(estimate.interval, SIMILARITY)
     return f"{estimate.summary.p50:.2f}", interval
 
 
@@ -325,22 +377,24 @@ def _similarity(estimate: Estimate | None) -> tuple[str, str]:
 
 
 def _differences(figures: Figures, page: _Page) -> list[str]:
-    pairs: dict[str, dict[Measure, str]] = {}
+    pairs: dict[str, dict[str, str]] = {}
     for each in figures.comparisons:
         pairs.setdefault(f"{each.first}, {each.second}", {})[each.measure] = _difference(each)
+    columns: dict[str, str] = {**dict(_MEASURE_COLUMNS.items()), SIMILARITY: "similar"}
     rows = {
-        pair: [cells.get(measure, NOTHING) for measure in _MEASURE_COLUMNS]
-        for pair, cells in pairs.items()
+        pair: [cells.get(measure, NOTHING) for measure in columns] for pair, cells in pairs.items()
     }
-    lines = page.grid("first minus second", [*_MEASURE_COLUMNS.values()], rows)
-    if any(each.faster for each in figures.comparisons):
-        lines.append("* beyond chance, by the 95 % interval of the difference")
+    lines = page.grid("first minus second", [*columns.values()], rows)
+    if any(each.better for each in figures.comparisons):
+        lines += page.wrapped(
+            f"* beyond chance by its 95 % interval, and among {figures.tested:,} comparisons"
+        )
     return lines
 
 
 def _difference(comparison: Comparison) -> str:
-    difference = amount(comparison.difference, is_time=is_time(comparison.measure))
-    return f"{difference}{'*' if comparison.faster else ''}"
+    shown = difference(comparison.difference, comparison.measure)
+    return f"{shown}{'*' if comparison.better else ''}"
 
 
 def _conclusions(study: Study, figures: Figures, page: _Page) -> list[str]:
@@ -354,7 +408,10 @@ def _conclusions(study: Study, figures: Figures, page: _Page) -> list[str]:
 
 
 def report_json(study: Study, figures: Figures) -> dict[str, Any]:
-    """Return a study as JSON values: its figures, and each response in short, warm-ups too."""
+    """Return a study as JSON values: its figures, and each response in short, warm-ups too.
+
+    A quantile that most requests never reached is null, as its interval's end.
+    """
     return {
         "title": study.title,
         "is_run": study.is_run,
@@ -362,15 +419,24 @@ def report_json(study: Study, figures: Figures) -> dict[str, Any]:
         "ended": _iso(study.ended),
         "settings": dict(study.settings),
         "planned": study.planned,
-        "models": [asdict(model) for model in figures.models],
-        "comparisons": [asdict(found) for found in figures.comparisons],
+        "models": [_finite(asdict(model)) for model in figures.models],
+        "comparisons": [_finite(asdict(found)) for found in figures.comparisons],
+        "tested": figures.tested,
         "between": [asdict(between) for between in figures.between],
+        "throughput": figures.throughput and asdict(figures.throughput),
         "samples": [
             {"id": sample.id, "received": _iso(sample.received), "client": sample.client}
             for sample in study.samples
         ],
         "answers": [_answer(answer) for answer in study.answers],
     }
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinite numbers, which JSON can't have, by None."""
+    if isinstance(value, dict):
+        return {name: _finite(member) for name, member in value.items()}
+    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def report_csv(study: Study) -> str:
@@ -394,6 +460,7 @@ def _answer(answer: Measured) -> dict[str, Any]:
         "sample": answer.sample,
         "model": answer.model,
         "repeat": answer.repeat,
+        "was_sent_again": answer.was_sent_again,
         "received": _iso(exchange.received),
         "status": exchange.status,
         "error_kind": answer.error_kind,

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 
+import pytest
 from llm import user
 
 from llmproxy.backends.replay import Recorded, ReplayRun
-from llmproxy.bench.bench import Bench, Plan, Task, list_tasks, read_plan
+from llmproxy.bench.bench import Bench, Plan, Task, _wait_s, list_tasks, read_plan
 from llmproxy.core import chat
+from llmproxy.core.errors import (
+    InvalidRequest,
+    Overloaded,
+    RateLimited,
+    Unavailable,
+    UpstreamError,
+)
 from llmproxy.recorder.exchange import begun
 from llmproxy.recorder.store import StoreError
 from tests.report.studies import BEGAN
@@ -25,9 +35,8 @@ def test_models_take_turns_and_finished_tasks_are_left_out():
 
 
 def test_unknown_settings_of_another_version_are_ignored():
-    assert read_plan({"models": ["a"], "ids": ["1"], "colour": "red"}) == Plan(
-        models=["a"], ids=["1"]
-    )
+    plan = read_plan({"models": ["a"], "ids": ["1"], "colour": "red"})
+    assert plan == Plan(models=["a"], ids=["1"], cache="as-is")
     assert read_plan({}) is None
 
 
@@ -50,7 +59,7 @@ class Log:
         pass
 
 
-def make_bench(log, **changes):
+def make_bench(log, backend=None, **changes):
     requested = []
     exchange = begun(
         "1",
@@ -60,13 +69,20 @@ def make_bench(log, **changes):
         query="",
         client="tests",
         headers=[],
-        body={"model": "x", "messages": []},
+        body={"model": "x", "messages": [{"role": "user", "content": "hello"}]},
     )
     request = chat.ChatRequest("x", [user("hello")])
     recorded = {id: (replace(exchange, id=id), request) for id in PLAN.ids}
 
     plan = replace(PLAN, **changes)
-    bench = Bench("run", plan, recorded, Backend(requested), log, on_exchange=lambda exchange: None)
+    bench = Bench(
+        "run",
+        plan,
+        recorded,
+        (backend or Backend)(requested),
+        log,
+        on_exchange=lambda exchange, again_s: None,
+    )
     return bench, plan, requested
 
 
@@ -98,6 +114,61 @@ async def test_run_stops_if_a_warm_up_can_not_be_logged():
     bench, plan, requested = make_bench(Log(0, StoreError("the disk is full")))
     await bench.measure(list_tasks(plan))
     assert requested == ["a"]
+
+
+@pytest.mark.parametrize(
+    "headers, seconds",
+    [
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "7", "retry-after-ms": "6400"}, 6.4),
+        ({"retry-after": "-1"}, 0),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
+        ({"retry-after": "soon"}, 4),
+        ({"retry-after": "nan"}, 4),
+        ({"retry-after": "inf", "retry-after-ms": ""}, 4),
+        ({}, 4),
+    ],
+)
+def test_retry_after_is_read_in_all_its_forms(headers, seconds):
+    """Without a form that can be read, the third attempt waits four seconds."""
+    assert _wait_s(RateLimited("", headers=headers), 2) == pytest.approx(seconds)
+
+
+def test_retry_after_may_be_a_date():
+    at = datetime.now(UTC) + timedelta(hours=1)
+    waited_s = _wait_s(RateLimited("", headers={"retry-after": format_datetime(at)}), 0)
+    assert waited_s == pytest.approx(3600, abs=60)
+
+
+def test_waits_without_retry_after_grow_up_to_a_minute():
+    waits = [_wait_s(RateLimited(""), refusals) for refusals in range(9)]
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_only_rate_limits_are_waited_for():
+    """An overload is a failure of the provider, and counts as one."""
+    headers = {"retry-after": "1"}
+    for kind in (Overloaded, Unavailable, UpstreamError, InvalidRequest):
+        assert _wait_s(kind("", headers=headers), 0) is None
+
+
+class Refusing(Backend):
+    """A backend that refuses all requests to "a"."""
+
+    async def choose(self, request):
+        chosen = await super().choose(request)
+        if request.model == "a":
+            raise RateLimited("slow down")
+        return chosen
+
+
+async def test_a_model_that_refuses_for_too_long_is_not_waited_for_again(monkeypatch):
+    monkeypatch.setattr("llmproxy.bench.bench.MAX_STEP_S", 0.02)
+    monkeypatch.setattr("llmproxy.bench.bench.MAX_WAIT_S", 0.05)
+    bench, plan, requested = make_bench(Log(99, None), Refusing, warmup=0)
+    await bench.measure(list_tasks(plan))
+    assert requested == [*"aaab", *"ba", *"ba", *"ab"]
 
 
 async def test_run_goes_on_if_only_this_response_can_not_be_logged():

@@ -9,11 +9,13 @@ import socket
 import sqlite3
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 from urllib.request import Request, urlopen
 
 import pytest
 from llm.parts import ReasoningPart, StreamEvent
 
+from llmproxy.backends.log_source import exchange_request
 from llmproxy.bench.runs import claim_run, find_run
 from llmproxy.cli import bench as bench_command
 from llmproxy.recorder.reader import Filter, LogReader
@@ -287,6 +289,8 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
 @pytest.mark.parametrize(
     "words, message",
     [
+        (["--models", "a", "--cache", "hot"], "invalid choice: 'hot'"),
+        (["--resume", "--cache", "cold"], "--resume continues a run as it began"),
         (["--models", "nobody"], "there is no model 'nobody' here; GET /v1/models lists them"),
         (
             ["--models", "a", "--search", "nowhere"],
@@ -363,15 +367,34 @@ def test_figures_match_the_scripted_times(session, history):
         rates = sorted(7 / (times[-1] - times[1]) for times in script.said)
         gaps = [b - a for times in script.said for a, b in zip(times[1:], times[2:], strict=False)]
         assert model.ttft_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
-        assert model.first_text_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
+        assert model.first_output_ms.summary.p50 == pytest.approx(firsts[1], rel=0.05)
         assert model.duration_ms.summary.p50 == pytest.approx(wholes[1], rel=0.05)
         assert model.tokens_per_second.summary.p50 == pytest.approx(rates[1], rel=0.05)
-        assert model.gaps.longest_ms == pytest.approx(max(gaps) * 1000, rel=0.1)
+        assert model.gaps.longest.summary.most == pytest.approx(max(gaps) * 1000, rel=0.1)
         assert (model.requests, model.ok, model.finish_reasons) == (3, 3, {"stop": 3})
         assert model.tokens["output_tokens"].mean == 8
         # And what was to be: a sleep is never shorter.
         assert model.ttft_ms.summary.least >= script.first_s * 1000
-        assert model.gaps.p50_ms >= script.gap_s * 990
+        assert model.gaps.typical.summary.least >= script.gap_s * 990
+
+
+def test_a_response_of_calls_alone_has_a_first_output(session, history):
+    """Reasoning comes before it, and a tool that the provider runs is no output."""
+    thought = StreamEvent("reasoning", "Hm.", part_index=0)
+    search = StreamEvent(
+        "tool_call_name", "search", part_index=1, tool_call_id="s", server_executed=True
+    )
+    waits = [lambda _: asyncio.sleep(0.05), lambda _: asyncio.sleep(0.05)]
+    name = StreamEvent("tool_call_name", "look", part_index=2, tool_call_id="1")
+    arguments = StreamEvent("tool_call_args", "{}", part_index=2, tool_call_id="1")
+    call = [waits[0], search, waits[1], name, arguments]
+    caller = AsyncScript("caller", thought, *call, usage(9, 9))
+    silent = AsyncScript("silent", thought, usage(9, 9))
+    bench("--models", "caller,silent", "--warmup", "0", models=[caller, silent])
+    found, nothing = figures(study_of_run(history, find_run(history, "last"))).models
+    assert found.first_output_ms.summary.count == 3
+    assert found.first_output_ms.summary.least >= found.ttft_ms.summary.least + 100
+    assert (nothing.first_output_ms, nothing.ttft_ms.summary.count) == (None, 3)
 
 
 def test_warm_ups_count_in_no_figure(session, history):
@@ -427,22 +450,26 @@ def test_a_system_prompt_is_no_part_of_what_is_shown_side_by_side(llm_user_path,
 
 def test_failures_are_counted_by_kind_and_kept(session, history, capsys):
     class Refused(Exception):
-        status_code = 429
+        status_code = 400
 
-    bad = AsyncScript("bad", Refused("slow down"))
+    bad = AsyncScript("bad", Refused("no such parameter"))
     cut = AsyncScript("cut", "so far", RuntimeError("gone"))
     bench("--models", "bad,cut,ok", "--warmup", "0", models=[bad, cut, one_word("ok")])
     found = figures(study_of_run(history, find_run(history, "last")))
-    assert [model.errors for model in found.models] == [{"rate_limit": 3}, {"upstream": 3}, {}]
+    assert [model.errors for model in found.models] == [{"invalid_request": 3}, {"upstream": 3}, {}]
     kept = "select distinct status, http_status, error, thread_id is null from proxy_exchanges"
-    assert rows(history, f"{kept} where model_asked = 'bad'") == [("error", 429, "slow down", 1)]
+    assert rows(history, f"{kept} where model_asked = 'bad'") == [
+        ("error", 400, "no such parameter", 1)
+    ]
     assert rows(history, f"{kept} where model_asked = 'cut'")[0][3] == 0
-    assert "rate_limit" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "invalid_request" in out
+    assert "6 requests failed; to send again: bench --resume " in err
 
 
 def test_an_endless_response_times_out(session, history):
     endless = AsyncScript("endless", "so", lambda _: asyncio.Event().wait())
-    bench("--models", "endless", "--timeout", "0.1", "--last", "1", models=[endless])
+    bench("--models", "endless", "--timeout", "0.1", "--last", "1", models=[endless], code=1)
     entries = history.entries(Filter(client="llmproxy bench"))
     assert {(one.status, one.http_status, one.error) for one in entries} == {
         ("error", 504, "the response did not end within 0.1 s")
@@ -537,7 +564,7 @@ def test_connecting_is_not_part_of_the_response_time(session, history, monkeypat
 
 def test_an_unreachable_server_is_an_error_per_request(session, history):
     words = ["--models", "x", "--base-url", "http://127.0.0.1:1", "--warmup", "0", "--last", "1"]
-    bench(*words)
+    bench(*words, code=1)
     (entry,) = history.entries(Filter(client="llmproxy bench"))
     assert (entry.status, entry.http_status, entry.setup_ms) == ("error", 502, None)
 
@@ -548,7 +575,7 @@ def test_a_servers_key_comes_from_llms_keys_and_is_kept_nowhere(session, llm_use
     with running(one_word("there"), log=False, keys=[secret]) as proxy:
         words = ["--models", "there", "--base-url", proxy.url, "--key"]
         bench(*words, "mine")
-        bench(*words, "sk-wrong")
+        bench(*words, "sk-wrong", code=1)
     history = LogReader(llm_user_path / "logs.db")
     entries = history.entries(Filter(client="llmproxy bench"))
     history.close()
@@ -631,11 +658,228 @@ def test_ctrl_c_before_the_first_request_stops_too(session, history, capsys, mon
 
 
 def test_a_finished_run_sends_nothing(session, history, capsys):
-    """Not even to warm up: a request costs money."""
+    """Not even to warm up: a request costs money. Its end stays, and the user is told."""
     a, b = one_word("a"), one_word("b")
     bench("--models", "a,b", "--name", "friday", models=[a, b])
+    before = find_run(history, "friday")
+    capsys.readouterr()
     bench("--resume", "friday", models=[a, b])
     assert len(a.prompts) == len(b.prompts) == 1 + 3
+    assert find_run(history, "friday") == before and before.ended is not None
+    assert capsys.readouterr().err.splitlines() == [
+        "nothing to send: the log has all responses (6)",
+        "as a page: report friday --html FILE",
+    ]
+
+
+def test_a_run_that_was_killed_after_its_last_response_gets_that_as_its_end(session, history):
+    a = one_word("a")
+    bench("--models", "a", "--name", "friday", models=[a])
+    with sqlite3.connect(history.path) as log:
+        log.execute("update proxy_runs set ended = null")
+    bench("--resume", models=[a])
+    last = [one for one in history.entries(Filter(run="friday")) if one.repeat][-1]
+    ended = find_run(history, "friday").ended
+    assert abs((ended - last.received).total_seconds() * 1000 - last.duration_ms) < 1
+    assert len(a.prompts) == 1 + 3
+
+
+def test_a_run_whose_requests_were_deleted_has_nothing_to_send(session, history, capsys):
+    bench("--models", "a", "--name", "friday", models=[one_word("a")])
+    with sqlite3.connect(history.path) as log:
+        log.execute("delete from proxy_exchanges where run_id is null")
+    bench("--resume", models=[one_word("a")], code=1)
+    assert "there is nothing to send: the log has no request of this run any more" in (
+        capsys.readouterr().err
+    )
+
+
+def test_failures_are_sent_again_and_the_newest_response_counts(session, history, capsys):
+    """Whatever they failed by; what was answered stays."""
+    broken = iter([RuntimeError("gone"), None, ValueError("no"), RuntimeError("gone"), None])
+
+    def fail(_):
+        if error := next(broken):
+            raise error
+
+    a = AsyncScript("a", fail, *answers("Four."))
+    bench("--models", "a", "--warmup", "0", "--name", "friday", models=[a])
+    out, err = capsys.readouterr()
+    assert "Errors: a 2 of 3 (invalid_request, upstream)." in out
+    assert err.splitlines()[-2:] == [
+        "2 requests failed; to send again: bench --resume friday",
+        "as a page: report friday --html FILE",
+    ]
+    before = find_run(history, "friday").ended
+    bench("--resume", models=[a])
+    assert len(a.prompts) == 5
+    assert "Errors: a 1 of 3 (upstream)." in capsys.readouterr().out
+    study = study_of_run(history, find_run(history, "friday"))
+    assert [one.was_sent_again for one in study.answers] == [True, False, True, False, False]
+    (found,) = figures(study).models
+    assert (found.requests, found.ok, found.sent_again) == (3, 2, 2)
+    assert find_run(history, "friday").ended > before, "it went on"
+    bench("--resume", models=[one_word("a")])
+    assert "Errors: None in 3 responses." in capsys.readouterr().out
+
+
+def test_a_run_without_any_good_response_is_a_failure(session, history, capsys):
+    bad = AsyncScript("bad", RuntimeError("gone"))
+    bench("--models", "bad", "--name", "friday", models=[bad], code=1)
+    assert find_run(history, "friday").ended is not None, "it is over all the same"
+    bench("--resume", models=[bad], code=1)
+    bench("--resume", models=[one_word("bad")])
+
+
+# ---- rate limits
+
+
+class Refused(Exception):
+    """As an SDK raises it: 429, with the provider's headers."""
+
+    status_code = 429
+
+    def __init__(self, body=None, **headers):
+        super().__init__("slow down")
+        self.body = body
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.response = SimpleNamespace(headers=headers, status_code=429)
+
+
+def refusing(id, *refusals):
+    """A model that refuses so many requests first."""
+    left = iter(refusals)
+
+    def refuse(_):
+        if error := next(left, None):
+            raise error
+
+    return AsyncScript(id, refuse, *answers("Four."))
+
+
+def test_a_refused_request_is_sent_again_when_the_provider_allows_it(session, history, capsys):
+    a = refusing("a", None, Refused(retry_after="0.3"), Refused(retry_after_ms="50"))
+    began = time.monotonic()
+    bench("--models", "a", "--warmup", "0", "--name", "friday", models=[a])
+    assert 0.35 <= time.monotonic() - began
+    out, err = capsys.readouterr()
+    assert "3 requests, 3 of 3 responses" in out and "Errors: None in 3 responses." in out
+    assert "a: 2 failed requests sent again, and counted in no other figure" in out
+    first, refused, *_ = err.splitlines()
+    assert first.startswith("1/3  ") and refused.startswith("1/3  ")
+    assert refused.endswith("  error 429  slow down, again in 0 s")
+    entries = history.entries(Filter(run="friday"))
+    assert [one.http_status for one in entries] == [200, 429, 429, 200, 200]
+    assert len({one.recorded_id for one in entries[1:4]}) == 1
+    assert all(one.ttft_ms < 300 for one in entries if one.status == "ok"), "no wait is measured"
+
+
+def test_a_refused_model_is_sent_nothing_until_it_may(session, history):
+    """Nor by another of several workers; and a refused warm-up waits as well."""
+    times = []
+    a = refusing("a", Refused(retry_after="0.2"))
+    steps = [lambda _: times.append(time.monotonic()), *a.steps]
+    a = AsyncScript("a", *steps)
+    bench("--models", "a", "--concurrency", "3", models=[a])
+    refused, warm_up, *rest = times
+    assert warm_up - refused >= 0.2 and len(rest) == 3
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        Refused(retry_after="86400"),
+        Refused({"code": "insufficient_quota"}),
+        Refused(x_should_retry="false", retry_after="0"),
+    ],
+    ids=["a day", "no quota", "told not to"],
+)
+def test_a_refusal_that_waiting_does_not_end_is_a_failure(session, history, refused):
+    a = refusing("a", *[refused] * 9)
+    bench("--models", "a", "--warmup", "0", models=[a], code=1)
+    assert len(a.prompts) == 3
+    (found,) = figures(study_of_run(history, find_run(history, "last"))).models
+    assert (found.errors, found.sent_again) == ({"rate_limit": 3}, 0)
+
+
+def test_a_stop_while_a_model_refuses_leaves_its_request_to_be_sent(session, history, capsys):
+    async def refuse(_):
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGINT)
+        raise Refused(retry_after="60")
+
+    a = AsyncScript("a", refuse)
+    bench("--models", "a", "--warmup", "0", "--name", "friday", models=[a], code=130)
+    bench("--resume", models=[one_word("a")])
+    assert "3 requests, 3 of 3 responses" in capsys.readouterr().out
+
+
+# ---- the provider's cache
+
+
+@pytest.mark.parametrize("api", ["openai_chat", "anthropic_messages"])
+@pytest.mark.parametrize("has_system", [True, False])
+@pytest.mark.parametrize("is_in_parts", [True, False])
+def test_a_cold_request_begins_with_a_line_of_its_own(
+    llm_user_path, history_of, api, has_system, is_in_parts
+):
+    """The line is in the body; the turn is a sibling of the recorded one all the same."""
+
+    def content(text):
+        return [{"type": "text", "text": text}] if is_in_parts else text
+
+    body = {"model": "recorded", "max_tokens": 9, "messages": []}
+    if has_system and api == "anthropic_messages":
+        body["system"] = content("Be brief.")
+    elif has_system:
+        body["messages"] = [{"role": "system", "content": content("Be brief.")}]
+    body["messages"] = [*body["messages"], {"role": "user", "content": content("Why?")}]
+    path = "/v1/messages" if api == "anthropic_messages" else "/v1/chat/completions"
+    with running(one_word("recorded")) as proxy:
+        post(proxy, path, body)
+    a, there = one_word("a"), one_word("there")
+    words = ["--cache", "cold", "--repeat", "2", "--warmup", "0"]
+    bench("--models", "a", "--name", "here", *words, models=[a])
+    with running(there, log=False) as proxy:
+        server = ["--base-url", proxy.url, "--dialect", api]
+        bench("--models", "there", "--name", "there", *server, *words)
+    history = history_of()
+    for name, model in (("here", a), ("there", there)):
+        exchanges = [history.exchange(id) for id in history.ids(Filter(run=name))]
+        expected = "Be brief." if has_system else "Why?"
+        firsts = [prompt.messages[0].parts[0].text for prompt in model.prompts]
+        assert firsts == [f"[{exchange.id}]\n{expected}" for exchange in exchanges]
+        for exchange in exchanges:
+            sent = exchange_request(exchange).messages[0].parts
+            assert "".join(part.text for part in sent) == f"[{exchange.id}]\n{expected}"
+            assert exchange.turn.messages[0].parts[0].text == expected
+        assert find_run(history, name).settings["cache"] == "cold"
+    parents = rows(history, "select count(*), count(distinct parent_message_hash) from turns")
+    assert parents == [(5, 1)]
+
+
+def test_a_cold_request_keeps_recalled_reasoning(llm_user_path, history_of):
+    thought = StreamEvent(
+        "reasoning", "Hm.", part_index=0, provider_metadata={"p": {"signature": "s"}}
+    )
+    text = StreamEvent("text", "An answer that nobody gives twice by chance.", part_index=1)
+    thinker = AsyncScript("thinker", thought, text, usage(3, 2))
+    with running(thinker) as proxy:
+        question = {"role": "user", "content": "Why?"}
+        answer = ask(proxy, [question], "thinker")
+        answer.pop("reasoning_content", None)
+        ask(proxy, [question, answer, question], "thinker")
+    bench("--models", "thinker", "--cache", "cold", "--last", "1", models=[thinker])
+    first, reply, _ = thinker.prompts[-1].messages
+    assert first.parts[0].text.endswith("]\nWhy?")
+    assert [type(part).__name__ for part in reply.parts] == [ReasoningPart.__name__, "TextPart"]
+
+
+def test_a_warm_up_does_not_warm_the_prompts_to_be_measured(session, history, capsys):
+    a = one_word("a")
+    bench("--models", "a", models=[a])
+    warm_up, first, *_ = (prompt.messages[0].parts[0].text for prompt in a.prompts)
+    assert first == "What is 0 + 0?" and warm_up.endswith(f"]\n{first}")
+    assert "cache as-is" in capsys.readouterr().out
 
 
 def test_only_models_with_work_left_are_warmed_up(session, history):

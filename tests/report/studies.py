@@ -10,7 +10,7 @@ from llmproxy.recorder.exchange import ExchangeSummary
 from llmproxy.report.data import Measured, Sample, Study
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-TIMES = ("ttft_ms", "first_text_ms", "duration_ms")
+TIMES = ("ttft_ms", "first_output_ms", "duration_ms")
 OWN = {field.name for field in fields(Measured)}
 
 
@@ -31,7 +31,7 @@ def an_answer(**changes):
         "status": "ok",
         "finish_reason": "stop",
         "ttft_ms": 100.0,
-        "first_text_ms": 150.0,
+        "first_output_ms": 150.0,
         "duration_ms": 1100.0,
         "usage": Usage(20, 11),
         "reply": said("It is four."),
@@ -50,7 +50,11 @@ def changed(answer, **changes):
     """Change fields of a response and of its exchange; times are those of `Measured`."""
     times = {name: getattr(answer, name) for name in TIMES} | changes
     waited_ms = changes.get("queue_ms", answer.exchange.queue_ms) or 0.0
-    times = {name: None if times[name] is None else times[name] + waited_ms for name in TIMES}
+    times = {
+        name: None if times[name] is None else times[name] + waited_ms
+        for name in TIMES
+        if name not in OWN
+    }
     own = {name: value for name, value in changes.items() if name in OWN}
     rest = {name: value for name, value in changes.items() if name not in OWN}
     return replace(answer, exchange=replace(answer.exchange, **rest | times), **own)
@@ -64,7 +68,7 @@ def a_failure(**changes):
         "error": "slow down",
         "finish_reason": None,
         "ttft_ms": None,
-        "first_text_ms": None,
+        "first_output_ms": None,
         "duration_ms": 20.0,
         "ticks": (),
         "usage": Usage(),
@@ -123,7 +127,7 @@ def _timed(ttft_ms, model, sample, repeat, text):
         sample=sample,
         repeat=repeat,
         ttft_ms=ttft_ms,
-        first_text_ms=ttft_ms + 50,
+        first_output_ms=ttft_ms + 50,
         duration_ms=ttft_ms + 1000,
         ticks=((ttft_ms, 3), (ttft_ms + 50, 10), (ttft_ms + 1000, 7)),
         reply=said(text),

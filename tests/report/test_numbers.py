@@ -7,6 +7,8 @@ import pytest
 from llmproxy.report import numbers
 from llmproxy.report.stats import Interval
 
+INF = float("inf")
+
 
 def test_a_long_name_loses_its_middle():
     assert numbers.shortened("anthropic/claude-haiku-4.5", 12) == "anthr…ku-4.5"
@@ -24,7 +26,7 @@ def test_a_long_name_loses_its_middle():
         (-1042, "−1.04 s"),
         (123_456, "123 s"),
         (float("nan"), "–"),
-        (float("inf"), "–"),
+        (float("inf"), "never"),
     ],
 )
 def test_times_have_the_unit_that_is_read_best(ms, shown):
@@ -32,9 +34,33 @@ def test_times_have_the_unit_that_is_read_best(ms, shown):
 
 
 def test_both_ends_of_an_interval_have_one_unit():
-    shown = numbers.between(Interval(-30, 1200), is_time=True)
+    shown = numbers.between(Interval(-30, 1200), "ttft_ms")
     assert shown.replace(numbers.NO_BREAK, " ") == "−0.03 to 1.20 s"
-    assert numbers.between(Interval(float("nan"), 2), is_time=True) == "– to 2"
+    assert numbers.between(Interval(2, 3.14159), "tokens_per_second") == "2 to 3.14"
+    assert numbers.between(Interval(-0.125, 1), "similarity") == "−0.12 to 1.00"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown", "of_difference"),
+    [
+        (20, INF, "20 ms or more", "20 ms or more"),
+        (-INF, 20, "20 ms or less", "20 ms or less"),
+        (-INF, INF, "any", "any"),
+        (INF, INF, "never", "first fails"),
+        (-INF, -INF, None, "second fails"),
+    ],
+)
+def test_an_interval_without_an_end_has_the_other(low, high, shown, of_difference):
+    interval = Interval(low, high)
+    if shown is not None:  # no time is as early as that
+        assert numbers.between(interval, "ttft_ms").replace(numbers.NO_BREAK, " ") == shown
+    found = numbers.difference_between(interval, "ttft_ms")
+    assert found.replace(numbers.NO_BREAK, " ") == of_difference
+
+
+def test_a_difference_from_a_failure_names_it():
+    shown = [numbers.difference(value, "ttft_ms") for value in (INF, -INF, -20)]
+    assert shown == ["first fails", "second fails", f"−20{numbers.NO_BREAK}ms"]
 
 
 @pytest.mark.parametrize(
@@ -51,8 +77,9 @@ def test_numbers_show_three_digits():
 
 
 def test_a_rate_is_tokens_per_second():
-    assert numbers.amount(31.4159, is_time=False) == "31.4/s"
-    assert numbers.amount(326.4, is_time=True).replace(numbers.NO_BREAK, " ") == "326 ms"
+    assert numbers.amount(31.4159, "tokens_per_second") == "31.4/s"
+    assert numbers.amount(326.4, "duration_ms").replace(numbers.NO_BREAK, " ") == "326 ms"
+    assert numbers.amount(0.5, "similarity") == "0.50"
 
 
 def test_counts_have_a_plural():

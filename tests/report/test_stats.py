@@ -1,5 +1,6 @@
 """Statistics against numpy and scipy, and against what they are to mean."""
 
+import itertools
 import math
 import random
 import time
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.report import stats
-from llmproxy.report.stats import Gaps, Interval, Summary
+from llmproxy.report.stats import Interval, Summary, Tail
 
 NUMBERS = st.floats(-1e9, 1e9) | st.integers(-5, 5).map(float)
 SAMPLES = st.lists(NUMBERS, min_size=1, max_size=60)
@@ -36,8 +37,7 @@ def test_a_summary_is_numpys_and_order_has_no_meaning(values, source):
     import numpy
 
     summary = stats.summary(values)
-    expected = [len(values), numpy.mean(values), min(values)]
-    expected += [*numpy.quantile(values, [0.5, 0.95, 0.99]), max(values)]
+    expected = [len(values), numpy.mean(values), min(values), numpy.median(values), max(values), 0]
     assert list(vars(summary).values()) == pytest.approx(expected, rel=1e-9, abs=1e-6)
     assert stats.median(values) == summary.p50
     shuffled = source.sample(values, len(values))
@@ -48,8 +48,27 @@ def test_numbers_by_hand():
     assert stats.median([3, 1, 2]) == 2
     assert stats.median([4, 1, 2, 3]) == 2.5
     assert stats.quantile([10, 20, 30, 40, 50], 0.95) == pytest.approx(48)
-    assert stats.summary([5]) == Summary(1, 5, 5, 5, 5, 5, 5)
+    assert stats.summary([5]) == Summary(1, 5, 5, 5, 5)
     assert stats.summary([]) is None
+
+
+def test_a_value_that_was_never_reached_is_later_than_any():
+    late = math.inf
+    assert stats.summary([1, late, 3, 2]) == Summary(4, 2, 1, 2.5, 3, late=1)
+    assert stats.summary([late]) is None
+    assert [stats.quantile([1, 2, late], q) for q in (0.5, 0.51, 1)] == [2, late, late]
+    assert stats.median([-late, late]) == 0, "it is as often the one as the other"
+    assert stats.difference(late, 5) == late and stats.difference(late, late) == 0
+
+
+@given(SAMPLES, SHARES, st.integers(0, 59))
+def test_a_failure_makes_no_quantile_earlier(values, q, place):
+    failed = [*values]
+    failed[place % len(values)] = math.inf
+    assert stats.quantile(failed, q) >= stats.quantile(values, q)
+    if len(values) > 5:
+        ours, its = (stats.median_interval(of, seed=1, resamples=50) for of in (values, failed))
+        assert its.low >= ours.low and its.high >= ours.high
 
 
 @pytest.mark.parametrize("values, q", [([], 0.5), ([1], -0.1), ([1], 1.1), ([1], math.nan)])
@@ -114,7 +133,7 @@ def test_an_interval_is_no_narrower_than_scipys_exact_one(count, confidence):
 
     values = lognormal(count, seed=count)
     exact = scipy.stats.quantile_test(values).confidence_interval(confidence_level=confidence)
-    assert stats._exact_interval(sorted(values), confidence) == Interval(exact.low, exact.high)
+    assert stats._exact_interval(sorted(values), 0.5, confidence) == Interval(exact.low, exact.high)
     ours = stats.median_interval(values, seed=1, confidence=confidence, resamples=100)
     assert ours.low <= exact.low < exact.high <= ours.high
 
@@ -198,6 +217,50 @@ def test_too_few_values_claim_nothing():
     assert stats.difference_interval([1] * 6, [9] * 6, seed=1) == Interval(-8, -8)
 
 
+@pytest.mark.parametrize("q, least", [(0.95, 59), (0.99, 299)])
+def test_a_tail_takes_enough_values_for_one_of_them_to_be_beyond(q, least):
+    """1 - 0.95^59 is the first above 0.95, as is 1 - 0.99^299."""
+    values = lognormal(least, seed=1)
+    assert stats.tail(values[1:], q, independent=least - 1) is None
+    found = stats.tail(values, q, independent=least)
+    assert found.value == stats.quantile(values, q)
+    assert found.interval.low < found.value < found.interval.high == max(values)
+
+
+@pytest.mark.parametrize("q, count", [(0.95, 72), (0.95, 200), (0.95, 3000), (0.99, 400)])
+def test_the_interval_of_a_tail_is_scipys(q, count):
+    """From 72 values on for p95, with 2.5 % on each side; scipy gives none below that."""
+    import scipy.stats
+
+    values = lognormal(count, seed=count)
+    exact = scipy.stats.quantile_test(values, p=q).confidence_interval()
+    assert stats.tail(values, q, independent=count).interval == Interval(exact.low, exact.high)
+
+
+@pytest.mark.parametrize("count, repeats", [(59, 1), (65, 1), (80, 1), (150, 1), (60, 3)])
+def test_the_interval_of_a_tail_misses_no_oftener_than_it_says(count, repeats):
+    """Also if every request is asked three times, and takes each time as long."""
+    source, missed = random.Random(count), 0
+    for _ in range(2000):
+        values = [source.random() for _ in range(count)] * repeats
+        found = stats.tail(values, 0.95, independent=count)
+        missed += not found.interval.low <= 0.95 <= found.interval.high
+    assert 0 < missed / 2000 <= 0.06  # 5 % at most, and chance
+
+
+def test_repeats_of_few_requests_are_no_tail():
+    assert stats.tail([1.0] * 300, 0.95, independent=20) is None
+    values = [float(i) for i in range(60)]
+    once = stats.tail(values, 0.95, independent=60).interval
+    assert stats.tail([*values, *values, *values], 0.95, independent=60).interval == once
+    assert stats.tail([*values, *values[:7]], 0.95, independent=60).interval.high == 59
+
+
+def test_a_tail_of_failures_is_never():
+    values = [*[1.0] * 90, *[math.inf] * 10]
+    assert stats.tail(values, 0.95, independent=100) == Tail(math.inf, Interval(1, math.inf))
+
+
 @given(st.lists(NUMBERS, min_size=6, max_size=20), st.integers(0, 9))
 def test_an_interval_is_of_the_values(values, seed):
     interval = stats.median_interval(values, seed=seed, resamples=50)
@@ -216,6 +279,58 @@ def test_ten_intervals_of_many_values_are_quick():
     for seed in range(10):
         stats.median_interval(values, seed=seed)
     assert time.process_time() - began < 2  # 0.1 s; 10 s when each sample was drawn
+
+
+# ---- tests
+
+
+@given(st.lists(st.integers(-3, 9).map(float), min_size=1, max_size=40))
+def test_signs_are_tested_as_by_scipy(differences):
+    import scipy.stats
+
+    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    expected = scipy.stats.binomtest(max(above, below), len(differences), alternative="greater")
+    assert stats.sign_test(differences) == pytest.approx(min(2 * expected.pvalue, 1))
+
+
+@given(st.lists(st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 1.0, math.inf]), min_size=6))
+def test_the_sign_test_agrees_with_the_exact_interval(differences):
+    interval = stats._exact_interval(sorted(differences), 0.5, 0.95)
+    is_on_one_side = interval.is_below_zero or interval.is_above_zero
+    assert (stats.sign_test(differences) <= 0.05) == is_on_one_side
+
+
+@given(*[st.lists(st.integers(0, 9).map(float) | st.just(math.inf), min_size=6)] * 2)
+def test_rank_sums_are_tested_as_by_scipy(first, second):
+    import scipy.stats
+
+    ours = stats.rank_sum_test(first, second)
+    if len({*first, *second}) == 1:
+        assert ours == 1
+    else:
+        expected = scipy.stats.mannwhitneyu(first, second, method="asymptotic").pvalue
+        assert ours == pytest.approx(expected)
+
+
+def closed(p_values):
+    """Correct as Holm proved it right: by every set of hypotheses that a claim is in."""
+    places = range(len(p_values))
+    sets = [s for n in places for s in itertools.combinations(places, n + 1)]
+    return [
+        max(min(len(s) * min(p_values[at] for at in s), 1.0) for s in sets if place in s)
+        for place in places
+    ]
+
+
+@given(st.lists(SHARES, max_size=7))
+def test_claims_are_corrected_as_by_closed_testing(p_values):
+    assert stats.holm(p_values) == pytest.approx(closed(p_values))
+
+
+def test_claims_are_corrected_by_hand():
+    """4 × 0.005, 3 × 0.01, 2 × 0.03, and 0.04 with the one before it."""
+    assert stats.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert stats.holm([]) == []
 
 
 # ---- streams
@@ -242,16 +357,5 @@ def test_tokens_per_second_count_from_the_first_one_on(tokens, ttft_ms, duration
 
 
 def test_gaps_are_between_events():
-    assert stats.gaps([100, 110, 110, 150]) == Gaps(10, 37, 40)
-    assert stats.gaps([100, 130]) == Gaps(30, 30, 30)
-    assert stats.gaps([100]) is None
-    assert stats.gaps([]) is None
-
-
-@given(st.lists(st.floats(0, 1e7), min_size=2, max_size=50).map(sorted))
-def test_gaps_are_numpys(times):
-    import numpy
-
-    between = numpy.diff(times)
-    expected = [*numpy.quantile(between, [0.5, 0.95]), between.max()]
-    assert list(vars(stats.gaps(times)).values()) == pytest.approx(expected, abs=1e-6)
+    assert stats.gaps([100, 110, 110, 150]) == [10, 0, 40]
+    assert stats.gaps([100]) == stats.gaps([]) == []

@@ -23,28 +23,32 @@ a run: 8 requests, 32 of 40 responses, 2026-01-02 03:04:05 to 03:06:05 UTC
 repeat 2, concurrency 1, seed 0
 
 overview, p50            sent  ok  errors  warm-ups  first event   whole  tokens
-small                      16  15       1         1       140 ms  1.14 s    10/s
+small                      16  15       1         1       140 ms  1.15 s    10/s
 openai/gpt-…-2025-04-14    16  16       0         0       156 ms  1.16 s    10/s
 
-first event                     count     p50      p50, 95 %     p95     p99
-small                              15  140 ms  100 to 170 ms  170 ms  171 ms
-openai/gpt-4.1-mini-2025-04-14     16  156 ms  120 to 190 ms  190 ms  191 ms
+first event                     count  never     p50       p50, 95 %
+small                              16      1  140 ms  110 ms or more
+openai/gpt-4.1-mini-2025-04-14     16      -  156 ms   120 to 190 ms
 
-first text                      count     p50      p50, 95 %     p95     p99
-small                              15  190 ms  150 to 220 ms  220 ms  221 ms
-openai/gpt-4.1-mini-2025-04-14     16  206 ms  170 to 240 ms  240 ms  241 ms
+first event by prompt cache     cached  cold  p50 cold  warm  p50 warm
+small                             68 %    14    140 ms     1    100 ms
+openai/gpt-4.1-mini-2025-04-14       -     -         -     -         -
 
-whole response                  count     p50        p50, 95 %     p95      p99
-small                              15  1.14 s  1.11 to 12.35 s  4.52 s  10.78 s
-openai/gpt-4.1-mini-2025-04-14     16  1.16 s   1.12 to 1.19 s  1.19 s   1.19 s
+first output                    count  never     p50       p50, 95 %
+small                              16      1  190 ms  160 ms or more
+openai/gpt-4.1-mini-2025-04-14     16      -  206 ms   170 to 240 ms
 
-connecting (not in other times)  count    p50  p50, 95 %    p95    p99
-small                                1  12 ms    too few  12 ms  12 ms
-openai/gpt-4.1-mini-2025-04-14       -      -          -      -      -
+whole response                  count  never     p50       p50, 95 %
+small                              16      1  1.15 s  1.11 s or more
+openai/gpt-4.1-mini-2025-04-14     16      -  1.16 s  1.12 to 1.19 s
 
-gaps between events                p50     p95  longest
-small                           500 ms  950 ms   950 ms
-openai/gpt-4.1-mini-2025-04-14  500 ms  950 ms   950 ms
+connecting (not in other times)  count    p50  p50, 95 %
+small                                1  12 ms    too few
+openai/gpt-4.1-mini-2025-04-14       -      -          -
+
+gaps between events             p50      p50, 95 %  longest, p50  longest of all
+small                        500 ms  500 to 500 ms        950 ms          950 ms
+openai/gpt-4.…ni-2025-04-14  500 ms  500 to 500 ms        950 ms          950 ms
 
 tokens in total                    in  out  reasoning  cached
 small                           1,480  165          4   1,000
@@ -68,21 +72,22 @@ openai/gpt-4.1-mini-2025-04-14  16/16     1.00  1.00 to 1.00
 agreement of two                       text  similar          95 %
 small, openai/gpt-4.1-mini-2025-04-14   8/8     1.00  1.00 to 1.00
 
-first minus second                     first event  first text   whole  tokens
-small, openai/gpt-4.1-mini-2025-04-14      -20 ms*     -20 ms*  -20 ms     0/s
-* beyond chance, by the 95 % interval of the difference
+first minus second            first event  first output   whole  tokens  similar
+small, openai…ini-2025-04-14       -20 ms        -20 ms  -20 ms     0/s     0.00
 
 conclusions
-First event: small is faster than openai/gpt-4.1-mini-2025-04-14 by 20 ms (95 %
-  interval 20 to 20 ms, 8 requests); medians 140 ms and 156 ms.
-Whole response: No difference beyond chance: small 1.14 s,
-  openai/gpt-4.1-mini-2025-04-14 1.16 s (95 % interval of the difference -11.23
-  to 0.02 s, 8 requests).
+First event: No difference beyond chance: small 140 ms,
+  openai/gpt-4.1-mini-2025-04-14 156 ms (95 % interval of the difference 20 ms
+  or less, 8 requests). Prompt tokens from the provider's cache: small 68 %.
+Whole response: No difference beyond chance: small 1.15 s,
+  openai/gpt-4.1-mini-2025-04-14 1.16 s (95 % interval of the difference 20 ms
+  or less, 8 requests).
 Tokens per second: No difference beyond chance: small 10/s,
   openai/gpt-4.1-mini-2025-04-14 10/s (95 % interval of the difference -4 to 0,
   8 requests).
 Agreement: No model is clearly closer to the recorded replies; similarity small
   1.00 (1.00 to 1.00), openai/gpt-4.1-mini-2025-04-14 1.00 (1.00 to 1.00).
+Comparisons: 5 made, each pair of models by each measure: none is beyond chance.
 Cost: By your prices, per response: small 0.00012 (0.0018 in total).
 Errors: small 1 of 16 (rate_limit); the other none.
 """
@@ -133,31 +138,108 @@ def test_too_few_requests_of_traffic_are_counted_for_each_model():
 
 
 def test_every_two_models_are_compared_by_every_measure():
-    lines = shown(a_study(("a", "b", "c"), 6))
-    place = lines.index("first minus second  first event  first text    whole  tokens")
+    lines = shown(a_study(("a", "b", "c"), 10))
+    place = lines.index("first minus second  first event  first output    whole  tokens  similar")
     assert lines[place + 1 : place + 5] == [
-        "a, b                    -20 ms*     -20 ms*  -20 ms*     0/s",
-        "a, c                    -40 ms*     -40 ms*  -40 ms*     0/s",
-        "b, c                    -20 ms*     -20 ms*  -20 ms*     0/s",
-        "* beyond chance, by the 95 % interval of the difference",
+        "a, b                    -20 ms*       -20 ms*  -20 ms*     0/s     0.00",
+        "a, c                    -40 ms*       -40 ms*  -40 ms*     0/s     0.00",
+        "b, c                    -20 ms*       -20 ms*  -20 ms*     0/s     0.00",
+        "* beyond chance by its 95 % interval, and among 15 comparisons",
     ]
+
+
+def conclusions_of(study):
+    lines = shown(study, width=1000)
+    return lines[lines.index("conclusions") + 1 :]
 
 
 def test_too_few_requests_for_one_measure_are_noted_there():
-    study = a_study(n=6)
-    answers = [changed(answer, duration_ms=None) for answer in study.answers[:2]]
-    lines = shown(replace(study, answers=[*answers, *study.answers[2:]]))
-    assert lines[lines.index("conclusions") + 1 :] == [
-        "First event: a is faster than b by 20 ms (95 % interval 20 to 20 ms, 6",
-        "  requests); medians 125 ms and 145 ms.",
-        "Whole response: Too few requests to tell (6 are needed, both answered 5): a",
-        "  1.13 s, b 1.15 s.",
-        "Tokens per second: No difference beyond chance: a 10/s, b 10/s (95 % interval of",
-        "  the difference 0 to 0, 6 requests).",
-        "Agreement: No model is clearly closer to the recorded replies; similarity a 1.00",
-        "  (1.00 to 1.00), b 1.00 (1.00 to 1.00).",
-        "Errors: None in 12 responses.",
+    study = a_study(n=8)
+    answers = [changed(answer, duration_ms=None) for answer in study.answers[:6]]
+    assert conclusions_of(replace(study, answers=[*answers, *study.answers[6:]])) == [
+        "First event: a is faster than b by 20 ms (95 % interval 20 to 20 ms, 8 requests); medians"
+        " 135 ms and 155 ms.",
+        "Whole response: Too few requests to tell (6 are needed, both answered 5): a 1.15 s, b"
+        " 1.17 s.",
+        "Tokens per second: No difference beyond chance: a 10/s, b 10/s (95 % interval of the"
+        " difference 0 to 0, 8 requests).",
+        "Agreement: No model is clearly closer to the recorded replies; similarity a 1.00 (1.00 to"
+        " 1.00), b 1.00 (1.00 to 1.00).",
+        "Comparisons: 4 made, each pair of models by each measure: 2 beyond chance if taken"
+        " alone, 2 after Holm's correction for their number.",
+        "Errors: None in 16 responses.",
     ]
+
+
+def test_a_difference_that_many_comparisons_explain_is_none():
+    lines = conclusions_of(a_study(n=6))
+    assert lines[0] == (
+        "First event: No difference beyond chance: a 125 ms, b 145 ms (95 % interval of the"
+        " difference 20 to 20 ms, 6 requests; among all comparisons, corrected p = 0.16)."
+    )
+    assert lines[4] == (
+        "Comparisons: 5 made, each pair of models by each measure: 3 beyond chance if taken"
+        " alone, 0 after Holm's correction for their number."
+    )
+
+
+def test_a_model_that_fails_most_requests_is_never_the_fast_one():
+    study = a_study(n=12)
+    failed = [
+        a_failure(model="b", sample=answer.sample, error_kind="timeout")
+        for answer in study.answers[5::2]
+    ]
+    good = [answer for answer in study.answers if answer.model == "a"]
+    study = replace(study, answers=[*good, *study.answers[1:5:2], *failed])
+    also_failed = [replace(answer, model="c") for answer in study.answers if answer.model == "b"]
+    assert conclusions_of(study)[0] == (
+        "First event: a is faster than b, which failed most of 12 requests; medians 155 ms and"
+        " never."
+    )
+    lines = shown(study)
+    place = lines.index("first event  count  never     p50      p50, 95 %")
+    assert lines[place + 2] == "b               12     10   never          never"
+    place = next(i for i, line in enumerate(lines) if line.startswith("first minus second"))
+    assert lines[place + 1].split("  ")[-5:-4] == ["second fails*"]
+    three = replace(study, models=("a", "b", "c"), answers=[*study.answers, *also_failed])
+    assert "Next is b, which failed most of 12 requests." in conclusions_of(three)[0]
+
+
+def test_tails_of_enough_requests_have_their_intervals():
+    study = a_study(("a",), 60, recorded=False)
+    lines = shown(study)
+    place = lines.index("first event, slowest     p95      p95, 95 %")
+    assert lines[place + 1] == "a                     660 ms  610 to 690 ms"
+    assert not any("p99" in line for line in lines)
+
+
+def test_cached_prompts_are_shown_beside_the_first_event():
+    study = a_study(n=8)
+    warm = [
+        changed(answer, usage=Usage(20, 11, cached_tokens=16)) if answer.model == "a" else answer
+        for answer in study.answers
+    ]
+    study = replace(study, answers=[study.answers[0], *warm[1:]])
+    lines = shown(study)
+    place = lines.index("first event by prompt cache  cached  cold  p50 cold  warm  p50 warm")
+    assert lines[place + 1] == "a                              70 %     1    100 ms     7    140 ms"
+    assert conclusions_of(study)[0].endswith(" Prompt tokens from the provider's cache: a 70 %.")
+
+
+def test_throughput_is_that_of_all_models_together():
+    study = a_study(n=8, settings={"concurrency": 4})
+    assert conclusions_of(study)[-2] == (
+        "All models together: 13.4/s requests and 148/s tokens of output, with 15.4 requests at a"
+        " time on average, 16 at most."
+    )
+
+
+def test_failures_that_were_sent_again_are_counted_apart():
+    study = a_study(n=1)
+    again = replace(a_failure(model="b"), was_sent_again=True)
+    lines = shown(replace(study, answers=[again, *study.answers]))
+    assert "b: 1 failed request sent again, and counted in no other figure" in lines
+    assert lines[0].startswith("a run: 1 request, 2 of 2 responses")
 
 
 def test_a_study_of_nothing_is_one_line():
@@ -201,19 +283,19 @@ def test_no_line_is_longer_than_the_screen(width):
 
 def test_a_clients_words_never_drive_the_terminal():
     answers = [
-        an_answer(model=EVIL, sample=str(i), finish_reason=EVIL, id=EVIL) for i in range(6)
-    ] + [an_answer(model="b", sample=str(i), ttft_ms=500.0) for i in range(6)]
+        an_answer(model=EVIL, sample=str(i), finish_reason=EVIL, id=EVIL) for i in range(8)
+    ] + [an_answer(model="b", sample=str(i), ttft_ms=500.0) for i in range(8)]
     study = Study(
         title=EVIL,
         is_run=True,
         models=(EVIL, "b"),
-        samples=[a_sample(id=str(i), recorded=an_answer()) for i in range(6)],
+        samples=[a_sample(id=str(i), recorded=an_answer()) for i in range(8)],
         answers=[*answers, a_failure(model=EVIL, error_kind=EVIL, error=EVIL)],
         settings={EVIL: EVIL},
     )
     lines = shown(study)
     assert all(line.isprintable() for line in lines)
-    assert lines[0] == f"{ESCAPED}: 6 requests, 13 responses"
+    assert lines[0] == f"{ESCAPED}: 8 requests, 17 responses"
     assert f"{ESCAPED}: {ESCAPED} 1" in lines
     assert any(line.startswith(f"First event: {ESCAPED} is faster than b") for line in lines)
     assert report_csv(study).replace("\r\n", "").isprintable()
@@ -242,11 +324,16 @@ def test_json_has_it_all_and_is_json():
         "planned",
         "models",
         "comparisons",
+        "tested",
         "between",
+        "throughput",
         "samples",
         "answers",
     ]
-    assert form["models"][0]["ttft_ms"]["summary"]["p50"] == 125.5
+    assert form["models"][0]["ttft_ms"]["summary"] == {
+        "count": 13, "mean": pytest.approx(125.5), "least": 100.0, "p50": 130.0, "most": 151.0,
+        "late": 1,
+    }  # fmt: skip
     assert form["models"][0]["cost"]["unknown"] == 0
     assert form["samples"][0] == {
         "id": "01sample00",
@@ -258,6 +345,7 @@ def test_json_has_it_all_and_is_json():
         "sample": "01sample",
         "model": "a",
         "repeat": 1,
+        "was_sent_again": False,
         "received": "2026-01-02T03:04:05+00:00",
         "status": "error",
         "error_kind": "rate_limit",
@@ -267,7 +355,7 @@ def test_json_has_it_all_and_is_json():
         "queue_ms": None,
         "is_first_run": False,
         "ttft_ms": None,
-        "first_text_ms": None,
+        "first_output_ms": None,
         "duration_ms": 20.0,
         "tokens_per_second": None,
         "input_tokens": None,

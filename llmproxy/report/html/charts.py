@@ -105,7 +105,7 @@ def mark(number: int) -> str:
 
 
 def distribution(title: str, rows: Sequence[Row]) -> str:
-    """Draw times in milliseconds: a dot for each, the median with its interval, and p95.
+    """Draw times in milliseconds: a dot for each, the median with its interval, and p95 if known.
 
     The axis is logarithmic if the longest time is axes.LOG_FROM times the shortest. At most
     MAX_DOTS values are drawn, spread evenly from the least to the most.
@@ -140,8 +140,8 @@ def _strip(row: Row, axis: Axis, top: float) -> str:
     estimate = row.estimate
     right = f"median {numbers.seconds(estimate.summary.p50)}" if estimate else ""
     drawn = _title_line(row.model, row.number, top + 13, right)
-    if estimate and estimate.interval:
-        low, high = axis.at(estimate.interval.low), axis.at(estimate.interval.high)
+    if ends := _interval_ends(estimate):
+        low, high = map(axis.at, ends)
         drawn += (
             f'<line class="interval m{row.number % SHAPES}" x1="{_n(low)}" x2="{_n(high)}" '
             f'y1="{_n(middle + 15)}" y2="{_n(middle + 15)}"/>'
@@ -150,7 +150,8 @@ def _strip(row: Row, axis: Axis, top: float) -> str:
     path = "".join(_shape(row.number, x, middle + y, 2.7) for x, y in _swarm(xs, 11))
     drawn += f'<path class="dots m{row.number % SHAPES}" d="{path}"/>'
     if estimate:
-        for value, kind in ((estimate.summary.p50, "middle"), (estimate.summary.p95, "late")):
+        late = estimate.p95.value if estimate.p95 else math.nan
+        for value, kind in ((estimate.summary.p50, "middle"), (late, "late")):
             if math.isfinite(value):
                 x = _n(axis.at(value))
                 drawn += (

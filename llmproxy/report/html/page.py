@@ -12,7 +12,7 @@ from importlib import resources
 
 from .. import numbers
 from ..data import Measured, Study
-from ..figures import Estimate, Figures, ModelFigures
+from ..figures import ENOUGH_P95, ENOUGH_P99, Estimate, Figures, ModelFigures
 from . import charts, markup, samples, tables
 from .summary import summary
 
@@ -110,7 +110,7 @@ def _settings(study: Study) -> str:
 def _unfinished(study: Study) -> str:
     if not study.is_run:
         return ""
-    made = sum(1 for answer in study.answers if answer.repeat)
+    made = sum(answer.counts for answer in study.answers)
     missing = study.planned is not None and made < study.planned
     if study.ended is not None and not missing:
         return ""
@@ -167,7 +167,7 @@ def _charts(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> 
         return ""
     good: dict[str, list[Measured]] = {each.model: [] for each in shown}
     for answer in study.answers:
-        if answer.model in good and answer.repeat and answer.exchange.status == "ok":
+        if answer.model in good and answer.counts and answer.exchange.status == "ok":
             good[answer.model].append(answer)
     drawn = [
         _dots("Time to the first event", "ttft_ms", shown, good, mark_numbers),
@@ -198,7 +198,9 @@ def _dots(
         rows.append(charts.Row(each.model, mark_numbers[each.model], known, estimate))
     svg = charts.distribution(title, rows)
     return _figure(
-        title, svg, "A mark per response. Line: median. Bar: its 95 % interval. Dashes: p95."
+        title,
+        svg,
+        "A mark per response. Line: median. Bar: its 95 % interval. Dashes: p95, if known.",
     )
 
 
@@ -354,17 +356,41 @@ def _method_lines(study: Study) -> Iterator[str]:
         since = "the start of the model, and include the time its plugin takes to connect"
     yield (
         f"Times run from {since}. The first event may be of any kind, reasoning included. "
-        "Failed responses count as errors, and in no time."
+        "The first output is visible text, or a call of one of the program's tools."
+    )
+    late = "A failed response" if study.is_run else "A response that the model failed"
+    yield (
+        f"{late} counts as later than any in the quantiles of these times and in comparisons, so "
+        'that no model looks fast because it fails on hard requests; "never" is a quantile that '
+        "such a response takes. The same holds for the first output if there was none. All other "
+        "figures, rates, gaps and costs among them, are of successful responses."
+        + (
+            ""
+            if study.is_run
+            else " Errors of the client's own, such as an invalid request, are left out."
+        )
     )
     yield (
         "An interval contains the median with 95 % confidence; it is computed by bootstrap and "
-        "never narrower than the median's exact interval. Fewer than six values have none. "
-        "A model is called faster only if the whole interval of the difference says so."
+        "never narrower than the median's exact interval. Fewer than six requests have none. "
+        f"p95 and p99 are given from {ENOUGH_P95} and {ENOUGH_P99} requests on, with their exact "
+        "(binomial) intervals."
+    )
+    test = "the sign test" if study.is_run else "the rank sum test"
+    yield (
+        "A model is called faster or closer only if the whole interval of the difference says so, "
+        f"and the p-value of {test} is at most 0.05 after Holm's correction for all comparisons "
+        "of the study."
+    )
+    yield (
+        "A prompt that the provider has in its cache is answered sooner. Where responses of a "
+        "model differ in that, both medians are shown. "
+        + _CACHED_PROMPTS.get(str(study.settings.get("cache")), "")
     )
     if study.is_run:
         yield (
             "Models are compared request by request, so that differences between requests do not "
-            "matter. Warm-ups count in no figure."
+            "matter. Warm-ups count in no figure, nor do failures whose request was sent again."
         )
         yield (
             "Similarity is the share of words that a minimal diff keeps, from 0 to 1. It says how "
@@ -374,5 +400,11 @@ def _method_lines(study: Study) -> Iterator[str]:
         yield "Models answered different requests, so compare their times with care."
     yield (
         "Tokens are the providers' counts. Tokens per second are those after the first event, "
-        "without reasoning that was not streamed."
+        "without reasoning that was not streamed. Gaps are summarized for each response first."
     )
+
+
+_CACHED_PROMPTS = {
+    "as-is": "Requests were sent as recorded; a repeated one may be found in the cache.",
+    "cold": "A unique line was put first in each request, so that no cache has it.",
+}

@@ -44,7 +44,7 @@ def requests(study: Study, models: Mapping[str, int]) -> str:
     """
     given: dict[str, dict[str, list[Measured]]] = {}
     for answer in study.answers:
-        if answer.repeat:
+        if answer.counts:
             given.setdefault(answer.sample, {}).setdefault(answer.model, []).append(answer)
     samples = list(study.samples)
     if not study.is_run:

@@ -11,11 +11,12 @@ from ..figures import (
     Comparison,
     Estimate,
     Figures,
+    GapFigures,
     Measure,
     ModelFigures,
     Share,
-    is_time,
 )
+from ..stats import Tail
 from . import charts, markup
 
 MAX_COLUMNS = 24  # models in a table: clients can request any number of names
@@ -26,9 +27,9 @@ MAX_KINDS = 6  # of errors or finish reasons in a cell
 
 NONE = '<span class="none">–</span>'
 
-MEASURES: dict[Measure, str] = {
+MEASURES: Mapping[Measure, str] = {
     "ttft_ms": "First event",
-    "first_text_ms": "First text",
+    "first_output_ms": "First output",
     "duration_ms": "Whole response",
     "tokens_per_second": "Tokens per second",
 }
@@ -86,17 +87,10 @@ def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelF
 def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
     yield "Responses", (("successful", _ok), ("finished by", _finished), ("failed by", _failed))
     for measure, title in MEASURES.items():
-        yield title, _estimate_rows(measure)
-    yield (
-        "Gaps between events",
-        (
-            ("median", lambda each: numbers.seconds(each.gaps.p50_ms) if each.gaps else NONE),
-            ("p95", lambda each: numbers.seconds(each.gaps.p95_ms) if each.gaps else NONE),
-            ("longest", lambda each: numbers.seconds(each.gaps.longest_ms) if each.gaps else NONE),
-        ),
-    )
-    yield "Connecting (not in other times)", _estimate_rows("setup_ms")[:3]
-    yield "Waiting (not in other times)", _estimate_rows("queue_ms")[:3]
+        yield title, [*_estimate_rows(measure), *(_CACHE if measure == "ttft_ms" else ())]
+    yield "Gaps between events", _GAPS
+    yield "Connecting (not in other times)", _estimate_rows("setup_ms")
+    yield "Waiting (not in other times)", _estimate_rows("queue_ms")
     yield (
         "Tokens per response, median",
         [(label, _median_tokens(name)) for name, label in _TOKENS_OF_EACH.items()],
@@ -124,12 +118,17 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
 
 def _ok(each: ModelFigures) -> str:
     warm = f'<br><span class="soft">+{each.warmups:,} warm-up</span>' if each.warmups else ""
+    again = (
+        f'<br><span class="soft">{each.sent_again:,} failed before and sent again</span>'
+        if each.sent_again
+        else ""
+    )
     first = (
         f'<br><span class="soft">{each.first_runs:,} may include loading the model</span>'
         if each.first_runs
         else ""
     )
-    return f"{Share(each.ok, each.requests)}{warm}{first}"
+    return f"{Share(each.ok, each.requests)}{warm}{again}{first}"
 
 
 def _finished(each: ModelFigures) -> str:
@@ -152,16 +151,9 @@ def _estimate_rows(field: str) -> list[tuple[str, Cell]]:
         found: Estimate | None = getattr(each, field)
         return found
 
-    def quantile(name: str) -> Cell:
-        def cell(each: ModelFigures) -> str:
-            found = estimate(each)
-            if found is None:
-                return NONE
-            value: float = getattr(found.summary, name)
-            shown = numbers.seconds(value) if is_time(field) else numbers.number(value)
-            return "~" * found.is_estimated + shown
-
-        return cell
+    def middle(each: ModelFigures) -> str:
+        found = estimate(each)
+        return NONE if found is None else _strong(_shown(found.summary.p50, found, field))
 
     def interval(each: ModelFigures) -> str:
         found = estimate(each)
@@ -169,14 +161,78 @@ def _estimate_rows(field: str) -> list[tuple[str, Cell]]:
             return NONE
         if found.interval is None:
             return '<span class="soft">too few</span>'
-        return numbers.between(found.interval, is_time=is_time(field))
+        return numbers.between(found.interval, field)
+
+    def late(each: ModelFigures) -> str:
+        found = estimate(each)
+        return f"{found.summary.late:,}" if found and found.summary.late else NONE
+
+    def tail(name: str) -> Cell:
+        def cell(each: ModelFigures) -> str:
+            found = estimate(each)
+            value: Tail | None = getattr(found, name, None)
+            if found is None or value is None:
+                return NONE
+            where = numbers.between(value.interval, field)
+            shown = _shown(value.value, found, field)
+            return f'{shown}<br><span class="soft">{where}</span>'
+
+        return cell
 
     return [
-        ("median", lambda each: _strong(quantile("p50")(each))),
+        ("median", middle),
         ("95 % interval", interval),
-        ("p95", quantile("p95")),
-        ("p99", quantile("p99")),
+        ("never, of all", late),
+        ("p95, 95 % interval", tail("p95")),
+        ("p99, 95 % interval", tail("p99")),
     ]
+
+
+def _shown(value: float, estimate: Estimate, field: str) -> str:
+    shown = numbers.seconds(value) if numbers.is_time(field) else numbers.number(value)
+    return "~" * estimate.is_estimated + shown
+
+
+def _of_cache(part: str) -> Cell:
+    def cell(each: ModelFigures) -> str:
+        found: Estimate | None = getattr(each.cache, part, None)
+        if found is None:
+            return NONE
+        count = numbers.count_of(found.summary.count, "response")
+        return f'{numbers.seconds(found.summary.p50)}<br><span class="soft">{count}</span>'
+
+    return cell
+
+
+_CACHE: Sequence[tuple[str, Cell]] = (
+    (
+        "of the prompt, cached",
+        lambda each: numbers.percent(each.cache.share) if each.cache else NONE,
+    ),
+    ("median, nothing cached", _of_cache("cold")),
+    ("median, some cached", _of_cache("warm")),
+)
+
+
+def _of_gaps(cell: Callable[[GapFigures], str]) -> Cell:
+    return lambda each: NONE if each.gaps is None else cell(each.gaps)
+
+
+_GAPS: Sequence[tuple[str, Cell]] = (
+    ("median", _of_gaps(lambda gaps: numbers.seconds(gaps.typical.summary.p50))),
+    (
+        "95 % interval",
+        _of_gaps(
+            lambda gaps: (
+                "too few"
+                if gaps.typical.interval is None
+                else numbers.between(gaps.typical.interval, "ttft_ms")
+            )
+        ),
+    ),
+    ("longest, median", _of_gaps(lambda gaps: numbers.seconds(gaps.longest.summary.p50))),
+    ("longest of all", _of_gaps(lambda gaps: numbers.seconds(gaps.longest.summary.most))),
+)
 
 
 def _median_tokens(name: str) -> Cell:
@@ -210,7 +266,7 @@ def _similarity_interval(figures: AgreementFigures) -> str:
     if figures.similarity is None:
         return NONE
     found = figures.similarity.interval
-    return "too few" if found is None else numbers.shares_between(found)
+    return "too few" if found is None else numbers.between(found, numbers.SIMILARITY)
 
 
 def _share(share: Share | None) -> str:
@@ -255,28 +311,33 @@ def comparison_table(comparisons: Sequence[Comparison], mark_numbers: Mapping[st
     """Render every comparison with its interval and its conclusion."""
     rows = ""
     for each in comparisons[:MAX_ROWS]:
-        amount = numbers.amount(each.difference, is_time=is_time(each.measure))
-        interval = (
-            "too few"
-            if each.interval is None
-            else numbers.between(each.interval, is_time=is_time(each.measure))
-        )
-        faster = "–" if each.faster is None else markup.name(each.faster)
+        interval = "too few"
+        if each.interval is not None:
+            interval = numbers.difference_between(each.interval, each.measure)
+        p_value = "–" if each.corrected_p is None else _p_value(each.corrected_p)
+        better = "–" if each.better is None else markup.name(each.better)
         rows += (
             f'<tr><th scope="row">{_pair(each.first, each.second, mark_numbers)}</th>'
-            f'<td class="words">{MEASURES[each.measure]}</td><td>{amount}</td><td>{interval}</td>'
-            f'<td>{each.pairs or "unpaired"}</td><td class="words">{faster}</td></tr>'
+            f'<td class="words">{_COMPARED[each.measure]}</td>'
+            f"<td>{numbers.difference(each.difference, each.measure)}</td><td>{interval}</td>"
+            f"<td>{each.pairs or 'unpaired'}</td><td>{p_value}</td>"
+            f'<td class="words">{better}</td></tr>'
         )
-    table = (
-        "<table><thead><tr><td></td>"
-        + "".join(
-            f'<th scope="col">{label}</th>'
-            for label in ("measure", "first minus second", "95 % interval", "requests", "faster")
-        )
-        + f"</tr></thead><tbody>{rows}</tbody></table>"
+    columns = (
+        *("measure", "first minus second", "95 % interval", "requests", "p, corrected"),
+        "faster or closer",
     )
+    head = "".join(f'<th scope="col">{label}</th>' for label in columns)
+    table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
     more = _left_out(len(comparisons) - MAX_ROWS, "comparison")
     return _scrolling("Comparisons", table) + more
+
+
+_COMPARED: dict[str, str] = {**dict(MEASURES.items()), numbers.SIMILARITY: "Similarity"}
+
+
+def _p_value(p: float) -> str:
+    return "below 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 # ---- pieces

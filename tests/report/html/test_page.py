@@ -138,10 +138,14 @@ def test_too_few_requests_say_nothing():
 
 
 def test_of_many_models_the_fastest_and_the_next_are_named():
-    words = read(the_page(a_study(models=("a", "b", "c", "d"), n=8))).text
+    words = read(the_page(a_study(models=("a", "b", "c", "d"), n=12))).text
     assert (
-        "First event a is the fastest, median 135 ms. Next is b, slower by 20 ms "
-        "(95 % interval 20 to 20 ms, 8 requests)." in words
+        "First event a is the fastest, median 155 ms. Next is b, slower by 20 ms "
+        "(95 % interval 20 to 20 ms, 12 requests)." in words
+    )
+    assert (
+        "Comparisons 30 made, each pair of models by each measure: 18 beyond chance if "
+        "taken alone, 18 after Holm's correction for their number." in words
     )
 
 
@@ -191,6 +195,28 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
         "same text",
     ):
         assert row in words
+
+
+def test_failures_caches_and_tails_are_in_the_figures():
+    study = a_study(models=("a",), n=300, recorded=False, settings={"cache": "cold"})
+    warm = [changed(study.answers[1], usage=chat.Usage(20, 11, cached_tokens=20))]
+    failure = dataclasses.replace(a_failure(sample=study.samples[0].id), was_sent_again=True)
+    answers = (failure, a_failure(sample=study.samples[0].id), *warm, *study.answers[2:])
+    words = read(the_page(dataclasses.replace(study, answers=answers))).text
+    assert "299/300 1 failed before and sent again" in words
+    assert (
+        "never, of all 1 p95, 95 % interval 2.95 s 2.87 to 3.03 s "
+        "p99, 95 % interval 3.07 s 3.00 s or more of the prompt, cached 0 % "
+        "median, nothing cached 1.60 s 298 responses median, some cached 110 ms 1 response" in words
+    )
+    assert "counts as later than any" in words
+    assert "A unique line was put first in each request" in words
+
+
+def test_every_comparison_has_its_p_value():
+    words = read(the_page(a_study(n=8))).text
+    assert "a and b First event −20 ms −20 to −20 ms 8 0.039 a" in words
+    assert "a and b Similarity 0.00 0.00 to 0.00 8 1.000 –" in words
 
 
 # ---- which study it is

@@ -22,13 +22,15 @@ def of(model, median):
         requests=9,
         ok=9,
         warmups=0,
+        sent_again=0,
         first_runs=0,
         queue_ms=None,
         errors={},
         finish_reasons={"stop": 9},
         setup_ms=None,
-        ttft_ms=Estimate(Summary(9, median, median, median, median, median, median), None),
-        first_text_ms=None,
+        ttft_ms=Estimate(Summary(9, median, median, median, median), None),
+        cache=None,
+        first_output_ms=None,
         duration_ms=None,
         tokens_per_second=None,
         gaps=None,
@@ -39,7 +41,10 @@ def of(model, median):
 
 
 def held(first, second, difference, faster, interval, pairs=9):
-    return Comparison("ttft_ms", first, second, difference, interval, pairs, faster)
+    p_value = None if interval is None else 0.01 if faster else 0.5
+    return Comparison(
+        "ttft_ms", first, second, difference, interval, pairs, p_value, p_value, faster
+    )
 
 
 def test_models_that_are_not_clearly_slower_are_named():
