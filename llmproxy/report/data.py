@@ -26,7 +26,6 @@ class Measured:
         after the response had begun).
     ticks: for each event, when it came (ms) and how many characters it brought, reasoning and
         tool arguments included.
-    shows_reasoning: reasoning was streamed, not only counted.
     """
 
     exchange: ExchangeSummary
@@ -35,7 +34,6 @@ class Measured:
     repeat: int = 1
     error_kind: str | None = None
     ticks: Sequence[tuple[float, int]] = ()
-    shows_reasoning: bool = False
     reply: Sequence[Message] = ()
 
     @property

@@ -115,9 +115,6 @@ def _measured(exchange: Exchange) -> Measured:
         sample=exchange.id,
         error_kind=_error_kind(exchange),
         ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
-        shows_reasoning=any(
-            event.type == "reasoning" and event.chunk for _, event in exchange.events
-        ),
         reply=exchange.turn.reply if exchange.turn else (),
     )
 

@@ -214,9 +214,17 @@ def test_times_are_those_at_which_the_provider_sent_events(ran):
         added[name] = [answer["ttft_ms"] - said.ttft_s * 1000 for answer, said in pairs]
         assert all(said.is_whole for _, said in pairs)
         assert min(added[name]) > 0
-        rate = median(said.tokens_per_s for _, said in pairs)
+        # A third of the answers are over in less time than tells a rate.
+        known = {
+            said.tokens_per_s: rate
+            for answer, said in pairs
+            if (rate := answer["tokens_per_second"])
+        }
+        assert len(known) >= 10
+        assert median(ours / theirs for theirs, ours in known.items()) == pytest.approx(1, rel=0.03)
         figures = ran.model(name)
-        assert figures["tokens_per_second"]["summary"]["p50"] == pytest.approx(rate, rel=0.05)
+        rate = median(known.values())
+        assert figures["tokens_per_second"]["summary"]["p50"] == pytest.approx(rate)
         first_ms = median(answer["ttft_ms"] for answer, _ in pairs)
         assert figures["ttft_ms"]["summary"]["p50"] == pytest.approx(first_ms)
     assert median(added["thorough"]) == pytest.approx(median(added["quick"]), rel=0.5)
@@ -230,7 +238,8 @@ def test_the_comparison_agrees_with_the_providers_times(ran):
         if asked != FAILING
     )
     found = {each["measure"]: each for each in ran.report["comparisons"]}
-    assert {each["pairs"] for name, each in found.items() if name != "first_text_ms"} == {19}
+    assert {found[name]["pairs"] for name in ("ttft_ms", "duration_ms")} == {19}
+    assert found["tokens_per_second"]["pairs"] >= 10
     # Both include the plugin's own time, which varies on a busy machine.
     assert found["ttft_ms"]["difference"] == pytest.approx(truth, abs=40)
     assert found["ttft_ms"]["interval"]["low"] < truth and found["ttft_ms"]["interval"]["high"] < 0
