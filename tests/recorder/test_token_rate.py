@@ -1,8 +1,8 @@
 """Tokens per second: a right rate, or none."""
 
 import sqlite3
-from itertools import pairwise
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
