@@ -77,7 +77,7 @@ PACES = {
 class Said:
     """What the provider answered to one request, and when, by time.monotonic().
 
-    asked: the last message. times: of each token. is_whole: it came to its end.
+    asked: the last message. times, chars: of each token. is_whole: it came to its end.
     is_warm_up: the request began with a line of its own.
     """
 
@@ -85,6 +85,7 @@ class Said:
     asked: str
     asked_at: float
     times: list[float] = field(default_factory=list)
+    chars: list[int] = field(default_factory=list)
     usage: dict[str, Any] = field(default_factory=dict)
     is_whole: bool = False
     is_warm_up: bool = False
@@ -96,8 +97,9 @@ class Said:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the tokens after the first one."""
-        return (len(self.times) - 1) / (self.times[-1] - self.times[0])
+        """Of the tokens after the first one, whose share is that of its characters."""
+        tokens = len(self.times) * (1 - self.chars[0] / sum(self.chars))
+        return tokens / (self.times[-1] - self.times[0])
 
 
 @dataclass
@@ -170,12 +172,19 @@ def _answer(body: dict[str, Any], said: Said, handler: BaseHTTPRequestHandler) -
         time.sleep(max(0.0, said.asked_at + at_s - time.monotonic()))
         role = {} if said.times else {"role": "assistant"}
         said.times.append(time.monotonic())
+        said.chars.append(_chars(delta))
         say_event(handler, chat_chunk(role | delta, model=said.model))
     reason = "stop" if call is None else "tool_calls"
     say_event(handler, chat_chunk({}, reason, model=said.model))
     say_event(handler, chat_chunk({}, model=said.model, usage=said.usage) | {"choices": []})
     say_event(handler, "[DONE]")
     said.is_whole = True
+
+
+def _chars(delta: Mapping[str, Any]) -> int:
+    functions = [call["function"] for call in delta.get("tool_calls", ())]
+    calls = [each.get("name", "") + each["arguments"] for each in functions]
+    return len(delta.get("content", "") + "".join(calls))
 
 
 def _part_of(model: str, step: Step) -> tuple[str, Call | None]:

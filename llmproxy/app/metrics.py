@@ -15,6 +15,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DURATION_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+RATE_BUCKETS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -49,22 +50,29 @@ class Metrics:
     """Counters of exchanges that have ended.
 
     Models are labelled with llm's ids, a limited set; names that clients make up are not
-    used. Requests that reached no model have an empty label.
+    used. Requests that reached no model have an empty label. Replays used no model: they have a
+    counter of their own and are in nothing else.
     """
 
     def __init__(self) -> None:
         self._requests: Counter[Labels] = Counter()
+        self._replays: Counter[Labels] = Counter()
         self._tokens: Counter[Labels] = Counter()
         self._ttft: dict[Labels, _Histogram] = {}
         self._duration: dict[Labels, _Histogram] = {}
         self._queue: dict[Labels, _Histogram] = {}
+        self._rate: dict[Labels, _Histogram] = {}
 
     def count(self, entry: ExchangeSummary) -> None:
         """Count an exchange that has ended."""
         model = entry.model_used or ""
         labels: Labels = (("dialect", entry.dialect), ("model", model))
         code = "" if entry.http_status is None else f"{entry.http_status}"
-        self._requests[(*labels, ("status", entry.status), ("code", code))] += 1
+        ending = (*labels, ("status", entry.status), ("code", code))
+        if entry.replay_of is not None:
+            self._replays[ending] += 1
+            return
+        self._requests[ending] += 1
         for kind in ("input", "output", "cached", "reasoning"):
             tokens = getattr(entry.usage, f"{kind}_tokens")
             if tokens:
@@ -76,16 +84,23 @@ class Metrics:
         ):
             if ms is not None:
                 histograms.setdefault(labels, _Histogram(buckets)).observe(ms / 1000)
+        if entry.tokens_per_second is not None:
+            counted_by = "estimate" if entry.is_rate_estimated else "provider"
+            key = (*labels, ("counted_by", counted_by))
+            self._rate.setdefault(key, _Histogram(RATE_BUCKETS)).observe(entry.tokens_per_second)
 
     def render(self, gauges: Iterable[Gauge] = ()) -> str:
         """Return all metrics and the given gauges in Prometheus' text format."""
         lines: list[str] = []
-        lines += _counter("requests", "requests, by status", self._requests)
+        lines += _counter("requests", "requests without replays, by status", self._requests)
+        lines += _counter("replays", "requests answered by a recording", self._replays)
         lines += _counter("tokens", "tokens, as counted by the providers", self._tokens)
         ttft = "from a request to the first event of its response, including time in the queue"
         lines += _histogram("time_to_first_event_seconds", ttft, self._ttft)
         lines += _histogram("duration_seconds", "from a request to its end", self._duration)
         lines += _histogram("queue_seconds", "time that requests waited in the queue", self._queue)
+        rate = "tokens per second of a response, as docs/log.md defines it"
+        lines += _histogram("tokens_per_second", rate, self._rate)
         for gauge in gauges:
             lines += _head(gauge.name, gauge.help, "gauge")
             lines.append(f"llmproxy_{gauge.name} {_number(gauge.value)}")

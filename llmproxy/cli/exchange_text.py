@@ -21,6 +21,7 @@ from ..core import chat, payload
 from ..core.text import Colour, painted, printable
 from ..recorder.exchange import Exchange, ExchangeSummary
 from ..recorder.timeline import TimedEvent
+from ..report.numbers import amount
 
 _STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
@@ -103,14 +104,11 @@ def tokens_in_and_out(usage: chat.Usage) -> str:
 
 
 def _speed(entry: ExchangeSummary) -> str:
-    """Format tokens per second after the first event; `~` marks our own token estimate."""
-    output, first, whole = entry.usage.output_tokens, entry.ttft_ms, entry.duration_ms
-    about = ""
-    if output is None:
-        output, about = entry.output_tokens_estimate, "~"
-    if not output or first is None or whole is None or whole <= first:
+    """Format tokens per second; `~` marks a rate by our own token estimate."""
+    if entry.tokens_per_second is None:
         return ""
-    return f"{about}{output / (whole - first) * 1000:,.0f}/s"
+    about = "~" if entry.is_rate_estimated else ""
+    return f"{about}{amount(entry.tokens_per_second, "tokens_per_second")}"
 
 
 def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:

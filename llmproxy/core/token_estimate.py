@@ -49,8 +49,13 @@ def estimate_message(message: Message) -> int:
 
 
 def estimate_reply(reply: Iterable[Message]) -> int:
-    """Estimate the output tokens of a model's reply."""
-    return sum(_parts(message.parts) for message in reply)
+    """Estimate the output tokens of a model's reply; results of a server's tools are none."""
+    return sum(
+        _part(part)
+        for message in reply
+        for part in message.parts
+        if not isinstance(part, ToolResultPart)
+    )
 
 
 def estimate_text(text: str) -> int:

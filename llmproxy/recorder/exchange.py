@@ -23,7 +23,7 @@ from llm.utils import monotonic_ulid
 from ..core import attachments, chat, payload, token_estimate
 from ..core.finish_reasons import finer_reason
 from ..core.known_keys import KnownKeys
-from . import timeline
+from . import timeline, token_rate
 from .redact import Redactor
 from .timeline import TimedEvent
 
@@ -95,6 +95,8 @@ class ExchangeSummary:
     error: the message. usage: in the common format. ignored: paths of unsupported fields.
     output_tokens_estimate: our estimate of the output, if nobody has counted it.
     ttft_ms: time to the first event of any kind. first_text_ms: time to the first visible text.
+    tokens_per_second: the rate of its tokens, see token_rate.py; None if there is none, and of
+        a replay, whose rate is that of the recording.
     first_words: the beginning of the prompt.
     previous_id, link: the exchange that this one continues, and how; None if it starts a
         conversation.
@@ -143,8 +145,14 @@ class ExchangeSummary:
     queue_ms: float | None = None
     is_first_run: bool = False
     output_tokens_estimate: int | None = None
+    tokens_per_second: float | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
+
+    @property
+    def is_rate_estimated(self) -> bool:
+        """Whether `tokens_per_second` is by our own token estimate, to be marked with `~`."""
+        return self.tokens_per_second is not None and self.output_tokens_estimate is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,9 +225,11 @@ def with_answer(
     """
     visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
     usage = finish.usage if finish else chat.Usage()
-    estimate = token_estimate.estimate_reply(turn.reply) if turn and turn.reply else None
+    estimate = None
+    if turn and turn.reply and usage.output_tokens is None:
+        estimate = token_estimate.estimate_reply(turn.reply)
     is_turn = turn is not None and (exchange.status == "ok" or turn.reply)
-    return replace(
+    ended = replace(
         exchange,
         turn=turn,
         thread_id=turn.thread_id if turn and is_turn else None,
@@ -232,8 +242,17 @@ def with_answer(
         finish_reason=finish.reason if finish else None,
         stop_sequence=finish.stop_sequence if finish else None,
         usage=usage,
-        output_tokens_estimate=estimate if usage.output_tokens is None else None,
+        output_tokens_estimate=estimate,
     )
+    return _with_rate(ended)
+
+
+def _with_rate(exchange: Exchange) -> Exchange:
+    if exchange.replay_of is not None:
+        return exchange
+    ticks = timeline.ticks_of(exchange.events)
+    usage, estimate = exchange.usage, exchange.output_tokens_estimate
+    return replace(exchange, tokens_per_second=token_rate.tokens_per_second(ticks, usage, estimate))
 
 
 def new_id() -> str:
@@ -385,7 +404,7 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
     # Columns that an older version did not have get their defaults.
     summary = {f.name: values[f.name] for f in fields(ExchangeSummary) if f.name in values}
     turn = None if values["turn"] is None else _turn_from_json(values["turn"])
-    return Exchange(
+    exchange = Exchange(
         **summary
         | {
             "received": datetime.fromisoformat(values["received"]),
@@ -398,6 +417,7 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
         events=timeline.decode(values["timeline"], turn.reply if turn else []),
         replay_key=values.get("replay_key"),
     )
+    return exchange if "tokens_per_second" in values else _with_rate(exchange)
 
 
 def _turn_to_json(turn: Turn) -> dict[str, Any]:

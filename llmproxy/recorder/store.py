@@ -26,7 +26,7 @@ import llm
 
 from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
-from . import reply_index, timeline
+from . import reply_index, timeline, token_rate
 from .damage import COUNT, EPOCH, Damage, decode, kind_of, utc
 from .exchange import Exchange, ExchangeSummary, time_of_id
 from .llm_turns import Conversation, TurnLog, TurnRecord
@@ -124,6 +124,7 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column is_first_run integer not null default 0",
         "alter table proxy_exchanges add column output_tokens_estimate integer",
     ),
+    ("alter table proxy_exchanges add column tokens_per_second real",),
 )
 
 
@@ -262,6 +263,8 @@ class Store:
                 self._conn.execute(statement)
         if version == 1:
             reply_index.insert_missing_keys(self._conn, self._log)
+        if 0 < version < 5:
+            token_rate.insert_missing_rates(self._conn)
         self._conn.execute(
             "insert or replace into proxy_meta (name, value) values ('schema', ?)",
             (SCHEMA_VERSION,),

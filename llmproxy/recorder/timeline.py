@@ -40,25 +40,38 @@ class Tick(NamedTuple):
     length: int
 
 
-def encode(events: Iterable[TimedEvent]) -> dict[str, Any]:
+def encode(events: Sequence[TimedEvent]) -> dict[str, Any]:
     """Encode a response's events as JSON values."""
     groups: dict[int | None, list[StreamEvent]] = {}  # events by part, grouped as llm does
-    places: dict[int | None, int] = {}
+    for _, event in events:
+        groups.setdefault(event.part_index, []).append(event)
     numbers = bytearray()
     before = 0
-    for at_ms, event in events:
-        key = event.part_index
-        groups.setdefault(key, []).append(event)
-        place = places.setdefault(key, len(places))
-        kind = "redacted" if event.redacted else event.type
-        at = max(before, round(at_ms * 10))
-        for number in (at - before, 8 * place + KINDS.index(kind), len(event.chunk)):
+    for at_ms, kind, part, length in ticks_of(events):
+        at = round(at_ms * 10)
+        for number in (at - before, 8 * part + KINDS.index(kind), length):
             _append(numbers, number)
         before = at
     return {
         "parts": [_part(group) for group in groups.values()],
         "ticks": base64.b64encode(numbers).decode(),
     }
+
+
+def ticks_of(events: Iterable[TimedEvent]) -> list[Tick]:
+    """Return the ticks that these events have once they are stored: with rounded times."""
+    parts: dict[int | None, int] = {}
+    before = 0
+    result = []
+    for at_ms, event in events:
+        at = round(at_ms * 10)
+        if at < before:
+            at = before
+        before = at
+        kind = "redacted" if event.redacted else event.type
+        part = parts.setdefault(event.part_index, len(parts))
+        result.append(Tick(at / 10, kind, part, len(event.chunk)))
+    return result
 
 
 def _part(group: list[StreamEvent]) -> dict[str, Any]:

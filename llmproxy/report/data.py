@@ -30,7 +30,6 @@ class Measured:
         one of its tools.
     ticks: for each event, when it came (ms) and how many characters it brought, reasoning and
         tool arguments included.
-    shows_reasoning: reasoning was streamed, not only counted.
     """
 
     exchange: ExchangeSummary
@@ -41,7 +40,6 @@ class Measured:
     error_kind: str | None = None
     first_output_ms: float | None = None
     ticks: Sequence[tuple[float, int]] = ()
-    shows_reasoning: bool = False
     reply: Sequence[Message] = ()
 
     @property

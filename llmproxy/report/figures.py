@@ -37,7 +37,6 @@ from .stats import (
     sign_test,
     summary,
     tail,
-    tokens_per_second,
 )
 
 SEED = 0  # so that the same responses give the same figures
@@ -151,8 +150,7 @@ class ModelFigures:
         traffic, errors that are the client's own (_CLIENT_ERRORS) are left out. The other
         figures are of successful responses. queue_ms: of those that waited for other requests
         to the model; no other time includes it.
-    tokens_per_second: from the first event to the last, by the provider's count, else by our
-        estimate; reasoning that was not streamed is left out.
+    tokens_per_second: as recorder/token_rate.py defines it.
     cache: None if no cached tokens were counted.
     tokens: summaries of the provider's counts, by the names of chat.Usage; names without any
         count are left out.
@@ -398,8 +396,8 @@ def _estimate(values: _Values) -> Estimate | None:
 
 
 def _rate(good: Sequence[Measured]) -> Estimate | None:
-    found = _estimate(_by_sample(good, _speed))
-    is_estimated = any(answer.exchange.output_tokens_estimate is not None for answer in good)
+    found = _estimate(_by_sample(good, MEASURES["tokens_per_second"]))
+    is_estimated = any(answer.exchange.is_rate_estimated for answer in good)
     return None if found is None else replace(found, is_estimated=is_estimated)
 
 
@@ -407,22 +405,11 @@ def _interval(values: Sequence[float]) -> Interval | None:
     return median_interval(values, seed=SEED)
 
 
-def _speed(answer: Measured) -> float | None:
-    tokens = answer.exchange.usage.output_tokens
-    if tokens is None:
-        tokens = answer.exchange.output_tokens_estimate
-    elif not answer.shows_reasoning:
-        tokens -= answer.exchange.usage.reasoning_tokens or 0
-    # Up to the last event: what follows it (counts, the end of the stream) is not token time.
-    last_ms = answer.ticks[-1][0] if answer.ticks else None
-    return tokens_per_second(tokens, answer.ttft_ms, last_ms)
-
-
 MEASURES: Mapping[Measure, Callable[[Measured], float | None]] = {
     "ttft_ms": attrgetter("ttft_ms"),
     "first_output_ms": attrgetter("first_output_ms"),
     "duration_ms": attrgetter("duration_ms"),
-    "tokens_per_second": _speed,
+    "tokens_per_second": attrgetter("exchange.tokens_per_second"),
 }
 """What models are compared by; None if it was not measured."""
 

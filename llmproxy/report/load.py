@@ -132,9 +132,6 @@ def _measured(exchange: Exchange) -> Measured:
         error_kind=_error_kind(exchange),
         first_output_ms=_first_output_ms(exchange),
         ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
-        shows_reasoning=any(
-            event.type == "reasoning" and event.chunk for _, event in exchange.events
-        ),
         reply=exchange.turn.reply if exchange.turn else (),
     )
 

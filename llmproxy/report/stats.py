@@ -1,4 +1,4 @@
-"""Compute statistics of measurements: quantiles, their intervals, tests, rates, gaps.
+"""Compute statistics of measurements: quantiles, their intervals, tests, gaps.
 
 Plain arithmetic on lists, defined in the docstrings. Callers decide what counts. A value may be
 infinite: a time that was never reached, because the response failed, is later than any. Order
@@ -355,23 +355,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 # ---- streams
-
-
-def tokens_per_second(
-    output_tokens: int | None, ttft_ms: float | None, duration_ms: float | None
-) -> float | None:
-    """Return the speed of a response once it has begun: tokens per second after the first.
-
-    (output_tokens - 1) / (duration - ttft), with the provider's token counts. None if a number
-    is missing, if there is no second token, or if all came at once. Tokens of reasoning that was
-    not streamed came before the first event: callers leave them out, or the rate is too high.
-    """
-    if output_tokens is None or ttft_ms is None or duration_ms is None:
-        return None
-    if output_tokens < 2 or not duration_ms > ttft_ms:
-        return None
-    rate = (output_tokens - 1) * 1000 / (duration_ms - ttft_ms)
-    return rate if math.isfinite(rate) else None
 
 
 def gaps(times_ms: Sequence[float]) -> list[float]:

@@ -70,6 +70,29 @@ def test_a_histogram_counts_values_up_to_each_bound():
     assert not [key for key in values if "duration" in key[0]]
 
 
+def test_replays_are_counted_apart_from_use():
+    metrics = Metrics()
+    metrics.count(make_summary(tokens_per_second=30.0))
+    used = read(metrics)
+    metrics.count(make_summary(replay_of="01recorded", tokens_per_second=30.0, queue_ms=5.0))
+    values = read(metrics)
+    labels = ("code", "200"), ("dialect", "openai_chat"), ("model", "m"), ("status", "ok")
+    assert values.pop(("llmproxy_replays_total", *labels)) == 1
+    assert values == used
+
+
+def test_rates_are_those_of_the_log_and_estimates_are_marked():
+    metrics = Metrics()
+    for rate, estimate in ((30.0, None), (26.0, None), (40.0, 120), (None, 3)):
+        metrics.count(make_summary(tokens_per_second=rate, output_tokens_estimate=estimate))
+    sums = {
+        dict(key[1:])["counted_by"]: value
+        for key, value in read(metrics).items()
+        if key[0] == "llmproxy_tokens_per_second_sum"
+    }
+    assert sums == {"provider": 56.0, "estimate": 40.0}
+
+
 def test_hostile_names_are_escaped_in_labels():
     metrics = Metrics()
     name = 'a"b\\c\nllmproxy_evil 1\ud800'

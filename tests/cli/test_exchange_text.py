@@ -38,6 +38,7 @@ EXCHANGE = Exchange(
     duration_ms=2120.0,
     event_count=2,
     usage=chat.Usage(1000, 50, cached_tokens=900),
+    tokens_per_second=25.0,
     ignored=("seed", "store"),
     first_words="Change the greeting",
     request=RawRequest({}, "", {"model": "m", "messages": ["…"], "stream": True}),
@@ -81,12 +82,14 @@ def test_line_has_all_columns():
 
 
 def test_line_of_a_failure_has_the_error():
-    shown = words(status="error", http_status=429, error="slow down", usage=chat.Usage())
+    none = {"usage": chat.Usage(), "tokens_per_second": None}
+    shown = words(status="error", http_status=429, error="slow down", **none)
     assert shown[5:] == ["error 429", "0.12s", "slow down"]
 
 
 def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
     none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": chat.Usage()}
+    none["tokens_per_second"] = None
     assert words(status="running", **none)[5:] == ["running", "Change the greeting"]
     assert words(status="cancelled", **none)[5] == "cancelled"
 
@@ -193,7 +196,8 @@ def test_a_first_run_is_marked():
 
 
 def test_a_rate_by_our_estimate_is_marked():
-    uncounted = replace(EXCHANGE, usage=chat.Usage(), output_tokens_estimate=76)
+    uncounted = {"usage": chat.Usage(), "output_tokens_estimate": 76, "tokens_per_second": 38.0}
+    uncounted = replace(EXCHANGE, **uncounted)
     assert "  ~38/s  " in summary_line(uncounted)
     assert "tokens" not in summary_line(uncounted)
     assert "~38/s" in exchange_page(uncounted)

@@ -45,6 +45,13 @@ def test_everything_of_a_request_counts():
     assert token_estimate.estimate(request(seen, role="tool")) > 1500
 
 
+def test_a_servers_tool_result_is_no_output_of_the_model():
+    reply = [Message("assistant", [TextPart("It is four.")])]
+    result = ToolResultPart("web_search", "a page of text " * 99, "s", server_executed=True)
+    searched = [Message("assistant", [result, *reply[0].parts])]
+    assert token_estimate.estimate_reply(searched) == token_estimate.estimate_reply(reply) == 3
+
+
 def test_long_histories_are_counted_fast():
     """B34: clients ask fifty times in the first second."""
     long = request(*[TextPart("some words of a message " * 50)] * 400)

@@ -223,9 +223,17 @@ def test_times_are_those_at_which_the_provider_sent_events(ran):
         added[name] = [answer["ttft_ms"] - said.ttft_s * 1000 for answer, said in pairs]
         assert all(said.is_whole for _, said in pairs)
         assert min(added[name]) > 0
-        rate = median(said.tokens_per_s for _, said in pairs)
+        # A third of the answers are over in less time than tells a rate.
+        known = {
+            said.tokens_per_s: rate
+            for answer, said in pairs
+            if (rate := answer["tokens_per_second"])
+        }
+        assert len(known) >= 10
+        assert median(ours / theirs for theirs, ours in known.items()) == pytest.approx(1, rel=0.03)
         figures = ran.model(name)
-        assert figures["tokens_per_second"]["summary"]["p50"] == pytest.approx(rate, rel=0.05)
+        rate = median(known.values())
+        assert figures["tokens_per_second"]["summary"]["p50"] == pytest.approx(rate)
         failed = [inf] * (figures["requests"] - figures["ok"])  # later than any
         first_ms = median([*(answer["ttft_ms"] for answer, _ in pairs), *failed])
         assert figures["ttft_ms"]["summary"]["p50"] == pytest.approx(first_ms)
@@ -244,9 +252,10 @@ def test_the_comparison_agrees_with_the_providers_times(ran):
         "ttft_ms": EXCHANGES,
         "first_output_ms": EXCHANGES,
         "duration_ms": EXCHANGES,
-        "tokens_per_second": EXCHANGES - 1,
+        "tokens_per_second": found["tokens_per_second"]["pairs"],
         "similarity": found["similarity"]["pairs"],
     }
+    assert found["tokens_per_second"]["pairs"] >= 10
     # Both include the plugin's own time, which varies on a busy machine.
     assert found["ttft_ms"]["difference"] == pytest.approx(truth, abs=40)
     assert found["ttft_ms"]["interval"]["low"] < truth and found["ttft_ms"]["interval"]["high"] < 0

@@ -40,6 +40,10 @@ def an_answer(**changes):
     if "ticks" not in whole:
         known = sorted(time for time in times if time is not None)
         whole["ticks"] = tuple(zip(known, (3, 10, 7), strict=False))
+    if "tokens_per_second" not in whole:
+        is_timed = None not in (whole["ttft_ms"], whole["duration_ms"])
+        span_ms = whole["duration_ms"] - whole["ttft_ms"] if is_timed else 0.0
+        whole["tokens_per_second"] = 10_000 / span_ms if span_ms else None
     exchange = ExchangeSummary(
         id="01answer", received=BEGAN, dialect="openai_chat", path="/v1", client="tests"
     )

@@ -68,6 +68,7 @@ def test_a_small_study_by_hand():
             id="5",
             model="b",
             ttft_ms=300.0,
+            tokens_per_second=None,
             ticks=((100.0, 3), (150.0, 10), (1100.0, 7)),
             reply=said("It is five."),
             usage=Usage(),
@@ -142,12 +143,16 @@ def test_a_small_study_by_hand():
     )
 
 
-def test_a_rate_ends_with_the_last_event_and_takes_two():
-    """Counts come behind it, after whatever the provider does then; one event has no rate."""
-    late = an_answer(duration_ms=9000.0, ticks=((100.0, 3), (1100.0, 17)))
-    at_once = an_answer(model="b", ticks=((100.0, 20),))
-    rates = [model.tokens_per_second for model in figures(a_run(late, at_once)).models]
-    assert rates == [Estimate(one(10.0), None), None]
+def test_a_rate_is_that_of_the_log():
+    """Only rates by our estimate are marked: an answer without any rate marks none."""
+    guessed = {"usage": Usage(), "output_tokens_estimate": 7}
+    whole = an_answer(id="2", tokens_per_second=None, **guessed)
+    study = a_run(an_answer(), whole, an_answer(model="b", tokens_per_second=35.0, **guessed))
+    rates = [model.tokens_per_second for model in figures(study).models]
+    assert rates == [
+        Estimate(one(10.0), None, is_estimated=False),
+        Estimate(one(35.0), None, is_estimated=True),
+    ]
 
 
 def test_a_study_of_nothing_has_no_figures():
@@ -188,13 +193,6 @@ def test_errors_and_finish_reasons_are_ordered_by_frequency():
         ("upstream", 1),
     ]
     assert [*a.finish_reasons.items()] == [("length", 2), ("stop", 1)]
-
-
-@pytest.mark.parametrize(("shows_reasoning", "expected"), [(True, 30.0), (False, 10.0)])
-def test_reasoning_that_was_not_streamed_is_in_no_rate(shows_reasoning, expected):
-    usage = Usage(20, 31, reasoning_tokens=20)
-    study = a_run(an_answer(usage=usage, shows_reasoning=shows_reasoning))
-    assert figures(study).models[0].tokens_per_second == Estimate(one(expected), None)
 
 
 def test_gaps_are_summarized_for_each_response_first():

@@ -336,26 +336,6 @@ def test_claims_are_corrected_by_hand():
 # ---- streams
 
 
-@pytest.mark.parametrize(
-    "tokens, ttft_ms, duration_ms, rate",
-    [
-        (101, 500, 2500, 50),
-        (2, 0, 1000, 1),
-        (1, 500, 2500, None),
-        (0, 500, 2500, None),
-        (None, 500, 2500, None),
-        (101, None, 2500, None),
-        (101, 500, None, None),
-        (101, 500, 500, None),
-        (101, 500, 400, None),
-        (101, math.nan, 400, None),
-        (101, 0, 5e-324, None),
-    ],
-)
-def test_tokens_per_second_count_from_the_first_one_on(tokens, ttft_ms, duration_ms, rate):
-    assert stats.tokens_per_second(tokens, ttft_ms, duration_ms) == rate
-
-
 def test_gaps_are_between_events():
     assert stats.gaps([100, 110, 110, 150]) == [10, 0, 40]
     assert stats.gaps([100]) == stats.gaps([]) == []

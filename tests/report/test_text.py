@@ -100,7 +100,13 @@ def shown(study, prices=None, **options):
 def test_a_run_at_eighty_columns():
     study = a_study(("small", "openai/gpt-4.1-mini-2025-04-14"), repeat=2)
     usage = Usage(1200, 11, cached_tokens=1000, reasoning_tokens=4)
-    slow = changed(study.answers[0], setup_ms=12.34, duration_ms=12_345.6, usage=usage)
+    slow = changed(
+        study.answers[0],
+        setup_ms=12.34,
+        duration_ms=12_345.6,
+        usage=usage,
+        tokens_per_second=6.0,
+    )
     bad = a_failure(model="small", sample=study.samples[0].id, repeat=2)
     warm_up = an_answer(model="small", repeat=0)
     study = replace(study, answers=[warm_up, slow, bad, *study.answers[2:]], planned=40)

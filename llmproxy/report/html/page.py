@@ -399,8 +399,9 @@ def _method_lines(study: Study) -> Iterator[str]:
     else:
         yield "Models answered different requests, so compare their times with care."
     yield (
-        "Tokens are the providers' counts. Tokens per second are those after the first event, "
-        "without reasoning that was not streamed. Gaps are summarized for each response first."
+        "Tokens are the providers' counts. Tokens per second are those from the first event to the "
+        "last, without the first one's share, and without reasoning that was not streamed. Gaps "
+        "are summarized for each response first."
     )
 
 

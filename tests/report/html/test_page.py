@@ -152,7 +152,7 @@ def test_of_many_models_the_fastest_and_the_next_are_named():
 def test_a_higher_rate_is_the_faster_one():
     study = a_study(n=8)
     answers = [
-        changed(answer, usage=chat.Usage(20, 31)) if answer.model == "b" else answer
+        changed(answer, tokens_per_second=30.0) if answer.model == "b" else answer
         for answer in study.answers
     ]
     words = read(the_page(dataclasses.replace(study, answers=answers))).text
