@@ -161,6 +161,8 @@ class App:
             parsed = payload.parse(http_request.body, self._limits)
             body = dialect.normalize_body(parsed)
             request = dialect.parse_request(parsed, dict(http_request.headers))
+            if request.model is None and argument:
+                request = replace(request, model=argument)
         except Exception as exc:
             failure = exc  # logged with the exchange
         exchange = self._exchange(dialect, http_request, body, request, received_at)

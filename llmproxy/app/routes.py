@@ -2,45 +2,82 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+
 from ..core.backend import Kind, Route
 from ..core.errors import MethodNotAllowed, NotFound
 from ..dialects import DIALECTS, Dialect
 from ..transport.http11 import Request
 
+# What clients put before a route's path: an API's version, the prefixes under which providers
+# serve the API, and Azure's deployments, whose name is the model's. The last two come from a base
+# URL that is a route already.
+_PREFIX = re.compile(
+    r"/+(?:v1(?:beta)?|api|openai|anthropic|deployments/+(?P<model>[^/]+)|chat/+completions|messages)"
+    r"\s*(?=/|$)"
+)
+
+MAX_PREFIXES = 8  # more are no base URL
+
 
 def bare_path(path: str) -> str:
-    """Strip `/v1`, once or repeated, and a trailing slash: clients differ in these."""
-    while path.startswith("/v1/"):
-        path = path[3:]
-    return path.rstrip("/")
+    """Strip `/v1`, once or repeated, and slashes at the end: clients differ in these."""
+    return re.sub(r"^(?:/+v1(?=/|$))+", "", path).rstrip("/")
 
 
-_ROUTES = [(dialect, route) for dialect in DIALECTS for route in dialect.ROUTES]
+_ROUTES = [
+    (
+        dialect,
+        route,
+        re.compile(
+            route.path.removeprefix("/v1").rstrip("/").replace("/", "/+")
+            + (r"/+(?P<argument>.+)" if route.path.endswith("/") else ""),
+            re.DOTALL,
+        ),
+    )
+    for dialect in DIALECTS
+    for route in dialect.ROUTES
+]
 
 
 def find_route(request: Request) -> tuple[Dialect, Kind, str]:
     """Return the dialect, the kind of the route, and its argument if it takes one, else "".
 
+    Known prefixes before a route's path are skipped as long as no route fits. The argument of a
+    chat in one of Azure's deployments is the name of the model.
+
     Raises:
         NotFound: no route has this path.
         MethodNotAllowed: the path has no route for this method.
     """
-    path = bare_path(request.path)
+    path = request.path.rstrip("/")
     method = "GET" if request.method == "HEAD" else request.method
-    allowed: set[str] = set()
-    for dialect, route in _routes_for(request):
-        bare, rest = bare_path(route.path), ""
-        if route.path.endswith("/") and path.startswith(bare + "/"):
-            rest = path.removeprefix(bare + "/")
-        elif path != bare or route.path.endswith("/"):
-            continue
-        if route.method == method:
-            return dialect, route.kind, rest
-        allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
-    if allowed:
-        raise method_not_allowed(request, allowed)
-    known = ", ".join(dict.fromkeys(_shown(route) for _, route in _ROUTES))
+    for start, prefixes, model in _starts(path):
+        allowed: set[str] = set()
+        for dialect, route, pattern in _routes_for(request, prefixes):
+            found = pattern.fullmatch(path, start)
+            if found is None:
+                continue
+            if route.method == method:
+                return dialect, route.kind, found.groupdict().get("argument") or model
+            allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
+        if allowed:
+            raise method_not_allowed(request, allowed)
+    known = ", ".join(dict.fromkeys(_shown(route) for _, route, _ in _ROUTES))
     raise NotFound(f"no route {request.path[:200]}; the routes are {known}")
+
+
+def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
+    """Yield where a route's path may begin, with the prefixes before it and Azure's model."""
+    start, prefixes, model = 0, set[str](), ""
+    for _ in range(MAX_PREFIXES):
+        yield start, prefixes, model
+        prefix = _PREFIX.match(path, start)
+        if prefix is None:
+            return
+        start, model = prefix.end(), prefix["model"] or model
+        prefixes.add(prefix[0].strip("/ "))
 
 
 def dialect_of(request: Request) -> Dialect:
@@ -49,13 +86,18 @@ def dialect_of(request: Request) -> Dialect:
     It is the one with a route below the same first part of the path (`/v1/messages/batches`),
     else the client's own, else the first.
     """
-    first = _first_part(request.path)
-    found = [dialect for dialect, route in _routes_for(request) if _first_part(route.path) == first]
-    return (found or [dialect for dialect, _ in _routes_for(request)])[0]
+    routes = _routes_for(request, set())
+    for start, prefixes, _ in _starts(request.path):
+        first = _first_part(request.path[start:])
+        routes = _routes_for(request, prefixes)
+        for dialect, route, _ in routes:
+            if first == _first_part(route.path.removeprefix("/v1")):
+                return dialect
+    return routes[0][0]
 
 
 def _first_part(path: str) -> str:
-    return bare_path(path).removeprefix("/").partition("/")[0]
+    return path.lstrip("/").partition("/")[0]
 
 
 def _shown(route: Route) -> str:
@@ -71,10 +113,18 @@ def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
     )
 
 
-def _routes_for(request: Request) -> list[tuple[Dialect, Route]]:
-    """Sort the routes: those of the client's own dialect first, since some paths are shared."""
-    return sorted(_ROUTES, key=lambda pair: not _is_client_of(pair[0], request))
+def _routes_for(
+    request: Request, prefixes: set[str]
+) -> list[tuple[Dialect, Route, re.Pattern[str]]]:
+    """Sort the routes: those of the client's own dialect first, since some paths are shared.
 
-
-def _is_client_of(dialect: Dialect, request: Request) -> bool:
-    return bool(dialect.VERSION_HEADER) and dialect.VERSION_HEADER in dict(request.headers)
+    A header that only its clients send says more than a prefix, which people write.
+    """
+    sent = {name for name, _ in request.headers}
+    return sorted(
+        _ROUTES,
+        key=lambda row: (
+            row[0].VERSION_HEADER not in sent,
+            row[0].NAME.partition("_")[0] not in prefixes,
+        ),
+    )

@@ -108,7 +108,7 @@ def _speed(entry: ExchangeSummary) -> str:
     if entry.tokens_per_second is None:
         return ""
     about = "~" if entry.is_rate_estimated else ""
-    return f"{about}{amount(entry.tokens_per_second, "tokens_per_second")}"
+    return f"{about}{amount(entry.tokens_per_second, 'tokens_per_second')}"
 
 
 def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import anthropic
 import openai
 import pytest
 from llm.parts import StreamEvent
@@ -536,12 +537,79 @@ def test_locked_log_fails_no_response(llm_user_path):
         "/v1/chat/completions/",
         "/v1/v1/chat/completions",
         "/v1/chat/completions?beta=true",
+        "/v1//chat/completions",
+        "//v1//chat//completions//",
+        "/v1/chat%2Fcompletions",
+        "/v1%20/chat/completions",
+        "/api/v1/chat/completions",
+        "/api/chat/completions",
+        "/v1beta/openai/chat/completions",
     ],
 )
 def test_route_is_found_with_any_prefix_and_slash(path):
     """d7: a POST is never redirected."""
     with running(AsyncScript("m", "a")) as proxy:
         assert request(proxy, "POST", path, {"model": "m", "messages": QUESTION})[0] == 200
+
+
+BASES = ("", "/", "/v1", "/v1/", "//v1", "/v1//", "/v1/v1", "/api/v1", "/openai", "/openai/v1")
+
+
+def test_the_sdks_find_their_routes_below_any_base_url_that_people_write():
+    hi = {"model": "m", "messages": QUESTION}
+    with running(AsyncScript("m", "a")) as proxy:
+        theirs = openai.OpenAI(api_key="any")
+        for base in (*BASES, "/v1/chat/completions", "/chat/completions/", "/v1beta/openai/"):
+            sdk = theirs.with_options(base_url=proxy.url + base)
+            assert sdk.chat.completions.create(**hi).choices[0].message.content == "a", base
+            assert sdk.models.retrieve("m").object == "model", base
+        others = anthropic.Anthropic(api_key="any")
+        for base in (*BASES, "/anthropic", "/api/anthropic/v1", "/v1/messages", "/messages/"):
+            sdk = others.with_options(base_url=proxy.url + base)
+            assert sdk.messages.create(max_tokens=9, **hi).content[0].text == "a", base
+            assert sdk.messages.count_tokens(**hi).input_tokens > 0, base
+            assert sdk.models.retrieve("m").type == "model", base
+        theirs.close()
+        others.close()
+
+
+def test_azures_sdk_names_the_model_in_the_path():
+    wanted = {"azure_endpoint": "", "api_version": "2024-10-21", "api_key": "any"}
+    with running(AsyncScript("m", "a"), AsyncScript("other", "b")) as proxy:
+        wanted["azure_endpoint"] = proxy.url
+        with openai.AzureOpenAI(**wanted) as sdk:
+            answer = sdk.chat.completions.create(model="m", messages=QUESTION)
+        path = "/openai/deployments/m/chat/completions?api-version=2024-10-21"
+        _, _, plain = request(proxy, "POST", path, {"messages": QUESTION})
+        _, _, named = request(proxy, "POST", path, {"model": "other", "messages": QUESTION})
+    assert (answer.model, answer.choices[0].message.content) == ("m", "a")
+    assert json.loads(plain)["model"] == "m"
+    assert json.loads(named)["model"] == "other"
+
+
+@pytest.mark.parametrize(
+    "method, path, status",
+    [
+        ("POST", "/v1/threads/t/messages", 404),  # of OpenAI's Assistants
+        ("POST", "/v1/messages/batches", 404),
+        ("POST", "/v2/chat/completions", 404),
+        ("POST", "/api/chat", 404),  # Ollama's
+        ("POST", "/v1/../v1/chat/completions", 404),
+        ("POST", "/v1/models", 405),
+        ("POST", "/openai/v1/models/m", 405),
+        ("POST", "/v1" * 50 + "/chat/completions", 404),
+        ("GET", "/v1", 200),
+        ("GET", "/anthropic/v1/models", 200),
+        ("GET", "/v1/models/", 200),
+    ],
+)
+def test_paths_of_other_apis_are_not_taken_for_ours(method, path, status):
+    with running(AsyncScript("m", "a")) as proxy:
+        body = None if method == "GET" else {"model": "m", "messages": QUESTION}
+        answer = request(proxy, method, path, body)
+    assert answer[0] == status
+    if path == "/anthropic/v1/models":
+        assert json.loads(answer[2])["has_more"] is False, "in Anthropic's form"
 
 
 def test_models_are_listed_and_found_by_ids_with_slashes():
