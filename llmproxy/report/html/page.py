@@ -200,7 +200,8 @@ def _dots(
     return _figure(
         title,
         svg,
-        "A mark per response. Line: median. Bar: its 95 % interval. Dashes: p95, if known.",
+        "A mark per successful response. Line: median of all. Bar: its 95 % interval. "
+        "Dashes: p95, if known.",
     )
 
 

@@ -21,7 +21,7 @@ from . import charts, markup
 
 MAX_COLUMNS = 24  # models in a table: clients can request any number of names
 MAX_BESIDE = 3  # models, so that two tables fit side by side on a wide screen
-HALF = 5  # groups of figures in the first of these tables
+HALF = 4  # groups of figures in the first of these tables
 MAX_ROWS = 200  # pairs or comparisons
 MAX_KINDS = 6  # of errors or finish reasons in a cell
 
@@ -182,7 +182,7 @@ def _estimate_rows(field: str) -> list[tuple[str, Cell]]:
     return [
         ("median", middle),
         ("95 % interval", interval),
-        ("never, of all", late),
+        ("never reached", late),
         ("p95, 95 % interval", tail("p95")),
         ("p99, 95 % interval", tail("p99")),
     ]

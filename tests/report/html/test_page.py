@@ -205,7 +205,7 @@ def test_failures_caches_and_tails_are_in_the_figures():
     words = read(the_page(dataclasses.replace(study, answers=answers))).text
     assert "299/300 1 failed before and sent again" in words
     assert (
-        "never, of all 1 p95, 95 % interval 2.95 s 2.87 to 3.03 s "
+        "never reached 1 p95, 95 % interval 2.95 s 2.87 to 3.03 s "
         "p99, 95 % interval 3.07 s 3.00 s or more of the prompt, cached 0 % "
         "median, nothing cached 1.60 s 298 responses median, some cached 110 ms 1 response" in words
     )
