@@ -27,7 +27,7 @@ class Thread:
     """A summary of a conversation.
 
     name: llm's name for it, the beginning of its first prompt.
-    began, moved: the times of its first and its last request, UTC.
+    began, moved: the times of its first and its last request, UTC; None if they are not known.
     clients, models: in the order in which they came in.
     exchanges: includes those that failed without a turn. turns: includes llm's own.
     usage: the sums of the providers' counts.
@@ -36,8 +36,8 @@ class Thread:
 
     id: str
     name: str
-    began: datetime
-    moved: datetime
+    began: datetime | None
+    moved: datetime | None
     clients: tuple[str, ...]
     models: tuple[str, ...]
     exchanges: int
@@ -94,13 +94,14 @@ _THREAD_ID = "coalesce(thread_id, (select turns.thread_id from turns where turns
 
 def _thread(id: str, name: str | None, forked_from: str | None, nodes: Iterable[Node]) -> Thread:
     summaries = sorted((node.entry for node in nodes), key=lambda one: (one.received, one.id))
+    times = [one.received for one in summaries if one.is_timed]
     link = summaries[0].link
     origin: Origin = link if link and link != "reply" else "fork"
     return Thread(
         id=id,
         name=name or summaries[0].first_words,
-        began=summaries[0].received,
-        moved=summaries[-1].received,
+        began=times[0] if times else None,
+        moved=times[-1] if times else None,
         clients=tuple(dict.fromkeys(one.client for one in summaries)),
         models=tuple(dict.fromkeys(one.model_used for one in summaries if one.model_used)),
         exchanges=sum(bool(one.dialect) for one in summaries),

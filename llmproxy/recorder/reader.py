@@ -246,7 +246,7 @@ class LogReader:
             messages=messages,
             reply=[],
             started=datetime.fromisoformat(row["received"]),
-            duration_ms=int(row["duration_ms"] or 0),
+            duration_ms=None if row["duration_ms"] is None else int(row["duration_ms"]),
         ), earlier
 
     def _request_messages(self, tip: str | None, is_whole: bool) -> tuple[list[Message], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from datetime import datetime
 
 from ..bench.bench import list_tasks, read_plan
 from ..bench.runs import Benchmark
@@ -56,25 +57,53 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
 def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None) -> Study:
     """Load recorded traffic: finished exchanges with models, at most the `last` ones.
 
+    Benchmarks and replays are left out.
+
     Raises:
         Unusable: the file can't be read any more.
     """
     samples, answers = [], []
-    for id in history.ids(replace(chosen, is_traffic=True), last=last):
+    # One more than wanted, to know whether there is more.
+    ids = history.ids(replace(chosen, is_traffic=True), last=last and last + 1)
+    is_partial = last is not None and len(ids) > last
+    for id in ids[1:] if is_partial else ids:
         exchange, earlier = history.response(id)
         if exchange.status == "running":
             continue
         samples.append(_sample(exchange, earlier, None))
         answers.append(_measured(exchange))
+    times = [answer.exchange.received for answer in answers if answer.exchange.is_timed]
     return Study(
         title=LOG_TITLE,
         is_run=False,
-        began=answers[0].exchange.received if answers else None,
-        ended=answers[-1].exchange.received if answers else None,
+        began=times[0] if times else None,
+        ended=times[-1] if times else None,
         models=tuple(_by_frequency(answer.model for answer in answers)),
         samples=samples,
         answers=answers,
+        settings=_selection(chosen),
+        is_partial=is_partial,
     )
+
+
+def _selection(chosen: Filter) -> dict[str, str]:
+    """Return what a filter selects by, under the names of the command's flags."""
+    given = {
+        "since": _local(chosen.since),
+        "until": _local(chosen.until),
+        "model": chosen.model,
+        "client": chosen.client,
+        "dialect": chosen.dialect,
+        "status": chosen.status,
+        "thread": chosen.thread_id,
+        "search": chosen.search,
+        "ids": None if chosen.ids is None else f"{len(chosen.ids):,}",
+    }
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _local(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone().isoformat()
 
 
 def _by_frequency(names: Iterable[str]) -> list[str]:
@@ -89,7 +118,7 @@ def _sample(exchange: Exchange, earlier: int, recorded: Measured | None) -> Samp
     messages = turn.messages if turn else []
     return Sample(
         id=exchange.id,
-        received=exchange.received,
+        received=exchange.received if exchange.is_timed else None,
         client=exchange.client,
         prompt=[message for message in messages if message.role != "system"],
         earlier=earlier,
@@ -114,7 +143,9 @@ def _measured(exchange: Exchange) -> Measured:
         model=exchange.model_used or exchange.model_asked or "?",
         sample=exchange.id,
         error_kind=_error_kind(exchange),
-        ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
+        ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events]
+        if exchange.is_timed
+        else [],
         reply=exchange.turn.reply if exchange.turn else (),
     )
 

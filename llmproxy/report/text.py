@@ -157,6 +157,7 @@ def _heading(study: Study, figures: Figures, page: _Page) -> list[str]:
         count_of(len(study.samples), "request"),
         f"{done:,}{planned} {'response' if (study.planned or done) == 1 else 'responses'}",
         period(study.began, study.ended, _stamp),
+        f"only the newest {done:,} (--last N reads more)" if study.is_partial else "",
     ]
     first, *more = page.wrapped(f"{study.title}: {', '.join(fact for fact in facts if fact)}")
     settings = [f"{name} {_setting(value)}" for name, value in study.settings.items()]
@@ -362,6 +363,7 @@ def report_json(study: Study, figures: Figures) -> dict[str, Any]:
         "ended": _iso(study.ended),
         "settings": dict(study.settings),
         "planned": study.planned,
+        "is_partial": study.is_partial,
         "models": [asdict(model) for model in figures.models],
         "comparisons": [asdict(found) for found in figures.comparisons],
         "between": [asdict(between) for between in figures.between],
@@ -394,7 +396,7 @@ def _answer(answer: Measured) -> dict[str, Any]:
         "sample": answer.sample,
         "model": answer.model,
         "repeat": answer.repeat,
-        "received": _iso(exchange.received),
+        "received": _iso(exchange.received) if exchange.is_timed else None,
         "status": exchange.status,
         "error_kind": answer.error_kind,
         "error": exchange.error,
