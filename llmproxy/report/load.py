@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from datetime import datetime
 
 from ..bench.bench import list_tasks, read_plan
 from ..bench.runs import Benchmark
@@ -86,11 +85,11 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
     )
 
 
-def _selection(chosen: Filter) -> dict[str, str]:
+def _selection(chosen: Filter) -> dict[str, object]:
     """Return what a filter selects by, under the names of the command's flags."""
     given = {
-        "since": _local(chosen.since),
-        "until": _local(chosen.until),
+        "since": chosen.since,
+        "until": chosen.until,
         "model": chosen.model,
         "client": chosen.client,
         "dialect": chosen.dialect,
@@ -100,10 +99,6 @@ def _selection(chosen: Filter) -> dict[str, str]:
         "ids": None if chosen.ids is None else f"{len(chosen.ids):,}",
     }
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _local(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone().isoformat()
 
 
 def _by_frequency(names: Iterable[str]) -> list[str]:

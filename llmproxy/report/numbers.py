@@ -111,6 +111,16 @@ def period(
     return f"{stamp(began, True)}{changed} to {stamp(ended, is_other_day)} {zone(ended)}"
 
 
+def setting(value: object) -> str:
+    """Format a setting of a study; times become local ones."""
+    match value:
+        case datetime():
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+        case list() | tuple():
+            return " ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
 def zone(local: datetime) -> str:
     """Format the time zone of a local time by its offset, as abbreviations are ambiguous."""
     offset = f"{local:%z}"

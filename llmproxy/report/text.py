@@ -38,6 +38,7 @@ from .numbers import (
     money,
     period,
     seconds,
+    setting,
     shares_between,
     shortened,
 )
@@ -160,18 +161,12 @@ def _heading(study: Study, figures: Figures, page: _Page) -> list[str]:
         f"only the newest {done:,} (--last N reads more)" if study.is_partial else "",
     ]
     first, *more = page.wrapped(f"{study.title}: {', '.join(fact for fact in facts if fact)}")
-    settings = [f"{name} {_setting(value)}" for name, value in study.settings.items()]
+    settings = [f"{name} {setting(value)}" for name, value in study.settings.items()]
     return [page.title(first), *more, *page.wrapped(", ".join(settings))]
 
 
 def _stamp(at: datetime, day: bool) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S}" if day else f"{at:%H:%M:%S}"
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or NOTHING
-    return NOTHING if value is None else str(value)
 
 
 # ---- tables
@@ -361,7 +356,10 @@ def report_json(study: Study, figures: Figures) -> dict[str, Any]:
         "is_run": study.is_run,
         "began": _iso(study.began),
         "ended": _iso(study.ended),
-        "settings": dict(study.settings),
+        "settings": {
+            name: _iso(value) if isinstance(value, datetime) else value
+            for name, value in study.settings.items()
+        },
         "planned": study.planned,
         "is_partial": study.is_partial,
         "models": [asdict(model) for model in figures.models],

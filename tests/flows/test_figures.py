@@ -205,7 +205,7 @@ def test_a_report_says_what_selected_its_traffic(recorded, tmp_path):
     ids.write_text(" ".join(id for (id,) in rows("select id from proxy_exchanges")))
     words = ["--model", "m", "--since", "2026-01-02", "--ids", str(ids), "--status", "ok"]
     heading = " ".join(output_of("report", *words).split())
-    assert "since 2026-01-02T00:00:00+00:00, model m, status ok, ids 3" in heading
+    assert "since 2026-01-02 00:00:00, model m, status ok, ids 3" in heading
     assert "model m" in re.sub(r"<[^>]+>", "", output_of("report", *words, "--html", "-"))
     assert json.loads(output_of("report", *words, "--json"))["settings"]["model"] == "m"
     assert json.loads(output_of("report", "--json"))["settings"] == {}
@@ -229,8 +229,15 @@ def test_times_of_one_command_are_local_ones(llm_user_path):
     assert "2026-01-15 00:30 to 00:30 UTC+01:00" in text and "2026-01-15 00:30 UTC+01:00 ·" in text
     assert '<time datetime="2026-01-14T23:30:00Z">' in page
     assert "01-14 23:30" not in text
-    day = ["report", "--since", "2026-01-15", "--until", "2026-01-16", "--json"]
-    assert len(json.loads(output_of(*day))["answers"]) == 1
+    day = ["report", "--since", "2026-01-15", "--until", "2026-01-16"]
+    assert "since 2026-01-15 00:00:00, until 2026-01-16 00:00:00" in " ".join(
+        output_of(*day).split()
+    )
+    assert "since 2026-01-15 00:00:00" in re.sub(r"<[^>]+>", "", output_of(*day, "--html", "-"))
+    report = json.loads(output_of(*day, "--json"))
+    given = [report["settings"]["since"], report["began"], report["answers"][0]["received"]]
+    utc = ["2026-01-14T23:00:00+00:00", *["2026-01-14T23:30:00+00:00"] * 2]
+    assert given == utc  # all of one output in one zone
 
 
 @pytest.mark.usefixtures("in_berlin")

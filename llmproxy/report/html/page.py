@@ -102,7 +102,7 @@ def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) 
 def _settings(study: Study) -> str:
     shown = list(study.settings.items())[:12]
     return ", ".join(
-        f"{markup.name(name)} {markup.name(str(value)[:200])}" for name, value in shown
+        f"{markup.name(name)} {markup.name(numbers.setting(value)[:200])}" for name, value in shown
     )
 
 
