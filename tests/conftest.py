@@ -6,6 +6,7 @@ import gc
 import itertools
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,9 @@ hypothesis.settings.load_profile("house")
 
 _numbers = itertools.count(1)
 
+os.environ["TZ"] = "UTC"  # so that the times that tests expect are right on every machine
+time.tzset()
+
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Start one worker more than there are cores: many tests wait for deadlines."""
@@ -80,6 +84,16 @@ def own_llm_folder(
     path = tmp_path_factory.getbasetemp() / f"llm-of-test-{next(_numbers)}"
     monkeypatch.setenv("LLM_USER_PATH", str(path))
     return path
+
+
+@pytest.fixture
+def in_berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Set the time zone of this process, and of those that it starts: UTC+01:00 in winter."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "Europe/Berlin")
+        time.tzset()
+        yield
+    time.tzset()
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def summary_line(entry: ExchangeSummary, *, colours: bool = False, id: bool = Tr
     status = _status(entry)
     columns = [
         entry.id if id else "",
-        f"{entry.received.astimezone():%m-%d %H:%M:%S}",
+        f"{entry.received.astimezone():%m-%d %H:%M:%S}" if entry.is_timed else "-",
         entry.client,
         entry.dialect,
         _model(entry),
@@ -117,7 +117,8 @@ def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:
     if exchange.turn is not None:
         sections += _messages(exchange.turn.messages, colours)
         sections += _messages(exchange.turn.reply, colours, is_reply=True)
-    sections.append(_timeline(exchange.events, exchange.duration_ms, colours))
+    if exchange.is_timed:
+        sections.append(_timeline(exchange.events, exchange.duration_ms, colours))
     return "\n\n".join(section for section in sections if section)
 
 
@@ -148,7 +149,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         ending.pop()
     facts = {
         "exchange": exchange.id,
-        "received": exchange.received.isoformat(),
+        "received": exchange.received.astimezone().isoformat() if exchange.is_timed else "",
         "client": exchange.client,
         "API": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
         "model": _model(exchange),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversations.prompt_cache import find_cache_misses
-from ..conversations.threads import threads, tree
+from ..conversations.threads import selected, threads, tree
 from ..recorder.exchange import ExchangeSummary, summary_to_json, to_json
 from ..recorder.prune import prune
 from ..recorder.reader import Filter, LogReader
@@ -122,6 +122,8 @@ def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
     else:
         compared = find_cache_misses(history, chosen, last=last)
         lines = prefix_lines(compared, colours=sys.stdout.isatty())
+        if len(selected(history, chosen, last + 1)) > last:
+            lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
         _print(lines, map(_values, compared), arguments)
 
 

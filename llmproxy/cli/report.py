@@ -16,6 +16,7 @@ from ..report.data import Study
 from ..report.figures import figures
 from ..report.html.page import page
 from ..report.load import study_of_log, study_of_run
+from ..report.numbers import count_of
 from ..report.prices import Price
 from ..report.text import report_csv, report_json
 from ..version import __version__
@@ -83,6 +84,9 @@ def _report(arguments: argparse.Namespace) -> int:
     elif arguments.csv:
         sys.stdout.buffer.write(report_csv(study).encode())
         sys.stdout.buffer.flush()
+        if study.is_partial:
+            shown = count_of(len(study.answers), "response")
+            print(f"only the newest {shown}; --last N reads more", file=sys.stderr)
     elif arguments.html == "-":
         print(_page(study, prices))
     elif arguments.html:

@@ -41,7 +41,7 @@ def thread_line(thread: Thread) -> str:
     origin = f"{_ORIGINS[thread.origin]} {thread.forked_from}" if thread.origin else ""
     columns = [
         thread.id,
-        f"{thread.moved.astimezone():%m-%d %H:%M:%S}",
+        f"{thread.moved.astimezone():%m-%d %H:%M:%S}" if thread.moved else "-",
         ", ".join(thread.clients),
         ", ".join(thread.models) or "-",
         count_of(thread.exchanges, "exchange")

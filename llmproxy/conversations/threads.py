@@ -29,7 +29,7 @@ class Thread:
     """A summary of a conversation.
 
     name: llm's name for it, the beginning of its first prompt.
-    began, moved: the times of its first and its last request, UTC.
+    began, moved: the times of its first and its last request, UTC; None if they are not known.
     clients, models: in the order in which they came in.
     exchanges: includes those that failed without a turn. turns: includes llm's own.
     usage: the sums of the providers' counts.
@@ -39,8 +39,8 @@ class Thread:
 
     id: str
     name: str
-    began: datetime
-    moved: datetime
+    began: datetime | None
+    moved: datetime | None
     clients: tuple[str, ...]
     models: tuple[str, ...]
     exchanges: int
@@ -103,13 +103,14 @@ def _thread(id: str, row: sqlite3.Row | None, nodes: Iterable[Node]) -> Thread:
     """Summarize a thread; its own row may have been deleted."""
     name, forked_from = (None, None) if row is None else (row["name"], row["forked_from"])
     summaries = sorted((node.entry for node in nodes), key=lambda one: (one.received, one.id))
+    times = [one.received for one in summaries if one.is_timed]
     link = summaries[0].link
     origin: Origin = link if link and link != "reply" else "fork"
     return Thread(
         id=id,
         name=name if name and isinstance(name, str) else summaries[0].first_words,
-        began=summaries[0].received,
-        moved=summaries[-1].received,
+        began=times[0] if times else None,
+        moved=times[-1] if times else None,
         clients=tuple(dict.fromkeys(one.client for one in summaries)),
         models=tuple(dict.fromkeys(one.model_used for one in summaries if one.model_used)),
         exchanges=sum(bool(one.dialect) for one in summaries),

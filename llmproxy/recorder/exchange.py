@@ -50,7 +50,7 @@ class Turn:
     reply: what the model produced, which may be incomplete or empty.
     options: as given to the model.
     usage: the plugin's own counts, as llm logs them.
-    started: UTC. duration_ms: until the last event.
+    started: UTC. duration_ms: until the last event; None if it was not measured.
     """
 
     id: str
@@ -59,7 +59,7 @@ class Turn:
     messages: list[Message]
     reply: list[Message]
     started: datetime
-    duration_ms: int
+    duration_ms: int | None
     resolved_model: str | None = None
     options: dict[str, Any] | None = None
     tools: tuple[llm.Tool, ...] = ()
@@ -102,7 +102,8 @@ class ExchangeSummary:
         conversation.
     recalled: number of messages that are as recorded instead of as sent by the client.
     replay_of: the exchange or recording that was replayed; such an exchange is not a turn.
-    origin: where it was recorded; None if here. Those of "llama-stack" have no times.
+    origin: where it was recorded; None if here. Those of "llama-stack" have no times: all of
+        them are None, and `received` is in 1970 (see `is_timed`).
     run_id: the benchmark that sent the request, recorded_id: the exchange that it repeats,
         repeat: attempt number, 0 for a warm-up, setup_ms: time to connect, if known, which
         is not included in the other times. All None if a client sent it.
@@ -148,6 +149,11 @@ class ExchangeSummary:
     tokens_per_second: float | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its times are known, `received` too; those of imported recordings are not."""
+        return self.origin is None
 
     @property
     def is_rate_estimated(self) -> bool:

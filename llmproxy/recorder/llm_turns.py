@@ -53,7 +53,7 @@ class TurnRecord:
     def _messages_now(self) -> list[Message]:
         return self._turn.reply
 
-    def duration_ms(self) -> int:
+    def duration_ms(self) -> int | None:
         return self._turn.duration_ms
 
     def datetime_utc(self) -> str:

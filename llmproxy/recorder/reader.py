@@ -305,7 +305,7 @@ class LogReader:
             messages=messages,
             reply=[],
             started=entry.received,
-            duration_ms=int(entry.duration_ms or 0),
+            duration_ms=None if entry.duration_ms is None else int(entry.duration_ms),
         ), earlier
 
     def _request_messages(

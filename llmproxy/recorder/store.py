@@ -124,7 +124,12 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column is_first_run integer not null default 0",
         "alter table proxy_exchanges add column output_tokens_estimate integer",
     ),
-    ("alter table proxy_exchanges add column tokens_per_second real",),
+    (
+        "alter table proxy_exchanges add column tokens_per_second real",
+        # They have no times, and llm shows 0 as a time.
+        "update turns set duration_ms = null"
+        " where id in (select id from proxy_exchanges where origin = 'llama-stack')",
+    ),
 )
 
 

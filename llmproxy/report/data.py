@@ -29,7 +29,7 @@ class Measured:
     first_output_ms: time to the first output that a program can use: visible text, or a call of
         one of its tools.
     ticks: for each event, when it came (ms) and how many characters it brought, reasoning and
-        tool arguments included.
+        tool arguments included; none if it was not timed.
     """
 
     exchange: ExchangeSummary
@@ -71,6 +71,7 @@ class Sample:
     """A recorded request.
 
     id: of the exchange that recorded it. client: the program that sent it.
+    received: UTC; None if it is not known.
     prompt: the messages since the last reply, without system prompts; earlier: the number of
         messages before them.
     schema: the JSON schema of the reply, if requested.
@@ -78,7 +79,7 @@ class Sample:
     """
 
     id: str
-    received: datetime
+    received: datetime | None
     client: str
     prompt: Sequence[Message]
     earlier: int
@@ -94,10 +95,11 @@ class Study:
     is_run: a benchmark, whose models all had the same requests; in recorded traffic, each
         sample has one response.
     began, ended: UTC; None if there is no data, or if a run is not finished.
-    models: in the order to show them.
+    models: in the order to show them. samples: of traffic, the oldest first.
     settings: of a run, by the names of the command's flags (`repeat`, `concurrency` …), without
-        models and requests, which are here themselves.
+        models and requests, which are here themselves; of traffic, what selected it.
     planned: number of responses that a run should have, without warm-ups; None for traffic.
+    is_partial: there was more traffic, and only the newest was read.
     """
 
     title: str
@@ -109,6 +111,7 @@ class Study:
     answers: Sequence[Measured] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     planned: int | None = None
+    is_partial: bool = False
 
     @property
     def damaged(self) -> dict[str, Sequence[str]]:

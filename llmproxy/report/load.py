@@ -58,11 +58,16 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
 def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None) -> Study:
     """Load recorded traffic: finished exchanges with models, at most the `last` ones.
 
+    Benchmarks and replays are left out.
+
     Raises:
         Unusable: the file can't be read any more.
     """
     samples, answers = [], []
-    for id in history.ids(replace(chosen, is_traffic=True), last=last):
+    # One more than wanted, to know whether there is more.
+    ids = history.ids(replace(chosen, is_traffic=True), last=last and last + 1)
+    is_partial = last is not None and len(ids) > last
+    for id in ids[1:] if is_partial else ids:
         try:
             exchange, earlier = history.response(id)
         except NotFound:
@@ -71,15 +76,34 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
             continue
         samples.append(_sample(exchange, earlier, None))
         answers.append(_measured(exchange))
+    times = [answer.exchange.received for answer in answers if answer.exchange.is_timed]
     return Study(
         title=LOG_TITLE,
         is_run=False,
-        began=answers[0].exchange.received if answers else None,
-        ended=answers[-1].exchange.received if answers else None,
+        began=times[0] if times else None,
+        ended=times[-1] if times else None,
         models=tuple(_by_frequency(answer.model for answer in answers)),
         samples=samples,
         answers=answers,
+        settings=_selection(chosen),
+        is_partial=is_partial,
     )
+
+
+def _selection(chosen: Filter) -> dict[str, object]:
+    """Return what a filter selects by, under the names of the command's flags."""
+    given = {
+        "since": chosen.since,
+        "until": chosen.until,
+        "model": chosen.model,
+        "client": chosen.client,
+        "dialect": chosen.dialect,
+        "status": chosen.status,
+        "thread": chosen.thread_id,
+        "search": chosen.search,
+        "ids": None if chosen.ids is None else f"{len(chosen.ids):,}",
+    }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _by_frequency(names: Iterable[str]) -> list[str]:
@@ -94,7 +118,7 @@ def _sample(exchange: Exchange, earlier: int, recorded: Measured | None) -> Samp
     messages = turn.messages if turn else []
     return Sample(
         id=exchange.id,
-        received=exchange.received,
+        received=exchange.received if exchange.is_timed else None,
         client=exchange.client,
         prompt=[message for message in messages if message.role != "system"],
         earlier=earlier,
@@ -131,7 +155,9 @@ def _measured(exchange: Exchange) -> Measured:
         sample=exchange.id,
         error_kind=_error_kind(exchange),
         first_output_ms=_first_output_ms(exchange),
-        ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events],
+        ticks=[(max(at - waited_ms, 0.0), len(event.chunk)) for at, event in exchange.events]
+        if exchange.is_timed
+        else [],
         reply=exchange.turn.reply if exchange.turn else (),
     )
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 from .stats import Interval
 
@@ -126,14 +126,32 @@ def shortened(name: str, chars: int) -> str:
 def period(
     began: datetime | None, ended: datetime | None, stamp: Callable[[datetime, bool], str]
 ) -> str:
-    """Format from when to when, in UTC, or since when; empty if there is no beginning.
+    """Format from when to when in local time, or since when; empty if there is no beginning.
 
-    stamp: formats a time, with or without its day.
+    stamp: formats a local time, with or without its day.
     """
     if began is None:
         return ""
-    began = began.astimezone(UTC)
+    began = began.astimezone()
     if ended is None:
-        return f"since {stamp(began, True)} UTC"
-    ended = ended.astimezone(UTC)
-    return f"{stamp(began, True)} to {stamp(ended, ended.date() != began.date())} UTC"
+        return f"since {stamp(began, True)} {zone(began)}"
+    ended = ended.astimezone()
+    changed = "" if zone(began) == zone(ended) else f" {zone(began)}"
+    is_other_day = ended.date() != began.date()
+    return f"{stamp(began, True)}{changed} to {stamp(ended, is_other_day)} {zone(ended)}"
+
+
+def setting(value: object) -> str:
+    """Format a setting of a study; times become local ones."""
+    match value:
+        case datetime():
+            return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+        case list() | tuple():
+            return " ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
+
+
+def zone(local: datetime) -> str:
+    """Format the time zone of a local time by its offset, as abbreviations are ambiguous."""
+    offset = f"{local:%z}"
+    return f"UTC{offset[:3]}:{offset[3:5]}" if local.utcoffset() else "UTC"

@@ -41,6 +41,7 @@ from .numbers import (
     percent,
     period,
     seconds,
+    setting,
     shortened,
 )
 from .stats import Interval
@@ -161,20 +162,15 @@ def _heading(study: Study, figures: Figures, page: _Page) -> list[str]:
         count_of(len(study.samples), "request"),
         f"{done:,}{planned} {'response' if (study.planned or done) == 1 else 'responses'}",
         period(study.began, study.ended, _stamp),
+        f"only the newest {done:,} (--last N reads more)" if study.is_partial else "",
     ]
     first, *more = page.wrapped(f"{study.title}: {', '.join(fact for fact in facts if fact)}")
-    settings = [f"{name} {_setting(value)}" for name, value in study.settings.items()]
+    settings = [f"{name} {setting(value)}" for name, value in study.settings.items()]
     return [page.title(first), *more, *page.wrapped(", ".join(settings))]
 
 
 def _stamp(at: datetime, day: bool) -> str:
     return f"{at:%Y-%m-%d %H:%M:%S}" if day else f"{at:%H:%M:%S}"
-
-
-def _setting(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value)) or NOTHING
-    return NOTHING if value is None else str(value)
 
 
 # ---- tables
@@ -417,8 +413,12 @@ def report_json(study: Study, figures: Figures) -> dict[str, Any]:
         "is_run": study.is_run,
         "began": _iso(study.began),
         "ended": _iso(study.ended),
-        "settings": dict(study.settings),
+        "settings": {
+            name: _iso(value) if isinstance(value, datetime) else value
+            for name, value in study.settings.items()
+        },
         "planned": study.planned,
+        "is_partial": study.is_partial,
         "models": [_finite(asdict(model)) for model in figures.models],
         "comparisons": [_finite(asdict(found)) for found in figures.comparisons],
         "tested": figures.tested,
@@ -461,7 +461,7 @@ def _answer(answer: Measured) -> dict[str, Any]:
         "model": answer.model,
         "repeat": answer.repeat,
         "was_sent_again": answer.was_sent_again,
-        "received": _iso(exchange.received),
+        "received": _iso(exchange.received) if exchange.is_timed else None,
         "status": exchange.status,
         "error_kind": answer.error_kind,
         "error": exchange.error,

@@ -108,7 +108,7 @@ class TurnForm:
     messages: list[MessageForm]
     reply: list[MessageForm]
     started: str
-    duration_ms: int
+    duration_ms: int | None
     resolved_model: str | None
     options: dict[str, Any] | None
     tools: list[ToolForm]

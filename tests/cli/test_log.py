@@ -218,6 +218,8 @@ def test_broken_caches_are_found(conversations):
         "1 thread kept its prefix",
     ]
     assert log("--cache", "--thread", thread) == "1 thread kept its prefix\n"
+    assert "only the newest 1 thread; --last N reads more\n" in log("--cache", "--last", "1")
+    assert "only the newest" not in log("--cache") + log("--cache", "--last", "3")
     kept, broken = [json.loads(line) for line in log("--cache", "--json").splitlines()]
     assert (kept["thread_id"], kept["requests"], kept["breaks"]) == (thread, 1, [])
     assert broken["breaks"][0]["difference"]["position"] == 20

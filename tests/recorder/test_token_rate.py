@@ -256,10 +256,13 @@ def test_rows_of_an_older_version_get_their_rates(store, path, make_exchange):
         db.execute("update proxy_meta set value = 4 where name = 'schema'")
         broken = '{"parts": [{}], "ticks": "AAA"}'
         db.execute("update proxy_exchanges set timeline = ? where id = ?", (broken, damaged.id))
+        db.execute("update proxy_exchanges set origin = 'llama-stack' where id = ?", (empty.id,))
     Store(path).close()
     with sqlite3.connect(path) as db:
         found = db.execute("select tokens_per_second from proxy_exchanges order by number")
         version = db.execute("select value from proxy_meta where name = 'schema'").fetchone()[0]
         rates = [rate for (rate,) in found]
+        untimed = db.execute("select id from turns where duration_ms is null").fetchall()
     assert rates == [pytest.approx(50), pytest.approx(100), None, None, None]
     assert version == SCHEMA_VERSION
+    assert untimed == [(empty.id,)]

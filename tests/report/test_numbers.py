@@ -101,3 +101,15 @@ def test_a_period_names_the_second_day_only_if_it_is_another():
     assert numbers.period(began, None, stamp) == "since 02 03:04 UTC"
     assert numbers.period(began, began + hour, stamp) == "02 03:04 to 04:04 UTC"
     assert numbers.period(began, began + day, stamp) == "02 03:04 to 03 03:04 UTC"
+
+
+@pytest.mark.usefixtures("in_berlin")
+def test_a_period_is_in_local_time_and_names_both_offsets_if_they_differ():
+    def stamp(at, day):
+        return f"{at:%d %H:%M}" if day else f"{at:%H:%M}"
+
+    began = datetime(2026, 10, 24, 21, 30, tzinfo=UTC)
+    hour, day = timedelta(hours=1), timedelta(days=1)
+    assert numbers.period(began, began + hour, stamp) == "24 23:30 to 25 00:30 UTC+02:00"
+    assert numbers.period(began, began + day, stamp) == "24 23:30 UTC+02:00 to 25 22:30 UTC+01:00"
+    assert numbers.period(began, None, stamp) == "since 24 23:30 UTC+02:00"

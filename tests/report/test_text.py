@@ -328,6 +328,7 @@ def test_json_has_it_all_and_is_json():
         "ended",
         "settings",
         "planned",
+        "is_partial",
         "models",
         "comparisons",
         "tested",

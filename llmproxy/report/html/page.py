@@ -90,6 +90,7 @@ def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) 
         numbers.count_of(len(study.models), "model") if len(study.models) > 1 else "",
         _settings(study),
         numbers.period(study.began, study.ended, samples.stamp),
+        "only the newest; there is more in the log" if study.is_partial else "",
         f"reloads every {refresh_s:d} s" if refresh_s is not None else "",
         f'<a href="{markup.text(other[0])}">{markup.text(other[1])}</a>' if other else "",
     ]
@@ -103,7 +104,7 @@ def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) 
 def _settings(study: Study) -> str:
     shown = list(study.settings.items())[:12]
     return ", ".join(
-        f"{markup.name(name)} {markup.name(str(value)[:200])}" for name, value in shown
+        f"{markup.name(name)} {markup.name(numbers.setting(value)[:200])}" for name, value in shown
     )
 
 

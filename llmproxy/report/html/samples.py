@@ -48,7 +48,7 @@ def requests(study: Study, models: Mapping[str, int]) -> str:
             given.setdefault(answer.sample, {}).setdefault(answer.model, []).append(answer)
     samples = list(study.samples)
     if not study.is_run:
-        samples.sort(key=lambda sample: sample.received, reverse=True)
+        samples.reverse()
     written, chars = [], 0
     for place, sample in enumerate(samples[:MAX_SAMPLES], 1):
         written.append(_request(place, sample, given.get(sample.id, {}), models, study.is_run))
@@ -63,10 +63,16 @@ def requests(study: Study, models: Mapping[str, int]) -> str:
 
 
 def stamp(at: datetime, day: bool = True) -> str:
-    """Format a UTC time: shown to the minute, marked up to the second."""
-    utc = at.astimezone(UTC)
-    shown = f"{utc:%Y-%m-%d %H:%M}" if day else f"{utc:%H:%M}"
-    return f'<time datetime="{utc:%Y-%m-%dT%H:%M:%SZ}">{shown}</time>'
+    """Format a time: shown as local time to the minute, marked up to the second as UTC."""
+    local = at.astimezone()
+    shown = f"{local:%Y-%m-%d %H:%M}" if day else f"{local:%H:%M}"
+    return f'<time datetime="{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}">{shown}</time>'
+
+
+def _received(sample: Sample) -> str:
+    if sample.received is None:
+        return ""
+    return f"{stamp(sample.received)} {numbers.zone(sample.received.astimezone())} · "
 
 
 def _request(
@@ -88,7 +94,7 @@ def _request(
         f'<details class="request"{open_}><summary>{_summary(place, sample, given, models)}'
         f'</summary><div class="inside">{_prompt(sample)}{schema}'
         f'<div class="answers">{"".join(cards)}</div>'
-        f'<p class="soft ids">{stamp(sample.received)} UTC · {markup.name(sample.client)} · '
+        f'<p class="soft ids">{_received(sample)}{markup.name(sample.client)} · '
         f"request <code>{markup.name(sample.id)}</code></p></div></details>"
     )
 

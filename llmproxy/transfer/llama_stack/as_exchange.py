@@ -51,7 +51,7 @@ def to_exchange(recording: Recording) -> Exchange | None:
         messages=request.messages,
         reply=answer.messages,
         started=RECORDED,
-        duration_ms=0,
+        duration_ms=None,
         resolved_model=answer.finish.model,
         options=dict(request.options) or None,
         tools=request.tools,
