@@ -112,7 +112,11 @@ def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
 
 
 FAILURES = {
-    "no such log": (["export", "out", "--database", "nowhere.db"], 1, "export: nowhere.db: unable"),
+    "no such log": (
+        ["export", "out", "--database", "nowhere.db"],
+        1,
+        "export: nowhere.db: nothing",
+    ),
     "no such folder": (["export", "no/out"], 1, "export: "),
     "recordings to a pipe": (["export", "-", "--format", "llama-stack"], 2, None),
     "no such file": (["import", "nowhere"], 1, "import: nowhere: No such file or directory\n"),
