@@ -34,6 +34,10 @@ from .thread_text import prefix_lines, thread_line, tree_lines, verified_lines
 
 POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
 LAST = 20  # lines, by default
+SEARCH_LIMITS = (
+    "--search looks for all words in the prompt or the tool's result that a request ends with,"
+    " and in the text of its reply, not in earlier messages, reasoning or calls of tools"
+)
 
 
 def main(argv: Sequence[str], program: str) -> int:
@@ -51,6 +55,10 @@ def _log(arguments: argparse.Namespace) -> int:
     database = database_of(arguments)
     if arguments.verify:
         return _verify(database, arguments)
+    if arguments.follow and not database.exists():
+        print(f"nothing is recorded yet; waiting for {database}", file=sys.stderr)
+        while not database.exists():
+            time.sleep(POLL_S)
     with LogReader(database) as history:
         resolve_ids(history, arguments)
         return _prune(database, arguments) if arguments.prune else _read(history, arguments)
@@ -118,6 +126,8 @@ def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
     chosen, last = filter_of(arguments), arguments.last or LAST
     if arguments.threads:
         conversations = threads(history, chosen, last=last)
+        if not conversations:
+            _say_why(history, arguments)
         _print(map(thread_line, conversations), map(_values, conversations), arguments)
     else:
         compared = find_cache_misses(history, chosen, last=last)
@@ -137,10 +147,25 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
 def _exchanges(history: LogReader, arguments: argparse.Namespace) -> None:
     chosen = filter_of(arguments)
     follower = history.follow(chosen) if arguments.follow else None
-    _print_exchanges(history.entries(chosen, last=arguments.last or LAST), arguments)
+    entries = history.entries(chosen, last=arguments.last or LAST)
+    if not entries:
+        _say_why(history, arguments)
+    _print_exchanges(entries, arguments)
     while follower is not None:
         time.sleep(POLL_S)
         _print_exchanges(follower.poll(), arguments)
+
+
+def _say_why(history: LogReader, arguments: argparse.Namespace) -> None:
+    """Say on stderr why there is nothing to list."""
+    if not history.ids(last=1):
+        reason = "nothing is recorded yet"
+    elif arguments.search:
+        reason = f"nothing matches; {SEARCH_LIMITS}"
+    else:
+        reason = "nothing matches"
+    waiting = "; waiting" if arguments.follow else ""
+    print(reason + waiting, file=sys.stderr)
 
 
 def _values(record: Any) -> Any:

@@ -77,6 +77,9 @@ def _report(arguments: argparse.Namespace) -> int:
     # Models are not asked: their plugins take seconds to load.
     with LogReader(database_of(arguments), asks_models=False) as history:
         study = _study(history, arguments)
+        is_empty = not (study.answers or history.ids(last=1))
+    if is_empty:
+        print("nothing is recorded yet", file=sys.stderr)
     for line in damage_lines(study.damaged):
         print(line, file=sys.stderr)
     if arguments.json:

@@ -1,12 +1,14 @@
 """Read exchanges from logs.db: list them, read one completely, follow new ones.
 
-The file is opened read-only, which works while a proxy writes to it. llm's migrations are
-left to writers; only an older llmproxy's tables are migrated first.
+The file is opened read-only, which works while a proxy writes to it, and where nothing can be
+written: in a folder of somebody else, on a stick, in a backup. llm's migrations are left to
+writers; only an older llmproxy's tables are migrated first, if that is possible.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -32,8 +34,10 @@ from .store import (
     SCHEMA_VERSION,
     SUMMARY_COLUMNS,
     Store,
+    StoreError,
     Unusable,
     check_version,
+    complete_older_tables,
     summary_of,
     timestamp,
     translated,
@@ -118,12 +122,17 @@ class LogReader:
     def __init__(self, path: Path, *, asks_models: bool = True) -> None:
         self.path = path
         self._asks_models = asks_models
-        with translated(path):
-            self._conn, self._log, self._version = open_for_reading(path)
+        self._open()
+
+    def _open(self) -> None:
+        with translated(self.path):
+            self._conn, self._log, self._version = open_for_reading(self.path)
             if 0 < self._version < SCHEMA_VERSION:
                 self._conn.close()
-                Store(path).close()
-                self._conn, self._log, self._version = open_for_reading(path)
+                with suppress(StoreError):  # it can only be read, or is locked
+                    Store(self.path).close()
+                self._conn, self._log, self._version = open_for_reading(self.path)
+        self._state = _state(self.path)
 
     def __enter__(self) -> Self:
         return self
@@ -362,6 +371,9 @@ class LogReader:
             Unusable: the file can't be read any more.
         """
         with translated(self.path):
+            if self._log.is_frozen and self._state != _state(self.path):
+                self._conn.close()
+                self._open()
             if self._version == 0:
                 self._version = _version(self._conn, self.path)
             return [] if self._version == 0 else self._conn.execute(sql, values).fetchall()
@@ -486,29 +498,63 @@ def headers_of(text: str) -> dict[str, str]:
     return value
 
 
-def open_for_reading(path: Path) -> tuple[sqlite3.Connection, LogStore, int]:
+def open_for_reading(path: Path) -> tuple[sqlite3.Connection, ReadOnlyLog, int]:
     """Open a logs.db read-only, for use by one thread at a time.
 
     Returns the connection, llm's store on it, and the version of our tables: 0 if no
-    llmproxy has written to it yet.
+    llmproxy has written to it yet. An older version's can be read as if they were migrated.
 
     Raises:
-        sqlite3.Error: there is no file, or it is not a database.
-        Unusable: it is a newer llmproxy's.
+        sqlite3.Error: it is not a database, or can't be read.
+        Unusable: there is no file, or it is a newer llmproxy's.
     """
+    if not path.exists():
+        raise Unusable(f"{path}: nothing is recorded yet; the file does not exist")
+    try:
+        return _opened(path, "mode=ro", is_frozen=False)
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode & 0xFF not in _NOT_WRITABLE:
+            raise
+    # SQLite wants to create files beside it, but can't.
+    wal = Path(f"{path}-wal")
+    if wal.exists() and wal.stat().st_size:
+        # This reads the write-ahead log without an index in a file, or a lock.
+        none = "win32-none" if os.name == "nt" else "unix-none"
+        return _opened(path, f"mode=ro&vfs={none}", "pragma locking_mode = exclusive")
+    return _opened(path, "mode=ro&immutable=1")
+
+
+_NOT_WRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+
+
+def _opened(
+    path: Path, options: str, *statements: str, is_frozen: bool = True
+) -> tuple[sqlite3.Connection, ReadOnlyLog, int]:
     connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=ro",
+        f"{path.absolute().as_uri()}?{options}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
     )
     try:
+        for statement in statements:
+            connection.execute(statement)
         connection.row_factory = sqlite3.Row
         connection.text_factory = decode
-        return connection, _ReadOnlyLog(connection), _version(connection, path)
+        version = _version(connection, path)
+        if 0 < version < SCHEMA_VERSION:
+            complete_older_tables(connection)
+        return connection, ReadOnlyLog(connection, is_frozen), version
     except BaseException:
         connection.close()
         raise
+
+
+def _state(path: Path) -> tuple[object, ...]:
+    """Describe a log's files, to notice changes."""
+    files = (path, Path(f"{path}-wal"))
+    stats = [file.stat() if file.exists() else None for file in files]
+    return tuple(stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 
 
 def check_llm(path: Path) -> None:
@@ -542,8 +588,12 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     return row[0]
 
 
-class _ReadOnlyLog(LogStore):
-    """llm's LogStore without its migrations, which would write."""
+class ReadOnlyLog(LogStore):
+    """llm's LogStore without its migrations, which would write.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    is_frozen: the connection does not notice changes of the file.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, is_frozen: bool) -> None:
         self.db = sqlite_utils.Database(connection, execute_plugins=False)
+        self.is_frozen = is_frozen

@@ -16,9 +16,10 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
@@ -42,6 +43,7 @@ RETRY_PAUSE_S = 0.02  # between two attempts of `retry_while_locked`
 LOCK_S = 0.05
 MAX_KNOWN = 50_000  # messages and blobs; about 200 bytes of memory each
 
+_META = "create table if not exists proxy_meta (name text primary key, value integer not null)"
 _MIGRATIONS = (
     (
         """
@@ -258,9 +260,7 @@ class Store:
                 raise
 
     def _migrate(self) -> None:
-        self._conn.execute(
-            "create table if not exists proxy_meta (name text primary key, value integer not null)"
-        )
+        self._conn.execute(_META)
         version = self._meta("schema")
         check_version(version, self.path)
         for statements in _MIGRATIONS[version:]:
@@ -690,6 +690,34 @@ def check_version(version: int, path: Path) -> None:
             f"{path} was written by a newer llmproxy (schema {version}, this one knows"
             f" {SCHEMA_VERSION}): upgrade llmproxy"
         )
+
+
+def complete_older_tables(connection: sqlite3.Connection) -> None:
+    """Let a connection that may not write read an older llmproxy's tables as if they were migrated.
+
+    Temporary views and tables take the place of those that lack columns, or that are missing.
+    """
+    with closing(sqlite3.connect(":memory:")) as migrated:
+        migrated.execute(_META)
+        for statement in chain.from_iterable(_MIGRATIONS):
+            migrated.execute(statement)
+        tables = migrated.execute(
+            "select name, sql from sqlite_master where type = 'table' and name like 'proxy%'"
+        ).fetchall()
+        for table, sql in tables:
+            columns = "select name, dflt_value from pragma_table_info(?)"
+            there = {row[0] for row in connection.execute(columns, (table,))}
+            added = [
+                f"{default or 'null'} as {name}"
+                for name, default in migrated.execute(columns, (table,))
+                if name not in there
+            ]
+            if not there:
+                connection.execute(sql.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
+            elif added:
+                connection.execute(
+                    f"create temp view {table} as select *, {', '.join(added)} from main.{table}"
+                )
 
 
 @contextmanager

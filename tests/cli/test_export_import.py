@@ -111,7 +111,11 @@ def test_llama_stacks_recordings_are_exported_and_imported(recorded, tmp_path):
 
 
 FAILURES = {
-    "no such log": (["export", "out", "--database", "nowhere.db"], 1, "export: nowhere.db: unable"),
+    "no such log": (
+        ["export", "out", "--database", "nowhere.db"],
+        1,
+        "export: nowhere.db: nothing",
+    ),
     "no such folder": (["export", "no/out"], 1, "export: no/out: No such file or directory\n"),
     "a full disk": (["export", "/dev/full", "ID"], 1, "export: /dev/full: No space left on device"),
     "no such exchange": (["export", "good", "nobody"], 1, "export: the log has no exchange nobody"),

@@ -126,7 +126,7 @@ def test_bad_arguments_are_refused(recorded, capsys, words, message):
 
 
 def test_a_missing_log_is_an_error(llm_user_path, capsys):
-    assert "unable to open database file" in report(capsys, code=1)
+    assert "nothing is recorded yet; the file does not exist" in report(capsys, code=1)
 
 
 def test_models_need_not_be_there_for_a_report(recorded):

@@ -155,7 +155,7 @@ def test_everything_is_not_pruned_by_accident(store, path):
 
 
 def test_a_missing_file_is_not_created(path):
-    with pytest.raises(Unusable, match="unable to open"):
+    with pytest.raises(Unusable, match="nothing is recorded yet"):
         prune(path, Filter(status="error"))
     assert not path.exists()
 

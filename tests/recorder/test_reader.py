@@ -200,7 +200,7 @@ def no_database(path):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda path: None, "unable to open database file"),
+        (lambda path: None, "logs.db: nothing is recorded yet; the file does not exist"),
         (no_database, "file is not a database"),
         (newer, f"schema 99, this one knows {SCHEMA_VERSION}.: upgrade llmproxy"),
     ],
