@@ -129,6 +129,8 @@ def _import(arguments: argparse.Namespace, name: str) -> int:
     )
     for failure in imported.failures:
         print(f"{name}: {failure}", file=sys.stderr)
+    if imported.unreadable and not (imported.new or imported.there or imported.skipped):
+        return FAILED
     verb = "would import" if arguments.dry_run else "imported"
     parts = [
         f"{verb} {count_of(imported.new, 'exchange')}",
