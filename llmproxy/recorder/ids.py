@@ -29,6 +29,11 @@ _THREADS = """
     union all select id, id from threads
     union all select thread_id, thread_id from proxy_exchanges where thread_id is not null
 """
+_OTHERS = (
+    ("threads", "a conversation", "--thread"),
+    ("turns", "a turn of llm itself", "--thread"),
+    ("proxy_runs", "a benchmark run", "--run"),
+)
 _CLIENT_PREFIX = re.compile(r"\A[a-z]+[-_](?=[0-9a-z]{1,26}\Z)")
 
 Query = Callable[[str, Mapping[str, Any]], Sequence[Any]]
@@ -99,6 +104,7 @@ def _unknown_exchanges(query: Query, texts: Sequence[str]) -> str:
         more = f" and {len(texts) - MAX_NAMED:,} more" if len(texts) > MAX_NAMED else ""
         return f"the log has no exchanges {', '.join(texts[:MAX_NAMED])}{more}"
     (text,) = texts
-    threads = query("select id from threads where id = :id", {"id": _plain(text)})
-    hint = f"; it is a conversation: log --thread {threads[0][0]}" if threads else ""
-    return f"the log has no exchange {text or repr(text)}{hint}"
+    for table, kind, flag in _OTHERS:
+        for (id,) in query(f"select id from {table} where id = :id", {"id": _plain(text)}):
+            return f"the log has no exchange {text}; it is {kind}: log {flag} {id}"
+    return f"the log has no exchange {text or repr(text)}"

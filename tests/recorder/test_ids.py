@@ -99,9 +99,20 @@ def test_all_unknown_ids_are_named(history):
         find_exchanges(history.rows, many)
 
 
-def test_a_conversation_is_no_exchange_but_the_error_helps(history):
-    with pytest.raises(NotFound, match=f"it is a conversation: log --thread {THREAD}$"):
-        history.exchange(THREAD.upper())
+def test_an_id_of_something_else_is_no_exchange_but_the_error_helps(history, path):
+    turn, run = f"{ONE[:-2]}xx", f"{ONE[:-2]}yy"
+    with sqlite3.connect(path) as log:
+        log.execute("update turns set id = ? where id = ?", (turn, OTHER))
+        log.execute("insert into proxy_runs values (?, 'night', '2026', null, '{}')", (run,))
+    log.close()
+    for id, hint in (
+        (THREAD, f"it is a conversation: log --thread {THREAD}"),
+        (turn, f"it is a turn of llm itself: log --thread {turn}"),
+        (run, f"it is a benchmark run: log --run {run}"),
+    ):
+        with pytest.raises(NotFound) as refused:
+            history.exchange(id.upper())
+        assert refused.value.message == f"the log has no exchange {id.upper()}; {hint}"
 
 
 def test_a_log_without_exchanges_has_no_ids(tmp_path):
