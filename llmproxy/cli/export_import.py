@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..core.text import printable
 from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
 from ..report.numbers import count_of
@@ -131,7 +132,9 @@ def _import(arguments: argparse.Namespace, name: str) -> int:
         dry_run=arguments.dry_run,
     )
     for failure in imported.failures:
-        print(f"{name}: {failure}", file=sys.stderr)
+        print(f"{name}: {printable(failure)}", file=sys.stderr)
+    if imported.unreadable and not (imported.new or imported.there or imported.skipped):
+        return FAILED
     verb = "would import" if arguments.dry_run else "imported"
     parts = [
         f"{verb} {count_of(imported.new, 'exchange')}",

@@ -16,15 +16,24 @@ MIN_BEGINNING_CHARS = 4  # ULIDs begin with the time, so that fewer are hardly e
 MAX_NAMED = 20  # ids in one error
 
 EXCHANGES = "select id, id as meant from proxy_exchanges"
-# A failure belongs to the conversation of the turn that it would have continued.
+# A failure belongs to the conversation of what it would have continued. Turns may have been
+# deleted, and may be llm's own.
 _THREADS = """
     select id, thread_id as meant from turns
+    union all select id, thread_id from proxy_exchanges where thread_id is not null
     union all select failed.id, turns.thread_id from proxy_exchanges as failed
         join turns on turns.id = failed.previous_id where failed.thread_id is null
+    union all select failed.id, before.thread_id from proxy_exchanges as failed
+        join proxy_exchanges as before on before.id = failed.previous_id
+        where failed.thread_id is null and before.thread_id is not null
     union all select id, id from threads
-    union all select id, thread_id from proxy_exchanges where thread_id is not null
     union all select thread_id, thread_id from proxy_exchanges where thread_id is not null
 """
+_OTHERS = (
+    ("threads", "a conversation", "--thread"),
+    ("turns", "a turn of llm itself", "--thread"),
+    ("proxy_runs", "a benchmark run", "--run"),
+)
 _CLIENT_PREFIX = re.compile(r"\A[a-z]+[-_](?=[0-9a-z]{1,26}\Z)")
 
 Query = Callable[[str, Mapping[str, Any]], Sequence[Any]]
@@ -95,6 +104,7 @@ def _unknown_exchanges(query: Query, texts: Sequence[str]) -> str:
         more = f" and {len(texts) - MAX_NAMED:,} more" if len(texts) > MAX_NAMED else ""
         return f"the log has no exchanges {', '.join(texts[:MAX_NAMED])}{more}"
     (text,) = texts
-    threads = query("select id from threads where id = :id", {"id": _plain(text)})
-    hint = f"; it is a conversation: log --thread {threads[0][0]}" if threads else ""
-    return f"the log has no exchange {text or repr(text)}{hint}"
+    for table, kind, flag in _OTHERS:
+        for (id,) in query(f"select id from {table} where id = :id", {"id": _plain(text)}):
+            return f"the log has no exchange {text}; it is {kind}: log {flag} {id}"
+    return f"the log has no exchange {text or repr(text)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from llmproxy.core.errors import InvalidRequest, NotFound
 from llmproxy.recorder.ids import MAX_NAMED, MIN_BEGINNING_CHARS, find_exchanges, find_thread
 from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.store import Store
 
 ONE = "01kb3yq8w5m1vr7t4s0c2d9e6f"
 NEXT = "01kb3yq8w5m1vr7t4s0c2d9e6g"  # of the same millisecond
@@ -33,7 +35,8 @@ def history(store, path, make_exchange):
         thread = THREAD if number < 2 else OTHER
         turn = replace(exchange.turn, id=exchange.id, thread_id=thread)
         exchanges[number] = replace(exchange, turn=turn, thread_id=thread)
-    store.write(exchanges)
+    while exchanges:
+        exchanges = exchanges[store.write(exchanges) :]
     with LogReader(path) as reader:
         yield reader
 
@@ -75,6 +78,18 @@ def test_anything_else_means_nothing(history, text):
         find_thread(history.rows, text)
 
 
+def test_an_exchange_stays_in_its_conversation_if_turns_were_deleted(history, path, make_begun):
+    failed = replace(make_begun(), status="error", previous_id=ONE)
+    with Store(path) as store:
+        store.write([failed])
+    with sqlite3.connect(path) as log:
+        log.execute("delete from turns")
+        log.execute("delete from threads")
+    log.close()
+    for text in (ONE, f"chatcmpl-{NEXT}", ONE[:-1], THREAD.upper(), failed.id, failed.id[:-1]):
+        assert find_thread(history.rows, text) == THREAD
+
+
 def test_all_unknown_ids_are_named(history):
     with pytest.raises(NotFound) as refused:
         find_exchanges(history.rows, ["nobody", ONE, "msg_nothing"])
@@ -84,9 +99,20 @@ def test_all_unknown_ids_are_named(history):
         find_exchanges(history.rows, many)
 
 
-def test_a_conversation_is_no_exchange_but_the_error_helps(history):
-    with pytest.raises(NotFound, match=f"it is a conversation: log --thread {THREAD}$"):
-        history.exchange(THREAD.upper())
+def test_an_id_of_something_else_is_no_exchange_but_the_error_helps(history, path):
+    turn, run = f"{ONE[:-2]}xx", f"{ONE[:-2]}yy"
+    with sqlite3.connect(path) as log:
+        log.execute("update turns set id = ? where id = ?", (turn, OTHER))
+        log.execute("insert into proxy_runs values (?, 'night', '2026', null, '{}')", (run,))
+    log.close()
+    for id, hint in (
+        (THREAD, f"it is a conversation: log --thread {THREAD}"),
+        (turn, f"it is a turn of llm itself: log --thread {turn}"),
+        (run, f"it is a benchmark run: log --run {run}"),
+    ):
+        with pytest.raises(NotFound) as refused:
+            history.exchange(id.upper())
+        assert refused.value.message == f"the log has no exchange {id.upper()}; {hint}"
 
 
 def test_a_log_without_exchanges_has_no_ids(tmp_path):
