@@ -5,6 +5,7 @@ Spec: https://platform.openai.com/docs/api-reference/chat/object
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
@@ -131,6 +132,9 @@ class StreamRenderer:
         self._before = self._head + b'"choices":[{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
+        # Clients take a call's name from its first delta: it waits until arguments come, since
+        # it may be in pieces.
+        self._unnamed: dict[int, StreamEvent] = {}
         # White space alone is no arguments: it is held until more comes.
         self._blank: dict[int, str] = {}
 
@@ -149,9 +153,10 @@ class StreamRenderer:
                 text_json = payload.encode_string(text).encode()
                 return [self._chunk(b'{"reasoning_content":%b}' % text_json)]
             case StreamEvent(type="tool_call_name", server_executed=False):
-                return [self._call_name(event)]
+                return self._call_name(event)
             case StreamEvent(type="tool_call_args", server_executed=False, chunk=text):
-                return self._arguments(self._indexes[event.part_index], text)
+                arguments = self._arguments(self._indexes[event.part_index], text)
+                return [*self._begin_calls(), *arguments]
         return []
 
     def idle(self) -> list[bytes]:
@@ -165,16 +170,31 @@ class StreamRenderer:
     def _chunk(self, delta: bytes) -> bytes:
         return self._before + framing.escape_line_ends(delta) + self._after
 
-    def _call_name(self, event: StreamEvent) -> bytes:
+    def _call_name(self, event: StreamEvent) -> list[bytes]:
         index = self._indexes.get(event.part_index)
-        if index is not None:  # a name in pieces: clients join them
-            call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
-        else:
+        if index is None:
             index = self._indexes[event.part_index] = len(self._indexes)
             self._blank[index] = ""
+            self._unnamed[index] = event
+        elif index in self._unnamed:
+            begun = self._unnamed[index]
+            self._unnamed[index] = replace(begun, chunk=begun.chunk + event.chunk)
+        else:  # another call's arguments came between the pieces: most clients join them
+            call = {"index": index, "function": {"name": event.chunk}}
+            return [self._chunk(payload.encode({"tool_calls": [call]}))]
+        return []
+
+    def _begin_calls(self) -> list[bytes]:
+        """Return the first chunks of the calls that had none."""
+        frames: list[bytes] = []
+        if not self._unnamed:
+            return frames
+        begun, self._unnamed = self._unnamed, {}
+        for index, event in begun.items():
             function = {"name": event.chunk, "arguments": ""}
             call = {"index": index, **tool_call(event.tool_call_id, function)}
-        return self._chunk(payload.encode({"tool_calls": [call]}))
+            frames.append(self._chunk(payload.encode({"tool_calls": [call]})))
+        return frames
 
     def _arguments(self, index: int, text: str) -> list[bytes]:
         if index in self._blank:
@@ -189,7 +209,8 @@ class StreamRenderer:
         return self._chunk(payload.encode({"tool_calls": [call]}))
 
     def _end(self, finish: chat.Finish) -> list[bytes]:
-        frames = [self._call_arguments(index, "{}") for index in self._blank]
+        frames = self._begin_calls()
+        frames += [self._call_arguments(index, "{}") for index in self._blank]
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": finish.reason}
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
