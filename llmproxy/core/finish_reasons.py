@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from .chat import FinishReason
+from .errors import UpstreamError
 
 # In lower case. Servers pass on the words of their models' own runtimes, so each dialect may
 # meet any of these. What is missing here (`end_turn`, `pause_turn` …) means "stop".
@@ -15,6 +17,11 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "max_output_tokens": "length",
     "model_context_window_exceeded": "length",
     "model_length": "length",
+    "max_length": "length",
+    "length_limit": "length",
+    "token_limit": "length",
+    "time_limit": "length",
+    "error_limit": "length",
     "content_filter": "content_filter",
     "refusal": "content_filter",
     "safety": "content_filter",
@@ -23,6 +30,13 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
     "prohibited_content": "content_filter",
     "spii": "content_filter",
     "image_safety": "content_filter",
+    "image_prohibited_content": "content_filter",
+    "image_recitation": "content_filter",
+    "content_filtered": "content_filter",
+    "guardrail_intervened": "content_filter",
+    "sensitive": "content_filter",
+    "error_toxic": "content_filter",
+    "language": "content_filter",
     "tool_calls": "tool_calls",
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
@@ -36,6 +50,25 @@ FINER_REASONS = frozenset({"pause_turn", "compaction", "model_context_window_exc
 def finer_reason(word: Any) -> str | None:
     """Return a provider's word if it says more than our reasons do, else None."""
     return word if isinstance(word, str) and word in FINER_REASONS else None
+
+
+# Words for a response that failed: `error`, `network_error`, `insufficient_system_resource`
+# (DeepSeek), `MALFORMED_FUNCTION_CALL` and `OTHER` (Gemini), `abort` (vLLM), `failed` …
+_FAILURE = re.compile(
+    "error|fail|abort|cancel|insufficient|malformed|unexpected|invalid|timeout|timed_out"
+    "|interrupt|exception|unavailable|overload|too_many|missing|not_finished|^(?:image_)?other$"
+    "|^no_image$",
+)
+
+
+def check(word: str) -> None:
+    """Check that a provider's word for the end of a response is not one for a failure.
+
+    Raises:
+        UpstreamError: it is, so that the response may be half of one.
+    """
+    if word.lower() not in FINISH_REASONS and _FAILURE.search(word.lower()):
+        raise UpstreamError(f"the provider ended the response with {word[:80]!r}")
 
 
 def finish_reason(word: str, *, has_calls: bool) -> FinishReason:

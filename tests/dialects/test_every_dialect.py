@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llm.parts import StreamEvent
 
 from llmproxy.core import chat, payload
-from llmproxy.core.errors import InvalidRequest, ProxyError
+from llmproxy.core.errors import InvalidRequest, ProxyError, UpstreamError
 from llmproxy.dialects import DIALECTS, Dialect, DialectName, by_name
 from llmproxy.transport.framing import SSEDecoder
 from tests.strategies import event_streams, json_values
@@ -299,3 +299,15 @@ def test_no_frame_has_a_character_at_which_naive_readers_cut(dialect):
     frames += dialect.StreamRenderer(envelope()).fail(InvalidRequest(ends, param=ends))
     stream = b"".join(frames).decode()
     assert stream.splitlines() == stream.removesuffix("\n").split("\n")
+
+
+@every_dialect
+@pytest.mark.parametrize("word", ["error", "network_error", "MALFORMED_FUNCTION_CALL"])
+def test_a_response_that_failed_by_its_finish_reason_is_an_error(dialect, word):
+    field = {"openai_chat": "finish_reason", "anthropic_messages": "stop_reason"}[dialect.NAME]
+    stream = stream_of(dialect, envelope(), [StreamEvent("text", "a", part_index=0), chat.Finish()])
+    ended = b'"%s":"' % field.encode()
+    cut = stream.rindex(ended) + len(ended)
+    failed = stream[:cut] + word.encode() + stream[stream.index(b'"', cut) :]
+    with pytest.raises(UpstreamError, match=f"ended the response with '{word}'"):
+        read_stream(dialect, failed)

@@ -87,6 +87,9 @@ class EventReader:
         """Return the rest: half a character, and calls that were announced without events.
 
         announced: calls that the plugin gave to `add_tool_call`; most yield events too.
+
+        Raises:
+            UpstreamError: a call has no name.
         """
         events = []
         if self._half is not None:
@@ -98,8 +101,12 @@ class EventReader:
                 events += self._announced(call)
                 continue
             unmatched.remove(known)
+            if call.name and not known.name:
+                events += known.named(call.name)
             if call.arguments and not known.arguments:
                 events.append(known.event("tool_call_args", _arguments_text(call)))
+        if not all(call.name for call in self._calls):
+            raise UpstreamError("the model called a tool without naming it")
         return events
 
     def _numbered(self, event: StreamEvent, family: str) -> StreamEvent:
@@ -119,17 +126,21 @@ class EventReader:
         self._space = None
         assert event.part_index is not None
         call = self._open_calls.get(event.part_index)
-        events = []
         # A name after arguments begins a new call: llm numbers calls by their ids, and some
-        # providers use one id for all of them.
-        if call is None or (event.type == "tool_call_name" and call.has_arguments):
+        # providers use one id for all of them. Unless the name is only late.
+        begins_next = call is not None and call.name and call.has_arguments
+        if call is None or (event.type == "tool_call_name" and begins_next):
             call = self._open(event, is_new_part=call is None)
-            # Arguments without a name before them must open the call too.
-            if event.type == "tool_call_args":
-                events.append(call.event("tool_call_name", event.tool_name or ""))
-        if event.chunk or event.type == "tool_call_name":
-            events.append(call.event(event.type, event.chunk, event.provider_metadata))
-        return events
+        if event.type == "tool_call_name":
+            return call.named(event.chunk, event.provider_metadata)
+        if not call.name and event.tool_name:
+            return [*call.named(event.tool_name), *self._call_events(event)]
+        if not call.name:
+            call.hold(event.chunk)
+            return []
+        if not event.chunk:
+            return []
+        return [call.event("tool_call_args", event.chunk, event.provider_metadata)]
 
     def _open(self, event: StreamEvent, *, is_new_part: bool) -> _Call:
         """Begin a call under an id and an index that no other call of the response has."""
@@ -184,6 +195,8 @@ class _Call:
         self.id = id_ or new_id()
         self._first = replace(first, tool_call_id=self.id, provider_metadata=None)
         self._pieces: dict[str, list[str]] = {"tool_call_name": [], "tool_call_args": []}
+        self._held = ""  # arguments that came before the name
+        self._metadata: dict[str, object] = {}  # of events before the name
 
     @property
     def server_executed(self) -> bool:
@@ -191,7 +204,11 @@ class _Call:
 
     @property
     def has_arguments(self) -> bool:
-        return bool(self._pieces["tool_call_args"])
+        return bool(self._pieces["tool_call_args"] or self._held)
+
+    @property
+    def name(self) -> str:
+        return "".join(self._pieces["tool_call_name"])
 
     @property
     def arguments(self) -> str:
@@ -203,14 +220,30 @@ class _Call:
         self._pieces[type_].append(chunk)
         return replace(self._first, type=type_, chunk=chunk, provider_metadata=metadata)
 
+    def hold(self, chunk: str) -> None:
+        """Keep arguments until the call has a name, which must come first."""
+        self._held += chunk
+
+    def named(self, piece: str, metadata: dict[str, object] | None = None) -> list[StreamEvent]:
+        """Return the events for a piece of the name, and for what has waited for it."""
+        self._metadata.update(metadata or {})
+        if not piece:
+            return []
+        events = [self.event("tool_call_name", piece, self._metadata or None)]
+        self._metadata = {}
+        if self._held:
+            events.append(self.event("tool_call_args", self._held))
+            self._held = ""
+        return events
+
     def is_announced_by(self, call: llm.ToolCall) -> bool:
         """Return whether `add_tool_call` announced this call: by id, else by name and arguments."""
         # llm makes up an id for an announced call without one, so ids can't be compared if the
         # events had none either.
         if not self._id_is_ours:
             return call.tool_call_id == self.id
-        name = "".join(self._pieces["tool_call_name"])
-        return call.name == name and call.arguments == parse_arguments(self.arguments)
+        arguments = parse_arguments(self.arguments or self._held)
+        return self.name in ("", call.name) and call.arguments == arguments
 
 
 def _arguments_text(call: llm.ToolCall) -> str:

@@ -47,6 +47,26 @@ def provider_reason(response_json: Any) -> str | None:
     return finish_reasons.finer_reason(_raw_reason(response_json))
 
 
+def check_whole(response: llm.Response | llm.AsyncResponse) -> None:
+    """Check that a response, whose plugin raised nothing, did not fail or end half way.
+
+    Raises:
+        UpstreamError: the provider's word for the end is a failure; it sent none, though its
+            API has one; or a model behind a key answered nothing at all.
+    """
+    response_json = response.response_json
+    finish_reasons.check(_raw_reason(response_json))
+    match response_json:
+        # Of other shapes it isn't known whether the provider says why it stopped.
+        case {"object": "chat.completion" | "chat.completion.chunk"} | {"type": "message"}:
+            if not _raw_reason(response_json):
+                raise UpstreamError("the provider's stream ended before its answer did")
+    is_uncounted = response.input_tokens is None and response.output_tokens is None
+    has_nothing = response_json is None and is_uncounted and not response._stream_events
+    if has_nothing and response.model.needs_key:
+        raise UpstreamError("the provider's response is empty")
+
+
 def stop_sequence(response_json: Any) -> str | None:
     """Return the stop sequence that ended the response; only Anthropic reports it."""
     match response_json:

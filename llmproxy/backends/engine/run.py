@@ -33,6 +33,7 @@ from .catalog import Catalog, CatalogEntry
 from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
+from .openai_streams import with_corrected_streams
 from .prompt import Call, build_prompt
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 STOP_S = 1.0  # time for a cancelled model to clean up before it is abandoned
 
 _ASYNC = (llm.AsyncModel, llm.AsyncKeyModel)
-_RESPONSES_CLASSES = frozenset({"Responses", "AsyncResponses"})
 
 
 class Engine:
@@ -186,8 +186,8 @@ class EngineRun:
         # after a `stop`.
         self._has_begun = True
         if self.runs_in_process:  # a reload of the catalog makes new models, which load again
-            self.is_first = self._ran.get(self.model_id) is not response.model
-            self._ran[self.model_id] = response.model
+            self.is_first = self._ran.get(self.model_id) is not self._entry.model
+            self._ran[self.model_id] = self._entry.model
 
     def _leave(self) -> None:
         """Release the turn for the next request."""
@@ -256,6 +256,8 @@ class EngineRun:
         """Finish the stream even if the plugin left invalid data in its response."""
         try:
             self._finish(response, exc)
+        except ProxyError as error:
+            self._queue.end(error)
         except BaseException as failure:
             logger.debug("a response could not be finished", exc_info=failure)
             name = type(failure).__name__
@@ -266,6 +268,9 @@ class EngineRun:
     ) -> None:
         """End the stream with a Finish, or with the error for an exception."""
         cut = self._cutter is not None and self._cutter.matched is not None
+        if isinstance(exc, ProxyError):  # of ours, but it may quote the provider
+            self._queue.end(self._keys.redact_error(exc))
+            return
         if exc is not None and not self._is_normal_end(exc):
             self._queue.end(outcome.translate(exc, self._keys))
             return
@@ -276,11 +281,7 @@ class EngineRun:
                 self._show(self._splitter.end())
             if self._cutter is not None:
                 self._queue.push(self._cutter.end())
-        finish = self._finish_event(response, exc, cut)
-        if isinstance(finish, ProxyError):
-            self._queue.end(finish)
-            return
-        self._queue.push([finish])
+        self._queue.push([self._finish_event(response, exc, cut)])
         self._queue.end()
 
     def _is_normal_end(self, exc: BaseException) -> bool:
@@ -293,7 +294,9 @@ class EngineRun:
 
     def _finish_event(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None, cut: bool
-    ) -> chat.Finish | ProxyError:
+    ) -> chat.Finish:
+        if exc is None and not cut:
+            outcome.check_whole(response)
         counted = llm.Usage(response.input_tokens, response.output_tokens, response.token_details)
         reason = outcome.finish_reason(response.response_json, has_calls=self._reader.has_calls)
         if cut:
@@ -301,12 +304,6 @@ class EngineRun:
         elif exc is not None and outcome.is_refusal(exc):
             reason = "content_filter"
         elif exc is not None and response.response_json is None:
-            reason = "length"
-        elif exc is None and response.response_json is None and _is_responses_model(response.model):
-            # Its plugin handles only response.completed. Without it the response failed, or
-            # was incomplete, mostly because of its length.
-            if not response._stream_events:
-                return UpstreamError("the provider ended the response before it began")
             reason = "length"
         return chat.Finish(
             reason=reason,
@@ -377,7 +374,7 @@ class EngineRun:
 
 
 def _response(call: Call) -> llm.Response | llm.AsyncResponse:
-    model: Any = call.prompt.model
+    model: Any = with_corrected_streams(call.prompt.model)
     kind: Any = llm.AsyncResponse if isinstance(model, _ASYNC) else llm.Response
     made: llm.Response | llm.AsyncResponse = kind(
         call.prompt, model, model.can_stream, conversation=call.conversation
@@ -432,7 +429,3 @@ async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:
         await events.aclose()
     except BaseException as exc:
         logger.debug("a model's generator did not close: %r", exc)
-
-
-def _is_responses_model(model: Any) -> bool:
-    return any(cls.__name__ in _RESPONSES_CLASSES for cls in type(model).__mro__)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from llm.parts import StreamEvent
 
-from ...core import chat, payload
+from ...core import chat, finish_reasons, payload
 from ...core.errors import InvalidRequest, UpstreamError
 from ...core.finish_reasons import FINISH_REASONS, finer_reason
 from ...transport import framing
@@ -125,6 +125,7 @@ class StreamParser:
         stop = self._stop
         if stop is None:
             raise UpstreamError("the upstream's stream ended before its answer did")
+        finish_reasons.check(str(stop.get("stop_reason") or ""))
         self._is_finished = True
         events = [event for index in list(self._blocks) for event in self._stop_block(index)]
         sequence, word = stop.get("stop_sequence"), str(stop.get("stop_reason"))

@@ -14,7 +14,7 @@ from typing import Any
 
 from llm.parts import StreamEvent
 
-from ...core import chat, payload
+from ...core import chat, finish_reasons, payload
 from ...core.errors import InvalidRequest, UpstreamError
 from ...core.finish_reasons import finish_reason
 from ...transport import framing
@@ -130,6 +130,7 @@ class StreamParser:
         reason = self._reason or default
         if reason is None:
             raise UpstreamError("the upstream's stream ended before its answer did")
+        finish_reasons.check(reason)
         self._is_finished = True
         events: list[chat.Event] = [event for call in self._calls for event in call.add_name("")]
         finish = chat.Finish(

@@ -5,6 +5,7 @@ Spec: https://platform.openai.com/docs/api-reference/chat/object
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
@@ -144,6 +145,9 @@ class StreamRenderer:
         self._before = self._head + b'"choices":[{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
+        # Clients take a call's name from its first delta: it waits until arguments come, since
+        # it may be in pieces.
+        self._unnamed: dict[int, StreamEvent] = {}
         # White space alone is no arguments: it is held until more comes.
         self._blank: dict[int, str] = {}
 
@@ -164,7 +168,8 @@ class StreamRenderer:
             case StreamEvent(type="tool_call_name", server_executed=False):
                 return self._call_name(event)
             case StreamEvent(type="tool_call_args", server_executed=False, chunk=text):
-                return self._arguments(self._indexes[event.part_index], text)
+                arguments = self._arguments(self._indexes[event.part_index], text)
+                return [*self._begin_calls(), *arguments]
         return []
 
     def idle(self) -> list[bytes]:
@@ -180,14 +185,28 @@ class StreamRenderer:
 
     def _call_name(self, event: StreamEvent) -> list[bytes]:
         index = self._indexes.get(event.part_index)
-        if index is not None:  # a name in pieces: clients join them
-            call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
-        else:
+        if index is None:
             index = self._indexes[event.part_index] = len(self._indexes)
             self._blank[index] = ""
+            self._unnamed[index] = event
+        elif index in self._unnamed:
+            begun = self._unnamed[index]
+            self._unnamed[index] = replace(begun, chunk=begun.chunk + event.chunk)
+        else:  # another call's arguments came between the pieces: most clients join them
+            return self._call({"index": index, "function": {"name": event.chunk}})
+        return []
+
+    def _begin_calls(self) -> list[bytes]:
+        """Return the first chunks of the calls that had none."""
+        frames: list[bytes] = []
+        if not self._unnamed:
+            return frames
+        begun, self._unnamed = self._unnamed, {}
+        for index, event in begun.items():
             function = {"name": event.chunk, "arguments": ""}
             call = {"index": index, **tool_call(event.tool_call_id, function)}
-        return self._call(call)
+            frames += self._call(call)
+        return frames
 
     def _call(self, call: dict[str, Any]) -> list[bytes]:
         if self._envelope.tools_path != OLD_TOOLS:
@@ -208,7 +227,8 @@ class StreamRenderer:
         return self._call({"index": index, "function": {"arguments": text}})
 
     def _end(self, finish: chat.Finish) -> list[bytes]:
-        frames = [frame for index in self._blank for frame in self._call_arguments(index, "{}")]
+        frames = self._begin_calls()
+        frames += [frame for index in self._blank for frame in self._call_arguments(index, "{}")]
         reason = _finish_reason(finish, self._envelope)
         choice = {"index": 0, "delta": {}, "logprobs": None, "finish_reason": reason}
         choices = b'"choices":[%b]' % payload.encode(choice)

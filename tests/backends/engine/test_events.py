@@ -212,3 +212,31 @@ def test_half_a_character_stays_in_its_own_part():
         ("text", "\ufffd", 0),
         ("tool_call_name", "f", 1),
     ]
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [("name", ""), ("args", "{"), ("name", "f"), ("args", "}")],
+        [("args", "{}"), ("name", "f")],
+        [("name", ""), ("name", "f"), ("args", "{}")],
+    ],
+)
+def test_a_name_that_comes_late_comes_before_its_arguments(events):
+    out = read(*(event(f"tool_call_{kind}", chunk, tool_call_id="c") for kind, chunk in events))
+    assert [each.type for each in out][0] == "tool_call_name"
+    assert calls(out) == [("c", "f", "{}")]
+
+
+def test_a_name_that_is_only_announced_is_the_calls():
+    first, second = ("name", ""), ("args", '{"a":1}')
+    events = [event(f"tool_call_{kind}", chunk) for kind, chunk in (first, second)]
+    assert calls(read(*events, announced=(ToolCall("f", {"a": 1}, "x"),))) == [
+        ("made_up_1", "f", '{"a":1}')
+    ]
+
+
+@pytest.mark.parametrize("announced", [(), (ToolCall(None, {}, "c"),), (ToolCall("f", {}, "d"),)])
+def test_a_call_without_a_name_is_an_error(announced):
+    with pytest.raises(UpstreamError, match="^the model called a tool without naming it$"):
+        read(event("tool_call_args", "{}", tool_call_id="c"), announced=announced)

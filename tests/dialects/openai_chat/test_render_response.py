@@ -114,6 +114,25 @@ def test_calls_are_counted_from_0_and_keep_their_own_arguments():
     ]
 
 
+@pytest.mark.parametrize("arguments", [[], [call_args("{}", 1, "c1")]])
+def test_a_name_in_pieces_is_whole_in_the_first_delta(arguments):
+    """Clients take the name from there only."""
+    events = [
+        call_name("", 0, "c0"),
+        call_name("wea", 0, "c0"),
+        call_name("tides", 1, "c1"),
+        call_name("ther", 0, "c0"),
+        text("a", 2),
+        *arguments,
+        chat.Finish("tool_calls"),
+    ]
+    firsts = [delta for delta in deltas_of_calls(events) if "id" in delta]
+    assert [(one["index"], one["id"], one["function"]["name"]) for one in firsts] == [
+        (0, "c0", "weather"),
+        (1, "c1", "tides"),
+    ]
+
+
 @pytest.mark.parametrize("pieces", [[], [""], [" "], ["\n", "\t"]])
 def test_a_call_without_arguments_is_given_an_empty_object(pieces):
     """B4"""

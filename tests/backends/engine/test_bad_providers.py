@@ -1,0 +1,346 @@
+"""Providers whose streams are odd, cut or no streams, read by the real plugins."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from llm.default_plugins.openai_models import AsyncChat, AsyncResponses, Chat, Responses
+from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
+from llm_groq import LLMAsyncGroq, LLMGroq
+
+from llmproxy.core import chat, errors
+from tests.backends.engine.test_plugins import WEATHER, anthropic_stream, claude, openai_model
+from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
+
+OPENAI_KINDS = pytest.mark.parametrize("kind", [Chat, AsyncChat])
+CLAUDE_KINDS = pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
+RESPONSES_KINDS = pytest.mark.parametrize("kind", [Responses, AsyncResponses])
+
+
+def streaming(*values):
+    """A provider that streams these values, an event each."""
+
+    def answer(_, handler):
+        begin_sse(handler)
+        for value in values:
+            name = value.get("type") if isinstance(value, dict) else None
+            say_event(handler, value, name if isinstance(name, str) else None)
+
+    return answer
+
+
+def say_html(_, handler):
+    text = b"<html><title>Login</title></html>"
+    handler.send_response(200)
+    handler.send_header("content-type", "text/html; charset=utf-8")
+    handler.send_header("content-length", str(len(text)))
+    handler.end_headers()
+    handler.wfile.write(text)
+
+
+def deltas(*pieces, end="tool_calls"):
+    """A stream with these deltas of tool calls."""
+    chunks = [chat_chunk({"tool_calls": [piece]}) for piece in pieces]
+    return streaming(*chunks, chat_chunk({}, end), "[DONE]")
+
+
+def piece(index=0, id=None, name=None, arguments=None, **fields):
+    function = {"name": name, "arguments": arguments}
+    return {"index": index, "id": id, "type": "function", "function": function} | fields
+
+
+NAMES = {
+    "late": [piece(id="c", arguments=""), piece(name="weather"), piece(arguments="{}")],
+    "late, after arguments": [piece(id="c", arguments="{"), piece(arguments="}", name="weather")],
+    "null, then empty": [piece(id="c"), piece(name=""), piece(name="weather", arguments="{}")],
+    "in pieces": [piece(id="c", name="wea"), piece(name="ther"), piece(arguments="{}")],
+    "repeated with the id": [
+        piece(id="c", name="weather"),
+        piece(id="c", name="weather", arguments="{"),
+        piece(id="c", name="weather", arguments="}"),
+    ],
+    "repeated after arguments": [
+        piece(id="c", name="weather", arguments="{"),
+        piece(name="weather", arguments="}"),
+    ],
+    "without arguments": [piece(id="c", name="wea"), piece(name="ther")],
+    "without an index": [
+        piece(None, id="c", name="weather"),
+        piece(None, arguments="{"),
+        piece(None, arguments="}"),
+    ],
+    "without a function": [
+        {"index": 0, "id": "c", "function": None},
+        piece(name="weather", arguments="{}"),
+    ],
+    "a late id": [piece(name="weather"), piece(id="c", arguments="{}")],
+}
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("pieces", NAMES.values(), ids=NAMES)
+def test_a_tools_name_is_whole_however_it_comes(engine, kind, pieces):
+    with playing(deltas(*pieces)) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
+    assert outcome.error is None
+    names = [event.chunk for event in outcome.events if event_type(event) == "tool_call_name"]
+    assert names == ["weather"]
+    [call] = chat.collect(outcome.events).parts
+    assert (call.name, call.arguments, call.tool_call_id) == ("weather", {}, "c")
+    assert outcome.finish.reason == "tool_calls"
+
+
+def event_type(event):
+    return getattr(event, "type", None)
+
+
+@OPENAI_KINDS
+def test_several_calls_keep_their_names_and_arguments(engine, kind):
+    pieces = [
+        piece(0, id="a", name="wea"),
+        piece(1, id="b", arguments='{"x":'),
+        piece(0, name="ther"),
+        piece(0, arguments='{"y": 1}'),
+        piece(1, name="tides", arguments="2}"),
+        piece(1, id="c", name="weather", arguments='{"z": 3}'),  # a second one under 1
+    ]
+    with playing(deltas(*pieces)) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
+    calls = chat.collect(outcome.events).parts
+    assert [(call.name, call.arguments, call.tool_call_id) for call in calls] == [
+        ("weather", {"y": 1}, "a"),
+        ("tides", {"x": 2}, "b"),
+        ("weather", {"z": 3}, "c"),
+    ]
+
+
+@OPENAI_KINDS
+def test_a_call_that_is_never_named_is_an_error(engine, kind):
+    with playing(deltas(piece(id="c", arguments="{}"))) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
+    assert (type(outcome.error), outcome.error.status) == (errors.UpstreamError, 502)
+
+
+ODD_CHUNKS = [
+    {"choices": None},
+    {},
+    {"choices": [{"index": 0, "delta": None}]},
+    {"choices": [{"index": 0}]},
+    {"choices": [], "usage": {"prompt_tokens": 3}},
+]
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("odd", ODD_CHUNKS)
+def test_chunks_that_lack_fields_are_read(engine, kind, odd):
+    """B8"""
+    head = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    chunks = [head | odd, chat_chunk({"content": "a"}), head | odd, chat_chunk({}, "stop")]
+    with playing(streaming(*chunks, head | odd, "[DONE]")) as provider:
+        outcome = engine.ask(openai_model(kind, provider))
+    assert (outcome.text, outcome.error, outcome.finish.reason) == ("a", None, "stop")
+
+
+# ---- no stream, half a stream
+
+ERROR = {"error": {"message": "no credit left here", "type": "billing_error"}}
+
+NO_STREAMS = {
+    "html": (say_html, errors.UpstreamError, "the provider sent text/html instead of a stream"),
+    "an error": (
+        lambda _, handler: say_json(handler, ERROR),
+        errors.PaymentRequired,
+        "no credit left here",
+    ),
+    "a message": (
+        lambda _, handler: say_json(handler, {"message": "who are you?"}),
+        errors.UpstreamError,
+        "who are you?",
+    ),
+    "a whole answer": (
+        lambda _, handler: say_json(handler, {"choices": []}),
+        errors.UpstreamError,
+        "the provider sent application/json instead of a stream",
+    ),
+    "nothing": (streaming(), errors.UpstreamError, "the provider's response is empty"),
+    "only an end": (streaming("[DONE]"), errors.UpstreamError, "the provider's response is empty"),
+    "an error in a chunk": (streaming(ERROR), errors.PaymentRequired, "no credit left here"),
+    "vLLM's error": (
+        streaming({"object": "error", "message": "too long", "code": "context_length_exceeded"}),
+        errors.ContextTooLong,
+        "too long",
+    ),
+}
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("answer, error, message", NO_STREAMS.values(), ids=NO_STREAMS)
+def test_what_is_no_stream_of_openais_is_no_empty_answer(engine, kind, answer, error, message):
+    with playing(answer) as provider:
+        outcome = engine.ask(openai_model(kind, provider))
+    assert (type(outcome.error), outcome.error.message) == (error, message)
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("end", [[], ["[DONE]"], [chat_chunk({}) | {"choices": []}, "[DONE]"]])
+def test_half_an_answer_is_no_whole_one(engine, kind, end):
+    """A stream without a finish reason is an error after its text, as for other servers."""
+    with playing(streaming(chat_chunk({"content": "half"}), *end)) as provider:
+        outcome = engine.ask(openai_model(kind, provider))
+    assert outcome.text == "half"
+    assert outcome.error.message == "the provider's stream ended before its answer did"
+
+
+@pytest.mark.parametrize("answer", [say_html, lambda _, handler: say_json(handler, ERROR)])
+@pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
+def test_what_is_no_stream_of_anthropics_is_no_empty_answer(engine, kind, answer):
+    with playing(answer) as provider:
+        outcome = engine.ask(claude(kind, provider))
+    assert isinstance(outcome.error, errors.ProxyError) and outcome.error.status >= 402
+
+
+@CLAUDE_KINDS
+def test_a_message_without_a_stop_reason_is_no_whole_one(engine, kind):
+    text = ({"type": "text", "text": ""}, [{"type": "text_delta", "text": "half"}])
+    with playing(anthropic_stream(text, stop_reason=None)) as provider:
+        outcome = engine.ask(claude(kind, provider))
+    assert outcome.text == "half"
+    assert outcome.error.message == "the provider's stream ended before its answer did"
+
+
+@pytest.mark.parametrize("kind", [LLMGroq, LLMAsyncGroq])
+def test_an_empty_answer_of_a_model_behind_a_key_is_an_error(engine, kind, monkeypatch):
+    monkeypatch.setenv("GROQ_API_KEY", "test-key")
+    with playing(say_html) as provider:
+        monkeypatch.setenv("GROQ_BASE_URL", provider.url)
+        outcome = engine.ask(kind("groq/m", "m"))
+    assert outcome.error.message == "the provider's response is empty"
+
+
+# ---- finish reasons
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize(
+    "word", ["error", "network_error", "insufficient_system_resource", "MALFORMED_FUNCTION_CALL"]
+)
+def test_a_failure_by_its_word_is_an_error_after_the_text(engine, kind, word):
+    chunks = [chat_chunk({"content": "half"}), chat_chunk({}, word), "[DONE]"]
+    with playing(streaming(*chunks)) as provider:
+        outcome = engine.ask(openai_model(kind, provider))
+    assert outcome.text == "half"
+    assert (type(outcome.error), outcome.error.message) == (
+        errors.UpstreamError,
+        f"the provider ended the response with {word!r}",
+    )
+
+
+# ---- OpenAI's Responses
+
+RESPONSE = {
+    "id": "resp_1",
+    "object": "response",
+    "created_at": 1,
+    "model": "real",
+    "output": [],
+    "parallel_tool_calls": True,
+    "tool_choice": "auto",
+    "tools": [],
+}
+TEXT = {
+    "type": "response.output_text.delta",
+    "item_id": "i",
+    "output_index": 0,
+    "content_index": 0,
+    "delta": "half",
+    "logprobs": [],
+    "sequence_number": 1,
+}
+
+
+def responses_model(kind, provider):
+    model = kind("m", api_base=provider.url, supports_tools=True)
+    model.needs_key = None
+    return model
+
+
+FAILURES = {
+    "failed": (
+        {
+            "type": "response.failed",
+            "response": RESPONSE
+            | {
+                "status": "failed",
+                "error": {"code": "rate_limit_exceeded", "message": "Try again in 2s."},
+            },
+            "sequence_number": 2,
+        },
+        errors.RateLimited,
+        "Try again in 2s.",
+    ),
+    "an error event": (
+        {
+            "type": "error",
+            "code": "context_length_exceeded",
+            "message": "too long",
+            "param": None,
+            "sequence_number": 2,
+        },
+        errors.ContextTooLong,
+        "too long",
+    ),
+    "cut": (None, errors.UpstreamError, "the provider's stream ended before its answer did"),
+}
+
+
+@RESPONSES_KINDS
+@pytest.mark.parametrize("event, error, message", FAILURES.values(), ids=FAILURES)
+def test_a_failed_response_is_an_error_after_its_text(engine, kind, event, error, message):
+    with playing(streaming(TEXT, *([event] if event else []))) as provider:
+        outcome = engine.ask(responses_model(kind, provider))
+    assert outcome.text == "half"
+    assert (type(outcome.error), outcome.error.message) == (error, message)
+
+
+@RESPONSES_KINDS
+@pytest.mark.parametrize(
+    "word, reason", [("max_output_tokens", "length"), ("content_filter", "content_filter")]
+)
+def test_an_incomplete_response_says_why_and_what_it_used(engine, kind, word, reason):
+    """d6.7: its plugin reads completed responses only."""
+    usage = {
+        "input_tokens": 5,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 2,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": 7,
+    }
+    response = RESPONSE | {
+        "status": "incomplete",
+        "incomplete_details": {"reason": word},
+        "usage": usage,
+    }
+    event = {"type": "response.incomplete", "response": response, "sequence_number": 2}
+    with playing(streaming(TEXT, event)) as provider:
+        outcome = engine.ask(responses_model(kind, provider))
+    assert (outcome.text, outcome.finish.reason) == ("half", reason)
+    assert (outcome.finish.usage.input_tokens, outcome.finish.usage.output_tokens) == (5, 2)
+
+
+@RESPONSES_KINDS
+@pytest.mark.parametrize("answer", [say_html, streaming()])
+def test_what_is_no_stream_of_responses_is_no_empty_answer(engine, kind, answer):
+    with playing(answer) as provider:
+        outcome = engine.ask(responses_model(kind, provider))
+    assert isinstance(outcome.error, errors.UpstreamError)
+
+
+def test_a_key_that_a_provider_quotes_is_in_no_error(engine, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "local-key-9")
+    quoting = {"error": {"message": "not for local-key-9"}}
+    with playing(lambda _, handler: say_json(handler, quoting)) as provider:
+        model = AsyncChat("m", api_base=provider.url)
+        outcome = engine.ask(model)
+    assert outcome.error.message == "not for [removed]"
+    assert json.loads(json.dumps(provider.headers[0]))["authorization"] == "Bearer local-key-9"
