@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,7 @@ from .recorder.exchange import Exchange, new_id
 from .recorder.process_lock import ProcessLock
 from .recorder.reader import LogReader
 from .recorder.spool import Spool
-from .recorder.store import Store, StoreError
+from .recorder.store import Store, StoreError, is_no_database
 from .recorder.writer import Writer
 from .transfer.llama_stack.folder import Folder
 from .transport.server import ServedRequest, Server
@@ -189,6 +189,12 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"an origin is scheme://host[:port], not {origin!r}")
 
 
+def _reason(error: StoreError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def _write_access(write: Callable[[str], None], request: ServedRequest) -> None:
     write(access_line(request, datetime.now().astimezone()))
 
@@ -265,7 +271,7 @@ class Proxy:
                     Store(database).close()  # live responses will be recorded there
                 source = self._recorded = Log(database)
         except (StoreError, OSError) as exc:
-            raise SettingsError(f"there is nothing to replay: {exc}") from exc
+            raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
         replay = Replay(source, speed=settings.replay_speed, live=live)
         return replay, self.catalog if live else replay
 
@@ -314,8 +320,9 @@ class Proxy:
         """Load llm's models, open the log, and listen.
 
         Raises:
-            SettingsError: `maps` or `default_model` name an unknown model. If the port is in use
-                or the host is not this machine's, the error is an OSError too.
+            SettingsError: `maps` or `default_model` name an unknown model; the log's file is no
+                database. If the port is in use or the host is not this machine's, the error is
+                an OSError too.
         """
         try:
             await self._start()
@@ -338,15 +345,25 @@ class Proxy:
             code = exc.errno or 0
             reason = os.strerror(code) if code > 0 else exc.strerror
             place = f"{host or 'every address'}, port {port}"
-            raise ListenError(f"can't listen on {place}: {reason}", exc.errno) from exc
+            is_taken = exc.errno == errno.EADDRINUSE
+            hint = " (--port names another one; 0 is any free one)" if is_taken else ""
+            raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
         if self._writer is not None:
             self._writer.start()
 
     def _update_log(self) -> None:
-        """Migrate an older llmproxy's tables before the first request reads them."""
-        if self.database is not None and self.database.exists():
-            with suppress(StoreError):  # the writer will fail in the same way, and warn
-                LogReader(self.database).close()
+        """Migrate an older llmproxy's tables before the first request reads them.
+
+        Raises:
+            SettingsError: the file is something other than a database.
+        """
+        if self.database is None or not self.database.exists():
+            return
+        try:
+            LogReader(self.database).close()
+        except StoreError as exc:  # the writer will fail in the same way, and warn
+            if is_no_database(exc):
+                raise SettingsError(f"the log can't be used: {exc}") from exc
 
     async def close(self) -> None:
         """Stop accepting requests, wait up to `limits.shutdown_s` for running ones, flush the log.

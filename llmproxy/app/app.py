@@ -118,6 +118,11 @@ class App:
             response = render_error(ProxyError("internal error"), dialect)
         return replace(response, headers=[*response.headers, *cors])
 
+    @property
+    def unanswered(self) -> int:
+        """The number of chat requests that run, or wait for their turn."""
+        return self._limiter.running + self._waiting
+
     def _state(self) -> State:
         log = None if self._writer is None else self._writer.health()
         return State(self._limiter.running, self._waiting, self._connections(), log)

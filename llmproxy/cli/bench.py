@@ -46,6 +46,7 @@ from ..report.prices import Price, cost
 from ..serving import StopSignals
 from .arguments import (
     TIME_HELP,
+    Parser,
     add_database,
     add_filters,
     add_parallel,
@@ -80,7 +81,7 @@ def main(argv: Sequence[str], program: str) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Send recorded requests to models, measure how they answer, and record the "
         f"responses. Without filters, the newest {NEWEST} requests are sent.",

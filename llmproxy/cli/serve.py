@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
 
@@ -19,32 +20,53 @@ from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
+from ..report.numbers import count_of
 from ..serving import serve_until_signal
 from ..version import __version__
-from .arguments import add_parallel
-from .exchange_text import summary_line
+from .arguments import Parser, add_database, add_parallel
+from .columns import Aligner
+from .exchange_text import OMITTED, summary_line, summary_row
 from .run import run
+from .terminal import has_colours, width
 
 
-def main(argv: Sequence[str], program: str, keys: KnownKeys) -> int:
-    """Serve with these arguments until a signal stops it; return the exit code."""
-    arguments = _parser(program).parse_args(argv)
-    if arguments.help_limits:
-        print("\n".join(limits.describe()))
-        return 0
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # the terminal may lack a client's characters
-            stream.reconfigure(errors="backslashreplace")
+def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[str]) -> int:
+    """Serve with these arguments until a signal stops it; return the exit code.
+
+    commands: names of the subcommands, for the message if another word is given.
+    """
+    parser = _parser(program)
+    arguments, unknown = parser.parse_known_args(argv)
+    words = [word for word in unknown if not word.startswith("-")]
+    if words:
+        parser.error(_wrong_word(words[0], argv, commands))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return run(program, lambda: _run(arguments, keys))
 
 
+def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
+    """Explain a word that is not a flag: a command that comes late, or that does not exist."""
+    if word in commands:
+        return f"the command {word!r} must come first, before all flags"
+    if argv[0] != word:
+        return f"unrecognized arguments: {word}"
+    alike = difflib.get_close_matches(word, commands, n=1)
+    hint = f"did you mean {alike[0]}?" if alike else "without one, it serves"
+    return f"there is no command {word!r}: {hint} (the commands are {', '.join(commands)})"
+
+
 def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
-    asyncio.run(_serve(_settings(arguments), keys))
+    if arguments.help_limits:
+        print("\n".join(limits.describe()))
+        return 0
+    settings, print_lines = _settings(arguments)
+    asyncio.run(_serve(settings, print_lines, keys))
     return 0
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
         f"\n       {program} bench --models A,B [flags]\n       {program} report [RUN] [flags]"
@@ -81,7 +103,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="model to use if a request names none or an unknown one",
     )
     add_parallel(parser)
-    add("--database", type=Path, metavar="PATH", help="log file (default: llm's logs.db)")
+    add_database(parser)
     add("--no-log", dest="log", action="store_false", help="do not record anything")
     add(
         "--no-recall",
@@ -186,33 +208,58 @@ def _map(text: str) -> tuple[str, str]:
     return pattern, model
 
 
-def _settings(arguments: argparse.Namespace) -> Settings:
+def _settings(arguments: argparse.Namespace) -> tuple[Settings, Callable[[str], None]]:
+    """Return the settings, and what prints lines to standard output."""
     given = vars(arguments)
     if not arguments.log and arguments.database:
         raise SettingsError("--no-log and --database PATH exclude each other")
     # Kept from the start: plugins replace them while they load a model, and two that do so at
     # once may leave closed streams behind for good.
-    out, err = sys.stdout, sys.stderr
+    out, warn = sys.stdout, partial(_warn, sys.stderr)
+    print_lines = _line_printer(out, "standard output", warn)
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
-    return Settings(
+    settings = Settings(
         **values
         | {
             "keys": [*arguments.keys, *keys_of_environment()],
             "limits": _limits(arguments.limits),
-            "warn": lambda line: print(f"warning: {printable(line)}", file=err, flush=True),
-            "report": _ignore if arguments.quiet else partial(_print_exchange, out),
-            "access_log": arguments.access_log and _line_printer(arguments.access_log),
+            "warn": warn,
+            "report": _ignore if arguments.quiet else _exchange_printer(out, print_lines),
+            "access_log": arguments.access_log and _access_log(arguments.access_log, warn),
         }
     )
+    return settings, print_lines
 
 
-def _line_printer(path: str) -> Callable[[str], None]:
+def _warn(err: TextIO, line: str) -> None:
+    print(f"warning: {printable(line)}", file=err, flush=True)
+
+
+def _line_printer(stream: TextIO, name: str, warn: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a function that prints lines, until the stream fails, of which it warns once."""
+    is_broken = False
+
+    def print_lines(lines: str) -> None:
+        nonlocal is_broken
+        if is_broken:
+            return
+        try:
+            print(lines, file=stream, flush=True)
+        except OSError as exc:
+            is_broken = True
+            if exc.errno != errno.EBADF:  # closed on purpose, before this process began
+                warn(f"{name}: {exc.strerror}; nothing more is written to it")
+
+    return print_lines
+
+
+def _access_log(path: str, warn: Callable[[str], None]) -> Callable[[str], None]:
     """Open a file to append lines to; each is flushed at once."""
     try:
         file = sys.stderr if path == "-" else open(path, "a", encoding="ascii", buffering=1)
     except OSError as exc:
         raise SettingsError(f"--access-log: {path}: {exc.strerror}") from exc
-    return lambda line: print(line, file=file, flush=True)
+    return _line_printer(file, f"access log {path}", warn)
 
 
 def _limits(assignments: Sequence[str]) -> limits.Limits:
@@ -226,20 +273,31 @@ def _ignore(exchange: Exchange) -> None:
     pass
 
 
-def _print_exchange(out: TextIO, exchange: Exchange) -> None:
-    print(summary_line(exchange, colours=out.isatty(), id=False), file=out, flush=True)
+def _exchange_printer(
+    out: TextIO, print_lines: Callable[[str], None]
+) -> Callable[[Exchange], None]:
+    """Return a function that prints an exchange as one line, in columns on a terminal."""
+    if not out.isatty():
+        return lambda exchange: print_lines(summary_line(exchange, id=False))
+    aligner = Aligner(width, [index - 1 for index in OMITTED], colours=has_colours(out))
+    return lambda exchange: print_lines("".join(aligner.lines([summary_row(exchange)[1:]])))
 
 
-async def _serve(settings: Settings, keys: KnownKeys) -> None:
+async def _serve(settings: Settings, print_lines: Callable[[str], None], keys: KnownKeys) -> None:
     """Run until a signal says to stop."""
-    out = sys.stdout
-    stopping = "stopping: waiting for running requests; signal again to stop at once"
     await serve_until_signal(
         settings,
         keys,
-        on_start=lambda proxy: print("\n".join(_welcome(proxy)), file=out, flush=True),
-        on_stop=lambda: print(stopping, file=out, flush=True),
+        on_start=lambda proxy: print_lines("\n".join(_welcome(proxy))),
+        on_stop=lambda proxy: print_lines(_goodbye(proxy.app.unanswered)),
     )
+
+
+def _goodbye(unanswered: int) -> str:
+    if not unanswered:
+        return "stopping"
+    requests = count_of(unanswered, "running request")
+    return f"stopping: waiting for {requests}; signal again to stop at once"
 
 
 def _welcome(proxy: Proxy) -> list[str]:
