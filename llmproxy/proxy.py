@@ -225,6 +225,7 @@ class Proxy:
         self._writer: Writer | None = None
         self._memory: Matcher | None = None
         self._recorded: Log | None = None
+        self._replay: Replay | None = None
         self._is_closing = False
         self._closed = asyncio.Event()
         database = Path(settings.database or llm.user_dir() / "logs.db")
@@ -235,8 +236,10 @@ class Proxy:
         self.is_live = settings.replay != "replay" and not (
             settings.recordings and settings.replay is None
         )
+        backend, models = self._backend(database)
         self.app = App(
-            *self._backend(database),
+            backend,
+            models,
             self._writer,
             self._memory,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
@@ -245,6 +248,7 @@ class Proxy:
             on_exchange=settings.report,
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
+            rewind=self._replay and self._replay.rewind,
         )
         tell = settings.access_log and partial(_write_access, settings.access_log)
         self._server = Server(
@@ -272,8 +276,8 @@ class Proxy:
                 source = self._recorded = Log(database)
         except (StoreError, OSError) as exc:
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
-        replay = Replay(source, speed=settings.replay_speed, live=live)
-        return replay, self.catalog if live else replay
+        self._replay = Replay(source, speed=settings.replay_speed, live=live)
+        return self._replay, self.catalog if live else self._replay
 
     def _models(self) -> Engine:
         return Engine(
@@ -283,6 +287,14 @@ class Proxy:
             threads=self.settings.limits.running,
             keys=self._known_keys,
         )
+
+    def rewind(self) -> int:
+        """Replay the recordings of each request from the first one again.
+
+        It may be called from any thread, between two tests for example. Returns how many
+        recordings had been served, 0 if nothing is replayed.
+        """
+        return self._replay.rewind() if self._replay is not None else 0
 
     @property
     def addresses(self) -> list[tuple[str, int]]:

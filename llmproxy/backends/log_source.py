@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core import chat
-from ..core.errors import NotFound, ProxyError, UpstreamError, class_of_status
-from ..core.fingerprints import replies, request_key
+from ..core.errors import (
+    NotFound,
+    ProxyError,
+    UpstreamError,
+    class_of_status,
+    retry_headers,
+)
+from ..core.fingerprints import replies, request_keys
 from ..dialects import by_name
 from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import LogReader
@@ -52,7 +58,8 @@ class Log:
 
     def find(self, request: chat.ChatRequest) -> list[str]:
         """Return the ids of the exchanges with this request, the oldest first."""
-        rows = self._rows(_FIND, {"key": request_key(request), "model": request.model})
+        key, older = request_keys(request)
+        rows = self._rows(_FIND, {"key": key, "older": older, "model": request.model})
         return [id for id, status in rows if status == "ok"] or [id for id, _ in rows]
 
     def load(self, id: str) -> Recorded:
@@ -119,7 +126,7 @@ _MODELS = f"""
 """
 _FIND = """
     select id, status from proxy_exchanges
-    where replay_key = :key and replay_of is null
+    where replay_key in (:key, :older) and replay_of is null
         and (:model in (model_asked, model_used) or :model is null and model_asked is null)
         and (status = 'ok' or status = 'error' and model_used is not null)
     order by received, number
@@ -140,9 +147,20 @@ _NEWEST = f"""
 
 
 def _failure(exchange: Exchange) -> ProxyError:
-    """Return the error of an exchange; in a stream, which had status 200, the class is lost."""
-    status = exchange.http_status or 0
-    message = exchange.error or "the recorded response failed"
+    """Return the error of an exchange, as it was raised.
+
+    Logs of older versions lack the class of an error inside a stream, which had status 200,
+    and all details.
+    """
+    status = exchange.error_status or exchange.http_status or 0
+    message, param = exchange.error or "the recorded response failed", exchange.error_param
+    if param is not None:
+        message = message.removeprefix(f"{param}: ")
+    details: dict[str, Any] = {
+        "param": param,
+        "code": exchange.error_code,
+        "headers": retry_headers(exchange.retry_after_s),
+    }
     if status < 400:
-        return UpstreamError(message)
-    return class_of_status(status)(message, status=status)
+        return UpstreamError(message, **details)
+    return class_of_status(status)(message, status=status, **details)

@@ -167,6 +167,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "status": painted(_status(exchange), _STATUS_COLOURS[exchange.status], colours),
         "finish": " ".join(ending).strip(),
         "error": exchange.error or "",
+        "retry": "" if exchange.retry_after_s is None else f"after {exchange.retry_after_s:g}s",
         "time": ", ".join(times),
         "tokens": ", ".join(filter(None, (tokens_in_and_out(usage), *details, _speed(exchange)))),
         "thread": exchange.thread_id or "",

@@ -123,6 +123,12 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column is_first_run integer not null default 0",
         "alter table proxy_exchanges add column output_tokens_estimate integer",
     ),
+    (
+        "alter table proxy_exchanges add column error_status integer",
+        "alter table proxy_exchanges add column error_code text",
+        "alter table proxy_exchanges add column error_param text",
+        "alter table proxy_exchanges add column retry_after_s real",
+    ),
 )
 
 

@@ -1,6 +1,7 @@
 """The tree of errors: its drawing in the docstring is what the classes say."""
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 
@@ -73,3 +74,31 @@ def test_an_error_without_a_status_is_classified_by_its_type():
 def test_only_what_clients_wait_by_is_repeated_of_an_upstreams_headers():
     headers = {"Retry-After": "3", "x-should-retry": "true", "set-cookie": "a=b", "date": "now"}
     assert errors.forwarded(headers) == {"retry-after": "3", "x-should-retry": "true"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "17"}, 17.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "x", "retry-after": "1"}, 1.0),
+        ({"retry-after": "Sat, 21 Nov 2026 22:00:30 GMT"}, 30.0),
+        ({"retry-after": "Sat, 21 Nov 2026 21:00:00 GMT"}, 0.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+    ],
+    ids=str,
+)
+def test_how_long_a_response_asks_to_wait(headers, seconds):
+    now = datetime(2026, 11, 21, 22, tzinfo=UTC)
+    assert errors.retry_after_s(headers, now) == seconds
+
+
+def test_the_wait_is_whole_seconds_for_those_who_read_no_more():
+    assert errors.retry_headers(None) == {}
+    assert errors.retry_headers(17.0) == {"retry-after": "17"}
+    assert errors.retry_headers(0.25) == {"retry-after": "1", "retry-after-ms": "250"}
