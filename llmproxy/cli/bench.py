@@ -60,6 +60,7 @@ from .exchange_text import summary_line
 from .report_table import print_table
 from .run import FAILED, INTERRUPTED, run
 from .signals import interruptible
+from .terminal import has_cursor
 
 NEWEST = 20  # recorded requests, by default
 FLUSH_S = 10.0  # to write the log at the end
@@ -388,7 +389,7 @@ class _Progress:
         self._times_s: dict[str, list[float]] = defaultdict(list)
         self._failed = 0
         self._err = sys.stderr
-        self._is_live = self._err.isatty()
+        self._is_live = has_cursor(self._err)
 
     def show(self, answer: Exchange) -> None:
         """Count and show a response that has ended."""

@@ -192,7 +192,9 @@ def _answers(models: Sequence[ModelFigures], page: _Page) -> list[str]:
     for m in models:
         if m.first_runs:
             lines += page.wrapped(
-                f"{m.model}: {m.first_runs:,} of {m.ok:,} responses were the first in their process"
+                f"{m.model}: {m.first_runs:,} of {count_of(m.ok, 'response')}"
+                f" {'was' if m.first_runs == 1 else 'were'} the first in"
+                f" {'its' if m.first_runs == 1 else 'their'} process"
                 " and may include loading the model"
             )
     return lines
@@ -248,7 +250,7 @@ def _tokens(models: Sequence[ModelFigures], page: _Page) -> list[str]:
         if counted < m.ok:
             few = f"only {counted:,}" if counted else "none"
             lines += page.wrapped(
-                f"{m.model}: {few} of {m.ok:,} responses had token counts;"
+                f"{m.model}: {few} of {count_of(m.ok, 'response')} had token counts;"
                 " ~ marks rates by our estimate"
             )
     return lines

@@ -8,6 +8,8 @@ import io
 import os
 import re
 import shutil
+import socket
+import sqlite3
 import subprocess
 import sys
 from contextlib import redirect_stderr
@@ -25,6 +27,7 @@ from llm.parts import AttachmentPart, Message, StreamEvent, TextPart
 from llmproxy.cli import main
 from llmproxy.cli.columns import display_width
 from llmproxy.core import attachments, chat
+from llmproxy.core.limits import Limits
 from llmproxy.recorder.exchange import Turn, begun, with_answer
 from llmproxy.recorder.store import Store
 from tests.empty_log import put_empty_log
@@ -107,6 +110,18 @@ def folder(odd_log, tmp_path_factory):
         patched.chdir(folder)
         patched.setattr("llmproxy.backends.engine.catalog._load_plugins", lambda: False)
         yield str(folder)
+
+
+@pytest.fixture(scope="module")
+def fresh_log(folder, odd_log):
+    """Return a function that puts the log back: an argument may have replaced it."""
+
+    def put_back():
+        for name in ("logs.db-wal", "logs.db-shm"):
+            Path(folder, name).unlink(missing_ok=True)
+        shutil.copy(odd_log, Path(folder, "logs.db"))
+
+    return put_back
 
 
 @dataclass
@@ -202,7 +217,16 @@ WORDS = st.one_of(
     st.text(max_size=8),
 ).map(lambda word: word.replace("\0", ""))
 
-IDS = st.sampled_from(["ids", "-"])
+DIALECTS = st.sampled_from(["openai_chat", "anthropic_messages"])
+VALUES = {
+    "--ids": st.sampled_from(["ids", "-"]),
+    "--from": DIALECTS | WORDS,
+    "--to": DIALECTS | WORDS,
+    "--dialect": DIALECTS | WORDS,
+    "--kind": st.sampled_from(["request", "response", "stream"]) | WORDS,
+    "--format": st.just("llama-stack") | WORDS,
+    "--status": st.sampled_from(["ok", "error", "running"]) | WORDS,
+}
 FILTERS = "--last --since --until --model --client --dialect --status --thread --search --ids"
 FLAGS = {
     "log": f"{FILTERS} --run --json --threads --cache --verify --database --dry-run",
@@ -223,8 +247,27 @@ def commands(draw):
     name = draw(st.sampled_from([*FLAGS]))
     words = [name, *draw(st.lists(WORDS, max_size=1))]
     for flag in draw(st.lists(st.sampled_from(FLAGS[name].split()), max_size=3)):
-        words += [flag] if flag in SWITCHES else [flag, draw(IDS if flag == "--ids" else WORDS)]
+        words += [flag] if flag in SWITCHES else [flag, draw(VALUES.get(flag, WORDS))]
     return [*words, *ALWAYS.get(name, [])]
+
+
+SERVER = (
+    "--map --default-model --parallel --database --replay --replay-speed --recordings"
+    " --remote-images --api-key --allow-host --allow-origin --limit --access-log --host"
+)
+SERVER_SWITCHES = ["--no-log", "--no-recall", "--think-tags", "--no-auth", "--quiet"]
+
+
+@st.composite
+def servers(draw):
+    """The server's arguments, except its port."""
+    words = draw(st.lists(st.sampled_from(SERVER_SWITCHES), max_size=1))
+    for flag in draw(st.lists(st.sampled_from(SERVER.split()), max_size=3)):
+        values = WORDS
+        if flag == "--limit":
+            values = st.builds("{}={}".format, st.sampled_from([*vars(Limits())]), WORDS)
+        words += [flag, draw(values)]
+    return words
 
 
 SQL = re.compile(r"fts5|sqlite|syntax error|no such (table|column)|select .* from", re.IGNORECASE)
@@ -232,7 +275,8 @@ SQL = re.compile(r"fts5|sqlite|syntax error|no such (table|column)|select .* fro
 
 @many_examples(500)
 @given(words=commands(), output=OUTPUTS)
-def test_any_arguments_and_any_output(words, output, folder):
+def test_any_arguments_and_any_output(words, output, folder, fresh_log):
+    fresh_log()
     fails_with = output.fails_with
     code, out, err = run(output, folder, *words)
     quoted = "".join(words)
@@ -255,7 +299,40 @@ def test_any_arguments_and_any_output(words, output, folder):
         assert text.replace("\n", "").replace("\t", "").isprintable()
 
 
+@pytest.fixture(scope="module")
+def taken():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield str(server.getsockname()[1])
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the access log lasts as long as a process
+@many_examples(100)
+@given(words=servers(), output=OUTPUTS)
+def test_any_arguments_of_the_server(words, output, folder, taken, fresh_log):
+    """Its port is in use: whatever the arguments are, it ends."""
+    fresh_log()
+    code, out, err = run(output, folder, *words, "--host", "127.0.0.1", "--port", taken)
+    assert (code, out) == (2, b""), err
+    assert "Traceback" not in err and "[Errno" not in err
+    warnings = r"(warning: .*\n)*"
+    assert re.fullmatch(rf"{warnings}(usage: .*\n)?llmproxy: .*\n", err)
+
+
+def test_damage_is_in_the_exit_code_even_if_nobody_reads_what_it_is(odd_log, tmp_path):
+    shutil.copy(odd_log, tmp_path / "logs.db")
+    with sqlite3.connect(tmp_path / "logs.db") as db:
+        db.execute("update parts set text = 'changed' where text = 'hello'")
+    db.close()
+    output = Stdout(fails_with=errno.EPIPE)
+    assert run(output, str(tmp_path), "log", "--verify") == (1, b"", "")
+
+
 # ---- terminals
+
+
+@pytest.fixture(autouse=True)
+def intact_log(fresh_log):
+    fresh_log()
 
 
 def shown(columns, folder, *words, **environment):
