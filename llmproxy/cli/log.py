@@ -34,7 +34,7 @@ from .arguments import (
 from .columns import Aligner, Cell, joined
 from .exchange_text import OMITTED, exchange_page, summary_row
 from .run import FAILED, run
-from .terminal import has_colours, takes_any_text, width
+from .terminal import has_all_characters, has_colours, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
 POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
@@ -171,7 +171,7 @@ def _values(record: Any) -> Any:
 def _print(lines: Iterable[str], values: Iterable[Any], arguments: argparse.Namespace) -> None:
     """Print either the lines or, with --json, the values."""
     if arguments.json:
-        is_ascii = not takes_any_text(sys.stdout)
+        is_ascii = not has_all_characters(sys.stdout)
         lines = (json.dumps(value, ensure_ascii=is_ascii) for value in values)
     for line in lines:
         print(line, flush=True)

@@ -24,21 +24,21 @@ def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> in
     try:
         return command()
     except SettingsError as exc:
-        return fail(name, str(exc), WRONG_SETTINGS)
+        return _fail(name, str(exc), WRONG_SETTINGS)
     except ProxyError as exc:
-        return fail(name, exc.full_message, FAILED)
+        return _fail(name, exc.full_message, FAILED)
     except failures as exc:
-        return fail(name, str(exc), FAILED)
+        return _fail(name, str(exc), FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
-        return fail(name, f"{where}{exc.strerror or exc}", FAILED)
+        return _fail(name, f"{where}{exc.strerror or exc}", FAILED)
 
 
-def fail(name: str, message: str, exit_code: int) -> int:
+def _fail(name: str, message: str, exit_code: int) -> int:
     """Print a message, as one line, and return the exit code."""
     print(f"{name}: {printable(message)}", file=sys.stderr, flush=True)
     return exit_code

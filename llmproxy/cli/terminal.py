@@ -49,8 +49,8 @@ class Output(io.RawIOBase):
             raise io.UnsupportedOperation("closed")
         return int(self._raw.fileno())
 
-    def write(self, data: Any) -> int:
-        """Write some bytes and return how many.
+    def write(self, data: Any) -> int | None:
+        """Write some bytes and return how many, None if that would block.
 
         Raises:
             OSError: the first error, whose `filename` is the stream's name.
@@ -64,11 +64,12 @@ class Output(io.RawIOBase):
                     raise
         return memoryview(data).nbytes
 
-    def _write(self, data: Any) -> int:
+    def _write(self, data: Any) -> int | None:
         code = errno.EBADF
         try:
             if self._raw is not None:
-                return self._raw.write(data) or 0
+                written: int | None = self._raw.write(data)
+                return written
         except OSError as exc:
             code = exc.errno or errno.EIO
         raise OSError(code, os.strerror(code), STDOUT)
@@ -112,7 +113,7 @@ def write_bytes(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def takes_any_text(stream: TextIO) -> bool:
+def has_all_characters(stream: TextIO) -> bool:
     """Return whether a stream's encoding has all characters."""
     return (stream.encoding or "").lower().replace("-", "").startswith("utf")
 

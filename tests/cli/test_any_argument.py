@@ -229,7 +229,7 @@ VALUES = {
 }
 FILTERS = "--last --since --until --model --client --dialect --status --thread --search --ids"
 FLAGS = {
-    "log": f"{FILTERS} --run --json --threads --cache --verify --database --dry-run",
+    "log": f"{FILTERS} --run --json --threads --cache --verify --prune --database",
     "export": f"{FILTERS} --run --anonymize --format --database",
     "import": "--dry-run --database",
     "bench": f"{FILTERS} --models --repeat --concurrency --parallel --warmup --max-tokens --timeout"
@@ -237,7 +237,7 @@ FLAGS = {
     "report": f"{FILTERS} --json --csv --html --prices --database",
     "convert": "--from --to --kind",
 }
-SWITCHES = {"--json", "--threads", "--cache", "--verify", "--dry-run", "--anonymize", "--csv"}
+SWITCHES = set("--json --threads --cache --verify --prune --dry-run --anonymize --csv".split())
 # Without these it would run models for as long as the arguments ask for.
 ALWAYS = {"bench": ["--models", "demo", "--dry-run"]}
 
