@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -38,7 +38,7 @@ from .recorder.exchange import Exchange, new_id
 from .recorder.process_lock import ProcessLock
 from .recorder.reader import LogReader
 from .recorder.spool import Spool
-from .recorder.store import Store, StoreError
+from .recorder.store import Store, StoreError, is_no_database
 from .recorder.writer import Writer
 from .transfer.llama_stack.folder import Folder
 from .transport.server import ServedRequest, Server
@@ -202,6 +202,12 @@ def _check(settings: Settings) -> None:
         raise SettingsError("--no-auth and --api-key or LLMPROXY_API_KEY exclude each other")
 
 
+def _reason(error: StoreError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
 def _write_access(write: Callable[[str], None], keys: KnownKeys, request: ServedRequest) -> None:
     write(access_line(request, datetime.now().astimezone(), keys))
 
@@ -233,6 +239,7 @@ class Proxy:
         self._writer: Writer | None = None
         self._matcher: Matcher | None = None
         self._recorded: Log | None = None
+        self._replay: Replay | None = None
         self._is_closing = False
         self._closed = asyncio.Event()
         database = Path(settings.database or llm.user_dir() / "logs.db")
@@ -243,8 +250,10 @@ class Proxy:
         self.is_live = settings.replay != "replay" and not (
             settings.recordings and settings.replay is None
         )
+        backend, models = self._backend(database)
         self.app = App(
-            *self._backend(database),
+            backend,
+            models,
             self._writer,
             self._matcher,
             access=Access(is_local, settings.hosts, settings.origins, settings.keys),
@@ -253,6 +262,7 @@ class Proxy:
             on_exchange=settings.report,
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
+            rewind=self._replay and self._replay.rewind,
         )
         tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
@@ -285,9 +295,9 @@ class Proxy:
                     Store(database).close()  # live responses will be recorded there
                 source = self._recorded = Log(database)
         except (StoreError, OSError) as exc:
-            raise SettingsError(f"there is nothing to replay: {exc}") from exc
-        replay = Replay(source, speed=settings.replay_speed, live=live)
-        return replay, self.catalog if live else replay
+            raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
+        self._replay = Replay(source, speed=settings.replay_speed, live=live)
+        return self._replay, self.catalog if live else self._replay
 
     def _models(self) -> Engine:
         return Engine(
@@ -297,6 +307,14 @@ class Proxy:
             threads=self.settings.limits.running,
             keys=self._known_keys,
         )
+
+    def rewind(self) -> int:
+        """Replay the recordings of each request from the first one again.
+
+        It may be called from any thread, between two tests for example. Returns how many
+        recordings had been served, 0 if nothing is replayed.
+        """
+        return self._replay.rewind() if self._replay is not None else 0
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -334,8 +352,9 @@ class Proxy:
         """Load llm's models, open the log, and listen.
 
         Raises:
-            SettingsError: `maps` or `default_model` name an unknown model. If the port is in use
-                or the host is not this machine's, the error is an OSError too.
+            SettingsError: `maps` or `default_model` name an unknown model; the log's file is no
+                database. If the port is in use or the host is not this machine's, the error is
+                an OSError too.
         """
         try:
             await self._start()
@@ -358,15 +377,25 @@ class Proxy:
             code = exc.errno or 0
             reason = os.strerror(code) if code > 0 else exc.strerror
             place = f"{host or 'every address'}, port {port}"
-            raise ListenError(f"can't listen on {place}: {reason}", exc.errno) from exc
+            is_taken = exc.errno == errno.EADDRINUSE
+            hint = " (--port names another one; 0 is any free one)" if is_taken else ""
+            raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
         if self._writer is not None:
             self._writer.start()
 
     def _update_log(self) -> None:
-        """Migrate an older llmproxy's tables before the first request reads them."""
-        if self.database is not None and self.database.exists():
-            with suppress(StoreError):  # the writer will fail in the same way, and warn
-                LogReader(self.database).close()
+        """Migrate an older llmproxy's tables before the first request reads them.
+
+        Raises:
+            SettingsError: the file is something other than a database.
+        """
+        if self.database is None or not self.database.exists():
+            return
+        try:
+            LogReader(self.database).close()
+        except StoreError as exc:  # the writer will fail in the same way, and warn
+            if is_no_database(exc):
+                raise SettingsError(f"the log can't be used: {exc}") from exc
 
     async def close(self) -> None:
         """Stop accepting requests, wait up to `limits.shutdown_s` for running ones, flush the log.

@@ -129,11 +129,12 @@ async def serve_until_signal(
     keys: KnownKeys | None = None,
     *,
     on_start: Callable[[Proxy], None] | None = None,
-    on_stop: Callable[[], None] | None = None,
+    on_stop: Callable[[Proxy], None] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends the process at once.
 
-    keys: as `Proxy` takes them. on_stop: called at the first signal.
+    keys: as `Proxy` takes them. on_start, on_stop: called with the proxy when it
+        listens, and at the first signal.
 
     Raises:
         SettingsError: as `Proxy` and its start do.
@@ -148,7 +149,7 @@ async def serve_until_signal(
             on_start(proxy)
         await stopped.wait()
         if on_stop is not None:
-            on_stop()
+            on_stop(proxy)
     await _leave()
 
 

@@ -56,6 +56,7 @@ class App:
     keys: API keys, removed from error messages.
     on_exchange: called with each exchange when it has ended.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
+    rewind: as StatusPages takes it.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class App:
         on_exchange: Callable[[Exchange], None],
         dashboard: Dashboard | None = None,
         connections: Callable[[], int] = lambda: 0,
+        rewind: Callable[[], int] | None = None,
     ) -> None:
         self._backend = backend
         self._models = models
@@ -86,7 +88,7 @@ class App:
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
-        self._status = StatusPages(dashboard, self._metrics, self._state)
+        self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
             "models": self._list_models,
@@ -131,6 +133,11 @@ class App:
             response = render_error(error, dialect_of(head))
             return replace(response, headers=[*response.headers, *cors])
         return None
+
+    @property
+    def unanswered(self) -> int:
+        """The number of chat requests that run, or wait for their turn."""
+        return self._limiter.running + self._waiting
 
     def _state(self) -> State:
         log = None if self._writer is None else self._writer.health()

@@ -1,4 +1,4 @@
-"""Routes for people and monitors: the dashboard, health and metrics."""
+"""Routes for people, monitors and tests: the dashboard, health, metrics, and the replay's start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core import payload
-from ..core.errors import Unavailable
+from ..core.errors import NotFound, Unavailable
 from ..recorder.writer import Health
 from ..report.html.page import POLICY
 from ..transport.http11 import Request, Response
@@ -19,7 +19,9 @@ from .routes import method_not_allowed
 
 logger = logging.getLogger(__name__)
 
-PATHS = ("/", "/healthz", "/health", "/metrics", "/api/hello")
+REWIND = "/replay/rewind"
+PAGES = ("/", "/healthz", "/health", "/metrics", "/api/hello")
+PATHS = (*PAGES, REWIND)
 
 STILL = "still"
 """The query of the page that does not reload itself."""
@@ -52,7 +54,8 @@ class StatusPages:
     """The handler of the PATHS, which belong to no dialect.
 
     dashboard: renders the page for browsers; if None, they get a line of text.
-    state: returns the server's current state.
+    state: returns the server's current state. rewind: starts the replay again, and returns how
+        many recordings it had served; None if nothing is replayed.
     """
 
     def __init__(
@@ -60,18 +63,23 @@ class StatusPages:
         dashboard: Dashboard | None,
         metrics: Metrics,
         state: Callable[[], State],
+        rewind: Callable[[], int] | None = None,
     ) -> None:
         self._dashboard = dashboard
         self._metrics = metrics
         self._state = state
+        self._rewind = rewind
 
     async def respond(self, path: str, request: Request) -> Response:
         """Respond to a request for one of PATHS.
 
         Raises:
-            MethodNotAllowed: neither GET nor HEAD.
+            MethodNotAllowed: neither GET nor HEAD, or not POST where something is changed.
+            NotFound: nothing is replayed that could be started again.
             Unavailable: the log can't be read.
         """
+        if path == REWIND:
+            return self._start_replay_again(request)
         if request.method not in ("GET", "HEAD"):
             raise method_not_allowed(request, {"GET", "HEAD"})
         if path in ("/healthz", "/health"):
@@ -85,6 +93,14 @@ class StatusPages:
             return await self._html(self._dashboard, request)
         headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept")]
         return Response(200, headers, _LINES[path].encode())
+
+    def _start_replay_again(self, request: Request) -> Response:
+        if request.method != "POST":
+            raise method_not_allowed(request, {"POST"})
+        if self._rewind is None:
+            raise NotFound("this server replays nothing; it does with --replay")
+        body = payload.encode({"rewound": self._rewind()})
+        return Response(200, [("content-type", "application/json"), _FRESH], body)
 
     async def _html(self, dashboard: Dashboard, request: Request) -> Response:
         refreshes = request.query != STILL

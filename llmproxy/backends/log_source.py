@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core import chat, error_meanings
-from ..core.errors import NotFound, ProxyError, UpstreamError
-from ..core.fingerprints import replies, request_key
+from ..core.errors import NotFound, ProxyError, UpstreamError, retry_headers
+from ..core.fingerprints import replies, request_keys
 from ..dialects import by_name
 from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import LogReader
@@ -63,7 +63,8 @@ class Log:
 
     def find(self, request: chat.ChatRequest) -> list[str]:
         """Return the ids of the exchanges with this request, the oldest first."""
-        rows = self._rows(_FIND, {"key": request_key(request), "model": request.model})
+        key, older = request_keys(request)
+        rows = self._rows(_FIND, {"key": key, "older": older, "model": request.model})
         return [id for id, status in rows if status == "ok"] or [id for id, _ in rows]
 
     def load(self, id: str) -> Recorded:
@@ -133,7 +134,7 @@ _MODELS = f"""
 """
 _FIND = """
     select id, status from proxy_exchanges
-    where replay_key = :key and replay_of is null
+    where replay_key in (:key, :older) and replay_of is null
         and (:model in (model_asked, model_used) or :model is null and model_asked is null)
         and (status = 'ok' or status = 'error' and model_used is not null)
     order by received, number
@@ -154,7 +155,19 @@ _NEWEST = f"""
 
 
 def _failure(exchange: Exchange) -> ProxyError:
-    """Return the error of an exchange; one in a stream had no status: its words must do."""
-    status = exchange.http_status or 0
-    message = exchange.error or "the recorded response failed"
-    return error_meanings.read_error(status, (), message)
+    """Return the error of an exchange, as it was raised.
+
+    Logs of older versions lack the class of an error inside a stream, which had status 200,
+    and all details: its words must do.
+    """
+    message, param = exchange.error or "the recorded response failed", exchange.error_param
+    if param is not None:
+        message = message.removeprefix(f"{param}: ")
+    return error_meanings.read_error(
+        exchange.error_status or exchange.http_status or 0,
+        [exchange.error_code],
+        message,
+        param=param,
+        code=exchange.error_code,
+        headers=retry_headers(exchange.retry_after_s),
+    )

@@ -27,6 +27,8 @@ from ..core.fingerprints import (
     attachment_contents,
     have_same_content,
     relevant_options,
+    relevant_tool_choice,
+    request_key,
     visible_text,
 )
 from ..core.message_diff import first_difference
@@ -53,7 +55,11 @@ class Recorded:
 
 
 class Source(Protocol):
-    """A store of recordings. Its methods may block, and are called from any thread."""
+    """A store of recordings. Its methods may block, and are called from any thread.
+
+    `near` may yield recordings of the very request that `find` doesn't know, since they were
+    made when requests had other keys.
+    """
 
     def models(self) -> list[str]:
         """Return all names of recorded models."""
@@ -83,6 +89,12 @@ class Replay:
         self._live = live
         self._served: Counter[str] = Counter()
 
+    def rewind(self) -> int:
+        """Serve each request's recordings from the first one again; return how many had been."""
+        count = self._served.total()
+        self._served.clear()
+        return count
+
     def models(self) -> list[backend.ModelEntry]:
         """List the recorded models."""
         return [_entry(name) for name in self._source.models()]
@@ -106,13 +118,12 @@ class Replay:
             ProxyError: the live backend has no model for the request.
         """
         ids = await asyncio.to_thread(self._source.find, request)
-        if ids:
-            id = ids[self._served[ids[0]] % len(ids)]
-            self._served[ids[0]] += 1
-            return _RecordedChoice(await asyncio.to_thread(self._source.load, id), self._speed)
-        if self._live is not None:
+        if not ids and self._live is not None:
             return await self._live.choose(request)
-        raise await asyncio.to_thread(_miss, request, self._source)
+        ids = ids or await asyncio.to_thread(_find_by_comparing, request, self._source)
+        id = ids[self._served[ids[0]] % len(ids)]
+        self._served[ids[0]] += 1
+        return _RecordedChoice(await asyncio.to_thread(self._source.load, id), self._speed)
 
 
 @dataclass(frozen=True)
@@ -194,22 +205,30 @@ class ReplayRun:
 # ---- misses
 
 
-def _miss(request: chat.ChatRequest, source: Source) -> NotFound:
-    """Return the error for a request without a recording, with the nearest one."""
+def _find_by_comparing(request: chat.ChatRequest, source: Source) -> list[str]:
+    """Return the ids of near recordings of the same request, the oldest first.
+
+    Raises:
+        NotFound: there are none; the message names the nearest one and where it differs.
+    """
     near = list(source.near(request))
     if not near:
-        return NotFound(f"there are no recordings of {_model(request)}: record some first")
+        raise NotFound(f"there are no recordings of {_model(request)}: record some first")
+    key = request_key(request)
+    same = [
+        id
+        for id, recorded in near
+        if recorded.model == request.model and request_key(recorded) == key
+    ]
+    if same:
+        return sorted(same)
     id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
     changes = list(differences(request, recorded))
-    texts = "; ".join(text for _, text in changes) or _UNKNOWN
-    message = f"no recording matches this request; the nearest is {id}, where {texts}"
-    return NotFound(message, param=changes[0][0] if changes else None)
-
-
-_UNKNOWN = (
-    "nothing differs, but the recording has no replay key: it was anonymized, or recorded by an"
-    " older llmproxy"
-)
+    texts = "; ".join(text for _, text in changes) or "nothing visible differs"
+    raise NotFound(
+        f"no recording matches this request; the nearest is {id}, where {texts}",
+        param=changes[0][0] if changes else None,
+    )
 
 
 def _model(request: chat.ChatRequest) -> str:
@@ -247,8 +266,10 @@ def differences(request: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterat
             path = request.option_paths.get(name, name)
             yield path, _was(path, was, now)
     yield from _tool_differences(request, recorded)
-    for name in ("tool_choice", "schema"):
-        was, now = getattr(recorded, name), getattr(request, name)
+    for name, was, now in (
+        ("tool_choice", relevant_tool_choice(recorded), relevant_tool_choice(request)),
+        ("schema", recorded.schema, request.schema),
+    ):
         if was != now:
             yield name, _was(name, was, now)
     yield from _message_difference(request.messages, recorded.messages)
@@ -278,7 +299,7 @@ def _tool_differences(
 def _tools(request: chat.ChatRequest) -> list[tuple[str, object]]:
     """Return tools by name, then those run by the provider, with all that the model gets."""
     return [
-        *((tool.name, (tool.description, tool.input_schema)) for tool in request.tools),
+        *((tool.name, (tool.description or None, tool.input_schema)) for tool in request.tools),
         *((tool.name, dict(tool.config)) for tool in request.server_tools),
     ]
 

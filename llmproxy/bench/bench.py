@@ -7,20 +7,18 @@ exchanges of a benchmark run, siblings of the recorded ones.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Literal, Protocol
 
 from llm.parts import TextPart
 
 from ..core import chat
 from ..core.backend import Backend
-from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
+from ..core.errors import ProxyError, RateLimited, UpstreamTimeout, retry_after_s
 from ..dialects import Dialect, by_name
 from ..recorder.capture import Capture
 from ..recorder.exchange import ULID_TIME_CHARS, Exchange, Status, begun, new_id
@@ -363,24 +361,5 @@ def _wait_s(error: ProxyError, refusals: int) -> float | None:
         return None
     if error.headers.get("x-should-retry") == "false":
         return None
-    told_s = _retry_after_s(error.headers)
+    told_s = retry_after_s(error.headers, datetime.now(UTC))
     return min(2.0**refusals, MAX_STEP_S) if told_s is None else told_s
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Read `retry-after-ms`, else `retry-after` in seconds or as a date.
-
-    Spec: RFC 9110, 10.2.3
-    """
-    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers.get(name, "")) * unit_s
-        except ValueError:
-            continue
-        if math.isfinite(seconds):
-            return max(seconds, 0.0)
-    try:
-        until = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(until.timestamp() - time.time(), 0.0)

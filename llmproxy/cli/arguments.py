@@ -8,23 +8,59 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 import llm
 
 from ..bench.runs import find_run
 from ..core.errors import InvalidRequest
+from ..core.text import printable
 from ..dialects import DIALECTS
 from ..recorder.exchange import Status
 from ..recorder.ids import find_exchanges, find_thread
 from ..recorder.reader import Filter, LogReader
 from ..report.prices import Price, load_prices
 
-TIME_HELP = "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30) or an age: 90m, 2h, 7d."
+WRONG_ARGUMENTS = 2  # argparse's own, and a shell's
+
+TIME_HELP = (
+    "TIME is an ISO date or time (2026-11-21, 2026-11-21T18:30), a time of today (18:30), "
+    "today, yesterday, or an age: 90m, 1d12h, 2w."
+)
+
+MAX_COUNT = 1_000_000  # of repeats, tokens …: far more than anybody waits for
+MAX_ROWS = 2**63 - 1  # SQLite's largest integer: all rows
+MAX_MESSAGE_CHARS = 500  # of a usage error, which quotes the argument
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are two lines: the usage without its flags, and the mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with the exit code for wrong arguments."""
+        if len(message) > MAX_MESSAGE_CHARS:
+            message = f"{message[:MAX_MESSAGE_CHARS]}…"
+        words = [self.prog, *self._needed(), "[flags]"]
+        usage = f"usage: {' '.join(words)}    (see {self.prog} --help)"
+        self.exit(WRONG_ARGUMENTS, f"{usage}\n{self.prog}: error: {printable(message)}\n")
+
+    def _needed(self) -> list[str]:
+        """Return the positional arguments and the flags that can't be left out."""
+        return [
+            " ".join([*action.option_strings[:1], self._shown(action)])
+            for action in self._actions
+            if action.required or not action.option_strings
+        ]
+
+    def _shown(self, action: argparse.Action) -> str:
+        name = action.metavar if isinstance(action.metavar, str) else "NAME"
+        forms = {"?": f"[{name}]", "+": f"{name}…"}
+        return forms.get(str(action.nargs), name)
+
 
 # ---- which exchanges
 
@@ -45,18 +81,23 @@ def add_filters(
     `resolve_ids` has to follow, once the log is open.
     """
     add = parser.add_argument_group("which exchanges").add_argument
-    add("--last", type=count, metavar="N", help=last)
+    add("--last", type=_rows, metavar="N", help=last)
     add("--since", type=_time, metavar="TIME", help="received at this time or later")
     add("--until", type=_time, metavar="TIME", help="received before this time")
-    add("--model", help="requested by this name, or answered by the model with this ID")
-    add("--client", help="sent by this program")
+    add("--model", type=name, help="requested by this name, or answered by the model with this ID")
+    add("--client", type=name, help="sent by this program")
     add("--dialect", choices=[known.NAME for known in DIALECTS], help=dialect)
     add("--status", choices=get_args(Status), help="with this outcome")
-    add("--thread", dest="thread_id", metavar="ID", help=thread)
-    add("--search", metavar="TEXT", help="with all these words in the prompt or the reply")
+    add("--thread", dest="thread_id", type=name, metavar="ID", help=thread)
+    add(
+        "--search",
+        type=name,
+        metavar="TEXT",
+        help="with all these words in the prompt or the reply",
+    )
     add("--ids", type=_ids, metavar="FILE", help="with the IDs listed in FILE; - is standard input")
     if has_run:
-        add("--run", metavar="NAME", help="of this benchmark run")
+        add("--run", type=name, metavar="NAME", help="of this benchmark run")
 
 
 def resolve_ids(history: LogReader, arguments: argparse.Namespace) -> None:
@@ -90,7 +131,7 @@ def filter_of(arguments: argparse.Namespace) -> Filter:
 def add_database(parser: argparse.ArgumentParser) -> None:
     """Add the flag that names another log."""
     parser.add_argument(
-        "--database", type=Path, metavar="PATH", help="log file (default: llm's logs.db)"
+        "--database", type=_database, metavar="PATH", help="log file (default: llm's logs.db)"
     )
 
 
@@ -152,12 +193,44 @@ def prices_of(arguments: argparse.Namespace) -> Mapping[str, Price]:
 # ---- values
 
 
+def name(text: str) -> str:
+    """Take the name or ID of something, or words to search for."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
 def count(text: str) -> int:
     """Parse a number of things, at least one."""
-    number = int(text) if text.isdecimal() else 0
+    number = _number(text)
+    if not 0 < number <= MAX_COUNT:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 to {MAX_COUNT:,}")
+    return number
+
+
+def _rows(text: str) -> int:
+    """Parse a number of rows; one that is larger than any log means all."""
+    number = _number(text)
     if not number:
         raise argparse.ArgumentTypeError("expected a number above 0")
-    return number
+    return min(number, MAX_ROWS)
+
+
+def _number(text: str) -> int:
+    digits = text.lstrip("0")[:20] if text.isdecimal() else ""  # Python refuses thousands of them
+    return int(digits or "0")
+
+
+def _database(text: str) -> Path:
+    """Take the path of a log. Whether it exists, and is one, is known when it is opened."""
+    path = Path(name(text))
+    try:
+        is_folder = path.is_dir()
+    except OSError as exc:  # a name that is too long, or a folder that may not be entered
+        raise argparse.ArgumentTypeError(f"{exc.strerror}: {text}") from None
+    if is_folder:
+        raise argparse.ArgumentTypeError(f"{text} is a folder, not a file")
+    return path
 
 
 def _ids(text: str) -> tuple[str, ...]:
@@ -174,12 +247,35 @@ def _ids(text: str) -> tuple[str, ...]:
 
 
 def _time(text: str) -> datetime:
-    """Parse a date, a time or an age; local time if it has no zone."""
-    if age := re.fullmatch(r"(\d+)([smhdw])", text):
-        return datetime.now(UTC) - timedelta(**{_UNITS[age[2]]: int(age[1])})
+    """Parse a date, a time or an age; local time if it has no zone.
+
+    Beyond the calendar's first or last day it is that day, so that any age means something.
+    """
+    word, today = text.strip().lower(), datetime.now().date()
+    if re.fullmatch(r"(\d+[smhdw])+", word):
+        try:
+            return datetime.now(UTC) - _age(word)
+        except (OverflowError, ValueError):  # ValueError: thousands of digits
+            return datetime.min.replace(tzinfo=UTC)
     try:
-        return datetime.fromisoformat(text).astimezone(UTC)
+        if word in ("today", "yesterday"):
+            at = datetime.combine(today - timedelta(days=word == "yesterday"), time())
+        elif re.match(r"\d\d?:", word):
+            at = datetime.combine(
+                today, time.fromisoformat(f"{'0' * (word[1] == ':')}{text.strip()}")
+            )
+        else:
+            at = datetime.fromisoformat(text.strip())
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"expected a date, a time or an age, not {text!r}"
         ) from None
+    try:
+        return at.astimezone(UTC)
+    except (OverflowError, ValueError):
+        return at.replace(tzinfo=UTC)
+
+
+def _age(text: str) -> timedelta:
+    parts = re.findall(r"(\d+)([smhdw])", text)
+    return sum((timedelta(**{_UNITS[unit]: int(digits)}) for digits, unit in parts), timedelta())

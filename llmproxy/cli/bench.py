@@ -47,6 +47,7 @@ from ..report.prices import Price, cost
 from ..serving import StopSignals
 from .arguments import (
     TIME_HELP,
+    Parser,
     add_database,
     add_filters,
     add_parallel,
@@ -61,6 +62,7 @@ from .exchange_text import summary_line
 from .report_table import print_table
 from .run import FAILED, INTERRUPTED, run
 from .signals import interruptible
+from .terminal import has_cursor
 
 NEWEST = 20  # recorded requests, by default
 FLUSH_S = 10.0  # to write the log at the end
@@ -82,7 +84,7 @@ def main(argv: Sequence[str], program: str) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Send recorded requests to models, measure how they answer, and record the "
         f"responses. Without filters, the newest {NEWEST} requests are sent.",
@@ -408,7 +410,7 @@ class _Progress:
         self._times_s: dict[str, list[float]] = defaultdict(list)
         self._failed = 0
         self._err = sys.stderr
-        self._is_live = self._err.isatty()
+        self._is_live = has_cursor(self._err)
 
     def show(self, answer: Exchange, again_s: float | None) -> None:
         """Count and show a response that has ended; again_s: when its request is sent again."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from .. import convert
 from ..core import payload
+from ..core.errors import InvalidRequest
 from ..dialects import DIALECTS
+from .arguments import Parser
 from .run import run
+from .terminal import write_bytes
 
 CHUNK_BYTES = 64 * 2**10  # at most: a read returns what has arrived
 
@@ -23,7 +26,7 @@ def main(argv: Sequence[str], program: str) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    with open(arguments.file, "rb") if arguments.file else sys.stdin.buffer as file:
+    with sys.stdin.buffer if arguments.file is None else open(arguments.file, "rb") as file:
         ignored = _convert(file, arguments)
     for path in ignored:
         print(f"not carried: {path}", file=sys.stderr)
@@ -31,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Convert a request, a response or a stream from one API's format to "
         "another's. What could not be carried over is listed on stderr.",
@@ -58,15 +61,22 @@ def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
         return _convert_stream(file, convert.StreamConverter(**between))
     is_request = arguments.kind == "request"
     convert_body = convert.convert_request if is_request else convert.convert_response
-    converted = convert_body(payload.parse(file.read()), **between)
-    _write(payload.encode(converted.body) + b"\n")
+    converted = convert_body(_parse(file.read(), arguments.file or "standard input"), **between)
+    write_bytes(payload.encode(converted.body) + b"\n")
     return converted.ignored
+
+
+def _parse(text: bytes, name: str) -> Any:
+    try:
+        return payload.parse(text)
+    except InvalidRequest as exc:
+        raise InvalidRequest(exc.message.replace("the body is", "it is", 1), param=name) from exc
 
 
 def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
     for data in _chunks(file):
-        _write(stream.feed(data))
-    _write(stream.end())
+        write_bytes(stream.feed(data))
+    write_bytes(stream.end())
     if stream.failed is not None:
         raise stream.failed
     return stream.ignored
@@ -76,8 +86,3 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
     """Yield the data as it arrives."""
     while data := file.read1(CHUNK_BYTES):  # type: ignore[attr-defined]  # buffered files have it
         yield data
-
-
-def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()

@@ -6,6 +6,7 @@ Returns text and prints nothing. Text from clients and models is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 
 from llm.parts import (
     AttachmentPart,
@@ -21,7 +22,8 @@ from ..core import chat, payload
 from ..core.text import Colour, painted, printable
 from ..recorder.exchange import Exchange, ExchangeSummary
 from ..recorder.timeline import TimedEvent
-from ..report.numbers import amount
+from ..report.numbers import amount, count_of
+from .columns import Cell, cell, joined
 
 _STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
@@ -34,29 +36,46 @@ _BARS = " ▁▂▃▄▅▆▇█"
 TIMELINE_COLUMNS = 60
 
 
-def summary_line(entry: ExchangeSummary, *, colours: bool = False, id: bool = True) -> str:
-    """Format an exchange as one line.
+OMITTED = (3, 8, 7, 6, 2, 4, 1)
+"""Columns of `summary_row` that a narrow terminal goes without, the first ones first: API,
+speed, tokens, first event, client, model, time."""
+
+
+def summary_row(entry: ExchangeSummary) -> list[Cell]:
+    """Format an exchange as columns.
 
     Its ID (for `log ID`), time, client, API, model, status, time to the first event, tokens in
     and out, tokens per second, and the first words of the prompt or the error.
     """
-    status = _status(entry)
     columns = [
-        entry.id if id else "",
-        f"{entry.received.astimezone():%m-%d %H:%M:%S}" if entry.is_timed else "-",
+        entry.id,
+        local_time(entry.received) if entry.is_timed else "-",
         entry.client,
         entry.dialect,
         _model(entry),
-        painted(status, _STATUS_COLOURS[entry.status], colours),
+        _status(entry),
         "" if entry.ttft_ms is None else _first_event(entry),
         tokens_in_and_out(entry.usage),
         _speed(entry),
-        painted(_damaged(entry.damage), "red", colours) if entry.damage else "",
+        printable(_damaged(entry.damage)) if entry.damage else "",
         entry.error or entry.first_words,
     ]
-    own = columns[5], columns[-2]  # with colours
-    shown = (column if column in own else printable(column) for column in columns)
-    return "  ".join(column for column in shown if column)
+    row = [cell(printable(column)) for column in columns]
+    row[5] = cell(columns[5], _STATUS_COLOURS[entry.status])
+    row[-2] = cell(columns[-2], "red")
+    return row
+
+
+def summary_line(entry: ExchangeSummary, *, id: bool = True) -> str:
+    """Format an exchange as one line, for a pipe or a file: `summary_row` without empty columns."""
+    return joined(summary_row(entry)[0 if id else 1 :])
+
+
+def local_time(at: datetime) -> str:
+    """Format a time in the terminal's zone, with its year if that is not this year."""
+    local = at.astimezone()
+    year = "" if local.year == datetime.now().year else f"{local.year:04}-"
+    return f"{year}{local:%m-%d %H:%M:%S}"
 
 
 def _damaged(damage: Iterable[str]) -> str:
@@ -93,7 +112,9 @@ def _first_event(entry: ExchangeSummary) -> str:
 
 
 def _seconds(ms: float) -> str:
-    return f"{ms / 1000:.2f}s" if ms >= 10 else f"{ms:.1f}ms"
+    """Format a time in seconds, so that all times of a list have one unit."""
+    seconds = max(ms, 0.0) / 1000  # of two clocks, the later one may read less
+    return f"{seconds:.2f}s" if seconds >= 0.01 else f"{seconds:.4f}s"
 
 
 def tokens_in_and_out(usage: chat.Usage) -> str:
@@ -156,11 +177,12 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "status": painted(_status(exchange), _STATUS_COLOURS[exchange.status], colours),
         "finish": " ".join(ending).strip(),
         "error": exchange.error or "",
+        "retry": "" if exchange.retry_after_s is None else f"after {exchange.retry_after_s:g}s",
         "time": ", ".join(times),
         "tokens": ", ".join(filter(None, (tokens_in_and_out(usage), *details, _speed(exchange)))),
         "thread": exchange.thread_id or "",
         "continues": " ".join(filter(None, [exchange.previous_id, _links(exchange)])),
-        "recalled": f"{exchange.recalled} messages" if exchange.recalled else "",
+        "recalled": count_of(exchange.recalled, "message") if exchange.recalled else "",
         "replay of": exchange.replay_of or "",
         "run": exchange.run_id or "",
         "repeats": exchange.recorded_id or "",
@@ -234,7 +256,7 @@ def _timeline(events: Sequence[TimedEvent], duration_ms: float | None, colours: 
     for at, event in events:
         parts.setdefault((event.message_index, event.part_index), []).append((at, event))
     lines = [_part_line(part) for part in parts.values()]
-    title = _title(f"timeline, {len(events)} events in {_seconds(end)}", colours)
+    title = _title(f"timeline, {count_of(len(events), 'event')} in {_seconds(end)}", colours)
     return "\n".join([title, f"|{bar}|", *lines])
 
 
@@ -245,5 +267,5 @@ def _part_line(events: Sequence[TimedEvent]) -> str:
     longest = f", longest gap {_seconds(max(gaps))}" if gaps else ""
     return (
         f"{_seconds(events[0][0])} to {_seconds(events[-1][0])}: {kind}, "
-        f"{len(events)} events, {size:,} characters{longest}"
+        f"{count_of(len(events), 'event')}, {count_of(size, 'character')}{longest}"
     )

@@ -17,10 +17,12 @@ from ..transfer.llama_stack.as_exchange import read_recording
 from ..transfer.llama_stack.folder import export_recordings
 from .arguments import (
     TIME_HELP,
+    Parser,
     add_database,
     add_filters,
     database_of,
     filter_of,
+    name,
     resolve_ids,
 )
 from .exchange_text import damage_lines
@@ -29,16 +31,16 @@ from .run import FAILED, run
 
 def export_main(argv: Sequence[str], program: str) -> int:
     """Run `export` with these arguments and return its exit code."""
-    name = f"{program} export"
-    parser = _export_parser(name)
+    command = f"{program} export"
+    parser = _export_parser(command)
     arguments = parser.parse_args(argv)
     if arguments.format == "llama-stack" and arguments.file == "-":
         parser.error("--format llama-stack writes a folder, not standard output")
-    return run(name, lambda: _export(arguments), StoreError, Unreadable)
+    return run(command, lambda: _export(arguments), StoreError, Unreadable)
 
 
 def _export_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Write exchanges to a file, a line of JSON each, in the order they were "
         "received. Running exchanges are left out.",
@@ -51,7 +53,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="output, - for standard output; a folder with --format llama-stack",
     )
-    add("id", nargs="?", metavar="ID", help="export only this exchange")
+    add("id", nargs="?", type=name, metavar="ID", help="export only this exchange")
     add_filters(parser, last="the newest N", has_run=True)
     add(
         "--anonymize",
@@ -107,7 +109,7 @@ def import_main(argv: Sequence[str], program: str) -> int:
 
 
 def _import_parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Import files written by export, or Llama Stack recordings. Exchanges that "
         "exist already are left as they are. Files and lines that can't be read are named, the "

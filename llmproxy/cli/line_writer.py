@@ -6,6 +6,7 @@ import os
 import select
 import sys
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -20,9 +21,15 @@ class LineWriter:
     that can't be written, are dropped; a line says how many once there is room again.
     """
 
-    def __init__(self, stream: TextIO | None) -> None:
-        """Prepare to write to a stream; None, as sys.stdout may be, drops all lines."""
+    def __init__(
+        self, stream: TextIO | None, on_failure: Callable[[OSError], None] | None = None
+    ) -> None:
+        """Prepare to write to a stream; None, as sys.stdout may be, drops all lines.
+
+        on_failure: called with the first error of the stream, in the thread.
+        """
         self._stream = stream
+        self._on_failure = on_failure
         self._fd = None if stream is None else _descriptor(stream)
         self._changed = threading.Condition()
         self._waiting: list[str] = []
@@ -69,9 +76,12 @@ class LineWriter:
         while text := self._next():
             try:
                 self._write(text)
-            except (OSError, ValueError):  # its reader is gone, the disk is full, it is closed
+            except (OSError, ValueError) as exc:  # no reader, a full disk, closed
                 with self._changed:
                     self._dropped += text.count("\n")
+                if self._on_failure is not None and isinstance(exc, OSError):
+                    self._on_failure(exc)
+                    self._on_failure = None
 
     def _next(self) -> str:
         """Wait for lines; return "" when there are none left and it is closing."""

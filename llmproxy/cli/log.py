@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..conversations.prompt_cache import find_cache_misses
 from ..conversations.threads import selected, threads, tree
-from ..recorder.exchange import ExchangeSummary, summary_to_json, to_json
+from ..recorder.exchange import summary_to_json, to_json
 from ..recorder.prune import prune
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import StoreError
@@ -22,15 +23,19 @@ from ..recorder.verify import verify
 from ..report.numbers import count_of
 from .arguments import (
     TIME_HELP,
+    Parser,
     add_database,
     add_filters,
     database_of,
     filter_of,
+    name,
     resolve_ids,
 )
-from .exchange_text import exchange_page, summary_line
+from .columns import Aligner, Cell, joined
+from .exchange_text import OMITTED, exchange_page, summary_row
 from .run import FAILED, run
-from .thread_text import prefix_lines, thread_line, tree_lines, verified_lines
+from .terminal import has_all_characters, has_colours, width
+from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
 POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
 LAST = 20  # lines, by default
@@ -65,7 +70,7 @@ def _log(arguments: argparse.Namespace) -> int:
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="List recorded exchanges, newest last. With an ID, show that exchange in "
         "full. With only --thread ID, show a conversation and its forks as a tree.",
@@ -73,7 +78,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("id", nargs="?", metavar="ID", help="show this exchange in full")
+    add("id", nargs="?", type=name, metavar="ID", help="show this exchange in full")
     add_filters(
         parser,
         last=f"the newest N exchanges or conversations ({LAST}; with --prune, all)",
@@ -111,12 +116,12 @@ def _read(history: LogReader, arguments: argparse.Namespace) -> int:
         _conversations(history, arguments)
     elif arguments.id is not None:
         exchange = history.exchange(arguments.id)
-        page = exchange_page(exchange, colours=sys.stdout.isatty())
+        page = exchange_page(exchange, colours=has_colours(sys.stdout))
         _print([page], [to_json(exchange)], arguments)
     elif _is_tree(arguments):
         thread_id = arguments.thread_id
-        lines = tree_lines(tree(history, thread_id), thread_id, colours=sys.stdout.isatty())
-        _print(lines, (), arguments)
+        rows = tree_rows(tree(history, thread_id), thread_id)
+        _print(_lines(rows, _aligner(OMITTED)), (), arguments)
     else:
         _exchanges(history, arguments)
     return 0
@@ -128,10 +133,11 @@ def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
         conversations = threads(history, chosen, last=last)
         if not conversations:
             _say_why(history, arguments)
-        _print(map(thread_line, conversations), map(_values, conversations), arguments)
+        lines = _lines([*map(thread_row, conversations)], _aligner(THREAD_OMITTED))
+        _print(lines, map(_values, conversations), arguments)
     else:
         compared = find_cache_misses(history, chosen, last=last)
-        lines = prefix_lines(compared, colours=sys.stdout.isatty())
+        lines = prefix_lines(compared, colours=has_colours(sys.stdout))
         if len(selected(history, chosen, last + 1)) > last:
             lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
         _print(lines, map(_values, compared), arguments)
@@ -147,13 +153,28 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
 def _exchanges(history: LogReader, arguments: argparse.Namespace) -> None:
     chosen = filter_of(arguments)
     follower = history.follow(chosen) if arguments.follow else None
-    entries = history.entries(chosen, last=arguments.last or LAST)
-    if not entries:
+    aligner = _aligner(OMITTED)
+    found = history.entries(chosen, last=arguments.last or LAST)
+    if not found:
         _say_why(history, arguments)
-    _print_exchanges(entries, arguments)
-    while follower is not None:
+    while True:
+        lines = _lines([*map(summary_row, found)], aligner)
+        _print(lines, map(summary_to_json, found), arguments)
+        if follower is None:
+            return
         time.sleep(POLL_S)
-        _print_exchanges(follower.poll(), arguments)
+        found = follower.poll()
+
+
+def _aligner(omitted: Sequence[int]) -> Aligner | None:
+    """Return what aligns the rows of a list, if they go to a terminal."""
+    if not sys.stdout.isatty():
+        return None
+    return Aligner(width, omitted, colours=has_colours(sys.stdout))
+
+
+def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | None) -> Iterable[str]:
+    return map(joined, rows) if aligner is None else aligner.lines(rows)
 
 
 def _say_why(history: LogReader, arguments: argparse.Namespace) -> None:
@@ -173,21 +194,19 @@ def _values(record: Any) -> Any:
     return json.loads(json.dumps(asdict(record), default=datetime.isoformat))
 
 
-def _print_exchanges(exchanges: Sequence[ExchangeSummary], arguments: argparse.Namespace) -> None:
-    colours = sys.stdout.isatty()
-    lines = (summary_line(exchange, colours=colours) for exchange in exchanges)
-    _print(lines, map(summary_to_json, exchanges), arguments)
-
-
 def _print(lines: Iterable[str], values: Iterable[Any], arguments: argparse.Namespace) -> None:
     """Print either the lines or, with --json, the values."""
-    for line in values if arguments.json else lines:
-        print(json.dumps(line, ensure_ascii=False) if arguments.json else line, flush=True)
+    if arguments.json:
+        is_ascii = not has_all_characters(sys.stdout)
+        lines = (json.dumps(value, ensure_ascii=is_ascii) for value in values)
+    for line in lines:
+        print(line, flush=True)
 
 
 def _verify(database: Path, arguments: argparse.Namespace) -> int:
     verified = verify(database)
-    _print(verified_lines(verified), [asdict(verified)], arguments)
+    with suppress(BrokenPipeError):  # the exit code tells what the lines would have told
+        _print(verified_lines(verified), [asdict(verified)], arguments)
     return FAILED if verified.broken else 0
 
 

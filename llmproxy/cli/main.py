@@ -12,6 +12,9 @@ from ..backends.engine import known_keys
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
 from ..core.threads import exit_process
+from .run import INTERRUPTED
+from .run import run as run_command
+from .terminal import own_streams, take_any_text
 
 # Each with its module and function, imported when it is asked for: the server needs none of them.
 _SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
@@ -26,18 +29,31 @@ _SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
 
 def run(argv: Sequence[str] | None = None, program: str = "llmproxy") -> NoReturn:
     """Run the command as all that this process does, and end the process."""
+    output = own_streams()
+    is_text_lost = False
     try:
         exit_code = main(argv, program)
     except SystemExit as exc:  # of argparse, or a second signal
         if not isinstance(exc.code, int):
             raise
         exit_code = exc.code
-    exit_process(exit_code)
+        is_text_lost = True  # argparse tells nobody if it can't write the text of --help
+    except KeyboardInterrupt:  # while modules are imported or arguments read
+        exit_code = INTERRUPTED
+
+    def finish() -> int:
+        sys.stdout.flush()
+        if is_text_lost and output.failure is not None:
+            raise output.failure
+        return exit_code
+
+    exit_process(run_command(program, finish) or exit_code)
 
 
 def main(argv: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     """Run the command with these arguments (default: sys.argv) and return its exit code."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    take_any_text()
     keys = known_keys()
     _log_to_stderr(program, keys)
     if argv and argv[0] in _SUBCOMMANDS:
@@ -47,7 +63,7 @@ def main(argv: Sequence[str] | None = None, program: str = "llmproxy") -> int:
         return command(argv[1:], program)
     from . import serve
 
-    return serve.main(argv, program, keys)
+    return serve.main(argv, program, keys, commands=tuple(_SUBCOMMANDS))
 
 
 class _Formatter(logging.Formatter):

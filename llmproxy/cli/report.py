@@ -22,33 +22,36 @@ from ..report.text import report_csv, report_json
 from ..version import __version__
 from .arguments import (
     TIME_HELP,
+    Parser,
     add_database,
     add_filters,
     add_prices,
     database_of,
     filter_of,
+    name,
     prices_of,
     resolve_ids,
 )
 from .exchange_text import damage_lines
 from .report_table import print_table
 from .run import run
+from .terminal import write_bytes
 
 NEWEST = 1000  # exchanges of recorded traffic, by default: takes some seconds
 
 
 def main(argv: Sequence[str], program: str) -> int:
     """Run `report` with these arguments and return its exit code."""
-    name = f"{program} report"
-    parser = _parser(name)
+    command = f"{program} report"
+    parser = _parser(command)
     arguments = parser.parse_args(argv)
     if arguments.run is not None and (arguments.last or _filter(arguments) != Filter()):
         parser.error("filters select recorded traffic; a run is always reported whole")
-    return run(name, lambda: _report(arguments), StoreError)
+    return run(command, lambda: _report(arguments), StoreError)
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         description="Report how fast, how well and at what cost models answered: in a benchmark "
         "run, or in recorded traffic, which filters select.",
@@ -56,7 +59,9 @@ def _parser(program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("run", nargs="?", metavar="RUN", help='name or ID of a run; "last" is the newest')
+    add(
+        "run", nargs="?", type=name, metavar="RUN", help='name or ID of a run; "last" is the newest'
+    )
     add_filters(parser, last=f"the newest N ({NEWEST:,})")
     output = parser.add_mutually_exclusive_group().add_argument
     output("--json", action="store_true", help="print figures and responses as one JSON object")
@@ -85,13 +90,12 @@ def _report(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(report_json(study, figures(study, prices))))
     elif arguments.csv:
-        sys.stdout.buffer.write(report_csv(study).encode())
-        sys.stdout.buffer.flush()
+        write_bytes(report_csv(study).encode())
         if study.is_partial:
             shown = count_of(len(study.answers), "response")
             print(f"only the newest {shown}; --last N reads more", file=sys.stderr)
     elif arguments.html == "-":
-        print(_page(study, prices))
+        write_bytes(_page(study, prices).encode())  # its head says UTF-8, whatever the terminal
     elif arguments.html:
         with open(
             arguments.html, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping
 
@@ -10,10 +9,11 @@ from ..report.data import Study
 from ..report.figures import figures
 from ..report.prices import Price
 from ..report.text import table
+from .terminal import has_colours, width
 
 
 def print_table(study: Study, prices: Mapping[str, Price]) -> None:
     """Print a study as wide as the terminal, in colour if it is one."""
-    width = shutil.get_terminal_size().columns
-    lines = table(study, figures(study, prices), width=width, colours=sys.stdout.isatty())
+    colours = has_colours(sys.stdout)
+    lines = table(study, figures(study, prices), width=width(), colours=colours)
     print("\n".join(lines), flush=True)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from ..core.errors import ProxyError
+from ..core.text import printable
 from ..proxy import SettingsError
 
 # 0 is success; argparse exits with 2 for wrong arguments.
@@ -31,13 +32,13 @@ def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> in
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()
         return 0
     except OSError as exc:
         where = f"{exc.filename}: " if exc.filename else ""
-        return _fail(name, f"{where}{exc.strerror}", FAILED)
+        return _fail(name, f"{where}{exc.strerror or exc}", FAILED)
 
 
 def _fail(name: str, message: str, exit_code: int) -> int:
-    print(f"{name}: {message}", file=sys.stderr)
+    """Print a message, as one line, and return the exit code."""
+    print(f"{name}: {printable(message)}", file=sys.stderr, flush=True)
     return exit_code

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import difflib
+import errno
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
@@ -21,43 +23,70 @@ from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
+from ..report.numbers import count_of
 from ..serving import serve_until_signal
 from ..version import __version__
-from .arguments import add_parallel
-from .exchange_text import summary_line
+from .arguments import Parser, add_database, add_parallel
+from .columns import Aligner
+from .exchange_text import OMITTED, summary_line, summary_row
 from .line_writer import LineWriter
 from .run import run
+from .terminal import STDOUT, has_colours, width
 
 
-def main(argv: Sequence[str], program: str, keys: KnownKeys) -> int:
-    """Serve with these arguments until a signal stops it; return the exit code."""
-    arguments = _parser(program).parse_args(argv)
-    if arguments.help_limits:
-        print("\n".join(limits.describe()))
-        return 0
+def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[str]) -> int:
+    """Serve with these arguments until a signal stops it; return the exit code.
+
+    commands: names of the subcommands, for the message if another word is given.
+    """
+    parser = _parser(program)
+    arguments, unknown = parser.parse_known_args(argv)
+    words = [word for word in unknown if not word.startswith("-")]
+    if words:
+        parser.error(_wrong_word(words[0], argv, commands))
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return run(program, lambda: _run(arguments, keys))
 
 
+def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
+    """Explain a word that is not a flag: a command that comes late, or that does not exist."""
+    if word in commands:
+        return f"the command {word!r} must come first, before all flags"
+    if argv[0] != word:
+        return f"unrecognized arguments: {word}"
+    alike = difflib.get_close_matches(word, commands, n=1)
+    hint = f"did you mean {alike[0]}?" if alike else "without one, it serves"
+    return f"there is no command {word!r}: {hint} (the commands are {', '.join(commands)})"
+
+
 def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
+    if arguments.help_limits:
+        print("\n".join(limits.describe()))
+        return 0
     # Kept from the start: plugins replace them while they load a model, and two that do so at
     # once may leave closed streams behind for good.
     with ExitStack() as files:
-        out, err = (files.enter_context(LineWriter(file)) for file in (sys.stdout, sys.stderr))
+        err = files.enter_context(LineWriter(sys.stderr))
+        warn = partial(_warn, err)
+        out = files.enter_context(LineWriter(sys.stdout, partial(_failed, warn, STDOUT)))
         access_log = err
         if arguments.access_log not in (None, "-"):
-            file = files.enter_context(_open_access_log(arguments.access_log))
-            access_log = files.enter_context(LineWriter(file))
+            path = arguments.access_log
+            file = files.enter_context(_open_access_log(path))
+            failed = partial(_failed, warn, f"access log {path}")
+            access_log = files.enter_context(LineWriter(file, failed))
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
                 handler.setStream(err)
                 files.callback(handler.setStream, sys.stderr)
-        settings = _settings(arguments, out, err, access_log)
+        settings = _settings(arguments, out, warn, access_log)
         asyncio.run(_serve(settings, keys, out))
     return 0
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=program,
         usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
         f"\n       {program} bench --models A,B [flags]\n       {program} report [RUN] [flags]"
@@ -94,7 +123,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="model to use if a request names none or an unknown one",
     )
     add_parallel(parser)
-    add("--database", type=Path, metavar="PATH", help="log file (default: llm's logs.db)")
+    add_database(parser)
     add("--no-log", dest="log", action="store_false", help="do not record anything")
     add(
         "--no-recall",
@@ -200,7 +229,10 @@ def _map(text: str) -> tuple[str, str]:
 
 
 def _settings(
-    arguments: argparse.Namespace, out: LineWriter, err: LineWriter, access_log: LineWriter
+    arguments: argparse.Namespace,
+    out: LineWriter,
+    warn: Callable[[str], None],
+    access_log: LineWriter,
 ) -> Settings:
     given = vars(arguments)
     if not arguments.log and arguments.database:
@@ -211,11 +243,21 @@ def _settings(
         | {
             "keys": [*arguments.keys, *keys_of_environment()],
             "limits": _limits(arguments.limits),
-            "warn": lambda line: err.line(f"warning: {printable(line)}"),
-            "report": _ignore if arguments.quiet else partial(_print_exchange, out),
+            "warn": warn,
+            "report": _ignore if arguments.quiet else _exchange_printer(out),
             "access_log": arguments.access_log and access_log.line,
         }
     )
+
+
+def _warn(err: LineWriter, line: str) -> None:
+    err.line(f"warning: {printable(line)}")
+
+
+def _failed(warn: Callable[[str], None], name: str, exc: OSError) -> None:
+    """Warn that lines can't be written, unless the stream was closed before we began."""
+    if exc.errno != errno.EBADF:
+        warn(f"{name}: {exc.strerror}; its lines are lost until it can be written")
 
 
 def _open_access_log(path: str) -> TextIO:
@@ -237,19 +279,29 @@ def _ignore(exchange: Exchange) -> None:
     pass
 
 
-def _print_exchange(out: LineWriter, exchange: Exchange) -> None:
-    out.line(summary_line(exchange, colours=out.isatty(), id=False))
+def _exchange_printer(out: LineWriter) -> Callable[[Exchange], None]:
+    """Return a function that prints an exchange as one line, in columns on a terminal."""
+    if not out.isatty():
+        return lambda exchange: out.line(summary_line(exchange, id=False))
+    aligner = Aligner(width, [index - 1 for index in OMITTED], colours=has_colours(sys.stdout))
+    return lambda exchange: out.line("".join(aligner.lines([summary_row(exchange)[1:]])))
 
 
 async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
     """Run until a signal says to stop."""
-    stopping = "stopping: waiting for running requests; signal again to stop at once"
     await serve_until_signal(
         settings,
         keys,
         on_start=lambda proxy: out.line("\n".join(_welcome(proxy))),
-        on_stop=lambda: out.line(stopping),
+        on_stop=lambda proxy: out.line(_goodbye(proxy.app.unanswered)),
     )
+
+
+def _goodbye(unanswered: int) -> str:
+    if not unanswered:
+        return "stopping"
+    requests = count_of(unanswered, "running request")
+    return f"stopping: waiting for {requests}; signal again to stop at once"
 
 
 def _welcome(proxy: Proxy) -> list[str]:

@@ -14,7 +14,8 @@ from ..core.message_diff import Difference
 from ..core.text import painted, printable
 from ..recorder.verify import Broken, Verified
 from ..report.numbers import count_of
-from .exchange_text import summary_line, tokens_in_and_out
+from .columns import Cell, cell
+from .exchange_text import local_time, summary_row, tokens_in_and_out
 
 _ORIGINS: dict[Origin, str] = {
     "fork": "fork of",
@@ -31,8 +32,13 @@ _LABELS: dict[Label, str] = {
 }
 
 
-def thread_line(thread: Thread) -> str:
-    """Format a conversation as one line.
+THREAD_OMITTED = (2, 5, 6, 4, 3, 1)
+"""Columns of `thread_row` that a narrow terminal goes without, the first ones first: clients,
+tokens, origin, number of exchanges, models, time."""
+
+
+def thread_row(thread: Thread) -> list[Cell]:
+    """Format a conversation as columns.
 
     Its ID (for `log --thread ID`), the time of its last exchange, clients, models, number of
     exchanges and turns, tokens in and out, what it was forked from, and its first words.
@@ -41,7 +47,7 @@ def thread_line(thread: Thread) -> str:
     origin = f"{_ORIGINS[thread.origin]} {thread.forked_from}" if thread.origin else ""
     columns = [
         thread.id,
-        f"{thread.moved.astimezone():%m-%d %H:%M:%S}" if thread.moved else "-",
+        local_time(thread.moved) if thread.moved else "-",
         ", ".join(thread.clients),
         ", ".join(thread.models) or "-",
         count_of(thread.exchanges, "exchange")
@@ -51,12 +57,15 @@ def thread_line(thread: Thread) -> str:
         f"damaged: {', '.join(thread.damaged)}" if thread.damaged else "",
         " ".join(thread.name.split()),
     ]
-    return "  ".join(printable(column) for column in columns if column)
+    return [cell(printable(column)) for column in columns]
 
 
-def tree_lines(places: Sequence[TreeRow], thread_id: str, *, colours: bool = False) -> list[str]:
-    """Draw a tree, an exchange per line; a star marks those of conversation `thread_id`."""
-    lines = []
+def tree_rows(places: Sequence[TreeRow], thread_id: str) -> list[list[Cell]]:
+    """Draw a tree, an exchange per row; a star marks those of conversation `thread_id`.
+
+    The branches stand before the ID, in the first column of `summary_row`.
+    """
+    rows = []
     # From the end: a branch's line continues only if more of it follows.
     more: list[bool] = []
     for place in reversed(places):
@@ -67,14 +76,11 @@ def tree_lines(places: Sequence[TreeRow], thread_id: str, *, colours: bool = Fal
             bars[-1] = "├─ " if open_[depth] else "└─ "
         star = "* " if place.entry.thread_id == thread_id else "  "
         label = f"{_LABELS[place.label]}  " if place.label else ""
-        lines.append(
-            star
-            + painted("".join(bars), "dim", colours)
-            + painted(label, "yellow", colours)
-            + summary_line(place.entry, colours=colours)
-        )
+        id_, *others = summary_row(place.entry)
+        branches = (*cell(star), *cell("".join(bars), "dim"), *cell(label, "yellow"))
+        rows.append([(*branches, *id_), *others])
         more = [*open_[:depth], True] if place.begins else [*open_, True]
-    return lines[::-1]
+    return rows[::-1]
 
 
 def prefix_lines(prefixes: Iterable[ThreadCache], *, colours: bool = False) -> list[str]:
@@ -104,9 +110,7 @@ def _prefix_line(prefix: ThreadCache, colours: bool) -> str:
 
 def _break_lines(broken: CacheMiss) -> list[str]:
     how = "compacted from" if broken.link == "compacted" else "after"
-    lines = [
-        f"{broken.received.astimezone():%m-%d %H:%M:%S}  {broken.id} {how} {broken.previous_id}"
-    ]
+    lines = [f"{local_time(broken.received)}  {broken.id} {how} {broken.previous_id}"]
     if broken.models is not None:
         before, after = broken.models
         lines.append(f"  different model: {before or '-'}, now {after or '-'}")

@@ -24,7 +24,10 @@ ProxyError              500 internal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 
 
@@ -212,3 +215,33 @@ _BY_STATUS: Mapping[int, type[ProxyError]] = {
 def class_of_status(status: int) -> type[ProxyError]:
     """Return the class of a response's status, UpstreamError if it has none of its own."""
     return _BY_STATUS.get(status, UpstreamError)
+
+
+def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
+    """Return how many seconds a response's headers ask to wait; None if they don't.
+
+    headers: with lower-case names. `retry-after` has seconds or a date (RFC 9110, 10.2.3),
+        `retry-after-ms` is OpenAI's, and more exact.
+    """
+    for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * factor
+        except ValueError:
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    try:
+        at = parsedate_to_datetime(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return max((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp(), 0.0)
+
+
+def retry_headers(seconds: float | None) -> dict[str, str]:
+    """Return the headers that ask to wait: whole seconds, and milliseconds if that is not exact."""
+    if seconds is None:
+        return {}
+    headers = {"retry-after": f"{math.ceil(seconds)}"}
+    if seconds != int(seconds):
+        headers["retry-after-ms"] = f"{seconds * 1000:.0f}"
+    return headers

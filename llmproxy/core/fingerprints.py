@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -100,13 +100,39 @@ def request_key(request: chat.ChatRequest) -> str:
     """Fingerprint everything that a response depends on, except the model's name.
 
     Options, tools, tool choice, schema, and the visible content of the messages; the same for
-    every dialect, streamed or not.
+    every dialect, streamed or not. Options at their defaults don't count (`relevant_options`).
     """
-    asked: list[Any] = [
+    return _request_key(
+        request,
         relevant_options(request),
-        [[tool.name, tool.description, tool.input_schema] for tool in request.tools],
+        [(tool.description or None) for tool in request.tools],
+        relevant_tool_choice(request),
+    )
+
+
+def request_keys(request: chat.ChatRequest) -> tuple[str, str]:
+    """Return the key of a request, and the one that llmproxy gave it before options had defaults.
+
+    Logs keep the keys that were computed when they were written.
+    """
+    options = {name: value for name, value in request.options.items() if name not in _UNSTABLE}
+    descriptions = [tool.description for tool in request.tools]
+    older = _request_key(request, options, descriptions, request.tool_choice)
+    return request_key(request), older
+
+
+def _request_key(
+    request: chat.ChatRequest,
+    options: Mapping[str, Any],
+    descriptions: Sequence[str | None],
+    tool_choice: chat.ToolChoice,
+) -> str:
+    tools = zip(request.tools, descriptions, strict=True)
+    asked: list[Any] = [
+        options,
+        [[tool.name, description, tool.input_schema] for tool, description in tools],
         [[tool.name, dict(tool.config)] for tool in request.server_tools],
-        request.tool_choice if isinstance(request.tool_choice, str) else request.tool_choice.name,
+        tool_choice if isinstance(tool_choice, str) else tool_choice.name,
         request.schema,
     ]
     key = _hash(json.dumps(payload.with_double_numbers(asked), sort_keys=True).encode())
@@ -123,14 +149,52 @@ def request_key(request: chat.ChatRequest) -> str:
     return str(key.hexdigest())
 
 
+# Agents send a new session name each time; the log keeps no cache markers.
+_UNSTABLE = frozenset({"user", "cache"})
+# The values that the APIs' references give as defaults: sending one means the same as leaving it
+# out. OpenAI: developers.openai.com/api/reference, Anthropic: platform.claude.com/docs/api.
+# The default effort is not among them, since it differs between APIs and models.
+_DEFAULTS: Mapping[str, object] = {
+    "temperature": 1.0,  # both
+    "top_p": 1.0,  # OpenAI; for Anthropic too it is no truncation
+    "frequency_penalty": 0.0,
+    "presence_penalty": 0.0,
+    "logit_bias": {},
+    "parallel_tool_calls": True,  # both
+    "verbosity": "medium",
+    "thinking": False,  # Anthropic's {"type": "disabled"}
+}
+
+
 def relevant_options(request: chat.ChatRequest) -> dict[str, Any]:
-    """Return the options that a response depends on.
+    """Return the options that a response depends on, without those at their APIs' defaults.
 
     Not `user`, where agents send a new session name each time, nor `cache`, since the log
-    keeps no cache markers.
+    keeps no cache markers, nor `service_tier`, which is about speed and price. How calls run in
+    parallel counts only if there are tools, a thinking budget only if there is thinking; the
+    order of stop sequences does not count.
     """
-    others = ("user", "cache")
-    return {name: value for name, value in request.options.items() if name not in others}
+    options = dict(request.options)
+    unused = {*_UNSTABLE, "service_tier"}
+    if not (request.tools or request.server_tools):
+        unused.add("parallel_tool_calls")
+    if options.get("thinking") is False:
+        unused.add("thinking_budget")
+    if isinstance(bias := options.get("logit_bias"), dict):
+        options["logit_bias"] = {token: value for token, value in bias.items() if value}
+    if stops := options.get("stop_sequences"):
+        options["stop_sequences"] = sorted(set(stops))
+    return {
+        name: value
+        for name, value in options.items()
+        if name not in unused and not (name in _DEFAULTS and value == _DEFAULTS[name])
+    }
+
+
+def relevant_tool_choice(request: chat.ChatRequest) -> chat.ToolChoice:
+    """Return the tool choice; without tools, "none" means the same as nothing."""
+    has_tools = request.tools or request.server_tools
+    return request.tool_choice if has_tools or request.tool_choice != "none" else "auto"
 
 
 def attachment_contents(message: Message) -> list[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import cached_property
 
 import llm
@@ -16,7 +17,7 @@ from llm.parts import Message
 
 from ..core import chat
 from ..core.backend import Run, Stamped
-from ..core.errors import ProxyError
+from ..core.errors import ProxyError, retry_after_s
 from .exchange import Exchange, Match, Status, Turn, with_answer
 
 
@@ -72,12 +73,23 @@ class Capture:
         if status == "error" and self.http_status is None:
             self.http_status = getattr(error, "status", 500)
         words = _in_words(error)
+        redact = self.begun.redactor.text
+        if isinstance(error, ProxyError):
+            ended = replace(
+                self.begun,
+                error_status=error.status,
+                error_code=None if error.code is None else redact(error.code),
+                error_param=None if error.param is None else redact(error.param),
+                retry_after_s=retry_after_s(error.headers, datetime.now(UTC)),
+            )
+        else:
+            ended = self.begun
         ended = replace(
-            self.begun,
+            ended,
             status=status,
             http_status=self.http_status,
             duration_ms=self._since(time.monotonic() if ended_at is None else ended_at),
-            error=None if words is None else self.begun.redactor.text(words),
+            error=None if words is None else redact(words),
             ignored=self.ignored,
             previous_id=self.match.previous_id,
             link=self.match.link,

@@ -92,7 +92,10 @@ class ExchangeSummary:
         ttft_ms includes loading it.
     model_asked: the client's name for the model. model_used: llm's id of the one that answered.
     status: "interrupted" if it was running when its process was killed.
-    error: the message. usage: in the common format. ignored: paths of unsupported fields.
+    error: the message, after `error_param`, the path of the field at fault. error_status: of the
+        error itself: inside a stream the HTTP status is 200. error_code: the vendor's code.
+        retry_after_s: how long it asked to wait.
+    usage: in the common format. ignored: paths of unsupported fields.
     output_tokens_estimate: our estimate of the output, if nobody has counted it.
     ttft_ms: time to the first event of any kind. first_text_ms: time to the first visible text.
     tokens_per_second: the rate of its tokens, see token_rate.py; None if there is none, and of
@@ -127,6 +130,10 @@ class ExchangeSummary:
     finish_reason: chat.FinishReason | None = None
     stop_sequence: str | None = None
     error: str | None = None
+    error_status: int | None = None
+    error_code: str | None = None
+    error_param: str | None = None
+    retry_after_s: float | None = None
     ttft_ms: float | None = None
     first_text_ms: float | None = None
     duration_ms: float | None = None

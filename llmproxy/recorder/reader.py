@@ -38,6 +38,7 @@ from .store import (
     Unusable,
     check_version,
     complete_older_tables,
+    storable,
     summary_of,
     timestamp,
     translated,
@@ -51,7 +52,8 @@ class Filter:
     since, until: limits of `received`, `until` excluded.
     model: the requested name, or llm's id of the model that answered.
     thread_id, ids: exact ids; `LogReader.resolve` finds those that a user means.
-    search: words that must all occur in prompt or response, as in llm's search.
+    search: words that must all occur in prompt or response, as in llm's search; without
+        words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks and replays.
     """
@@ -79,12 +81,12 @@ class Filter:
             "dialect": self.dialect,
             "status": self.status,
             "thread_id": self.thread_id,
-            "search": None if self.search is None else _quoted(self.search),
+            "search": (self.search and _quoted(self.search)) or None,
             "ids": ids,
             "run": self.run,
             "is_traffic": self.is_traffic or None,
         }
-        given = {name: value for name, value in values.items() if value is not None}
+        given = storable({name: value for name, value in values.items() if value is not None})
         return " and ".join(_CONDITIONS[name] for name in given) or "true", given
 
 
@@ -376,7 +378,9 @@ class LogReader:
                 self._open()
             if self._version == 0:
                 self._version = _version(self._conn, self.path)
-            return [] if self._version == 0 else self._conn.execute(sql, values).fetchall()
+            if self._version == 0:
+                return []
+            return self._conn.execute(sql, storable(values)).fetchall()
 
 
 class Follower:

@@ -128,6 +128,10 @@ _MIGRATIONS = (
     ),
     (
         "alter table proxy_exchanges add column tokens_per_second real",
+        "alter table proxy_exchanges add column error_status integer",
+        "alter table proxy_exchanges add column error_code text",
+        "alter table proxy_exchanges add column error_param text",
+        "alter table proxy_exchanges add column retry_after_s real",
         # They have no times, and llm shows 0 as a time.
         "update turns set duration_ms = null"
         " where id in (select id from proxy_exchanges where origin = 'llama-stack')",
@@ -571,7 +575,14 @@ def columns(summary: ExchangeSummary) -> dict[str, Any]:
         "ignored": json.dumps(summary.ignored),
         **asdict(summary.usage),
     }
-    # A model's name, for example, can be any JSON string, lone surrogates included.
+    return storable(values)
+
+
+def storable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace lone surrogates, which SQLite can't take, by question marks.
+
+    A model's name, for example, can be any JSON string; an argument of a command, any bytes.
+    """
     return {
         name: value.encode(errors="replace").decode() if isinstance(value, str) else value
         for name, value in values.items()
@@ -730,4 +741,11 @@ def translated(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as exc:
         code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
         kind = Locked if code in _BUSY else Unusable
-        raise kind(f"{path}: {exc}") from exc
+        # An OSError's own text has the path too, and its number.
+        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
+        raise kind(f"{path}: {reason}") from exc
+
+
+def is_no_database(error: StoreError) -> bool:
+    """Check whether a file could not be used because it is something other than a database."""
+    return getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB

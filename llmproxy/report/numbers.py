@@ -28,7 +28,8 @@ def number(value: float) -> str:
 
 
 def _signed(digits: str) -> str:
-    return digits.replace("-", MINUS)
+    is_zero = not digits.strip("-0.,")  # rounded: there is no "-0.0"
+    return digits.replace("-", "" if is_zero else MINUS)
 
 
 def seconds(ms: float) -> str:

@@ -197,7 +197,9 @@ def _answers(models: Sequence[ModelFigures], page: _Page) -> list[str]:
             )
         if m.first_runs:
             lines += page.wrapped(
-                f"{m.model}: {m.first_runs:,} of {m.ok:,} responses were the first in their process"
+                f"{m.model}: {m.first_runs:,} of {count_of(m.ok, 'response')}"
+                f" {'was' if m.first_runs == 1 else 'were'} the first in"
+                f" {'its' if m.first_runs == 1 else 'their'} process"
                 " and may include loading the model"
             )
     return lines
@@ -296,7 +298,7 @@ def _tokens(models: Sequence[ModelFigures], page: _Page) -> list[str]:
         if counted < m.ok:
             few = f"only {counted:,}" if counted else "none"
             lines += page.wrapped(
-                f"{m.model}: {few} of {m.ok:,} responses had token counts;"
+                f"{m.model}: {few} of {count_of(m.ok, 'response')} had token counts;"
                 " ~ marks rates by our estimate"
             )
     return lines

@@ -239,6 +239,8 @@ def anonymize(exchange: Exchange) -> Exchange:
         client=placeholder(exchange.client) if has_title else exchange.client,
         first_words=placeholder(exchange.first_words),
         error=None if exchange.error is None else placeholder(exchange.error),
+        error_code=None if exchange.error_code is None else placeholder(exchange.error_code),
+        error_param=None if exchange.error_param is None else placeholder(exchange.error_param),
         stop_sequence=None
         if exchange.stop_sequence is None
         else placeholder(exchange.stop_sequence),

@@ -17,7 +17,7 @@ from llmproxy.backends.log_source import Log
 from llmproxy.backends.replay import Recorded, Replay, ReplayRun, differences
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
-from llmproxy.core.fingerprints import request_key
+from llmproxy.core.fingerprints import request_key, request_keys
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
 from llmproxy.recorder import timeline
 from tests import strategies
@@ -198,6 +198,89 @@ def test_failure_is_replayed_if_no_success_was_recorded(log):
     assert (raised.value.message, raised.value.status) == ("too fast", 429)
     id = log()
     assert [start_run(log, request()).replay_of for _ in range(2)] == [id, id]
+
+
+@pytest.mark.parametrize("http_status", [429, 200], ids=["instead of an answer", "in a stream"])
+def test_failure_is_replayed_with_its_class_code_field_and_wait(http_status, log):
+    details = {"error_status": 429, "error_code": "slow_down", "error_param": "model"}
+    id = log(status="error", error="model: too fast", reply=[])
+    changes = ", ".join(f"{name} = '{value}'" for name, value in details.items())
+    log.store._conn.execute(
+        f"update proxy_exchanges set http_status = ?, retry_after_s = 6.5, {changes}", [http_status]
+    )
+    run = start_run(log, request())
+    with pytest.raises(RateLimited) as raised:
+        asyncio.run(run.read())
+    error = raised.value
+    assert (error.message, error.status, error.param) == ("too fast", 429, "model")
+    assert (error.code, run.replay_of) == ("slow_down", id)
+    assert error.headers == {"retry-after": "7", "retry-after-ms": "6500"}
+
+
+DEFAULTS = {"parallel_tool_calls": True, "presence_penalty": 0, "logit_bias": {}, "n": 1}
+
+
+def test_requests_that_mean_the_same_have_the_same_recordings(log):
+    ids = [log(), log(body=DEFAULTS)]
+    replayed = [start_run(log, request(**fields)).replay_of for fields in ({}, DEFAULTS, {})]
+    assert replayed == [*ids, ids[0]]
+
+
+def as_an_older_version_wrote(log, id, body):
+    (_, older) = request_keys(request(**body))
+    log.store._conn.execute("update proxy_exchanges set replay_key = ? where id = ?", [older, id])
+
+
+def test_recordings_of_an_older_version_match(log):
+    """Their keys took defaults for differences; a request that says less is compared."""
+    log("something else")
+    id = log(body=DEFAULTS)
+    as_an_older_version_wrote(log, id, DEFAULTS)
+    assert start_run(log, request(**DEFAULTS)).replay_of == id
+    assert start_run(log, request()).replay_of == id
+    assert start_run(log, request(temperature=1, **DEFAULTS)).replay_of == id
+    assert "differs" not in miss_of(log, request(temperature=0.5))[0]
+
+
+def test_a_log_of_an_older_version_is_migrated_and_replayed(log, path):
+    """Its failures have no details, and its keys are those of that version."""
+    id = log(body=DEFAULTS)
+    failed = log("fails", status="error", error="model: too fast", reply=[])
+    as_an_older_version_wrote(log, id, DEFAULTS)
+    execute = log.store._conn.execute
+    execute("update proxy_exchanges set http_status = 429 where id = ?", [failed])
+    for name in ("error_status", "error_code", "error_param", "retry_after_s"):
+        execute(f"alter table proxy_exchanges drop column {name}")
+    execute("update proxy_meta set value = 4 where name = 'schema'")
+    log.store.close()
+    with Log(path) as older:
+        log.replay = Replay(older, speed=0)
+        assert start_run(log, request(**DEFAULTS)).replay_of == id
+        assert start_run(log, request()).replay_of == id
+        with pytest.raises(RateLimited) as raised:
+            fails = request(messages=[{"role": "user", "content": "fails"}])
+            asyncio.run(start_run(log, fails).read())
+    assert (raised.value.message, raised.value.headers) == ("model: too fast", {})
+
+
+def test_a_live_model_is_asked_rather_than_older_recordings_compared(log, path):
+    class Live:
+        async def choose(self, request):
+            return "live"
+
+    id = log(body=DEFAULTS)
+    as_an_older_version_wrote(log, id, DEFAULTS)
+    replay = Replay(Log(path), speed=0, live=Live())
+    assert asyncio.run(replay.choose(request())) == "live"
+    assert asyncio.run(replay.choose(request(**DEFAULTS))).model_id == "real"
+
+
+def test_rewound_it_starts_from_the_first_recordings_again(log):
+    ids = [log(answer=answer) for answer in "ABC"]
+    assert log.replay.rewind() == 0
+    assert [start_run(log, request()).replay_of for _ in range(2)] == ids[:2]
+    assert log.replay.rewind() == 2
+    assert start_run(log, request()).replay_of == ids[0]
 
 
 def test_recorded_models_are_listed(log):

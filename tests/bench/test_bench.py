@@ -122,7 +122,7 @@ async def test_run_stops_if_a_warm_up_can_not_be_logged():
         ({"retry-after": "7"}, 7),
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after": "7", "retry-after-ms": "6400"}, 6.4),
-        ({"retry-after": "-1"}, 0),
+        ({"retry-after": "-1"}, 4),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0),
         ({"retry-after": "soon"}, 4),
         ({"retry-after": "nan"}, 4),

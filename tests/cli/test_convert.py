@@ -76,7 +76,7 @@ def test_a_stream_is_converted_as_it_comes():
 
 
 FAILURES = {
-    "no JSON": (OPENAI, b"{", 1, "the body is not JSON: "),
+    "no JSON": (OPENAI, b"{", 1, "standard input: it is not JSON: "),
     "no request": (OPENAI, b'{"messages": 1}', 1, "messages: expected a list, got a number\n"),
     "no answer": (
         [*OPENAI, "--kind", "response"],
@@ -95,6 +95,12 @@ FAILURES = {
         b"",
         1,
         "the upstream's stream ended before its answer did\n",
+    ),
+    "a file that is no JSON": (
+        [*OPENAI, __file__],
+        b"",
+        1,
+        f"{__file__}: it is not JSON: ",
     ),
     "no such file": (
         [*OPENAI, "nowhere.json"],

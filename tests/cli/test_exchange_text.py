@@ -13,7 +13,8 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.cli.exchange_text import exchange_page, summary_line
+from llmproxy.cli.columns import joined
+from llmproxy.cli.exchange_text import exchange_page, local_time, summary_line, summary_row
 from llmproxy.core import attachments, chat
 from llmproxy.core.text import printable
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
@@ -113,7 +114,7 @@ def test_page_names_the_exchange_that_is_continued():
 
 
 def test_colours_are_off_by_default():
-    assert "\x1b[32mok\x1b[0m" in summary_line(EXCHANGE, colours=True)
+    assert "\x1b[32mok\x1b[0m" in joined(summary_row(EXCHANGE), colours=True)
     assert "\x1b" not in summary_line(EXCHANGE) + exchange_page(EXCHANGE)
 
 
@@ -140,8 +141,8 @@ def test_page_shows_all_of_an_exchange():
         "── user ──\nChange the greeting",
         "── reply ──\nhm\nDone.",
         "── timeline, 2 events in 2.12s ──",
-        "0.12s to 0.12s: reasoning, 1 events, 2 characters",
-        "2.00s to 2.00s: text, 1 events, 5 characters",
+        "0.12s to 0.12s: reasoning, 1 event, 2 characters",
+        "2.00s to 2.00s: text, 1 event, 5 characters",
     ):
         assert fact in page
 
@@ -201,3 +202,22 @@ def test_a_rate_by_our_estimate_is_marked():
     assert "  ~38/s  " in summary_line(uncounted)
     assert "tokens" not in summary_line(uncounted)
     assert "~38/s" in exchange_page(uncounted)
+
+
+def test_times_have_one_unit_and_are_never_negative():
+    soon = replace(EXCHANGE, queue_ms=0.0, ttft_ms=-0.04, first_text_ms=0.5, duration_ms=1200.0)
+    assert "  0.0000s (0.0000s of it waiting)  " in summary_line(soon)
+    assert "first event 0.0000s, first text 0.0005s, total 1.20s" in exchange_page(soon)
+
+
+def test_a_time_of_another_year_has_its_year():
+    now = datetime.now().astimezone()
+    assert local_time(now) == f"{now:%m-%d %H:%M:%S}"
+    before = now.replace(year=now.year - 1, day=1)
+    assert local_time(before) == f"{before:%Y-%m-%d %H:%M:%S}"
+
+
+def test_one_of_a_thing_is_not_called_many():
+    page = exchange_page(replace(EXCHANGE, recalled=1, events=EXCHANGE.events[1:]))
+    assert "recalled  1 message\n" in page
+    assert "── timeline, 1 event in 2.12s ──" in page

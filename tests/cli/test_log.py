@@ -126,7 +126,7 @@ def test_one_exchange_in_full(recorded):
     assert f"exchange  {recorded}" in page
     assert "── user ──\ngreet me" in page
     assert "── reply ──\nHello" in page
-    assert re.search(r"── timeline, 1 events in \S+ ──", page)
+    assert re.search(r"── timeline, 1 event in \S+ ──", page)
     whole = json.loads(log(recorded, "--json"))
     assert whole["request"]["body"]["messages"] == [{"role": "user", "content": "greet me"}]
     assert whole["turn"]["reply"][0]["parts"] == [{"type": "text", "text": "Hello"}]

@@ -1,5 +1,7 @@
 """The command as a person runs it: a process, its words, its signals, its exit code."""
 
+import errno
+import io
 import json
 import os
 import queue
@@ -10,12 +12,15 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from importlib import metadata
+from urllib.error import URLError
 from urllib.request import Request, urlopen
 
 import pytest
 
+from llmproxy.cli import serve
 from llmproxy.core.limits import describe
 from tests.commands import run_here
 
@@ -76,6 +81,12 @@ def test_version_and_help():
         (["--allow-origin", "foo"], "an origin is scheme://host[:port], not 'foo'"),
         (["--api-key", ""], "an API key can't be empty"),
         (["--qiet"], "unrecognized arguments: --qiet"),
+        (["lgo"], "there is no command 'lgo': did you mean log? (the commands are log, export, "),
+        (["serve"], "there is no command 'serve': without one, it serves (the commands are log, "),
+        (["--port", "0", "log"], "the command 'log' must come first, before all flags"),
+        (["--quiet", "extra"], "unrecognized arguments: extra"),
+        (["--database", ""], "argument --database: it is empty"),
+        (["--database", "/"], "argument --database: / is a folder, not a file"),
     ],
 )
 def test_words_that_make_no_sense_are_one_clear_line(words, error):
@@ -93,8 +104,10 @@ def test_port_in_use_is_one_clear_line():
         port = taken.getsockname()[1]
         result = run("--port", str(port))
     assert result.returncode == 2
-    message = f"llmproxy: can't listen on 127.0.0.1, port {port}: Address already in use\n"
-    assert result.stderr == message
+    assert result.stderr == (
+        f"llmproxy: can't listen on 127.0.0.1, port {port}: Address already in use"
+        " (--port names another one; 0 is any free one)\n"
+    )
 
 
 def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
@@ -121,7 +134,18 @@ def test_quiet_prints_no_exchanges():
         chat(url).read()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-    assert lines.get(timeout=5).startswith("stopping")
+    assert lines.get(timeout=5) == "stopping\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--replay"]])
+def test_a_file_that_is_no_database_is_refused_at_the_start(flags, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("Buy milk. " * 100)
+    code, out, err = run_here("--port", "0", "--database", str(path), *flags)
+    what = "there is nothing to replay" if flags else "the log can't be used"
+    assert (code, out) == (2, b"")
+    assert err == f"llmproxy: {what}: {path}: file is not a database\n"
+    assert [*tmp_path.iterdir()] == [path]
 
 
 def test_log_that_cannot_be_written_is_a_warning_and_it_serves(tmp_path):
@@ -180,3 +204,52 @@ def test_the_same_command_is_an_llm_plugin(monkeypatch):
     assert "proxy" in run("--help", command=[sys.executable, "-m", "llm"]).stdout
     shown = run("-m", "demo", "hi there", command=[sys.executable, "-m", "llm"])
     assert shown.stdout.startswith("You said: hi there")
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_the_server_goes_on_if_its_lines_can_not_be_printed():
+    warnings = []
+    print_lines = serve._line_printer(FullDisk(), "standard output", warnings.append)
+    print_lines("one")
+    print_lines("two")
+    assert warnings == [
+        "standard output: No space left on device; its lines are lost until it can be written"
+    ]
+
+
+def test_stopping_says_what_it_waits_for():
+    assert serve._goodbye(0) == "stopping"
+    assert serve._goodbye(1) == (
+        "stopping: waiting for 1 running request; signal again to stop at once"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stdout", ["/dev/full", "closed"])
+def test_a_server_without_standard_output_serves(stdout, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    target = ">&-" if stdout == "closed" else f"> {stdout}"
+    command = f"exec {sys.executable} -m llmproxy --port {port} {target}"
+    process = subprocess.Popen(["bash", "-c", command], stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + 30
+        while True:
+            try:
+                chat(f"http://127.0.0.1:{port}").read()
+                break
+            except URLError:
+                assert time.monotonic() < until
+                time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        warning = "warning: standard output: No space left on device; its lines are lost until it can be written\n"
+        assert process.stderr.read() == ("" if stdout == "closed" else warning)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

@@ -92,7 +92,7 @@ def test_html_is_one_page_that_shows_a_script_as_text(recorded, capsys, tmp_path
     assert page.startswith("<!doctype html>") and "<script" not in page
     assert "&lt;script&gt;" in page and 'http-equiv="refresh"' not in page
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert report(capsys, "friday", "--html", "-") == page + "\n"
+    assert report(capsys, "friday", "--html", "-") == page
 
 
 def test_prices_make_costs(recorded, capsys, tmp_path):

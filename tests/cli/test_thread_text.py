@@ -1,9 +1,11 @@
 """Conversations as text: a list, a tree, broken caches, failed verification."""
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from llmproxy.cli.thread_text import prefix_lines, thread_line, tree_lines, verified_lines
+from llmproxy.cli.columns import joined
+from llmproxy.cli.thread_text import prefix_lines, thread_row, tree_rows, verified_lines
 from llmproxy.conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
 from llmproxy.conversations.threads import Thread
 from llmproxy.conversations.tree import TreeRow
@@ -14,6 +16,15 @@ from llmproxy.recorder.verify import Broken, Verified
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 EVIL = "\x1b[2Jevil\r\n"
+
+
+def thread_line(thread):
+    return joined(thread_row(thread))
+
+
+def tree_lines(places, thread_id, **how):
+    return [joined(row, **how) for row in tree_rows(places, thread_id)]
+
 
 THREAD = Thread(
     id="01thread",
@@ -72,7 +83,7 @@ def test_tree_is_drawn_with_its_branches():
         place("title", 1, "quote", True),
         place("on", 1),
     ]
-    drawn = [line.partition("  01-0")[0] for line in tree_lines(places, "01thread")]
+    drawn = [re.split("  (?:2026-)?01-0", line)[0] for line in tree_lines(places, "01thread")]
     assert drawn == [
         "* one",
         "* two",
@@ -95,7 +106,7 @@ def test_tree_of_several_roots_has_no_bars_between_them():
         place("fork", 1, "fork", True),
         place("other", begins=True),
     ]
-    drawn = [line.partition("  01-0")[0] for line in tree_lines(places, "x")]
+    drawn = [re.split("  (?:2026-)?01-0", line)[0] for line in tree_lines(places, "x")]
     assert drawn == ["  one", "  └─ fork  fork", "  other"]
 
 

@@ -1,6 +1,7 @@
 """The tree of errors: its drawing in the docstring is what the classes say."""
 
 import re
+from datetime import UTC, datetime
 
 import pytest
 
@@ -66,3 +67,31 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
         assert "messages[0]" in (rendered.get("param") or rendered["message"])
         assert rendered["type"].endswith("_error") or rendered["type"] in OTHER_TYPES
         assert 400 <= dialect.error_status(error) < 600
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "17"}, 17.0),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "x", "retry-after": "1"}, 1.0),
+        ({"retry-after": "Sat, 21 Nov 2026 22:00:30 GMT"}, 30.0),
+        ({"retry-after": "Sat, 21 Nov 2026 21:00:00 GMT"}, 0.0),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "nan"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": ""}, None),
+    ],
+    ids=str,
+)
+def test_how_long_a_response_asks_to_wait(headers, seconds):
+    now = datetime(2026, 11, 21, 22, tzinfo=UTC)
+    assert errors.retry_after_s(headers, now) == seconds
+
+
+def test_the_wait_is_whole_seconds_for_those_who_read_no_more():
+    assert errors.retry_headers(None) == {}
+    assert errors.retry_headers(17.0) == {"retry-after": "17"}
+    assert errors.retry_headers(0.25) == {"retry-after": "1", "retry-after-ms": "250"}

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.core.fingerprints import replies, reply_of, request_key
+from llmproxy.core.fingerprints import replies, reply_of, request_key, request_keys
 from llmproxy.core.message_diff import Difference, first_difference
 from llmproxy.dialects import anthropic_messages, openai_chat
 from tests import strategies
@@ -278,3 +278,135 @@ def test_model_stream_and_who_asks_are_not_part_of_a_requests_key():
     changes = {"model": "n", "stream": False, "user": "session-2"}
     other = openai_chat.parse_request(OPENAI | changes, {})
     assert request_key(openai_chat.parse_request(OPENAI, {})) == request_key(other)
+
+
+PLAIN = {"model": "m", "messages": [{"role": "user", "content": "q"}]}
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+LOOK_IN_WORDS = {"type": "function", "function": LOOK["function"] | {"description": ""}}
+WITH_TOOL = {"tools": [LOOK]}
+
+
+def openai_key(**fields):
+    return request_key(openai_chat.parse_request(PLAIN | fields, {}))
+
+
+def anthropic_key(**fields):
+    return request_key(anthropic_messages.parse_request(PLAIN | {"max_tokens": 9} | fields, {}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 1},
+        {"top_p": 1.0},
+        {"presence_penalty": 0, "frequency_penalty": 0.0},
+        {"logit_bias": {}},
+        {"logit_bias": {"50256": 0}},
+        {"parallel_tool_calls": True},
+        {"parallel_tool_calls": False},  # there are no tools
+        {"service_tier": "flex"},
+        {"verbosity": "medium"},
+        {"n": 1},
+        {"stop": []},
+        {"stop": ""},
+        {"tools": []},
+        {"tool_choice": "auto"},
+        {"tool_choice": "none"},
+        {"response_format": {"type": "text"}},
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"store": True, "metadata": {"a": "b"}, "safety_identifier": "x", "prompt_cache_key": "y"},
+        {"logprobs": False, "modalities": ["text"], "seed": None},
+    ],
+    ids=str,
+)
+def test_a_field_at_its_documented_default_is_the_same_as_none(fields):
+    assert openai_key(**fields) == openai_key()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"thinking": {"type": "disabled"}},
+        {"temperature": 1.0},
+        {"stop_sequences": []},
+        {"tools": [], "tool_choice": {"type": "none"}},
+        {"service_tier": "auto"},
+        {"system": ""},
+        {"system": []},
+        {"stream": False, "metadata": {"user_id": "x"}},
+    ],
+    ids=str,
+)
+def test_a_field_at_anthropics_default_is_the_same_as_none(fields):
+    assert anthropic_key(**fields) == anthropic_key() == openai_key(max_tokens=9)
+
+
+def test_with_tools_their_defaults_mean_nothing_too():
+    plain = openai_key(**WITH_TOOL)
+    assert openai_key(tools=[LOOK_IN_WORDS], tool_choice="auto", parallel_tool_calls=True) == plain
+    tool = {"name": "look", "input_schema": {"type": "object"}}
+    choice = {"type": "auto", "disable_parallel_tool_use": False}
+    assert anthropic_key(tools=[tool], tool_choice=choice) == openai_key(**WITH_TOOL, max_tokens=9)
+
+
+def test_the_order_of_stop_sequences_means_nothing():
+    assert openai_key(stop=["a", "b"]) == openai_key(stop=["b", "a", "b"]) != openai_key(stop="a")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0},
+        {"top_p": 0.9},
+        {"presence_penalty": 0.1},
+        {"logit_bias": {"50256": -100}},
+        {"reasoning_effort": "medium"},  # the default differs between models
+        {"seed": 0},
+        {"max_tokens": 9},
+        {"verbosity": "low"},
+        {"stop": "a"},
+        {"response_format": {"type": "json_object"}},
+        WITH_TOOL,
+    ],
+    ids=str,
+)
+def test_other_values_mean_something(fields):
+    assert openai_key(**fields) != openai_key()
+
+
+def test_with_tools_other_values_mean_something():
+    changes = [{}, {"parallel_tool_calls": False}, {"tool_choice": "none"}]
+    assert len({openai_key(**WITH_TOOL, **change) for change in changes}) == 3
+    budgets = [{"type": "enabled", "budget_tokens": 1024 * n} for n in (1, 2)]
+    assert len({anthropic_key(thinking=budget) for budget in budgets}) == 2
+
+
+# Computed by the version before options had defaults.
+OLDER_KEYS = [
+    ({}, "ba70be3728a35542a6c3063cd90d27d7"),
+    ({"temperature": 0.5, "max_tokens": 9}, "cf49ce872b3c3b33c378b20891f1a985"),
+    (
+        {"parallel_tool_calls": True, "presence_penalty": 0, "frequency_penalty": 0.0,
+         "logit_bias": {}, "service_tier": "auto", "temperature": 1, "top_p": 1},
+        "132aaf9bdb6699ceccfd0409bf25de97",
+    ),
+    (
+        {"tools": [LOOK_IN_WORDS], "parallel_tool_calls": True, "tool_choice": "auto"},
+        "5d1e6b5b21223f382adcd441ef4f8140",
+    ),
+    ({"stop": ["b", "a"], "tool_choice": "none"}, "7b6b9326aa9186cfb68edc184d9abcbb"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "older"), OLDER_KEYS, ids=[older for _, older in OLDER_KEYS])
+def test_keys_in_older_logs_are_still_known(fields, older):
+    keys = request_keys(openai_chat.parse_request(PLAIN | fields, {}))
+    assert keys == (openai_key(**fields), older)
+
+
+def test_a_request_without_defaults_keeps_its_key():
+    assert openai_key() == OLDER_KEYS[0][1]
+    assert openai_key(temperature=0.5, max_tokens=9) == OLDER_KEYS[1][1]
+    assert anthropic_key() == "fdacf62037dd4330b0da661f1d81dbbd"
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    assert anthropic_key(thinking=thinking) == "55a59880f66e6b0f318918b0c4f328b2"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from http.client import IncompleteRead
 from pathlib import Path
 
 import anthropic
@@ -12,6 +14,7 @@ import pytest
 from llm.parts import StreamEvent, ToolResultPart
 
 import llmproxy
+from llmproxy.core.errors import RateLimited
 from llmproxy.proxy import Proxy, Settings, SettingsError
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
@@ -256,3 +259,60 @@ def test_agent_runs_again_without_its_model(recorded_by, replayed_by, llm_user_p
         with pytest.raises((openai.NotFoundError, anthropic.NotFoundError), match="differs at"):
             AGENTS[replayed_by](proxy.url, "quick")
     assert len(model.prompts) == 2
+
+
+REFUSAL = RateLimited(
+    "you are too fast",
+    code="rate_limit_exceeded",
+    headers={"retry-after": "17", "x-should-retry": "true"},
+)
+
+
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("is_late", [False, True], ids=["at once", "in a stream"])
+def test_a_failure_is_replayed_as_it_was(path, is_late, llm_user_path):
+    """With its class, code and field; with the time to wait where a header can say it."""
+    body = BODIES[path] | {"stream": is_late}
+    said = ["Hel"] if is_late else []
+
+    def asked(proxy):
+        try:
+            status, headers, text = request(proxy, "POST", path, body)
+        except IncompleteRead as exc:  # OpenAI's API has no proper end for it
+            status, headers, text = 200, {}, exc.partial
+        text = re.sub(r'01[0-9a-z]{24}|"created":\d+', "", text.decode())
+        return status, headers.get("retry-after"), text
+
+    with running(AsyncScript("m", *said, REFUSAL)) as proxy:
+        live = asked(proxy)
+    with running(replay="replay", replay_speed=0) as proxy:
+        assert asked(proxy) == live
+    assert live[:2] == ((200, None) if is_late else (429, "17"))
+    columns = "error_status, error_code, retry_after_s"
+    assert rows(llm_user_path, f"select {columns} from proxy_exchanges limit 1") == [
+        (429, "rate_limit_exceeded", 17.0)
+    ]
+
+
+def test_a_server_is_rewound_without_a_restart(llm_user_path):
+    body = BODIES["/v1/chat/completions"]
+
+    def answers(proxy, count):
+        found = [request(proxy, "POST", "/v1/chat/completions", body) for _ in range(count)]
+        return [json.loads(text)["choices"][0]["message"]["content"] for _, _, text in found]
+
+    for word in ("one", "two"):
+        with running(AsyncScript("m", word)) as proxy:
+            answers(proxy, 1)
+            status, _, text = request(proxy, "POST", "/replay/rewind")
+            assert (status, b"this server replays nothing" in text) == (404, True)
+            assert proxy.proxy.rewind() == 0
+    with running(replay="replay", replay_speed=0) as proxy:
+        assert answers(proxy, 1) == ["one"]
+        status, _, text = request(proxy, "POST", "/replay/rewind")
+        assert (status, json.loads(text)) == (200, {"rewound": 1})
+        assert answers(proxy, 2) == ["one", "two"]
+        assert proxy.proxy.rewind() == 2
+        assert answers(proxy, 1) == ["one"]
+        status, headers, _ = request(proxy, "GET", "/replay/rewind")
+        assert (status, headers["allow"]) == (405, "POST")

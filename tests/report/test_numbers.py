@@ -24,6 +24,8 @@ def test_a_long_name_loses_its_middle():
         (999.7, "1.00 s"),
         (1042, "1.04 s"),
         (-1042, "−1.04 s"),
+        (-0.04, "0.0 ms"),
+        (-0.06, "−0.1 ms"),
         (123_456, "123 s"),
         (float("nan"), "–"),
         (float("inf"), "never"),

@@ -115,9 +115,11 @@ def _unfinished(study: Study) -> str:
     missing = study.planned is not None and made < study.planned
     if study.ended is not None and not missing:
         return ""
-    of = "" if study.planned is None else f" of {study.planned:,}"
+    responses = numbers.count_of(made, "response")
+    if study.planned is not None:
+        responses = f"{made:,} of {numbers.count_of(study.planned, 'response')}"
     notice = "This run is not over" if study.ended is None else "This run was not finished"
-    return f'<p class="notice" role="status">{notice}: {made:,}{of} responses so far.</p>'
+    return f'<p class="notice" role="status">{notice}: {responses} so far.</p>'
 
 
 def _damaged(study: Study) -> str:

@@ -1,0 +1,92 @@
+"""Lists in columns: aligned, cut where the terminal ends, and measured as it shows them."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmproxy.cli.columns import MAX_COLUMN, Aligner, cell, cut, display_width, joined
+from llmproxy.core.text import printable
+
+ROWS = [["01a", "12:00", "ok", "hello"], ["01bcd", "", "error 502", "it failed because"]]
+
+
+def aligned(rows, width, omit=(), colours=False):
+    aligner = Aligner(lambda: width, omit, colours=colours)
+    return aligner.lines([[*map(cell, row)] for row in rows])
+
+
+def test_columns_are_aligned():
+    assert aligned(ROWS, 80) == [
+        "01a    12:00  ok         hello",
+        "01bcd         error 502  it failed because",
+    ]
+
+
+def test_a_pipe_gets_the_cells_that_are_not_empty():
+    assert [joined([*map(cell, row)]) for row in ROWS] == [
+        "01a  12:00  ok  hello",
+        "01bcd  error 502  it failed because",
+    ]
+
+
+def test_the_last_column_is_cut_at_the_edge():
+    assert aligned(ROWS, 34) == [
+        "01a    12:00  ok         hello",
+        "01bcd         error 502  it faile…",
+    ]
+
+
+def test_columns_that_a_narrow_terminal_goes_without():
+    assert aligned(ROWS, 34, omit=[1, 2]) == [
+        "01a    ok         hello",
+        "01bcd  error 502  it failed becau…",
+    ]
+    assert aligned(ROWS, 9, omit=[1, 2]) == ["01a    h…", "01bcd  i…"]
+    assert aligned(ROWS, 3, omit=[1, 2]) == ["01…", "01…"]
+
+
+def test_a_column_that_no_row_has_takes_no_space():
+    assert aligned([["01a", "", "x"], ["01b", "", "y"]], 80) == ["01a  x", "01b  y"]
+
+
+def test_a_long_column_in_the_middle_leaves_space_for_the_last():
+    (line,) = aligned([["01a", "m" * 500, "hello"]], 80)
+    assert line == f"01a  {'m' * (MAX_COLUMN - 1)}…  hello"
+
+
+def test_columns_only_grow_while_a_list_is_followed():
+    aligner = Aligner(lambda: 80)
+    assert aligner.lines([[cell("aider"), cell("x")]]) == ["aider  x"]
+    assert aligner.lines([[cell("llm"), cell("x")]]) == ["llm    x"]
+    assert aligner.lines([[cell("claude-cli"), cell("x")]]) == ["claude-cli  x"]
+    assert aligner.lines([]) == []
+
+
+def test_wide_characters_are_measured():
+    assert [display_width(text) for text in ("ab", "日本", "e\u0301", "👍")] == [2, 4, 1, 2]
+    assert aligned([["日本", "x"], ["abcde", "y"]], 80) == ["日本   x", "abcde  y"]
+    assert cut(cell("日本語"), 4) == cell("日…")
+    assert cut(cell("日本語"), 5) == cell("日本…")
+
+
+def test_colours_take_no_space():
+    aligner = Aligner(lambda: 7, colours=True)
+    rows = [[cell("ok", "green"), cell("hello")], [cell("bad", "red"), cell("x")]]
+    assert aligner.lines(rows) == ["\x1b[32mok\x1b[0m   h…", "\x1b[31mbad\x1b[0m  x"]
+
+
+@pytest.mark.parametrize("colours", [False, True])
+@given(
+    rows=st.lists(st.lists(st.text().map(printable), min_size=4, max_size=4), max_size=4),
+    width=st.integers(1, 100),
+    omit=st.permutations([1, 2, 0]),
+)
+def test_no_line_is_longer_than_the_terminal_is_wide(rows, width, omit, colours):
+    cells = [[*map(cell, row[:3]), cell(row[3], "red")] for row in rows]
+    aligner = Aligner(lambda: width, omit, colours=colours)
+    for _ in range(2):
+        lines = [re.sub("\x1b\\[\\d+m", "", line) for line in aligner.lines(cells)]
+        assert len(lines) == len(rows)
+        assert all(display_width(line) <= width and line.isprintable() for line in lines)
