@@ -28,7 +28,6 @@ CLIENT = "llmproxy bench"
 COMMIT_S = 5.0  # long: a measured response is worth waiting for, and no client is
 MAX_WAIT_S = 300.0  # in all, for a request that a rate limit refuses: quotas of a minute, not a day
 MAX_STEP_S = 60.0  # between two attempts, if the provider does not say how long to wait
-NO_QUOTA = "insufficient_quota"  # OpenAI's code of a 429 that no waiting helps against
 
 Cache = Literal["as-is", "cold"]
 
@@ -357,7 +356,7 @@ def _wait_s(error: ProxyError, refusals: int) -> float | None:
     Only a 429 is waited for, which is about the account's quota. An overload (503, 529) is a
     failure of the provider, as a user would meet it.
     """
-    if not isinstance(error, RateLimited) or error.code == NO_QUOTA:
+    if not isinstance(error, RateLimited):
         return None
     if error.headers.get("x-should-retry") == "false":
         return None

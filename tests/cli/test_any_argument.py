@@ -78,7 +78,7 @@ ROWS = [
     exchange(4, status="error", error="line\nline\x1b[31m", reply="half"),
     exchange(5, status="running"),
     exchange(6, prompt="", received=datetime(1999, 1, 1, tzinfo=UTC)),
-    exchange(7, received=datetime(9999, 12, 31, 23, 59, tzinfo=UTC)),
+    exchange(7, received=datetime(9998, 12, 31, 23, 59, tzinfo=UTC)),
     exchange(8, received=datetime(1, 1, 1, tzinfo=UTC)),
     exchange(9, status="cancelled", queue_ms=1e9, is_first_run=True),
     exchange(10, previous_id=f"01jd{1:022d}", link="reply", recalled=1),
@@ -346,7 +346,7 @@ def test_a_list_on_a_terminal_is_in_columns(folder):
     assert [re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d", "…", line) for line in lines] == [
         "01jd0000000000000000000009  …       tests  demo  cancelled 200  hello",
         "01jd0000000000000000000010  …       tests  demo  ok             hello",
-        "01jd0000000000000000000007  9999-…  tests  demo  ok             hello",
+        "01jd0000000000000000000007  9998-…  tests  demo  ok             hello",
     ]
 
 

@@ -1,5 +1,6 @@
 """Lines go to a stream without the caller ever waiting for it."""
 
+import errno
 import io
 import os
 import subprocess
@@ -79,6 +80,21 @@ def test_a_reader_that_is_gone_costs_only_the_lines():
     with open(writing, "w") as broken, LineWriter(broken) as lines:
         for _ in range(10):
             lines.line("hello")
+
+
+class FullDisk(io.StringIO):
+    def write(self, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_stream_that_fails_is_reported_once():
+    failures = []
+    with LineWriter(FullDisk(), failures.append) as lines:
+        lines.line("one")
+        while not failures:
+            time.sleep(0.001)
+        lines.line("two")
+    assert [failure.errno for failure in failures] == [errno.ENOSPC]
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
 """The command as a person runs it: a process, its words, its signals, its exit code."""
 
-import errno
-import io
 import json
 import os
 import queue
@@ -20,7 +18,6 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from llmproxy.cli import serve
 from llmproxy.core.limits import describe
 from tests.commands import run_here
 
@@ -206,29 +203,6 @@ def test_the_same_command_is_an_llm_plugin(monkeypatch):
     assert shown.stdout.startswith("You said: hi there")
 
 
-class FullDisk(io.StringIO):
-    def write(self, text):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def test_the_server_goes_on_if_its_lines_can_not_be_printed():
-    warnings = []
-    print_lines = serve._line_printer(FullDisk(), "standard output", warnings.append)
-    print_lines("one")
-    print_lines("two")
-    assert warnings == [
-        "standard output: No space left on device; its lines are lost until it can be written"
-    ]
-
-
-def test_stopping_says_what_it_waits_for():
-    assert serve._goodbye(0) == "stopping"
-    assert serve._goodbye(1) == (
-        "stopping: waiting for 1 running request; signal again to stop at once"
-    )
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("stdout", ["/dev/full", "closed"])
 def test_a_server_without_standard_output_serves(stdout, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -247,7 +221,10 @@ def test_a_server_without_standard_output_serves(stdout, tmp_path):
                 time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
-        warning = "warning: standard output: No space left on device; its lines are lost until it can be written\n"
+        warning = (
+            "warning: standard output: No space left on device;"
+            " its lines are lost until it can be written\n"
+        )
         assert process.stderr.read() == ("" if stdout == "closed" else warning)
     finally:
         process.kill()
