@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import anthropic
 import pytest
 from llm.default_plugins.openai_models import AsyncChat, Chat, Responses
 from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
@@ -18,6 +19,8 @@ from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.core import chat
 from llmproxy.dialects import anthropic_messages, openai_chat
 from tests.models import AsyncScript, SyncScript
+from tests.provider import chat_stream, playing
+from tests.proxies import running
 
 TOLD = "messages[*] (a server tool's call and result, put into words)"
 
@@ -243,3 +246,30 @@ def test_what_the_log_has_of_a_model_is_sent_back_to_it_with_results_only():
     for model in (openai_model(Chat), Responses("m")):
         made = build_prompt(recalled, model, {})
         assert all(isinstance(part, TextPart) for part in made.prompt.messages[1].parts)
+
+
+def test_a_history_of_claudes_goes_on_with_an_openai_model():
+    """Through Anthropic's SDK, llm's own plugin and OpenAI's API: a search, and a summary."""
+    summary = {"type": "compaction", "content": "We speak of football."}
+    reply = [summary, *pair("web_search"), {"type": "text", "text": "The Reds."}]
+    messages: list[Any] = [
+        {"role": "user", "content": "who won?"},
+        {"role": "assistant", "content": reply},
+        {"role": "user", "content": "and last year?"},
+    ]
+    with playing(chat_stream({"content": "The Blues."})) as provider:
+        model = AsyncChat("m", api_base=provider.url, supports_tools=True)
+        model.needs_key = None
+        with running(model) as proxy, anthropic.Anthropic(base_url=proxy.url, api_key="k") as sdk:
+            answer = sdk.messages.with_raw_response.create(
+                model="m", max_tokens=9, messages=messages
+            )
+    assert answer.parse().content[0].text == "The Blues."
+    [body] = provider.bodies
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+    said = body["messages"][1]
+    assert "tool_calls" not in said
+    for words in ("We speak of football.", "<tool_call>web_search", "Reds win", "The Reds."):
+        assert words in said["content"]
+    ignored = answer.headers["x-llmproxy-ignored"]
+    assert TOLD in ignored and "messages[*].content[*] (compaction)" in ignored

@@ -225,32 +225,41 @@ def _tools(
     request: CreateMessageRequest, parser: _MessageParser
 ) -> tuple[tuple[llm.Tool, ...], tuple[chat.ServerTool, ...]]:
     """Return the tools that are offered now: the request's, as its messages change them."""
-    defined = [_tool(tool, f"tools[{i}]", parser) for i, tool in enumerate(request.tools or ())]
+    defined = [
+        (_name(tool), _tool(tool, f"tools[{i}]", parser))
+        for i, tool in enumerate(request.tools or ())
+    ]
     offered = list(defined)
     for change, path in parser.tool_changes:
         match change:
             case {"type": "tool_addition", "tool": {"type": "tool_definition"} as added}:
                 path = f"{path}.tool.definition"
-                tool = _tool(_added_tool(added.get("definition"), path), path, parser)
-                defined.append(tool)
-                offered = [*_without_tool(offered, tool.name), tool]
-            case {"type": "tool_addition", "tool": {"name": str(name)}}:
-                found = [tool for tool in defined if tool.name == name]
-                offered = [*_without_tool(offered, name), *found[-1:]]
-            case {"type": "tool_removal", "tool": {"name": str(name)}}:
-                offered = _without_tool(offered, name)
+                tool = _added_tool(added.get("definition"), path)
+                name = _name(tool)
+                defined.append((name, _tool(tool, path, parser)))
+            case {"tool": {"type": "tool_reference", "name": str(name)}}:
+                pass
             case _:  # of an MCP server, which no plugin is given
                 parser.ignored.append(f"messages[*].content[*] ({change['type']})")
+                continue
+        offered = [row for row in offered if row[0] != name]
+        if change["type"] == "tool_addition":
+            found = [row for row in defined if row[0] == name]
+            if not found:
+                raise _no_tool(name, f"{path}.tool.name")
+            offered.append(found[-1])
     return (
-        tuple(tool for tool in offered if isinstance(tool, llm.Tool)),
-        tuple(tool for tool in offered if isinstance(tool, chat.ServerTool)),
+        tuple(tool for _, tool in offered if isinstance(tool, llm.Tool)),
+        tuple(tool for _, tool in offered if isinstance(tool, chat.ServerTool)),
     )
 
 
-def _without_tool(
-    offered: Iterable[llm.Tool | chat.ServerTool], name: str
-) -> list[llm.Tool | chat.ServerTool]:
-    return [tool for tool in offered if tool.name != name]
+def _name(tool: Tool | OtherBlock) -> str | None:
+    return tool.name if isinstance(tool, Tool) else tool.block.get("name")
+
+
+def _no_tool(name: str | None, param: str) -> InvalidRequest:
+    return InvalidRequest(f"there is no tool {name!r} in this request", param=param)
 
 
 def _added_tool(definition: Any, path: str) -> Tool | OtherBlock:
@@ -302,9 +311,7 @@ def _tool_choice(
                 return chat.NamedTool(name)
             others = [t.block for t in request.tools or () if isinstance(t, OtherBlock)]
             if name not in {other.get("name") for other in others}:
-                raise InvalidRequest(
-                    f"there is no tool {name!r} in this request", param="tool_choice.name"
-                )
+                raise _no_tool(name, "tool_choice.name")
             ignored.append("tool_choice")  # no plugin can force the provider's own tools
     return "auto"
 

@@ -5,7 +5,6 @@ Spec: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -107,7 +106,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
 
 _PART_TYPES = frozenset("text image_url input_audio file refusal".split())
 # Kinds that no text can stand for; unknown ones are refused.
-_MEDIA = re.compile("image|video|audio|file|document|media|url")
+_MEDIA = frozenset("image video audio file document media".split())
 
 
 def _with_others_told(body: Any, ignored: list[str]) -> Any:
@@ -141,7 +140,8 @@ def _message_told(message: Any, ignored: list[str]) -> Any:
 def _is_other(part: Any) -> bool:
     match part:
         case {"type": str(type_)}:
-            return bool(type_) and type_ not in _PART_TYPES and not _MEDIA.search(type_)
+            is_known = not type_ or type_ in _PART_TYPES
+            return not is_known and _MEDIA.isdisjoint(type_.split("_"))
     return False
 
 

@@ -355,11 +355,23 @@ def test_a_definition_that_is_none_is_refused(definition, param):
     assert raised.value.param == param
 
 
-def test_changes_of_an_mcp_servers_tools_are_listed():
-    change = {
-        "type": "tool_addition",
-        "tool": {"type": "mcp_toolset_reference", "mcp_server_name": "notes"},
-    }
+def test_a_providers_tool_is_removed_by_its_own_name():
+    editor = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
+    change = changed("tool_removal", editor["name"])
+    assert parse(user(change, words("x")), tools=[editor]).server_tools == ()
+
+
+def test_a_tool_that_is_nowhere_defined_can_not_be_added():
+    with pytest.raises(InvalidRequest, match="^there is no tool 'red' in this request$") as raised:
+        parse(user(changed("tool_addition", "red"), words("x")), tools=[BLUE])
+    assert raised.value.param == "messages[0].content[0].tool.name"
+
+
+@pytest.mark.parametrize(
+    "reference", [{"type": "mcp_toolset_reference"}, {"type": "mcp_tool_reference", "name": "add"}]
+)
+def test_changes_of_an_mcp_servers_tools_are_listed(reference):
+    change = {"type": "tool_addition", "tool": {"mcp_server_name": "notes", **reference}}
     assert parse(user(change, words("x"))).ignored == ("messages[*].content[*] (tool_addition)",)
 
 

@@ -182,7 +182,7 @@ def test_parts_of_unknown_types_are_told_as_text(role):
     content = [
         {"type": "output_text", "text": "blue", "annotations": []},
         {"type": "text", "text": "!"},
-        {"type": "quote", "of": "Ann", "text": "red"},
+        {"type": "profile_quote", "of": "Ann", "text": "red"},
     ]
     request = parse(USER, {"role": role, "content": content}, USER)
     first, second, third = (part.text for part in request.messages[1].parts)
@@ -190,7 +190,7 @@ def test_parts_of_unknown_types_are_told_as_text(role):
     assert json.loads(third) == content[2]
     assert request.ignored == (
         "messages[*].content[*] (output_text)",
-        "messages[*].content[*] (quote)",
+        "messages[*].content[*] (profile_quote)",
     )
 
 
