@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sqlite3
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
@@ -51,7 +52,8 @@ class Filter:
     since, until: limits of `received`, `until` excluded.
     model: the requested name, or llm's id of the model that answered.
     thread_id: a thread, or an exchange, which stands for its thread.
-    search: words that must all occur in prompt or response, as in llm's search.
+    search: words that must all occur in what the request ends with (a prompt, a tool's result)
+        or in the text of the reply.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks and replays.
     """
@@ -79,13 +81,19 @@ class Filter:
             "dialect": self.dialect,
             "status": self.status,
             "thread_id": self.thread_id,
-            "search": None if self.search is None else _quoted(self.search),
             "ids": ids,
             "run": self.run,
             "is_traffic": self.is_traffic or None,
         }
         given = {name: value for name, value in values.items() if value is not None}
-        return " and ".join(_CONDITIONS[name] for name in given) or "true", given
+        conditions = [_CONDITIONS[name] for name in given]
+        if words := (self.search or "").replace("\0", " ").split():
+            given["words"] = json.dumps(list(map(_lower, words)))
+            is_indexed = all(map(_is_indexed, words))
+            if is_indexed:
+                given["indexed"] = " ".join(map(_quoted, words))
+            conditions.append(_SEARCHED.format(index=_INDEX if is_indexed else ""))
+        return " and ".join(conditions) or "true", given
 
 
 # An exchange that failed belongs to the thread of the turn that it would have continued; one
@@ -98,6 +106,47 @@ THREAD_OF = (
 )
 """SQL for the thread that `:thread_id` stands for: a thread, or one of its exchanges."""
 
+# llm's index finds whole words in the prompts and replies of turns. It has no words of scripts
+# that are written without spaces, no results of tools, and nothing of exchanges without a turn:
+# so their text is searched too.
+_INDEX = (
+    "select turn_id from turn_search_fts join turn_search"
+    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :indexed union"
+)
+_HAS_WORDS = """
+    not exists (select 1 from json_each(:words) where not instr(lower(
+        coalesce((select prompt || ' ' || response from turn_search where turn_id = {id}), '')
+        || ' ' || coalesce((
+            with recursive new (hash, role) as (
+                select hash, role from messages where hash = {hash}
+                union
+                select before.hash, before.role from messages as before
+                join messages on messages.parent_hash = before.hash
+                join new on new.hash = messages.hash
+                where before.role != 'assistant'
+            )
+            select group_concat(case type
+                when 'text' then text
+                when 'tool_result' then
+                    iif(json_valid(payload), json_extract(payload, '$.output'), '')
+            end, ' ')
+            from new join parts on parts.message_hash = new.hash
+            where new.role in ('user', 'tool')
+        ), '')
+    ), value))
+"""
+_SEARCHED = f"""
+    id in ({{index}}
+        select turns.id from turns
+        where {_HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash")}
+        union
+        select failed.id from proxy_exchanges as failed
+        where +failed.thread_id is null  -- by number: the index of threads has all that have none
+            and failed.number in (select number from proxy_exchanges where status != 'ok')
+            and {_HAS_WORDS.format(id="failed.id", hash="failed.message_hash")}
+    )
+"""
+
 _CONDITIONS = {
     "since": "received >= :since",
     "until": "received < :until",
@@ -106,17 +155,40 @@ _CONDITIONS = {
     "dialect": "dialect = :dialect",
     "status": "status = :status",
     "thread_id": f"thread_id = {THREAD_OF}",
-    "search": "id in (select turn_id from turn_search_fts join turn_search"
-    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :search)",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
     "is_traffic": "run_id is null and replay_of is null",
 }
 
 
-def _quoted(text: str) -> str:
-    """Quote each word, since FTS5 has a query syntax."""
-    return " ".join('"' + word.replace('"', '""') + '"' for word in text.split())
+def _quoted(word: str) -> str:
+    """Quote a word, since FTS5 has a query syntax."""
+    return '"' + _storable(word).replace('"', '""') + '"'
+
+
+def _storable(text: str) -> str:
+    """Replace lone surrogates, which a command's arguments can have."""
+    return text.encode(errors="replace").decode()
+
+
+def _lower(word: str) -> str:
+    """Lower a word as SQLite does, which leaves all but ASCII as it is."""
+    return _storable(word).translate(_ASCII_LOWER)
+
+
+_ASCII_LOWER = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
+
+
+def _is_indexed(word: str) -> bool:
+    """Check whether FTS5 finds a word where it stands: not within a longer run of letters."""
+    return any(map(str.isalnum, word)) and not _UNSPACED.search(word)
+
+
+# Thai, Lao, Burmese, Khmer, kana, Chinese characters; Korean has spaces, but glues on particles.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f"
+    "\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
 
 
 class LogReader:
