@@ -27,7 +27,7 @@ from llm.parts import Message
 
 from ..core.errors import NotFound
 from . import timeline
-from .damage import COUNT, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
+from .damage import COUNT, EPOCH, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
 from .llm_turns import MESSAGE_CHAIN, find_messages, read_chain, read_messages
 from .request_store import restore
@@ -492,7 +492,10 @@ def turn_facts(row: sqlite3.Row, received: datetime, damage: Damage) -> dict[str
         return damage.value(f"turns.{name}", row[name], kind)
 
     def parsed(name: str) -> Any:
-        return damage.read(f"turns.{name}", lambda: _object(row[name]), None)
+        text = row[name]
+        return (
+            None if text is None else damage.read(f"turns.{name}", lambda: parse_object(text), None)
+        )
 
     return {
         "thread_id": value("thread_id", TEXT),
@@ -505,6 +508,15 @@ def turn_facts(row: sqlite3.Row, received: datetime, damage: Damage) -> dict[str
         "usage": llm.Usage(
             value("input_tokens", COUNT), value("output_tokens", COUNT), parsed("token_details")
         ),
+    }
+
+
+def run_facts(row: sqlite3.Row, damage: Damage) -> dict[str, Any]:
+    """Return the times and the settings of a benchmark's run, from its columns."""
+    return {
+        "began": damage.read("began", lambda: utc(row["began"]), EPOCH),
+        "ended": damage.read("ended", lambda: row["ended"] and utc(row["ended"]), None),
+        "settings": damage.read("settings", lambda: parse_object(row["settings"]), {}),
     }
 
 
@@ -547,9 +559,14 @@ def parse_json(text: str) -> Any:
     return json.loads(text)
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
-    value = None if text is None else parse_json(text)
-    if not isinstance(value, dict | None):
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse a column that holds a JSON object.
+
+    Raises:
+        ValueError, TypeError: it has something else.
+    """
+    value = parse_json(text)
+    if not isinstance(value, dict):
         raise TypeError("it is no JSON object")
     return value
 
@@ -560,8 +577,8 @@ def headers_of(text: str) -> dict[str, str]:
     Raises:
         ValueError, TypeError: it has something else.
     """
-    value = parse_json(text)
-    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+    value = parse_object(text)
+    if not all(isinstance(one, str) for one in value.values()):
         raise TypeError("they are no headers")
     return value
 

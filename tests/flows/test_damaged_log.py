@@ -371,6 +371,17 @@ def test_verify_finds_it(request, damaged):
         assert log.id in out
 
 
+def test_a_damaged_run_is_reported_without_its_settings(recorded):
+    values = {"name": "friday", "began": "soon", "ended": "1", "settings": "{"}
+    with Store(recorded.path) as store:
+        store.write_run("01run", values)
+    recorded.change("update proxy_exchanges set run_id = '01run', repeat = 1 where id = :id")
+    assert read("report", "friday")[0].startswith("friday: 1 request")
+    assert recorded.id in read("log", "--run", "friday")[0]
+    out, _ = read("log", "--verify", code=1)
+    assert out.splitlines()[0] == "run 01run: can't be read: began, ended, settings"
+
+
 def test_a_sound_log_is_not_damaged(recorded):
     assert verify(recorded.path).broken == ()
     assert "damaged" not in "".join(read("log") + read("report") + read("export", "-"))
