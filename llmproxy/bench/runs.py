@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
+from ..recorder.damage import Damage
 from ..recorder.ids import find_id
 from ..recorder.process_lock import ProcessLock
-from ..recorder.reader import LogReader
+from ..recorder.reader import LogReader, run_facts
 from ..recorder.store import Locked, Store, retry_while_locked, timestamp, translated
 
 LAST = "last"
@@ -103,7 +104,8 @@ def wait_for_leftovers(path: Path, wait_s: float) -> bool:
 def find_run(log: LogReader, name: str) -> Benchmark:
     """Return a run by its name, its id or the beginning of that, or the latest one.
 
-    An imported run has exchanges only: its name is its id, and it has no settings.
+    An imported run has exchanges only: its name is its id, and it has no settings. So has one
+    whose row is damaged (`log --verify` names it).
 
     Raises:
         NotFound: there is none; the message lists the runs.
@@ -119,13 +121,7 @@ def find_run(log: LogReader, name: str) -> Benchmark:
         rows = log.rows(f"select * from ({_RUNS}) where id = :id", {"id": id})
     if rows:
         (row,) = rows
-        return Benchmark(
-            row["id"],
-            row["name"],
-            datetime.fromisoformat(row["began"]),
-            row["ended"] and datetime.fromisoformat(row["ended"]),
-            json.loads(row["settings"]),
-        )
+        return Benchmark(row["id"], str(row["name"]), **run_facts(row, Damage()))
     names = list_run_names(log)
     hint = f"its runs are {', '.join(names)}" if names else "`llmproxy bench` creates one"
     raise NotFound(f"the log has no run {name!r}; {hint}")

@@ -249,4 +249,20 @@ def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
         )
         parents |= {row["hash"]: row["parent_hash"] for row in rows}
         todo = {parent for row in rows if (parent := row["parent_hash"]) and parent not in parents}
+    _cut_cycles(parents)
     return parents
+
+
+def _cut_cycles(parents: dict[str, str | None]) -> None:
+    """Let no message precede itself, as a damaged one may."""
+    sound: set[str] = set()
+    for hash in list(parents):
+        passed: set[str] = set()
+        while hash in parents and hash not in sound:
+            passed.add(hash)
+            before = parents[hash]
+            if before is None or before in passed:
+                parents[hash] = None
+                break
+            hash = before
+        sound.update(passed)

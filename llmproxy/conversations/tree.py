@@ -94,12 +94,18 @@ def tree_rows(nodes: Sequence[tuple[Node, str | None]]) -> list[TreeRow]:
     for node, previous in nodes:
         following.setdefault(previous, []).append(node)
     by_id = {node.entry.id: node for node, _ in nodes}
-    rows = []
+    rows: list[TreeRow] = []
+    # Those that, in a damaged log, continue themselves come last.
+    roots = [*following.get(None, []), *(node for node, _ in nodes)]
     todo: list[tuple[Node, Label | None, int, bool]] = [
-        (root, _own_label(root), 0, True) for root in reversed(following.get(None, []))
+        (root, _own_label(root), 0, True) for root in reversed(roots)
     ]
+    done: set[str] = set()
     while todo:
         node, label, depth, begins = todo.pop()
+        if node.entry.id in done:
+            continue
+        done.add(node.entry.id)
         rows.append(TreeRow(node.entry, label, depth, begins))
         after = following.get(node.entry.id, [])
         labels = _labels(after, by_id[node.entry.id])

@@ -166,12 +166,13 @@ class TurnLog(LogStore):
         return rows.fetchone() is not None
 
 
-MESSAGE_CHAIN = """
+MAX_CHAIN = 100_000  # messages: a damaged one may come before itself
+MESSAGE_CHAIN = f"""
     with recursive chain (hash, depth) as (
         select :tip, 0 where :tip is not :after
         union all
         select parent_hash, depth + 1 from chain join messages using (hash)
-        where parent_hash is not :after
+        where parent_hash is not :after and depth < {MAX_CHAIN}
     )
     select hash, role from chain left join messages using (hash)
     where hash is not null order by depth desc
@@ -197,8 +198,8 @@ def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> C
 
 def read_messages(log: LogStore, hashes: Sequence[str]) -> Chain:
     """Read messages by their hashes, in this order."""
-    found, damaged = find_messages(log, hashes)
-    messages = [found[hash] for hash in hashes if hash in found]
+    found, damaged = find_messages(log, list(dict.fromkeys(hashes)))
+    messages = [found[hash] for hash in dict.fromkeys(hashes) if hash in found]
     return Chain(messages, len(messages) == len(hashes) and not damaged)
 
 

@@ -64,7 +64,7 @@ def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
             connection.execute(
                 "create temp table gone as select id, message_hash, thread_id, previous_id, run_id"
                 " from proxy_exchanges"
-                f" where status != 'running' and {condition}",
+                f" where status is not 'running' and {condition}",
                 values,
             )
             pruned = _prune(connection)

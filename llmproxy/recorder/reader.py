@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
@@ -25,7 +26,7 @@ from llm.parts import Message
 
 from ..core.errors import NotFound
 from . import timeline
-from .damage import COUNT, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
+from .damage import COUNT, EPOCH, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
 from .ids import find_exchanges, find_thread
 from .llm_turns import MESSAGE_CHAIN, find_messages, read_chain, read_messages
@@ -52,8 +53,8 @@ class Filter:
     since, until: limits of `received`, `until` excluded.
     model: the requested name, or llm's id of the model that answered.
     thread_id, ids: exact ids; `LogReader.resolve` finds those that a user means.
-    search: words that must all occur in prompt or response, as in llm's search; without
-        words it selects all.
+    search: words that must all occur in what the request ends with (a prompt, a tool's result)
+        or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks and replays.
     """
@@ -81,14 +82,61 @@ class Filter:
             "dialect": self.dialect,
             "status": self.status,
             "thread_id": self.thread_id,
-            "search": (self.search and _quoted(self.search)) or None,
             "ids": ids,
             "run": self.run,
             "is_traffic": self.is_traffic or None,
         }
-        given = storable({name: value for name, value in values.items() if value is not None})
-        return " and ".join(_CONDITIONS[name] for name in given) or "true", given
+        given = {name: value for name, value in values.items() if value is not None}
+        conditions = [_CONDITIONS[name] for name in given]
+        if words := (self.search or "").replace("\0", " ").split():
+            given["words"] = json.dumps(list(map(_lower, words)))
+            is_indexed = all(map(_is_indexed, words))
+            if is_indexed:
+                given["indexed"] = " ".join(map(_quoted, words))
+            conditions.append(_SEARCHED.format(index=_INDEX if is_indexed else ""))
+        return " and ".join(conditions) or "true", storable(given)
 
+
+# llm's index finds whole words in the prompts and replies of turns. It has no words of scripts
+# that are written without spaces, no results of tools, and nothing of exchanges without a turn:
+# so their text is searched too.
+_INDEX = (
+    "select turn_id from turn_search_fts join turn_search"
+    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :indexed union"
+)
+_HAS_WORDS = """
+    not exists (select 1 from json_each(:words) where not instr(lower(
+        coalesce((select prompt || ' ' || response from turn_search where turn_id = {id}), '')
+        || ' ' || coalesce((
+            with recursive new (hash, role) as (
+                select hash, role from messages where hash = {hash}
+                union
+                select before.hash, before.role from messages as before
+                join messages on messages.parent_hash = before.hash
+                join new on new.hash = messages.hash
+                where before.role != 'assistant'
+            )
+            select group_concat(case type
+                when 'text' then text
+                when 'tool_result' then
+                    iif(json_valid(payload), json_extract(payload, '$.output'), '')
+            end, ' ')
+            from new join parts on parts.message_hash = new.hash
+            where new.role in ('user', 'tool')
+        ), '')
+    ), value))
+"""
+_SEARCHED = f"""
+    id in ({{index}}
+        select turns.id from turns
+        where {_HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash")}
+        union
+        select failed.id from proxy_exchanges as failed
+        where +failed.thread_id is null  -- by number: the index of threads has all that have none
+            and failed.number in (select number from proxy_exchanges where status != 'ok')
+            and {_HAS_WORDS.format(id="failed.id", hash="failed.message_hash")}
+    )
+"""
 
 _CONDITIONS = {
     "since": "received >= :since",
@@ -98,17 +146,40 @@ _CONDITIONS = {
     "dialect": "dialect = :dialect",
     "status": "status = :status",
     "thread_id": "thread_id = :thread_id",
-    "search": "id in (select turn_id from turn_search_fts join turn_search"
-    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :search)",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
     "is_traffic": "run_id is null and replay_of is null",
 }
 
 
-def _quoted(text: str) -> str:
-    """Quote each word, since FTS5 has a query syntax."""
-    return " ".join('"' + word.replace('"', '""') + '"' for word in text.split())
+def _quoted(word: str) -> str:
+    """Quote a word, since FTS5 has a query syntax."""
+    return '"' + _storable(word).replace('"', '""') + '"'
+
+
+def _storable(text: str) -> str:
+    """Replace lone surrogates, which a command's arguments can have."""
+    return text.encode(errors="replace").decode()
+
+
+def _lower(word: str) -> str:
+    """Lower a word as SQLite does, which leaves all but ASCII as it is."""
+    return _storable(word).translate(_ASCII_LOWER)
+
+
+_ASCII_LOWER = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
+
+
+def _is_indexed(word: str) -> bool:
+    """Check whether FTS5 finds a word where it stands: not within a longer run of letters."""
+    return any(map(str.isalnum, word)) and not _UNSPACED.search(word)
+
+
+# Thai, Lao, Burmese, Khmer, kana, Chinese characters; Korean has spaces, but glues on particles.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f"
+    "\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
+)
 
 
 class LogReader:
@@ -428,7 +499,10 @@ def turn_facts(row: sqlite3.Row, received: datetime, damage: Damage) -> dict[str
         return damage.value(f"turns.{name}", row[name], kind)
 
     def parsed(name: str) -> Any:
-        return damage.read(f"turns.{name}", lambda: _object(row[name]), None)
+        text = row[name]
+        return (
+            None if text is None else damage.read(f"turns.{name}", lambda: parse_object(text), None)
+        )
 
     return {
         "thread_id": value("thread_id", TEXT),
@@ -441,6 +515,15 @@ def turn_facts(row: sqlite3.Row, received: datetime, damage: Damage) -> dict[str
         "usage": llm.Usage(
             value("input_tokens", COUNT), value("output_tokens", COUNT), parsed("token_details")
         ),
+    }
+
+
+def run_facts(row: sqlite3.Row, damage: Damage) -> dict[str, Any]:
+    """Return the times and the settings of a benchmark's run, from its columns."""
+    return {
+        "began": damage.read("began", lambda: utc(row["began"]), EPOCH),
+        "ended": damage.read("ended", lambda: row["ended"] and utc(row["ended"]), None),
+        "settings": damage.read("settings", lambda: parse_object(row["settings"]), {}),
     }
 
 
@@ -483,9 +566,14 @@ def parse_json(text: str) -> Any:
     return json.loads(text)
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
-    value = None if text is None else parse_json(text)
-    if not isinstance(value, dict | None):
+def parse_object(text: str) -> dict[str, Any]:
+    """Parse a column that holds a JSON object.
+
+    Raises:
+        ValueError, TypeError: it has something else.
+    """
+    value = parse_json(text)
+    if not isinstance(value, dict):
         raise TypeError("it is no JSON object")
     return value
 
@@ -496,8 +584,8 @@ def headers_of(text: str) -> dict[str, str]:
     Raises:
         ValueError, TypeError: it has something else.
     """
-    value = parse_json(text)
-    if not isinstance(value, dict) or not all(isinstance(one, str) for one in value.values()):
+    value = parse_object(text)
+    if not all(isinstance(one, str) for one in value.values()):
         raise TypeError("they are no headers")
     return value
 

@@ -19,7 +19,7 @@ from llm.parts import Message
 
 from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
 from .damage import UNREADABLE
-from .llm_turns import read_chain, read_messages
+from .llm_turns import MAX_CHAIN, read_chain, read_messages
 
 SCHEMA = (
     """
@@ -99,7 +99,7 @@ def _messages_since(
         assert tip is not None, "None is one of the starts"
         hashes.append(tip)
         row = log.db.execute("select parent_hash from messages where hash = ?", (tip,)).fetchone()
-        if row is None:
+        if row is None or len(hashes) > MAX_CHAIN:
             return None, None
         (tip,) = row
     messages, is_whole = read_messages(log, hashes[::-1])

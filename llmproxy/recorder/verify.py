@@ -23,7 +23,15 @@ from ..core.attachments import find_attachments
 from .damage import EPOCH, TEXT, UNREADABLE, Damage
 from .exchange import with_remote_attachments
 from .llm_turns import read_chain
-from .reader import events_of, headers_of, open_for_reading, parse_json, read_tools, turn_facts
+from .reader import (
+    events_of,
+    headers_of,
+    open_for_reading,
+    parse_json,
+    read_tools,
+    run_facts,
+    turn_facts,
+)
 from .request_store import references
 from .store import summary_of, translated
 
@@ -34,14 +42,15 @@ BATCH = 500  # messages in one query
 class Broken:
     """Something stored that was changed, is damaged, or is gone although it is referred to.
 
-    kind: a message, a stored part of a request, an exchange, or a turn in llm's tables.
+    kind: a message, a stored part of a request, an exchange, a turn in llm's tables, or a
+        benchmark's run.
     hash: of a message or part. role: the message's, None if it is gone.
     why: a reason for people to read.
-    turn_id: a turn or exchange that contains it (`log ID` takes the latter), thread_id: its
-        conversation; None if nothing refers to it.
+    turn_id: a turn or exchange that contains it (`log ID` takes the latter), or the run's id;
+        thread_id: its conversation. None if nothing refers to it.
     """
 
-    kind: Literal["message", "content", "exchange", "turn"]
+    kind: Literal["message", "content", "exchange", "turn", "run"]
     hash: str | None
     role: str | None
     why: str
@@ -88,6 +97,7 @@ def _verify(connection: sqlite3.Connection, log: LogStore, version: int) -> Veri
         broken += wrong_blobs
         exchanges, wrong_exchanges = _broken_exchanges(connection, log)
         broken += wrong_exchanges
+        broken += _broken_runs(connection)
     if "turns" in tables:
         broken += _broken_turns(connection)
     return Verified(messages.count, contents, exchanges, tuple(broken))
@@ -219,6 +229,16 @@ def _why_unreadable(connection: sqlite3.Connection, log: LogStore, row: sqlite3.
             events_of(row, reply.messages, damage)
     reasons = ["its turn is missing"] if turn is None and row["thread_id"] is not None else []
     return "; ".join(reasons + _unreadable(damage))
+
+
+def _broken_runs(connection: sqlite3.Connection) -> list[Broken]:
+    """List the benchmark runs whose columns can't be read."""
+    broken = []
+    for row in connection.execute("select * from proxy_runs order by id"):
+        damage = Damage()
+        run_facts(row, damage)
+        broken += [Broken("run", None, None, why, row["id"]) for why in _unreadable(damage)]
+    return broken
 
 
 def _broken_turns(connection: sqlite3.Connection) -> list[Broken]:

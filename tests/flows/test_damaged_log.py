@@ -9,6 +9,7 @@ import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
 
+import httpx
 import llm
 import openai
 import pytest
@@ -19,6 +20,7 @@ from llmproxy.backends.log_source import Log
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core import chat
 from llmproxy.core.errors import ProxyError
+from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Store
 from llmproxy.recorder.verify import verify
@@ -202,10 +204,16 @@ DAMAGE = {
     ),
     "attachment is missing": (["delete from attachments"], {"messages"}, False),
     "row of the attachment is missing": (["delete from part_attachments"], set(), True),
+    "it continues itself": (
+        [OWN.format("previous_id = id, link = 'reply'")],
+        set(),
+        True,
+    ),
     "turn without an exchange": (["delete from proxy_exchanges where id = :id"], None, True),
 }
 HAS_ID = {"turn without an exchange": False}
 NOT_FOUND_BY_VERIFY = {"received, without a zone", "row of the attachment is missing"} | {
+    "it continues itself",
     "turn without an exchange",
     "turn's response",
 }
@@ -289,12 +297,13 @@ def test_a_search_and_a_follower_go_on(damaged):
 
 def test_reports_and_pages_name_the_damaged_one(damaged):
     log, names, _ = damaged
-    for words in ((), ("--json",), ("--csv",), ("--html", "-")):
+    for words in (("--json",), ("--html", "-")):
         out, err = read("report", *words)
         assert out
         assert (f"{log.id} is damaged: " in err) == bool((names or set()) - {"body"})
     page = Dashboard(log.path).render("http://127.0.0.1:1", False)
     assert "capital of France?" in page
+    assert ("Damaged in the log:" in page) == bool((names or set()) - {"body"})
 
 
 def test_an_export_has_all_rows_and_can_be_imported(damaged, tmp_path):
@@ -360,6 +369,13 @@ def test_writers_go_on(damaged, make_exchange):
         assert reader.exchange(exchange.id).damage == ()
 
 
+def test_it_can_be_pruned(damaged):
+    log, names, _ = damaged
+    assert prune(log.path, Filter(ids=(log.id,))).exchanges == (names is not None)
+    with LogReader(log.path) as reader:
+        assert reader.ids() == [log.others[0], log.next, *log.others[1:]]
+
+
 def test_verify_finds_it(request, damaged):
     log, _, _ = damaged
     broken = verify(log.path).broken
@@ -369,6 +385,46 @@ def test_verify_finds_it(request, damaged):
         assert log.id in {one.turn_id for one in broken}
         out, _ = read("log", "--verify", code=1)
         assert log.id in out
+
+
+@pytest.mark.parametrize("name", ["turn is deleted", "reply that is not UTF-8", "timeline"])
+def test_a_proxy_goes_on(recorded, name):
+    """It matches and records requests, and its page says what is damaged."""
+    recorded.change(*DAMAGE[name][0])
+    with running(AsyncScript("m", "Water."), database=recorded.path) as proxy:
+        image = {"type": "image_url", "image_url": {"url": IMAGE}}
+        asked = [
+            {"role": "user", "content": [{"type": "text", "text": f"pudding? {LONG}"}, image]},
+            {"role": "assistant", "content": ANSWER},
+            {"role": "user", "content": "and then?"},
+        ]
+        new = ask(proxy, *asked)
+        page = httpx.get(proxy.url, headers={"accept": "text/html"})
+        assert (page.status_code, proxy.warnings) == (200, [])
+        assert "Damaged in the log:" in page.text and recorded.id in page.text
+    with LogReader(recorded.path) as reader:
+        # Messages are stored once: a new request shares the damaged one.
+        shared = ("messages",) if name.startswith("reply") else ()
+        assert reader.exchange(new).damage == shared
+
+
+def test_a_message_that_precedes_itself_ends_no_reader_in_a_circle(recorded):
+    recorded.change(f"update messages set parent_hash = hash where hash = {REPLIED}")
+    assert json.loads(read("log", recorded.id, "--json")[0])["damage"] == ["reply"]
+    for words in (("--thread", recorded.id), ("--cache",), ("--search", "rhubarb")):
+        read("log", *words)
+    assert recorded.id in read("log", "--verify", code=1)[0]
+
+
+def test_a_damaged_run_is_reported_without_its_settings(recorded):
+    values = {"name": "friday", "began": "soon", "ended": "1", "settings": "{"}
+    with Store(recorded.path) as store:
+        store.write_run("01run", values)
+    recorded.change("update proxy_exchanges set run_id = '01run', repeat = 1 where id = :id")
+    assert read("report", "friday")[0].startswith("friday: 1 request")
+    assert recorded.id in read("log", "--run", "friday")[0]
+    out, _ = read("log", "--verify", code=1)
+    assert out.splitlines()[0] == "run 01run: can't be read: began, ended, settings"
 
 
 def test_a_sound_log_is_not_damaged(recorded):

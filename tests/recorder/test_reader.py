@@ -8,11 +8,19 @@ from datetime import timedelta
 
 import llm
 import pytest
-from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart
+from llm.parts import (
+    Message,
+    ReasoningPart,
+    StreamEvent,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
 
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import ExchangeSummary, to_json
+from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
 from tests.log_fixtures import RECEIVED, ended_as
@@ -273,3 +281,113 @@ def test_a_threads_id_is_not_an_exchanges(store, path, make_exchange):
     with pytest.raises(NotFound, match="it is a conversation: log --thread 01thread"):
         log.exchange("01thread")
     log.close()
+
+
+# ---- search
+
+
+SEARCHED = [
+    ("weather", "天气"),
+    ("weather", "今天天气"),
+    ("weather", "非常好 出去"),
+    ("weather", "Python天气"),
+    ("japan", "東京"),
+    ("japan", "タワー"),
+    ("japan", "ﾀﾜ"),
+    ("thai", "สวัสดี"),
+    ("korea", "날씨"),
+    ("korea", "서울 날씨"),
+    ("tool", "crumble"),
+    ("tool", "CRUMBLE 42%"),
+    ("tool", "天気"),
+    ("reminded", "marzipan"),
+    ("reminded", "reminder marzipan"),
+    ("signs", "🎉"),
+    ("signs", "c++"),
+    ("signs", "->"),
+    ("failed", "never"),
+    ("failed", "结果"),
+    ("weather", "GOOD"),
+    ("accents", "café"),
+    ("accents", "CAFE"),
+]
+
+
+@pytest.fixture
+def spoken(store, make_exchange):
+    """Exchanges by name, each with words of its own."""
+    call = Message("assistant", [ToolCallPart("look", {}, "c1")])
+
+    def result(output):
+        return Message("tool", [ToolResultPart("look", output, "c1")])
+
+    reminder = llm.user("a reminder that the client adds")
+    exchanges = {
+        "weather": make_exchange("今天Python天气怎么样", "今天天气非常好，我们出去吧。 Good."),
+        "japan": make_exchange("東京タワーはどこですか", "港区です。ﾀﾜｰ"),
+        "thai": make_exchange("สวัสดีครับ", "ครับ"),
+        "korea": make_exchange("서울의 날씨가 어때요", "맑아요"),
+        "tool": make_exchange(
+            messages=[llm.user("look"), call, result("Crumble: 42% 天気予報")], answer="sure"
+        ),
+        "reminded": make_exchange(
+            messages=[llm.user("look"), call, result("marzipan"), reminder], answer="sure"
+        ),
+        "signs": make_exchange("a -> b in C++", "🎉"),
+        "failed": make_exchange("never answered 测试结果", reply=[], status="error", error="down"),
+        "accents": make_exchange("un café", "voilà"),
+    }
+    exchanges["failed"] = replace(exchanges["failed"], thread_id=None)
+    for exchange in exchanges.values():
+        store.write([exchange])
+    return {exchange.id: name for name, exchange in exchanges.items()}
+
+
+def test_words_are_found_in_every_script_and_in_results_of_tools(spoken, history):
+    found = [
+        (name, words)
+        for words in dict.fromkeys(words for _, words in SEARCHED)
+        for name in (spoken[id] for id in history.ids(Filter(search=words)))
+    ]
+    assert sorted(found) == sorted(SEARCHED)
+
+
+@pytest.mark.parametrize("words", ["", " ", "\n"])
+def test_no_words_select_everything(spoken, history, words):
+    assert len(history.ids(Filter(search=words))) == len(spoken)
+    assert history.ids(Filter(search=words, status="error")) == history.ids(Filter(status="error"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        '"',
+        "*",
+        "a* OR",
+        "NEAR(",
+        "'",
+        "%%",
+        "_",
+        "x\0y",
+        "\ud800",
+        "\udcff天",
+        "x " * 3000,
+        "x" * 10**6,
+    ],
+    ids=range(12),
+)
+def test_any_words_can_be_searched_for(spoken, history, words):
+    found = [spoken[id] for id in history.ids(Filter(search=words))]
+    assert found == []
+
+
+def test_following_searches_too(store, spoken, history, make_exchange):
+    follower = history.follow(Filter(search="天气"))
+    store.write([make_exchange("明天天气呢")])
+    store.write([make_exchange("weather")])
+    assert [entry.first_words for entry in follower.poll()] == ["明天天气呢"]
+
+
+def test_what_is_found_can_be_pruned(store, spoken, path, history):
+    assert prune(path, Filter(search="天气")).exchanges == 1
+    assert history.ids(Filter(search="天气")) == []
