@@ -22,6 +22,7 @@ from llmproxy.app import status
 from llmproxy.cli import bench
 from llmproxy.core.limits import describe
 from llmproxy.dialects import DIALECTS
+from llmproxy.recorder import token_rate
 from llmproxy.recorder.store import Store
 from tests.models import AsyncScript, response_json
 from tests.models import usage as tokens
@@ -95,6 +96,17 @@ def test_every_column_is_in_the_docs(llm_user_path):
     table = PAGES["log.md"].partition("## Columns")[2].partition("\n## ")[0]
     named = re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE)
     assert {name for cell in named for name in re.findall(r"`(\w+)`", cell)} == columns
+
+
+def test_the_definition_of_a_rate_has_the_numbers_that_are_used():
+    text = PAGES["log.md"].partition("## Tokens per second")[2].partition("\n## ")[0]
+    for words in (
+        {1.0: "less than a millisecond apart"}[token_rate.READ_MS],
+        {2: "fewer than three times"}[token_rate.MIN_LATER],
+        {2.0: "fewer than two tokens"}[token_rate.MIN_TOKENS],
+        f"less than {token_rate.MIN_SPAN_MS:g} ms",
+    ):
+        assert words in text
 
 
 def test_every_query_finds_something(llm_user_path):

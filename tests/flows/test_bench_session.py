@@ -230,7 +230,7 @@ def test_times_are_those_at_which_the_provider_sent_events(ran):
             if (rate := answer["tokens_per_second"])
         }
         assert len(known) >= 10
-        assert median(ours / theirs for theirs, ours in known.items()) == pytest.approx(1, rel=0.03)
+        assert median(ours / theirs for theirs, ours in known.items()) == pytest.approx(1, rel=0.05)
         figures = ran.model(name)
         rate = median(known.values())
         assert figures["tokens_per_second"]["summary"]["p50"] == pytest.approx(rate)
