@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import string
 from collections.abc import Iterable, Mapping, Sequence
