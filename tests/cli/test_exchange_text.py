@@ -221,3 +221,8 @@ def test_one_of_a_thing_is_not_called_many():
     page = exchange_page(replace(EXCHANGE, recalled=1, events=EXCHANGE.events[1:]))
     assert "recalled  1 message\n" in page
     assert "── timeline, 1 event in 2.12s ──" in page
+
+
+def test_page_of_a_failure_says_how_long_it_asked_to_wait():
+    slow = replace(EXCHANGE, status="error", error="slow down", retry_after_s=6.5)
+    assert "\nerror     slow down\nretry     after 6.5s\n" in exchange_page(slow)

@@ -419,7 +419,7 @@ def test_a_concurrent_bench_runs_a_local_model_one_by_one(faults, llm_user_path,
     assert sorted(first for *_, first in found) == [0, 0, 0, 1]
     printed = capsys.readouterr().out
     assert "waiting (not in other times)" in printed
-    assert "m: 1 of 4 responses were the first in their process" in printed
+    assert "m: 1 of 4 responses was the first in its process" in printed
     assert "m: none of 4 responses had token counts; ~ marks rates by our estimate" in printed
     # Without waiting, the first event takes no time; with it the median would be 150 ms.
     (in_short,) = [line for line in printed.splitlines() if line.startswith("m ") and "~" in line]
