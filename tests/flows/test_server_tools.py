@@ -226,6 +226,29 @@ def test_a_result_without_its_call_is_text_in_any_message(role):
     )
 
 
+def test_calls_for_the_client_come_after_what_is_told():
+    """Anthropic refuses text after them."""
+    own = {"type": "tool_use", "id": "toolu_1", "name": "Read", "input": {}}
+    after = (
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "text"}],
+        },
+    )
+    made = build_prompt(request(own, *pair("mcp"), after=after), ClaudeMessages("m"), {})
+    kinds = [type(part) for part in made.prompt.messages[1].parts]
+    assert kinds == [TextPart, TextPart, ToolCallPart]
+
+
+def test_a_result_in_a_users_message_is_text_as_its_call_becomes():
+    call, result = pair("never_heard_of")
+    after = ({"role": "user", "content": [result, {"type": "text", "text": "go on"}]},)
+    made = build_prompt(request(call, after=after), ClaudeMessages("m"), {})
+    told = [part for message in made.prompt.messages[1:] for part in message.parts]
+    assert all(isinstance(part, TextPart) for part in told)
+    assert "Reds" in told[1].text
+
+
 def test_both_are_left_out_and_listed_where_a_request_is_converted():
     body, ignored = openai_chat.render_request(answered("never_heard_of"))
     assert body["messages"][1] == {"role": "assistant", "content": "The Reds."}

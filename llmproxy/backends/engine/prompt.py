@@ -304,7 +304,11 @@ class _PromptBuilder:
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
         ignored = [] if is_recalled else self._ignored
-        message = replace(message, parts=[self._told(part, ignored) for part in message.parts])
+        told = [self._told(part, ignored) for part in message.parts]
+        if told != message.parts:
+            # Anthropic refuses text between a call for the client and its result.
+            told.sort(key=lambda part: isinstance(part, ToolCallPart) and not part.server_executed)
+        message = replace(message, parts=told)
         # Recalled ones are unchanged, as llm itself would send them.
         parts = list(_supported_parts(message, self._model, ignored, keeps_reasoning=is_recalled))
         if parts or message.role == "user":

@@ -390,7 +390,9 @@ class _MessageParser:
                     yield from self._common_parts(block, where)
                 case OtherBlock():
                     yield from self._other_parts(block, path, where)
-                case ServerToolResultBlock() if block.tool_use_id not in self._server_calls:
+                case ServerToolResultBlock() if (
+                    role != "assistant" or block.tool_use_id not in self._server_calls
+                ):
                     # A result and its call stay together: without the call it is a text.
                     yield from self._other_parts(OtherBlock("other", block.block), path, where)
                 case _ if role != "assistant":
