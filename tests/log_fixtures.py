@@ -30,6 +30,10 @@ def ended_as(
     return with_answer(replace(exchange, status=status, **facts), turn, events, finish)
 
 
+COLUMNS_OF_SCHEMA_5 = "tokens_per_second error_status error_code error_param retry_after_s".split()
+"""What a log of version 4 lacks."""
+
+
 @pytest.fixture
 def path(llm_user_path):
     """Where logs.db is to be; nothing is there yet."""

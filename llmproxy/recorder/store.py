@@ -132,9 +132,6 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column error_code text",
         "alter table proxy_exchanges add column error_param text",
         "alter table proxy_exchanges add column retry_after_s real",
-        # They have no times, and llm shows 0 as a time.
-        "update turns set duration_ms = null"
-        " where id in (select id from proxy_exchanges where origin = 'llama-stack')",
     ),
 )
 
@@ -274,6 +271,11 @@ class Store:
             reply_index.insert_missing_keys(self._conn, self._log)
         if 0 < version < 5:
             token_rate.insert_missing_rates(self._conn)
+            # Imported recordings have no times, and llm shows 0 as a time.
+            self._conn.execute(
+                "update turns set duration_ms = null"
+                " where id in (select id from proxy_exchanges where origin = 'llama-stack')"
+            )
         self._conn.execute(
             "insert or replace into proxy_meta (name, value) values ('schema', ?)",
             (SCHEMA_VERSION,),

@@ -21,6 +21,7 @@ from llmproxy.core.fingerprints import request_key, request_keys
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
 from llmproxy.recorder import timeline
 from tests import strategies
+from tests.log_fixtures import COLUMNS_OF_SCHEMA_5
 
 SAID = [
     (10.0, StreamEvent("text", "Hel", part_index=0)),
@@ -202,7 +203,7 @@ def test_failure_is_replayed_if_no_success_was_recorded(log):
 
 @pytest.mark.parametrize("http_status", [429, 200], ids=["instead of an answer", "in a stream"])
 def test_failure_is_replayed_with_its_class_code_field_and_wait(http_status, log):
-    details = {"error_status": 429, "error_code": "slow_down", "error_param": "model"}
+    details = {"error_status": 429, "error_code": "rate_limit_exceeded", "error_param": "model"}
     id = log(status="error", error="model: too fast", reply=[])
     changes = ", ".join(f"{name} = '{value}'" for name, value in details.items())
     log.store._conn.execute(
@@ -213,7 +214,7 @@ def test_failure_is_replayed_with_its_class_code_field_and_wait(http_status, log
         asyncio.run(run.read())
     error = raised.value
     assert (error.message, error.status, error.param) == ("too fast", 429, "model")
-    assert (error.code, run.replay_of) == ("slow_down", id)
+    assert (error.code, run.replay_of) == ("rate_limit_exceeded", id)
     assert error.headers == {"retry-after": "7", "retry-after-ms": "6500"}
 
 
@@ -249,7 +250,7 @@ def test_a_log_of_an_older_version_is_migrated_and_replayed(log, path):
     as_an_older_version_wrote(log, id, DEFAULTS)
     execute = log.store._conn.execute
     execute("update proxy_exchanges set http_status = 429 where id = ?", [failed])
-    for name in ("error_status", "error_code", "error_param", "retry_after_s"):
+    for name in COLUMNS_OF_SCHEMA_5:
         execute(f"alter table proxy_exchanges drop column {name}")
     execute("update proxy_meta set value = 4 where name = 'schema'")
     log.store.close()

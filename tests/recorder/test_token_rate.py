@@ -14,6 +14,7 @@ from llmproxy.recorder.exchange import from_json, to_json, with_answer
 from llmproxy.recorder.store import SCHEMA_VERSION, Store
 from llmproxy.recorder.timeline import Tick, encode, ticks, ticks_of
 from llmproxy.recorder.token_rate import MIN_SPAN_MS, tokens_per_second
+from tests.log_fixtures import COLUMNS_OF_SCHEMA_5
 
 
 def words(count, gap_ms, at_ms=100.0, kind="text", chars=4):
@@ -252,7 +253,8 @@ def test_rows_of_an_older_version_get_their_rates(store, path, make_exchange):
     store.write([whole, estimated, damaged, empty, replayed])
     store.close()
     with sqlite3.connect(path) as db:
-        db.execute("alter table proxy_exchanges drop column tokens_per_second")
+        for name in COLUMNS_OF_SCHEMA_5:
+            db.execute(f"alter table proxy_exchanges drop column {name}")
         db.execute("update proxy_meta set value = 4 where name = 'schema'")
         broken = '{"parts": [{}], "ticks": "AAA"}'
         db.execute("update proxy_exchanges set timeline = ? where id = ?", (broken, damaged.id))
