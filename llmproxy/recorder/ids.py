@@ -22,7 +22,8 @@ _THREADS = """
     select id, thread_id as meant from turns where thread_id is not null
     union all select id, thread_id from proxy_exchanges where thread_id is not null
     union all select failed.id, turns.thread_id from proxy_exchanges as failed
-        join turns on turns.id = failed.previous_id where failed.thread_id is null and turns.thread_id is not null
+        join turns on turns.id = failed.previous_id
+        where failed.thread_id is null and turns.thread_id is not null
     union all select failed.id, before.thread_id from proxy_exchanges as failed
         join proxy_exchanges as before on before.id = failed.previous_id
         where failed.thread_id is null and before.thread_id is not null

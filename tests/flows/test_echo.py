@@ -64,9 +64,9 @@ def _groups(draw: st.DrawFn) -> list[StreamEvent]:
             data = {"anthropic": {"type": "redacted_thinking", "data": draw(texts())}}
             return [StreamEvent("reasoning", "", index, redacted=True, provider_metadata=data)]
     id_ = draw(ids) if kind == "call" else f"{draw(st.sampled_from(PREFIXES))}{draw(words)}"
-    name, text = draw(texts()), draw(argument_texts() | st.sampled_from(INPUTS))
+    name, text = draw(texts(min_size=1)), draw(argument_texts() | st.sampled_from(INPUTS))
     fields: Any = {"tool_call_id": id_, "server_executed": kind == "server"}
-    events = [StreamEvent("tool_call_name", name, index, **fields)] if draw(st.booleans()) else []
+    events = [StreamEvent("tool_call_name", name, index, **fields)]  # without: an error
     cut = draw(st.integers(0, len(text)))
     events += [StreamEvent("tool_call_args", t, index, **fields) for t in (text[:cut], text[cut:])]
     if kind == "server" and draw(st.booleans()):

@@ -151,7 +151,7 @@ def test_times_of_imported_recordings_are_absent_and_not_zero(llm_user_path, tmp
     assert all(line.split("  ")[1] == "-" for text in lines for line in text.splitlines())
     report = json.loads(output_of("report", "--json"))
     assert (report["began"], report["ended"]) == (None, None)
-    names = ("gaps", "ttft_ms", "first_text_ms", "duration_ms", "tokens_per_second", "queue_ms")
+    names = ("gaps", "ttft_ms", "first_output_ms", "duration_ms", "tokens_per_second", "queue_ms")
     assert {model[name] for model in report["models"] for name in names} == {None}
     assert {each["received"] for each in report["samples"] + report["answers"]} == {None}
     ((id,),) = rows("select id from proxy_exchanges order by number limit 1")
