@@ -272,7 +272,7 @@ def _message(words: Words, message: str) -> str:
     return f"{words.phrase}: {message}"
 
 
-_NUMBER = re.compile(r"(?<![\w.,-])\d[\d,]{2,}(?![\w.]*\w)")  # not that of a model's name
+_NUMBER = re.compile(r"(?<![\w.,-])\d[\d,]{2,}+(?![\w.]*\w)")  # not that of a model's name
 
 
 def _token_counts(message: str) -> tuple[int, int] | None:

@@ -53,7 +53,7 @@ _TO_QUOTE = {
     '"': re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL),
     "'": re.compile(r"(?:[^'\\]|\\.)*", re.DOTALL),
 }
-_TO_ESCAPED_QUOTE = re.compile(r"""(?:(?!\\+["']).)*""", re.DOTALL)
+_TO_ESCAPED_QUOTE = re.compile(r"""(?:[^\\]|\\++(?!["']))*+""")
 
 
 class Redactor:

@@ -508,7 +508,15 @@ REFUSED_BY_PROVIDERS = {
                     {
                         "type": "image_url",
                         "image_url": {"url": "data:image/png;base64,not_valid_base64!"},
-                    }
+                    },
+                    {  # in the words of the other API
+                        "type": "image",
+                        "source": {
+                            "type": "base64",
+                            "media_type": "image/png",
+                            "data": "not_valid_base64!",
+                        },
+                    },
                 ],
             }
         ]
