@@ -49,8 +49,9 @@ def empty_log(tmp_path_factory):
 
 
 @pytest.fixture
-def store(path, empty_log):
-    """A store in a logs.db that was there before."""
+def store(path, empty_log, monkeypatch):
+    """A store in a logs.db that was there before; it writes each group whole."""
+    monkeypatch.setattr("llmproxy.recorder.store.LOCK_S", 60)
     shutil.copy(empty_log, path)
     store = Store(path)
     yield store

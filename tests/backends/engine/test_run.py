@@ -109,7 +109,15 @@ def test_the_engine_cuts_at_a_stop_sequence_and_stops_the_model(engine, kind):
     outcome = engine.ask(model, options={"stop_sequences": ["two", "nine"]})
     assert outcome.text == "one "
     assert (outcome.finish.reason, outcome.finish.stop_sequence) == ("stop", "two")
-    assert model.closed == 1
+    wait_until_closed(model)
+
+
+def wait_until_closed(model):
+    """A sync model's thread closes its generator when the answer has been given."""
+    until = time.monotonic() + 10
+    while model.closed != 1:
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 @KINDS
