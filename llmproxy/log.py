@@ -33,6 +33,8 @@ class Log:
     def exchange(self, id: str) -> Exchange:
         """Read one exchange completely: request, messages, reply and timeline.
 
+        What can't be read has its default, and is named in `damage`.
+
         id: of the exchange, or the id that its client was given (`chatcmpl-…`, `msg_…`).
 
         Raises:
