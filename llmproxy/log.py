@@ -34,6 +34,8 @@ class Log:
     def exchange(self, id: str) -> Exchange:
         """Read one exchange completely: request, messages, reply and timeline.
 
+        What can't be read has its default, and is named in `damage`.
+
         id: of the exchange, as its client was given it (`chatcmpl-…`, `msg_…`), or the
             beginning of one.
 

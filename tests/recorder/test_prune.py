@@ -265,7 +265,8 @@ def test_an_exchange_whose_turn_was_deleted_is_forgotten_too(confided, path, oth
 def test_a_conversation_loses_the_name_that_its_first_turn_gave(store, path, make_exchange):
     first = make_exchange(SECRET, "ONE")
     second = make_exchange("afterwards", "TWO", thread_id=first.thread_id)
-    store.write([first, replace(second, previous_id=first.id, link="compacted")])
+    for exchange in (first, replace(second, previous_id=first.id, link="compacted")):
+        store.write([exchange])
     prune(path, Filter(ids=(first.id,)))
     assert words_left(path) == []
     with sqlite3.connect(path) as connection:
