@@ -275,13 +275,35 @@ def _message(words: Words, message: str) -> str:
 _NUMBER = re.compile(r"(?<![\w.,-])\d[\d,]{2,}(?![\w.]*\w)")  # not that of a model's name
 
 
+# Anthropic's: input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000
+_SUM = re.compile(r"\b(\d+) \+ (\d+) > (\d+)\b")
+
+
 def _token_counts(message: str) -> tuple[int, int] | None:
-    """Find the limit and the count above it in a message: its first two numbers."""
+    """Find the limit and the count above it in a message: a sum, or its first two numbers."""
+    if found := _SUM.search(message):
+        prompt, most_output, limit = map(int, found.groups())
+        return limit, prompt + most_output
     numbers = [int(found.replace(",", "")) for found in _NUMBER.findall(message)][:2]
     return (min(numbers), max(numbers)) if len(set(numbers)) == 2 else None
 
 
 # ---- in
+
+
+def error_fields(body: Any) -> Mapping[str, Any]:
+    """Return the fields of an error's body, `message` among them, however a server wraps them.
+
+    body: a JSON value, or text, which is the message.
+    """
+    fields = body
+    if isinstance(fields, list) and fields:  # Gemini's
+        fields = fields[0]
+    if isinstance(fields, dict):
+        error = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        # Mistral and vLLM put the code beside the message, as do SDKs that dump an error.
+        fields = error if isinstance(error, dict) else {**fields, "message": error}
+    return fields if isinstance(fields, dict) else {"message": fields}
 
 
 def read_error(

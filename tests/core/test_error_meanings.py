@@ -184,6 +184,15 @@ PHRASES = [
         "This model's maximum context length is 200000 tokens. However, your messages resulted"
         f" in 213462 tokens ({CONTEXT_ANTHROPIC})",
     ),
+    (
+        "openai",
+        ContextTooLong(
+            "input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000"
+        ),
+        "This model's maximum context length is 200000 tokens. However, your messages resulted"
+        " in 210000 tokens (input length and `max_tokens` exceed context limit:"
+        " 190000 + 20000 > 200000)",
+    ),
     ("openai", ContextTooLong(CONTEXT_OPENAI), CONTEXT_OPENAI),
     (
         "openai",

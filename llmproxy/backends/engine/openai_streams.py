@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from ...core import payload
-from ...core.error_meanings import read_error
+from ...core.error_meanings import error_fields, read_error
 from ...core.errors import InvalidRequest, ProxyError, UpstreamError
 from ...dialects import openai_chat
 
@@ -113,7 +113,8 @@ def _error_of(media_type: str, body: bytes) -> ProxyError:
         value = payload.parse(body)
     except InvalidRequest:
         value = None
-    if isinstance(value, dict) and "choices" not in value and "output" not in value:
+    fields = error_fields(value)
+    if value and not {"choices", "output"} & fields.keys():
         return openai_chat.parse_error(200, value)
     return UpstreamError(f"the provider sent {media_type} instead of a stream")
 

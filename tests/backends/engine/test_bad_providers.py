@@ -158,6 +158,11 @@ NO_STREAMS = {
         errors.UpstreamError,
         "who are you?",
     ),
+    "a list": (
+        lambda _, handler: say_json(handler, [ERROR]),
+        errors.PaymentRequired,
+        "no credit left here",
+    ),
     "a whole answer": (
         lambda _, handler: say_json(handler, {"choices": []}),
         errors.UpstreamError,
