@@ -252,15 +252,19 @@ class _Call:
             yield delta
             return
         self._arguments += arguments or ""
-        if self.name and self._arguments:
+        if self.name and self._arguments.strip():
             yield self.show()
 
     def show(self) -> Any:
-        """Return the call's first chunk: its id, name and arguments so far."""
+        """Return the call's first chunk: its id, name and arguments so far.
+
+        White space alone is no arguments: the plugin would fail at it.
+        """
         self.is_shown = True
         shown = self._first
         shown.index, shown.id = self._index, self.sent_id
-        shown.function.name, shown.function.arguments = self.name, self._arguments
+        shown.function.name = self.name
+        shown.function.arguments = self._arguments if self._arguments.strip() else ""
         return shown
 
 

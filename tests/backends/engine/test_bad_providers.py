@@ -78,6 +78,10 @@ NAMES = {
         piece(name="weather", arguments="{}"),
     ],
     "without arguments": [piece(id="c", name="wea"), piece(name="ther")],
+    "with white space for arguments": [
+        piece(id="c", name="weather", arguments=" "),
+        piece(arguments="\u2028\n"),
+    ],
     "without an index": [
         piece(None, id="c", name="weather"),
         piece(None, arguments="{"),
