@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
@@ -374,6 +375,7 @@ def forwarded(headers: Mapping[str, str], message: str = "") -> dict[str, str]:
     fields = {name.lower(): value for name, value in headers.items()}
     kept = {name: value for name, value in fields.items() if name in _FORWARDED}
     seconds = _retry_after(fields, message)
+    kept.pop("retry-after", None)  # what can't be read tells a client nothing
     if seconds is not None:
         kept["retry-after"] = str(max(0, math.ceil(seconds)))
     return kept
@@ -385,7 +387,8 @@ def _retry_after(fields: Mapping[str, str], message: str) -> float | None:
         return after if after is not None or ms is None else ms / 1000
     try:
         until = parsedate_to_datetime(fields["retry-after"])
-        return (until - parsedate_to_datetime(fields["date"])).total_seconds()
+        sent_at = parsedate_to_datetime(fields["date"]) if "date" in fields else datetime.now(UTC)
+        return (until - sent_at).total_seconds()
     except (KeyError, ValueError, TypeError):
         pass
     found = _RETRY_IN.search(message)

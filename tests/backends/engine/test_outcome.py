@@ -267,8 +267,8 @@ def test_our_own_errors_pass_unchanged():
 
 
 def test_a_key_that_a_provider_quotes_is_redacted_everywhere_in_the_error():
-    exc = openai_error(429, retry_after="local-key-9")
+    exc = openai_error(429, x_should_retry="local-key-9")
     exc.body = {"error": {"message": "no credit for local-key-9", "code": "local-key-9"}}
     error = outcome.translate(exc, KnownKeys(["local-key-9"]))
     assert error.message == "no credit for [removed]"
-    assert (error.code, error.headers) == ("[removed]", {"retry-after": "[removed]"})
+    assert (error.code, error.headers) == ("[removed]", {"x-should-retry": "[removed]"})
