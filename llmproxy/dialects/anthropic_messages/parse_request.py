@@ -230,6 +230,7 @@ def _tools(
         for i, tool in enumerate(request.tools or ())
     ]
     offered = list(defined)
+    name: str | None
     for change, path in parser.tool_changes:
         match change:
             case {"tool": {"type": "tool_reference", "name": str(name)}}:
