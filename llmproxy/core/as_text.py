@@ -15,11 +15,11 @@ from llm.parts import ToolCallPart, ToolResultPart
 # Members of a block that only the provider that wrote it can read, or that no model is shown.
 _OPAQUE = frozenset({"cache_control", "signature", "encrypted_content", "encrypted_index"})
 
-# Longer runs without white space are data rather than words: an image costs a model that
-# reads it as base64 a hundred thousand tokens.
+# A longer text in base64's letters is data rather than words: an image costs a model that
+# reads it a hundred thousand tokens. Chinese and Japanese have no spaces, so these don't tell.
 MAX_DATA_CHARACTERS = 4096
 
-_SPACE = re.compile(r"\s")
+_DATA = re.compile(r"(?:data:[^,\s]{0,200},)?[A-Za-z0-9+/=_%\r\n-]+")
 
 
 def call_text(call: ToolCallPart) -> str:
@@ -98,7 +98,7 @@ def _readable(value: Any) -> Any:
             return {name: member for name, member in members.items() if _says_something(member)}
         case list():
             return [_readable(item) for item in value]
-        case str() if len(value) > MAX_DATA_CHARACTERS and not _SPACE.search(value):
+        case str() if len(value) > MAX_DATA_CHARACTERS and _DATA.fullmatch(value):
             return f"({len(value)} characters of data)"
     return value
 

@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
@@ -275,13 +276,35 @@ def _message(words: Words, message: str) -> str:
 _NUMBER = re.compile(r"(?<![\w.,-])\d[\d,]{2,}+(?![\w.]*\w)")  # not that of a model's name
 
 
+# Anthropic's: input length and `max_tokens` exceed context limit: 190000 + 20000 > 200000
+_SUM = re.compile(r"\b(\d+) \+ (\d+) > (\d+)\b")
+
+
 def _token_counts(message: str) -> tuple[int, int] | None:
-    """Find the limit and the count above it in a message: its first two numbers."""
+    """Find the limit and the count above it in a message: a sum, or its first two numbers."""
+    if found := _SUM.search(message):
+        prompt, most_output, limit = map(int, found.groups())
+        return limit, prompt + most_output
     numbers = [int(found.replace(",", "")) for found in _NUMBER.findall(message)][:2]
     return (min(numbers), max(numbers)) if len(set(numbers)) == 2 else None
 
 
 # ---- in
+
+
+def error_fields(body: Any) -> Mapping[str, Any]:
+    """Return the fields of an error's body, `message` among them, however a server wraps them.
+
+    body: a JSON value, or text, which is the message.
+    """
+    fields = body
+    if isinstance(fields, list) and fields:  # Gemini's
+        fields = fields[0]
+    if isinstance(fields, dict):
+        error = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        # Mistral and vLLM put the code beside the message, as do SDKs that dump an error.
+        fields = error if isinstance(error, dict) else {**fields, "message": error}
+    return fields if isinstance(fields, dict) else {"message": fields}
 
 
 def read_error(
@@ -352,6 +375,7 @@ def forwarded(headers: Mapping[str, str], message: str = "") -> dict[str, str]:
     fields = {name.lower(): value for name, value in headers.items()}
     kept = {name: value for name, value in fields.items() if name in _FORWARDED}
     seconds = _retry_after(fields, message)
+    kept.pop("retry-after", None)  # what can't be read tells a client nothing
     if seconds is not None:
         kept["retry-after"] = str(max(0, math.ceil(seconds)))
     return kept
@@ -363,7 +387,8 @@ def _retry_after(fields: Mapping[str, str], message: str) -> float | None:
         return after if after is not None or ms is None else ms / 1000
     try:
         until = parsedate_to_datetime(fields["retry-after"])
-        return (until - parsedate_to_datetime(fields["date"])).total_seconds()
+        sent_at = parsedate_to_datetime(fields["date"]) if "date" in fields else datetime.now(UTC)
+        return (until - sent_at).total_seconds()
     except (KeyError, ValueError, TypeError):
         pass
     found = _RETRY_IN.search(message)

@@ -52,12 +52,18 @@ def finer_reason(word: Any) -> str | None:
     return word if isinstance(word, str) and word in FINER_REASONS else None
 
 
+# Words for a response that was cut: `max_new_tokens`, `context_window_exceeded` …
+_LENGTH = re.compile(
+    "length|max.*tokens|tokens?_limit|tokens?_budget|context_(?:size|window|limit)"
+)
+
 # Words for a response that failed: `error`, `network_error`, `insufficient_system_resource`
 # (DeepSeek), `MALFORMED_FUNCTION_CALL` and `OTHER` (Gemini), `abort` (vLLM), `failed` …
 _FAILURE = re.compile(
     "error|fail|abort|cancel|insufficient|malformed|unexpected|invalid|timeout|timed_out"
     "|interrupt|exception|unavailable|overload|too_many|missing|not_finished|^(?:image_)?other$"
-    "|^no_image$",
+    "|^no_image$|reject|preempt|kill|crash|out_of_memory|^oom$|deadline|disconnect|dropped"
+    "|incomplete|unknown|unspecified|^null$|^none$|rate_limit|quota",
 )
 
 
@@ -67,8 +73,14 @@ def check(word: str) -> None:
     Raises:
         UpstreamError: it is, so that the response may be half of one.
     """
-    if word.lower() not in FINISH_REASONS and _FAILURE.search(word.lower()):
+    if common_reason(word) == "stop" and _FAILURE.search(word.lower()):
         raise UpstreamError(f"the provider ended the response with {word[:80]!r}")
+
+
+def common_reason(word: str) -> FinishReason:
+    """Return our reason for a provider's word; an unknown one that names no length means "stop"."""
+    word = word.lower()
+    return FINISH_REASONS.get(word, "length" if _LENGTH.search(word) else "stop")
 
 
 def finish_reason(word: str, *, has_calls: bool) -> FinishReason:
@@ -76,11 +88,11 @@ def finish_reason(word: str, *, has_calls: bool) -> FinishReason:
 
     `length` and `content_filter` count more than the presence of tool calls; that counts
     more than "stop", which some providers send with calls, and than "tool_calls", which
-    some send without. An unknown word means "stop".
+    some send without.
 
     Spec: https://opentelemetry.io/docs/specs/semconv/gen-ai/
     """
-    reason = FINISH_REASONS.get(word.lower(), "stop")
+    reason = common_reason(word)
     if reason in ("length", "content_filter"):
         return reason
     return "tool_calls" if has_calls else "stop"

@@ -58,6 +58,16 @@ def test_data_is_not_read_out():
     """An image as base64 would cost a hundred thousand tokens, and say nothing."""
     block = {"type": "shot", "png": "A" * (MAX_DATA_CHARACTERS + 1), "alt": "a " * 4000}
     assert json.loads(block_text(block)) == block | {"png": "(4097 characters of data)"}
+    url = "data:image/png;base64," + "iVBOR/+=" * 600
+    assert block_text({"type": "shot", "text": url}) == f"({len(url)} characters of data)"
+    lines = ("A" * 76 + "\r\n") * 60
+    assert block_text({"type": "shot", "text": lines}) == f"({len(lines)} characters of data)"
+
+
+@pytest.mark.parametrize("words", ["前に話した内容です。", "对话的总结", "สรุปการสนทนา", "a,b;"])
+def test_words_without_white_space_are_no_data(words):
+    summary = words * MAX_DATA_CHARACTERS
+    assert block_text({"type": "compaction", "content": summary}) == summary
 
 
 @pytest.mark.parametrize(

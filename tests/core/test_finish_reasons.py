@@ -23,6 +23,11 @@ from llmproxy.core.finish_reasons import check, finish_reason
         ("a word of tomorrow", False, "stop"),
         ("", True, "tool_calls"),
         ("max_length", False, "length"),
+        ("max_new_tokens", False, "length"),
+        ("max_completion_tokens", True, "length"),
+        ("CONTEXT_LENGTH_EXCEEDED", False, "length"),
+        ("context_window_exceeded", False, "length"),
+        ("thinking_token_budget", False, "length"),
         ("token_limit", True, "length"),
         ("ERROR_LIMIT", False, "length"),
         ("sensitive", False, "content_filter"),
@@ -41,7 +46,9 @@ def test_a_reason_is_decided_by_the_word_and_the_calls(word, has_calls, reason):
     ["error", "network_error", "insufficient_system_resource", "MALFORMED_FUNCTION_CALL", "ERROR"]
     + ["UNEXPECTED_TOOL_CALL", "TOO_MANY_TOOL_CALLS", "OTHER", "IMAGE_OTHER", "MALFORMED_RESPONSE"]
     + ["abort", "aborted", "cancelled", "failed", "timeout", "server_error", "malformed_tool_use"]
-    + ["engine_overloaded", "model_unavailable", "NO_IMAGE", "not_finished"],
+    + ["engine_overloaded", "model_unavailable", "NO_IMAGE", "not_finished"]
+    + ["FINISH_REASON_UNSPECIFIED", "unknown", "incomplete", "preempted", "rejected", "oom"]
+    + ["deadline_exceeded", "worker_crashed", "killed", "client_disconnected", "rate_limited"],
 )
 def test_a_failure_is_no_reason(word):
     with pytest.raises(UpstreamError, match=f"^the provider ended the response with '{word}'$"):
@@ -51,6 +58,7 @@ def test_a_failure_is_no_reason(word):
 @pytest.mark.parametrize(
     "word",
     ["", "stop", "end_turn", "pause_turn", "tool_use", "length", "refusal", "eos", "STOP", "done"]
+    + ["max_new_tokens", "context_length_exceeded", "invalid_length", "end_of_text"]
     + ["stop_sequence", "COMPLETE", "error_limit", "ERROR_TOXIC", "a word of tomorrow"],
 )
 def test_other_words_are_no_failure(word):

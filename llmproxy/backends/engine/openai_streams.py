@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 from ...core import payload
-from ...core.error_meanings import read_error
+from ...core.error_meanings import error_fields, read_error
 from ...core.errors import InvalidRequest, ProxyError, UpstreamError
 from ...dialects import openai_chat
 
@@ -81,9 +81,12 @@ def _read(stream: Any, corrector: _Corrector) -> Iterator[Any]:
             if len(body) > MAX_BODY_BYTES:
                 break
         raise _error_of(media_type, body)
-    for item in stream:
-        yield from corrector.feed(item)
-    yield from corrector.end()
+    try:
+        for item in stream:
+            yield from corrector.feed(item)
+        yield from corrector.end()
+    finally:
+        stream.close()
 
 
 async def _read_async(stream: Any, corrector: _Corrector) -> AsyncIterator[Any]:
@@ -94,11 +97,14 @@ async def _read_async(stream: Any, corrector: _Corrector) -> AsyncIterator[Any]:
             if len(body) > MAX_BODY_BYTES:
                 break
         raise _error_of(media_type, body)
-    async for item in stream:
-        for corrected in corrector.feed(item):
+    try:
+        async for item in stream:
+            for corrected in corrector.feed(item):
+                yield corrected
+        for corrected in corrector.end():
             yield corrected
-    for corrected in corrector.end():
-        yield corrected
+    finally:
+        await stream.close()
 
 
 def _no_stream(stream: Any) -> str:
@@ -113,7 +119,8 @@ def _error_of(media_type: str, body: bytes) -> ProxyError:
         value = payload.parse(body)
     except InvalidRequest:
         value = None
-    if isinstance(value, dict) and "choices" not in value and "output" not in value:
+    fields = error_fields(value)
+    if value and not {"choices", "output"} & fields.keys():
         return openai_chat.parse_error(200, value)
     return UpstreamError(f"the provider sent {media_type} instead of a stream")
 
@@ -130,7 +137,7 @@ class _Chunks:
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._tools = {
-            (tool.get("function") or {}).get("name") for tool in request.get("tools") or ()
+            str((tool.get("function") or {}).get("name")) for tool in request.get("tools") or ()
         }
         self._calls: list[_Call] = []
         self._has_choice = False
@@ -182,7 +189,7 @@ class _Chunks:
             call = _Call(delta, len(self._calls))
             self._calls.append(call)
         else:
-            call.add_name(delta)
+            call.add_name(delta, self._tools)
         yield from call.take(delta)
 
     def _find(self, delta: Any) -> _Call | None:
@@ -221,12 +228,19 @@ class _Call:
         self._index = index
         self._arguments = ""
 
-    def add_name(self, delta: Any) -> None:
-        """Add a piece of the name. Some servers repeat it all with the id."""
-        piece = delta.function.name or ""
-        if not (delta.id and self.name == piece):
-            self.name += piece
+    def add_name(self, delta: Any, tools: set[str]) -> None:
+        """Add a piece of the name. Some servers repeat it all, or what they have of it so far."""
         self.sent_id = self.sent_id or delta.id
+        piece = delta.function.name
+        if not piece or self.is_shown:
+            return
+        joined = self.name + piece
+        fit, fit_alone = _fit(joined, tools), _fit(piece, tools)
+        if fit == fit_alone:  # the request's tools don't tell
+            is_repeated = bool(delta.id) and piece == self.name
+        else:
+            is_repeated = fit_alone > fit and piece.startswith(self.name)
+        self.name = piece if is_repeated else joined
 
     def take(self, delta: Any) -> Iterator[Any]:
         """Yield the delta, or the whole call so far, if its name is known by now."""
@@ -238,16 +252,25 @@ class _Call:
             yield delta
             return
         self._arguments += arguments or ""
-        if self.name and self._arguments:
+        if self.name and self._arguments.strip():
             yield self.show()
 
     def show(self) -> Any:
-        """Return the call's first chunk: its id, name and arguments so far."""
+        """Return the call's first chunk: its id, name and arguments so far.
+
+        White space alone is no arguments: the plugin would fail at it.
+        """
         self.is_shown = True
         shown = self._first
         shown.index, shown.id = self._index, self.sent_id
-        shown.function.name, shown.function.arguments = self.name, self._arguments
+        shown.function.name = self.name
+        shown.function.arguments = self._arguments if self._arguments.strip() else ""
         return shown
+
+
+def _fit(name: str, tools: set[str]) -> int:
+    """Return 2 for the name of a tool, 1 for the beginning of one, else 0."""
+    return 2 if name in tools else int(any(tool.startswith(name) for tool in tools))
 
 
 def _fill(made: Any, **defaults: Any) -> None:

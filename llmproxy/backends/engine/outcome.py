@@ -158,7 +158,7 @@ def _translated(exc: BaseException) -> ProxyError:
     if isinstance(exc, llm.NeedsKeyException):
         return errors.Unauthorized(message)
     status, headers = _status_and_headers(exc)
-    body = _body(exc)
+    body = error_meanings.error_fields(getattr(exc, "body", None))
     error = error_meanings.read_error(
         status,
         (body.get("code"), body.get("type")),
@@ -189,7 +189,8 @@ def _message(exc: BaseException) -> str:
 
 
 def _full_message(exc: BaseException) -> str:
-    if isinstance(text := _body(exc).get("message"), str):
+    text = error_meanings.error_fields(getattr(exc, "body", None)).get("message")
+    if isinstance(text, str) and text and not text.lstrip().startswith("<"):  # a page
         return text
     try:
         text = str(exc)
@@ -198,14 +199,6 @@ def _full_message(exc: BaseException) -> str:
     if text and (isinstance(exc, llm.ModelError) or hasattr(exc, "status_code")):
         return text  # meant for users
     return f"the model failed: {type(exc).__name__}: {text}".removesuffix(": ")
-
-
-def _body(exc: BaseException) -> Mapping[str, Any]:
-    """Return the fields of the provider's error as an SDK keeps them, {} if there are none."""
-    match getattr(exc, "body", None):
-        case {"error": dict(body)} | dict(body):
-            return body
-    return {}
 
 
 def _status_and_headers(exc: BaseException) -> tuple[int, Mapping[str, str]]:

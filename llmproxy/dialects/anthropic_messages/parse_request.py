@@ -230,18 +230,24 @@ def _tools(
         for i, tool in enumerate(request.tools or ())
     ]
     offered = list(defined)
+    name: str | None
     for change, path in parser.tool_changes:
         match change:
-            case {"type": "tool_addition", "tool": {"type": "tool_definition"} as added}:
-                path = f"{path}.tool.definition"
-                tool = _added_tool(added.get("definition"), path)
-                name = _name(tool)
-                defined.append((name, _tool(tool, path, parser)))
             case {"tool": {"type": "tool_reference", "name": str(name)}}:
                 pass
-            case _:  # of an MCP server, which no plugin is given
+            case {"tool": {"type": str(kind)}} if kind.startswith("mcp"):  # no plugin is given them
                 parser.ignored.append(f"messages[*].content[*] ({change['type']})")
                 continue
+            case {"type": "tool_removal"}:
+                parser.ignored.append("messages[*].content[*] (tool_removal)")
+                continue
+            case _:
+                definition, path = change.get("tool"), f"{path}.tool"
+                if isinstance(definition, dict) and definition.get("type") == "tool_definition":
+                    definition, path = definition.get("definition"), f"{path}.definition"
+                tool = _added_tool(definition, path)
+                name = _name(tool)
+                defined.append((name, _tool(tool, path, parser)))
         offered = [row for row in offered if row[0] != name]
         if change["type"] == "tool_addition":
             found = [row for row in defined if row[0] == name]

@@ -15,7 +15,7 @@ from llm.parts import StreamEvent
 
 from ...core import chat, finish_reasons, payload
 from ...core.errors import InvalidRequest, UpstreamError
-from ...core.finish_reasons import FINISH_REASONS, finer_reason
+from ...core.finish_reasons import common_reason, finer_reason
 from ...transport import framing
 from .models_and_errors import parse_error
 from .render_response import (
@@ -130,7 +130,7 @@ class StreamParser:
         events = [event for index in list(self._blocks) for event in self._stop_block(index)]
         sequence, word = stop.get("stop_sequence"), str(stop.get("stop_reason"))
         finish = chat.Finish(
-            FINISH_REASONS.get(word, "stop"),
+            common_reason(word),
             stop_sequence=sequence if isinstance(sequence, str) else None,
             usage=_parse_usage(self._usage),
             model=self.model,

@@ -57,15 +57,7 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
     status: of the response; below 400 for an error inside a stream, where the error's code
         and type decide. body: a JSON value, or text that is not JSON.
     """
-    fields = body
-    if isinstance(fields, list) and fields:  # Gemini's
-        fields = fields[0]
-    if isinstance(fields, dict):
-        error = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
-        # Mistral and vLLM put the code beside the message, as do SDKs that dump an error.
-        fields = error if isinstance(error, dict) else {**fields, "message": error}
-    if not isinstance(fields, dict):
-        fields = {"message": fields}
+    fields = error_meanings.error_fields(body)
     names = [fields.get("code"), fields.get("type")]
     if status < 400:
         # OpenRouter and vLLM write the status as the code.

@@ -123,6 +123,7 @@ class ChatCompletionAssistantMessage:
     )
     tool_calls: list[ChatCompletionMessageToolCall] | None = None
     function_call: Function | None = None
+    tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
     refusal: str | None = None
     name: str | None = None
     # Three names are in use for the same thing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import llm
 import pytest
 from llm.default_plugins.openai_models import AsyncChat, AsyncResponses, Chat, Responses
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
@@ -64,7 +65,23 @@ NAMES = {
         piece(id="c", name="weather", arguments="{"),
         piece(name="weather", arguments="}"),
     ],
+    "repeated without the id": [
+        piece(id="c", name="weather"),
+        piece(name="weather", arguments="{"),
+        piece(name="weather", arguments="}"),
+    ],
+    "grown": [piece(id="c", name="wea"), piece(id="c", name="weather"), piece(arguments="{}")],
+    "grown without the id": [
+        piece(id="c", name="w"),
+        piece(name="wea"),
+        piece(name="weather"),
+        piece(name="weather", arguments="{}"),
+    ],
     "without arguments": [piece(id="c", name="wea"), piece(name="ther")],
+    "with white space for arguments": [
+        piece(id="c", name="weather", arguments=" "),
+        piece(arguments="\u2028\n"),
+    ],
     "without an index": [
         piece(None, id="c", name="weather"),
         piece(None, arguments="{"),
@@ -122,6 +139,15 @@ def test_a_call_that_is_never_named_is_an_error(engine, kind):
     assert (type(outcome.error), outcome.error.status) == (errors.UpstreamError, 502)
 
 
+@OPENAI_KINDS
+def test_a_name_that_repeats_itself_is_joined(engine, kind):
+    tool = llm.Tool("dodo", None, {"type": "object"})
+    with playing(deltas(piece(id="c", name="do"), piece(id="c", name="do"))) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(tool,))
+    # With an id in each delta "do" may be repeated, but no tool is called that.
+    assert [call.name for call in chat.collect(outcome.events).parts] == ["dodo"]
+
+
 ODD_CHUNKS = [
     {"choices": None},
     {},
@@ -157,6 +183,11 @@ NO_STREAMS = {
         lambda _, handler: say_json(handler, {"message": "who are you?"}),
         errors.UpstreamError,
         "who are you?",
+    ),
+    "a list": (
+        lambda _, handler: say_json(handler, [ERROR]),
+        errors.PaymentRequired,
+        "no credit left here",
     ),
     "a whole answer": (
         lambda _, handler: say_json(handler, {"choices": []}),

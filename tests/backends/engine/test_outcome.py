@@ -166,6 +166,28 @@ def test_code_and_param_of_a_provider_are_kept():
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
 
 
+LONG = "the prompt is greater than the context length"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [LONG, {"error": LONG}, [{"error": {"message": LONG}}], {"detail": LONG}, {"message": LONG}],
+)
+def test_an_error_is_known_however_a_server_wraps_its_message(body):
+    """LM Studio sends a string, Gemini a list; OpenAI's SDK passes them on as they are."""
+    exc = openai_error(400, "Error code: 400")
+    exc.body = body
+    error = outcome.translate(exc, KnownKeys())
+    assert (type(error), error.message) == (errors.ContextTooLong, LONG)
+
+
+@pytest.mark.parametrize("body", ["", "\n<html>busy</html>", None, [], {}, {"message": None}])
+def test_a_page_is_no_message(body):
+    exc = openai_error(404, "Error code: 404")
+    exc.body = body
+    assert outcome.translate(exc, KnownKeys()).message == "Error code: 404"
+
+
 def test_status_of_httpx_is_in_its_response():
     """d6.29"""
     request = httpx.Request("POST", "http://127.0.0.1/")
@@ -245,8 +267,8 @@ def test_our_own_errors_pass_unchanged():
 
 
 def test_a_key_that_a_provider_quotes_is_redacted_everywhere_in_the_error():
-    exc = openai_error(429, retry_after="local-key-9")
+    exc = openai_error(429, x_should_retry="local-key-9")
     exc.body = {"error": {"message": "no credit for local-key-9", "code": "local-key-9"}}
     error = outcome.translate(exc, KnownKeys(["local-key-9"]))
     assert error.message == "no credit for [removed]"
-    assert (error.code, error.headers) == ("[removed]", {"retry-after": "[removed]"})
+    assert (error.code, error.headers) == ("[removed]", {"x-should-retry": "[removed]"})

@@ -355,6 +355,17 @@ def test_a_definition_that_is_none_is_refused(definition, param):
     assert raised.value.param == param
 
 
+def test_a_definition_may_be_the_added_tool_itself():
+    addition = {"type": "tool_addition", "tool": RED}
+    assert names(parse(user(addition, words("x")), tools=[BLUE])) == ["blue", "red"]
+
+
+def test_an_addition_of_nothing_is_refused():
+    with pytest.raises(InvalidRequest) as raised:
+        parse(user({"type": "tool_addition"}, words("x")))
+    assert raised.value.param == "messages[0].content[0].tool"
+
+
 def test_a_providers_tool_is_removed_by_its_own_name():
     editor = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
     change = changed("tool_removal", editor["name"])

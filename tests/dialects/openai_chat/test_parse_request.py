@@ -148,6 +148,10 @@ def defined(name: str, description: str | None = None) -> dict[str, Any]:
         ({"role": "system", "tools": [defined("g")]}, ["user"]),
         ({"role": "system", "content": "Use g.", "tools": [defined("g")]}, ["user", "system"]),
         ({"role": "user", "content": "Use g.", "tools": [defined("g")]}, ["user", "user"]),
+        (
+            {"role": "assistant", "content": "I use g.", "tools": [defined("g")]},
+            ["user", "assistant"],
+        ),
     ],
 )
 def test_a_tool_defined_inside_a_message_is_offered(message, roles):
