@@ -509,7 +509,7 @@ def turn_facts(row: sqlite3.Row, received: datetime, damage: Damage) -> dict[str
         "thread_id": value("thread_id", TEXT),
         "model": value("model", TEXT),
         "started": damage.read("turns.datetime_utc", lambda: utc(row["datetime_utc"]), received),
-        "duration_ms": value("duration_ms", COUNT) or 0,
+        "duration_ms": value("duration_ms", COUNT),
         "resolved_model": value("resolved_model", OPTIONAL_TEXT),
         "options": parsed("options_json"),
         "schema": parsed("schema_json"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import shutil
@@ -301,7 +302,7 @@ def test_reports_and_pages_name_the_damaged_one(damaged):
         out, err = read("report", *words)
         assert out
         assert (f"{log.id} is damaged: " in err) == bool((names or set()) - {"body"})
-    page = Dashboard(log.path).render("http://127.0.0.1:1", False)
+    page = asyncio.run(Dashboard(log.path).page("http://127.0.0.1:1", False))
     assert "capital of France?" in page
     assert ("Damaged in the log:" in page) == bool((names or set()) - {"body"})
 
