@@ -203,7 +203,7 @@ def test_failure_is_replayed_if_no_success_was_recorded(log):
 
 @pytest.mark.parametrize("http_status", [429, 200], ids=["instead of an answer", "in a stream"])
 def test_failure_is_replayed_with_its_class_code_field_and_wait(http_status, log):
-    details = {"error_status": 429, "error_code": "slow_down", "error_param": "model"}
+    details = {"error_status": 429, "error_code": "rate_limit_exceeded", "error_param": "model"}
     id = log(status="error", error="model: too fast", reply=[])
     changes = ", ".join(f"{name} = '{value}'" for name, value in details.items())
     log.store._conn.execute(
@@ -214,7 +214,7 @@ def test_failure_is_replayed_with_its_class_code_field_and_wait(http_status, log
         asyncio.run(run.read())
     error = raised.value
     assert (error.message, error.status, error.param) == ("too fast", 429, "model")
-    assert (error.code, run.replay_of) == ("slow_down", id)
+    assert (error.code, run.replay_of) == ("rate_limit_exceeded", id)
     assert error.headers == {"retry-after": "7", "retry-after-ms": "6500"}
 
 

@@ -508,7 +508,15 @@ REFUSED_BY_PROVIDERS = {
                     {
                         "type": "image_url",
                         "image_url": {"url": "data:image/png;base64,not_valid_base64!"},
-                    }
+                    },
+                    {
+                        "type": "image",  # to the other API the one above is of an unknown kind
+                        "source": {
+                            "type": "base64",
+                            "media_type": "image/png",
+                            "data": "not_valid_base64!",
+                        },
+                    },
                 ],
             }
         ]
