@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 from llm.parts import TextPart
 
-from ..core import chat
+from ..core import chat, payload
 from ..core.backend import Backend
-from ..core.errors import ProxyError, RateLimited, UpstreamTimeout, retry_after_s
+from ..core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamTimeout, retry_after_s
 from ..dialects import Dialect, by_name
 from ..recorder.capture import Capture
 from ..recorder.exchange import ULID_TIME_CHARS, Exchange, Status, begun, new_id
@@ -44,8 +44,8 @@ class Plan:
     timeout_s: for a whole response. base_url, dialect: a server to use instead of llm.
     """
 
-    models: Sequence[str]
-    ids: Sequence[str]
+    models: list[str]
+    ids: list[str]
     repeat: int = 1
     concurrency: int = 1
     warmup: int = 1
@@ -57,9 +57,15 @@ class Plan:
 
 
 def read_plan(settings: Mapping[str, Any]) -> Plan | None:
-    """Return the plan in a run's settings, None if the run was imported and has none."""
-    known = {f.name: settings[f.name] for f in fields(Plan) if f.name in settings}
-    return Plan(**known) if known else None
+    """Return the plan in a run's settings; None if they have none, or a damaged one.
+
+    A run that was imported has none.
+    """
+    try:
+        plan = payload.load(Plan, settings, [])
+    except InvalidRequest:
+        return None
+    return replace(plan, models=[*plan.models], ids=[*plan.ids]) if plan.models else None
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def list_run_names(log: LogReader) -> list[str]:
         Unusable: the file can no longer be read.
     """
     rows = log.rows(f"select name from ({_RUNS}) order by began", {})
-    return [row["name"] for row in rows]
+    return [str(row["name"]) for row in rows]
 
 
 _RUNS = """

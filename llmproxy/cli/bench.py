@@ -259,7 +259,7 @@ def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, 
     if chosen.status is None and chosen.ids is None:
         chosen = replace(chosen, status="ok")
     plan = Plan(
-        models=arguments.models,
+        models=[*arguments.models],
         ids=history.ids(chosen, last=last),
         repeat=arguments.repeat or Plan.repeat,
         concurrency=arguments.concurrency or Plan.concurrency,
@@ -277,7 +277,7 @@ def _resumed(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchma
     run = find_run(history, arguments.resume)
     plan = read_plan(run.settings)
     if plan is None:
-        raise InvalidRequest("this run was imported without its settings, so it can't be continued")
+        raise InvalidRequest("the log lacks this run's settings, so it can't be continued")
     if arguments.base_url and plan.base_url:
         plan = replace(plan, base_url=arguments.base_url)
     return run, plan

@@ -41,7 +41,8 @@ POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
 LAST = 20  # lines, by default
 SEARCH_LIMITS = (
     "--search looks for all words in the prompt or the tool's result that a request ends with,"
-    " and in the text of its reply, not in earlier messages, reasoning or calls of tools"
+    " and in the text of its reply, not in earlier messages, reasoning or calls of tools,"
+    " and only in the first words of what was refused before any model was asked"
 )
 
 

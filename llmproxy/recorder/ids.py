@@ -54,12 +54,14 @@ def find_id(query: Query, table: str, text: str) -> str | None:
     """
     plain = _plain(text)
     for id in dict.fromkeys((text, plain)):
-        for row in query(f"select meant from ({table}) where id = :id limit 1", {"id": id}):
+        sql = f"select meant from ({table}) where id = :id and meant is not null limit 1"
+        for row in query(sql, {"id": id}):
             return str(row[0])
     if len(plain) < MIN_BEGINNING_CHARS:
         return None
     rows = query(
-        f"select distinct meant from ({table}) where id >= :first and id < :last limit 3",
+        f"select distinct meant from ({table})"
+        " where id >= :first and id < :last and meant is not null limit 3",
         {"first": plain, "last": f"{plain}\U0010ffff"},
     )
     found = [str(row[0]) for row in rows]

@@ -107,7 +107,7 @@ _INDEX = (
 )
 _HAS_WORDS = """
     not exists (select 1 from json_each(:words) where not instr(lower(
-        coalesce((select prompt || ' ' || response from turn_search where turn_id = {id}), '')
+        coalesce((select prompt || ' ' || response from turn_search where turn_id = {id}), {words})
         || ' ' || coalesce((
             with recursive new (hash, role) as (
                 select hash, role from messages where hash = {hash}
@@ -130,12 +130,14 @@ _HAS_WORDS = """
 _SEARCHED = f"""
     id in ({{index}}
         select turns.id from turns
-        where {_HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash")}
+        where {_HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash", words="''")}
         union
         select failed.id from proxy_exchanges as failed
         where +failed.thread_id is null  -- by number: the index of threads has all that have none
             and failed.number in (select number from proxy_exchanges where status != 'ok')
-            and {_HAS_WORDS.format(id="failed.id", hash="failed.message_hash")}
+            and {
+    _HAS_WORDS.format(id="failed.id", hash="failed.message_hash", words="failed.first_words")
+}
     )
 """
 

@@ -134,6 +134,12 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column retry_after_s real",
     ),
 )
+_FILL_VERSION_5 = (
+    f"update proxy_exchanges set tokens_per_second = {token_rate.RATE}",
+    # They have no times, and llm shows 0 as a time.
+    "update turns set duration_ms = null"
+    " where id in (select id from proxy_exchanges where origin = 'llama-stack')",
+)
 
 
 SCHEMA_VERSION = len(_MIGRATIONS)
@@ -264,18 +270,14 @@ class Store:
         self._conn.execute(_META)
         version = self._meta("schema")
         check_version(version, self.path)
-        for statements in _MIGRATIONS[version:]:
-            for statement in statements:
-                self._conn.execute(statement)
+        for statement in chain.from_iterable(_MIGRATIONS[version:]):
+            self._conn.execute(statement)
         if version == 1:
             reply_index.insert_missing_keys(self._conn, self._log)
         if 0 < version < 5:
-            token_rate.insert_missing_rates(self._conn)
-            # Imported recordings have no times, and llm shows 0 as a time.
-            self._conn.execute(
-                "update turns set duration_ms = null"
-                " where id in (select id from proxy_exchanges where origin = 'llama-stack')"
-            )
+            token_rate.add_rate_function(self._conn)
+            for statement in _FILL_VERSION_5:
+                self._conn.execute(statement)
         self._conn.execute(
             "insert or replace into proxy_meta (name, value) values ('schema', ?)",
             (SCHEMA_VERSION,),
@@ -720,17 +722,26 @@ def complete_older_tables(connection: sqlite3.Connection) -> None:
         for table, sql in tables:
             columns = "select name, dflt_value from pragma_table_info(?)"
             there = {row[0] for row in connection.execute(columns, (table,))}
-            added = [
-                f"{default or 'null'} as {name}"
+            added = {
+                name: default or "null"
                 for name, default in migrated.execute(columns, (table,))
                 if name not in there
-            ]
+            }
             if not there:
                 connection.execute(sql.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
-            elif added:
-                connection.execute(
-                    f"create temp view {table} as select *, {', '.join(added)} from main.{table}"
-                )
+                continue
+            rows = f"main.{table}"
+            if added.pop("tokens_per_second", None):  # from columns that may be added, too
+                token_rate.add_rate_function(connection)
+                rows = f"({_with_columns(rows, added)})"
+                added = {"tokens_per_second": token_rate.RATE}
+            if added:
+                connection.execute(f"create temp view {table} as {_with_columns(rows, added)}")
+
+
+def _with_columns(rows: str, added: Mapping[str, str]) -> str:
+    columns = "".join(f", {value} as {name}" for name, value in added.items())
+    return f"select *{columns} from {rows}"
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from typing import NamedTuple
 
 from ..core.chat import Usage
 from . import timeline
+from .damage import UNREADABLE
 from .timeline import Tick
 
 # Between two events; a plugin takes 0.1 to 0.3 ms to parse one of many that have come already.
@@ -124,28 +125,23 @@ def _arrivals(ticks: Iterable[Tick], kinds: Collection[str]) -> list[_Arrival]:
 
 # ---- rows of older versions
 
-
-def insert_missing_rates(connection: sqlite3.Connection) -> None:
-    """Fill the column `tokens_per_second` of rows that were written before there was one.
-
-    Rows without a timeline, or with a damaged one, keep null.
-    """
-    rows = connection.execute(
-        "select number, timeline, output_tokens, reasoning_tokens, output_tokens_estimate"
-        " from proxy_exchanges where timeline is not null"
-    )
-    rates = [(rate, number) for number, *row in rows if (rate := _rate_of_row(*row)) is not None]
-    connection.executemany(
-        "update proxy_exchanges set tokens_per_second = ? where number = ?", rates
-    )
+RATE = "rate_of(cast(timeline as blob), output_tokens, reasoning_tokens, output_tokens_estimate)"
+"""SQL for the rate of a row that has no column for it; null if its timeline can't be read."""
 
 
-def _rate_of_row(
-    text: str, output: int | None, reasoning: int | None, estimate: int | None
+def add_rate_function(connection: sqlite3.Connection) -> None:
+    """Let a connection run `RATE`."""
+    connection.create_function("rate_of", 4, _rate_of)
+
+
+def _rate_of(
+    encoded: bytes | None, output: int | None, reasoning: int | None, estimate: int | None
 ) -> float | None:
+    if encoded is None:
+        return None
     try:
-        ticks = timeline.ticks(json.loads(text))
+        ticks = timeline.ticks(json.loads(encoded))
         usage = Usage(output_tokens=output, reasoning_tokens=reasoning)
         return tokens_per_second(ticks, usage, estimate)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except UNREADABLE:
         return None

@@ -163,9 +163,11 @@ def _measured(exchange: Exchange) -> Measured:
 
 
 def _first_output_ms(exchange: Exchange) -> float | None:
-    if exchange.ttft_ms is None:  # its times were not taken
+    first_ms = exchange.ttft_ms
+    if first_ms is None:  # its times were not taken
         return None
-    outputs = (at for at, event in exchange.events if _is_output(event))
+    # Only the times of events are rounded: no output comes before the first event.
+    outputs = (max(at, first_ms) for at, event in exchange.events if _is_output(event))
     return next((max(at - (exchange.queue_ms or 0.0), 0.0) for at in outputs), None)
 
 

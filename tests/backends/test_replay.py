@@ -21,7 +21,7 @@ from llmproxy.core.fingerprints import request_key, request_keys
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
 from llmproxy.recorder import timeline
 from tests import strategies
-from tests.log_fixtures import COLUMNS_OF_SCHEMA_5
+from tests.log_fixtures import make_version_4
 
 SAID = [
     (10.0, StreamEvent("text", "Hel", part_index=0)),
@@ -250,9 +250,7 @@ def test_a_log_of_an_older_version_is_migrated_and_replayed(log, path):
     as_an_older_version_wrote(log, id, DEFAULTS)
     execute = log.store._conn.execute
     execute("update proxy_exchanges set http_status = 429 where id = ?", [failed])
-    for name in COLUMNS_OF_SCHEMA_5:
-        execute(f"alter table proxy_exchanges drop column {name}")
-    execute("update proxy_meta set value = 4 where name = 'schema'")
+    make_version_4(log.store._conn)
     log.store.close()
     with Log(path) as older:
         log.replay = Replay(older, speed=0)

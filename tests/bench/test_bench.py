@@ -40,6 +40,18 @@ def test_unknown_settings_of_another_version_are_ignored():
     assert read_plan({}) is None
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"models": "a"}, {"models": []}, {"ids": None}, {"ids": [7]}, {"repeat": "x"}, {"cache": []}],
+    ids=str,
+)
+def test_a_damaged_plan_is_none(change):
+    """Reports of its run were tracebacks."""
+    plan = {"models": ["a"], "ids": ["1"], "repeat": 2, "cache": "cold"}
+    assert read_plan(plan) == Plan(models=["a"], ids=["1"], repeat=2, cache="cold")
+    assert read_plan(plan | change) is None
+
+
 class Log:
     """A log that accepts a number of exchanges, then fails."""
 

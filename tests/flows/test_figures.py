@@ -146,6 +146,9 @@ def test_times_of_imported_recordings_are_absent_and_not_zero(llm_user_path, tmp
     output_of("import", *recordings)
     times = "ttft_ms, first_text_ms, duration_ms, queue_ms, setup_ms, tokens_per_second"
     assert set(rows(f"select {times} from proxy_exchanges")) == {(None,) * 6}
+    output_of("export", str(tmp_path / "all.jsonl"))
+    (llm_user_path / "logs.db").unlink()
+    output_of("import", str(tmp_path / "all.jsonl"))
     assert set(rows("select duration_ms from turns")) == {(None,)}
     lines = [output_of("log"), output_of("log", "--threads")]
     assert all(line.split("  ")[1] == "-" for text in lines for line in text.splitlines())

@@ -310,6 +310,8 @@ SEARCHED = [
     ("weather", "GOOD"),
     ("accents", "café"),
     ("accents", "CAFE"),
+    ("refused", "企鵝"),
+    ("refused", "picture 皇帝"),
 ]
 
 
@@ -338,6 +340,8 @@ def spoken(store, make_exchange):
         "accents": make_exchange("un café", "voilà"),
     }
     exchanges["failed"] = replace(exchanges["failed"], thread_id=None)
+    refused = make_exchange("皇帝企鵝, a picture", reply=[], status="error", error="unreadable")
+    exchanges["refused"] = replace(refused, thread_id=None, turn=None)
     for exchange in exchanges.values():
         store.write([exchange])
     return {exchange.id: name for name, exchange in exchanges.items()}

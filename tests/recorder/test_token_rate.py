@@ -1,6 +1,7 @@
 """Tokens per second: a right rate, or none."""
 
 import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,10 +12,11 @@ from llm.parts import StreamEvent
 
 from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import from_json, to_json, with_answer
+from llmproxy.recorder.reader import open_for_reading
 from llmproxy.recorder.store import SCHEMA_VERSION, Store
 from llmproxy.recorder.timeline import Tick, encode, ticks, ticks_of
 from llmproxy.recorder.token_rate import MIN_SPAN_MS, tokens_per_second
-from tests.log_fixtures import COLUMNS_OF_SCHEMA_5
+from tests.log_fixtures import make_version_4
 
 
 def words(count, gap_ms, at_ms=100.0, kind="text", chars=4):
@@ -253,18 +255,19 @@ def test_rows_of_an_older_version_get_their_rates(store, path, make_exchange):
     store.write([whole, estimated, damaged, empty, replayed])
     store.close()
     with sqlite3.connect(path) as db:
-        for name in COLUMNS_OF_SCHEMA_5:
-            db.execute(f"alter table proxy_exchanges drop column {name}")
-        db.execute("update proxy_meta set value = 4 where name = 'schema'")
+        make_version_4(db)
         broken = '{"parts": [{}], "ticks": "AAA"}'
         db.execute("update proxy_exchanges set timeline = ? where id = ?", (broken, damaged.id))
         db.execute("update proxy_exchanges set origin = 'llama-stack' where id = ?", (empty.id,))
+    sql = "select tokens_per_second from proxy_exchanges order by number"
+    expected = [pytest.approx(50), pytest.approx(100), None, None, None]
+    with closing(open_for_reading(path)[0]) as read_only:  # as where nothing can be written
+        assert [rate for (rate,) in read_only.execute(sql)] == expected
     Store(path).close()
     with sqlite3.connect(path) as db:
-        found = db.execute("select tokens_per_second from proxy_exchanges order by number")
+        rates = [rate for (rate,) in db.execute(sql)]
         version = db.execute("select value from proxy_meta where name = 'schema'").fetchone()[0]
-        rates = [rate for (rate,) in found]
         untimed = db.execute("select id from turns where duration_ms is null").fetchall()
-    assert rates == [pytest.approx(50), pytest.approx(100), None, None, None]
+    assert rates == expected
     assert version == SCHEMA_VERSION
     assert untimed == [(empty.id,)]

@@ -509,8 +509,8 @@ REFUSED_BY_PROVIDERS = {
                         "type": "image_url",
                         "image_url": {"url": "data:image/png;base64,not_valid_base64!"},
                     },
-                    {  # in the words of the other API
-                        "type": "image",
+                    {
+                        "type": "image",  # to the other API the one above is of an unknown kind
                         "source": {
                             "type": "base64",
                             "media_type": "image/png",
