@@ -8,6 +8,7 @@ object per response, fed in order. Events that need no correction pass uncopied.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -37,7 +38,9 @@ class EventReader:
         self._new_call_id = new_call_id
         self._families: dict[int, str] = {}  # part_index → family
         self._moved: dict[tuple[int, str], int] = {}  # (llm's index, second family) → our index
+        self._free_index = 0  # above every number in use
         self._calls: list[_Call] = []
+        self._call_ids: set[str] = set()
         self._open_calls: dict[int, _Call] = {}  # part_index → its current call
         self._space: StreamEvent | None = None
         self._half: StreamEvent | None = None
@@ -91,13 +94,19 @@ class EventReader:
         events = []
         if self._half is not None:
             events.append(replace(self._half, chunk="\ufffd"))
-        unmatched = list(self._calls)
+        unmatched: dict[object, list[_Call]] = {}  # by what identifies them, the first one last
+        for seen in reversed(self._calls):
+            unmatched.setdefault(seen.identity, []).append(seen)
         for call in announced:
-            known = next((c for c in unmatched if c.is_announced_by(call)), None)
-            if known is None:
+            # llm makes up an id for an announced call without one, so ids can't be compared if
+            # the events had none either.
+            same = unmatched.get(call.tool_call_id) or unmatched.get(
+                _identity(call.name, call.arguments)
+            )
+            if not same:
                 events += self._announced(call)
                 continue
-            unmatched.remove(known)
+            known = same.pop()
             if call.arguments and not known.arguments:
                 events.append(known.event("tool_call_args", _arguments_text(call)))
         return events
@@ -106,14 +115,21 @@ class EventReader:
         """Keep llm's number of the part, unless another family uses it."""
         index = event.part_index
         assert index is not None, "llm numbers every event"
-        if self._families.setdefault(index, family) == family:
+        known = self._families.get(index)
+        if known is None:
+            self._use(index, family)
+        if known is None or known == family:
             return event
-        index = self._moved.setdefault((index, family), self._free_index())
-        self._families[index] = family
-        return replace(event, part_index=index)
+        moved = self._moved.get((index, family))
+        if moved is None:
+            moved = self._moved[index, family] = self._use(self._free_index, family)
+        return replace(event, part_index=moved)
 
-    def _free_index(self) -> int:
-        return max(self._families, default=-1) + 1
+    def _use(self, index: int, family: str) -> int:
+        """Take a part's number for a family."""
+        self._families[index] = family
+        self._free_index = max(self._free_index, index + 1)
+        return index
 
     def _call_events(self, event: StreamEvent) -> list[StreamEvent]:
         self._space = None
@@ -136,16 +152,15 @@ class EventReader:
         part_index = event.part_index
         assert part_index is not None
         if not is_new_part:
-            event = replace(event, part_index=self._free_index())
-            self._families[self._free_index()] = "tool_call"
-        id_ = None if event.tool_call_id in {c.id for c in self._calls} else event.tool_call_id
+            event = replace(event, part_index=self._use(self._free_index, "tool_call"))
+        id_ = None if event.tool_call_id in self._call_ids else event.tool_call_id
         call = self._open_calls[part_index] = _Call(event, id_, self._new_call_id)
         self._calls.append(call)
+        self._call_ids.add(call.id)
         return call
 
     def _announced(self, announced: llm.ToolCall) -> list[StreamEvent]:
-        index, id_ = self._free_index(), announced.tool_call_id
-        self._families[index] = "tool_call"
+        index, id_ = self._use(self._free_index, "tool_call"), announced.tool_call_id
         name = StreamEvent("tool_call_name", announced.name, part_index=index, tool_call_id=id_)
         events = self._call_events(name)
         if announced.arguments:
@@ -203,14 +218,17 @@ class _Call:
         self._pieces[type_].append(chunk)
         return replace(self._first, type=type_, chunk=chunk, provider_metadata=metadata)
 
-    def is_announced_by(self, call: llm.ToolCall) -> bool:
-        """Return whether `add_tool_call` announced this call: by id, else by name and arguments."""
-        # llm makes up an id for an announced call without one, so ids can't be compared if the
-        # events had none either.
+    @property
+    def identity(self) -> object:
+        """What `add_tool_call` announces it by: its id, else its name and arguments."""
         if not self._id_is_ours:
-            return call.tool_call_id == self.id
-        name = "".join(self._pieces["tool_call_name"])
-        return call.name == name and call.arguments == parse_arguments(self.arguments)
+            return self.id
+        return _identity("".join(self._pieces["tool_call_name"]), parse_arguments(self.arguments))
+
+
+def _identity(name: str, arguments: object) -> tuple[str, str]:
+    numbers_alike = payload.with_double_numbers(arguments)
+    return name, json.dumps(numbers_alike, sort_keys=True, default=str)
 
 
 def _arguments_text(call: llm.ToolCall) -> str:
@@ -220,7 +238,8 @@ def _arguments_text(call: llm.ToolCall) -> str:
 class StopCutter:
     """A filter that cuts text at the first stop sequence, for models without such an option.
 
-    Text that may begin a sequence is held back until that is decided.
+    Text that may begin a sequence is held back until that is decided. Each event costs as many
+    steps as the sequences have characters: `prompt.MAX_STOP_CHARS` bounds them.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
@@ -256,8 +275,11 @@ class StopCutter:
         return [event]
 
     def _split(self, text: str) -> tuple[str, str]:
-        longest = max(len(s) for s in self._sequences) - 1
-        for start in range(max(0, len(text) - longest), len(text)):
-            if any(s.startswith(text[start:]) for s in self._sequences):
-                return text[:start], text[start:]
-        return text, ""
+        """Split off the longest end that begins a sequence."""
+        held = 0
+        for sequence in self._sequences:
+            longest = min(len(sequence) - 1, len(text))
+            sizes = (n for n in range(longest, held, -1) if text.endswith(sequence[:n]))
+            held = next(sizes, held)
+        at = len(text) - held
+        return text[:at], text[at:]

@@ -132,7 +132,7 @@ class StreamRenderer:
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
         # White space alone is no arguments: it is held until more comes.
-        self._blank: dict[int, str] = {}
+        self._blank: dict[int, list[str]] = {}
 
     def start(self) -> list[bytes]:
         """Return the first chunk, the only one with the role."""
@@ -171,17 +171,17 @@ class StreamRenderer:
             call: dict[str, Any] = {"index": index, "function": {"name": event.chunk}}
         else:
             index = self._indexes[event.part_index] = len(self._indexes)
-            self._blank[index] = ""
+            self._blank[index] = []
             function = {"name": event.chunk, "arguments": ""}
             call = {"index": index, **tool_call(event.tool_call_id, function)}
         return self._chunk(payload.encode({"tool_calls": [call]}))
 
     def _arguments(self, index: int, text: str) -> list[bytes]:
         if index in self._blank:
-            text = self._blank.pop(index) + text
-            if not text.strip():
-                self._blank[index] = text
+            if not text or text.isspace():
+                self._blank[index].append(text)
                 return []
+            text = "".join(self._blank.pop(index)) + text
         return [self._call_arguments(index, text)] if text else []
 
     def _call_arguments(self, index: int, text: str) -> bytes:
