@@ -157,9 +157,11 @@ def verified_lines(verified: Verified) -> list[str]:
     )
     if not verified.broken:
         return [f"ok: {checked} match their hashes"]
-    count = len(verified.broken)
+    count = sum(broken.kind != "exchange" for broken in verified.broken)
     return [_broken_line(broken) for broken in verified.broken] + [
         f"{count:,} of {checked} {'does' if count == 1 else 'do'} not match"
+        if count
+        else f"{checked} match their hashes"
     ]
 
 
@@ -167,6 +169,8 @@ def _broken_line(broken: Broken) -> str:
     name = f"message {broken.hash} ({broken.role})"
     if broken.kind == "content":
         name = f"request part {broken.hash}"
+    elif broken.kind == "exchange":
+        name = "the exchange"
     where = "(unused)"
     if broken.turn_id is not None:
         where = f"in {broken.turn_id}"

@@ -17,7 +17,7 @@ from ..core.errors import NotFound
 from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary
 from ..recorder.reader import THREAD_OF, Filter, LogReader
 from ..recorder.store import SUMMARY_COLUMNS, summary_of
-from .tree import Node, TreeRow, tree_rows, with_previous
+from .tree import Node, TreeRow, tree_rows, with_previous, without_circles
 
 Origin = Literal["fork", "compacted", "call", "quote"]
 
@@ -234,7 +234,10 @@ def _utc(text: str) -> datetime:
 
 
 def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
-    """Map each message of the chains that end with `tips` to the one before it, by hashes."""
+    """Map each message of the chains that end with `tips` to the one before it, by hashes.
+
+    A chain that runs in a circle, as only an edited file has it, is cut, so that all end.
+    """
     parents: dict[str, str | None] = {}
     todo = set(tips)
     # One level per query: a recursive query takes twice as long.
@@ -246,4 +249,4 @@ def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
         )
         parents |= {row["hash"]: row["parent_hash"] for row in rows}
         todo = {parent for row in rows if (parent := row["parent_hash"]) and parent not in parents}
-    return parents
+    return without_circles(parents)

@@ -13,7 +13,7 @@ import marshal
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import llm
 import sqlite_utils
@@ -165,17 +165,33 @@ class TurnLog(LogStore):
         return rows.fetchone() is not None
 
 
-MESSAGE_CHAIN = """
-    with recursive chain (hash, depth) as (
-        select :tip, 0 where :tip is not :after
-        union all
-        select parent_hash, depth + 1 from chain join messages using (hash)
-        where parent_hash is not :after
+_MESSAGE_CHAIN = """
+    with recursive chain (hash) as (
+        select :tip where :tip is not :after
+        union  -- not "union all": a circle, which only an edited file has, must end
+        select parent_hash from chain join messages using (hash) where parent_hash is not :after
     )
-    select hash, role from chain left join messages using (hash)
-    where hash is not null order by depth desc
+    select chain.hash, parent_hash, role from chain left join messages using (hash)
 """
-"""SQL for the messages after `:after` up to `:tip`: their hashes and roles."""
+
+
+class ChainLink(NamedTuple):
+    """A message of a chain; its role is None if the log has lost it."""
+
+    hash: str
+    role: str | None
+
+
+def message_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> list[ChainLink]:
+    """Return the messages after `after` up to `tip`; each once, if they form a circle."""
+    rows = log.db.execute(_MESSAGE_CHAIN, {"tip": tip, "after": after})
+    found = {hash: (parent, role) for hash, parent, role in rows}
+    chain: list[ChainLink] = []
+    while tip is not None and tip in found:
+        parent, role = found.pop(tip)
+        chain.append(ChainLink(tip, role))
+        tip = parent
+    return chain[::-1]
 
 
 def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> list[Message]:
@@ -184,8 +200,7 @@ def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> l
     Raises:
         KeyError: one of them is missing.
     """
-    rows = log.db.execute(MESSAGE_CHAIN, {"tip": tip, "after": after})
-    hashes = [hash for hash, _ in rows]
+    hashes = [link.hash for link in message_chain(log, tip, after=after)]
     messages = read_messages(log, hashes)
     return [messages[hash] for hash in hashes]
 

@@ -25,7 +25,7 @@ from llm.parts import Message
 from ..core.errors import NotFound
 from . import timeline
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
-from .llm_turns import MESSAGE_CHAIN, read_chain, read_messages
+from .llm_turns import message_chain, read_chain, read_messages
 from .request_store import restore
 from .store import (
     SCHEMA_VERSION,
@@ -253,10 +253,10 @@ class LogReader:
         """Return the messages up to `tip`, or only the last of them, and how many precede these."""
         if is_whole:
             return read_chain(self._log, tip), 0
-        chain = self._conn.execute(MESSAGE_CHAIN, {"tip": tip, "after": None}).fetchall()
-        replies = [count for count, row in enumerate(chain, 1) if row["role"] == "assistant"]
+        chain = message_chain(self._log, tip)
+        replies = [count for count, link in enumerate(chain, 1) if link.role == "assistant"]
         earlier = replies[-1] if replies else 0
-        hashes = [row["hash"] for row in chain[earlier:]]
+        hashes = [link.hash for link in chain[earlier:]]
         messages = read_messages(self._log, hashes)
         return [messages[hash] for hash in hashes], earlier
 

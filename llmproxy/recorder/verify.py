@@ -20,6 +20,7 @@ from llm.logs import LogStore, message_hash
 from llm.parts import Message, Part
 
 from ..core.attachments import find_attachments
+from ..core.circles import find_circles
 from .exchange import with_remote_attachments
 from .reader import open_for_reading
 from .request_store import references
@@ -35,13 +36,15 @@ _UNREADABLE = (KeyError, ValueError, TypeError, AttributeError, OSError)
 class Broken:
     """A message, or a stored part of a request, that no longer matches its hash.
 
+    Or an exchange that continues itself, directly or through others: its `hash` is its id.
+
     role: the message's; None for a part of a request.
     why: a reason for people to read.
     turn_id: a turn or exchange that contains it (`log ID` takes the latter), thread_id: its
         conversation; None if nothing refers to it.
     """
 
-    kind: Literal["message", "content"]
+    kind: Literal["message", "content", "exchange"]
     hash: str
     role: str | None
     why: str
@@ -91,6 +94,8 @@ def _verify(connection: sqlite3.Connection, log: LogStore, version: int) -> Veri
             Broken("content", hash, None, "it was changed", *users.get(hash, (None, None)))
             for hash in wrong_blobs
         ]
+    if version:
+        broken += _circles(connection)
     return Verified(messages.count, contents, tuple(broken))
 
 
@@ -163,6 +168,20 @@ def _broken_blobs(connection: sqlite3.Connection) -> tuple[int, list[str]]:
         if hashlib.sha256(data).hexdigest()[:32] != hash:
             broken.append(hash)
     return count, broken
+
+
+def _circles(connection: sqlite3.Connection) -> Iterator[Broken]:
+    """Find exchanges that continue one another in a circle: no recording makes one."""
+    rows = connection.execute(
+        "select id, previous_id, thread_id from proxy_exchanges"
+        " where previous_id is not null order by number"
+    ).fetchall()
+    circles = find_circles({row["id"]: row["previous_id"] for row in rows})
+    in_circles = {id for circle in circles for id in circle}
+    for row in rows:
+        if row["id"] in in_circles:
+            why = "it continues itself, directly or through others"
+            yield Broken("exchange", row["id"], None, why, row["id"], row["thread_id"])
 
 
 # ---- where it is used

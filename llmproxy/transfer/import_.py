@@ -6,6 +6,7 @@ killed and run again, threads, forks and tips are the same in the end.
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
 
+from ..core.circles import find_circles
 from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
 from ..recorder.reader import Filter, LogReader, check_llm
@@ -73,6 +75,7 @@ def import_files(
     with ExitStack() as stack:
         sources = [_Source(path, stack) for path in paths]
         statuses: dict[str, Status] = {}
+        previous: dict[str, str | None] = {}
         count = skipped = 0
         for exchange in _read(sources, read_recording):
             if exchange is None:
@@ -81,6 +84,8 @@ def import_files(
             count += 1
             if _is_more_complete(exchange.status, statuses.get(exchange.id)):
                 statuses[exchange.id] = exchange.status
+                previous[exchange.id] = exchange.previous_id
+        _check_order(previous, database)
         if dry_run:
             new = _count_new(statuses, database)
         else:
@@ -151,6 +156,39 @@ def _begins_a_recording(line: bytes, path: Path) -> bool:
     if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):
         return True
     return start.startswith((b'{"request":', b'{"test_id":'))
+
+
+def _check_order(previous: Mapping[str, str | None], database: Path) -> None:
+    """Check that no exchange would continue itself, through others of the files or the log.
+
+    The order of the ids does not show it: clocks can be set back.
+
+    Raises:
+        Unreadable: one would.
+    """
+    recorded: dict[str, str | None] = {}
+    if database.exists():
+        with LogReader(database) as reader:
+            rows = reader.rows(_PREVIOUS, {"ids": json.dumps(list(set(previous.values())))})
+        recorded = {row["id"]: row["previous_id"] for row in rows}
+    for circle in find_circles({**recorded, **previous}):
+        for id in circle:
+            if id in previous:
+                raise Unreadable(
+                    f"exchange {id}, previous_id: {previous[id]} can't come before it, because it"
+                    " continues it, directly or through others"
+                )
+
+
+_PREVIOUS = """
+    with recursive before (id) as (
+        select value from json_each(:ids) where value is not null
+        union
+        select previous_id from before join proxy_exchanges using (id)
+        where previous_id is not null
+    )
+    select id, previous_id from before join proxy_exchanges using (id)
+"""
 
 
 def _write(exchanges: Iterable[Exchange], database: Path) -> int:

@@ -412,6 +412,35 @@ def test_bad_input_is_one_error_with_its_place_and_nothing_is_written(
     assert not (tmp_path / "there.db").exists()
 
 
+def _circle(make_exchange):
+    """Return two exchanges, of which each continues the other, and a third that is fine."""
+    one, two, three = (make_exchange(f"{n}") for n in range(3))
+    return [
+        encode(replace(one, previous_id=two.id, link="reply")),
+        encode(replace(two, previous_id=one.id, link="reply")),
+        encode(replace(three, previous_id=two.id, link="reply")),
+    ]
+
+
+def test_exchanges_that_continue_one_another_are_refused(make_exchange, tmp_path):
+    file = tmp_path / "circle.jsonl"
+    file.write_bytes(b"".join(_circle(make_exchange)))
+    with pytest.raises(Unreadable, match="can't come before it, because it continues it"):
+        import_files([file], tmp_path / "there.db")
+    assert not (tmp_path / "there.db").exists()
+
+
+def test_a_circle_through_what_the_log_has_is_refused(make_exchange, tmp_path):
+    one, two, three = _circle(make_exchange)
+    there = imported_log(tmp_path, [two, three])
+    before = everything(there)
+    (tmp_path / "rest.jsonl").write_bytes(one)
+    for dry_run in (True, False):
+        with pytest.raises(Unreadable, match="can't come before it"):
+            import_files([tmp_path / "rest.jsonl"], there, dry_run=dry_run)
+    assert everything(there) == before
+
+
 def test_without_a_reader_of_recordings_only_our_own_lines_are_read(tmp_path):
     file = tmp_path / "abc.jsonl"
     file.write_bytes(b'{"request": {"method": "GET"}}')
