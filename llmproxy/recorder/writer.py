@@ -162,6 +162,7 @@ class Writer:
                 if store.is_current():
                     self._recovered()
                     self._settle(count, error)
+                    group.clear()  # their content would be kept until there is more to write
                     self._rest(count)
         self._stop()
 
