@@ -20,7 +20,6 @@ import pytest
 from llm.parts import Message, StreamEvent, TextPart
 
 import llmproxy
-from llmproxy.backends.engine.catalog import Catalog
 from llmproxy.backends.engine.events import EventReader, StopCutter
 from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.core import chat, payload, token_estimate
@@ -399,8 +398,38 @@ def _chunk(call: dict[str, Any]) -> SSEFrame:
 
 
 PARTS = [
-    Case("think tags in one chunk", lambda n: lambda: split_thinking("<think></think>" * n)),
+    Case("think tags in one chunk", lambda n: lambda: split_thinking("<think></think>" * n), 6),
     Case("opening tags", lambda n: lambda: split_thinking("<think>" * n)),
+    Case(
+        "system messages that join a user's",
+        lambda n: (
+            lambda: build_prompt(
+                chat.ChatRequest("m", [llm.user("Hi"), *[llm.system("Be kind")] * n]),
+                AsyncScript("m"),
+                {},
+            )
+        ),
+        4,
+    ),
+    *(
+        Case(
+            f"{dialect.NAME}: {name}",
+            lambda n, d=dialect, e=events: _feed(
+                lambda: d.StreamRenderer(chat.Envelope("id", 0, "m", True, 0)), e(n)
+            ),
+            4,
+        )
+        for dialect in (openai_chat, anthropic_messages)
+        for name, events in (
+            ("long blank arguments", lambda n: [_name(0, "a"), *[_args(0, " " * 20, "a")] * n]),
+            ("long blank text", lambda n: [_text(" " * 20)] * n),
+            ("long arguments", lambda n: [_name(0, "a"), *[_args(0, "}" * 20, "a")] * n]),
+            (
+                "long strings in arguments",
+                lambda n: [_name(0, "a"), _args(0, '{"', "a"), *[_args(0, "}" * 20, "a")] * n],
+            ),
+        )
+    ),
     Case("beginnings of tags", lambda n: lambda: split_thinking("<" * n)),
     Case(
         "beginnings of tags in chunks",
@@ -488,7 +517,15 @@ PARTS = [
             )
         ),
     ),
-    Case("an unknown model", lambda n: lambda: Catalog()._not_found("a" * 100 * n)),
+    Case(
+        "many changes",
+        lambda n: (
+            lambda: differences(
+                " ".join(f"a{i}" for i in range(n)), " ".join(f"b{i}" for i in range(n))
+            )
+        ),
+        0.5,
+    ),
 ]
 
 
