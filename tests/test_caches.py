@@ -31,7 +31,7 @@ KEPT = {
     # content of requests and responses
     "ByteCache._kept": "ByteCache.max_bytes",
     "Matcher._pending": "MAX_PENDING_BYTES, MAX_PENDING",
-    "Writer._jobs": "running responses; while the log can't be written MAX_PENDING, then the spool",
+    "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING",
     "Dashboard._cache": "pages of the last MIN_AGE_S seconds",
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",

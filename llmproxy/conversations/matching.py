@@ -16,10 +16,11 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from llm.parts import Message, TextPart
@@ -45,6 +46,9 @@ TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are repeated by chance
 # Replies with candidates in several conversations that are looked at per request: the time
 # that each takes grows with its candidates, and requests are matched one at a time.
 MAX_UNSURE = 8
+MAX_QUOTING_TEXTS = 64  # of a new conversation, the first ones, that are searched for quotes
+MAX_QUOTING_CHARS = 2_000_000  # of these texts together
+MAX_TASKS = 16  # arguments of one call that may be a sub-agent's task
 MAX_PENDING = 64  # turns kept until the log has them
 MAX_PENDING_BYTES = 64 * 2**20  # of their content: each may hold a whole conversation
 MAX_LOOKED_UP = 2_000  # replies of a history, the newest; agents' sessions have some hundred
@@ -194,7 +198,7 @@ class _Recorded:
                 self._waiting.setdefault(value, []).append(turn.candidate)
 
     def candidates(self, level: MatchLevel, reply: Reply) -> list[Candidate]:
-        self._check_time()
+        self.check_time()
         waiting = {
             candidate.turn_id: candidate
             for value in _values(reply, level)
@@ -207,7 +211,8 @@ class _Recorded:
             return newest_first
         return newest_first + self._logged.candidates(level, reply)
 
-    def _check_time(self) -> None:
+    def check_time(self) -> None:
+        """Raise OutOfTime if it is over."""
         if time.monotonic() > self._until:
             raise OutOfTime
 
@@ -235,7 +240,7 @@ class _Recorded:
     def earlier_replies(self, candidate: Candidate) -> set[tuple[str, str]]:
         """Return key and question key of the replies before a turn in its conversation."""
         if candidate.turn_id in self._pending:
-            self._check_time()
+            self.check_time()
             messages = self._pending[candidate.turn_id].turn.messages
             earlier = replies(messages, MAX_EARLIER)
             return {(reply.key, reply.question_key) for reply in earlier}
@@ -278,7 +283,8 @@ def _find_previous(
             return match.turn_id, "compacted" if is_compacted else "reply"
     if any(message.role == "assistant" for message in messages):
         return None, None
-    return next(_find_quotes(messages, recorded.recent_excerpts()), (None, None))
+    quotes = _find_quotes(messages, recorded.recent_excerpts(), recorded.check_time)
+    return next(quotes, (None, None))
 
 
 def _pick(candidates: Sequence[Candidate], client: str) -> Candidate | None:
@@ -341,19 +347,23 @@ def _is_compacted(
 
 
 def _find_quotes(
-    messages: Iterable[Message], excerpts: Iterable[Excerpt]
+    messages: Iterable[Message], excerpts: Iterable[Excerpt], check_time: Callable[[], None]
 ) -> Iterator[tuple[str, Relation]]:
     """Find recent turns whose tool call or reply a new conversation begins with."""
+    parts = (part for message in messages if message.role == "user" for part in message.parts)
     texts = [
         part.text.strip()
-        for message in messages
-        if message.role == "user"
-        for part in message.parts
-        if isinstance(part, TextPart) and len(part.text) >= CALL_QUOTE_CHARS
+        for part in islice(
+            (p for p in parts if isinstance(p, TextPart) and len(p.text) >= CALL_QUOTE_CHARS),
+            MAX_QUOTING_TEXTS,
+        )
     ]
+    while sum(map(len, texts)) > MAX_QUOTING_CHARS:
+        texts.pop()
     if not texts:
         return
     for excerpt in excerpts:
+        check_time()
         for task in _tasks(excerpt):
             # A sub-agent is given its task and little else.
             if any(task in text and 2 * len(task) >= len(text) for text in texts):
@@ -366,7 +376,7 @@ def _find_quotes(
 def _tasks(excerpt: Excerpt) -> list[str]:
     arguments = excerpt.payload.get("arguments", {}).values()
     texts = [value.strip() for value in arguments if isinstance(value, str)]
-    return [text for text in texts if len(text) >= CALL_QUOTE_CHARS]
+    return [text for text in texts if len(text) >= CALL_QUOTE_CHARS][:MAX_TASKS]
 
 
 def _summary(text: str) -> str:

@@ -63,11 +63,12 @@ def _part_bytes(part: Part) -> int:
         size += len(getattr(part, name, None) or "")
     for name in ("arguments", "provider_metadata"):
         if value := getattr(part, name, None):
-            size += _value_bytes(value)
+            size += value_bytes(value)
     return size
 
 
-def _value_bytes(value: Any) -> int:
+def value_bytes(value: Any) -> int:
+    """Estimate the memory of a JSON value, mostly that of its strings."""
     try:
         return len(marshal.dumps(value, 2))  # several times as fast as JSON
     except ValueError:  # an object of a plugin

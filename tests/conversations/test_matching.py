@@ -551,6 +551,22 @@ def test_a_side_request_is_matched_by_its_quote(reply, quoted, link, log):
 # ---- what is given back
 
 
+def test_only_so_much_is_searched_for_quotes(log, monkeypatch):
+    """The texts of a new conversation, times the replies that it may quote, are bounded."""
+    quoted = log.ask(START, f"{LONG} {LONG} {LONG}")
+    quote = llm.user(f"Make a title: {LONG} {LONG} {LONG}")
+    other = llm.user("Something that is long enough, but quotes nothing of it at all.")
+    assert log.match([*[other] * 63, quote]).previous_id == quoted
+    assert log.match([*[other] * 64, quote]).previous_id is None
+    monkeypatch.setattr(matching, "MAX_QUOTING_CHARS", 100)
+    assert log.match([quote]).previous_id is None
+    call = ToolCallPart("agent", {f"{i}": f"{LONG} {i}, which is a task" for i in range(20)}, "c1x")
+    asked = log.ask([llm.user("another")], said(call))
+    monkeypatch.undo()
+    assert log.match([llm.user(f"{LONG} 3, which is a task")]).previous_id == asked
+    assert log.match([llm.user(f"{LONG} 19, which is a task")]).previous_id is None
+
+
 def test_cut_replies_and_continued_conversations_are_not_matched_by_quotes(log):
     long = f"{LONG} " * 8
     quotes = [llm.user(f"Give a title: {long}")]
