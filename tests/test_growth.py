@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from operator import attrgetter
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import llm
@@ -21,6 +21,7 @@ from llm.parts import Message, StreamEvent, TextPart
 
 import llmproxy
 from llmproxy.backends.engine.events import EventReader, StopCutter
+from llmproxy.backends.engine.openai_streams import _Chunks
 from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.core import chat, payload, token_estimate
 from llmproxy.core.errors import ProxyError
@@ -302,6 +303,23 @@ ANSWERS: dict[str, Callable[[int], list[StreamEvent]]] = {
     ],
     "blank arguments": lambda n: [_name(0, "a"), *[_args(0, " ", "a") for _ in range(n)]],
     "a name in pieces": lambda n: [_name(0, "a") for _ in range(n)],
+    "a late name": lambda n: [
+        StreamEvent("tool_call_name", "", part_index=0, tool_call_id="a"),
+        *[_args(0, " ", "a") for _ in range(n)],
+        *[_name(0, "a") for _ in range(n)],
+    ],
+    "a list as arguments": lambda n: [
+        _name(0, "a"),
+        _args(0, "[", "a"),
+        *[_args(0, "{},", "a") for _ in range(n)],
+        _args(0, "{}]", "a"),
+    ],
+    "white space after a call": lambda n: [
+        _name(0, "a"),
+        _args(0, "{}", "a"),
+        *[_text(" ", 1) for _ in range(n)],
+        _text("So", 1),
+    ],
     "calls in turn": lambda n: [
         event for i in range(n) for event in (_name(i, f"c{i}"), _args(i, "{}", f"c{i}"))
     ],
@@ -397,7 +415,32 @@ def _chunk(call: dict[str, Any]) -> SSEFrame:
     )
 
 
+def _sdk_chunks(n: int, **call: Callable[[int], Any]) -> Callable[[], object]:
+    """Feed chunks of the SDK, each with a piece of a call, as llm's plugins read them."""
+
+    def piece(i: int) -> Any:
+        made = {name: of(i) for name, of in call.items()}
+        function = SimpleNamespace(
+            name=made.pop("name", None), arguments=made.pop("arguments", None)
+        )
+        delta = SimpleNamespace(tool_calls=[SimpleNamespace(function=function, **made)])
+        return SimpleNamespace(choices=[SimpleNamespace(delta=delta)])
+
+    tools = [{"function": {"name": "f"}}]
+    return _feed(lambda: _Chunks({"tools": tools}), map(piece, range(n)))
+
+
 PARTS = [
+    *(
+        Case(f"a provider's {name}", lambda n, c=call: _sdk_chunks(n, **c), 0.5)
+        for name, call in {
+            "calls": {"index": int, "id": str, "name": lambda i: "f", "arguments": lambda i: "{}"},
+            "calls without index": {"id": str, "name": lambda i: "f", "arguments": lambda i: "{}"},
+            "calls without arguments": {"index": int, "id": str, "name": lambda i: "g"},
+            "name in pieces": {"index": lambda i: 0, "name": lambda i: "f" * 20},
+            "arguments before a name": {"index": lambda i: 0, "arguments": lambda i: "{" * 20},
+        }.items()
+    ),
     Case("think tags in one chunk", lambda n: lambda: split_thinking("<think></think>" * n), 6),
     Case("opening tags", lambda n: lambda: split_thinking("<think>" * n)),
     Case(
