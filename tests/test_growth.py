@@ -222,6 +222,20 @@ ANTHROPIC_BODIES: dict[str, Callable[[int], Any]] = {
         "messages": [_user()],
         "tools": [{"type": f"web_search_{i}", "name": f"w{i}"} for i in range(n)],
     },
+    "changes of the tools": lambda n: {
+        "tools": [{"name": f"f{i}", "input_schema": {"type": "object"}} for i in range(n)],
+        "messages": [
+            _user(),
+            {
+                "role": "system",
+                "content": [
+                    {"type": kind, "tool": {"type": "tool_reference", "name": f"f{i}"}}
+                    for i in range(n)
+                    for kind in ("tool_removal", "tool_addition")
+                ],
+            },
+        ],
+    },
     "thinking": lambda n: {
         "messages": [
             _user(),
