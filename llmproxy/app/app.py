@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, cast
 
 from ..conversations.matching import Matcher
@@ -28,7 +29,7 @@ from ..core.limits import Limits
 from ..core.threads import in_daemon_thread
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
-from ..recorder.exchange import Exchange, begun, new_id
+from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.store import logs_on
 from ..recorder.writer import Writer
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
@@ -41,7 +42,7 @@ from .status import PATHS, State, StatusPages
 
 logger = logging.getLogger(__name__)
 
-RECALLS = 16  # threads that query the log at the same time
+MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 RETRY_S = 1  # sent as `retry-after` when too many models run
 EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
@@ -84,7 +85,7 @@ class App:
         self._on_exchange = on_exchange
         self._connections = connections
         self._limiter = Limiter(limits.running)
-        self._recalls = asyncio.Semaphore(RECALLS)
+        self._matching = asyncio.Lock()  # held while a thread looks something up in the log
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
@@ -231,18 +232,34 @@ class App:
         capture.messages, capture.schema = request.messages, request.schema
         if self._matcher is None or not exchange.is_logged or not choice.takes_recall:
             return request
-        match, messages, client = self._matcher.match, request.messages, capture.begun.client
+        match = partial(
+            self._matcher.match,
+            request.messages,
+            choice.model_id,
+            capture.begun.client,
+            wait_s=MATCH_SHARE * self._limits.log_wait_s,
+        )
         try:
-            async with asyncio.timeout(self._limits.log_wait_s), self._recalls:
-                matching = in_daemon_thread(
-                    lambda: match(messages, choice.model_id, client), "llmproxy-matcher"
-                )
-                capture.matched(await matching)
+            async with asyncio.timeout(self._limits.log_wait_s):
+                await self._matching.acquire()
+                try:
+                    matching = in_daemon_thread(match, "llmproxy-matcher")
+                except BaseException:  # there is no thread
+                    self._matching.release()
+                    raise
+                # Whoever stops waiting leaves the thread to itself: the next one begins
+                # when it has ended, so there is never more than one.
+                matching.add_done_callback(self._has_matched)
+                capture.matched(await asyncio.shield(matching))
         except (TimeoutError, RuntimeError):
             logger.warning(
                 "could not look up in the log what exchange %s continues", capture.begun.id
             )
         return replace(request, messages=capture.messages, recalled=capture.match.recalled)
+
+    def _has_matched(self, matching: asyncio.Future[Match]) -> None:
+        self._matching.release()
+        matching.exception()  # retrieved: its request may have stopped waiting
 
     async def _start(
         self, exchange: _Exchange, run: Run, begun_written: Future[None] | None

@@ -16,7 +16,9 @@ from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import LogReader
 from .replay import Recorded
 
-MAX_NEAR = 60  # recordings, per query, that a request without a match is compared to
+# Recordings, per query, that a request without a match is compared to; and replies of it, the
+# newest ones, that are looked up.
+MAX_NEAR = 60
 
 
 _REQUEST = frozenset(("headers", "body", "messages"))
@@ -94,8 +96,9 @@ class Log:
             "limit": MAX_NEAR,
         }
         ids: dict[str, None] = {}
-        for reply in reversed(replies(request.messages)):
-            rows = self._rows(_AFTER, values | {"history": reply.history_key})
+        for reply in reversed(replies(request.messages, MAX_NEAR)):
+            keys = {"key": reply.key, "history": reply.history_key}
+            rows = self._rows(_AFTER, values | keys)
             ids.update((id, None) for (id,) in rows)
             if ids:
                 break
@@ -141,7 +144,7 @@ _FIND = """
 """
 _AFTER = f"""
     select id from proxy_exchanges where {_FINISHED} and previous_id in (
-        select turn_id from proxy_replies where history_key = :history
+        select turn_id from proxy_replies where reply_key = :key and history_key = :history
     ) order by number desc limit :limit
 """
 _SAME_WORDS = f"""

@@ -12,28 +12,33 @@ of matching as a table.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from llm.parts import Message, TextPart
 
+from ..core.byte_cache import message_bytes
 from ..core.fingerprints import (
+    MATCH_LEVELS,
     MatchLevel,
     Reply,
     have_same_content,
-    is_same,
     replies,
     reply_of,
+    shared_values,
     visible_text,
 )
 from ..recorder.exchange import Exchange, Match, Relation, Turn
 from ..recorder.reader import open_for_reading
-from ..recorder.reply_index import Candidate, Excerpt, Replies
+from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, OutOfTime, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a sub-agent's task is at least this long
@@ -41,7 +46,12 @@ TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are repeated by chance
 # Replies with candidates in several conversations that are looked at per request: the time
 # that each takes grows with its candidates, and requests are matched one at a time.
 MAX_UNSURE = 8
-MAX_PENDING = 64  # turns kept until the log has them; each may hold a whole conversation
+MAX_QUOTING_TEXTS = 64  # of a new conversation, the first ones, that are searched for quotes
+MAX_QUOTING_CHARS = 2_000_000  # of these texts together
+MAX_TASKS = 16  # arguments of one call that may be a sub-agent's task
+MAX_PENDING = 64  # turns kept until the log has them
+MAX_PENDING_BYTES = 64 * 2**20  # of their content: each may hold a whole conversation
+MAX_LOOKED_UP = 2_000  # replies of a history, the newest; agents' sessions have some hundred
 
 
 class Matcher:
@@ -57,44 +67,70 @@ class Matcher:
         self._lock = threading.Lock()
         self._identity: tuple[int, int] | None = None
         self._replies: Replies | None = None
-        self._pending: deque[_Pending] = deque(maxlen=MAX_PENDING)
+        self._pending: deque[_Pending] = deque()
 
     def learn(self, exchange: Exchange) -> None:
         """Make an ended exchange's reply known before the log has it."""
         if exchange.turn is not None and exchange.thread_id is not None:
             is_finished = exchange.status == "ok"
             self._pending.append(_Pending(exchange.turn, exchange.client, is_finished))
+            pending = list(self._pending)  # `match` may remove some at any time
+            size = sum(turn.size_bytes for turn in pending)
+            for count, turn in enumerate(pending):
+                if len(pending) - count <= MAX_PENDING and size <= MAX_PENDING_BYTES:
+                    break
+                size -= turn.size_bytes
+                with suppress(ValueError):
+                    self._pending.remove(turn)
 
-    def match(self, messages: Sequence[Message], model: str, client: str) -> Match:
+    def match(
+        self, messages: Sequence[Message], model: str, client: str, *, wait_s: float = math.inf
+    ) -> Match:
         """Match a request's messages; blocks while the log is read.
 
         model: llm's id of the model that will answer; only its own replies are recalled.
+        wait_s: the longest time that it may take. If the conversation was found by then, it
+            is returned without what is recalled.
 
         If the log can't be read, only turns that wait to be written are considered.
+
+        Raises:
+            OutOfTime: the conversation was not found in time.
         """
+        until = time.monotonic() + wait_s
         with self._lock:
             try:
                 with translated(self._path):
-                    return self._match(self._open(), messages, model, client)
+                    return self._match(self._open(), messages, model, client, until)
             except StoreError:
                 self._close()
-                return self._match(None, messages, model, client)
+                return self._match(None, messages, model, client, until)
 
     def _match(
-        self, logged: Replies | None, messages: Sequence[Message], model: str, client: str
+        self,
+        logged: Replies | None,
+        messages: Sequence[Message],
+        model: str,
+        client: str,
+        until: float,
     ) -> Match:
         pending = list(self._pending)  # the event loop may add one at any time
+        if logged is not None:
+            logged.stop_at(until)
         if logged is not None and pending:
             written = logged.existing_turns([turn.candidate.turn_id for turn in pending])
             for turn in [turn for turn in pending if turn.candidate.turn_id in written]:
                 pending.remove(turn)
                 with suppress(ValueError):  # newer ones have pushed it out
                     self._pending.remove(turn)
-        recorded = _Recorded(pending, logged)
-        history = replies(messages)
+        history = replies(messages, MAX_LOOKED_UP)
+        recorded = _Recorded(pending, logged, history, until)
         previous_id, link = _find_previous(messages, history, recorded, client)
         match = Match(list(messages), previous_id=previous_id, link=link)
-        return _with_recalled(match, history, recorded, model) if self._recall else match
+        if self._recall:
+            with suppress(OutOfTime):
+                return _with_recalled(match, history, recorded, model)
+        return match
 
     def _open(self) -> Replies | None:
         """Open the log if it isn't open, or has been replaced by another file."""
@@ -127,6 +163,7 @@ class _Pending:
 
     def __init__(self, turn: Turn, client: str, is_finished: bool) -> None:
         self.turn = turn
+        self.size_bytes = message_bytes(turn.messages) + message_bytes(turn.reply)
         self.candidate = Candidate(
             turn.id, turn.thread_id, turn.model, client, is_finished, is_continued=False
         )
@@ -137,19 +174,56 @@ class _Pending:
 
 
 class _Recorded:
-    """Recorded replies: first those that are not in the log yet, newest first, then the log's."""
+    """Recorded replies: first those that are not in the log yet, newest first, then the log's.
 
-    def __init__(self, pending: Iterable[_Pending], logged: Replies | None) -> None:
+    history: the replies that are looked up. Those that nothing has are known after one lookup
+        for all. until: when all lookups end, by time.monotonic().
+    """
+
+    def __init__(
+        self,
+        pending: Iterable[_Pending],
+        logged: Replies | None,
+        history: Sequence[Reply],
+        until: float,
+    ) -> None:
         self._pending = {turn.candidate.turn_id: turn for turn in pending}
         self._logged = logged
+        self._until = until
+        self._known = logged.known(history) if logged is not None and history else None
+        # By each of the values that may be the same at a level.
+        self._waiting: dict[tuple[MatchLevel, object], list[Candidate]] = {}
+        for turn in reversed(self._pending.values()) if history else ():
+            for value in _values(turn.fingerprints) if turn.fingerprints is not None else ():
+                self._waiting.setdefault(value, []).append(turn.candidate)
 
     def candidates(self, level: MatchLevel, reply: Reply) -> list[Candidate]:
-        pending = [
-            turn.candidate
-            for turn in reversed(self._pending.values())
-            if turn.fingerprints is not None and is_same(level, turn.fingerprints, reply)
+        self.check_time()
+        waiting = {
+            candidate.turn_id: candidate
+            for value in _values(reply, level)
+            for candidate in self._waiting.get(value, ())
+        }
+        newest_first = [
+            waiting[turn_id] for turn_id in reversed(self._pending) if turn_id in waiting
         ]
-        return pending + (self._logged.candidates(level, reply) if self._logged else [])
+        if self._logged is None or not self._may_have(level, reply):
+            return newest_first
+        return newest_first + self._logged.candidates(level, reply)
+
+    def check_time(self) -> None:
+        """Raise OutOfTime if it is over."""
+        if time.monotonic() > self._until:
+            raise OutOfTime
+
+    def _may_have(self, level: MatchLevel, reply: Reply) -> bool:
+        assert self._known is not None, "there is a history"
+        match level:
+            case "calls":
+                return not self._known.tool_call_ids.isdisjoint(reply.tool_call_ids)
+            case "text":
+                return reply.text_key in self._known.text_keys
+        return reply.key in self._known.reply_keys
 
     def messages(self, candidate: Candidate) -> list[Message]:
         if candidate.turn_id in self._pending:
@@ -166,13 +240,22 @@ class _Recorded:
     def earlier_replies(self, candidate: Candidate) -> set[tuple[str, str]]:
         """Return key and question key of the replies before a turn in its conversation."""
         if candidate.turn_id in self._pending:
+            self.check_time()
             messages = self._pending[candidate.turn_id].turn.messages
-            return {(reply.key, reply.question_key) for reply in replies(messages)}
+            earlier = replies(messages, MAX_EARLIER)
+            return {(reply.key, reply.question_key) for reply in earlier}
         assert self._logged is not None, "the candidate is from the log"
         return self._logged.earlier_replies(candidate.turn_id)
 
     def recent_excerpts(self) -> list[Excerpt]:
         return self._logged.recent_excerpts() if self._logged is not None else []
+
+
+def _values(reply: Reply, level: MatchLevel | None = None) -> Iterator[tuple[MatchLevel, object]]:
+    """Yield what another reply must share to match at a level, or at any."""
+    for one in (level,) if level is not None else MATCH_LEVELS:
+        for value in shared_values(one, reply):
+            yield one, value
 
 
 def _find_previous(
@@ -200,7 +283,8 @@ def _find_previous(
             return match.turn_id, "compacted" if is_compacted else "reply"
     if any(message.role == "assistant" for message in messages):
         return None, None
-    return next(_find_quotes(messages, recorded.recent_excerpts()), (None, None))
+    quotes = _find_quotes(messages, recorded.recent_excerpts(), recorded.check_time)
+    return next(quotes, (None, None))
 
 
 def _pick(candidates: Sequence[Candidate], client: str) -> Candidate | None:
@@ -263,19 +347,23 @@ def _is_compacted(
 
 
 def _find_quotes(
-    messages: Iterable[Message], excerpts: Iterable[Excerpt]
+    messages: Iterable[Message], excerpts: Iterable[Excerpt], check_time: Callable[[], None]
 ) -> Iterator[tuple[str, Relation]]:
     """Find recent turns whose tool call or reply a new conversation begins with."""
+    parts = (part for message in messages if message.role == "user" for part in message.parts)
     texts = [
         part.text.strip()
-        for message in messages
-        if message.role == "user"
-        for part in message.parts
-        if isinstance(part, TextPart) and len(part.text) >= CALL_QUOTE_CHARS
+        for part in islice(
+            (p for p in parts if isinstance(p, TextPart) and len(p.text) >= CALL_QUOTE_CHARS),
+            MAX_QUOTING_TEXTS,
+        )
     ]
+    while sum(map(len, texts)) > MAX_QUOTING_CHARS:
+        texts.pop()
     if not texts:
         return
     for excerpt in excerpts:
+        check_time()
         for task in _tasks(excerpt):
             # A sub-agent is given its task and little else.
             if any(task in text and 2 * len(task) >= len(text) for text in texts):
@@ -287,7 +375,7 @@ def _find_quotes(
 
 def _tasks(excerpt: Excerpt) -> list[str]:
     texts = [value.strip() for value in excerpt.arguments.values() if isinstance(value, str)]
-    return [text for text in texts if len(text) >= CALL_QUOTE_CHARS]
+    return [text for text in texts if len(text) >= CALL_QUOTE_CHARS][:MAX_TASKS]
 
 
 def _summary(text: str) -> str:

@@ -19,7 +19,7 @@ from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary, time_of_id
 from ..recorder.ids import find_thread
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import SUMMARY_COLUMNS
-from .tree import Node, TreeRow, tree_rows, with_previous
+from .tree import Node, TreeRow, tree_rows, with_previous, without_circles
 
 Origin = Literal["fork", "compacted", "call", "quote"]
 
@@ -237,7 +237,10 @@ def _entry_of_turn(row: sqlite3.Row) -> ExchangeSummary:
 
 
 def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
-    """Map each message of the chains that end with `tips` to the one before it, by hashes."""
+    """Map each message of the chains that end with `tips` to the one before it, by hashes.
+
+    A chain that runs in a circle, as only an edited file has it, is cut, so that all end.
+    """
     parents: dict[str, str | None] = {}
     todo = set(tips)
     # One level per query: a recursive query takes twice as long.
@@ -249,20 +252,4 @@ def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
         )
         parents |= {row["hash"]: row["parent_hash"] for row in rows}
         todo = {parent for row in rows if (parent := row["parent_hash"]) and parent not in parents}
-    _cut_cycles(parents)
-    return parents
-
-
-def _cut_cycles(parents: dict[str, str | None]) -> None:
-    """Let no message precede itself, as a damaged one may."""
-    sound: set[str] = set()
-    for hash in list(parents):
-        passed: set[str] = set()
-        while hash in parents and hash not in sound:
-            passed.add(hash)
-            before = parents[hash]
-            if before is None or before in passed:
-                parents[hash] = None
-                break
-            hash = before
-        sound.update(passed)
+    return without_circles(parents)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..core.circles import find_circles
 from ..recorder.exchange import ExchangeSummary
 
 Label = Literal["retry", "fork", "compacted", "call", "quote"]
@@ -56,8 +57,10 @@ def with_previous(
 
     If the log doesn't have that (for llm's own turns, and if a turn in between was pruned),
     it is the turn whose reply is the last one in the history, else the thread's last turn.
+    If turns continue one another in a circle, which only an edited or imported log has, the
+    first of them continues nothing.
 
-    parents: maps the hash of each message to that of the message before it.
+    parents: maps the hash of each message to that of the message before it; without circles.
     """
     ordered = sorted(nodes, key=lambda node: (node.entry.received, node.entry.id))
     ids = {node.entry.id for node in ordered}
@@ -74,7 +77,19 @@ def with_previous(
             ends.setdefault(node.tip_hash, {})[thread_id] = id
         if node.entry.thread_id is not None:
             last[thread_id] = id
-    return pairs
+    before = without_circles({node.entry.id: previous for node, previous in pairs})
+    return [(node, before[node.entry.id]) for node, _ in pairs]
+
+
+def without_circles(before: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return a mapping to what each one follows, with each circle cut before the first of it."""
+    cut = dict(before)
+    circles = find_circles(before)
+    if circles:
+        places = {id: place for place, id in enumerate(before)}
+        for circle in circles:
+            cut[min(circle, key=places.__getitem__)] = None
+    return cut
 
 
 def _end_before(

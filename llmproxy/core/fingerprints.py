@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
@@ -31,6 +31,8 @@ MAX_RUN = 32  # messages that one reply may be split into; each is hashed again 
 MatchLevel = Literal["history", "question", "words", "calls", "text"]
 """How far two replies match: with their whole history; with what they respond to; in content
 (text and calls); in one call's id; in text, if that is not trivial."""
+
+MATCH_LEVELS: tuple[MatchLevel, ...] = get_args(MatchLevel)
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,17 @@ class Reply:
     is_trivial: bool
 
 
-def replies(messages: Iterable[Message]) -> list[Reply]:
-    """Fingerprint the replies in a history, oldest first, except those with nothing visible."""
+def replies(messages: Sequence[Message], newest: int | None = None) -> list[Reply]:
+    """Fingerprint the replies in a history, oldest first, except those with nothing visible.
+
+    newest: at most this number of them, the last ones.
+    """
+    indexes = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    first = indexes[-newest] if newest is not None and newest < len(indexes) else 0
     walk = HistoryHasher()
     found = []
     for index, message in enumerate(messages):
-        if message.role == "assistant":
+        if message.role == "assistant" and index >= first:
             found.append(walk.reply(index, message))
         walk.add(message)
     return [reply for reply in found if reply is not None]
@@ -81,19 +88,19 @@ def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | N
     return walk.reply(start, Message("assistant", said))
 
 
-def is_same(how: MatchLevel, one: Reply, other: Reply) -> bool:
-    """Check whether two replies match at a level."""
-    match how:
+def shared_values(level: MatchLevel, reply: Reply) -> Sequence[object]:
+    """Return the values of which another reply must have one to match at a level."""
+    match level:
         case "calls":
-            return not set(one.tool_call_ids).isdisjoint(other.tool_call_ids)
+            return reply.tool_call_ids
         case "text":
-            return one.text_key is not None and one.text_key == other.text_key
+            return () if reply.text_key is None else (reply.text_key,)
         case "words":
-            return one.key == other.key
+            return (reply.key,)
         case "question":
-            return one.key == other.key and one.question_key == other.question_key
+            return ((reply.key, reply.question_key),)
         case "history":
-            return one.key == other.key and one.history_key == other.history_key
+            return ((reply.key, reply.history_key),)
 
 
 def request_key(request: chat.ChatRequest) -> str:

@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote, unquote_plus
 from .errors import ProxyError
 
 REMOVED = "[removed]"
+MAX_REMEMBERED_CHARS = 100  # of a header's name, which a client can choose
 MIN_KEY_CHARS = 8  # placeholders ("none", "x") are part of many words
 
 _URL_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
@@ -46,9 +47,15 @@ _NAMED_KEY = re.compile(r"(?i)\b((?:api[-_ ]?key|key|token)(?: provided)?)([=:]\
 _URL_PARAMETER = re.compile(r"(?<=[?&;#])([^\s?&;=#\"'<>]{1,100})=([^\s&;#\"'<>]+)")
 
 
-@lru_cache(1024)  # each request has the same header names
 def is_secret_name(name: str) -> bool:
     """Say whether a header of this name holds a key, token or cookie."""
+    if len(name) > MAX_REMEMBERED_CHARS:
+        return _SECRET_NAME.search(name) is not None
+    return _is_secret_name(name)
+
+
+@lru_cache(1024)  # each request has the same header names
+def _is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 

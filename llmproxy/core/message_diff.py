@@ -45,10 +45,21 @@ def _difference(index: int, old: Message, new: Message) -> Difference:
     was, now = _shown(old), _shown(new)
     if old.role != new.role or was == now:
         return Difference(index, new.role, None, was[:EXCERPT_CHARS], now[:EXCERPT_CHARS])
-    pairs = enumerate(zip(was, now, strict=False))
-    position = next((at for at, (a, b) in pairs if a != b), min(len(was), len(now)))
+    position = _common_length(was, now)
     around = slice(max(0, position - EXCERPT_CHARS), position + EXCERPT_CHARS)
     return Difference(index, new.role, position, was[around], now[around])
+
+
+def _common_length(one: str, other: str) -> int:
+    """Count the characters with which both texts begin, by halves: texts have megabytes."""
+    known, most = 0, min(len(one), len(other))
+    while known < most:
+        half = (known + most + 1) // 2
+        if one[known:half] == other[known:half]:
+            known = half
+        else:
+            most = half - 1
+    return known
 
 
 def _shown(message: Message) -> str:

@@ -9,7 +9,8 @@ tag and a closing tag that was not opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -20,6 +21,12 @@ from . import chat
 Family = Literal["text", "reasoning"]
 
 _CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>"}
+# The tags to look for, by the closing tag that is awaited.
+_TAGS: Mapping[str | None, re.Pattern[str]] = {
+    None: re.compile("|".join(_CLOSING)),
+    **{tag: re.compile(tag) for tag in _CLOSING.values()},
+}
+_LONGEST_TAG = max(map(len, _CLOSING.values()))
 _SPACE = " \t\r\n"
 
 
@@ -103,21 +110,18 @@ class _Scanner:
         return "text" if self._closing is None else "reasoning"
 
     def feed(self, chunk: str) -> list[tuple[Family, int, str]]:
-        rest, pieces = self.held + chunk, []
-        while True:
-            tags = tuple(_CLOSING) if self._closing is None else (self._closing,)
-            # A tag that is not found (-1) counts as being at the end.
-            start, tag = min((rest.find(tag) % (len(rest) + 1), tag) for tag in tags)
-            if start == len(rest):
-                break
-            pieces += self._runs(rest[:start])
-            rest = rest[start + len(tag) :]
+        text, pieces, start = self.held + chunk, [], 0
+        # By position: what is left is neither copied nor searched again at every tag.
+        while found := _TAGS[self._closing].search(text, start):
+            pieces += self._runs(text[start : found.start()])
+            start = found.end()
             self._drops_space = self._closing is not None
-            self._closing = _CLOSING.get(tag)
+            self._closing = _CLOSING.get(found[0])
             self.run += 1
-        size = _overlap(rest, tags)
-        self.held = rest[len(rest) - size :]
-        return pieces + self._runs(rest[: len(rest) - size])
+        tags = tuple(_CLOSING) if self._closing is None else (self._closing,)
+        end = len(text) - _overlap(text, start, tags)
+        self.held = text[end:]
+        return pieces + self._runs(text[start:end])
 
     def end(self) -> list[tuple[Family, int, str]]:
         """Return what was held back: it was not a tag."""
@@ -131,9 +135,9 @@ class _Scanner:
         return [(self.family, self.run, text)] if text else []
 
 
-def _overlap(text: str, tags: tuple[str, ...]) -> int:
-    """Count the characters at the end of a text that may begin a tag."""
-    at = text.rfind("<")
+def _overlap(text: str, start: int, tags: tuple[str, ...]) -> int:
+    """Count the characters at the end of a text, from `start` on, that may begin a tag."""
+    at = text.rfind("<", max(start, len(text) - _LONGEST_TAG))
     if at < 0:
         return 0
     return len(text) - at if any(tag.startswith(text[at:]) for tag in tags) else 0

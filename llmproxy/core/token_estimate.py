@@ -62,7 +62,7 @@ def estimate_text(text: str) -> int:
     """Estimate the tokens of a text; none for an empty one, at least one for any other."""
     if text.isascii():
         return -(-len(text) // CHARACTERS_PER_TOKEN)
-    ascii_count = sum(map(str.isascii, text))
+    ascii_count = len(text.encode("ascii", "ignore"))
     others = len(text) - ascii_count
     return -(-ascii_count // CHARACTERS_PER_TOKEN) + round(others * TOKENS_PER_CHARACTER + 0.5)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from llm.parts import Message, ToolResultPart
 
 from .errors import InvalidRequest
@@ -15,18 +17,24 @@ class PendingToolCalls:
     """
 
     def __init__(self) -> None:
-        self._names: dict[str, str] = {}  # tool_call_id → name, in the order of the calls
+        # tool_call_id → name, in the order of the calls; a dict finds its first entry slowly
+        # once many before it were removed.
+        self._names: OrderedDict[str, str] = OrderedDict()
+        self._ids: dict[str, OrderedDict[str, None]] = {}  # name → its calls' ids
 
     def __bool__(self) -> bool:
         return bool(self._names)
 
     def add(self, id_: str, name: str) -> None:
         """Remember a call until its result arrives."""
+        if id_ in self._names:  # two calls under one id: the last one counts
+            self._remove(id_)
         self._names[id_] = name
+        self._ids.setdefault(name, OrderedDict())[id_] = None
 
     def oldest(self, name: str | None = None) -> str | None:
         """Return the id of the first call that waits, of the tool of this name if given."""
-        return next((id_ for id_, of in self._names.items() if name in (None, of)), None)
+        return next(iter(self._names if name is None else self._ids.get(name, ())), None)
 
     def take(self, id_: str, param: str) -> str:
         """Forget the call that a result answers and return the tool's name.
@@ -36,7 +44,12 @@ class PendingToolCalls:
         """
         if id_ not in self._names:
             raise InvalidRequest(f"no tool call {id_!r} waits for a result here", param=param)
-        return self._names.pop(id_)
+        return self._remove(id_)
+
+    def _remove(self, id_: str) -> str:
+        name = self._names.pop(id_)
+        del self._ids[name][id_]
+        return name
 
     def check_empty(self, param: str) -> None:
         """Check that every call so far has its result.

@@ -166,18 +166,41 @@ class TurnLog(LogStore):
         return rows.fetchone() is not None
 
 
-MAX_CHAIN = 100_000  # messages: a damaged one may come before itself
-MESSAGE_CHAIN = f"""
-    with recursive chain (hash, depth) as (
-        select :tip, 0 where :tip is not :after
-        union all
-        select parent_hash, depth + 1 from chain join messages using (hash)
-        where parent_hash is not :after and depth < {MAX_CHAIN}
+_MESSAGE_CHAIN = """
+    with recursive chain (hash) as (
+        select :tip where :tip is not :after
+        union  -- not "union all": a circle, which only an edited file has, must end
+        select parent_hash from chain join messages using (hash) where parent_hash is not :after
     )
-    select hash, role from chain left join messages using (hash)
-    where hash is not null order by depth desc
+    select chain.hash, parent_hash, role from chain left join messages using (hash)
 """
-"""SQL for the messages after `:after` up to `:tip`: their hashes and roles."""
+
+
+class ChainLink(NamedTuple):
+    """A message of a chain; its role is None if the log has lost it."""
+
+    hash: str
+    role: str | None
+
+
+class Links(NamedTuple):
+    """The links of a chain in order; not `is_whole` if one is lost, or if they form a circle."""
+
+    links: list[ChainLink]
+    is_whole: bool
+
+
+def message_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> Links:
+    """Return the messages after `after` up to `tip`; each once, if they form a circle."""
+    rows = log.db.execute(_MESSAGE_CHAIN, {"tip": tip, "after": after})
+    found = {hash: (parent, role) for hash, parent, role in rows}
+    chain: list[ChainLink] = []
+    while tip is not None and tip in found:
+        parent, role = found.pop(tip)
+        chain.append(ChainLink(tip, role))
+        tip = parent
+    are_known = all(link.role is not None for link in chain)
+    return Links(chain[::-1], are_known and tip in (None, after))
 
 
 class Chain(NamedTuple):
@@ -192,14 +215,15 @@ def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> C
 
     If one of them is missing, those before it can't be found either.
     """
-    rows = log.db.execute(MESSAGE_CHAIN, {"tip": tip, "after": after})
-    return read_messages(log, [hash for hash, _ in rows])
+    links, is_whole = message_chain(log, tip, after=after)
+    chain = read_messages(log, [link.hash for link in links])
+    return Chain(chain.messages, chain.is_whole and is_whole)
 
 
 def read_messages(log: LogStore, hashes: Sequence[str]) -> Chain:
-    """Read messages by their hashes, in this order."""
-    found, damaged = find_messages(log, list(dict.fromkeys(hashes)))
-    messages = [found[hash] for hash in dict.fromkeys(hashes) if hash in found]
+    """Read messages by their hashes, each of which is there once, in this order."""
+    found, damaged = find_messages(log, hashes)
+    messages = [found[hash] for hash in hashes if hash in found]
     return Chain(messages, len(messages) == len(hashes) and not damaged)
 
 

@@ -30,7 +30,7 @@ from . import timeline
 from .damage import COUNT, EPOCH, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
 from .ids import find_exchanges, find_thread
-from .llm_turns import MESSAGE_CHAIN, find_messages, read_chain, read_messages
+from .llm_turns import find_messages, message_chain, read_chain, read_messages
 from .request_store import restore
 from .store import (
     SCHEMA_VERSION,
@@ -397,11 +397,11 @@ class LogReader:
         self, tip: str | None, damage: Damage, is_whole: bool
     ) -> tuple[list[Message], int]:
         """Return the messages up to `tip`, or only the last of them, and how many precede these."""
-        chain = self._conn.execute(MESSAGE_CHAIN, {"tip": tip, "after": None}).fetchall()
-        replies = [count for count, row in enumerate(chain, 1) if row["role"] == "assistant"]
+        chain, is_complete = message_chain(self._log, tip)
+        replies = [count for count, link in enumerate(chain, 1) if link.role == "assistant"]
         earlier = 0 if is_whole or not replies else replies[-1]
-        messages, are_sound = read_messages(self._log, [row["hash"] for row in chain[earlier:]])
-        if not are_sound or any(row["role"] is None for row in chain):
+        messages, are_sound = read_messages(self._log, [link.hash for link in chain[earlier:]])
+        if not are_sound or not is_complete:
             damage.add("messages")
         return messages, earlier
 

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Container, Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from llm.logs import LogStore
 from llm.parts import Message
 
+from ..core.byte_cache import ByteCache, message_bytes
 from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
 from .damage import UNREADABLE
-from .llm_turns import MAX_CHAIN, read_chain, read_messages
+from .llm_turns import read_chain, read_messages
 
 SCHEMA = (
     """
@@ -44,8 +46,12 @@ SCHEMA = (
 )
 
 MAX_CANDIDATES = 32  # per lookup; more of the same replies give no new information
-MAX_CACHED_REPLIES = 2_000  # in memory; each some kilobytes
+MAX_EARLIER = 1_000  # replies before a turn that are read: enough to tell two conversations apart
+MAX_CACHED_BYTES = 16 * 2**20  # of replies in memory: those of the conversations at work
 RECENT_TURNS = 32  # a sub-agent or a side request quotes a turn from just before
+MAX_EXCERPTS = 512  # parts of these turns
+MAX_EXCERPT_CHARS = 200_000  # of one part: longer ones are not a task
+PROGRESS_STEPS = 10_000  # of SQLite between two looks at the time, about a millisecond
 
 
 def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> None:
@@ -92,17 +98,18 @@ def _messages_since(
 ) -> tuple[str | None, list[Message] | None]:
     """Return the last of `starts` on the way to `tip`, and the messages after it.
 
-    Returns None instead of the messages if one of them is damaged or missing.
+    Returns None instead of the messages if one of them is damaged or missing, or if they follow
+    one another in a circle.
     """
-    hashes: list[str] = []
+    hashes: dict[str, None] = {}
     while tip not in starts:
         assert tip is not None, "None is one of the starts"
-        hashes.append(tip)
+        hashes[tip] = None
         row = log.db.execute("select parent_hash from messages where hash = ?", (tip,)).fetchone()
-        if row is None or len(hashes) > MAX_CHAIN:
+        if row is None or row[0] in hashes:
             return None, None
         (tip,) = row
-    messages, is_whole = read_messages(log, hashes[::-1])
+    messages, is_whole = read_messages(log, list(hashes)[::-1])
     return tip, messages if is_whole else None
 
 
@@ -156,19 +163,69 @@ class Excerpt:
     arguments: Mapping[str, Any]
 
 
+class OutOfTime(Exception):
+    """A lookup took longer than it may."""
+
+
+@contextmanager
+def _in_time() -> Iterator[None]:
+    """Raise OutOfTime if SQLite was interrupted by `Replies.stop_at`."""
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        if exc.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+            raise OutOfTime from exc
+        raise
+
+
+class KnownKeys(NamedTuple):
+    """The fingerprints, of those that were asked for, that the log has."""
+
+    reply_keys: set[str]
+    text_keys: set[str]
+    tool_call_ids: set[str]
+
+
 class Replies:
-    """The recorded replies of an open database that has the tables."""
+    """The recorded replies of an open database that has the tables.
+
+    Each method that reads raises OutOfTime if the time set by `stop_at` is over.
+    """
 
     def __init__(self, connection: sqlite3.Connection, log: LogStore) -> None:
         self._connection = connection
         self._log = log
         # By content hashes, so entries never become wrong.
-        self._cached: dict[tuple[str | None, str | None], list[Message]] = {}
+        self._cached = ByteCache[tuple[str | None, str | None], list[Message]](MAX_CACHED_BYTES)
+
+    def stop_at(self, until: float) -> None:
+        """Let all further reading end at a time, by time.monotonic()."""
+        self._connection.set_progress_handler(lambda: time.monotonic() > until, PROGRESS_STEPS)
 
     def close(self) -> None:
         """Close the database."""
         self._connection.close()
 
+    @_in_time()
+    def known(self, replies: Sequence[Reply]) -> KnownKeys:
+        """Return the fingerprints of replies that the log has, in three queries for all."""
+        return KnownKeys(
+            self._existing("proxy_replies", "reply_key", {one.key for one in replies}),
+            self._existing("proxy_replies", "text_key", {one.text_key for one in replies}),
+            self._existing(
+                "proxy_calls", "tool_call_id", {id for one in replies for id in one.tool_call_ids}
+            ),
+        )
+
+    def _existing(self, table: str, column: str, values: Iterable[str | None]) -> set[str]:
+        rows = self._connection.execute(
+            "select value from json_each(?) as wanted"
+            f" where exists (select 1 from {table} where {column} = wanted.value)",
+            (json.dumps([value for value in values if value is not None]),),
+        )
+        return {value for (value,) in rows}
+
+    @_in_time()
     def candidates(self, level: MatchLevel, reply: Reply) -> list[Candidate]:
         """Return turns with the same reply: first those not continued yet, then the newest."""
         values = {
@@ -181,6 +238,7 @@ class Replies:
         }
         return [Candidate(*row) for row in self._connection.execute(_FIND[level], values)]
 
+    @_in_time()
     def existing_turns(self, turn_ids: Iterable[str]) -> set[str]:
         """Return those of the turn ids that the log has."""
         rows = self._connection.execute(
@@ -189,8 +247,13 @@ class Replies:
         )
         return {id for (id,) in rows}
 
+    @_in_time()
     def earlier_replies(self, turn_id: str) -> set[tuple[str, str]]:
-        """Return key and question key of the replies before a turn in its conversation."""
+        """Return key and question key of the newest replies before a turn in its conversation.
+
+        It ends where turns continue one another in a circle, which only an edited or
+        imported log has.
+        """
         rows = self._connection.execute(
             """
             with recursive before (id) as (
@@ -198,38 +261,45 @@ class Replies:
                 union
                 select previous_id from proxy_exchanges join before using (id)
                 where link = 'reply'
+                limit ?
             )
             select reply_key, question_key from before join proxy_replies on turn_id = id
             """,
-            (turn_id,),
+            (turn_id, MAX_EARLIER),
         )
         return {(key, question_key) for key, question_key in rows}
 
+    @_in_time()
     def messages(self, turn: Candidate) -> list[Message]:
         """Return all messages of a turn's request that can be read."""
         return read_chain(self._log, turn.parent_hash).messages
 
+    @_in_time()
     def reply(self, turn: Candidate) -> list[Message]:
         """Return a turn's reply as it was recorded, or no messages if it is damaged."""
         ends = turn.parent_hash, turn.tip_hash
-        if ends not in self._cached:
-            if len(self._cached) >= MAX_CACHED_REPLIES:
-                self._cached.clear()
-            reply = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
-            self._cached[ends] = reply.messages if reply.is_whole else []
-        return self._cached[ends]
+        reply = self._cached.get(ends)
+        if reply is None:
+            chain = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
+            reply = chain.messages if chain.is_whole else []
+            if reply:  # entries without a size would have no bound
+                self._cached.put(ends, reply, message_bytes(reply))
+        return reply
 
+    @_in_time()
     def recent_excerpts(self) -> list[Excerpt]:
-        """Return the parts of the most recent replies, newest first."""
+        """Return the parts of the most recent replies, newest first, except very long ones."""
         rows = self._connection.execute(
             """
             select turns.id, turns.thread_id, text, payload from (
                 select id from proxy_exchanges where status = 'ok' and run_id is null
                 order by number desc limit ?
             ) join turns using (id) join parts on message_hash = tip_message_hash
-            where type in ('text', 'tool_call') order by turns.id desc, position
+            where type in ('text', 'tool_call')
+                and length(coalesce(text, '')) + length(coalesce(payload, '')) <= ?
+            order by turns.id desc, position limit ?
             """,
-            (RECENT_TURNS,),
+            (RECENT_TURNS, MAX_EXCERPT_CHARS, MAX_EXCERPTS),
         )
         excerpts = []
         for turn_id, thread_id, text, payload in rows:

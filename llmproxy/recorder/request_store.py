@@ -53,8 +53,19 @@ def restore(text: str, blob: Callable[[str], str]) -> Any:
 
     Raises:
         KeyError: whatever `blob` raises for an unknown hash.
+        ValueError: a blob refers to itself, directly or through others.
     """
-    return _restored(json.loads(text), blob)
+    above: list[str] = []
+
+    def restored(hash: str) -> Any:
+        if hash in above:
+            raise ValueError(f"request part {hash} contains itself")
+        above.append(hash)
+        value = _restored(json.loads(blob(hash)), restored)
+        above.pop()
+        return value
+
+    return _restored(json.loads(text), restored)
 
 
 def references(text: str) -> list[str]:
@@ -133,22 +144,22 @@ def _escaped(stored: dict[str, Any]) -> dict[str, Any]:
     return {"$": [stored]} if stored.keys() in ({"$"}, {"$$"}) else stored
 
 
-def _restored(value: Any, blob: Callable[[str], str]) -> Any:
+def _restored(value: Any, part: Callable[[str], Any]) -> Any:
     match value:
         case {"$": str(hash), **others} if not others:
-            return restore(blob(hash), blob)
+            return part(hash)
         case {"$": [dict(members)], **others} if not others:
-            return {name: _restored(member, blob) for name, member in members.items()}
+            return {name: _restored(member, part) for name, member in members.items()}
         case dict():
-            return {name: _restored(member, blob) for name, member in value.items()}
+            return {name: _restored(member, part) for name, member in value.items()}
         case list():
             items: list[Any] = []
             for item in value:
                 match item:
                     case {"$$": str(hash), **others} if not others:
-                        items += restore(blob(hash), blob)
+                        items += part(hash)
                     case _:
-                        items.append(_restored(item, blob))
+                        items.append(_restored(item, part))
             return items
         case _:
             return value

@@ -20,6 +20,7 @@ from llm.logs import LogStore, message_hash
 from llm.parts import Message, Part
 
 from ..core.attachments import find_attachments
+from ..core.circles import find_circles
 from .damage import EPOCH, TEXT, UNREADABLE, Damage
 from .exchange import with_remote_attachments
 from .llm_turns import read_chain
@@ -207,14 +208,26 @@ def _broken_exchanges(connection: sqlite3.Connection, log: LogStore) -> tuple[in
     """Count the exchanges, and list those that can't be read."""
     count = 0
     broken = []
+    in_circles = _in_circles(connection)
     for row in connection.execute("select * from proxy_exchanges order by number"):
         count += 1
-        if why := _why_unreadable(connection, log, row):
+        reasons = _reasons_of_exchange(connection, log, row)
+        if row["id"] in in_circles:
+            reasons.append("it continues itself, directly or through others")
+        if why := "; ".join(reasons):
             broken.append(Broken("exchange", None, None, why, row["id"], row["thread_id"]))
     return count, broken
 
 
-def _why_unreadable(connection: sqlite3.Connection, log: LogStore, row: sqlite3.Row) -> str:
+def _in_circles(connection: sqlite3.Connection) -> set[str]:
+    """Return the exchanges that continue one another in a circle: no recording makes one."""
+    before = dict(connection.execute("select id, previous_id from proxy_exchanges").fetchall())
+    return {id for circle in find_circles(before) for id in circle}
+
+
+def _reasons_of_exchange(
+    connection: sqlite3.Connection, log: LogStore, row: sqlite3.Row
+) -> list[str]:
     """Check an exchange by itself: not its messages, nor the stored parts of its request."""
     damage = Damage(summary_of(row).damage)
     damage.read("headers", lambda: headers_of(row["headers"]), None)
@@ -228,7 +241,7 @@ def _why_unreadable(connection: sqlite3.Connection, log: LogStore, row: sqlite3.
         if reply.is_whole:
             events_of(row, reply.messages, damage)
     reasons = ["its turn is missing"] if turn is None and row["thread_id"] is not None else []
-    return "; ".join(reasons + _unreadable(damage))
+    return reasons + _unreadable(damage)
 
 
 def _broken_runs(connection: sqlite3.Connection) -> list[Broken]:

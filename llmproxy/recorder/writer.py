@@ -19,12 +19,14 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from ..core.byte_cache import message_bytes, value_bytes
 from .exchange import Exchange, ExchangeSummary
 from .spool import Spool, read
 from .store import Locked, Store, StoreError, Unusable
 
 GROUP = 32  # exchanges written in one transaction at most
 MAX_PENDING = 256  # exchanges kept in memory if neither logs.db nor the spool can be written
+MAX_PENDING_BYTES = 256 * 2**20  # of their content: each may hold a whole conversation
 SPOOL_AFTER_S = 0.5  # of being locked: before clients stop waiting for their commit
 LOCKED_WARNING_S = 5.0  # a lock held this long is worth a warning
 FIRST_PAUSE_S = 0.01  # before the second attempt; doubled for each further one …
@@ -50,6 +52,7 @@ class Health:
 @dataclass(frozen=True)
 class _Job:
     exchange: Exchange
+    size_bytes: int
     written: Future[None] = field(default_factory=Future)
 
 
@@ -71,9 +74,10 @@ class Writer:
         self._open_store = open_store
         self._warn = warn
         self._spool = spool
-        self._changed = threading.Condition()  # guards the next three
+        self._changed = threading.Condition()  # guards the next four
         self._jobs: deque[_Job] = deque()
         self._awaited = 0  # commits that clients wait for
+        self._queued_bytes = 0
         self._refused = 0
         self._closing = threading.Event()
         self._deadline = float("inf")
@@ -102,15 +106,21 @@ class Writer:
         spool. It has an exception if the exchange was given up: the database can't store it,
         there is no more room to keep it, or the writer is closed.
         """
-        job = _Job(exchange)
+        is_failing = self._failing_since is not None
+        # Otherwise it is written in a moment, and need not be measured.
+        job = _Job(exchange, _size_bytes(exchange) if is_failing else 0)
         job.written.set_running_or_notify_cancel()  # so that a cancelled waiter can't cancel it
         with self._changed:
-            full = self._failing_since is not None and len(self._jobs) >= MAX_PENDING
+            full = is_failing and (
+                len(self._jobs) >= MAX_PENDING
+                or self._queued_bytes + job.size_bytes > MAX_PENDING_BYTES
+            )
             if full or self._closing.is_set():
                 self._refused += 1
                 job.written.set_exception(StoreError("there is no room to keep it"))
             else:
                 self._jobs.append(job)
+                self._queued_bytes += job.size_bytes
                 self._changed.notify()
         return job.written
 
@@ -175,6 +185,7 @@ class Writer:
                 if store.is_current():
                     self._recovered()
                     self._settle(count, error)
+                    group.clear()  # their content would be kept until there is more to write
                     self._rest(count)
         self._stop()
 
@@ -347,6 +358,7 @@ class Writer:
         self._one_by_one = max(0, self._one_by_one - count)
         with self._changed:
             settled = [self._jobs.popleft() for _ in range(count)]
+            self._queued_bytes -= sum(job.size_bytes for job in settled)
         for job in settled:
             if error is None:
                 job.written.set_result(None)
@@ -399,6 +411,13 @@ class Writer:
         self._drop_store()
         if self._spool is not None:
             self._spool.owner.release()
+
+
+def _size_bytes(exchange: Exchange) -> int:
+    size = value_bytes(exchange.request.body)
+    if exchange.turn is not None:
+        size += message_bytes(exchange.turn.messages) + message_bytes(exchange.turn.reply)
+    return size
 
 
 def _interrupted(entries: Sequence[ExchangeSummary]) -> str:

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from llm.parts import Message, TextPart, ToolCallPart
@@ -66,9 +67,8 @@ def similarity(first: str, second: str) -> float:
     one by one; white space is ignored. Of longer texts, the first MAX_WORDS are compared.
     """
     words, others = (
-        [match[0] for match in _WORD.finditer(text)] if text else [] for text in (first, second)
+        [match[0] for match in islice(_WORD.finditer(text), MAX_WORDS)] for text in (first, second)
     )
-    del words[MAX_WORDS:], others[MAX_WORDS:]
     if not words and not others:
         return 1.0
     return 2 * _common_length(words, others) / (len(words) + len(others))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, Status
@@ -63,8 +63,9 @@ def import_files(
     """Import the exchanges of files into a logs.db; files and lines that can't be read are named.
 
     An exchange that is in the log already stays as it is, unless it was interrupted there and
-    is complete in the file. A file may be a pipe; its content is buffered, on disk if it is
-    large, since files are read twice if they are checked first.
+    is complete in the file. One that would continue itself, through others of the files or the
+    log, counts as one that can't be read. A file may be a pipe; its content is buffered, on
+    disk if it is large, since files are read twice if they are checked first.
 
     read_recording: reads a file that is a single recording; without it only JSON lines are read.
     strict: check all files first, and import nothing if anything can't be read.
@@ -79,7 +80,8 @@ def import_files(
         check_llm(database)
     with ExitStack() as stack:
         sources = [_Source(path, stack) for path in paths]
-        reading = _Reading(sources, read_recording)
+        recorded = stack.enter_context(LogReader(database)) if database.exists() else None
+        reading = _Reading(sources, read_recording, _Order(recorded))
         if strict or dry_run:
             statuses: dict[str, Status] = {}
             for exchange in reading:
@@ -91,7 +93,7 @@ def import_files(
         if dry_run:
             new = _count_new(statuses, database)
         else:
-            reading = _Reading(sources, read_recording)
+            reading = _Reading(sources, read_recording, _Order(recorded))
             new = _write(reading, database)
     there = reading.count - new
     return Imported(new, there, reading.skipped, reading.unreadable, tuple(reading.failures))
@@ -133,9 +135,12 @@ class _Reading:
         the number of exchanges.
     """
 
-    def __init__(self, sources: Sequence[_Source], read_recording: ReadRecording | None) -> None:
+    def __init__(
+        self, sources: Sequence[_Source], read_recording: ReadRecording | None, order: _Order
+    ) -> None:
         self._sources = sources
         self._read_recording = read_recording
+        self._order = order
         self.count = 0
         self.skipped = 0
         self.unreadable = 0
@@ -144,7 +149,7 @@ class _Reading:
     def __iter__(self) -> Iterator[Exchange]:
         for source in self._sources:
             unreadable = 0
-            for result in _read(source, self._read_recording):
+            for result in _read(source, self._read_recording, self._order):
                 match result:
                     case Exchange():
                         self.count += 1
@@ -160,23 +165,88 @@ class _Reading:
                 self.failures.append(f"{source.path}: {unreadable - MAX_NAMED:,} more lines")
 
 
+class _Link(NamedTuple):
+    """The exchange that another one continues, and the status of the latter; None if unknown."""
+
+    previous_id: str | None
+    status: Status | None
+
+
+class _Order:
+    """Checks of exchanges, one after another, that none would continue itself.
+
+    The order of the ids does not show it: clocks can be set back. Every exchange of the log is
+    looked up once, and the way to the beginning of a conversation is shortened when it was gone,
+    so the work grows with the number of exchanges, in whichever order they come.
+    """
+
+    def __init__(self, recorded: LogReader | None) -> None:
+        self._recorded = recorded
+        self._links: dict[str, _Link] = {}
+        self._shortcuts: dict[str, str] = {}  # from an exchange to one that it continues
+
+    def add(self, exchange: Exchange) -> None:
+        """Add an exchange, unless it is there already and stays as it is.
+
+        Raises:
+            InvalidRequest: it would continue itself, directly or through others.
+        """
+        id, previous = exchange.id, exchange.previous_id
+        known = self._link(id)
+        if not _is_more_complete(exchange.status, known.status):
+            return
+        if previous is not None and previous != known.previous_id:
+            if known.previous_id is not None:
+                why = f"it is another one than in the interrupted exchange: {known.previous_id}"
+                raise InvalidRequest(why, param="previous_id")
+            if self._first(previous) == id:
+                why = f"{previous} can't come before {id}, because it continues it"
+                raise InvalidRequest(f"{why}, directly or through others", param="previous_id")
+        self._links[id] = _Link(previous or known.previous_id, exchange.status)
+
+    def _first(self, id: str) -> str:
+        """Return the first exchange before another, as far as it is known."""
+        passed: dict[str, None] = {}
+        while (before := self._shortcuts.get(id) or self._link(id).previous_id) is not None:
+            passed[id] = None
+            if before in passed:  # a circle that the log has, since it was edited
+                break
+            id = before
+        self._shortcuts |= dict.fromkeys(passed.keys() - {id}, id)
+        return id
+
+    def _link(self, id: str) -> _Link:
+        link = self._links.get(id)
+        if link is None:
+            found = self._recorded.entries(Filter(ids=(id,))) if self._recorded else []
+            link = _Link(found[0].previous_id, found[0].status) if found else _Link(None, None)
+            self._links[id] = link
+        return link
+
+
 def _read(
-    source: _Source, read_recording: ReadRecording | None
+    source: _Source, read_recording: ReadRecording | None, order: _Order
 ) -> Iterator[Exchange | Unreadable | None]:
     """Yield a file's exchanges, what can't be read, and None for a recording of something else."""
     try:
         with source.open() as file:
             first = file.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
             if _begins_a_recording(first, source.path) and read_recording is not None:
-                yield read_recording(first + file.read(MAX_LINE_BYTES), source.path.stem)
+                recording = read_recording(first + file.read(MAX_LINE_BYTES), source.path.stem)
+                if recording is not None:
+                    order.add(recording)
+                yield recording
                 return
             for number, line in enumerate(chain([first], _lines(file)), 1):
                 if line.isspace() or not line:
                     continue
                 try:
-                    yield decode(line)
+                    exchange = decode(line)
+                    order.add(exchange)
                 except InvalidRequest as exc:
                     yield _unreadable(exc, source.path, f"line {number}")
+                else:
+                    yield exchange
     except InvalidRequest as exc:
         yield _unreadable(exc, source.path)
     except OSError as exc:

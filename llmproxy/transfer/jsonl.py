@@ -214,6 +214,8 @@ def _check_entry(entry: ExchangeForm) -> None:
     _check_id(entry.id, "id")
     for name in ("previous_id", "run_id", "recorded_id"):
         _check_id(getattr(entry, name), name)
+        if getattr(entry, name) == entry.id:
+            raise InvalidRequest("an exchange can't come before itself", param=name)
     _check_time(entry.received, "received")
     for name, value in vars(entry).items():
         if isinstance(value, int | float):

@@ -16,6 +16,7 @@ import openai
 import pytest
 from llm.parts import StreamEvent
 
+from llmproxy.conversations.matching import Matcher
 from llmproxy.core.limits import Limits
 from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
 from tests.proxies import running
@@ -524,6 +525,32 @@ def test_locked_log_fails_no_response(llm_user_path):
         lock.execute("rollback")
         lock.close()
     assert rows(llm_user_path, "select count(*) from turns") == [(11,)]
+
+
+def test_a_lookup_that_takes_too_long_leaves_one_thread_and_costs_no_response(monkeypatch):
+    """However many requests wait behind it, and the next one after it is matched again."""
+    released = threading.Event()
+    match = Matcher.match
+
+    def slow(self, *arguments, **options):
+        released.wait(10)
+        return match(self, *arguments, **options)
+
+    monkeypatch.setattr(Matcher, "match", slow)
+    with running(AsyncScript("m", "a"), limits=Limits(log_wait_s=0.05, shutdown_s=5)) as proxy:
+        ask(proxy)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda _: ask(proxy), range(16)))
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("llmproxy-matcher") == 1
+        released.set()
+        messages = [*QUESTION, {"role": "assistant", "content": "a"}, *QUESTION]
+        for _ in range(50):  # until the thread has ended
+            client(proxy).chat.completions.create(model="m", messages=messages)
+            if proxy.wait_for_report(len(proxy.reports)).previous_id is not None:
+                break
+        else:
+            pytest.fail("no request was matched again")
 
 
 # ---- routes and access

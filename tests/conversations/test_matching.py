@@ -7,6 +7,7 @@ import json
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -20,14 +21,16 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
+from llmproxy.conversations import matching
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.core import chat
 from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
+from llmproxy.recorder import reply_index
 from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter
-from llmproxy.recorder.reply_index import Replies
+from llmproxy.recorder.reply_index import OutOfTime, Replies
 from llmproxy.recorder.store import Store
 from tests import strategies
 from tests.log_fixtures import RECEIVED, ended_as
@@ -69,8 +72,8 @@ class Log:
         self.matcher.learn(over)
         self.stuck.append(over)
         if not is_stuck:
-            self.store.write(self.stuck)
-            self.stuck.clear()
+            while self.stuck:
+                del self.stuck[: self.store.write(self.stuck)]
         return id
 
     def rows(self, sql):
@@ -348,6 +351,62 @@ def test_a_reply_in_many_conversations_takes_bounded_time(log, monkeypatch):
     assert log.match([*before, *unknown, llm.user("r")]).previous_id == known
 
 
+def test_a_history_of_unknown_replies_costs_the_same_queries_however_long(log):
+    log.ask(START, LONG)
+    counts = []
+    for size in (10, 1_000, 3_000):
+        messages = [
+            message
+            for i in range(size)
+            for message in (llm.user("q"), llm.assistant(f"{LONG} {i}, which nobody said"))
+        ]
+        statements: list[str] = []
+        log.match(START)  # opens the log
+        log.matcher._replies._connection.set_trace_callback(statements.append)
+        assert log.match([*messages, llm.user("r")]) == Match([*messages, llm.user("r")])
+        log.matcher._replies._connection.set_trace_callback(None)
+        counts.append(len(statements))
+    assert counts == [3, 3, 3]
+
+
+def test_only_the_newest_replies_are_looked_up(log, monkeypatch):
+    monkeypatch.setattr(matching, "MAX_LOOKED_UP", 3)
+    known = log.ask(START, LONG)
+    newer = [
+        message
+        for i in range(3)
+        for message in (llm.assistant(f"{LONG} {i}, which nobody said"), llm.user("q"))
+    ]
+    assert log.match([*ECHO, *newer[:-2]]).previous_id == known
+    assert log.match([*ECHO, *newer]).previous_id is None
+
+
+def test_a_lookup_ends_at_its_deadline(log):
+    for _ in range(2):
+        log.ask(START, LONG)
+    with pytest.raises(OutOfTime):
+        log.matcher.match(ECHO, "m", "tests", wait_s=-1)
+    # A query that takes long is interrupted too.
+    log.match(ECHO)
+    connection = log.matcher._replies._connection
+    log.matcher._replies.stop_at(time.monotonic() + 0.05)
+    with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+        connection.execute(
+            "with recursive n (i) as (select 1 union all select i + 1 from n) select max(i) from n"
+        ).fetchone()
+    assert log.match(ECHO).previous_id is not None
+
+
+def test_a_conversation_found_in_time_is_kept_without_its_recall(log, monkeypatch):
+    first = log.ask(START, THOUGHT)
+
+    def late(self, turn):
+        raise OutOfTime
+
+    monkeypatch.setattr(Replies, "reply", late)
+    assert log.match(ECHO) == Match(ECHO, frozenset(), first, "reply")
+
+
 def test_identical_replies_are_matched_by_the_first_question(log):
     """A local server that calls every call call_0, and a client that clears old results."""
     call = said(ToolCallPart("read", {}, tool_call_id="call_0"))
@@ -490,6 +549,22 @@ def test_a_side_request_is_matched_by_its_quote(reply, quoted, link, log):
 
 
 # ---- what is given back
+
+
+def test_only_so_much_is_searched_for_quotes(log, monkeypatch):
+    """The texts of a new conversation, times the replies that it may quote, are bounded."""
+    quoted = log.ask(START, f"{LONG} {LONG} {LONG}")
+    quote = llm.user(f"Make a title: {LONG} {LONG} {LONG}")
+    other = llm.user("Something that is long enough, but quotes nothing of it at all.")
+    assert log.match([*[other] * 63, quote]).previous_id == quoted
+    assert log.match([*[other] * 64, quote]).previous_id is None
+    monkeypatch.setattr(matching, "MAX_QUOTING_CHARS", 100)
+    assert log.match([quote]).previous_id is None
+    call = ToolCallPart("agent", {f"{i}": f"{LONG} {i}, which is a task" for i in range(20)}, "c1x")
+    asked = log.ask([llm.user("another")], said(call))
+    monkeypatch.undo()
+    assert log.match([llm.user(f"{LONG} 3, which is a task")]).previous_id == asked
+    assert log.match([llm.user(f"{LONG} 19, which is a task")]).previous_id is None
 
 
 def test_cut_replies_and_continued_conversations_are_not_matched_by_quotes(log):
@@ -645,6 +720,33 @@ def test_a_reply_to_a_prefill_is_not_recalled(log):
 # ---- the database
 
 
+@pytest.mark.parametrize("circle", [{0: 0}, {0: 1}, {0: 2}], ids=["itself", "two", "three"])
+def test_turns_that_continue_one_another_in_a_circle_are_matched(circle, log):
+    history, ids = list(START), []
+    for number in range(3):
+        ids.append(log.ask(history, f"{LONG} {number}"))
+        history += [llm.assistant(f"{LONG} {number}"), llm.user(f"and {number}")]
+    other = log.ask([llm.user("other")], f"{LONG} 2")
+    with sqlite3.connect(log.path) as connection:
+        for turn, before in circle.items():
+            connection.execute(
+                "update proxy_exchanges set previous_id = ?, link = 'reply' where id = ?",
+                (ids[before], ids[turn]),
+            )
+    without_question = [*history[:-3], llm.user("changed"), *history[-2:]]
+    found = log.matcher.match(without_question, "m", "tests", wait_s=5)
+    assert found.previous_id == ids[2] != other
+
+
+def test_messages_in_a_circle_cost_a_recall_at_most(log):
+    log.ask(START, THOUGHT)
+    with sqlite3.connect(log.path) as connection:
+        hashes = [hash for (hash,) in connection.execute("select hash from messages")]
+        for hash in hashes:
+            connection.execute("update messages set parent_hash = ? where hash = ?", (hash, hash))
+    log.matcher.match(ECHO, "m", "tests", wait_s=5)
+
+
 def test_turns_that_wait_to_be_written_are_matched(log):
     """A slow log costs neither reasoning nor threads."""
     first = log.ask(START, THOUGHT, is_stuck=True)
@@ -656,6 +758,27 @@ def test_turns_that_wait_to_be_written_are_matched(log):
     assert log.threads() == [[first, second, third]]
     assert log.match(go_on) == found
     assert not [*log.matcher._pending]
+
+
+def test_turns_that_wait_are_kept_up_to_a_number_of_bytes(log, monkeypatch):
+    monkeypatch.setattr(matching, "MAX_PENDING_BYTES", 100_000)
+    for number in range(4):
+        log.ask([llm.user(f"{number}")], LONG + "!" * 40_000, is_stuck=True)
+    assert len(log.matcher._pending) == 2
+    log.ask([llm.user("5")], LONG + "!" * 100_000, is_stuck=True)
+    assert len(log.matcher._pending) == 0
+
+
+def test_recalled_replies_are_kept_up_to_a_number_of_bytes(log, monkeypatch):
+    monkeypatch.setattr(reply_index, "MAX_CACHED_BYTES", 1_000_000)
+    log.matcher.close()
+    history = [llm.user("q")]
+    for number in range(12):
+        text = LONG + f" {number}" * 50_000
+        log.ask(history, said(ReasoningPart("hm", provider_metadata=SIGNED), TextPart(text)))
+        history += [llm.assistant(text), llm.user("go on")]
+    assert len(log.match(history).recalled) == 12
+    assert 500_000 < log.matcher._replies._cached.size_bytes <= 1_000_000
 
 
 def test_a_broken_log_only_costs_its_matches(log):

@@ -1,5 +1,6 @@
 """List the log's conversations, and draw them as a tree."""
 
+import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -8,9 +9,11 @@ import pytest
 from llm.logs import LogStore
 from sqlite_utils import Database
 
+from llmproxy.conversations.prompt_cache import find_cache_misses
 from llmproxy.conversations.threads import Thread, parents, threads, tree
 from llmproxy.core.chat import Usage
 from llmproxy.core.errors import NotFound
+from llmproxy.recorder.llm_turns import message_chain
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter, LogReader
 from tests.log_fixtures import RECEIVED
@@ -232,6 +235,35 @@ def test_a_turn_whose_predecessor_was_pruned_continues_the_one_before(talk, hist
     talk("three", second)
     prune(path, Filter(ids=(second.id,)))
     assert drawn(history, first) == [(0, None, "one"), (0, None, "three")]
+
+
+@pytest.mark.parametrize("ends", [(0, 0), (0, 1), (0, 2), (1, 1)])
+def test_turns_in_a_circle_are_all_drawn(talk, history, path, ends):
+    first = talk("one")
+    second = talk("two", first)
+    third = talk("three", second)
+    ids = first.id, second.id, third.id
+    with sqlite3.connect(path) as connection:
+        connection.execute(
+            "update proxy_exchanges set previous_id = ?, link = 'reply' where id = ?",
+            (ids[ends[1]], ids[ends[0]]),
+        )
+    shown = drawn(history, first)
+    assert sorted(words for _, _, words in shown) == ["one", "three", "two"]
+    assert [thread.exchanges for thread in threads(history, Filter())] == [3]
+
+
+def test_messages_in_a_circle_end(talk, history, path):
+    first = talk("one")
+    talk("two", first)
+    with sqlite3.connect(path) as connection:
+        (tip,) = connection.execute("select max(hash) from messages").fetchone()
+        connection.execute("update messages set parent_hash = ?", (tip,))
+        connection.execute("update proxy_exchanges set previous_id = null")
+    assert len(drawn(history, first)) == 2
+    assert None in parents(history, [tip]).values()
+    assert len(find_cache_misses(history, Filter())) == 1
+    assert [link.hash for link in message_chain(history._log, tip).links] == [tip]
 
 
 @pytest.mark.slow

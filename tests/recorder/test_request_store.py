@@ -105,3 +105,12 @@ def test_200_requests_of_a_growing_session_store_only_new_content():
     new = len(dumps(body))
     assert sent > 37_000_000
     assert stored < 2 * new < 1_000_000
+
+
+@pytest.mark.parametrize("kind", ["$", "$$"])
+def test_a_part_that_contains_itself_is_an_error(kind):
+    """Only an edited file has one."""
+    one, two = "1" * 32, "2" * 32
+    blobs = {hash: json.dumps([{kind: other}]) for hash, other in ((one, two), (two, one))}
+    with pytest.raises(ValueError, match=f"request part {one} contains itself"):
+        restore(json.dumps({"a": [{kind: one}]}), blobs.__getitem__)

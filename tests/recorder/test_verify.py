@@ -97,6 +97,25 @@ def test_a_changed_blob_is_reported_with_its_exchange(talk, path, change):
     assert broken.hash == hashlib.sha256(text).hexdigest()[:32]
 
 
+def test_exchanges_that_continue_one_another_in_a_circle_are_broken(talk, path, change):
+    first = talk("one")
+    second = talk("two", first)
+    talk("three", second)
+    change("update proxy_exchanges set previous_id = ? where id = ?", second.id, first.id)
+    why = "it continues itself, directly or through others"
+    assert verify(path).broken == tuple(
+        Broken("exchange", None, None, why, id, first.id) for id in (first.id, second.id)
+    )
+
+
+def test_messages_in_a_circle_are_broken(talk, path, change):
+    talk("one")
+    change("update messages set parent_hash = hash where parent_hash is null")
+    assert [(broken.role, broken.why) for broken in verify(path).broken] == [
+        ("user", "it was changed")
+    ]
+
+
 def looking(type):
     image = llm.Attachment(type=type, content=b"one image, as far as it goes")
     return Message("user", [TextPart(f"a {type}"), AttachmentPart(image)])

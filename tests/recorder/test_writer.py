@@ -235,13 +235,17 @@ def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     ]
 
 
-def test_memory_is_bounded_and_losses_are_reported(path, warnings, make_exchange, monkeypatch):
-    monkeypatch.setattr(writer_module, "MAX_PENDING", 2)
+@pytest.mark.parametrize("name, most", [("MAX_PENDING", 2), ("MAX_PENDING_BYTES", 500_000)])
+def test_memory_is_bounded_and_losses_are_reported(
+    path, warnings, make_exchange, monkeypatch, name, most
+):
+    monkeypatch.setattr(writer_module, name, most)
     path.mkdir()
     writer = Writer(lambda: Store(path), warn=warnings.append)
     writer.start()
     wait_until(lambda: warnings)
-    written = [writer.write(make_exchange(str(number))) for number in range(3)]
+    long = "a" * 100_000
+    written = [writer.write(make_exchange(f"{number} {long}")) for number in range(3)]
     assert isinstance(written[2].exception(10), StoreError)
     path.rmdir()
     assert [future.result(10) for future in written[:2]] == [None, None]

@@ -26,7 +26,7 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments
-from llmproxy.core.errors import NotFound
+from llmproxy.core.errors import InvalidRequest, NotFound
 from llmproxy.recorder.exchange import encode, to_json
 from llmproxy.recorder.reader import Filter, LogReader
 from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
@@ -38,7 +38,7 @@ from llmproxy.transfer.export import (
     export_file,
     export_jsonl,
 )
-from llmproxy.transfer.import_ import Imported
+from llmproxy.transfer.import_ import Imported, _Order
 from llmproxy.transfer.import_ import import_files as import_files_with
 from llmproxy.transfer.jsonl import decode
 from llmproxy.transfer.llama_stack import folder as folder_module
@@ -206,12 +206,16 @@ def test_any_order_any_split_and_any_kill_lead_to_the_same_rows(
     assert everything(there) == everything(imported_log(other, lines))
 
 
-def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchange, tmp_path):
-    whole = make_exchange("hello")
-    cut = replace(
+def _cut(whole):
+    return replace(
         whole, status="interrupted", turn=None, events=(), thread_id=None, event_count=0,
         finish_reason=None, http_status=None,
     )  # fmt: skip
+
+
+def test_an_interrupted_exchange_is_completed_whichever_comes_first(make_exchange, tmp_path):
+    whole = make_exchange("hello")
+    cut = _cut(whole)
     logs = []
     for number, order in enumerate([(cut, whole), (whole, cut), (cut, cut, whole)]):
         folder = tmp_path / str(number)
@@ -474,6 +478,79 @@ def test_a_byte_order_mark_and_windows_lines_are_read(lines, tmp_path):
     file.write_bytes(mark + b"".join(lines).replace(b"\n", b"\r\n"))
     recording.write_bytes(mark + (RECORDINGS / "4be1f0a7c3d9.json").read_bytes())
     assert import_files([file, recording], tmp_path / "there.db") == Imported(11, 0, 0)
+
+
+def _circle(make_exchange):
+    """Return three exchanges; each continues the next one, and the last one the first."""
+    ids = [make_exchange(f"{n}") for n in range(3)]
+    return [
+        replace(one, previous_id=other.id, link="reply")
+        for one, other in zip(ids, [*ids[1:], ids[0]], strict=True)
+    ]
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_the_exchange_that_would_close_a_circle_is_named_and_left_out(
+    make_exchange, tmp_path, order
+):
+    circle = _circle(make_exchange)
+    lines = [circle[n] for n in order]
+    fork = replace(make_exchange("fork"), previous_id=lines[2].id, link="reply")
+    file, there = tmp_path / "circle.jsonl", tmp_path / "there.db"
+    file.write_bytes(b"".join(map(encode, [*lines, fork])))
+    why = (
+        f"{file}, line 3, previous_id: {lines[2].previous_id} can't come before {lines[2].id},"
+        " because it continues it, directly or through others"
+    )
+    for dry_run in (True, False):
+        with pytest.raises(Unreadable) as refused:
+            import_files([file], there, strict=True, dry_run=dry_run)
+        assert str(refused.value) == f"{why}; nothing was imported"
+        assert not there.exists()
+    for dry_run in (True, False):
+        assert import_files([file], there, dry_run=dry_run) == Imported(3, 0, 0, 1, (why,))
+    assert verify(there).broken == ()
+    assert import_files([file], there) == Imported(0, 3, 0, 1, (why,))
+
+
+def test_a_circle_through_what_the_log_has_is_refused(make_exchange, tmp_path):
+    one, *others = _circle(make_exchange)
+    there = imported_log(tmp_path, map(encode, others))
+    before = everything(there)
+    (tmp_path / "rest.jsonl").write_bytes(encode(one))
+    for dry_run in (True, False):
+        imported = import_files([tmp_path / "rest.jsonl"], there, dry_run=dry_run)
+        assert (imported.new, imported.unreadable) == (0, 1)
+        assert f"{others[0].id} can't come before {one.id}" in imported.failures[0]
+    assert everything(there) == before
+
+
+def test_an_interrupted_exchange_is_completed_with_what_it_continues(make_exchange, tmp_path):
+    one, two, three = (make_exchange(f"{n}") for n in range(3))
+    begun = replace(_cut(one), previous_id=two.id, link="reply")
+    there = imported_log(tmp_path, map(encode, [begun, replace(two, previous_id=three.id)]))
+    file = tmp_path / "rest.jsonl"
+    for previous, why in (
+        (three.id, f"it is another one than in the interrupted exchange: {two.id}"),
+        (two.id, None),
+    ):
+        file.write_bytes(encode(replace(one, previous_id=previous, link="reply")))
+        failures = () if why is None else (f"{file}, line 1, previous_id: {why}",)
+        new = 1 - len(failures)
+        assert import_files([file], there) == Imported(new, 0, 0, len(failures), failures)
+
+
+def test_the_way_to_the_beginning_is_gone_once(make_exchange):
+    """Conversations of which every turn is added after the one that continues it, and forks."""
+    template = make_exchange("a")
+    order = _Order(None)
+    for n in range(20_000):
+        order.add(replace(template, id=f"a{n}", previous_id=f"a{n - 1}"))
+    for n in range(20_000):
+        order.add(replace(template, id=f"c{n}", previous_id=f"b{n}"))
+        order.add(replace(template, id=f"b{n}", previous_id="a19999"))
+        with pytest.raises(InvalidRequest):
+            order.add(replace(template, id="a-1", previous_id=f"c{n}"))
 
 
 def test_without_a_reader_of_recordings_only_our_own_lines_are_read(tmp_path):

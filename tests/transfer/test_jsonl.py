@@ -168,6 +168,9 @@ HOSTILE = {
     "a path in a result": (
         put("turn", "messages", 3, "parts", 0, "attachments", 0, "path", value="/etc/passwd"),
         "turn.messages[*].parts[*].attachments[*].path"),
+    "an exchange before itself": (
+        lambda form: form.update(previous_id=form["id"]), "previous_id"),
+    "a run of itself": (lambda form: form.update(recorded_id=form["id"]), "recorded_id"),
     "an unknown part": (put(*USER, 0, "type", value="file"), "turn.messages[1].parts[0].type"),
     "an unknown role": (put("turn", "messages", 0, "role", value="root"), "turn.messages[0].role"),
     "another answer": (put("turn", "reply", 0, "parts", 0, "text", value="x"), "timeline"),

@@ -33,6 +33,7 @@ SyncModel = llm.Model | llm.KeyModel
 AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
 
 RELOAD_S = 10.0  # the least time between two checks of llm's files
+MAX_COMPARED_CHARS = 200  # of an unknown name, to suggest a similar one; names have about 40
 RELOAD_WAIT_S = 5.0  # how long a request for an unknown name waits for a reload
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # files that llm and its plugins read
 
@@ -161,7 +162,8 @@ class Catalog:
         return entry
 
     def _not_found(self, name: str) -> str:
-        close = get_close_matches(name.lower(), self._contents.by_name, 1, 0.7)
+        known = self._contents.by_name if len(name) <= MAX_COMPARED_CHARS else ()
+        close = get_close_matches(name.lower(), known, 1, 0.7)
         hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists them"
         return f"there is no model {name[:200]!r} here; {hint}"
 

@@ -8,6 +8,7 @@ object per response, fed in order. Events that need no correction pass uncopied.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -37,9 +38,11 @@ class EventReader:
         self._new_call_id = new_call_id
         self._families: dict[int, str] = {}  # part_index → family
         self._moved: dict[tuple[int, str], int] = {}  # (llm's index, second family) → our index
+        self._free_index = 0  # above every number in use
         self._calls: list[_Call] = []
+        self._call_ids: set[str] = set()
         self._open_calls: dict[int, _Call] = {}  # part_index → its current call
-        self._space: StreamEvent | None = None
+        self._space: list[StreamEvent] = []  # white space after a tool call
         self._half: StreamEvent | None = None
 
     @property
@@ -78,9 +81,10 @@ class EventReader:
         )
         if not has_content:
             return []
-        if self._space is not None:
-            held, self._space = self._space, None
-            return [held, event] if family == "text" else [event]
+        if self._space:
+            held, self._space = self._space, []
+            if family == "text":
+                return [replace(held[-1], chunk="".join(one.chunk for one in held)), event]
         return [event]
 
     def end(self, announced: Iterable[llm.ToolCall]) -> list[StreamEvent]:
@@ -94,18 +98,26 @@ class EventReader:
         events = []
         if self._half is not None:
             events.append(replace(self._half, chunk="\ufffd"))
-        unmatched = list(self._calls)
+        unmatched: dict[object, list[_Call]] = {}  # by what identifies them, the first one last
+        for seen in reversed(self._calls):
+            unmatched.setdefault(seen.identity, []).append(seen)
         for call in announced:
-            known = next((c for c in unmatched if c.is_announced_by(call)), None)
-            if known is None:
+            # llm makes up an id for an announced call without one, so ids can't be compared if
+            # the events had none either. They may have had no name.
+            same = (
+                unmatched.get(call.tool_call_id)
+                or unmatched.get(_identity(call.name, call.arguments))
+                or unmatched.get(_identity("", call.arguments))
+            )
+            if not same:
                 events += self._announced(call)
                 continue
-            unmatched.remove(known)
-            if call.name and not known.name:
+            known = same.pop()
+            if call.name and not known.has_name:
                 events += known.named(call.name)
             if call.arguments and not known.arguments:
                 events.append(known.event("tool_call_args", _arguments_text(call)))
-        if not all(call.name for call in self._calls):
+        if not all(call.has_name for call in self._calls):
             raise UpstreamError("the model called a tool without naming it")
         return events
 
@@ -113,29 +125,36 @@ class EventReader:
         """Keep llm's number of the part, unless another family uses it."""
         index = event.part_index
         assert index is not None, "llm numbers every event"
-        if self._families.setdefault(index, family) == family:
+        known = self._families.get(index)
+        if known is None:
+            self._use(index, family)
+        if known is None or known == family:
             return event
-        index = self._moved.setdefault((index, family), self._free_index())
-        self._families[index] = family
-        return replace(event, part_index=index)
+        moved = self._moved.get((index, family))
+        if moved is None:
+            moved = self._moved[index, family] = self._use(self._free_index, family)
+        return replace(event, part_index=moved)
 
-    def _free_index(self) -> int:
-        return max(self._families, default=-1) + 1
+    def _use(self, index: int, family: str) -> int:
+        """Take a part's number for a family."""
+        self._families[index] = family
+        self._free_index = max(self._free_index, index + 1)
+        return index
 
     def _call_events(self, event: StreamEvent) -> list[StreamEvent]:
-        self._space = None
+        self._space = []
         assert event.part_index is not None
         call = self._open_calls.get(event.part_index)
         # A name after arguments begins a new call: llm numbers calls by their ids, and some
         # providers use one id for all of them. Unless the name is only late.
-        begins_next = call is not None and call.name and call.has_arguments
+        begins_next = call is not None and call.has_name and call.has_arguments
         if call is None or (event.type == "tool_call_name" and begins_next):
             call = self._open(event, is_new_part=call is None)
         if event.type == "tool_call_name":
             return call.named(event.chunk, event.provider_metadata)
-        if not call.name and event.tool_name:
+        if not call.has_name and event.tool_name:
             return [*call.named(event.tool_name), *self._call_events(event)]
-        if not call.name:
+        if not call.has_name:
             call.hold(event.chunk)
             return []
         if not event.chunk:
@@ -147,16 +166,15 @@ class EventReader:
         part_index = event.part_index
         assert part_index is not None
         if not is_new_part:
-            event = replace(event, part_index=self._free_index())
-            self._families[self._free_index()] = "tool_call"
-        id_ = None if event.tool_call_id in {c.id for c in self._calls} else event.tool_call_id
+            event = replace(event, part_index=self._use(self._free_index, "tool_call"))
+        id_ = None if event.tool_call_id in self._call_ids else event.tool_call_id
         call = self._open_calls[part_index] = _Call(event, id_, self._new_call_id)
         self._calls.append(call)
+        self._call_ids.add(call.id)
         return call
 
     def _announced(self, announced: llm.ToolCall) -> list[StreamEvent]:
-        index, id_ = self._free_index(), announced.tool_call_id
-        self._families[index] = "tool_call"
+        index, id_ = self._use(self._free_index, "tool_call"), announced.tool_call_id
         name = StreamEvent("tool_call_name", announced.name, part_index=index, tool_call_id=id_)
         events = self._call_events(name)
         if announced.arguments:
@@ -168,8 +186,7 @@ class EventReader:
         """Hold back white space after a tool call until text follows it."""
         # llm-anthropic yields " " after every tool turn, for display; strict clients
         # take it for text of the reply.
-        held = self._space.chunk if self._space else ""
-        self._space = replace(event, chunk=held + event.chunk)
+        self._space.append(event)
         return []
 
     def _join_halves(self, event: StreamEvent) -> StreamEvent:
@@ -195,7 +212,7 @@ class _Call:
         self.id = id_ or new_id()
         self._first = replace(first, tool_call_id=self.id, provider_metadata=None)
         self._pieces: dict[str, list[str]] = {"tool_call_name": [], "tool_call_args": []}
-        self._held = ""  # arguments that came before the name
+        self._held: list[str] = []  # arguments that came before the name
         self._metadata: dict[str, object] = {}  # of events before the name
 
     @property
@@ -205,6 +222,10 @@ class _Call:
     @property
     def has_arguments(self) -> bool:
         return bool(self._pieces["tool_call_args"] or self._held)
+
+    @property
+    def has_name(self) -> bool:
+        return bool(self._pieces["tool_call_name"])
 
     @property
     def name(self) -> str:
@@ -222,7 +243,7 @@ class _Call:
 
     def hold(self, chunk: str) -> None:
         """Keep arguments until the call has a name, which must come first."""
-        self._held += chunk
+        self._held.append(chunk)
 
     def named(self, piece: str, metadata: dict[str, object] | None = None) -> list[StreamEvent]:
         """Return the events for a piece of the name, and for what has waited for it."""
@@ -232,18 +253,21 @@ class _Call:
         events = [self.event("tool_call_name", piece, self._metadata or None)]
         self._metadata = {}
         if self._held:
-            events.append(self.event("tool_call_args", self._held))
-            self._held = ""
+            events.append(self.event("tool_call_args", "".join(self._held)))
+            self._held = []
         return events
 
-    def is_announced_by(self, call: llm.ToolCall) -> bool:
-        """Return whether `add_tool_call` announced this call: by id, else by name and arguments."""
-        # llm makes up an id for an announced call without one, so ids can't be compared if the
-        # events had none either.
+    @property
+    def identity(self) -> object:
+        """What `add_tool_call` announces it by: its id, else its name, if any, and arguments."""
         if not self._id_is_ours:
-            return call.tool_call_id == self.id
-        arguments = parse_arguments(self.arguments or self._held)
-        return self.name in ("", call.name) and call.arguments == arguments
+            return self.id
+        return _identity(self.name, parse_arguments(self.arguments or "".join(self._held)))
+
+
+def _identity(name: str, arguments: object) -> tuple[str, str]:
+    numbers_alike = payload.with_double_numbers(arguments)
+    return name, json.dumps(numbers_alike, sort_keys=True, default=str)
 
 
 def _arguments_text(call: llm.ToolCall) -> str:
@@ -253,7 +277,8 @@ def _arguments_text(call: llm.ToolCall) -> str:
 class StopCutter:
     """A filter that cuts text at the first stop sequence, for models without such an option.
 
-    Text that may begin a sequence is held back until that is decided.
+    Text that may begin a sequence is held back until that is decided. Each event costs as many
+    steps as the sequences have characters: `prompt.MAX_STOP_CHARS` bounds them.
     """
 
     def __init__(self, sequences: Sequence[str]) -> None:
@@ -289,8 +314,11 @@ class StopCutter:
         return [event]
 
     def _split(self, text: str) -> tuple[str, str]:
-        longest = max(len(s) for s in self._sequences) - 1
-        for start in range(max(0, len(text) - longest), len(text)):
-            if any(s.startswith(text[start:]) for s in self._sequences):
-                return text[:start], text[start:]
-        return text, ""
+        """Split off the longest end that begins a sequence."""
+        held = 0
+        for sequence in self._sequences:
+            longest = min(len(sequence) - 1, len(text))
+            sizes = (n for n in range(longest, held, -1) if text.endswith(sequence[:n]))
+            held = next(sizes, held)
+        at = len(text) - held
+        return text[:at], text[at:]

@@ -75,12 +75,12 @@ async def _later(made: Awaitable[Any], corrector: _Corrector) -> AsyncIterator[A
 
 def _read(stream: Any, corrector: _Corrector) -> Iterator[Any]:
     if media_type := _no_stream(stream):
-        body = b""
+        body = bytearray()
         for piece in stream.response.iter_bytes():
             body += piece
             if len(body) > MAX_BODY_BYTES:
                 break
-        raise _error_of(media_type, body)
+        raise _error_of(media_type, bytes(body))
     try:
         for item in stream:
             yield from corrector.feed(item)
@@ -91,12 +91,12 @@ def _read(stream: Any, corrector: _Corrector) -> Iterator[Any]:
 
 async def _read_async(stream: Any, corrector: _Corrector) -> AsyncIterator[Any]:
     if media_type := _no_stream(stream):
-        body = b""
+        body = bytearray()
         async for piece in stream.response.aiter_bytes():
             body += piece
             if len(body) > MAX_BODY_BYTES:
                 break
-        raise _error_of(media_type, body)
+        raise _error_of(media_type, bytes(body))
     try:
         async for item in stream:
             for corrected in corrector.feed(item):
@@ -139,7 +139,12 @@ class _Chunks:
         self._tools = {
             str((tool.get("function") or {}).get("name")) for tool in request.get("tools") or ()
         }
+        self._longest = max((len(name) for name in self._tools if name), default=0)
         self._calls: list[_Call] = []
+        self._by_index: dict[Any, _Call] = {}  # the last one of each
+        self._by_id: dict[Any, _Call] = {}  # the first one of each
+        self._waiting: dict[int, _Call] = {}  # by their place in `_calls`
+        self._named: set[int] = set()  # those of them that have the name of a tool
         self._has_choice = False
         self._is_finished = False
 
@@ -185,25 +190,30 @@ class _Chunks:
         call = self._find(delta)
         if call is None:
             # The order of the calls stays, where their names are whole beyond doubt.
-            yield from (call.show() for call in self._waiting() if call.name in self._tools)
-            call = _Call(delta, len(self._calls))
+            named, self._named = sorted(self._named), set()
+            yield from (self._waiting.pop(place).show() for place in named)
+            call = self._waiting[len(self._calls)] = _Call(delta, len(self._calls))
             self._calls.append(call)
+            if delta.index is not None:
+                self._by_index[delta.index] = call
         else:
-            call.add_name(delta, self._tools)
+            call.add_name(delta, self._tools, self._longest)
         yield from call.take(delta)
+        self._named.discard(call.index)
+        if call.is_shown:
+            self._waiting.pop(call.index, None)
+        elif call.name_chars <= self._longest and call.name in self._tools:
+            self._named.add(call.index)
 
     def _find(self, delta: Any) -> _Call | None:
         """Find the call that a delta continues: by index, else by id, else the last one."""
         if delta.index is not None:
-            same = [call for call in self._calls if call.sent_index == delta.index]
-            is_other = same and delta.id and delta.function.name and delta.id != same[-1].sent_id
-            return None if is_other or not same else same[-1]
+            same = self._by_index.get(delta.index)
+            is_other = same and delta.id and delta.function.name and delta.id != same.sent_id
+            return None if is_other else same
         if delta.id:
-            return next((call for call in self._calls if call.sent_id == delta.id), None)
+            return self._by_id.get(delta.id)
         return None if delta.function.name or not self._calls else self._calls[-1]
-
-    def _waiting(self) -> list[_Call]:
-        return [call for call in self._calls if not call.is_shown]
 
     def _rest(self) -> list[Any]:
         """Return the calls that still wait: no more of their names will come.
@@ -211,36 +221,53 @@ class _Chunks:
         Raises:
             UpstreamError: one has no name.
         """
-        waiting = self._waiting()
-        if not all(call.name for call in waiting):
+        waiting, self._waiting, self._named = self._waiting, {}, set()
+        if not all(call.name_chars for call in waiting.values()):
             raise UpstreamError("the provider called a tool without naming it")
-        return [call.show() for call in waiting]
+        return [call.show() for call in waiting.values()]
 
 
 class _Call:
     """A tool call: it waits for its name, which is whole once arguments come."""
 
     def __init__(self, first: Any, index: int) -> None:
-        self.sent_index, self.sent_id = first.index, first.id
-        self.name = first.function.name or ""
+        self.index = index
+        self.sent_id = first.id
+        self.name_chars = 0
         self.is_shown = False
         self._first = first
-        self._index = index
-        self._arguments = ""
+        self._names: list[str] = []
+        self._arguments: list[str] = []
+        self._has_text = False
+        self._add_piece(first.function.name or "")
 
-    def add_name(self, delta: Any, tools: set[str]) -> None:
-        """Add a piece of the name. Some servers repeat it all, or what they have of it so far."""
+    @property
+    def name(self) -> str:
+        return "".join(self._names)
+
+    def _add_piece(self, piece: str) -> None:
+        self._names.append(piece)
+        self.name_chars += len(piece)
+
+    def add_name(self, delta: Any, tools: set[str], longest: int) -> None:
+        """Add a piece of the name. Some servers repeat it all, or what they have of it so far.
+
+        longest: of the tools' names; one that is much longer is joined without a look at them.
+        """
         self.sent_id = self.sent_id or delta.id
         piece = delta.function.name
         if not piece or self.is_shown:
             return
-        joined = self.name + piece
-        fit, fit_alone = _fit(joined, tools), _fit(piece, tools)
-        if fit == fit_alone:  # the request's tools don't tell
-            is_repeated = bool(delta.id) and piece == self.name
-        else:
-            is_repeated = fit_alone > fit and piece.startswith(self.name)
-        self.name = piece if is_repeated else joined
+        is_same = len(piece) == self.name_chars and piece == self.name
+        is_repeated = bool(delta.id) and is_same
+        if self.name_chars <= 2 * longest:
+            joined = self.name + piece
+            fit, fit_alone = _fit(joined, tools), _fit(piece, tools)
+            if fit != fit_alone:  # the request's tools tell
+                is_repeated = fit_alone > fit and piece.startswith(self.name)
+        if is_repeated:
+            self._names, self.name_chars = [], 0
+        self._add_piece(piece)
 
     def take(self, delta: Any) -> Iterator[Any]:
         """Yield the delta, or the whole call so far, if its name is known by now."""
@@ -248,11 +275,13 @@ class _Call:
         if isinstance(arguments, dict):
             arguments = payload.encode(arguments).decode()
         if self.is_shown:
-            delta.index, delta.function.arguments = self._index, arguments
+            delta.index, delta.function.arguments = self.index, arguments
             yield delta
             return
-        self._arguments += arguments or ""
-        if self.name and self._arguments.strip():
+        if arguments:
+            self._arguments.append(arguments)
+            self._has_text = self._has_text or not arguments.isspace()
+        if self.name_chars and self._has_text:
             yield self.show()
 
     def show(self) -> Any:
@@ -262,9 +291,9 @@ class _Call:
         """
         self.is_shown = True
         shown = self._first
-        shown.index, shown.id = self._index, self.sent_id
+        shown.index, shown.id = self.index, self.sent_id
         shown.function.name = self.name
-        shown.function.arguments = self._arguments if self._arguments.strip() else ""
+        shown.function.arguments = "".join(self._arguments) if self._has_text else ""
         return shown
 
 

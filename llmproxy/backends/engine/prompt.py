@@ -273,6 +273,7 @@ class _PromptBuilder:
         self._leading: list[str] = []
         self._messages: list[Message] = []
         self._last_is_ours = False
+        self._last_is_copy = False  # made here: its list of parts may be extended
 
     def add_system(self, message: Message) -> None:
         text = "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
@@ -336,6 +337,7 @@ class _PromptBuilder:
             self._join(message.parts)
         else:
             self._messages.append(message)
+            self._last_is_copy = False
         self._last_is_ours = False
 
     def _append_ours(self, parts: list[Part]) -> None:
@@ -343,6 +345,7 @@ class _PromptBuilder:
             self._join(parts)
         else:
             self._messages.append(Message("user", parts))
+            self._last_is_copy = True
         self._last_is_ours = True
 
     def _join(self, parts: list[Part]) -> None:
@@ -350,8 +353,10 @@ class _PromptBuilder:
         neighbours = [*last.parts[-1:], *parts[:1]]
         texts = [part for part in neighbours if isinstance(part, TextPart)]
         between = [TextPart("\n\n")] if len(texts) == 2 else []
-        # A new message: the last one may belong to the request.
-        self._messages[-1] = replace(last, parts=[*last.parts, *between, *parts])
+        if not self._last_is_copy:  # it may belong to the request
+            last = self._messages[-1] = replace(last, parts=list(last.parts))
+            self._last_is_copy = True
+        last.parts += [*between, *parts]
 
 
 def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
@@ -528,6 +533,8 @@ _BREAKS_RESPONSES = frozenset(
 )
 _RESPONSES = frozenset({"Responses", "AsyncResponses"})
 
+MAX_STOP_CHARS = 1_024  # of all stop sequences; each event is compared with all of them
+
 # Values equal to the vendor's default: leaving them out changes nothing, so isn't reported.
 _DEFAULTS: Mapping[str, Any] = {
     "parallel_tool_calls": True,
@@ -555,6 +562,12 @@ def _options(
             continue
         if name == "stop_sequences":
             stop_sequences = tuple(value)
+            if sum(map(len, stop_sequences)) > MAX_STOP_CHARS:
+                raise Unsupported(
+                    f"the model {model.model_id} takes no stop sequences, and here they may have"
+                    f" {MAX_STOP_CHARS:,} characters together",
+                    param=request.option_paths.get(name, name),
+                )
         elif value != _DEFAULTS.get(name):
             ignored.append(request.option_paths.get(name, name))
     for name, value in defaults.items():

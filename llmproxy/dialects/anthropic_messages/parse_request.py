@@ -229,9 +229,13 @@ def _tools(
         (_name(tool), _tool(tool, f"tools[{i}]", parser))
         for i, tool in enumerate(request.tools or ())
     ]
-    offered = list(defined)
+    latest = dict(defined)
     name: str | None
-    for change, path in parser.tool_changes:
+    offered = dict(enumerate(tool for _, tool in defined))  # by their places
+    places: dict[str | None, list[int]] = {}
+    for place, (name, _) in enumerate(defined):
+        places.setdefault(name, []).append(place)
+    for place, (change, path) in enumerate(parser.tool_changes, len(defined)):
         match change:
             case {"tool": {"type": "tool_reference", "name": str(name)}}:
                 pass
@@ -247,21 +251,22 @@ def _tools(
                     definition, path = definition.get("definition"), f"{path}.definition"
                 tool = _added_tool(definition, path)
                 name = _name(tool)
-                defined.append((name, _tool(tool, path, parser)))
-        offered = [row for row in offered if row[0] != name]
+                latest[name] = _tool(tool, path, parser)
+        for removed in places.pop(name, ()):
+            del offered[removed]
         if change["type"] == "tool_addition":
-            found = [row for row in defined if row[0] == name]
-            if not found:
+            if name not in latest:
                 raise _no_tool(name, f"{path}.tool.name")
-            offered.append(found[-1])
+            offered[place], places[name] = latest[name], [place]
     return (
-        tuple(tool for _, tool in offered if isinstance(tool, llm.Tool)),
-        tuple(tool for _, tool in offered if isinstance(tool, chat.ServerTool)),
+        tuple(tool for tool in offered.values() if isinstance(tool, llm.Tool)),
+        tuple(tool for tool in offered.values() if isinstance(tool, chat.ServerTool)),
     )
 
 
 def _name(tool: Tool | OtherBlock) -> str | None:
-    return tool.name if isinstance(tool, Tool) else tool.block.get("name")
+    name = tool.name if isinstance(tool, Tool) else tool.block.get("name")
+    return name if isinstance(name, str) else None
 
 
 def _no_tool(name: str | None, param: str) -> InvalidRequest:

@@ -90,7 +90,8 @@ def render_request(
     return body, tuple(dict.fromkeys(ignored))
 
 
-_TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+MAX_TOOL_NAME_CHARS = 64
+_TOOL_NAME = re.compile(rf"[a-zA-Z0-9_-]{{1,{MAX_TOOL_NAME_CHARS}}}")
 
 
 def tool_names(request: chat.ChatRequest) -> dict[str, str]:
@@ -99,19 +100,22 @@ def tool_names(request: chat.ChatRequest) -> dict[str, str]:
     Most stay the same; to parse a response, look a changed name up in reverse.
     """
     names = {tool.name: tool.name for tool in request.tools if _TOOL_NAME.fullmatch(tool.name)}
+    taken = set(names)
+    numbers: dict[str, int] = {}  # the last one given to each name that was taken
     for tool in request.tools:
-        if tool.name not in names:
-            names[tool.name] = _fitted(tool.name, set(names.values()))
+        if tool.name in names:
+            continue
+        name = fitted = _fitted(tool.name)
+        while name in taken:
+            number = numbers[fitted] = numbers.get(fitted, 1) + 1
+            name = f"{fitted[: MAX_TOOL_NAME_CHARS - 1 - len(str(number))]}_{number}"
+        taken.add(name)
+        names[tool.name] = name
     return names
 
 
-def _fitted(name: str, taken: set[str] | frozenset[str] = frozenset()) -> str:
-    fitted = re.sub(r"[^a-zA-Z0-9_-]", "_", name)[:64] or "_"
-    for number in range(2, len(taken) + 3):
-        if fitted not in taken:
-            break
-        fitted = f"{fitted[:60]}_{number}"
-    return fitted
+def _fitted(name: str) -> str:
+    return re.sub(r"[^a-zA-Z0-9_-]", "_", name[:MAX_TOOL_NAME_CHARS]) or "_"
 
 
 def _tool(tool: llm.Tool, names: Mapping[str, str]) -> dict[str, Any]:

@@ -8,7 +8,11 @@ Spec: https://docs.anthropic.com/en/api/messages
 from __future__ import annotations
 
 import json
+import re
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from typing import Any, Literal
 
 from llm.parts import (
@@ -226,10 +230,16 @@ class StreamRenderer:
         self._before = b""  # a delta's frame up to its text, the same within a block
         self._signature = ""
         self._result: list[StreamEvent] = []
-        self._blank: dict[int | None, str] = {}  # part_index → white space that may begin a text
+        # part_index → white space that may begin a text
+        self._blank: dict[int | None, list[str]] = {}
         self._calls: dict[int | None, _Call] = {}  # unfinished ones; the first is open
+        self._incomplete: dict[int | None, None] = {}  # those of them within their arguments
         self._ended_calls: set[int | None] = set()
-        self._held: list[StreamEvent] = []  # events that came between pieces of a call's arguments
+        self._held_count = 0
+        # Events that came between pieces of a call's arguments, in order and by part.
+        self._held: deque[_Held] = deque()
+        self._held_of: dict[int | None, deque[_Held]] = {}
+        self._resumable: list[_Held] = []  # a heap: the next of such events of each open call
 
     def start(self) -> list[bytes]:
         """Return message_start, whose usage is an estimate that the end corrects."""
@@ -245,23 +255,48 @@ class StreamRenderer:
         """
         if isinstance(event, chat.Finish):
             return [*self._release_all(), *self._end(event)]
-        goes_on = event.part_index in self._calls
-        begins_beside = event.type == "tool_call_name" and not self._held
-        if (self._held or self._is_within_arguments) and not (goes_on or begins_beside):
-            self._held.append(event)
+        if (self._held or self._incomplete) and not (
+            event.part_index in self._calls
+            or (event.type == "tool_call_name" and not self._held)  # it begins beside the others
+        ):
+            self._held_count += 1
+            held = _Held(self._held_count, event)
+            self._held.append(held)
+            self._held_of.setdefault(event.part_index, deque()).append(held)
             return []
         frames = self._show(event)
-        return frames if self._is_within_arguments else [*frames, *self._release()]
-
-    @property
-    def _is_within_arguments(self) -> bool:
-        return any(call.has_arguments and not call.is_whole for call in self._calls.values())
+        return frames if self._incomplete else [*frames, *self._release()]
 
     def _release(self) -> list[bytes]:
-        if not self._held:
-            return []
-        held, self._held = self._held, []
-        return [frame for event in held for frame in self.feed(event)]
+        """Show held events in order, until one of them begins arguments that go on later.
+
+        Each is looked at once, however many calls there are.
+        """
+        frames: list[bytes] = []
+        while self._held and not self._incomplete:
+            frames += self._show_held(self._held[0])
+            while self._incomplete and self._held and self._goes_beside(self._held[0].event):
+                frames += self._show_held(self._held[0])
+            while self._incomplete and self._resumable:
+                held = heappop(self._resumable)
+                if not held.is_shown and held.event.part_index in self._calls:
+                    frames += self._show_held(held)
+        return frames
+
+    def _goes_beside(self, event: StreamEvent) -> bool:
+        return event.type == "tool_call_name" or event.part_index in self._calls
+
+    def _show_held(self, held: _Held) -> list[bytes]:
+        held.is_shown = True
+        part = held.event.part_index
+        of_part = self._held_of[part]
+        for waiting in (self._held, of_part):
+            while waiting and waiting[0].is_shown:
+                waiting.popleft()
+        frames = self._show(held.event)
+        if of_part and part in self._calls:
+            heappush(self._resumable, of_part[0])
+        return frames
 
     def _release_all(self) -> list[bytes]:
         """Return the events that wait for arguments that never became whole."""
@@ -298,10 +333,10 @@ class StreamRenderer:
         return b"%b%b}}\n\n" % (self._before, text_json)
 
     def _begin_text(self, part: int | None, text: str) -> list[bytes]:
-        text = self._blank.pop(part, "") + text
         if not text or text.isspace():
-            self._blank[part] = text
+            self._blank.setdefault(part, []).append(text)
             return []
+        text = "".join(self._blank.pop(part, ())) + text
         frames = self._open("text", part, {"type": "text", "text": "", "citations": []})
         return [*frames, self._delta(text)]
 
@@ -385,6 +420,10 @@ class StreamRenderer:
                 frames = self._close()
             call = self._calls[event.part_index] = _Call(event)
         call.add(event)
+        if call.has_arguments and not call.is_whole:
+            self._incomplete[event.part_index] = None
+        else:
+            self._incomplete.pop(event.part_index, None)
         return frames + self._go_on()
 
     def _go_on(self) -> list[bytes]:
@@ -409,6 +448,7 @@ class StreamRenderer:
 
     def _end_call(self, part: int | None) -> list[bytes]:
         call = self._calls.pop(part)
+        self._incomplete.pop(part, None)
         frames = self._call_so_far(call)
         if rest := call.rest():
             frames.append(self._delta(rest))
@@ -425,6 +465,15 @@ class StreamRenderer:
         ]
 
 
+@dataclass(order=True)
+class _Held:
+    """An event that waits, by its number in the order of arrival."""
+
+    number: int
+    event: StreamEvent = field(compare=False)
+    is_shown: bool = field(default=False, compare=False)
+
+
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -434,33 +483,37 @@ class _Call:
     def __init__(self, first: StreamEvent) -> None:
         self.is_open = False
         self.has_arguments = False
+        self.is_whole = False  # whether the arguments are a complete JSON object
         self._first = first
-        self._name = ""
-        self._arguments = ""
-        self._unsent = ""
+        self._names: list[str] = []
+        self._arguments: list[str] = []
+        self._unsent: list[str] = []
+        self._has_text = False
         self._is_object = False  # as far as can be told from its beginning
+        self._end = _ObjectEnd()
 
     def add(self, event: StreamEvent) -> None:
         if event.type == "tool_call_name":
-            self._name += event.chunk
-        else:
-            self.has_arguments = True
-            self._arguments += event.chunk
-            self._unsent += event.chunk
-            self._is_object = self._is_object or self._arguments.lstrip().startswith("{")
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the arguments are a complete JSON object."""
-        return self._arguments.rstrip().endswith("}") and "_raw" not in chat.parse_arguments(
-            self._arguments
-        )
+            self._names.append(event.chunk)
+            return
+        self.has_arguments = True
+        self._arguments.append(event.chunk)
+        self._unsent.append(event.chunk)
+        if not event.chunk or event.chunk.isspace():
+            return
+        if not self._has_text:
+            self._has_text = True
+            self._is_object = event.chunk.lstrip().startswith("{")
+        if self._end.is_reached:
+            self.is_whole = False  # more than an object
+        elif self._end.feed(event.chunk):
+            self.is_whole = "_raw" not in chat.parse_arguments("".join(self._arguments))
 
     def take(self) -> str:
         """Return what can be sent now; until it begins as an object, it waits for the end."""
         if not self._is_object:
             return ""
-        text, self._unsent = self._unsent, ""
+        text, self._unsent = "".join(self._unsent), []
         return text
 
     def rest(self) -> str:
@@ -469,20 +522,59 @@ class _Call:
         White space alone is no arguments; other JSON becomes the object that a whole response
         has in its place.
         """
-        if not self._unsent.strip():
-            return ""
-        return payload.encode(chat.parse_arguments(self._unsent)).decode()
+        text = "".join(self._unsent)
+        return payload.encode(chat.parse_arguments(text)).decode() if text.strip() else ""
 
     def block(self) -> dict[str, Any]:
         first = self._first
         part = ToolCallPart(
-            self._name,
+            "".join(self._names),
             {},
             first.tool_call_id,
             first.server_executed,
             first.provider_metadata,
         )
         return _tool_use_block(part)
+
+
+_JSON_MARK = re.compile(r'[{}\[\]"\\]')
+
+
+class _ObjectEnd:
+    """Finds the end of a JSON object that comes in chunks, each looked at once.
+
+    Only brackets and strings are read: whether it is JSON is left to a parser.
+    """
+
+    def __init__(self) -> None:
+        self.is_reached = False
+        self._depth = 0
+        self._is_in_string = False
+        self._escaped_at = -1  # the place, in the next chunk, of a character after a backslash
+
+    def feed(self, chunk: str) -> bool:
+        """Return whether the object ends in this chunk."""
+        escaped_at = self._escaped_at
+        for mark in _JSON_MARK.finditer(chunk):
+            at = mark.start()
+            if at == escaped_at:
+                continue
+            match mark[0]:
+                case "\\":
+                    escaped_at = at + 1
+                case '"':
+                    self._is_in_string = not self._is_in_string
+                case _ if self._is_in_string:
+                    pass
+                case "{" | "[":
+                    self._depth += 1
+                case _:
+                    self._depth -= 1
+                    if self._depth <= 0:
+                        self.is_reached = True
+                        return True
+        self._escaped_at = 0 if escaped_at == len(chunk) else -1
+        return False
 
 
 def _event(type_: str, fields: Mapping[str, Any]) -> bytes:

@@ -59,6 +59,8 @@ class StreamParser:
         self._next_index = 0
         self._prose: tuple[str, int] | None = None  # family and part_index of the open part
         self._calls: list[_Call] = []
+        self._by_index: dict[int, _Call] = {}  # the last one of each
+        self._by_id: dict[str, _Call] = {}  # the first one of each
         self._reason: str | None = None
         self._usage: CompletionUsage | None = None
         self._made_up_id = "call"
@@ -188,10 +190,14 @@ class StreamParser:
         if call is None:
             self._prose = None
             id_ = delta.id or f"{self._made_up_id}_{len(self._calls)}"
-            call = _Call(self._new_index(), id_, delta.index, delta.id or None)
+            call = _Call(self._new_index(), id_, delta.id or None)
             self._calls.append(call)
+            if delta.index is not None:
+                self._by_index[delta.index] = call
+            if delta.id:
+                self._by_id.setdefault(delta.id, call)
         # Some repeat id and name on each delta; a name in pieces has no id beside it.
-        if function.name and not (delta.id and call.name == function.name):
+        if function.name and not (delta.id and call.is_named(function.name)):
             yield from call.add_name(function.name)
         arguments = function.arguments
         if isinstance(arguments, dict):
@@ -204,12 +210,12 @@ class StreamParser:
     ) -> _Call | None:
         """Find the call that a delta continues: by index, else by id, else the last one."""
         if delta.index is not None:
-            same = [call for call in self._calls if call.index == delta.index]
+            same = self._by_index.get(delta.index)
             # Two calls under one index, as Gemini's and older servers send them.
-            is_other = same and delta.id and function.name and delta.id != same[-1].sent_id
-            return None if is_other or not same else same[-1]
+            is_other = same and delta.id and function.name and delta.id != same.sent_id
+            return None if is_other else same
         if delta.id:
-            return next((call for call in self._calls if call.sent_id == delta.id), None)
+            return self._by_id.get(delta.id)
         return None if function.name or not self._calls else self._calls[-1]
 
 
@@ -219,15 +225,22 @@ class _Call:
 
     part_index: int
     id: str
-    index: int | None
     sent_id: str | None
-    name: str | None = None
+    has_name: bool = False
     held: list[str] = field(default_factory=list)
+    _names: list[str] = field(default_factory=list)
+    _name_chars: int = 0
+
+    def is_named(self, name: str) -> bool:
+        """Check whether this is the whole name so far."""
+        return len(name) == self._name_chars and "".join(self._names) == name
 
     def add_name(self, name: str) -> Iterator[StreamEvent]:
         """Yield a piece of the name; `""` once at the end, for a call without one."""
-        if name or self.name is None:
-            self.name = (self.name or "") + name
+        if name or not self.has_name:
+            self.has_name = True
+            self._names.append(name)
+            self._name_chars += len(name)
             yield StreamEvent("tool_call_name", name, self.part_index, self.id)
             held, self.held = self.held, []
             for chunk in held:
@@ -235,7 +248,7 @@ class _Call:
 
     def add_arguments(self, chunk: str) -> Iterator[StreamEvent]:
         """Yield a piece of the arguments."""
-        if self.name is None:
+        if not self.has_name:
             self.held.append(chunk)
         else:
             yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)

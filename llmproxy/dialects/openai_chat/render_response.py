@@ -5,7 +5,6 @@ Spec: https://platform.openai.com/docs/api-reference/chat/object
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
@@ -147,9 +146,9 @@ class StreamRenderer:
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
         # Clients take a call's name from its first delta: it waits until arguments come, since
         # it may be in pieces.
-        self._unnamed: dict[int, StreamEvent] = {}
+        self._unnamed: dict[int, list[StreamEvent]] = {}
         # White space alone is no arguments: it is held until more comes.
-        self._blank: dict[int, str] = {}
+        self._blank: dict[int, list[str]] = {}
 
     def start(self) -> list[bytes]:
         """Return the first chunk, the only one with the role."""
@@ -187,11 +186,10 @@ class StreamRenderer:
         index = self._indexes.get(event.part_index)
         if index is None:
             index = self._indexes[event.part_index] = len(self._indexes)
-            self._blank[index] = ""
-            self._unnamed[index] = event
+            self._blank[index] = []
+            self._unnamed[index] = [event]
         elif index in self._unnamed:
-            begun = self._unnamed[index]
-            self._unnamed[index] = replace(begun, chunk=begun.chunk + event.chunk)
+            self._unnamed[index].append(event)
         else:  # another call's arguments came between the pieces: most clients join them
             return self._call({"index": index, "function": {"name": event.chunk}})
         return []
@@ -202,9 +200,10 @@ class StreamRenderer:
         if not self._unnamed:
             return frames
         begun, self._unnamed = self._unnamed, {}
-        for index, event in begun.items():
-            function = {"name": event.chunk, "arguments": ""}
-            call = {"index": index, **tool_call(event.tool_call_id, function)}
+        for index, events in begun.items():
+            name = "".join(event.chunk for event in events)
+            function = {"name": name, "arguments": ""}
+            call = {"index": index, **tool_call(events[0].tool_call_id, function)}
             frames += self._call(call)
         return frames
 
@@ -217,10 +216,10 @@ class StreamRenderer:
 
     def _arguments(self, index: int, text: str) -> list[bytes]:
         if index in self._blank:
-            text = self._blank.pop(index) + text
-            if not text.strip():
-                self._blank[index] = text
+            if not text or text.isspace():
+                self._blank[index].append(text)
                 return []
+            text = "".join(self._blank.pop(index)) + text
         return self._call_arguments(index, text) if text else []
 
     def _call_arguments(self, index: int, text: str) -> list[bytes]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from itertools import groupby, islice
 
 MAX_WORDS = 4000  # of each text: takes two megabytes and hundredths of a second
 
@@ -29,7 +30,10 @@ def differences(first: str, second: str) -> list[Change] | None:
 
     All `kept` and `removed` joined are the first text, all `kept` and `added` the second.
     """
-    words, others = _WORD.findall(first), _WORD.findall(second)
+    words, others = (
+        [match[0] for match in islice(_WORD.finditer(text), MAX_WORDS + 1)]
+        for text in (first, second)
+    )
     if max(len(words), len(others)) > MAX_WORDS:
         return None
     return _readable(_changes(words, others))
@@ -71,15 +75,10 @@ def _rows(words: Sequence[str], others: Sequence[str]) -> list[int]:
 
 def _joined(changes: Iterable[Change]) -> list[Change]:
     """Join neighbours of one kind, so that kept and changed ones alternate."""
-    joined: list[Change] = []
-    for change in changes:
-        if joined and bool(joined[-1].kept) == bool(change.kept):
-            last = joined.pop()
-            change = Change(
-                last.kept + change.kept, last.removed + change.removed, last.added + change.added
-            )
-        joined.append(change)
-    return joined
+    return [
+        Change(*("".join(texts) for texts in zip(*map(astuple, neighbours), strict=True)))
+        for _, neighbours in groupby(changes, lambda change: bool(change.kept))
+    ]
 
 
 def _readable(changes: list[Change]) -> list[Change]:

@@ -57,6 +57,20 @@ def test_the_error_for_a_misspelt_name_suggests_the_right_one():
         choose("gpt-4o-mini2")
 
 
+def test_a_long_unknown_name_gets_no_suggestion(monkeypatch):
+    """Looking for similar names takes seconds if a name has megabytes."""
+    compared = []
+    monkeypatch.setattr(
+        catalog,
+        "get_close_matches",
+        lambda name, known, *_: compared.append((name, [*known])) or [],
+    )
+    for size in (200, 201, 10**6):
+        with pytest.raises(ModelNotFound, match="GET /v1/models lists them"):
+            choose("x" * size)
+    assert [len(known) > 0 for _, known in compared] == [True, False, False]
+
+
 def test_the_default_model_is_used_for_unknown_and_missing_names():
     loaded = load(default_model="gpt-4o")
     assert choose("gpt-99", loaded) == choose(None, loaded) == "gpt-4o"

@@ -291,6 +291,18 @@ def test_one_stop_is_passed_as_a_string_and_several_are_cut_by_us():
     assert (two.options, two.stop_sequences, two.ignored) == ({}, ("x", "y"), ())
 
 
+def test_stop_sequences_that_are_cut_at_here_are_limited():
+    """Each event is compared with all of them."""
+    paths = {"stop_sequences": "stop"}
+    most = ["a" * 512, "b" * 512]
+    assert call(SyncScript("m"), options={"stop_sequences": most}).stop_sequences == tuple(most)
+    with pytest.raises(Unsupported, match="1,024 characters together") as refused:
+        call(SyncScript("m"), options={"stop_sequences": [*most, "c"]}, option_paths=paths)
+    assert refused.value.param == "stop"
+    many = call(SyncScript("m", Options=StopOptions), options={"stop_sequences": ["a" * 9999]})
+    assert many.options == {"stop": "a" * 9999}
+
+
 def test_a_responses_model_is_not_given_what_its_method_lacks():
     made = call(openai_responses(), options={"seed": 1, "stop_sequences": ["x"], "temperature": 1})
     assert made.options == {"temperature": 1}

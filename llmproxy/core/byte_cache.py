@@ -1,0 +1,79 @@
+"""A cache that is bounded by the bytes of its content, and an estimate of messages' bytes.
+
+A number of entries is no bound: one reply may have a hundred bytes, or a hundred megabytes.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+from llm.parts import Message, Part
+
+from .attachments import find_attachments
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+MESSAGE_BYTES = 300  # of the objects around a message's content, measured with CPython 3.11
+PART_BYTES = 400
+
+
+class ByteCache(Generic[Key, Value]):
+    """The values that were used last, up to `max_bytes` together; larger ones are not kept."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.size_bytes = 0
+        self._kept: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
+
+    def get(self, key: Key) -> Value | None:
+        """Return a value, None if it is not kept."""
+        entry = self._kept.get(key)
+        if entry is None:
+            return None
+        self._kept.move_to_end(key)
+        return entry[0]
+
+    def put(self, key: Key, value: Value, size_bytes: int) -> None:
+        """Keep a value of this size, in place of those that were not used for the longest time."""
+        if size_bytes > self.max_bytes:
+            return
+        _, before = self._kept.pop(key, (None, 0))
+        self.size_bytes += size_bytes - before
+        self._kept[key] = value, size_bytes
+        while self.size_bytes > self.max_bytes:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self.size_bytes -= freed
+
+
+def message_bytes(messages: Iterable[Message]) -> int:
+    """Estimate the memory of messages, mostly that of their texts and attachments."""
+    return sum(
+        MESSAGE_BYTES + sum(map(_part_bytes, message.parts)) + _attachment_bytes(message)
+        for message in messages
+    )
+
+
+def _part_bytes(part: Part) -> int:
+    size = PART_BYTES
+    for name in ("text", "output"):
+        size += len(getattr(part, name, None) or "")
+    for name in ("arguments", "provider_metadata"):
+        if value := getattr(part, name, None):
+            size += value_bytes(value)
+    return size
+
+
+def value_bytes(value: Any) -> int:
+    """Estimate the memory of a JSON value, mostly that of its strings."""
+    try:
+        return len(marshal.dumps(value, 2))  # several times as fast as JSON
+    except ValueError:  # an object of a plugin
+        return len(repr(value))
+
+
+def _attachment_bytes(message: Message) -> int:
+    return sum(len(one.content or b"") + len(one.url or "") for one in find_attachments(message))
