@@ -198,6 +198,8 @@ class _Chunks:
                 self._by_index[delta.index] = call
         else:
             call.add_name(delta, self._tools, self._longest)
+        if call.sent_id:
+            self._by_id.setdefault(call.sent_id, call)
         yield from call.take(delta)
         self._named.discard(call.index)
         if call.is_shown:
