@@ -24,7 +24,8 @@ _CLOSING = {"<think>": "</think>", "<thinking>": "</thinking>"}
 # The tags to look for, by the closing tag that is awaited.
 _TAGS: Mapping[str | None, re.Pattern[str]] = {
     None: re.compile("|".join(_CLOSING)),
-    **{tag: re.compile(tag) for tag in _CLOSING.values()},
+    "</think>": re.compile("</think>"),
+    "</thinking>": re.compile("</thinking>"),
 }
 _LONGEST_TAG = max(map(len, _CLOSING.values()))
 _SPACE = " \t\r\n"

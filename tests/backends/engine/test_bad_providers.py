@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import llm
 import pytest
@@ -10,6 +11,7 @@ from llm.default_plugins.openai_models import AsyncChat, AsyncResponses, Chat, R
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMAsyncGroq, LLMGroq
 
+from llmproxy.backends.engine.openai_streams import _Chunks
 from llmproxy.core import chat, errors
 from tests.backends.engine.test_plugins import WEATHER, anthropic_stream, claude, openai_model
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
@@ -375,3 +377,17 @@ def test_a_key_that_a_provider_quotes_is_in_no_error(engine, monkeypatch):
         outcome = engine.ask(model)
     assert outcome.error.message == "not for [removed]"
     assert json.loads(json.dumps(provider.headers[0]))["authorization"] == "Bearer local-key-9"
+
+
+def test_calls_without_an_index_are_continued_by_their_ids():
+    chunks = _Chunks({"tools": [{"function": {"name": "f"}}]})
+    pieces = [("a", "f", None), ("b", "f", None), ("a", None, '{"x"'), ("b", None, "{}")]
+    pieces += [("a", None, ": 1}")]
+    shown: dict[int, str] = {}
+    for id_, name, arguments in pieces:
+        function = SimpleNamespace(name=name, arguments=arguments)
+        delta = SimpleNamespace(tool_calls=[SimpleNamespace(id=id_, function=function)])
+        (chunk,) = chunks.feed(SimpleNamespace(choices=[SimpleNamespace(delta=delta)]))
+        for call in chunk.choices[0].delta.tool_calls:
+            shown[call.index] = shown.get(call.index, "") + (call.function.arguments or "")
+    assert shown == {0: '{"x": 1}', 1: "{}"}
