@@ -54,7 +54,7 @@ def finer_reason(word: Any) -> str | None:
 
 # Words for a response that was cut: `max_new_tokens`, `context_window_exceeded` …
 _LENGTH = re.compile(
-    "length|max.*tokens|tokens?_limit|tokens?_budget|context_(?:size|window|limit)"
+    "length|max.{0,40}tokens|tokens?_limit|tokens?_budget|context_(?:size|window|limit)"
 )
 
 # Words for a response that failed: `error`, `network_error`, `insufficient_system_resource`

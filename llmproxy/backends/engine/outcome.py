@@ -39,6 +39,11 @@ def _raw_reason(response_json: Any) -> str:
             return "safety"
         case {"incomplete_details": {"reason": str(word)}}:  # OpenAI Responses
             return word
+        case {
+            "object": "response",
+            "status": str(word),
+        }:  # `failed`, `incomplete` without details …
+            return word
     return ""
 
 

@@ -324,6 +324,24 @@ FAILURES = {
         "too long",
     ),
     "cut": (None, errors.UpstreamError, "the provider's stream ended before its answer did"),
+    "incomplete without a reason": (
+        {
+            "type": "response.incomplete",
+            "response": RESPONSE | {"status": "incomplete"},
+            "sequence_number": 2,
+        },
+        errors.UpstreamError,
+        "the provider ended the response with 'incomplete'",
+    ),
+    "cancelled": (
+        {
+            "type": "response.completed",
+            "response": RESPONSE | {"status": "cancelled"},
+            "sequence_number": 2,
+        },
+        errors.UpstreamError,
+        "the provider ended the response with 'cancelled'",
+    ),
 }
 
 
