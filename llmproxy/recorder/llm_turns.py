@@ -174,10 +174,13 @@ MESSAGE_CHAIN = f"""
         select parent_hash, depth + 1 from chain join messages using (hash)
         where parent_hash is not :after and depth < {MAX_CHAIN}
     )
-    select hash, role from chain left join messages using (hash)
-    where hash is not null order by depth desc
+    select cast(hash as text) as hash, role from chain left join messages using (hash)
+    where chain.hash is not null order by depth desc
 """
-"""SQL for the messages after `:after` up to `:tip`: their hashes and roles."""
+"""SQL for the messages after `:after` up to `:tip`: their hashes and roles.
+
+A hash in a damaged row can be bytes, which are no message's once they are text.
+"""
 
 
 class Chain(NamedTuple):
