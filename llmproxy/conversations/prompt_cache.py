@@ -24,7 +24,7 @@ from ..recorder.damage import UNREADABLE
 from ..recorder.exchange import ExchangeSummary, Relation
 from ..recorder.reader import Filter, LogReader
 from ..recorder.store import SUMMARY_COLUMNS
-from .threads import parents, selected
+from .threads import parents, selected, sound_hash
 
 BATCH = 500  # messages in one query
 
@@ -121,7 +121,7 @@ def _requests(reader: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
         {"ids": json.dumps(thread_ids)},
     )
     return [
-        _Request(summary, row["thread_id"], row["message_hash"])
+        _Request(summary, row["thread_id"], sound_hash(row["message_hash"]))
         for summary, row in zip(reader.summaries(rows), rows, strict=True)
     ]
 

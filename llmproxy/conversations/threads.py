@@ -200,13 +200,13 @@ def _nodes(reader: LogReader, thread_ids: Sequence[str]) -> list[Node]:
         values,
     )
     return [
-        Node(entry, row["in_thread"], row["message_hash"], row["tip_message_hash"])
+        Node(entry, row["in_thread"], sound_hash(row["message_hash"]), row["tip_message_hash"])
         for entry, row in zip(reader.summaries(ours), ours, strict=True)
     ] + [
         Node(
             _entry_of_turn(row),
             row["thread_id"],
-            row["parent_message_hash"],
+            sound_hash(row["parent_message_hash"]),
             row["tip_message_hash"],
         )
         for row in llms
@@ -236,6 +236,11 @@ def _entry_of_turn(row: sqlite3.Row) -> ExchangeSummary:
     )
 
 
+def sound_hash(value: object) -> str | None:
+    """Return a message's hash from its column, None if that is damaged."""
+    return value if isinstance(value, str) else None
+
+
 def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
     """Map each message of the chains that end with `tips` to the one before it, by hashes.
 
@@ -250,6 +255,7 @@ def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
             " where hash in (select value from json_each(:hashes))",
             {"hashes": json.dumps(sorted(todo))},
         )
-        parents |= {row["hash"]: row["parent_hash"] for row in rows}
-        todo = {parent for row in rows if (parent := row["parent_hash"]) and parent not in parents}
+        parents |= {row["hash"]: sound_hash(row["parent_hash"]) for row in rows}
+        before = {parents[row["hash"]] for row in rows}
+        todo = {hash for hash in before if hash and hash not in parents}
     return without_circles(parents)

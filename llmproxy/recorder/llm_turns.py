@@ -172,7 +172,8 @@ _MESSAGE_CHAIN = """
         union  -- not "union all": a circle, which only an edited file has, must end
         select parent_hash from chain join messages using (hash) where parent_hash is not :after
     )
-    select chain.hash, parent_hash, role from chain left join messages using (hash)
+    select cast(chain.hash as text), cast(parent_hash as text), role  -- damaged ones may be bytes
+    from chain left join messages using (hash)
 """
 
 
@@ -184,7 +185,7 @@ class ChainLink(NamedTuple):
 
 
 class Links(NamedTuple):
-    """The links of a chain in order; not `is_whole` if one is lost, or if they form a circle."""
+    """The links of a chain in order; not `is_whole` if one is lost, or `after` is not before them."""
 
     links: list[ChainLink]
     is_whole: bool
@@ -200,7 +201,7 @@ def message_chain(log: LogStore, tip: str | None, *, after: str | None = None) -
         chain.append(ChainLink(tip, role))
         tip = parent
     are_known = all(link.role is not None for link in chain)
-    return Links(chain[::-1], are_known and tip in (None, after))
+    return Links(chain[::-1], are_known and tip == after)
 
 
 class Chain(NamedTuple):

@@ -182,6 +182,26 @@ DAMAGE = {
         {"messages"},
         False,
     ),
+    "hash of the request's message is bytes": (
+        [OWN.format("message_hash = x'ff00'")],
+        set(),
+        False,
+    ),
+    "hash of the turn's request is bytes": (
+        [TURN.format("parent_message_hash = x'ff00'")],
+        {"messages", "reply"},  # where the reply begins is not known
+        False,
+    ),
+    "hash of the turn's reply is bytes": (
+        [TURN.format("tip_message_hash = x'ff00'")],
+        {"reply"},
+        False,
+    ),
+    "hash of the message before is bytes": (
+        [f"update messages set parent_hash = x'ff00' where hash = {ASKED}"],
+        {"messages"},
+        False,
+    ),
     "reply is missing": ([f"delete from messages where hash = {REPLIED}"], {"reply"}, False),
     "reply's parts are missing": (
         [f"delete from parts where message_hash = {REPLIED}"],
