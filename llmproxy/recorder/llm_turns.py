@@ -185,7 +185,10 @@ class ChainLink(NamedTuple):
 
 
 class Links(NamedTuple):
-    """The links of a chain in order; not `is_whole` if one is lost, or `after` is not before them."""
+    """The links of a chain in order.
+
+    is_whole: none is lost, and they begin where they should.
+    """
 
     links: list[ChainLink]
     is_whole: bool
