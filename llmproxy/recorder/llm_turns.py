@@ -193,10 +193,19 @@ class Chain(NamedTuple):
 def read_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> Chain:
     """Read the messages after `after` up to `tip` at once; llm reads them one by one.
 
-    If one of them is missing, those before it can't be found either.
+    If one of them is missing, those before it can't be found either. If `after` is not before
+    them, none is returned: they would be the whole conversation.
     """
     rows = log.db.execute(MESSAGE_CHAIN, {"tip": tip, "after": after})
-    return read_messages(log, [hash for hash, _ in rows])
+    hashes = [hash for hash, _ in rows]
+    if hashes and after is not None:
+        first = {"first": hashes[0], "after": after}
+        begins = log.db.execute(
+            "select parent_hash is :after from messages where hash = :first", first
+        ).fetchone()
+        if begins is not None and not begins[0]:
+            return Chain([], False)
+    return read_messages(log, hashes)
 
 
 def read_messages(log: LogStore, hashes: Sequence[str]) -> Chain:
