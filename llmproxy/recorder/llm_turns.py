@@ -195,7 +195,10 @@ class Links(NamedTuple):
 
 
 def message_chain(log: LogStore, tip: str | None, *, after: str | None = None) -> Links:
-    """Return the messages after `after` up to `tip`; each once, if they form a circle."""
+    """Return the messages after `after` up to `tip`; each once, if they form a circle.
+
+    None if `after` is not before them: they would be the whole conversation.
+    """
     rows = log.db.execute(_MESSAGE_CHAIN, {"tip": tip, "after": after})
     found = {hash: (parent, role) for hash, parent, role in rows}
     chain: list[ChainLink] = []
@@ -204,6 +207,8 @@ def message_chain(log: LogStore, tip: str | None, *, after: str | None = None) -
         chain.append(ChainLink(tip, role))
         tip = parent
     are_known = all(link.role is not None for link in chain)
+    if after is not None and are_known and tip != after:
+        return Links([], False)
     return Links(chain[::-1], are_known and tip == after)
 
 

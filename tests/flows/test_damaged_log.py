@@ -189,7 +189,12 @@ DAMAGE = {
     ),
     "hash of the turn's request is bytes": (
         [TURN.format("parent_message_hash = x'ff00'")],
-        {"messages", "reply"},  # where the reply begins is not known
+        {"messages", "reply"},
+        False,
+    ),
+    "hash of the turn's request is no message's": (
+        [TURN.format("parent_message_hash = 'abc'")],
+        {"messages", "reply"},
         False,
     ),
     "hash of the turn's reply is bytes": (
