@@ -277,5 +277,5 @@ def _time(text: str) -> datetime:
 
 
 def _age(text: str) -> timedelta:
-    parts = re.findall(r"(\d+)([smhdw])", text)
+    parts = re.findall(r"(?<!\d)(\d++)([smhdw])", text)
     return sum((timedelta(**{_UNITS[unit]: int(digits)}) for digits, unit in parts), timedelta())
