@@ -173,8 +173,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         metavar="NAME",
         action="append",
         default=[],
-        help="accept this Host besides localhost, loopback addresses, *.localhost, *.local, "
-        "*.internal",
+        help="accept this Host besides localhost, loopback addresses, *.localhost, this machine's "
+        "NAME.local, host.docker.internal, host.containers.internal",
     )
     add(
         "--allow-origin",

@@ -87,7 +87,7 @@ def test_a_disconnect_frees_a_place():
     with running(model, limits=Limits(running=1, queue_s=10, shutdown_s=5)) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as gone:
             body = json.dumps(BODY).encode()
-            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a.local\r\ncontent-length"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length"
             gone.sendall(f"{head}: {len(body)}\r\n\r\n".encode() + body)
             assert model.begun.acquire(timeout=10)
         model.may_go.set()
