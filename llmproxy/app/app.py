@@ -15,7 +15,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from functools import cached_property, partial
+from typing import Any, Literal, TypeVar, cast
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
@@ -29,11 +30,13 @@ from ..core.threads import in_daemon_thread
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, begun, new_id
+from ..recorder.redact import MAX_TEXT_BYTES
 from ..recorder.store import logs_on
 from ..recorder.writer import Writer
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
 from .dashboard import Dashboard
+from .large_work import LargeWork
 from .metrics import Metrics
 from .responses import StreamBody, ignored_header, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
@@ -43,7 +46,10 @@ logger = logging.getLogger(__name__)
 
 RECALLS = 16  # threads that query the log at the same time
 RETRY_S = 1  # sent as `retry-after` when too many models run
+INFLATED = 1_032  # bytes that a byte of gzip can become at most
 EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
+
+T = TypeVar("T")
 
 Ending = Literal["ok", "error", "cancelled"]
 
@@ -84,6 +90,7 @@ class App:
         self._on_exchange = on_exchange
         self._connections = connections
         self._limiter = Limiter(limits.running)
+        self._large_work = LargeWork(limits.body)
         self._recalls = asyncio.Semaphore(RECALLS)
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
@@ -108,7 +115,7 @@ class App:
                 response = await self._status.respond(path, request)
             else:
                 dialect, kind, argument = find_route(request)
-                request = decode_content(request, self._limits)
+                request = await self._decoded(request)
                 response = await self._handlers[kind](dialect, request, argument)
         except ProxyError as error:
             response = render_error(error, dialect_of(request))
@@ -151,28 +158,46 @@ class App:
 
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
         """Estimate the tokens locally: clients ask dozens of times in a row."""
-        body = payload.parse(request.body, self._limits)
-        # `parse_request` doesn't require max_tokens, which requests for a count lack.
-        counted = dialect.parse_request(body, dict(request.headers))
+
+        def count() -> int:
+            body = payload.parse(request.body, self._limits)
+            # `parse_request` doesn't require max_tokens, which requests for a count lack.
+            return token_estimate.estimate(dialect.parse_request(body, dict(request.headers)))
+
         counting = cast(CountingDialect, dialect)  # only those have the route
-        return json_response(200, counting.render_count(token_estimate.estimate(counted)))
+        count_ = await self._work(len(request.body), count)
+        return json_response(200, counting.render_count(count_))
+
+    async def _decoded(self, request: Request) -> Request:
+        """Return the request with its body inflated."""
+        is_coded = bool(request.headers.get("content-encoding"))
+        most = min(len(request.body) * INFLATED, self._limits.body) if is_coded else 0
+        return await self._work(most, lambda: decode_content(request, self._limits))
+
+    async def _work(self, size: int, work: Callable[[], T]) -> T:
+        """Return the outcome of work on a request of this size, in a thread if it is large.
+
+        Raises:
+            RateLimited: other large requests were worked on for too long.
+        """
+        try:
+            return await self._large_work.run(size, work, self._limits.queue_s)
+        except TimeoutError:
+            raise RateLimited(
+                "other large requests are being read, and none ended within"
+                f" {self._limits.queue_s:g} s (limit queue_s)",
+                headers={"retry-after": f"{RETRY_S}"},
+            ) from None
 
     # ---- chat requests
 
     async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
-        received_at = time.monotonic()
-        request: chat.ChatRequest | None = None
-        failure: Exception | None = None
-        body: Any = http_request.body.decode("utf-8", "replace")
+        size = len(http_request.body)
+        receive = partial(self._receive, dialect, http_request, argument, time.monotonic())
         try:
-            parsed = payload.parse(http_request.body, self._limits)
-            body = dialect.normalize_body(parsed)
-            request = dialect.parse_request(parsed, dict(http_request.headers))
-            if request.model is None and argument:
-                request = replace(request, model=argument)
-        except Exception as exc:
-            failure = exc  # logged with the exchange
-        exchange = self._exchange(dialect, http_request, body, request, received_at)
+            exchange, request, failure = await self._work(size, receive)
+        except RateLimited as exc:
+            exchange, request, failure = receive(exc)
         begun_written = self._write(exchange, exchange.capture.begun)
         try:
             if request is None:
@@ -180,7 +205,7 @@ class App:
                 raise failure
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
-            run = exchange.attach_run(choice.prepare(request), request)
+            run = await self._work(size, partial(exchange.prepare, choice, request))
             exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
             if request.stream:
                 return await self._stream(dialect, exchange)
@@ -193,6 +218,31 @@ class App:
             is_bug = isinstance(exc, Exception)
             await self._end(exchange, "error" if is_bug else "cancelled", exc)
             raise
+
+    def _receive(
+        self,
+        dialect: Dialect,
+        http_request: Request,
+        argument: str,
+        received_at: float,
+        failure: Exception | None = None,
+    ) -> tuple[_Exchange, chat.ChatRequest | None, Exception | None]:
+        """Parse a request; return its exchange, and the request or why there is none.
+
+        failure: why it is not even parsed.
+        """
+        request: chat.ChatRequest | None = None
+        body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
+        try:
+            if failure is None:
+                parsed = payload.parse(http_request.body, self._limits)
+                body = dialect.normalize_body(parsed)
+                request = dialect.parse_request(parsed, dict(http_request.headers))
+                if request.model is None and argument:
+                    request = replace(request, model=argument)
+        except Exception as exc:
+            failure = exc  # logged with the exchange
+        return self._exchange(dialect, http_request, body, request, received_at), request, failure
 
     def _exchange(
         self,
@@ -416,10 +466,19 @@ class _Exchange:
         assert self.capture.run is not None
         return self.capture.run
 
-    def attach_run(self, run: Run, request: chat.ChatRequest) -> Run:
-        self.capture.run = run
+    def prepare(self, choice: Choice, request: chat.ChatRequest) -> Run:
+        """Prepare the request for what was chosen; raise as `Choice.prepare` does."""
         self._request = request
+        self.capture.run = run = choice.prepare(request)
+        if self._dialect.STARTS_WITH_USAGE:
+            self.input_estimate  # noqa: B018  # here it may be computed in a thread
         return run
+
+    @cached_property
+    def input_estimate(self) -> int:
+        """Our estimate of the request's tokens."""
+        assert self._request is not None
+        return token_estimate.estimate(self._request)
 
     def envelope(self) -> chat.Envelope:
         """Return what renderers need besides the events; the model as the client named it."""
@@ -430,7 +489,7 @@ class _Exchange:
             self.created,
             request.model or self.run.model_id,
             request.include_usage,
-            token_estimate.estimate(request) if self._dialect.STARTS_WITH_USAGE else 0,
+            self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
             request.option_paths.get("tools", "tools"),
         )
 
@@ -445,10 +504,9 @@ class _Exchange:
         usage = finish.usage
         if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
             return finish
-        assert self._request is not None
         self.capture.estimated = ("usage",)
         if usage.input_tokens is None:
-            usage = replace(usage, input_tokens=token_estimate.estimate(self._request))
+            usage = replace(usage, input_tokens=self.input_estimate)
         if usage.output_tokens is None:
             reply = self.capture.response.messages
             usage = replace(usage, output_tokens=token_estimate.estimate_reply(reply))

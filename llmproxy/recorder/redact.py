@@ -27,6 +27,7 @@ from ..core.known_keys import (
 
 MAX_TEXT_CHARS = 64 * 2**10  # of a body that is not JSON: enough to see what it was
 MAX_SECRET_CHARS = 4 * 2**10  # a token with claims has some thousand
+MAX_TEXT_BYTES = 4 * (MAX_TEXT_CHARS + MAX_SECRET_CHARS)  # more of such a body is not looked at
 
 _CONVERSATION = frozenset({"messages", "input", "system", "instructions", "prompt"})
 # Without "-" and "_": api_key, x-goog-api-key, authorization_token, clientSecret …
