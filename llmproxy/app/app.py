@@ -20,8 +20,8 @@ from typing import Any, Literal, TypeVar, cast
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
-from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
-from ..core.errors import ProxyError, RateLimited, UpstreamError, UpstreamTimeout
+from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
+from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
@@ -47,7 +47,6 @@ logger = logging.getLogger(__name__)
 RECALLS = 16  # threads that query the log at the same time
 RETRY_S = 1  # sent as `retry-after` when too many models run
 INFLATED = 1_032  # bytes that a byte of gzip can become at most
-EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
 T = TypeVar("T")
 
@@ -564,13 +563,11 @@ class _Exchange:
     def _keep(self, batch: list[Stamped]) -> None:
         """Keep events for the log, up to the memory limit of a response."""
         self.capture.events += batch
-        memory_bytes = self._memory_bytes - EVENT_BYTES * len(batch)
         for stamped in batch:
             if not isinstance(stamped.event, chat.Finish):
-                memory_bytes -= len(stamped.event.chunk)
-        self._memory_bytes = memory_bytes
-        if memory_bytes < 0:
-            raise UpstreamError("the response is too large (limit answer)")
+                self._memory_bytes -= event_bytes(stamped.event, self._memory_bytes)
+        if self._memory_bytes < 0:
+            raise too_large()
 
     def ended(self, status: Ending, error: BaseException | None) -> Exchange:
         """Return the exchange as it ended."""
