@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
+from ..core.text import visible
+
 MAX_CHARS = 1_000_000  # that wait to be written; further lines are dropped and counted
 CLOSE_S = 1.0  # for the last lines, when the server ends
 
@@ -52,7 +54,7 @@ class LineWriter:
 
     def line(self, text: str) -> None:
         """Queue a line, given without its end."""
-        self.write(text + "\n")
+        self.write(visible(text) + "\n")
 
     def write(self, text: str) -> int:
         """Queue one or more whole lines; called from any thread, as `line` is."""
