@@ -54,7 +54,7 @@ class LineWriter:
 
     def line(self, text: str) -> None:
         """Queue a line, given without its end."""
-        self.write(visible(text) + "\n")
+        self.write(text + "\n")
 
     def write(self, text: str) -> int:
         """Queue one or more whole lines; called from any thread, as `line` is."""
@@ -103,6 +103,7 @@ class LineWriter:
     def _write(self, text: str) -> None:
         if self._stream is None:
             return
+        text = "\n".join(map(visible, text.split("\n")))  # here, not in the event loop
         if self._fd is None:
             self._stream.write(text)
             self._stream.flush()
