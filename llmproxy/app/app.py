@@ -192,10 +192,11 @@ class App:
 
     async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
         size = len(http_request.body)
-        receive = partial(self._receive, dialect, http_request, argument, time.monotonic())
+        received = datetime.now(UTC), time.monotonic()
+        receive = partial(self._receive, dialect, http_request, argument, received)
         try:
             exchange, request, failure = await self._work(size, receive)
-        except RateLimited as exc:
+        except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
         begun_written = self._write(exchange, exchange.capture.begun)
         try:
@@ -223,12 +224,12 @@ class App:
         dialect: Dialect,
         http_request: Request,
         argument: str,
-        received_at: float,
-        failure: Exception | None = None,
-    ) -> tuple[_Exchange, chat.ChatRequest | None, Exception | None]:
+        received: tuple[datetime, float],
+        failure: BaseException | None = None,
+    ) -> tuple[_Exchange, chat.ChatRequest | None, BaseException | None]:
         """Parse a request; return its exchange, and the request or why there is none.
 
-        failure: why it is not even parsed.
+        received: when, in UTC and by time.monotonic(). failure: why it is not even parsed.
         """
         request: chat.ChatRequest | None = None
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
@@ -241,7 +242,7 @@ class App:
                     request = replace(request, model=argument)
         except Exception as exc:
             failure = exc  # logged with the exchange
-        return self._exchange(dialect, http_request, body, request, received_at), request, failure
+        return self._exchange(dialect, http_request, body, request, received), request, failure
 
     def _exchange(
         self,
@@ -249,11 +250,11 @@ class App:
         http_request: Request,
         body: Any,
         request: chat.ChatRequest | None,
-        received_at: float,
+        received: tuple[datetime, float],
     ) -> _Exchange:
         begun_ = begun(
             new_id(),
-            datetime.now(UTC),
+            received[0],
             dialect=dialect.NAME,
             path=http_request.path,
             query=http_request.query,
@@ -266,7 +267,7 @@ class App:
             replay_key=request_key(request) if request else None,
             keys=self._keys,
         )
-        capture = Capture(begun_, thread_id=new_id(), began_at=received_at)
+        capture = Capture(begun_, thread_id=new_id(), began_at=received[1])
         return _Exchange(capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer)
 
     async def _recall(

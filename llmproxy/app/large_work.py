@@ -39,7 +39,6 @@ class LargeWork:
 
         Raises:
             TimeoutError: no bytes became free within `wait_s` seconds.
-            RuntimeError: the system can't start a thread.
             Exception: whatever `work` raises.
         """
         if size <= SMALL_BYTES:
@@ -48,9 +47,11 @@ class LargeWork:
         await self._take(size, wait_s)
         try:
             working = in_daemon_thread(lambda: _outcome(work), "llmproxy-large-request")
-        except BaseException:
-            self._give_back(size)
-            raise
+        except RuntimeError:  # the system can't start a thread: better late than never
+            try:
+                return work()
+            finally:
+                self._give_back(size)
         working.add_done_callback(lambda _: self._give_back(size))
         result, failure = await asyncio.shield(working)
         if failure is not None:

@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from llmproxy.app.large_work import MOST_THREADS, SMALL_BYTES, LargeWork
 from llmproxy.core.errors import InvalidRequest
+from llmproxy.core.limits import Limits
 from tests.app.test_app import request
 from tests.models import AsyncScript
 from tests.proxies import running
@@ -113,6 +117,54 @@ async def test_the_bytes_of_a_client_that_hung_up_count_until_its_thread_ends():
     held.ends[0].set()
     held.ends[1].set()
     assert await waiting == 1
+
+
+def large(body: dict) -> dict:
+    return body | {"metadata": {f"member-{i}": "x" for i in range(20_000)}}
+
+
+def until_begun(held: Held) -> None:
+    for _ in range(2_000):
+        if held.begun:
+            return
+        time.sleep(0.005)
+    raise AssertionError("the first request did not begin")
+
+
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["patient", "hangs up"])
+def test_a_large_request_that_is_not_read_in_time_is_a_row(hangs_up):
+    """A model's own checks run in the thread too, and may block it."""
+    held = Held()
+
+    class Model(AsyncScript):
+        class Options(AsyncScript.Options):
+            def __init__(self, **values):
+                held.work(0)()
+                super().__init__(**values)
+
+    body = large({"model": "m", "messages": [{"role": "user", "content": "hi"}]})
+    limits = Limits(body=10**6, queue_s=30 if hangs_up else 0.1, shutdown_s=5)
+    path = "/v1/chat/completions"
+    with running(Model("m", "yes"), limits=limits) as proxy:
+        sent = json.dumps(body) + " " * 500_000  # more than half of the budget
+        with ThreadPoolExecutor() as pool:
+            first = pool.submit(request, proxy, "POST", path, sent)
+            until_begun(held)
+            if hangs_up:
+                head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n"
+                head += f"content-length: {len(sent)}\r\n\r\n"
+                with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+                    client.sendall((head + sent).encode())
+            else:
+                status, headers, answer = request(proxy, "POST", path, sent)
+                assert (status, headers["retry-after"]) == (429, "1")
+                assert "other large requests" in answer.decode()
+            unread = proxy.wait_for_report()
+            expected = ("cancelled", None) if hangs_up else ("error", 429)
+            assert (unread.status, unread.http_status) == expected
+            assert unread.request.body.startswith('{"model": "m"')
+            held.ends[0].set()
+            assert first.result()[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
