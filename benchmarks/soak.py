@@ -2,9 +2,12 @@
 
 A real `python -m llmproxy` answers by its demo model: two wires, streamed and whole,
 over kept and new connections, with clients that hang up and requests that are refused
-in between. At intervals its memory, file descriptors and threads are printed. It ends
-with whether they stayed flat after a warm-up, and with exit code 1 where they did not,
-or where any answer was wrong: `python benchmarks/soak.py [--requests N] [--no-log]`.
+in between. One request of `HOSTILE` is an attack on its memory: many JSON values in
+little gzip, a large body, an id of a megabyte, a model that goes on with empty events and
+spaces, long replies that come back to be recalled. At intervals its memory, file
+descriptors and threads are printed. It ends with whether they stayed flat after a warm-up,
+and with exit code 1 where they did not, or where any answer was wrong:
+`python benchmarks/soak.py [--requests N] [--no-log]`.
 Linux alone: what a process holds is read from /proc.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import os
 import re
@@ -21,10 +25,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.request import urlopen
+
+import llm
+import llm.plugins
+from llm.parts import StreamEvent
+
+from llmproxy.cli.main import run
 
 WARM_UP = 0.3  # of all requests: caches fill, the allocator finds its size
 MORE_MEMORY = 0.05  # of what it is after the warm-up, that is no growth yet …
@@ -32,6 +43,9 @@ MORE_MEMORY_MIB = 4.0  # … nor is this
 TURNS = 5  # of each conversation, sent again with one more each time, as clients do
 NEW_CONNECTION = 7  # each so many'th request of a client has a connection of its own
 ANSWER_S = 60.0
+HOSTILE = 40  # each so many'th request is an attack
+ENDLESS, LONG = "endless", "long"
+SERVE = "--serve"  # as the first argument
 
 
 @dataclass(frozen=True)
@@ -58,6 +72,8 @@ class Asked:
 
 def asked(i: int, client: int, said: str) -> Asked:
     """The i'th request of a client: its kind goes round, its conversation goes on."""
+    if i % HOSTILE == HOSTILE - 1:
+        return attack(i // HOSTILE, client)
     messages = []
     for turn in range(i // 8 % TURNS):
         messages += [
@@ -89,10 +105,76 @@ def asked(i: int, client: int, said: str) -> Asked:
     return Asked(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n\r\n", 200, b'"demo"')
 
 
-def post(path: str, body: object) -> bytes:
-    data = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n"
+def attack(i: int, client: int) -> Asked:
+    """The i'th request that is made to take memory."""
+    chat = "/v1/chat/completions"
+    said = f"attack {i} of client {client}"
+    messages = [{"role": "user", "content": said}]
+    body = {"model": "demo", "messages": messages}
+    match i % 6:
+        case 0:
+            data = gzip.compress(b"[" + b"{}," * 1_000_000 + b"1]", 1)
+            return Asked(post(chat, data, "content-encoding: gzip\r\n"), 400, b"JSON values")
+        case 1:
+            members = {f"member-{number}": said for number in range(20_000)}
+            return Asked(post(chat, body | {"metadata": members}), 200, said.encode())
+        case 2:
+            result = {"role": "tool", "tool_call_id": "x" * 1_000_000, "content": ""}
+            return Asked(post(chat, body | {"messages": [*messages, result]}), 400, b"waits for a")
+        case 3:
+            return Asked(post(chat, body | {"model": ENDLESS}), 502, b"limit answer")
+    messages = [{"role": "user", "content": f"long {i // 6} of client {client}"}]
+    if i % 6 == 5:
+        reply = {"role": "assistant", "content": long_reply(messages[0]["content"])}
+        messages = [*messages, reply, {"role": "user", "content": said}]
+    return Asked(post(chat, body | {"model": LONG, "messages": messages}), 200, b"long ")
+
+
+def post(path: str, body: object, fields: str = "") -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{fields}content-length: {len(data)}\r\n\r\n"
     return head.encode() + data
+
+
+def long_reply(prompt: str) -> str:
+    return f"{prompt}: " + "long " * 40_000
+
+
+class Endless(llm.AsyncModel):
+    """A model that calls a tool, and then goes on with nothing."""
+
+    model_id = ENDLESS
+
+    async def execute(self, *_: Any, **__: Any) -> AsyncIterator[StreamEvent]:
+        yield StreamEvent("tool_call_name", "look", tool_call_id="x")
+        while True:
+            yield StreamEvent("text", " ")
+            yield StreamEvent("text", "")
+
+
+class Long(llm.AsyncModel):
+    """A model whose replies are long."""
+
+    model_id = LONG
+
+    async def execute(self, prompt: llm.Prompt, *_: Any, **__: Any) -> AsyncIterator[str]:
+        yield long_reply(prompt.prompt)
+
+
+class Plugin:
+    """What makes llm know these models."""
+
+    @staticmethod
+    @llm.hookimpl
+    def register_models(register: Any) -> None:
+        for model in (Endless(), Long()):
+            register(None, model)
+
+
+def serve() -> None:
+    """Be the server: the command, with the models above."""
+    llm.plugins.pm.register(Plugin(), "soak")
+    run([*sys.argv[2:]])
 
 
 class Client:
@@ -237,7 +319,8 @@ def main() -> int:
     parser.add_argument("--no-log", action="store_true", help="keep nothing")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "llmproxy", "--port", "0", "--quiet"]
+        limits = ["--limit", "answer=2000000"]
+        command = [sys.executable, __file__, SERVE, "--port", "0", "--quiet", *limits]
         process = subprocess.Popen(
             [*command, "--no-log"] if arguments.no_log else command,
             env=os.environ | {"LLM_USER_PATH": folder},
@@ -268,4 +351,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [SERVE]:
+        serve()
     sys.exit(main())

@@ -306,6 +306,7 @@ class Proxy:
             remote_images=self.settings.remote_images,
             threads=self.settings.limits.running,
             keys=self._known_keys,
+            answer_bytes=self.settings.limits.answer,
         )
 
     def rewind(self) -> int:

@@ -206,10 +206,19 @@ def duration(use: Use, text: str) -> float:
 ALL = list(uses())
 
 
+# Given by a caller where it is compiled; made of escaped words; tried on an error's few words.
+ELSEWHERE = {"transfer.llama_stack.read", "core.known_keys", "core.error_meanings"}
+
+
 def test_all_patterns_are_found():
-    written = sum(_is_call_of_re(node) for module in NAMES for node in ast.walk(tree(module)))
-    places = {use.place for use in ALL}
-    assert written - 2 <= len(places) <= written  # two are given their patterns by a table
+    written = {
+        f"{module}:{node.lineno}"
+        for module in NAMES
+        for node in ast.walk(tree(module))
+        if _is_call_of_re(node)
+    }
+    missing = [place.partition(":")[0] for place in written - {use.place for use in ALL}]
+    assert sorted(missing) == sorted(ELSEWHERE)
 
 
 @pytest.mark.parametrize("use", ALL, ids=lambda use: f"{use.place} {use.pattern.pattern!r:.30}")

@@ -1,10 +1,10 @@
 """Access rules: hosts, origins and API keys, checked before a request is handled.
 
 Every web page in the user's browser can reach a server on a loopback port: by DNS
-rebinding (a foreign Host) and by plain cross-site requests (a foreign Origin). The server
-spends the user's API keys, so both are refused.
+rebinding (a foreign Host) and by plain cross-site requests (a foreign Origin, or none and a
+Sec-Fetch-Site). The server spends the user's API keys, so all of them are refused.
 
-Spec: https://fetch.spec.whatwg.org/#http-cors-protocol
+Spec: https://fetch.spec.whatwg.org/#http-cors-protocol, https://www.w3.org/TR/fetch-metadata/
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from __future__ import annotations
 import base64
 import hmac
 import ipaddress
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..core.errors import Forbidden, Unauthorized
-from ..core.url_policy import RESERVED_ENDINGS
 from ..transport.http11 import Request
+from .status import PAGES
 
+# As containers call the machine that they run on; they don't resolve on the network.
+CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
 OPEN_PATHS = ("/healthz", "/health", "/api/hello")  # for monitors without a key
 
 
@@ -49,7 +52,9 @@ class Access:
     keys: Sequence[str] = field(default=(), repr=False)
 
     def check_source(self, request: Request) -> None:
-        """Reject a foreign Host or Origin.
+        """Reject a foreign Host or Origin, and what a page of another site makes a browser send.
+
+        Such a page may open the page of the log, as a link does.
 
         Raises:
             Forbidden: neither the server's own nor an allowed one.
@@ -65,6 +70,10 @@ class Access:
                 f"pages of {origin[:80]!r} may not use this server; use --allow-origin to allow"
                 " them"
             )
+        is_from_other_site = request.headers.get("sec-fetch-site", "").lower() == "cross-site"
+        may_be = origin is not None or "*" in self.origins or _opens_page(request)
+        if is_from_other_site and not may_be:
+            raise Forbidden("pages of another site may not use this server")
 
     def check_key(self, request: Request) -> None:
         """Reject a request without a valid key; a CORS preflight can't send one.
@@ -105,7 +114,8 @@ class Access:
         return (
             not host
             or is_loopback(host)
-            or host.endswith(RESERVED_ENDINGS)
+            or host in CONTAINER_HOSTS
+            or _is_own_name(host)
             or _is_listed(host, self.hosts)
         )
 
@@ -126,6 +136,18 @@ class Access:
 
 def _is_listed(name: str, allowed: Sequence[str]) -> bool:
     return "*" in allowed or name in [entry.lower().rstrip("/") for entry in allowed]
+
+
+def _is_own_name(host: str) -> bool:
+    """Return whether it is this machine's own name in the local network (mDNS)."""
+    name = platform.node().partition(".")[0].lower()
+    return name not in ("", "localhost") and host == f"{name}.local"
+
+
+def _opens_page(request: Request) -> bool:
+    """Return whether a browser is to show a page of ours, as when a link is followed."""
+    is_navigation = request.headers.get("sec-fetch-mode", "").lower() == "navigate"
+    return is_navigation and request.method == "GET" and request.path in PAGES
 
 
 def _is_preflight(request: Request) -> bool:

@@ -15,13 +15,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
-from typing import Any, Literal, cast
+from functools import cached_property, partial
+from typing import Any, Literal, TypeVar, cast
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
-from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
-from ..core.errors import ProxyError, RateLimited, UpstreamError, UpstreamTimeout
+from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
+from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
@@ -30,11 +30,13 @@ from ..core.threads import in_daemon_thread
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
+from ..recorder.redact import MAX_TEXT_BYTES
 from ..recorder.store import logs_on
 from ..recorder.writer import Writer
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
 from .dashboard import Dashboard
+from .large_work import LargeWork
 from .metrics import Metrics
 from .responses import StreamBody, ignored_header, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
@@ -44,7 +46,9 @@ logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 RETRY_S = 1  # sent as `retry-after` when too many models run
-EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
+INFLATED = 1_032  # bytes that a byte of gzip can become at most
+
+T = TypeVar("T")
 
 Ending = Literal["ok", "error", "cancelled"]
 
@@ -85,6 +89,7 @@ class App:
         self._on_exchange = on_exchange
         self._connections = connections
         self._limiter = Limiter(limits.running)
+        self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
@@ -109,7 +114,7 @@ class App:
                 response = await self._status.respond(path, request)
             else:
                 dialect, kind, argument = find_route(request)
-                request = decode_content(request, self._limits)
+                request = await self._decoded(request)
                 response = await self._handlers[kind](dialect, request, argument)
         except ProxyError as error:
             response = render_error(error, dialect_of(request))
@@ -152,28 +157,47 @@ class App:
 
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
         """Estimate the tokens locally: clients ask dozens of times in a row."""
-        body = payload.parse(request.body, self._limits)
-        # `parse_request` doesn't require max_tokens, which requests for a count lack.
-        counted = dialect.parse_request(body, dict(request.headers))
+
+        def count() -> int:
+            body = payload.parse(request.body, self._limits)
+            # `parse_request` doesn't require max_tokens, which requests for a count lack.
+            return token_estimate.estimate(dialect.parse_request(body, dict(request.headers)))
+
         counting = cast(CountingDialect, dialect)  # only those have the route
-        return json_response(200, counting.render_count(token_estimate.estimate(counted)))
+        count_ = await self._work(len(request.body), count)
+        return json_response(200, counting.render_count(count_))
+
+    async def _decoded(self, request: Request) -> Request:
+        """Return the request with its body inflated."""
+        is_coded = bool(request.headers.get("content-encoding"))
+        most = min(len(request.body) * INFLATED, self._limits.body) if is_coded else 0
+        return await self._work(most, lambda: decode_content(request, self._limits))
+
+    async def _work(self, size: int, work: Callable[[], T]) -> T:
+        """Return the outcome of work on a request of this size, in a thread if it is large.
+
+        Raises:
+            RateLimited: other large requests were worked on for too long.
+        """
+        try:
+            return await self._large_work.run(size, work, self._limits.queue_s)
+        except TimeoutError:
+            raise RateLimited(
+                "other large requests are being read, and none ended within"
+                f" {self._limits.queue_s:g} s (limit queue_s)",
+                headers={"retry-after": f"{RETRY_S}"},
+            ) from None
 
     # ---- chat requests
 
     async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
-        received_at = time.monotonic()
-        request: chat.ChatRequest | None = None
-        failure: Exception | None = None
-        body: Any = http_request.body.decode("utf-8", "replace")
+        size = len(http_request.body)
+        received = datetime.now(UTC), time.monotonic()
+        receive = partial(self._receive, dialect, http_request, argument, received)
         try:
-            parsed = payload.parse(http_request.body, self._limits)
-            body = dialect.normalize_body(parsed)
-            request = dialect.parse_request(parsed, dict(http_request.headers))
-            if request.model is None and argument:
-                request = replace(request, model=argument)
-        except Exception as exc:
-            failure = exc  # logged with the exchange
-        exchange = self._exchange(dialect, http_request, body, request, received_at)
+            exchange, request, failure = await self._work(size, receive)
+        except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
+            exchange, request, failure = receive(exc)
         begun_written = self._write(exchange, exchange.capture.begun)
         try:
             if request is None:
@@ -181,7 +205,7 @@ class App:
                 raise failure
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
-            run = exchange.attach_run(choice.prepare(request), request)
+            run = await self._work(size, partial(exchange.prepare, choice, request))
             exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
             if request.stream:
                 return await self._stream(dialect, exchange)
@@ -195,17 +219,42 @@ class App:
             await self._end(exchange, "error" if is_bug else "cancelled", exc)
             raise
 
+    def _receive(
+        self,
+        dialect: Dialect,
+        http_request: Request,
+        argument: str,
+        received: tuple[datetime, float],
+        failure: BaseException | None = None,
+    ) -> tuple[_Exchange, chat.ChatRequest | None, BaseException | None]:
+        """Parse a request; return its exchange, and the request or why there is none.
+
+        received: when, in UTC and by time.monotonic(). failure: why it is not even parsed.
+        """
+        request: chat.ChatRequest | None = None
+        body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
+        try:
+            if failure is None:
+                parsed = payload.parse(http_request.body, self._limits)
+                body = dialect.normalize_body(parsed)
+                request = dialect.parse_request(parsed, dict(http_request.headers))
+                if request.model is None and argument:
+                    request = replace(request, model=argument)
+        except Exception as exc:
+            failure = exc  # logged with the exchange
+        return self._exchange(dialect, http_request, body, request, received), request, failure
+
     def _exchange(
         self,
         dialect: Dialect,
         http_request: Request,
         body: Any,
         request: chat.ChatRequest | None,
-        received_at: float,
+        received: tuple[datetime, float],
     ) -> _Exchange:
         begun_ = begun(
             new_id(),
-            datetime.now(UTC),
+            received[0],
             dialect=dialect.NAME,
             path=http_request.path,
             query=http_request.query,
@@ -218,7 +267,7 @@ class App:
             replay_key=request_key(request) if request else None,
             keys=self._keys,
         )
-        capture = Capture(begun_, thread_id=new_id(), began_at=received_at)
+        capture = Capture(begun_, thread_id=new_id(), began_at=received[1])
         return _Exchange(capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer)
 
     async def _recall(
@@ -433,10 +482,19 @@ class _Exchange:
         assert self.capture.run is not None
         return self.capture.run
 
-    def attach_run(self, run: Run, request: chat.ChatRequest) -> Run:
-        self.capture.run = run
+    def prepare(self, choice: Choice, request: chat.ChatRequest) -> Run:
+        """Prepare the request for what was chosen; raise as `Choice.prepare` does."""
         self._request = request
+        self.capture.run = run = choice.prepare(request)
+        if self._dialect.STARTS_WITH_USAGE:
+            self.input_estimate  # noqa: B018  # here it may be computed in a thread
         return run
+
+    @cached_property
+    def input_estimate(self) -> int:
+        """Our estimate of the request's tokens."""
+        assert self._request is not None
+        return token_estimate.estimate(self._request)
 
     def envelope(self) -> chat.Envelope:
         """Return what renderers need besides the events; the model as the client named it."""
@@ -447,7 +505,7 @@ class _Exchange:
             self.created,
             request.model or self.run.model_id,
             request.include_usage,
-            token_estimate.estimate(request) if self._dialect.STARTS_WITH_USAGE else 0,
+            self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
             request.option_paths.get("tools", "tools"),
         )
 
@@ -462,10 +520,9 @@ class _Exchange:
         usage = finish.usage
         if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
             return finish
-        assert self._request is not None
         self.capture.estimated = ("usage",)
         if usage.input_tokens is None:
-            usage = replace(usage, input_tokens=token_estimate.estimate(self._request))
+            usage = replace(usage, input_tokens=self.input_estimate)
         if usage.output_tokens is None:
             reply = self.capture.response.messages
             usage = replace(usage, output_tokens=token_estimate.estimate_reply(reply))
@@ -523,13 +580,11 @@ class _Exchange:
     def _keep(self, batch: list[Stamped]) -> None:
         """Keep events for the log, up to the memory limit of a response."""
         self.capture.events += batch
-        memory_bytes = self._memory_bytes - EVENT_BYTES * len(batch)
         for stamped in batch:
             if not isinstance(stamped.event, chat.Finish):
-                memory_bytes -= len(stamped.event.chunk)
-        self._memory_bytes = memory_bytes
-        if memory_bytes < 0:
-            raise UpstreamError("the response is too large (limit answer)")
+                self._memory_bytes -= event_bytes(stamped.event, self._memory_bytes)
+        if self._memory_bytes < 0:
+            raise too_large()
 
     def ended(self, status: Ending, error: BaseException | None) -> Exchange:
         """Return the exchange as it ended."""

@@ -62,7 +62,7 @@ from .exchange_text import summary_line
 from .report_table import print_table
 from .run import FAILED, INTERRUPTED, run
 from .signals import interruptible
-from .terminal import has_cursor
+from .terminal import has_cursor, print_line
 
 NEWEST = 20  # recorded requests, by default
 FLUSH_S = 10.0  # to write the log at the end
@@ -323,14 +323,14 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
     sizes = {id: token_estimate.estimate(request) for id, (_, request) in recorded.items()}
     for id, (exchange, _) in recorded.items():
         details = f"{exchange.client}  about {sizes[id]:,} tokens  {exchange.first_words}"
-        print(f"{id}  {printable(details)}")
+        print_line(f"{id}  {printable(details)}")
     warmups = sum(sizes[plan.ids[number % len(plan.ids)]] for number in range(plan.warmup))
     requests = len(plan.ids) * plan.repeat + plan.warmup
     input_tokens = sum(sizes.values()) * plan.repeat + warmups
     counts = [exchange.usage.output_tokens for exchange, _ in recorded.values()]
     output_tokens = sum(count or 0 for count in counts) * plan.repeat
     where = f" at {plan.base_url}" if plan.base_url else ""
-    print(
+    print_line(
         f"would send {requests} requests to each of {printable(', '.join(plan.models))}{where}"
         f" ({plan.warmup} of them to warm up), about {input_tokens:,} tokens;"
         f" the recorded replies to as many requests had {output_tokens:,}"
@@ -339,7 +339,7 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
         if model in prices:
             estimate = cost(chat.Usage(input_tokens, output_tokens), prices[model])
             assert estimate is not None, "both counts are known"
-            print(f"  {printable(model)}: about {money(estimate)} by your prices")
+            print_line(f"  {printable(model)}: about {money(estimate)} by your prices")
 
 
 # ---- sending and measuring
@@ -473,4 +473,4 @@ def _print_next_step(study: Study, *, stopped: bool, missing: int, is_whole: boo
 
 
 def _print_progress(line: str, err: TextIO | None = None) -> None:
-    print(line, file=err or sys.stderr, flush=True)
+    print_line(line, err or sys.stderr)

@@ -10,10 +10,11 @@ from typing import Any, BinaryIO
 from .. import convert
 from ..core import payload
 from ..core.errors import InvalidRequest
+from ..core.text import printable
 from ..dialects import DIALECTS
 from .arguments import Parser
 from .run import run
-from .terminal import write_bytes
+from .terminal import JsonOutput, print_error
 
 CHUNK_BYTES = 64 * 2**10  # at most: a read returns what has arrived
 
@@ -29,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> int:
     with sys.stdin.buffer if arguments.file is None else open(arguments.file, "rb") as file:
         ignored = _convert(file, arguments)
     for path in ignored:
-        print(f"not carried: {path}", file=sys.stderr)
+        print_error(f"not carried: {printable(path)}")
     return 0
 
 
@@ -62,8 +63,15 @@ def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
     is_request = arguments.kind == "request"
     convert_body = convert.convert_request if is_request else convert.convert_response
     converted = convert_body(_parse(file.read(), arguments.file or "standard input"), **between)
-    write_bytes(payload.encode(converted.body) + b"\n")
+    _write(payload.encode(converted.body) + b"\n")
     return converted.ignored
+
+
+def _write(data: bytes) -> None:
+    """Write a body, or frames of a stream, at once."""
+    output = JsonOutput()
+    output.write(data)
+    output.flush()
 
 
 def _parse(text: bytes, name: str) -> Any:
@@ -75,8 +83,8 @@ def _parse(text: bytes, name: str) -> Any:
 
 def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
     for data in _chunks(file):
-        write_bytes(stream.feed(data))
-    write_bytes(stream.end())
+        _write(stream.feed(data))
+    _write(stream.end())
     if stream.failed is not None:
         raise stream.failed
     return stream.ignored

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from ..core.text import printable
 from ..recorder.reader import LogReader
@@ -27,6 +27,7 @@ from .arguments import (
 )
 from .exchange_text import damage_lines
 from .run import FAILED, run
+from .terminal import JsonOutput, print_error, print_line
 
 
 def export_main(argv: Sequence[str], program: str) -> int:
@@ -80,13 +81,14 @@ def _export(arguments: argparse.Namespace) -> int:
         if arguments.format == "llama-stack":
             exported = export_recordings(history, path, only, **how)
         elif arguments.file == "-":
-            exported = export_jsonl(history, sys.stdout.buffer, only, **how)
-            sys.stdout.buffer.flush()
+            output = JsonOutput()
+            exported = export_jsonl(history, cast(BinaryIO, output), only, **how)
+            output.flush()
         else:
             exported = export_file(history, path, only, **how)
     for line in damage_lines(exported.damaged):
-        print(line, file=sys.stderr)
-    print(_exported(exported), file=sys.stderr)
+        print_error(line)
+    print_error(_exported(exported))
     return FAILED if exported.damaged else 0
 
 
@@ -134,7 +136,7 @@ def _import(arguments: argparse.Namespace, name: str) -> int:
         dry_run=arguments.dry_run,
     )
     for failure in imported.failures:
-        print(f"{name}: {printable(failure)}", file=sys.stderr)
+        print_error(f"{name}: {printable(failure)}")
     if imported.unreadable and not (imported.new or imported.there or imported.skipped):
         return FAILED
     verb = "would import" if arguments.dry_run else "imported"
@@ -147,5 +149,5 @@ def _import(arguments: argparse.Namespace, name: str) -> int:
         parts.append(f"skipped {skipped} of something other than a chat")
     if imported.unreadable:
         parts.append(f"{imported.unreadable:,} could not be read")
-    print("; ".join(parts))
+    print_line("; ".join(parts))
     return FAILED if imported.unreadable else 0

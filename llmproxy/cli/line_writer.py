@@ -10,6 +10,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TextIO
 
+from ..core.text import visible
+
 MAX_CHARS = 1_000_000  # that wait to be written; further lines are dropped and counted
 CLOSE_S = 1.0  # for the last lines, when the server ends
 
@@ -101,6 +103,7 @@ class LineWriter:
     def _write(self, text: str) -> None:
         if self._stream is None:
             return
+        text = "\n".join(map(visible, text.split("\n")))  # here, not in the event loop
         if self._fd is None:
             self._stream.write(text)
             self._stream.flush()

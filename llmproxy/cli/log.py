@@ -34,7 +34,7 @@ from .arguments import (
 from .columns import Aligner, Cell, joined
 from .exchange_text import OMITTED, exchange_page, summary_row
 from .run import FAILED, run
-from .terminal import has_all_characters, has_colours, width
+from .terminal import has_colours, print_error, print_json, print_line, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
 POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
@@ -62,7 +62,7 @@ def _log(arguments: argparse.Namespace) -> int:
     if arguments.verify:
         return _verify(database, arguments)
     if arguments.follow and not database.exists():
-        print(f"nothing is recorded yet; waiting for {database}", file=sys.stderr)
+        print_error(f"nothing is recorded yet; waiting for {database}")
         while not database.exists():
             time.sleep(POLL_S)
     with LogReader(database) as history:
@@ -187,7 +187,7 @@ def _say_why(history: LogReader, arguments: argparse.Namespace) -> None:
     else:
         reason = "nothing matches"
     waiting = "; waiting" if arguments.follow else ""
-    print(reason + waiting, file=sys.stderr)
+    print_error(reason + waiting)
 
 
 def _values(record: Any) -> Any:
@@ -198,10 +198,11 @@ def _values(record: Any) -> Any:
 def _print(lines: Iterable[str], values: Iterable[Any], arguments: argparse.Namespace) -> None:
     """Print either the lines or, with --json, the values."""
     if arguments.json:
-        is_ascii = not has_all_characters(sys.stdout)
-        lines = (json.dumps(value, ensure_ascii=is_ascii) for value in values)
-    for line in lines:
-        print(line, flush=True)
+        for value in values:
+            print_json(value)
+    else:
+        for line in lines:
+            print_line(line)
 
 
 def _verify(database: Path, arguments: argparse.Namespace) -> int:
@@ -214,10 +215,10 @@ def _verify(database: Path, arguments: argparse.Namespace) -> int:
 def _prune(database: Path, arguments: argparse.Namespace) -> int:
     pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
     verb = "would delete" if arguments.dry_run else "deleted"
-    print(
+    print_line(
         f"{verb} {count_of(pruned.exchanges, 'exchange')}, {count_of(pruned.turns, 'turn')}, "
         f"{count_of(pruned.messages, 'message')}, {count_of(pruned.contents, 'part')} of requests"
     )
     for remnant in pruned.remnants:
-        print(f"warning: deleted content may be left: {remnant}", file=sys.stderr)
+        print_error(f"warning: deleted content may be left: {remnant}")
     return FAILED if pruned.remnants else 0

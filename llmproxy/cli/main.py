@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -30,6 +31,7 @@ _SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
 def run(argv: Sequence[str] | None = None, program: str = "llmproxy") -> NoReturn:
     """Run the command as all that this process does, and end the process."""
     output = own_streams()
+    log_uncaught()
     is_text_lost = False
     try:
         exit_code = main(argv, program)
@@ -64,6 +66,32 @@ def main(argv: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     from . import serve
 
     return serve.main(argv, program, keys, commands=tuple(_SUBCOMMANDS))
+
+
+def log_uncaught() -> None:
+    """Log exceptions that nobody catches, in a thread or a finalizer.
+
+    The interpreter prints them as they are, with a model's words and keys in them. asyncio logs
+    those of tasks itself.
+    """
+    threading.excepthook = _log_failure_in_thread
+    sys.unraisablehook = _log_unraisable
+
+
+def _log_failure_in_thread(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_type is SystemExit or failure.exc_value is None:
+        return
+    name = "?" if failure.thread is None else failure.thread.name
+    _uncaught(f"the thread {name} failed", failure.exc_value)
+
+
+def _log_unraisable(failure: sys.UnraisableHookArgs) -> None:
+    if failure.exc_value is not None:
+        _uncaught(failure.err_msg or "an exception was ignored", failure.exc_value)
+
+
+def _uncaught(message: str, exc: BaseException) -> None:
+    logging.getLogger(__name__).error("%s", message, exc_info=exc)
 
 
 class _Formatter(logging.Formatter):

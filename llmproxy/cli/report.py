@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -35,7 +33,7 @@ from .arguments import (
 from .exchange_text import damage_lines
 from .report_table import print_table
 from .run import run
-from .terminal import write_bytes
+from .terminal import print_error, print_json, write_text
 
 NEWEST = 1000  # exchanges of recorded traffic, by default: takes some seconds
 
@@ -84,24 +82,24 @@ def _report(arguments: argparse.Namespace) -> int:
         study = _study(history, arguments)
         is_empty = not (study.answers or history.ids(last=1))
     if is_empty:
-        print("nothing is recorded yet", file=sys.stderr)
+        print_error("nothing is recorded yet")
     for line in damage_lines(study.damaged):
-        print(line, file=sys.stderr)
+        print_error(line)
     if arguments.json:
-        print(json.dumps(report_json(study, figures(study, prices))))
+        print_json(report_json(study, figures(study, prices)))
     elif arguments.csv:
-        write_bytes(report_csv(study).encode())
+        write_text(report_csv(study))
         if study.is_partial:
             shown = count_of(len(study.answers), "response")
-            print(f"only the newest {shown}; --last N reads more", file=sys.stderr)
+            print_error(f"only the newest {shown}; --last N reads more")
     elif arguments.html == "-":
-        write_bytes(_page(study, prices).encode())  # its head says UTF-8, whatever the terminal
+        write_text(_page(study, prices))  # its head says UTF-8, whatever the terminal
     elif arguments.html:
         with open(
             arguments.html, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)
         ) as file:
             file.write(_page(study, prices))
-        print(f"wrote {arguments.html}", file=sys.stderr)
+        print_error(f"wrote {arguments.html}")
     else:
         print_table(study, prices)
     return 0

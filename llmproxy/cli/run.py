@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 from ..core.errors import ProxyError
 from ..core.text import printable
 from ..proxy import SettingsError
+from .terminal import print_error
 
 # 0 is success; argparse exits with 2 for wrong arguments.
 FAILED = 1
@@ -40,5 +40,5 @@ def run(name: str, command: Callable[[], int], *failures: type[Exception]) -> in
 
 def _fail(name: str, message: str, exit_code: int) -> int:
     """Print a message, as one line, and return the exit code."""
-    print(f"{name}: {printable(message)}", file=sys.stderr, flush=True)
+    print_error(f"{name}: {printable(message)}")
     return exit_code

@@ -31,7 +31,7 @@ from .columns import Aligner
 from .exchange_text import OMITTED, summary_line, summary_row
 from .line_writer import LineWriter
 from .run import run
-from .terminal import STDOUT, has_colours, width
+from .terminal import STDOUT, has_colours, print_line, width
 
 
 def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[str]) -> int:
@@ -62,7 +62,7 @@ def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
 
 def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
     if arguments.help_limits:
-        print("\n".join(limits.describe()))
+        print_line("\n".join(limits.describe()))
         return 0
     # Kept from the start: plugins replace them while they load a model, and two that do so at
     # once may leave closed streams behind for good.
@@ -173,8 +173,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         metavar="NAME",
         action="append",
         default=[],
-        help="accept this Host besides localhost, loopback addresses, *.localhost, *.local, "
-        "*.internal",
+        help="accept this Host besides localhost, loopback addresses, *.localhost, this machine's "
+        "NAME.local, host.docker.internal, host.containers.internal",
     )
     add(
         "--allow-origin",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import shutil
 import sys
 from typing import Any, TextIO
+
+from ..core.text import ascii_json, printable, visible
 
 STDOUT = "standard output"
 
@@ -107,10 +110,46 @@ def _text(output: Output, before: TextIO | None) -> TextIO:
     )
 
 
-def write_bytes(data: bytes) -> None:
-    """Write to standard output at once."""
-    sys.stdout.buffer.write(data)
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print a line at once, to standard output by default; no text in it controls a terminal."""
+    print(visible(text), file=stream or sys.stdout, flush=True)
+
+
+def print_error(text: str) -> None:
+    """Print a line to standard error, as `print_line` does."""
+    print_line(text, sys.stderr)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as a line of JSON: in ASCII on a terminal, or where characters are missing."""
+    text = json.dumps(value, ensure_ascii=False)
+    print(ascii_json(text) if _takes_ascii(sys.stdout) else text, flush=True)
+
+
+class JsonOutput:
+    """Standard output for bytes of JSON, which are ASCII on a terminal."""
+
+    def write(self, data: bytes) -> None:
+        """Write whole characters."""
+        if sys.stdout.isatty():
+            data = ascii_json(data.decode()).encode()
+        sys.stdout.buffer.write(data)
+
+    def flush(self) -> None:
+        """Flush standard output."""
+        sys.stdout.buffer.flush()
+
+
+def write_text(text: str) -> None:
+    """Write a whole file to standard output, in UTF-8 whatever the terminal, at once."""
+    if sys.stdout.isatty():
+        text = printable(text.replace("\r\n", "\n"), lines=True)
+    sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
+
+
+def _takes_ascii(stream: TextIO) -> bool:
+    return stream.isatty() or not has_all_characters(stream)
 
 
 def has_all_characters(stream: TextIO) -> bool:

@@ -12,8 +12,13 @@ from datetime import datetime
 from typing import Any, Literal, Protocol
 
 import llm
+from llm.parts import StreamEvent
 
+from . import payload
 from .chat import ChatRequest, Event
+from .errors import UpstreamError
+
+EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
 Kind = Literal["chat", "models", "model", "count_tokens"]
 """The purpose of a route; the app has one handler per kind, for all dialects."""
@@ -43,6 +48,19 @@ class Stamped:
 
     at: float
     event: Event
+
+
+def event_bytes(event: StreamEvent, most: int) -> int:
+    """Return about how many bytes of memory an event takes; counting ends beyond `most`."""
+    size = EVENT_BYTES + len(event.chunk)
+    if event.provider_metadata:
+        size += payload.measure(event.provider_metadata, most)[0]
+    return size
+
+
+def too_large() -> UpstreamError:
+    """Return the error of a response that takes more memory than it may."""
+    return UpstreamError("the response is too large (limit answer)")
 
 
 class Run(Protocol):

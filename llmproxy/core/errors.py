@@ -25,10 +25,26 @@ ProxyError              500 internal
 from __future__ import annotations
 
 import math
+import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
+
+MAX_TEXT_CHARS = 500  # of a message or a param: errors quote clients, models and providers
+_HEAD_CHARS = 350  # the beginning says what happened
+_KEY_CHARS = string.ascii_letters + string.digits + "-_.+/=~*:%@!$&#?^"  # also of URLs
+
+
+def shortened(text: str) -> str:
+    """Return a text of at most `MAX_TEXT_CHARS`, with "…" for the middle of a longer one.
+
+    The words at the cut go too: in a part of a key no key can be recognised.
+    """
+    if len(text) <= MAX_TEXT_CHARS:
+        return text
+    head, tail = text[:_HEAD_CHARS], text[len(text) - (MAX_TEXT_CHARS - _HEAD_CHARS - 1) :]
+    return f"{head.rstrip(_KEY_CHARS)}…{tail.lstrip(_KEY_CHARS)}"
 
 
 class ProxyError(Exception):
@@ -36,7 +52,7 @@ class ProxyError(Exception):
 
     status: of the HTTP response. kind: dialects map it to a vendor's type. param: path of the
     field at fault. code: a vendor's code that clients look for. headers: for the response
-    (`retry-after`).
+    (`retry-after`). Message, param and code are `shortened`, whoever's words they quote.
     """
 
     status = 500
@@ -52,12 +68,12 @@ class ProxyError(Exception):
         status: int | None = None,
         headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.param = param
+        self.message = shortened(message)
+        super().__init__(self.message)
+        self.param = None if param is None else shortened(param)
         self.headers = headers
         if code is not None:
-            self.code = code
+            self.code = shortened(code)
         if status is not None:
             self.status = status
 

@@ -38,6 +38,7 @@ Loader = Callable[[Any, Path, list[str]], Any]
 # Whatever `json_depth` allows: Python stops at 1,000 calls, and some walks through a value
 # take two per level. json itself reads ten times as much since 3.12.
 MAX_DEPTH = 400
+VALUE_BYTES = 60  # memory of a value besides its text
 
 encode_string = json.encoder.encode_basestring
 """Render a str as a JSON string, quotes included, non-ASCII left as it is."""
@@ -57,6 +58,12 @@ def encode(value: Any) -> bytes:
 # Two escaped halves make one character; a lone half makes a str that neither UTF-8 nor SQLite
 # accepts, and can only come from an escape.
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def _has_surrogates(text: bytes) -> bool:
+    """Search at the speed of memory: few texts have any."""
+    may = b"\\ud" in text or b"\\uD" in text
+    return may and _SURROGATE_ESCAPE.search(text) is not None
 
 
 def parse(text: bytes, limits: Limits = Limits()) -> Any:
@@ -93,7 +100,7 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
         decoded = text.decode("utf-8-sig")
         value = json.loads(decoded, parse_int=integer, parse_float=real, parse_constant=constant)
         _check_depth(value, depth)
-        return without_surrogates(value) if _SURROGATE_ESCAPE.search(text) else value
+        return without_surrogates(value) if _has_surrogates(text) else value
     except UnicodeDecodeError as exc:
         raise InvalidRequest(f"the body is not UTF-8 (byte {exc.start})") from None
     except json.JSONDecodeError as exc:
@@ -137,6 +144,26 @@ def _check_depth(value: Any, depth: int) -> None:
             for child in (container.values() if isinstance(container, dict) else container)
             if isinstance(child, dict | list)
         ]
+
+
+def measure(value: Any, most_bytes: int) -> tuple[int, int]:
+    """Return about how many bytes of memory a JSON value takes, and its depth.
+
+    Counting ends beyond `most_bytes` or `MAX_DEPTH`, so that a value may contain itself.
+    """
+    size, depth, level = VALUE_BYTES, 0, [value]
+    while level and size <= most_bytes and depth <= MAX_DEPTH:
+        size += sum(len(v) for v in level if isinstance(v, str | bytes))
+        objects = [v for v in level if isinstance(v, dict)]
+        size += sum(len(name) for v in objects for name in v if isinstance(name, str))
+        lists = [v for v in level if isinstance(v, list | tuple)]
+        size += VALUE_BYTES * (sum(map(len, objects)) + sum(map(len, lists)))
+        if size > most_bytes:
+            break
+        depth += bool(objects or lists)
+        level = [member for v in objects for member in v.values()]
+        level += [item for v in lists for item in v]
+    return size, depth
 
 
 def _too_deep(depth: int) -> InvalidRequest:

@@ -24,11 +24,10 @@ from .errors import Unsupported
 RemoteImages = Literal["pass", "refuse"]
 """Whether URLs are passed on at all."""
 
-# Names that are never in public DNS: RFC 6761, 6762 and ICANN's .internal.
-RESERVED_ENDINGS = (".localhost", ".local", ".internal")
-# Also RFC 8375, and endings that routers and companies use.
+# Names that are never in public DNS (RFC 6761, 6762, 8375, ICANN's .internal), and endings that
+# routers and companies use.
 LOCAL_ENDINGS = (
-    *RESERVED_ENDINGS,
+    ".localhost", ".local", ".internal",
     ".home.arpa", ".localdomain", ".lan", ".home", ".corp", ".intranet", ".private",
 )  # fmt: skip
 

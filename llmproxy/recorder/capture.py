@@ -17,7 +17,7 @@ from llm.parts import Message
 
 from ..core import chat
 from ..core.backend import Run, Stamped
-from ..core.errors import ProxyError, retry_after_s
+from ..core.errors import ProxyError, retry_after_s, shortened
 from .exchange import Exchange, Match, Status, Turn, with_answer
 
 
@@ -142,4 +142,4 @@ def _in_words(error: BaseException | None) -> str | None:
             return None
         case ProxyError():
             return error.full_message
-    return f"{type(error).__name__}: {error}"
+    return shortened(f"{type(error).__name__}: {error}")

@@ -24,6 +24,8 @@ from llm.parts import Message, Part, TextPart
 from .damage import UNREADABLE
 from .exchange import Turn, last_text, with_remote_attachments
 
+NAMED_CHARS = 4_096  # of a prompt, in which its thread's name is looked for first
+
 
 class TurnRecord:
     """Has the attributes of a `llm.Response` that `LogStore.log` reads, made from a turn.
@@ -33,7 +35,6 @@ class TurnRecord:
 
     def __init__(self, turn: Turn, known: Mapping[bytes, str]) -> None:
         self.id = turn.id
-        self.conversation = Conversation(turn.thread_id)
         self.model = _Model(turn.model)
         self.resolved_model = turn.resolved_model
         self.prompt = _Prompt(
@@ -62,7 +63,10 @@ class TurnRecord:
     @property
     def thread_name(self) -> str:
         """The name that llm gives to a thread that begins with this turn."""
-        return str(_conversation_name(self.prompt.prompt or self.prompt.system))
+        text = self.prompt.prompt or self.prompt.system
+        # The whole of a long prompt takes one long call into C, which holds all other threads.
+        name = str(_conversation_name(text[:NAMED_CHARS]))
+        return name if name.endswith("…") else str(_conversation_name(text))
 
     @property
     def prompt_to_index(self) -> str | None:
@@ -80,13 +84,6 @@ class TurnRecord:
 @dataclass(frozen=True)
 class _Model:
     model_id: str
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A turn's thread, as LogStore reads it."""
-
-    id: str
 
 
 @dataclass(frozen=True)

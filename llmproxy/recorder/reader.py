@@ -26,6 +26,7 @@ from llm.migrations import MIGRATIONS
 from llm.parts import Message
 
 from ..core.errors import NotFound
+from ..core.field_types import find_wrong_field
 from . import timeline
 from .damage import COUNT, EPOCH, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, decode, utc
 from .exchange import Exchange, ExchangeSummary, RawRequest, Status, Turn
@@ -58,6 +59,9 @@ class Filter:
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks and replays.
+
+    Raises:
+        ValueError: a field of another type, or an unknown status: it would select nothing.
     """
 
     since: datetime | None = None
@@ -71,6 +75,12 @@ class Filter:
     ids: tuple[str, ...] | None = None
     run: str | None = None
     is_traffic: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        wrong = find_wrong_field(self)
+        if wrong:
+            raise ValueError(f"filter {wrong}")
 
     def where(self) -> tuple[str, dict[str, Any]]:
         """Return the SQL condition on proxy_exchanges, and its parameters."""

@@ -21,11 +21,13 @@ from ..core.known_keys import (
     is_secret_name,
     is_secret_parameter,
     replace_parameters,
+    without_secrets,
     without_url_user,
 )
 
 MAX_TEXT_CHARS = 64 * 2**10  # of a body that is not JSON: enough to see what it was
 MAX_SECRET_CHARS = 4 * 2**10  # a token with claims has some thousand
+MAX_TEXT_BYTES = 4 * (MAX_TEXT_CHARS + MAX_SECRET_CHARS)  # more of such a body is not looked at
 
 _CONVERSATION = frozenset({"messages", "input", "system", "instructions", "prompt"})
 # Without "-" and "_": api_key, x-goog-api-key, authorization_token, clientSecret …
@@ -53,7 +55,7 @@ _TO_QUOTE = {
     '"': re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL),
     "'": re.compile(r"(?:[^'\\]|\\.)*", re.DOTALL),
 }
-_TO_ESCAPED_QUOTE = re.compile(r"""(?:[^\\]|\\++(?!["']))*+""")
+_TO_ESCAPED_QUOTE = re.compile(r"""(?:[^\\]++|\\++(?!["']))*+""")
 
 
 class Redactor:
@@ -105,9 +107,7 @@ class Redactor:
 
     def text(self, text: str) -> str:
         """Return an error message without secrets found so far and whatever looks like a key."""
-        for secret in sorted(self._found, key=len, reverse=True):
-            text = text.replace(secret, REMOVED)
-        return self._keys.redact(text)
+        return self._keys.redact(without_secrets(text, self._found))
 
     def _without_keys(self, lines: list[str]) -> list[str]:
         # All at once: line by line adds a tenth of a millisecond to every request.

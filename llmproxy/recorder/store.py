@@ -30,7 +30,7 @@ from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline, token_rate
 from .damage import COUNT, EPOCH, Damage, decode, kind_of, utc
 from .exchange import Exchange, ExchangeSummary, time_of_id
-from .llm_turns import Conversation, TurnLog, TurnRecord
+from .llm_turns import TurnLog, TurnRecord
 from .process_lock import ProcessLock
 from .request_store import Deduplicated, deduplicate, dumps
 
@@ -410,11 +410,11 @@ class Store:
     ) -> tuple[str, str | None]:
         """Write a turn to llm's tables; return its thread and its last request message's hash."""
         thread_id, forked_from = self._thread_of(exchange, is_imported)
-        record.conversation = Conversation(thread_id)
         tip = self._conn.execute(
             "select tip_message_hash from threads where id = ?", (thread_id,)
         ).fetchone()
-        self._log.log(record)
+        self._log.ensure_thread(thread_id, record.thread_name)
+        self._log.log(record, thread_id)
         if tip and exchange.status != "ok":  # only a finished turn becomes its thread's tip
             self._conn.execute(
                 "update threads set tip_message_hash = ? where id = ?", (*tip, thread_id)

@@ -1,6 +1,8 @@
 """Hosts, origins and keys: attacks on a local server, and the clients that it serves."""
 
 import base64
+import platform
+from dataclasses import replace
 
 import pytest
 
@@ -63,13 +65,34 @@ def test_other_names_and_addresses_are_not_loopback(host):
         "127.0.0.1:11435",
         "[::1]:11435",
         "proxy.localhost:1",
-        "laptop.local",
         "HOST.docker.INTERNAL:11435",
+        "host.containers.internal",
         None,
     ],
 )
 def test_a_host_of_this_machine_is_allowed(host):
     check(Access(), request(host=host))
+
+
+def test_this_machines_own_name_is_allowed(monkeypatch):
+    for node in ("Laptop", "laptop.lan", "LAPTOP.local"):
+        monkeypatch.setattr(platform, "node", lambda node=node: node)
+        check(Access(), request(host="laptop.LOCAL:11435"))
+        assert refused(Access(), host="laptop.lan").status == 403
+        assert refused(Access(), host="laptop.local.evil.example").status == 403
+
+
+@pytest.mark.parametrize("node", ["localhost", "", ".", "localhost.localdomain"])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.local", "evil.internal", "localhost.local", ".local", "metadata.google.internal"]
+    + ["x.host.docker.internal", "host.docker.internal.evil.example", "gateway.docker.internal"],
+)
+def test_the_name_of_another_machine_needs_to_be_allowed(host, node, monkeypatch):
+    """Whoever answers mDNS in a network, or its DNS, gives such names to any address."""
+    monkeypatch.setattr(platform, "node", lambda: node)
+    assert refused(Access(), host=host, origin=f"http://{host}").status == 403
+    check(Access(hosts=[host]), request(host=host, origin=f"http://{host}"))
 
 
 @pytest.mark.parametrize(
@@ -131,6 +154,41 @@ def test_pages_of_other_origins_are_refused(origin):
         403,
         f"pages of {origin!r} may not use this server; use --allow-origin to allow them",
     )
+
+
+FROM_OTHER_SITE = {"sec_fetch_site": "cross-site"}
+NAVIGATION = {**FROM_OTHER_SITE, "sec_fetch_mode": "navigate"}
+
+
+@pytest.mark.parametrize("mode", ["no-cors", "navigate", "cors", "websocket"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+def test_a_page_of_another_site_can_only_open_our_page(method, mode):
+    """As an image, a script or a form: browsers send no Origin with a GET."""
+    fetch = {**FROM_OTHER_SITE, "sec_fetch_mode": mode}
+    error = refused(Access(), method, **fetch)
+    assert (error.status, error.message) == (403, "pages of another site may not use this server")
+    for path in ("/", "/healthz", "/metrics"):
+        page = replace(request(method, **fetch), target=path)
+        if (method, mode) == ("GET", "navigate"):
+            check(Access(), page)
+        else:
+            with pytest.raises(Forbidden):
+                check(Access(), page)
+    for path in ("/replay/rewind", "/v1/models", "/x"):
+        with pytest.raises(Forbidden):
+            check(Access(), replace(request("GET", **NAVIGATION), target=path))
+
+
+def test_an_allowed_page_of_another_site_is_let_in():
+    access = Access(origins=["https://app.example"])
+    check(access, request(origin="https://app.example", **FROM_OTHER_SITE))
+    assert refused(access, **FROM_OTHER_SITE).status == 403
+    check(Access(origins=["*"]), request("GET", **FROM_OTHER_SITE))
+
+
+@pytest.mark.parametrize("site", ["same-origin", "same-site", "none", ""])
+def test_our_own_page_and_the_address_bar_are_no_other_site(site):
+    check(Access(), request("GET", sec_fetch_site=site, sec_fetch_mode="no-cors"))
 
 
 def test_allow_origin_ignores_case_and_a_trailing_slash():

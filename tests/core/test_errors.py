@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import pytest
 
 from llmproxy.core import errors
-from llmproxy.core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError
+from llmproxy.core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamError, shortened
 from llmproxy.dialects import DIALECTS
 
 OTHER_TYPES = ("insufficient_quota", "request_too_large")
@@ -51,6 +51,33 @@ def test_an_error_carries_facts():
 def test_an_upstreams_own_status_replaces_the_classs():
     assert UpstreamError("teapot", status=418).status == 418
     assert UpstreamError("broken").status == 502
+
+
+@pytest.mark.parametrize("length", [499, 500, 501, 10_000, 3_000_000])
+def test_foreign_words_in_an_error_are_cut_in_the_middle(length):
+    id_ = "x" * (length - len("no call '' waits"))
+    error = InvalidRequest(f"no call '{id_}' waits", param=f"a.b[{id_}].c", code=id_)
+    if length <= 500:
+        assert error.message == f"no call '{id_}' waits"
+    else:
+        assert error.message == "no call '…' waits"
+        assert length < 510 or error.param == "a.b[…].c"
+    assert str(error) == error.message
+    assert max(map(len, (error.message, error.param, error.code))) <= 500
+
+
+def test_a_text_without_spaces_is_cut_in_the_middle_too():
+    assert shortened("模型" * 300) == "模型" * 175 + "…" + "型" + "模型" * 74
+
+
+@pytest.mark.parametrize("before", range(300, 520, 7))
+def test_no_part_of_a_key_is_left_at_the_cut(before):
+    key = "0123456789." * 6
+    text = "a " * (before // 2) + key + " b" * 300
+    assert len(text) > 500
+    shown = InvalidRequest(text).message
+    assert shown.replace(key, "").strip("ab ") == "…"
+    assert 400 < len(shown) <= 500
 
 
 def test_headers_of_one_error_are_not_anothers():

@@ -1,5 +1,7 @@
 """What is a key, and where it is taken out of."""
 
+import time
+
 import pytest
 
 from llmproxy.core import errors
@@ -8,6 +10,7 @@ from llmproxy.core.known_keys import (
     KnownKeys,
     is_secret_parameter,
     without_key_shapes,
+    without_secrets,
 )
 
 KEY = "my-own/key+9=="
@@ -63,6 +66,21 @@ def test_known_keys_are_found_in_a_url_too_and_short_ones_are_left():
 
 def test_a_key_that_begins_as_another_does_is_taken_out_whole():
     assert KnownKeys(["abcdefgh", "abcdefgh-second"]).redact("abcdefgh-second") == REMOVED
+
+
+def test_what_is_put_in_a_keys_place_is_not_searched():
+    assert KnownKeys(["my-removed-key", "removed]"]).redact("my-removed-key") == REMOVED
+    assert without_secrets("removed] and a removed", ["removed]", "removed"]) == (
+        f"{REMOVED} and a {REMOVED}"
+    )
+
+
+def test_thousands_of_secrets_are_looked_for_in_no_time():
+    secrets = [f"secret-{i}" for i in range(6_000)]
+    began = time.process_time()
+    for _ in range(10):
+        assert without_secrets("no secret, " * 45 + "secret-77", secrets).endswith(REMOVED)
+    assert time.process_time() - began < 1
 
 
 def test_what_was_known_once_stays_known():

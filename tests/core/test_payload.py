@@ -129,6 +129,22 @@ def test_the_deepest_value_that_is_read_can_be_used():
     )
 
 
+def test_a_value_is_measured_in_bytes_and_levels():
+    assert payload.measure("x" * 1_000, 10**6) == (1_060, 0)
+    assert payload.measure({"ab": ["x" * 1_000, 1, None]}, 10**6) == (5 * 60 + 1_002, 2)
+    assert payload.measure([], 10**6) == (60, 1)
+    assert payload.measure((b"xy", ()), 10**6) == (3 * 60 + 2, 2)
+
+
+def test_a_value_that_contains_itself_is_measured_to_the_end_of_what_may_be():
+    value: dict[str, Any] = {}
+    value["self"] = value
+    assert payload.measure(value, 10**9)[1] == payload.MAX_DEPTH + 1
+    many: list[Any] = []
+    many.extend([many] * 1_000)
+    assert payload.measure(many, 10**6)[0] > 10**6
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -15,14 +15,17 @@ from http.client import HTTPConnection
 import anthropic
 import openai
 import pytest
+from llm.parts import StreamEvent
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmproxy import open_log
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Settings, SettingsError
 from llmproxy.serving import running as running_proxy
-from tests.models import AsyncScript, SyncScript, usage
+from tests.models import AsyncScript, SyncScript, response_json, usage
 from tests.proxies import running
 
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 BODY = {"messages": [{"role": "user", "content": "hi"}], "model": "m"}
 
 
@@ -87,7 +90,7 @@ def test_a_disconnect_frees_a_place():
     with running(model, limits=Limits(running=1, queue_s=10, shutdown_s=5)) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as gone:
             body = json.dumps(BODY).encode()
-            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: a.local\r\ncontent-length"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length"
             gone.sendall(f"{head}: {len(body)}\r\n\r\n".encode() + body)
             assert model.begun.acquire(timeout=10)
         model.may_go.set()
@@ -129,6 +132,89 @@ def test_an_endless_model_is_held_to_its_memory_limit(stream, word):
     assert "the response is too large (limit answer)" in str(caught.value)
     assert ended.status == "error" and model.closed == 1
     assert ended.event_count <= 10**6 / 500 + 1024
+
+
+METADATA = {"signature": "s" * 10_000}
+
+
+def hold_back():
+    """Give pieces of a call's arguments, whose name never comes."""
+    return [StreamEvent("tool_call_args", "[", tool_call_id="c")]
+
+
+@pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([""], id="empty"),
+        pytest.param([" " * 100], id="space after a call"),
+        pytest.param(hold_back(), id="held-back arguments"),
+        pytest.param([StreamEvent("reasoning", "", provider_metadata=METADATA)], id="metadata"),
+        pytest.param([StreamEvent("text", "x", provider_metadata=METADATA)], id="with metadata"),
+        pytest.param([StreamEvent("tool_call_args", "", tool_call_id="x")], id="empty arguments"),
+    ],
+)
+def test_whatever_a_model_yields_counts_for_its_memory_limit(kind, steps):
+    """Also what is held back, or never shown: the model would go on forever."""
+    model = kind("m")
+    call = StreamEvent("tool_call_name", "look", tool_call_id="x")
+    model.steps = itertools.chain([call], itertools.cycle(steps))
+    with running(model, limits=Limits(answer=10**6, shutdown_s=5)) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        with pytest.raises(openai.APIError, match=r"the response is too large \(limit answer\)"):
+            client.chat.completions.create(**BODY)
+        assert proxy.wait_for_report().status == "error"
+    assert model.closed == 1
+
+
+@pytest.mark.parametrize("size", [10**5, 2 * 10**6])
+def test_a_raw_response_counts_for_the_memory_limit(size):
+    model = AsyncScript("m", "yes", response_json(pieces=["x" * 1_000] * (size // 1_000)))
+    with running(model, limits=Limits(answer=10**6)) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        if size < 10**6:
+            assert client.chat.completions.create(**BODY).choices[0].message.content == "yes"
+        else:
+            with pytest.raises(openai.APIError, match="the response is too large"):
+                client.chat.completions.create(**BODY)
+        assert proxy.wait_for_report().status == ("ok" if size < 10**6 else "error")
+
+
+def nested(levels):
+    value: dict[str, object] = {}
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+@pytest.mark.parametrize("levels", [900, 5_000])
+def test_what_nests_too_deep_is_left_out_and_listed(levels, llm_user_path):
+    """The rest of the turn is logged: the log's encoder would end in a RecursionError."""
+    listed = ("provider_metadata", "response_json")
+    deep = '{"a":' * levels + "1" + "}" * levels
+    model = AsyncScript(
+        "m",
+        StreamEvent("text", "yes", provider_metadata=nested(levels)),
+        StreamEvent("tool_call_name", "look", tool_call_id="x"),
+        StreamEvent("tool_call_args", deep, tool_call_id="x"),
+        response_json(finish_reason="stop", raw=nested(levels)),
+        usage(1, 1),
+    )
+    with running(model) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        answer = client.chat.completions.with_raw_response.create(**BODY, tools=[LOOK])
+        ended = proxy.wait_for_report()
+        assert proxy.warnings == []
+    assert answer.headers["x-llmproxy-ignored"] == ", ".join(listed)
+    assert answer.parse().choices[0].message.tool_calls[0].function.arguments == deep
+    assert (ended.status, ended.ignored) == ("ok", listed)
+    with open_log(llm_user_path / "logs.db") as log:
+        turn = log.exchange(ended.id).turn
+    assert [part.to_dict() for part in turn.reply[0].parts] == [
+        {"type": "text", "text": "yes"},
+        {"type": "tool_call", "name": "look", "arguments": {"_raw": deep}, "tool_call_id": "x"},
+    ]
+    assert turn.response_json is None
 
 
 def test_connections_beyond_the_limit_get_a_503_at_once():

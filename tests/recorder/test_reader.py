@@ -45,6 +45,23 @@ def test_exchanges_are_listed_as_they_were_received(store, history, make_exchang
     assert ids(history.entries(last=2)) == ids([running, late])
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("status", "bogus"),
+        ("since", "2d"),
+        ("until", 1),
+        ("ids", "01jd"),
+        ("ids", [1]),
+        ("model", ["demo"]),
+        ("is_traffic", "no"),
+    ],
+)
+def test_a_filter_that_makes_no_sense_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"^filter {field}: expected "):
+        Filter(**{field: value})
+
+
 def test_a_summary_reads_back_equal(store, history, make_begun, make_exchange):
     finish = chat.Finish("length", "END", chat.Usage(9, 8, 7, 6, 5))
     exchange = ended_as(

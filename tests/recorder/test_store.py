@@ -7,11 +7,14 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import llm
 import pytest
 import sqlite_utils
 from llm.logs import LogStore, log_rows
+from llm.models import _conversation_name
 from llm.parts import (
     Message,
     ReasoningPart,
@@ -231,6 +234,18 @@ def conversation(make_exchange, turns):
         history = [*history, *answer]
 
 
+def test_the_name_of_a_thread_is_llms_however_long_the_prompt(make_exchange):
+    for text in (
+        "short",
+        "wörd  " * 50_000,
+        " " * 9_000 + "late",
+        "x" * 4_096,
+        "x" * 90 + " " * 5_000,
+    ):
+        record = TurnRecord(make_exchange(messages=[llm.user(text)]).turn, {})
+        assert record.thread_name == _conversation_name(text)
+
+
 def test_the_rows_are_those_of_llms_own_store(store, path, tmp_path, make_exchange):
     """Known messages are not looked up, but all rows are written."""
     exchanges = list(conversation(make_exchange, 8))
@@ -240,7 +255,9 @@ def test_the_rows_are_those_of_llms_own_store(store, path, tmp_path, make_exchan
     with sqlite_utils.Database(other) as database:
         log = LogStore(database)
         for exchange in exchanges:
-            log.log(TurnRecord(exchange.turn, {}))
+            record: Any = TurnRecord(exchange.turn, {})
+            record.conversation = SimpleNamespace(id=exchange.turn.thread_id)
+            log.log(record)
     for table in ("messages", "parts", "turns", "turn_search", "turn_tools"):
         assert rows(path, f"select * from {table}") == rows(other, f"select * from {table}")
     threads = "select id, name, tip_message_hash, forked_from from threads"

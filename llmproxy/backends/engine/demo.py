@@ -16,10 +16,12 @@ from llm.parts import StreamEvent, TextPart
 
 MODEL_ID = "demo"
 SHOWN_CHARACTERS = 80  # of the prompt, in the reply
+READ_CHARACTERS = 4_096  # of a long prompt, in which these are looked for
 
 
 def _reply(prompt: llm.Prompt) -> str:
-    text = " ".join(_last_user_text(prompt).split())
+    text = _last_user_text(prompt).lstrip()[:READ_CHARACTERS]
+    text = " ".join(text.split())
     if len(text) > SHOWN_CHARACTERS:
         text = text[: SHOWN_CHARACTERS - 1] + "…"
     turns = sum(message.role == "assistant" for message in prompt.messages)
@@ -54,9 +56,10 @@ def _chunks(text: str) -> Iterator[str]:
 def _count(response: Any, prompt: llm.Prompt, text: str) -> None:
     """Set the usage, counting words as tokens."""
     input_words = sum(
-        len(getattr(part, "text", "").split())
+        len(said.split()) if len(said) < READ_CHARACTERS else said.count(" ") + 1
         for message in prompt.messages
         for part in message.parts
+        for said in (getattr(part, "text", ""),)
     )
     response.set_usage(input=input_words, output=len(text.split()))
 

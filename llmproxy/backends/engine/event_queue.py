@@ -30,7 +30,7 @@ class EventQueue:
     def __init__(self) -> None:
         self.is_over = False
         self.is_closed = False
-        self._loop = asyncio.get_running_loop()
+        self._loop: asyncio.AbstractEventLoop  # known from `start` on
         self._events: deque[Stamped] = deque()
         self._error: ProxyError | None = None
         self._has_space = asyncio.Event()
@@ -49,7 +49,11 @@ class EventQueue:
         return len(self._events) >= QUEUED_EVENTS
 
     def start(self, at: float) -> None:
-        """Count silence from the start of the model, by time.monotonic()."""
+        """Take events for a reader in the running loop.
+
+        at: the start of the model, from which silence counts, by time.monotonic().
+        """
+        self._loop = asyncio.get_running_loop()
         self._silent_since = at
 
     def push(self, events: Sequence[Event]) -> None:

@@ -17,7 +17,6 @@ from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 
 MAX_COUNT = 2**53  # JSON parsers may not hold a larger number exactly
-MAX_MESSAGE_CHARACTERS = 10_000  # of an error; a provider's page of HTML may be megabytes
 
 
 def finish_reason(response_json: Any, *, has_calls: bool) -> chat.FinishReason:
@@ -187,10 +186,7 @@ def _translated(exc: BaseException) -> ProxyError:
 
 def _message(exc: BaseException) -> str:
     """Return the provider's message if it is found, else the exception's, as valid UTF-8."""
-    message = _full_message(exc)
-    if len(message) > MAX_MESSAGE_CHARACTERS:
-        message = message[:MAX_MESSAGE_CHARACTERS] + "…"
-    return message.encode(errors="replace").decode()
+    return _full_message(exc).encode(errors="replace").decode()
 
 
 def _full_message(exc: BaseException) -> str:

@@ -13,6 +13,7 @@ import secrets
 import time
 import traceback
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from json import JSONDecodeError
@@ -22,9 +23,11 @@ from typing import Any
 import llm
 from llm.parts import StreamEvent
 
-from ...core import backend, chat
+from ...core import backend, chat, payload
+from ...core.backend import event_bytes, too_large
 from ...core.errors import ProxyError, Unavailable, UpstreamError
 from ...core.known_keys import KnownKeys
+from ...core.limits import Limits
 from ...core.think_tags import ThinkTagSplitter
 from ...core.threads import MAX_THREADS, RETRY_S, Threads
 from ...core.url_policy import RemoteImages
@@ -51,6 +54,8 @@ class Engine:
     threads: how many sync models may run at one time, including those that were stopped
         but have not ended: each holds a thread, which can't be interrupted.
     keys: redacted from errors; llm's own by default.
+    answer_bytes: of memory that a response may take, all that its plugin yields counted, also
+        what is held back or left out.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Engine:
         remote_images: RemoteImages = "pass",
         threads: int = MAX_THREADS,
         keys: KnownKeys | None = None,
+        answer_bytes: int = Limits().answer,
     ) -> None:
         self.catalog = catalog
         self._think_tags = think_tags
@@ -68,6 +74,7 @@ class Engine:
         self._threads = Threads(threads)
         self._ran: dict[str, object] = {}  # the last model that ran under each id
         self._keys = keys or known_keys()
+        self._answer_bytes = answer_bytes
 
     async def choose(self, request: chat.ChatRequest) -> EngineChoice:
         """Find the model that a request asks for.
@@ -90,7 +97,15 @@ class Engine:
         try:
             call = build_prompt(request, entry.model, defaults, self._remote_images)
             splitter = ThinkTagSplitter() if self._think_tags else None
-            return EngineRun(call, entry, self._keys, self._threads, self._ran, splitter)
+            return EngineRun(
+                call,
+                entry,
+                self._keys,
+                self._threads,
+                self._ran,
+                splitter,
+                answer_bytes=self._answer_bytes,
+            )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
             raise outcome.translate(exc, self._keys) from exc
@@ -122,6 +137,8 @@ class EngineRun:
         threads: Threads,
         ran: dict[str, object],
         splitter: ThinkTagSplitter | None = None,
+        *,
+        answer_bytes: int,
     ) -> None:
         prompt = call.prompt
         self._entry = entry
@@ -140,6 +157,7 @@ class EngineRun:
         self.ignored = call.ignored
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
+        self._bytes_left = answer_bytes
         self._queue = EventQueue()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
         self._splitter = splitter
@@ -227,12 +245,35 @@ class EngineRun:
     # ---- events of the model
 
     def _take(self, event: StreamEvent) -> bool:
-        """Queue an event of the plugin; return whether the model should go on."""
+        """Queue an event of the plugin; return whether the model should go on.
+
+        Raises:
+            UpstreamError: the response is too large, or the event is none.
+        """
+        if event.provider_metadata:
+            event = replace(event, provider_metadata=self._kept(event.provider_metadata))
         for clean in self._reader.feed(event):
             self._push(clean)
             if self._cutter is not None and self._cutter.matched is not None:
                 return False
+        # Counted here, since not all of them reach a reader: some are empty or held back.
+        self._bytes_left -= event_bytes(event, self._bytes_left)
+        if self._bytes_left < 0:
+            raise too_large()
         return not self._queue.is_closed
+
+    def _kept(
+        self, value: dict[str, Any], name: str = "provider_metadata"
+    ) -> dict[str, Any] | None:
+        """Return a plugin's value; leave out and list one too deep to be stored."""
+        size, depth = payload.measure(value, self._bytes_left)
+        if size > self._bytes_left:
+            raise too_large()
+        if depth <= payload.MAX_DEPTH:
+            return value
+        if name not in self.ignored:
+            self.ignored += (name,)
+        return None
 
     def _push(self, event: StreamEvent) -> None:
         self._show([event] if self._splitter is None else self._splitter.feed(event))
@@ -297,6 +338,7 @@ class EngineRun:
     ) -> chat.Finish:
         if exc is None and not cut:
             outcome.check_whole(response)
+        raw = response.response_json
         counted = llm.Usage(response.input_tokens, response.output_tokens, response.token_details)
         reason = outcome.finish_reason(response.response_json, has_calls=self._reader.has_calls)
         if cut:
@@ -314,7 +356,7 @@ class EngineRun:
             ),
             usage=outcome.usage(counted),
             model=response.resolved_model,
-            response_json=response.response_json,
+            response_json=None if raw is None else self._kept(raw, "response_json"),
             llm_usage=counted,
             provider_reason=None if cut else outcome.provider_reason(response.response_json),
         )
@@ -344,7 +386,7 @@ class EngineRun:
             if not queue.is_closed:  # the model cancelled itself
                 raised, is_open = exc, False
         except BaseException as exc:
-            raised, is_open = exc, False
+            raised = exc  # maybe ours, and the model would go on
         if not queue.is_closed:
             self._close_with(response, raised)
         queue.wake()

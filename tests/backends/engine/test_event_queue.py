@@ -55,12 +55,18 @@ async def until_full(queue: EventQueue) -> None:
             await asyncio.sleep(0)
 
 
+def started_queue():
+    queue = EventQueue()
+    queue.start(time.monotonic())
+    return queue
+
+
 KINDS = pytest.mark.parametrize("kind", ["loop", "thread"])
 
 
 def test_read_returns_all_events_then_nothing():
     async def main():
-        queue = EventQueue()
+        queue = started_queue()
         began = time.monotonic()
         queue.push([text("a"), text("b")])
         queue.push([text("c")])
@@ -75,7 +81,7 @@ def test_read_returns_all_events_then_nothing():
 
 def test_the_error_is_raised_after_all_events():
     async def main():
-        queue = EventQueue()
+        queue = started_queue()
         queue.push([text("a")])
         queue.end(UpstreamError("no"))
         assert chunks(await queue.read()) == ["a"]
@@ -91,7 +97,7 @@ def test_the_queue_is_bounded_and_loses_no_event(kind):
     count = QUEUED_EVENTS * 3 + 5
 
     async def main():
-        queue = EventQueue()
+        queue = started_queue()
         model = start(kind, queue, [text(str(i)) for i in range(count)])
         await until_full(queue)
         received = []
@@ -107,7 +113,7 @@ def test_the_queue_is_bounded_and_loses_no_event(kind):
 @KINDS
 def test_close_drops_all_events_and_ends_a_model_that_waits_for_space(kind):
     async def main():
-        queue = EventQueue()
+        queue = started_queue()
         model = start(kind, queue, [text("x")] * (QUEUED_EVENTS + 1))
         await until_full(queue)
         queue.close()
@@ -120,7 +126,7 @@ def test_close_drops_all_events_and_ends_a_model_that_waits_for_space(kind):
 @KINDS
 def test_a_waiting_reader_gets_a_push_and_the_end(kind):
     async def main():
-        queue = EventQueue()
+        queue = started_queue()
         reading = asyncio.create_task(queue.read())
         await asyncio.sleep(0)
         model = start(kind, queue, [text("a")])
@@ -133,7 +139,7 @@ def test_a_waiting_reader_gets_a_push_and_the_end(kind):
 
 def test_silence_counts_from_the_start_and_again_from_each_push_and_report():
     async def main():
-        queue = EventQueue()
+        queue = started_queue()
         queue.start(time.monotonic() - 60)
         assert await queue.read(30) is None
         queue.push([text("a")])
@@ -148,7 +154,7 @@ def test_silence_counts_from_the_start_and_again_from_each_push_and_report():
 
 def test_all_reads_share_one_timer(monkeypatch):
     async def main():
-        queue, loop = EventQueue(), asyncio.get_running_loop()
+        queue, loop = started_queue(), asyncio.get_running_loop()
         timers = []
         call_later = loop.call_later
         monkeypatch.setattr(loop, "call_later", lambda *a: timers.append(a) or call_later(*a))
@@ -166,7 +172,7 @@ def test_all_reads_share_one_timer(monkeypatch):
 
 def test_a_thread_wakes_the_loop_once_for_all_unread_events(monkeypatch):
     async def main():
-        queue, loop = EventQueue(), asyncio.get_running_loop()
+        queue, loop = started_queue(), asyncio.get_running_loop()
         wakes = []
         monkeypatch.setattr(loop, "call_soon_threadsafe", wakes.append)
         for _ in range(3):
@@ -183,7 +189,7 @@ def test_a_thread_wakes_the_loop_once_for_all_unread_events(monkeypatch):
 
 def test_a_thread_that_outlives_the_loop_finds_the_queue_closed():
     async def main():
-        return EventQueue()
+        return started_queue()
 
     queue = asyncio.run(main())
     thread = threading.Thread(target=push_in_thread, args=(queue, [text("a")] * QUEUED_EVENTS))

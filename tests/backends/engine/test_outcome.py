@@ -111,7 +111,7 @@ class Unprintable(Exception):
     [
         (Unprintable(), "the model failed: Unprintable"),
         (RuntimeError("a \ud800"), "the model failed: RuntimeError: a ?"),
-        (llm.ModelError("x" * 9_999 + "yz"), "x" * 9_999 + "y…"),
+        (llm.ModelError("no " * 9_999 + "yes"), "no " * 116 + "…" + " no" * 48 + " yes"),
     ],
     ids=["unprintable", "half a character", "too long"],
 )
