@@ -30,7 +30,7 @@ _SOME = "__NORMALIZED__"
 _UUID = "-".join(f"[0-9a-f]{{{length}}}" for length in (8, 4, 4, 4, 12))
 _SCORE = re.compile(r"score:\s*[-+]?(?:(?:\d*\.)?\d+)(?:[eE][-+]?\d+)?")
 # Starts only at a comma or at the beginning of white space, so that it takes linear time.
-_ATTRIBUTES = re.compile(r"(?:,\s*|(?<!\s)\s*)attributes:\s*\{[^}]*\}")
+_ATTRIBUTES = re.compile(r"(?:,\s*|(?<!\s)\s*)attributes:\s*\{[^}]*+(?:\}|\Z)")
 _DOCUMENT = re.compile(rf"document_id:\s*{_UUID}")
 _CITATION = re.compile(rf"<\|{_UUID}\|>")
 # `-?\d+\.\d{4,}`, but starts only at the beginning of digits, so that it takes linear time.
