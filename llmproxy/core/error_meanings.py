@@ -322,7 +322,7 @@ def read_error(
         inside a stream or a successful response.
     names: the error's own codes and types.
     """
-    text = message if isinstance(message, str) and message else _NO_REASON
+    text = message[:MAX_READ_CHARS] if isinstance(message, str) and message else _NO_REASON
     by_status = class_of_status(status) if status >= 400 else UpstreamError
     row = _recognise(status, by_status, names, text)
     cls = row.error if row is not None else by_status
@@ -336,6 +336,7 @@ def read_error(
     )
 
 
+MAX_READ_CHARS = 10_000  # of a message: a whole page may come as one, or what was asked
 _NO_REASON = "the upstream failed without giving a reason"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -311,3 +312,11 @@ def test_retry_after_is_read_from_the_message(message, seconds):
         "retry-after": "2"
     }
     assert not read_error(400, [], message).headers
+
+
+def test_of_a_huge_message_only_the_beginning_is_read():
+    """A provider may send a page, and a model raise what it was asked."""
+    began = time.thread_time()
+    error = read_error(400, [], "the prompt is too long. " + "x" * 20_000_000)
+    assert type(error) is ContextTooLong
+    assert time.thread_time() - began < 0.5
