@@ -322,9 +322,10 @@ def read_error(
         inside a stream or a successful response.
     names: the error's own codes and types.
     """
-    text = message[:MAX_READ_CHARS] if isinstance(message, str) and message else _NO_REASON
+    text = message if isinstance(message, str) and message else _NO_REASON
+    begins = text[:MAX_READ_CHARS]
     by_status = class_of_status(status) if status >= 400 else UpstreamError
-    row = _recognise(status, by_status, names, text)
+    row = _recognise(status, by_status, names, begins)
     cls = row.error if row is not None else by_status
     keeps = by_status is cls or by_status is UpstreamError and status // 100 == cls.status // 100
     return cls(
@@ -332,7 +333,7 @@ def read_error(
         param=param if isinstance(param, str) else None,
         code=code if isinstance(code, str) else None,
         status=status if status >= 400 and keeps else None,
-        headers=forwarded(headers or {}, text if cls in (RateLimited, Overloaded) else ""),
+        headers=forwarded(headers or {}, begins if cls in (RateLimited, Overloaded) else ""),
     )
 
 

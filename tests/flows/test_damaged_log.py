@@ -244,7 +244,14 @@ NOT_FOUND_BY_VERIFY = {"received, without a zone", "row of the attachment is mis
 }
 
 
-@pytest.fixture(params=DAMAGE)
+# Each kind is tried with each reader in the slow tests, every third one in the quick ones.
+KINDS = [
+    pytest.param(name, marks=() if number % 3 == 0 else pytest.mark.slow)
+    for number, name in enumerate(DAMAGE)
+]
+
+
+@pytest.fixture(params=KINDS)
 def damaged(request, recorded):
     statements, names, is_listed = DAMAGE[request.param]
     recorded.change(*statements)
