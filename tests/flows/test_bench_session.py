@@ -237,7 +237,8 @@ def test_times_are_those_at_which_the_provider_sent_events(ran):
         failed = [inf] * (figures["requests"] - figures["ok"])  # later than any
         first_ms = median([*(answer["ttft_ms"] for answer, _ in pairs), *failed])
         assert figures["ttft_ms"]["summary"]["p50"] == pytest.approx(first_ms)
-    assert median(added["thorough"]) == pytest.approx(median(added["quick"]), rel=0.5)
+    # The least of twenty: other tests on the machine add to most of them.
+    assert min(added["thorough"]) == pytest.approx(min(added["quick"]), rel=0.5)
 
 
 def test_the_comparison_agrees_with_the_providers_times(ran):
