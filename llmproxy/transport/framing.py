@@ -76,7 +76,9 @@ class SSEDecoder:
         Raises:
             ProtocolError: an event longer than `max_bytes`.
         """
-        if self._ended_with_cr and data:
+        if not data:
+            return []
+        if self._ended_with_cr:
             # The CR ended its line at once: waiting for an LF would hold the event back.
             data = data.removeprefix(b"\n")
             self._ended_with_cr = False

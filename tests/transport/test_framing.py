@@ -255,3 +255,10 @@ def test_json_is_one_line_to_clients_that_split_at_any_line_end(encode):
     frame = encode(json.dumps(value, ensure_ascii=False).encode())
     [line] = frame.decode().strip("\n").splitlines()
     assert json.loads(line.removeprefix("data: ")) == value
+
+
+def test_an_empty_piece_between_cr_and_lf_is_no_line():
+    decoder = SSEDecoder(100)
+    assert [decoder.feed(piece) for piece in (b"data: a\r", b"", b"\n", b"", b"\n")] == [
+        [], [], [], [], [SSEFrame("message", "a", "")]
+    ]  # fmt: skip
