@@ -24,13 +24,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from ..core.chat import Usage
 from . import timeline
 from .damage import UNREADABLE
-from .timeline import Tick
 
 # Between two events; a plugin takes 0.1 to 0.3 ms to parse one of many that have come already.
 READ_MS = 1.0
@@ -38,12 +36,15 @@ MIN_LATER = 2  # with one, an answer in two pieces would have a rate
 MIN_TOKENS = 2.0  # with less, rounding decides
 MIN_SPAN_MS = 50.0  # a busy machine delays an event by some ms
 
+PlainTick = tuple[float, str, int, int]
+"""A `timeline.Tick`, or the same as a plain tuple."""
+
 _REASONING = frozenset({"reasoning"})
 _GENERATED = _REASONING | {"text", "tool_call_name", "tool_call_args"}
 
 
 def tokens_per_second(
-    ticks: Sequence[Tick], usage: Usage, estimate: int | None = None
+    ticks: Sequence[PlainTick], usage: Usage, estimate: int | None = None
 ) -> float | None:
     """Return a response's rate, or None if its events and counts don't tell.
 
@@ -54,20 +55,23 @@ def tokens_per_second(
     if found is None:
         return None
     tokens, kinds = found
-    arrivals = _arrivals(ticks, kinds)
-    later = [arrival for arrival in arrivals if not arrival.is_first]
-    span_ms = sum(arrival.after_ms for arrival in later)
-    if len(later) < MIN_LATER or span_ms < MIN_SPAN_MS:
+    count = chars = later_chars = times = 0
+    span_ms = 0.0
+    for arrived_chars, arrived_times, after_ms, is_first in _arrivals(ticks, kinds):
+        chars += arrived_chars
+        if not is_first:
+            count += 1
+            later_chars += arrived_chars
+            times += arrived_times
+            span_ms += after_ms
+    if count < MIN_LATER or span_ms < MIN_SPAN_MS or times * READ_MS > span_ms:
         return None
-    if sum(arrival.times for arrival in later) * READ_MS > span_ms:
-        return None
-    chars = sum(arrival.chars for arrival in arrivals)
-    tokens *= sum(arrival.chars for arrival in later) / chars
+    tokens *= later_chars / chars
     return tokens * 1000 / span_ms if tokens >= MIN_TOKENS else None
 
 
 def _streamed(
-    ticks: Iterable[Tick], usage: Usage, estimate: int | None
+    ticks: Iterable[PlainTick], usage: Usage, estimate: int | None
 ) -> tuple[float, Collection[str]] | None:
     """Return how many tokens were streamed, and in events of which kinds; None if unknown."""
     chars: dict[str, int] = {}
@@ -87,30 +91,21 @@ def _streamed(
     return tokens, kinds
 
 
-class _Arrival(NamedTuple):
-    """Events that came together.
-
-    chars: of all of them. times: number of different times. after_ms: since the arrival before.
-    is_first: the clock starts with it.
-    """
-
-    chars: int
-    times: int
-    after_ms: float
-    is_first: bool
-
-
-def _arrivals(ticks: Iterable[Tick], kinds: Collection[str]) -> list[_Arrival]:
+def _arrivals(
+    ticks: Iterable[PlainTick], kinds: Collection[str]
+) -> Iterator[tuple[int, int, float, bool]]:
     """Group the events of these kinds by time; where another kind came between, the next is first.
 
     An event without text only has metadata, and may be late.
+
+    Yields the characters of the events that came together, their number of different times, the
+    time since the arrival before (ms), and whether the clock starts with it.
     """
-    result: list[_Arrival] = []
     chars, times, last_ms, before_ms, is_first = 0, 0, 0.0, 0.0, True
     for at_ms, kind, _, length in ticks:
         ends = kind not in kinds
         if chars and (ends or length and at_ms - last_ms > READ_MS):
-            result.append(_Arrival(chars, times, last_ms - before_ms, is_first))
+            yield chars, times, last_ms - before_ms, is_first
             chars, times, before_ms, is_first = 0, 0, last_ms, False
         if ends:
             is_first = True
@@ -119,8 +114,7 @@ def _arrivals(ticks: Iterable[Tick], kinds: Collection[str]) -> list[_Arrival]:
             chars += length
             last_ms = at_ms
     if chars:
-        result.append(_Arrival(chars, times, last_ms - before_ms, is_first))
-    return result
+        yield chars, times, last_ms - before_ms, is_first
 
 
 # ---- rows of older versions
