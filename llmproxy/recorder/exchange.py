@@ -263,7 +263,7 @@ def with_answer(
 def _with_rate(exchange: Exchange) -> Exchange:
     if exchange.replay_of is not None:
         return exchange
-    ticks = timeline.ticks_of(exchange.events)
+    ticks = timeline.EventTicks(exchange.events)
     usage, estimate = exchange.usage, exchange.output_tokens_estimate
     return replace(exchange, tokens_per_second=token_rate.tokens_per_second(ticks, usage, estimate))
 

@@ -47,7 +47,7 @@ def encode(events: Sequence[TimedEvent]) -> dict[str, Any]:
         groups.setdefault(event.part_index, []).append(event)
     numbers = bytearray()
     before = 0
-    for at_ms, kind, part, length in ticks_of(events):
+    for at_ms, kind, part, length in EventTicks(events):
         at = round(at_ms * 10)
         for number in (at - before, 8 * part + KINDS.index(kind), length):
             _append(numbers, number)
@@ -58,23 +58,27 @@ def encode(events: Sequence[TimedEvent]) -> dict[str, Any]:
     }
 
 
-def ticks_of(events: Iterable[TimedEvent]) -> list[tuple[float, str, int, int]]:
-    """Return the ticks that these events have once they are stored: with rounded times.
+class EventTicks:
+    """The ticks that events have once they are stored, with rounded times, as plain tuples.
 
-    As plain tuples: a `Tick` for each of 100,000 events would take a second of the loop.
+    It can be iterated more than once. Nothing is kept: a list for 100,000 events would keep the
+    garbage collector busy for half a second.
     """
-    parts: dict[int | None, int] = {}
-    before = 0
-    result = []
-    for at_ms, event in events:
-        at = round(at_ms * 10)
-        if at < before:
-            at = before
-        before = at
-        kind = "redacted" if event.redacted else event.type
-        part = parts.setdefault(event.part_index, len(parts))
-        result.append((at / 10, kind, part, len(event.chunk)))
-    return result
+
+    def __init__(self, events: Iterable[TimedEvent]) -> None:
+        self._events = events
+
+    def __iter__(self) -> Iterator[tuple[float, str, int, int]]:
+        parts: dict[int | None, int] = {}
+        before = 0
+        for at_ms, event in self._events:
+            at = round(at_ms * 10)
+            if at < before:
+                at = before
+            before = at
+            kind = "redacted" if event.redacted else event.type
+            part = parts.setdefault(event.part_index, len(parts))
+            yield at / 10, kind, part, len(event.chunk)
 
 
 def _part(group: list[StreamEvent]) -> dict[str, Any]:

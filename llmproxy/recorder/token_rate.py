@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 
 from ..core.chat import Usage
 from . import timeline
@@ -44,10 +44,11 @@ _GENERATED = _REASONING | {"text", "tool_call_name", "tool_call_args"}
 
 
 def tokens_per_second(
-    ticks: Sequence[PlainTick], usage: Usage, estimate: int | None = None
+    ticks: Iterable[PlainTick], usage: Usage, estimate: int | None = None
 ) -> float | None:
     """Return a response's rate, or None if its events and counts don't tell.
 
+    ticks: is iterated twice.
     usage: the provider's counts. estimate: our estimate of all that was streamed, used only if
         the provider counted no output.
     """

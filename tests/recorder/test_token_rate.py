@@ -14,7 +14,7 @@ from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import from_json, to_json, with_answer
 from llmproxy.recorder.reader import open_for_reading
 from llmproxy.recorder.store import SCHEMA_VERSION, Store
-from llmproxy.recorder.timeline import Tick, encode, ticks, ticks_of
+from llmproxy.recorder.timeline import EventTicks, Tick, encode, ticks
 from llmproxy.recorder.token_rate import MIN_SPAN_MS, tokens_per_second
 from tests.log_fixtures import make_version_4
 
@@ -235,7 +235,7 @@ def test_an_exchange_is_given_its_rate_when_it_ends(make_exchange):
 def test_times_are_rounded_before_they_are_used():
     """So that a rate can be computed again from what is stored."""
     events = [(at + at / 3, event) for at, event in SPOKEN]
-    assert ticks_of(events) == ticks(encode(events))
+    assert list(EventTicks(events)) == ticks(encode(events))
 
 
 def test_a_line_of_an_older_version_gets_its_rate(make_exchange):
