@@ -25,7 +25,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from .errors import InvalidRequest
+from .errors import InvalidRequest, UpstreamError
 from .limits import Limits
 
 T = TypeVar("T")
@@ -108,6 +108,20 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
         raise InvalidRequest(f"the body is not JSON: {exc.msg} at {where}") from None
     except RecursionError:  # not in every Python, and not at the same depth
         raise _too_deep(depth) from None
+
+
+def parse_upstream(text: str, what: str) -> Any:
+    """Parse the JSON of another server, as `parse` does a client's.
+
+    what: names the text in the error: "a chunk".
+
+    Raises:
+        UpstreamError: it is not JSON, or exceeds a limit.
+    """
+    try:
+        return parse(text.encode())
+    except InvalidRequest as exc:
+        raise UpstreamError(f"{what} of the upstream is not JSON: {exc.message}") from exc
 
 
 def _check_count(text: bytes, most: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from llm.parts import StreamEvent
 
 from ...core import chat, finish_reasons, payload
-from ...core.errors import InvalidRequest, UpstreamError
+from ...core.errors import UpstreamError
 from ...core.finish_reasons import common_reason, finer_reason
 from ...transport import framing
 from .models_and_errors import parse_error
@@ -74,11 +74,7 @@ class StreamParser:
         """
         if self._is_finished or frame.data.strip() in ("", "[DONE]"):
             return []
-        try:
-            value = payload.parse(frame.data.encode())
-        except InvalidRequest as exc:
-            raise UpstreamError(f"an event of the upstream is not JSON: {exc.message}") from exc
-        return self.feed_value(value)
+        return self.feed_value(payload.parse_upstream(frame.data, "an event"))
 
     def feed_value(self, value: Any) -> list[chat.Event]:
         """Return the events of the JSON value of one of the stream's events.

@@ -78,11 +78,7 @@ class StreamParser:
             return []
         if frame.data == "[DONE]":
             return self.end()
-        try:
-            value = payload.parse(frame.data.encode())
-        except InvalidRequest as exc:
-            raise UpstreamError(f"a chunk of the upstream is not JSON: {exc.message}") from exc
-        return self.feed_value(value)
+        return self.feed_value(payload.parse_upstream(frame.data, "a chunk"))
 
     def feed_value(self, value: Any) -> list[chat.Event]:
         """Return the events of a chunk's JSON value, or of a whole chat.completion's.
