@@ -469,17 +469,23 @@ def _tag(shape: Any) -> tuple[Field[Any], tuple[str, ...]]:
 def _instance_of(shape: Any) -> Loader:
     hints = get_type_hints(shape)
     # Filled on first use: a class may contain itself.
-    readers: list[tuple[str, Loader, bool]] = []
+    readers: list[tuple[str, Loader, bool, bool]] = []
     names = frozenset(f.name for f in fields(shape))
+    defaults = {f.name: f.default for f in fields(shape)}
 
     def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
         if type(value) is not dict:
             raise _mismatch("an object", value, path)
         if not readers:
-            readers.extend((f.name, _loader(hints[f.name]), _required(f)) for f in fields(shape))
+            readers.extend(
+                (f.name, _loader(hints[f.name]), _required(f), _is_tag(f, hints[f.name]))
+                for f in fields(shape)
+            )
         known: dict[str, Any] = {}
-        for name, loader, required in readers:
-            if name in value:
+        for name, loader, required, is_tag in readers:
+            if is_tag and name in value and value[name] in (None, ""):
+                known[name] = defaults[name]  # some clients send their types so
+            elif name in value:
                 known[name] = loader(value[name], (path, name), unknown)
             elif required:
                 raise _missing((path, name))
@@ -494,3 +500,8 @@ def _instance_of(shape: Any) -> Loader:
 
 def _required(field: Field[Any]) -> bool:
     return field.default is MISSING and field.default_factory is MISSING
+
+
+def _is_tag(field: Field[Any], annotation: Any) -> bool:
+    """Whether a field can have one word only, which may be left out."""
+    return get_origin(annotation) is Literal and get_args(annotation) == (field.default,)

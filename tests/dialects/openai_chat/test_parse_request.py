@@ -665,3 +665,12 @@ def test_an_empty_schema_requests_any_json():
         {"messages": [{"role": "user", "content": "hi"}], "response_format": asked}
     )
     assert (request.schema, request.options) == (None, {"json_object": True})
+
+
+@pytest.mark.parametrize("type_", [None, ""])
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
+def test_text_parts_of_any_message_may_have_an_empty_type(role, type_):
+    part = {"type": type_, "text": "hi"}
+    messages = [{"role": role, "content": [part]}, {"role": "user", "content": "x"}]
+    parsed = openai_chat.parse_request({"model": "m", "messages": messages}, {})
+    assert parsed.messages[0].parts[0].text == "hi"
