@@ -39,7 +39,7 @@ from ..core.fingerprints import (
 from ..recorder.exchange import Exchange, Match, Relation, Turn
 from ..recorder.reader import open_for_reading
 from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, OutOfTime, Replies
-from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
+from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated, wal_of
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a sub-agent's task is at least this long
 TEXT_QUOTE_CHARS = 80  # of a whole reply: shorter ones are repeated by chance
@@ -65,7 +65,9 @@ class Matcher:
         self._path = path
         self._recall = recall
         self._lock = threading.Lock()
+        self._wal = wal_of(path)
         self._identity: tuple[int, int] | None = None
+        self._wal_identity: tuple[int, int] | None = None
         self._replies: Replies | None = None
         self._pending: deque[_Pending] = deque()
 
@@ -134,17 +136,22 @@ class Matcher:
 
     def _open(self) -> Replies | None:
         """Open the log if it isn't open, or has been replaced by another file."""
-        now = identity(self._path)
-        if self._replies is None or now != self._identity:
+        now, wal_now = identity(self._path), identity(self._wal)
+        if self._replies is None or (now, wal_now) != (self._identity, self._wal_identity):
             self._close()
             if now is None:
                 return None
+            if now != self._identity:
+                was, self._wal = self._wal, wal_of(self._path)
+                if self._wal == was and wal_now == self._wal_identity is not None:
+                    return None  # it is the former file's; the writer is about to delete it
+                wal_now = identity(self._wal)
             connection, log, version = open_for_reading(self._path)
             if version != SCHEMA_VERSION:  # the writer is about to make the tables
                 connection.close()
                 return None
             self._replies = Replies(connection, log)
-            self._identity = now
+            self._identity, self._wal_identity = now, wal_now
         return self._replies
 
     def close(self) -> None:

@@ -262,6 +262,8 @@ class Store:
                     self._log = TurnLog(self._conn)
                     self._migrate()
                     self._prunes = self._meta("prunes")
+                # Exists since the transaction began, and stays while this is open.
+                self._wal_identity = identity(wal_of(path))
             except BaseException:
                 self._conn.close()
                 raise
@@ -528,8 +530,8 @@ class Store:
     def flush(self) -> None:
         """Move the write-ahead log into the file and empty it, unless a reader prevents it.
 
-        Otherwise, if logs.db is replaced by another file, SQLite would apply the `-wal` file
-        that is left beside it to the new one.
+        If logs.db is replaced by another file, the other then has all that was written, and no
+        `-wal` file that SQLite would apply to the new one, should llmproxy be killed.
         """
         with translated(self.path):
             self._conn.execute("PRAGMA wal_checkpoint(truncate)")
@@ -541,8 +543,20 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection.
+
+        If the file was moved or replaced, it is completed first, and its write-ahead log is
+        deleted, which SQLite would apply to the file that is now at the path.
+        """
+        if self.is_current():
+            self._conn.close()
+            return
+        with suppress(sqlite3.Error):
+            self._conn.execute("PRAGMA wal_checkpoint(truncate)")
         self._conn.close()
+        with suppress(OSError), _folder_lock(self.path.parent):
+            if identity(wal_of(self.path)) == self._wal_identity is not None:
+                _delete_companions(self.path)
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -635,10 +649,14 @@ def _create(path: Path) -> None:
             return
         # Readers of a deleted file still write to these; a new file that shared its index
         # with them could not be read (SQLITE_IOERR_SHORT_READ).
-        for suffix in ("-shm", "-wal"):
-            Path(f"{path}{suffix}").unlink(missing_ok=True)
+        _delete_companions(path)
         with suppress(FileExistsError):
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+
+def _delete_companions(path: Path) -> None:
+    for suffix in ("-shm", "-wal"):
+        Path(f"{os.path.realpath(path)}{suffix}").unlink(missing_ok=True)
 
 
 @contextmanager
@@ -656,6 +674,11 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def wal_of(path: Path) -> Path:
+    """Return the path of a database's write-ahead log, which is beside a symlink's target."""
+    return Path(f"{os.path.realpath(path)}-wal")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import sqlite3
 import tempfile
@@ -31,7 +32,7 @@ from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reader import Filter
 from llmproxy.recorder.reply_index import OutOfTime, Replies
-from llmproxy.recorder.store import Store
+from llmproxy.recorder.store import Store, wal_of
 from tests import strategies
 from tests.log_fixtures import RECEIVED, ended_as
 
@@ -805,6 +806,18 @@ def test_a_replaced_database_is_opened_again(log, empty_log):
     log.path.unlink()
     shutil.copy(empty_log, log.path)
     assert log.match(ECHO) == Match(ECHO)
+
+
+def test_a_file_that_replaces_the_database_waits_for_the_writer(log, empty_log):
+    """Read beside the former file's write-ahead log, it would seem to have its content."""
+    log.ask(START, THOUGHT)
+    assert log.match(ECHO).previous_id is not None
+    os.replace(shutil.copy(empty_log, log.path.with_name("copy.db")), log.path)
+    assert log.match(ECHO) == Match(ECHO)
+    log.store.close()
+    assert not wal_of(log.path).exists()
+    with Store(log.path):
+        assert log.match(ECHO) == Match(ECHO)
 
 
 NEW_COLUMNS = (

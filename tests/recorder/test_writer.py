@@ -219,6 +219,24 @@ def test_a_replaced_file_is_continued_from_its_content(writer, path, tmp_path, m
     assert texts(path) == ["in the backup", "after the restore"]
 
 
+@pytest.mark.parametrize("how", ["replaced", "moved"])
+def test_a_file_that_goes_takes_its_write_ahead_log_along(how, path, tmp_path, make_exchange):
+    """Under load the log is never emptied, and SQLite would apply it to the next file."""
+    backup, moved = tmp_path / "backup.db", tmp_path / "moved.db"
+    with Store(path) as store, contextlib.closing(sqlite3.connect(path)) as reader:
+        store.write([make_exchange("in the backup")])
+        reader.execute("vacuum into ?", [str(backup)])
+        store.write([make_exchange("after the backup")])
+        path.rename(moved)
+        if how == "replaced":
+            backup.rename(path)
+        reader.execute("select * from turns").fetchall()
+    assert texts(moved) == ["in the backup", "after the backup"]
+    with Store(path) as store:
+        store.write([make_exchange("later")])
+        assert texts(path) == ["in the backup", "later"][how == "moved" :]
+
+
 def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     path.write_text("this is no database " * 100)
     writer = Writer(lambda: Store(path), warn=warnings.append)
