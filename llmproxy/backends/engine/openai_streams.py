@@ -9,6 +9,7 @@ whose chunks are in order. No SDK is imported: the objects are those that it mad
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any, Protocol
@@ -135,7 +136,46 @@ def _whole(made: Any) -> Any:
         raise error_in_body("text", made.encode(errors="replace"))
     if all(getattr(made, name, None) is None for name in ("choices", "output")):
         raise error_in_body("application/json", payload.encode(made.to_dict()))
+    for choice in (getattr(made, "choices", None) or ())[:1]:
+        calls = getattr(choice.message, "tool_calls", None) or ()
+        functions = [call.function for call in calls if getattr(call, "function", None)]
+        if not all(_is_json(function.arguments) for function in functions):
+            return _with_odd_arguments(made, choice.message)
     return made
+
+
+def _with_odd_arguments(made: Any, message: Any) -> Any:
+    """Return what the plugin reads of an answer, whose arguments it would fail to parse."""
+    calls = [
+        SimpleNamespace(id=call.id, function=_Function(call.function))
+        for call in message.tool_calls
+        if getattr(call, "function", None)
+    ]
+    shown = SimpleNamespace(content=message.content, tool_calls=calls)
+    choices = [SimpleNamespace(message=shown)]
+    return SimpleNamespace(usage=made.usage, choices=choices, model_dump=made.model_dump)
+
+
+class _Function:
+    """A called function. The plugin first parses its arguments, then yields them."""
+
+    def __init__(self, function: Any) -> None:
+        self.name = function.name
+        self._reads = [function.arguments]
+        if not _is_json(function.arguments):
+            self._reads.append("{}")
+
+    @property
+    def arguments(self) -> Any:
+        return self._reads.pop() if len(self._reads) > 1 else self._reads[0]
+
+
+def _is_json(arguments: Any) -> bool:
+    try:
+        json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 async def _whole_later(made: Awaitable[Any]) -> Any:
@@ -233,6 +273,8 @@ class _Chunks:
             raise UpstreamError(EMPTY)
         if not self._is_finished:
             raise UpstreamError("the provider's stream ended before its answer did")
+        for call in self._calls:
+            call.make_parsable()
         return []
 
     def _feed(self, delta: Any) -> Iterator[Any]:
@@ -350,6 +392,16 @@ class _Call:
         shown.function.name = self.name
         shown.function.arguments = "".join(self._arguments) if self._has_text else ""
         return shown
+
+    def make_parsable(self) -> None:
+        """Replace arguments that are no JSON, which the plugin has yielded as they came.
+
+        It joined them in the object that it got first, and parses that now. It would raise, and
+        lose the usage, the reason and other calls.
+        """
+        function = self._first.function
+        if not _is_json(function.arguments):
+            function.arguments = "{}"
 
 
 def _fit(name: str, tools: set[str]) -> int:

@@ -16,7 +16,7 @@ from llmproxy.backends.engine.openai_streams import _Chunks
 from llmproxy.core import chat, errors
 from tests.backends.engine.test_plugins import WEATHER, anthropic_stream, claude, openai_model
 from tests.models import AsyncScript
-from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
+from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
 
 OPENAI_KINDS = pytest.mark.parametrize("kind", [Chat, AsyncChat])
 CLAUDE_KINDS = pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
@@ -405,6 +405,58 @@ def test_what_is_no_whole_answer_of_openais_is_the_error_that_it_says(
         outcome = engine.ask(openai_model(kind, provider, can_stream=False))
     assert type(outcome.error) is error
     assert outcome.error.message.rpartition(": ")[2] == message.rpartition(": ")[2]
+
+
+# ---- arguments that are no JSON
+
+NO_JSON = [
+    '{"at": "no',
+    "{'at': 1}",
+    "weather",
+    '{"a": 1} and more',
+    '{"a": %s}' % ("9" * 5_000),
+    "[" * 100_000,
+]
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+@pytest.mark.parametrize("word, reason", [("length", "length"), ("tool_calls", "tool_calls")])
+def test_arguments_that_are_no_json_cost_neither_usage_nor_reason(engine, kind, text, word, reason):
+    """The plugin raises at them, before it has set the usage."""
+    pieces = [piece(id="c", name="weather", arguments=text[:3]), piece(arguments=text[3:])]
+    good = piece(1, id="d", name="weather", arguments='{"at": 2}')
+    deltas = [{"tool_calls": [one]} for one in [*pieces, good]]
+    with playing(chat_stream(*deltas, finish_reason=word)) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
+    assert (outcome.error, outcome.finish.reason) == (None, reason)
+    assert outcome.finish.usage == chat.Usage(11, 7)
+    assert outcome.finish.response_json["finish_reason"] == word
+    raw = chat.collect(outcome.events).raw_arguments
+    assert raw == {"c": text, "d": '{"at": 2}'}
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+def test_a_whole_answer_keeps_arguments_that_are_no_json(engine, kind, text):
+    calls = [
+        {"id": "c", "type": "function", "function": {"name": "weather", "arguments": text}},
+        {"id": "d", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+    ]
+    message = {"role": "assistant", "content": "Look", "tool_calls": calls}
+    whole = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+    }
+    with playing(lambda _, handler: say_json(handler, whole)) as provider:
+        outcome = engine.ask(openai_model(kind, provider, can_stream=False), tools=(WEATHER,))
+    assert (outcome.error, outcome.text, outcome.finish.reason) == (None, "Look", "length")
+    assert outcome.finish.usage == chat.Usage(11, 7)
+    assert chat.collect(outcome.events).raw_arguments == {"c": text, "d": "{}"}
 
 
 # ---- finish reasons
