@@ -14,7 +14,20 @@ import pytest
 from llm.parts import StreamEvent, ToolResultPart
 
 import llmproxy
-from llmproxy.core.errors import RateLimited
+from llmproxy.core.errors import (
+    ContentFiltered,
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    PaymentRequired,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from llmproxy.proxy import Proxy, Settings, SettingsError
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
@@ -292,6 +305,46 @@ def test_a_failure_is_replayed_as_it_was(path, is_late, llm_user_path):
     assert rows(llm_user_path, f"select {columns} from proxy_exchanges limit 1") == [
         (429, "rate_limit_exceeded", 17.0)
     ]
+
+
+FAILURES = [
+    ContextTooLong("it was too much"),
+    ContextTooLong("so many words", param="messages", code="string_above_max_length"),
+    ContentFiltered("not about that"),
+    ModelNotFound("there is none", param="model"),
+    PaymentRequired("pay first"),
+    PaymentRequired("pay first", status=429),
+    Overloaded("busy", headers={"retry-after": "3"}),
+    Unavailable("the model is at capacity"),
+    InvalidRequest("prompt is too long", param="messages"),
+    InvalidRequest("messages: no", param="messages", code="unknown_thing"),
+    RateLimited("try again in 6s"),
+    RateLimited("later", headers={"retry-after": "2", "retry-after-ms": "1250"}),
+    UpstreamError("I'm a teapot", status=418),
+    UpstreamError("content filter down", status=500),
+    UpstreamError(""),
+    UpstreamTimeout("too slow"),
+    TooLarge("too large"),
+    Unauthorized("no key"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: f"{type(error).__name__} {error}")
+def test_a_failure_is_replayed_as_it_was_over_both_apis(error, llm_user_path):
+    """Also one that is known by its type alone, or whose words look like another's."""
+
+    def asked(proxy, path):
+        status, headers, text = request(proxy, "POST", path, BODIES[path])
+        waits = [headers.get(name) for name in ("retry-after", "retry-after-ms")]
+        return status, waits, re.sub("req_[0-9a-z]+|01[0-9a-z]{24}", "", text.decode())
+
+    with running(AsyncScript("m", error)) as proxy:
+        live = {path: asked(proxy, path) for path in BODIES}
+    with running(replay="replay", replay_speed=0) as proxy:
+        for _ in range(2):  # each path meets what was recorded over the other one
+            for path in reversed(BODIES):
+                assert asked(proxy, path) == live[path]
+            asked(proxy, path)
 
 
 def test_a_server_is_rewound_without_a_restart(llm_user_path):

@@ -8,8 +8,8 @@ and class names have to suffice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
 from json import JSONDecodeError
-from pathlib import PurePath
 from typing import Any
 
 import llm
@@ -220,8 +220,8 @@ def describe(exc: BaseException, text: str) -> str:
         return said
     while at.tb_next is not None:
         at = at.tb_next
-    code = at.tb_frame.f_code
-    return f"{said} (in {code.co_name}, {PurePath(code.co_filename).name}:{at.tb_lineno})"
+    frame = at.tb_frame
+    return f"{said} (in {frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name})"
 
 
 MAX_NAME_CHARS = 100  # of a model's name in an error's message
@@ -238,7 +238,8 @@ def _status_and_headers(exc: BaseException) -> tuple[int, Mapping[str, str]]:
         headers: Any = getattr(response, "headers", None)
         for status in _statuses(cause, response):
             if isinstance(status, int) and 200 <= status < 600:
-                return status, headers if hasattr(headers, "items") else {}
+                fields = headers if hasattr(headers, "items") else {}
+                return status, errors.with_date(fields, datetime.now(UTC))
     return 0, {}
 
 

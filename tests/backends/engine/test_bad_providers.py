@@ -351,7 +351,7 @@ def test_a_message_without_usage_says_what_is_missing(engine, kind):
     with playing(answer) as provider:
         outcome = engine.ask(claude(kind, provider))
     assert outcome.error.message.startswith("the model 'anthropic/claude-m' failed: ")
-    assert "(in set_usage, llm_anthropic.py:" in outcome.error.message
+    assert "(in llm_anthropic.set_usage)" in outcome.error.message
 
 
 @CLAUDE_KINDS

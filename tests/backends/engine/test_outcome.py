@@ -291,10 +291,19 @@ def fail_bare():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda: {}["choices"], "KeyError: 'choices' (in <lambda>, test_outcome.py:"),
-        (lambda: [][0], "IndexError: list index out of range (in <lambda>, test_outcome.py:"),
-        (lambda: None.usage, "has no attribute 'usage' (in <lambda>, test_outcome.py:"),
-        (fail_bare, "AssertionError (in fail_bare, test_outcome.py:"),
+        (
+            lambda: {}["choices"],
+            "KeyError: 'choices' (in tests.backends.engine.test_outcome.<lambda>)",
+        ),
+        (
+            lambda: [][0],
+            "IndexError: list index out of range (in tests.backends.engine.test_outcome.<lambda>)",
+        ),
+        (
+            lambda: None.usage,
+            "has no attribute 'usage' (in tests.backends.engine.test_outcome.<lambda>)",
+        ),
+        (fail_bare, "AssertionError (in tests.backends.engine.test_outcome.fail_bare)"),
         (
             lambda: json.loads("<html>  busy\n</html>" + "x" * 999),
             "JSONDecodeError: Expecting value: line 1 column 1 (char 0), in '<html> busy </html>xx",
