@@ -76,9 +76,9 @@ def _write(data: bytes) -> None:
 
 def _parse(text: bytes, name: str) -> Any:
     try:
-        return payload.parse(text)
+        return payload.parse(text, name="it")
     except InvalidRequest as exc:
-        raise InvalidRequest(exc.message.replace("the body is", "it is", 1), param=name) from exc
+        raise InvalidRequest(exc.message, param=name) from exc
 
 
 def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
