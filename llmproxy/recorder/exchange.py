@@ -434,6 +434,8 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
     # Columns that an older version did not have get their defaults.
     summary = {f.name: values[f.name] for f in fields(ExchangeSummary) if f.name in values}
     turn = None if values["turn"] is None else _turn_from_json(values["turn"])
+    if turn is not None and values.get("origin") is not None:
+        turn = replace(turn, duration_ms=None)  # older versions wrote 0
     exchange = Exchange(
         **summary
         | {

@@ -428,13 +428,16 @@ class LogReader:
                 response_json = damage.read(
                     "turns.response_json", lambda: self._log.turn_response_json(row["id"]), None
                 )
+        facts = turn_facts(row, entry.received, damage)
+        if not entry.is_timed:
+            facts["duration_ms"] = None  # older versions wrote 0
         return Turn(
             id=row["id"],
             messages=messages,
             reply=reply.messages,
             tools=damage.read("tools", lambda: read_tools(self._conn, row["id"]), ()),
             response_json=response_json,
-            **turn_facts(row, entry.received, damage),
+            **facts,
         )
 
     def messages(self, hashes: Sequence[str]) -> dict[str, Message]:
