@@ -1,6 +1,7 @@
 """Files that a command reads: an error says which one, and where in it."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,19 @@ def test_an_error_in_a_file_names_it_and_the_place(words, data, said, tmp_path, 
     assert code in (1, 2)
     assert f"{file}: " in error and said in error
     assert "the body" not in error and "Traceback" not in error
+
+
+def test_a_stream_that_is_none_names_its_file(tmp_path):
+    file = tmp_path / "given.txt"
+    file.write_text("localhost\n")
+    words = ("convert", "--from", "openai_chat", "--to", "anthropic_messages", "--kind", "stream")
+    code, _, error = run_here(*words, str(file))
+    assert (code, error.startswith(f"llmproxy convert: {file}: ")) == (1, True)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only")
+def test_a_page_that_could_not_be_written_is_named(path, empty_log):
+    shutil.copy(empty_log, path)
+    code, _, error = run_here("report", "--html", "/dev/full")
+    assert code == 1
+    assert "llmproxy report: /dev/full: No space left on device" in error
