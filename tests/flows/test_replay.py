@@ -32,6 +32,7 @@ from llmproxy.proxy import Proxy, Settings, SettingsError
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
 from tests.app.test_app import request, rows
+from tests.commands import run_here
 from tests.models import AsyncScript, response_json, usage
 from tests.proxies import running
 
@@ -369,3 +370,19 @@ def test_a_server_is_rewound_without_a_restart(llm_user_path):
         assert answers(proxy, 1) == ["one"]
         status, headers, _ = request(proxy, "GET", "/replay/rewind")
         assert (status, headers["allow"]) == (405, "POST")
+
+
+def test_a_search_finds_replays_so_that_they_are_forgotten_with_what_they_replay(llm_user_path):
+    """A replay keeps the request, and has no turn whose text could be searched."""
+    path = "/v1/chat/completions"
+    body = {"model": "m", "messages": [{"role": "user", "content": "my zanzibarine plan"}]}
+    with running(AsyncScript("m", "a quokkaesque answer")) as proxy:
+        request(proxy, "POST", path, body)
+    with running(replay="replay", replay_speed=0) as proxy:
+        request(proxy, "POST", path, body)
+    for word in ("zanzibarine", "quokkaesque"):
+        code, out, _ = run_here("log", "--search", word, "--json")
+        assert (code, len(out.splitlines())) == (0, 2)
+    assert run_here("log", "--prune", "--search", "quokkaesque")[0] == 0
+    held = b"".join(file.read_bytes() for file in llm_user_path.glob("logs.db*"))
+    assert b"zanzibarine" not in held and b"quokkaesque" not in held
