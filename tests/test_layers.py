@@ -87,6 +87,27 @@ def test_pure_modules_do_no_io_and_know_no_clock():
     assert {m: found for m, found in impure.items() if found} == {}
 
 
+# Of builtins, and of modules that pure ones may import: open(path), datetime.now() …
+IMPURE_CALLS = set(
+    "now utcnow today environ getenv open read_text read_bytes write_text write_bytes print input"
+    " breakpoint urandom".split()
+)
+
+
+def test_pure_modules_read_no_clock_environment_or_file():
+    """What they need of those is passed in."""
+    found = {
+        f"{module}:{node.lineno} {name}"
+        for module in NAMES
+        if is_in(module, PURE)
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Call)
+        for name in [getattr(node.func, "attr", None) or getattr(node.func, "id", None)]
+        if name in IMPURE_CALLS
+    }
+    assert found == set()
+
+
 def test_only_the_transport_touches_sockets():
     assert [m for m in NAMES if "socket" in others(m) and not is_in(m, SOCKETS)] == []
 

@@ -160,17 +160,20 @@ _NEWEST = f"""
 def _failure(exchange: Exchange) -> ProxyError:
     """Return the error of an exchange, as it was raised.
 
-    Logs of older versions lack the class of an error inside a stream, which had status 200,
-    and all details: its words must do.
+    Logs of older versions lack the kind of an error, and before that the class of one inside a
+    stream, which had status 200, and all details: its words must do.
     """
-    message, param = exchange.error or "the recorded response failed", exchange.error_param
-    if param is not None:
+    message, param, code = exchange.error, exchange.error_param, exchange.error_code
+    if message is None:
+        message = "the recorded response failed"
+    elif param is not None:
         message = message.removeprefix(f"{param}: ")
-    return error_meanings.read_error(
-        exchange.error_status or exchange.http_status or 0,
-        [exchange.error_code],
-        message,
-        param=param,
-        code=exchange.error_code,
-        headers=retry_headers(exchange.retry_after_s),
+    status, headers = exchange.error_status, retry_headers(exchange.retry_after_s)
+    if exchange.error_kind is None or status is None:
+        status = status or exchange.http_status or 0
+        return error_meanings.read_error(
+            status, [code], message, param=param, code=code, headers=headers
+        )
+    return error_meanings.recorded_error(
+        exchange.error_kind, status, message, param=param, code=code, headers=headers
     )

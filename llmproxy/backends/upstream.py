@@ -18,7 +18,14 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from ..core import backend, chat, payload, url_policy
-from ..core.errors import InvalidRequest, ProtocolError, ProxyError, UpstreamError, UpstreamTimeout
+from ..core.errors import (
+    InvalidRequest,
+    ProtocolError,
+    ProxyError,
+    UpstreamError,
+    UpstreamTimeout,
+    with_date,
+)
 from ..core.known_keys import KnownKeys
 from ..core.limits import Limits
 from ..dialects import Dialect
@@ -222,7 +229,11 @@ async def _refusal(dialect: Dialect, response: client.UpstreamResponse) -> Proxy
         return UpstreamError(
             f"the upstream redirects (status {response.status}): use the address it redirects to"
         )
-    return dialect.parse_error(response.status, await _body(response), dict(response.headers))
+    return dialect.parse_error(response.status, await _body(response), _headers(response))
+
+
+def _headers(response: client.UpstreamResponse) -> dict[str, str]:
+    return with_date(dict(response.headers), datetime.now(UTC))
 
 
 async def _no_stream(
@@ -230,7 +241,7 @@ async def _no_stream(
 ) -> ProxyError:
     body = await _body(response)
     if isinstance(body, dict) and body.get("error"):  # some send errors with status 200
-        return dialect.parse_error(200, body, dict(response.headers))
+        return dialect.parse_error(200, body, _headers(response))
     return UpstreamError(f"the upstream sent {media_type} instead of a stream")
 
 

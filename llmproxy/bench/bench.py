@@ -366,5 +366,5 @@ def _wait_s(error: ProxyError, refusals: int) -> float | None:
         return None
     if error.headers.get("x-should-retry") == "false":
         return None
-    told_s = retry_after_s(error.headers, datetime.now(UTC))
+    told_s = retry_after_s(error.headers)
     return min(2.0**refusals, MAX_STEP_S) if told_s is None else told_s

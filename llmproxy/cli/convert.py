@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from .. import convert
 from ..core import payload
-from ..core.errors import InvalidRequest
+from ..core.errors import InvalidRequest, ProxyError
 from ..core.text import printable
 from ..dialects import DIALECTS
 from .arguments import Parser
@@ -58,11 +58,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
     """Convert to standard output and return what could not be carried."""
     between = {"source": arguments.source, "target": arguments.target}
+    name = arguments.file or "standard input"
     if arguments.kind == "stream":
-        return _convert_stream(file, convert.StreamConverter(**between))
+        return _convert_stream(file, name, convert.StreamConverter(**between))
     is_request = arguments.kind == "request"
     convert_body = convert.convert_request if is_request else convert.convert_response
-    converted = convert_body(_parse(file.read(), arguments.file or "standard input"), **between)
+    converted = convert_body(_parse(file.read(), name), **between)
     _write(payload.encode(converted.body) + b"\n")
     return converted.ignored
 
@@ -76,17 +77,17 @@ def _write(data: bytes) -> None:
 
 def _parse(text: bytes, name: str) -> Any:
     try:
-        return payload.parse(text)
+        return payload.parse(text, name="it")
     except InvalidRequest as exc:
-        raise InvalidRequest(exc.message.replace("the body is", "it is", 1), param=name) from exc
+        raise InvalidRequest(exc.message, param=name) from exc
 
 
-def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
+def _convert_stream(file: BinaryIO, name: str, stream: convert.StreamConverter) -> Iterable[str]:
     for data in _chunks(file):
         _write(stream.feed(data))
     _write(stream.end())
     if stream.failed is not None:
-        raise stream.failed
+        raise ProxyError(stream.failed.full_message, param=name) from stream.failed
     return stream.ignored
 
 

@@ -118,10 +118,14 @@ def _seconds(ms: float) -> str:
 
 
 def tokens_in_and_out(usage: chat.Usage) -> str:
-    """Format the provider's token counts; empty if it reported none."""
+    """Format the provider's token counts, "?" for a missing one; empty if it reported none."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return ""
-    return f"{usage.input_tokens or 0:,}→{usage.output_tokens or 0:,} tokens"
+    into, out = (
+        "?" if count is None else f"{count:,}"
+        for count in (usage.input_tokens, usage.output_tokens)
+    )
+    return f"{into}→{out} tokens"
 
 
 def _speed(entry: ExchangeSummary) -> str:

@@ -95,10 +95,14 @@ def _report(arguments: argparse.Namespace) -> int:
     elif arguments.html == "-":
         write_text(_page(study, prices))  # its head says UTF-8, whatever the terminal
     elif arguments.html:
-        with open(
-            arguments.html, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)
-        ) as file:
-            file.write(_page(study, prices))
+        text = _page(study, prices)
+        try:
+            with open(
+                arguments.html, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)
+            ) as file:
+                file.write(text)
+        except OSError as exc:  # a full disk's has no file name
+            raise OSError(exc.errno, exc.strerror, arguments.html) from exc
         print_error(f"wrote {arguments.html}")
     else:
         print_table(study, prices)

@@ -14,8 +14,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from types import MappingProxyType
 from typing import Any, Literal
 
 from .errors import (
@@ -36,6 +35,7 @@ from .errors import (
     UpstreamError,
     UpstreamTimeout,
     class_of_status,
+    retry_after_s,
 )
 
 Api = Literal["openai", "anthropic"]
@@ -249,7 +249,7 @@ def render(error: ProxyError, api: Api) -> Rendered:
     The phrase that the API's clients look for comes first, the error's own message stays.
     Anthropic's messages begin with the field at fault: its bodies have no other place for it.
     """
-    row = next(_BY_CLASS[cls] for cls in type(error).__mro__ if cls in _BY_CLASS)
+    row = _row_of(error)
     words = row.openai if api == "openai" else row.anthropic
     is_refused = error.kind == "invalid_request" or 400 <= error.status < 500  # 405, 409, 418 …
     type_ = "invalid_request_error" if row.error is ProxyError and is_refused else words.type
@@ -262,6 +262,10 @@ def render(error: ProxyError, api: Api) -> Rendered:
         code or next(iter(words.codes), None),
         _message(words, error.full_message if api == "anthropic" else error.message),
     )
+
+
+def _row_of(error: ProxyError) -> Meaning:
+    return next(_BY_CLASS[cls] for cls in type(error).__mro__ if cls in _BY_CLASS)
 
 
 def _message(words: Words, message: str) -> str:
@@ -320,7 +324,8 @@ def read_error(
 
     status: of the response, kept unless the meaning has another; below 400 for an error
         inside a stream or a successful response.
-    names: the error's own codes and types.
+    names: the error's own codes and types. headers: of the response; a date in `retry-after`
+        is counted from the one in `date`.
     """
     text = message if isinstance(message, str) and message else _NO_REASON
     begins = text[:MAX_READ_CHARS]
@@ -339,6 +344,30 @@ def read_error(
 
 MAX_READ_CHARS = 10_000  # of a message: a whole page may come as one, or what was asked
 _NO_REASON = "the upstream failed without giving a reason"
+
+
+def recorded_error(
+    kind: str,
+    status: int,
+    message: str,
+    *,
+    param: str | None = None,
+    code: str | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> ProxyError:
+    """Build an error again from what is recorded of it; nothing is guessed from its words.
+
+    kind: of the error's class; one that is unknown here is left to the status.
+    """
+    same = [row.error for row in MEANINGS if row.error.kind == kind]
+    by_status = [cls for cls in same if cls.status == status]  # two are called "timeout"
+    cls = next(iter([*by_status, *same]), class_of_status(status))
+    return cls(message, param=param, code=code, status=status, headers=headers)
+
+
+def is_known_code(code: str) -> bool:
+    """Return whether a code is of an API's vocabulary, and so no words of anybody's."""
+    return any(code in (*row.openai.codes, *row.names) for row in MEANINGS)
 
 
 def _recognise(
@@ -371,38 +400,23 @@ def forwarded(headers: Mapping[str, str], message: str = "") -> dict[str, str]:
     """Select the headers of an upstream that our response repeats, in lower case.
 
     All others are about the upstream's connection or account. `retry-after` is in whole
-    seconds, as RFC 9110 has it and clients read it (Claude Code, by parseInt): rounded up,
-    and counted from a date, from `retry-after-ms`, or from what the message says.
+    seconds, as RFC 9110 has it and clients read it (Claude Code, by parseInt): rounded up
+    from what `retry_after_s` reads, else from what the message says.
     """
     fields = {name.lower(): value for name, value in headers.items()}
     kept = {name: value for name, value in fields.items() if name in _FORWARDED}
-    seconds = _retry_after(fields, message)
     kept.pop("retry-after", None)  # what can't be read tells a client nothing
+    seconds = retry_after_s(fields)
+    if seconds is None:
+        seconds = _retry_in_s(message)
     if seconds is not None:
-        kept["retry-after"] = str(max(0, math.ceil(seconds)))
+        kept["retry-after"] = str(math.ceil(seconds))
     return kept
 
 
-def _retry_after(fields: Mapping[str, str], message: str) -> float | None:
-    after, ms = _number(fields.get("retry-after")), _number(fields.get("retry-after-ms"))
-    if after is not None or ms is not None:
-        return after if after is not None or ms is None else ms / 1000
-    try:
-        until = parsedate_to_datetime(fields["retry-after"])
-        sent_at = parsedate_to_datetime(fields["date"]) if "date" in fields else datetime.now(UTC)
-        return (until - sent_at).total_seconds()
-    except (KeyError, ValueError, TypeError):
-        pass
+def _retry_in_s(message: str) -> float | None:
     found = _RETRY_IN.search(message)
     if found is None or not any(found.groups()):
         return None
     hours, minutes, seconds, unit = found.groups(default="0")
     return int(hours) * 3600 + int(minutes) * 60 + float(seconds) / (1000 if unit == "ms" else 1)
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

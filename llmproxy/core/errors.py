@@ -10,7 +10,7 @@ ProxyError              500 internal
 ├─ PaymentRequired      402 billing            no credit left at the provider
 ├─ Forbidden            403 permission
 ├─ NotFound             404 not_found
-│  └─ ModelNotFound     404 not_found
+│  └─ ModelNotFound     404 model_not_found
 ├─ MethodNotAllowed     405 invalid_request
 ├─ Timeout              408 timeout            the client was too slow
 ├─ TooLarge             413 too_large          (or 414, 431)
@@ -28,7 +28,7 @@ import math
 import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from email.utils import format_datetime, parsedate_to_datetime
 from types import MappingProxyType
 
 MAX_TEXT_CHARS = 500  # of a message or a param: errors quote clients, models and providers
@@ -144,6 +144,7 @@ class NotFound(ProxyError):
 class ModelNotFound(NotFound):
     """llm has no model of this name."""
 
+    kind = "model_not_found"
     code = "model_not_found"
 
 
@@ -233,11 +234,13 @@ def class_of_status(status: int) -> type[ProxyError]:
     return _BY_STATUS.get(status, UpstreamError)
 
 
-def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return how many seconds a response's headers ask to wait; None if they don't.
 
-    headers: with lower-case names. `retry-after` has seconds or a date (RFC 9110, 10.2.3),
-        `retry-after-ms` is OpenAI's, and more exact.
+    headers: with lower-case names. `retry-after-ms` counts first if both are there, as in the
+        SDKs of OpenAI and Anthropic: RFC 9110 (10.2.3) doesn't know it, but it is more exact.
+        `retry-after` has seconds, or a date, which is counted from the response's `date`;
+        `with_date` adds one that a server left out.
     """
     for name, factor in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
@@ -247,10 +250,28 @@ def retry_after_s(headers: Mapping[str, str], now: datetime) -> float | None:
         if math.isfinite(seconds) and seconds >= 0:
             return seconds
     try:
-        at = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
+        until, sent = (_utc(headers.get(name, "")) for name in ("retry-after", "date"))
+    except (ValueError, OverflowError):
         return None
-    return max((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now.timestamp(), 0.0)
+    return max((until - sent).total_seconds(), 0.0)
+
+
+def _utc(date: str) -> datetime:
+    at = parsedate_to_datetime(date)
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def with_date(headers: Mapping[str, str], received: datetime) -> dict[str, str]:
+    """Return a response's headers with the date that RFC 9110 (6.6.1) has a recipient add.
+
+    received: when the response came, in UTC; used if it has no `date` that can be read.
+    """
+    fields = {name.lower(): value for name, value in headers.items()}
+    try:
+        _utc(fields.get("date", ""))
+    except (ValueError, OverflowError):
+        fields["date"] = format_datetime(received, usegmt=True)
+    return fields
 
 
 def retry_headers(seconds: float | None) -> dict[str, str]:

@@ -66,12 +66,14 @@ def _has_surrogates(text: bytes) -> bool:
     return may and _SURROGATE_ESCAPE.search(text) is not None
 
 
-def parse(text: bytes, limits: Limits = Limits()) -> Any:
+def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any:
     """Parse a client's JSON: strict UTF-8, bounded depth, count and numbers, no lone surrogates.
 
     Lone surrogates become U+FFFD. NaN and numbers beyond a double are refused,
     since no response could repeat them. Of a repeated key the last counts, as in every JSON
     reader in the field.
+
+    name: of the text, in errors: "it" where they begin with a file's name.
 
     Raises:
         InvalidRequest: text that is not such JSON, with line and column.
@@ -96,18 +98,20 @@ def parse(text: bytes, limits: Limits = Limits()) -> Any:
         raise InvalidRequest(f"{name} is not JSON")
 
     try:
-        _check_count(text, limits.json_values)
+        _check_count(text, limits.json_values, name)
         decoded = text.decode("utf-8-sig")
         value = json.loads(decoded, parse_int=integer, parse_float=real, parse_constant=constant)
-        _check_depth(value, depth)
+        _check_depth(value, depth, name)
         return without_surrogates(value) if _has_surrogates(text) else value
     except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"the body is not UTF-8 (byte {exc.start})") from None
+        lines = text.count(b"\n", 0, exc.start)
+        where = f"line {lines + 1}, byte {exc.start}" if lines else f"byte {exc.start}"
+        raise InvalidRequest(f"{name} is not UTF-8 ({where})") from None
     except json.JSONDecodeError as exc:
         where = f"line {exc.lineno} column {exc.colno}"
-        raise InvalidRequest(f"the body is not JSON: {exc.msg} at {where}") from None
+        raise InvalidRequest(f"{name} is not JSON: {exc.msg} at {where}") from None
     except RecursionError:  # not in every Python, and not at the same depth
-        raise _too_deep(depth) from None
+        raise _too_deep(depth, name) from None
 
 
 def parse_upstream(text: str, what: str) -> Any:
@@ -119,12 +123,12 @@ def parse_upstream(text: str, what: str) -> Any:
         UpstreamError: it is not JSON, or exceeds a limit.
     """
     try:
-        return parse(text.encode())
+        return parse(text.encode(), name="it")
     except InvalidRequest as exc:
         raise UpstreamError(f"{what} of the upstream is not JSON: {exc.message}") from exc
 
 
-def _check_count(text: bytes, most: int) -> None:
+def _check_count(text: bytes, most: int, name: str) -> None:
     """Check the number of values before any is made: 3 bytes of text can take 200 of memory.
 
     Counted are commas, colons and opening brackets, one of which is before every value and
@@ -137,20 +141,20 @@ def _check_count(text: bytes, most: int) -> None:
         outside_of_strings = unescaped.split(b'"')[::2]
         if sum(map(_marks, outside_of_strings)) <= most:
             return
-    raise InvalidRequest(f"the body has more than {most} JSON values (limit json_values)")
+    raise InvalidRequest(f"{name} has more than {most} JSON values (limit json_values)")
 
 
 def _marks(text: bytes) -> int:
     return sum(map(text.count, (b",", b":", b"[", b"{")))
 
 
-def _check_depth(value: Any, depth: int) -> None:
+def _check_depth(value: Any, depth: int, name: str) -> None:
     """Check level by level, without recursion."""
     level = [value] if isinstance(value, dict | list) else []
     remaining = depth
     while level:
         if not remaining:
-            raise _too_deep(depth)
+            raise _too_deep(depth, name)
         remaining -= 1
         level = [
             child
@@ -180,8 +184,8 @@ def measure(value: Any, most_bytes: int) -> tuple[int, int]:
     return size, depth
 
 
-def _too_deep(depth: int) -> InvalidRequest:
-    return InvalidRequest(f"the body nests deeper than {depth} levels")
+def _too_deep(depth: int, name: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} nests deeper than {depth} levels")
 
 
 def without_surrogates(value: Any) -> Any:

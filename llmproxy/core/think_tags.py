@@ -87,7 +87,10 @@ class ThinkTagSplitter:
 
 
 def split_thinking(text: str) -> tuple[str, str]:
-    """Split a whole text into (reasoning, text)."""
+    """Split a whole text into (reasoning, text).
+
+    For programs that convert whole responses (docs/convert.md); here responses are streams.
+    """
     scanner = _Scanner()
     pieces = scanner.feed(text) + scanner.end()
     reasoning, rest = (

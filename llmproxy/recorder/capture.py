@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import cached_property
 
 import llm
@@ -17,8 +16,8 @@ from llm.parts import Message
 
 from ..core import chat
 from ..core.backend import Run, Stamped
-from ..core.errors import ProxyError, retry_after_s, shortened
-from .exchange import Exchange, Match, Status, Turn, with_answer
+from ..core.errors import ProxyError, shortened
+from .exchange import Exchange, Match, Status, Turn, with_answer, with_error
 
 
 class Capture:
@@ -72,24 +71,20 @@ class Capture:
         finish = last.event if last is not None and isinstance(last.event, chat.Finish) else None
         if status == "error" and self.http_status is None:
             self.http_status = getattr(error, "status", 500)
-        words = _in_words(error)
-        redact = self.begun.redactor.text
-        if isinstance(error, ProxyError):
-            ended = replace(
-                self.begun,
-                error_status=error.status,
-                error_code=None if error.code is None else redact(error.code),
-                error_param=None if error.param is None else redact(error.param),
-                retry_after_s=retry_after_s(error.headers, datetime.now(UTC)),
-            )
-        else:
-            ended = self.begun
+        ended = self.begun
+        match error:
+            case ProxyError():
+                ended = with_error(ended, error)
+            case None | asyncio.CancelledError():
+                pass
+            case _:
+                said = shortened(f"{type(error).__name__}: {error}")
+                ended = replace(ended, error=ended.redactor.text(said))
         ended = replace(
             ended,
             status=status,
             http_status=self.http_status,
             duration_ms=self._since(time.monotonic() if ended_at is None else ended_at),
-            error=None if words is None else redact(words),
             ignored=self.ignored,
             previous_id=self.match.previous_id,
             link=self.match.link,
@@ -134,12 +129,3 @@ class Capture:
 
     def _since(self, at: float) -> float:
         return (at - self.began_at) * 1000
-
-
-def _in_words(error: BaseException | None) -> str | None:
-    match error:
-        case None | asyncio.CancelledError():
-            return None
-        case ProxyError():
-            return error.full_message
-    return shortened(f"{type(error).__name__}: {error}")

@@ -21,6 +21,7 @@ from llm.parts import Message, TextPart
 from llm.utils import monotonic_ulid
 
 from ..core import attachments, chat, payload, token_estimate
+from ..core.errors import ProxyError, retry_after_s
 from ..core.finish_reasons import finer_reason
 from ..core.known_keys import KnownKeys
 from . import timeline, token_rate
@@ -93,7 +94,8 @@ class ExchangeSummary:
     model_asked: the client's name for the model. model_used: llm's id of the one that answered.
     status: "interrupted" if it was running when its process was killed.
     error: the message, after `error_param`, the path of the field at fault. error_status: of the
-        error itself: inside a stream the HTTP status is 200. error_code: the vendor's code.
+        error itself: inside a stream the HTTP status is 200. error_kind: see core/errors.
+        error_code: the vendor's code.
         retry_after_s: how long it asked to wait.
     usage: in the common format. ignored: paths of unsupported fields.
     output_tokens_estimate: our estimate of the output, if nobody has counted it.
@@ -131,6 +133,7 @@ class ExchangeSummary:
     stop_sequence: str | None = None
     error: str | None = None
     error_status: int | None = None
+    error_kind: str | None = None
     error_code: str | None = None
     error_param: str | None = None
     retry_after_s: float | None = None
@@ -258,6 +261,20 @@ def with_answer(
         output_tokens_estimate=estimate,
     )
     return _with_rate(ended)
+
+
+def with_error(exchange: Exchange, error: ProxyError) -> Exchange:
+    """Return an exchange with the facts of the error that ended it, cleaned of keys."""
+    redact = exchange.redactor.text
+    return replace(
+        exchange,
+        error=redact(error.full_message),
+        error_status=error.status,
+        error_kind=error.kind,
+        error_code=None if error.code is None else redact(error.code),
+        error_param=None if error.param is None else redact(error.param),
+        retry_after_s=retry_after_s(error.headers),
+    )
 
 
 def _with_rate(exchange: Exchange) -> Exchange:
@@ -417,6 +434,8 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
     # Columns that an older version did not have get their defaults.
     summary = {f.name: values[f.name] for f in fields(ExchangeSummary) if f.name in values}
     turn = None if values["turn"] is None else _turn_from_json(values["turn"])
+    if turn is not None and values.get("origin") is not None:
+        turn = replace(turn, duration_ms=None)  # older versions wrote 0
     exchange = Exchange(
         **summary
         | {

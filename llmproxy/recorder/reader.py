@@ -137,17 +137,23 @@ _HAS_WORDS = """
         ), '')
     ), value))
 """
+# Replays have no turn: they are found with what they replay, or by their own first words.
 _SEARCHED = f"""
-    id in ({{index}}
-        select turns.id from turns
+    id in (with found as ({{index}}
+        select turns.id as turn_id from turns
         where {_HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash", words="''")}
         union
-        select failed.id from proxy_exchanges as failed
-        where +failed.thread_id is null  -- by number: the index of threads has all that have none
-            and failed.number in (select number from proxy_exchanges where status != 'ok')
+        select other.id from proxy_exchanges as other
+        where +other.thread_id is null  -- by number: the index of threads has all that have none
+            and other.number in (
+                select number from proxy_exchanges where status != 'ok' or replay_of is not null
+            )
             and {
-    _HAS_WORDS.format(id="failed.id", hash="failed.message_hash", words="failed.first_words")
+    _HAS_WORDS.format(id="other.id", hash="other.message_hash", words="other.first_words")
 }
+        )
+        select turn_id from found
+        union select id from proxy_exchanges where replay_of in (select turn_id from found)
     )
 """
 
@@ -428,13 +434,16 @@ class LogReader:
                 response_json = damage.read(
                     "turns.response_json", lambda: self._log.turn_response_json(row["id"]), None
                 )
+        facts = turn_facts(row, entry.received, damage)
+        if not entry.is_timed:
+            facts["duration_ms"] = None  # older versions wrote 0
         return Turn(
             id=row["id"],
             messages=messages,
             reply=reply.messages,
             tools=damage.read("tools", lambda: read_tools(self._conn, row["id"]), ()),
             response_json=response_json,
-            **turn_facts(row, entry.received, damage),
+            **facts,
         )
 
     def messages(self, hashes: Sequence[str]) -> dict[str, Message]:

@@ -38,7 +38,7 @@ def json_value(text: str) -> Any:
     """
     fenced = _FENCED.fullmatch(text.strip())
     try:
-        return payload.parse((fenced[1] if fenced else text).encode("utf-8", "replace"))
+        return payload.parse((fenced[1] if fenced else text).encode("utf-8", "replace"), name="it")
     except InvalidRequest as exc:
         raise NotJSON(exc.message) from None
 

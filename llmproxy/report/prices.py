@@ -37,7 +37,7 @@ def load_prices(data: bytes) -> dict[str, Price]:
             a misspelt one would make the sums wrong without a sign of it.
     """
     unknown: list[str] = []
-    prices = payload.load(dict[str, Price], payload.parse(data), unknown)
+    prices = payload.load(dict[str, Price], payload.parse(data, name="it"), unknown)
     if unknown:
         raise InvalidRequest("unknown price", param=unknown[0])
     for model, price in prices.items():

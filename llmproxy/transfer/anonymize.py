@@ -28,6 +28,7 @@ from llm.parts import (
 )
 
 from ..core import attachments, chat
+from ..core.error_meanings import is_known_code
 from ..recorder.exchange import Exchange, RawRequest, Turn
 from ..recorder.timeline import TimedEvent
 
@@ -239,7 +240,7 @@ def anonymize(exchange: Exchange) -> Exchange:
         client=placeholder(exchange.client) if has_title else exchange.client,
         first_words=placeholder(exchange.first_words),
         error=None if exchange.error is None else placeholder(exchange.error),
-        error_code=None if exchange.error_code is None else placeholder(exchange.error_code),
+        error_code=_code(exchange.error_code),
         error_param=None if exchange.error_param is None else placeholder(exchange.error_param),
         stop_sequence=None
         if exchange.stop_sequence is None
@@ -249,6 +250,10 @@ def anonymize(exchange: Exchange) -> Exchange:
         events=_events(exchange.events),
         replay_key=None,  # it would let somebody check a guess
     )
+
+
+def _code(code: str | None) -> str | None:
+    return code if code is None or is_known_code(code) else placeholder(code)
 
 
 def _request(request: RawRequest) -> RawRequest:

@@ -183,7 +183,7 @@ def decode(line: bytes) -> Exchange:
             That includes attachments with a file's path, or with a URL but no type, since
             llm would open those. `param` is the field's path.
     """
-    form = _json(line)
+    form = payload.parse(line, LIMITS, "it")
     unknown: list[str] = []
     checked = payload.load(ExchangeForm, form, unknown)
     if unknown:
@@ -201,13 +201,6 @@ def decode(line: bytes) -> Exchange:
     if timeline.encode(exchange.events) != form["timeline"]:
         raise InvalidRequest("not as llmproxy writes it", param="timeline")
     return replace(exchange, received=exchange.received.astimezone(UTC))
-
-
-def _json(line: bytes) -> Any:
-    try:
-        return payload.parse(line, LIMITS)
-    except InvalidRequest as exc:
-        raise InvalidRequest(exc.message.replace("the body", "it", 1)) from None
 
 
 def _check_entry(entry: ExchangeForm) -> None:

@@ -304,7 +304,7 @@ def test_failure_in_a_stream_is_an_error_frame_and_a_cut_body():
     """B11"""
     with running(AsyncScript("m", "so far", RuntimeError("gone"))) as proxy:
         said = []
-        with pytest.raises(openai.APIError, match="the model failed: RuntimeError: gone"):
+        with pytest.raises(openai.APIError, match="the model 'm' failed: RuntimeError: gone"):
             for chunk in ask(proxy, stream=True):
                 said.append(chunk.choices[0].delta.content)
         body = {"model": "m", "messages": QUESTION, "stream": True}

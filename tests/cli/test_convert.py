@@ -94,7 +94,7 @@ FAILURES = {
         [*OPENAI, "--kind", "stream"],
         b"",
         1,
-        "the upstream's stream ended before its answer did\n",
+        "standard input: the upstream's stream ended before its answer did\n",
     ),
     "a file that is no JSON": (
         [*OPENAI, __file__],

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
 from llm.parts import (
     AttachmentPart,
     Message,
@@ -14,7 +15,13 @@ from llm.parts import (
 )
 
 from llmproxy.cli.columns import joined
-from llmproxy.cli.exchange_text import exchange_page, local_time, summary_line, summary_row
+from llmproxy.cli.exchange_text import (
+    exchange_page,
+    local_time,
+    summary_line,
+    summary_row,
+    tokens_in_and_out,
+)
 from llmproxy.core import attachments, chat
 from llmproxy.core.text import printable
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
@@ -226,3 +233,16 @@ def test_one_of_a_thing_is_not_called_many():
 def test_page_of_a_failure_says_how_long_it_asked_to_wait():
     slow = replace(EXCHANGE, status="error", error="slow down", retry_after_s=6.5)
     assert "\nerror     slow down\nretry     after 6.5s\n" in exchange_page(slow)
+
+
+@pytest.mark.parametrize(
+    ("usage", "text"),
+    [
+        (chat.Usage(None, 51), "?→51 tokens"),
+        (chat.Usage(3, None), "3→? tokens"),
+        (chat.Usage(0, 0), "0→0 tokens"),
+        (chat.Usage(), ""),
+    ],
+)
+def test_a_count_that_is_missing_is_no_zero(usage, text):
+    assert tokens_in_and_out(usage) == text

@@ -96,7 +96,7 @@ def test_each_exchange_is_a_line_newest_last(recorded):
     assert [line.split("  ")[-1] for line in lines] == [
         "greet me",
         "capital of France?",
-        "the model failed: RuntimeError: gone",
+        "the model 'broken' failed: RuntimeError: gone",
     ]
     assert lines[0].startswith(recorded)
     assert "  error 200  " in lines[2]

@@ -96,6 +96,9 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
         assert 400 <= dialect.error_status(error) < 600
 
 
+DATE = {"date": "Sat, 21 Nov 2026 22:00:00 GMT"}
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -104,8 +107,12 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
         ({"retry-after": "0.5"}, 0.5),
         ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
         ({"retry-after-ms": "x", "retry-after": "1"}, 1.0),
-        ({"retry-after": "Sat, 21 Nov 2026 22:00:30 GMT"}, 30.0),
-        ({"retry-after": "Sat, 21 Nov 2026 21:00:00 GMT"}, 0.0),
+        ({"retry-after-ms": "-5", "retry-after": "1"}, 1.0),
+        ({"retry-after": "Sat, 21 Nov 2026 22:00:30 GMT"} | DATE, 30.0),
+        ({"retry-after": "Sat, 21 Nov 2026 22:00:30"} | DATE, 30.0),
+        ({"retry-after": "Sat, 21 Nov 2026 21:00:00 GMT"} | DATE, 0.0),
+        ({"retry-after": "Sat, 21 Nov 2026 22:00:30 GMT", "date": "today"}, None),
+        ({"retry-after": "Sat, 21 Nov 2026 22:00:30 GMT"}, None),
         ({"retry-after": "-1"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "soon"}, None),
@@ -114,8 +121,16 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
     ids=str,
 )
 def test_how_long_a_response_asks_to_wait(headers, seconds):
+    assert errors.retry_after_s(headers) == seconds
+
+
+def test_a_response_without_a_date_gets_that_of_its_arrival():
+    """RFC 9110, 6.6.1"""
     now = datetime(2026, 11, 21, 22, tzinfo=UTC)
-    assert errors.retry_after_s(headers, now) == seconds
+    assert errors.with_date({"Retry-After": "1"}, now) == {"retry-after": "1"} | DATE
+    assert errors.with_date({"date": "today"}, now) == DATE
+    other = "Sat, 21 Nov 2026 21:59:00 GMT"
+    assert errors.with_date({"Date": other}, now) == {"date": other}
 
 
 def test_the_wait_is_whole_seconds_for_those_who_read_no_more():

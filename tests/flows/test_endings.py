@@ -70,7 +70,7 @@ def test_failure_before_any_output_logs_the_prompt(kind, llm_user_path):
     with running(kind("m", Overloaded("try later"))) as proxy:
         assert post(proxy)[0] == 503
     assert rows(llm_user_path, "status, http_status, error, thread_id") == [
-        ("error", 503, "the model failed: Overloaded: try later", None)
+        ("error", 503, "the model 'm' failed: Overloaded: try later", None)
     ] or rows(llm_user_path, "status, http_status, error, thread_id") == [
         ("error", 503, "try later", None)
     ]

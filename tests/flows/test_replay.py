@@ -14,11 +14,25 @@ import pytest
 from llm.parts import StreamEvent, ToolResultPart
 
 import llmproxy
-from llmproxy.core.errors import RateLimited
+from llmproxy.core.errors import (
+    ContentFiltered,
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    PaymentRequired,
+    RateLimited,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from llmproxy.proxy import Proxy, Settings, SettingsError
 from llmproxy.transfer.llama_stack.read import parse_recording
 from tests import wire_cases
 from tests.app.test_app import request, rows
+from tests.commands import run_here
 from tests.models import AsyncScript, response_json, usage
 from tests.proxies import running
 
@@ -294,6 +308,46 @@ def test_a_failure_is_replayed_as_it_was(path, is_late, llm_user_path):
     ]
 
 
+FAILURES = [
+    ContextTooLong("it was too much"),
+    ContextTooLong("so many words", param="messages", code="string_above_max_length"),
+    ContentFiltered("not about that"),
+    ModelNotFound("there is none", param="model"),
+    PaymentRequired("pay first"),
+    PaymentRequired("pay first", status=429),
+    Overloaded("busy", headers={"retry-after": "3"}),
+    Unavailable("the model is at capacity"),
+    InvalidRequest("prompt is too long", param="messages"),
+    InvalidRequest("messages: no", param="messages", code="unknown_thing"),
+    RateLimited("try again in 6s"),
+    RateLimited("later", headers={"retry-after": "2", "retry-after-ms": "1250"}),
+    UpstreamError("I'm a teapot", status=418),
+    UpstreamError("content filter down", status=500),
+    UpstreamError(""),
+    UpstreamTimeout("too slow"),
+    TooLarge("too large"),
+    Unauthorized("no key"),
+]
+
+
+@pytest.mark.parametrize("error", FAILURES, ids=lambda error: f"{type(error).__name__} {error}")
+def test_a_failure_is_replayed_as_it_was_over_both_apis(error, llm_user_path):
+    """Also one that is known by its type alone, or whose words look like another's."""
+
+    def asked(proxy, path):
+        status, headers, text = request(proxy, "POST", path, BODIES[path])
+        waits = [headers.get(name) for name in ("retry-after", "retry-after-ms")]
+        return status, waits, re.sub("req_[0-9a-z]+|01[0-9a-z]{24}", "", text.decode())
+
+    with running(AsyncScript("m", error)) as proxy:
+        live = {path: asked(proxy, path) for path in BODIES}
+    with running(replay="replay", replay_speed=0) as proxy:
+        for _ in range(2):  # each path meets what was recorded over the other one
+            for path in reversed(BODIES):
+                assert asked(proxy, path) == live[path]
+            asked(proxy, path)
+
+
 def test_a_server_is_rewound_without_a_restart(llm_user_path):
     body = BODIES["/v1/chat/completions"]
 
@@ -316,3 +370,19 @@ def test_a_server_is_rewound_without_a_restart(llm_user_path):
         assert answers(proxy, 1) == ["one"]
         status, headers, _ = request(proxy, "GET", "/replay/rewind")
         assert (status, headers["allow"]) == (405, "POST")
+
+
+def test_a_search_finds_replays_so_that_they_are_forgotten_with_what_they_replay(llm_user_path):
+    """A replay keeps the request, and has no turn whose text could be searched."""
+    path = "/v1/chat/completions"
+    body = {"model": "m", "messages": [{"role": "user", "content": "my zanzibarine plan"}]}
+    with running(AsyncScript("m", "a quokkaesque answer")) as proxy:
+        request(proxy, "POST", path, body)
+    with running(replay="replay", replay_speed=0) as proxy:
+        request(proxy, "POST", path, body)
+    for word in ("zanzibarine", "quokkaesque"):
+        code, out, _ = run_here("log", "--search", word, "--json")
+        assert (code, len(out.splitlines())) == (0, 2)
+    assert run_here("log", "--prune", "--search", "quokkaesque")[0] == 0
+    held = b"".join(file.read_bytes() for file in llm_user_path.glob("logs.db*"))
+    assert b"zanzibarine" not in held and b"quokkaesque" not in held

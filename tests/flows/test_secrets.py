@@ -303,7 +303,7 @@ def test_the_spool_contains_no_key(tmp_path, llm_user_path):
     ) as proxy:
         ask(proxy.url, "/v1/chat/completions", "m")
     held = kept(tmp_path)
-    assert b"the model failed: RuntimeError: no [removed] [removed]" in held
+    assert b"the model 'm' failed: RuntimeError: no [removed] [removed]" in held
     assert_clean(held)
 
 

@@ -12,7 +12,7 @@ from llm.parts import StreamEvent
 
 from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import from_json, to_json, with_answer
-from llmproxy.recorder.reader import open_for_reading
+from llmproxy.recorder.reader import LogReader, open_for_reading
 from llmproxy.recorder.store import SCHEMA_VERSION, Store
 from llmproxy.recorder.timeline import EventTicks, Tick, encode, ticks
 from llmproxy.recorder.token_rate import MIN_SPAN_MS, tokens_per_second
@@ -263,6 +263,9 @@ def test_rows_of_an_older_version_get_their_rates(store, path, make_exchange):
     expected = [pytest.approx(50), pytest.approx(100), None, None, None]
     with closing(open_for_reading(path)[0]) as read_only:  # as where nothing can be written
         assert [rate for (rate,) in read_only.execute(sql)] == expected
+    with LogReader(path) as reader:  # times that were not taken are absent there too
+        untimed, timed = reader.exchange(empty.id), reader.exchange(whole.id)
+    assert (untimed.turn.duration_ms, timed.turn.duration_ms) == (None, whole.turn.duration_ms)
     Store(path).close()
     with sqlite3.connect(path) as db:
         rates = [rate for (rate,) in db.execute(sql)]
@@ -271,3 +274,10 @@ def test_rows_of_an_older_version_get_their_rates(store, path, make_exchange):
     assert rates == expected
     assert version == SCHEMA_VERSION
     assert untimed == [(empty.id,)]
+
+
+def test_an_older_export_has_no_times_that_were_not_taken(make_exchange):
+    imported = replace(spoken(make_exchange()), origin="llama-stack", events=())
+    form = to_json(imported)
+    assert form["turn"]["duration_ms"] is not None
+    assert from_json(form).turn.duration_ms is None

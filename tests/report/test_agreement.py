@@ -78,7 +78,7 @@ def test_the_second_reply_is_validated():
     assert agreement(first, said('{"a": 1}'), schema).schema == Validity(None, ("minProperties",))
     assert agreement(first, said("{}"), schema).schema == Validity("a is missing", ())
     problem = agreement(first, said("{"), schema).schema.problem
-    assert problem.startswith("the reply is not JSON: the body is not JSON: ")
+    assert problem.startswith("the reply is not JSON: it is not JSON: ")
 
 
 # ---- similarity

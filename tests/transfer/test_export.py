@@ -621,7 +621,7 @@ def recording_of(body, name="exception-provider-sdk"):
 @pytest.mark.parametrize(
     "name, status, error",
     [
-        ("exception-provider-sdk", 404, "Error code: 404 - no such model"),
+        ("exception-provider-sdk", 404, "model: Error code: 404 - no such model"),
         ("messages-refused", 529, "too many birds"),
     ],
 )

@@ -9,39 +9,95 @@ whose chunks are in order. No SDK is imported: the objects are those that it mad
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from types import SimpleNamespace
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any, Protocol
 
 from ...core import payload
-from ...core.error_meanings import error_fields, read_error
-from ...core.errors import InvalidRequest, ProxyError, UpstreamError
+from ...core.error_meanings import read_error
+from ...core.errors import UpstreamError
 from ...dialects import openai_chat
-
-MAX_BODY_BYTES = 64 * 2**10  # of an error in place of a stream
+from .anthropic_streams import correct_messages
+from .sent_bodies import EMPTY, SentBody, error_in_body
 
 _CLASSES = frozenset({"Chat", "AsyncChat", "Responses", "AsyncResponses"})
-_NO_STREAMS = ("application/json", "text/html")  # other wrong types are read anyway
+_CLIENTS = frozenset({"SyncAPIClient", "AsyncAPIClient"})  # SDKs that Stainless generates
 
 
 def with_corrected_streams(model: Any) -> Any:
-    """Return a copy of an OpenAI model whose streams are corrected, any other model itself.
+    """Return a copy of a model whose SDK's streams are corrected, or the model itself.
 
     A stream then raises a ProxyError where the server reported a failure in a way that the
-    plugin ignores, or where it ended before the response did.
+    plugin ignores, where it sent no stream, or where it ended before the response did.
+    Corrected are llm's OpenAI models, and those whose plugin makes a client of an SDK of
+    OpenAI's kind (also Anthropic's and Groq's) in `execute`.
     """
-    if not any(cls.__name__ in _CLASSES for cls in type(model).__mro__):
-        return model
+    if any(cls.__name__ in _CLASSES for cls in type(model).__mro__):
+        return _with_corrected_get_client(model)
+    return _with_corrected_names(model)
+
+
+def _with_corrected_get_client(model: Any) -> Any:
     corrected = copy.copy(model)
 
     def get_client(*arguments: Any, **named: Any) -> Any:
         client = model.get_client(*arguments, **named)
-        _correct(client.chat.completions, _Chunks)
-        _correct(client.responses, _ResponseEvents)
+        _correct_client(client)
         return client
 
     corrected.get_client = get_client
     return corrected
+
+
+def _with_corrected_names(model: Any) -> Any:
+    """Return a copy of a model whose `execute` finds corrected SDK clients by their names.
+
+    Plugins offer no other hook, and a change of the plugin's module would be seen by whoever
+    else uses it. So this model alone gets the same function with another namespace.
+    """
+    execute = getattr(type(model), "execute", None)
+    if not isinstance(execute, FunctionType):
+        return model
+    names = {name: execute.__globals__.get(name) for name in execute.__code__.co_names}
+    clients = {name: _corrected_class(cls) for name, cls in names.items() if _is_client(cls)}
+    if not clients:
+        return model
+    corrected = copy.copy(model)
+    named_anew = FunctionType(
+        execute.__code__,
+        execute.__globals__ | clients,
+        execute.__name__,
+        execute.__defaults__,
+        execute.__closure__,
+    )
+    named_anew.__kwdefaults__ = execute.__kwdefaults__
+    corrected.execute = MethodType(named_anew, corrected)
+    return corrected
+
+
+def _is_client(value: Any) -> bool:
+    bases = value.__mro__ if isinstance(value, type) else ()
+    return any(base.__name__ in _CLIENTS for base in bases)
+
+
+def _corrected_class(cls: Any) -> Any:
+    class Corrected(cls):  # type: ignore[misc]
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            super().__init__(*arguments, **named)
+            _correct_client(self)
+
+    return Corrected
+
+
+def _correct_client(client: Any) -> None:
+    if hasattr(client, "chat"):
+        _correct(client.chat.completions, _Chunks)
+    if hasattr(client, "responses"):
+        _correct(client.responses, _ResponseEvents)
+    if hasattr(client, "messages"):
+        correct_messages(client.messages)
+        correct_messages(client.beta.messages)
 
 
 class _Corrector(Protocol):
@@ -59,9 +115,10 @@ def _correct(resource: Any, corrector: Callable[[Any], _Corrector]) -> None:
 
     def corrected(*arguments: Any, **named: Any) -> Any:
         made = create(*arguments, **named)
+        is_later = isinstance(made, Awaitable)
         if not named.get("stream"):
-            return made
-        if isinstance(made, Awaitable):
+            return _whole_later(made) if is_later else _whole(made)
+        if is_later:
             return _later(made, corrector(named))
         return _read(made, corrector(named))
 
@@ -69,60 +126,96 @@ def _correct(resource: Any, corrector: Callable[[Any], _Corrector]) -> None:
     resource.create = corrected
 
 
+def _whole(made: Any) -> Any:
+    """Return an answer that was not streamed, if it is one.
+
+    Raises:
+        ProxyError: it is a page, or reports an error: SDKs take both for answers.
+    """
+    if isinstance(made, str):
+        raise error_in_body("text", made.encode(errors="replace"))
+    if all(getattr(made, name, None) is None for name in ("choices", "output")):
+        raise error_in_body("application/json", payload.encode(made.to_dict()))
+    for choice in (getattr(made, "choices", None) or ())[:1]:
+        calls = getattr(choice.message, "tool_calls", None) or ()
+        functions = [call.function for call in calls if getattr(call, "function", None)]
+        if not all(_is_json(function.arguments) for function in functions):
+            return _with_odd_arguments(made, choice.message)
+    return made
+
+
+def _with_odd_arguments(made: Any, message: Any) -> Any:
+    """Return what the plugin reads of an answer, whose arguments it would fail to parse."""
+    calls = [
+        SimpleNamespace(id=call.id, function=_Function(call.function))
+        for call in message.tool_calls
+        if getattr(call, "function", None)
+    ]
+    shown = SimpleNamespace(content=message.content, tool_calls=calls)
+    choices = [SimpleNamespace(message=shown)]
+    return SimpleNamespace(usage=made.usage, choices=choices, model_dump=made.model_dump)
+
+
+class _Function:
+    """A called function. The plugin first parses its arguments, then yields them."""
+
+    def __init__(self, function: Any) -> None:
+        self.name = function.name
+        self._reads = [function.arguments]
+        if not _is_json(function.arguments):
+            self._reads.append("{}")
+
+    @property
+    def arguments(self) -> Any:
+        return self._reads.pop() if len(self._reads) > 1 else self._reads[0]
+
+
+def _is_json(arguments: Any) -> bool:
+    try:
+        json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+async def _whole_later(made: Awaitable[Any]) -> Any:
+    return _whole(await made)
+
+
 async def _later(made: Awaitable[Any], corrector: _Corrector) -> AsyncIterator[Any]:
     return _read_async(await made, corrector)
 
 
 def _read(stream: Any, corrector: _Corrector) -> Iterator[Any]:
-    if media_type := _no_stream(stream):
-        body = bytearray()
-        for piece in stream.response.iter_bytes():
-            body += piece
-            if len(body) > MAX_BODY_BYTES:
-                break
-        raise _error_of(media_type, bytes(body))
+    body = SentBody(stream.response)
+    item = None
     try:
+        if body.is_no_stream:
+            raise body.read()
         for item in stream:
             yield from corrector.feed(item)
+        if item is None:
+            raise body.error()
         yield from corrector.end()
     finally:
         stream.close()
 
 
 async def _read_async(stream: Any, corrector: _Corrector) -> AsyncIterator[Any]:
-    if media_type := _no_stream(stream):
-        body = bytearray()
-        async for piece in stream.response.aiter_bytes():
-            body += piece
-            if len(body) > MAX_BODY_BYTES:
-                break
-        raise _error_of(media_type, bytes(body))
+    body = SentBody(stream.response)
+    item = None
     try:
+        if body.is_no_stream:
+            raise await body.aread()
         async for item in stream:
             for corrected in corrector.feed(item):
                 yield corrected
+        if item is None:
+            raise body.error()
         for corrected in corrector.end():
             yield corrected
     finally:
         await stream.close()
-
-
-def _no_stream(stream: Any) -> str:
-    """Return the media type of a response that is no stream, else ""."""
-    headers = stream.response.headers
-    media_type = str(headers.get("content-type", "")).partition(";")[0].strip().lower()
-    return media_type if media_type in _NO_STREAMS else ""
-
-
-def _error_of(media_type: str, body: bytes) -> ProxyError:
-    try:
-        value = payload.parse(body)
-    except InvalidRequest:
-        value = None
-    fields = error_fields(value)
-    if value and not {"choices", "output"} & fields.keys():
-        return openai_chat.parse_error(200, value)
-    return UpstreamError(f"the provider sent {media_type} instead of a stream")
 
 
 # ---- Chat Completions
@@ -177,9 +270,11 @@ class _Chunks:
     def end(self) -> list[Any]:
         """Check that the stream had an end."""
         if not self._has_choice:
-            raise UpstreamError("the provider's response is empty")
+            raise UpstreamError(EMPTY)
         if not self._is_finished:
             raise UpstreamError("the provider's stream ended before its answer did")
+        for call in self._calls:
+            call.make_parsable()
         return []
 
     def _feed(self, delta: Any) -> Iterator[Any]:
@@ -298,6 +393,16 @@ class _Call:
         shown.function.arguments = "".join(self._arguments) if self._has_text else ""
         return shown
 
+    def make_parsable(self) -> None:
+        """Replace arguments that are no JSON, which the plugin has yielded as they came.
+
+        It joined them in the object that it got first, and parses that now. It would raise, and
+        lose the usage, the reason and other calls.
+        """
+        function = self._first.function
+        if not _is_json(function.arguments):
+            function.arguments = "{}"
+
 
 def _fit(name: str, tools: set[str]) -> int:
     """Return 2 for the name of a tool, 1 for the beginning of one, else 0."""
@@ -340,6 +445,8 @@ class _ResponseEvents:
                 self._is_finished = True
             case "response.completed":
                 self._is_finished = True
+            case None if getattr(event, "object", None) == "error":  # vLLM's
+                raise openai_chat.parse_error(200, event.to_dict())
         return [event]
 
     def end(self) -> list[Any]:

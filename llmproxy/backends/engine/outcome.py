@@ -8,6 +8,8 @@ and class names have to suffice.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from json import JSONDecodeError
 from typing import Any
 
 import llm
@@ -15,6 +17,7 @@ import llm
 from ...core import chat, error_meanings, errors, finish_reasons
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
+from .sent_bodies import EMPTY, MAX_QUOTED_CHARS
 
 MAX_COUNT = 2**53  # JSON parsers may not hold a larger number exactly
 
@@ -68,7 +71,7 @@ def check_whole(response: llm.Response | llm.AsyncResponse) -> None:
     is_uncounted = response.input_tokens is None and response.output_tokens is None
     has_nothing = response_json is None and is_uncounted and not response._stream_events
     if has_nothing and response.model.needs_key:
-        raise UpstreamError("the provider's response is empty")
+        raise UpstreamError(EMPTY)
 
 
 def stop_sequence(response_json: Any) -> str | None:
@@ -146,7 +149,7 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
 # ---- exceptions
 
 
-def translate(exc: BaseException, keys: KnownKeys) -> ProxyError:
+def translate(exc: BaseException, keys: KnownKeys, model_id: str) -> ProxyError:
     """Translate an exception of a model to the error for the client, with keys redacted.
 
     A status of 4xx is passed on from the provider, with its `retry-after`, code and param.
@@ -154,11 +157,11 @@ def translate(exc: BaseException, keys: KnownKeys) -> ProxyError:
     key (401), timeouts (504), and a plain ValueError or NotImplementedError, which is how
     plugins refuse a request (400).
     """
-    return exc if isinstance(exc, ProxyError) else keys.redact_error(_translated(exc))
+    return exc if isinstance(exc, ProxyError) else keys.redact_error(_translated(exc, model_id))
 
 
-def _translated(exc: BaseException) -> ProxyError:
-    message = _message(exc)
+def _translated(exc: BaseException, model_id: str) -> ProxyError:
+    message = _message(exc, model_id)
     if isinstance(exc, llm.NeedsKeyException):
         return errors.Unauthorized(message)
     status, headers = _status_and_headers(exc)
@@ -184,12 +187,12 @@ def _translated(exc: BaseException) -> ProxyError:
     return error
 
 
-def _message(exc: BaseException) -> str:
+def _message(exc: BaseException, model_id: str) -> str:
     """Return the provider's message if it is found, else the exception's, as valid UTF-8."""
-    return _full_message(exc).encode(errors="replace").decode()
+    return _full_message(exc, model_id).encode(errors="replace").decode()
 
 
-def _full_message(exc: BaseException) -> str:
+def _full_message(exc: BaseException, model_id: str) -> str:
     text = error_meanings.error_fields(getattr(exc, "body", None)).get("message")
     if isinstance(text, str) and text and not text.lstrip().startswith("<"):  # a page
         return text
@@ -199,7 +202,30 @@ def _full_message(exc: BaseException) -> str:
         text = ""
     if text and (isinstance(exc, llm.ModelError) or hasattr(exc, "status_code")):
         return text  # meant for users
-    return f"the model failed: {type(exc).__name__}: {text}".removesuffix(": ")
+    return f"the model {model_id[:MAX_NAME_CHARS]!r} failed: {describe(exc, text)}"
+
+
+def describe(exc: BaseException, text: str) -> str:
+    """Return an exception's class and text, with what helps to find its cause.
+
+    Exceptions of Python's own, which a plugin didn't mean to raise, say little: so where they
+    were raised, and the text that was no JSON.
+    """
+    said = f"{type(exc).__name__}: {text}".removesuffix(": ")
+    if isinstance(exc, JSONDecodeError) and isinstance(exc.doc, str):
+        quoted = " ".join(exc.doc[: 2 * MAX_QUOTED_CHARS].split())[:MAX_QUOTED_CHARS]
+        return f"{said}, in {quoted!r}"
+    at = exc.__traceback__
+    if at is None or text and not isinstance(exc, _UNMEANT):
+        return said
+    while at.tb_next is not None:
+        at = at.tb_next
+    frame = at.tb_frame
+    return f"{said} (in {frame.f_globals.get('__name__', '?')}.{frame.f_code.co_name})"
+
+
+MAX_NAME_CHARS = 100  # of a model's name in an error's message
+_UNMEANT = (AssertionError, AttributeError, IndexError, KeyError, NameError, TypeError)
 
 
 def _status_and_headers(exc: BaseException) -> tuple[int, Mapping[str, str]]:
@@ -212,7 +238,8 @@ def _status_and_headers(exc: BaseException) -> tuple[int, Mapping[str, str]]:
         headers: Any = getattr(response, "headers", None)
         for status in _statuses(cause, response):
             if isinstance(status, int) and 200 <= status < 600:
-                return status, headers if hasattr(headers, "items") else {}
+                fields = headers if hasattr(headers, "items") else {}
+                return status, errors.with_date(fields, datetime.now(UTC))
     return 0, {}
 
 

@@ -108,7 +108,7 @@ class Engine:
             )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
-            raise outcome.translate(exc, self._keys) from exc
+            raise outcome.translate(exc, self._keys, entry.model_id) from exc
 
 
 class EngineChoice:
@@ -301,8 +301,9 @@ class EngineRun:
             self._queue.end(error)
         except BaseException as failure:
             logger.debug("a response could not be finished", exc_info=failure)
-            name = type(failure).__name__
-            self._queue.end(UpstreamError(f"the model's plugin left an invalid response: {name}"))
+            told = outcome.translate(failure, self._keys, self.model_id)
+            said = f"the model's plugin left an invalid response: {told.message}"
+            self._queue.end(UpstreamError(said))
 
     def _finish(
         self, response: llm.Response | llm.AsyncResponse, exc: BaseException | None
@@ -313,7 +314,7 @@ class EngineRun:
             self._queue.end(self._keys.redact_error(exc))
             return
         if exc is not None and not self._is_normal_end(exc):
-            self._queue.end(outcome.translate(exc, self._keys))
+            self._queue.end(outcome.translate(exc, self._keys, self.model_id))
             return
         if not cut:
             for event in self._reader.end([] if exc else response._tool_calls):

@@ -12,7 +12,7 @@ import llm
 
 from ...core import chat
 from ...core.fingerprints import request_key
-from ...recorder.exchange import Exchange, Turn, begun, with_answer
+from ...recorder.exchange import Exchange, Turn, begun, with_answer, with_error
 from .read import Recording, parse_recording
 
 # Recordings have no times; Llama Stack normalises all dates in them to this one.
@@ -78,10 +78,11 @@ def to_exchange(recording: Recording) -> Exchange | None:
         exchange,
         status="error" if recording.error else "ok",
         http_status=recording.error.status if recording.error else 200,
-        error=exchange.redactor.text(recording.error.message) if recording.error else None,
         ignored=request.ignored,
         origin="llama-stack",
     )
+    if recording.error:
+        ended = with_error(ended, recording.error)
     answered = with_answer(ended, turn if was_run else None, events, finish)
     return replace(answered, ttft_ms=None, first_text_ms=None)
 

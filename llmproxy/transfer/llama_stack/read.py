@@ -210,7 +210,7 @@ def _with_ids_replaced(text: str | bytes) -> Any:
 
 def _json(data: bytes) -> Any:
     try:
-        return payload.parse(data)
+        return payload.parse(data, name="it")
     except InvalidRequest as exc:
         raise InvalidRequest(f"the recording can't be read: {exc.message}") from None
 
@@ -387,7 +387,7 @@ def _values(items: list[Any]) -> Iterator[tuple[str, Any]]:
                 return
             if frame.data.strip():
                 with _at(place):
-                    value = payload.parse(frame.data.encode())
+                    value = payload.parse(frame.data.encode(), name="it")
                 yield place, value
 
 

@@ -10,11 +10,13 @@ import pytest
 from llm.default_plugins.openai_models import AsyncChat, AsyncResponses, Chat, Responses
 from llm_anthropic import AsyncClaudeMessages, ClaudeMessages
 from llm_groq import LLMAsyncGroq, LLMGroq
+from llm_perplexity import PRESETS, Perplexity
 
 from llmproxy.backends.engine.openai_streams import _Chunks
 from llmproxy.core import chat, errors
 from tests.backends.engine.test_plugins import WEATHER, anthropic_stream, claude, openai_model
-from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
+from tests.models import AsyncScript
+from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
 
 OPENAI_KINDS = pytest.mark.parametrize("kind", [Chat, AsyncChat])
 CLAUDE_KINDS = pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
@@ -33,13 +35,16 @@ def streaming(*values):
     return answer
 
 
-def say_html(_, handler):
-    text = b"<html><title>Login</title></html>"
+def say_text(handler, text, media_type):
     handler.send_response(200)
-    handler.send_header("content-type", "text/html; charset=utf-8")
+    handler.send_header("content-type", media_type)
     handler.send_header("content-length", str(len(text)))
     handler.end_headers()
-    handler.wfile.write(text)
+    handler.wfile.write(text.encode())
+
+
+def say_html(_, handler):
+    say_text(handler, "<html><title>Login</title></html>", "text/html; charset=utf-8")
 
 
 def deltas(*pieces, end="tool_calls"):
@@ -175,7 +180,11 @@ def test_chunks_that_lack_fields_are_read(engine, kind, odd):
 ERROR = {"error": {"message": "no credit left here", "type": "billing_error"}}
 
 NO_STREAMS = {
-    "html": (say_html, errors.UpstreamError, "the provider sent text/html instead of a stream"),
+    "html": (
+        say_html,
+        errors.UpstreamError,
+        "the provider sent text/html instead of an answer: <html><title>Login</title></html>",
+    ),
     "an error": (
         lambda _, handler: say_json(handler, ERROR),
         errors.PaymentRequired,
@@ -194,7 +203,33 @@ NO_STREAMS = {
     "a whole answer": (
         lambda _, handler: say_json(handler, {"choices": []}),
         errors.UpstreamError,
-        "the provider sent application/json instead of a stream",
+        'the provider sent application/json instead of an answer: {"choices": []}',
+    ),
+    "an error without a message": (
+        lambda _, handler: say_json(handler, {"error": {"type": "billing_error"}}),
+        errors.PaymentRequired,
+        "the provider sent application/json instead of an answer:"
+        ' {"error": {"type": "billing_error"}}',
+    ),
+    "a value": (
+        lambda _, handler: say_json(handler, "no"),
+        errors.UpstreamError,
+        'the provider sent application/json instead of an answer: "no"',
+    ),
+    "an error as text": (
+        lambda _, handler: say_text(handler, json.dumps(ERROR, indent=1), "text/plain"),
+        errors.PaymentRequired,
+        "no credit left here",
+    ),
+    "an error that is called a stream": (
+        lambda _, handler: say_text(handler, json.dumps(ERROR), "text/event-stream"),
+        errors.PaymentRequired,
+        "no credit left here",
+    ),
+    "text": (
+        lambda _, handler: say_text(handler, "busy,  try\nlater" + 999 * "!", "text/plain"),
+        errors.UpstreamError,
+        "the provider sent text/plain instead of an answer: busy, try later" + 185 * "!",
     ),
     "nothing": (streaming(), errors.UpstreamError, "the provider's response is empty"),
     "only an end": (streaming("[DONE]"), errors.UpstreamError, "the provider's response is empty"),
@@ -225,12 +260,98 @@ def test_half_an_answer_is_no_whole_one(engine, kind, end):
     assert outcome.error.message == "the provider's stream ended before its answer did"
 
 
-@pytest.mark.parametrize("answer", [say_html, lambda _, handler: say_json(handler, ERROR)])
-@pytest.mark.parametrize("kind", [ClaudeMessages, AsyncClaudeMessages])
-def test_what_is_no_stream_of_anthropics_is_no_empty_answer(engine, kind, answer):
+OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+
+NO_MESSAGES = {
+    "html": (
+        say_html,
+        errors.UpstreamError,
+        "the provider sent text/html instead of an answer: <html><title>Login</title></html>",
+    ),
+    "overloaded": (
+        lambda _, handler: say_json(handler, OVERLOADED),
+        errors.Overloaded,
+        "Overloaded",
+    ),
+    "overloaded, as text": (
+        lambda _, handler: say_text(handler, json.dumps(OVERLOADED), "text/plain"),
+        errors.Overloaded,
+        "Overloaded",
+    ),
+    "overloaded, called a stream": (
+        lambda _, handler: say_text(handler, json.dumps(OVERLOADED), "text/event-stream"),
+        errors.Overloaded,
+        "Overloaded",
+    ),
+    "overloaded, in an event without a name": (
+        lambda _, handler: say_text(
+            handler, f"data: {json.dumps(OVERLOADED)}\n\n", "text/event-stream"
+        ),
+        errors.Overloaded,
+        "Overloaded",
+    ),
+    "OpenAI's error": (
+        lambda _, handler: say_json(handler, ERROR),
+        errors.PaymentRequired,
+        "no credit left here",
+    ),
+    "a whole message": (
+        lambda _, handler: say_json(handler, {"type": "message", "content": []}),
+        errors.UpstreamError,
+        "the provider sent application/json instead of an answer:"
+        ' {"type": "message", "content": []}',
+    ),
+    "nothing": (streaming(), errors.UpstreamError, "the provider's response is empty"),
+    "nothing but pings": (
+        streaming({"type": "ping"}),
+        errors.UpstreamError,
+        'the provider sent text/event-stream instead of an answer: {"type": "ping"}',
+    ),
+}
+
+
+@CLAUDE_KINDS
+@pytest.mark.parametrize("answer, error, message", NO_MESSAGES.values(), ids=NO_MESSAGES)
+def test_what_is_no_stream_of_anthropics_is_the_error_that_it_says(
+    engine, kind, answer, error, message
+):
     with playing(answer) as provider:
         outcome = engine.ask(claude(kind, provider))
-    assert isinstance(outcome.error, errors.ProxyError) and outcome.error.status >= 402
+    assert (type(outcome.error), outcome.error.message) == (error, message)
+    assert outcome.error.status == error.status
+
+
+@CLAUDE_KINDS
+def test_what_betas_of_claude_send_is_read_as_well(engine, kind):
+    with playing(lambda _, handler: say_json(handler, OVERLOADED)) as provider:
+        outcome = engine.ask(claude(kind, provider), options={"fast": True})
+    assert type(outcome.error) is errors.Overloaded
+
+
+@CLAUDE_KINDS
+def test_arguments_of_claude_that_are_no_json_are_an_error_of_the_model(engine, kind):
+    """Not of the request; the SDK gives up in the middle, before the usage comes."""
+    use = {"type": "tool_use", "id": "t", "name": "weather", "input": {}}
+    delta = {"type": "input_json_delta", "partial_json": "{'at': 1}"}
+    with playing(anthropic_stream((use, [delta]), stop_reason="tool_use")) as provider:
+        outcome = engine.ask(claude(kind, provider), tools=(WEATHER,))
+    assert (type(outcome.error), outcome.error.status) == (errors.UpstreamError, 502)
+    assert "invalid JSON" in outcome.error.message and "{'at': 1}" in outcome.error.message
+
+
+@CLAUDE_KINDS
+def test_a_message_without_usage_says_what_is_missing(engine, kind):
+    def answer(_, handler):
+        begin_sse(handler)
+        message = {"id": "m", "type": "message", "role": "assistant", "content": []}
+        start = {"type": "message_start", "message": message}
+        for event in (start, {"type": "message_stop"}):
+            say_event(handler, event, event["type"])
+
+    with playing(answer) as provider:
+        outcome = engine.ask(claude(kind, provider))
+    assert outcome.error.message.startswith("the model 'anthropic/claude-m' failed: ")
+    assert "(in llm_anthropic.set_usage)" in outcome.error.message
 
 
 @CLAUDE_KINDS
@@ -243,12 +364,99 @@ def test_a_message_without_a_stop_reason_is_no_whole_one(engine, kind):
 
 
 @pytest.mark.parametrize("kind", [LLMGroq, LLMAsyncGroq])
-def test_an_empty_answer_of_a_model_behind_a_key_is_an_error(engine, kind, monkeypatch):
+@pytest.mark.parametrize("answer, error, message", NO_STREAMS.values(), ids=NO_STREAMS)
+def test_what_is_no_stream_of_groqs_is_no_empty_answer(
+    engine, kind, answer, error, message, monkeypatch
+):
     monkeypatch.setenv("GROQ_API_KEY", "test-key")
-    with playing(say_html) as provider:
+    with playing(answer) as provider:
         monkeypatch.setenv("GROQ_BASE_URL", provider.url)
         outcome = engine.ask(kind("groq/m", "m"))
-    assert outcome.error.message == "the provider's response is empty"
+    assert (type(outcome.error), outcome.error.message) == (error, message)
+
+
+@pytest.mark.parametrize("answer, error, message", NO_STREAMS.values(), ids=NO_STREAMS)
+def test_what_is_no_stream_of_perplexitys_is_the_error_that_it_says(
+    engine, answer, error, message, monkeypatch
+):
+    monkeypatch.setenv("LLM_PERPLEXITY_KEY", "pplx-test")
+    with playing(answer) as provider:
+        monkeypatch.setattr(Perplexity, "base_url", provider.url)
+        outcome = engine.ask(Perplexity(next(iter(PRESETS))))
+    assert isinstance(outcome.error, errors.ProxyError)
+    assert outcome.error.message.removeprefix("Perplexity API error: ") == message
+
+
+def test_an_empty_answer_of_a_model_behind_a_key_is_an_error(engine):
+    model = AsyncScript("m")
+    model.needs_key, model.get_key = "x", lambda key=None: "test"
+    assert engine.ask(model).error.message == "the provider's response is empty"
+
+
+NO_WHOLES = {name: NO_STREAMS[name] for name in ("html", "an error", "a message")}
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("answer, error, message", NO_WHOLES.values(), ids=NO_WHOLES)
+def test_what_is_no_whole_answer_of_openais_is_the_error_that_it_says(
+    engine, kind, answer, error, message
+):
+    with playing(answer) as provider:
+        outcome = engine.ask(openai_model(kind, provider, can_stream=False))
+    assert type(outcome.error) is error
+    assert outcome.error.message.rpartition(": ")[2] == message.rpartition(": ")[2]
+
+
+# ---- arguments that are no JSON
+
+NO_JSON = [
+    '{"at": "no',
+    "{'at': 1}",
+    "weather",
+    '{"a": 1} and more',
+    '{"a": %s}' % ("9" * 5_000),
+    "[" * 100_000,
+]
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+@pytest.mark.parametrize("word, reason", [("length", "length"), ("tool_calls", "tool_calls")])
+def test_arguments_that_are_no_json_cost_neither_usage_nor_reason(engine, kind, text, word, reason):
+    """The plugin raises at them, before it has set the usage."""
+    pieces = [piece(id="c", name="weather", arguments=text[:3]), piece(arguments=text[3:])]
+    good = piece(1, id="d", name="weather", arguments='{"at": 2}')
+    deltas = [{"tool_calls": [one]} for one in [*pieces, good]]
+    with playing(chat_stream(*deltas, finish_reason=word)) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
+    assert (outcome.error, outcome.finish.reason) == (None, reason)
+    assert outcome.finish.usage == chat.Usage(11, 7)
+    assert outcome.finish.response_json["finish_reason"] == word
+    raw = chat.collect(outcome.events).raw_arguments
+    assert raw == {"c": text, "d": '{"at": 2}'}
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("text", NO_JSON, ids=range(len(NO_JSON)))
+def test_a_whole_answer_keeps_arguments_that_are_no_json(engine, kind, text):
+    calls = [
+        {"id": "c", "type": "function", "function": {"name": "weather", "arguments": text}},
+        {"id": "d", "type": "function", "function": {"name": "weather", "arguments": "{}"}},
+    ]
+    message = {"role": "assistant", "content": "Look", "tool_calls": calls}
+    whole = {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "message": message, "finish_reason": "length"}],
+        "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18},
+    }
+    with playing(lambda _, handler: say_json(handler, whole)) as provider:
+        outcome = engine.ask(openai_model(kind, provider, can_stream=False), tools=(WEATHER,))
+    assert (outcome.error, outcome.text, outcome.finish.reason) == (None, "Look", "length")
+    assert outcome.finish.usage == chat.Usage(11, 7)
+    assert chat.collect(outcome.events).raw_arguments == {"c": text, "d": "{}"}
 
 
 # ---- finish reasons

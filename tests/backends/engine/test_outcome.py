@@ -1,5 +1,6 @@
 """Tests of translating finish reasons, usage and exceptions."""
 
+import json
 import sys
 
 import httpx
@@ -109,14 +110,14 @@ class Unprintable(Exception):
 @pytest.mark.parametrize(
     ("exc", "message"),
     [
-        (Unprintable(), "the model failed: Unprintable"),
-        (RuntimeError("a \ud800"), "the model failed: RuntimeError: a ?"),
+        (Unprintable(), "the model 'm' failed: Unprintable"),
+        (RuntimeError("a \ud800"), "the model 'm' failed: RuntimeError: a ?"),
         (llm.ModelError("no " * 9_999 + "yes"), "no " * 116 + "…" + " no" * 48 + " yes"),
     ],
     ids=["unprintable", "half a character", "too long"],
 )
 def test_messages_that_can_not_be_shown_are_replaced_or_cut(exc, message):
-    assert outcome.translate(exc, KnownKeys()).message == message
+    assert outcome.translate(exc, KnownKeys(), "m").message == message
 
 
 def openai_error(status: int, message: str = "no", **headers: str) -> openai.APIStatusError:
@@ -148,21 +149,21 @@ def openai_error(status: int, message: str = "no", **headers: str) -> openai.API
 )
 def test_statuses_of_an_sdk_keep_their_class(status, kind, shown):
     """B39"""
-    error = outcome.translate(openai_error(status), KnownKeys())
+    error = outcome.translate(openai_error(status), KnownKeys(), "m")
     assert (type(error), error.status, error.message) == (kind, shown, "no")
 
 
 def test_headers_about_retries_are_kept():
     """B39"""
     exc = openai_error(429, retry_after="7", x_should_retry="true", server="nginx")
-    error = outcome.translate(exc, KnownKeys())
+    error = outcome.translate(exc, KnownKeys(), "m")
     assert error.headers == {"retry-after": "7", "x-should-retry": "true"}
 
 
 def test_code_and_param_of_a_provider_are_kept():
     exc = openai_error(400)
     exc.body = {"message": "too long", "code": "context_length_exceeded", "param": "messages"}
-    error = outcome.translate(exc, KnownKeys())
+    error = outcome.translate(exc, KnownKeys(), "m")
     assert (error.code, error.param) == ("context_length_exceeded", "messages")
 
 
@@ -177,7 +178,7 @@ def test_an_error_is_known_however_a_server_wraps_its_message(body):
     """LM Studio sends a string, Gemini a list; OpenAI's SDK passes them on as they are."""
     exc = openai_error(400, "Error code: 400")
     exc.body = body
-    error = outcome.translate(exc, KnownKeys())
+    error = outcome.translate(exc, KnownKeys(), "m")
     assert (type(error), error.message) == (errors.ContextTooLong, LONG)
 
 
@@ -185,7 +186,7 @@ def test_an_error_is_known_however_a_server_wraps_its_message(body):
 def test_a_page_is_no_message(body):
     exc = openai_error(404, "Error code: 404")
     exc.body = body
-    assert outcome.translate(exc, KnownKeys()).message == "Error code: 404"
+    assert outcome.translate(exc, KnownKeys(), "m").message == "Error code: 404"
 
 
 def test_status_of_httpx_is_in_its_response():
@@ -193,7 +194,7 @@ def test_status_of_httpx_is_in_its_response():
     request = httpx.Request("POST", "http://127.0.0.1/")
     response = httpx.Response(429, request=request, headers={"retry-after": "3"})
     error = outcome.translate(
-        httpx.HTTPStatusError("slow", request=request, response=response), KnownKeys()
+        httpx.HTTPStatusError("slow", request=request, response=response), KnownKeys(), "m"
     )
     assert (type(error), error.headers) == (errors.RateLimited, {"retry-after": "3"})
 
@@ -202,7 +203,7 @@ def test_status_may_be_in_the_cause():
     """llm-perplexity raises a ModelError from the SDK's error."""
     wrapped = llm.ModelError("Perplexity API error: slow down")
     wrapped.__cause__ = openai_error(429, retry_after="3")
-    error = outcome.translate(wrapped, KnownKeys())
+    error = outcome.translate(wrapped, KnownKeys(), "m")
     assert (type(error), error.message) == (errors.RateLimited, "Perplexity API error: slow down")
     assert error.headers == {"retry-after": "3"}
 
@@ -221,14 +222,14 @@ class ResourceExhausted(Exception):
 
 @pytest.mark.parametrize("exc", [Throttled("slow"), ResourceExhausted("slow")])
 def test_status_is_found_where_other_sdks_keep_it(exc):
-    assert type(outcome.translate(exc, KnownKeys())) is errors.RateLimited
+    assert type(outcome.translate(exc, KnownKeys(), "m")) is errors.RateLimited
 
 
 def test_error_inside_a_stream_is_known_by_its_type():
     """Anthropic's SDK raises it with the stream's status, 200."""
     exc = openai_error(200)
     exc.body = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
-    error = outcome.translate(exc, KnownKeys())
+    error = outcome.translate(exc, KnownKeys(), "m")
     assert (type(error), error.status, error.message) == (errors.Overloaded, 529, "Overloaded")
 
 
@@ -237,38 +238,79 @@ def test_error_inside_a_stream_is_known_by_its_type():
     [
         (llm.NeedsKeyException("No key found"), errors.Unauthorized, "No key found"),
         (llm.ModelError("it said no"), errors.UpstreamError, "it said no"),
-        (TimeoutError(), errors.UpstreamTimeout, "the model failed: TimeoutError"),
+        (TimeoutError(), errors.UpstreamTimeout, "the model 'm' failed: TimeoutError"),
         (
             httpx.ReadTimeout("slow"),
             errors.UpstreamTimeout,
-            "the model failed: ReadTimeout: slow",
+            "the model 'm' failed: ReadTimeout: slow",
         ),
         (
             httpx.ConnectError("refused"),
             errors.UpstreamError,
-            "the model failed: ConnectError: refused",
+            "the model 'm' failed: ConnectError: refused",
         ),
         (NotImplementedError("no system"), errors.Unsupported, None),
         (ValueError("no schema with tools"), errors.Unsupported, None),
         (UnicodeDecodeError("utf-8", b"x", 0, 1, "bad"), errors.UpstreamError, None),
-        (SystemExit(3), errors.UpstreamError, "the model failed: SystemExit: 3"),
-        (KeyError("x"), errors.UpstreamError, "the model failed: KeyError: 'x'"),
+        (SystemExit(3), errors.UpstreamError, "the model 'm' failed: SystemExit: 3"),
+        (KeyError("x"), errors.UpstreamError, "the model 'm' failed: KeyError: 'x'"),
     ],
 )
 def test_exceptions_without_a_status(exc, kind, message):
-    error = outcome.translate(exc, KnownKeys())
+    error = outcome.translate(exc, KnownKeys(), "m")
     assert type(error) is kind
     assert message is None or error.message == message
 
 
 def test_our_own_errors_pass_unchanged():
     error = errors.Unsupported("no")
-    assert outcome.translate(error, KnownKeys()) is error
+    assert outcome.translate(error, KnownKeys(), "m") is error
 
 
 def test_a_key_that_a_provider_quotes_is_redacted_everywhere_in_the_error():
     exc = openai_error(429, x_should_retry="local-key-9")
     exc.body = {"error": {"message": "no credit for local-key-9", "code": "local-key-9"}}
-    error = outcome.translate(exc, KnownKeys(["local-key-9"]))
+    error = outcome.translate(exc, KnownKeys(["local-key-9"]), "m")
     assert error.message == "no credit for [removed]"
     assert (error.code, error.headers) == ("[removed]", {"x-should-retry": "[removed]"})
+
+
+def failing(call):
+    """The exception of a call, with its traceback."""
+    try:
+        call()
+    except BaseException as exc:
+        return exc
+    raise AssertionError("it did not fail")
+
+
+def fail_bare():
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (
+            lambda: {}["choices"],
+            "KeyError: 'choices' (in tests.backends.engine.test_outcome.<lambda>)",
+        ),
+        (
+            lambda: [][0],
+            "IndexError: list index out of range (in tests.backends.engine.test_outcome.<lambda>)",
+        ),
+        (
+            lambda: None.usage,
+            "has no attribute 'usage' (in tests.backends.engine.test_outcome.<lambda>)",
+        ),
+        (fail_bare, "AssertionError (in tests.backends.engine.test_outcome.fail_bare)"),
+        (
+            lambda: json.loads("<html>  busy\n</html>" + "x" * 999),
+            "JSONDecodeError: Expecting value: line 1 column 1 (char 0), in '<html> busy </html>xx",
+        ),
+    ],
+)
+def test_an_exception_that_no_plugin_meant_says_where_and_what(call, said):
+    """Its class alone helps nobody to find out what the provider sent."""
+    message = outcome.translate(failing(call), KnownKeys(), "gpt-9").message
+    assert message.startswith("the model 'gpt-9' failed: ") and said in message

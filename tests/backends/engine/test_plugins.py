@@ -123,7 +123,7 @@ def test_openai_rate_limit_keeps_its_retry_after(engine, kind):
     with playing(handle) as provider:
         outcome = engine.ask(openai_model(kind, provider))
     assert isinstance(outcome.error, errors.RateLimited)
-    assert outcome.error.headers == {"retry-after": "0", "retry-after-ms": "1"}
+    assert outcome.error.headers == {"retry-after": "1", "retry-after-ms": "1"}
     assert len(provider.bodies) == 3
 
 

@@ -63,7 +63,7 @@ def test_an_exception_of_a_model_is_raised_after_its_events(engine, kind, raised
     outcome = engine.ask(kind("m", "so far", raised))
     assert outcome.text == "so far"
     assert isinstance(outcome.error, UpstreamError)
-    assert outcome.error.message == f"the model failed: {type(raised).__name__}: no"
+    assert outcome.error.message == f"the model 'm' failed: {type(raised).__name__}: no"
 
 
 @KINDS
@@ -325,7 +325,9 @@ def test_invalid_data_left_in_the_response_is_an_upstream_error(engine, kind, le
     outcome = engine.ask(kind("m", "so far", leave))
     assert outcome.text == "so far"
     assert isinstance(outcome.error, UpstreamError)
-    assert outcome.error.message.startswith("the model's plugin left an invalid response: ")
+    said = "the model's plugin left an invalid response: the model 'm' failed: "
+    assert outcome.error.message.startswith(said)
+    assert len(outcome.error.message) > len(said) + 20
 
 
 def test_each_read_has_its_own_silence_limit():

@@ -183,7 +183,7 @@ def test_the_finish_comes_once():
 @pytest.mark.parametrize(
     "data, message",
     [
-        ("{", "an event of the upstream is not JSON: the body is not JSON: "),
+        ("{", "an event of the upstream is not JSON: it is not JSON: "),
         ("[]", "an event of the upstream has no type"),
         ("{}", "an event of the upstream has no type"),
     ],

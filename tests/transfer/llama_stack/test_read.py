@@ -314,9 +314,9 @@ def test_other_recordings_than_chats_are_read_in_part(name, path, body):
 @pytest.mark.parametrize(
     "text, message, param",
     [
-        ("", "the recording can't be read: the body is not JSON: ", None),
-        (b"\xff{}", "the recording can't be read: the body is not UTF-8 (byte 0)", None),
-        ('"\ud800"', "the recording can't be read: the body is not UTF-8 (byte 1)", None),
+        ("", "the recording can't be read: it is not JSON: ", None),
+        (b"\xff{}", "the recording can't be read: it is not UTF-8 (byte 0)", None),
+        ('"\ud800"', "the recording can't be read: it is not UTF-8 (byte 1)", None),
         ("[]", "expected an object, got a list", None),
         ("{}", "this field is required", "request"),
         (
@@ -376,7 +376,7 @@ def test_other_recordings_than_chats_are_read_in_part(name, path, body):
         ),
         (
             damaged("messages-stream", "response", "body", 4, value="data: {"),
-            "the body is not JSON: ",
+            "it is not JSON: ",
             "response.body[4]",
         ),
         (
