@@ -147,6 +147,23 @@ def test_a_client_with_functions_gets_a_function_call_and_sends_it_back(stream):
     assert model.prompts[1].messages[1].parts[0].arguments == {"at": "A"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tools", ["functions", "tools"])
+def test_calls_that_a_client_with_functions_cannot_be_shown_are_listed(stream, tools):
+    """In the header of a whole response; a stream's headers are sent before the calls come."""
+    calls = [tool_call("weather", {"at": at}, at) for at in "ABC"]
+    asked = {"functions": [WEATHER["function"]]} if tools == "functions" else {"tools": [WEATHER]}
+    with running(AsyncScript("m", "so", *calls, usage(3, 2))) as proxy:
+        sdk = client(proxy).chat.completions.with_raw_response
+        raw = sdk.create(model="m", messages=QUESTION, stream=stream, **asked)
+        if stream:
+            assert list(raw.parse())
+        exchange = proxy.wait_for_report()
+    left_out = "function_call (2 more of the model's)" if tools == "functions" else None
+    assert raw.headers.get("x-llmproxy-ignored") == (None if stream else left_out)
+    assert exchange.ignored == ((left_out,) if left_out else ())
+
+
 def test_a_function_call_without_arguments_has_an_empty_object():
     with running(SyncScript("m", tool_call("weather", {}))) as proxy:
         asked = {"functions": [WEATHER["function"]]}
