@@ -431,7 +431,8 @@ class App:
             if written is not None and self._matcher is not None:
                 self._matcher.learn(ended)
             if status == "ok" and ended.model_used is not None:
-                self._counts_tokens[ended.model_used] = ended.usage.output_tokens is not None
+                counts = ended.usage.input_tokens, ended.usage.output_tokens
+                self._counts_tokens[ended.model_used] = None not in counts
             self._metrics.count(ended)
             self._on_exchange(ended)
         except Exception:  # a bug here or a broken terminal must not fail the response

@@ -164,6 +164,19 @@ def test_calls_that_a_client_with_functions_cannot_be_shown_are_listed(stream, t
     assert exchange.ignored == ((left_out,) if left_out else ())
 
 
+@pytest.mark.parametrize("counted", [{"input": 3}, {"output": 2}, {}])
+def test_a_stream_lists_an_estimate_of_either_count(counted):
+    """As far as the model's last run tells: the header is sent before the counts."""
+    model = AsyncScript("m", "so", lambda response: response.set_usage(**counted))
+    with running(model) as proxy:
+        sdk = client(proxy).chat.completions.with_raw_response
+        asked = {"model": "m", "messages": QUESTION, "stream_options": {"include_usage": True}}
+        answers = [sdk.create(stream=True, **asked) for _ in range(2)]
+        chunks = [list(answer.parse()) for answer in answers]
+    assert answers[1].headers["x-llmproxy-ignored"] == "usage"
+    assert all(isinstance(c[-1].usage.total_tokens, int) for c in chunks)
+
+
 def test_a_function_call_without_arguments_has_an_empty_object():
     with running(SyncScript("m", tool_call("weather", {}))) as proxy:
         asked = {"functions": [WEATHER["function"]]}
