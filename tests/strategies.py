@@ -255,6 +255,20 @@ def _server_events(draw: st.DrawFn, index: int) -> list[StreamEvent]:
     ]
 
 
+# Objects that one JSON reader takes and another refuses, or can't encode again.
+ARGUMENT_ODDITIES = (
+    r'{"a": "\ud800", "b": 1}',
+    r'{"\udfff": "\ud83d\ud83d\ude00"}',
+    r'{"a": "\\ud800 \ud83d\n"}',
+    '{"a": [NaN, -Infinity, 1e999, ' + "9" * 500 + "]}",
+    r'{"path": "C:\Users\u12", "pattern": "\d+"}',
+    '{"a": "two\nlines\t\0"}',
+    '{"a": ' + "[" * 94 + "]" * 94 + "}",
+    '{"a": ' + "[" * 300 + r'"\"]\ud800"' + "]" * 300 + "}",
+    '{"a":' * 5000,
+)
+
+
 def argument_texts() -> st.SearchStrategy[str]:
     """Arguments as models write them: JSON in any spacing, nothing, blank, or cut off."""
     whole = st.builds(

@@ -485,6 +485,22 @@ PARTS = [
                 "long strings in arguments",
                 lambda n: [_name(0, "a"), _args(0, '{"', "a"), *[_args(0, "}" * 20, "a")] * n],
             ),
+            *(
+                (
+                    f"many {name} in arguments",
+                    lambda n, before=before, piece=piece: [
+                        _name(0, "a"),
+                        _args(0, before, "a"),
+                        *[_args(0, piece, "a")] * n,
+                    ],
+                )
+                for name, before, piece in (
+                    ("digits", '{"a": ', "9" * 20),
+                    ("brackets", '{"a": ', "[" * 20),
+                    ("halves of characters", '{"a": "', r"\ud800"),
+                    ("backslashes", '{"a": "', "\\"),
+                )
+            ),
         )
     ),
     Case("beginnings of tags", lambda n: lambda: split_thinking("<" * n)),

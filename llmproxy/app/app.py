@@ -353,7 +353,7 @@ class App:
         while await exchange.read():
             pass
         response = exchange.capture.response
-        response = replace(response, finish=exchange.with_usage(response.finish))
+        response = replace(response, finish=exchange.at_end(response.finish))
         rendered = dialect.render_response(response, exchange.envelope())
         exchange.capture.http_status = 200
         await self._end(exchange, "ok")
@@ -396,7 +396,7 @@ class App:
                         if frames:
                             yield b"".join(frames)
                             frames = []
-                        event = exchange.with_usage(event)
+                        event = exchange.at_end(event)
                         await self._end(exchange, "ok")
                     frames += renderer.feed(event)
                 now = time.monotonic()
@@ -431,7 +431,8 @@ class App:
             if written is not None and self._matcher is not None:
                 self._matcher.learn(ended)
             if status == "ok" and ended.model_used is not None:
-                self._counts_tokens[ended.model_used] = ended.usage.output_tokens is not None
+                counts = ended.usage.input_tokens, ended.usage.output_tokens
+                self._counts_tokens[ended.model_used] = None not in counts
             self._metrics.count(ended)
             self._on_exchange(ended)
         except Exception:  # a bug here or a broken terminal must not fail the response
@@ -515,12 +516,18 @@ class _Exchange:
         request = self._request
         return request is None or not request.stream or request.include_usage
 
-    def with_usage(self, finish: chat.Finish) -> chat.Finish:
-        """Return the Finish for the client, with estimates of tokens that were not counted."""
+    def at_end(self, finish: chat.Finish) -> chat.Finish:
+        """Return the Finish for the client, with estimates of tokens that were not counted.
+
+        What the client can't be shown is listed: in the header of a whole response, in the log
+        also of a stream, whose headers have been sent.
+        """
+        left_out = self._dialect.left_out(self.capture.response, self.envelope())
+        self.capture.ignored_late += left_out
         usage = finish.usage
         if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
             return finish
-        self.capture.estimated = ("usage",)
+        self.capture.ignored_late += ("usage",)
         if usage.input_tokens is None:
             usage = replace(usage, input_tokens=self.input_estimate)
         if usage.output_tokens is None:

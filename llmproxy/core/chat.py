@@ -26,7 +26,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from . import payload
+from . import argument_text, payload
 from .errors import InvalidRequest
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -229,16 +229,24 @@ def _joined(events: list[StreamEvent], type_: str) -> str:
 def parse_arguments(text: str) -> dict[str, Any]:
     """Parse the arguments of a tool call: a JSON object, or nothing at all, which is `{}`.
 
-    Anything else (truncated JSON, a bare list) becomes `{"_raw": text}`, as in llm: it must
+    What is not quite JSON, or nests too deep to be sent back, is read as ArgumentText writes
+    it. Anything else (truncated JSON, a bare list) becomes `{"_raw": text}`, as in llm: it must
     not pass for a call without arguments.
     """
     if not text.strip():
         return {}
-    try:
-        value = payload.parse(text.encode())
-    except InvalidRequest:
-        value = None
+    value = _json_or_none(text)
+    if value is None and text.lstrip().startswith("{"):
+        writer = argument_text.ArgumentText()
+        value = _json_or_none(writer.feed(text) + writer.end())
     return value if isinstance(value, dict) else {"_raw": text}
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return payload.parse(text.encode(), argument_text.LIMITS)
+    except InvalidRequest:
+        return None
 
 
 def _hoist_redacted(parts: list[Part]) -> list[Part]:

@@ -306,9 +306,21 @@ def error_fields(body: Any) -> Mapping[str, Any]:
         fields = fields[0]
     if isinstance(fields, dict):
         error = next((fields[k] for k in ("error", "detail", "message") if fields.get(k)), fields)
+        if isinstance(error, list):
+            error = "; ".join(filter(None, map(_wrong_field, error)))
         # Mistral and vLLM put the code beside the message, as do SDKs that dump an error.
         fields = error if isinstance(error, dict) else {**fields, "message": error}
     return fields if isinstance(fields, dict) else {"message": fields}
+
+
+def _wrong_field(item: Any) -> str:
+    """Return what FastAPI's servers say of one field, else ""."""
+    match item:
+        case {"loc": list(place), "msg": str(message)}:
+            return f"{'.'.join(map(str, place))}: {message}"
+        case {"msg": str(text)} | {"message": str(text)} | str(text):
+            return text
+    return ""
 
 
 def read_error(

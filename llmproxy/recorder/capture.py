@@ -30,6 +30,8 @@ class Capture:
     messages: the conversation as it is logged; set it when it differs from the request's.
     run: set it once the request was prepared. queue_ms: how long it waited for its turn.
     http_status: set it once the client was sent one.
+    ignored_late: paths that are known only at the response's end, of what it lacks and of what
+        in it is our estimate.
     """
 
     def __init__(self, begun: Exchange, *, thread_id: str, began_at: float) -> None:
@@ -43,7 +45,7 @@ class Capture:
         self.queue_ms: float | None = None
         self.http_status: int | None = None
         self.events: list[Stamped] = []
-        self.estimated: tuple[str, ...] = ()
+        self.ignored_late: tuple[str, ...] = ()
 
     def matched(self, match: Match) -> None:
         """Log the conversation that the request continues, as it was recalled."""
@@ -57,8 +59,8 @@ class Capture:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Paths of what was not carried, and of what is our estimate."""
-        return (self.run.ignored if self.run else ()) + self.estimated
+        """Paths of what was not carried, or is our estimate."""
+        return (self.run.ignored if self.run else ()) + self.ignored_late
 
     def ended(
         self, status: Status, error: BaseException | None = None, *, ended_at: float | None = None

@@ -27,8 +27,9 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ..core import attachments, chat
+from ..core import argument_text, attachments, chat, payload
 from ..core.error_meanings import is_known_code
+from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, RawRequest, Turn
 from ..recorder.timeline import TimedEvent
 
@@ -130,6 +131,10 @@ def _anonymize_arguments(text: str) -> str:
     """
     if not text.strip() or _is_raw(text):
         return placeholder(text)
+    try:
+        payload.parse(text.encode(), argument_text.LIMITS)
+    except InvalidRequest:  # JSON only as it is read
+        return payload.encode(_free(chat.parse_arguments(text))).decode()
     return _STRING.sub(_anonymize_string, text)
 
 

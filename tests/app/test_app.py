@@ -147,6 +147,36 @@ def test_a_client_with_functions_gets_a_function_call_and_sends_it_back(stream):
     assert model.prompts[1].messages[1].parts[0].arguments == {"at": "A"}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("tools", ["functions", "tools"])
+def test_calls_that_a_client_with_functions_cannot_be_shown_are_listed(stream, tools):
+    """In the header of a whole response; a stream's headers are sent before the calls come."""
+    calls = [tool_call("weather", {"at": at}, at) for at in "ABC"]
+    asked = {"functions": [WEATHER["function"]]} if tools == "functions" else {"tools": [WEATHER]}
+    with running(AsyncScript("m", "so", *calls, usage(3, 2))) as proxy:
+        sdk = client(proxy).chat.completions.with_raw_response
+        raw = sdk.create(model="m", messages=QUESTION, stream=stream, **asked)
+        if stream:
+            assert list(raw.parse())
+        exchange = proxy.wait_for_report()
+    left_out = "function_call (2 more of the model's)" if tools == "functions" else None
+    assert raw.headers.get("x-llmproxy-ignored") == (None if stream else left_out)
+    assert exchange.ignored == ((left_out,) if left_out else ())
+
+
+@pytest.mark.parametrize("counted", [{"input": 3}, {"output": 2}, {}])
+def test_a_stream_lists_an_estimate_of_either_count(counted):
+    """As far as the model's last run tells: the header is sent before the counts."""
+    model = AsyncScript("m", "so", lambda response: response.set_usage(**counted))
+    with running(model) as proxy:
+        sdk = client(proxy).chat.completions.with_raw_response
+        asked = {"model": "m", "messages": QUESTION, "stream_options": {"include_usage": True}}
+        answers = [sdk.create(stream=True, **asked) for _ in range(2)]
+        chunks = [list(answer.parse()) for answer in answers]
+    assert answers[1].headers["x-llmproxy-ignored"] == "usage"
+    assert all(isinstance(c[-1].usage.total_tokens, int) for c in chunks)
+
+
 def test_a_function_call_without_arguments_has_an_empty_object():
     with running(SyncScript("m", tool_call("weather", {}))) as proxy:
         asked = {"functions": [WEATHER["function"]]}

@@ -166,7 +166,7 @@ ARGUMENTS = {
     "null": ("null", {"_raw": "null"}),
     "a string": ('"x"', {"_raw": '"x"'}),
     "two objects": ("{}{}", {"_raw": "{}{}"}),
-    "not a number": ('{"a": NaN}', {"_raw": '{"a": NaN}'}),
+    "not a number": ('{"a": NaN}', {"a": "NaN"}),
     "a half of a character (B18)": (r'{"a": "\ud83c"}', {"a": "\ufffd"}),
     "too deep": ('{"a":' * 500, {"_raw": '{"a":' * 500}),
 }

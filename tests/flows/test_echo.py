@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import anthropic
 import llm
+import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,21 +19,33 @@ from llm.parts import Message, Part, StreamEvent, ToolCallPart, ToolResultPart
 
 from llmproxy.backends.engine.events import EventReader
 from llmproxy.backends.engine.prompt import Call, build_prompt
-from llmproxy.core import chat
+from llmproxy.core import chat, payload
 from llmproxy.dialects import anthropic_messages, openai_chat
 from tests.dialects.anthropic_messages.samples import SERVER as ANTHROPIC
 from tests.dialects.openai_chat.samples import SERVER as OPENAI
 from tests.dialects.openai_chat.samples import Pieces
 from tests.examples import many_examples
 from tests.models import AsyncScript, SyncScript
-from tests.strategies import argument_texts, json_objects, texts, words
+from tests.proxies import running
+from tests.strategies import ARGUMENT_ODDITIES, argument_texts, json_objects, texts, words
 from tests.wire_cases import envelope
 
 # JSON that is no object, and none at all: models write both.
 INPUTS = ("[1,2]", '"x"', "3", "true", "null", "-", "[", '{"a": 1}{"b": 2}', " [1]", '{"a": [1, ')
 
-ids = st.one_of(st.none(), st.sampled_from(["", "call_0", "functions.f:1", "id 1\n", "é"]), texts())
-chunks = st.one_of(texts(), st.sampled_from(["", " ", "\n", "\ud83d", "\udf0a", "ok"]))
+halves = st.sampled_from(["\ud83d", "\udf0a", "a\ud83d", "\udf0a\ud83d"])  # of a character
+dirty = texts() | halves
+ids = st.one_of(
+    st.none(), st.sampled_from(["", "call_0", "functions.f:1", "id 1\n", "é"]), texts(), halves
+)
+chunks = st.one_of(texts(), st.sampled_from(["", " ", "\n", "ok"]), halves)
+argument_chunks = argument_texts() | st.sampled_from(INPUTS) | st.sampled_from(ARGUMENT_ODDITIES)
+announced_arguments = json_objects | st.sampled_from(
+    [{"a": "\ud800"}, {"\udfff": [math.nan, math.inf]}, {"a": json.loads("[" * 300 + "]" * 300)}]
+)
+outputs_of_tools = st.one_of(
+    texts(), json_objects.map(json.dumps), st.sampled_from(ARGUMENT_ODDITIES), halves
+)
 
 
 @st.composite
@@ -42,7 +57,7 @@ def outputs(draw: st.DrawFn) -> list[chat.Event]:
     for event in draw(st.lists(_groups(), max_size=5)):
         for each in event:
             events += reader.feed(each)
-    announced = draw(st.lists(st.builds(llm.ToolCall, words, json_objects, ids), max_size=2))
+    announced = draw(st.lists(st.builds(llm.ToolCall, words, announced_arguments, ids), max_size=2))
     events += reader.end(announced)
     reason: Any = "tool_calls" if reader.has_calls else "stop"
     return [*events, chat.Finish(draw(st.sampled_from([reason, "length", "content_filter"])))]
@@ -57,20 +72,24 @@ def _groups(draw: st.DrawFn) -> list[StreamEvent]:
             said = draw(st.lists(chunks, max_size=3))
             events = [StreamEvent(kind, chunk, index) for chunk in said]
             if kind == "reasoning" and draw(st.booleans()):
-                signature = {"anthropic": {"signature": draw(texts())}}
+                signature = {"anthropic": {"signature": draw(dirty | st.integers())}}
                 events.append(StreamEvent(kind, "", index, provider_metadata=signature))
             return events
         case "redacted":
-            data = {"anthropic": {"type": "redacted_thinking", "data": draw(texts())}}
+            data = {"anthropic": {"type": "redacted_thinking", "data": draw(dirty | st.integers())}}
             return [StreamEvent("reasoning", "", index, redacted=True, provider_metadata=data)]
     id_ = draw(ids) if kind == "call" else f"{draw(st.sampled_from(PREFIXES))}{draw(words)}"
-    name, text = draw(texts(min_size=1)), draw(argument_texts() | st.sampled_from(INPUTS))
+    name, text = draw(texts(min_size=1) | halves), draw(argument_chunks)
     fields: Any = {"tool_call_id": id_, "server_executed": kind == "server"}
-    events = [StreamEvent("tool_call_name", name, index, **fields)]  # without: an error
+    named = dict(fields)
+    if kind == "server":
+        server_name = draw(st.one_of(dirty, st.integers(), st.none()))
+        named["provider_metadata"] = {"anthropic": {"mcp_server_name": server_name}}
+    events = [StreamEvent("tool_call_name", name, index, **named)]  # without: an error
     cut = draw(st.integers(0, len(text)))
     events += [StreamEvent("tool_call_args", t, index, **fields) for t in (text[:cut], text[cut:])]
     if kind == "server" and draw(st.booleans()):
-        result = draw(texts() | json_objects.map(json.dumps))
+        result = draw(outputs_of_tools)
         events.append(StreamEvent("tool_result", result, index + 4, tool_name=name, **fields))
     return events
 
@@ -154,6 +173,16 @@ def anthropic_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
             blocks[index]["input"] = {"INVALID_JSON": text}
     assert all(isinstance(blocks[index]["input"], dict) for index in inputs), inputs
     yield {"role": "assistant", "content": blocks}
+    try:
+        accumulated = ANTHROPIC.accumulated(*pieces)
+    except ValueError:  # only where the model's object is broken
+        assert any(_is_broken(part) for part in response.parts), events
+    else:
+        yield {"role": "assistant", "content": accumulated["content"]}
+
+
+def _is_broken(part: Part) -> bool:
+    return isinstance(part, ToolCallPart) and "_raw" in part.arguments
 
 
 def openai_body(echo: dict[str, Any]) -> dict[str, Any]:
@@ -215,8 +244,10 @@ def check_conversation(made: Call) -> None:
 @given(events=outputs())
 @many_examples(100, deadline=None)
 def test_what_a_client_sends_back_is_taken_by_every_model(dialect, echoes, body, events):
+    server = OPENAI if dialect is openai_chat else ANTHROPIC
     for echo in echoes(events):
-        request = dialect.parse_request(body(echo), {})
+        sent = payload.parse(server.encoded(**body(echo)))  # as the server reads it
+        request = dialect.parse_request(sent, {})
         for kind in (SyncScript, AsyncScript):
             for supports_tools in (True, False):
                 made = build_prompt(request, kind("m", supports_tools=supports_tools), {})
@@ -241,3 +272,63 @@ def test_anthropics_sdk_makes_an_object_of_any_input_that_is_json_or_cut_json(te
     assert isinstance(block["input"], dict)
     if not text.startswith("{"):
         assert block["input"] == whole["content"][0]["input"] == {"_raw": text}
+
+
+# What the SDK can't read at all: the object is cut.
+WHOLE_ODDITIES = [text for text in ARGUMENT_ODDITIES if text.endswith("}")]
+
+
+def odd_model(number: int) -> AsyncScript:
+    """Call a tool with odd arguments, under an odd name and id."""
+    fields: Any = {"tool_call_id": f"call\ud83d{number}"}
+    return AsyncScript(
+        f"odd-{number}",
+        StreamEvent("text", "so \udf0a", 0),
+        StreamEvent("tool_call_name", "f\ud83d", 1, **fields),
+        *(StreamEvent("tool_call_args", c, 1, **fields) for c in WHOLE_ODDITIES[number]),
+    )
+
+
+@pytest.fixture(scope="module")
+def odd_proxy(tmp_path_factory) -> Iterator[Any]:
+    database = tmp_path_factory.mktemp("echo") / "logs.db"
+    with running(*map(odd_model, range(len(WHOLE_ODDITIES))), database=database) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("number", range(len(WHOLE_ODDITIES)))
+def test_odd_arguments_come_back_through_anthropics_sdk(odd_proxy, number):
+    with anthropic.Anthropic(base_url=odd_proxy.url, api_key="none", max_retries=0) as client:
+        asked: Any = {"model": f"odd-{number}", "max_tokens": 9}
+        user = {"role": "user", "content": "q"}
+        tool = {"name": "f", "input_schema": {"type": "object"}}
+        whole = client.messages.create(messages=[user], tools=[tool], **asked)
+        with client.messages.stream(messages=[user], tools=[tool], **asked) as stream:
+            streamed = stream.get_final_message()
+        contents = [[b.to_dict(warnings=False) for b in m.content] for m in (whole, streamed)]
+        assert contents[0][1]["input"] == contents[1][1]["input"] != {}
+        assert "_raw" not in contents[0][1]["input"]
+        for content in contents:
+            results = [{"type": "tool_result", "tool_use_id": content[1]["id"], "content": "done"}]
+            history = [user, {"role": "assistant", "content": content}]
+            history.append({"role": "user", "content": results})
+            client.messages.create(messages=history, tools=[tool], **asked)
+
+
+@pytest.mark.parametrize("number", range(len(WHOLE_ODDITIES)))
+def test_odd_arguments_come_back_through_openais_sdk(odd_proxy, number):
+    with openai.OpenAI(base_url=f"{odd_proxy.url}/v1", api_key="none", max_retries=0) as client:
+        user: Any = {"role": "user", "content": "q"}
+        asked: Any = {
+            "model": f"odd-{number}",
+            "tools": [{"type": "function", "function": {"name": "f"}}],
+        }
+        whole = client.chat.completions.create(messages=[user], **asked)
+        with client.chat.completions.stream(messages=[user], **asked) as stream:
+            streamed = stream.get_final_completion()
+        replies = [completion.choices[0].message for completion in (whole, streamed)]
+        assert [r.tool_calls[0].function.arguments for r in replies] == [WHOLE_ODDITIES[number]] * 2
+        for reply in replies:
+            result = {"role": "tool", "tool_call_id": reply.tool_calls[0].id, "content": "done"}
+            history = [user, reply.model_dump(exclude={"parsed"}), result]
+            client.chat.completions.create(messages=history, **asked)

@@ -19,6 +19,7 @@ from llm.parts import StreamEvent
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy import open_log
+from llmproxy.core.chat import parse_arguments
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Settings, SettingsError
 from llmproxy.serving import running as running_proxy
@@ -210,9 +211,10 @@ def test_what_nests_too_deep_is_left_out_and_listed(levels, llm_user_path):
     assert (ended.status, ended.ignored) == ("ok", listed)
     with open_log(llm_user_path / "logs.db") as log:
         turn = log.exchange(ended.id).turn
+    read = parse_arguments(deep)  # the innermost values as a text
     assert [part.to_dict() for part in turn.reply[0].parts] == [
         {"type": "text", "text": "yes"},
-        {"type": "tool_call", "name": "look", "arguments": {"_raw": deep}, "tool_call_id": "x"},
+        {"type": "tool_call", "name": "look", "arguments": read, "tool_call_id": "x"},
     ]
     assert turn.response_json is None
 

@@ -23,7 +23,7 @@ from llmproxy.transfer.jsonl import decode
 from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.recorder.test_exchange import RECEIVED
-from tests.strategies import argument_texts, json_objects, texts
+from tests.strategies import ARGUMENT_ODDITIES, argument_texts, json_objects, texts
 from tests.transfer.test_jsonl import exchanges
 
 
@@ -44,6 +44,11 @@ def test_a_text_keeps_its_length_in_every_encoding(text):
 @given(argument_texts())
 def test_raw_arguments_stay_json_of_the_same_shape_and_length(text):
     assert len(_anonymize_arguments(text)) == len(text)
+    assert chat.parse_arguments(_anonymize_arguments(text)) == _free(chat.parse_arguments(text))
+
+
+@pytest.mark.parametrize("text", ARGUMENT_ODDITIES)
+def test_arguments_that_are_hardly_json_are_anonymized_as_they_are_read(text):
     assert chat.parse_arguments(_anonymize_arguments(text)) == _free(chat.parse_arguments(text))
 
 

@@ -71,6 +71,8 @@ class EventReader:
             return self.feed(lost) + self.feed(event)
         if self._half is not None or not event.chunk.isascii():
             event = self._join_halves(event)
+        if event.provider_metadata or not f"{event.tool_call_id}{event.tool_name}".isascii():
+            event = _joined_fields(event)
         event = self._numbered(event, family)
         if family == "tool_call":
             return self._call_events(event)
@@ -97,11 +99,14 @@ class EventReader:
         """
         events = []
         if self._half is not None:
-            events.append(replace(self._half, chunk="\ufffd"))
+            lost, self._half = replace(self._half, chunk="\ufffd"), None
+            events += self.feed(lost)
         unmatched: dict[object, list[_Call]] = {}  # by what identifies them, the first one last
         for seen in reversed(self._calls):
             unmatched.setdefault(seen.identity, []).append(seen)
+        join = payload.without_surrogates
         for call in announced:
+            call = replace(call, name=join(call.name), tool_call_id=join(call.tool_call_id))
             # llm makes up an id for an announced call without one, so ids can't be compared if
             # the events had none either. They may have had no name.
             same = (
@@ -200,8 +205,8 @@ class EventReader:
         return replace(event, chunk=payload.join_surrogates(chunk))
 
 
-def _part_of(event: StreamEvent) -> tuple[str | None, int | None]:
-    return _FAMILIES.get(event.type), event.part_index
+def _part_of(event: StreamEvent) -> tuple[str, int | None]:
+    return event.type, event.part_index  # a call's name does not go on in its arguments
 
 
 class _Call:
@@ -271,7 +276,21 @@ def _identity(name: str, arguments: object) -> tuple[str, str]:
 
 
 def _arguments_text(call: llm.ToolCall) -> str:
-    return payload.encode(call.arguments).decode()
+    try:
+        return payload.encode(call.arguments).decode()
+    except ValueError:  # NaN, or half a character: as the provider's JSON had them
+        return json.dumps(call.arguments)
+
+
+def _joined_fields(event: StreamEvent) -> StreamEvent:
+    """Join surrogate pairs in the fields beside the chunk: providers' JSON may have halves."""
+    join = payload.without_surrogates
+    return replace(
+        event,
+        tool_call_id=join(event.tool_call_id),
+        tool_name=join(event.tool_name),
+        provider_metadata=join(event.provider_metadata),
+    )
 
 
 class StopCutter:

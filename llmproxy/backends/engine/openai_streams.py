@@ -225,7 +225,7 @@ class _Chunks:
     """Corrects chunks: each tool call has its name, whole, in its first one.
 
     Servers also send chunks without choices or delta, calls without an index, and several
-    calls under one.
+    calls under one; text as a list of parts (Mistral) or a refusal, and calls in the older form.
     """
 
     def __init__(self, request: Mapping[str, Any]) -> None:
@@ -257,7 +257,8 @@ class _Chunks:
             if choice.delta is None:
                 choice.delta = SimpleNamespace()
             delta = choice.delta
-            _fill(delta, content=None, role=None, tool_calls=None)
+            _fill(delta, content=None, role=None, tool_calls=None, refusal=None, function_call=None)
+            _tell_otherwise(delta)
             if delta.tool_calls:
                 delta.tool_calls = [
                     ready for call in delta.tool_calls for ready in self._feed(call)
@@ -322,6 +323,18 @@ class _Chunks:
         if not all(call.name_chars for call in waiting.values()):
             raise UpstreamError("the provider called a tool without naming it")
         return [call.show() for call in waiting.values()]
+
+
+def _tell_otherwise(delta: Any) -> None:
+    """Put what a delta says into the fields that the plugin reads."""
+    if isinstance(delta.content, list):
+        texts = [part.get("text") for part in delta.content if isinstance(part, dict)]
+        delta.content = "".join(text for text in texts if isinstance(text, str))
+    if isinstance(delta.refusal, str):
+        delta.content = (delta.content or "") + delta.refusal
+    if delta.function_call is not None and not delta.tool_calls:
+        call = SimpleNamespace(index=0, id=None, type="function", function=delta.function_call)
+        delta.tool_calls = [call]
 
 
 class _Call:
@@ -420,7 +433,7 @@ def _fill(made: Any, **defaults: Any) -> None:
 
 
 class _ResponseEvents:
-    """Corrects events: failures are raised, and what is incomplete is passed as an end."""
+    """Corrects events: failures are raised, what is incomplete is an end, a refusal is text."""
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._is_finished = False
@@ -439,6 +452,8 @@ class _ResponseEvents:
             case "error":
                 code = getattr(event, "code", None)
                 raise read_error(200, [code], getattr(event, "message", None), code=code)
+            case "response.refusal.delta":
+                event.type = "response.output_text.delta"
             case "response.incomplete":
                 # The plugin reads the reason and the usage of completed responses only.
                 event.type = "response.completed"

@@ -27,7 +27,7 @@ from .models_and_errors import (
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import PLACEHOLDER, VERSION_HEADER, auth_headers, render_request, tool_names
-from .render_response import ID_PREFIX, StreamRenderer, render_response
+from .render_response import ID_PREFIX, StreamRenderer, left_out, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
 
 __all__ = [
@@ -47,6 +47,7 @@ __all__ = [
     "StreamRenderer",
     "auth_headers",
     "error_status",
+    "left_out",
     "normalize_body",
     "parse_error",
     "parse_request",

@@ -68,8 +68,8 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     tool calls and results (those in a user message come before its other content), the
     provider's own tools and their results; options, schema; tools that a message adds or
     removes. `cache_control` marks and Claude Code's billing line are not part of a message.
-    Blocks of unknown types become text if they hold any, those of a tool's result in any case,
-    as does a provider's result without its call; they are listed in `ignored`.
+    Blocks of unknown types become text if they hold any, those inside another block in any
+    case, as does a provider's result without its call; they are listed in `ignored`.
 
     Raises:
         InvalidRequest: the body is not such a request; `param` names the field.
@@ -140,6 +140,8 @@ _BLOCK_TYPES = frozenset(
     " mcp_tool_use tool_result".split()
 )
 _RESULT_TYPES = frozenset("text image document search_result tool_reference".split())
+_SEARCH_RESULT_TYPES = frozenset({"text"})
+_DOCUMENT_TYPES = frozenset({"text", "image"})
 _RESULT_SUFFIX = "_tool_result"
 
 
@@ -170,6 +172,13 @@ def _wrapped(block: Any, known: frozenset[str]) -> Any:
     match block:
         case {"type": "tool_result", "content": list(content)} if "tool_result" in known:
             return block | {"content": [_wrapped(b, _RESULT_TYPES) for b in content]}
+        case {"type": "search_result", "content": list(content)} if "search_result" in known:
+            return block | {"content": [_wrapped(b, _SEARCH_RESULT_TYPES) for b in content]}
+        case {"type": "document", "source": {"type": "content", "content": list(content)}} if (
+            "document" in known
+        ):
+            content = [_wrapped(b, _DOCUMENT_TYPES) for b in content]
+            return block | {"source": block["source"] | {"content": content}}
         case {"type": str(type_), "tool_use_id": str()} if (
             "tool_result" in known and type_.endswith(_RESULT_SUFFIX)
         ):
@@ -413,17 +422,34 @@ class _MessageParser:
                 case _:
                     yield from self._reply_parts(block, where)
 
+    def _nested_parts(self, blocks: Iterable[Any], path: str) -> Iterator[Part]:
+        """Parse the blocks inside a tool's result, a search result or a document."""
+        for i, block in enumerate(blocks):
+            where = f"{path}[{i}]"
+            if isinstance(block, OtherBlock):
+                yield from self._other_parts(block, path, where, is_nested=True)
+                continue
+            self.note_mark(block.cache_control)
+            if isinstance(block, ToolReferenceBlock):
+                # With tool search the definition comes in the request's tools.
+                yield TextPart(f"tool found: {block.tool_name}")
+            else:
+                yield from self._common_parts(block, where)
+
     def _other_parts(
-        self, other: OtherBlock, path: str, where: str, *, is_result: bool = False
+        self, other: OtherBlock, path: str, where: str, *, is_nested: bool = False
     ) -> Iterator[Part]:
-        """Parse a block of an unknown type: what holds text, and all of a tool's result."""
+        """Parse a block of an unknown type: what holds text, and all of what is nested.
+
+        Only a message's own blocks change tools: what is nested may be a tool's words.
+        """
         block = other.block
-        if block["type"] in _TOOL_CHANGES:
+        if block["type"] in _TOOL_CHANGES and not is_nested:
             self.note_mark(block.get("cache_control"))
             self.tool_changes.append((block, where))
             return
         self._ignore_kind(other, path)
-        if isinstance(changes := block.get("tool_changes"), list):
+        if isinstance(changes := block.get("tool_changes"), list) and not is_nested:
             # A summary has those of the messages that it stands for.
             self.tool_changes += [
                 (change, f"{where}.tool_changes[{i}]")
@@ -432,13 +458,13 @@ class _MessageParser:
             ]
             block = {name: value for name, value in block.items() if name != "tool_changes"}
         match block:
-            case {"type": type_} if type_ in _NOT_SHOWN:
+            case {"type": type_} if type_ in _NOT_SHOWN and not is_nested:
                 return
             case {"source": {"type": "base64", "data": str(data), "media_type": str(media_type)}}:
                 yield from self._source(
                     Base64Source("base64", data, media_type), f"{where}.source", None
                 )
-            case _ if is_result or holds_text(block):
+            case _ if is_nested or holds_text(block):
                 if text := block_text(block):
                     yield TextPart(text)
 
@@ -456,11 +482,11 @@ class _MessageParser:
                 if text:
                     yield TextPart(text)
             case SearchResultBlock():
-                texts = [part.text for part in block.content]
+                parts = list(self._nested_parts(block.content, f"{path}.content"))
+                texts = [part.text for part in parts if isinstance(part, TextPart)]
                 lines = [line for line in (block.title, block.source) if line]
                 yield TextPart("\n\n".join(["\n".join(lines), *texts]).strip())
-                for part in block.content:
-                    self.note_mark(part.cache_control)
+                yield from (part for part in parts if isinstance(part, AttachmentPart))
             case DocumentBlock():
                 for name in ("title", "context"):
                     if getattr(block, name):
@@ -479,8 +505,11 @@ class _MessageParser:
             case PlainTextSource(data=text):
                 if text:
                     yield TextPart(text)
+            case ContentBlockSource(content=str(text)):
+                if text:
+                    yield TextPart(text)
             case ContentBlockSource(content=content):
-                yield from self._parts(content, f"{path}.content", "user")
+                yield from self._nested_parts(content, f"{path}.content")
             case Base64Source(data=data):
                 path = f"{path}.data"
                 attachment = attachments.attachment_from_base64(
@@ -539,17 +568,8 @@ class _MessageParser:
     def _tool_result(self, block: ToolResultBlock, path: str) -> ToolResultPart:
         name = self.pending.take(block.tool_use_id, f"{path}.tool_use_id")
         self.note_mark(block.cache_control)
-        content: list[Part] = []
-        for i, item in enumerate([] if isinstance(block.content, str) else block.content or ()):
-            if isinstance(item, ToolReferenceBlock):
-                # With tool search the definition comes in the request's tools.
-                content.append(TextPart(f"tool found: {item.tool_name}"))
-            elif isinstance(item, OtherBlock):
-                where = f"{path}.content[{i}]"
-                content += self._other_parts(item, f"{path}.content", where, is_result=True)
-            else:
-                self.note_mark(item.cache_control)
-                content += self._common_parts(item, f"{path}.content[{i}]")
+        blocks = () if isinstance(block.content, str) else block.content or ()
+        content = list(self._nested_parts(blocks, f"{path}.content"))
         texts = [part.text for part in content if isinstance(part, TextPart)]
         return ToolResultPart(
             name=name,

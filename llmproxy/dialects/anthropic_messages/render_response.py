@@ -8,7 +8,6 @@ Spec: https://docs.anthropic.com/en/api/messages
 from __future__ import annotations
 
 import json
-import re
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,8 +23,8 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from ...core import chat, payload
-from ...core.errors import ProxyError
+from ...core import argument_text, chat, payload
+from ...core.errors import InvalidRequest, ProxyError
 from ...transport import framing
 from .models_and_errors import render_error
 
@@ -155,7 +154,8 @@ def anthropic_metadata(provider_metadata: Mapping[str, Any] | None) -> Mapping[s
 
 def _is_redacted(metadata: Mapping[str, Any]) -> bool:
     """Whether Anthropic's metadata holds thinking that only its own servers can read."""
-    return metadata.get("type") == "redacted_thinking" and bool(metadata.get("data"))
+    data = metadata.get("data")
+    return metadata.get("type") == "redacted_thinking" and isinstance(data, str) and data != ""
 
 
 def _redacted_block(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,15 +185,15 @@ def _tool_use_block(call: ToolCallPart) -> dict[str, Any]:
         return {"type": "tool_use", **fields, "caller": {"type": "direct"}}
     if (call.tool_call_id or "").startswith("mcptoolu_"):
         server_name = anthropic_metadata(call.provider_metadata).get("mcp_server_name") or ""
-        return {"type": "mcp_tool_use", **fields, "server_name": server_name}
+        return {"type": "mcp_tool_use", **fields, "server_name": str(server_name)}
     return {"type": "server_tool_use", **fields, "caller": {"type": "direct"}}
 
 
 def _server_result_block(name: str, tool_call_id: str | None, output: str) -> dict[str, Any]:
     """Render the result of one of Anthropic's own tools: the inverse of `encode_server_output`."""
     try:
-        content = json.loads(output) if output else []
-    except ValueError:
+        content = payload.parse(output.encode(), argument_text.LIMITS) if output else []
+    except InvalidRequest:
         content = output
     return {"type": f"{name}_tool_result", "tool_use_id": tool_call_id, "content": content}
 
@@ -206,6 +206,11 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     content = [block for part in response.parts if (block := render_block(part)) is not None]
     usage = _render_usage(_render_counts(response.finish.usage, envelope))
     return _render_message(envelope, content, usage, _render_stop(response.finish))
+
+
+def left_out(response: chat.ChatResponse, envelope: chat.Envelope) -> tuple[str, ...]:
+    """List what the form in which the client asked has no place for: this API has one form."""
+    return ()
 
 
 # ---- the stream
@@ -490,7 +495,7 @@ class _Call:
         self._unsent: list[str] = []
         self._has_text = False
         self._is_object = False  # as far as can be told from its beginning
-        self._end = _ObjectEnd()
+        self._text = argument_text.ArgumentText()
 
     def add(self, event: StreamEvent) -> None:
         if event.type == "tool_call_name":
@@ -498,15 +503,16 @@ class _Call:
             return
         self.has_arguments = True
         self._arguments.append(event.chunk)
-        self._unsent.append(event.chunk)
-        if not event.chunk or event.chunk.isspace():
-            return
-        if not self._has_text:
+        if event.chunk and not event.chunk.isspace() and not self._has_text:
             self._has_text = True
             self._is_object = event.chunk.lstrip().startswith("{")
-        if self._end.is_reached:
+        was_whole = self._text.is_whole
+        self._unsent.append(self._text.feed(event.chunk))
+        if not event.chunk or event.chunk.isspace():
+            return
+        if was_whole:
             self.is_whole = False  # more than an object
-        elif self._end.feed(event.chunk):
+        elif self._text.is_whole:
             self.is_whole = "_raw" not in chat.parse_arguments("".join(self._arguments))
 
     def take(self) -> str:
@@ -522,7 +528,9 @@ class _Call:
         White space alone is no arguments; other JSON becomes the object that a whole response
         has in its place.
         """
-        text = "".join(self._unsent)
+        if self._is_object:
+            return "".join(self._unsent) + self._text.end()
+        text = "".join(self._arguments)
         return payload.encode(chat.parse_arguments(text)).decode() if text.strip() else ""
 
     def block(self) -> dict[str, Any]:
@@ -535,46 +543,6 @@ class _Call:
             first.provider_metadata,
         )
         return _tool_use_block(part)
-
-
-_JSON_MARK = re.compile(r'[{}\[\]"\\]')
-
-
-class _ObjectEnd:
-    """Finds the end of a JSON object that comes in chunks, each looked at once.
-
-    Only brackets and strings are read: whether it is JSON is left to a parser.
-    """
-
-    def __init__(self) -> None:
-        self.is_reached = False
-        self._depth = 0
-        self._is_in_string = False
-        self._escaped_at = -1  # the place, in the next chunk, of a character after a backslash
-
-    def feed(self, chunk: str) -> bool:
-        """Return whether the object ends in this chunk."""
-        escaped_at = self._escaped_at
-        for mark in _JSON_MARK.finditer(chunk):
-            at = mark.start()
-            if at == escaped_at:
-                continue
-            match mark[0]:
-                case "\\":
-                    escaped_at = at + 1
-                case '"':
-                    self._is_in_string = not self._is_in_string
-                case _ if self._is_in_string:
-                    pass
-                case "{" | "[":
-                    self._depth += 1
-                case _:
-                    self._depth -= 1
-                    if self._depth <= 0:
-                        self.is_reached = True
-                        return True
-        self._escaped_at = 0 if escaped_at == len(chunk) else -1
-        return False
 
 
 def _event(type_: str, fields: Mapping[str, Any]) -> bytes:

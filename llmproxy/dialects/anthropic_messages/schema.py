@@ -54,9 +54,17 @@ class ImageBlock:
 
 
 @dataclass(frozen=True)
+class OtherBlock:
+    """A block of a kind that we do not know, as it came; ours, no client sends it."""
+
+    type: Literal["other"]
+    block: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class ContentBlockSource:
     type: Literal["content"]
-    content: str | list[TextBlock | ImageBlock]
+    content: str | list[TextBlock | ImageBlock | OtherBlock]
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class DocumentBlock:
 @dataclass(frozen=True)
 class SearchResultBlock:
     type: Literal["search_result"]
-    content: list[TextBlock]
+    content: list[TextBlock | OtherBlock]
     source: str = ""
     title: str = ""
     citations: Any = None
@@ -110,14 +118,6 @@ class ToolUseBlock:
     caller: Any = None
     server_name: str | None = None  # of mcp_tool_use
     cache_control: Any = None
-
-
-@dataclass(frozen=True)
-class OtherBlock:
-    """A block of a kind that we do not know, as it came; ours, no client sends it."""
-
-    type: Literal["other"]
-    block: dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from .models_and_errors import (
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import auth_headers, render_request
-from .render_response import ID_PREFIX, StreamRenderer, render_response
+from .render_response import ID_PREFIX, StreamRenderer, left_out, render_response
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "StreamRenderer",
     "auth_headers",
     "error_status",
+    "left_out",
     "normalize_body",
     "parse_error",
     "parse_request",

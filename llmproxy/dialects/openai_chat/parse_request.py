@@ -122,10 +122,11 @@ def _message_told(message: Any, ignored: list[str]) -> Any:
             pass
         case _:
             return message
+    is_result = role in ("tool", "function")
     told: list[Any] = []
     thoughts: list[str] = []
     for part in content:
-        if not _is_other(part) or not (role == "tool" or holds_text(part)):
+        if not _is_other(part) or not (is_result or holds_text(part)):
             told.append(part)
         elif role == "assistant" and "thinking" in part:  # Mistral's, and LiteLLM's
             thoughts.append(block_text(part["thinking"]))

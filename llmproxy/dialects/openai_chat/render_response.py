@@ -62,16 +62,12 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     """Render a response as a chat.completion, with the same content as its stream.
 
     A client that sent `functions` gets a `function_call`, which is one call: further ones are
-    left out.
+    left out (`left_out` lists them).
 
     Spec: https://platform.openai.com/docs/api-reference/chat/object
     """
     text = "".join(part.text for part in response.parts if isinstance(part, TextPart))
-    calls = [
-        part
-        for part in response.parts
-        if isinstance(part, ToolCallPart) and not part.server_executed
-    ]
+    calls = _calls(response)
     message: dict[str, Any] = {
         "role": "assistant",
         "content": None if calls and not text else text,
@@ -97,6 +93,22 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     }
     head = _head(envelope, "chat.completion")
     return head | {"choices": [choice], "usage": _render_usage(response.finish.usage)}
+
+
+def _calls(response: chat.ChatResponse) -> list[ToolCallPart]:
+    """Return the calls that the client has to run."""
+    return [
+        part
+        for part in response.parts
+        if isinstance(part, ToolCallPart) and not part.server_executed
+    ]
+
+
+def left_out(response: chat.ChatResponse, envelope: chat.Envelope) -> tuple[str, ...]:
+    """List what the form in which the client asked has no place for in this response."""
+    if envelope.tools_path == OLD_TOOLS and (others := len(_calls(response)) - 1) > 0:
+        return (f"function_call ({others} more of the model's)",)
+    return ()
 
 
 def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:

@@ -148,7 +148,9 @@ class ChatCompletionToolMessage:
 class ChatCompletionFunctionMessage:
     role: Literal["function"]
     name: str
-    content: str | None = None
+    content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartImage] | None = (
+        None
+    )
 
 
 ChatCompletionMessage = (

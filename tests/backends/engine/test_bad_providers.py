@@ -155,6 +155,37 @@ def test_a_name_that_repeats_itself_is_joined(engine, kind):
     assert [call.name for call in chat.collect(outcome.events).parts] == ["dodo"]
 
 
+SAID_OTHERWISE = {
+    "a refusal": [{"refusal": "No"}, {"refusal": " way."}],
+    "a refusal beside nothing": [{"content": None, "refusal": "No"}, {"content": " way."}],
+    "a list of parts": [
+        {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]},
+        {"content": [{"type": "text", "text": "No"}, {"type": "text", "text": " way."}]},
+        {"content": []},
+    ],
+}
+
+
+@OPENAI_KINDS
+@pytest.mark.parametrize("said", SAID_OTHERWISE.values(), ids=SAID_OTHERWISE)
+def test_text_in_another_field_or_form_is_no_empty_answer(engine, kind, said):
+    with playing(streaming(*map(chat_chunk, said), chat_chunk({}, "stop"), "[DONE]")) as provider:
+        outcome = engine.ask(openai_model(kind, provider))
+    assert (outcome.text, outcome.error, outcome.finish.reason) == ("No way.", None, "stop")
+
+
+@OPENAI_KINDS
+def test_a_call_in_the_older_form_is_a_call(engine, kind):
+    pieces = [{"name": "weather", "arguments": ""}, {"arguments": '{"y": '}, {"arguments": "1}"}]
+    chunks = [chat_chunk({"function_call": piece}) for piece in pieces]
+    with playing(streaming(*chunks, chat_chunk({}, "function_call"), "[DONE]")) as provider:
+        outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
+    assert outcome.error is None
+    [call] = chat.collect(outcome.events).parts
+    assert (call.name, call.arguments, bool(call.tool_call_id)) == ("weather", {"y": 1}, True)
+    assert outcome.finish.reason == "tool_calls"
+
+
 ODD_CHUNKS = [
     {"choices": None},
     {},
@@ -560,6 +591,19 @@ def test_a_failed_response_is_an_error_after_its_text(engine, kind, event, error
         outcome = engine.ask(responses_model(kind, provider))
     assert outcome.text == "half"
     assert (type(outcome.error), outcome.error.message) == (error, message)
+
+
+@RESPONSES_KINDS
+def test_a_refusal_is_the_text_of_a_response(engine, kind):
+    refusal = TEXT | {"type": "response.refusal.delta", "delta": "No."}
+    done = {
+        "type": "response.completed",
+        "response": RESPONSE | {"status": "completed"},
+        "sequence_number": 2,
+    }
+    with playing(streaming(refusal, done)) as provider:
+        outcome = engine.ask(responses_model(kind, provider))
+    assert (outcome.text, outcome.error, outcome.finish.reason) == ("No.", None, "stop")
 
 
 @RESPONSES_KINDS

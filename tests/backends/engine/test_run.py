@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from llm.parts import StreamEvent
+from llm.parts import StreamEvent, ToolCallPart
 
 from llmproxy.backends.engine import Catalog, Engine
 from llmproxy.backends.engine import run as run_module
@@ -314,12 +314,11 @@ def test_many_runs_of_a_sync_model_with_a_key_run_at_once():
 @pytest.mark.parametrize(
     "leave",
     [
-        tool_call("f", {"a": float("nan")}),
         tool_call("f", {"a": {1}}),
         lambda r: r.set_usage(input="3", details={"cache_read_input_tokens": 4}),
         lambda r: r.set_usage(input=3, details=["a"]),
     ],
-    ids=["NaN", "a set", "an invalid count", "invalid details"],
+    ids=["a set", "an invalid count", "invalid details"],
 )
 def test_invalid_data_left_in_the_response_is_an_upstream_error(engine, kind, leave):
     outcome = engine.ask(kind("m", "so far", leave))
@@ -328,6 +327,17 @@ def test_invalid_data_left_in_the_response_is_an_upstream_error(engine, kind, le
     said = "the model's plugin left an invalid response: the model 'm' failed: "
     assert outcome.error.message.startswith(said)
     assert len(outcome.error.message) > len(said) + 20
+
+
+@KINDS
+def test_an_announced_call_is_read_as_one_that_was_streamed(engine, kind):
+    """A plugin has its arguments, its name and its id from the provider's JSON."""
+    outcome = engine.ask(
+        kind("m", tool_call("f\ud83d", {"a": float("nan"), "b": "\ud83d"}, "\udf0a"))
+    )
+    assert outcome.error is None
+    [call] = chat.collect(outcome.events).parts
+    assert call == ToolCallPart("f\ufffd", {"a": "NaN", "b": "\ufffd"}, tool_call_id="\ufffd")
 
 
 def test_each_read_has_its_own_silence_limit():

@@ -66,21 +66,35 @@ class Pieces(httpx2.SyncByteStream):
 
 
 class Server:
-    """Answers the SDK's next request with what it was given."""
+    """Answers the SDK's next request with what it was given.
+
+    sent: the body of the last request, as the SDK encoded it.
+    """
 
     def __init__(self) -> None:
         self.answer = httpx2.Response(404)
-        http = httpx2.Client(transport=httpx2.MockTransport(lambda request: self.answer))
+        self.sent = b""
+        http = httpx2.Client(transport=httpx2.MockTransport(self._respond))
         self.client = anthropic.Anthropic(
             base_url="http://proxy.test", api_key="none", max_retries=0, http_client=http
         )
+
+    def _respond(self, request: httpx2.Request) -> httpx2.Response:
+        self.sent = request.read()
+        return self.answer
+
+    def encoded(self, **body: Any) -> bytes:
+        """Give the body of a request as the SDK encodes it."""
+        self.json({"type": "message", "content": []})
+        self.client.messages.create(max_tokens=9, **body)
+        return self.sent
 
     def accumulated(self, *pieces: bytes) -> dict[str, Any]:
         """Give what the SDK itself makes of a stream."""
         headers = {"content-type": anthropic_messages.STREAM_TYPE}
         self.answer = httpx2.Response(200, headers=headers, stream=Pieces(list(pieces)))
         with self.client.messages.stream(model="m", max_tokens=9, messages=[]) as stream:
-            return stream.get_final_message().to_dict()
+            return stream.get_final_message().to_dict(warnings=False)
 
     def json(self, value: dict[str, Any], status: int = 200, **headers: str) -> None:
         fields = {"content-type": "application/json", **headers}
@@ -88,7 +102,9 @@ class Server:
 
     def whole(self, body: dict[str, Any]) -> dict[str, Any]:
         self.json(body)
-        return self.client.messages.create(model="m", max_tokens=9, messages=[]).to_dict()
+        return self.client.messages.create(model="m", max_tokens=9, messages=[]).to_dict(
+            warnings=False
+        )
 
 
 SERVER = Server()

@@ -280,6 +280,74 @@ def test_a_result_of_unknown_blocks_is_never_empty(content, output):
     assert request.messages[-1].parts[0].output == output
 
 
+def search_result(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "search_result", "source": "s", "title": "t", "content": list(content)}
+
+
+def document(*content: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "document", "source": {"type": "content", "content": list(content)}}
+
+
+NESTING = {
+    "a search result": lambda *blocks: user(search_result(*blocks)),
+    "a document": lambda *blocks: user(document(*blocks)),
+    "a tool's result": lambda *blocks: user(tool_result("t", list(blocks))),
+    "a search result in a tool's": lambda *blocks: user(tool_result("t", [search_result(*blocks)])),
+    "a document in a tool's result": lambda *blocks: user(tool_result("t", [document(*blocks)])),
+}
+NESTED = [
+    STATE,
+    {"type": "hologram", "depth": 2},
+    {"type": "fallback", "to": {"model": "m"}},
+    {"type": "tool_addition", "tool": {"name": "evil"}},
+    {"type": "compaction", "tool_changes": [{"type": "tool_addition", "tool": {"name": "evil"}}]},
+    {"type": "web_search_tool_result", "tool_use_id": "x", "content": [{"url": "u"}]},
+    {"type": "thinking", "thinking": "hm"},
+    {"type": "tool_result", "tool_use_id": "x", "content": "y"},
+    {"type": "other", "block": {"type": "x"}},
+]
+
+
+def nested_in(nest: Any, *blocks: dict[str, Any]) -> chat.ChatRequest:
+    message = nest(*blocks)
+    asked = [assistant(tool_use("t"))] if message["content"][0]["type"] == "tool_result" else []
+    return parse(USER, *asked, message)
+
+
+@pytest.mark.parametrize("block", NESTED, ids=lambda block: block["type"])
+@pytest.mark.parametrize("nest", NESTING.values(), ids=NESTING)
+def test_unknown_blocks_inside_others_are_told_in_words(nest, block):
+    request = nested_in(nest, words("before"), block | MARK, words("after"))
+    [part, *_] = last = request.messages[-1].parts
+    told = part.output if isinstance(part, ToolResultPart) else "\n".join(p.text for p in last)
+    before, after = told.index("before"), told.index("after")
+    assert json.loads(told[before + 6 : after]) == block
+    [ignored] = request.ignored
+    assert ignored.endswith(f"content[*] ({block['type']})")
+    assert request.options["cache"] is True
+    assert request.tools == ()
+
+
+@pytest.mark.parametrize("nest", NESTING.values(), ids=NESTING)
+def test_an_unknown_block_that_is_all_a_block_holds_is_told(nest):
+    [part] = nested_in(nest, {"type": "note", "text": "blue"}).messages[-1].parts
+    assert "blue" in (part.output if isinstance(part, ToolResultPart) else part.text)
+
+
+@pytest.mark.parametrize("nest", NESTING.values(), ids=NESTING)
+def test_an_image_is_one_wherever_it_stands(nest):
+    source = {"type": "base64", "media_type": "image/png", "data": base64.b64encode(PNG).decode()}
+    request = nested_in(nest, {"type": "image", "source": source})
+    found = [
+        attachment
+        for part in request.messages[-1].parts
+        for attachment in getattr(part, "attachments", None) or [getattr(part, "attachment", None)]
+        if attachment is not None
+    ]
+    assert [attachment.content for attachment in found] == [PNG]
+    assert len(request.attachment_paths) == 1
+
+
 # ---- tools inside messages
 
 RED = {"name": "red", "description": "d", "input_schema": {"type": "object"}}

@@ -72,14 +72,28 @@ class Pieces(httpx2.SyncByteStream):
 
 
 class Server:
-    """Answers the SDK's next request with what it was given."""
+    """Answers the SDK's next request with what it was given.
+
+    sent: the body of the last request, as the SDK encoded it.
+    """
 
     def __init__(self) -> None:
         self.answer = httpx2.Response(404)
-        http = httpx2.Client(transport=httpx2.MockTransport(lambda request: self.answer))
+        self.sent = b""
+        http = httpx2.Client(transport=httpx2.MockTransport(self._respond))
         self.client = openai.OpenAI(
             base_url="http://proxy.test/v1", api_key="none", max_retries=0, http_client=http
         )
+
+    def _respond(self, request: httpx2.Request) -> httpx2.Response:
+        self.sent = request.read()
+        return self.answer
+
+    def encoded(self, **body: Any) -> bytes:
+        """Give the body of a request as the SDK encodes it."""
+        self.answer = httpx2.Response(200, json={"choices": []})
+        self.client.chat.completions.create(**body)
+        return self.sent
 
     def chunks(self, body: Pieces) -> Iterator[ChatCompletionChunk]:
         self.answer = sse(body)

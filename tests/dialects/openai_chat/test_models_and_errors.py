@@ -113,6 +113,14 @@ def test_a_rendered_error_parses_as_itself(error):
 FOREIGN_ERRORS = {
     "ollama": (404, {"error": "no such model"}, ModelNotFound, 404, "no such model"),
     "fastapi": (401, {"detail": "who are you?"}, Unauthorized, 401, "who are you?"),
+    "fastapi's check of fields": (
+        422,
+        {"detail": [{"loc": ["body", "n", 0], "msg": "not a number", "type": "x"}, "so", 3]},
+        InvalidRequest,
+        422,
+        "body.n.0: not a number; so",
+    ),
+    "a list of messages": (400, {"message": [{"message": "no"}]}, InvalidRequest, 400, "no"),
     "gemini": (503, [{"error": {"message": "later", "code": 503}}], Unavailable, 503, "later"),
     "mistral": (422, {"object": "error", "message": "no"}, InvalidRequest, 422, "no"),
     "text": (500, "Internal Server Error", UpstreamError, 500, "Internal Server Error"),

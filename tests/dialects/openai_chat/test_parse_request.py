@@ -181,7 +181,7 @@ def test_a_message_that_defines_no_tool_is_refused(message, param):
     assert raised.value.param == param
 
 
-@pytest.mark.parametrize("role", ["system", "user", "assistant"])
+@pytest.mark.parametrize("role", ["system", "developer", "user", "assistant"])
 def test_parts_of_unknown_types_are_told_as_text(role):
     content = [
         {"type": "output_text", "text": "blue", "annotations": []},
@@ -205,11 +205,22 @@ def test_thinking_among_the_parts_is_reasoning(thinking):
     assert request.messages[1].parts == [ReasoningPart("hm"), TextPart("a")]
 
 
-def test_a_tools_result_of_unknown_parts_is_its_json():
+@pytest.mark.parametrize(
+    "call, result",
+    [
+        ({"tool_calls": [CALL]}, {"role": "tool", "tool_call_id": "c"}),
+        ({"function_call": CALL["function"]}, {"role": "function", "name": "f"}),
+    ],
+    ids=["tool", "function"],
+)
+def test_a_tools_result_of_unknown_parts_is_its_json(call, result):
     state = {"type": "browser_state", "count": 2}
-    result = {"role": "tool", "tool_call_id": "c", "content": [state]}
-    request = parse(USER, assistant(tool_calls=[CALL]), result)
+    request = parse(USER, assistant(**call), result | {"content": [state]})
     assert json.loads(request.messages[2].parts[0].output) == state
+    assert request.ignored == ("messages[*].content[*] (browser_state)",)
+    texts = [{"type": "text", "text": "a"}, {"type": "output_text", "text": "b"}]
+    request = parse(USER, assistant(**call), result | {"content": texts})
+    assert request.messages[2].parts[0].output == "ab"
 
 
 @pytest.mark.parametrize("kind", ["video_url", "input_image", "audio", "document", "marker"])

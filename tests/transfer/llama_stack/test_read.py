@@ -93,6 +93,22 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "gpt-4o-mini-2024-07-18",
         ),
         (
+            "g2-reasoning-twice",
+            "openai_chat",
+            [ReasoningPart("Some do."), TEXT("Crows")],
+            "stop",
+            chat.Usage(12, 6),
+            "qwen/qwen3-0.6b",
+        ),
+        (
+            "messages-cut-thinking",
+            "anthropic_messages",
+            [ReasoningPart("Two on each")],
+            "length",
+            chat.Usage(17, 8),
+            "gpt-oss:20b",
+        ),
+        (
             "g2-calls-mapped",
             "openai_chat",
             [ReasoningPart("Now the emu."), CALL],
