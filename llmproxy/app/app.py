@@ -218,6 +218,8 @@ class App:
             is_bug = isinstance(exc, Exception)
             await self._end(exchange, "error" if is_bug else "cancelled", exc)
             raise
+        finally:
+            failure = None  # its traceback refers to this frame, and so to the body
 
     def _receive(
         self,
@@ -242,6 +244,8 @@ class App:
                     request = replace(request, model=argument)
         except Exception as exc:
             failure = exc  # logged with the exchange
+            if isinstance(exc, ProxyError):  # no bug, and tracebacks would keep the body
+                exc.__traceback__ = exc.__context__ = None
         return self._exchange(dialect, http_request, body, request, received), request, failure
 
     def _exchange(
