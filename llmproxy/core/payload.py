@@ -133,13 +133,19 @@ def parse_upstream(text: str, what: str) -> Any:
 
 
 def _check_count(text: bytes, most: int) -> None:
-    """Check the number of values before any is made: 3 bytes of text can take 200 of memory.
+    """Check the number of values before any is made: 3 bytes of text can take 200 of memory."""
+    if count_values(text, most) > most:
+        raise InvalidRequest(f"the body has more than {most} JSON values (limit json_values)")
+
+
+def count_values(text: bytes, most: int) -> int:
+    """Count the values and names in JSON text, at least those that matter beyond `most`.
 
     Counted are commas, colons and opening brackets, one of which is before every value and
-    name but the first.
+    name but the first; those inside of strings too if there are few.
     """
-    if _marks(text) <= most:
-        return
+    if (marks := _marks(text)) <= most:
+        return marks
     marks, at, is_inside = 0, 0, False
     while at < len(text) and marks <= most:
         end = at + json_pieces.PIECE
@@ -150,8 +156,7 @@ def _check_count(text: bytes, most: int) -> None:
         marks += _marks(b"".join(parts[is_inside::2]))
         is_inside ^= len(parts) % 2 == 0
         at = end
-    if marks > most:
-        raise InvalidRequest(f"the body has more than {most} JSON values (limit json_values)")
+    return marks
 
 
 _BACKSLASHES = re.compile(rb"\\*")
