@@ -5,8 +5,10 @@ over kept and new connections, with clients that hang up and requests that are r
 in between. One request of `HOSTILE` is an attack on its memory: many JSON values in
 little gzip, a large body, an id of a megabyte, a model that goes on with empty events and
 spaces, long replies that come back to be recalled. At intervals its memory, file
-descriptors and threads are printed. It ends with whether they stayed flat after a warm-up,
-and with exit code 1 where they did not, or where any answer was wrong:
+descriptors, threads and write-ahead log are printed, and what of the memory Python's objects
+(in blocks) and malloc have in use; the rest are gaps, which are used again. It ends with
+whether they stayed flat after a warm-up, and with exit code 1 where they did not, or where
+any answer was wrong:
 `python benchmarks/soak.py [--requests N] [--no-log]`.
 Linux alone: what a process holds is read from /proc.
 """
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
+import gc
 import gzip
 import json
 import os
@@ -40,11 +44,12 @@ from llmproxy.cli.main import run
 WARM_UP = 0.3  # of all requests: caches fill, the allocator finds its size
 MORE_MEMORY = 0.05  # of what it is after the warm-up, that is no growth yet …
 MORE_MEMORY_MIB = 4.0  # … nor is this
+MORE_WAL_MIB = 64.0  # a write-ahead log is as long as its longest time between checkpoints
 TURNS = 5  # of each conversation, sent again with one more each time, as clients do
 NEW_CONNECTION = 7  # each so many'th request of a client has a connection of its own
 ANSWER_S = 60.0
 HOSTILE = 40  # each so many'th request is an attack
-ENDLESS, LONG = "endless", "long"
+ENDLESS, LONG, MEMORY = "endless", "long", "memory"
 SERVE = "--serve"  # as the first argument
 
 
@@ -57,6 +62,9 @@ class Sample:
     memory_mib: float
     descriptors: int
     threads: int
+    wal_mib: float
+    blocks: int
+    malloc_mib: float
 
 
 @dataclass(frozen=True)
@@ -161,13 +169,37 @@ class Long(llm.AsyncModel):
         yield long_reply(prompt.prompt)
 
 
+class Memory(llm.AsyncModel):
+    """Answers how many blocks Python has allocated, and how many bytes malloc."""
+
+    model_id = MEMORY
+
+    async def execute(self, *_: Any, **__: Any) -> AsyncIterator[str]:
+        gc.collect()
+        info = ctypes.CDLL(None).mallinfo2
+        info.restype = MallocInfo
+        seen = info()
+        yield f"{sys.getallocatedblocks()} {seen.uordblks + seen.hblkhd}"
+
+
+class MallocInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`; see mallinfo(3)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+        )
+    ]
+
+
 class Plugin:
     """What makes llm know these models."""
 
     @staticmethod
     @llm.hookimpl
     def register_models(register: Any) -> None:
-        for model in (Endless(), Long()):
+        for model in (Endless(), Long(), Memory()):
             register(None, model)
 
 
@@ -225,28 +257,52 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return status, bytes(body)
 
 
-def sample(process: subprocess.Popen[str], requests: int, seconds: float) -> Sample:
+def sample(
+    process: subprocess.Popen[str], port: int, log: Path, requests: int, seconds: float
+) -> Sample:
     folder = Path("/proc") / str(process.pid)
     words = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     memory_mib = int(words["VmRSS"].split()[0]) / 1024
     descriptors = len(list((folder / "fd").iterdir()))
-    return Sample(requests, seconds, memory_mib, descriptors, int(words["Threads"]))
+    wal = log.with_name(f"{log.name}-wal")
+    wal_mib = wal.stat().st_size / 2**20 if wal.exists() else 0.0
+    messages = [{"role": "user", "content": "memory"}]
+    body = json.dumps({"model": MEMORY, "messages": messages}).encode()
+    with urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body, ANSWER_S) as response:
+        text = json.load(response)["choices"][0]["message"]["content"]
+    blocks, malloc_bytes = map(int, text.split())
+    return Sample(
+        requests,
+        seconds,
+        memory_mib,
+        descriptors,
+        int(words["Threads"]),
+        wal_mib,
+        blocks,
+        malloc_bytes / 2**20,
+    )
 
 
 class Soak:
     """All the clients of one server, and what was seen of it."""
 
-    def __init__(self, process: subprocess.Popen[str], port: int, concurrency: int) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], port: int, log: Path, concurrency: int
+    ) -> None:
         self._process = process
         self._port = port
+        self._log = log
         self._concurrency = concurrency
         self._began = time.monotonic()
-        self._seen = Sample(0, 0.0, 0.0, 0, 0)
+        self._seen = Sample(0, 0.0, 0.0, 0, 0, 0.0, 0, 0.0)
         self._sent = 0
 
     async def run(self, requests: int) -> tuple[Sample, Sample]:
         """Send all of them; give what the server holds at rest after the warm-up and at the end."""
-        print(" requests  seconds  rate/s  RSS (MiB)  descriptors  threads")
+        print(
+            " requests  seconds  rate/s  RSS (MiB)  descriptors  threads  WAL (MiB)"
+            "   blocks  malloc (MiB)"
+        )
         self._look()
         warm = await self._send(round(requests * WARM_UP), requests // 20)
         return warm, await self._send(requests, requests // 20)
@@ -270,11 +326,14 @@ class Soak:
 
     def _look(self, words: str = "") -> Sample:
         before = self._seen
-        seen = self._seen = sample(self._process, self._sent, time.monotonic() - self._began)
+        seconds = time.monotonic() - self._began
+        seen = sample(self._process, self._port, self._log, self._sent, seconds)
+        self._seen = seen
         rate = (seen.requests - before.requests) / (seen.seconds - before.seconds)
         print(
             f"{seen.requests:9} {seen.seconds:8.0f} {rate:7.0f} {seen.memory_mib:10.1f}"
-            f" {seen.descriptors:12} {seen.threads:8}  {words}",
+            f" {seen.descriptors:12} {seen.threads:8} {seen.wal_mib:10.1f}"
+            f" {seen.blocks:8} {seen.malloc_mib:13.1f}  {words}",
             flush=True,
         )
         return seen
@@ -305,6 +364,10 @@ def growth(warm: Sample, last: Sample) -> list[str]:
     if more_mib > max(MORE_MEMORY * warm.memory_mib, MORE_MEMORY_MIB):
         per_request = more_mib * 2**20 / (last.requests - warm.requests)
         grown.append(f"memory, by {per_request:.0f} bytes a request")
+    if last.blocks > (1 + MORE_MEMORY) * warm.blocks:
+        grown.append(f"Python's blocks, by {last.blocks - warm.blocks}")
+    if last.wal_mib > max(2 * warm.wal_mib, MORE_WAL_MIB):
+        grown.append("the write-ahead log")
     if last.descriptors > warm.descriptors:
         grown.append("descriptors")
     if last.threads > warm.threads:
@@ -331,7 +394,8 @@ def main() -> int:
         try:
             place = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
             assert place is not None, "the server did not start"
-            soak = Soak(process, int(place[1]), arguments.concurrency)
+            log = Path(folder) / "logs.db"
+            soak = Soak(process, int(place[1]), log, arguments.concurrency)
             warm, last = asyncio.run(soak.run(arguments.requests))
             process.send_signal(signal.SIGTERM)
             code = process.wait(ANSWER_S)

@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeVar, cast
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
+from ..core.byte_cache import message_bytes
 from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
@@ -36,7 +37,7 @@ from ..recorder.writer import Writer
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
 from .dashboard import Dashboard
-from .large_work import LargeWork
+from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
 from .responses import StreamBody, ignored_header, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
@@ -205,7 +206,8 @@ class App:
                 raise failure
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
-            run = await self._work(size, partial(exchange.prepare, choice, request))
+            prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
+            run = await self._work(size, prepare)
             exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
             if request.stream:
                 return await self._stream(dialect, exchange)
@@ -218,6 +220,8 @@ class App:
             is_bug = isinstance(exc, Exception)
             await self._end(exchange, "error" if is_bug else "cancelled", exc)
             raise
+        finally:
+            failure = None  # its traceback refers to this frame, and so to the body
 
     def _receive(
         self,
@@ -242,6 +246,8 @@ class App:
                     request = replace(request, model=argument)
         except Exception as exc:
             failure = exc  # logged with the exchange
+            if isinstance(exc, ProxyError):  # no bug, and tracebacks would keep the body
+                exc.__traceback__ = exc.__context__ = None
         return self._exchange(dialect, http_request, body, request, received), request, failure
 
     def _exchange(
@@ -429,7 +435,7 @@ class App:
             ended = exchange.ended(status, error)
             written = self._write(exchange, ended)
             if written is not None and self._matcher is not None:
-                self._matcher.learn(ended)
+                self._matcher.learn(ended, exchange.history_bytes)
             if status == "ok" and ended.model_used is not None:
                 counts = ended.usage.input_tokens, ended.usage.output_tokens
                 self._counts_tokens[ended.model_used] = None not in counts
@@ -459,6 +465,7 @@ class _Exchange:
     starting: the task that waits for the model and starts the run.
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
     until: the deadline of the response, by time.monotonic().
+    history_bytes: about how much memory the conversation takes; 0 until it was prepared.
     """
 
     def __init__(
@@ -477,18 +484,24 @@ class _Exchange:
         self._memory_bytes = memory_bytes
         self._dialect = dialect
         self._request: chat.ChatRequest | None = None
+        self.history_bytes = 0
 
     @property
     def run(self) -> Run:
         assert self.capture.run is not None
         return self.capture.run
 
-    def prepare(self, choice: Choice, request: chat.ChatRequest) -> Run:
-        """Prepare the request for what was chosen; raise as `Choice.prepare` does."""
+    def prepare(self, choice: Choice, request: chat.ChatRequest, *, is_large: bool) -> Run:
+        """Prepare the request for what was chosen; raise as `Choice.prepare` does.
+
+        is_large: this is called in a thread. Whatever else has to look at each message is
+            done here too: 80,000 of them would hold the event loop for 90 ms at the end.
+        """
         self._request = request
         self.capture.run = run = choice.prepare(request)
-        if self._dialect.STARTS_WITH_USAGE:
-            self.input_estimate  # noqa: B018  # here it may be computed in a thread
+        self.history_bytes = message_bytes(self.capture.messages)
+        if self._dialect.STARTS_WITH_USAGE or (is_large and self.shows_usage):
+            self.input_estimate  # noqa: B018
         return run
 
     @cached_property

@@ -55,7 +55,10 @@ class LargeWork:
         working.add_done_callback(lambda _: self._give_back(size))
         result, failure = await asyncio.shield(working)
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                failure = None  # its traceback refers to this frame
         return result  # type: ignore[return-value]  # a T if there is no failure
 
     async def _take(self, size: int, wait_s: float) -> None:

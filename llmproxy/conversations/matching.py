@@ -71,11 +71,16 @@ class Matcher:
         self._replies: Replies | None = None
         self._pending: deque[_Pending] = deque()
 
-    def learn(self, exchange: Exchange) -> None:
-        """Make an ended exchange's reply known before the log has it."""
+    def learn(self, exchange: Exchange, history_bytes: int) -> None:
+        """Make an ended exchange's reply known before the log has it.
+
+        history_bytes: of the messages before the reply, as `message_bytes` estimates them.
+        """
         if exchange.turn is not None and exchange.thread_id is not None:
             is_finished = exchange.status == "ok"
-            self._pending.append(_Pending(exchange.turn, exchange.client, is_finished))
+            self._pending.append(
+                _Pending(exchange.turn, exchange.client, is_finished, history_bytes)
+            )
             pending = list(self._pending)  # `match` may remove some at any time
             size = sum(turn.size_bytes for turn in pending)
             for count, turn in enumerate(pending):
@@ -168,9 +173,9 @@ class Matcher:
 class _Pending:
     """A turn that is not in the log yet."""
 
-    def __init__(self, turn: Turn, client: str, is_finished: bool) -> None:
+    def __init__(self, turn: Turn, client: str, is_finished: bool, history_bytes: int) -> None:
         self.turn = turn
-        self.size_bytes = message_bytes(turn.messages) + message_bytes(turn.reply)
+        self.size_bytes = history_bytes + message_bytes(turn.reply)
         self.candidate = Candidate(
             turn.id, turn.thread_id, turn.model, client, is_finished, is_continued=False
         )

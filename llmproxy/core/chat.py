@@ -28,6 +28,7 @@ from llm.parts import (
 
 from . import argument_text, payload
 from .errors import InvalidRequest
+from .limits import Limits
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -247,6 +248,30 @@ def _json_or_none(text: str) -> Any:
         return payload.parse(text.encode(), argument_text.LIMITS)
     except InvalidRequest:
         return None
+
+
+class CallArguments:
+    """Parses the arguments of a request's tool calls, which are JSON texts in its strings.
+
+    Together they may have as many values as a body: the limit on the body counts each as one.
+    """
+
+    def __init__(self) -> None:
+        self._most = Limits().json_values
+        self._left = self._most
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Parse the arguments of one call, as `parse_arguments` does.
+
+        Raises:
+            InvalidRequest: all together have too many values.
+        """
+        self._left -= payload.count_values(text.encode(), self._left)
+        if self._left < 0:
+            raise InvalidRequest(
+                f"the arguments of the tool calls have more than {self._most} JSON values"
+            )
+        return parse_arguments(text)
 
 
 def _hoist_redacted(parts: list[Part]) -> list[Part]:

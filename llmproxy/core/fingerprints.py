@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
 
-from . import chat, payload
+from . import chat, json_pieces, payload
 from .attachments import find_attachments
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
@@ -142,7 +142,12 @@ def _request_key(
         tool_choice if isinstance(tool_choice, str) else tool_choice.name,
         request.schema,
     ]
-    key = _hash(json.dumps(payload.with_double_numbers(asked), sort_keys=True).encode())
+    asked = payload.with_double_numbers(asked)
+    encoder = json.JSONEncoder(sort_keys=True)
+    is_large = json_pieces.is_large(asked)
+    key = _hash(
+        (json_pieces.encode(encoder, asked) if is_large else encoder.encode(asked)).encode()
+    )
     role = ""
     for message in request.messages:
         if content := _content(message.parts):

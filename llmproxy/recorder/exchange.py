@@ -405,9 +405,9 @@ def encode(exchange: Exchange) -> bytes:
     """
     values = to_json(exchange)
     try:
-        return payload.encode(values) + b"\n"
+        return payload.encode(values, in_pieces=True) + b"\n"
     except (ValueError, TypeError):
-        return payload.encode(_encodable(values)) + b"\n"
+        return payload.encode(_encodable(values), in_pieces=True) + b"\n"
 
 
 def _encodable(value: Any) -> Any:

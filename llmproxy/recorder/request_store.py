@@ -24,8 +24,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core import json_pieces
+
 LONG_CHARS = 256  # a reference and its blob's row cost about 100
 RUN = 16
+MANY_MEMBERS = 1_000  # of a body: APIs have some dozen
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Deduplicated:
 def deduplicate(body: Any, known: Mapping[bytes, str]) -> Deduplicated:
     """Replace long values by references; `known` is the `seen` of what is stored."""
     deduplicator = _Deduplicator(known)
-    text = dumps(deduplicator.body(body))
+    stored = deduplicator.body(body)
+    text = dumps(stored, is_large=isinstance(stored, dict) and len(stored) > MANY_MEMBERS)
     return Deduplicated(text, deduplicator.blobs, deduplicator.seen)
 
 
@@ -76,9 +80,12 @@ def references(text: str) -> list[str]:
 _REFERENCE = re.compile(r'\{"\$\$?":"([0-9a-f]{32})"\}')
 
 
-def dumps(value: Any) -> str:
-    """Encode JSON that any file and database takes: lone surrogates are escaped."""
-    text = _encode(value)
+def dumps(value: Any, *, is_large: bool = False) -> str:
+    """Encode JSON that any file and database takes: lone surrogates are escaped.
+
+    is_large: encode it in pieces, so that other threads have their turn.
+    """
+    text = json_pieces.encode(_ENCODER, value) if is_large else _ENCODER.encode(value)
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -86,7 +93,7 @@ def dumps(value: Any) -> str:
     return text
 
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True)
@@ -118,13 +125,16 @@ class _Deduplicator:
         fingerprint = hashlib.sha256(data).digest()
         hash = self.known.get(fingerprint)
         if hash is None:
-            hash = self.seen[fingerprint] = self._put(dumps(self._strings(value)))
+            is_large = len(data) > json_pieces.PIECE
+            text = dumps(self._strings(value), is_large=is_large)
+            hash = self.seen[fingerprint] = self._put(text)
         return {"$": hash}
 
     def _strings(self, value: Any) -> Any:
         match value:
             case str() if len(value) >= LONG_CHARS:
-                return {"$": self._put(dumps(value))}
+                is_large = len(value) > json_pieces.PIECE
+                return {"$": self._put(dumps(value, is_large=is_large))}
             case dict():
                 return _escaped({name: self._strings(member) for name, member in value.items()})
             case list():

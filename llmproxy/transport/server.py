@@ -9,7 +9,6 @@ the response, streamed or not, and with it the model. `http11` reads and writes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import math
@@ -265,8 +264,10 @@ class _Connection:
             for task in both:
                 task.cancel()
             await asyncio.wait(both)
-        with contextlib.suppress(OSError):
+        try:
             await self._writer.wait_closed()
+        except OSError as exc:
+            exc.__traceback__ = None  # the writer keeps the error, whose traceback refers to us
         if not responding.cancelled():
             responding.result()  # None, or the bug that ended it
 

@@ -9,7 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from llmproxy.app import app
 from llmproxy.app.large_work import MOST_THREADS, SMALL_BYTES, LargeWork
+from llmproxy.core import token_estimate
 from llmproxy.core.errors import InvalidRequest
 from llmproxy.core.limits import Limits
 from tests.app.test_app import request
@@ -188,3 +190,32 @@ def test_a_large_body_is_parsed_and_prepared_in_a_thread(path):
             status, _, answer = request(proxy, "POST", path, json.dumps(body)[:-1] + " " * 70_000)
             assert (status, "is not JSON" in answer.decode()) == (400, True)
     assert threads == {"small": {"llmproxy"}, "large": {"llmproxy-large-request"}}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_every_message_is_looked_at_in_the_thread_only(path, monkeypatch):
+    """After the model's answer too, which needs an estimate if the model has counted nothing."""
+    threads: dict[str, list[str]] = {}
+
+    def watched(module, name):
+        function = getattr(module, name)
+
+        def watch(*arguments):
+            threads.setdefault(name, []).append(threading.current_thread().name)
+            return function(*arguments)
+
+        monkeypatch.setattr(module, name, watch)
+
+    watched(token_estimate, "estimate")
+    watched(app, "message_bytes")
+    messages = [{"role": "user", "content": f"{i}"} for i in range(3_000)]
+    body = {"model": "m", "max_tokens": 5, "messages": messages}
+    with running(AsyncScript("m", "yes")) as proxy:
+        for stream in (False, True):
+            extra = {"stream": stream, "stream_options": {"include_usage": True}}
+            status, _, answer = request(proxy, "POST", path, body | (extra if stream else {}))
+            assert (status, "yes" in answer.decode()) == (200, True), answer
+    assert threads == {
+        "estimate": 2 * ["llmproxy-large-request"],
+        "message_bytes": 2 * ["llmproxy-large-request"],
+    }

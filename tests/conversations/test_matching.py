@@ -25,6 +25,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llmproxy.conversations import matching
 from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.core import chat
+from llmproxy.core.byte_cache import message_bytes
 from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder import reply_index
@@ -70,7 +71,7 @@ class Log:
             begins, status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
         )  # fmt: skip
-        self.matcher.learn(over)
+        self.matcher.learn(over, message_bytes(over.turn.messages) if over.turn else 0)
         self.stuck.append(over)
         if not is_stuck:
             while self.stuck:

@@ -311,3 +311,31 @@ def test_a_response_that_failed_by_its_finish_reason_is_an_error(dialect, word):
     failed = stream[:cut] + word.encode() + stream[stream.index(b'"', cut) :]
     with pytest.raises(UpstreamError, match=f"ended the response with '{word}'"):
         read_stream(dialect, failed)
+
+
+# ---- tool calls
+
+
+def called(dialect: Dialect, arguments: str, count: int) -> dict[str, Any]:
+    """A request with so many calls, whose arguments are JSON in a string."""
+    ids = [f"call_{i}x" for i in range(count)]
+    user = {"role": "user", "content": "hi"}
+    if dialect.NAME == "openai_chat":
+        function = {"name": "f", "arguments": arguments}
+        calls = [{"id": id, "type": "function", "function": function} for id in ids]
+        results = [{"role": "tool", "tool_call_id": id, "content": "x"} for id in ids]
+        return {"messages": [user, {"role": "assistant", "tool_calls": calls}, *results]}
+    calls = [{"type": "tool_use", "id": id, "name": "f", "input": arguments} for id in ids]
+    results = [{"type": "tool_result", "tool_use_id": id, "content": "x"} for id in ids]
+    replied = {"role": "assistant", "content": calls}
+    return {"max_tokens": 5, "messages": [user, replied, {"role": "user", "content": results}]}
+
+
+@every_dialect
+def test_arguments_of_all_calls_have_as_many_values_as_a_body(dialect):
+    """Each is a string of the body, which counts as one value, and becomes values too."""
+    many = '{"a": [' + "{}," * 100_000 + '"' + ",:[{" * 1_000_000 + '"]}'
+    (call,) = dialect.parse_request(called(dialect, many, 1)).messages[1].parts
+    assert len(call.arguments["a"]) == 100_001
+    with pytest.raises(InvalidRequest, match="have more than 500000 JSON values"):
+        dialect.parse_request(called(dialect, many, 3))

@@ -127,8 +127,9 @@ class EventQueue:
         return events
 
     def close(self) -> None:
-        """Drop all events, and let a model that waits for space go on to its end."""
+        """Drop all events and the error, and let a model that waits for space go on to its end."""
         self.is_over = self.is_closed = True
+        self._error = None  # it refers to the frames that raised it, and these to the queue
         self._events.clear()
         self._has_space.set()
         self._thread_has_space.set()

@@ -208,7 +208,12 @@ class EngineRun:
             self._ran[self.model_id] = self._entry.model
 
     def _leave(self) -> None:
-        """Release the turn for the next request."""
+        """Release the turn for the next request, and the memory of this one."""
+        # A conversation and its responses refer to one another: without this they would stay
+        # until a full garbage collection, which holds all threads the longer the more they are.
+        if (conversation := self._response.conversation) is not None:
+            for response in (self._response, *conversation.responses):
+                response.conversation = None
         if self._has_turn:
             self._has_turn = False
             assert self._entry.limiter is not None
@@ -390,6 +395,7 @@ class EngineRun:
             raised = exc  # maybe ours, and the model would go on
         if not queue.is_closed:
             self._close_with(response, raised)
+        raised = None  # its traceback refers to this frame
         queue.wake()
         if is_open:
             await _close(events)
@@ -412,8 +418,10 @@ class EngineRun:
         tracebacks = _tracebacks(raised)
         if not queue.is_closed:
             self._close_with(response, raised)
+        raised = None  # its traceback refers to this frame
         queue.wake_from_thread()
         _close_in_this_thread(events, tracebacks)
+        tracebacks.clear()
 
 
 def _response(call: Call) -> llm.Response | llm.AsyncResponse:

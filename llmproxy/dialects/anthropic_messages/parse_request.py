@@ -357,6 +357,7 @@ class _MessageParser:
         self.tool_changes: list[tuple[dict[str, Any], str]] = []  # blocks and their paths
         self._server_calls: set[str] = set()
         self.pending = PendingToolCalls()
+        self._arguments = chat.CallArguments()
 
     def note_mark(self, cache_control: Any) -> None:
         self.has_cache_marks = self.has_cache_marks or cache_control is not None
@@ -548,7 +549,7 @@ class _MessageParser:
                     self.pending.add(block.id, block.name)
                 yield ToolCallPart(
                     block.name,
-                    _call_arguments(block.input),
+                    _call_arguments(block.input, self._arguments),
                     tool_call_id=block.id,
                     server_executed=server_executed,
                     provider_metadata=mcp_server_metadata(block.server_name),
@@ -584,14 +585,14 @@ class _MessageParser:
         )
 
 
-def _call_arguments(input_: Any) -> dict[str, Any]:
+def _call_arguments(input_: Any, arguments: chat.CallArguments) -> dict[str, Any]:
     """Return a call's arguments: an object on this wire, or the JSON text of one."""
     match input_:
         case dict():
             return input_
         case None:
             return {}
-        case str() if "_raw" not in (parsed := chat.parse_arguments(input_)):
+        case str() if "_raw" not in (parsed := arguments.parse(input_)):
             return parsed
     return chat.parse_arguments(payload.encode(input_).decode())
 

@@ -262,6 +262,7 @@ class _MessageParser:
         self.attachment_paths: list[str] = []
         self._ignored = ignored
         self.pending = PendingToolCalls()
+        self._arguments = chat.CallArguments()
 
     def add_message(self, message: Any, path: str) -> None:
         match message:
@@ -348,12 +349,12 @@ class _MessageParser:
         if message.refusal:
             yield TextPart(message.refusal)
         calls = [
-            (call.id, *_called(call, f"{path}.tool_calls[{i}]"))
+            (call.id, *_called(call, f"{path}.tool_calls[{i}]", self._arguments))
             for i, call in enumerate(message.tool_calls or ())
         ]
         if message.function_call is not None:
             function = message.function_call
-            calls.append((None, function.name, _arguments(function)))
+            calls.append((None, function.name, _arguments(function, self._arguments)))
         for i, (id_, name, arguments) in enumerate(calls):
             id_ = id_ or f"call_{len(self.messages)}_{i}"
             self.pending.add(id_, name)
@@ -385,19 +386,21 @@ class _MessageParser:
         )
 
 
-def _called(call: ChatCompletionMessageToolCall, path: str) -> tuple[str, dict[str, Any]]:
+def _called(
+    call: ChatCompletionMessageToolCall, path: str, arguments: chat.CallArguments
+) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments of a call, `input` for a custom tool's text."""
     if call.function is not None:
-        return call.function.name, _arguments(call.function)
+        return call.function.name, _arguments(call.function, arguments)
     if call.custom is not None:
         return call.custom.name, {"input": call.custom.input or ""}
     raise InvalidRequest("this field is required", param=f"{path}.function")
 
 
-def _arguments(function: Function) -> dict[str, Any]:
+def _arguments(function: Function, arguments: chat.CallArguments) -> dict[str, Any]:
     if isinstance(function.arguments, dict):
         return function.arguments
-    return chat.parse_arguments(function.arguments or "")
+    return arguments.parse(function.arguments or "")
 
 
 # ---- the normal form
