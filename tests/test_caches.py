@@ -37,6 +37,7 @@ KEPT = {
     "Store._known": "MAX_KNOWN",
     "Store._begun": "running exchanges",
     "TurnLog.seen": "the messages of one group of exchanges",
+    "LlmRows._tool_hashes": "MAX_TOOL_HASHES",
     "KnownKeys._values": "llm's keys",
     # the models, a set that the owner chooses
     "App._counts_tokens": "models",

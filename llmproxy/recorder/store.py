@@ -241,7 +241,7 @@ class Store:
     def __init__(self, path: Path, owner: ProcessLock | None = None) -> None:
         self.path = path
         self._owner = owner
-        self._known: dict[bytes, str] = {}
+        self._known: dict[Any, str] = {}  # by fingerprint
         self._begun: set[str] = set()
         with translated(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -410,19 +410,9 @@ class Store:
     ) -> tuple[str, str | None]:
         """Write a turn to llm's tables; return its thread and its last request message's hash."""
         thread_id, forked_from = self._thread_of(exchange, is_imported)
-        tip = self._conn.execute(
-            "select tip_message_hash from threads where id = ?", (thread_id,)
-        ).fetchone()
-        self._log.ensure_thread(thread_id, record.thread_name)
-        self._log.log(record, thread_id)
-        if tip and exchange.status != "ok":  # only a finished turn becomes its thread's tip
-            self._conn.execute(
-                "update threads set tip_message_hash = ? where id = ?", (*tip, thread_id)
-            )
-        if forked_from is not None:
-            self._conn.execute(
-                "update threads set forked_from = ? where id = ?", (forked_from, thread_id)
-            )
+        parent = self._log.log_turn(
+            record, thread_id, is_finished=exchange.status == "ok", forked_from=forked_from
+        )
         if exchange.link == "reply" and exchange.status == "ok":
             self._conn.execute(
                 "update proxy_replies set is_continued = 1 where turn_id = ?",
@@ -434,10 +424,7 @@ class Store:
                 " on conflict (turn_id) do update set prompt = excluded.prompt",
                 (exchange.id, record.prompt_to_index),
             )
-        parent: tuple[str | None] = self._conn.execute(
-            "select parent_message_hash from turns where id = ?", (exchange.id,)
-        ).fetchone()
-        return thread_id, parent[0]
+        return thread_id, parent
 
     def _thread_of(self, exchange: Exchange, is_imported: bool) -> tuple[str, str | None]:
         """Decide a turn's thread, and the thread that it forks from, if any.
@@ -466,7 +453,7 @@ class Store:
                 return before[0], None
         return exchange.thread_id, before[0]
 
-    def _remember(self, seen: Mapping[bytes, str]) -> None:
+    def _remember(self, seen: Mapping[Any, str]) -> None:
         """Remember what is stored; to be called after the COMMIT."""
         self._known.update(seen)
         if len(self._known) > MAX_KNOWN:
