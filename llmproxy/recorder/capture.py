@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
+from typing import Any
 
 import llm
 from llm.parts import Message
@@ -18,7 +18,7 @@ from llm.parts import Message
 from ..core import chat
 from ..core.backend import Run, Stamped
 from ..core.errors import ProxyError, retry_after_s, shortened
-from .exchange import Exchange, Match, Status, Turn, with_answer
+from .exchange import Exchange, Match, Status, Turn, changed, with_answer
 
 
 class Capture:
@@ -74,18 +74,17 @@ class Capture:
             self.http_status = getattr(error, "status", 500)
         words = _in_words(error)
         redact = self.begun.redactor.text
+        facts: dict[str, Any] = {}
         if isinstance(error, ProxyError):
-            ended = replace(
-                self.begun,
-                error_status=error.status,
-                error_code=None if error.code is None else redact(error.code),
-                error_param=None if error.param is None else redact(error.param),
-                retry_after_s=retry_after_s(error.headers, datetime.now(UTC)),
-            )
-        else:
-            ended = self.begun
-        ended = replace(
-            ended,
+            facts = {
+                "error_status": error.status,
+                "error_code": None if error.code is None else redact(error.code),
+                "error_param": None if error.param is None else redact(error.param),
+                "retry_after_s": retry_after_s(error.headers, datetime.now(UTC)),
+            }
+        ended = changed(
+            self.begun,
+            **facts,
             status=status,
             http_status=self.http_status,
             duration_ms=self._since(time.monotonic() if ended_at is None else ended_at),
