@@ -30,8 +30,12 @@ from llm.parts import Message, Part, TextPart
 from ..core.byte_cache import message_bytes
 from ..core.fingerprints import (
     MATCH_LEVELS,
+    Histories,
+    History,
+    HistoryHasher,
     MatchLevel,
     Reply,
+    digest_of,
     have_same_content,
     replies,
     reply_of,
@@ -39,9 +43,9 @@ from ..core.fingerprints import (
     visible_text,
 )
 from ..core.threads import DaemonWorker
-from ..recorder.exchange import Exchange, Match, Relation, Turn
+from ..recorder.exchange import Exchange, Fingerprinted, Match, Relation, Turn
 from ..recorder.reader import open_for_reading
-from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, OutOfTime, Replies
+from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, Original, OutOfTime, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a sub-agent's task is at least this long
@@ -54,6 +58,7 @@ MAX_QUOTING_CHARS = 2_000_000  # of these texts together
 MAX_TASKS = 16  # arguments of one call that may be a sub-agent's task
 MAX_PENDING = 64  # turns kept until the log has them
 MAX_PENDING_BYTES = 64 * 2**20  # of their content: each may hold a whole conversation
+MAX_HISTORY_BYTES = 8 * 2**20  # of fingerprints of some thousand replies
 MAX_LOOKED_UP = 2_000  # replies of a history, the newest; agents' sessions have some hundred
 
 
@@ -72,20 +77,25 @@ class Matcher:
         self._replies: Replies | None = None
         self._pending: deque[_Pending] = deque()
         self._worker = DaemonWorker("llmproxy-matcher")
+        self._histories = Histories(MAX_HISTORY_BYTES)
 
     def learn(self, exchange: Exchange) -> None:
         """Make an ended exchange's reply known before the log has it."""
         if exchange.turn is not None and exchange.thread_id is not None:
             is_finished = exchange.status == "ok"
-            self._pending.append(_Pending(exchange.turn, exchange.client, is_finished))
+            turn = exchange.turn
+            known = exchange.fingerprinted
+            hasher = known.hasher if known else None
+            waiting = _Pending(turn, exchange.client, is_finished, hasher)
+            self._pending.append(waiting)
             pending = list(self._pending)  # `match` may remove some at any time
             size = sum(turn.size_bytes for turn in pending)
-            for count, turn in enumerate(pending):
+            for count, waiting in enumerate(pending):
                 if len(pending) - count <= MAX_PENDING and size <= MAX_PENDING_BYTES:
                     break
-                size -= turn.size_bytes
+                size -= waiting.size_bytes
                 with suppress(ValueError):
-                    self._pending.remove(turn)
+                    self._pending.remove(waiting)
 
     def may_continue(self, messages: Iterable[Message]) -> bool:
         """Check whether a request has replies, or a text that is long enough to be a quote.
@@ -144,10 +154,12 @@ class Matcher:
                 pending.remove(turn)
                 with suppress(ValueError):  # newer ones have pushed it out
                     self._pending.remove(turn)
-        history = replies(messages, MAX_LOOKED_UP)
-        recorded = _Recorded(pending, logged, history, until)
-        previous_id, link = _find_previous(messages, history, recorded, client)
-        match = Match(list(messages), previous_id=previous_id, link=link)
+        history = self._histories.read(messages, MAX_LOOKED_UP)
+        recorded = _Recorded(pending, logged, history.replies, until)
+        previous_id, link = _find_previous(messages, history.replies, recorded, client)
+        sent = list(messages)
+        known = Fingerprinted(sent, history.digests, history.hasher)
+        match = Match(sent, previous_id=previous_id, link=link, history=known)
         if self._recall:
             with suppress(OutOfTime):
                 return _with_recalled(match, history, recorded, model)
@@ -193,8 +205,11 @@ def _may_quote(part: Part) -> bool:
 class _Pending:
     """A turn that is not in the log yet."""
 
-    def __init__(self, turn: Turn, client: str, is_finished: bool) -> None:
+    def __init__(
+        self, turn: Turn, client: str, is_finished: bool, hasher: HistoryHasher | None
+    ) -> None:
         self.turn = turn
+        self._hasher = hasher
         self.size_bytes = message_bytes(turn.messages) + message_bytes(turn.reply)
         self.candidate = Candidate(
             turn.id, turn.thread_id, turn.model, client, is_finished, is_continued=False
@@ -202,7 +217,7 @@ class _Pending:
 
     @cached_property
     def fingerprints(self) -> Reply | None:
-        return reply_of(self.turn.messages, self.turn.reply)
+        return reply_of(self.turn.messages, self.turn.reply, self._hasher)
 
 
 class _Recorded:
@@ -256,6 +271,20 @@ class _Recorded:
             case "text":
                 return reply.text_key in self._known.text_keys
         return reply.key in self._known.reply_keys
+
+    def original(self, reply: Reply, chain: bytes, message: Message, model: str) -> Original:
+        """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost.
+
+        chain: the hash of the conversation up to this message, as the client sent it.
+        """
+        is_waiting = self._waiting and any(value in self._waiting for value in _values(reply))
+        if self._logged is None or is_waiting:
+            messages = _original(reply, message, self, model)
+            return Original(messages, [*map(digest_of, messages)])
+        found = self._logged.original(reply, chain, model)
+        if found is None:
+            found = self._logged.remember(chain, model, _original(reply, message, self, model))
+        return found
 
     def messages(self, candidate: Candidate) -> list[Message]:
         if candidate.turn_id in self._pending:
@@ -414,40 +443,45 @@ def _summary(text: str) -> str:
 # ---- recall
 
 
-def _with_recalled(
-    match: Match, history: Iterable[Reply], recorded: _Recorded, model: str
-) -> Match:
+def _with_recalled(match: Match, history: History, recorded: _Recorded, model: str) -> Match:
+    sent, chains = match.messages, history.chains
     originals = {
         reply.index: original
-        for reply in history
-        if (original := _original(reply, match.messages[reply.index], recorded, model))
+        for reply in history.replies
+        if (
+            original := recorded.original(reply, chains[reply.index], sent[reply.index], model)
+        ).messages
     }
     if not originals:
         return match
     messages: list[Message] = []
+    digests: list[bytes] = []
     recalled: list[int] = []
-    for index, message in enumerate(match.messages):
-        original = originals.get(index)
-        if original is not None:
-            recalled += range(len(messages), len(messages) + len(original))
-        messages += original or [message]
-    return replace(match, messages=messages, recalled=frozenset(recalled))
+    for index, message in enumerate(sent):
+        if index in originals:
+            original = originals[index]
+            recalled += range(len(messages), len(messages) + len(original.messages))
+            messages += original.messages
+            digests += original.digests
+        else:
+            messages.append(message)
+            digests.append(history.digests[index])
+    known = Fingerprinted(messages, digests, history.hasher)
+    return replace(match, messages=messages, recalled=frozenset(recalled), history=known)
 
 
-def _original(
-    reply: Reply, message: Message, recorded: _Recorded, model: str
-) -> list[Message] | None:
-    """Return the reply as this model gave it; None if that is unclear, or nothing was lost."""
+def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -> list[Message]:
+    """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost."""
     originals = []
     for original in map(recorded.reply, _recall_candidates(reply, recorded, model)):
         if original not in originals:
             originals.append(original)
     if len(originals) != 1 or originals[0] == [message]:
-        return None
+        return []
     (original,) = originals
     # If the client prefilled the reply, it sends back more than the model gave.
     if not have_same_content([message], original) or _has_other_metadata(message, original):
-        return None
+        return []
     return original
 
 

@@ -93,6 +93,7 @@ class Capture:
             previous_id=self.match.previous_id,
             link=self.match.link,
             recalled=len(self.match.recalled),
+            history=self.match.history,
             model_used=run.model_id if run else None,
             replay_of=run.replay_of if run else None,
             setup_ms=run.setup_ms if run else None,

@@ -14,13 +14,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import llm
 from llm.parts import Message, TextPart
 from llm.utils import monotonic_ulid
 
 from ..core import attachments, chat, payload, token_estimate
+from ..core.fingerprints import HistoryHasher
 from ..core.finish_reasons import finer_reason
 from ..core.known_keys import KnownKeys
 from . import timeline, token_rate
@@ -168,6 +169,14 @@ class ExchangeSummary:
         return self.tokens_per_second is not None and self.output_tokens_estimate is not None
 
 
+class Fingerprinted(NamedTuple):
+    """Messages with the digest of each (`fingerprints.digest_of`), and a hasher of all."""
+
+    messages: list[Message]
+    digests: list[bytes]
+    hasher: HistoryHasher
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exchange(ExchangeSummary):
     """A complete exchange.
@@ -178,6 +187,7 @@ class Exchange(ExchangeSummary):
     replay_key: by which replay finds the request (`fingerprints.request_key`); None if the
         request could not be parsed.
     redactor: knows the request's secrets while the exchange runs; never stored.
+    history: what is known of the turn's messages since they were looked up; never stored.
     """
 
     request: RawRequest
@@ -185,6 +195,14 @@ class Exchange(ExchangeSummary):
     events: Sequence[TimedEvent] = ()
     replay_key: str | None = None
     redactor: Redactor = field(default_factory=Redactor, repr=False, compare=False)
+    history: Fingerprinted | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def fingerprinted(self) -> Fingerprinted | None:
+        """What is known of the turn's messages; None if these are others."""
+        known, turn = self.history, self.turn
+        is_same = known is not None and turn is not None and known.messages is turn.messages
+        return known if is_same else None
 
     @property
     def finish(self) -> chat.Finish | None:
@@ -218,12 +236,14 @@ class Match:
         recalled: their places.
     previous_id: the turn that it continues, None if it begins a conversation.
     link: how it continues that turn: see `Relation`.
+    history: the fingerprints of the messages, so that they need not be hashed again.
     """
 
     messages: list[Message]
     recalled: frozenset[int] = frozenset()
     previous_id: str | None = None
     link: Relation | None = None
+    history: Fingerprinted | None = field(default=None, repr=False, compare=False)
 
 
 def with_answer(

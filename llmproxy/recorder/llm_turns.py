@@ -7,9 +7,7 @@ that LogStore writes; only its lookup of every message of a repeated history is 
 
 from __future__ import annotations
 
-import hashlib
 import json
-import marshal
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from llm.logs import LogStore, message_hash
 from llm.models import _conversation_name
 from llm.parts import Message, Part, TextPart
 
+from ..core.fingerprints import digest_of
 from .damage import UNREADABLE
 from .exchange import Turn, last_text, with_remote_attachments
 from .llm_rows import LlmRows, has_known_tables
@@ -32,14 +31,17 @@ class TurnRecord:
     """Has the attributes of a `llm.Response` that `LogStore.log` reads, made from a turn.
 
     known: fingerprints of stored messages, as in `TurnLog.seen`.
+    digests: of the turn's messages, if they are known.
     """
 
-    def __init__(self, turn: Turn, known: Mapping[bytes, str]) -> None:
+    def __init__(
+        self, turn: Turn, known: Mapping[Any, str], digests: Sequence[bytes] | None = None
+    ) -> None:
         self.id = turn.id
         self.model = _Model(turn.model)
         self.resolved_model = turn.resolved_model
         self.prompt = _Prompt(
-            messages=_chain(turn.messages, known),
+            messages=_chain(turn.messages, known, digests),
             prompt=last_text(turn.messages, "user"),
             system=last_text(turn.messages, "system"),
             options=_plain(turn.options or {}),
@@ -76,10 +78,11 @@ class TurnRecord:
         llm indexes it only if the user's message is the last one; Claude Code sends system
         messages after it.
         """
-        others = [message for message in self._turn.messages if message.role != "system"]
-        if not others or others[-1] is self._turn.messages[-1] or others[-1].role != "user":
+        messages = self._turn.messages
+        asked = next((one for one in reversed(messages) if one.role != "system"), None)
+        if asked is None or asked is messages[-1] or asked.role != "user":
             return None
-        return "".join(part.text for part in others[-1].parts if isinstance(part, TextPart))
+        return "".join(part.text for part in asked.parts if isinstance(part, TextPart))
 
 
 @dataclass(frozen=True)
@@ -116,29 +119,21 @@ class _MessageChain(list[Message]):
         self.tip = tip
 
 
-Fingerprint = tuple[str | None, str, bytes] | bytes
-"""Stands for a message after its parent, for the memory of what is stored."""
+Fingerprint = tuple[str | None, bytes]
+"""A message's parent and its digest, which distinguish all that llm's hash does, in a tenth of
+its time."""
 
 
-def _chain(messages: Sequence[Message], known: Mapping[Any, str]) -> _MessageChain:
+def _chain(
+    messages: Sequence[Message], known: Mapping[Any, str], digests: Sequence[bytes] | None
+) -> _MessageChain:
     tip: str | None = None
-    for count, message in enumerate(messages):
-        hash = known.get(_fingerprint(tip, message))
+    for count, digest in enumerate(map(digest_of, messages) if digests is None else digests):
+        hash = known.get((tip, digest))
         if hash is None:
             return _MessageChain(messages, count, tip)
         tip = hash
     return _MessageChain(messages, len(messages), tip)
-
-
-def _fingerprint(parent: str | None, message: Message) -> Fingerprint:
-    """Distinguish all messages that llm's hash does, in a tenth of its time."""
-    if len(message.parts) == 1 and not message.provider_metadata:
-        (part,) = message.parts
-        if type(part) is TextPart and not part.provider_metadata:
-            text = part.text.encode("utf-8", "surrogatepass")
-            return parent, message.role, hashlib.sha256(text).digest()
-    data = marshal.dumps(dict(message.to_dict()), 2)  # version 2 always encodes equal values alike
-    return hashlib.sha256((parent or "").encode() + data).digest()
 
 
 class TurnLog(LogStore):
@@ -166,7 +161,7 @@ class TurnLog(LogStore):
             self._is_new = False
             messages = messages[messages.known :]
         for message in messages:
-            fingerprint = _fingerprint(tip, message)
+            fingerprint = tip, digest_of(message)
             if self._rows is None:
                 tip = super().ensure_chain([message], parent=tip)
             else:
