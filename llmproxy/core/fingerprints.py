@@ -275,12 +275,13 @@ def _request_key(
     for message in request.messages:
         if content := _content(message.parts):
             # How a client splits the content of one role into messages makes no difference.
-            key.update(
-                content if message.role == role else f"\0{message.role}\0".encode() + content
-            )
-            role = message.role
-        for content in attachment_contents(message):  # above, only their lengths
-            key.update(_hash(content).digest())
+            if message.role != role:
+                role = message.role
+                key.update(f"\0{role}\0".encode())
+            key.update(content)
+        if not _is_text(message.parts):
+            for content in attachment_contents(message):  # above, only their lengths
+                key.update(_hash(content).digest())
     return str(key.hexdigest())
 
 
@@ -426,10 +427,15 @@ def _hash(content: bytes = b"") -> Any:
     return hashlib.blake2b(content, digest_size=16)
 
 
+def _is_text(parts: Sequence[Part]) -> bool:
+    return len(parts) == 1 and isinstance(parts[0], TextPart)  # nearly always
+
+
 def _content(parts: Sequence[Part]) -> bytes:
     """Everything visible, in a fixed order: text, calls, then results and attachments."""
-    if len(parts) == 1 and isinstance(parts[0], TextPart):  # nearly always
-        return parts[0].text.strip().encode("utf-8", "replace")
+    if _is_text(parts):
+        text: str = parts[0].text  # type: ignore[attr-defined]
+        return text.strip().encode("utf-8", "replace")
     text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
     pieces = [text, *map(_call, parts), *map(_input_for_model, parts)]
     return "\0".join(filter(None, pieces)).encode("utf-8", "replace")
