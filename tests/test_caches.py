@@ -19,6 +19,7 @@ import openai
 import pytest
 
 import llmproxy
+from llmproxy.conversations import matching
 from llmproxy.core.byte_cache import ByteCache
 from llmproxy.recorder import reply_index
 from tests.models import AsyncScript, usage
@@ -37,6 +38,10 @@ KEPT = {
     "Store._known": "MAX_KNOWN",
     "Store._begun": "running exchanges",
     "TurnLog.seen": "the messages of one group of exchanges",
+    "LlmRows._tool_hashes": "MAX_TOOL_HASHES",
+    "HistoryHasher._said": "empty in those that are kept",
+    "Replies._appeared": "MAX_APPEARED",
+    "Replies._running": "running exchanges",
     "KnownKeys._values": "llm's keys",
     # the models, a set that the owner chooses
     "App._counts_tokens": "models",
@@ -134,7 +139,13 @@ def test_all_that_a_proxy_keeps_is_listed_with_its_bound(model, llm_user_path):
     caches = {
         name: value.max_bytes for name, value in found.items() if isinstance(value, ByteCache)
     }
-    assert caches == {"Replies._cached": reply_index.MAX_CACHED_BYTES}
+    assert caches == {
+        "Histories._hashers": matching.MAX_HISTORY_BYTES,
+        "Histories._replies": matching.MAX_HISTORY_BYTES,
+        "Replies._cached": reply_index.MAX_CACHED_BYTES,
+        "Replies._judged": reply_index.MAX_JUDGED_BYTES,
+        "Replies._originals": reply_index.MAX_CACHED_BYTES,
+    }
     assert found.keys() - caches == KEPT.keys()
 
 

@@ -12,6 +12,7 @@ of matching as a table.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -19,26 +20,32 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
-from llm.parts import Message, TextPart
+from llm.parts import Message, Part, TextPart
 
 from ..core.byte_cache import message_bytes
 from ..core.fingerprints import (
     MATCH_LEVELS,
+    Histories,
+    History,
+    HistoryHasher,
     MatchLevel,
     Reply,
+    digest_of,
     have_same_content,
     replies,
     reply_of,
     shared_values,
     visible_text,
 )
-from ..recorder.exchange import Exchange, Match, Relation, Turn
+from ..core.threads import DaemonWorker
+from ..recorder.exchange import Exchange, Fingerprinted, Match, Relation, Turn
 from ..recorder.reader import open_for_reading
-from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, OutOfTime, Replies
+from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, Original, OutOfTime, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated, wal_of
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a sub-agent's task is at least this long
@@ -51,6 +58,7 @@ MAX_QUOTING_CHARS = 2_000_000  # of these texts together
 MAX_TASKS = 16  # arguments of one call that may be a sub-agent's task
 MAX_PENDING = 64  # turns kept until the log has them
 MAX_PENDING_BYTES = 64 * 2**20  # of their content: each may hold a whole conversation
+MAX_HISTORY_BYTES = 8 * 2**20  # of fingerprints of some thousand replies
 MAX_LOOKED_UP = 2_000  # replies of a history, the newest; agents' sessions have some hundred
 
 
@@ -70,6 +78,8 @@ class Matcher:
         self._wal_identity: tuple[int, int] | None = None
         self._replies: Replies | None = None
         self._pending: deque[_Pending] = deque()
+        self._worker = DaemonWorker("llmproxy-matcher")
+        self._histories = Histories(MAX_HISTORY_BYTES)
 
     def learn(self, exchange: Exchange, history_bytes: int) -> None:
         """Make an ended exchange's reply known before the log has it.
@@ -78,17 +88,36 @@ class Matcher:
         """
         if exchange.turn is not None and exchange.thread_id is not None:
             is_finished = exchange.status == "ok"
-            self._pending.append(
-                _Pending(exchange.turn, exchange.client, is_finished, history_bytes)
-            )
+            turn = exchange.turn
+            known = exchange.fingerprinted
+            hasher = known.hasher if known else None
+            waiting = _Pending(turn, exchange.client, is_finished, history_bytes, hasher)
+            self._pending.append(waiting)
             pending = list(self._pending)  # `match` may remove some at any time
             size = sum(turn.size_bytes for turn in pending)
-            for count, turn in enumerate(pending):
+            for count, waiting in enumerate(pending):
                 if len(pending) - count <= MAX_PENDING and size <= MAX_PENDING_BYTES:
                     break
-                size -= turn.size_bytes
+                size -= waiting.size_bytes
                 with suppress(ValueError):
-                    self._pending.remove(turn)
+                    self._pending.remove(waiting)
+
+    def may_continue(self, messages: Iterable[Message]) -> bool:
+        """Check whether a request has replies, or a text that is long enough to be a quote.
+
+        If not, there is nothing to look up.
+        """
+        return any(map(_has_reply_or_quote, messages))
+
+    def match_in_thread(
+        self, messages: Sequence[Message], model: str, client: str, *, wait_s: float
+    ) -> asyncio.Future[Match]:
+        """Call `match` in a thread of the matcher's own; a call waits for the one before it.
+
+        Raises:
+            RuntimeError: the system can't start a thread.
+        """
+        return self._worker.run(partial(self.match, messages, model, client, wait_s=wait_s))
 
     def match(
         self, messages: Sequence[Message], model: str, client: str, *, wait_s: float = math.inf
@@ -130,10 +159,12 @@ class Matcher:
                 pending.remove(turn)
                 with suppress(ValueError):  # newer ones have pushed it out
                     self._pending.remove(turn)
-        history = replies(messages, MAX_LOOKED_UP)
-        recorded = _Recorded(pending, logged, history, until)
-        previous_id, link = _find_previous(messages, history, recorded, client)
-        match = Match(list(messages), previous_id=previous_id, link=link)
+        history = self._histories.read(messages, MAX_LOOKED_UP)
+        recorded = _Recorded(pending, logged, history.replies, until)
+        previous_id, link = _find_previous(messages, history.replies, recorded, client)
+        sent = list(messages)
+        known = Fingerprinted(sent, history.digests, history.hasher)
+        match = Match(sent, previous_id=previous_id, link=link, history=known)
         if self._recall:
             with suppress(OutOfTime):
                 return _with_recalled(match, history, recorded, model)
@@ -161,6 +192,7 @@ class Matcher:
 
     def close(self) -> None:
         """Close the log, after the last call of `match`."""
+        self._worker.close()
         with self._lock:
             self._close()
 
@@ -170,11 +202,29 @@ class Matcher:
             self._replies = None
 
 
+def _has_reply_or_quote(message: Message) -> bool:
+    if message.role == "assistant":
+        return True
+    return message.role == "user" and any(map(_may_quote, message.parts))
+
+
+def _may_quote(part: Part) -> bool:
+    return isinstance(part, TextPart) and len(part.text) >= CALL_QUOTE_CHARS
+
+
 class _Pending:
     """A turn that is not in the log yet."""
 
-    def __init__(self, turn: Turn, client: str, is_finished: bool, history_bytes: int) -> None:
+    def __init__(
+        self,
+        turn: Turn,
+        client: str,
+        is_finished: bool,
+        history_bytes: int,
+        hasher: HistoryHasher | None,
+    ) -> None:
         self.turn = turn
+        self._hasher = hasher
         self.size_bytes = history_bytes + message_bytes(turn.reply)
         self.candidate = Candidate(
             turn.id, turn.thread_id, turn.model, client, is_finished, is_continued=False
@@ -182,7 +232,7 @@ class _Pending:
 
     @cached_property
     def fingerprints(self) -> Reply | None:
-        return reply_of(self.turn.messages, self.turn.reply)
+        return reply_of(self.turn.messages, self.turn.reply, self._hasher)
 
 
 class _Recorded:
@@ -236,6 +286,20 @@ class _Recorded:
             case "text":
                 return reply.text_key in self._known.text_keys
         return reply.key in self._known.reply_keys
+
+    def original(self, reply: Reply, chain: bytes, message: Message, model: str) -> Original:
+        """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost.
+
+        chain: the hash of the conversation up to this message, as the client sent it.
+        """
+        is_waiting = self._waiting and any(value in self._waiting for value in _values(reply))
+        if self._logged is None or is_waiting:
+            messages = _original(reply, message, self, model)
+            return Original(messages, [*map(digest_of, messages)])
+        found = self._logged.original(reply, chain, model)
+        if found is None:
+            found = self._logged.remember(chain, model, _original(reply, message, self, model))
+        return found
 
     def messages(self, candidate: Candidate) -> list[Message]:
         if candidate.turn_id in self._pending:
@@ -363,13 +427,8 @@ def _find_quotes(
 ) -> Iterator[tuple[str, Relation]]:
     """Find recent turns whose tool call or reply a new conversation begins with."""
     parts = (part for message in messages if message.role == "user" for part in message.parts)
-    texts = [
-        part.text.strip()
-        for part in islice(
-            (p for p in parts if isinstance(p, TextPart) and len(p.text) >= CALL_QUOTE_CHARS),
-            MAX_QUOTING_TEXTS,
-        )
-    ]
+    long = cast("Iterator[TextPart]", filter(_may_quote, parts))
+    texts = [part.text.strip() for part in islice(long, MAX_QUOTING_TEXTS)]
     while sum(map(len, texts)) > MAX_QUOTING_CHARS:
         texts.pop()
     if not texts:
@@ -399,40 +458,45 @@ def _summary(text: str) -> str:
 # ---- recall
 
 
-def _with_recalled(
-    match: Match, history: Iterable[Reply], recorded: _Recorded, model: str
-) -> Match:
+def _with_recalled(match: Match, history: History, recorded: _Recorded, model: str) -> Match:
+    sent, chains = match.messages, history.chains
     originals = {
         reply.index: original
-        for reply in history
-        if (original := _original(reply, match.messages[reply.index], recorded, model))
+        for reply in history.replies
+        if (
+            original := recorded.original(reply, chains[reply.index], sent[reply.index], model)
+        ).messages
     }
     if not originals:
         return match
     messages: list[Message] = []
+    digests: list[bytes] = []
     recalled: list[int] = []
-    for index, message in enumerate(match.messages):
-        original = originals.get(index)
-        if original is not None:
-            recalled += range(len(messages), len(messages) + len(original))
-        messages += original or [message]
-    return replace(match, messages=messages, recalled=frozenset(recalled))
+    for index, message in enumerate(sent):
+        if index in originals:
+            original = originals[index]
+            recalled += range(len(messages), len(messages) + len(original.messages))
+            messages += original.messages
+            digests += original.digests
+        else:
+            messages.append(message)
+            digests.append(history.digests[index])
+    known = Fingerprinted(messages, digests, history.hasher)
+    return replace(match, messages=messages, recalled=frozenset(recalled), history=known)
 
 
-def _original(
-    reply: Reply, message: Message, recorded: _Recorded, model: str
-) -> list[Message] | None:
-    """Return the reply as this model gave it; None if that is unclear, or nothing was lost."""
+def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -> list[Message]:
+    """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost."""
     originals = []
     for original in map(recorded.reply, _recall_candidates(reply, recorded, model)):
         if original not in originals:
             originals.append(original)
     if len(originals) != 1 or originals[0] == [message]:
-        return None
+        return []
     (original,) = originals
     # If the client prefilled the reply, it sends back more than the model gave.
     if not have_same_content([message], original) or _has_other_metadata(message, original):
-        return None
+        return []
     return original
 
 

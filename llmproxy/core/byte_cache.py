@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
-from llm.parts import Message, Part
+from llm.parts import Message, Part, ReasoningPart, TextPart
 
 from .attachments import find_attachments
 
@@ -48,13 +48,31 @@ class ByteCache(Generic[Key, Value]):
             _, (_, freed) = self._kept.popitem(last=False)
             self.size_bytes -= freed
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+        self.size_bytes = 0
+
 
 def message_bytes(messages: Iterable[Message]) -> int:
     """Estimate the memory of messages, mostly that of their texts and attachments."""
-    return sum(
-        MESSAGE_BYTES + sum(map(_part_bytes, message.parts)) + _attachment_bytes(message)
-        for message in messages
-    )
+    size = 0
+    for message in messages:
+        size += MESSAGE_BYTES
+        is_text = True
+        for part in message.parts:
+            # Nearly always, and in a fifth of the time.
+            if type(part) in _TEXTS and not part.provider_metadata:  # type: ignore[attr-defined]
+                size += PART_BYTES + len(part.text)  # type: ignore[attr-defined]
+            else:
+                size += _part_bytes(part)
+                is_text = False
+        if not is_text:
+            size += _attachment_bytes(message)
+    return size
+
+
+_TEXTS = frozenset({TextPart, ReasoningPart})
 
 
 def _part_bytes(part: Part) -> int:

@@ -10,16 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, Literal, get_args
 
-from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
+import llm
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    Part,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
 
 from . import chat, json_pieces, payload
 from .attachments import find_attachments
+from .byte_cache import ByteCache
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
 TELLING_CHARS = 64  # of any kind: long enough without counting letters and digits
@@ -63,29 +74,146 @@ def replies(messages: Sequence[Message], newest: int | None = None) -> list[Repl
     """
     indexes = [index for index, message in enumerate(messages) if message.role == "assistant"]
     first = indexes[-newest] if newest is not None and newest < len(indexes) else 0
-    walk = HistoryHasher()
+    hasher = HistoryHasher()
     found = []
     for index, message in enumerate(messages):
         if message.role == "assistant" and index >= first:
-            found.append(walk.reply(index, message))
-        walk.add(message)
+            found.append(hasher.reply(index, message))
+        hasher.add(message)
     return [reply for reply in found if reply is not None]
 
 
-def reply_of(messages: Sequence[Message], reply: Sequence[Message]) -> Reply | None:
+def reply_of(
+    messages: Sequence[Message], reply: Sequence[Message], history: HistoryHasher | None = None
+) -> Reply | None:
     """Fingerprint a turn's reply as clients will send it; None if nothing is visible.
 
     messages: of the request. If they end in an assistant's message that the reply continues,
         the client will send both as one.
+    history: of these messages, if it is known.
     """
-    walk = HistoryHasher()
     start = len(messages)
     while start and messages[start - 1].role == "assistant":
         start -= 1
-    for message in messages[:start]:
-        walk.add(message)
+    if history is None or start < len(messages):
+        history = HistoryHasher()
+        for message in messages[:start]:
+            history.add(message)
     said = [part for message in (*messages[start:], *reply) for part in message.parts]
-    return walk.reply(start, Message("assistant", said))
+    return history.reply(start, Message("assistant", said))
+
+
+@dataclass(frozen=True)
+class History:
+    """The fingerprints of a request's history.
+
+    replies: oldest first, those with something visible. chains: by the index of each message,
+    the hash of all up to it, hidden content included. digests: that of each message alone.
+    hasher: in the state after all messages.
+    """
+
+    replies: list[Reply]
+    chains: list[bytes]
+    digests: list[bytes]
+    hasher: HistoryHasher
+
+
+class Histories:
+    """Remembers the fingerprints of histories; for use by one thread at a time.
+
+    Clients send the whole history with each request. Of what was read before, only one hash per
+    message is computed again: 1 µs for a kilobyte instead of 10.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._replies = ByteCache[bytes, tuple[Reply | None]](max_bytes)
+        self._hashers = ByteCache[bytes, HistoryHasher](max_bytes)
+
+    def read(self, messages: Sequence[Message], newest: int) -> History:
+        """Fingerprint the replies in a history, at most the `newest` ones; as `replies`."""
+        digests = [digest_of(message) for message in messages]
+        chains = [*accumulate(digests, _chained, initial=b"")][1:]
+        indexes = [index for index, message in enumerate(messages) if message.role == "assistant"]
+        found = {index: self._replies.get(chains[index]) for index in indexes[-newest:]}
+        start, hasher = self._resume(chains, found)
+        for index in range(start, len(messages)):
+            message = messages[index]
+            if index in found:
+                reply = found[index] = (hasher.reply(index, message),)
+                self._replies.put(chains[index], reply, _reply_bytes(reply[0]))
+            hasher.add(message)
+        if hasher.is_between_replies and len(messages) > start:
+            self._hashers.put(chains[-1], hasher.copy(), HASHER_BYTES)
+        known = [one[0] for one in found.values() if one and one[0] is not None]
+        return History(known, chains, digests, hasher)
+
+    def _resume(
+        self, chains: Sequence[bytes], found: Mapping[int, tuple[Reply | None] | None]
+    ) -> tuple[int, HistoryHasher]:
+        """Return the first message whose fingerprints are not known, and the state before it."""
+        first = next((index for index, reply in found.items() if reply is None), len(chains))
+        for index in range(first - 1, -1, -1):
+            if (hasher := self._hashers.get(chains[index])) is not None:
+                return index + 1, hasher.copy()
+        return 0, HistoryHasher()
+
+
+HASHER_BYTES = 1_500
+REPLY_BYTES = 1_000
+
+
+def _reply_bytes(reply: Reply | None) -> int:
+    return REPLY_BYTES + (sum(map(len, reply.tool_call_ids)) if reply is not None else 0)
+
+
+def _chained(before: bytes, digest: bytes) -> bytes:
+    return hashlib.sha256(before + digest).digest()
+
+
+def digest_of(message: Message) -> bytes:
+    """Hash all that a message holds, hidden content included."""
+    return hashlib.sha256(_encoded(message)).digest()
+
+
+def _encoded(message: Message) -> bytes:
+    """Encode a message in a tenth of the time of JSON, and without base64 of attachments."""
+    parts = message.parts
+    if len(parts) == 1 and type(parts[0]) is TextPart:  # nearly always
+        part = parts[0]
+        if not part.provider_metadata and not message.provider_metadata:
+            return b"t%b\0%b" % (
+                message.role.encode("utf-8", "surrogatepass"),
+                part.text.encode("utf-8", "surrogatepass"),
+            )
+    facts = [message.role, message.provider_metadata, *map(_facts, parts)]
+    try:
+        return b"m" + marshal.dumps(facts, 2)  # version 2 always encodes equal values alike
+    except ValueError:  # an object of a plugin
+        return b"r" + repr(facts).encode("utf-8", "surrogatepass")
+
+
+def _facts(part: Part) -> tuple[Any, ...]:
+    match part:
+        case TextPart(text=text, provider_metadata=metadata):
+            return "text", text, metadata
+        case ReasoningPart(text=text, redacted=redacted, provider_metadata=metadata):
+            return "reasoning", text, redacted, metadata
+        case ToolCallPart():
+            name, id = part.name, part.tool_call_id
+            return "call", name, part.arguments, id, part.server_executed, part.provider_metadata
+        case ToolResultPart():
+            id, metadata = part.tool_call_id, part.provider_metadata
+            files = [*map(_file, part.attachments)]
+            server, exception = part.server_executed, part.exception
+            return "result", part.name, part.output, id, server, exception, files, metadata
+        case AttachmentPart(attachment=attachment, provider_metadata=metadata):
+            return "attachment", attachment and _file(attachment), metadata
+    return "other", part.to_dict()
+
+
+def _file(attachment: llm.Attachment) -> tuple[str | None, str | None, str | None, bytes]:
+    content = hashlib.sha256(attachment.content or b"").digest()
+    return attachment.type, attachment.url, attachment.path, content
 
 
 def shared_values(level: MatchLevel, reply: Reply) -> Sequence[object]:
@@ -152,12 +280,13 @@ def _request_key(
     for message in request.messages:
         if content := _content(message.parts):
             # How a client splits the content of one role into messages makes no difference.
-            key.update(
-                content if message.role == role else f"\0{message.role}\0".encode() + content
-            )
-            role = message.role
-        for content in attachment_contents(message):  # above, only their lengths
-            key.update(_hash(content).digest())
+            if message.role != role:
+                role = message.role
+                key.update(f"\0{role}\0".encode())
+            key.update(content)
+        if not _is_text(message.parts):
+            for content in attachment_contents(message):  # above, only their lengths
+                key.update(_hash(content).digest())
     return str(key.hexdigest())
 
 
@@ -245,6 +374,11 @@ class HistoryHasher:
         other._said = list(self._said)
         return other
 
+    @property
+    def is_between_replies(self) -> bool:
+        """Whether the last message that says something was not a reply."""
+        return not self._said
+
     def add(self, message: Message) -> None:
         """Add the next message."""
         content = b"" if message.role == "system" else _content(message.parts)
@@ -298,10 +432,15 @@ def _hash(content: bytes = b"") -> Any:
     return hashlib.blake2b(content, digest_size=16)
 
 
+def _is_text(parts: Sequence[Part]) -> bool:
+    return len(parts) == 1 and isinstance(parts[0], TextPart)  # nearly always
+
+
 def _content(parts: Sequence[Part]) -> bytes:
     """Everything visible, in a fixed order: text, calls, then results and attachments."""
-    if len(parts) == 1 and isinstance(parts[0], TextPart):  # nearly always
-        return parts[0].text.strip().encode("utf-8", "replace")
+    if _is_text(parts):
+        text: str = parts[0].text  # type: ignore[attr-defined]
+        return text.strip().encode("utf-8", "replace")
     text = "".join(part.text for part in parts if isinstance(part, TextPart)).strip()
     pieces = [text, *map(_call, parts), *map(_input_for_model, parts)]
     return "\0".join(filter(None, pieces)).encode("utf-8", "replace")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from functools import cached_property
 
 import llm
@@ -17,7 +16,7 @@ from llm.parts import Message
 from ..core import chat
 from ..core.backend import Run, Stamped
 from ..core.errors import ProxyError, shortened
-from .exchange import Exchange, Match, Status, Turn, with_answer, with_error
+from .exchange import Exchange, Match, Status, Turn, changed, with_answer, with_error
 
 
 class Capture:
@@ -81,8 +80,8 @@ class Capture:
                 pass
             case _:
                 said = shortened(f"{type(error).__name__}: {error}")
-                ended = replace(ended, error=ended.redactor.text(said))
-        ended = replace(
+                ended = changed(ended, error=ended.redactor.text(said))
+        ended = changed(
             ended,
             status=status,
             http_status=self.http_status,
@@ -91,6 +90,7 @@ class Capture:
             previous_id=self.match.previous_id,
             link=self.match.link,
             recalled=len(self.match.recalled),
+            history=self.match.history,
             model_used=run.model_id if run else None,
             replay_of=run.replay_of if run else None,
             setup_ms=run.setup_ms if run else None,

@@ -19,7 +19,7 @@ from llm.logs import LogStore
 from llm.parts import Message
 
 from ..core.byte_cache import ByteCache, message_bytes
-from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, reply_of
+from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, digest_of, reply_of
 from .damage import UNREADABLE
 from .llm_turns import read_chain, read_messages
 
@@ -48,6 +48,11 @@ SCHEMA = (
 MAX_CANDIDATES = 32  # per lookup; more of the same replies give no new information
 MAX_EARLIER = 1_000  # replies before a turn that are read: enough to tell two conversations apart
 MAX_CACHED_BYTES = 16 * 2**20  # of replies in memory: those of the conversations at work
+MAX_JUDGED_BYTES = 4 * 2**20  # of what is known about ten thousand replies
+JUDGED_BYTES = 300
+ORIGINAL_BYTES = 300
+MAX_NEW = 1_000  # exchanges since the last question; with more, all is asked anew
+MAX_APPEARED = 50_000  # keys of replies, 100 bytes each
 RECENT_TURNS = 32  # a sub-agent or a side request quotes a turn from just before
 MAX_EXCERPTS = 512  # parts of these turns
 MAX_EXCERPT_CHARS = 200_000  # of one part: longer ones are not a task
@@ -178,6 +183,25 @@ def _in_time() -> Iterator[None]:
         raise
 
 
+class Original(NamedTuple):
+    """What is recalled for a reply: messages, perhaps none, and the digest of each.
+
+    since: the count of questions when it was found.
+    """
+
+    messages: list[Message]
+    digests: list[bytes]
+    since: int = 0
+
+
+_RUNNING = "select id from proxy_exchanges where status = 'running'"
+_NEWER = "select number, id, status from proxy_exchanges where number > ? order by number limit ?"
+_KEYS_OF = (
+    "select reply_key, text_key from proxy_replies"
+    " where turn_id in (select value from json_each(?)) and reply_key is not null"
+)
+
+
 class KnownKeys(NamedTuple):
     """The fingerprints, of those that were asked for, that the log has."""
 
@@ -197,6 +221,15 @@ class Replies:
         self._log = log
         # By content hashes, so entries never become wrong.
         self._cached = ByteCache[tuple[str | None, str | None], list[Message]](MAX_CACHED_BYTES)
+        # What was found, with the count of questions at that time. It holds until a reply of the
+        # same key or text appears.
+        self._judged = ByteCache[str, tuple[int, bool, bool]](MAX_JUDGED_BYTES)
+        self._originals = ByteCache[tuple[bytes, str], Original](MAX_CACHED_BYTES)
+        self._appeared: dict[str | None, int] = {}
+        self._questions = 0
+        self._number = -1  # of the newest exchange that was seen
+        self._running: set[str] = set()
+        self._prunes = -1
 
     def stop_at(self, until: float) -> None:
         """Let all further reading end at a time, by time.monotonic()."""
@@ -208,14 +241,87 @@ class Replies:
 
     @_in_time()
     def known(self, replies: Sequence[Reply]) -> KnownKeys:
-        """Return the fingerprints of replies that the log has, in three queries for all."""
-        return KnownKeys(
-            self._existing("proxy_replies", "reply_key", {one.key for one in replies}),
-            self._existing("proxy_replies", "text_key", {one.text_key for one in replies}),
+        """Return the fingerprints of replies that the log has.
+
+        What was asked before is remembered; all the rest is looked up in three queries.
+        """
+        self._look_for_new_replies()
+        known = KnownKeys(set(), set(), set())
+        unsure = []
+        for reply in replies:
+            judged = self._judged.get(reply.history_key)
+            if judged is None or reply.tool_call_ids:
+                unsure.append(reply)
+                continue
+            since, has_key, has_text = judged
+            if not has_key and self._has_appeared(reply.key, since):
+                unsure.append(reply)
+            elif not has_text and self._has_appeared(reply.text_key, since):
+                unsure.append(reply)
+            else:
+                known.reply_keys.update([reply.key] if has_key else ())
+                known.text_keys.update([reply.text_key] if has_text and reply.text_key else ())
+        if unsure:
+            self._look_up(unsure, known)
+        return known
+
+    def _look_up(self, replies: Sequence[Reply], known: KnownKeys) -> None:
+        keys = self._existing("proxy_replies", "reply_key", {one.key for one in replies})
+        texts = self._existing("proxy_replies", "text_key", {one.text_key for one in replies})
+        known.reply_keys.update(keys)
+        known.text_keys.update(texts)
+        known.tool_call_ids.update(
             self._existing(
                 "proxy_calls", "tool_call_id", {id for one in replies for id in one.tool_call_ids}
-            ),
+            )
         )
+        for reply in replies:
+            judged = self._questions, reply.key in keys, reply.text_key in texts
+            self._judged.put(reply.history_key, judged, JUDGED_BYTES)
+
+    def original(self, reply: Reply, chain: bytes, model: str) -> Original | None:
+        """Return what was remembered of a reply by `remember`, if it still holds.
+
+        chain: the hash of all messages up to the reply, as the client sent them.
+        """
+        entry = self._originals.get((chain, model))
+        return None if entry is None or self._has_appeared(reply.key, entry.since) else entry
+
+    def remember(self, chain: bytes, model: str, messages: list[Message]) -> Original:
+        """Remember and return what is recalled for a reply, which may be nothing."""
+        original = Original(messages, [*map(digest_of, messages)], self._questions)
+        self._originals.put((chain, model), original, ORIGINAL_BYTES + message_bytes(messages))
+        return original
+
+    def _has_appeared(self, key: str | None, since: int) -> bool:
+        return self._appeared.get(key, -1) > since
+
+    def _look_for_new_replies(self) -> None:
+        """Note the keys of replies that any process has written since the last question."""
+        self._questions += 1
+        execute = self._connection.execute
+        (prunes,) = execute("select max(value) from proxy_meta where name = 'prunes'").fetchone()
+        # First those that run: what ends between the two queries is looked at again.
+        running = {id for (id,) in execute(_RUNNING)}
+        rows = execute(_NEWER, (self._number, MAX_NEW + 1)).fetchall()
+        is_too_much = len(rows) > MAX_NEW or len(self._appeared) > MAX_APPEARED
+        if self._number < 0 or prunes != self._prunes or is_too_much:
+            self._forget()
+            (newest,) = execute("select max(number) from proxy_exchanges").fetchone()
+            self._number, self._prunes, self._running = newest or 0, prunes, running
+            return
+        new = self._running.union(id for _, id, _ in rows)
+        self._running = running.union(id for _, id, status in rows if status == "running")
+        if rows:
+            self._number = rows[-1][0]
+        if new:
+            for keys in execute(_KEYS_OF, (json.dumps([*new]),)):
+                self._appeared.update(dict.fromkeys(keys, self._questions))
+
+    def _forget(self) -> None:
+        self._judged.clear()
+        self._originals.clear()
+        self._appeared.clear()
 
     def _existing(self, table: str, column: str, values: Iterable[str | None]) -> set[str]:
         rows = self._connection.execute(

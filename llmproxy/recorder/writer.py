@@ -49,11 +49,19 @@ class Health:
     spooled_bytes: int
 
 
+class _Written(Future[None]):
+    """Done when an exchange is written; also wakes what waits for that in event loops."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: list[asyncio.Future[None]] = []
+
+
 @dataclass(frozen=True)
 class _Job:
     exchange: Exchange
     size_bytes: int
-    written: Future[None] = field(default_factory=Future)
+    written: _Written = field(default_factory=_Written)
 
 
 class Writer:
@@ -129,24 +137,26 @@ class Writer:
 
         After a timeout, calls return at once until a write succeeds.
         """
-        if written.done() or not self._worth_waiting:
-            return
-        ended = asyncio.wrap_future(written)
-        self._await(1)
-        try:
-            if (await asyncio.wait({ended}, timeout=wait_s))[0]:
-                ended.exception()  # retrieved, or asyncio would report it; we have warned already
-            else:
-                self._worth_waiting = False
-                ended.cancel()
-        finally:
-            self._await(-1)
-
-    def _await(self, change: int) -> None:
+        assert isinstance(written, _Written)
+        # A group wakes all that wait for it by one call, where asyncio.wait_for would make a
+        # future and a call for each: 0.2 ms less for an exchange, which waits twice.
+        loop = asyncio.get_running_loop()
+        waiting = loop.create_future()
         with self._changed:
-            self._awaited += change
-            if change > 0:
-                self._changed.notify()
+            if written.done() or not self._worth_waiting:
+                return
+            written.waiting.append(waiting)
+            self._awaited += 1
+            self._changed.notify()
+        timer = loop.call_later(wait_s, _wake, [waiting])
+        try:
+            await waiting
+            if not written.done():
+                self._worth_waiting = False
+        finally:
+            timer.cancel()
+            with self._changed:
+                self._awaited -= 1
 
     def health(self) -> Health:
         """Return the log's current state; can be called from any thread."""
@@ -356,14 +366,20 @@ class Writer:
     def _settle(self, count: int, error: Exception | None = None) -> None:
         """Complete the first `count` jobs of the queue."""
         self._one_by_one = max(0, self._one_by_one - count)
+        waiting: dict[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = {}
         with self._changed:
             settled = [self._jobs.popleft() for _ in range(count)]
             self._queued_bytes -= sum(job.size_bytes for job in settled)
-        for job in settled:
-            if error is None:
-                job.written.set_result(None)
-            else:
-                job.written.set_exception(error)
+            for job in settled:
+                if error is None:
+                    job.written.set_result(None)
+                else:
+                    job.written.set_exception(error)
+                for one in job.written.waiting:
+                    waiting.setdefault(one.get_loop(), []).append(one)
+        for loop, those in waiting.items():
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(_wake, those)
 
     def _rest(self, wrote: int) -> None:
         """Wait for something to write; when idle for a while, empty the write-ahead log."""
@@ -411,6 +427,12 @@ class Writer:
         self._drop_store()
         if self._spool is not None:
             self._spool.owner.release()
+
+
+def _wake(waiting: Sequence[asyncio.Future[None]]) -> None:
+    for one in waiting:
+        if not one.done():  # cancelled
+            one.set_result(None)
 
 
 def _size_bytes(exchange: Exchange) -> int:

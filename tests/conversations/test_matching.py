@@ -70,6 +70,7 @@ class Log:
         over = ended_as(
             begins, status, http_status=200, duration_ms=1, turn=turn, finish=chat.Finish(),
             previous_id=found.previous_id, link=found.link, recalled=len(found.recalled),
+            history=found.history,
         )  # fmt: skip
         self.matcher.learn(over, message_bytes(over.turn.messages) if over.turn else 0)
         self.stuck.append(over)
@@ -368,7 +369,8 @@ def test_a_history_of_unknown_replies_costs_the_same_queries_however_long(log):
         assert log.match([*messages, llm.user("r")]) == Match([*messages, llm.user("r")])
         log.matcher._replies._connection.set_trace_callback(None)
         counts.append(len(statements))
-    assert counts == [3, 3, 3]
+    # Three for what is unknown, three for what is new, and one of the first time.
+    assert counts == [7, 6, 6]
 
 
 def test_only_the_newest_replies_are_looked_up(log, monkeypatch):
@@ -853,6 +855,43 @@ def test_an_older_database_gets_fingerprints_when_opened(log):
     again = [(*row[:-1], 0) for row in keys[0]], keys[1]
     found = log.rows("select * from proxy_replies"), log.rows("select * from proxy_calls")
     assert [(*row[:-1], 0) for row in found[0]] == again[0] and found[1] == again[1]
+
+
+@pytest.fixture
+def other(log):
+    """Another proxy with the same log: the first one's matcher does not learn its turns."""
+    other = Log(log.path, log.store, Matcher(log.path), log.numbers)
+    yield other
+    other.matcher.close()
+
+
+def test_a_reply_that_was_unknown_is_found_once_another_process_wrote_it(log, other):
+    log.ask([llm.user("another question")], f"{LONG} another")
+    assert log.match(ECHO).previous_id is None
+    asked = other.ask(START, THOUGHT)
+    found = log.match(ECHO)
+    assert (found.previous_id, found.messages[2:3]) == (asked, THOUGHT)
+
+
+def test_what_was_recalled_is_not_recalled_once_it_is_unclear(log, other):
+    log.ask(START, THOUGHT)
+    assert log.match(ECHO).messages[2:3] == log.match(ECHO).messages[2:3] == THOUGHT
+    other.ask(START, said(ReasoningPart("another thought"), TextPart(LONG)))
+    assert log.match(ECHO).messages == ECHO
+
+
+def test_a_turn_that_ran_at_the_first_question_is_found_when_it_has_ended(log, store, make_begun):
+    store.write([make_begun()])
+    running = log.rows("select id from proxy_exchanges")
+    assert log.match(ECHO).previous_id is None
+    asked = running[0][0]
+    begins = replace(make_begun(), id=asked)
+    turn = Turn(
+        id=asked, thread_id="t1", model="m", messages=START, reply=THOUGHT, started=RECEIVED,
+        duration_ms=1,
+    )  # fmt: skip
+    store.write([ended_as(begins, "ok", turn=turn, finish=chat.Finish())])
+    assert log.match(ECHO).previous_id == asked
 
 
 def test_pruned_turns_are_no_longer_matched(log):

@@ -6,9 +6,17 @@ import time
 import llm
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
-from llmproxy.core.fingerprints import replies, reply_of, request_key, request_keys
+from llmproxy.core.fingerprints import (
+    Histories,
+    digest_of,
+    replies,
+    reply_of,
+    request_key,
+    request_keys,
+)
 from llmproxy.core.message_diff import Difference, first_difference
 from llmproxy.dialects import anthropic_messages, openai_chat
 from tests import strategies
@@ -150,6 +158,19 @@ def test_reply_is_known_again_wherever_a_conversation_is_cut(messages):
         again = reply_of(messages[: reply.index], [messages[reply.index]])
         if messages[reply.index - 1].role != "assistant":
             assert again == reply
+
+
+@given(st.lists(strategies.conversations(), min_size=1, max_size=4), st.integers(1, 5), st.data())
+def test_a_history_that_was_read_before_has_the_same_fingerprints(conversations, newest, data):
+    """Whatever is remembered of other conversations, or forgotten, or cut."""
+    histories = Histories(data.draw(st.sampled_from([0, 4_000, 1_000_000])))
+    for messages in (*conversations, *conversations):
+        messages = messages[: data.draw(st.integers(0, len(messages)))]
+        history = histories.read(messages, newest)
+        assert history.replies == replies(messages, newest)
+        assert history.digests == [*map(digest_of, messages)]
+        reply = [llm.assistant("and so on")]
+        assert reply_of(messages, reply, history.hasher) == reply_of(messages, reply)
 
 
 @given(strategies.json_objects)
