@@ -1,0 +1,213 @@
+"""The servers that are compared: started on one core, paused while others are measured.
+
+Each has a fresh folder with a fresh LLM_USER_PATH. What a server costs is read from /proc, so
+this runs on Linux alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import environments, load
+
+START_S = 60.0
+TICKS = os.sysconf("SC_CLK_TCK")
+REST_S = 0.06  # without using CPU: all that a server does after a response is done
+LIMIT_SERVERS = Path(__file__).parent / "limit_servers.py"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of server.
+
+    command: makes its command line of the port and of a folder of its own. has_llm: it runs
+    llm's models and logs to the logs.db of LLM_USER_PATH. environment: variables besides.
+    upstream: it forwards to an L1 server, which runs on the load generator's core.
+    """
+
+    name: str
+    title: str
+    command: Callable[[int, Path], Sequence[str | Path]]
+    has_llm: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    upstream: int = 0
+
+
+def ours(name: str, cache: Path, checkout: Path) -> Kind:
+    """Return llmproxy as it is in a checkout."""
+    python = environments.python_for_ours(cache, checkout)
+    return Kind(
+        name,
+        f"llmproxy ({checkout})",
+        lambda port, _: [python, "-m", "llmproxy", "--port", f"{port}", "--quiet"],
+        has_llm=True,
+        environment={"PYTHONPATH": f"{checkout}"},
+    )
+
+
+def peer(cache: Path) -> Kind:
+    """Return the closest peer, another server of llm's models."""
+    python = environments.python_for_peer(cache)
+    return Kind(
+        "peer",
+        environments.PEER,
+        lambda port, _: [python, "-m", "llm", "chat-completions-server", "-p", f"{port}"],
+        has_llm=True,
+    )
+
+
+def litellm(cache: Path) -> Kind:
+    """Return LiteLLM's proxy before an L1 server.
+
+    It has no model of its own, and its mock responses skip its HTTP client; forwarding is what
+    people run it for. So it forwards to the fastest upstream there is, whose CPU is not counted.
+    It logs to no database.
+    """
+    python = environments.python_for_litellm(cache)
+    upstream = free_port()
+
+    def command(port: int, folder: Path) -> Sequence[str | Path]:
+        config = folder / "litellm.yaml"
+        config.write_text(
+            "model_list:\n"
+            '  - model_name: "*"\n'
+            "    litellm_params:\n"
+            '      model: "openai/*"\n'
+            f'      api_base: "http://127.0.0.1:{upstream}/v1"\n'
+            '      api_key: "none"\n'
+            "litellm_settings:\n  telemetry: false\n"
+        )
+        program = python.parent / "litellm"
+        return [program, "--config", config, "--host", "127.0.0.1", "--port", f"{port}"]
+
+    environment = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    return Kind("LiteLLM", environments.LITELLM, command, False, environment, upstream)
+
+
+def limit(name: str, kind: str, cache: Path) -> Kind:
+    """Return L1 ("raw") or L2 ("streams"), see limit_servers.py."""
+    python = environments.python_for_ours(cache, environments.CHECKOUT)
+    return Kind(name, kind, lambda port, _: [python, LIMIT_SERVERS, kind, f"{port}"])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Server:
+    """A running server; a context manager that ends it."""
+
+    def __init__(self, kind: Kind, folder: Path, core: int, upstream_core: int) -> None:
+        """Start it, and wait for the answer to a first request.
+
+        core: what it runs on. upstream_core: what its upstream runs on, if it has one.
+        """
+        self.kind = kind
+        self.port = free_port()
+        self.user_path = folder / "llm"
+        self.user_path.mkdir(parents=True, exist_ok=True)
+        self._output = (folder / "output.txt").open("wb")
+        self._upstream: subprocess.Popen[bytes] | None = None
+        if kind.upstream:
+            arguments = [sys.executable, LIMIT_SERVERS, "raw", f"{kind.upstream}"]
+            self._upstream = self._start(arguments, upstream_core, {}, folder)
+        environment = {**kind.environment, "LLM_USER_PATH": f"{self.user_path}"}
+        began = time.monotonic()
+        command = kind.command(self.port, folder)
+        self._process = self._start(command, core, environment, folder)
+        self._wait_for_answer()
+        self.start_s = time.monotonic() - began
+        self.start_cpu_ms = self.cpu_ms()
+        self.start_rss_mib = self.memory_mib("VmRSS")
+
+    def _start(
+        self, command: Sequence[str | Path], core: int, variables: Mapping[str, str], folder: Path
+    ) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            ["taskset", "-c", f"{core}", *command],
+            cwd=folder,
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _wait_for_answer(self) -> None:
+        request = next(load.questions("scripted-20", False))
+        end = time.monotonic() + START_S
+        while time.monotonic() < end and self._process.poll() is None:
+            try:
+                outcome = load.run(self.port, iter([request]), 1, 20)
+            except ConnectionRefusedError:
+                time.sleep(0.002)
+                continue
+            if outcome.answered:
+                return
+            time.sleep(0.05)
+        self.stop()
+        output = Path(self._output.name).read_text(errors="replace")
+        raise RuntimeError(f"{self.kind.name} did not start:\n{output[-4000:]}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def cpu_ms(self) -> float:
+        """Return the CPU time that its process has used, ended threads included."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) * 1000 / TICKS
+
+    def rest(self) -> None:
+        """Wait until it uses no more CPU, at most two seconds."""
+        end = time.monotonic() + 2
+        before = -1.0
+        while time.monotonic() < end and (now := self.cpu_ms()) != before:
+            before = now
+            time.sleep(REST_S)
+
+    def memory_mib(self, name: str) -> float:
+        """Return VmRSS (now) or VmHWM (the peak)."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        words = dict(line.split(":", 1) for line in status.splitlines())
+        return int(words[name].split()[0]) / 1024
+
+    def logged(self) -> int:
+        """Return how many turns are in its log."""
+        path = self.user_path / "logs.db"
+        if not path.exists():
+            return 0
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+            count: int = database.execute("select count(*) from turns").fetchone()[0]
+            return count
+
+    def pause(self) -> None:
+        """Let it use no CPU while others are measured."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        for process in (self._process, self._upstream):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self._output.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
