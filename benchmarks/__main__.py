@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import sys
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from . import environments, machine, servers, table
-from .compare import compare
-from .figures import L1, L2, LITELLM, OURS, PEER
+from .compare import Plan, compare
+from .figures import L1, L2, LITELLM, LLM, OURS, PEER
 from .scenarios import QUICK, SCENARIOS, Effort
 
 DESCRIPTION = """
 Measure llmproxy beside its closest peer (llm-chat-completions-server), LiteLLM's proxy, and the
-limits: L1, an asyncio Protocol that writes ready bytes, and L2, asyncio's streams with
-json.dumps for each chunk. All are started on one core, each with a fresh log; the load
-generator has the other core. Every server is measured in every round; the table has the medians
-of the rounds and half their range (±). Linux only.
+limits: L1, an asyncio Protocol that writes ready bytes; L2, asyncio's streams with json.dumps for
+each chunk; and llm itself without a server. Servers run on one core, each with a fresh log, the
+load generator on another. Every server is measured in every round; the table has the medians
+of the rounds and half their range (±), and ratios that are taken within a round. Linux only.
 """
+PARTS = ("log-cost", "soak", "stall")
+OTHERS = (PEER, LITELLM, L2, L1, LLM)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks", description=DESCRIPTION, allow_abbrev=False
+        prog="python -m benchmarks",
+        description=DESCRIPTION,
+        epilog=f"Other benchmarks, each with its own --help: {', '.join(PARTS)}.",
+        allow_abbrev=False,
     )
     add = parser.add_argument
-    others = (PEER, LITELLM, L2, L1)
-    add("--quick", action="store_true", help="short loads, two rounds: about two minutes")
-    add("--rounds", type=int, metavar="N", help="rounds (5; 2 if quick)")
-    add("--seconds", type=float, metavar="S", help="length of a load (5; 1 if quick)")
+    add("--quick", action="store_true", help="one round of short loads, about two minutes")
+    add("--rounds", type=int, metavar="N", help="rounds (5; 1 if quick)")
+    add("--seconds", type=float, metavar="S", help="length of a load (5; 0.5 if quick)")
     add("--rows", type=_names(SCENARIOS), metavar="A,B", help=f"of {', '.join(SCENARIOS)} (all)")
-    add("--servers", type=_names(others), metavar="A,B", help=f"of {', '.join(others)} (all)")
+    add(
+        "--servers",
+        type=_names(OTHERS),
+        metavar="A,B",
+        help=f"of {', '.join(OTHERS)} (all; without LiteLLM, the slowest, if quick)",
+    )
     add(
         "--ours",
         action="append",
@@ -44,13 +55,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="a checkout of llmproxy (this one); repeat it to compare two",
     )
     add("--json", type=Path, metavar="FILE", help="write all values to FILE")
-    cache = environments.default_cache()
-    add("--cache", type=Path, default=cache, metavar="DIR", help="for environments (%(default)s)")
+    add(
+        "--cache",
+        type=Path,
+        default=environments.default_cache(),
+        metavar="DIR",
+        help="for environments, and for large logs, which take 4 GB (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
-def _names(known: object) -> object:
-    choices = list(known)  # type: ignore[call-overload]
+def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    choices = list(known)
 
     def read(text: str) -> list[str]:
         names = [name for name in text.split(",") if name]
@@ -63,55 +79,62 @@ def _names(known: object) -> object:
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benchmark; return the exit code."""
+    """Run the benchmark, or one of its parts; return the exit code."""
+    if arguments and arguments[0] in PARTS:
+        sys.argv[1:] = arguments[1:]
+        runpy.run_module(f"benchmarks.{arguments[0].replace('-', '_')}", run_name="__main__")
+        return 0
     chosen = parse(arguments)
-    cache: Path = chosen.cache.absolute()
-    checkouts = [path.resolve() for path in chosen.ours or [environments.CHECKOUT]]
-    names = [OURS] + [f"{OURS} {number}" for number in range(2, len(checkouts) + 1)]
-    kinds = [servers.ours(n, cache, path) for n, path in zip(names, checkouts, strict=True)]
-    make = {
-        PEER: lambda: servers.peer(cache),
-        LITELLM: lambda: servers.litellm(cache),
-        L2: lambda: servers.limit(L2, "streams", cache),
-        L1: lambda: servers.limit(L1, "raw", cache),
-    }
-    kinds += (
-        [make[name]() for name in chosen.servers if name in make]
-        if chosen.servers is not None
-        else [m() for m in make.values()]
-    )
-    effort = QUICK if chosen.quick else Effort()
-    if chosen.seconds:
-        effort = Effort(seconds=chosen.seconds, streams=effort.streams)
-    rounds = chosen.rounds or (2 if chosen.quick else 5)
+    plan = make_plan(chosen)
     disturbance = machine.Disturbance(*machine.cores())
     began = time.monotonic()
-    values = compare(kinds, chosen.rows or list(SCENARIOS), rounds, effort, disturbance)
-    titles = [kind.name for kind in kinds]
-    disturbed = disturbance.summary()
-    print(f"{datetime.now(UTC):%Y-%m-%d}, {machine.describe()}; {rounds} rounds.")
-    print(_disturbed(disturbed) + f" Took {time.monotonic() - began:.0f} s.\n")
-    print(*table.markdown(values, titles), sep="\n")
+    comparison = compare(plan, disturbance)
+    names = [kind.name for kind in plan.kinds] + ([LLM] if plan.llm_python else [])
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "rounds": plan.rounds,
+        "seconds": round(time.monotonic() - began),
+        "effort": vars(plan.effort),
+        "servers": {kind.name: kind.title for kind in plan.kinds},
+        "disturbance": disturbance.summary(),
+        "figures": table.as_json(comparison.values, names, vars(plan.effort)),
+        "failures": comparison.failures,
+    }
+    print(*table.introduction(result), "", sep="\n")
+    print(*table.markdown(comparison.values, names, vars(plan.effort)), sep="\n")
     if chosen.json:
-        result = {
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "machine": machine.describe(),
-            "rounds": rounds,
-            "servers": {kind.name: kind.title for kind in kinds},
-            "disturbance": disturbed,
-            "figures": table.as_json(values, titles),
-        }
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
 
 
-def _disturbed(found: dict[str, Any]) -> str:
-    wall = found["loop_wall_ms"]
-    return (
-        f"Disturbance: steal {found['steal_percent']:.1f} %, load average up to "
-        f"{found['load_average_max']:.1f}, a calibrated loop took "
-        f"{wall['median'] / wall['least']:.2f} (at most {wall['most'] / wall['least']:.2f}) "
-        "times its least."
+def make_plan(chosen: argparse.Namespace) -> Plan:
+    """Make the environments, and the plan that the command line asks for."""
+    cache: Path = chosen.cache.absolute()
+    checkouts = [path.resolve() for path in chosen.ours or [environments.CHECKOUT]]
+    ours = [OURS] + [f"{OURS} {number}" for number in range(2, len(checkouts) + 1)]
+    python = environments.python_for_ours(cache, checkouts[0])
+    kinds = [servers.ours(n, python, path) for n, path in zip(ours, checkouts, strict=True)]
+    others = {
+        PEER: lambda: servers.peer(environments.python_for_peer(cache)),
+        LITELLM: lambda: servers.litellm(environments.python_for_litellm(cache)),
+        L2: lambda: servers.limit(L2, "streams", python),
+        L1: lambda: servers.limit(L1, "raw", python),
+    }
+    wanted = chosen.servers
+    if wanted is None:
+        wanted = [name for name in OTHERS if not (chosen.quick and name == LITELLM)]
+    kinds += [make() for name, make in others.items() if name in wanted]
+    effort = QUICK if chosen.quick else Effort()
+    if chosen.seconds is not None:
+        effort = replace(effort, seconds=chosen.seconds)
+    return Plan(
+        kinds,
+        chosen.rows or list(SCENARIOS),
+        chosen.rounds or (1 if chosen.quick else 5),
+        effort,
+        cache,
+        python if LLM in wanted else None,
     )
 
 

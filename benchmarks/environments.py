@@ -1,13 +1,14 @@
 """Environments for the servers that are compared: virtual environments in a cache folder.
 
-Everything comes from PyPI by pip, except the scripted model, which is in this folder, and
-llmproxy itself, which is run from a checkout: its environment has what the checkout's
-pyproject.toml depends on. An environment is made once; `--fresh` makes it anew.
+Everything comes from PyPI by pip, except llmproxy itself, which is run from a checkout (its
+environment has what the checkout's pyproject.toml depends on), and the scripted models, a plugin
+of llm that is found by PYTHONPATH. An environment is made once, and again when it needs
+something else.
 """
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
 import subprocess
@@ -33,14 +34,14 @@ def default_cache() -> Path:
 
 
 def python_for_ours(cache: Path, checkout: Path) -> Path:
-    """Return a Python that can run the checkout: what it depends on, and the scripted model."""
+    """Return a Python that can run the checkout."""
     project = tomllib.loads((checkout / "pyproject.toml").read_text())["project"]
-    return _environment(cache, "llmproxy", [*project["dependencies"], f"{SCRIPTED_MODEL}"])
+    return _environment(cache, "llmproxy", project["dependencies"])
 
 
 def python_for_peer(cache: Path) -> Path:
-    """Return a Python with the peer and the scripted model."""
-    return _environment(cache, "peer", [PEER, f"{SCRIPTED_MODEL}"])
+    """Return a Python with the peer."""
+    return _environment(cache, "peer", [PEER])
 
 
 def python_for_litellm(cache: Path) -> Path:
@@ -48,31 +49,23 @@ def python_for_litellm(cache: Path) -> Path:
     return _environment(cache, "litellm", [LITELLM])
 
 
-def installed(python: Path) -> dict[str, str]:
-    """Return the versions of all packages of an environment."""
-    code = (
-        "import json; from importlib.metadata import distributions as d; "
-        "print(json.dumps({i.name: i.version for i in d()}))"
-    )
-    output = subprocess.run([python, "-c", code], check=True, capture_output=True).stdout
-    versions: dict[str, str] = json.loads(output)
-    return versions
+def folder_of(cache: Path, name: str) -> Path:
+    """Return the folder of an environment, which is of this Python's version."""
+    return cache / "environments" / f"{name}-{sys.version_info[0]}.{sys.version_info[1]}"
 
 
 def _environment(cache: Path, name: str, packages: Sequence[str]) -> Path:
-    folder = cache / "environments" / f"{name}-{sys.version_info[0]}.{sys.version_info[1]}"
-    python = folder / "bin" / "python"
-    done = folder / DONE
-    source = (SCRIPTED_MODEL / "llm_scripted_model.py").read_text()
-    wanted = "\n".join([*packages, source])
-    if done.exists() and done.read_text() == wanted:
-        return python
-    print(f"making {folder} with {', '.join(packages)} …", file=sys.stderr, flush=True)
-    shutil.rmtree(folder, ignore_errors=True)
-    venv.create(folder, with_pip=True)
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *packages],
-        check=True,
-    )
-    done.write_text(wanted)
-    return python
+    folder = folder_of(cache, name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    wanted = "\n".join(packages)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two benchmarks may have been started
+        done = folder / DONE
+        if not done.exists() or done.read_text() != wanted:
+            print(f"making {folder} with {', '.join(packages)} …", file=sys.stderr, flush=True)
+            shutil.rmtree(folder, ignore_errors=True)
+            venv.create(folder, with_pip=True)
+            pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+            subprocess.run([*pip, "install", "--quiet", *packages], check=True)
+            done.write_text(wanted)
+    return folder / "bin" / "python"

@@ -59,12 +59,12 @@ def whole(model: str, text: str) -> bytes:
 
 @cache
 def ready_whole(model: str) -> bytes:
-    return whole(model, "token " * script(model)[0])
+    return whole(model, "lorem lorem, " * (script(model)[0] // 2))
 
 
 @cache
-def ready_frame(model: str) -> bytes:
-    return frame(model, "token ")
+def ready_frames(model: str) -> tuple[bytes, bytes]:
+    return frame(model, "lorem "), frame(model, "lorem, ")
 
 
 @cache
@@ -74,7 +74,7 @@ def ready_last(model: str) -> bytes:
 
 @cache
 def ready_stamped(model: str) -> tuple[bytes, bytes]:
-    before, after = frame(model, f"@{time.monotonic_ns()}@ token ").split(b"@")[::2]
+    before, after = frame(model, f"@{time.monotonic_ns()}@ lorem ").split(b"@")[::2]
     return before, after
 
 
@@ -117,9 +117,10 @@ class Raw(asyncio.Protocol):
         if pause_s:
             self._task = asyncio.create_task(self._pace(model, chunks, pause_s))
             return
-        data = ready_frame(model)
-        for _ in range(chunks):
-            write(data)
+        first, second = ready_frames(model)
+        for _ in range(chunks // 2):
+            write(first)
+            write(second)
         write(ready_last(model))
 
     async def _pace(self, model: str, chunks: int, pause_s: float) -> None:
@@ -139,12 +140,12 @@ def content_length(head: bytes | bytearray) -> int:
 async def texts(model: str) -> AsyncIterator[str]:
     """Yield the chunks of a scripted model."""
     chunks, pause_s = script(model)
-    for _ in range(chunks):
+    for i in range(chunks):
         if pause_s:
             await asyncio.sleep(pause_s)
-            yield f"@{time.monotonic_ns()}@ token "
+            yield f"@{time.monotonic_ns()}@ lorem "
         else:
-            yield "token "
+            yield "lorem, " if i % 2 else "lorem "
 
 
 async def serve_streams(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,9 +172,11 @@ async def serve_streams(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
 async def main(kind: str, port: int) -> None:
     loop = asyncio.get_running_loop()
     if kind == "raw":
-        server: asyncio.Server = await loop.create_server(Raw, "127.0.0.1", port)
+        server: asyncio.Server = await loop.create_server(Raw, "127.0.0.1", port, backlog=1024)
     else:
-        server = await asyncio.start_server(serve_streams, "127.0.0.1", port, limit=BUFFER_BYTES)
+        server = await asyncio.start_server(
+            serve_streams, "127.0.0.1", port, limit=BUFFER_BYTES, backlog=1024
+        )
     await server.serve_forever()
 
 

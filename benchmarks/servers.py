@@ -6,6 +6,7 @@ this runs on Linux alone.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -15,14 +16,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from . import environments, load
+from . import environments, load, requests
 
 START_S = 60.0
-TICKS = os.sysconf("SC_CLK_TCK")
-REST_S = 0.06  # without using CPU: all that a server does after a response is done
+REST_S = 0.06
+REST_MS = 0.5  # of CPU in this time, or less: all that comes after a response is done
 LIMIT_SERVERS = Path(__file__).parent / "limit_servers.py"
 
 
@@ -32,6 +33,7 @@ class Kind:
 
     command: makes its command line of the port and of a folder of its own. has_llm: it runs
     llm's models and logs to the logs.db of LLM_USER_PATH. environment: variables besides.
+    program: the beginning of other commands, which read the log.
     upstream: it forwards to an L1 server, which runs on the load generator's core.
     """
 
@@ -41,39 +43,43 @@ class Kind:
     has_llm: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     upstream: int = 0
+    program: Sequence[str | Path] = ()
+
+    def with_arguments(self, *arguments: str) -> Kind:
+        """Return the same with more arguments on its command line."""
+        return replace(self, command=lambda *where: [*self.command(*where), *arguments])
 
 
-def ours(name: str, cache: Path, checkout: Path) -> Kind:
+def ours(name: str, python: Path, checkout: Path) -> Kind:
     """Return llmproxy as it is in a checkout."""
-    python = environments.python_for_ours(cache, checkout)
     return Kind(
         name,
         f"llmproxy ({checkout})",
         lambda port, _: [python, "-m", "llmproxy", "--port", f"{port}", "--quiet"],
         has_llm=True,
-        environment={"PYTHONPATH": f"{checkout}"},
+        environment={"PYTHONPATH": f"{checkout}{os.pathsep}{environments.SCRIPTED_MODEL}"},
+        program=[python, "-m", "llmproxy"],
     )
 
 
-def peer(cache: Path) -> Kind:
+def peer(python: Path) -> Kind:
     """Return the closest peer, another server of llm's models."""
-    python = environments.python_for_peer(cache)
     return Kind(
         "peer",
         environments.PEER,
         lambda port, _: [python, "-m", "llm", "chat-completions-server", "-p", f"{port}"],
         has_llm=True,
+        environment={"PYTHONPATH": f"{environments.SCRIPTED_MODEL}"},
     )
 
 
-def litellm(cache: Path) -> Kind:
+def litellm(python: Path) -> Kind:
     """Return LiteLLM's proxy before an L1 server.
 
     It has no model of its own, and its mock responses skip its HTTP client; forwarding is what
     people run it for. So it forwards to the fastest upstream there is, whose CPU is not counted.
     It logs to no database.
     """
-    python = environments.python_for_litellm(cache)
     upstream = free_port()
 
     def command(port: int, folder: Path) -> Sequence[str | Path]:
@@ -90,13 +96,16 @@ def litellm(cache: Path) -> Kind:
         program = python.parent / "litellm"
         return [program, "--config", config, "--host", "127.0.0.1", "--port", f"{port}"]
 
-    environment = {"LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    environment = {
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+    }
     return Kind("LiteLLM", environments.LITELLM, command, False, environment, upstream)
 
 
-def limit(name: str, kind: str, cache: Path) -> Kind:
+def limit(name: str, kind: str, python: Path) -> Kind:
     """Return L1 ("raw") or L2 ("streams"), see limit_servers.py."""
-    python = environments.python_for_ours(cache, environments.CHECKOUT)
     return Kind(name, kind, lambda port, _: [python, LIMIT_SERVERS, kind, f"{port}"])
 
 
@@ -119,33 +128,36 @@ class Server:
         self.user_path = folder / "llm"
         self.user_path.mkdir(parents=True, exist_ok=True)
         self._output = (folder / "output.txt").open("wb")
+        self._core = core
+        self._folder = folder
         self._upstream: subprocess.Popen[bytes] | None = None
         if kind.upstream:
             arguments = [sys.executable, LIMIT_SERVERS, "raw", f"{kind.upstream}"]
-            self._upstream = self._start(arguments, upstream_core, {}, folder)
-        environment = {**kind.environment, "LLM_USER_PATH": f"{self.user_path}"}
+            self._upstream = self._start(arguments, upstream_core)
         began = time.monotonic()
-        command = kind.command(self.port, folder)
-        self._process = self._start(command, core, environment, folder)
+        self._process = self._start(kind.command(self.port, folder), core)
         self._wait_for_answer()
         self.start_s = time.monotonic() - began
         self.start_cpu_ms = self.cpu_ms()
         self.start_rss_mib = self.memory_mib("VmRSS")
 
-    def _start(
-        self, command: Sequence[str | Path], core: int, variables: Mapping[str, str], folder: Path
-    ) -> subprocess.Popen[bytes]:
+    def _start(self, command: Sequence[str | Path], core: int) -> subprocess.Popen[bytes]:
+        variables = {**self.kind.environment, "LLM_USER_PATH": f"{self.user_path}"}
         return subprocess.Popen(
             ["taskset", "-c", f"{core}", *command],
-            cwd=folder,
+            cwd=self._folder,
             env={**os.environ, **variables},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
 
+    def command(self, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start another command of its program, on its core."""
+        return self._start([*self.kind.program, *arguments], self._core)
+
     def _wait_for_answer(self) -> None:
-        request = next(load.questions("scripted-20", False))
+        request = next(requests.questions("scripted-20", False))
         end = time.monotonic() + START_S
         while time.monotonic() < end and self._process.poll() is None:
             try:
@@ -166,14 +178,14 @@ class Server:
 
     def cpu_ms(self) -> float:
         """Return the CPU time that its process has used, ended threads included."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) * 1000 / TICKS
+        # The clock that clock_getcpuclockid(3) names; /proc/PID/stat counts in 10 ms.
+        return time.clock_gettime_ns((~self.pid << 3) | 2) / 1e6
 
     def rest(self) -> None:
         """Wait until it uses no more CPU, at most two seconds."""
         end = time.monotonic() + 2
-        before = -1.0
-        while time.monotonic() < end and (now := self.cpu_ms()) != before:
+        before = -math.inf
+        while time.monotonic() < end and (now := self.cpu_ms()) - before > REST_MS:
             before = now
             time.sleep(REST_S)
 
@@ -198,6 +210,11 @@ class Server:
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
+
+    def end(self) -> None:
+        """Ask it to end, and wait until it has."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(START_S)
 
     def stop(self) -> None:
         for process in (self._process, self._upstream):

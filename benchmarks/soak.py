@@ -7,7 +7,7 @@ little gzip, a large body, an id of a megabyte, a model that goes on with empty 
 spaces, long replies that come back to be recalled. At intervals its memory, file
 descriptors and threads are printed. It ends with whether they stayed flat after a warm-up,
 and with exit code 1 where they did not, or where any answer was wrong:
-`python benchmarks/soak.py [--requests N] [--no-log]`.
+`python -m benchmarks soak [--requests N] [--no-log]`.
 Linux alone: what a process holds is read from /proc.
 """
 

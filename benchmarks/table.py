@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,8 +13,30 @@ Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Of each server, of each figure, the values of all rounds."""
 
 
-def markdown(values: Values, titles: Sequence[str]) -> list[str]:
-    """Return the table's lines; the columns are the servers in the order given."""
+def introduction(result: Mapping[str, Any]) -> list[str]:
+    """Return lines about the run: when, on what, how disturbed, and what failed."""
+    disturbance = result["disturbance"]
+    loop = disturbance["loop_wall_ms"]
+    lines = [
+        f"{result['date'][:10]}, {result['machine']}; {result['rounds']} round(s) in"
+        f" {result['seconds']} s.",
+        f"Disturbance: {disturbance['steal_percent']:.1f} % of the time stolen, load average up to"
+        f" {disturbance['load_average_max']:.1f}; a calibrated loop took"
+        f" {loop['median'] / loop['least']:.2f} times its least (median; at most"
+        f" {loop['most'] / loop['least']:.2f}).",
+    ]
+    for server, failures in result["failures"].items():
+        if failures:
+            counts = ", ".join(f"{count} {what}" for what, count in failures.items())
+            lines.append(f"Failed requests of {server}: {counts}.")
+    return lines
+
+
+def markdown(values: Values, titles: Sequence[str], sizes: Mapping[str, float]) -> list[str]:
+    """Return the table's lines; the columns are the servers in the order given.
+
+    sizes: what the titles of figures name, such as the exchanges of a large log.
+    """
     first, second = titles[0], titles[1] if len(titles) > 1 else ""
     compared = second.startswith(OURS)
     head = ["figure", *titles, *([f"{second} / {first}"] if compared else []), "goal", "reached"]
@@ -28,11 +51,11 @@ def markdown(values: Values, titles: Sequence[str]) -> list[str]:
         ratio = [_ratio_cell(ratio_of(values, figure, second, first))] if compared else []
         goals = "; ".join(_goal(figure, goal) for goal in figure.goals)
         reached = "; ".join(_reached(values, figure, goal, first) for goal in figure.goals)
-        lines.append(_row([figure.title, *cells, *ratio, goals, reached]))
+        lines.append(_row([figure.title.format(**sizes), *cells, *ratio, goals, reached]))
     return lines
 
 
-def as_json(values: Values, titles: Sequence[str]) -> dict[str, Any]:
+def as_json(values: Values, titles: Sequence[str], sizes: Mapping[str, float]) -> dict[str, Any]:
     """Return all values, their summaries and the goals."""
     figures: dict[str, Any] = {}
     for figure in FIGURES:
@@ -40,21 +63,25 @@ def as_json(values: Values, titles: Sequence[str]) -> dict[str, Any]:
         for title in titles:
             rounds = list(values[title].get(figure.name, ()))
             if (summary := summarize(rounds)) is not None:
-                servers[title] = {"rounds": rounds, **vars(summary)}
+                known = [None if math.isnan(value) else value for value in rounds]
+                servers[title] = {"rounds": known, **vars(summary)}
         if not servers:
             continue
-        goals = [
-            {
-                "text": _goal(figure, goal),
-                "ratio": None
-                if (found := ratio_to(values, figure, goal, titles[0])) is None
-                else found.median,
-                "met": is_met(values, figure, goal, titles[0]),
-            }
-            for goal in figure.goals
-        ]
-        figures[figure.name] = {"title": figure.title, "servers": servers, "goals": goals}
+        figures[figure.name] = {
+            "title": figure.title.format(**sizes),
+            "servers": servers,
+            "goals": [_goal_as_json(values, figure, goal, titles[0]) for goal in figure.goals],
+        }
     return figures
+
+
+def _goal_as_json(values: Values, figure: Figure, goal: Goal, server: str) -> dict[str, Any]:
+    reached = ratio_to(values, figure, goal, server)
+    return {
+        "goal": _goal(figure, goal),
+        "reached": reached and reached.median,
+        "met": is_met(values, figure, goal, server),
+    }
 
 
 def ratio_of(values: Values, figure: Figure, server: str, other: str) -> Summary | None:

@@ -2,8 +2,9 @@
 
 A model's name says what it does: `scripted-20` yields 20 chunks without a pause,
 `scripted-200-10ms` yields 200 and sleeps 10 ms before each. Chunks of the first kind are
-`token `, those of the second are the time at which they were made, `@<ns>@ token `, by
-time.monotonic_ns(), which all processes of a machine share.
+`lorem ` and `lorem, ` in turn (LiteLLM ends a stream that says the same 100 times). Those of
+the second are the time at which they were made, `@<ns>@ lorem `, by time.monotonic_ns(),
+which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -42,19 +43,20 @@ class AsyncScripted(_Script, llm.AsyncModel):
 
     async def execute(self, *_: Any, **__: Any) -> AsyncIterator[str]:
         if not self._pause_s:
-            for _ in range(self._chunks):
-                yield "token "
+            for _ in range(self._chunks // 2):
+                yield "lorem "
+                yield "lorem, "
             return
         for _ in range(self._chunks):
             await asyncio.sleep(self._pause_s)
-            yield f"@{time.monotonic_ns()}@ token "
+            yield f"@{time.monotonic_ns()}@ lorem "
 
 
 class Scripted(_Script, llm.Model):
     """The same as llm's command can use it, without pauses; llm wants one of each name."""
 
     def execute(self, *_: Any, **__: Any) -> Iterator[str]:
-        return iter(["token "] * self._chunks)
+        return iter(["lorem ", "lorem, "] * (self._chunks // 2))
 
 
 @llm.hookimpl
