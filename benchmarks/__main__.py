@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import runpy
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 
 from . import environments, machine, servers, table
@@ -24,7 +24,7 @@ each chunk; and llm itself without a server. Servers run on one core, each with 
 load generator on another. Every server is measured in every round; the table has the medians
 of the rounds and half their range (±), and ratios that are taken within a round. Linux only.
 """
-PARTS = ("log-cost", "soak", "stall")
+PARTS = ("load", "log-cost", "soak")
 OTHERS = (PEER, LITELLM, L2, L1, LLM)
 
 
@@ -55,6 +55,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="a checkout of llmproxy (this one); repeat it to compare two",
     )
     add("--json", type=Path, metavar="FILE", help="write all values to FILE")
+    add("--page", type=Path, metavar="FILE", help="put the tables into docs/performance.md, too")
     add(
         "--cache",
         type=Path,
@@ -81,9 +82,9 @@ def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
 def main(arguments: list[str]) -> int:
     """Run the benchmark, or one of its parts; return the exit code."""
     if arguments and arguments[0] in PARTS:
-        sys.argv[1:] = arguments[1:]
-        runpy.run_module(f"benchmarks.{arguments[0].replace('-', '_')}", run_name="__main__")
-        return 0
+        part, *rest = arguments
+        sys.argv = [f"benchmarks {part}", *rest]
+        return import_module(f"benchmarks.{part.replace('-', '_')}").main() or 0
     chosen = parse(arguments)
     plan = make_plan(chosen)
     disturbance = machine.Disturbance(*machine.cores())
@@ -101,8 +102,11 @@ def main(arguments: list[str]) -> int:
         "figures": table.as_json(comparison.values, names, vars(plan.effort)),
         "failures": comparison.failures,
     }
-    print(*table.introduction(result), "", sep="\n")
-    print(*table.markdown(comparison.values, names, vars(plan.effort)), sep="\n")
+    lines = [*table.introduction(result), ""]
+    lines += table.markdown(comparison.values, names, vars(plan.effort))
+    print(*lines, sep="\n")
+    if chosen.page:
+        chosen.page.write_text(table.put_into(chosen.page.read_text(), lines))
     if chosen.json:
         chosen.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0

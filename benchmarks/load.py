@@ -4,10 +4,14 @@ The client must be faster than the fastest server (L1), or it would measure itse
 and HTTP clients are not. It does what it needs and no more: HTTP/1.1 with kept connections,
 bodies that have a length or are chunked. Every response is checked: its status, and that it
 has each chunk of the scripted model.
+
+`python -m benchmarks load PORT [--connections N] [--chunks N] [--stream] [--seconds S]` puts such
+a load on a server that is running, for a profiler to look at.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import select
 import socket
@@ -16,6 +20,9 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from . import requests as rendered
+from .stats import percentile
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 LAST_CHUNK = b"0\r\n\r\n"  # within JSON, line breaks are escaped
@@ -203,3 +210,23 @@ def _receive(connection: Connection, outcome: Outcome, tokens: int | None, stamp
         outcome.first_ms.append((connection.first - connection.sent) * 1000)
         outcome.stalls_ms.append(connection.stall * 1000)
     return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("port", type=int, help="of a server on this machine that has the scripted models")
+    add("--connections", type=int, default=16, help="(%(default)s)")
+    add("--chunks", type=int, choices=(20, 200), default=20, help="of a response (%(default)s)")
+    add("--stream", action="store_true", help="ask for streams")
+    add("--seconds", type=float, default=10.0, help="(%(default)s)")
+    chosen = parser.parse_args()
+    questions = rendered.questions(f"scripted-{chosen.chunks}", chosen.stream)
+    asked = rendered.for_seconds(questions, chosen.seconds)
+    outcome = run(chosen.port, asked, chosen.connections, chosen.chunks)
+    print(
+        f"{outcome.answered / outcome.seconds:,.0f} responses/s,"
+        f" latency p50 {percentile(outcome.latencies_ms, 50):.2f} ms,"
+        f" p99 {percentile(outcome.latencies_ms, 99):.2f} ms,"
+        f" own CPU {100 * outcome.generator_share:.0f} %, failed: {dict(outcome.failures) or 0}"
+    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from .figures import FIGURES, OURS, Figure, Goal
+from .figures import OURS, TABLES, Figure, Goal
 from .stats import Summary, summarize
+
+BEGIN, END = "<!-- begin of what python -m benchmarks prints -->", "<!-- end -->"
 
 Values = Mapping[str, Mapping[str, Sequence[float]]]
 """Of each server, of each figure, the values of all rounds."""
@@ -33,45 +36,74 @@ def introduction(result: Mapping[str, Any]) -> list[str]:
 
 
 def markdown(values: Values, titles: Sequence[str], sizes: Mapping[str, float]) -> list[str]:
-    """Return the table's lines; the columns are the servers in the order given.
+    """Return all tables, as lines.
 
-    sizes: what the titles of figures name, such as the exchanges of a large log.
+    titles: the servers, one for each column. sizes: what the titles of figures name, such as
+    the exchanges of a large log.
     """
+    lines: list[str] = []
+    for heading, figures in TABLES.items():
+        rows = _rows(figures, values, titles, sizes)
+        if len(rows) > 2:
+            lines += [heading, "", *rows, ""] if heading else [*rows, ""]
+    return lines
+
+
+def _rows(
+    figures: Sequence[Figure],
+    values: Values,
+    titles: Sequence[str],
+    sizes: Mapping[str, float],
+) -> list[str]:
     first, second = titles[0], titles[1] if len(titles) > 1 else ""
-    compared = second.startswith(OURS)
-    head = ["figure", *titles, *([f"{second} / {first}"] if compared else []), "goal", "reached"]
+    compared = [f"{second} / {first}"] if second.startswith(OURS) else []
+    goals = ["goal", "reached"] if any(figure.goals for figure in figures) else []
+    head = ["figure", *titles, *compared, *goals]
     lines = [
         _row(head),
-        _row(["---"] + ["---:"] * len(titles) + ["---"] * (len(head) - len(titles) - 1)),
+        _row(["---", *["---:"] * len([*titles, *compared]), *["---"] * len(goals)]),
     ]
-    for figure in FIGURES:
+    for figure in figures:
         cells = [_cell(figure, values[title].get(figure.name, ())) for title in titles]
         if not any(cells):
             continue
-        ratio = [_ratio_cell(ratio_of(values, figure, second, first))] if compared else []
-        goals = "; ".join(_goal(figure, goal) for goal in figure.goals)
-        reached = "; ".join(_reached(values, figure, goal, first) for goal in figure.goals)
-        lines.append(_row([figure.title.format(**sizes), *cells, *ratio, goals, reached]))
+        if compared:
+            cells.append(_ratio_cell(ratio_of(values, figure, second, first)))
+        if goals:
+            cells.append("; ".join(_goal(figure, goal) for goal in figure.goals))
+            cells.append("; ".join(_reached(values, figure, goal, first) for goal in figure.goals))
+        lines.append(_row([figure.title.format(**sizes), *cells]))
     return lines
+
+
+def put_into(page: str, lines: Sequence[str]) -> str:
+    """Replace what stands between the two marks of a page.
+
+    Raises:
+        ValueError: it has no such marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise ValueError(f"the page has no {BEGIN} and {END}")
+    return before + begin + "\n\n" + "\n".join(lines).strip() + "\n\n" + end + after
 
 
 def as_json(values: Values, titles: Sequence[str], sizes: Mapping[str, float]) -> dict[str, Any]:
     """Return all values, their summaries and the goals."""
     figures: dict[str, Any] = {}
-    for figure in FIGURES:
+    for figure in chain.from_iterable(TABLES.values()):
         servers: dict[str, Any] = {}
         for title in titles:
             rounds = list(values[title].get(figure.name, ()))
             if (summary := summarize(rounds)) is not None:
                 known = [None if math.isnan(value) else value for value in rounds]
                 servers[title] = {"rounds": known, **vars(summary)}
-        if not servers:
-            continue
-        figures[figure.name] = {
-            "title": figure.title.format(**sizes),
-            "servers": servers,
-            "goals": [_goal_as_json(values, figure, goal, titles[0]) for goal in figure.goals],
-        }
+        if not servers or figure.name in figures:
+            continue  # it is in an earlier table too, with its goals
+        goals = [_goal_as_json(values, figure, goal, titles[0]) for goal in figure.goals]
+        title = figure.title.format(**sizes)
+        figures[figure.name] = {"title": title, "servers": servers, "goals": goals}
     return figures
 
 

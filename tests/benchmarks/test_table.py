@@ -2,11 +2,12 @@
 
 import json
 import math
+from itertools import product
 
 import pytest
 
-from benchmarks import table
-from benchmarks.figures import FIGURES, L1, OURS, PEER, Figure, Goal
+from benchmarks import environments, table
+from benchmarks.figures import L1, OURS, PEER, TABLES, Figure, Goal
 from benchmarks.scenarios import QUICK, SCENARIOS, Effort
 from benchmarks.stats import Summary, percentile, summarize
 
@@ -36,7 +37,7 @@ def test_the_table_has_medians_spread_goals_and_what_was_reached():
     values = {
         OURS: {"rate_1": [1000.0, 1200.0, 1100.0], "lag_p50": [0.4, 0.4, 0.4]},
         PEER: {"rate_1": [100.0, 100.0, 100.0]},
-        L1: {"lag_p50": [0.06, 0.06, 0.06]},
+        L1: {"lag_p50": [0.06, 0.06, 0.06], "server_16": [99.0, 99.0, 99.0]},
     }
     assert table.markdown(values, [OURS, PEER, L1], SIZES) == [
         "| figure | ours | peer | L1 | goal | reached |",
@@ -45,6 +46,13 @@ def test_the_table_has_medians_spread_goals_and_what_was_reached():
         " ≥ 10 × peer | 11 × met |",
         "| lag of a chunk at 200 streams of 10 ms, p50, ms | 0.40 ±0 % |  | 0.06 ±0 % |"
         " ≤ 0.5 | met |",
+        "",
+        "Whether the load generator kept up (L1 is saturated if its CPU is near 100 %):",
+        "",
+        "| figure | ours | peer | L1 |",
+        "| --- | ---: | ---: | ---: |",
+        "| 16 connections: the server's CPU, % |  |  | 99 ±0 % |",
+        "",
     ]
 
 
@@ -113,10 +121,24 @@ def test_the_introduction_names_disturbance_and_failures():
     ]
 
 
-def test_every_figure_has_a_name_of_its_own_and_a_title_for_every_effort():
-    assert len({figure.name for figure in FIGURES}) == len(FIGURES)
-    for effort in (Effort(), QUICK):
-        for figure in FIGURES:
+def test_a_page_keeps_what_is_around_the_table():
+    page = f"# Title\n\n{table.BEGIN}\nold\n{table.END}\n\nMore.\n"
+    new = f"# Title\n\n{table.BEGIN}\n\nnew\nlines\n\n{table.END}\n\nMore.\n"
+    assert table.put_into(page, ["new", "lines", ""]) == new
+    assert table.put_into(new, ["new", "lines", ""]) == new
+    with pytest.raises(ValueError, match="has no"):
+        table.put_into("# Title\n", [])
+
+
+def test_the_page_about_performance_has_a_place_for_the_table():
+    page = (environments.CHECKOUT / "docs" / "performance.md").read_text()
+    assert "| a row |" in table.put_into(page, ["| a row |"])
+
+
+def test_every_figure_has_a_name_of_its_own_in_its_table_and_a_title_for_every_effort():
+    for figures in TABLES.values():
+        assert len({figure.name for figure in figures}) == len(figures)
+        for effort, figure in product((Effort(), QUICK), figures):
             assert "{" not in figure.title.format(**vars(effort))
 
 
