@@ -65,7 +65,7 @@ def _environment(cache: Path, name: str, packages: Sequence[str]) -> Path:
             print(f"making {folder} with {', '.join(packages)} …", file=sys.stderr, flush=True)
             shutil.rmtree(folder, ignore_errors=True)
             venv.create(folder, with_pip=True)
-            pip = [folder / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
+            pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check"]
             subprocess.run([*pip, "install", "--quiet", *packages], check=True)
             done.write_text(wanted)
     return folder / "bin" / "python"

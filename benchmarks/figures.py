@@ -102,8 +102,8 @@ MAIN = (
     _cost("log_page_growth", "the page, the same", 2, Goal(1.1, "")),
     Figure("logged", "logged, of all requests, %", 1, True, (Goal(100, ""),)),
     Figure("answered", "answered without an error, of all requests, %", 1, True),
-    _cost("overhead_told", "`overhead_ms` in the log, p50", 2),
-    _cost("overhead_seen", "the latency of the same requests at the client, p50, ms", 2),
+    _cost("overhead_seen", "request to model, and its last chunk to the end, p50, ms", 2),
+    _cost("overhead_told", "of this by the server's own `overhead_ms`, p50, ms", 2),
 )
 GROWTH = (
     _cost("resend_cpu_2", "re-sending 2 messages, CPU ms", 2),

@@ -26,6 +26,7 @@ from .stats import percentile
 
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 LAST_CHUNK = b"0\r\n\r\n"  # within JSON, line breaks are escaped
+BEGAN = re.compile(rb"\^(\d+)\^")
 STAMP = re.compile(rb"@(\d+)@")
 RECEIVE_BYTES = 2**16
 ANSWER_S = 120.0  # without any byte of any response
@@ -36,8 +37,9 @@ class Outcome:
     """What came of the requests; times in milliseconds.
 
     lags_ms: of each paced chunk, from when it was made until it was here. stalls_ms: of each
-    stream, the longest wait for its next bytes. generator_share: the part of the time in which
-    the load generator itself was busy.
+    stream, the longest wait for its next bytes. outside_ms: of each stream, from the request to
+    when the model began, and from its last chunk to the end. generator_share: the part of the
+    time in which the load generator itself was busy.
     """
 
     answered: int = 0
@@ -48,6 +50,7 @@ class Outcome:
     first_ms: list[float] = field(default_factory=list)
     lags_ms: list[float] = field(default_factory=list)
     stalls_ms: list[float] = field(default_factory=list)
+    outside_ms: list[float] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
@@ -57,7 +60,18 @@ class Outcome:
 class Connection:
     """A connection of the load generator, and the response that it waits for."""
 
-    __slots__ = ("buffer", "end", "first", "last", "port", "scanned", "sent", "socket", "stall")
+    __slots__ = (
+        "buffer",
+        "end",
+        "first",
+        "last",
+        "made",
+        "port",
+        "scanned",
+        "sent",
+        "socket",
+        "stall",
+    )
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -78,7 +92,7 @@ class Connection:
         self.buffer: bytes | bytearray = b""
         self.end = 0  # of the response: 0 until its head is here, -1 if it is chunked
         self.scanned = 0
-        self.first = self.stall = 0.0
+        self.first = self.stall = self.made = 0.0
         self.sent = self.last = time.monotonic()
         self.socket.sendall(request)
 
@@ -193,7 +207,8 @@ def _receive(connection: Connection, outcome: Outcome, tokens: int | None, stamp
     is_complete = connection.feed(data)
     if stamped:
         for stamp in STAMP.finditer(connection.buffer, connection.scanned):
-            outcome.lags_ms.append(now * 1000 - int(stamp[1]) / 1e6)
+            connection.made = int(stamp[1]) / 1e9
+            outcome.lags_ms.append((now - connection.made) * 1000)
             connection.scanned = stamp.end()
     if not is_complete:
         return False
@@ -209,6 +224,9 @@ def _receive(connection: Connection, outcome: Outcome, tokens: int | None, stamp
         outcome.latencies_ms.append((now - connection.sent) * 1000)
         outcome.first_ms.append((connection.first - connection.sent) * 1000)
         outcome.stalls_ms.append(connection.stall * 1000)
+        if began := BEGAN.search(buffer) if stamped else None:
+            before_s = int(began[1]) / 1e9 - connection.sent
+            outcome.outside_ms.append((before_s + now - connection.made) * 1000)
     return True
 
 

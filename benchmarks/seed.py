@@ -138,15 +138,11 @@ def copied_id(id: str | None, copy: int) -> str | None:
     """Return the ULID of some minutes before, with the copy's number after its time."""
     if id is None or len(id) != 26:
         return id and f"{id}-{copy}"
-    ms = 0
-    for digit in id[:10].upper():
-        ms = ms * 32 + ULID_DIGITS.index(digit)
-    ms -= copy * MINUTES * 60_000
-    digits = []
-    for _ in range(10):
-        ms, digit = divmod(ms, 32)
-        digits.append(ULID_DIGITS[digit])
-    moved = "".join(reversed(digits)) + f"{copy:05d}" + id[15:]
+    ms = -copy * MINUTES * 60_000
+    for place, digit in enumerate(reversed(id[:10].upper())):
+        ms += ULID_DIGITS.index(digit) * 32**place
+    time = "".join(ULID_DIGITS[ms // 32**place % 32] for place in range(9, -1, -1))
+    moved = time + f"{copy:05d}" + id[15:]
     return moved.lower() if id.islower() else moved
 
 

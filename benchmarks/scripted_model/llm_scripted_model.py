@@ -4,7 +4,7 @@ A model's name says what it does: `scripted-20` yields 20 chunks without a pause
 `scripted-200-10ms` yields 200 and sleeps 10 ms before each. Chunks of the first kind are
 `lorem ` and `lorem, ` in turn (LiteLLM ends a stream that says the same 100 times). Those of
 the second are the time at which they were made, `@<ns>@ lorem `, by time.monotonic_ns(),
-which all processes of a machine share.
+which all processes of a machine share; the first one begins with `^<ns>^`, when the model began.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ NAMES = (
     "scripted-200",
     "scripted-10000",
     "scripted-100000",
+    "scripted-20-10ms",
     "scripted-200-10ms",
-    "scripted-1000-10ms",
 )
 
 
@@ -47,9 +47,11 @@ class AsyncScripted(_Script, llm.AsyncModel):
                 yield "lorem "
                 yield "lorem, "
             return
+        began = f"^{time.monotonic_ns()}^"
         for _ in range(self._chunks):
             await asyncio.sleep(self._pause_s)
-            yield f"@{time.monotonic_ns()}@ lorem "
+            yield f"{began}@{time.monotonic_ns()}@ lorem "
+            began = ""
 
 
 class Scripted(_Script, llm.Model):

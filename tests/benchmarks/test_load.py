@@ -66,12 +66,15 @@ def test_responses_are_counted_and_checked():
 
 def test_lags_are_taken_from_the_times_in_chunks():
     made = time.monotonic_ns() - 5_000_000
-    data = frame("m", f"@{made}@ lorem ") + b"0\r\n\r\n"
+    began = made - 7_000_000
+    data = frame("m", f"^{began}^@{made}@ lorem ") + b"0\r\n\r\n"
     port = serving(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + data)
     sent = itertools.islice(requests.questions("m", True), 1)
     outcome = load.run(port, sent, 1, 1, stamped=True)
     assert len(outcome.lags_ms) == 1
     assert 5 <= outcome.lags_ms[0] < 5_000
+    # The model began before it was asked, which counts as less.
+    assert outcome.outside_ms == [pytest.approx(outcome.latencies_ms[0] - 7)]
 
 
 def body(request):
