@@ -241,8 +241,9 @@ def _stall(bench: Bench, request: bytes) -> float:
     reader = threading.Thread(target=stream)
     reader.start()
     time.sleep(0.5)  # the streams are on their way; they last two seconds
-    load.run(server.port, iter([request]))
+    bench.failures += load.run(server.port, iter([request])).failures
     reader.join()
+    bench.failures += found[0].failures
     return max(found[0].stalls_ms, default=float("nan")) - PACE_MS
 
 
