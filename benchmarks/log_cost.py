@@ -3,7 +3,7 @@
 A conversation is sent again with one turn more each time, as clients do. Printed are
 milliseconds of CPU for finding the conversation again with all its replies given back,
 for the row at the beginning and the one at the end, commit included, and for llm, all
-in one run: `python benchmarks/log_cost.py`.
+in one run: `python -m benchmarks log-cost`.
 """
 
 from __future__ import annotations
@@ -107,4 +107,5 @@ def main() -> None:
     store.close()
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,7 +9,7 @@ descriptors, threads and write-ahead log are printed, and what of the memory Pyt
 (in blocks) and malloc have in use; the rest are gaps, which are used again. It ends with
 whether they stayed flat after a warm-up, and with exit code 1 where they did not, or where
 any answer was wrong:
-`python benchmarks/soak.py [--requests N] [--no-log]`.
+`python -m benchmarks soak [--requests N] [--no-log]`.
 Linux alone: what a process holds is read from /proc.
 """
 

@@ -1,0 +1,1 @@
+"""The benchmark: llmproxy beside its peers and beside what asyncio allows."""
