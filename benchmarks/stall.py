@@ -7,7 +7,7 @@ bodies of several shapes, plain and as gzip. For each shape, this prints the lon
   server, which other programs on the machine don't disturb,
 - an event at the client that reads the stream, and a small request (`GET /v1/models`),
 
-and what the large request itself took. `python benchmarks/stall.py [--rounds N] [--no-log]
+and what the large request itself took. `python -m benchmarks stall [--rounds N] [--no-log]
 [--only SHAPE]`; the median of the rounds counts.
 """
 
