@@ -23,6 +23,8 @@ from .tree import Node, TreeRow, tree_rows, with_previous, without_circles
 
 Origin = Literal["fork", "compacted", "call", "quote"]
 
+RECENT = 50, 1_000  # exchanges for each thread that is listed, among which it is looked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thread:
@@ -74,24 +76,47 @@ def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> li
 def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
     """Return the ids of the threads that the filter selects, the most recent one last."""
     condition, values = filter.where()
-    rows = reader.rows(
-        f"""
-        with selected as (
-            select distinct {_THREAD_ID} as id from proxy_exchanges
-            where run_id is null and {condition}
-        )
-        select id, max(
-            coalesce((select max(turns.id) from turns where turns.thread_id = selected.id), ''),
-            coalesce((select max(own.id) from proxy_exchanges as own
-                where own.thread_id = selected.id), '')
-        ) as newest
-        from selected where id is not null order by newest desc limit :last
-        """,
-        values | {"last": -1 if last is None else last},
-    )
+    values |= {"last": -1 if last is None else last}
+    # Nearly always they are among the newest turns, and a long log need not be read.
+    is_plain = filter == Filter() and last is not None
+    for count in [one * (last or 0) for one in RECENT] if is_plain else []:
+        newest = "select id from proxy_exchanges order by id desc limit 1 offset :count"
+        start = reader.rows(newest, {"count": count})
+        if not start:
+            break
+        among = values | {"start": start[0]["id"]}
+        rows = reader.rows(_NEWEST.format(selected=_AMONG_RECENT), among)
+        if len(rows) == last:
+            return [row["id"] for row in reversed(rows)]
+    every = f"select distinct {_THREAD_ID} as id from proxy_exchanges"
+    every += f" where run_id is null and {condition}"
+    rows = reader.rows(_NEWEST.format(selected=every), values)
     return [row["id"] for row in reversed(rows)]
 
 
+_NEWEST = """
+    with selected as ({selected})
+    select id, max(
+        coalesce((select max(turns.id) from turns where turns.thread_id = selected.id), ''),
+        coalesce((select max(own.id) from proxy_exchanges as own
+            where own.thread_id = selected.id), '')
+    ) as newest
+    from selected where id is not null order by newest desc limit :last
+"""
+_AMONG_RECENT = """
+    select id from (
+        select thread_id as id from turns where turns.id >= :start
+        union select thread_id from proxy_exchanges where proxy_exchanges.id >= :start
+    ) as recent
+    where exists (
+        select 1 from proxy_exchanges where thread_id = recent.id and run_id is null
+    ) or exists (
+        select 1 from proxy_exchanges where +thread_id is null and run_id is null
+            and previous_id in (
+                select before.id from proxy_exchanges as before where before.thread_id = recent.id
+            )
+    )
+"""
 # An exchange that failed belongs to the thread of the turn that it would have continued.
 _THREAD_ID = (
     "coalesce(thread_id, (select before.thread_id from proxy_exchanges as before"

@@ -1,8 +1,9 @@
-"""Write turns to llm's tables through llm's own `LogStore`, and read its messages.
+"""Write turns to llm's tables as llm's own `LogStore` does, and read its messages.
 
 LogStore is given a record of plain data, not a `llm.Response`: logging one of those can run
 its model again, or request a client's URL to find out its type. The rows are exactly those
-that LogStore writes; only its lookup of every message of a repeated history is saved.
+that LogStore writes, most of them by our own statements (llm_rows.py); and messages of a
+repeated history are not looked up.
 """
 
 from __future__ import annotations

@@ -64,6 +64,24 @@ def test_the_most_recent_conversation_is_last(talk, history):
     assert [thread.id for thread in threads(history, Filter(), last=1)] == [first.id]
 
 
+def test_the_newest_of_many_are_found_without_reading_all(talk, history, monkeypatch):
+    started = [talk(f"conversation {number}") for number in range(6)]
+    talk("go on", started[1])
+    talk("fails", started[2], status="error", reply=[], error="gone")
+    every = threads(history, Filter())
+    read = []
+    rows = LogReader.rows
+    for recent in ((), (1,), (1, 2)):
+        monkeypatch.setattr("llmproxy.conversations.threads.RECENT", recent)
+        for last in range(1, 8):
+            assert threads(history, Filter(), last=last) == every[-last:]
+    monkeypatch.setattr(
+        LogReader, "rows", lambda self, sql, values: read.append(sql) or rows(self, sql, values)
+    )
+    assert len(threads(history, Filter(), last=2)) == 2
+    assert not any("select distinct" in sql for sql in read)
+
+
 def test_a_filter_selects_the_threads_of_its_exchanges(talk, history):
     first, second = talk("one"), talk("two")
     talk("a failure", first, status="error", reply=[], error="gone")
