@@ -211,6 +211,16 @@ async def test_items_are_sent_as_they_come():
 # A connection's requests
 
 
+async def test_small_writes_do_not_wait_for_the_client():
+    """Without TCP_NODELAY, a second small write waits up to 40 ms for an acknowledgement."""
+    async with serving(echo) as (server, port), connected(port) as (reader, writer):
+        writer.write(GET)
+        await read_answer(reader)
+        (connection,) = server._connections.values()
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 async def test_connection_is_kept():
     async with serving(echo) as (_, port):
         client = http.client.HTTPConnection("127.0.0.1", port)
