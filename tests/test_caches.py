@@ -55,6 +55,7 @@ KEPT = {
     "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
+    "_Connection._unsent": "a write buffer of what was sent without waiting",
     "Server._listeners": "addresses",
     # recordings that are replayed
     "Folder._recordings": "files of the folder",
