@@ -390,8 +390,7 @@ class App:
         sent_at = time.monotonic()
         try:
             while batch != []:
-                for stamped in batch or ():
-                    event = stamped.event
+                for _, event in batch or ():
                     if isinstance(event, chat.Finish):
                         if frames:
                             yield b"".join(frames)
@@ -580,9 +579,9 @@ class _Exchange:
     def _keep(self, batch: list[Stamped]) -> None:
         """Keep events for the log, up to the memory limit of a response."""
         self.capture.events += batch
-        for stamped in batch:
-            if not isinstance(stamped.event, chat.Finish):
-                self._memory_bytes -= event_bytes(stamped.event, self._memory_bytes)
+        for _, event in batch:
+            if not isinstance(event, chat.Finish):
+                self._memory_bytes -= event_bytes(event, self._memory_bytes)
         if self._memory_bytes < 0:
             raise too_large()
 

