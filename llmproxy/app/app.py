@@ -578,7 +578,7 @@ class _Exchange:
 
     def _keep(self, batch: list[Stamped]) -> None:
         """Keep events for the log, up to the memory limit of a response."""
-        self.capture.events += batch
+        self.capture.add(batch)
         for _, event in batch:
             if not isinstance(event, chat.Finish):
                 self._memory_bytes -= event_bytes(event, self._memory_bytes)

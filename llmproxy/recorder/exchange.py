@@ -242,7 +242,7 @@ def with_answer(
     if turn and turn.reply and usage.output_tokens is None:
         estimate = token_estimate.estimate_reply(turn.reply)
     is_turn = turn is not None and (exchange.status == "ok" or turn.reply)
-    ended = replace(
+    return replace(
         exchange,
         turn=turn,
         thread_id=turn.thread_id if turn and is_turn else None,
@@ -256,16 +256,14 @@ def with_answer(
         stop_sequence=finish.stop_sequence if finish else None,
         usage=usage,
         output_tokens_estimate=estimate,
+        tokens_per_second=_rate(events, usage, estimate) if exchange.replay_of is None else None,
     )
-    return _with_rate(ended)
 
 
-def _with_rate(exchange: Exchange) -> Exchange:
-    if exchange.replay_of is not None:
-        return exchange
-    ticks = timeline.EventTicks(exchange.events)
-    usage, estimate = exchange.usage, exchange.output_tokens_estimate
-    return replace(exchange, tokens_per_second=token_rate.tokens_per_second(ticks, usage, estimate))
+def _rate(events: Sequence[TimedEvent], usage: chat.Usage, estimate: int | None) -> float | None:
+    if not events or events[-1][0] - events[0][0] < token_rate.MIN_SPAN_MS - 1:
+        return None  # as it would be found below, after two looks at each event
+    return token_rate.tokens_per_second(timeline.EventTicks(events), usage, estimate)
 
 
 def new_id() -> str:
@@ -430,7 +428,10 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
         events=timeline.decode(values["timeline"], turn.reply if turn else []),
         replay_key=values.get("replay_key"),
     )
-    return exchange if "tokens_per_second" in values else _with_rate(exchange)
+    if "tokens_per_second" in values or exchange.replay_of is not None:
+        return exchange
+    rate = _rate(exchange.events, exchange.usage, exchange.output_tokens_estimate)
+    return replace(exchange, tokens_per_second=rate)
 
 
 def _turn_to_json(turn: Turn) -> dict[str, Any]:
