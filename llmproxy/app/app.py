@@ -26,7 +26,7 @@ from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
-from ..core.threads import in_daemon_thread
+from ..core.threads import DaemonWorker
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
@@ -91,6 +91,7 @@ class App:
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
+        self._matching_thread = DaemonWorker("llmproxy-matcher")
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
@@ -139,6 +140,10 @@ class App:
             response = render_error(error, dialect_of(head))
             return replace(response, headers=[*response.headers, *cors])
         return None
+
+    def close(self) -> None:
+        """End what the app has started, after its last request."""
+        self._matching_thread.close()
 
     @property
     def unanswered(self) -> int:
@@ -206,7 +211,12 @@ class App:
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
             run = await self._work(size, partial(exchange.prepare, choice, request))
-            exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
+            start = self._start(exchange, run, begun_written)
+            if run.starts_at_once and self._limiter.has_room:
+                await start
+                exchange.has_started = True
+            else:
+                exchange.starting = asyncio.create_task(start)
             if request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
@@ -292,12 +302,12 @@ class App:
             async with asyncio.timeout(self._limits.log_wait_s):
                 await self._matching.acquire()
                 try:
-                    matching = in_daemon_thread(match, "llmproxy-matcher")
+                    matching = self._matching_thread.run(match)
                 except BaseException:  # there is no thread
                     self._matching.release()
                     raise
-                # Whoever stops waiting leaves the thread to itself: the next one begins
-                # when it has ended, so there is never more than one.
+                # Whoever stops waiting leaves the lookup to itself: the next one begins when
+                # it has ended, so that none is waited for in vain.
                 matching.add_done_callback(self._has_matched)
                 capture.matched(await asyncio.shield(matching))
         except (TimeoutError, RuntimeError):
@@ -454,7 +464,7 @@ class App:
 class _Exchange:
     """A chat request in progress: its capture for the log, its run, and their limits.
 
-    starting: the task that waits for the model and starts the run.
+    starting: the task that waits for the model and starts the run; None if nothing has to wait.
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
     until: the deadline of the response, by time.monotonic().
     """
@@ -467,7 +477,7 @@ class _Exchange:
         self.created = int(capture.begun.received.timestamp())
         self.is_logged = is_logged
         self.starting: asyncio.Task[None] | None = None
-        self._has_started = False
+        self.has_started = False
         self.queued_at: float | None = None
         self.has_entered = False
         self.until = math.inf
@@ -547,7 +557,7 @@ class _Exchange:
             UpstreamTimeout: the response took longer than `answer_s`.
             UpstreamError: the response is too large.
         """
-        if not self._has_started:
+        if not self.has_started:
             waiting_since = time.monotonic()
             if not await self._wait_for_start(silence_s):
                 return None
@@ -573,7 +583,7 @@ class _Exchange:
         if not self.starting.done():
             return False
         self.starting.result()
-        self._has_started = True
+        self.has_started = True
         return True
 
     def _keep(self, batch: list[Stamped]) -> None:

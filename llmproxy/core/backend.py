@@ -74,6 +74,7 @@ class Run(Protocol):
     replay_of: id of the recording that is replayed, None for a live response.
     runs_in_process: the model runs in this process, and may load itself in its first run.
     is_first: this is the first run of such a model.
+    starts_at_once: neither `wait_turn` nor `start` will wait for anything.
     """
 
     model_id: str
@@ -86,6 +87,7 @@ class Run(Protocol):
     replay_of: str | None
     runs_in_process: bool
     is_first: bool
+    starts_at_once: bool
 
     async def wait_turn(self, wait_s: float | None) -> bool:
         """Wait at most `wait_s` seconds until the model can take another request.

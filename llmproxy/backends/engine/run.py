@@ -164,6 +164,8 @@ class EngineRun:
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)
+        is_async = isinstance(self._response, llm.AsyncResponse)
+        self.starts_at_once = is_async and entry.limiter is None
 
     # ---- start
 
