@@ -418,7 +418,6 @@ class Proxy:
         await self._closed.wait()
 
     def _close_readers(self) -> None:
-        self.app.close()
         for reader in (self._matcher, self._recorded):
             if reader is not None:
                 reader.close()

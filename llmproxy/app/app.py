@@ -26,7 +26,7 @@ from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
-from ..core.threads import DaemonWorker
+from ..core.threads import in_daemon_thread
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
@@ -91,7 +91,6 @@ class App:
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
-        self._matching_thread = DaemonWorker("llmproxy-matcher")
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
@@ -140,10 +139,6 @@ class App:
             response = render_error(error, dialect_of(head))
             return replace(response, headers=[*response.headers, *cors])
         return None
-
-    def close(self) -> None:
-        """End what the app has started, after its last request."""
-        self._matching_thread.close()
 
     @property
     def unanswered(self) -> int:
@@ -302,12 +297,12 @@ class App:
             async with asyncio.timeout(self._limits.log_wait_s):
                 await self._matching.acquire()
                 try:
-                    matching = self._matching_thread.run(match)
+                    matching = in_daemon_thread(match, "llmproxy-matcher")
                 except BaseException:  # there is no thread
                     self._matching.release()
                     raise
-                # Whoever stops waiting leaves the lookup to itself: the next one begins when
-                # it has ended, so that none is waited for in vain.
+                # Whoever stops waiting leaves the thread to itself: the next one begins
+                # when it has ended, so there is never more than one.
                 matching.add_done_callback(self._has_matched)
                 capture.matched(await asyncio.shield(matching))
         except (TimeoutError, RuntimeError):

@@ -12,8 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
-from typing import Generic, NoReturn, TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 from .errors import Unavailable
 
@@ -110,68 +109,26 @@ def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
     """Run blocking code so that a call which never returns does not hold the process.
 
     asyncio.to_thread would: the interpreter waits for an executor's threads at exit.
-
-    Raises:
-        RuntimeError: the system can't start a thread; in the future: the code raised something.
     """
-    call = _Call(run)
-    threading.Thread(target=call, name=name, daemon=True).start()
-    return call.result
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
 
+    def settle(result: T | None, failure: RuntimeError | None) -> None:
+        if future.done():
+            return
+        if failure is not None:
+            future.set_exception(failure)
+        else:
+            future.set_result(cast(T, result))
 
-class DaemonWorker:
-    """A daemon thread for many short calls, one at a time, made when the first one comes.
-
-    A thread for each call took 0.3 ms of CPU.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._is_alive = False
-
-    def run(self, run: Callable[[], T]) -> asyncio.Future[T]:
-        """Run blocking code as `in_daemon_thread` does, after the calls before it."""
-        call = _Call(run)
-        if not self._is_alive:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
-            self._is_alive = True
-        self._calls.put(call)
-        return call.result
-
-    def close(self) -> None:
-        """End the thread after its calls, without waiting for them."""
-        if self._is_alive:
-            self._is_alive = False
-            self._calls.put(None)
-
-    def _work(self) -> None:
-        while call := self._calls.get():
-            call()
-            del call  # not kept until the next one comes
-
-
-class _Call(Generic[T]):
-    """A call in a thread, whose outcome is set in the event loop that made it."""
-
-    def __init__(self, run: Callable[[], T]) -> None:
-        self._run = run
-        self._loop = asyncio.get_running_loop()
-        self.result: asyncio.Future[T] = self._loop.create_future()
-
-    def __call__(self) -> None:
+    def work() -> None:
         result, failure = None, None
         try:
-            result = self._run()
+            result = run()
         except BaseException as exc:  # a plugin may raise SystemExit
             failure = RuntimeError(f"{type(exc).__name__}: {exc}")
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._settle, result, failure)
+            loop.call_soon_threadsafe(settle, result, failure)
 
-    def _settle(self, result: T | None, failure: RuntimeError | None) -> None:
-        if self.result.done():
-            return
-        if failure is not None:
-            self.result.set_exception(failure)
-        else:
-            self.result.set_result(cast(T, result))
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future
