@@ -26,7 +26,6 @@ from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
-from ..core.threads import in_daemon_thread
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
@@ -284,20 +283,21 @@ class App:
         """
         capture = exchange.capture
         capture.messages, capture.schema = request.messages, request.schema
-        if self._matcher is None or not exchange.is_logged or not choice.takes_recall:
+        matcher = self._matcher
+        if matcher is None or not exchange.is_logged or not choice.takes_recall:
             return request
-        match = partial(
-            self._matcher.match,
-            request.messages,
-            choice.model_id,
-            capture.begun.client,
-            wait_s=MATCH_SHARE * self._limits.log_wait_s,
-        )
+        if not matcher.may_continue(request.messages):
+            return request
         try:
             async with asyncio.timeout(self._limits.log_wait_s):
                 await self._matching.acquire()
                 try:
-                    matching = in_daemon_thread(match, "llmproxy-matcher")
+                    matching = matcher.match_in_thread(
+                        request.messages,
+                        choice.model_id,
+                        capture.begun.client,
+                        wait_s=MATCH_SHARE * self._limits.log_wait_s,
+                    )
                 except BaseException:  # there is no thread
                     self._matching.release()
                     raise

@@ -12,6 +12,7 @@ of matching as a table.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import threading
 import time
@@ -19,11 +20,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
-from llm.parts import Message, TextPart
+from llm.parts import Message, Part, TextPart
 
 from ..core.byte_cache import message_bytes
 from ..core.fingerprints import (
@@ -36,6 +38,7 @@ from ..core.fingerprints import (
     shared_values,
     visible_text,
 )
+from ..core.threads import DaemonWorker
 from ..recorder.exchange import Exchange, Match, Relation, Turn
 from ..recorder.reader import open_for_reading
 from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, OutOfTime, Replies
@@ -68,6 +71,7 @@ class Matcher:
         self._identity: tuple[int, int] | None = None
         self._replies: Replies | None = None
         self._pending: deque[_Pending] = deque()
+        self._worker = DaemonWorker("llmproxy-matcher")
 
     def learn(self, exchange: Exchange) -> None:
         """Make an ended exchange's reply known before the log has it."""
@@ -82,6 +86,23 @@ class Matcher:
                 size -= turn.size_bytes
                 with suppress(ValueError):
                     self._pending.remove(turn)
+
+    def may_continue(self, messages: Iterable[Message]) -> bool:
+        """Check whether a request has replies, or a text that is long enough to be a quote.
+
+        If not, there is nothing to look up.
+        """
+        return any(map(_has_reply_or_quote, messages))
+
+    def match_in_thread(
+        self, messages: Sequence[Message], model: str, client: str, *, wait_s: float
+    ) -> asyncio.Future[Match]:
+        """Call `match` in a thread of the matcher's own; a call waits for the one before it.
+
+        Raises:
+            RuntimeError: the system can't start a thread.
+        """
+        return self._worker.run(partial(self.match, messages, model, client, wait_s=wait_s))
 
     def match(
         self, messages: Sequence[Message], model: str, client: str, *, wait_s: float = math.inf
@@ -149,6 +170,7 @@ class Matcher:
 
     def close(self) -> None:
         """Close the log, after the last call of `match`."""
+        self._worker.close()
         with self._lock:
             self._close()
 
@@ -156,6 +178,16 @@ class Matcher:
         if self._replies is not None:
             self._replies.close()
             self._replies = None
+
+
+def _has_reply_or_quote(message: Message) -> bool:
+    if message.role == "assistant":
+        return True
+    return message.role == "user" and any(map(_may_quote, message.parts))
+
+
+def _may_quote(part: Part) -> bool:
+    return isinstance(part, TextPart) and len(part.text) >= CALL_QUOTE_CHARS
 
 
 class _Pending:
@@ -351,13 +383,8 @@ def _find_quotes(
 ) -> Iterator[tuple[str, Relation]]:
     """Find recent turns whose tool call or reply a new conversation begins with."""
     parts = (part for message in messages if message.role == "user" for part in message.parts)
-    texts = [
-        part.text.strip()
-        for part in islice(
-            (p for p in parts if isinstance(p, TextPart) and len(p.text) >= CALL_QUOTE_CHARS),
-            MAX_QUOTING_TEXTS,
-        )
-    ]
+    long = cast("Iterator[TextPart]", filter(_may_quote, parts))
+    texts = [part.text.strip() for part in islice(long, MAX_QUOTING_TEXTS)]
     while sum(map(len, texts)) > MAX_QUOTING_CHARS:
         texts.pop()
     if not texts:

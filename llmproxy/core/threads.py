@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from queue import SimpleQueue
 from typing import NoReturn, TypeVar, cast
 
 from .errors import Unavailable
@@ -110,6 +111,48 @@ def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
 
     asyncio.to_thread would: the interpreter waits for an executor's threads at exit.
     """
+    future, work = _to_be_awaited(run)
+    threading.Thread(target=work, name=name, daemon=True).start()
+    return future
+
+
+class DaemonWorker:
+    """Runs blocking code, one call after another, in a thread that is kept.
+
+    As `in_daemon_thread`, for what is called often: a new thread takes 0.1 ms.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._thread: threading.Thread | None = None
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def run(self, run: Callable[[], T]) -> asyncio.Future[T]:
+        """Run a function in the thread, which starts with the first.
+
+        Raises:
+            RuntimeError: the system can't start a thread.
+        """
+        if self._thread is None:
+            thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        future, work = _to_be_awaited(run)
+        self._calls.put(work)
+        return future
+
+    def close(self) -> None:
+        """Let the thread end after the calls that it was given."""
+        self._calls.put(None)
+        self._thread = None
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+def _to_be_awaited(run: Callable[[], T]) -> tuple[asyncio.Future[T], Callable[[], None]]:
+    """Return a future of this loop, and what another thread has to call to complete it."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -130,5 +173,4 @@ def in_daemon_thread(run: Callable[[], T], name: str) -> asyncio.Future[T]:
         with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
 
-    threading.Thread(target=work, name=name, daemon=True).start()
-    return future
+    return future, work

@@ -536,11 +536,18 @@ def test_a_lookup_that_takes_too_long_leaves_one_thread_and_costs_no_response(mo
         released.wait(10)
         return match(self, *arguments, **options)
 
+    def ask_with_history(proxy):
+        earlier = {"role": "assistant", "content": "never recorded"}
+        return client(proxy).chat.completions.create(
+            model="m", messages=[*QUESTION, earlier, *QUESTION]
+        )
+
     monkeypatch.setattr(Matcher, "match", slow)
     with running(AsyncScript("m", "a"), limits=Limits(log_wait_s=0.05, shutdown_s=5)) as proxy:
         ask(proxy)
+        ask_with_history(proxy)
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda _: ask(proxy), range(16)))
+            list(pool.map(lambda _: ask_with_history(proxy), range(16)))
         names = [thread.name for thread in threading.enumerate()]
         assert names.count("llmproxy-matcher") == 1
         released.set()
@@ -551,6 +558,24 @@ def test_a_lookup_that_takes_too_long_leaves_one_thread_and_costs_no_response(mo
                 break
         else:
             pytest.fail("no request was matched again")
+
+
+def test_a_short_request_without_history_is_not_looked_up(monkeypatch):
+    asked = []
+    match = Matcher.match
+
+    def seen(self, messages, *arguments, **options):
+        asked.append(len(messages))
+        return match(self, messages, *arguments, **options)
+
+    monkeypatch.setattr(Matcher, "match", seen)
+    with running(AsyncScript("m", "a")) as proxy:
+        ask(proxy)
+        quote = "as long as the task of a sub-agent, which may be the argument of a call"
+        client(proxy).chat.completions.create(
+            model="m", messages=[*QUESTION, {"role": "user", "content": quote}]
+        )
+    assert asked == [2]
 
 
 # ---- routes and access
