@@ -122,7 +122,7 @@ class App:
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect_of(request))
         cors = self._access.cors_headers(request)
-        return replace(response, headers=[*response.headers, *cors])
+        return replace(response, headers=[*response.headers, *cors]) if cors else response
 
     def admit(self, head: Request) -> Response | None:
         """Return the response that refuses a request because of its head, None to go on.

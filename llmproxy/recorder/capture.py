@@ -10,7 +10,6 @@ import asyncio
 import time
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import chain
@@ -22,7 +21,7 @@ from llm.parts import Message, StreamEvent
 from ..core import chat
 from ..core.backend import Run, Stamped
 from ..core.errors import ProxyError, retry_after_s, shortened
-from .exchange import Exchange, Match, Status, Turn, with_answer
+from .exchange import Exchange, Match, Status, Turn, changed, with_answer
 from .timeline import TimedEvents
 
 
@@ -94,17 +93,17 @@ class Capture:
             self.http_status = getattr(error, "status", 500)
         words = _in_words(error)
         redact = self.begun.redactor.text
-        about_error: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         if isinstance(error, ProxyError):
-            about_error = {
+            facts = {
                 "error_status": error.status,
                 "error_code": None if error.code is None else redact(error.code),
                 "error_param": None if error.param is None else redact(error.param),
                 "retry_after_s": retry_after_s(error.headers, datetime.now(UTC)),
             }
-        ended = replace(
+        ended = changed(
             self.begun,
-            **about_error,
+            **facts,
             status=status,
             http_status=self.http_status,
             duration_ms=self._since(time.monotonic() if ended_at is None else ended_at),
