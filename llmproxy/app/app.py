@@ -37,7 +37,7 @@ from .access import Access
 from .dashboard import Dashboard
 from .large_work import LargeWork
 from .metrics import Metrics
-from .responses import StreamBody, ignored_header, json_response, render_error
+from .responses import StreamBody, ignored_header, json_response, render_error, server_timing
 from .routes import bare_path, dialect_of, find_route
 from .status import PATHS, State, StatusPages
 
@@ -342,6 +342,7 @@ class App:
             assert self._writer is not None
             await self._writer.committed(begun_written, self._limits.log_wait_s)
         await run.start()
+        exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
 
     async def _enter(self) -> bool:
@@ -461,6 +462,7 @@ class _Exchange:
 
     starting: the task that waits for the model and starts the run; None if nothing has to wait.
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
+    started_at: when the run was started, by time.monotonic(); None before.
     until: the deadline of the response, by time.monotonic().
     """
 
@@ -475,6 +477,7 @@ class _Exchange:
         self.has_started = False
         self.queued_at: float | None = None
         self.has_entered = False
+        self.started_at: float | None = None
         self.until = math.inf
         self.is_over = False
         self._memory_bytes = memory_bytes
@@ -535,12 +538,27 @@ class _Exchange:
     def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
         """Return the headers of a successful response."""
         ignored = self.capture.ignored + (("usage",) if is_usage_estimated else ())
-        return [(self._dialect.REQUEST_ID_HEADER, self.id), *ignored_header(ignored)]
+        return [*self._facts().items(), *ignored_header(ignored)]
 
     def with_id(self, error: ProxyError) -> ProxyError:
-        """Add the exchange's id to an error's headers."""
-        error.headers = {**error.headers, self._dialect.REQUEST_ID_HEADER: self.id}
+        """Add the exchange's id and its times to an error's headers."""
+        error.headers = {**error.headers, **self._facts()}
         return error
+
+    def _facts(self) -> dict[str, str]:
+        timing = server_timing(self._overhead_ms(), self.capture.queue_ms)
+        return {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
+
+    def _overhead_ms(self) -> float:
+        """Return the time that the proxy itself has taken so far.
+
+        From the request to the start of the run, without waiting for its turn, and since the
+        run's Finish.
+        """
+        capture, now = self.capture, time.monotonic()
+        before_s = (self.started_at or now) - capture.began_at
+        after_s = now - capture.last_at if capture.finish and capture.last_at else 0.0
+        return max((before_s + after_s) * 1000 - (capture.queue_ms or 0.0), 0.0)
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
         """Wait until the run has started, then return its next events and keep them.
@@ -594,6 +612,7 @@ class _Exchange:
         """Return the exchange as it ended."""
         if self.queued_at is not None:  # still waiting
             self.capture.queue_ms = (time.monotonic() - self.queued_at) * 1000
+        self.capture.overhead_ms = self._overhead_ms()
         return self.capture.ended(status, error)
 
     async def stop(self, *, has_finished: bool) -> None:

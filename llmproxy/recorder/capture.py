@@ -34,6 +34,7 @@ class Capture:
         moves it to the moment at which the request was sent.
     messages: the conversation as it is logged; set it when it differs from the request's.
     run: set it once the request was prepared. queue_ms: how long it waited for its turn.
+    overhead_ms: the time that the proxy itself has taken, if it served the request.
     http_status: set it once the client was sent one.
     finish: the end of the response, once it has been added.
     last_at: when the last event came, by time.monotonic(); None before any has.
@@ -48,6 +49,7 @@ class Capture:
         self.match = Match([])
         self.run: Run | None = None
         self.queue_ms: float | None = None
+        self.overhead_ms: float | None = None
         self.http_status: int | None = None
         self.finish: chat.Finish | None = None
         self.last_at: float | None = None
@@ -116,6 +118,7 @@ class Capture:
             replay_of=run.replay_of if run else None,
             setup_ms=run.setup_ms if run else None,
             queue_ms=self.queue_ms,
+            overhead_ms=self.overhead_ms,
             is_first_run=run is not None and run.is_first,
         )
         events = TimedEvents(self._events, self._times, self.began_at)

@@ -88,6 +88,8 @@ class ExchangeSummary:
     received: UTC. Other times are milliseconds from then; None if the exchange didn't get there.
     queue_ms: time that the request waited for other requests, included in all other times;
         None if it didn't wait.
+    overhead_ms: time that the proxy itself has taken, without that wait: from the request to the
+        start of its model, and from the model's end until this was given to the log.
     is_first_run: whether it was probably the model's first run in its process, so that
         ttft_ms includes loading it.
     model_asked: the client's name for the model. model_used: llm's id of the one that answered.
@@ -154,6 +156,7 @@ class ExchangeSummary:
     is_first_run: bool = False
     output_tokens_estimate: int | None = None
     tokens_per_second: float | None = None
+    overhead_ms: float | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
 

@@ -133,6 +133,7 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column error_param text",
         "alter table proxy_exchanges add column retry_after_s real",
     ),
+    ("alter table proxy_exchanges add column overhead_ms real",),
 )
 _FILL_VERSION_5 = (
     f"update proxy_exchanges set tokens_per_second = {token_rate.RATE}",
