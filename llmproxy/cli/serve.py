@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import difflib
 import errno
+import gc
 import logging
 import os
 import sys
@@ -292,9 +293,14 @@ async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
     await serve_until_signal(
         settings,
         keys,
-        on_start=lambda proxy: out.line("\n".join(_welcome(proxy))),
+        on_start=lambda proxy: _started(proxy, out),
         on_stop=lambda proxy: out.line(_goodbye(proxy.app.unanswered)),
     )
+
+
+def _started(proxy: Proxy, out: LineWriter) -> None:
+    gc.enable()  # see main.py
+    out.line("\n".join(_welcome(proxy)))
 
 
 def _goodbye(unanswered: int) -> str:
