@@ -44,6 +44,7 @@ from .status import PATHS, State, StatusPages
 logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
+BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and one to spare
 RETRY_S = 1  # sent as `retry-after` when too many models run
 INFLATED = 1_032  # bytes that a byte of gzip can become at most
 
@@ -197,7 +198,7 @@ class App:
             exchange, request, failure = await self._work(size, receive)
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
-        begun_written = self._write(exchange, exchange.capture.begun)
+        self._log_begin_soon(exchange)
         try:
             if request is None:
                 assert failure is not None
@@ -205,12 +206,12 @@ class App:
             choice = await self._backend.choose(request)
             request = await self._recall(exchange, request, choice)
             run = await self._work(size, partial(exchange.prepare, choice, request))
-            start = self._start(exchange, run, begun_written)
             if run.starts_at_once and self._limiter.has_room:
-                await start
+                await self._start(exchange, run)
                 exchange.has_started = True
             else:
-                exchange.starting = asyncio.create_task(start)
+                self._log_begin(exchange)
+                exchange.starting = asyncio.create_task(self._start(exchange, run))
             if request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
@@ -315,13 +316,8 @@ class App:
         self._matching.release()
         matching.exception()  # retrieved: its request may have stopped waiting
 
-    async def _start(
-        self, exchange: _Exchange, run: Run, begun_written: Future[None] | None
-    ) -> None:
+    async def _start(self, exchange: _Exchange, run: Run) -> None:
         """Wait for the model and for the limit on running responses, then start the run.
-
-        begun_written: done when the log has the beginning of the exchange. A model in this
-            process may crash it at any moment, and the log should name what was running.
 
         Raises:
             Unavailable: the model stays busy for too long, or there is no thread for it.
@@ -338,9 +334,10 @@ class App:
         if has_waited:
             exchange.capture.queue_ms = (time.monotonic() - exchange.queued_at) * 1000
         exchange.queued_at = None
-        if begun_written is not None and run.runs_in_process:
+        if exchange.begun_written is not None and run.runs_in_process:
+            # It may crash this process at any moment, and the log should name what was running.
             assert self._writer is not None
-            await self._writer.committed(begun_written, self._limits.log_wait_s)
+            await self._writer.committed(exchange.begun_written, self._limits.log_wait_s)
         await run.start()
         exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
@@ -451,6 +448,22 @@ class App:
             assert self._writer is not None
             await self._writer.committed(written, self._limits.log_wait_s)
 
+    def _log_begin_soon(self, exchange: _Exchange, turns: int = BEGIN_TURNS) -> None:
+        """Log the beginning of an exchange a few turns of the event loop later.
+
+        By then an async model that had something at once has sent it: the writer's thread does
+        not compete with it. An exchange that is over by then is written once.
+        """
+        if turns:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._log_begin_soon, exchange, turns - 1)
+        else:
+            self._log_begin(exchange)
+
+    def _log_begin(self, exchange: _Exchange) -> None:
+        if exchange.begun_written is None and not exchange.is_over:
+            exchange.begun_written = self._write(exchange, exchange.capture.begun)
+
     def _write(self, exchange: _Exchange, state: Exchange) -> Future[None] | None:
         if self._writer is None or not exchange.is_logged:
             return None
@@ -464,6 +477,7 @@ class _Exchange:
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
     started_at: when the run was started, by time.monotonic(); None before.
     until: the deadline of the response, by time.monotonic().
+    begun_written: done when the log has the beginning; None if it was not given to the log.
     """
 
     def __init__(
@@ -480,6 +494,7 @@ class _Exchange:
         self.started_at: float | None = None
         self.until = math.inf
         self.is_over = False
+        self.begun_written: Future[None] | None = None
         self._memory_bytes = memory_bytes
         self._dialect = dialect
         self._request: chat.ChatRequest | None = None
