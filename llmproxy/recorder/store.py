@@ -23,8 +23,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
-import llm
-
 from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline, token_rate
@@ -33,6 +31,7 @@ from .exchange import Exchange, ExchangeSummary, time_of_id
 from .llm_turns import TurnLog, TurnRecord
 from .process_lock import ProcessLock
 from .request_store import Deduplicated, deduplicate, dumps
+from .user_files import user_file
 
 T = TypeVar("T")
 
@@ -219,9 +218,8 @@ class Unusable(StoreError):
 def logs_on() -> bool:
     """Check whether llm's logging is on (`llm logs on`); cheap enough to call per exchange."""
     try:
-        folder: Path = llm.user_dir()
-        return not (folder / "logs-off").exists()
-    except OSError:  # user_dir creates the folder, which may be impossible
+        return not os.path.exists(user_file("logs-off"))
+    except OSError:  # llm.user_dir creates the folder, which may be impossible
         return True
 
 
