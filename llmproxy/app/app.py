@@ -595,9 +595,11 @@ class _Exchange:
         assert run is not None
         if self.until == math.inf:
             batch = await run.read(silence_s)
-        else:
-            left_s = max(self.until - time.monotonic(), 0.0)
-            batch = await run.read(min(left_s, silence_s or math.inf))
+            if batch:
+                self._keep(batch)
+            return batch
+        left_s = max(self.until - time.monotonic(), 0.0)
+        batch = await run.read(min(left_s, silence_s or math.inf))
         if batch:
             self._keep(batch)
         is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))

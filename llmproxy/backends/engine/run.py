@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -218,7 +218,9 @@ class EngineRun:
 
     # ---- for the reader
 
-    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
+    def read(
+        self, silence_s: float | None = None
+    ) -> Coroutine[Any, Any, list[backend.Stamped] | None]:
         """Return the events that have come, at least one; [] after the last.
 
         None after `silence_s` seconds without an event while the model still runs.
@@ -227,7 +229,7 @@ class EngineRun:
             ProxyError: the model failed; raised after all events that came before.
         """
         assert self._has_begun
-        return await self._queue.read(silence_s)
+        return self._queue.read(silence_s)
 
     async def stop(self) -> None:
         """Stop the model and drop unread events; wait at most `STOP_S` for it to end.
