@@ -18,6 +18,7 @@ from llm.parts import StreamEvent
 
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core.limits import Limits
+from llmproxy.recorder.writer import Writer
 from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
 from tests.proxies import running
 
@@ -576,6 +577,30 @@ def test_a_short_request_without_history_is_not_looked_up(monkeypatch):
             model="m", messages=[*QUESTION, {"role": "user", "content": quote}]
         )
     assert asked == [2]
+
+
+# ---- when it is logged
+
+
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        (AsyncScript("m", "a", "b"), ["ok"]),  # at once
+        (AsyncScript("m", "a", lambda response: asyncio.sleep(0.05)), ["running", "ok"]),
+        (AsyncScript("m", ValueError("no")), ["error"]),
+        (SyncScript("m", "a", "b"), ["running", "ok"]),  # it may crash the process
+    ],
+    ids=["at once", "waits", "fails", "in this process"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_beginning_is_logged_unless_it_is_over_by_then(model, written, stream, monkeypatch):
+    states = []
+    write = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda w, e: states.append(e.status) or write(w, e))
+    with running(model) as proxy:
+        body = {"model": "m", "stream": stream, "messages": QUESTION}
+        request(proxy, "POST", "/v1/chat/completions", body)
+    assert states == written
 
 
 # ---- the proxy's own time
