@@ -40,7 +40,6 @@ from .recorder.reader import LogReader
 from .recorder.spool import Spool
 from .recorder.store import Store, StoreError, is_no_database
 from .recorder.writer import Writer
-from .transfer.llama_stack.folder import Folder
 from .transport.server import ServedRequest, Server
 
 _log = logging.getLogger("llmproxy")
@@ -289,6 +288,8 @@ class Proxy:
         try:
             source: Source
             if settings.recordings is not None:
+                from .transfer.llama_stack.folder import Folder  # few servers need it
+
                 source = Folder(Path(settings.recordings), settings.warn)
             else:
                 if live is not None and not database.exists():

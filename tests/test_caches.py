@@ -60,6 +60,7 @@ KEPT = {
     "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
+    "_Connection._unsent": "a write buffer of what was sent without waiting",
     "Server._listeners": "addresses",
     # recordings that are replayed
     "Folder._recordings": "files of the folder",
@@ -72,6 +73,7 @@ KEPT = {
 REMEMBERED = {
     "core/field_types.py:_hints": "our dataclasses",
     "core/known_keys.py:_is_secret_name": "1,024 names of MAX_REMEMBERED_CHARS",
+    "recorder/user_files.py:_user_file": "16 paths",
     "core/payload.py:_compiled": "annotations of our dataclasses",
     "conversations/matching.py:fingerprints": "a few hundred bytes of a turn in Matcher._pending",
     "recorder/capture.py:response": "as long as its exchange",

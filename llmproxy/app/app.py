@@ -38,13 +38,14 @@ from .access import Access
 from .dashboard import Dashboard
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
-from .responses import StreamBody, ignored_header, json_response, render_error
+from .responses import StreamBody, ignored_header, json_response, render_error, server_timing
 from .routes import bare_path, dialect_of, find_route
 from .status import PATHS, State, StatusPages
 
 logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
+BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and one to spare
 RETRY_S = 1  # sent as `retry-after` when too many models run
 INFLATED = 1_032  # bytes that a byte of gzip can become at most
 
@@ -123,7 +124,7 @@ class App:
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect_of(request))
         cors = self._access.cors_headers(request)
-        return replace(response, headers=[*response.headers, *cors])
+        return replace(response, headers=[*response.headers, *cors]) if cors else response
 
     def admit(self, head: Request) -> Response | None:
         """Return the response that refuses a request because of its head, None to go on.
@@ -198,7 +199,7 @@ class App:
             exchange, request, failure = await self._work(size, receive)
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
-        begun_written = self._write(exchange, exchange.capture.begun)
+        self._log_begin_soon(exchange)
         try:
             if request is None:
                 assert failure is not None
@@ -207,7 +208,12 @@ class App:
             request = await self._recall(exchange, request, choice)
             prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
             run = await self._work(size, prepare)
-            exchange.starting = asyncio.create_task(self._start(exchange, run, begun_written))
+            if run.starts_at_once and self._limiter.has_room:
+                await self._start(exchange, run)
+                exchange.has_started = True
+            else:
+                self._log_begin(exchange)
+                exchange.starting = asyncio.create_task(self._start(exchange, run))
             if request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
@@ -316,13 +322,8 @@ class App:
         self._matching.release()
         matching.exception()  # retrieved: its request may have stopped waiting
 
-    async def _start(
-        self, exchange: _Exchange, run: Run, begun_written: Future[None] | None
-    ) -> None:
+    async def _start(self, exchange: _Exchange, run: Run) -> None:
         """Wait for the model and for the limit on running responses, then start the run.
-
-        begun_written: done when the log has the beginning of the exchange. A model in this
-            process may crash it at any moment, and the log should name what was running.
 
         Raises:
             Unavailable: the model stays busy for too long, or there is no thread for it.
@@ -339,10 +340,12 @@ class App:
         if has_waited:
             exchange.capture.queue_ms = (time.monotonic() - exchange.queued_at) * 1000
         exchange.queued_at = None
-        if begun_written is not None and run.runs_in_process:
+        if exchange.begun_written is not None and run.runs_in_process:
+            # It may crash this process at any moment, and the log should name what was running.
             assert self._writer is not None
-            await self._writer.committed(begun_written, self._limits.log_wait_s)
+            await self._writer.committed(exchange.begun_written, self._limits.log_wait_s)
         await run.start()
+        exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
 
     async def _enter(self) -> bool:
@@ -396,8 +399,7 @@ class App:
         sent_at = time.monotonic()
         try:
             while batch != []:
-                for stamped in batch or ():
-                    event = stamped.event
+                for _, event in batch or ():
                     if isinstance(event, chat.Finish):
                         if frames:
                             yield b"".join(frames)
@@ -453,6 +455,22 @@ class App:
             assert self._writer is not None
             await self._writer.committed(written, self._limits.log_wait_s)
 
+    def _log_begin_soon(self, exchange: _Exchange, turns: int = BEGIN_TURNS) -> None:
+        """Log the beginning of an exchange a few turns of the event loop later.
+
+        By then an async model that had something at once has sent it: the writer's thread does
+        not compete with it. An exchange that is over by then is written once.
+        """
+        if turns:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._log_begin_soon, exchange, turns - 1)
+        else:
+            self._log_begin(exchange)
+
+    def _log_begin(self, exchange: _Exchange) -> None:
+        if exchange.begun_written is None and not exchange.is_over:
+            exchange.begun_written = self._write(exchange, exchange.capture.begun)
+
     def _write(self, exchange: _Exchange, state: Exchange) -> Future[None] | None:
         if self._writer is None or not exchange.is_logged:
             return None
@@ -462,10 +480,12 @@ class App:
 class _Exchange:
     """A chat request in progress: its capture for the log, its run, and their limits.
 
-    starting: the task that waits for the model and starts the run.
+    starting: the task that waits for the model and starts the run; None if nothing has to wait.
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
+    started_at: when the run was started, by time.monotonic(); None before.
     until: the deadline of the response, by time.monotonic().
     history_bytes: about how much memory the conversation takes; 0 until it was prepared.
+    begun_written: done when the log has the beginning; None if it was not given to the log.
     """
 
     def __init__(
@@ -476,11 +496,13 @@ class _Exchange:
         self.created = int(capture.begun.received.timestamp())
         self.is_logged = is_logged
         self.starting: asyncio.Task[None] | None = None
-        self._has_started = False
+        self.has_started = False
         self.queued_at: float | None = None
         self.has_entered = False
+        self.started_at: float | None = None
         self.until = math.inf
         self.is_over = False
+        self.begun_written: Future[None] | None = None
         self._memory_bytes = memory_bytes
         self._dialect = dialect
         self._request: chat.ChatRequest | None = None
@@ -551,12 +573,27 @@ class _Exchange:
     def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
         """Return the headers of a successful response."""
         ignored = self.capture.ignored + (("usage",) if is_usage_estimated else ())
-        return [(self._dialect.REQUEST_ID_HEADER, self.id), *ignored_header(ignored)]
+        return [*self._facts().items(), *ignored_header(ignored)]
 
     def with_id(self, error: ProxyError) -> ProxyError:
-        """Add the exchange's id to an error's headers."""
-        error.headers = {**error.headers, self._dialect.REQUEST_ID_HEADER: self.id}
+        """Add the exchange's id and its times to an error's headers."""
+        error.headers = {**error.headers, **self._facts()}
         return error
+
+    def _facts(self) -> dict[str, str]:
+        timing = server_timing(self._overhead_ms(), self.capture.queue_ms)
+        return {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
+
+    def _overhead_ms(self) -> float:
+        """Return the time that the proxy itself has taken so far.
+
+        From the request to the start of the run, without waiting for its turn, and since the
+        run's Finish.
+        """
+        capture, now = self.capture, time.monotonic()
+        before_s = (self.started_at or now) - capture.began_at
+        after_s = now - capture.last_at if capture.finish and capture.last_at else 0.0
+        return max((before_s + after_s) * 1000 - (capture.queue_ms or 0.0), 0.0)
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
         """Wait until the run has started, then return its next events and keep them.
@@ -568,7 +605,7 @@ class _Exchange:
             UpstreamTimeout: the response took longer than `answer_s`.
             UpstreamError: the response is too large.
         """
-        if not self._has_started:
+        if not self.has_started:
             waiting_since = time.monotonic()
             if not await self._wait_for_start(silence_s):
                 return None
@@ -578,9 +615,11 @@ class _Exchange:
         assert run is not None
         if self.until == math.inf:
             batch = await run.read(silence_s)
-        else:
-            left_s = max(self.until - time.monotonic(), 0.0)
-            batch = await run.read(min(left_s, silence_s or math.inf))
+            if batch:
+                self._keep(batch)
+            return batch
+        left_s = max(self.until - time.monotonic(), 0.0)
+        batch = await run.read(min(left_s, silence_s or math.inf))
         if batch:
             self._keep(batch)
         is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
@@ -594,15 +633,15 @@ class _Exchange:
         if not self.starting.done():
             return False
         self.starting.result()
-        self._has_started = True
+        self.has_started = True
         return True
 
     def _keep(self, batch: list[Stamped]) -> None:
         """Keep events for the log, up to the memory limit of a response."""
-        self.capture.events += batch
-        for stamped in batch:
-            if not isinstance(stamped.event, chat.Finish):
-                self._memory_bytes -= event_bytes(stamped.event, self._memory_bytes)
+        self.capture.add(batch)
+        for _, event in batch:
+            if not isinstance(event, chat.Finish):
+                self._memory_bytes -= event_bytes(event, self._memory_bytes)
         if self._memory_bytes < 0:
             raise too_large()
 
@@ -610,6 +649,7 @@ class _Exchange:
         """Return the exchange as it ended."""
         if self.queued_at is not None:  # still waiting
             self.capture.queue_ms = (time.monotonic() - self.queued_at) * 1000
+        self.capture.overhead_ms = self._overhead_ms()
         return self.capture.ended(status, error)
 
     async def stop(self, *, has_finished: bool) -> None:

@@ -42,6 +42,15 @@ def ignored_header(ignored: tuple[str, ...]) -> list[tuple[str, str]]:
     return [("x-llmproxy-ignored", shown)] if shown else []
 
 
+def server_timing(overhead_ms: float, queue_ms: float | None) -> str:
+    """Return the value of a server-timing header: what the proxy took, and a wait for a turn.
+
+    Spec: https://www.w3.org/TR/server-timing/
+    """
+    queue = "" if queue_ms is None else f", queue;dur={queue_ms:.2f}"
+    return f"overhead;dur={overhead_ms:.2f}{queue}"
+
+
 class StreamBody:
     """A streaming body that closes its exchange even if it is never read."""
 

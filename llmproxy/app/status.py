@@ -10,7 +10,7 @@ from typing import Any
 from ..core import payload
 from ..core.errors import NotFound, Unavailable
 from ..recorder.writer import Health
-from ..report.html.page import POLICY
+from ..report.html.markup import POLICY
 from ..transport.http11 import Request, Response
 from ..version import __version__
 from .dashboard import Dashboard

@@ -156,6 +156,7 @@ class ReplayRun:
         self.is_first = False
         self.setup_ms: float | None = None
         self.runs_in_process = False
+        self.starts_at_once = True
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
         self._speed = speed

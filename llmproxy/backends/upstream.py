@@ -104,6 +104,7 @@ class UpstreamRun:
         self.setup_ms: float | None = None
         self.replay_of: str | None = None
         self.runs_in_process = False
+        self.starts_at_once = False
         self.is_first = False
         self.times: client.Times | None = None
         self._connection = AsyncExitStack()

@@ -245,7 +245,7 @@ class Bench:
             capture.queue_ms = waited_s * 1000 if has_waited else None
             capture.began_at = run.started_at - waited_s
             while batch := await run.read():
-                capture.events += batch
+                capture.add(batch)
         finally:
             await run.stop()
 
@@ -349,8 +349,7 @@ def _recall(recorded: Exchange, request: chat.ChatRequest, model_id: str) -> cha
 
 def _finished_at(capture: Capture) -> float | None:
     """Return when the response was complete, None if it never was."""
-    last = capture.events[-1] if capture.events else None
-    return last.at if last is not None and isinstance(last.event, chat.Finish) else None
+    return None if capture.finish is None else capture.last_at
 
 
 # ---- rate limits

@@ -166,6 +166,7 @@ def _facts(exchange: Exchange, colours: bool) -> str:
             ("first event" + " (first run)" * exchange.is_first_run, exchange.ttft_ms),
             ("first text", exchange.first_text_ms),
             ("total", exchange.duration_ms),
+            ("the proxy's own", exchange.overhead_ms),
         )
         if ms is not None
     ]

@@ -316,6 +316,7 @@ async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
     """Run until a signal says to stop."""
 
     def on_start(proxy: Proxy) -> None:
+        gc.enable()  # see main.py
         shorten_pauses()
         _collect_when_idle(proxy, is_due=False)
         out.line("\n".join(_welcome(proxy)))

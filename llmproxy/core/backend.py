@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import llm
 from llm.parts import StreamEvent
@@ -42,9 +42,10 @@ class ModelEntry:
     created: int
 
 
-@dataclass(frozen=True, slots=True)
-class Stamped:
+class Stamped(NamedTuple):
     """An event and its time of arrival, by time.monotonic()."""
+
+    # Not a dataclass, which takes three times as long to make: 0.4 µs of each event.
 
     at: float
     event: Event
@@ -73,6 +74,7 @@ class Run(Protocol):
     replay_of: id of the recording that is replayed, None for a live response.
     runs_in_process: the model runs in this process, and may load itself in its first run.
     is_first: this is the first run of such a model.
+    starts_at_once: neither `wait_turn` nor `start` will wait for anything.
     """
 
     model_id: str
@@ -85,6 +87,7 @@ class Run(Protocol):
     replay_of: str | None
     runs_in_process: bool
     is_first: bool
+    starts_at_once: bool
 
     async def wait_turn(self, wait_s: float | None) -> bool:
         """Wait at most `wait_s` seconds until the model can take another request.

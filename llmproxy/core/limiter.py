@@ -13,6 +13,11 @@ class Limiter:
         self._places = asyncio.Semaphore(limit)
         self.running = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Return whether `enter` would return at once."""
+        return not self._places.locked()
+
     async def enter(self, wait_s: float | None) -> bool:
         """Wait for a place, at most `wait_s` seconds; return whether it had to wait.
 
@@ -21,9 +26,12 @@ class Limiter:
         Raises:
             TimeoutError: no place became free in time.
         """
-        must_wait = self._places.locked()
-        async with asyncio.timeout(wait_s):
-            await self._places.acquire()
+        must_wait = not self.has_room
+        if must_wait:
+            async with asyncio.timeout(wait_s):
+                await self._places.acquire()
+        else:
+            await self._places.acquire()  # at once
         self.running += 1
         return must_wait
 

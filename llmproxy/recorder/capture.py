@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
+from collections.abc import Sequence
 from functools import cached_property
+from itertools import chain
 
 import llm
-from llm.parts import Message
+from llm.parts import Message, StreamEvent
 
 from ..core import chat
 from ..core.backend import Run, Stamped
 from ..core.errors import ProxyError, shortened
 from .exchange import Exchange, Match, Status, Turn, changed, with_answer, with_error
+from .timeline import TimedEvents
 
 
 class Capture:
@@ -28,7 +32,10 @@ class Capture:
         moves it to the moment at which the request was sent.
     messages: the conversation as it is logged; set it when it differs from the request's.
     run: set it once the request was prepared. queue_ms: how long it waited for its turn.
+    overhead_ms: the time that the proxy itself has taken, if it served the request.
     http_status: set it once the client was sent one.
+    finish: the end of the response, once it has been added.
+    last_at: when the last event came, by time.monotonic(); None before any has.
     ignored_late: paths that are known only at the response's end, of what it lacks and of what
         in it is our estimate.
     """
@@ -42,8 +49,12 @@ class Capture:
         self.match = Match([])
         self.run: Run | None = None
         self.queue_ms: float | None = None
+        self.overhead_ms: float | None = None
         self.http_status: int | None = None
-        self.events: list[Stamped] = []
+        self.finish: chat.Finish | None = None
+        self.last_at: float | None = None
+        self._events: list[StreamEvent] = []
+        self._times = array("d")
         self.ignored_late: tuple[str, ...] = ()
 
     def matched(self, match: Match) -> None:
@@ -51,10 +62,21 @@ class Capture:
         self.match = match
         self.messages = match.messages
 
+    def add(self, batch: Sequence[Stamped]) -> None:
+        """Add the events that came next."""
+        for at, event in batch:
+            if isinstance(event, chat.Finish):
+                self.finish = event
+            else:
+                self._events.append(event)
+                self._times.append(at)
+        if batch:
+            self.last_at = batch[-1].at
+
     @cached_property
     def response(self) -> chat.ChatResponse:
         """The response as far as it came; ask for it when no more events come."""
-        return chat.collect(stamped.event for stamped in self.events)
+        return chat.collect(chain(self._events, [self.finish] if self.finish else ()))
 
     @property
     def ignored(self) -> tuple[str, ...]:
@@ -68,8 +90,7 @@ class Capture:
 
         ended_at: by time.monotonic(), now if not given.
         """
-        run, last = self.run, self.events[-1] if self.events else None
-        finish = last.event if last is not None and isinstance(last.event, chat.Finish) else None
+        run = self.run
         if status == "error" and self.http_status is None:
             self.http_status = getattr(error, "status", 500)
         ended = self.begun
@@ -95,14 +116,11 @@ class Capture:
             replay_of=run.replay_of if run else None,
             setup_ms=run.setup_ms if run else None,
             queue_ms=self.queue_ms,
+            overhead_ms=self.overhead_ms,
             is_first_run=run is not None and run.is_first,
         )
-        events = [
-            (self._since(stamped.at), stamped.event)
-            for stamped in self.events
-            if not isinstance(stamped.event, chat.Finish)
-        ]
-        return with_answer(ended, self._turn(), events, finish)
+        events = TimedEvents(self._events, self._times, self.began_at)
+        return with_answer(ended, self._turn(), events, self.finish)
 
     def _turn(self) -> Turn | None:
         run = self.run
@@ -112,7 +130,7 @@ class Capture:
         counted = finish.llm_usage
         if counted == llm.Usage():  # not counted by a plugin
             counted = llm.Usage(finish.usage.input_tokens, finish.usage.output_tokens)
-        last_at = self.events[-1].at if self.events else time.monotonic()
+        last_at = time.monotonic() if self.last_at is None else self.last_at
         return Turn(
             id=self.begun.id,
             thread_id=self.thread_id,

@@ -90,6 +90,8 @@ class ExchangeSummary:
     received: UTC. Other times are milliseconds from then; None if the exchange didn't get there.
     queue_ms: time that the request waited for other requests, included in all other times;
         None if it didn't wait.
+    overhead_ms: time that the proxy itself has taken, without that wait: from the request to the
+        start of its model, and from the model's end until this was given to the log.
     is_first_run: whether it was probably the model's first run in its process, so that
         ttft_ms includes loading it.
     model_asked: the client's name for the model. model_used: llm's id of the one that answered.
@@ -158,6 +160,7 @@ class ExchangeSummary:
     is_first_run: bool = False
     output_tokens_estimate: int | None = None
     tokens_per_second: float | None = None
+    overhead_ms: float | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
 
@@ -264,6 +267,8 @@ def with_answer(
     estimate = None
     if turn and turn.reply and usage.output_tokens is None:
         estimate = token_estimate.estimate_reply(turn.reply)
+    # All events came at once, so that there is no rate: two looks at each event less.
+    is_too_short = not events or events[-1][0] - events[0][0] < token_rate.MIN_SPAN_MS - 1
     is_turn = turn is not None and (exchange.status == "ok" or turn.reply)
     return changed(
         exchange,
@@ -280,7 +285,7 @@ def with_answer(
         usage=usage,
         output_tokens_estimate=estimate,
         tokens_per_second=None
-        if exchange.replay_of is not None
+        if exchange.replay_of is not None or is_too_short
         else token_rate.tokens_per_second(timeline.EventTicks(events), usage, estimate),
     )
 

@@ -1,8 +1,8 @@
 """Write exchanges to logs.db; the schema of our tables and its migrations.
 
 Turns are written as llm's own LogStore does (llm_turns.py, llm_rows.py), so that `llm logs`,
-its search and Datasette show them like any other. The rest of an exchange is in our own tables, whose
-names begin with `proxy_`.
+its search and Datasette show them like any other. The rest of an exchange is in our own tables,
+whose names begin with `proxy_`.
 
 A `Store` is one connection, used by one thread. It never waits long and never retries:
 `Locked` and `Unusable` tell the writer what to do; any other error was caused by the row.
@@ -24,8 +24,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Self, TypeVar, get_type_hints
 
-import llm
-
 from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline, token_rate
@@ -34,6 +32,7 @@ from .exchange import Exchange, ExchangeSummary, time_of_id
 from .llm_turns import TurnLog, TurnRecord
 from .process_lock import ProcessLock
 from .request_store import Deduplicated, deduplicate, dumps
+from .user_files import user_file
 
 T = TypeVar("T")
 
@@ -134,7 +133,10 @@ _MIGRATIONS = (
         "alter table proxy_exchanges add column error_param text",
         "alter table proxy_exchanges add column retry_after_s real",
     ),
-    ("alter table proxy_exchanges add column error_kind text",),
+    (
+        "alter table proxy_exchanges add column error_kind text",
+        "alter table proxy_exchanges add column overhead_ms real",
+    ),
 )
 _FILL_VERSION_5 = (
     f"update proxy_exchanges set tokens_per_second = {token_rate.RATE}",
@@ -220,9 +222,8 @@ class Unusable(StoreError):
 def logs_on() -> bool:
     """Check whether llm's logging is on (`llm logs on`); cheap enough to call per exchange."""
     try:
-        folder: Path = llm.user_dir()
-        return not (folder / "logs-off").exists()
-    except OSError:  # user_dir creates the folder, which may be impossible
+        return not os.path.exists(user_file("logs-off"))
+    except OSError:  # llm.user_dir creates the folder, which may be impossible
         return True
 
 

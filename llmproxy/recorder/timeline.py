@@ -15,9 +15,10 @@ of LEB128 numbers, three for each event: tenths of a millisecond since the previ
 from __future__ import annotations
 
 import base64
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from llm.parts import Message, Part, ReasoningPart, StreamEvent, TextPart, ToolResultPart
 
@@ -25,6 +26,39 @@ from ..core import chat
 
 TimedEvent = tuple[float, StreamEvent]
 """An event with its time in milliseconds since its request; rounded to tenths when stored."""
+
+
+class TimedEvents(Sequence[TimedEvent]):
+    """A response's events with their times, without an object for each: eight bytes.
+
+    times: of the events, by time.monotonic(). began_at: the time of the request.
+    """
+
+    # A list of tuples takes twenty times as much, which the garbage collector searches again
+    # and again: a stream of 100,000 events cost half as much again for each as one of 10,000.
+
+    def __init__(self, events: list[StreamEvent], times: array[float], began_at: float) -> None:
+        self._events = events
+        self._times = times
+        self._began_at = began_at
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    @overload
+    def __getitem__(self, index: int) -> TimedEvent: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TimedEvent]: ...
+    def __getitem__(self, index: int | slice) -> TimedEvent | list[TimedEvent]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        return (self._times[index] - self._began_at) * 1000, self._events[index]
+
+    def __iter__(self) -> Iterator[TimedEvent]:
+        began_at = self._began_at
+        for at, event in zip(self._times, self._events, strict=True):
+            yield (at - began_at) * 1000, event
+
 
 # Their numbers are in every logs.db: append, never reorder. "redacted" is reasoning whose
 # content the provider withholds.

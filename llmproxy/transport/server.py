@@ -1,9 +1,8 @@
-"""The HTTP server: serve any `async (Request) -> Response` over asyncio streams.
+"""The HTTP server: serve any `async (Request) -> Response` over an asyncio transport.
 
-Each connection has two tasks. One reads for the connection's whole life and feeds the
-parser; the other responds, strictly in order. The end of reading is a hang-up: it cancels
-the response, streamed or not, and with it the model. `http11` reads and writes the bytes,
-`render_error` decides what an error looks like.
+Bytes are fed to a connection's parser as they arrive, and one task responds, strictly in
+order. The end of reading is a hang-up: it cancels the response, streamed or not, and with it
+the model. `http11` reads and writes the bytes, `render_error` decides what an error looks like.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ import logging
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
+from typing import Any, TypeVar
 
 from ..core.errors import ProtocolError, ProxyError, Timeout, Unavailable
 from ..core.limits import Limits
@@ -27,8 +28,8 @@ from .http11 import BodyCut, Request, RequestParser, Response
 App = Callable[[Request], Awaitable[Response]]
 RenderError = Callable[[ProxyError, Request | None], Response]
 Admit = Callable[[Request], Response | None]
+T = TypeVar("T")
 
-READ_BYTES = 64 * 2**10  # per read: as much as a StreamReader holds
 READ_AHEAD_BYTES = 256 * 2**10  # beyond the current request; above it, reading waits
 LINGER_S = 5.0  # for a client to read our last response and close before we do
 CHUNKS_IN_A_ROW = 64  # that a body yields without waiting, before other connections get a turn
@@ -112,7 +113,7 @@ class Server:
                     raise
                 missing = error
             else:
-                self._listeners.append(await asyncio.start_server(self._accept, sock=sock))
+                self._listeners.append(await loop.create_server(self._new_connection, sock=sock))
                 port = self.addresses[0][1]  # the same port for all, also if any is free to choose
         if missing is not None and not self._listeners:
             raise missing
@@ -153,24 +154,22 @@ class Server:
         for listener in self._listeners:
             await listener.wait_closed()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._closing:  # accepted in the same turn of the loop
-            writer.transport.abort()
-            return
-        connection = _Connection(
+    def _new_connection(self) -> _Connection:
+        return _Connection(
             self._app,
             self._render_error,
             self._admit,
             self._limits,
-            reader,
-            writer,
+            self._accept,
             self._on_response,
             self._warn_of_tls,
         )
+
+    def _accept(self, connection: _Connection) -> asyncio.Task[None] | None:
+        """Serve a connection that was made; return its task, None if it is to be cut."""
         beyond = len(self._connections) - self._limits.connections
-        if beyond >= MAX_REFUSING:
-            writer.transport.abort()
-            return
+        if self._closing or beyond >= MAX_REFUSING:  # closing: accepted in the same turn
+            return None
         if beyond >= 0:
             connection.refusal = Unavailable(
                 f"there are {self._limits.connections} connections already",
@@ -179,6 +178,7 @@ class Server:
         task = asyncio.get_running_loop().create_task(connection.serve())
         self._connections[task] = connection
         task.add_done_callback(self._forget)
+        return task
 
     def _warn_of_tls(self, peer: str) -> None:
         now = time.monotonic()
@@ -208,12 +208,15 @@ class _Refused(Exception):
         self.head = head
 
 
-class _Connection:
+class _Connection(asyncio.Protocol):
     """One client's connection.
 
     is_last_response: close it after the running response. refusal: the response to
         whatever a client over the limit requests.
     """
+
+    # A protocol, since StreamReader and StreamWriter need a second task that reads, and copy
+    # each byte once more: a small request took a third longer.
 
     def __init__(
         self,
@@ -221,74 +224,133 @@ class _Connection:
         render_error: RenderError,
         admit: Admit | None,
         limits: Limits,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        accept: Callable[[_Connection], asyncio.Task[None] | None],
         on_response: Callable[[ServedRequest], None] | None,
         warn_of_tls: Callable[[str], None],
     ) -> None:
         self._app = app
+        self._accept = accept
         self._on_response = on_response
         self._warn_of_tls = warn_of_tls
         self._render_error = render_error
         self._admit = admit
         self._limits = limits
-        self._reader = reader
-        self._writer = writer
-        self._transport = writer.transport
-        self._high_water = self._transport.get_write_buffer_limits()[1]
         self._parser = RequestParser(limits)
-        self._fed = asyncio.Event()  # the parser has new bytes
-        self._wanted = asyncio.Event()  # reading may continue, however much is buffered
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of the task, for bytes or for room
+        self._wake_at = math.inf  # when the task waits no longer
+        self._alarm: asyncio.TimerHandle | None = None
+        self._is_wanted = True  # reading may continue, however much is buffered
+        self._is_reading = True
+        self._is_hung_up = False
+        self._is_lost = False
         self._is_over = False  # the last response is sent; further bytes are dropped
         self._is_new = True  # there was no request yet
         self._received_bytes = 0
         self._sent_bytes = 0
+        self._unsent: list[bytes] = []  # what is written when the body has to wait
         self.is_responding = False
         self.is_last_response = False
         self.refusal: ProxyError | None = None
 
-    async def serve(self) -> None:
-        """Read and respond until either is done, then close."""
-        loop = asyncio.get_running_loop()
-        reading = loop.create_task(self._read())
-        responding = loop.create_task(self._respond_to_all())
-        both = {reading, responding}
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if self._is_over and not self.is_last_response:
-                # RFC 9112 9.6: closing with unread bytes would reset the connection, and the
-                # client might lose its response. It has our FIN; read until its FIN.
-                await asyncio.wait({reading}, timeout=LINGER_S)
-        finally:
-            self._transport.abort()
-            for task in both:
-                task.cancel()
-            await asyncio.wait(both)
-        try:
-            await self._writer.wait_closed()
-        except OSError as exc:
-            exc.__traceback__ = None  # the writer keeps the error, whose traceback refers to us
-        if not responding.cancelled():
-            responding.result()  # None, or the bug that ended it
+    # ---- called by the transport
 
-    async def _read(self) -> None:
-        """Feed the parser until the client hangs up.
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._high_water = transport.get_write_buffer_limits()[1]
+        # asyncio does so only for the sockets that it makes itself. Otherwise each small write
+        # waits until the client has acknowledged the one before: 40 ms, if that has no data.
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._task = self._accept(self)
+        if self._task is None:
+            transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_over:
+            return
+        self._received_bytes += len(data)
+        self._parser.feed(data)
+        self._wake()
+        if self._parser.buffered > READ_AHEAD_BYTES and not self._is_wanted:
+            # From here on a hang-up is noticed only when a response can't be written.
+            self._is_reading = False
+            self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """Cut the connection.
 
         A client that closes only its sending side counts as gone too: until we write, it
         looks the same as one that closed its socket because the user cancelled.
         """
+        self._hang_up()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
+        self._hang_up()
+        self._wake()
+
+    def resume_writing(self) -> None:
+        self._wake()
+
+    def _hang_up(self) -> None:
+        self._transport.abort()
+        if self._is_hung_up or self._task is None:
+            return
+        self._is_hung_up = True
+        if self._is_over:
+            self._wake()
+        else:
+            self._task.cancel()
+
+    # ---- the task
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _wait(self, until: float) -> None:
+        """Wait until something happens on the connection, at most until a time of the loop."""
+        # One timer, set again when it has run out: another for each request took 10 µs.
+        self._waiter = self._loop.create_future()
+        self._wake_at = until
+        if self._alarm is None or self._alarm.when() > until:
+            self._ring()
         try:
-            while data := await self._reader.read(READ_BYTES):
-                if self._is_over:
-                    continue
-                self._received_bytes += len(data)
-                self._parser.feed(data)
-                self._fed.set()
-                if self._parser.buffered > READ_AHEAD_BYTES:
-                    # From here on a hang-up is noticed only when a response can't be written.
-                    await self._wanted.wait()
-        except OSError:  # reset, timed out, unreachable: all of them hang-ups
-            pass
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._wake_at = math.inf
+
+    def _ring(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._loop.time() >= self._wake_at:
+            self._wake()
+        elif self._wake_at < math.inf:
+            self._alarm = self._loop.call_at(self._wake_at, self._ring)
+
+    async def serve(self) -> None:
+        """Read and respond until either is done, then close."""
+        try:
+            await self._respond_to_all()
+            if self._is_over and not self.is_last_response:
+                # RFC 9112 9.6: closing with unread bytes would reset the connection, and the
+                # client might lose its response. It has our FIN; read until its FIN.
+                until = self._loop.time() + LINGER_S
+                while not self._is_hung_up and self._loop.time() < until:
+                    await self._wait(until)
+        finally:
+            self._is_hung_up = True  # by us: nothing is to be cancelled
+            self._transport.abort()
+            while not self._is_lost:
+                await self._wait(math.inf)
+            if self._alarm is not None:
+                self._alarm.cancel()
 
     async def _respond_to_all(self) -> None:
         try:
@@ -296,7 +358,7 @@ class _Connection:
                 pass
             await self._finish()
         except _Gone:
-            self._transport.abort()  # which ends the reading
+            self._transport.abort()
         self.is_responding = False
 
     async def _respond_to_next(self) -> bool:
@@ -316,7 +378,7 @@ class _Connection:
             return False
         self._is_new = False
         self.is_responding = True
-        self._wanted.clear()
+        self._is_wanted = False
         began_at = time.monotonic()
         try:
             response = await self._call_app(request)
@@ -325,8 +387,16 @@ class _Connection:
             raise
         keep_alive = await self._send(response, request, began_at)
         self.is_responding = not keep_alive  # the last response has not ended until it is sent
-        await asyncio.sleep(0)  # many small pipelined requests must not block the loop
+        if self._parser.buffered:
+            await asyncio.sleep(0)  # many small pipelined requests must not block the loop
         return keep_alive
+
+    def _want_more(self) -> None:
+        """Read on, however much is buffered."""
+        self._is_wanted = True
+        if not self._is_reading:
+            self._is_reading = True
+            self._transport.resume_reading()
 
     async def _refuse(self, response: Response, head: Request | None) -> bool:
         """Send a response to a request that was not read to its end: it is the last."""
@@ -341,15 +411,14 @@ class _Connection:
             ProxyError: the bytes are not a request, or arrived too slowly.
             _Refused: the request may not be made; its body has not arrived.
         """
-        now = asyncio.get_running_loop().time
+        now = self._loop.time
         limits = self._limits
         idle_s = min(limits.idle_s, FIRST_REQUEST_S) if self._is_new else limits.idle_s
         idle_until = now() + idle_s
         head_until: float | None = None
         body_since: tuple[float, int] | None = None
-        self._wanted.set()
+        self._want_more()
         while not self.is_last_response:
-            self._fed.clear()
             if request := self._parser.next_request():
                 return request
             if self._admit is not None and (head := self._parser.take_head()):
@@ -367,12 +436,9 @@ class _Connection:
                 until = head_until = head_until or now() + limits.header_s
             else:
                 until = idle_until
-            try:
-                async with asyncio.timeout_at(until):
-                    await self._fed.wait()
-            except TimeoutError:
-                if self._fed.is_set():
-                    continue  # bytes arrived in the same turn of the loop
+            received_bytes = self._received_bytes
+            await self._wait(until)
+            if self._received_bytes == received_bytes and now() >= until:
                 if self._parser.in_body:
                     raise Timeout(f"the body came too slowly for {limits.body_s:g} s") from None
                 if self._parser.begun:
@@ -416,12 +482,14 @@ class _Connection:
                 close=close or self.is_last_response,
                 method=self._parser.method,
             )
-            whole = body if framed.has_body and isinstance(body, bytes) else b""
-            self._write(framed.head + whole)
-            status, self._sent_bytes = response.status, len(whole)
-            if whole:
+            if isinstance(body, bytes) or not framed.has_body:
+                whole = body if framed.has_body and isinstance(body, bytes) else b""
+                self._write(framed.head + whole)
+                status, self._sent_bytes = response.status, len(whole)
                 await self._drain()
-            elif framed.has_body and not isinstance(body, bytes):
+            else:
+                self._unsent = [framed.head]
+                status = response.status
                 await self._stream(body, framed.chunked)
             return framed.keep_alive
         except BodyCut:
@@ -448,23 +516,45 @@ class _Connection:
 
     @property
     def _peer(self) -> str:
-        return str((self._writer.get_extra_info("peername") or ("-",))[0])
+        return str((self._transport.get_extra_info("peername") or ("-",))[0])
 
     async def _stream(self, body: AsyncIterator[bytes], chunked: bool) -> None:
-        """Write each item as it comes. The loop runs once per token: keep it small."""
-        in_a_row = 0
-        async for data in body:
-            self._write(http11.encode_chunk(data) if chunked else data)
-            self._sent_bytes += len(data)
-            if self._transport.get_write_buffer_size() > self._high_water:
-                await self._drain()
-            # A body that never waits would block the loop and hide hang-ups.
-            in_a_row += 1
-            if in_a_row == CHUNKS_IN_A_ROW:
-                in_a_row = 0
-                await asyncio.sleep(0)
-        if chunked:
-            self._write(http11.LAST_CHUNK)
+        """Write the items as they come. The loop runs once per token: keep it small.
+
+        Whatever the body yields without waiting is one write, the head and the end with it:
+        each call of the kernel takes as long as some ten tokens.
+        """
+        in_a_row = written_bytes = 0
+        step, unsent = body.__anext__, self._unsent
+        try:
+            while True:
+                data = await _before_waiting(step(), self._write_unsent)
+                unsent.append(http11.encode_chunk(data) if chunked else data)
+                self._sent_bytes += len(data)
+                in_a_row += 1
+                if self._sent_bytes - written_bytes > self._high_water:
+                    written_bytes = self._sent_bytes
+                    self._write_unsent()
+                if self._transport.get_write_buffer_size() > self._high_water:
+                    self._write_unsent()
+                    await self._drain()
+                # A body that never waits would block the loop and hide hang-ups.
+                if in_a_row == CHUNKS_IN_A_ROW:
+                    in_a_row = 0
+                    self._write_unsent()
+                    await asyncio.sleep(0)
+                if self._transport.is_closing():
+                    raise _Gone
+        except StopAsyncIteration:
+            if chunked:
+                unsent.append(http11.LAST_CHUNK)
+        finally:
+            self._write_unsent()
+
+    def _write_unsent(self) -> None:
+        if self._unsent and not self._transport.is_closing():
+            self._transport.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     def _write(self, data: bytes) -> None:
         if self._transport.is_closing():
@@ -474,14 +564,13 @@ class _Connection:
     async def _drain(self) -> None:
         """Wait until no more than the high-water mark is unsent; give up if nothing is read."""
         while (unsent := self._transport.get_write_buffer_size()) > self._high_water:
-            try:
-                async with asyncio.timeout(self._limits.stall_s):
-                    await self._writer.drain()
-            except TimeoutError:
-                if self._transport.get_write_buffer_size() >= unsent:
-                    raise _Gone from None
-            except OSError:
-                raise _Gone from None
+            until = self._loop.time() + self._limits.stall_s
+            await self._wait(until)
+            if self._is_lost:
+                raise _Gone
+            is_late = self._loop.time() >= until
+            if is_late and self._transport.get_write_buffer_size() >= unsent:
+                raise _Gone
 
     async def _finish(self) -> None:
         """Flush everything to the kernel, and close our side."""
@@ -489,11 +578,33 @@ class _Connection:
         self._transport.set_write_buffer_limits(high=0)
         await self._drain()
         self._is_over = True
-        self._wanted.set()
+        self._want_more()
         try:
             self._transport.write_eof()
         except OSError:
             raise _Gone from None
+
+
+@types.coroutine
+def _before_waiting(step: Awaitable[T], call: Callable[[], None]) -> Generator[Any, Any, T]:
+    """Await a step, but call `call` first if it has to wait, and only then.
+
+    It is `yield from step` with a look at the first thing that comes from it.
+    """
+    steps = step.__await__()
+    try:
+        waits_for = steps.send(None)
+        call()
+        while True:
+            try:
+                sent = yield waits_for
+            except BaseException as exc:  # such as a cancel
+                waits_for = steps.throw(exc)
+            else:
+                waits_for = steps.send(sent)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 async def _close_body(body: bytes | AsyncIterator[bytes]) -> None:

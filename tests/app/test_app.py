@@ -18,6 +18,7 @@ from llm.parts import StreamEvent
 
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core.limits import Limits
+from llmproxy.recorder.writer import Writer
 from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
 from tests.proxies import running
 
@@ -606,6 +607,87 @@ def test_a_short_request_without_history_is_not_looked_up(monkeypatch):
             model="m", messages=[*QUESTION, {"role": "user", "content": quote}]
         )
     assert asked == [2]
+
+
+# ---- when it is logged
+
+
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        (AsyncScript("m", "a", "b"), ["ok"]),  # at once
+        (AsyncScript("m", "a", lambda response: asyncio.sleep(0.05)), ["running", "ok"]),
+        (AsyncScript("m", ValueError("no")), ["error"]),
+        (SyncScript("m", "a", "b"), ["running", "ok"]),  # it may crash the process
+    ],
+    ids=["at once", "waits", "fails", "in this process"],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_beginning_is_logged_unless_it_is_over_by_then(model, written, stream, monkeypatch):
+    states = []
+    write = Writer.write
+    monkeypatch.setattr(Writer, "write", lambda w, e: states.append(e.status) or write(w, e))
+    with running(model) as proxy:
+        body = {"model": "m", "stream": stream, "messages": QUESTION}
+        request(proxy, "POST", "/v1/chat/completions", body)
+    assert states == written
+
+
+# ---- the proxy's own time
+
+THINKING_S = 0.1
+
+
+async def think(response):
+    await asyncio.sleep(THINKING_S)
+
+
+def overhead_of(headers):
+    """Read the proxy's own time, in ms, from a server-timing header that has nothing else."""
+    name, _, ms = headers["server-timing"].partition(";dur=")
+    assert name == "overhead"
+    return float(ms)
+
+
+def test_own_time_is_logged_and_in_a_header_without_the_models(llm_user_path):
+    model = AsyncScript("m", think, "a", think, "b")
+    with running(model) as proxy:
+        told = []
+        for stream in (False, True):
+            body = {"model": "m", "stream": stream, "messages": QUESTION}
+            _, headers, _ = request(proxy, "POST", "/v1/chat/completions", body)
+            told.append(overhead_of(headers))
+    found = rows(
+        llm_user_path, "select overhead_ms, duration_ms from proxy_exchanges order by number"
+    )
+    for own_ms, all_ms in found:
+        assert 0 < own_ms <= all_ms - 2 * THINKING_S * 1000
+    # A whole response waits for its commit before it is told, a stream is told at its beginning.
+    assert told[0] >= found[0][0] - 0.01 and 0 < told[1] <= found[1][0] + 0.01
+
+
+def test_own_time_of_a_refused_request_is_all_of_it(llm_user_path):
+    with running(AsyncScript("m", "a")) as proxy:
+        body = {"model": "none", "messages": QUESTION}
+        status, headers, _ = request(proxy, "POST", "/v1/chat/completions", body)
+    assert status == 404 and overhead_of(headers) > 0
+    ((own_ms, all_ms),) = rows(
+        llm_user_path, "select overhead_ms, duration_ms from proxy_exchanges"
+    )
+    assert 0 < own_ms <= all_ms
+
+
+def test_own_time_is_without_the_wait_for_a_turn(llm_user_path):
+    model = SyncScript("m", lambda response: time.sleep(THINKING_S), "a")
+    with running(model) as proxy, ThreadPoolExecutor(2) as pool:
+        body = {"model": "m", "messages": QUESTION}
+        send = lambda _: request(proxy, "POST", "/v1/chat/completions", body)  # noqa: E731
+        headers = [headers["server-timing"] for _, headers, _ in pool.map(send, range(2))]
+    (waited_ms,) = [float(h.rpartition("queue;dur=")[2]) for h in headers if "queue" in h]
+    sql = "select overhead_ms, queue_ms, duration_ms from proxy_exchanges where queue_ms > 0"
+    ((own_ms, queue_ms, all_ms),) = rows(llm_user_path, sql)
+    assert waited_ms == pytest.approx(queue_ms, abs=0.01)
+    assert 0 < own_ms <= all_ms - queue_ms - THINKING_S * 1000
 
 
 # ---- routes and access

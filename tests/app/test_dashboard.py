@@ -7,7 +7,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from llmproxy.app import dashboard
+from llmproxy.app import dashboard, log_page
 from tests.cli.test_log import ask
 from tests.models import AsyncScript, usage
 from tests.proxies import running
@@ -110,7 +110,7 @@ def test_a_page_is_rendered_once_for_all_viewers(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     rendered = []
     monkeypatch.setattr(
-        dashboard,
+        log_page,
         "page",
         lambda *_, refresh_s, base_url, **__: rendered.append(refresh_s) or f"at {base_url}",
     )
@@ -131,7 +131,7 @@ def test_an_unreadable_log_is_not_tried_for_each_viewer(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     tried = []
     pages = dashboard.Dashboard(tmp_path / "logs.db")
-    monkeypatch.setattr(pages, "_study", lambda: tried.append(1) or 1 / 0)
+    monkeypatch.setattr(log_page, "_study", lambda database: tried.append(1) or 1 / 0)
 
     async def view() -> list[BaseException]:
         at_once = [pages.page("http://x", True) for _ in range(5)]

@@ -194,6 +194,11 @@ def test_a_wait_is_shown_as_part_of_the_time_to_the_first_event():
     assert "waited (in all of these) 0.10s, first event 0.12s, " in exchange_page(waited)
 
 
+def test_the_proxys_own_time_is_shown():
+    served = replace(EXCHANGE, overhead_ms=1.25)
+    assert "total 2.12s, the proxy's own 0.0013s" in exchange_page(served)
+
+
 def test_a_first_run_is_marked():
     first = replace(EXCHANGE, is_first_run=True)
     assert "  0.12s (first run)  " in summary_line(first)

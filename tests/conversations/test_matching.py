@@ -826,7 +826,7 @@ def test_a_file_that_replaces_the_database_waits_for_the_writer(log, empty_log):
 NEW_COLUMNS = (
     "previous_id link recalled replay_key replay_of origin run_id recorded_id repeat setup_ms"
     " queue_ms is_first_run output_tokens_estimate tokens_per_second"
-    " error_status error_kind error_code error_param retry_after_s"
+    " error_status error_kind error_code error_param retry_after_s overhead_ms"
 ).split()
 
 

@@ -211,6 +211,41 @@ async def test_items_are_sent_as_they_come():
 # A connection's requests
 
 
+async def test_small_writes_do_not_wait_for_the_client():
+    """Without TCP_NODELAY, a second small write waits up to 40 ms for an acknowledgement."""
+    async with serving(echo) as (server, port), connected(port) as (reader, writer):
+        writer.write(GET)
+        await read_answer(reader)
+        (connection,) = server._connections.values()
+        sock = connection._transport.get_extra_info("socket")
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_what_comes_without_a_wait_is_one_write(monkeypatch):
+    """The head and the end of the body with it: each call of the kernel takes its time."""
+    writes = []
+    transport = asyncio.selector_events._SelectorSocketTransport
+    write = transport.write
+    monkeypatch.setattr(transport, "write", lambda t, d: writes.append(bytes(d)) or write(t, d))
+
+    async def body():
+        yield b"a"
+        yield b"b"
+        await asyncio.sleep(0)
+        yield b"c"
+
+    async def app(request):
+        return Response(200, [], body())
+
+    async with serving(app) as (_, port):
+        await exchange(port, LAST_GET)
+    sent = [data for data in writes if data != LAST_GET]
+    assert [data.partition(b"\r\n\r\n")[2] or data for data in sent] == [
+        b"1\r\na\r\n1\r\nb\r\n",
+        b"1\r\nc\r\n0\r\n\r\n",
+    ]
+
+
 async def test_connection_is_kept():
     async with serving(echo) as (_, port):
         client = http.client.HTTPConnection("127.0.0.1", port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from ...core.chat import Event
 from ...core.errors import ProxyError
 
 QUEUED_EVENTS = 512  # a model pauses while a slow client has this many left to read
+_new_tuple = tuple.__new__
 SPACE_WAIT_S = 1.0  # how often a waiting thread checks for space, whatever happens
 
 
@@ -40,6 +42,7 @@ class EventQueue:
         self._silence_s: float | None = None
         self._silent_since = time.monotonic()
         self._ticker: asyncio.TimerHandle | None = None
+        self._ticks_within_s = math.inf  # from any moment on; inf if no ticker is set
 
     # ---- for the model
 
@@ -59,7 +62,9 @@ class EventQueue:
     def push(self, events: Sequence[Event]) -> None:
         """Stamp events with the time and queue them, from any thread."""
         self._silent_since = now = time.monotonic()
-        self._events.extend([Stamped(now, event) for event in events])
+        for event in events:
+            # As Stamped(now, event), which takes 0.2 µs more.
+            self._events.append(_new_tuple(Stamped, (now, event)))
 
     def end(self, error: ProxyError | None = None) -> None:
         """End the queue, from any thread; the reader gets the error after all events."""
@@ -109,6 +114,7 @@ class EventQueue:
             if self.is_over:
                 if self._events:  # a thread pushes its last event before it ends the queue
                     break
+                self._stop_ticking()
                 if self._error is not None:
                     raise self._error
                 return []
@@ -133,31 +139,31 @@ class EventQueue:
         self._events.clear()
         self._has_space.set()
         self._thread_has_space.set()
-        if self._ticker is not None:
-            self._ticker.cancel()
+        self._stop_ticking()
 
     async def _wait(self) -> None:
         """Wait for an event. All waits share one ticker: no timer per event."""
         self._waiter = self._loop.create_future()
-        if self._silence_s is not None and self._ticks_too_late(self._silence_s):
+        if self._silence_s is not None and self._silence_s < self._ticks_within_s:
             self._tick()
         try:
             await self._waiter
         finally:
             self._waiter = None
 
-    def _ticks_too_late(self, silence_s: float) -> bool:
-        """Return whether no ticker is set, or only one for a longer silence."""
-        return self._ticker is None or self._ticker.when() > self._loop.time() + silence_s
-
     def _tick(self) -> None:
-        if self._ticker is not None:
-            self._ticker.cancel()
-            self._ticker = None
+        self._stop_ticking()
         if self.is_over or self._silence_s is None:
             return
         left = self._silent_since + self._silence_s - time.monotonic()
         if left <= 0:
             self.wake()
             left = self._silence_s
+        self._ticks_within_s = self._silence_s
         self._ticker = self._loop.call_later(left, self._tick)
+
+    def _stop_ticking(self) -> None:
+        if self._ticker is not None:
+            self._ticker.cancel()  # or it would keep all of this until it runs out
+            self._ticker = None
+            self._ticks_within_s = math.inf

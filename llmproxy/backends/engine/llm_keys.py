@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-import llm
-
 from ...core.known_keys import KnownKeys, is_secret_name
+from ...recorder.user_files import user_file
 
 KEY_VARIABLES = ("KEY", "KEYS", "TOKEN", "SECRET")  # how names of key variables end
 
@@ -32,12 +32,12 @@ class _KeysFile:
         self._state: tuple[int, int, int] | None = None
 
     def __call__(self) -> Iterator[str]:
-        path = llm.user_dir() / "keys.json"
+        path = user_file("keys.json")
         try:
-            status = path.stat()
+            status = os.stat(path)
             state = status.st_mtime_ns, status.st_size, status.st_ino
             if state != self._state:
-                yield from _values(json.loads(path.read_bytes()))
+                yield from _values(json.loads(Path(path).read_bytes()))
                 self._state = state
         except (OSError, ValueError):
             pass  # missing or half written: llm itself reports that if it needs a key

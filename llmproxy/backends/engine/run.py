@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -164,6 +164,8 @@ class EngineRun:
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)
+        is_async = isinstance(self._response, llm.AsyncResponse)
+        self.starts_at_once = is_async and entry.limiter is None
 
     # ---- start
 
@@ -221,7 +223,9 @@ class EngineRun:
 
     # ---- for the reader
 
-    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
+    def read(
+        self, silence_s: float | None = None
+    ) -> Coroutine[Any, Any, list[backend.Stamped] | None]:
         """Return the events that have come, at least one; [] after the last.
 
         None after `silence_s` seconds without an event while the model still runs.
@@ -230,7 +234,7 @@ class EngineRun:
             ProxyError: the model failed; raised after all events that came before.
         """
         assert self._has_begun
-        return await self._queue.read(silence_s)
+        return self._queue.read(silence_s)
 
     async def stop(self) -> None:
         """Stop the model and drop unread events; wait at most `STOP_S` for it to end.
@@ -257,10 +261,15 @@ class EngineRun:
         """
         if event.provider_metadata:
             event = replace(event, provider_metadata=self._kept(event.provider_metadata))
-        for clean in self._reader.feed(event):
-            self._push(clean)
-            if self._cutter is not None and self._cutter.matched is not None:
-                return False
+        clean = self._reader.feed(event)
+        if self._splitter is None and self._cutter is None:
+            if clean:  # empty events don't count as a sign of life
+                self._queue.push(clean)
+        else:
+            for one in clean:
+                self._push(one)
+                if self._cutter is not None and self._cutter.matched is not None:
+                    return False
         # Counted here, since not all of them reach a reader: some are empty or held back.
         self._bytes_left -= event_bytes(event, self._bytes_left)
         if self._bytes_left < 0:
@@ -293,7 +302,7 @@ class EngineRun:
                 for shown in cutter.feed(event)
             ]
         if events:
-            # Empty events, and text that is held back, do not count as a sign of life.
+            # Neither does text that is held back.
             self._queue.push(events)
 
     def _close_with(

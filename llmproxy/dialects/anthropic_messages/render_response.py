@@ -311,10 +311,11 @@ class StreamRenderer:
         return frames
 
     def _show(self, event: StreamEvent) -> list[bytes]:
+        if self._kind == "text" and event.type == "text" and self._part == event.part_index:
+            # Most events are more of the same text; the match below takes 0.5 µs more.
+            return [self._delta(event.chunk)] if event.chunk else []
         match event:
             case StreamEvent(type="text", chunk=text):
-                if self._part == event.part_index and self._kind == "text":
-                    return [self._delta(text)] if text else []
                 return self._begin_text(event.part_index, text)
             case StreamEvent(type="reasoning"):
                 return self._reasoning(event)

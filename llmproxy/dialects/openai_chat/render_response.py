@@ -155,6 +155,8 @@ class StreamRenderer:
         self._usage_null = b',"usage":null' if self._include_usage else b""
         self._before = self._head + b'"choices":[{"index":0,"delta":'
         self._after = b',"logprobs":null,"finish_reason":null}]' + self._usage_null + b"}\n\n"
+        self._before_text = self._before + b'{"content":'
+        self._after_text = b"}" + self._after
         self._indexes: dict[int | None, int] = {}  # part_index → index of the tool call
         # Clients take a call's name from its first delta: it waits until arguments come, since
         # it may be in pieces.
@@ -168,17 +170,21 @@ class StreamRenderer:
 
     def feed(self, event: chat.Event) -> list[bytes]:
         """Return the frames of one event: none for what this API does not show."""
+        if isinstance(event, chat.Finish):
+            return self._end(event)
+        text = event.chunk
+        if event.type == "text":  # most events are; the match below takes 0.5 µs more
+            if not text:
+                return []
+            content = framing.escape_line_ends(payload.encode_string(text).encode())
+            return [self._before_text + content + self._after_text]
         match event:
-            case chat.Finish():
-                return self._end(event)
-            case StreamEvent(type="text", chunk=text) if text:
-                return [self._chunk(b'{"content":%b}' % payload.encode_string(text).encode())]
-            case StreamEvent(type="reasoning", chunk=text) if text:
+            case StreamEvent(type="reasoning") if text:
                 text_json = payload.encode_string(text).encode()
                 return [self._chunk(b'{"reasoning_content":%b}' % text_json)]
             case StreamEvent(type="tool_call_name", server_executed=False):
                 return self._call_name(event)
-            case StreamEvent(type="tool_call_args", server_executed=False, chunk=text):
+            case StreamEvent(type="tool_call_args", server_executed=False):
                 arguments = self._arguments(self._indexes[event.part_index], text)
                 return [*self._begin_calls(), *arguments]
         return []

@@ -10,6 +10,9 @@ from html import escape
 
 from ..numbers import shortened
 
+# The page can load nothing, even if other people's text should get through as markup.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
 MAX_NAME_CHARS = 120  # of a model's, client's or tool's name: real ones are shorter
 
 # Characters that a page must not contain, that are invisible or that look like others: C0 and C1

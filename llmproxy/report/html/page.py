@@ -20,9 +20,6 @@ MAX_CHARTED = 12  # models in the charts
 FEW_PAIRS = 6  # more are folded
 MAX_DAMAGED = 5  # named in the notice
 
-# The page can load nothing, even if other people's text should get through as markup.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-
 
 def page(
     study: Study,
@@ -66,7 +63,7 @@ def _head(study: Study, refresh_s: int | None) -> str:
     title = markup.text(numbers.shortened(study.title, markup.MAX_NAME_CHARS))
     return (
         f'<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{markup.POLICY}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<meta name="color-scheme" content="light dark">\n'
         f'<meta name="referrer" content="no-referrer">\n{again}'
