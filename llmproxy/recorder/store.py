@@ -1,8 +1,8 @@
 """Write exchanges to logs.db; the schema of our tables and its migrations.
 
 Turns are written as llm's own LogStore does (llm_turns.py, llm_rows.py), so that `llm logs`,
-its search and Datasette show them like any other. The rest of an exchange is in our own tables, whose
-names begin with `proxy_`.
+its search and Datasette show them like any other. The rest of an exchange is in our own
+tables, whose names begin with `proxy_`.
 
 A `Store` is one connection, used by one thread. It never waits long and never retries:
 `Locked` and `Unusable` tell the writer what to do; any other error was caused by the row.
