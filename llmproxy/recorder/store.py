@@ -259,9 +259,6 @@ class Store:
                 # A commit then survives the process, though not a power cut, and the
                 # lock is not held while the disk flushes.
                 self._conn.execute("PRAGMA synchronous = normal")
-                # 16 MB, four times SQLite's default: pages that change with every exchange are
-                # moved less often, 6 % of the CPU. In a thread of its own it was no faster.
-                self._conn.execute("PRAGMA wal_autocheckpoint = 4000")
                 with self._transaction():
                     self._log = TurnLog(self._conn)
                     self._migrate()
