@@ -1,8 +1,8 @@
 """Write exchanges to logs.db; the schema of our tables and its migrations.
 
 Turns are written as llm's own LogStore does (llm_turns.py, llm_rows.py), so that `llm logs`,
-its search and Datasette show them like any other. The rest of an exchange is in our own tables,
-whose names begin with `proxy_`.
+its search and Datasette show them like any other. The rest of an exchange is in our own
+tables, whose names begin with `proxy_`.
 
 A `Store` is one connection, used by one thread. It never waits long and never retries:
 `Locked` and `Unusable` tell the writer what to do; any other error was caused by the row.
@@ -261,9 +261,6 @@ class Store:
                 # A commit then survives the process, though not a power cut, and the
                 # lock is not held while the disk flushes.
                 self._conn.execute("PRAGMA synchronous = normal")
-                # 16 MB, four times SQLite's default: pages that change with every exchange are
-                # moved less often, 6 % of the CPU. In a thread of its own it was no faster.
-                self._conn.execute("PRAGMA wal_autocheckpoint = 4000")
                 with self._transaction():
                     self._log = TurnLog(self._conn)
                     self._migrate()
