@@ -351,6 +351,7 @@ class _Connection(asyncio.Protocol):
                 await self._wait(math.inf)
             if self._alarm is not None:
                 self._alarm.cancel()
+            self._task = None  # a cancelled one keeps the traceback, which refers to us
 
     async def _respond_to_all(self) -> None:
         try:

@@ -26,7 +26,7 @@ def test_pauses_are_shortened_by_the_command_only(kept):
         assert gc.get_freeze_count() <= frozen
     serve.shorten_pauses()
     assert sys.getswitchinterval() == pytest.approx(0.0005)
-    assert gc.get_threshold() == (*kept[1][:2], 1_000)
+    assert gc.get_threshold() == (10_000, 10, 100)
     assert gc.get_freeze_count() > frozen
 
 
