@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -21,13 +22,20 @@ from typing import Any, Literal, TypeVar, cast
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
-from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
+from ..core.errors import (
+    InvalidRequest,
+    NotFound,
+    ProxyError,
+    RateLimited,
+    Unsupported,
+    UpstreamTimeout,
+)
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..core.threads import in_daemon_thread
-from ..dialects import CountingDialect, Dialect, Renderer
+from ..dialects import CountingDialect, Dialect, Renderer, StatefulDialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
@@ -41,6 +49,7 @@ from .metrics import Metrics
 from .responses import StreamBody, ignored_header, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
 from .status import PATHS, State, StatusPages
+from .stored_responses import StoredResponses
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +69,7 @@ class App:
     writer, matcher: write and search the log; None if nothing is logged.
     keys: API keys, removed from error messages.
     on_exchange: called with each exchange when it has ended.
+    stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
     rewind: as StatusPages takes it.
     """
@@ -75,6 +85,7 @@ class App:
         limits: Limits,
         keys: KnownKeys,
         on_exchange: Callable[[Exchange], None],
+        stored: StoredResponses | None = None,
         dashboard: Dashboard | None = None,
         connections: Callable[[], int] = lambda: 0,
         rewind: Callable[[], int] | None = None,
@@ -87,6 +98,7 @@ class App:
         self._limits = limits
         self._keys = keys
         self._on_exchange = on_exchange
+        self._stored = stored or StoredResponses(None)
         self._connections = connections
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
@@ -97,6 +109,9 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
+            "stateful_chat": self._stateful_chat,
+            "compaction": self._compaction,
+            "stored_response": self._show_response,
             "models": self._list_models,
             "model": self._show_model,
             "count_tokens": self._count_tokens,
@@ -190,10 +205,56 @@ class App:
 
     # ---- chat requests
 
-    async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
+    async def _stateful_chat(
+        self, dialect: Dialect, http_request: Request, argument: str
+    ) -> Response:
+        return await self._chat(
+            dialect, http_request, argument, await self._resolver(dialect, http_request)
+        )
+
+    async def _compaction(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
+        stateful = cast(StatefulDialect, dialect)  # only those have the route
+        resolve = await self._resolver(dialect, http_request)
+        return await self._chat(
+            dialect, http_request, argument, lambda body: stateful.compaction_body(resolve(body))
+        )
+
+    async def _resolver(self, dialect: Dialect, request: Request) -> Callable[[Any], Any]:
+        """Return what makes a request's body complete: with the responses that it refers to."""
+        stateful = cast(StatefulDialect, dialect)  # only those have the routes
+        ids: tuple[str, ...] = ()
+        if stateful.may_refer(request.body):
+            with suppress(InvalidRequest):  # it is refused, and logged, when it is parsed
+
+                def find() -> tuple[str, ...]:
+                    return stateful.find_references(payload.parse(request.body, self._limits))
+
+                ids = await self._work(len(request.body), find)
+        if not ids:
+            return lambda body: body
+        return partial(stateful.resolve_references, stored=await self._stored.load(dialect, ids))
+
+    async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        stateful = cast(StatefulDialect, dialect)  # only those have the route
+        if "stream=true" in request.query:
+            raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
+        id_ = stateful.stored_id(argument)
+        found = await self._stored.load(dialect, [] if id_ is None else [id_])
+        if id_ not in found:
+            raise NotFound(f"Response with id '{argument[:100]}' not found.")
+        return json_response(200, stateful.render_stored(found[id_]))
+
+    async def _chat(
+        self,
+        dialect: Dialect,
+        http_request: Request,
+        argument: str,
+        complete: Callable[[Any], Any] = lambda body: body,
+    ) -> Response:
+        """Respond to a chat request; `complete` makes its body one that refers to nothing."""
         size = len(http_request.body)
         received = datetime.now(UTC), time.monotonic()
-        receive = partial(self._receive, dialect, http_request, argument, received)
+        receive = partial(self._receive, dialect, http_request, argument, received, complete)
         try:
             exchange, request, failure = await self._work(size, receive)
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
@@ -225,6 +286,7 @@ class App:
         http_request: Request,
         argument: str,
         received: tuple[datetime, float],
+        complete: Callable[[Any], Any],
         failure: BaseException | None = None,
     ) -> tuple[_Exchange, chat.ChatRequest | None, BaseException | None]:
         """Parse a request; return its exchange, and the request or why there is none.
@@ -235,7 +297,7 @@ class App:
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         try:
             if failure is None:
-                parsed = payload.parse(http_request.body, self._limits)
+                parsed = complete(payload.parse(http_request.body, self._limits))
                 body = dialect.normalize_body(parsed)
                 request = dialect.parse_request(parsed, dict(http_request.headers))
                 if request.model is None and argument:
@@ -507,6 +569,7 @@ class _Exchange:
             request.include_usage,
             self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
             request.option_paths.get("tools", "tools"),
+            request.echo,
         )
 
     @property

@@ -21,7 +21,7 @@ from llm.parts import (
 )
 
 from ...core import chat
-from .render_response import arguments_text, tool_call
+from .render_response import tool_call
 from .schema import OPTIONS
 
 SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
@@ -98,11 +98,6 @@ def _option_fields(request: chat.ChatRequest, ignored: list[str]) -> dict[str, A
     return fields
 
 
-def auth_headers(key: str | None) -> dict[str, str]:
-    """Return the header fields that authenticate a request to a server of this API."""
-    return {} if key is None else {"authorization": f"Bearer {key}"}
-
-
 class _MessageRenderer:
     """Renders messages in order and lists what they can't hold."""
 
@@ -138,7 +133,7 @@ class _MessageRenderer:
                 case ReasoningPart():
                     reasoning.append(part.text)
                 case ToolCallPart(server_executed=False):
-                    function = {"name": part.name, "arguments": arguments_text(part)}
+                    function = {"name": part.name, "arguments": chat.arguments_text(part)}
                     calls.append(tool_call(part.tool_call_id, function))
                 case TextPart():
                     text += self._content(part)
