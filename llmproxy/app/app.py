@@ -41,6 +41,7 @@ from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
 from ..recorder.store import logs_on
 from ..recorder.writer import Writer
+from ..transport.content_coding import INFLATED
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
 from .dashboard import Dashboard
@@ -55,7 +56,6 @@ logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 RETRY_S = 1  # sent as `retry-after` when too many models run
-INFLATED = 1_032  # bytes that a byte of gzip can become at most
 
 T = TypeVar("T")
 
@@ -184,8 +184,10 @@ class App:
 
     async def _decoded(self, request: Request) -> Request:
         """Return the request with its body inflated."""
-        is_coded = bool(request.headers.get("content-encoding"))
-        most = min(len(request.body) * INFLATED, self._limits.body) if is_coded else 0
+        coding = request.headers.get("content-encoding", "")
+        most = min(len(request.body) * INFLATED, self._limits.body) if coding else 0
+        if "zstd" in coding.lower():
+            most = self._limits.body
         return await self._work(most, lambda: decode_content(request, self._limits))
 
     async def _work(self, size: int, work: Callable[[], T]) -> T:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import json
+import zlib
 
 import openai
 import pytest
@@ -344,3 +346,38 @@ def test_errors_have_openais_shape_from_the_first_byte_on(
     assert response.status == status
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
+
+
+def test_a_websocket_is_refused_by_the_status_at_which_codex_goes_on_at_once(llm_user_path):
+    """At 405 Codex 0.171 tries for seven seconds."""
+    with running(thinking()) as proxy:
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        connection.request(
+            "GET",
+            "/v1/responses",
+            headers={
+                "connection": "Upgrade",
+                "upgrade": "websocket",
+                "sec-websocket-version": "13",
+                "sec-websocket-key": "9Dkz1v+c31wSD6x5l8tPuQ==",
+                "openai-beta": "responses_websockets=2026-02-06",
+            },
+        )
+        response = connection.getresponse()
+        error = json.loads(response.read())["error"]
+        connection.close()
+    assert response.status == 426
+    assert response.headers["upgrade"] == "HTTP/1.1"
+    assert error["message"] == "this server speaks no WebSocket: send the request by HTTP POST"
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+def test_a_compressed_body_is_read(llm_user_path, coding):
+    body = json.dumps({"model": "m", "input": "hi"}).encode()
+    packed = gzip.compress(body) if coding == "gzip" else zlib.compress(body)
+    with running(thinking()) as proxy:
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
+        headers = {"content-encoding": coding}
+        connection.request("POST", "/v1/responses", packed, headers)
+        assert connection.getresponse().status == 200
+        connection.close()
