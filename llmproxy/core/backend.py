@@ -25,6 +25,8 @@ Kind = Literal[
 ]
 """The purpose of a route; the app has one handler per kind, for all dialects."""
 
+CHAT_KINDS = frozenset({"chat", "stateful_chat"})  # of the route on which a dialect's models answer
+
 
 @dataclass(frozen=True)
 class Route:

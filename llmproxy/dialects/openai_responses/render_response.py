@@ -454,6 +454,7 @@ class StreamRenderer:
         match call.kind["type"]:
             case "function":
                 if not call.has_text:
+                    call.blank.clear()
                     frames += self._send_arguments(call, arguments)
                 done = {**place, "name": item["name"], "arguments": arguments}
                 frames.append(self._event("response.function_call_arguments.done", done))
