@@ -448,7 +448,15 @@ def _recall_candidates(reply: Reply, recorded: _Recorded, model: str) -> list[Ca
 def _has_other_metadata(message: Message, original: Iterable[Message]) -> bool:
     """Check whether the client sends hidden content of its own, which must not be replaced."""
     ours = [_metadata(part) for recorded in original for part in recorded.parts]
-    return any(_metadata(part) not in ours for part in message.parts if _metadata(part))
+    sent = [metadata for part in message.parts if (metadata := _metadata(part))]
+    return not all(any(_is_part_of(one, other) for other in ours) for one in sent)
+
+
+def _is_part_of(one: object, other: object) -> bool:
+    """Check whether a value says nothing that the other does not: APIs don't show all of it."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(name in other and _is_part_of(one[name], other[name]) for name in one)
+    return one == other
 
 
 def _metadata(part: object) -> object:

@@ -38,6 +38,10 @@ BODIES = {
         "tools": [{"type": "function", "function": {"name": "look", "parameters": TOOL}}],
         "stream_options": {"include_usage": True},
     },
+    "/v1/responses": {
+        "model": "m", "max_output_tokens": 99, "input": "q",
+        "tools": [{"type": "function", "name": "look", "parameters": TOOL}],
+    },
     "/v1/messages": {
         "model": "m", "max_tokens": 99, "messages": [{"role": "user", "content": "q"}],
         "tools": [{"name": "look", "input_schema": TOOL}],
@@ -50,7 +54,7 @@ def answer_of(proxy, path, stream):
     status, _, body = request(proxy, "POST", path, BODIES[path] | {"stream": stream})
     assert status == 200, body
     text = re.sub(r"01[0-9a-hjkmnp-tv-z]{24}", "ID", body.decode())
-    return re.sub(r'"created":\d+', '"created":0', text)
+    return re.sub(r'"created(_at)?":\d+', '"created":0', text)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
