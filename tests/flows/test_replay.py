@@ -249,7 +249,23 @@ def anthropic_agent(url: str, task: str) -> str:
         ]
 
 
-AGENTS = {"openai": openai_agent, "anthropic": anthropic_agent}
+def responses_agent(url: str, task: str) -> str:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0)
+    options = BODIES["/v1/responses"] | {"input": [{"role": "user", "content": task}]}
+    result = {"type": "function_call_output", "output": "sun"}
+    while True:
+        with client.responses.stream(**options) as stream:
+            response = stream.get_final_response()
+        calls = [item for item in response.output if item.type == "function_call"]
+        if not calls:
+            return response.output_text
+        options["input"] += [
+            *(item.model_dump(exclude_none=True) for item in response.output),
+            *(result | {"call_id": call.call_id} for call in calls),
+        ]
+
+
+AGENTS = {"openai": openai_agent, "anthropic": anthropic_agent, "responses": responses_agent}
 
 
 @pytest.mark.parametrize("recorded_by", AGENTS)

@@ -10,11 +10,15 @@ import zlib
 
 import openai
 import pytest
+from llm.default_plugins.openai_models import AsyncResponses, Responses
 from llm.parts import StreamEvent
 from pydantic import BaseModel
 
+from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited
+from llmproxy.dialects import openai_responses
 from tests.models import AsyncScript, usage
+from tests.provider import begin_sse, playing
 from tests.proxies import Running, running
 
 
@@ -381,3 +385,63 @@ def test_a_compressed_body_is_read(llm_user_path, coding):
         connection.request("POST", "/v1/responses", packed, headers)
         assert connection.getresponse().status == 200
         connection.close()
+
+
+# ---- OpenAI's own models, which llm asks by the same API
+
+
+@pytest.mark.parametrize("kind", [Responses, AsyncResponses])
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_encrypted_reasoning_goes_through_llms_plugin_and_back(llm_user_path, kind, stream):
+    """B37: as OpenAI sent it, under OpenAI's id, next to its call, without a log too."""
+    events: list[chat.Event] = [
+        StreamEvent("reasoning", "Ask.", 0),
+        StreamEvent(
+            "reasoning",
+            "",
+            0,
+            provider_metadata={"openai": {"encrypted_content": "gAAAA"}},
+        ),
+        StreamEvent("tool_call_name", "tide", 1, "call_1"),
+        StreamEvent("tool_call_args", '{"at": "noon"}', 1, "call_1"),
+        chat.Finish("tool_calls", usage=chat.Usage(9, 4, reasoning_tokens=2)),
+    ]
+
+    def openai_answers(body, handler):
+        renderer = openai_responses.StreamRenderer(chat.Envelope("68ab", 1, "real"))
+        begin_sse(handler)
+        handler.wfile.write(b"".join(renderer.start()))
+        for event in events:
+            handler.wfile.write(b"".join(renderer.feed(event)))
+
+    with playing(openai_answers) as provider:
+        model = kind("m", api_base=provider.url, supports_tools=True, reasoning=True)
+        model.key = "sk-any"
+        with running(model, log=False) as proxy:
+            body = {
+                "model": "m",
+                "input": [{"role": "user", "content": "High tide?"}],
+                "tools": TOOLS,
+                "store": False,
+                "include": ["reasoning.encrypted_content"],
+            }
+            responses = client(proxy).responses
+            if stream:
+                with responses.stream(**body) as streamed:
+                    first = streamed.get_final_response()
+            else:
+                first = responses.create(**body)
+            assert [item.type for item in first.output] == ["reasoning", "function_call"]
+            assert first.output[0].encrypted_content == "gAAAA"
+            assert first.usage.output_tokens_details.reasoning_tokens == 2
+            body["input"] += [
+                *(item.model_dump(exclude_none=True) for item in first.output),
+                {"type": "function_call_output", "call_id": "call_1", "output": "12:40"},
+            ]
+            responses.create(**body)
+        sent = provider.bodies[1]["input"]
+    assert [item.get("type", item.get("role")) for item in sent] == [
+        *("user", "reasoning", "function_call", "function_call_output")
+    ]
+    assert sent[1]["encrypted_content"] == "gAAAA"
+    assert "id" not in sent[1]
