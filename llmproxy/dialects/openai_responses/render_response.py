@@ -204,6 +204,8 @@ class StreamRenderer:
         self._summary: list[str] = []
         # A delta's frame before and after its text, the same within an item.
         self._before = self._after = b""
+        self._delta_of: _Prose | _Call | None = None
+        self._renewed: dict[int | None, _Prose] = {}  # ended reasoning, whose metadata came again
 
     def start(self) -> list[bytes]:
         """Return response.created and response.in_progress."""
@@ -259,6 +261,7 @@ class StreamRenderer:
         head = payload.encode({"type": type_, **place})
         self._before = b'event: %b\ndata: %b,"delta":' % (type_.encode(), head[:-1])
         self._after = b'%b,"sequence_number":' % after.encode()
+        self._delta_of = None
 
     def _begin_item(self, item: dict[str, Any]) -> bytes:
         self._output.append(item)
@@ -335,7 +338,7 @@ class StreamRenderer:
             frames += self._say(event.chunk)
         if known is not self._prose and metadata:
             # llm repeats the encrypted text at the end, as the whole response has it.
-            self._output[known.index] = known.item(self._envelope)
+            self._renewed[event.part_index] = known
         return frames
 
     # -- text and reasoning
@@ -439,8 +442,10 @@ class StreamRenderer:
             text = "".join(call.blank)
         if not text:
             return []
-        place = call.place(self._envelope)
-        self._set_delta("response.function_call_arguments.delta", place)
+        if self._delta_of is not call:
+            place = call.place(self._envelope)
+            self._set_delta("response.function_call_arguments.delta", place)
+            self._delta_of = call
         return [self._delta(text)]
 
     def _end_call(self, part: int | None, call: _Call, status: str) -> list[bytes]:
@@ -510,6 +515,8 @@ class StreamRenderer:
             item = _compaction_item(self._envelope, "".join(self._summary))
             frames += [self._begin_item(item), self._end_item(0, item)]
         frames += self._close(finish)
+        for prose in self._renewed.values():
+            self._output[prose.index] = prose.item(self._envelope)
         finish_output(self._output, finish)
         response = _render_finished(self._envelope, self._output, finish)
         frames.append(self._event(f"response.{response['status']}", {"response": response}))
