@@ -5,6 +5,7 @@ Spec: https://platform.openai.com/docs/api-reference/responses-streaming
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -195,7 +196,7 @@ class StreamRenderer:
         self._reasoning: dict[int | None, _Prose] = {}  # also ended ones, by part_index
         self._calls: dict[int | None, _Call] = {}  # open ones
         self._ended: set[int | None] = set()  # parts of calls
-        self._unbegun: list[_Call] = []  # calls whose arguments have not begun
+        self._unbegun: deque[_Call] = deque()  # calls that wait for their arguments, in order
         self._server_arguments: dict[int | None, list[str]] = {}  # by part_index
         self._server_calls: dict[str | None, list[str]] = {}  # by tool_call_id
         self._result: tuple[StreamEvent, list[str]] | None = None  # of a server tool, its text
@@ -392,7 +393,7 @@ class StreamRenderer:
         """End whatever is open: text or reasoning, a server tool's result, or all calls."""
         frames = self._end_prose(finish, before_call=False)
         frames += self._end_result()
-        frames += self._begin_calls()
+        frames += self._begin_calls(all_of_them=True)
         last = len(self._output) - 1
         for part, call in list(self._calls.items()):
             is_cut = (
@@ -417,17 +418,19 @@ class StreamRenderer:
             call.names.append(event.chunk)
             return frames
         call.arguments.append(event.chunk)
-        # A name may be in pieces, so a call begins with its arguments.
-        frames += self._begin_calls()
-        return [*frames, *self._send_arguments(call, event.chunk)]
+        if call.index >= 0:
+            return [*frames, *self._send_arguments(call, event.chunk)]
+        return [*frames, *self._begin_calls()]
 
-    def _begin_calls(self) -> list[bytes]:
-        unbegun, self._unbegun = self._unbegun, []
+    def _begin_calls(self, *, all_of_them: bool = False) -> list[bytes]:
+        """Begin calls in order, each with its arguments: until then its name may still grow."""
         frames = []
-        for call in unbegun:
+        while self._unbegun and (all_of_them or self._unbegun[0].arguments):
+            call = self._unbegun.popleft()
             call.index = len(self._output)
             call.kind = call_kind(self._envelope, "".join(call.names))
             frames.append(self._begin_item(call.item(self._envelope, "in_progress", "")))
+            frames += self._send_arguments(call, "".join(call.arguments))
         return frames
 
     def _send_arguments(self, call: _Call, text: str) -> list[bytes]:
@@ -571,7 +574,4 @@ class _Call:
         return {"item_id": self.id(envelope), "output_index": self.index}
 
     def item(self, envelope: chat.Envelope, status: str, arguments: str) -> dict[str, Any]:
-        kind = dict(self.kind)
-        if kind["type"] == "function" and "namespace" not in kind:
-            kind["name"] = "".join(self.names)  # a last piece may have come late
-        return call_item(self.id(envelope), status, kind, self.call_id, arguments)
+        return call_item(self.id(envelope), status, self.kind, self.call_id, arguments)
