@@ -7,8 +7,6 @@ Spec: https://platform.openai.com/docs/api-reference/responses/object
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +30,6 @@ COMPACTION_PROMPT = (
     " summary only."
 )
 COMPACTED = "Summary of the conversation so far, which it replaces:\n\n"
-_COMPACTION_MARK = "llmproxy:"
 
 
 def exchange_id(id_: str) -> str | None:
@@ -49,22 +46,6 @@ def item_id(prefix: str, envelope: chat.Envelope, index: int) -> str:
 def tool_name(name: str, namespace: str | None) -> str:
     """Return the name under which a model knows a tool: names are unique in a namespace only."""
     return f"{namespace.rstrip('_')}__{name}" if namespace else name
-
-
-def encode_compaction(summary: str) -> str:
-    """Encode a summary as the opaque text that clients send back."""
-    return _COMPACTION_MARK + base64.b64encode(summary.encode()).decode()
-
-
-def decode_compaction(text: str) -> str | None:
-    """Return the summary in an opaque text, None if another server wrote it."""
-    if not text.startswith(_COMPACTION_MARK):
-        return None
-    try:
-        data = base64.b64decode(text.removeprefix(_COMPACTION_MARK), validate=True)
-        return data.decode()
-    except (binascii.Error, ValueError):
-        return None
 
 
 # ---- reasoning

@@ -21,12 +21,12 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text
+from ...core.compaction import decode_compaction
 from ...core.errors import InvalidRequest, Unsupported
 from ...core.tool_calls import PendingToolCalls, append_result
 from .items import (
     COMPACTED,
     COMPACTION_PROMPT,
-    decode_compaction,
     reasoning_metadata,
     server_call,
     tool_name,

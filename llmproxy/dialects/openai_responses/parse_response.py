@@ -13,11 +13,12 @@ from typing import Any
 from llm.parts import StreamEvent
 
 from ...core import chat, finish_reasons, payload
+from ...core.compaction import decode_compaction
 from ...core.errors import UpstreamError
 from ...core.finish_reasons import finish_reason
 from ...core.openai_api import parse_error
 from ...transport import framing
-from .items import decode_compaction, reasoning_metadata, server_call, tool_name
+from .items import reasoning_metadata, server_call, tool_name
 
 
 def parse_response(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatResponse:

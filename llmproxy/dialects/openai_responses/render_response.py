@@ -12,6 +12,7 @@ from typing import Any
 from llm.parts import StreamEvent, TextPart
 
 from ...core import chat, payload
+from ...core.compaction import encode_compaction
 from ...core.errors import ProxyError
 from ...core.openai_api import render_error
 from ...transport import framing
@@ -20,7 +21,6 @@ from .items import (
     ID_PREFIX,
     call_item,
     call_kind,
-    encode_compaction,
     encrypted_content,
     finish_output,
     is_shown_server_tool,
