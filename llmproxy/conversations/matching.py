@@ -23,7 +23,7 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
-from llm.parts import Message, TextPart
+from llm.parts import Message, ReasoningPart, TextPart
 
 from ..core.byte_cache import message_bytes
 from ..core.fingerprints import (
@@ -417,18 +417,27 @@ def _with_recalled(
 def _original(
     reply: Reply, message: Message, recorded: _Recorded, model: str
 ) -> list[Message] | None:
-    """Return the reply as this model gave it; None if that is unclear, or nothing was lost."""
+    """Return the reply as this model gave it; None if that is unclear, or nothing was lost.
+
+    Reasoning that a client sent back counts as the model's own only if the log has it.
+    """
     originals = []
     for original in map(recorded.reply, _recall_candidates(reply, recorded, model)):
         if original not in originals:
             originals.append(original)
-    if len(originals) != 1 or originals[0] == [message]:
+    if len(originals) != 1:
+        return None
+    if originals[0] == [message] and not _has_reasoning(message):
         return None
     (original,) = originals
     # If the client prefilled the reply, it sends back more than the model gave.
     if not have_same_content([message], original) or _has_other_metadata(message, original):
         return None
     return original
+
+
+def _has_reasoning(message: Message) -> bool:
+    return any(isinstance(part, ReasoningPart) for part in message.parts)
 
 
 def _recall_candidates(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:

@@ -180,3 +180,24 @@ def test_reasoning_goes_on_to_openais_own_servers(dialect, llm_user_path):
     reasoning = body["input"][1]
     assert (reasoning["id"], reasoning["encrypted_content"]) == ("rs_68ab", "gAAAA")
     assert ignored == ()
+
+
+@pytest.mark.parametrize("is_edited", [False, True], ids=["as-it-was", "edited"])
+def test_plain_reasoning_that_a_client_sends_back_is_the_models_own(is_edited, llm_user_path):
+    """Some models want it in a turn with tools. What the log doesn't have is left out."""
+    model = AsyncScript("m", StreamEvent("reasoning", "Hm."), StreamEvent("text", "The Otter."))
+    body = {"model": "m", "input": [{"role": "user", "content": "Which boat?"}]}
+    with running(model) as proxy:
+        _, _, text = request(proxy, "POST", "/v1/responses", body)
+        output = payload.parse(text)["output"]
+        if is_edited:
+            output[0]["summary"][0]["text"] = "Ah."
+            output[1]["content"][0]["text"] = "The Heron."
+        body["input"] += [*output, {"role": "user", "content": "Why?"}]
+        assert request(proxy, "POST", "/v1/responses", body)[0] == 200
+        exchange = proxy.wait_for_report(2)
+    reply = model.prompts[1].messages[1]
+    assert [type(part).__name__ for part in reply.parts] == (
+        ["TextPart"] if is_edited else ["ReasoningPart", "TextPart"]
+    )
+    assert ("messages[*].reasoning" in exchange.ignored) == is_edited
