@@ -268,6 +268,25 @@ def test_what_is_not_in_the_log_is_refused_as_openai_does(llm_user_path, body, s
         assert error["message"] == f"Previous response with id '{id_}' not found."
 
 
+def test_without_a_log_nothing_can_be_referred_to(llm_user_path):
+    with running(thinking(), log=False) as proxy:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="one")
+        with pytest.raises(openai.BadRequestError, match="Previous response with id .* not found"):
+            responses.create(model="m", input="two", previous_response_id=first.id)
+        with pytest.raises(openai.NotFoundError):
+            responses.retrieve(first.id)
+
+
+def test_a_response_of_another_api_is_none_of_these(llm_user_path):
+    with running(thinking()) as proxy:
+        chat_ = client(proxy).chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "one"}]
+        )
+        with pytest.raises(openai.NotFoundError):
+            client(proxy).responses.retrieve(chat_.id.replace("chatcmpl-", "resp_"))
+
+
 def test_a_response_is_shown_as_it_was_sent(llm_user_path):
     with running(calling()) as proxy:
         responses = client(proxy).responses
