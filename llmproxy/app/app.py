@@ -27,6 +27,7 @@ from ..core.errors import (
     NotFound,
     ProxyError,
     RateLimited,
+    TooLarge,
     Unsupported,
     UpstreamTimeout,
 )
@@ -234,7 +235,16 @@ class App:
                 ids = await self._work(len(request.body), find)
         if not ids:
             return lambda body: body
-        return partial(stateful.resolve_references, stored=await self._stored.load(dialect, ids))
+        stored = await self._stored.load(dialect, ids)
+        most = 2 * self._limits.body  # in memory, where a value takes more than its text
+
+        def complete(body: Any) -> Any:
+            resolved = stateful.resolve_references(body, stored)
+            if payload.measure(resolved, most)[0] > most:
+                raise TooLarge("the conversation is larger than a request may be (limit body)")
+            return resolved
+
+        return complete
 
     async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
         stateful = cast(StatefulDialect, dialect)  # only those have the route

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ..backends.log_source import exchange_failure, exchange_request
@@ -17,6 +18,8 @@ from ..recorder.exchange import Exchange
 from ..recorder.reader import LogReader
 from ..recorder.store import StoreError
 
+MAX_READ = 256  # by one request: each may hold a whole conversation
+
 
 class StoredResponses:
     """The responses in a log, which need not exist yet. None is found without a log."""
@@ -27,9 +30,11 @@ class StoredResponses:
     async def load(self, dialect: Dialect, ids: Iterable[str]) -> dict[str, chat.StoredResponse]:
         """Return those of the exchanges that the log has and that came by this dialect.
 
-        They are read in a thread; nothing is found if the log can't be read.
+        They are read in a thread, at most `MAX_READ`; nothing is found if the log can't be
+        read.
         """
-        return await in_daemon_thread(partial(self._load, dialect, list(ids)), "llmproxy-stored")
+        first = list(islice(ids, MAX_READ))
+        return await in_daemon_thread(partial(self._load, dialect, first), "llmproxy-stored")
 
     def _load(self, dialect: Dialect, ids: list[str]) -> dict[str, chat.StoredResponse]:
         found: dict[str, chat.StoredResponse] = {}

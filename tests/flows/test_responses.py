@@ -16,6 +16,8 @@ from pydantic import BaseModel
 
 from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited
+from llmproxy.core.fingerprints import visible_text
+from llmproxy.core.limits import Limits
 from llmproxy.dialects import openai_responses
 from tests.models import AsyncScript, usage
 from tests.provider import begin_sse, playing
@@ -57,10 +59,7 @@ def client(proxy: Running) -> openai.OpenAI:
 
 def texts(model: AsyncScript) -> list[tuple[str, str]]:
     """What the model was asked last, in words."""
-    return [
-        (message.role, "".join(getattr(part, "text", "") for part in message.parts))
-        for message in model.prompts[-1].messages
-    ]
+    return [(message.role, visible_text(message)) for message in model.prompts[-1].messages]
 
 
 # ---- whole and streamed
@@ -266,6 +265,16 @@ def test_what_is_not_in_the_log_is_refused_as_openai_does(llm_user_path, body, s
     if code:
         id_ = body["previous_response_id"]
         assert error["message"] == f"Previous response with id '{id_}' not found."
+
+
+def test_a_conversation_that_became_too_large_is_refused(llm_user_path):
+    with running(thinking(), limits=Limits(body=20_000, shutdown_s=5)) as proxy:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="a" * 18_000)
+        second = responses.create(model="m", input="a" * 15_000, previous_response_id=first.id)
+        with pytest.raises(openai.APIStatusError, match="limit body") as caught:
+            responses.create(model="m", input="a" * 15_000, previous_response_id=second.id)
+    assert caught.value.status_code == 413
 
 
 def test_without_a_log_nothing_can_be_referred_to(llm_user_path):
