@@ -210,11 +210,14 @@ class StreamRenderer:
 
     def start(self) -> list[bytes]:
         """Return response.created and response.in_progress."""
-        response = _render_object(self._envelope, "in_progress", [])
-        return [
-            self._event("response.created", {"response": response}),
-            self._event("response.in_progress", {"response": response}),
-        ]
+        # Encoded once: with an agent's tools it has tens of kilobytes.
+        response = payload.encode(_render_object(self._envelope, "in_progress", []))
+        frames = []
+        for type_ in (b"response.created", b"response.in_progress"):
+            data = b'{"type":"%b","response":%b,"sequence_number":%d}'
+            frames.append(framing.encode_sse(data % (type_, response, self._number), type_))
+            self._number += 1
+        return frames
 
     def feed(self, event: chat.Event) -> list[bytes]:
         """Return the frames of one event: none if it must wait, or if the API has no item."""
