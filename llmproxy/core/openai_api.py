@@ -11,6 +11,10 @@ from typing import Any
 from . import backend, error_meanings
 from .errors import ProxyError
 
+SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
+MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
+AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
+
 
 def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
     """Render the list of models.

@@ -21,11 +21,9 @@ from llm.parts import (
 )
 
 from ...core import chat
+from ...core.openai_api import AUDIO_FORMATS, MAX_USER_CHARS, SCHEMA_NAME
 from .render_response import tool_call
 from .schema import OPTIONS
-
-SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
-MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
 
 
 def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -187,8 +185,8 @@ class _MessageRenderer:
         data = base64.b64encode(attachment.content).decode()
         if type_.startswith("image/"):
             return [{"type": "image_url", "image_url": {"url": f"data:{type_};base64,{data}"}}]
-        if type_ in _AUDIO_FORMATS:
-            audio = {"data": data, "format": _AUDIO_FORMATS[type_]}
+        if type_ in AUDIO_FORMATS:
+            audio = {"data": data, "format": AUDIO_FORMATS[type_]}
             return [{"type": "input_audio", "input_audio": audio}]
         # OpenAI requires a name beside the data; our attachments have none.
         ending = type_.rpartition("/")[2]
@@ -197,7 +195,6 @@ class _MessageRenderer:
 
 
 _RANKS: Mapping[type, int] = {ReasoningPart: 0, TextPart: 1, ToolCallPart: 2}
-_AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 
 
 def _shortest(content: list[dict[str, Any]]) -> str | list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Spec: https://platform.openai.com/docs/api-reference/responses/create
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import llm
@@ -21,11 +21,9 @@ from llm.parts import (
 )
 
 from ...core import chat
+from ...core.openai_api import AUDIO_FORMATS, MAX_USER_CHARS, SCHEMA_NAME
 from .items import encrypted_content, openai_metadata, reasoning_item
 from .schema import OPTIONS
-
-SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
-MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
 
 
 def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -202,13 +200,10 @@ class _ItemRenderer:
         data = base64.b64encode(attachment.content).decode()
         if type_.startswith("image/"):
             return [{"type": "input_image", "image_url": f"data:{type_};base64,{data}"}]
-        if type_ in _AUDIO_FORMATS:
-            audio = {"data": data, "format": _AUDIO_FORMATS[type_]}
+        if type_ in AUDIO_FORMATS:
+            audio = {"data": data, "format": AUDIO_FORMATS[type_]}
             return [{"type": "input_audio", "input_audio": audio}]
         # OpenAI requires a name beside the data; our attachments have none.
         ending = type_.rpartition("/")[2]
         file = {"filename": f"file.{ending}", "file_data": f"data:{type_};base64,{data}"}
         return [{"type": "input_file", **file}]
-
-
-_AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
