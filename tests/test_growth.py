@@ -301,6 +301,7 @@ RESPONSES_BODIES: dict[str, Callable[[int], Any]] = {
         *[item for i in range(n) for item in (_call_item(i + 1), _output_item(i))],
         _output_item(n),
     ),
+    "results of one call": lambda n: _input(_call_item(0), *[_output_item(0)] * n),
     "messages within a call": lambda n: _input(
         _call_item(0), *[{"role": "user", "content": "a"}] * n, _output_item(0)
     ),

@@ -55,11 +55,15 @@ class Agent(llm.AsyncModel):
         else:
             yield StreamEvent("reasoning", "I shall run it.")
             yield StreamEvent("text", "Running.")
-            yield StreamEvent("tool_call_name", "exec_command", tool_call_id="call_1")
-            yield StreamEvent("tool_call_args", '{"cmd":"echo harbour"}', tool_call_id="call_1")
+            name, arguments = "exec_command", {"cmd": "echo harbour"}
+            if "functions__exec" in {tool.name for tool in prompt.tools}:
+                code = 'const r = await tools.exec_command({cmd: "echo harbour"}); text(r.output)'
+                name, arguments = "functions__exec", {"input": code}
+            yield StreamEvent("tool_call_name", name, tool_call_id="call_1")
+            yield StreamEvent("tool_call_args", json.dumps(arguments), tool_call_id="call_1")
 
 
-def codex(home: Path, *arguments: str) -> list[dict[str, Any]]:
+def codex(home: Path, *arguments: str, model: str = "m") -> list[dict[str, Any]]:
     """Run `codex exec` once; return the events that it prints."""
     home.mkdir(exist_ok=True)
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "CODEX_HOME": str(home), "KEY": "any"}
@@ -69,7 +73,7 @@ def codex(home: Path, *arguments: str) -> list[dict[str, Any]]:
         login = [CODEX, "login", "--with-api-key"]
         subprocess.run(login, env=env, input=b"sk-any", check=True, capture_output=True)
     done = subprocess.run(
-        [CODEX, "exec", "--skip-git-repo-check", "--json", "-m", "m", *arguments, "Run it."],
+        [CODEX, "exec", "--skip-git-repo-check", "--json", "-m", model, *arguments, "Run it."],
         env=env,
         cwd=home,
         stdin=subprocess.DEVNULL,
@@ -98,22 +102,37 @@ TURN = [
 ]
 
 
+def provider(url: str) -> list[str]:
+    """The settings for this proxy as a provider of its own."""
+    settings = ['name="llmproxy"', f'base_url="{url}/v1"', 'wire_api="responses"', 'env_key="KEY"']
+    flags = ["-c", 'model_provider="llmproxy"']
+    for setting in settings:
+        flags += ["-c", f"model_providers.llmproxy.{setting}"]
+    return flags
+
+
 def test_codex_works_with_a_provider_of_its_own(llm_user_path, tmp_path):
     agent = Agent()
     with running(agent) as proxy:
-        events = codex(
-            tmp_path / "home",
-            *("-c", 'model_provider="llmproxy"'),
-            *("-c", 'model_providers.llmproxy.name="llmproxy"'),
-            *("-c", f'model_providers.llmproxy.base_url="{proxy.url}/v1"'),
-            *("-c", 'model_providers.llmproxy.wire_api="responses"'),
-            *("-c", 'model_providers.llmproxy.env_key="KEY"'),
-        )
+        events = codex(tmp_path / "home", *provider(proxy.url))
         first, second = proxy.reports
     assert said(events) == TURN
     assert (first.link, second.link, second.previous_id) == (None, "reply", first.id)
     names = {tool.name for tool in agent.prompts[0].tools}
     assert {"exec_command", "multi_agent_v1__close_agent"} <= names
+
+
+def test_codex_runs_code_of_any_model_that_bears_a_newer_name(llm_user_path, tmp_path):
+    """For these it sends its tools in the input, and a custom one in a namespace for all."""
+    agent = Agent()
+    with running(agent, maps=[("gpt-*", "m")]) as proxy:
+        events = codex(tmp_path / "home", *provider(proxy.url), model="gpt-6-sol")
+        exchanges = list(proxy.reports)
+    assert said(events)[-1] == TURN[-1]
+    assert {exchange.status for exchange in exchanges} == {"ok"}
+    assert "tools" not in exchanges[0].request.body
+    names = {tool.name for tool in agent.prompts[0].tools}
+    assert {"functions__exec", "collaboration__spawn_agent"} <= names
 
 
 def test_codex_goes_on_without_a_websocket_and_compacts(llm_user_path, tmp_path):

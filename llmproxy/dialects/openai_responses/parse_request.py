@@ -20,7 +20,7 @@ from llm.parts import (
 )
 
 from ...core import attachments, chat, payload
-from ...core.as_text import block_text, holds_text
+from ...core.as_text import block_text, holds_text, result_text
 from ...core.compaction import decode_compaction
 from ...core.errors import InvalidRequest, Unsupported
 from ...core.tool_calls import PendingToolCalls, append_result
@@ -399,6 +399,8 @@ class _ItemParser:
         self._ignored = ignored
         self._pending = PendingToolCalls()
         self._held: list[Message] = []  # messages between a call and its result
+        self._results: dict[str, ToolResultPart] = {}  # the last one of each call
+        self._more: dict[int, tuple[ToolResultPart, list[str]]] = {}  # results in pieces
         self._paths: dict[int, str] = {}  # by the attachment's identity
 
     def attachment_paths(self) -> tuple[str, ...]:
@@ -429,6 +431,8 @@ class _ItemParser:
             self._add(item, f"input[{i}]")
             count += 1
         self._pending.check_empty(f"input[{count}]")
+        for result, texts in self._more.values():
+            result.output = "\n".join(texts)
 
     def _add(self, item: Any, path: str) -> None:
         match item:
@@ -561,8 +565,11 @@ class _ItemParser:
         self._result(item.call_id, output, path)
 
     def _result(self, call_id: str, output: Sequence[Part], path: str) -> None:
+        if (earlier := self._results.get(call_id)) is not None and not self._pending.has(call_id):
+            self._add_to_result(earlier, output)
+            return
         name = self._pending.take(call_id, f"{path}.call_id")
-        result = ToolResultPart(
+        result = self._results[call_id] = ToolResultPart(
             name=name,
             output="".join(part.text for part in output if isinstance(part, TextPart)),
             tool_call_id=call_id,
@@ -576,6 +583,26 @@ class _ItemParser:
         if not self._pending:
             held, self._held = self._held, []
             self.messages += held
+
+    def _add_to_result(self, earlier: ToolResultPart, output: Sequence[Part]) -> None:
+        """Add a further result of a call, which Codex's tools may send while they run.
+
+        Once the conversation has gone on, it is a message of its own.
+        """
+        if self.messages[-1].role == "tool" and self.messages[-1].parts[-1] is earlier:
+            texts = self._more.setdefault(id(earlier), (earlier, [earlier.output]))[1]
+            texts += [part.text for part in output if isinstance(part, TextPart)]
+            earlier.attachments += [
+                part.attachment
+                for part in output
+                if isinstance(part, AttachmentPart) and part.attachment is not None
+            ]
+            return
+        self._ignored.append("input[*] (a further result of a call)")
+        texts = [part.text for part in output if isinstance(part, TextPart)]
+        told = ToolResultPart(earlier.name, "\n".join(texts), earlier.tool_call_id)
+        others = [part for part in output if not isinstance(part, TextPart)]
+        self._turn(Message("user", [TextPart(result_text(told)), *others]))
 
     def _tool_search(
         self, item: ToolSearchCall | ToolSearchOutput | AdditionalTools, path: str

@@ -77,6 +77,21 @@ def test_calls_at_once_may_each_be_followed_by_their_result():
     assert [part.tool_call_id for part in request.messages[1].parts] == ["c1", "c2", "c3"]
 
 
+def test_further_results_of_a_call_are_added_to_it():
+    """Codex's `exec` sends what it tells while it runs (`notify`) as results of the same call."""
+    request = parse(
+        USER,
+        call("c1"),
+        *(output("c1", text) for text in ("one", "two", "three")),
+        message("assistant", "So."),
+        output("c1", "late"),
+    )
+    assert roles(request) == ["user", "assistant", "tool", "assistant", "user"]
+    assert request.messages[2].parts == [ToolResultPart("f", "one\ntwo\nthree", tool_call_id="c1")]
+    assert request.messages[4].parts == [TextPart("<tool_result>f: late</tool_result>")]
+    assert request.ignored == ("input[*] (a further result of a call)",)
+
+
 def test_messages_between_a_call_and_its_result_come_after_it():
     image = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo="}
     request = parse(
