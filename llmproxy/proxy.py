@@ -23,6 +23,7 @@ from .app.app import App
 from .app.dashboard import Dashboard
 from .app.responses import render_error
 from .app.routes import dialect_of
+from .app.stored_responses import StoredResponses
 from .backends.engine import Catalog, Engine, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Log
@@ -259,6 +260,7 @@ class Proxy:
             limits=settings.limits,
             keys=self._known_keys,
             on_exchange=settings.report,
+            stored=StoredResponses(self.database),
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
             rewind=self._replay and self._replay.rewind,

@@ -28,7 +28,7 @@ from llmproxy.core.errors import ProxyError
 from llmproxy.core.fingerprints import replies, request_key
 from llmproxy.core.message_diff import first_difference
 from llmproxy.core.think_tags import ThinkTagSplitter, split_thinking
-from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
+from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat, openai_responses
 from llmproxy.recorder import timeline
 from llmproxy.recorder.redact import Redactor
 from llmproxy.recorder.request_store import deduplicate
@@ -278,9 +278,57 @@ def _request_steps(dialect: Any, body: Any) -> Callable[[], object]:
     return run
 
 
+def _input(*items: Any) -> Any:
+    return {"model": "m", "input": [{"role": "user", "content": "a"}, *items]}
+
+
+def _call_item(i: int) -> dict[str, Any]:
+    return {"type": "function_call", "call_id": f"c{i}", "name": "f", "arguments": "{}"}
+
+
+def _output_item(i: int) -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": f"c{i}", "output": "a"}
+
+
+RESPONSES_BODIES: dict[str, Callable[[int], Any]] = {
+    "messages": lambda n: _input(*[{"role": "developer", "content": "a"}] * n),
+    "replies in a row": lambda n: _input(*[{"role": "assistant", "content": "a"}] * n),
+    "calls at once": lambda n: _input(
+        *map(_call_item, range(n)), *map(_output_item, reversed(range(n)))
+    ),
+    "calls that overlap": lambda n: _input(
+        _call_item(0),
+        *[item for i in range(n) for item in (_call_item(i + 1), _output_item(i))],
+        _output_item(n),
+    ),
+    "results of one call": lambda n: _input(_call_item(0), *[_output_item(0)] * n),
+    "messages within a call": lambda n: _input(
+        _call_item(0), *[{"role": "user", "content": "a"}] * n, _output_item(0)
+    ),
+    "reasoning": lambda n: _input(
+        *[{"type": "reasoning", "summary": [], "encrypted_content": "a"}] * n
+    ),
+    "searches": lambda n: _input(
+        *[{"type": "web_search_call", "id": f"ws_{i}", "action": {"a": i}} for i in range(n)]
+    ),
+    "unknown items": lambda n: _input(*[{"type": "x", "text": "a"}] * n),
+    "namespaces": lambda n: {
+        **_input(),
+        "tools": [
+            {"type": "namespace", "name": f"n{i}", "tools": [{"type": "custom", "name": "f"}]}
+            for i in range(n)
+        ],
+    },
+}
+
+
 REQUESTS = [
     Case(f"{dialect.NAME}: {name}", lambda n, d=dialect, b=body: _request_steps(d, b(n)), 0.5)
-    for dialect, bodies in ((openai_chat, OPENAI_BODIES), (anthropic_messages, ANTHROPIC_BODIES))
+    for dialect, bodies in (
+        (openai_chat, OPENAI_BODIES),
+        (anthropic_messages, ANTHROPIC_BODIES),
+        (openai_responses, RESPONSES_BODIES),
+    )
     for name, body in bodies.items()
 ]
 
@@ -397,7 +445,7 @@ def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], objec
 
 RESPONSES = [
     Case(f"{dialect.NAME}: {name}", lambda n, d=dialect, a=answer: _answer_steps(d, a(n)), 0.5)
-    for dialect in (openai_chat, anthropic_messages)
+    for dialect in (openai_chat, anthropic_messages, openai_responses)
     for name, answer in ANSWERS.items()
 ]
 
@@ -476,7 +524,7 @@ PARTS = [
             ),
             4,
         )
-        for dialect in (openai_chat, anthropic_messages)
+        for dialect in (openai_chat, anthropic_messages, openai_responses)
         for name, events in (
             ("long blank arguments", lambda n: [_name(0, "a"), *[_args(0, " " * 20, "a")] * n]),
             ("long blank text", lambda n: [_text(" " * 20)] * n),

@@ -26,7 +26,7 @@ RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split
 
 PURE = (
     "core (?!threads|limiter)|dialects|transport http11|transport http_grammar"
-    "|transport response_parser|transport framing|report stats"
+    "|transport response_parser|transport framing|transport content_coding|report stats"
 )
 IMPURE_MODULES = set(
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"

@@ -96,6 +96,8 @@ def hub_json(value: Any) -> Any:
         return value
     shown = {}
     for field in fields(value):
+        if not field.compare:  # what only a renderer reads
+            continue
         default = field.default if field.default_factory is MISSING else field.default_factory()
         if getattr(value, field.name) != default:
             shown[field.name] = hub_json(getattr(value, field.name))

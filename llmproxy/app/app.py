@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -22,17 +23,26 @@ from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
 from ..core.byte_cache import message_bytes
-from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
+from ..core.errors import (
+    InvalidRequest,
+    NotFound,
+    ProxyError,
+    RateLimited,
+    TooLarge,
+    Unsupported,
+    UpstreamTimeout,
+)
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
-from ..dialects import CountingDialect, Dialect, Renderer
+from ..dialects import CountingDialect, Dialect, Renderer, StatefulDialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
 from ..recorder.store import logs_on
 from ..recorder.writer import Writer
+from ..transport.content_coding import INFLATED
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
 from .dashboard import Dashboard
@@ -41,13 +51,13 @@ from .metrics import Metrics
 from .responses import StreamBody, ignored_header, json_response, render_error, server_timing
 from .routes import bare_path, dialect_of, find_route
 from .status import PATHS, State, StatusPages
+from .stored_responses import StoredResponses
 
 logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and one to spare
 RETRY_S = 1  # sent as `retry-after` when too many models run
-INFLATED = 1_032  # bytes that a byte of gzip can become at most
 
 T = TypeVar("T")
 
@@ -61,6 +71,7 @@ class App:
     writer, matcher: write and search the log; None if nothing is logged.
     keys: API keys, removed from error messages.
     on_exchange: called with each exchange when it has ended.
+    stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
     rewind: as StatusPages takes it.
     """
@@ -76,6 +87,7 @@ class App:
         limits: Limits,
         keys: KnownKeys,
         on_exchange: Callable[[Exchange], None],
+        stored: StoredResponses | None = None,
         dashboard: Dashboard | None = None,
         connections: Callable[[], int] = lambda: 0,
         rewind: Callable[[], int] | None = None,
@@ -88,6 +100,7 @@ class App:
         self._limits = limits
         self._keys = keys
         self._on_exchange = on_exchange
+        self._stored = stored or StoredResponses(None)
         self._connections = connections
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
@@ -98,6 +111,9 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
+            "stateful_chat": self._stateful_chat,
+            "compaction": self._compaction,
+            "stored_response": self._show_response,
             "models": self._list_models,
             "model": self._show_model,
             "count_tokens": self._count_tokens,
@@ -170,8 +186,10 @@ class App:
 
     async def _decoded(self, request: Request) -> Request:
         """Return the request with its body inflated."""
-        is_coded = bool(request.headers.get("content-encoding"))
-        most = min(len(request.body) * INFLATED, self._limits.body) if is_coded else 0
+        coding = request.headers.get("content-encoding", "")
+        most = min(len(request.body) * INFLATED, self._limits.body) if coding else 0
+        if "zstd" in coding.lower():
+            most = self._limits.body
         return await self._work(most, lambda: decode_content(request, self._limits))
 
     async def _work(self, size: int, work: Callable[[], T]) -> T:
@@ -191,10 +209,65 @@ class App:
 
     # ---- chat requests
 
-    async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
+    async def _stateful_chat(
+        self, dialect: Dialect, http_request: Request, argument: str
+    ) -> Response:
+        return await self._chat(
+            dialect, http_request, argument, await self._resolver(dialect, http_request)
+        )
+
+    async def _compaction(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
+        stateful = cast(StatefulDialect, dialect)  # only those have the route
+        resolve = await self._resolver(dialect, http_request)
+        return await self._chat(
+            dialect, http_request, argument, lambda body: stateful.compaction_body(resolve(body))
+        )
+
+    async def _resolver(self, dialect: Dialect, request: Request) -> Callable[[Any], Any]:
+        """Return what makes a request's body complete: with the responses that it refers to."""
+        stateful = cast(StatefulDialect, dialect)  # only those have the routes
+        ids: tuple[str, ...] = ()
+        if stateful.may_refer(request.body):
+            with suppress(InvalidRequest):  # it is refused, and logged, when it is parsed
+
+                def find() -> tuple[str, ...]:
+                    return stateful.find_references(payload.parse(request.body, self._limits))
+
+                ids = await self._work(len(request.body), find)
+        if not ids:
+            return lambda body: body
+        stored = await self._stored.load(dialect, ids)
+        most = 2 * self._limits.body  # in memory, where a value takes more than its text
+
+        def complete(body: Any) -> Any:
+            resolved = stateful.resolve_references(body, stored)
+            if payload.measure(resolved, most)[0] > most:
+                raise TooLarge("the conversation is larger than a request may be (limit body)")
+            return resolved
+
+        return complete
+
+    async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        stateful = cast(StatefulDialect, dialect)  # only those have the route
+        if "stream=true" in request.query:
+            raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
+        id_ = stateful.stored_id(argument)
+        found = await self._stored.load(dialect, [] if id_ is None else [id_])
+        if id_ not in found:
+            raise NotFound(f"Response with id '{argument[:100]}' not found.")
+        return json_response(200, stateful.render_stored(found[id_]))
+
+    async def _chat(
+        self,
+        dialect: Dialect,
+        http_request: Request,
+        argument: str,
+        complete: Callable[[Any], Any] = lambda body: body,
+    ) -> Response:
+        """Respond to a chat request; `complete` makes its body one that refers to nothing."""
         size = len(http_request.body)
         received = datetime.now(UTC), time.monotonic()
-        receive = partial(self._receive, dialect, http_request, argument, received)
+        receive = partial(self._receive, dialect, http_request, argument, received, complete)
         try:
             exchange, request, failure = await self._work(size, receive)
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
@@ -234,6 +307,7 @@ class App:
         http_request: Request,
         argument: str,
         received: tuple[datetime, float],
+        complete: Callable[[Any], Any],
         failure: BaseException | None = None,
     ) -> tuple[_Exchange, chat.ChatRequest | None, BaseException | None]:
         """Parse a request; return its exchange, and the request or why there is none.
@@ -244,7 +318,7 @@ class App:
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         try:
             if failure is None:
-                parsed = payload.parse(http_request.body, self._limits)
+                parsed = complete(payload.parse(http_request.body, self._limits))
                 body = dialect.normalize_body(parsed)
                 request = dialect.parse_request(parsed, dict(http_request.headers))
                 if request.model is None and argument:
@@ -543,6 +617,7 @@ class _Exchange:
             request.include_usage,
             self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
             request.option_paths.get("tools", "tools"),
+            request.echo,
         )
 
     @property

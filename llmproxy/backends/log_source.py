@@ -84,7 +84,7 @@ class Log:
             exchange.model_used or exchange.model_asked or "",
             [(max(at - waited_ms, 0.0), event) for at, event in exchange.events],
             exchange.finish,
-            None if exchange.finish else _failure(exchange),
+            None if exchange.finish else exchange_failure(exchange),
             max((exchange.duration_ms or last_ms) - waited_ms, 0.0),
         )
 
@@ -157,7 +157,7 @@ _NEWEST = f"""
 """
 
 
-def _failure(exchange: Exchange) -> ProxyError:
+def exchange_failure(exchange: Exchange) -> ProxyError:
     """Return the error of an exchange, as it was raised.
 
     Logs of older versions lack the kind of an error, and before that the class of one inside a

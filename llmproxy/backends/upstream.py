@@ -215,7 +215,7 @@ def chat_url(dialect: Dialect, base_url: str) -> str:
     base_url: with or without a version at its end (`http://host`, `http://host/v1`,
         `https://host/api/paas/v4`), or the whole URL, for servers with other paths.
     """
-    route = next(route.path for route in dialect.ROUTES if route.kind == "chat")
+    route = next(route.path for route in dialect.ROUTES if route.kind in backend.CHAT_KINDS)
     unversioned = route.removeprefix("/v1")
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/")

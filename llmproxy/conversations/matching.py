@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import cast
 
-from llm.parts import Message, Part, TextPart
+from llm.parts import Message, Part, ReasoningPart, TextPart
 
 from ..core.byte_cache import message_bytes
 from ..core.fingerprints import (
@@ -486,18 +486,27 @@ def _with_recalled(match: Match, history: History, recorded: _Recorded, model: s
 
 
 def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -> list[Message]:
-    """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost."""
+    """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost.
+
+    Reasoning that a client sent back counts as the model's own only if the log has it.
+    """
     originals = []
     for original in map(recorded.reply, _recall_candidates(reply, recorded, model)):
         if original not in originals:
             originals.append(original)
-    if len(originals) != 1 or originals[0] == [message]:
+    if len(originals) != 1:
+        return []
+    if originals[0] == [message] and not _has_reasoning(message):
         return []
     (original,) = originals
     # If the client prefilled the reply, it sends back more than the model gave.
     if not have_same_content([message], original) or _has_other_metadata(message, original):
         return []
     return original
+
+
+def _has_reasoning(message: Message) -> bool:
+    return any(isinstance(part, ReasoningPart) for part in message.parts)
 
 
 def _recall_candidates(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:
@@ -517,7 +526,15 @@ def _recall_candidates(reply: Reply, recorded: _Recorded, model: str) -> list[Ca
 def _has_other_metadata(message: Message, original: Iterable[Message]) -> bool:
     """Check whether the client sends hidden content of its own, which must not be replaced."""
     ours = [_metadata(part) for recorded in original for part in recorded.parts]
-    return any(_metadata(part) not in ours for part in message.parts if _metadata(part))
+    sent = [metadata for part in message.parts if (metadata := _metadata(part))]
+    return not all(any(_is_part_of(one, other) for other in ours) for one in sent)
+
+
+def _is_part_of(one: object, other: object) -> bool:
+    """Check whether a value says nothing that the other does not: APIs don't show all of it."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return all(name in other and _is_part_of(one[name], other[name]) for name in one)
+    return one == other
 
 
 def _metadata(part: object) -> object:

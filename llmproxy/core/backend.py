@@ -20,8 +20,12 @@ from .errors import UpstreamError
 
 EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
-Kind = Literal["chat", "models", "model", "count_tokens"]
+Kind = Literal[
+    "chat", "stateful_chat", "compaction", "stored_response", "models", "model", "count_tokens"
+]
 """The purpose of a route; the app has one handler per kind, for all dialects."""
+
+CHAT_KINDS = frozenset({"chat", "stateful_chat"})  # of the route on which a dialect's models answer
 
 
 @dataclass(frozen=True)

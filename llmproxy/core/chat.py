@@ -27,7 +27,7 @@ from llm.parts import (
 )
 
 from . import argument_text, payload
-from .errors import InvalidRequest
+from .errors import InvalidRequest, ProxyError
 from .limits import Limits
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
@@ -66,6 +66,8 @@ class ChatRequest:
         messages.
     include_usage: whether a stream of the response is to report its usage.
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
+    echo: what the dialect's renderer needs of the request, to repeat it in the response; for
+        no other reader.
     recalled: indexes of messages that the log restored in place of what the client sent:
         what a model can't read in those is not a loss to the client.
     """
@@ -82,6 +84,7 @@ class ChatRequest:
     option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    echo: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     recalled: frozenset[int] = frozenset()
 
 
@@ -93,6 +96,7 @@ class Envelope:
     the client sees. include_usage: whether a stream reports its usage. input_tokens: an
     estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). tools_path:
     where the request has its tools, in APIs that answer in the form in which they were asked.
+    echo: the request's own.
     """
 
     id: str
@@ -101,6 +105,7 @@ class Envelope:
     include_usage: bool = True
     input_tokens: int = 0
     tools_path: str = "tools"
+    echo: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,28 @@ class ChatResponse:
     def parts(self) -> list[Part]:
         """All parts of all messages, in order."""
         return [part for message in self.messages for part in message.parts]
+
+    def arguments_text(self, call: ToolCallPart) -> str:
+        """Return the arguments of one of its calls as the model wrote them, `{}` for none."""
+        raw = self.raw_arguments.get(call.tool_call_id or "")
+        if raw is None:
+            return arguments_text(call)
+        return raw if raw.strip() else "{}"
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """A recorded response, as far as it came, for dialects whose clients ask for it by its id.
+
+    body: of its request, in the normal form. status: that of its exchange; only an "ok" one can
+    be continued. error: why it failed.
+    """
+
+    body: Any
+    envelope: Envelope
+    response: ChatResponse
+    status: str = "ok"
+    error: ProxyError | None = None
 
 
 def collect(events: Iterable[Event]) -> ChatResponse:
@@ -272,6 +299,19 @@ class CallArguments:
                 f"the arguments of the tool calls have more than {self._most} JSON values"
             )
         return parse_arguments(text)
+
+
+def nothing_left_out(response: ChatResponse, envelope: Envelope) -> tuple[str, ...]:
+    """List what a response's form has no place for: `left_out` of a dialect with one form."""
+    return ()
+
+
+def arguments_text(call: ToolCallPart) -> str:
+    """Render the arguments of a call; what was no JSON object stays as it was."""
+    match call.arguments:
+        case {"_raw": str(text)} if len(call.arguments) == 1:
+            return text
+    return payload.encode(call.arguments).decode()
 
 
 def _hoist_redacted(parts: list[Part]) -> list[Part]:

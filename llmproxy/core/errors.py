@@ -15,6 +15,7 @@ ProxyError              500 internal
 ├─ Timeout              408 timeout            the client was too slow
 ├─ TooLarge             413 too_large          (or 414, 431)
 ├─ UnsupportedMediaType 415 invalid_request
+├─ UpgradeRequired      426 invalid_request    a request for WebSocket
 ├─ RateLimited          429 rate_limit
 ├─ UpstreamError        502 upstream           (or the upstream's own 4xx/5xx)
 ├─ Unavailable          503 unavailable
@@ -173,6 +174,13 @@ class UnsupportedMediaType(ProxyError):
     """A body in a content coding or type that we can't read."""
 
     status = 415
+    kind = "invalid_request"
+
+
+class UpgradeRequired(ProxyError):
+    """A request for another protocol, to be repeated over HTTP."""
+
+    status = 426
     kind = "invalid_request"
 
 

@@ -25,6 +25,10 @@ class PendingToolCalls:
     def __bool__(self) -> bool:
         return bool(self._names)
 
+    def has(self, id_: str) -> bool:
+        """Return whether a call waits for its result."""
+        return id_ in self._names
+
     def add(self, id_: str, name: str) -> None:
         """Remember a call until its result arrives."""
         if id_ in self._names:  # two calls under one id: the last one counts

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 from ..core import backend, chat
 from ..core.errors import ProxyError
 from ..transport import framing
-from . import anthropic_messages, openai_chat
+from . import anthropic_messages, openai_chat, openai_responses
 
 __all__ = [
     "DIALECTS",
@@ -21,10 +21,11 @@ __all__ = [
     "DialectName",
     "Parser",
     "Renderer",
+    "StatefulDialect",
     "by_name",
 ]
 
-DialectName = Literal["openai_chat", "anthropic_messages"]
+DialectName = Literal["openai_chat", "anthropic_messages", "openai_responses"]
 
 
 class Renderer(Protocol):
@@ -101,7 +102,22 @@ class CountingDialect(Dialect, Protocol):
     def render_count(self, count: int) -> dict[str, Any]: ...
 
 
-DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages)
+class StatefulDialect(Dialect, Protocol):
+    """A dialect whose requests may refer to recorded responses, and ask for them.
+
+    A body that refers to some is made complete before it is parsed (`resolve_references`), so
+    that what is stored says everything by itself. All ids are those of exchanges.
+    """
+
+    def may_refer(self, body: bytes) -> bool: ...
+    def find_references(self, body: Any) -> tuple[str, ...]: ...
+    def resolve_references(self, body: Any, stored: Mapping[str, chat.StoredResponse]) -> Any: ...
+    def stored_id(self, argument: str) -> str | None: ...
+    def render_stored(self, stored: chat.StoredResponse) -> dict[str, Any]: ...
+    def compaction_body(self, body: Any) -> Any: ...
+
+
+DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages, openai_responses)
 
 
 def by_name(name: str) -> Dialect:

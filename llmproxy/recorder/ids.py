@@ -36,6 +36,8 @@ _OTHERS = (
     ("proxy_runs", "a benchmark run", "--run"),
 )
 _CLIENT_PREFIX = re.compile(r"\A[a-z]+[-_](?=[0-9a-z]{1,26}\Z)")
+# Of an item of a response, whose id has that of its exchange.
+_PLACE_IN_OUTPUT = re.compile(r"(?<=[a-z]_[0-9a-z]{26})_\d{1,6}\Z")
 
 Query = Callable[[str, Mapping[str, Any]], Sequence[Any]]
 """Runs SQL with named values on the log, and returns the rows."""
@@ -99,7 +101,8 @@ def find_thread(query: Query, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    return _CLIENT_PREFIX.sub("", text.strip(" \t\r\n\"'`,\ufeff").lower())
+    plain = text.strip(" \t\r\n\"'`,\ufeff").lower()
+    return _CLIENT_PREFIX.sub("", _PLACE_IN_OUTPUT.sub("", plain))
 
 
 def _unknown_exchanges(query: Query, texts: Sequence[str]) -> str:

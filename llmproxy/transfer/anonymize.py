@@ -28,6 +28,7 @@ from llm.parts import (
 )
 
 from ..core import argument_text, attachments, chat, payload
+from ..core.compaction import decode_compaction, encode_compaction
 from ..core.error_meanings import is_known_code
 from ..core.errors import InvalidRequest
 from ..recorder.exchange import Exchange, RawRequest, Turn
@@ -41,12 +42,15 @@ _STRUCTURE = frozenset(
     role type object model id tool_call_id tool_use_id call_id item_id previous_response_id
     media_type mime_type format encoding detail status finish_reason stop_reason
     tool_choice reasoning_effort effort verbosity service_tier $ref $schema
+    namespace phase execution mode truncation include syntax
     """.split()
 )
 _NAMED = frozenset(
     "tools functions function tool_calls tool_choice function_call json_schema".split()
 )  # a `name` in these is a tool's, not a person's
-_NAMED_TYPES = frozenset("tool_use server_tool_use function function_call tool tool_result".split())
+_NAMED_TYPES = frozenset(
+    "tool_use server_tool_use function function_call custom_tool_call tool tool_result".split()
+)
 _SCHEMAS = frozenset({"input_schema", "parameters", "schema"})
 _FREE = frozenset({"metadata", "input", "arguments"})  # objects with members of the user's own
 
@@ -208,8 +212,12 @@ def _member(holder: Mapping[str, Any], place: str, name: str, value: Any) -> Any
             return value
         case "name", str() if holder.get("role") in ("tool", "function"):
             return value
+        case "summary", str() if place == "reasoning":  # how it is to be, "auto"
+            return value
         case "arguments", str():
             return _anonymize_arguments(value)
+        case "encrypted_content", str() if (summary := decode_compaction(value)) is not None:
+            return encode_compaction(placeholder(summary))
         case "data", str() if holder.get("type") == "base64" or place == "input_audio":
             return _anonymize_base64(value)
         case _, dict() if name in _SCHEMAS:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import zlib
 from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,13 +18,13 @@ from http import HTTPStatus
 from typing import Literal, overload
 from urllib.parse import unquote
 
-from ..core.errors import InvalidRequest, ProtocolError, ProxyError, TooLarge, UnsupportedMediaType
+from ..core.errors import ProtocolError, ProxyError, TooLarge
 from ..core.known_keys import is_secret_name
 from ..core.limits import Limits
+from .content_coding import decode_body
 from .http_grammar import (
     TOKEN,
     MessageBuffer,
-    body_too_large,
     encode_message_head,
     parse_content_length,
     read_chunks,
@@ -36,7 +35,6 @@ from .http_grammar import (
 
 _REQUEST_LINE_SPARE = 64  # bytes for method, version and spaces besides the longest target
 _MAX_EMPTY_LINES = 8  # old clients send one after a POST's body, never several
-_MAX_GZIP_MEMBERS = 16  # gzip(1) and every HTTP client write one; each costs a copy of the rest
 
 # RFC 9112 3: single spaces only. A target is visible ASCII; a fragment ("#") is never sent.
 _REQUEST_LINE = re.compile(rb"(" + TOKEN + rb") ([!\"$-~]+) HTTP/([0-9])\.([0-9])")
@@ -416,46 +414,25 @@ def _body_length(headers: Headers, version: str, limits: Limits) -> int | None:
 
 
 def decode_content(request: Request, limits: Limits) -> Request:
-    """Return the request with its body inflated, if it has `content-encoding: gzip`.
+    """Return the request with its body decoded, if it has a `content-encoding`.
 
     The fields about the coding (`content-encoding`, `content-length`) are removed. Time
-    grows with the inflated size, up to `limits.body`: about 0.1 s for 64 MiB.
+    grows with the decoded size, up to `limits.body`: about 0.1 s for 64 MiB.
 
     Raises:
-        UnsupportedMediaType: another coding; its headers name what is accepted.
-        InvalidRequest: a body that is not gzip, or is cut short.
-        TooLarge: more than `limits.body` bytes inflated.
+        UnsupportedMediaType: a coding that we can't undo; its headers name what is accepted.
+        InvalidRequest: a body that is not in its coding, or is cut short.
+        TooLarge: more than `limits.body` bytes decoded.
 
     Spec: https://www.rfc-editor.org/rfc/rfc9110#section-8.4
     """
     codings = [word for word in split_list(request.headers.get("content-encoding", "")) if word]
     if not request.body or all(coding == "identity" for coding in codings):
         return request
-    if codings not in (["gzip"], ["x-gzip"]):  # RFC 9110 8.4.1.3: x-gzip is the same
-        raise UnsupportedMediaType(
-            "the only content coding known is gzip", headers={"accept-encoding": "gzip"}
-        )
+    body = decode_body(codings, request.body, limits)
     coded = ("content-encoding", "content-length")
     headers = Headers(pair for pair in request.headers if pair[0] not in coded)
-    return replace(request, headers=headers, body=_inflate(request.body, limits))
-
-
-def _inflate(data: bytes, limits: Limits) -> bytes:
-    inflated = bytearray()
-    for _ in range(_MAX_GZIP_MEMBERS):  # RFC 1952 2.2: members simply follow one another
-        member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        try:
-            inflated += member.decompress(data, limits.body + 1 - len(inflated))
-        except zlib.error as error:
-            raise InvalidRequest("the body is not gzip") from error
-        if len(inflated) > limits.body:
-            raise body_too_large(limits)
-        if not member.eof:
-            raise InvalidRequest("the gzip body is cut short")
-        data = member.unused_data
-        if not data:
-            return bytes(inflated)
-    raise InvalidRequest(f"the gzip body has more than {_MAX_GZIP_MEMBERS} members")
+    return replace(request, headers=headers, body=body)
 
 
 @dataclass(frozen=True)

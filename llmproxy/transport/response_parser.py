@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from ..core.errors import ProtocolError, TooLarge, UpstreamError
 from ..core.limits import Limits
+from .content_coding import inflater
 from .http11 import Headers
 from .http_grammar import (
     TOKEN,
@@ -258,12 +259,7 @@ class _Decoder:
         self._members_left -= 1
         if self._members_left < 0:
             raise UpstreamError(f"the upstream's body has more than {MAX_GZIP_MEMBERS} members")
-        if self._is_gzip:
-            return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        # RFC 9110 8.4.1.2: some send deflate without its zlib header, which RFC 1950 2.2
-        # defines by the first two bytes.
-        is_zlib = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+        return inflater("gzip" if self._is_gzip else "deflate", data)
 
 
 def _decoder(headers: Headers) -> _Decoder | None:

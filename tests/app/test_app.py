@@ -804,7 +804,8 @@ def test_status_pages_and_methods():
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
         "no route /v2/nothing; the routes are POST /v1/chat/completions, "
-        "GET /v1/models, GET /v1/models/{id}, POST /v1/messages, POST /v1/messages/count_tokens"
+        "GET /v1/models, GET /v1/models/{id}, POST /v1/messages, POST /v1/messages/count_tokens, "
+        "POST /v1/responses, POST /v1/responses/compact, GET /v1/responses/{id}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, get_args
 
@@ -86,7 +87,8 @@ def test_a_key_is_sent_in_one_header_and_no_key_in_none(dialect):
 
 @captures()
 def test_a_captured_request_is_parsed_as_noted(dialect, case):
-    """B12, B18, B26, B28-B30, B32, B33, C1, C3, C4, C7, C8, C16-C18, d2: see each note."""
+    """B12, B18, B26, B28-B30, B32, B33, B37, C1, C3, C4, C7, C8, C11-C13, C16-C18, d2: see each
+    note."""
     assert hub_json(dialect.parse_request(case.request, {})) == case.hub
 
 
@@ -94,6 +96,7 @@ def test_a_captured_request_is_parsed_as_noted(dialect, case):
 def test_a_captured_response_is_rendered_whole_and_streamed(dialect, case):
     request = dialect.parse_request(case.request, {})
     head = envelope(request.model, include_usage=request.include_usage, input_tokens=7)
+    head = replace(head, echo=request.echo)
     assert dialect.render_response(chat.collect(case.events), head) == case.response
     assert stream_of(dialect, head, case.events) == case.stream
 
@@ -304,7 +307,11 @@ def test_no_frame_has_a_character_at_which_naive_readers_cut(dialect):
 @every_dialect
 @pytest.mark.parametrize("word", ["error", "network_error", "MALFORMED_FUNCTION_CALL"])
 def test_a_response_that_failed_by_its_finish_reason_is_an_error(dialect, word):
-    field = {"openai_chat": "finish_reason", "anthropic_messages": "stop_reason"}[dialect.NAME]
+    field = {
+        "openai_chat": "finish_reason",
+        "anthropic_messages": "stop_reason",
+        "openai_responses": 'created_at":1767225600,"status',
+    }[dialect.NAME]
     stream = stream_of(dialect, envelope(), [StreamEvent("text", "a", part_index=0), chat.Finish()])
     ended = b'"%s":"' % field.encode()
     cut = stream.rindex(ended) + len(ended)

@@ -21,6 +21,7 @@ FORMS = {
     "OpenAI's": "chatcmpl-{}",
     "Anthropic's": "msg_{}",
     "another API's": "resp_{}",
+    "an item's of a response": "msg_{}_12",
     "with blanks and a line end": "  {}\r\n",
     "with a byte order mark": "\ufeff{}",
     "in quotes": '"{}"',

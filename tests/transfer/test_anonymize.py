@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import json
 import re
+from operator import attrgetter
 
 import llm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm.parts import Message, ToolResultPart
+from llm.parts import Message, TextPart, ToolResultPart
 
 from llmproxy.core import attachments, chat, payload
+from llmproxy.dialects import openai_responses
 from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, encode, from_json, to_json
 from llmproxy.transfer.anonymize import (
     ASTRAL_X,
     _anonymize_arguments,
     _free,
+    _known,
     anonymize,
     placeholder,
 )
@@ -25,6 +28,7 @@ from tests.log_fixtures import ended_as
 from tests.recorder.test_exchange import RECEIVED
 from tests.strategies import ARGUMENT_ODDITIES, argument_texts, json_objects, texts
 from tests.transfer.test_jsonl import exchanges
+from tests.wire_cases import wire_cases
 
 
 def test_letters_and_digits_are_replaced_and_nothing_else():
@@ -339,3 +343,18 @@ def test_a_title_that_a_client_gives_itself_is_anonymized():
     assert "Falcon" not in encode(anonymize(titled)).decode()
     plain = begun("01jd1", RECEIVED, client="curl", headers=[("user-agent", "curl/8")], **facts)
     assert anonymize(plain).client == "curl"
+
+
+@pytest.mark.parametrize("case", wire_cases("openai_responses"), ids=attrgetter("name"))
+def test_an_anonymized_responses_request_is_one_of_the_same_shape(case):
+    """Its items, ids and tools stay, also in what stands for a compacted conversation."""
+    body = _known(case.request)
+    before, after = map(openai_responses.parse_request, (case.request, body))
+    assert [m.role for m in after.messages] == [m.role for m in before.messages]
+    assert [[type(p) for p in m.parts] for m in after.messages] == [
+        [type(p) for p in m.parts] for m in before.messages
+    ]
+    assert [tool.name for tool in after.tools] == [tool.name for tool in before.tools]
+    assert (after.tool_choice, set(after.options)) == (before.tool_choice, set(before.options))
+    texts = [p.text for m in after.messages for p in m.parts if isinstance(p, TextPart)]
+    assert not any("boats" in text.lower() for text in texts)

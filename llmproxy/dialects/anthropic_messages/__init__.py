@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...core.backend import Route
+from ...core.chat import nothing_left_out as left_out
 from .models_and_errors import (
     REQUEST_ID_HEADER,
     error_status,
@@ -27,7 +28,7 @@ from .models_and_errors import (
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import PLACEHOLDER, VERSION_HEADER, auth_headers, render_request, tool_names
-from .render_response import ID_PREFIX, StreamRenderer, left_out, render_response
+from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
 
 __all__ = [

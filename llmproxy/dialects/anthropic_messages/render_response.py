@@ -208,11 +208,6 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     return _render_message(envelope, content, usage, _render_stop(response.finish))
 
 
-def left_out(response: chat.ChatResponse, envelope: chat.Envelope) -> tuple[str, ...]:
-    """List what the form in which the client asked has no place for: this API has one form."""
-    return ()
-
-
 # ---- the stream
 
 

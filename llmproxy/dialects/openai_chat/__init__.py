@@ -5,7 +5,8 @@
     render_request      ChatRequest → a request, for another server
     parse_response      another server's response, whole or streamed → events
     render_response     events → a response, whole or streamed
-    models_and_errors   the list of models; errors both ways
+
+The list of models and the errors are those of all of OpenAI's APIs (`core.openai_api`).
 
 Fields that llm can't carry are listed (`NOT_CARRIED`) or refused, never dropped silently.
 
@@ -17,7 +18,8 @@ from __future__ import annotations
 from typing import Final
 
 from ...core.backend import Route
-from .models_and_errors import (
+from ...core.openai_api import (
+    auth_headers,
     error_status,
     parse_error,
     render_error,
@@ -26,7 +28,7 @@ from .models_and_errors import (
 )
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
-from .render_request import auth_headers, render_request
+from .render_request import render_request
 from .render_response import ID_PREFIX, StreamRenderer, left_out, render_response
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
 

@@ -17,8 +17,8 @@ from llm.parts import StreamEvent
 from ...core import chat, finish_reasons, payload
 from ...core.errors import InvalidRequest, UpstreamError
 from ...core.finish_reasons import finish_reason
+from ...core.openai_api import parse_error
 from ...transport import framing
-from .models_and_errors import parse_error
 from .schema import (
     ChatCompletionChunk,
     Choice,

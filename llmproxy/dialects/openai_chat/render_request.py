@@ -21,11 +21,9 @@ from llm.parts import (
 )
 
 from ...core import chat
-from .render_response import arguments_text, tool_call
+from ...core.openai_api import AUDIO_FORMATS, MAX_USER_CHARS, SCHEMA_NAME
+from .render_response import tool_call
 from .schema import OPTIONS
-
-SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
-MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
 
 
 def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -98,11 +96,6 @@ def _option_fields(request: chat.ChatRequest, ignored: list[str]) -> dict[str, A
     return fields
 
 
-def auth_headers(key: str | None) -> dict[str, str]:
-    """Return the header fields that authenticate a request to a server of this API."""
-    return {} if key is None else {"authorization": f"Bearer {key}"}
-
-
 class _MessageRenderer:
     """Renders messages in order and lists what they can't hold."""
 
@@ -138,7 +131,7 @@ class _MessageRenderer:
                 case ReasoningPart():
                     reasoning.append(part.text)
                 case ToolCallPart(server_executed=False):
-                    function = {"name": part.name, "arguments": arguments_text(part)}
+                    function = {"name": part.name, "arguments": chat.arguments_text(part)}
                     calls.append(tool_call(part.tool_call_id, function))
                 case TextPart():
                     text += self._content(part)
@@ -192,8 +185,8 @@ class _MessageRenderer:
         data = base64.b64encode(attachment.content).decode()
         if type_.startswith("image/"):
             return [{"type": "image_url", "image_url": {"url": f"data:{type_};base64,{data}"}}]
-        if type_ in _AUDIO_FORMATS:
-            audio = {"data": data, "format": _AUDIO_FORMATS[type_]}
+        if type_ in AUDIO_FORMATS:
+            audio = {"data": data, "format": AUDIO_FORMATS[type_]}
             return [{"type": "input_audio", "input_audio": audio}]
         # OpenAI requires a name beside the data; our attachments have none.
         ending = type_.rpartition("/")[2]
@@ -202,7 +195,6 @@ class _MessageRenderer:
 
 
 _RANKS: Mapping[type, int] = {ReasoningPart: 0, TextPart: 1, ToolCallPart: 2}
-_AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 
 
 def _shortest(content: list[dict[str, Any]]) -> str | list[dict[str, Any]]:

@@ -11,8 +11,8 @@ from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 from ...core import chat, payload
 from ...core.errors import ProxyError
+from ...core.openai_api import render_error
 from ...transport import framing
-from .models_and_errors import render_error
 from .schema import OLD_TOOLS
 
 ID_PREFIX = "chatcmpl-"
@@ -77,7 +77,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     reasoning = "".join(part.text for part in response.parts if isinstance(part, ReasoningPart))
     if reasoning:
         message["reasoning_content"] = reasoning
-    functions = [{"name": call.name, "arguments": _arguments(response, call)} for call in calls]
+    functions = [{"name": call.name, "arguments": response.arguments_text(call)} for call in calls]
     if calls and envelope.tools_path == OLD_TOOLS:
         message["function_call"] = functions[0]
     elif calls:
@@ -115,21 +115,6 @@ def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:
     if finish.reason == "tool_calls" and envelope.tools_path == OLD_TOOLS:
         return "function_call"
     return finish.reason
-
-
-def _arguments(response: chat.ChatResponse, call: ToolCallPart) -> str:
-    raw = response.raw_arguments.get(call.tool_call_id or "")
-    if raw is None:
-        return arguments_text(call)
-    return raw if raw.strip() else "{}"
-
-
-def arguments_text(call: ToolCallPart) -> str:
-    """Render the arguments of a call; what was no JSON object stays as it was."""
-    match call.arguments:
-        case {"_raw": str(text)} if len(call.arguments) == 1:
-            return text
-    return payload.encode(call.arguments).decode()
 
 
 # ---- the stream

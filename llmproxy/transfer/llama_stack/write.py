@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from ...core import chat
+from ...core.backend import CHAT_KINDS
 from ...core.errors import InvalidRequest, UpstreamError, class_of_status
 from ...dialects import DIALECTS, Dialect, openai_chat
 from ...recorder.exchange import Exchange
@@ -142,7 +143,7 @@ _CHATS: Mapping[tuple[str, str], Dialect] = {
     (dialect.NAME, route.path): dialect
     for dialect in DIALECTS
     for route in dialect.ROUTES
-    if route.kind == "chat"
+    if route.kind in CHAT_KINDS
 }
 
 

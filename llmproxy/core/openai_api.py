@@ -1,4 +1,4 @@
-"""OpenAI's list of models, and its errors, rendered and parsed.
+"""What OpenAI's APIs share: the list of models, errors both ways, and how a key is sent.
 
 Spec: https://platform.openai.com/docs/guides/error-codes
 """
@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ...core import backend, error_meanings
-from ...core.errors import ProxyError
+from . import backend, error_meanings
+from .errors import ProxyError
+
+SCHEMA_NAME = "answer"  # OpenAI requires one; our schemas have none
+MAX_USER_CHARS = 64  # OpenAI refuses a longer `user`
+AUDIO_FORMATS: Mapping[str, str] = {"audio/wav": "wav", "audio/mpeg": "mp3"}
 
 
 def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
@@ -70,3 +74,8 @@ def parse_error(status: int, body: Any, headers: Mapping[str, str] | None = None
         code=fields.get("code"),
         headers=headers,
     )
+
+
+def auth_headers(key: str | None) -> dict[str, str]:
+    """Return the header fields that authenticate a request to a server of these APIs."""
+    return {} if key is None else {"authorization": f"Bearer {key}"}
