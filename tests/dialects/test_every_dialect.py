@@ -332,6 +332,10 @@ def called(dialect: Dialect, arguments: str, count: int) -> dict[str, Any]:
         calls = [{"id": id, "type": "function", "function": function} for id in ids]
         results = [{"role": "tool", "tool_call_id": id, "content": "x"} for id in ids]
         return {"messages": [user, {"role": "assistant", "tool_calls": calls}, *results]}
+    if dialect.NAME == "openai_responses":
+        ends = [{"type": "function_call_output", "call_id": id, "output": "x"} for id in ids]
+        call = {"type": "function_call", "name": "f", "arguments": arguments}
+        return {"input": [user, *(call | {"call_id": id} for id in ids), *ends]}
     calls = [{"type": "tool_use", "id": id, "name": "f", "input": arguments} for id in ids]
     results = [{"type": "tool_result", "tool_use_id": id, "content": "x"} for id in ids]
     replied = {"role": "assistant", "content": calls}
