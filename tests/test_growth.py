@@ -388,7 +388,7 @@ def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], objec
         dialect.render_response(response, envelope)
         timed = [(float(i), event) for i, event in enumerate(split)]
         timeline.decode(timeline.encode(timed), response.messages)
-        decoder, parser = SSEDecoder(), dialect.StreamParser()
+        decoder, parser = dialect.StreamDecoder(2**26), dialect.StreamParser()
         for frame in decoder.feed(b"".join(frames)):
             parser.feed(frame)
 
@@ -397,7 +397,7 @@ def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], objec
 
 RESPONSES = [
     Case(f"{dialect.NAME}: {name}", lambda n, d=dialect, a=answer: _answer_steps(d, a(n)), 0.5)
-    for dialect in (openai_chat, anthropic_messages)
+    for dialect in DIALECTS
     for name, answer in ANSWERS.items()
 ]
 

@@ -21,13 +21,13 @@ from typing import Any, Literal, TypeVar, cast
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
-from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
+from ..core.errors import ProxyError, RateLimited, Unsupported, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..core.threads import in_daemon_thread
-from ..dialects import CountingDialect, Dialect, Renderer
+from ..dialects import CountingDialect, Dialect, Renderer, ServerDialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
@@ -99,6 +99,10 @@ class App:
             "chat": self._chat,
             "models": self._list_models,
             "model": self._show_model,
+            "named_model": self._show_named_model,
+            "running_models": self._list_running_models,
+            "manage_models": self._refuse_to_manage_models,
+            "version": self._tell_version,
             "count_tokens": self._count_tokens,
         }
 
@@ -155,6 +159,30 @@ class App:
     async def _show_model(self, dialect: Dialect, request: Request, argument: str) -> Response:
         return json_response(200, dialect.render_model(await self._models.model(argument)))
 
+    async def _show_named_model(
+        self, dialect: Dialect, request: Request, argument: str
+    ) -> Response:
+        named = cast(ServerDialect, dialect)  # as below: only those have the route
+        name = named.parse_model_name(payload.parse(request.body, self._limits))
+        return await self._show_model(dialect, request, name)
+
+    async def _list_running_models(
+        self, dialect: Dialect, request: Request, argument: str
+    ) -> Response:
+        models = self._models.running_models()
+        return json_response(200, cast(ServerDialect, dialect).render_running(models))
+
+    async def _refuse_to_manage_models(
+        self, dialect: Dialect, request: Request, argument: str
+    ) -> Response:
+        raise Unsupported(
+            "models are managed by llm, not by this server: llm install adds a plugin with"
+            " models, llm models lists them, llm aliases names them"
+        )
+
+    async def _tell_version(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        return json_response(200, cast(ServerDialect, dialect).render_version())
+
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
         """Estimate the tokens locally: clients ask dozens of times in a row."""
 
@@ -198,6 +226,8 @@ class App:
             exchange, request, failure = await self._work(size, receive)
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
+        if request is not None and not request.messages:
+            return await self._load_model(dialect, exchange, request)
         begun_written = self._write(exchange, exchange.capture.begun)
         try:
             if request is None:
@@ -218,6 +248,20 @@ class App:
             is_bug = isinstance(exc, Exception)
             await self._end(exchange, "error" if is_bug else "cancelled", exc)
             raise
+
+    async def _load_model(
+        self, dialect: Dialect, exchange: _Exchange, request: chat.ChatRequest
+    ) -> Response:
+        """Respond to a request without messages, which asks that a model be made ready.
+
+        llm loads models when they run, so it is enough that there is one; nothing is logged.
+        """
+        await self._models.model(request.model or "")
+        envelope = chat.Envelope(
+            exchange.id, exchange.created, request.model or "", form=request.form
+        )
+        rendered = dialect.render_response(chat.ChatResponse([], chat.Finish()), envelope)
+        return json_response(200, rendered, [(dialect.REQUEST_ID_HEADER, exchange.id)])
 
     def _receive(
         self,
@@ -353,7 +397,7 @@ class App:
         while await exchange.read():
             pass
         response = exchange.capture.response
-        response = replace(response, finish=exchange.with_usage(response.finish))
+        response = replace(response, finish=exchange.for_client(response.finish))
         rendered = dialect.render_response(response, exchange.envelope())
         exchange.capture.http_status = 200
         await self._end(exchange, "ok")
@@ -396,7 +440,7 @@ class App:
                         if frames:
                             yield b"".join(frames)
                             frames = []
-                        event = exchange.with_usage(event)
+                        event = exchange.for_client(event)
                         await self._end(exchange, "ok")
                     frames += renderer.feed(event)
                 now = time.monotonic()
@@ -506,7 +550,7 @@ class _Exchange:
             request.model or self.run.model_id,
             request.include_usage,
             self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
-            request.option_paths.get("tools", "tools"),
+            request.form,
         )
 
     @property
@@ -515,8 +559,9 @@ class _Exchange:
         request = self._request
         return request is None or not request.stream or request.include_usage
 
-    def with_usage(self, finish: chat.Finish) -> chat.Finish:
-        """Return the Finish for the client, with estimates of tokens that were not counted."""
+    def for_client(self, finish: chat.Finish) -> chat.Finish:
+        """Return the Finish with its times, and estimates of tokens that were not counted."""
+        finish = replace(finish, durations=self._durations())
         usage = finish.usage
         if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
             return finish
@@ -527,6 +572,12 @@ class _Exchange:
             reply = self.capture.response.messages
             usage = replace(usage, output_tokens=token_estimate.estimate_reply(reply))
         return replace(finish, usage=usage)
+
+    def _durations(self) -> chat.Durations:
+        began, started = self.capture.began_at, self.run.started_at
+        first, last = self.capture.events[0].at, self.capture.events[-1].at
+        spans = (last - began, started - began, first - started, last - first)
+        return chat.Durations(*(max(int(span * 1e9), 0) for span in spans))
 
     def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
         """Return the headers of a successful response."""

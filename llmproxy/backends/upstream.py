@@ -22,7 +22,7 @@ from ..core.errors import InvalidRequest, ProtocolError, ProxyError, UpstreamErr
 from ..core.known_keys import KnownKeys
 from ..core.limits import Limits
 from ..dialects import Dialect
-from ..transport import client, framing
+from ..transport import client
 
 MAX_ERROR_BYTES = 2**20  # of an error's body: at most a page of HTML
 MAX_ERROR_CHARS = 1000  # of an error that is not JSON, quoted in ours
@@ -102,7 +102,7 @@ class UpstreamRun:
         self._connection = AsyncExitStack()
         self._response: client.UpstreamResponse | None = None
         self._parser = dialect.StreamParser()
-        self._decoder = framing.SSEDecoder(upstream.limits.body)
+        self._decoder = dialect.StreamDecoder(upstream.limits.body)
         self._reading: asyncio.Task[list[backend.Stamped]] | None = None
         self._error: ProxyError | None = None
         self._is_over = False
@@ -124,7 +124,7 @@ class UpstreamRun:
         upstream = self._upstream
         fields = [
             ("content-type", "application/json"),
-            ("accept", "text/event-stream"),
+            ("accept", upstream.dialect.STREAM_TYPE.partition(";")[0]),
             *upstream.dialect.auth_headers(upstream.key).items(),
         ]
         try:
@@ -189,7 +189,8 @@ class UpstreamRun:
                 self._is_over = any(isinstance(one.event, chat.Finish) for one in events)
                 return events
             self._is_over = True
-            return [backend.Stamped(self._last_at, event) for event in self._parser.end()]
+            rest = [event for frame in self._decoder.end() for event in self._parser.feed(frame)]
+            return [backend.Stamped(self._last_at, e) for e in (*rest, *self._parser.end())]
         except ProtocolError as exc:
             self._error = UpstreamError(f"the upstream's stream is broken: {exc.message}")
         except ProxyError as error:

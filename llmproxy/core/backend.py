@@ -20,8 +20,21 @@ from .errors import UpstreamError
 
 EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
-Kind = Literal["chat", "models", "model", "count_tokens"]
-"""The purpose of a route; the app has one handler per kind, for all dialects."""
+Kind = Literal[
+    "chat",
+    "models",
+    "model",
+    "named_model",
+    "running_models",
+    "manage_models",
+    "version",
+    "count_tokens",
+]
+"""The purpose of a route; the app has one handler per kind, for all dialects.
+
+named_model: a model that the body names. running_models: those that are loaded.
+manage_models: to get, make or delete one, which is refused.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,11 +48,27 @@ class Route:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model in a list of models; `created` in seconds since 1970."""
+    """A model in a list of models, with what llm knows of it.
+
+    created: in seconds since 1970. aliases: its other names. chats, embeds: what it is for;
+    it may be both. is_async, is_sync: the ways in which llm can run it. tools, schema, thinks:
+    whether it can call tools, follow a schema, and has an option for reasoning.
+    attachment_types: media types that it reads. context_length: in tokens, if known.
+    """
 
     id: str
     owned_by: str
     created: int
+    aliases: tuple[str, ...] = ()
+    chats: bool = True
+    embeds: bool = False
+    is_async: bool = False
+    is_sync: bool = False
+    tools: bool = False
+    schema: bool = False
+    thinks: bool = False
+    attachment_types: tuple[str, ...] = ()
+    context_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +181,9 @@ class Models(Protocol):
 
     def models(self) -> list[ModelEntry]:
         """List each model once."""
+
+    def running_models(self) -> list[ModelEntry]:
+        """List the models that are loaded in this process."""
 
     async def model(self, name: str) -> ModelEntry:
         """Return a model by its name.

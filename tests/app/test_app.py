@@ -620,7 +620,7 @@ def test_azures_sdk_names_the_model_in_the_path():
         ("POST", "/v1/threads/t/messages", 404),  # of OpenAI's Assistants
         ("POST", "/v1/messages/batches", 404),
         ("POST", "/v2/chat/completions", 404),
-        ("POST", "/api/chat", 404),  # Ollama's
+        ("POST", "/api/embed/chat", 404),
         ("POST", "/v1/../v1/chat/completions", 404),
         ("POST", "/v1/models", 405),
         ("POST", "/openai/v1/models/m", 405),
@@ -667,7 +667,7 @@ def test_status_pages_and_methods():
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
         "no route /v2/nothing; the routes are POST /v1/chat/completions, "
-        "GET /v1/models, GET /v1/models/{id}, POST /v1/messages, POST /v1/messages/count_tokens"
+        "GET /v1/models, GET /v1/models/{id}"
     )
 
 

@@ -145,9 +145,11 @@ async def test_our_own_proxy_is_an_upstream_in_both_dialects(dialect, tail):
     assert "".join(part.text for part in message.parts if isinstance(part, TextPart)) == (
         "One answer, ünïcode 🎉 & all."
     )
+    # Many of Ollama's clients drop ids, so calls get some by their places.
+    ids = ("call_0", "call_1") if dialect.NAME == "ollama" else ("call_1", "call_2")
     assert [part for part in message.parts if isinstance(part, ToolCallPart)] == [
-        ToolCallPart("look", {"at": "you", "n": [1, 2.5]}, "call_1"),
-        ToolCallPart("look", {}, "call_2"),
+        ToolCallPart("look", {"at": "you", "n": [1, 2.5]}, ids[0]),
+        ToolCallPart("look", {}, ids[1]),
     ]
     finish = response.finish
     assert (finish.reason, finish.model) == ("tool_calls", "m")

@@ -101,7 +101,7 @@ def openai_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
 
 def function_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
     """As clients of the older form send it back, which know one call and no id."""
-    head = replace(envelope(), tools_path="functions")
+    head = replace(envelope(), form="functions")
     body = openai_chat.render_response(chat.collect(events), head)
     yield OPENAI.whole(body).choices[0].message.model_dump(exclude={"tool_calls"})
     renderer = openai_chat.StreamRenderer(head)

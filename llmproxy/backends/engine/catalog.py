@@ -35,6 +35,11 @@ AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
 RELOAD_S = 10.0  # the least time between two checks of llm's files
 MAX_COMPARED_CHARS = 200  # of an unknown name, to suggest a similar one; names have about 40
 RELOAD_WAIT_S = 5.0  # how long a request for an unknown name waits for a reload
+# Options by which a model is told to think, and names that plugins give a context's length.
+THINKING_OPTIONS = frozenset(
+    ("thinking", "think", "reasoning_effort", "thinking_effort", "thinking_level")
+)
+CONTEXT_NAMES = ("num_ctx", "n_ctx", "context_length", "context_window", "max_context_length")
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # files that llm and its plugins read
 
 
@@ -110,6 +115,7 @@ class Catalog:
         self._created = int(time.time())  # providers don't report it; at least it is stable
         self._checked_at = float("-inf")
         self._reload: asyncio.Future[None] | None = None
+        self.ran: dict[str, object] = {}  # the last model that ran under each id
 
     def load(self) -> None:
         """Read plugins, models, aliases and defaults. Blocks, for seconds the first time."""
@@ -118,10 +124,15 @@ class Catalog:
 
     def models(self) -> list[backend.ModelEntry]:
         """List every model once, under its own id."""
-        return [
-            backend.ModelEntry(entry.model_id, entry.owned_by, self._created)
+        return self._listed(self._contents.entries.values())
+
+    def running_models(self) -> list[backend.ModelEntry]:
+        """List the models that have run in this process, and so are loaded in it."""
+        return self._listed(
+            entry
             for entry in self._contents.entries.values()
-        ]
+            if entry.runs_in_process and self.ran.get(entry.model_id) is entry.model
+        )
 
     async def model(self, name: str) -> backend.ModelEntry:
         """Return a model under one of its names, which may be an alias.
@@ -129,8 +140,30 @@ class Catalog:
         Raises:
             ModelNotFound: no model has this name.
         """
-        entry = await self.choose(name)
-        return backend.ModelEntry(name, entry.owned_by, self._created)
+        [entry] = self._listed([await self.choose(name)])
+        return replace(entry, id=name)
+
+    def _listed(self, entries: Iterable[CatalogEntry]) -> list[backend.ModelEntry]:
+        """Say what llm knows of models."""
+        names: dict[str, list[str]] = {}
+        for name, entry in self._contents.by_name.items():
+            names.setdefault(entry.model_id, []).append(name)
+        return [
+            backend.ModelEntry(
+                entry.model_id,
+                entry.owned_by,
+                self._created,
+                aliases=tuple(n for n in names.get(entry.model_id, ()) if n != entry.model_id),
+                is_async=entry.async_model is not None,
+                is_sync=entry.sync_model is not None,
+                tools=entry.model.supports_tools,
+                schema=entry.model.supports_schema,
+                thinks=not THINKING_OPTIONS.isdisjoint(entry.model.Options.model_fields),
+                attachment_types=tuple(sorted(entry.model.attachment_types or ())),
+                context_length=_context_length(entry.model, self.options(entry.model_id)),
+            )
+            for entry in entries
+        ]
 
     def options(self, model_id: str) -> Mapping[str, Any]:
         """Return the user's defaults for a model (`llm models options set`)."""
@@ -205,6 +238,13 @@ class Catalog:
         self._limiters |= {id: entry.limiter for id, entry in limited.items() if entry.limiter}
         by_name = {name: limited[entry.model_id] for name, entry in contents.by_name.items()}
         return replace(contents, entries=limited, by_name=by_name)
+
+
+def _context_length(model: object, defaults: Mapping[str, Any]) -> int | None:
+    """Return the length that the user set for a model, else what its plugin says, if anything."""
+    told = [defaults.get(name) for name in CONTEXT_NAMES]
+    told += [getattr(model, name, None) for name in CONTEXT_NAMES]
+    return next((length for length in told if type(length) is int and length > 0), None)
 
 
 def _with_limiters(

@@ -72,7 +72,6 @@ class Engine:
         self._think_tags = think_tags
         self._remote_images = remote_images
         self._threads = Threads(threads)
-        self._ran: dict[str, object] = {}  # the last model that ran under each id
         self._keys = keys or known_keys()
         self._answer_bytes = answer_bytes
 
@@ -102,9 +101,10 @@ class Engine:
                 entry,
                 self._keys,
                 self._threads,
-                self._ran,
+                self.catalog.ran,
                 splitter,
                 answer_bytes=self._answer_bytes,
+                counted_calls=request.counted_calls,
             )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
@@ -139,6 +139,7 @@ class EngineRun:
         splitter: ThinkTagSplitter | None = None,
         *,
         answer_bytes: int,
+        counted_calls: int | None = None,
     ) -> None:
         prompt = call.prompt
         self._entry = entry
@@ -159,7 +160,7 @@ class EngineRun:
         self.started_at = time.monotonic()
         self._bytes_left = answer_bytes
         self._queue = EventQueue()
-        self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
+        self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}", counted_calls)
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
         self._task: asyncio.Task[None] | None = None

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...core.backend import Route
+from ...transport.framing import SSEDecoder
 from .models_and_errors import (
     REQUEST_ID_HEADER,
     error_status,
@@ -43,6 +44,7 @@ __all__ = [
     "TOOL_NOT_CARRIED",
     "VERSION_HEADER",
     "CreateMessageRequest",
+    "StreamDecoder",
     "StreamParser",
     "StreamRenderer",
     "auth_headers",
@@ -72,3 +74,5 @@ ROUTES: tuple[Route, ...] = (
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 CUT_AFTER_ERROR = False  # an error event is a proper end here
 STARTS_WITH_USAGE = True  # in message_start
+
+StreamDecoder = SSEDecoder

@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import Final
 
 from ...core.backend import Route
+from ...transport.framing import SSEDecoder
 from .models_and_errors import (
     error_status,
     parse_error,
@@ -42,6 +43,7 @@ __all__ = [
     "VERSION_HEADER",
     "ChatCompletionChunk",
     "CreateChatCompletionRequest",
+    "StreamDecoder",
     "StreamParser",
     "StreamRenderer",
     "auth_headers",
@@ -70,3 +72,5 @@ REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
 CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success
 STARTS_WITH_USAGE = False
+
+StreamDecoder = SSEDecoder

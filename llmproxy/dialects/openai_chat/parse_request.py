@@ -98,6 +98,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         schema=_schema(request, ignored),
         stream=bool(request.stream),
         include_usage=bool(stream_options.include_usage),
+        form=OLD_TOOLS if request.functions and not request.tools else "",
         option_paths=paths,
         attachment_paths=tuple(parser.attachment_paths),
         ignored=tuple(dict.fromkeys(ignored)),

@@ -82,7 +82,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     if reasoning:
         message["reasoning_content"] = reasoning
     functions = [{"name": call.name, "arguments": _arguments(response, call)} for call in calls]
-    if calls and envelope.tools_path == OLD_TOOLS:
+    if calls and envelope.form == OLD_TOOLS:
         message["function_call"] = functions[0]
     elif calls:
         message["tool_calls"] = [
@@ -100,7 +100,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
 
 
 def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:
-    if finish.reason == "tool_calls" and envelope.tools_path == OLD_TOOLS:
+    if finish.reason == "tool_calls" and envelope.form == OLD_TOOLS:
         return "function_call"
     return finish.reason
 
@@ -208,7 +208,7 @@ class StreamRenderer:
         return frames
 
     def _call(self, call: dict[str, Any]) -> list[bytes]:
-        if self._envelope.tools_path != OLD_TOOLS:
+        if self._envelope.form != OLD_TOOLS:
             return [self._chunk(payload.encode({"tool_calls": [call]}))]
         if call["index"] > 0:
             return []
