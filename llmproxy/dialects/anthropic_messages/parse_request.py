@@ -543,6 +543,7 @@ class _MessageParser:
         for i, item in enumerate([] if isinstance(block.content, str) else block.content or ()):
             if isinstance(item, ToolReferenceBlock):
                 # With tool search the definition comes in the request's tools.
+                self.ignored.append("messages[*].content[*].content[*] (tool_reference)")
                 content.append(TextPart(f"tool found: {item.tool_name}"))
             elif isinstance(item, OtherBlock):
                 where = f"{path}.content[{i}]"
