@@ -23,7 +23,7 @@ from .app.app import App
 from .app.dashboard import Dashboard
 from .app.responses import render_error
 from .app.routes import dialect_of
-from .backends.engine import Catalog, Engine, known_keys
+from .backends.engine import Catalog, Engine, ModelEmbedder, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Log
 from .backends.replay import Replay, Source
@@ -263,6 +263,7 @@ class Proxy:
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
             rewind=self._replay and self._replay.rewind,
+            embedder=self._embedder() if self.is_live else None,
         )
         tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
@@ -308,6 +309,9 @@ class Proxy:
             keys=self._known_keys,
             answer_bytes=self.settings.limits.answer,
         )
+
+    def _embedder(self) -> ModelEmbedder:
+        return ModelEmbedder(self.catalog, self._known_keys, self.settings.limits.answer)
 
     def rewind(self) -> int:
         """Replay the recordings of each request from the first one again.

@@ -11,23 +11,26 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast
+
+from llm.parts import Message
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
-from ..core.errors import ProxyError, RateLimited, Unsupported, UpstreamTimeout
+from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_inputs
+from ..core.errors import NotFound, ProxyError, RateLimited, Unsupported, UpstreamTimeout
 from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..core.threads import in_daemon_thread
-from ..dialects import CountingDialect, Dialect, Renderer, ServerDialect
+from ..dialects import CountingDialect, Dialect, EmbeddingDialect, Renderer, ServerDialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
@@ -53,6 +56,15 @@ T = TypeVar("T")
 Ending = Literal["ok", "error", "cancelled"]
 
 
+class _Facts(TypedDict, total=False):
+    """What `begun` takes of a request that could be parsed."""
+
+    stream: bool
+    model: str | None
+    messages: Sequence[Message]
+    replay_key: str | None
+
+
 class App:
     """The request handler for all dialects and for the status pages.
 
@@ -61,7 +73,8 @@ class App:
     keys: API keys, removed from error messages.
     on_exchange: called with each exchange when it has ended.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
-    rewind: as StatusPages takes it.
+    rewind: as StatusPages takes it. embedder: runs embedding models; None if only recordings
+        answer.
     """
 
     def __init__(
@@ -78,8 +91,10 @@ class App:
         dashboard: Dashboard | None = None,
         connections: Callable[[], int] = lambda: 0,
         rewind: Callable[[], int] | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
+        self._embedder = embedder
         self._models = models
         self._writer = writer
         self._matcher = matcher
@@ -104,6 +119,7 @@ class App:
             "manage_models": self._refuse_to_manage_models,
             "version": self._tell_version,
             "count_tokens": self._count_tokens,
+            "embeddings": self._embed,
         }
 
     async def __call__(self, request: Request) -> Response:
@@ -216,6 +232,63 @@ class App:
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
 
+    # ---- embeddings
+
+    async def _embed(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
+        """Respond with vectors. They are not logged, nor are the texts: only sizes and hashes."""
+        embedding = cast(EmbeddingDialect, dialect)  # only those have the route
+        size = len(http_request.body)
+        received = datetime.now(UTC), time.monotonic()
+        request: EmbedRequest | None = None
+        failure: BaseException | None = None
+        body: Any = None
+
+        def receive() -> None:
+            nonlocal request, body
+            parsed = payload.parse(http_request.body, self._limits)
+            body = without_inputs(parsed)
+            request = embedding.parse_embeddings(parsed)
+
+        try:
+            await self._work(size, receive)
+        except BaseException as exc:
+            failure = exc
+        model = request.model if request else None
+        exchange = self._exchange(dialect, http_request, body, received, model=model)
+        self._write(exchange, exchange.capture.begun)
+        try:
+            if request is None:
+                assert failure is not None
+                raise failure
+            return await self._vectors(embedding, exchange, request)
+        except BaseException as exc:
+            return await self._failed(exchange, dialect, exc)
+
+    async def _vectors(
+        self, dialect: EmbeddingDialect, exchange: _Exchange, request: EmbedRequest
+    ) -> Response:
+        if self._embedder is None:
+            raise NotFound("vectors are not recorded, so there are none to replay")
+        await self._enter()
+        exchange.has_entered = True
+        deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
+        try:
+            async with asyncio.timeout(deadline):
+                found = await self._embedder.embed(request, self._limits.queue_s)
+        except TimeoutError:
+            raise UpstreamTimeout("the response did not end in time (limit answer_s)") from None
+        exchange.capture.model_id = found.model_id
+        exchange.capture.estimated = (*request.ignored, "usage")
+        count = sum(map(len, found.vectors))
+        rendered = await self._work(
+            count * FLOAT_BYTES,
+            lambda: payload.encode(dialect.render_embeddings(found, request)),
+        )
+        exchange.capture.http_status = 200
+        await self._end(exchange, "ok")
+        headers = [("content-type", "application/json"), *exchange.headers()]
+        return Response(200, headers, rendered)
+
     # ---- chat requests
 
     async def _chat(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
@@ -240,14 +313,17 @@ class App:
             if request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
-        except ProxyError as error:
-            exchange.capture.http_status = dialect.error_status(error)
-            await self._end(exchange, "error", error)
-            return render_error(exchange.with_id(error), dialect)
         except BaseException as exc:
-            is_bug = isinstance(exc, Exception)
-            await self._end(exchange, "error" if is_bug else "cancelled", exc)
-            raise
+            return await self._failed(exchange, dialect, exc)
+
+    async def _failed(self, exchange: _Exchange, dialect: Dialect, exc: BaseException) -> Response:
+        """End an exchange that failed before its response began; raise what is no ProxyError."""
+        if isinstance(exc, ProxyError):
+            exchange.capture.http_status = dialect.error_status(exc)
+            await self._end(exchange, "error", exc)
+            return render_error(exchange.with_id(exc), dialect)
+        await self._end(exchange, "error" if isinstance(exc, Exception) else "cancelled", exc)
+        raise exc
 
     async def _load_model(
         self, dialect: Dialect, exchange: _Exchange, request: chat.ChatRequest
@@ -286,15 +362,25 @@ class App:
                     request = replace(request, model=argument)
         except Exception as exc:
             failure = exc  # logged with the exchange
-        return self._exchange(dialect, http_request, body, request, received), request, failure
+        exchange = self._exchange(
+            dialect,
+            http_request,
+            body,
+            received,
+            stream=request is not None and request.stream,
+            model=request.model if request else None,
+            messages=request.messages if request else (),
+            replay_key=request_key(request) if request else None,
+        )
+        return exchange, request, failure
 
     def _exchange(
         self,
         dialect: Dialect,
         http_request: Request,
         body: Any,
-        request: chat.ChatRequest | None,
         received: tuple[datetime, float],
+        **facts: Unpack[_Facts],
     ) -> _Exchange:
         begun_ = begun(
             new_id(),
@@ -305,11 +391,8 @@ class App:
             client=_client(http_request.headers),
             headers=http_request.headers,
             body=body,
-            stream=request is not None and request.stream,
-            model=request.model if request else None,
-            messages=request.messages if request else (),
-            replay_key=request_key(request) if request else None,
             keys=self._keys,
+            **facts,
         )
         capture = Capture(begun_, thread_id=new_id(), began_at=received[1])
         return _Exchange(capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer)
@@ -551,6 +634,7 @@ class _Exchange:
             request.include_usage,
             self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
             request.form,
+            request.echo,
         )
 
     @property

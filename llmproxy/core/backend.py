@@ -20,6 +20,9 @@ from .errors import UpstreamError
 
 EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
+GATEWAY_PREFIX = "anthropic/"
+"""May stand before any model's name: Claude Code shows only models of such names."""
+
 Kind = Literal[
     "chat",
     "models",
@@ -28,6 +31,7 @@ Kind = Literal[
     "running_models",
     "manage_models",
     "version",
+    "embeddings",
     "count_tokens",
 ]
 """The purpose of a route; the app has one handler per kind, for all dialects.

@@ -64,7 +64,8 @@ class ChatRequest:
         `ignored`: of options with another name there; of attachments in the order of the
         messages.
     include_usage: whether a stream of the response is to report its usage.
-    form: of a request that has several in its API: its response has the same.
+    form: of a request that has several in its API: its response has the same. echo: text that
+        the response is to begin with, in an API that repeats prompts.
     counted_calls: the number of tool calls in the history, where the client sends calls back
         without ids: those of the reply get ids by their places (`counted_call_id`). None
         keeps the model's own.
@@ -83,6 +84,7 @@ class ChatRequest:
     stream: bool = False
     include_usage: bool = True
     form: str = ""
+    echo: str = ""
     counted_calls: int | None = None
     option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
@@ -96,8 +98,8 @@ class Envelope:
 
     id: without the dialect's prefix. created: in seconds since 1970. model: the name that
     the client sees. include_usage: whether a stream reports its usage. input_tokens: an
-    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). form: of the
-    request (`ChatRequest.form`).
+    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). form, echo: of
+    the request (`ChatRequest`).
     """
 
     id: str
@@ -106,6 +108,7 @@ class Envelope:
     include_usage: bool = True
     input_tokens: int = 0
     form: str = ""
+    echo: str = ""
 
 
 @dataclass(frozen=True)

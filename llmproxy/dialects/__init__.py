@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from ..core import backend, chat
+from ..core.embeddings import Embeddings, EmbedRequest
 from ..core.errors import ProxyError
 from ..transport import framing
 from . import anthropic_messages, ollama, openai_chat
@@ -19,6 +20,7 @@ __all__ = [
     "CountingDialect",
     "Dialect",
     "DialectName",
+    "EmbeddingDialect",
     "Parser",
     "Renderer",
     "ServerDialect",
@@ -104,6 +106,15 @@ class CountingDialect(Dialect, Protocol):
     """A dialect with a route for counting tokens."""
 
     def render_count(self, count: int) -> dict[str, Any]: ...
+
+
+class EmbeddingDialect(Dialect, Protocol):
+    """A dialect with a route for embeddings."""
+
+    def parse_embeddings(self, body: Any) -> EmbedRequest: ...
+    def render_embeddings(
+        self, embeddings: Embeddings, request: EmbedRequest
+    ) -> dict[str, Any]: ...
 
 
 class ServerDialect(Dialect, Protocol):

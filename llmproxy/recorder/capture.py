@@ -29,7 +29,8 @@ class Capture:
     began_at: by time.monotonic(); all times of the exchange count from here. A benchmark
         moves it to the moment at which the request was sent.
     messages: the conversation as it is logged; set it when it differs from the request's.
-    run: set it once the request was prepared. queue_ms: how long it waited for its turn.
+    run: set it once the request was prepared. model_id: of the model that answered, if no run
+        did. queue_ms: how long it waited for its turn.
     http_status: set it once the client was sent one.
     """
 
@@ -41,6 +42,7 @@ class Capture:
         self.schema: dict[str, object] | None = None
         self.match = Match([])
         self.run: Run | None = None
+        self.model_id: str | None = None
         self.queue_ms: float | None = None
         self.http_status: int | None = None
         self.events: list[Stamped] = []
@@ -94,7 +96,7 @@ class Capture:
             previous_id=self.match.previous_id,
             link=self.match.link,
             recalled=len(self.match.recalled),
-            model_used=run.model_id if run else None,
+            model_used=run.model_id if run else self.model_id,
             replay_of=run.replay_of if run else None,
             setup_ms=run.setup_ms if run else None,
             queue_ms=self.queue_ms,

@@ -306,6 +306,16 @@ def test_the_version_is_bare_and_recent_enough_for_codex(proxy: Running) -> None
     assert request(proxy, "HEAD", "/api/version")[0] == 200
 
 
+def test_the_root_says_what_each_client_looks_for(proxy: Running) -> None:
+    own = {"user-agent": "ollama-python/0.6.3 (x86_64 linux) Python/3.11"}
+    browser = {"accept": "text/html,*/*", "user-agent": "Mozilla/5.0"}
+    probe, page, other = (request(proxy, "GET", "/", headers=h) for h in (own, browser, {}))
+    assert (probe[0], probe[2]) == (200, b"Ollama is running")
+    assert page[2].startswith(b"<!doctype html>") or b"<html" in page[2][:200].lower()
+    assert other[2].startswith(b"llmproxy ") and b"Ollama is running" in other[2]
+    assert request(proxy, "HEAD", "/", headers=own)[0] == 200
+
+
 def test_a_name_may_have_the_tag_latest(proxy: Running) -> None:
     """C14"""
     assert client_of(proxy).chat("m:latest", QUESTION).model == "m:latest"

@@ -25,14 +25,14 @@ from llm.parts import StreamEvent
 
 from ...core import backend, chat, payload
 from ...core.backend import event_bytes, too_large
-from ...core.errors import ProxyError, Unavailable, UpstreamError
+from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 from ...core.limits import Limits
 from ...core.think_tags import ThinkTagSplitter
-from ...core.threads import MAX_THREADS, RETRY_S, Threads
+from ...core.threads import MAX_THREADS, Threads
 from ...core.url_policy import RemoteImages
 from . import outcome
-from .catalog import Catalog, CatalogEntry
+from .catalog import Catalog, CatalogEntry, model_turn
 from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
@@ -173,15 +173,7 @@ class EngineRun:
         limiter = self._entry.limiter
         if limiter is None:
             return False
-        try:
-            has_waited = await limiter.enter(wait_s)
-        except TimeoutError:
-            few = "one request" if limiter.limit == 1 else f"{limiter.limit} requests"
-            raise Unavailable(
-                f"the model {self.model_id!r} runs {few} at a time, and this one's turn did not"
-                f" come within {wait_s:g} s (limit queue_s)",
-                headers={"retry-after": f"{RETRY_S}"},
-            ) from None
+        has_waited = await model_turn(limiter, self.model_id, wait_s)
         self._has_turn = True
         return has_waited
 

@@ -5,6 +5,7 @@
     render_request      ChatRequest → a request, for another server
     parse_response      another server's response, whole or streamed → events
     render_response     events → a response, whole or streamed
+    embeddings          requests for embeddings, and their vectors
     models_and_errors   lists and descriptions of models, the version; errors both ways
 
 A response has the form of its request, /api/generate's or /api/chat's. Streams are lines of
@@ -19,6 +20,7 @@ from typing import Final
 
 from ...core.backend import Route
 from ...transport.framing import NDJSONDecoder
+from .embeddings import parse_embeddings, render_embeddings
 from .models_and_errors import (
     VERSION,
     error_status,
@@ -53,10 +55,12 @@ __all__ = [
     "auth_headers",
     "error_status",
     "normalize_body",
+    "parse_embeddings",
     "parse_error",
     "parse_model_name",
     "parse_request",
     "parse_response",
+    "render_embeddings",
     "render_error",
     "render_model",
     "render_models",
@@ -71,6 +75,8 @@ NAME: Final = "ollama"
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/api/chat", "chat"),
     Route("POST", "/api/generate", "chat"),
+    Route("POST", "/api/embed", "embeddings"),
+    Route("POST", "/api/embeddings", "embeddings"),
     Route("GET", "/api/tags", "models"),
     Route("POST", "/api/show", "named_model"),
     Route("GET", "/api/ps", "running_models"),

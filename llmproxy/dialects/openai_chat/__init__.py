@@ -5,6 +5,8 @@
     render_request      ChatRequest → a request, for another server
     parse_response      another server's response, whole or streamed → events
     render_response     events → a response, whole or streamed
+    completions         older completions, answered by chat models
+    embeddings          requests for embeddings, and their vectors
     models_and_errors   the list of models; errors both ways
 
 Fields that llm can't carry are listed (`NOT_CARRIED`) or refused, never dropped silently.
@@ -14,10 +16,13 @@ Spec: https://platform.openai.com/docs/api-reference/chat
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
+from ...core import chat
 from ...core.backend import Route
 from ...transport.framing import SSEDecoder
+from .completions import COMPLETION, CompletionStreamRenderer, render_completion
+from .embeddings import EMBEDDINGS_NOT_CARRIED, parse_embeddings, render_embeddings
 from .models_and_errors import (
     error_status,
     parse_error,
@@ -28,11 +33,12 @@ from .models_and_errors import (
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import auth_headers, render_request
-from .render_response import ID_PREFIX, StreamRenderer, render_response
+from .render_response import ID_PREFIX, ChatStreamRenderer, render_chat
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
 
 __all__ = [
     "CUT_AFTER_ERROR",
+    "EMBEDDINGS_NOT_CARRIED",
     "ID_PREFIX",
     "NAME",
     "NOT_CARRIED",
@@ -49,9 +55,11 @@ __all__ = [
     "auth_headers",
     "error_status",
     "normalize_body",
+    "parse_embeddings",
     "parse_error",
     "parse_request",
     "parse_response",
+    "render_embeddings",
     "render_error",
     "render_model",
     "render_models",
@@ -63,6 +71,8 @@ NAME: Final = "openai_chat"
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", "chat"),
+    Route("POST", "/v1/completions", "chat"),
+    Route("POST", "/v1/embeddings", "embeddings"),
     Route("GET", "/v1/models", "models"),
     Route("GET", "/v1/models/", "model"),
 )
@@ -74,3 +84,16 @@ CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success
 STARTS_WITH_USAGE = False
 
 StreamDecoder = SSEDecoder
+
+
+def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
+    """Render a response in the form of its request: a chat.completion, or a text_completion."""
+    render = render_completion if envelope.form == COMPLETION else render_chat
+    return render(response, envelope)
+
+
+def StreamRenderer(envelope: chat.Envelope) -> ChatStreamRenderer | CompletionStreamRenderer:  # noqa: N802  # the agreed name
+    """Return the renderer of a stream in the form of its request."""
+    if envelope.form == COMPLETION:
+        return CompletionStreamRenderer(envelope)
+    return ChatStreamRenderer(envelope)

@@ -33,7 +33,7 @@ def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": function}
 
 
-def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
+def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -58,7 +58,7 @@ def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     return counts
 
 
-def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
+def render_chat(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
     """Render a response as a chat.completion, with the same content as its stream.
 
     A client that sent `functions` gets a `function_call`, which is one call: further ones are
@@ -96,7 +96,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
         "finish_reason": _finish_reason(response.finish, envelope),
     }
     head = _head(envelope, "chat.completion")
-    return head | {"choices": [choice], "usage": _render_usage(response.finish.usage)}
+    return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
 
 
 def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:
@@ -123,7 +123,7 @@ def arguments_text(call: ToolCallPart) -> str:
 # ---- the stream
 
 
-class StreamRenderer:
+class ChatStreamRenderer:
     """Renders events as SSE frames of chat.completion.chunk. Feed in order; Finish is last.
 
     Shown: text as `content`, reasoning as `reasoning_content`, tool calls with indexes from
@@ -233,7 +233,7 @@ class StreamRenderer:
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
         if self._include_usage:
-            usage = payload.encode(_render_usage(finish.usage))
+            usage = payload.encode(render_usage(finish.usage))
             frames.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
         frames.append(b"data: [DONE]\n\n")
         return frames

@@ -1,0 +1,135 @@
+"""Run llm's embedding models: in a thread, by the model's batches."""
+
+from __future__ import annotations
+
+import copy
+import math
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from llm.models import EmbeddingModel
+
+from ...core import embeddings
+from ...core.backend import too_large
+from ...core.chat import Durations
+from ...core.embeddings import FLOAT_BYTES, Embeddings, EmbedRequest
+from ...core.errors import Unsupported, UpstreamError
+from ...core.known_keys import KnownKeys
+from ...core.limits import Limits
+from ...core.threads import in_daemon_thread
+from . import outcome
+from .catalog import Catalog, EmbedderEntry, model_turn
+from .llm_keys import keys_of_model
+
+
+class ModelEmbedder:
+    """Embeds texts with llm's models; see `embeddings.Embedder`.
+
+    keys: redacted from errors. answer_bytes: of memory that the vectors of a request may take.
+    """
+
+    def __init__(
+        self, catalog: Catalog, keys: KnownKeys, answer_bytes: int = Limits().answer
+    ) -> None:
+        self._catalog = catalog
+        self._keys = keys
+        self._answer_bytes = answer_bytes
+
+    async def embed(self, request: EmbedRequest, wait_s: float) -> Embeddings:
+        """Return the vectors of a request.
+
+        A thread can't be interrupted: if the client hangs up, the model stops after the batch
+        that it is at, and only then takes the next request.
+
+        Raises:
+            ModelNotFound: llm has no such embedding model.
+            Unsupported: the model embeds no text, or has no vectors of these dimensions.
+            Unavailable: the model stays busy with other requests.
+            ProxyError: the model failed.
+        """
+        began = time.monotonic()
+        entry = await self._catalog.choose_embedder(request.model)
+        model = _sized(entry.model, request.dimensions)
+        if not model.supports_text:
+            raise Unsupported(f"the model {entry.model_id} embeds no text", param="model")
+        self._keys.look()  # before the model reads its key
+        self._keys.learn(keys_of_model(model))
+        limiter = entry.limiter
+        if limiter is not None:
+            await model_turn(limiter, entry.model_id, wait_s)
+        is_stopped = threading.Event()
+        started = time.monotonic()
+        try:
+            working = in_daemon_thread(
+                lambda: _outcome(model, request.inputs, self._answer_bytes, is_stopped),
+                f"llmproxy-{entry.model_id}",
+            )
+        except BaseException:  # there is no thread
+            if limiter is not None:
+                limiter.leave()
+            raise
+        if limiter is not None:
+            working.add_done_callback(lambda _: limiter.leave())
+        try:
+            vectors = await working
+        finally:
+            is_stopped.set()
+        if isinstance(vectors, BaseException):
+            raise outcome.translate(vectors, self._keys) from vectors
+        _check(vectors, request, entry)
+        ended = time.monotonic()
+        return Embeddings(
+            entry.model_id,
+            request.model or entry.model_id,
+            vectors,
+            embeddings.estimate_tokens(request.inputs),
+            Durations(int((ended - began) * 1e9), int((started - began) * 1e9)),
+        )
+
+
+def _sized(model: EmbeddingModel, dimensions: int | None) -> EmbeddingModel:
+    """Return the model with vectors of a size, if its plugin has a field for it."""
+    if dimensions is None or not hasattr(model, "dimensions"):
+        return model
+    sized = copy.copy(model)
+    vars(sized)["dimensions"] = dimensions
+    return sized
+
+
+def _outcome(
+    model: EmbeddingModel,
+    inputs: Sequence[str],
+    answer_bytes: int,
+    is_stopped: threading.Event,
+) -> list[list[float]] | BaseException:
+    """Run the model; return what it raised, since a plugin may raise anything."""
+    vectors: list[list[float]] = []
+    try:
+        for vector in model.embed_multi(inputs) if inputs else ():
+            if is_stopped.is_set():
+                break
+            vectors.append(list(vector))
+            answer_bytes -= FLOAT_BYTES * len(vectors[-1])
+            if answer_bytes < 0:
+                raise too_large()
+    except BaseException as exc:
+        return exc
+    return vectors
+
+
+def _check(vectors: Sequence[Sequence[Any]], request: EmbedRequest, entry: EmbedderEntry) -> None:
+    if len(vectors) != len(request.inputs):
+        raise UpstreamError(
+            f"the model {entry.model_id} gave {len(vectors)} vectors for"
+            f" {len(request.inputs)} texts"
+        )
+    for vector in vectors:
+        if request.dimensions is not None and len(vector) != request.dimensions:
+            raise Unsupported(
+                f"the model {entry.model_id} has vectors of {len(vector)} dimensions only",
+                param="dimensions",
+            )
+        if not all(type(x) in (int, float) and math.isfinite(x) for x in vector):
+            raise UpstreamError(f"the model {entry.model_id} gave a vector of no numbers")
