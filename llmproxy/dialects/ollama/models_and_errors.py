@@ -65,8 +65,12 @@ def _time(seconds: int) -> str:
 
 
 def _digest(model: backend.ModelEntry) -> str:
-    """Return one that no other model has: clients merge entries with the same digest."""
-    return hashlib.sha256(model.id.encode("utf-8", "replace")).hexdigest()
+    """Return one that no other model has, and that changes with what it can do.
+
+    Clients merge entries with the same digest, and keep /api/show by it.
+    """
+    told = [model.id, *_capabilities(model), f"{model.context_length}"]
+    return hashlib.sha256("\0".join(told).encode("utf-8", "replace")).hexdigest()
 
 
 def _details(model: backend.ModelEntry) -> dict[str, Any]:
