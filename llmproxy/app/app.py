@@ -30,7 +30,14 @@ from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..core.threads import in_daemon_thread
-from ..dialects import CountingDialect, Dialect, EmbeddingDialect, Renderer, ServerDialect
+from ..dialects import (
+    BatchDialect,
+    CountingDialect,
+    Dialect,
+    EmbeddingDialect,
+    Renderer,
+    ServerDialect,
+)
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
@@ -112,6 +119,7 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
+            "chat_batch": self._chat_batch,
             "models": self._list_models,
             "model": self._show_model,
             "named_model": self._show_named_model,
@@ -338,6 +346,30 @@ class App:
         )
         rendered = dialect.render_response(chat.ChatResponse([], chat.Finish()), envelope)
         return json_response(200, rendered, [(dialect.REQUEST_ID_HEADER, exchange.id)])
+
+    async def _chat_batch(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        """Run each chat of a batch as a request of its own, all at once, and join the responses.
+
+        Each is an exchange in the log. The first one that fails is the response.
+        """
+        batch = cast(BatchDialect, dialect)  # only those have the route
+        try:
+            bodies = batch.split_batch(payload.parse(request.body, self._limits))
+        except ProxyError:
+            bodies = []  # to be logged like every request that can't be read
+        if len(bodies) < 2:
+            return await self._chat(dialect, request, argument)
+        parts = [replace(request, body=payload.encode(body)) for body in bodies]
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(self._chat(dialect, one, argument)) for one in parts]
+        responses = [task.result() for task in running]
+        failed = next((response for response in responses if response.status >= 400), None)
+        if failed is not None:
+            return failed
+        joined = batch.join_batch(
+            [payload.parse(one.body) for one in responses if isinstance(one.body, bytes)]
+        )
+        return replace(responses[0], body=payload.encode(joined))
 
     def _receive(
         self,

@@ -25,6 +25,7 @@ GATEWAY_PREFIX = "anthropic/"
 
 Kind = Literal[
     "chat",
+    "chat_batch",
     "models",
     "model",
     "named_model",
@@ -36,8 +37,8 @@ Kind = Literal[
 ]
 """The purpose of a route; the app has one handler per kind, for all dialects.
 
-named_model: a model that the body names. running_models: those that are loaded.
-manage_models: to get, make or delete one, which is refused.
+chat_batch: a chat, or several in one request. named_model: a model that the body names.
+running_models: those that are loaded. manage_models: to get, make or delete one, which is refused.
 """
 
 

@@ -17,6 +17,7 @@ from . import anthropic_messages, ollama, openai_chat
 
 __all__ = [
     "DIALECTS",
+    "BatchDialect",
     "CountingDialect",
     "Dialect",
     "DialectName",
@@ -106,6 +107,13 @@ class CountingDialect(Dialect, Protocol):
     """A dialect with a route for counting tokens."""
 
     def render_count(self, count: int) -> dict[str, Any]: ...
+
+
+class BatchDialect(Dialect, Protocol):
+    """A dialect with a route that takes several chats in one request."""
+
+    def split_batch(self, body: Any) -> list[Any]: ...
+    def join_batch(self, responses: list[dict[str, Any]]) -> dict[str, Any]: ...
 
 
 class EmbeddingDialect(Dialect, Protocol):

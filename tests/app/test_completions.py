@@ -87,7 +87,9 @@ def test_a_stop_sequence_ends_the_text(llm_user_path, options):
     "fields, param, words",
     [
         ({"suffix": "the end"}, "suffix", "in the middle"),
-        ({"prompt": ["a", "b"]}, "prompt[1]", "a request for each"),
+        ({"prompt": ["a", "b"], "stream": True}, "prompt", "at most one prompt"),
+        ({"prompt": ["a"] * 65}, "prompt", "at most 64 prompts"),
+        ({"prompt": ["a", 1]}, "prompt", "send texts"),
         ({"prompt": [1, 2]}, "prompt", "send texts"),
         ({"prompt": [[1], [2]]}, "prompt", "send texts"),
         ({"prompt": ""}, "prompt", "no prompt"),
@@ -105,6 +107,25 @@ def test_what_would_be_answered_otherwise_is_refused(llm_user_path, fields, para
     error = json.loads(raw)["error"]
     assert (status, error["param"]) == (400, param)
     assert words in error["message"]
+
+
+def test_several_prompts_are_answered_in_one_response(llm_user_path):
+    """LangChain's batches send twenty. Each is an exchange of its own."""
+    with running(m := model()) as proxy:
+        answer = client(proxy).completions.create(
+            model="m", prompt=["One", "Two", "Three"], echo=True
+        )
+        proxy.wait_for_report(3)
+        broken = request(
+            proxy, "POST", "/v1/completions", {"model": "none", "prompt": ["One", "Two"]}
+        )
+        unread = request(proxy, "POST", "/v1/completions", b"{")
+    texts = [(choice.index, choice.text) for choice in answer.choices]
+    assert texts == [(i, f"{n} violets are blue") for i, n in enumerate(("One", "Two", "Three"))]
+    assert answer.usage.total_tokens == 21
+    assert {one.request.body["prompt"] for one in proxy.reports[:3]} == {"One", "Two", "Three"}
+    assert len(m.prompts) == 3
+    assert (broken[0], unread[0]) == (404, 400)
 
 
 def test_a_failure_in_a_stream_is_openais_and_the_body_is_cut(llm_user_path):

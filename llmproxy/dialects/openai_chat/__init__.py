@@ -21,7 +21,13 @@ from typing import Any, Final
 from ...core import chat
 from ...core.backend import Route
 from ...transport.framing import SSEDecoder
-from .completions import COMPLETION, CompletionStreamRenderer, render_completion
+from .completions import (
+    COMPLETION,
+    CompletionStreamRenderer,
+    join_batch,
+    render_completion,
+    split_batch,
+)
 from .embeddings import EMBEDDINGS_NOT_CARRIED, parse_embeddings, render_embeddings
 from .models_and_errors import (
     error_status,
@@ -54,6 +60,7 @@ __all__ = [
     "StreamRenderer",
     "auth_headers",
     "error_status",
+    "join_batch",
     "normalize_body",
     "parse_embeddings",
     "parse_error",
@@ -65,13 +72,14 @@ __all__ = [
     "render_models",
     "render_request",
     "render_response",
+    "split_batch",
 ]
 
 NAME: Final = "openai_chat"
 
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/chat/completions", "chat"),
-    Route("POST", "/v1/completions", "chat"),
+    Route("POST", "/v1/completions", "chat_batch"),
     Route("POST", "/v1/embeddings", "embeddings"),
     Route("GET", "/v1/models", "models"),
     Route("GET", "/v1/models/", "model"),

@@ -63,7 +63,8 @@ def as_chat(body: dict[str, Any], ignored: list[str]) -> tuple[dict[str, Any], s
     if any(isinstance(prompt, int | list) for prompt in prompts):
         raise Unsupported("tokens can't be read here: send texts", param="prompt")
     if len(prompts) > 1:
-        raise Unsupported("one prompt is answered: send a request for each", param="prompt[1]")
+        most = "one prompt" if body.get("stream") else f"{MAX_PROMPTS} prompts"
+        raise Unsupported(f"send at most {most} in a request", param="prompt")
     prompt = prompts[0] if prompts else ""
     if not isinstance(prompt, str) or not prompt:
         raise InvalidRequest("there is no prompt to complete", param="prompt")
@@ -71,6 +72,30 @@ def as_chat(body: dict[str, Any], ignored: list[str]) -> tuple[dict[str, Any], s
     shared = {name: value for name, value in body.items() if name not in own}
     chat_body = shared | {"messages": [{"role": "user", "content": prompt}]}
     return chat_body, prompt if request.echo else ""
+
+
+MAX_PROMPTS = 64  # in one request; LangChain sends twenty
+
+
+def split_batch(body: Any) -> list[Any]:
+    """Return a body for each prompt of a request that is not streamed; else the body alone."""
+    match body:
+        case {"prompt": [str(), str(), *_] as prompts, **others} if not others.get("stream"):
+            if len(prompts) <= MAX_PROMPTS:
+                return [body | {"prompt": prompt} for prompt in prompts]
+    return [body]
+
+
+def join_batch(responses: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one response with the choices of several, in their order, and all their tokens."""
+    choices = [
+        choice | {"index": index}
+        for index, choice in enumerate(one for response in responses for one in response["choices"])
+    ]
+    counts = [response["usage"] for response in responses if response["usage"]]
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    usage = {name: sum(count[name] for count in counts) for name in names} if counts else None
+    return responses[0] | {"choices": choices, "usage": usage}
 
 
 def _head(envelope: chat.Envelope) -> dict[str, Any]:
