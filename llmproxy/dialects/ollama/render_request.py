@@ -61,14 +61,16 @@ def _tool(tool: llm.Tool) -> dict[str, Any]:
 def _option_fields(request: chat.ChatRequest, ignored: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     options: dict[str, Any] = {}
+    effort, thinks = request.options.get("reasoning_effort"), request.options.get("thinking")
+    level = effort if effort in THINK_LEVELS and thinks is not False else None
     for name, value in request.options.items():
         match name:
             case "json_object":
                 fields["format"] = "json"
-            case "reasoning_effort" if value in THINK_LEVELS:
+            case "reasoning_effort" if value == level:
                 fields["think"] = value
-            case "thinking" if "reasoning_effort" not in request.options or not value:
-                fields.setdefault("think", value)
+            case "thinking":
+                fields["think"] = value and level or value  # a level says that it thinks
             case _ if name in OPTIONS:
                 options[OPTIONS[name]] = value
             case _:
