@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, Part, StreamEvent, ToolCallPart, ToolResultPart
+from ollama import Message as OllamaMessage
 
 from llmproxy.backends.engine.events import EventReader
 from llmproxy.backends.engine.prompt import Call, build_prompt
 from llmproxy.core import chat
-from llmproxy.dialects import anthropic_messages, openai_chat
+from llmproxy.dialects import anthropic_messages, ollama, openai_chat
 from tests.dialects.anthropic_messages.samples import SERVER as ANTHROPIC
 from tests.dialects.openai_chat.samples import SERVER as OPENAI
 from tests.dialects.openai_chat.samples import Pieces
@@ -125,6 +126,32 @@ def function_body(echo: dict[str, Any]) -> dict[str, Any]:
     return {"model": "m", "messages": [user, echo, *results, user]}
 
 
+def ollama_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
+    """As the Python client sends it back, which knows no ids, and as the JavaScript one does."""
+    whole = ollama.render_response(chat.collect(events), envelope())["message"]
+    yield whole
+    yield OllamaMessage.model_validate(whole).model_dump(exclude_none=True)
+    renderer = ollama.StreamRenderer(envelope())
+    lines = renderer.start() + [f for event in events for f in renderer.feed(event)]
+    pieces = [json.loads(line)["message"] for line in lines]
+    calls = [call for piece in pieces for call in piece.get("tool_calls", ())]
+    yield {
+        "role": "assistant",
+        "content": "".join(piece["content"] for piece in pieces),
+        "thinking": "".join(piece.get("thinking", "") for piece in pieces),
+        "tool_calls": calls,
+    }
+
+
+def ollama_body(echo: dict[str, Any]) -> dict[str, Any]:
+    user = {"role": "user", "content": "q"}
+    results = [
+        {"role": "tool", "tool_name": call["function"]["name"], "content": "done"}
+        for call in echo.get("tool_calls") or ()
+    ]
+    return {"model": "m", "messages": [user, echo, *results, user]}
+
+
 def anthropic_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
     response = chat.collect(events)
     whole = ANTHROPIC.whole(anthropic_messages.render_response(response, envelope()))
@@ -209,6 +236,7 @@ def check_conversation(made: Call) -> None:
     [
         pytest.param(openai_chat, openai_echoes, openai_body, id="openai_chat"),
         pytest.param(openai_chat, function_echoes, function_body, id="openai_functions"),
+        pytest.param(ollama, ollama_echoes, ollama_body, id="ollama"),
         pytest.param(anthropic_messages, anthropic_echoes, anthropic_body, id="anthropic_messages"),
     ],
 )
