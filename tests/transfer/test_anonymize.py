@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from operator import attrgetter
 
 import llm
 import pytest
@@ -10,12 +11,14 @@ from hypothesis import strategies as st
 from llm.parts import Message, ToolResultPart
 
 from llmproxy.core import attachments, chat, payload
+from llmproxy.dialects import ollama
 from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, encode, from_json, to_json
 from llmproxy.transfer.anonymize import (
     ASTRAL_X,
     _anonymize_arguments,
     _free,
+    _known,
     anonymize,
     placeholder,
 )
@@ -25,6 +28,7 @@ from tests.log_fixtures import ended_as
 from tests.recorder.test_exchange import RECEIVED
 from tests.strategies import argument_texts, json_objects, texts
 from tests.transfer.test_jsonl import exchanges
+from tests.wire_cases import wire_cases
 
 
 def test_letters_and_digits_are_replaced_and_nothing_else():
@@ -334,3 +338,27 @@ def test_a_title_that_a_client_gives_itself_is_anonymized():
     assert "Falcon" not in encode(anonymize(titled)).decode()
     plain = begun("01jd1", RECEIVED, client="curl", headers=[("user-agent", "curl/8")], **facts)
     assert anonymize(plain).client == "curl"
+
+
+@pytest.mark.parametrize("case", wire_cases("ollama"), ids=attrgetter("name"))
+def test_an_anonymized_request_of_ollamas_means_the_same_but_for_its_texts(case):
+    body = _known(case.request)
+    before, after = (ollama.parse_request(one) for one in (case.request, body))
+    for name in ("model", "form", "stream", "options", "counted_calls", "ignored"):
+        if name != "options" or "stop_sequences" not in before.options:
+            assert getattr(after, name) == getattr(before, name), name
+    assert after.schema is None or after.schema.keys() == before.schema.keys()
+    kinds = [
+        [a.type for m in r.messages for a in attachments.find_attachments(m)]
+        for r in (before, after)
+    ]
+    assert kinds[0] == kinds[1]
+    shapes = [[[type(part) for part in m.parts] for m in r.messages] for r in (before, after)]
+    assert shapes[0] == shapes[1]
+    names = [
+        [getattr(part, "name", None) for m in r.messages for part in m.parts]
+        for r in (before, after)
+    ]
+    assert names[0] == names[1]
+    said = {w for w in re.findall(r"[A-Z][a-z]+", str(before.messages)) if len(w) > 3}
+    assert not {w for w in said if w in json.dumps(body["messages"] if "messages" in body else {})}
