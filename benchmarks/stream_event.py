@@ -2,7 +2,7 @@
 
 No sockets: the app's body is read as the server reads it. `python benchmarks/stream_event.py`
 prints microseconds for an event, llm's own share of them, and the ratio; the best of five
-runs, since machines are shared.
+runs, since machines are shared. For another API, name its route: `/v1/messages`, `/api/chat`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from llmproxy import Proxy, Settings
 from llmproxy.transport.http11 import Headers, Request
 
 EVENTS = 20_000
+ROUTE = sys.argv[1] if len(sys.argv) > 1 else "/v1/chat/completions"
 
 
 class Steady(llm.AsyncModel):
@@ -67,7 +69,7 @@ async def proxied(proxy: Proxy, model: Steady) -> float:
     body = json.dumps({"model": model.model_id, "stream": True, "messages": messages}).encode()
     headers = Headers([("host", "localhost")])
     began = time.perf_counter()
-    response = await proxy.app(Request("POST", "/v1/chat/completions", headers, body))
+    response = await proxy.app(Request("POST", ROUTE, headers, body))
     async for _ in response.body:
         pass
     return time.perf_counter() - began
