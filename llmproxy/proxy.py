@@ -311,7 +311,10 @@ class Proxy:
         )
 
     def _embedder(self) -> ModelEmbedder:
-        return ModelEmbedder(self.catalog, self._known_keys, self.settings.limits.answer)
+        limits = self.settings.limits
+        return ModelEmbedder(
+            self.catalog, self._known_keys, threads=limits.running, answer_bytes=limits.answer
+        )
 
     def rewind(self) -> int:
         """Replay the recordings of each request from the first one again.

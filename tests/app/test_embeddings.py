@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,33 @@ def test_the_server_answers_others_while_a_model_embeds(llm_user_path):
         go_on.set()
         assert answer.result(10).data
     assert busy[0] == 404
+
+
+def test_a_local_model_whose_client_hung_up_is_busy_until_it_yields(llm_user_path):
+    """Its thread can't be stopped: another request beside it could crash the process."""
+    asked, go_on = threading.Event(), threading.Event()
+    e = EmbeddingScript("e", batch_size=1)
+
+    def before(batch):
+        asked.set()
+        assert go_on.wait(10)
+
+    e.before = before
+    with running(e, limits=Limits(queue_s=0.2, shutdown_s=5)) as proxy:
+        body = b'{"model": "e", "input": ["a", "b", "c"]}'
+        head = f"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            client.sendall(head.encode() + b"\r\n" + body)
+            assert asked.wait(10)
+        cancelled = proxy.wait_for_report()
+        second = {"model": "e", "input": "d"}
+        busy = request(proxy, "POST", "/v1/embeddings", second)
+        go_on.set()
+        answers = [request(proxy, "POST", "/v1/embeddings", second)[0] for _ in range(3)]
+    assert (cancelled.status, busy[0]) == ("cancelled", 503)
+    assert b"runs one request at a time" in busy[2]
+    assert 200 in answers
+    assert [batch for batch in e.batches if batch != ["d"]] in ([["a"]], [["a"], ["b"]])
 
 
 # ---- Ollama's API

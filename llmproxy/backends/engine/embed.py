@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import math
 import threading
@@ -18,7 +19,7 @@ from ...core.embeddings import FLOAT_BYTES, Embeddings, EmbedRequest
 from ...core.errors import Unsupported, UpstreamError
 from ...core.known_keys import KnownKeys
 from ...core.limits import Limits
-from ...core.threads import in_daemon_thread
+from ...core.threads import MAX_THREADS, Threads
 from . import outcome
 from .catalog import Catalog, EmbedderEntry, model_turn
 from .llm_keys import keys_of_model
@@ -27,14 +28,21 @@ from .llm_keys import keys_of_model
 class ModelEmbedder:
     """Embeds texts with llm's models; see `embeddings.Embedder`.
 
-    keys: redacted from errors. answer_bytes: of memory that the vectors of a request may take.
+    keys: redacted from errors. threads: as in `Engine`. answer_bytes: of memory that the vectors
+        of a request may take.
     """
 
     def __init__(
-        self, catalog: Catalog, keys: KnownKeys, answer_bytes: int = Limits().answer
+        self,
+        catalog: Catalog,
+        keys: KnownKeys,
+        *,
+        threads: int = MAX_THREADS,
+        answer_bytes: int = Limits().answer,
     ) -> None:
         self._catalog = catalog
         self._keys = keys
+        self._threads = Threads(threads)
         self._answer_bytes = answer_bytes
 
     async def embed(self, request: EmbedRequest, wait_s: float) -> Embeddings:
@@ -56,26 +64,10 @@ class ModelEmbedder:
             raise Unsupported(f"the model {entry.model_id} embeds no text", param="model")
         self._keys.look()  # before the model reads its key
         self._keys.learn(keys_of_model(model))
-        limiter = entry.limiter
-        if limiter is not None:
-            await model_turn(limiter, entry.model_id, wait_s)
-        is_stopped = threading.Event()
+        if entry.limiter is not None:
+            await model_turn(entry.limiter, entry.model_id, wait_s)
         started = time.monotonic()
-        try:
-            working = in_daemon_thread(
-                lambda: _outcome(model, request.inputs, self._answer_bytes, is_stopped),
-                f"llmproxy-{entry.model_id}",
-            )
-        except BaseException:  # there is no thread
-            if limiter is not None:
-                limiter.leave()
-            raise
-        if limiter is not None:
-            working.add_done_callback(lambda _: limiter.leave())
-        try:
-            vectors = await working
-        finally:
-            is_stopped.set()
+        vectors = await self._run(entry, model, request.inputs)
         if isinstance(vectors, BaseException):
             raise outcome.translate(vectors, self._keys) from vectors
         _check(vectors, request, entry)
@@ -87,6 +79,35 @@ class ModelEmbedder:
             embeddings.estimate_tokens(request.inputs),
             Durations(int((ended - began) * 1e9), int((started - began) * 1e9)),
         )
+
+    async def _run(
+        self, entry: EmbedderEntry, model: EmbeddingModel, inputs: Sequence[str]
+    ) -> list[list[float]] | BaseException:
+        """Run a model whose turn it is; the turn ends with the thread, however long that takes."""
+        found: list[list[list[float]] | BaseException] = []
+        is_stopped = threading.Event()
+        done = asyncio.get_running_loop().create_future()
+
+        def run() -> None:
+            found.append(_outcome(model, inputs, self._answer_bytes, is_stopped))
+
+        def leave() -> None:
+            if entry.limiter is not None:
+                entry.limiter.leave()
+            if not done.done():
+                done.set_result(None)
+
+        try:
+            await self._threads.wait_for_slot()
+            self._threads.start(run, f"llmproxy-{entry.model_id}", leave)
+        except BaseException:
+            leave()
+            raise
+        try:
+            await done
+        finally:
+            is_stopped.set()
+        return found[0]
 
 
 def _sized(model: EmbeddingModel, dimensions: int | None) -> EmbeddingModel:
