@@ -187,7 +187,10 @@ class App:
         self, dialect: Dialect, request: Request, argument: str
     ) -> Response:
         named = cast(ServerDialect, dialect)  # as below: only those have the route
-        name = named.parse_model_name(payload.parse(request.body, self._limits))
+        name = await self._work(
+            len(request.body),
+            lambda: named.parse_model_name(payload.parse(request.body, self._limits)),
+        )
         return await self._show_model(dialect, request, name)
 
     async def _list_running_models(
@@ -354,7 +357,10 @@ class App:
         """
         batch = cast(BatchDialect, dialect)  # only those have the route
         try:
-            bodies = batch.split_batch(payload.parse(request.body, self._limits))
+            bodies = await self._work(
+                len(request.body),
+                lambda: batch.split_batch(payload.parse(request.body, self._limits)),
+            )
         except ProxyError:
             bodies = []  # to be logged like every request that can't be read
         if len(bodies) < 2:

@@ -50,6 +50,8 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
     """
     ignored: list[str] = []
     body = _without_nulls(body)
+    if isinstance(body, dict) and (body.get("messages") is None and body.get("prompt")):
+        body = {name: value for name, value in body.items() if name != "messages"}
     if isinstance(body, dict) and "messages" not in body:
         return _parse_generate(payload.load(schema.GenerateRequest, body, ignored), ignored)
     request = payload.load(schema.ChatRequest, body, ignored)

@@ -45,6 +45,7 @@ def parse(*messages: dict[str, Any], **fields: Any) -> chat.ChatRequest:
         ({"messages": [USER]}, ""),
         ({"prompt": "hi"}, "generate"),
         ({"images": [PNG]}, "generate"),
+        ({"prompt": "hi", "messages": None}, "generate"),
         ({"messages": []}, ".load"),
         ({"messages": None}, ".load"),
         ({"messages": [], "keep_alive": 0}, ".unload"),
