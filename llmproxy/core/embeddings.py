@@ -72,6 +72,8 @@ def _told(value: Any) -> Any:
         case str():
             data = value.encode("utf-8", "replace")
             return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        case [int(), *_]:  # tokens, which say what the text said
+            return {"tokens": len(value)}
         case list():
             return [_told(item) for item in value]
     return value

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy
 import ollama
 import openai
 import pytest
@@ -115,7 +116,7 @@ def test_a_model_that_fails_is_an_error_without_its_key(llm_user_path):
     assert b"sk-secret" not in raw and b"is wrong" in raw
 
 
-@pytest.mark.parametrize("vector", [[float("nan")], ["a"], [None], [True]])
+@pytest.mark.parametrize("vector", [[float("nan")], ["a"], [None], 3, [[1.0]]])
 def test_a_vector_of_no_numbers_is_the_models_failure(llm_user_path, vector):
     class Broken(EmbeddingScript):
         def embed_batch(self, items, *, key=None):
@@ -124,6 +125,27 @@ def test_a_vector_of_no_numbers_is_the_models_failure(llm_user_path, vector):
     with running(Broken("e")) as proxy:
         status, _, raw = request(proxy, "POST", "/v1/embeddings", {"model": "e", "input": "a"})
     assert (status, b"a vector of no numbers" in raw) == (502, True)
+
+
+def test_numbers_of_numpy_are_numbers(llm_user_path):
+    class Numpy(EmbeddingScript):
+        def embed_batch(self, items, *, key=None):
+            yield from numpy.array([[1.5, 2.0]], dtype="float32")
+
+    with running(Numpy("e")) as proxy:
+        answer = openai_client(proxy).embeddings.create(model="e", input="a")
+        floats = ollama.Client(proxy.url).embed("e", "a").embeddings
+    assert answer.data[0].embedding == floats[0] == [1.5, 2.0]
+
+
+def test_tokens_that_were_refused_are_not_logged(llm_user_path):
+    """LangChain sends them: they are the text."""
+    with running(EmbeddingScript("e")) as proxy:
+        for tokens in ([1, 2, 3], [[1, 2], [3]]):
+            request(proxy, "POST", "/v1/embeddings", {"model": "e", "input": tokens})
+        proxy.wait_for_report(2)
+    inputs = [report.request.body["input"] for report in proxy.reports]
+    assert inputs == [{"tokens": 3}, [{"tokens": 2}, {"tokens": 1}]]
 
 
 def test_too_few_vectors_are_the_models_failure(llm_user_path):

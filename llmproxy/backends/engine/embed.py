@@ -7,7 +7,6 @@ import copy
 import math
 import threading
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from llm.models import EmbeddingModel
@@ -67,10 +66,9 @@ class ModelEmbedder:
         if entry.limiter is not None:
             await model_turn(entry.limiter, entry.model_id, wait_s)
         started = time.monotonic()
-        vectors = await self._run(entry, model, request.inputs)
+        vectors = await self._run(entry, model, request)
         if isinstance(vectors, BaseException):
             raise outcome.translate(vectors, self._keys) from vectors
-        _check(vectors, request, entry)
         ended = time.monotonic()
         return Embeddings(
             entry.model_id,
@@ -81,7 +79,7 @@ class ModelEmbedder:
         )
 
     async def _run(
-        self, entry: EmbedderEntry, model: EmbeddingModel, inputs: Sequence[str]
+        self, entry: EmbedderEntry, model: EmbeddingModel, request: EmbedRequest
     ) -> list[list[float]] | BaseException:
         """Run a model whose turn it is; the turn ends with the thread, however long that takes."""
         found: list[list[list[float]] | BaseException] = []
@@ -89,7 +87,7 @@ class ModelEmbedder:
         done = asyncio.get_running_loop().create_future()
 
         def run() -> None:
-            found.append(_outcome(model, inputs, self._answer_bytes, is_stopped))
+            found.append(_outcome(model, request, self._answer_bytes, is_stopped))
 
         def leave() -> None:
             if entry.limiter is not None:
@@ -120,37 +118,39 @@ def _sized(model: EmbeddingModel, dimensions: int | None) -> EmbeddingModel:
 
 
 def _outcome(
-    model: EmbeddingModel,
-    inputs: Sequence[str],
-    answer_bytes: int,
-    is_stopped: threading.Event,
+    model: EmbeddingModel, request: EmbedRequest, answer_bytes: int, is_stopped: threading.Event
 ) -> list[list[float]] | BaseException:
     """Run the model; return what it raised, since a plugin may raise anything."""
     vectors: list[list[float]] = []
     try:
-        for vector in model.embed_multi(inputs) if inputs else ():
+        for vector in model.embed_multi(request.inputs) if request.inputs else ():
             if is_stopped.is_set():
                 break
-            vectors.append(list(vector))
+            vectors.append(_checked(vector, request, model))
             answer_bytes -= FLOAT_BYTES * len(vectors[-1])
             if answer_bytes < 0:
                 raise too_large()
     except BaseException as exc:
         return exc
+    if len(vectors) != len(request.inputs):
+        return UpstreamError(
+            f"the model {model.model_id} gave {len(vectors)} vectors for"
+            f" {len(request.inputs)} texts"
+        )
     return vectors
 
 
-def _check(vectors: Sequence[Sequence[Any]], request: EmbedRequest, entry: EmbedderEntry) -> None:
-    if len(vectors) != len(request.inputs):
-        raise UpstreamError(
-            f"the model {entry.model_id} gave {len(vectors)} vectors for"
-            f" {len(request.inputs)} texts"
+def _checked(vector: Any, request: EmbedRequest, model: EmbeddingModel) -> list[float]:
+    """Return a vector as numbers of Python's own: some plugins yield NumPy's."""
+    try:
+        numbers = [float(number) for number in vector]
+    except (TypeError, ValueError):
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise UpstreamError(f"the model {model.model_id} gave a vector of no numbers")
+    if request.dimensions is not None and len(numbers) != request.dimensions:
+        raise Unsupported(
+            f"the model {model.model_id} has vectors of {len(numbers)} dimensions only",
+            param="dimensions",
         )
-    for vector in vectors:
-        if request.dimensions is not None and len(vector) != request.dimensions:
-            raise Unsupported(
-                f"the model {entry.model_id} has vectors of {len(vector)} dimensions only",
-                param="dimensions",
-            )
-        if not all(type(x) in (int, float) and math.isfinite(x) for x in vector):
-            raise UpstreamError(f"the model {entry.model_id} gave a vector of no numbers")
+    return numbers
