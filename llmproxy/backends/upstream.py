@@ -213,6 +213,8 @@ def chat_url(dialect: Dialect, base_url: str) -> str:
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/")
     if not path.endswith(unversioned):
+        if unversioned == route:  # Ollama's: its paths begin with `/api`, and have no version
+            path = re.sub(r"/(?:v1|api)$", "", path)
         path += unversioned if re.search(r"/v[0-9]+$", path) else route
     return urlunsplit(parts._replace(path=path))
 

@@ -14,7 +14,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llmproxy.backends.upstream import Upstream, chat_url
 from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
-from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
+from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat
 from llmproxy.transport.client import Deadlines
 from tests.models import SyncScript, tool_call, usage
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
@@ -280,3 +280,9 @@ def test_a_base_url_with_or_without_its_version_gives_the_chat_route(base, url):
     assert chat_url(anthropic_messages, base.replace("chat/completions", "messages")) == (
         url.replace("chat/completions", "messages")
     )
+
+
+@pytest.mark.parametrize("base", ["http://a:1", "http://a:1/", "http://a:1/api/", "http://a:1/v1"])
+def test_ollamas_paths_have_no_version(base):
+    assert chat_url(ollama, base) == "http://a:1/api/chat"
+    assert chat_url(ollama, "http://a/x/api/chat") == "http://a/x/api/chat"
