@@ -17,6 +17,7 @@ from llm.parts import (
     ReasoningPart,
     StreamEvent,
     TextPart,
+    ToolCallPart,
     ToolResultPart,
 )
 
@@ -122,27 +123,35 @@ def test_the_model_and_the_log_get_the_same_from_every_api(tmp_path, llm_user_pa
         m = AsyncScript("m")
         database = tmp_path / f"{dialect.NAME}.db"
         with patient(m, database=database) as proxy:
-            # The ids of calls are the first response's: where clients drop them, others count.
+            # The calls are the client's, with their ids: where clients drop ids, ours are others.
             m.steps = LOOKS[:3] + ANSWERS[1:]
-            converse_without_calls(proxy, m, dialect, streams)
+            ask_twice(proxy, m, dialect, streams)
             proxy.wait_for_report(2)
             ids = [(one.previous_id is not None, one.link) for one in proxy.reports]
         assert ids == [(False, None), (True, "reply")]
         asked[dialect.NAME] = [hub_json(prompt.messages) for prompt in m.prompts]
         logged[dialect.NAME] = hashes(database)
     [first, *others] = asked.values()
-    assert first[1][-1]["parts"][0]["text"] == "And tomorrow?"
+    assert [message["role"] for message in first[1]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+    ]
     assert all(other == first for other in others)
     [first_hashes, *other_hashes] = logged.values()
     assert len(first_hashes) == 2 and all(other == first_hashes for other in other_hashes)
 
 
-def converse_without_calls(proxy: Running, m: AsyncScript, dialect: Dialect, streams: bool) -> None:
-    asked = replace(begin(streams), tools=())
+def ask_twice(proxy: Running, m: AsyncScript, dialect: Dialect, streams: bool) -> None:
+    asked = begin(streams)
     reply = ask(proxy, dialect, asked)
-    messages = [*QUESTION, *reply, llm.user("And tomorrow?")]
+    call = ToolCallPart("get_weather", {"city": "Oslo", "days": [1.5, 2]}, tool_call_id="toolu_9x")
+    messages = [*QUESTION, *reply, llm.user("And tomorrow?"), Message("assistant", [call])]
     m.steps = ANSWERS
-    ask(proxy, dialect, replace(asked, messages=messages))
+    ask(proxy, dialect, replace(asked, messages=[*messages, *results([messages[-1]])]))
 
 
 @both_ways
