@@ -211,7 +211,7 @@ class _EventReader:
     """Reads events from whatever form a stream comes in."""
 
     def __init__(self, source: Dialect) -> None:
-        self._decoder = framing.SSEDecoder()
+        self._decoder = source.StreamDecoder(framing.MAX_FRAME_BYTES)
         self._parser = source.StreamParser()
 
     @property
@@ -232,6 +232,8 @@ class _EventReader:
                     yield from self._parser.feed(frame)
 
     def end(self) -> Iterator[chat.Event]:
+        for frame in self._decoder.end():
+            yield from self._parser.feed(frame)
         yield from self._parser.end()
 
 

@@ -24,7 +24,7 @@ from .app.dashboard import Dashboard
 from .app.responses import render_error
 from .app.routes import dialect_of
 from .app.stored_responses import StoredResponses
-from .backends.engine import Catalog, Engine, known_keys
+from .backends.engine import Catalog, Engine, ModelEmbedder, known_keys
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.log_source import Log
 from .backends.replay import Replay, Source
@@ -264,6 +264,7 @@ class Proxy:
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
             rewind=self._replay and self._replay.rewind,
+            embedder=self._embedder() if self.is_live else None,
         )
         tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
@@ -310,6 +311,12 @@ class Proxy:
             threads=self.settings.limits.running,
             keys=self._known_keys,
             answer_bytes=self.settings.limits.answer,
+        )
+
+    def _embedder(self) -> ModelEmbedder:
+        limits = self.settings.limits
+        return ModelEmbedder(
+            self.catalog, self._known_keys, threads=limits.running, answer_bytes=limits.answer
         )
 
     def rewind(self) -> int:

@@ -109,6 +109,32 @@ class AsyncScript(_Script, llm.AsyncModel):
             self.closed += 1
 
 
+class EmbeddingScript(llm.EmbeddingModel):
+    """An embedding model: a text's vector is its length and then counts up.
+
+    batches: the texts that it was given, by batch. fails: raised in place of a batch's vectors.
+    before: called with each batch, in the thread of the model.
+    """
+
+    def __init__(self, model_id: str, size: int = 3, **attributes: Any) -> None:
+        self.model_id = model_id
+        self.size = size
+        self.batches: list[list[Any]] = []
+        self.fails: BaseException | None = None
+        self.before: Callable[[list[Any]], None] = lambda batch: None
+        vars(self).update(attributes)
+
+    def embed_batch(self, items, *, key=None):  # type: ignore[no-untyped-def]
+        batch = list(items)
+        self.batches.append(batch)
+        self.before(batch)
+        if self.fails is not None:
+            raise self.fails
+        size = getattr(self, "dimensions", None) or self.size
+        for item in batch:
+            yield [float(len(item) + i) for i in range(size)]
+
+
 @contextmanager
 def registered(*models: Any) -> Iterator[None]:
     """Have llm know these models, as a plugin of its own would tell it."""
@@ -117,10 +143,18 @@ def registered(*models: Any) -> Iterator[None]:
         @llm.hookimpl
         def register_models(self, register: Callable[..., None]) -> None:
             for model in models:
+                if isinstance(model, EmbeddingScript):
+                    continue
                 if isinstance(model, llm.AsyncModel | llm.AsyncKeyModel):
                     register(None, model)
                 else:
                     register(model)
+
+        @llm.hookimpl
+        def register_embedding_models(self, register: Callable[..., None]) -> None:
+            for model in models:
+                if isinstance(model, EmbeddingScript):
+                    register(model, aliases=[f"{model.model_id}-alias"])
 
     plugin = Plugin()
     pm.register(plugin, name="scripts")

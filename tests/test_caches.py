@@ -46,7 +46,7 @@ KEPT = {
     # the models, a set that the owner chooses
     "App._counts_tokens": "models",
     "Catalog._limiters": "models",
-    "Engine._ran": "models",
+    "Catalog.ran": "models",
     "LargeWork._waiting": "requests that wait for their turn, at most queue_s",
     "Metrics._duration": "models × dialects",
     "Metrics._rate": "models × dialects × 2",

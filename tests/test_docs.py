@@ -136,7 +136,7 @@ def test_every_route_is_in_the_docs():
     routes = {f"{route}{{id}}" if route.endswith("/") else route for route in routes}
     routes |= {f"GET {page}" for page in status.PAGES} | {f"POST {status.REWIND}"}
     table = PAGES["routes.md"].partition("## Routes\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"`((?:GET|POST) [^`]+)`", table)) == routes
+    assert set(re.findall(r"`((?:GET|POST|DELETE) [^`]+)`", table)) == routes
 
 
 def test_every_limit_is_in_the_docs_as_the_command_lists_it():

@@ -28,7 +28,7 @@ from llmproxy.core.errors import ProxyError
 from llmproxy.core.fingerprints import replies, request_key
 from llmproxy.core.message_diff import first_difference
 from llmproxy.core.think_tags import ThinkTagSplitter, split_thinking
-from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat, openai_responses
+from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat, openai_responses
 from llmproxy.recorder import timeline
 from llmproxy.recorder.redact import Redactor
 from llmproxy.recorder.request_store import deduplicate
@@ -252,6 +252,25 @@ ANTHROPIC_BODIES: dict[str, Callable[[int], Any]] = {
 }
 
 
+def _ollama_results(n: int, **named: str) -> list[Any]:
+    calls = [{"function": {"name": f"f{i % 2}", "arguments": {}}} for i in range(n)]
+    results = [{"role": "tool", "content": "ok", **named} for _ in calls]
+    return [_user(), {"role": "assistant", "tool_calls": calls}, *results]
+
+
+OLLAMA_BODIES: dict[str, Callable[[int], Any]] = {
+    "turns": OPENAI_BODIES["turns"],
+    "system messages in a row": OPENAI_BODIES["system messages in a row"],
+    "results without names": _openai(_ollama_results),
+    "results by a name that runs out": _openai(lambda n: _ollama_results(n, tool_name="f1")),
+    "images": lambda n: {"prompt": "Look", "images": ["iVBORw0KGgo="] * n},
+    "stop sequences": lambda n: {
+        "prompt": "Hi",
+        "options": {"stop": ["\n"] + ["x" * 2] * min(n, 100), "a": [1] * n},
+    },
+}
+
+
 def _request_steps(dialect: Any, body: Any) -> Callable[[], object]:
     """Return all that is done with a request before its model runs, without the log."""
     text = payload.encode({"max_tokens": 10, **body} if dialect is anthropic_messages else body)
@@ -328,6 +347,7 @@ REQUESTS = [
         (openai_chat, OPENAI_BODIES),
         (anthropic_messages, ANTHROPIC_BODIES),
         (openai_responses, RESPONSES_BODIES),
+        (ollama, OLLAMA_BODIES),
     )
     for name, body in bodies.items()
 ]
@@ -436,7 +456,7 @@ def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], objec
         dialect.render_response(response, envelope)
         timed = [(float(i), event) for i, event in enumerate(split)]
         timeline.decode(timeline.encode(timed), response.messages)
-        decoder, parser = SSEDecoder(), dialect.StreamParser()
+        decoder, parser = dialect.StreamDecoder(2**26), dialect.StreamParser()
         for frame in decoder.feed(b"".join(frames)):
             parser.feed(frame)
 
@@ -445,7 +465,7 @@ def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], objec
 
 RESPONSES = [
     Case(f"{dialect.NAME}: {name}", lambda n, d=dialect, a=answer: _answer_steps(d, a(n)), 0.5)
-    for dialect in (openai_chat, anthropic_messages, openai_responses)
+    for dialect in DIALECTS
     for name, answer in ANSWERS.items()
 ]
 
@@ -524,7 +544,7 @@ PARTS = [
             ),
             4,
         )
-        for dialect in (openai_chat, anthropic_messages, openai_responses)
+        for dialect in DIALECTS
         for name, events in (
             ("long blank arguments", lambda n: [_name(0, "a"), *[_args(0, " " * 20, "a")] * n]),
             ("long blank text", lambda n: [_text(" " * 20)] * n),

@@ -48,10 +48,17 @@ def wire_cases(dialect: str, *, answered: bool = False) -> list[WireCase]:
 
 
 def envelope(
-    model: str | None = "m", *, include_usage: bool = True, input_tokens: int = 0
+    model: str | None = "m",
+    *,
+    include_usage: bool = True,
+    input_tokens: int = 0,
+    form: str = "",
+    echo: Mapping[str, Any] | None = None,
 ) -> chat.Envelope:
     """Make the envelope of the captures' responses."""
-    return chat.Envelope(ANSWER_ID, ANSWER_CREATED, model or "", include_usage, input_tokens)
+    return chat.Envelope(
+        ANSWER_ID, ANSWER_CREATED, model or "", include_usage, input_tokens, form, echo or {}
+    )
 
 
 def _case(folder: Path) -> WireCase:
@@ -77,6 +84,8 @@ def event_of(value: dict[str, Any]) -> chat.Event:
     if "finish" not in value:
         return StreamEvent(**value)
     finish = dict(value["finish"])
+    if "durations" in finish:
+        finish["durations"] = chat.Durations(**finish["durations"])
     return chat.Finish(**finish | {"usage": chat.Usage(**finish.get("usage", {}))})
 
 

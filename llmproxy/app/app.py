@@ -11,18 +11,21 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast
+
+from llm.parts import Message
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
 from ..core.byte_cache import message_bytes
+from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_inputs
 from ..core.errors import (
     InvalidRequest,
     NotFound,
@@ -36,7 +39,15 @@ from ..core.fingerprints import request_key
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
-from ..dialects import CountingDialect, Dialect, Renderer, StatefulDialect
+from ..dialects import (
+    BatchDialect,
+    CountingDialect,
+    Dialect,
+    EmbeddingDialect,
+    Renderer,
+    ServerDialect,
+    StatefulDialect,
+)
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
 from ..recorder.redact import MAX_TEXT_BYTES
@@ -64,6 +75,15 @@ T = TypeVar("T")
 Ending = Literal["ok", "error", "cancelled"]
 
 
+class _Facts(TypedDict, total=False):
+    """What `begun` takes of a request that could be parsed."""
+
+    stream: bool
+    model: str | None
+    messages: Sequence[Message]
+    replay_key: str | None
+
+
 class App:
     """The request handler for all dialects and for the status pages.
 
@@ -73,7 +93,8 @@ class App:
     on_exchange: called with each exchange when it has ended.
     stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
-    rewind: as StatusPages takes it.
+    rewind: as StatusPages takes it. embedder: runs embedding models; None if only recordings
+        answer.
     """
 
     def __init__(
@@ -91,8 +112,10 @@ class App:
         dashboard: Dashboard | None = None,
         connections: Callable[[], int] = lambda: 0,
         rewind: Callable[[], int] | None = None,
+        embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
+        self._embedder = embedder
         self._models = models
         self._writer = writer
         self._matcher = matcher
@@ -111,12 +134,18 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
+            "chat_batch": self._chat_batch,
             "stateful_chat": self._stateful_chat,
             "compaction": self._compaction,
             "stored_response": self._show_response,
             "models": self._list_models,
             "model": self._show_model,
+            "named_model": self._show_named_model,
+            "running_models": self._list_running_models,
+            "manage_models": self._refuse_to_manage_models,
+            "version": self._tell_version,
             "count_tokens": self._count_tokens,
+            "embeddings": self._embed,
         }
 
     async def __call__(self, request: Request) -> Response:
@@ -172,6 +201,33 @@ class App:
     async def _show_model(self, dialect: Dialect, request: Request, argument: str) -> Response:
         return json_response(200, dialect.render_model(await self._models.model(argument)))
 
+    async def _show_named_model(
+        self, dialect: Dialect, request: Request, argument: str
+    ) -> Response:
+        named = cast(ServerDialect, dialect)  # as below: only those have the route
+        name = await self._work(
+            len(request.body),
+            lambda: named.parse_model_name(payload.parse(request.body, self._limits)),
+        )
+        return await self._show_model(dialect, request, name)
+
+    async def _list_running_models(
+        self, dialect: Dialect, request: Request, argument: str
+    ) -> Response:
+        models = self._models.running_models()
+        return json_response(200, cast(ServerDialect, dialect).render_running(models))
+
+    async def _refuse_to_manage_models(
+        self, dialect: Dialect, request: Request, argument: str
+    ) -> Response:
+        raise Unsupported(
+            "models are managed by llm, not by this server: llm install adds a plugin with"
+            " models, llm models lists them, llm aliases names them"
+        )
+
+    async def _tell_version(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        return json_response(200, cast(ServerDialect, dialect).render_version())
+
     async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
         """Estimate the tokens locally: clients ask dozens of times in a row."""
 
@@ -206,6 +262,64 @@ class App:
                 f" {self._limits.queue_s:g} s (limit queue_s)",
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
+
+    # ---- embeddings
+
+    async def _embed(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
+        """Respond with vectors. They are not logged, nor are the texts: only sizes and hashes."""
+        embedding = cast(EmbeddingDialect, dialect)  # only those have the route
+        size = len(http_request.body)
+        received = datetime.now(UTC), time.monotonic()
+        request: EmbedRequest | None = None
+        failure: BaseException | None = None
+        body: Any = None
+
+        def receive() -> None:
+            nonlocal request, body
+            parsed = payload.parse(http_request.body, self._limits)
+            body = without_inputs(parsed)
+            request = embedding.parse_embeddings(parsed)
+
+        try:
+            await self._work(size, receive)
+        except BaseException as exc:
+            failure = exc
+        model = request.model if request else None
+        exchange = self._exchange(dialect, http_request, body, received, model=model)
+        self._write(exchange, exchange.capture.begun)
+        try:
+            if request is None:
+                assert failure is not None
+                raise failure
+            return await self._vectors(embedding, exchange, request)
+        except BaseException as exc:
+            return await self._failed(exchange, dialect, exc)
+
+    async def _vectors(
+        self, dialect: EmbeddingDialect, exchange: _Exchange, request: EmbedRequest
+    ) -> Response:
+        if self._embedder is None:
+            raise NotFound("vectors are not recorded, so there are none to replay")
+        await self._enter()
+        exchange.has_entered = True
+        deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
+        try:
+            async with asyncio.timeout(deadline):
+                exchange.started_at = time.monotonic()
+                found = await self._embedder.embed(request, self._limits.queue_s)
+        except TimeoutError:
+            raise UpstreamTimeout("the response did not end in time (limit answer_s)") from None
+        exchange.capture.model_id = found.model_id
+        exchange.capture.ignored_late = (*request.ignored, "usage")
+        count = sum(map(len, found.vectors))
+        rendered = await self._work(
+            count * FLOAT_BYTES,
+            lambda: payload.encode(dialect.render_embeddings(found, request)),
+        )
+        exchange.capture.http_status = 200
+        await self._end(exchange, "ok")
+        headers = [("content-type", "application/json"), *exchange.headers()]
+        return Response(200, headers, rendered)
 
     # ---- chat requests
 
@@ -272,6 +386,8 @@ class App:
             exchange, request, failure = await self._work(size, receive)
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
+        if request is not None and not request.messages:
+            return await self._load_model(dialect, exchange, request)
         self._log_begin_soon(exchange)
         try:
             if request is None:
@@ -290,16 +406,60 @@ class App:
             if request.stream:
                 return await self._stream(dialect, exchange)
             return await self._whole(dialect, exchange)
-        except ProxyError as error:
-            exchange.capture.http_status = dialect.error_status(error)
-            await self._end(exchange, "error", error)
-            return render_error(exchange.with_id(error), dialect)
         except BaseException as exc:
-            is_bug = isinstance(exc, Exception)
-            await self._end(exchange, "error" if is_bug else "cancelled", exc)
-            raise
+            return await self._failed(exchange, dialect, exc)
         finally:
             failure = None  # its traceback refers to this frame, and so to the body
+
+    async def _failed(self, exchange: _Exchange, dialect: Dialect, exc: BaseException) -> Response:
+        """End an exchange that failed before its response began; raise what is no ProxyError."""
+        if isinstance(exc, ProxyError):
+            exchange.capture.http_status = dialect.error_status(exc)
+            await self._end(exchange, "error", exc)
+            return render_error(exchange.with_id(exc), dialect)
+        await self._end(exchange, "error" if isinstance(exc, Exception) else "cancelled", exc)
+        raise exc
+
+    async def _load_model(
+        self, dialect: Dialect, exchange: _Exchange, request: chat.ChatRequest
+    ) -> Response:
+        """Respond to a request without messages, which asks that a model be made ready.
+
+        llm loads models when they run, so it is enough that there is one; nothing is logged.
+        """
+        await self._models.model(request.model or "")
+        envelope = chat.Envelope(
+            exchange.id, exchange.created, request.model or "", form=request.form
+        )
+        rendered = dialect.render_response(chat.ChatResponse([], chat.Finish()), envelope)
+        return json_response(200, rendered, [(dialect.REQUEST_ID_HEADER, exchange.id)])
+
+    async def _chat_batch(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        """Run each chat of a batch as a request of its own, all at once, and join the responses.
+
+        Each is an exchange in the log. The first one that fails is the response.
+        """
+        batch = cast(BatchDialect, dialect)  # only those have the route
+        try:
+            bodies = await self._work(
+                len(request.body),
+                lambda: batch.split_batch(payload.parse(request.body, self._limits)),
+            )
+        except ProxyError:
+            bodies = []  # to be logged like every request that can't be read
+        if len(bodies) < 2:
+            return await self._chat(dialect, request, argument)
+        parts = [replace(request, body=payload.encode(body)) for body in bodies]
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(self._chat(dialect, one, argument)) for one in parts]
+        responses = [task.result() for task in running]
+        failed = next((response for response in responses if response.status >= 400), None)
+        if failed is not None:
+            return failed
+        joined = batch.join_batch(
+            [payload.parse(one.body) for one in responses if isinstance(one.body, bytes)]
+        )
+        return replace(responses[0], body=payload.encode(joined))
 
     def _receive(
         self,
@@ -327,15 +487,25 @@ class App:
             failure = exc  # logged with the exchange
             if isinstance(exc, ProxyError):  # no bug, and tracebacks would keep the body
                 exc.__traceback__ = exc.__context__ = None
-        return self._exchange(dialect, http_request, body, request, received), request, failure
+        exchange = self._exchange(
+            dialect,
+            http_request,
+            body,
+            received,
+            stream=request is not None and request.stream,
+            model=request.model if request else None,
+            messages=request.messages if request else (),
+            replay_key=request_key(request) if request else None,
+        )
+        return exchange, request, failure
 
     def _exchange(
         self,
         dialect: Dialect,
         http_request: Request,
         body: Any,
-        request: chat.ChatRequest | None,
         received: tuple[datetime, float],
+        **facts: Unpack[_Facts],
     ) -> _Exchange:
         begun_ = begun(
             new_id(),
@@ -346,11 +516,8 @@ class App:
             client=_client(http_request.headers),
             headers=http_request.headers,
             body=body,
-            stream=request is not None and request.stream,
-            model=request.model if request else None,
-            messages=request.messages if request else (),
-            replay_key=request_key(request) if request else None,
             keys=self._keys,
+            **facts,
         )
         capture = Capture(begun_, thread_id=new_id(), began_at=received[1])
         return _Exchange(capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer)
@@ -436,7 +603,7 @@ class App:
         while await exchange.read():
             pass
         response = exchange.capture.response
-        response = replace(response, finish=exchange.at_end(response.finish))
+        response = replace(response, finish=exchange.for_client(response.finish))
         rendered = dialect.render_response(response, exchange.envelope())
         exchange.capture.http_status = 200
         await self._end(exchange, "ok")
@@ -478,7 +645,7 @@ class App:
                         if frames:
                             yield b"".join(frames)
                             frames = []
-                        event = exchange.at_end(event)
+                        event = exchange.for_client(event)
                         await self._end(exchange, "ok")
                     frames += renderer.feed(event)
                 now = time.monotonic()
@@ -616,7 +783,7 @@ class _Exchange:
             request.model or self.run.model_id,
             request.include_usage,
             self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
-            request.option_paths.get("tools", "tools"),
+            request.form,
             request.echo,
         )
 
@@ -626,12 +793,13 @@ class _Exchange:
         request = self._request
         return request is None or not request.stream or request.include_usage
 
-    def at_end(self, finish: chat.Finish) -> chat.Finish:
-        """Return the Finish for the client, with estimates of tokens that were not counted.
+    def for_client(self, finish: chat.Finish) -> chat.Finish:
+        """Return the Finish with its times, and estimates of tokens that were not counted.
 
         What the client can't be shown is listed: in the header of a whole response, in the log
         also of a stream, whose headers have been sent.
         """
+        finish = replace(finish, durations=self._durations())
         left_out = self._dialect.left_out(self.capture.response, self.envelope())
         self.capture.ignored_late += left_out
         usage = finish.usage
@@ -644,6 +812,13 @@ class _Exchange:
             reply = self.capture.response.messages
             usage = replace(usage, output_tokens=token_estimate.estimate_reply(reply))
         return replace(finish, usage=usage)
+
+    def _durations(self) -> chat.Durations:
+        began, started = self.capture.began_at, self.run.started_at
+        first, last = self.capture.first_at, self.capture.last_at
+        assert first is not None and last is not None
+        spans = (last - began, started - began, first - started, last - first)
+        return chat.Durations(*(max(int(span * 1e9), 0) for span in spans))
 
     def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
         """Return the headers of a successful response."""

@@ -71,7 +71,7 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
             )
         if allowed:
             raise method_not_allowed(request, allowed)
-    known = ", ".join(dict.fromkeys(_shown(route) for _, route, _ in _ROUTES))
+    known = ", ".join(map(_shown, dialect_of(request).ROUTES))
     raise NotFound(f"no route {request.path[:200]}; the routes are {known}")
 
 
@@ -90,17 +90,27 @@ def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
 def dialect_of(request: Request) -> Dialect:
     """Return the dialect in whose format an error of any request is rendered.
 
-    It is the one with a route below the same first part of the path (`/v1/messages/batches`),
-    else the client's own, else the first.
+    It is the one that has the route, else one with a route below the same first part of the path
+    (`/v1/messages/batches`, `/api/tokenize`), else the client's own, else the first.
     """
-    routes = _routes_for(request, set())
-    for start, prefixes, _ in _starts(request.path):
-        first = _first_part(request.path[start:])
+    path = request.path.rstrip("/")
+    found: Dialect | None = None
+    routes, prefixes = _routes_for(request, set()), set[str]()
+    for start, prefixes, _ in _starts(path):
+        first = _first_part(path[start:])
         routes = _routes_for(request, prefixes)
-        for dialect, route, _ in routes:
-            if first == _first_part(route.path.removeprefix("/v1")):
+        for dialect, _, pattern in routes:
+            if pattern.fullmatch(path, start):
                 return dialect
+        below = (d for d, r, _ in routes if first == _first_part(r.path.removeprefix("/v1")))
+        found = next(below, found)
+    if found is not None and ("v1" not in prefixes or _has_version(found)):
+        return found
     return routes[0][0]
+
+
+def _has_version(dialect: Dialect) -> bool:
+    return any(route.path.startswith("/v1") for route in dialect.ROUTES)
 
 
 def _first_part(path: str) -> str:

@@ -91,8 +91,9 @@ class StatusPages:
         accepted = request.headers.get("accept", "").lower()
         if path == "/" and self._dashboard and "text/html" in accepted:
             return await self._html(self._dashboard, request)
-        headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept")]
-        return Response(200, headers, _LINES[path].encode())
+        headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept, user-agent")]
+        is_ollamas = path == "/" and request.headers.get("user-agent", "").startswith("ollama")
+        return Response(200, headers, (_OLLAMA if is_ollamas else _LINES[path]).encode())
 
     def _start_replay_again(self, request: Request) -> Response:
         if request.method != "POST":
@@ -114,8 +115,11 @@ class StatusPages:
 
 _FRESH = ("cache-control", "no-store")
 
+# Its clients compare the whole text; others that look for an Ollama server look for the words.
+_OLLAMA = "Ollama is running"
 _LINES: Mapping[str, str] = {
-    "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1.\n",
+    "/": f"llmproxy {__version__} is running. Point a client at this address; OpenAI's with /v1."
+    f" For those of Ollama: {_OLLAMA}.\n",
     "/api/hello": "ok\n",  # Claude Code checks that the server is up
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core import chat, error_meanings
-from ..core.errors import NotFound, ProxyError, UpstreamError, retry_headers
+from ..core.errors import InvalidRequest, NotFound, ProxyError, UpstreamError, retry_headers
 from ..core.fingerprints import replies, request_keys
 from ..dialects import by_name
 from ..recorder.exchange import Exchange, first_words
@@ -34,15 +34,18 @@ def exchange_request(exchange: Exchange) -> chat.ChatRequest:
     """Parse the logged request of an exchange with its dialect.
 
     Raises:
-        ProxyError: the request is invalid, as it was then, or its dialect is unknown, or what
-            was logged of it is damaged.
+        ProxyError: the request is invalid, as it was then, or no chat (for embeddings), or its
+            dialect is unknown, or what was logged of it is damaged.
     """
     _check(exchange, _REQUEST)
     try:
         dialect = by_name(exchange.dialect)
     except ValueError as exc:  # imported from another version
         raise NotFound(str(exc)) from exc
-    return dialect.parse_request(exchange.request.body, exchange.request.headers)
+    request = dialect.parse_request(exchange.request.body, exchange.request.headers)
+    if not request.messages:
+        raise InvalidRequest("there is no message to answer")
+    return request
 
 
 class Log:

@@ -99,6 +99,10 @@ class Replay:
         """List the recorded models."""
         return [_entry(name) for name in self._source.models()]
 
+    def running_models(self) -> list[backend.ModelEntry]:
+        """Return none: recordings need no model."""
+        return []
+
     async def model(self, name: str) -> backend.ModelEntry:
         """Return a recorded model.
 

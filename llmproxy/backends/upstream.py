@@ -29,7 +29,7 @@ from ..core.errors import (
 from ..core.known_keys import KnownKeys
 from ..core.limits import Limits
 from ..dialects import Dialect
-from ..transport import client, framing
+from ..transport import client
 
 MAX_ERROR_BYTES = 2**20  # of an error's body: at most a page of HTML
 MAX_ERROR_CHARS = 1000  # of an error that is not JSON, quoted in ours
@@ -110,7 +110,7 @@ class UpstreamRun:
         self._connection = AsyncExitStack()
         self._response: client.UpstreamResponse | None = None
         self._parser = dialect.StreamParser()
-        self._decoder = framing.SSEDecoder(upstream.limits.body)
+        self._decoder = dialect.StreamDecoder(upstream.limits.body)
         self._reading: asyncio.Task[list[backend.Stamped]] | None = None
         self._error: ProxyError | None = None
         self._is_over = False
@@ -132,7 +132,7 @@ class UpstreamRun:
         upstream = self._upstream
         fields = [
             ("content-type", "application/json"),
-            ("accept", "text/event-stream"),
+            ("accept", upstream.dialect.STREAM_TYPE.partition(";")[0]),
             *upstream.dialect.auth_headers(upstream.key).items(),
         ]
         try:
@@ -197,7 +197,8 @@ class UpstreamRun:
                 self._is_over = any(isinstance(one.event, chat.Finish) for one in events)
                 return events
             self._is_over = True
-            return [backend.Stamped(self._last_at, event) for event in self._parser.end()]
+            rest = [event for frame in self._decoder.end() for event in self._parser.feed(frame)]
+            return [backend.Stamped(self._last_at, e) for e in (*rest, *self._parser.end())]
         except ProtocolError as exc:
             self._error = UpstreamError(f"the upstream's stream is broken: {exc.message}")
         except ProxyError as error:
@@ -215,11 +216,13 @@ def chat_url(dialect: Dialect, base_url: str) -> str:
     base_url: with or without a version at its end (`http://host`, `http://host/v1`,
         `https://host/api/paas/v4`), or the whole URL, for servers with other paths.
     """
-    route = next(route.path for route in dialect.ROUTES if route.kind in backend.CHAT_KINDS)
+    route = backend.chat_path(dialect.ROUTES)
     unversioned = route.removeprefix("/v1")
     parts = urlsplit(base_url)
     path = parts.path.rstrip("/")
     if not path.endswith(unversioned):
+        if unversioned == route:  # Ollama's: its paths begin with `/api`, and have no version
+            path = re.sub(r"/(?:v1|api)$", "", path)
         path += unversioned if re.search(r"/v[0-9]+$", path) else route
     return urlunsplit(parts._replace(path=path))
 

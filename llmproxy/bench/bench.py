@@ -17,9 +17,9 @@ from typing import Any, Literal, Protocol
 from llm.parts import TextPart
 
 from ..core import chat, payload
-from ..core.backend import Backend
+from ..core.backend import Backend, chat_path
 from ..core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamTimeout, retry_after_s
-from ..dialects import Dialect, by_name
+from ..dialects import by_name
 from ..recorder.capture import Capture
 from ..recorder.exchange import ULID_TIME_CHARS, Exchange, Status, begun, new_id
 from ..recorder.store import StoreError
@@ -256,7 +256,7 @@ class Bench:
             id,
             datetime.now(UTC),
             dialect=recorded.dialect if self._dialect is None else self._dialect.NAME,
-            path=recorded.path if self._dialect is None else _chat_path(self._dialect),
+            path=recorded.path if self._dialect is None else chat_path(self._dialect.ROUTES),
             query="",
             client=CLIENT,
             headers=(),
@@ -288,11 +288,11 @@ class Bench:
             name = request.option_paths.get("max_tokens", "max_tokens")
             changed[name] = request.options["max_tokens"]
         body = recorded.request.body | changed
-        return _body_with_first_line(body, line) if line else body
-
-
-def _chat_path(dialect: Dialect) -> str:
-    return next(route.path for route in dialect.ROUTES if route.kind == "chat")
+        if not line:
+            return body
+        if "messages" in body:
+            return _body_with_first_line(body, line)
+        return by_name(recorded.dialect).render_request(_with_first_line(request, line))[0]
 
 
 def _request(original: chat.ChatRequest, model: str, max_tokens: int | None) -> chat.ChatRequest:
@@ -320,7 +320,7 @@ def _with_first_line(request: chat.ChatRequest, line: str) -> chat.ChatRequest:
 
 
 def _body_with_first_line(body: Mapping[str, Any], line: str) -> dict[str, Any]:
-    """Do as `_with_first_line` in a body of any dialect."""
+    """Do as `_with_first_line` in a body with messages."""
     if body.get("system"):  # Anthropic's place for it
         return {**body, "system": _content_with_first_line(body["system"], line)}
     first, *others = body["messages"]

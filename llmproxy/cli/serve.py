@@ -16,6 +16,7 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import urlsplit
 
 from ..app.access import is_loopback
 from ..core import limits
@@ -87,6 +88,7 @@ def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
                 handler.setStream(err)
                 files.callback(handler.setStream, sys.stderr)
         settings = _settings(arguments, out, warn, access_log)
+        _leave_out_own_address(settings, warn)
         asyncio.run(_serve(settings, keys, out))
     return 0
 
@@ -256,6 +258,23 @@ def _settings(
     )
 
 
+def _leave_out_own_address(settings: Settings, warn: Callable[[str], None]) -> None:
+    """Take OLLAMA_HOST out of the environment if it is this server's own address.
+
+    People set it for clients, in the same shell. llm-ollama would list our models as an Ollama
+    server's, and after each reload those of that list too.
+    """
+    host = os.environ.get("OLLAMA_HOST", "")
+    try:
+        address = urlsplit(host if "//" in host else f"//{host}")
+        is_own = address.port == settings.port and is_loopback(address.hostname or "")
+    except ValueError:
+        return
+    if is_own:
+        del os.environ["OLLAMA_HOST"]
+        warn("OLLAMA_HOST is this server's own address: here llm-ollama does not use it")
+
+
 def _warn(err: LineWriter, line: str) -> None:
     err.line(f"warning: {printable(line)}")
 
@@ -349,6 +368,7 @@ def _welcome(proxy: Proxy) -> list[str]:
         f"models: {_models(proxy)}",
         f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY={key}",
         f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY={key}",
+        f"or: OLLAMA_HOST={proxy.url}",
     ]
 
 
@@ -362,7 +382,7 @@ def _place(proxy: Proxy) -> str:
 def _models(proxy: Proxy) -> str:
     if not proxy.is_live:
         return f"not used; replies come from {proxy.settings.recordings or 'the log'}"
-    count = len(proxy.catalog.models())
+    count = sum(model.chats for model in proxy.catalog.models())
     if count == 1:
         return "only demo; add more with: llm install llm-anthropic"
     return f"{count}, of which demo needs no key; list them with: llm models"

@@ -488,7 +488,7 @@ def _with_recalled(match: Match, history: History, recorded: _Recorded, model: s
 def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -> list[Message]:
     """Return the reply as this model gave it; nothing if that is unclear, or nothing was lost.
 
-    Reasoning that a client sent back counts as the model's own only if the log has it.
+    Plain reasoning that a client sent back counts as the model's own only if the log has it.
     """
     originals = []
     for original in map(recorded.reply, _recall_candidates(reply, recorded, model)):
@@ -496,7 +496,7 @@ def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -
             originals.append(original)
     if len(originals) != 1:
         return []
-    if originals[0] == [message] and not _has_reasoning(message):
+    if originals[0] == [message] and not _has_plain_reasoning(message):
         return []
     (original,) = originals
     # If the client prefilled the reply, it sends back more than the model gave.
@@ -505,8 +505,11 @@ def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -
     return original
 
 
-def _has_reasoning(message: Message) -> bool:
-    return any(isinstance(part, ReasoningPart) for part in message.parts)
+def _has_plain_reasoning(message: Message) -> bool:
+    """Check whether there is reasoning that no signature shows to be the model's own."""
+    return any(
+        isinstance(part, ReasoningPart) and not part.provider_metadata for part in message.parts
+    )
 
 
 def _recall_candidates(reply: Reply, recorded: _Recorded, model: str) -> list[Candidate]:

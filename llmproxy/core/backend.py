@@ -6,7 +6,7 @@ of the request, `wait_turn`, `start` it, and `read` its events up to the Finish.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
@@ -20,12 +20,31 @@ from .errors import UpstreamError
 
 EVENT_BYTES = 500  # memory an event takes besides its text until its response is logged
 
-Kind = Literal[
-    "chat", "stateful_chat", "compaction", "stored_response", "models", "model", "count_tokens"
-]
-"""The purpose of a route; the app has one handler per kind, for all dialects."""
+GATEWAY_PREFIX = "anthropic/"
+"""May stand before any model's name: Claude Code shows only models of such names."""
 
-CHAT_KINDS = frozenset({"chat", "stateful_chat"})  # of the route on which a dialect's models answer
+Kind = Literal[
+    "chat",
+    "chat_batch",
+    "stateful_chat",
+    "compaction",
+    "stored_response",
+    "models",
+    "model",
+    "named_model",
+    "running_models",
+    "manage_models",
+    "version",
+    "embeddings",
+    "count_tokens",
+]
+"""The purpose of a route; the app has one handler per kind, for all dialects.
+
+chat_batch: a chat, or several in one request. named_model: a model that the body names.
+running_models: those that are loaded. manage_models: to get, make or delete one, which is refused.
+"""
+
+CHAT_KINDS = frozenset({"chat", "stateful_chat"})
 
 
 @dataclass(frozen=True)
@@ -37,13 +56,34 @@ class Route:
     kind: Kind
 
 
+def chat_path(routes: Iterable[Route]) -> str:
+    """Return the path at which an API's models answer."""
+    return next(route.path for route in routes if route.kind in CHAT_KINDS)
+
+
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model in a list of models; `created` in seconds since 1970."""
+    """A model in a list of models, with what llm knows of it.
+
+    created: in seconds since 1970. aliases: its other names. chats, embeds: what it is for;
+    it may be both. is_async, is_sync: the ways in which llm can run it. tools, schema, thinks:
+    whether it can call tools, follow a schema, and has an option for reasoning.
+    attachment_types: media types that it reads. context_length: in tokens, if known.
+    """
 
     id: str
     owned_by: str
     created: int
+    aliases: tuple[str, ...] = ()
+    chats: bool = True
+    embeds: bool = False
+    is_async: bool = False
+    is_sync: bool = False
+    tools: bool = False
+    schema: bool = False
+    thinks: bool = False
+    attachment_types: tuple[str, ...] = ()
+    context_length: int | None = None
 
 
 class Stamped(NamedTuple):
@@ -159,6 +199,9 @@ class Models(Protocol):
 
     def models(self) -> list[ModelEntry]:
         """List each model once."""
+
+    def running_models(self) -> list[ModelEntry]:
+        """List the models that are loaded in this process."""
 
     async def model(self, name: str) -> ModelEntry:
         """Return a model by its name.

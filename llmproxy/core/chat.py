@@ -65,6 +65,10 @@ class ChatRequest:
         `ignored`: of options with another name there; of attachments in the order of the
         messages.
     include_usage: whether a stream of the response is to report its usage.
+    form: of a request that has several in its API: its response has the same.
+    counted_calls: the number of tool calls in the history, where the client sends calls back
+        without ids: those of the reply get ids by their places (`counted_call_id`). None
+        keeps the model's own.
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
     echo: what the dialect's renderer needs of the request, to repeat it in the response; for
         no other reader.
@@ -81,6 +85,8 @@ class ChatRequest:
     schema: dict[str, Any] | None = None
     stream: bool = False
     include_usage: bool = True
+    form: str = ""
+    counted_calls: int | None = None
     option_paths: Mapping[str, str] = field(default_factory=dict)
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
@@ -94,9 +100,8 @@ class Envelope:
 
     id: without the dialect's prefix. created: in seconds since 1970. model: the name that
     the client sees. include_usage: whether a stream reports its usage. input_tokens: an
-    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). tools_path:
-    where the request has its tools, in APIs that answer in the form in which they were asked.
-    echo: the request's own.
+    estimate, for dialects whose streams begin with a count (`STARTS_WITH_USAGE`). form, echo: of
+    the request (`ChatRequest`).
     """
 
     id: str
@@ -104,7 +109,7 @@ class Envelope:
     model: str = ""
     include_usage: bool = True
     input_tokens: int = 0
-    tools_path: str = "tools"
+    form: str = ""
     echo: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -124,12 +129,27 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Durations:
+    """The times that a response took, in nanoseconds; None where unknown.
+
+    load_ns: until the model began. input_ns: from there to its first event. output_ns: from
+    there to its last.
+    """
+
+    total_ns: int | None = None
+    load_ns: int | None = None
+    input_ns: int | None = None
+    output_ns: int | None = None
+
+
+@dataclass(frozen=True)
 class Finish:
     """The end of a response, always its last event.
 
     provider_reason: the provider's own word for the reason, if it says more than ours
         (`finish_reasons.FINER_REASONS`).
     model: the provider's own name of the model that responded, if sent.
+    durations: of the response, for the APIs that report them; not logged, where all is timed.
     response_json, llm_usage: the plugin's raw payload and counts, as llm logs them.
     ignored: paths in an upstream's response that have no common form; empty from llm.
     """
@@ -142,6 +162,7 @@ class Finish:
     llm_usage: llm.Usage = field(default_factory=llm.Usage, repr=False)
     ignored: tuple[str, ...] = ()
     provider_reason: str | None = None
+    durations: Durations | None = None
 
 
 Event = StreamEvent | Finish
@@ -185,6 +206,11 @@ class StoredResponse:
     response: ChatResponse
     status: str = "ok"
     error: ProxyError | None = None
+
+
+def counted_call_id(count: int) -> str:
+    """Return the id of a conversation's tool call after `count` others, where none is sent."""
+    return f"call_{count}"
 
 
 def collect(events: Iterable[Event]) -> ChatResponse:

@@ -25,13 +25,28 @@ def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
 
 
 def render_model(model: backend.ModelEntry) -> dict[str, Any]:
-    """Render one model."""
-    return {
+    """Render one model; OpenAI's fields, and in `llm` what llm knows of it."""
+    shown: dict[str, Any] = {
         "id": model.id,
         "object": "model",
         "created": model.created,
         "owned_by": model.owned_by,
     }
+    if model.is_sync or model.is_async:  # else it is the name in a recording
+        shown["llm"] = {
+            "aliases": list(model.aliases),
+            "chat": model.chats,
+            "embeddings": model.embeds,
+            "sync": model.is_sync,
+            "async": model.is_async,
+            "tools": model.tools,
+            "schema": model.schema,
+            "reasoning": model.thinks,
+            "attachments": list(model.attachment_types),
+        }
+    if model.context_length is not None:
+        shown["context_length"] = model.context_length  # as OpenRouter says it
+    return shown
 
 
 def error_status(error: ProxyError) -> int:

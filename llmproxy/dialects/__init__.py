@@ -10,28 +10,31 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from ..core import backend, chat
+from ..core.embeddings import Embeddings, EmbedRequest
 from ..core.errors import ProxyError
 from ..transport import framing
-from . import anthropic_messages, openai_chat, openai_responses
+from . import anthropic_messages, ollama, openai_chat, openai_responses
 
 __all__ = [
     "DIALECTS",
+    "BatchDialect",
     "CountingDialect",
     "Dialect",
     "DialectName",
+    "EmbeddingDialect",
     "Parser",
     "Renderer",
+    "ServerDialect",
     "StatefulDialect",
     "by_name",
 ]
 
-DialectName = Literal["openai_chat", "anthropic_messages", "openai_responses"]
+DialectName = Literal["openai_chat", "anthropic_messages", "openai_responses", "ollama"]
 
 
 class Renderer(Protocol):
     """Renders a response's events as the bytes of a dialect's stream. Feed them in order."""
 
-    def __init__(self, envelope: chat.Envelope) -> None: ...
     def start(self) -> list[bytes]: ...
     def feed(self, event: chat.Event) -> list[bytes]: ...
     def idle(self) -> list[bytes]: ...
@@ -41,12 +44,14 @@ class Renderer(Protocol):
 class Parser(Protocol):
     """Parses another server's stream into events. Feed its frames, or their values, in order.
 
+    A frame is what the dialect's `StreamDecoder` returns.
+
     An error inside the stream, or its early end, is raised as a ProxyError.
     """
 
     @property
     def model(self) -> str | None: ...
-    def feed(self, frame: framing.SSEFrame) -> list[chat.Event]: ...
+    def feed(self, frame: Any) -> list[chat.Event]: ...
     def feed_value(self, value: Any) -> list[chat.Event]: ...
     def end(self) -> list[chat.Event]: ...
 
@@ -54,10 +59,12 @@ class Parser(Protocol):
 class Dialect(Protocol):
     """The names that a dialect's module has; nothing else of it is used outside its folder.
 
-    ID_PREFIX: stands before an exchange's id in a response. VERSION_HEADER: a request header
-    that only this API's clients send, or "". CUT_AFTER_ERROR: after an error frame the body
-    must be cut, since clients take a proper end for success. STARTS_WITH_USAGE: a stream
-    begins with a count of input tokens, so the envelope needs an estimate.
+    STREAM_TYPE, StreamDecoder: the media type of its streams, and what cuts them into frames.
+    ID_PREFIX: stands before an exchange's id in a response; "" if responses have none.
+    VERSION_HEADER: a request header that only this API's clients send, or "". CUT_AFTER_ERROR:
+    after an error frame the body must be cut, since clients take a proper end for success.
+    STARTS_WITH_USAGE: a stream begins with a count of input tokens, so the envelope needs an
+    estimate.
     """
 
     NAME: DialectName
@@ -70,7 +77,9 @@ class Dialect(Protocol):
     STARTS_WITH_USAGE: bool
 
     @property
-    def StreamRenderer(self) -> type[Renderer]: ...  # noqa: N802  # the agreed name
+    def StreamDecoder(self) -> Callable[[int], framing.Decoder]: ...  # noqa: N802  # agreed name
+    @property
+    def StreamRenderer(self) -> Callable[[chat.Envelope], Renderer]: ...  # noqa: N802
     @property
     def StreamParser(self) -> Callable[[], Parser]: ...  # noqa: N802
 
@@ -117,7 +126,31 @@ class StatefulDialect(Dialect, Protocol):
     def compaction_body(self, body: Any) -> Any: ...
 
 
-DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages, openai_responses)
+class BatchDialect(Dialect, Protocol):
+    """A dialect with a route that takes several chats in one request."""
+
+    def split_batch(self, body: Any) -> list[Any]: ...
+    def join_batch(self, responses: list[dict[str, Any]]) -> dict[str, Any]: ...
+
+
+class EmbeddingDialect(Dialect, Protocol):
+    """A dialect with a route for embeddings."""
+
+    def parse_embeddings(self, body: Any) -> EmbedRequest: ...
+    def render_embeddings(
+        self, embeddings: Embeddings, request: EmbedRequest
+    ) -> dict[str, Any]: ...
+
+
+class ServerDialect(Dialect, Protocol):
+    """A dialect with routes about the server, and about models that a body names."""
+
+    def parse_model_name(self, body: Any) -> str: ...
+    def render_running(self, models: Iterable[backend.ModelEntry]) -> dict[str, Any]: ...
+    def render_version(self) -> dict[str, Any]: ...
+
+
+DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages, openai_responses, ollama)
 
 
 def by_name(name: str) -> Dialect:

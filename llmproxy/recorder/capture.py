@@ -31,7 +31,8 @@ class Capture:
     began_at: by time.monotonic(); all times of the exchange count from here. A benchmark
         moves it to the moment at which the request was sent.
     messages: the conversation as it is logged; set it when it differs from the request's.
-    run: set it once the request was prepared. queue_ms: how long it waited for its turn.
+    run: set it once the request was prepared. model_id: of the model that answered, if no run
+        did. queue_ms: how long it waited for its turn.
     overhead_ms: the time that the proxy itself has taken, if it served the request.
     http_status: set it once the client was sent one.
     finish: the end of the response, once it has been added.
@@ -48,6 +49,7 @@ class Capture:
         self.schema: dict[str, object] | None = None
         self.match = Match([])
         self.run: Run | None = None
+        self.model_id: str | None = None
         self.queue_ms: float | None = None
         self.overhead_ms: float | None = None
         self.http_status: int | None = None
@@ -72,6 +74,11 @@ class Capture:
                 self._times.append(at)
         if batch:
             self.last_at = batch[-1].at
+
+    @property
+    def first_at(self) -> float | None:
+        """When the first event came, by time.monotonic(); None before any has."""
+        return self._times[0] if self._times else self.last_at
 
     @cached_property
     def response(self) -> chat.ChatResponse:
@@ -112,7 +119,7 @@ class Capture:
             link=self.match.link,
             recalled=len(self.match.recalled),
             history=self.match.history,
-            model_used=run.model_id if run else None,
+            model_used=run.model_id if run else self.model_id,
             replay_of=run.replay_of if run else None,
             setup_ms=run.setup_ms if run else None,
             queue_ms=self.queue_ms,

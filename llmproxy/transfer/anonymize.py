@@ -43,6 +43,7 @@ _STRUCTURE = frozenset(
     media_type mime_type format encoding detail status finish_reason stop_reason
     tool_choice reasoning_effort effort verbosity service_tier $ref $schema
     namespace phase execution mode truncation include syntax
+    think keep_alive done_reason encoding_format
     """.split()
 )
 _NAMED = frozenset(
@@ -51,7 +52,7 @@ _NAMED = frozenset(
 _NAMED_TYPES = frozenset(
     "tool_use server_tool_use function function_call custom_tool_call tool tool_result".split()
 )
-_SCHEMAS = frozenset({"input_schema", "parameters", "schema"})
+_SCHEMAS = frozenset({"input_schema", "parameters", "schema", "format"})
 _FREE = frozenset({"metadata", "input", "arguments"})  # objects with members of the user's own
 
 _PLAIN_HEADERS = frozenset(
@@ -109,6 +110,12 @@ def _anonymize_url(url: str) -> str:
 def _anonymize_base64(data: str) -> str:
     return _BASE64_DIGIT.sub("A", data)
 
+
+def _anonymize_image(data: str) -> str:
+    return data[:_MAGIC_CHARS] + _anonymize_base64(data[_MAGIC_CHARS:])
+
+
+_MAGIC_CHARS = 12  # of base64, nine bytes
 
 _ESCAPED_BYTE = re.compile(r"%[0-9A-Fa-f]{2}")
 
@@ -210,10 +217,12 @@ def _member(holder: Mapping[str, Any], place: str, name: str, value: Any) -> Any
     match name, value:
         case "name", str() if place in _NAMED or holder.get("type") in _NAMED_TYPES:
             return value
-        case "name", str() if holder.get("role") in ("tool", "function"):
+        case "name" | "tool_name", str() if holder.get("role") in ("tool", "function"):
             return value
         case "summary", str() if place == "reasoning":  # how it is to be, "auto"
             return value
+        case "images", list():  # Ollama's, whose type only their first bytes say
+            return [_anonymize_image(one) if isinstance(one, str) else one for one in value]
         case "arguments", str():
             return _anonymize_arguments(value)
         case "encrypted_content", str() if (summary := decode_compaction(value)) is not None:

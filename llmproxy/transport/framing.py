@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ..core.errors import ProtocolError
 
@@ -25,6 +26,13 @@ _LINE_ENDS = [(char.encode(), b"\\u%04x" % ord(char)) for char in "\x85\u2028\u2
 
 _SSE_LINE_END = re.compile(rb"\r\n|\r|\n")  # no others: U+2028 and U+0085 are text
 _BOM = b"\xef\xbb\xbf"
+
+
+class Decoder(Protocol):
+    """Cuts a stream into frames: `SSEDecoder` or `NDJSONDecoder`."""
+
+    def feed(self, data: bytes) -> list[Any]: ...
+    def end(self) -> list[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def encode_sse(data: bytes, event: bytes | str | None = None) -> bytes:
 class SSEDecoder:
     """Reads events as a browser's EventSource does: an event without an end is dropped.
 
-    So there is no `end()`. `retry` fields are ignored: a decoder does not reconnect.
+    `retry` fields are ignored: a decoder does not reconnect.
     """
 
     def __init__(self, max_bytes: int = MAX_FRAME_BYTES) -> None:
@@ -93,6 +101,10 @@ class SSEDecoder:
         self._grow(len(data) - start)
         self._ended_with_cr = data.endswith(b"\r")
         return frames
+
+    def end(self) -> list[SSEFrame]:
+        """Return nothing: an event without its end is none."""
+        return []
 
     def _grow(self, count: int) -> None:
         self._size += count

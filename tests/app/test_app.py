@@ -19,7 +19,7 @@ from llm.parts import StreamEvent
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core.limits import Limits
 from llmproxy.recorder.writer import Writer
-from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
+from tests.models import AsyncScript, EmbeddingScript, SyncScript, response_json, tool_call, usage
 from tests.proxies import running
 
 QUESTION = [{"role": "user", "content": "hi"}]
@@ -757,7 +757,7 @@ def test_azures_sdk_names_the_model_in_the_path():
         ("POST", "/v1/threads/t/messages", 404),  # of OpenAI's Assistants
         ("POST", "/v1/messages/batches", 404),
         ("POST", "/v2/chat/completions", 404),
-        ("POST", "/api/chat", 404),  # Ollama's
+        ("POST", "/api/embed/chat", 404),
         ("POST", "/v1/../v1/chat/completions", 404),
         ("POST", "/v1/models", 405),
         ("POST", "/openai/v1/models/m", 405),
@@ -803,9 +803,8 @@ def test_status_pages_and_methods():
     assert slashed[0] == 200
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
-        "no route /v2/nothing; the routes are POST /v1/chat/completions, "
-        "GET /v1/models, GET /v1/models/{id}, POST /v1/messages, POST /v1/messages/count_tokens, "
-        "POST /v1/responses, POST /v1/responses/compact, GET /v1/responses/{id}"
+        "no route /v2/nothing; the routes are POST /v1/chat/completions, POST /v1/completions, "
+        "POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}"
     )
 
 
@@ -883,3 +882,34 @@ def test_llm_itself_can_be_the_client(llm_user_path):
         response = model.prompt("hi", system="be brief")
         assert response.text() == "hello"
         assert (response.usage().input, response.usage().output) == (2, 1)
+
+
+def test_models_say_what_llm_knows_of_them(llm_user_path):
+    (llm_user_path / "aliases.json").write_text('{"emm": "m", "vectors": "e"}')
+    models = (
+        AsyncScript("m", "a", context_length=9_000, attachment_types={"image/png"}),
+        SyncScript("plain", "a", supports_tools=False, supports_schema=False, attachment_types=()),
+        EmbeddingScript("e"),
+    )
+    with running(*models) as proxy:
+        listed = {model.id: model for model in client(proxy).models.list()}
+        vectors = client(proxy).models.retrieve("vectors")
+    assert listed["m"].llm == {
+        "aliases": ["emm"],
+        "chat": True,
+        "embeddings": False,
+        "sync": False,
+        "async": True,
+        "tools": True,
+        "schema": True,
+        "reasoning": False,
+        "attachments": ["image/png"],
+    }
+    assert listed["m"].context_length == 9_000
+    assert {name: value for name, value in listed["plain"].llm.items() if value} == {
+        "chat": True,
+        "sync": True,
+    }
+    expected = {"aliases": ["e-alias", "vectors"], "embeddings": True, "sync": True}
+    assert {name: value for name, value in listed["e"].llm.items() if value} == expected
+    assert (vectors.id, vectors.llm["embeddings"]) == ("vectors", True)

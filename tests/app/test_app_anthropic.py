@@ -13,7 +13,7 @@ from llm_anthropic import AsyncClaudeMessages
 from llmproxy.core.limits import Limits
 from tests.app.test_app import request, rows
 from tests.backends.engine.test_plugins import anthropic_stream, claude
-from tests.models import AsyncScript, SyncScript, response_json, usage
+from tests.models import AsyncScript, EmbeddingScript, SyncScript, response_json, usage
 from tests.provider import begin_sse, playing
 from tests.proxies import running
 
@@ -213,6 +213,25 @@ def test_models_are_listed_in_the_clients_own_format():
         }
     assert (anthropics["org/m"].type, one.display_name) == ("model", "org/m")
     assert "org/m" in openais
+
+
+def test_claude_code_finds_every_model_that_chats():
+    """Its discovery reads this list, and drops names that begin with neither word (d9)."""
+    models = (AsyncScript("org/m", "a"), AsyncScript("claude-x", "b"), EmbeddingScript("e"))
+    with running(*models) as proxy:
+        headers = {"anthropic-version": "2023-06-01", "x-api-key": "any"}
+        found = request(proxy, "GET", "/v1/models?limit=1000", headers=headers)
+        entries = {entry["id"]: entry for entry in json.loads(found[2])["data"]}
+        shown = [id for id in entries if id.startswith(("claude", "anthropic"))]
+        answers = [
+            client(proxy).messages.create(model=name, max_tokens=5, messages=QUESTION)
+            for name in ("anthropic/org/m", "claude-x")
+        ]
+    assert {"anthropic/org/m", "claude-x", "anthropic/demo"} <= set(shown)
+    assert "anthropic/claude-x" not in entries and not {"e", "anthropic/e"} & set(entries)
+    assert entries["anthropic/org/m"]["display_name"] == "org/m"
+    assert [answer.content[0].text for answer in answers] == ["a", "b"]
+    assert answers[0].model == "anthropic/org/m"
 
 
 @pytest.mark.parametrize("path", ["/", "/api/hello", "/health"])

@@ -18,6 +18,8 @@ from urllib.request import Request, urlopen
 
 import pytest
 
+from llmproxy import Settings
+from llmproxy.cli import serve
 from llmproxy.core.limits import describe
 from tests.commands import run_here
 
@@ -107,6 +109,27 @@ def test_port_in_use_is_one_clear_line():
     )
 
 
+@pytest.mark.parametrize(
+    "host, stays",
+    [
+        ("127.0.0.1:1234", False),
+        ("http://localhost:1234", False),
+        ("http://[::1]:1234/", False),
+        ("http://127.0.0.1:11434", True),
+        ("gpu.lan:1234", True),
+        ("127.0.0.1", True),
+        ("http://[:1234", True),
+        ("a:b", True),
+        ("", True),
+    ],
+)
+def test_llm_ollama_is_not_pointed_at_this_server_itself(host, stays, monkeypatch):
+    monkeypatch.setenv("OLLAMA_HOST", host)
+    said = []
+    serve._leave_out_own_address(Settings(port=1234), said.append)
+    assert (os.environ.get("OLLAMA_HOST") == host, said == []) == (stays, stays)
+
+
 def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
     with serving() as (process, url, lines):
         assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'}\n"
@@ -114,6 +137,7 @@ def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
         paste = f"for a client: OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=any\n"
         assert lines.get(timeout=5) == paste
         assert lines.get(timeout=5) == f"or: ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any\n"
+        assert lines.get(timeout=5) == f"or: OLLAMA_HOST={url}\n"
         chat(url).read()
         line = lines.get(timeout=5)
         process.send_signal(signal.SIGINT)
@@ -127,7 +151,7 @@ def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
 def test_quiet_prints_no_exchanges():
     with serving("--quiet", "--no-log") as (process, url, lines):
         assert lines.get(timeout=5) == "log: off (--no-log)\n"
-        [lines.get(timeout=5) for _ in range(3)]
+        [lines.get(timeout=5) for _ in range(4)]
         chat(url).read()
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0

@@ -16,11 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from llm.parts import Message, Part, StreamEvent, ToolCallPart, ToolResultPart
+from ollama import Message as OllamaMessage
 
 from llmproxy.backends.engine.events import EventReader
 from llmproxy.backends.engine.prompt import Call, build_prompt
 from llmproxy.core import chat, payload
-from llmproxy.dialects import anthropic_messages, openai_chat
+from llmproxy.dialects import anthropic_messages, ollama, openai_chat
 from tests.dialects.anthropic_messages.samples import SERVER as ANTHROPIC
 from tests.dialects.openai_chat.samples import SERVER as OPENAI
 from tests.dialects.openai_chat.samples import Pieces
@@ -120,7 +121,7 @@ def openai_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
 
 def function_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
     """As clients of the older form send it back, which know one call and no id."""
-    head = replace(envelope(), tools_path="functions")
+    head = replace(envelope(), form="functions")
     body = openai_chat.render_response(chat.collect(events), head)
     yield OPENAI.whole(body).choices[0].message.model_dump(exclude={"tool_calls"})
     renderer = openai_chat.StreamRenderer(head)
@@ -141,6 +142,32 @@ def function_body(echo: dict[str, Any]) -> dict[str, Any]:
     user = {"role": "user", "content": "q"}
     call = echo.get("function_call")
     results = [{"role": "function", "name": call["name"], "content": "done"}] if call else []
+    return {"model": "m", "messages": [user, echo, *results, user]}
+
+
+def ollama_echoes(events: list[chat.Event]) -> Iterator[dict[str, Any]]:
+    """As the Python client sends it back, which knows no ids, and as the JavaScript one does."""
+    whole = ollama.render_response(chat.collect(events), envelope())["message"]
+    yield whole
+    yield OllamaMessage.model_validate(whole).model_dump(exclude_none=True)
+    renderer = ollama.StreamRenderer(envelope())
+    lines = renderer.start() + [f for event in events for f in renderer.feed(event)]
+    pieces = [json.loads(line)["message"] for line in lines]
+    calls = [call for piece in pieces for call in piece.get("tool_calls", ())]
+    yield {
+        "role": "assistant",
+        "content": "".join(piece["content"] for piece in pieces),
+        "thinking": "".join(piece.get("thinking", "") for piece in pieces),
+        "tool_calls": calls,
+    }
+
+
+def ollama_body(echo: dict[str, Any]) -> dict[str, Any]:
+    user = {"role": "user", "content": "q"}
+    results = [
+        {"role": "tool", "tool_name": call["function"]["name"], "content": "done"}
+        for call in echo.get("tool_calls") or ()
+    ]
     return {"model": "m", "messages": [user, echo, *results, user]}
 
 
@@ -238,6 +265,7 @@ def check_conversation(made: Call) -> None:
     [
         pytest.param(openai_chat, openai_echoes, openai_body, id="openai_chat"),
         pytest.param(openai_chat, function_echoes, function_body, id="openai_functions"),
+        pytest.param(ollama, ollama_echoes, ollama_body, id="ollama"),
         pytest.param(anthropic_messages, anthropic_echoes, anthropic_body, id="anthropic_messages"),
     ],
 )

@@ -1,9 +1,12 @@
-"""One conversation by every API: the same messages for the model, the same rows in the log."""
+"""One conversation by every API: the same for the model and the log, continued in any other."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from dataclasses import replace
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import llm
@@ -18,186 +21,170 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.core import chat, payload
-from llmproxy.dialects import DIALECTS, Dialect, by_name
+from llmproxy.core import chat
+from llmproxy.core.backend import chat_path
+from llmproxy.core.limits import Limits
+from llmproxy.dialects import DIALECTS, Dialect
+from llmproxy.transport.framing import MAX_FRAME_BYTES
 from tests.app.test_app import request
-from tests.models import AsyncScript
+from tests.models import AsyncScript, tool_call, usage
 from tests.proxies import Running, running
-from tests.strategies import PNG_MAGIC
+from tests.wire_cases import hub_json
 
-PATHS = {
-    dialect.NAME: next(route.path for route in dialect.ROUTES if "chat" in route.kind)
-    for dialect in DIALECTS
-}
 every_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=attrgetter("NAME"))
+every_pair = pytest.mark.parametrize(
+    "first, second",
+    [pytest.param(a, b, id=f"{a.NAME}-{b.NAME}") for a in DIALECTS for b in DIALECTS],
+)
+both_ways = pytest.mark.parametrize("streams", [False, True], ids=["whole", "streamed"])
 
-TOOL = llm.Tool("tide", "Tell the tide.", {"type": "object", "properties": {}})
-CONVERSATION = [
+PNG = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n1")
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}}
+TOOLS = (llm.Tool("get_weather", "Tell the weather of a city.", SCHEMA),)
+QUESTION = [
     Message("system", [TextPart("Be brief.")]),
-    Message(
-        "user",
-        [
-            TextPart("Which boat?"),
-            AttachmentPart(llm.Attachment(type="image/png", content=PNG_MAGIC + b"1")),
-        ],
-    ),
-    Message(
-        "assistant",
-        [
-            TextPart("I look."),
-            ToolCallPart("tide", {"at": [1, 2.5, "ü"]}, "call_1"),
-            ToolCallPart("tide", {}, "call_2"),
-        ],
-    ),
-    Message(
-        "tool",
-        [
-            ToolResultPart("tide", "high", tool_call_id="call_1"),
-            ToolResultPart("tide", "low", tool_call_id="call_2"),
-        ],
-    ),
-    Message("assistant", [TextPart("The Otter.")]),
-    Message("user", [TextPart("Thanks.")]),
+    Message("user", [TextPart("Is it warm in this city?"), AttachmentPart(PNG)]),
 ]
+SIGNED = {"anthropic": {"signature": "c2lnbmVk"}}
+LOOKS = (
+    StreamEvent("reasoning", "It is Oslo.", part_index=0),
+    StreamEvent("reasoning", "", part_index=0, provider_metadata=SIGNED),
+    StreamEvent("text", "Let me look at it.", part_index=1),
+    tool_call("get_weather", {"city": "Oslo", "days": 1}, "toolu_1"),
+    usage(9, 5),
+)
+ANSWERS = ("No, it is cold in Oslo today.", usage(19, 8))
 
 
-def ask(proxy: Running, dialect: Dialect, messages: list[Message], *, stream: bool = False) -> Any:
-    """Ask by an API as one of its clients does; give the response, read by its own parser."""
-    asked = chat.ChatRequest("m", messages, (TOOL,), options={"max_tokens": 100}, stream=stream)
-    status, _, body = request(proxy, "POST", PATHS[dialect.NAME], dialect.render_request(asked)[0])
-    assert status == 200, body
-    return None if stream else dialect.parse_response(payload.parse(body))
+def ask(proxy: Running, dialect: Dialect, asked: chat.ChatRequest) -> list[Message]:
+    """Send a request by an API; return the reply as a client of that API sends it back."""
+    body = dialect.render_request(asked)[0]
+    path = chat_path(dialect.ROUTES)
+    status, _, answer = request(proxy, "POST", path, json.loads(json.dumps(body)))
+    assert status == 200, answer
+    if not asked.stream:
+        response = dialect.parse_response(json.loads(answer))
+    else:
+        decoder, parser = dialect.StreamDecoder(MAX_FRAME_BYTES), dialect.StreamParser()
+        frames = decoder.feed(answer) + decoder.end()
+        events = [event for frame in frames for event in parser.feed(frame)]
+        response = chat.collect(events + parser.end())
+    return [Message("assistant", [without_metadata(part) for part in response.parts])]
 
 
-def hashes(proxy: Running) -> set[str]:
-    proxy.wait_for_report()
-    connection = sqlite3.connect(proxy.proxy.database)
-    found = {hash_ for (hash_,) in connection.execute("select hash from messages")}
-    connection.close()
-    return found
+def without_metadata(part: Any) -> Any:
+    return replace(part, provider_metadata=None)
 
 
-def test_the_model_and_the_log_see_the_same_by_every_wire(tmp_path):
-    asked, logged = [], []
-    for dialect in DIALECTS:
-        model = AsyncScript("m", "Welcome.")
-        with running(model, database=tmp_path / f"{dialect.NAME}.db") as proxy:
-            ask(proxy, dialect, CONVERSATION)
-            logged.append(hashes(proxy))
-        asked.append([message.to_dict() for message in model.prompts[0].messages])
-    assert asked == [asked[0]] * len(DIALECTS)
-    assert logged == [logged[0]] * len(DIALECTS)
-    assert len(logged[0]) == len(CONVERSATION) + 1
-
-
-# ---- recall
-
-
-SUMMARY = [{"type": "summary_text", "text": "Ask the tool."}]
-ENCRYPTED = {"openai": {"id": "rs_68ab", "encrypted_content": "gAAAA", "summary": SUMMARY}}
-THINKING = [
-    StreamEvent("reasoning", "Ask the tool."),
-    StreamEvent("reasoning", "", provider_metadata=ENCRYPTED),
-    StreamEvent("text", "I look at the tide tables."),
-    StreamEvent("tool_call_name", "tide", tool_call_id="call_tide_1"),
-    StreamEvent("tool_call_args", '{"at": "noon"}', tool_call_id="call_tide_1"),
-]
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-@pytest.mark.parametrize("goes_on_by", DIALECTS, ids=lambda dialect: f"then-{dialect.NAME}")
-@pytest.mark.parametrize("begun_by", DIALECTS, ids=lambda dialect: dialect.NAME)
-def test_b25_encrypted_reasoning_comes_back_whichever_api_goes_on(
-    begun_by, goes_on_by, stream, llm_user_path
-):
-    model = AsyncScript("m", *THINKING)
-    first = [Message("user", [TextPart("High tide?")])]
-    with running(model) as proxy:
-        ask(proxy, begun_by, first, stream=stream)
-        recorded = proxy.wait_for_report().turn
-        call = ToolCallPart("tide", {"at": "noon"}, "call_tide_1")
-        ask(
-            proxy,
-            goes_on_by,
-            [
-                *first,
-                Message("assistant", [TextPart("I look at the tide tables."), call]),
-                Message("tool", [ToolResultPart("tide", "12:40", tool_call_id="call_tide_1")]),
-            ],
-        )
-        exchange = proxy.wait_for_report(2)
-    assert (exchange.link, exchange.recalled) == ("reply", 1)
-    assert model.prompts[1].messages[1] == recorded.reply[0]
-    reasoning = model.prompts[1].messages[1].parts[0]
-    assert reasoning == ReasoningPart("Ask the tool.", provider_metadata=ENCRYPTED)
-
-
-@pytest.mark.parametrize("is_logged", [True, False], ids=["logged", "without-a-log"])
-def test_b37_a_client_that_sends_everything_back_needs_no_log(is_logged, llm_user_path):
-    """Its items have ids of ours, which OpenAI must not see beside its encrypted text."""
-    model = AsyncScript("m", *THINKING)
-    responses = by_name("openai_responses")
-    body: dict[str, Any] = {
-        "model": "m",
-        "store": False,
-        "include": ["reasoning.encrypted_content"],
-        "input": [{"role": "user", "content": "High tide?"}],
-        "tools": [{"type": "function", "name": "tide"}],
-    }
-    with running(model, log=is_logged) as proxy:
-        _, _, text = request(proxy, "POST", PATHS[responses.NAME], body)
-        output = payload.parse(text)["output"]
-        body["input"] += [
-            *output,
-            {"type": "function_call_output", "call_id": "call_tide_1", "output": "12:40"},
-        ]
-        assert request(proxy, "POST", PATHS[responses.NAME], body)[0] == 200
-    reasoning = model.prompts[1].messages[1].parts[0]
-    expected = dict(ENCRYPTED["openai"])
-    if not is_logged:
-        del expected["id"]
-    assert reasoning.text == "Ask the tool."
-    assert reasoning.provider_metadata == {"openai": expected}
-
-
-@every_dialect
-def test_reasoning_goes_on_to_openais_own_servers(dialect, llm_user_path):
-    """What is recalled is what llm's plugin sends as a reasoning item, next to its call."""
-    model = AsyncScript("m", *THINKING)
-    with running(model) as proxy:
-        first = [Message("user", [TextPart("High tide?")])]
-        ask(proxy, dialect, first)
-        proxy.wait_for_report()
-        call = ToolCallPart("tide", {"at": "noon"}, "call_tide_1")
-        result = ToolResultPart("tide", "12:40", tool_call_id="call_tide_1")
-        reply = Message("assistant", [TextPart("I look at the tide tables."), call])
-        ask(proxy, dialect, [*first, reply, Message("tool", [result])])
-    asked = chat.ChatRequest("m", model.prompts[1].messages)
-    body, ignored = by_name("openai_responses").render_request(asked)
-    assert [item["type"] for item in body["input"]] == [
-        *("message", "reasoning", "message", "function_call", "function_call_output")
+def results(reply: list[Message]) -> list[Message]:
+    calls = [part for part in reply[0].parts if hasattr(part, "arguments")]
+    output = [
+        ToolResultPart(name=call.name, output="4 degrees", tool_call_id=call.tool_call_id)
+        for call in calls
     ]
-    reasoning = body["input"][1]
-    assert (reasoning["id"], reasoning["encrypted_content"]) == ("rs_68ab", "gAAAA")
-    assert ignored == ()
+    return [Message("tool", list(output))]
 
 
-@pytest.mark.parametrize("is_edited", [False, True], ids=["as-it-was", "edited"])
-def test_plain_reasoning_that_a_client_sends_back_is_the_models_own(is_edited, llm_user_path):
-    """Some models want it in a turn with tools. What the log doesn't have is left out."""
-    model = AsyncScript("m", StreamEvent("reasoning", "Hm."), StreamEvent("text", "The Otter."))
-    body = {"model": "m", "input": [{"role": "user", "content": "Which boat?"}]}
-    with running(model) as proxy:
-        _, _, text = request(proxy, "POST", "/v1/responses", body)
-        output = payload.parse(text)["output"]
-        if is_edited:
-            output[0]["summary"][0]["text"] = "Ah."
-            output[1]["content"][0]["text"] = "The Heron."
-        body["input"] += [*output, {"role": "user", "content": "Why?"}]
-        assert request(proxy, "POST", "/v1/responses", body)[0] == 200
-        exchange = proxy.wait_for_report(2)
-    reply = model.prompts[1].messages[1]
-    assert [type(part).__name__ for part in reply.parts] == (
-        ["TextPart"] if is_edited else ["ReasoningPart", "TextPart"]
-    )
-    assert ("messages[*].reasoning" in exchange.ignored) == is_edited
+def begin(streams: bool) -> chat.ChatRequest:
+    options = {"max_tokens": 50, "temperature": 0.5}
+    return chat.ChatRequest("m", QUESTION, TOOLS, options=options, stream=streams)
+
+
+def converse(proxy: Running, m: AsyncScript, dialects: list[Dialect], streams: bool) -> None:
+    """Ask, send the tool's result, and thank: each by the next of the dialects."""
+    asked = begin(streams)
+    for dialect, steps, after in zip(
+        dialects,
+        (LOOKS, ANSWERS, ("You are welcome, as always.", usage(30, 7))),
+        (results, lambda _: [llm.user("Thank you very much!")], lambda _: []),
+        strict=True,
+    ):
+        m.steps = steps
+        reply = ask(proxy, dialect, asked)
+        asked = replace(asked, messages=[*asked.messages, *reply, *after(reply)])
+
+
+def patient(m: AsyncScript, **settings: Any) -> Any:
+    return running(m, limits=Limits(log_wait_s=30, shutdown_s=5), **settings)
+
+
+def hashes(database: Path) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(database) as log:
+        return log.execute(
+            "select parent_message_hash, tip_message_hash, reply_key, question_key, history_key"
+            " from turns join proxy_replies on turn_id = turns.id order by turns.id"
+        ).fetchall()
+
+
+@both_ways
+def test_the_model_and_the_log_get_the_same_from_every_api(tmp_path, llm_user_path, streams):
+    asked: dict[str, Any] = {}
+    logged: dict[str, Any] = {}
+    for dialect in DIALECTS:
+        m = AsyncScript("m")
+        database = tmp_path / f"{dialect.NAME}.db"
+        with patient(m, database=database) as proxy:
+            # The calls are the client's, with their ids: where clients drop ids, ours are others.
+            m.steps = LOOKS[:3] + ANSWERS[1:]
+            ask_twice(proxy, m, dialect, streams)
+            proxy.wait_for_report(2)
+            ids = [(one.previous_id is not None, one.link) for one in proxy.reports]
+        assert ids == [(False, None), (True, "reply")]
+        asked[dialect.NAME] = [hub_json(prompt.messages) for prompt in m.prompts]
+        logged[dialect.NAME] = hashes(database)
+    [first, *others] = asked.values()
+    assert [message["role"] for message in first[1]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "tool",
+    ]
+    assert all(other == first for other in others)
+    [first_hashes, *other_hashes] = logged.values()
+    assert len(first_hashes) == 2 and all(other == first_hashes for other in other_hashes)
+
+
+def ask_twice(proxy: Running, m: AsyncScript, dialect: Dialect, streams: bool) -> None:
+    asked = begin(streams)
+    reply = ask(proxy, dialect, asked)
+    call = ToolCallPart("get_weather", {"city": "Oslo", "days": [1.5, 2]}, tool_call_id="toolu_9x")
+    messages = [*QUESTION, *reply, llm.user("And tomorrow?"), Message("assistant", [call])]
+    m.steps = ANSWERS
+    ask(proxy, dialect, replace(asked, messages=[*messages, *results([messages[-1]])]))
+
+
+@both_ways
+@every_pair
+def test_a_conversation_goes_on_in_another_api(llm_user_path, first, second, streams):
+    """B25: with the reasoning and the signature that the model gave, and one thread."""
+    m = AsyncScript("m")
+    with patient(m) as proxy:
+        converse(proxy, m, [first, second, first], streams)
+        proxy.wait_for_report(3)
+    one, two, three = proxy.reports
+    assert [report.status for report in proxy.reports] == ["ok"] * 3
+    assert (two.previous_id, two.link) == (one.id, "reply")
+    assert (three.previous_id, three.link) == (two.id, "reply")
+    assert [report.dialect for report in proxy.reports] == [first.NAME, second.NAME, first.NAME]
+    for prompt in m.prompts[1:]:
+        reply = next(message for message in prompt.messages if message.role == "assistant")
+        assert ReasoningPart("It is Oslo.", provider_metadata=SIGNED) in reply.parts
+
+
+@both_ways
+@every_pair
+def test_a_recording_is_replayed_by_another_api(llm_user_path, first, second, streams):
+    m = AsyncScript("m")
+    with patient(m) as proxy:
+        m.steps = LOOKS
+        ask(proxy, first, begin(streams))
+        proxy.wait_for_report()
+    with patient(AsyncScript("m"), replay="replay") as proxy:
+        reply = ask(proxy, second, begin(not streams))
+        proxy.wait_for_report()
+    assert proxy.reports[0].replay_of is not None
+    texts = [part.text for part in reply[0].parts if isinstance(part, TextPart)]
+    calls = [part.arguments for part in reply[0].parts if hasattr(part, "arguments")]
+    assert (texts, calls) == (["Let me look at it."], [{"city": "Oslo", "days": 1}])

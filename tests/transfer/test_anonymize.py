@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm.parts import Message, TextPart, ToolResultPart
 
 from llmproxy.core import attachments, chat, payload
-from llmproxy.dialects import openai_responses
+from llmproxy.dialects import ollama, openai_responses
 from llmproxy.recorder import timeline
 from llmproxy.recorder.exchange import Turn, begun, encode, from_json, to_json
 from llmproxy.transfer.anonymize import (
@@ -358,3 +358,27 @@ def test_an_anonymized_responses_request_is_one_of_the_same_shape(case):
     assert (after.tool_choice, set(after.options)) == (before.tool_choice, set(before.options))
     texts = [p.text for m in after.messages for p in m.parts if isinstance(p, TextPart)]
     assert not any("boats" in text.lower() for text in texts)
+
+
+@pytest.mark.parametrize("case", wire_cases("ollama"), ids=attrgetter("name"))
+def test_an_anonymized_request_of_ollamas_means_the_same_but_for_its_texts(case):
+    body = _known(case.request)
+    before, after = (ollama.parse_request(one) for one in (case.request, body))
+    for name in ("model", "form", "stream", "options", "counted_calls", "ignored"):
+        if name != "options" or "stop_sequences" not in before.options:
+            assert getattr(after, name) == getattr(before, name), name
+    assert after.schema is None or after.schema.keys() == before.schema.keys()
+    kinds = [
+        [a.type for m in r.messages for a in attachments.find_attachments(m)]
+        for r in (before, after)
+    ]
+    assert kinds[0] == kinds[1]
+    shapes = [[[type(part) for part in m.parts] for m in r.messages] for r in (before, after)]
+    assert shapes[0] == shapes[1]
+    names = [
+        [getattr(part, "name", None) for m in r.messages for part in m.parts]
+        for r in (before, after)
+    ]
+    assert names[0] == names[1]
+    said = {w for w in re.findall(r"[A-Z][a-z]+", str(before.messages)) if len(w) > 3}
+    assert not {w for w in said if w in json.dumps(body["messages"] if "messages" in body else {})}

@@ -7,12 +7,14 @@
     llm_keys    llm's API keys, so that they can be redacted
     event_queue the queue from a model, in the loop or a thread, to its reader
     run         the engine, and one running model, read in batches
+    embed       embedding models
 
 No other folder runs llm's models, and their exceptions don't leave this one.
 """
 
 from .catalog import Catalog
+from .embed import ModelEmbedder
 from .llm_keys import known_keys
 from .run import Engine, EngineRun
 
-__all__ = ["Catalog", "Engine", "EngineRun", "known_keys"]
+__all__ = ["Catalog", "Engine", "EngineRun", "ModelEmbedder", "known_keys"]

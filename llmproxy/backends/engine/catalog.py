@@ -12,20 +12,22 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib import metadata
 from typing import Any
 
 import llm
 from llm import plugins
+from llm.models import EmbeddingModel
 
 from ...core import backend
-from ...core.errors import ModelNotFound
+from ...core.errors import ModelNotFound, Unavailable
 from ...core.limiter import Limiter
-from ...core.threads import in_daemon_thread
+from ...core.threads import RETRY_S, in_daemon_thread
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,11 @@ AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
 RELOAD_S = 10.0  # the least time between two checks of llm's files
 MAX_COMPARED_CHARS = 200  # of an unknown name, to suggest a similar one; names have about 40
 RELOAD_WAIT_S = 5.0  # how long a request for an unknown name waits for a reload
+# Options by which a model is told to think, and names that plugins give a context's length.
+THINKING_OPTIONS = frozenset(
+    ("thinking", "think", "reasoning_effort", "thinking_effort", "thinking_level")
+)
+CONTEXT_NAMES = ("num_ctx", "n_ctx", "context_length", "context_window", "max_context_length")
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml", ".txt")  # files that llm and its plugins read
 
 
@@ -69,6 +76,37 @@ class CatalogEntry:
 
 
 @dataclass(frozen=True)
+class EmbedderEntry:
+    """An embedding model as a plugin registered it.
+
+    limiter: one request at a time for a model that seems to run in this process, as it needs no
+        key; None for no limit.
+    """
+
+    model_id: str
+    model: EmbeddingModel
+    owned_by: str
+    limiter: Limiter | None = None
+
+
+async def model_turn(limiter: Limiter, model_id: str, wait_s: float | None) -> bool:
+    """Wait for a model's limiter; return whether other requests were before this one.
+
+    Raises:
+        Unavailable: the turn did not come within `wait_s` seconds.
+    """
+    try:
+        return await limiter.enter(wait_s)
+    except TimeoutError:
+        few = "one request" if limiter.limit == 1 else f"{limiter.limit} requests"
+        raise Unavailable(
+            f"the model {model_id!r} runs {few} at a time, and this one's turn did not"
+            f" come within {wait_s:g} s (limit queue_s)",
+            headers={"retry-after": f"{RETRY_S}"},
+        ) from None
+
+
+@dataclass(frozen=True)
 class _Contents:
     """The result of one load, replaced as a whole so that no lookup sees half of it."""
 
@@ -77,6 +115,7 @@ class _Contents:
     options: Mapping[str, Mapping[str, Any]]
     default_model: str
     files: frozenset[tuple[str, int, int]]
+    embedders: Mapping[str, EmbedderEntry] = field(default_factory=dict)  # by name
 
 
 class Catalog:
@@ -110,6 +149,7 @@ class Catalog:
         self._created = int(time.time())  # providers don't report it; at least it is stable
         self._checked_at = float("-inf")
         self._reload: asyncio.Future[None] | None = None
+        self.ran: dict[str, object] = {}  # the last model that ran under each id
 
     def load(self) -> None:
         """Read plugins, models, aliases and defaults. Blocks, for seconds the first time."""
@@ -118,10 +158,20 @@ class Catalog:
 
     def models(self) -> list[backend.ModelEntry]:
         """List every model once, under its own id."""
+        chats = self._listed(self._contents.entries.values())
+        embedders = {one.id: one for one in map(self._embedder, self._embedders())}
         return [
-            backend.ModelEntry(entry.model_id, entry.owned_by, self._created)
-            for entry in self._contents.entries.values()
+            *(replace(chat, embeds=embedders.pop(chat.id, None) is not None) for chat in chats),
+            *embedders.values(),
         ]
+
+    def running_models(self) -> list[backend.ModelEntry]:
+        """List the models that have run in this process, and so are loaded in it."""
+        return self._listed(
+            entry
+            for entry in self._contents.entries.values()
+            if entry.runs_in_process and self.ran.get(entry.model_id) is entry.model
+        )
 
     async def model(self, name: str) -> backend.ModelEntry:
         """Return a model under one of its names, which may be an alias.
@@ -129,8 +179,48 @@ class Catalog:
         Raises:
             ModelNotFound: no model has this name.
         """
-        entry = await self.choose(name)
-        return backend.ModelEntry(name, entry.owned_by, self._created)
+        embedder = self._find_embedder(name)
+        if embedder is not None and self._find(name) is None:
+            return replace(self._embedder(embedder), id=name)
+        [entry] = self._listed([await self.choose(name)])
+        return replace(entry, id=name, embeds=embedder is not None)
+
+    def _embedders(self) -> list[EmbedderEntry]:
+        return [one for name, one in self._contents.embedders.items() if name == one.model_id]
+
+    def _embedder(self, entry: EmbedderEntry) -> backend.ModelEntry:
+        named = self._contents.embedders.items()
+        return backend.ModelEntry(
+            entry.model_id,
+            entry.owned_by,
+            self._created,
+            aliases=tuple(n for n, one in named if one is entry and n != entry.model_id),
+            chats=False,
+            embeds=True,
+            is_sync=True,
+        )
+
+    def _listed(self, entries: Iterable[CatalogEntry]) -> list[backend.ModelEntry]:
+        """Say what llm knows of models."""
+        names: dict[str, list[str]] = {}
+        for name, entry in self._contents.by_name.items():
+            names.setdefault(entry.model_id, []).append(name)
+        return [
+            backend.ModelEntry(
+                entry.model_id,
+                entry.owned_by,
+                self._created,
+                aliases=tuple(n for n in names.get(entry.model_id, ()) if n != entry.model_id),
+                is_async=entry.async_model is not None,
+                is_sync=entry.sync_model is not None,
+                tools=entry.model.supports_tools,
+                schema=entry.model.supports_schema,
+                thinks=not THINKING_OPTIONS.isdisjoint(entry.model.Options.model_fields),
+                attachment_types=tuple(sorted(entry.model.attachment_types or ())),
+                context_length=_context_length(entry.model, self.options(entry.model_id)),
+            )
+            for entry in entries
+        ]
 
     def options(self, model_id: str) -> Mapping[str, Any]:
         """Return the user's defaults for a model (`llm models options set`)."""
@@ -161,6 +251,41 @@ class Catalog:
             )
         return entry
 
+    async def choose_embedder(self, name: str | None) -> EmbedderEntry:
+        """Find the embedding model for the name in a request; llm's default if there is none.
+
+        Raises:
+            ModelNotFound: no embedding model of that name, and no default.
+        """
+        entry = self._find_embedder(name)
+        if entry is None or self._is_due():
+            reload = self._start_reload(is_unknown=entry is None)
+            if entry is None and reload is not None:
+                await asyncio.wait({reload}, timeout=RELOAD_WAIT_S)
+                entry = self._find_embedder(name)
+        if entry is not None:
+            return entry
+        if name is None:
+            raise ModelNotFound("name an embedding model: llm has no default", param="model")
+        raise ModelNotFound(
+            f"the model {name[:200]!r} embeds nothing"
+            if self._find(name)
+            else self._not_found(name),
+            param="model",
+        )
+
+    def _find_embedder(self, name: str | None) -> EmbedderEntry | None:
+        if name is None:
+            name = llm.get_default_embedding_model()
+        if name is None:
+            return None
+        embedders = self._contents.embedders
+        target = self._mapped(name)
+        return embedders.get(target) or embedders.get(target.removesuffix(":latest"))
+
+    def _mapped(self, name: str) -> str:
+        return next((t for pattern, t in self._maps if _matches(name, pattern)), name)
+
     def _not_found(self, name: str) -> str:
         known = self._contents.by_name if len(name) <= MAX_COMPARED_CHARS else ()
         close = get_close_matches(name.lower(), known, 1, 0.7)
@@ -171,9 +296,10 @@ class Catalog:
         by_name = self._contents.by_name
         if name is None:
             return by_name.get(self._default_model or self._contents.default_model)
-        target = next((t for pattern, t in self._maps if _matches(name, pattern)), name)
-        # Ollama's clients add this tag to every name.
-        return by_name.get(target) or by_name.get(target.removesuffix(":latest"))
+        target = self._mapped(name)
+        # Ollama's clients add this tag to every name, and Claude Code wants names with this prefix.
+        bare = target.removesuffix(":latest").removeprefix(backend.GATEWAY_PREFIX)
+        return by_name.get(target) or by_name.get(bare)
 
     def _is_due(self) -> bool:
         return time.monotonic() - self._checked_at >= RELOAD_S
@@ -204,7 +330,28 @@ class Catalog:
         limited = _with_limiters(contents, self._parallel, self._limiters)
         self._limiters |= {id: entry.limiter for id, entry in limited.items() if entry.limiter}
         by_name = {name: limited[entry.model_id] for name, entry in contents.by_name.items()}
-        return replace(contents, entries=limited, by_name=by_name)
+        return replace(
+            contents, entries=limited, by_name=by_name, embedders=self._limited(contents)
+        )
+
+    def _limited(self, contents: _Contents) -> dict[str, EmbedderEntry]:
+        """Set the limiters of embedding models, those from before a reload if there are any."""
+        limited = {}
+        for entry in {id(entry): entry for entry in contents.embedders.values()}.values():
+            if getattr(entry.model, "needs_key", None) is None:
+                key = f"{entry.model_id} (embeddings)"
+                limiter = self._limiters.setdefault(key, Limiter(1))
+                limited[entry.model_id] = replace(entry, limiter=limiter)
+        return {
+            name: limited.get(entry.model_id, entry) for name, entry in contents.embedders.items()
+        }
+
+
+def _context_length(model: object, defaults: Mapping[str, Any]) -> int | None:
+    """Return the length that the user set for a model, else what its plugin says, if anything."""
+    told = [defaults.get(name) for name in CONTEXT_NAMES]
+    told += [getattr(model, name, None) for name in CONTEXT_NAMES]
+    return next((length for length in told if type(length) is int and length > 0), None)
 
 
 def _with_limiters(
@@ -274,36 +421,61 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
         _settings("model_options.json"),
         llm.get_default_model(),
         files,
+        _embedders(aliases),
     )
+
+
+def _embedders(user_aliases: Mapping[str, Any]) -> dict[str, EmbedderEntry]:
+    """Return llm's embedding models by their names."""
+    by_name: dict[str, EmbedderEntry] = {}
+
+    def add(owned_by: str, model: EmbeddingModel, aliases: Iterable[str] | None = None) -> None:
+        if not isinstance(getattr(model, "model_id", None), str):
+            raise TypeError(f"{type(model).__name__} is not a model")
+        owned_by = getattr(model, "needs_key", None) or owned_by
+        entry = EmbedderEntry(model.model_id, model, owned_by)
+        for name in (*(aliases or ()), model.model_id):
+            by_name[name] = entry
+
+    _ask_plugins(plugins.pm.hook.register_embedding_models, add)
+    for alias, model_id in user_aliases.items():
+        if isinstance(model_id, str) and model_id in by_name:
+            by_name.setdefault(alias, by_name[model_id])
+    return by_name
 
 
 def _registered() -> list[tuple[SyncModel | None, AsyncModel | None, list[str], str]]:
     """Ask each plugin for its models; one that fails loses only its own."""
     found: list[tuple[SyncModel | None, AsyncModel | None, list[str], str]] = []
+
+    def add(
+        owned_by: str,
+        model: SyncModel | None,
+        async_model: AsyncModel | None = None,
+        aliases: Iterable[str] | None = None,
+    ) -> None:
+        for each in (model, async_model):
+            if each is not None and not isinstance(getattr(each, "model_id", None), str):
+                raise TypeError(f"{type(each).__name__} is not a model")
+        found.append((model, async_model, list(aliases or ()), owned_by))
+
+    _ask_plugins(plugins.pm.hook.register_models, add)
+    return found
+
+
+def _ask_plugins(hook: Any, add: Callable[..., None]) -> None:
+    """Call a hook of each plugin; `add` is given the plugin's name, then what it registers."""
     distributions = {plugin: dist for plugin, dist in plugins.pm.list_plugin_distinfo()}
     # pluggy calls the newest first; the last model registered under a name wins, as in llm.
-    for implementation in reversed(plugins.pm.hook.register_models.get_hookimpls()):
+    for implementation in reversed(hook.get_hookimpls()):
         distribution = distributions.get(implementation.plugin)
         owned_by = distribution.project_name if distribution else "llm"
-
-        def register(
-            model: SyncModel | None,
-            async_model: AsyncModel | None = None,
-            aliases: Iterable[str] | None = None,
-            owned_by: str = owned_by,
-        ) -> None:
-            for each in (model, async_model):
-                if each is not None and not isinstance(getattr(each, "model_id", None), str):
-                    raise TypeError(f"{type(each).__name__} is not a model")
-            found.append((model, async_model, list(aliases or ()), owned_by))
-
-        arguments = {"register": register, "model_aliases": []}
+        arguments = {"register": partial(add, owned_by), "model_aliases": []}
         try:
             implementation.function(**{n: arguments[n] for n in implementation.argnames})
         except BaseException as exc:
             name = implementation.plugin_name
             logger.warning("plugin %s could not list its models: %r", name, exc)
-    return found
 
 
 def _load_plugins() -> bool:

@@ -17,7 +17,7 @@ import llm
 from llm.parts import StreamEvent
 
 from ...core import payload
-from ...core.chat import parse_arguments
+from ...core.chat import counted_call_id, parse_arguments
 from ...core.errors import UpstreamError
 
 _FAMILIES = {
@@ -32,10 +32,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class EventReader:
-    """A corrector of one response's events, fed with the part numbers that llm gave them."""
+    """A corrector of one response's events, fed with the part numbers that llm gave them.
 
-    def __init__(self, new_call_id: Callable[[], str]) -> None:
+    counted_calls: as in `ChatRequest`: calls for the client get ids by their places.
+    """
+
+    def __init__(self, new_call_id: Callable[[], str], counted_calls: int | None = None) -> None:
         self._new_call_id = new_call_id
+        self._counted_calls = counted_calls
         self._families: dict[int, str] = {}  # part_index → family
         self._moved: dict[tuple[int, str], int] = {}  # (llm's index, second family) → our index
         self._free_index = 0  # above every number in use
@@ -186,6 +190,9 @@ class EventReader:
         call = self._open_calls[part_index] = _Call(event, id_, self._new_call_id)
         self._calls.append(call)
         self._call_ids.add(call.id)
+        if self._counted_calls is not None and not call.server_executed:
+            call.show_as(counted_call_id(self._counted_calls))
+            self._counted_calls += 1
         return call
 
     def _announced(self, announced: llm.ToolCall) -> list[StreamEvent]:
@@ -229,6 +236,10 @@ class _Call:
         self._pieces: dict[str, list[str]] = {"tool_call_name": [], "tool_call_args": []}
         self._held: list[str] = []  # arguments that came before the name
         self._metadata: dict[str, object] = {}  # of events before the name
+
+    def show_as(self, id_: str) -> None:
+        """Put another id on the call's events."""
+        self._first = replace(self._first, tool_call_id=id_)
 
     @property
     def server_executed(self) -> bool:

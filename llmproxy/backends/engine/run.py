@@ -25,14 +25,14 @@ from llm.parts import StreamEvent
 
 from ...core import backend, chat, payload
 from ...core.backend import event_bytes, too_large
-from ...core.errors import ProxyError, Unavailable, UpstreamError
+from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 from ...core.limits import Limits
 from ...core.think_tags import ThinkTagSplitter
-from ...core.threads import MAX_THREADS, RETRY_S, Threads
+from ...core.threads import MAX_THREADS, Threads
 from ...core.url_policy import RemoteImages
 from . import outcome
-from .catalog import Catalog, CatalogEntry
+from .catalog import Catalog, CatalogEntry, model_turn
 from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
@@ -72,7 +72,6 @@ class Engine:
         self._think_tags = think_tags
         self._remote_images = remote_images
         self._threads = Threads(threads)
-        self._ran: dict[str, object] = {}  # the last model that ran under each id
         self._keys = keys or known_keys()
         self._answer_bytes = answer_bytes
 
@@ -102,9 +101,10 @@ class Engine:
                 entry,
                 self._keys,
                 self._threads,
-                self._ran,
+                self.catalog.ran,
                 splitter,
                 answer_bytes=self._answer_bytes,
+                counted_calls=request.counted_calls,
             )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
@@ -139,6 +139,7 @@ class EngineRun:
         splitter: ThinkTagSplitter | None = None,
         *,
         answer_bytes: int,
+        counted_calls: int | None = None,
     ) -> None:
         prompt = call.prompt
         self._entry = entry
@@ -159,7 +160,7 @@ class EngineRun:
         self.started_at = time.monotonic()
         self._bytes_left = answer_bytes
         self._queue = EventQueue()
-        self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}")
+        self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}", counted_calls)
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
         self._task: asyncio.Task[None] | None = None
@@ -174,15 +175,7 @@ class EngineRun:
         limiter = self._entry.limiter
         if limiter is None:
             return False
-        try:
-            has_waited = await limiter.enter(wait_s)
-        except TimeoutError:
-            few = "one request" if limiter.limit == 1 else f"{limiter.limit} requests"
-            raise Unavailable(
-                f"the model {self.model_id!r} runs {few} at a time, and this one's turn did not"
-                f" come within {wait_s:g} s (limit queue_s)",
-                headers={"retry-after": f"{RETRY_S}"},
-            ) from None
+        has_waited = await model_turn(limiter, self.model_id, wait_s)
         self._has_turn = True
         return has_waited
 

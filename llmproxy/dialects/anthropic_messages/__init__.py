@@ -16,6 +16,7 @@ from typing import Final
 
 from ...core.backend import Route
 from ...core.chat import nothing_left_out as left_out
+from ...transport.framing import SSEDecoder
 from .models_and_errors import (
     REQUEST_ID_HEADER,
     error_status,
@@ -44,6 +45,7 @@ __all__ = [
     "TOOL_NOT_CARRIED",
     "VERSION_HEADER",
     "CreateMessageRequest",
+    "StreamDecoder",
     "StreamParser",
     "StreamRenderer",
     "auth_headers",
@@ -74,3 +76,5 @@ ROUTES: tuple[Route, ...] = (
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 CUT_AFTER_ERROR = False  # an error event is a proper end here
 STARTS_WITH_USAGE = True  # in message_start
+
+StreamDecoder = SSEDecoder

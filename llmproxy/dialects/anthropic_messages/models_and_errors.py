@@ -5,11 +5,13 @@ Spec: https://docs.anthropic.com/en/api/errors
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from ...core import backend, error_meanings
+from ...core.backend import GATEWAY_PREFIX
 from ...core.errors import ProxyError
 
 REQUEST_ID_HEADER = "request-id"
@@ -24,17 +26,29 @@ def render_count(count: int) -> dict[str, Any]:
 
 
 def render_models(models: Iterable[backend.ModelEntry]) -> dict[str, Any]:
-    """Render the list of models, all on one page.
+    """Render the list of models that chat, all on one page.
 
-    Spec: https://docs.anthropic.com/en/api/models-list
+    Those that Claude Code would not show by their names come again under one that it does.
+
+    Specs: https://docs.anthropic.com/en/api/models-list
+           https://code.claude.com/docs/en/llm-gateway-protocol
     """
-    data = [render_model(model) for model in models]
+    chats = [model for model in models if model.chats]
+    data = [render_model(model) for model in chats]
+    data += [
+        shown | {"id": GATEWAY_PREFIX + shown["id"]}
+        for shown in data
+        if not _SHOWN_BY_CLAUDE_CODE.match(shown["id"])
+    ]
     return {
         "data": data,
         "has_more": False,
         "first_id": data[0]["id"] if data else None,
         "last_id": data[-1]["id"] if data else None,
     }
+
+
+_SHOWN_BY_CLAUDE_CODE = re.compile("claude|anthropic", re.IGNORECASE)
 
 
 def render_model(model: backend.ModelEntry) -> dict[str, Any]:

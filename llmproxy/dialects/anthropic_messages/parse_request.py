@@ -433,6 +433,7 @@ class _MessageParser:
             self.note_mark(block.cache_control)
             if isinstance(block, ToolReferenceBlock):
                 # With tool search the definition comes in the request's tools.
+                self.ignored.append("messages[*].content[*].content[*] (tool_reference)")
                 yield TextPart(f"tool found: {block.tool_name}")
             else:
                 yield from self._common_parts(block, where)

@@ -6,6 +6,7 @@ Spec: https://platform.openai.com/docs/api-reference/chat/create
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -24,6 +25,7 @@ from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
 from ...core.tool_calls import PendingToolCalls, append_result
+from .completions import COMPLETION, as_chat, is_completion
 from .schema import (
     NOT_CARRIED,
     OLD_TOOLS,
@@ -54,7 +56,7 @@ from .schema import (
 
 
 def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
-    """Parse the body of a request, a JSON value.
+    """Parse the body of a request, a JSON value; an older completion's is one with a prompt.
 
     Kept: messages of every role in their places, with text, reasoning, tool calls and
     results, and images, audio and files as attachments; tools (those that a message defines
@@ -70,6 +72,12 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
 
     Spec: https://platform.openai.com/docs/api-reference/chat/create
     """
+    if is_completion(body):
+        own: list[str] = []
+        body, echo = as_chat(body, own)
+        parsed = parse_request(body, headers)
+        listed = tuple(dict.fromkeys((*parsed.ignored, *own)))
+        return replace(parsed, form=COMPLETION, echo={"prompt": echo}, ignored=listed)
     ignored: list[str] = []
     others: list[str] = []
     body = _with_others_told(body, others)
@@ -98,6 +106,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         schema=_schema(request, ignored),
         stream=bool(request.stream),
         include_usage=bool(stream_options.include_usage),
+        form=OLD_TOOLS if request.functions and not request.tools else "",
         option_paths=paths,
         attachment_paths=tuple(parser.attachment_paths),
         ignored=tuple(dict.fromkeys(ignored)),

@@ -112,6 +112,7 @@ class StreamParser:
             for delta in (choice.delta, choice.message):
                 if delta is not None:
                     events += self._events(delta)
+            events += self._prose_events("text", choice.text or "")
             self._reason = choice.finish_reason or self._reason
         return events
 

@@ -33,7 +33,7 @@ def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": function}
 
 
-def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
+def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None
@@ -58,7 +58,7 @@ def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
     return counts
 
 
-def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
+def render_chat(response: chat.ChatResponse, envelope: chat.Envelope) -> dict[str, Any]:
     """Render a response as a chat.completion, with the same content as its stream.
 
     A client that sent `functions` gets a `function_call`, which is one call: further ones are
@@ -78,7 +78,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
     if reasoning:
         message["reasoning_content"] = reasoning
     functions = [{"name": call.name, "arguments": response.arguments_text(call)} for call in calls]
-    if calls and envelope.tools_path == OLD_TOOLS:
+    if calls and envelope.form == OLD_TOOLS:
         message["function_call"] = functions[0]
     elif calls:
         message["tool_calls"] = [
@@ -92,7 +92,7 @@ def render_response(response: chat.ChatResponse, envelope: chat.Envelope) -> dic
         "finish_reason": _finish_reason(response.finish, envelope),
     }
     head = _head(envelope, "chat.completion")
-    return head | {"choices": [choice], "usage": _render_usage(response.finish.usage)}
+    return head | {"choices": [choice], "usage": render_usage(response.finish.usage)}
 
 
 def _calls(response: chat.ChatResponse) -> list[ToolCallPart]:
@@ -106,13 +106,13 @@ def _calls(response: chat.ChatResponse) -> list[ToolCallPart]:
 
 def left_out(response: chat.ChatResponse, envelope: chat.Envelope) -> tuple[str, ...]:
     """List what the form in which the client asked has no place for in this response."""
-    if envelope.tools_path == OLD_TOOLS and (others := len(_calls(response)) - 1) > 0:
+    if envelope.form == OLD_TOOLS and (others := len(_calls(response)) - 1) > 0:
         return (f"function_call ({others} more of the model's)",)
     return ()
 
 
 def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:
-    if finish.reason == "tool_calls" and envelope.tools_path == OLD_TOOLS:
+    if finish.reason == "tool_calls" and envelope.form == OLD_TOOLS:
         return "function_call"
     return finish.reason
 
@@ -120,7 +120,7 @@ def _finish_reason(finish: chat.Finish, envelope: chat.Envelope) -> str:
 # ---- the stream
 
 
-class StreamRenderer:
+class ChatStreamRenderer:
     """Renders events as SSE frames of chat.completion.chunk. Feed in order; Finish is last.
 
     Shown: text as `content`, reasoning as `reasoning_content`, tool calls with indexes from
@@ -211,7 +211,7 @@ class StreamRenderer:
         return frames
 
     def _call(self, call: dict[str, Any]) -> list[bytes]:
-        if self._envelope.tools_path != OLD_TOOLS:
+        if self._envelope.form != OLD_TOOLS:
             return [self._chunk(payload.encode({"tool_calls": [call]}))]
         if call["index"] > 0:
             return []
@@ -236,7 +236,7 @@ class StreamRenderer:
         choices = b'"choices":[%b]' % payload.encode(choice)
         frames.append(self._head + choices + self._usage_null + b"}\n\n")
         if self._include_usage:
-            usage = payload.encode(_render_usage(finish.usage))
+            usage = payload.encode(render_usage(finish.usage))
             frames.append(self._head + b'"choices":[],"usage":%b}\n\n' % usage)
         frames.append(b"data: [DONE]\n\n")
         return frames

@@ -367,6 +367,7 @@ class Choice:
     index: int | None = None
     delta: ChoiceDelta | None = None
     message: ChoiceDelta | None = None
+    text: str | None = None  # of an older completion
     finish_reason: str | None = None
     logprobs: Any = None
 

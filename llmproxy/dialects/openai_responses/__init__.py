@@ -27,6 +27,7 @@ from ...core.openai_api import (
     render_model,
     render_models,
 )
+from ...transport.framing import SSEDecoder
 from .items import ID_PREFIX
 from .parse_request import normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
@@ -53,6 +54,7 @@ __all__ = [
     "TOOL_NOT_CARRIED",
     "VERSION_HEADER",
     "ResponseCreateParams",
+    "StreamDecoder",
     "StreamParser",
     "StreamRenderer",
     "auth_headers",
@@ -88,3 +90,5 @@ REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
 CUT_AFTER_ERROR = False  # response.failed is a proper end
 STARTS_WITH_USAGE = False
+
+StreamDecoder = SSEDecoder

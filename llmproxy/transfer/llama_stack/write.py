@@ -155,7 +155,7 @@ def _chat_body(exchange: Exchange) -> dict[str, Any]:
         raise InvalidRequest("only chats are written as recordings", param="path")
     if not isinstance(body, dict):
         raise InvalidRequest("expected an object", param="request.body")
-    if dialect.NAME == openai_chat.NAME:
+    if dialect.NAME == openai_chat.NAME and "messages" in body:
         return body
     asked = dialect.parse_request(body, exchange.request.headers)
     return openai_chat.render_request(asked)[0]

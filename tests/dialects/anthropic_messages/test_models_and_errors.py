@@ -44,7 +44,12 @@ def test_counts_and_models_are_what_the_sdk_wants():
         "last_id": None,
     }
     SERVER.json(anthropic_messages.render_models([entry]))
-    assert [model.id for model in SERVER.client.models.list()] == ["openrouter/a/b"]
+    # Again under a name that Claude Code shows.
+    listed = [(model.id, model.display_name) for model in SERVER.client.models.list()]
+    assert listed == [
+        ("openrouter/a/b", "openrouter/a/b"),
+        ("anthropic/openrouter/a/b", "openrouter/a/b"),
+    ]
 
 
 ERRORS = [

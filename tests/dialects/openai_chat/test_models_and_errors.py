@@ -91,6 +91,8 @@ def test_the_dialect_has_the_agreed_names_and_routes():
     assert (openai_chat.NAME, openai_chat.REQUEST_ID_HEADER) == ("openai_chat", "x-request-id")
     assert openai_chat.ROUTES == (
         backend.Route("POST", "/v1/chat/completions", "chat"),
+        backend.Route("POST", "/v1/completions", "chat_batch"),
+        backend.Route("POST", "/v1/embeddings", "embeddings"),
         backend.Route("GET", "/v1/models", "models"),
         backend.Route("GET", "/v1/models/", "model"),
     )
