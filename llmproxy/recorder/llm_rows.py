@@ -11,6 +11,7 @@ what was there already, and everything if llm's tables are not those that this w
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import marshal
 import sqlite3
@@ -26,7 +27,8 @@ from llm.logs import LogStore, message_hash
 from llm.parts import Message, Part, TextPart
 from llm.utils import ensure_tool, make_schema_id
 
-# llm 0.36. A newer one may fill these tables in another way, or further ones.
+# A newer llm may fill these tables in another way, or further ones.
+_LLM_VERSION = ["0", "36"]
 _MIGRATIONS = 30, "m027_turns_response_json"
 _COLUMNS = {
     "messages": ("hash", "parent_hash", "role", "provider_metadata"),
@@ -87,13 +89,21 @@ def has_known_tables(connection: sqlite3.Connection) -> bool:
     known = [migration.__name__ for migration in migrations.MIGRATIONS]
     applied = {name for (name,) in connection.execute("select name from _llm_migrations")}
     return (
-        (len(known), known[-1]) == _MIGRATIONS
+        _llm_version() == _LLM_VERSION
+        and (len(known), known[-1]) == _MIGRATIONS
         and applied == set(known)
         and all(
             columns == tuple(row[0] for row in connection.execute(_COLUMNS_OF, (table,)))
             for table, columns in _COLUMNS.items()
         )
     )
+
+
+def _llm_version() -> list[str]:
+    try:
+        return importlib.metadata.version("llm").split(".")[:2]
+    except importlib.metadata.PackageNotFoundError:  # vendored
+        return []
 
 
 _COLUMNS_OF = "select name from pragma_table_info(?) order by cid"

@@ -214,6 +214,11 @@ def test_other_tables_are_left_to_llm(empty, change):
 
 
 def test_a_newer_llm_is_left_to_itself(empty, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.metadata.version", lambda name: "0.37a0")
+        assert not llm_rows.has_known_tables(empty)
+    assert llm_rows.has_known_tables(empty)
+
     def m999_later(db):
         raise AssertionError
 
