@@ -135,6 +135,12 @@ GROWTH = (
     _cost("chunk_cpu_10k", "in streams of 10,000", 1),
     _cost("chunk_cpu_100k", "in streams of 100,000", 1),
 )
+APIS = (
+    _cost("chunk_cpu_chat", "OpenAI's Chat Completions", 1),
+    _cost("chunk_cpu_messages", "Anthropic's Messages", 1),
+    _cost("chunk_cpu_responses", "OpenAI's Responses", 1),
+    _cost("chunk_cpu_ollama", "Ollama's chat", 1),
+)
 GENERATOR = (
     _cost("server_16", "16 connections: the server's CPU, %", 0),
     _cost("generator_16", "the load generator's CPU, %", 0),
@@ -144,6 +150,7 @@ GENERATOR = (
 TABLES = {
     "": MAIN,
     "How the cost grows with messages, connections and chunks:": GROWTH,
+    "CPU ms per 1,000 chunks by each API, 200-chunk responses, 16 connections:": APIS,
     "Whether the load generator kept up (L1 is saturated if its CPU is near 100 %):": GENERATOR,
 }
 """All figures, in tables, each with a line that goes before it."""

@@ -10,6 +10,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 CHAT = "/v1/chat/completions"
+MESSAGES = "/v1/messages"
+RESPONSES = "/v1/responses"
+OLLAMA = "/api/chat"
 REPLY = "lorem lorem, " * 10  # of scripted-20
 # Requests of other rounds and other servers are others: where counting begins.
 _START = time.time_ns() // 1_000_000 % 10_000_000 * 100
@@ -31,11 +34,14 @@ def get_page() -> bytes:
     return b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: text/html\r\n\r\n"
 
 
-def questions(model: str, stream: bool) -> Iterator[bytes]:
-    """Yield requests of one message without end; each asks something else."""
-    messages = [{"role": "user", "content": "question %09d"}]
-    template = json.dumps({"model": model, "stream": stream, "messages": messages}).encode()
-    head, _, _ = post(template % 0).partition(b"\r\n\r\n")
+def questions(model: str, stream: bool, path: str = CHAT) -> Iterator[bytes]:
+    """Yield requests of one message without end, by one of the APIs; each asks something else."""
+    body: dict[str, Any] = {"model": model, "stream": stream}
+    body["input" if path == RESPONSES else "messages"] = [user("question %09d")]
+    if path == MESSAGES:
+        body["max_tokens"] = 1_000
+    template = json.dumps(body).encode()
+    head, _, _ = post(template % 0, path).partition(b"\r\n\r\n")
     request = head + b"\r\n\r\n" + template
     number = _START
     while True:

@@ -179,6 +179,22 @@ def streams(bench: Bench, connections: int) -> Figures:
     }
 
 
+def apis(bench: Bench) -> Figures:
+    """Ask for streams of 200 chunks by each of the APIs, 16 at a time."""
+    figures: Figures = {}
+    for path, name, times in (
+        (requests.CHAT, "chat", 1),
+        (requests.MESSAGES, "messages", 1),
+        (requests.RESPONSES, "responses", 5),  # its last four events have the whole text
+        (requests.OLLAMA, "ollama", 1),
+    ):
+        asked = requests.questions("scripted-200", True, path)
+        load_ = requests.for_seconds(asked, bench.effort.seconds)
+        done = bench.put(load_, 16, 200 * times)
+        figures[f"chunk_cpu_{name}"] = 5 * done.cpu_ms_each
+    return figures
+
+
 def first_token(bench: Bench) -> Figures:
     """Ask for one stream after the other; the model itself takes no time."""
     bench.put(_asking("scripted-20", True, WARM_UP_S))
@@ -375,6 +391,7 @@ SCENARIOS: dict[str, Scenario] = {
     "whole-16": Scenario(lambda bench: whole(bench, 16)),
     "stream-1": Scenario(lambda bench: streams(bench, 1)),
     "stream-16": Scenario(lambda bench: streams(bench, 16)),
+    "apis": Scenario(apis, ()),
     "first-token": Scenario(first_token),
     "overhead": Scenario(overhead, (PEER,)),
     "resend-1000": Scenario(lambda bench: resend(bench, 1000)),
