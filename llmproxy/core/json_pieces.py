@@ -99,7 +99,13 @@ def decode(text: bytes) -> str:
 
 def count(text: bytes, mark: bytes) -> int:
     """Count a byte in a text."""
-    return sum([text.count(mark, at, at + BYTES_PIECE) for at in range(0, len(text), BYTES_PIECE)])
+    total = 0
+    at = text.find(mark)
+    while at >= 0:
+        total += text.count(mark, at, at + PIECE)
+        # Searching is ten times as fast as counting: base64 has no mark for megabytes.
+        at = text.find(mark, at + PIECE)
+    return total
 
 
 def is_large(value: Any) -> bool:

@@ -65,6 +65,8 @@ _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def _has_surrogates(text: bytes) -> bool:
     """Search at the speed of memory: few texts have any."""
+    if b"\\" not in text:  # as base64: 0.3 ms for 7 MB instead of 10
+        return False
     may = b"\\ud" in text or b"\\uD" in text
     return may and _SURROGATE_ESCAPE.search(text) is not None
 
