@@ -47,6 +47,7 @@ KEPT = {
     "App._counts_tokens": "models",
     "Catalog._limiters": "models",
     "Engine._ran": "models",
+    "Engine._read_history": "models",
     "LargeWork._waiting": "requests that wait for their turn, at most queue_s",
     "Metrics._duration": "models × dialects",
     "Metrics._rate": "models × dialects × 2",
@@ -80,6 +81,7 @@ REMEMBERED = {
     "app/app.py:input_estimate": "as long as its exchange",
     "report/html/page.py:_style": "one",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
+    "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
     "transport/server.py:_date": "one",
 }
