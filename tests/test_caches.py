@@ -20,6 +20,7 @@ import pytest
 
 import llmproxy
 from llmproxy.conversations import matching
+from llmproxy.core import known_bodies
 from llmproxy.core.byte_cache import ByteCache
 from llmproxy.recorder import reply_index
 from tests.models import AsyncScript, usage
@@ -144,6 +145,7 @@ def test_all_that_a_proxy_keeps_is_listed_with_its_bound(model, llm_user_path):
         name: value.max_bytes for name, value in found.items() if isinstance(value, ByteCache)
     }
     assert caches == {
+        "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
         "Histories._hashers": matching.MAX_HISTORY_BYTES,
         "Histories._replies": matching.MAX_HISTORY_BYTES,
         "Replies._cached": reply_index.MAX_CACHED_BYTES,

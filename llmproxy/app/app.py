@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -24,6 +25,7 @@ from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_by
 from ..core.byte_cache import message_bytes
 from ..core.errors import ProxyError, RateLimited, UpstreamTimeout
 from ..core.fingerprints import request_key
+from ..core.known_bodies import KnownBodies
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
@@ -92,6 +94,7 @@ class App:
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
+        self._known_bodies = KnownBodies(threading.Lock())
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
@@ -241,19 +244,24 @@ class App:
         received: when, in UTC and by time.monotonic(). failure: why it is not even parsed.
         """
         request: chat.ChatRequest | None = None
+        replay_key: str | None = None
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         try:
             if failure is None:
-                parsed = payload.parse(http_request.body, self._limits)
-                body = dialect.normalize_body(parsed)
-                request = dialect.parse_request(parsed, dict(http_request.headers))
+                parsed = self._known_bodies.parse(http_request.body, self._limits, dialect.NAME)
+                body = dialect.normalize_body(parsed.value)
+                headers = dict(http_request.headers)
+                request = dialect.parse_request(parsed.value, headers, parsed.memory)
                 if request.model is None and argument:
                     request = replace(request, model=argument)
+                replay_key = request_key(request, parsed.memory.hashed if parsed.memory else None)
+                self._known_bodies.remember(parsed, dialect.NAME)
         except Exception as exc:
             failure = exc  # logged with the exchange
             if isinstance(exc, ProxyError):  # no bug, and tracebacks would keep the body
                 exc.__traceback__ = exc.__context__ = None
-        return self._exchange(dialect, http_request, body, request, received), request, failure
+        exchange = self._exchange(dialect, http_request, body, request, replay_key, received)
+        return exchange, request, failure
 
     def _exchange(
         self,
@@ -261,6 +269,7 @@ class App:
         http_request: Request,
         body: Any,
         request: chat.ChatRequest | None,
+        replay_key: str | None,
         received: tuple[datetime, float],
     ) -> _Exchange:
         begun_ = begun(
@@ -275,7 +284,7 @@ class App:
             stream=request is not None and request.stream,
             model=request.model if request else None,
             messages=request.messages if request else (),
-            replay_key=request_key(request) if request else None,
+            replay_key=replay_key,
             keys=self._keys,
         )
         capture = Capture(begun_, thread_id=new_id(), began_at=received[1])

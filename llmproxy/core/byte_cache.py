@@ -48,6 +48,10 @@ class ByteCache(Generic[Key, Value]):
             _, (_, freed) = self._kept.popitem(last=False)
             self.size_bytes -= freed
 
+    def items(self) -> list[tuple[Key, Value]]:
+        """Return what is kept, the one that was used last at the end."""
+        return [(key, value) for key, (value, _) in self._kept.items()]
+
     def clear(self) -> None:
         """Keep nothing."""
         self._kept.clear()

@@ -68,6 +68,38 @@ class PiecewiseDecoder(json.JSONDecoder):
         return value, self._start + end
 
 
+class ItemDecoder(PiecewiseDecoder):
+    """Decodes the same, and notes where the items are in the lists that an object has.
+
+    lists: each such list, the place of its first item, and the end of each.
+    """
+
+    def __init__(self, **hooks: Any) -> None:
+        super().__init__(**hooks)
+        self.lists: list[tuple[list[Any], int, list[int]]] = []
+        self._depth = 0
+        self._ends: list[int] = []
+
+    def scan_once(self, text: str, at: int) -> tuple[Any, int]:
+        depth = self._depth
+        self._depth = depth + 1
+        if depth == 0 and text[at : at + 1] == "{":
+            found: tuple[Any, int] = JSONObject(
+                (text, at + 1), self.strict, self.scan_once, None, _object, self._names
+            )
+        elif depth == 1 and text[at : at + 1] == "[":
+            ends: list[int] = []
+            self._ends = ends
+            found = JSONArray((text, at + 1), self.scan_once)
+            self.lists.append((found[0], at + 1, ends))
+        else:
+            found = super().scan_once(text, at)
+            if depth == 2:
+                self._ends.append(found[1])
+        self._depth = depth
+        return found
+
+
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for at in range(0, len(members), MEMBERS_PIECE):

@@ -489,11 +489,11 @@ class _Earlier:
             self._ended.append(response)
 
 
-class _Conversation(_Earlier, llm.Conversation):  # type: ignore[misc]  # the property
+class _Conversation(_Earlier, llm.Conversation):  # type: ignore[override]  # the property
     pass
 
 
-class _AsyncConversation(_Earlier, llm.AsyncConversation):  # type: ignore[misc]
+class _AsyncConversation(_Earlier, llm.AsyncConversation):  # type: ignore[override]
     pass
 
 
@@ -507,7 +507,8 @@ def _conversation(
 ) -> llm.Conversation | llm.AsyncConversation:
     """Return the answered turns as finished responses, which are never run again."""
     is_async = isinstance(model, llm.AsyncModel | llm.AsyncKeyModel)
-    conversation = (_AsyncConversation if is_async else _Conversation).before(model, history)
+    kind = _AsyncConversation if is_async else _Conversation
+    conversation: llm.Conversation | llm.AsyncConversation = kind.before(model, history)
     if is_read:
         conversation.responses  # noqa: B018  # made here, in a thread if the request is large
     return conversation
