@@ -31,6 +31,7 @@ from llm.parts import (
 from . import chat, json_pieces, payload
 from .attachments import find_attachments
 from .byte_cache import ByteCache
+from .message_facts import facts_of
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
 TELLING_CHARS = 64  # of any kind: long enough without counting letters and digits
@@ -172,7 +173,13 @@ def _chained(before: bytes, digest: bytes) -> bytes:
 
 def digest_of(message: Message) -> bytes:
     """Hash all that a message holds, hidden content included."""
-    return hashlib.sha256(_encoded(message)).digest()
+    facts = facts_of(message)
+    if facts is None:
+        return hashlib.sha256(_encoded(message)).digest()
+    digest: bytes | None = facts.get("digest")
+    if digest is None:
+        digest = facts["digest"] = hashlib.sha256(_encoded(message)).digest()
+    return digest
 
 
 def _encoded(message: Message) -> bytes:

@@ -20,6 +20,7 @@ from . import json_pieces, payload
 from .byte_cache import ByteCache
 from .errors import InvalidRequest
 from .limits import Limits
+from .message_facts import keep_facts
 
 MAX_KNOWN_BYTES = 64 * 2**20
 LIST = "messages"  # the member of a body that is a conversation
@@ -129,6 +130,7 @@ class KnownBodies:
         known = body.known
         if known is None or len(known.memory.states) != len(known.items):
             return
+        keep_facts(known.memory.messages)
         first = known.text[: known.ends[min(len(known.ends), KEY_ITEMS) - 1]]
         size = (
             sys.getsizeof(first)
