@@ -29,6 +29,7 @@ from ..core.known_bodies import KnownBodies
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
+from ..core.message_facts import keep_facts
 from ..dialects import CountingDialect, Dialect, Renderer
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange, Match, begun, new_id
@@ -249,12 +250,13 @@ class App:
         try:
             if failure is None:
                 parsed = self._known_bodies.parse(http_request.body, self._limits, dialect.NAME)
-                body = dialect.normalize_body(parsed.value)
+                body = parsed.normalized(dialect.normalize_body)
                 headers = dict(http_request.headers)
                 request = dialect.parse_request(parsed.value, headers, parsed.memory)
                 if request.model is None and argument:
                     request = replace(request, model=argument)
                 replay_key = request_key(request, parsed.memory.hashed if parsed.memory else None)
+                keep_facts(request.messages)
                 self._known_bodies.remember(parsed, dialect.NAME)
         except Exception as exc:
             failure = exc  # logged with the exchange

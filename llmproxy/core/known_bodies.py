@@ -9,7 +9,7 @@ left to `payload.parse`, with its errors.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,6 @@ from . import json_pieces, payload
 from .byte_cache import ByteCache
 from .errors import InvalidRequest
 from .limits import Limits
-from .message_facts import keep_facts
 
 MAX_KNOWN_BYTES = 64 * 2**20
 LIST = "messages"  # the member of a body that is a conversation
@@ -36,6 +35,7 @@ class ItemMemory:
     loaded, unknown: of each, the result of `payload.load`, and the paths that it found
     undeclared. states: a dialect's own, after each. messages, paths, ignored: what it made of
     all, as far as the last state. hashed: states of the request's key after the last messages.
+    normal: each item in the normal form of the body.
     """
 
     loaded: list[Any] = field(default_factory=list)
@@ -45,6 +45,7 @@ class ItemMemory:
     paths: list[str] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     hashed: list[Any] = field(default_factory=list)
+    normal: list[Any] = field(default_factory=list)
 
     def first(self, count: int) -> ItemMemory:
         """Return that of the first items, which can be added to."""
@@ -56,6 +57,7 @@ class ItemMemory:
             [*self.paths],
             [*self.ignored],
             [*self.hashed],
+            self.normal[:count],
         )
 
 
@@ -99,6 +101,16 @@ class Body:
     memory: ItemMemory | None = None
     known: Known | None = None
 
+    def normalized(self, normalize: Callable[[Any], Any]) -> Any:
+        """Return `normalize` of the value: a function that looks at each item by itself."""
+        memory = self.memory
+        if memory is None:
+            return normalize(self.value)
+        known = len(memory.normal)
+        body = normalize(self.value | {LIST: self.value[LIST][known:]})
+        memory.normal.extend(body[LIST])
+        return body | {LIST: [*memory.normal]}
+
 
 class KnownBodies:
     """The bodies that were parsed last; can be used by several threads.
@@ -130,7 +142,6 @@ class KnownBodies:
         known = body.known
         if known is None or len(known.memory.states) != len(known.items):
             return
-        keep_facts(known.memory.messages)
         first = known.text[: known.ends[min(len(known.ends), KEY_ITEMS) - 1]]
         size = (
             sys.getsizeof(first)

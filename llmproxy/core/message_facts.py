@@ -1,4 +1,4 @@
-"""Remember what was computed of a message that will not change: of one in a known body.
+"""Remember what was computed of a message that will not change: of a parsed request.
 
 It is kept with the message itself, for as long as that is.
 """

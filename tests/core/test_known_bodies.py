@@ -39,7 +39,7 @@ def messages(count: int, seed: int = 1) -> list[Any]:
                 [{"role": "user", "content": f'question {i}, "quoted" \\ {seed}'}],
                 [{"role": "user", "name": "me", "content": [{"type": "text", "text": "?"}, image]}],
                 [{"role": "assistant", "content": f"answer {i}", "odd": {"deep": [[i]]}}],
-                [{"role": "assistant", "content": ""}],
+                [{"role": "assistant", "content": "", "cache_control": {"type": "x"}}],
                 [
                     {"role": "assistant", "content": None, "tool_calls": [call]},
                     {"role": "tool", "tool_call_id": call["id"], "content": f"result {i}"},
@@ -59,8 +59,9 @@ def read(known: KnownBodies, text: bytes, limits: Limits = Limits()) -> Any:
         parsed = known.parse(text, limits, "openai_chat")
         request = openai_chat.parse_request(parsed.value, {}, parsed.memory)
         key = request_key(request, parsed.memory.hashed if parsed.memory else None)
+        body = parsed.normalized(openai_chat.normalize_body)
         known.remember(parsed, "openai_chat")
-        return parsed.value, request, key
+        return parsed.value, body, request, key
     except InvalidRequest as error:
         return type(error), error.message, error.param
 
@@ -69,7 +70,7 @@ def read_alone(text: bytes, limits: Limits = Limits()) -> Any:
     try:
         value = payload.parse(text, limits)
         request = openai_chat.parse_request(value, {})
-        return value, request, request_key(request)
+        return value, openai_chat.normalize_body(value), request, request_key(request)
     except InvalidRequest as error:
         return type(error), error.message, error.param
 
@@ -113,7 +114,7 @@ def test_a_conversation_that_changes_is_parsed_as_without_memory(known, seed):
 def test_messages_before_a_change_are_taken_over(known):
     sent = messages(30)
     read(known, body(sent))
-    changed = [*sent[:-3], *[item | {"cache_control": {"type": "x"}} for item in sent[-3:]]]
+    changed = [*sent[:-3], *[item | {"cache_control": {"type": "y"}} for item in sent[-3:]]]
     assert shared(known, body(changed)) == len(sent) - 3
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import llm
 from llm.parts import (
@@ -26,6 +26,7 @@ from llm.parts import (
 from ...core import chat, url_policy
 from ...core.as_text import call_text, result_text
 from ...core.errors import Unsupported
+from ...core.message_facts import facts_of
 from ...core.url_policy import RemoteImages
 from .catalog import AsyncModel, SyncModel
 
@@ -196,19 +197,23 @@ def _prompt_messages(
 def _results_after_calls(messages: Iterable[Message]) -> Iterator[Message]:
     """Move system messages between a tool call and its result behind the result."""
     held: list[Message] = []
-    after_call = False
+    last: Message | None = None  # that was not held
     for message in messages:
-        if message.role == "system" and after_call:
+        if message.role == "system" and last is not None and _waits_for_result(last):
             held.append(message)
             continue
-        if message.role != "tool":
+        if held and message.role != "tool":
             yield from held
             held = []
-        after_call = message.role == "tool" or any(
-            isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts
-        )
+        last = message
         yield message
     yield from held
+
+
+def _waits_for_result(message: Message) -> bool:
+    return message.role == "tool" or any(
+        isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts
+    )
 
 
 # llm's classes that don't send the calls of a provider's own tools in a form that the provider
@@ -229,6 +234,8 @@ def _carried_server_calls(
     results: set[str | None] = set()
     for index, message in enumerate(request.messages):
         for part in message.parts:
+            if type(part) is TextPart:  # nearly always
+                continue
             match part:
                 case ToolCallPart(server_executed=True, tool_call_id=id_):
                     calls.add(id_)
@@ -309,7 +316,9 @@ class _PromptBuilder:
             self._ignored.append("messages[*] (images of a tool's result, put after it)")
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
-        if len(message.parts) == 1 and type(message.parts[0]) is TextPart:  # in a third of the time
+        kind = _plain_kind(message)
+        if kind == "texts" or (kind == "calls" and self._model.supports_tools):
+            # No rule below changes it. This takes a third of the time.
             self._append(Message(message.role, [*message.parts], message.provider_metadata))
             return
         ignored = [] if is_recalled else self._ignored
@@ -365,6 +374,27 @@ class _PromptBuilder:
             last = self._messages[-1] = replace(last, parts=list(last.parts))
             self._last_is_copy = True
         last.parts += [*between, *parts]
+
+
+def _plain_kind(message: Message) -> Literal["texts", "calls", ""]:
+    """Tell whether a message has only texts, or calls for the client too, and none is blank."""
+    facts = facts_of(message)
+    if facts is not None and "plain" in facts:
+        known: Literal["texts", "calls", ""] = facts["plain"]
+        return known
+    parts = message.parts
+    kind: Literal["texts", "calls", ""] = "texts"
+    for part in parts:
+        if type(part) is ToolCallPart and not part.server_executed:
+            kind = "calls"
+        elif type(part) is not TextPart or (len(parts) > 1 and not part.text.strip()):
+            kind = ""
+            break
+    if not parts:
+        kind = ""
+    if facts is not None:
+        facts["plain"] = kind
+    return kind
 
 
 def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
