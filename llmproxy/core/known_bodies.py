@@ -220,7 +220,7 @@ class KnownBodies:
         at = ends[-1] if ends else 0
         count = marks[-1] if marks else 0
         for end in new_ends:
-            count += payload.count_marks(text[at:end].encode())
+            count += payload.count_marks_between(text, at, end)
             at = end
             ends.append(end)
             marks.append(count)

@@ -209,6 +209,11 @@ def count_marks(text: bytes) -> int:
     return sum([json_pieces.count(text, mark) for mark in (b",", b":", b"[", b"{")])
 
 
+def count_marks_between(text: str, start: int, end: int) -> int:
+    """Count as `count_marks`, in a part of a text."""
+    return sum([json_pieces.count(text, mark, start, end) for mark in ",:[{"])
+
+
 def _check_depth(value: Any, depth: int, name: str) -> None:
     """Check level by level, without recursion."""
     level = [value] if isinstance(value, dict | list) else []
