@@ -20,6 +20,7 @@ import pytest
 
 import llmproxy
 from llmproxy.conversations import matching
+from llmproxy.core import known_bodies
 from llmproxy.core.byte_cache import ByteCache
 from llmproxy.recorder import reply_index
 from tests.models import AsyncScript, usage
@@ -47,6 +48,7 @@ KEPT = {
     "App._counts_tokens": "models",
     "Catalog._limiters": "models",
     "Catalog.ran": "models",
+    "Engine._read_history": "models",
     "LargeWork._waiting": "requests that wait for their turn, at most queue_s",
     "Metrics._duration": "models × dialects",
     "Metrics._rate": "models × dialects × 2",
@@ -80,6 +82,7 @@ REMEMBERED = {
     "app/app.py:input_estimate": "as long as its exchange",
     "report/html/page.py:_style": "one",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
+    "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
     "transport/server.py:_date": "one",
 }
@@ -142,6 +145,7 @@ def test_all_that_a_proxy_keeps_is_listed_with_its_bound(model, llm_user_path):
         name: value.max_bytes for name, value in found.items() if isinstance(value, ByteCache)
     }
     assert caches == {
+        "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
         "Histories._hashers": matching.MAX_HISTORY_BYTES,
         "Histories._replies": matching.MAX_HISTORY_BYTES,
         "Replies._cached": reply_index.MAX_CACHED_BYTES,

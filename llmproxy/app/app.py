@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -36,9 +37,11 @@ from ..core.errors import (
     UpstreamTimeout,
 )
 from ..core.fingerprints import request_key
+from ..core.known_bodies import Body, KnownBodies
 from ..core.known_keys import KnownKeys
 from ..core.limiter import Limiter
 from ..core.limits import Limits
+from ..core.message_facts import keep_facts
 from ..dialects import (
     BatchDialect,
     CountingDialect,
@@ -128,6 +131,7 @@ class App:
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
+        self._known_bodies = KnownBodies(threading.Lock())
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
@@ -475,14 +479,21 @@ class App:
         received: when, in UTC and by time.monotonic(). failure: why it is not even parsed.
         """
         request: chat.ChatRequest | None = None
+        replay_key: str | None = None
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         try:
             if failure is None:
-                parsed = complete(payload.parse(http_request.body, self._limits))
-                body = dialect.normalize_body(parsed)
-                request = dialect.parse_request(parsed, dict(http_request.headers))
+                parsed = self._known_bodies.parse(http_request.body, self._limits, dialect.NAME)
+                if (whole := complete(parsed.value)) is not parsed.value:
+                    parsed = Body(whole)
+                body = parsed.normalized(dialect.normalize_body)
+                headers = dict(http_request.headers)
+                request = dialect.parse_request(parsed.value, headers, parsed.memory)
                 if request.model is None and argument:
                     request = replace(request, model=argument)
+                replay_key = request_key(request, parsed.memory.hashed if parsed.memory else None)
+                keep_facts(request.messages)
+                self._known_bodies.remember(parsed, dialect.NAME)
         except Exception as exc:
             failure = exc  # logged with the exchange
             if isinstance(exc, ProxyError):  # no bug, and tracebacks would keep the body
@@ -495,7 +506,7 @@ class App:
             stream=request is not None and request.stream,
             model=request.model if request else None,
             messages=request.messages if request else (),
-            replay_key=request_key(request) if request else None,
+            replay_key=replay_key,
         )
         return exchange, request, failure
 

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from llm.parts import Message, Part, ReasoningPart, TextPart
 
 from .attachments import find_attachments
+from .message_facts import facts_of
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -48,6 +49,10 @@ class ByteCache(Generic[Key, Value]):
             _, (_, freed) = self._kept.popitem(last=False)
             self.size_bytes -= freed
 
+    def items(self) -> list[tuple[Key, Value]]:
+        """Return what is kept, the one that was used last at the end."""
+        return [(key, value) for key, (value, _) in self._kept.items()]
+
     def clear(self) -> None:
         """Keep nothing."""
         self._kept.clear()
@@ -58,18 +63,28 @@ def message_bytes(messages: Iterable[Message]) -> int:
     """Estimate the memory of messages, mostly that of their texts and attachments."""
     size = 0
     for message in messages:
-        size += MESSAGE_BYTES
-        is_text = True
-        for part in message.parts:
-            # Nearly always, and in a fifth of the time.
-            if type(part) in _TEXTS and not part.provider_metadata:  # type: ignore[attr-defined]
-                size += PART_BYTES + len(part.text)  # type: ignore[attr-defined]
-            else:
-                size += _part_bytes(part)
-                is_text = False
-        if not is_text:
-            size += _attachment_bytes(message)
+        facts = facts_of(message)
+        if facts is None:
+            size += _message_bytes(message)
+        elif "bytes" in facts:
+            size += facts["bytes"]
+        else:
+            facts["bytes"] = one = _message_bytes(message)
+            size += one
     return size
+
+
+def _message_bytes(message: Message) -> int:
+    size = MESSAGE_BYTES
+    is_text = True
+    for part in message.parts:
+        # Nearly always, and in a fifth of the time.
+        if type(part) in _TEXTS and not part.provider_metadata:  # type: ignore[attr-defined]
+            size += PART_BYTES + len(part.text)  # type: ignore[attr-defined]
+        else:
+            size += _part_bytes(part)
+            is_text = False
+    return size if is_text else size + _attachment_bytes(message)
 
 
 _TEXTS = frozenset({TextPart, ReasoningPart})

@@ -311,7 +311,7 @@ class CallArguments:
 
     def __init__(self) -> None:
         self._most = Limits().json_values
-        self._left = self._most
+        self.left = self._most
 
     def parse(self, text: str) -> dict[str, Any]:
         """Parse the arguments of one call, as `parse_arguments` does.
@@ -319,8 +319,8 @@ class CallArguments:
         Raises:
             InvalidRequest: all together have too many values.
         """
-        self._left -= payload.count_values(text.encode(), self._left)
-        if self._left < 0:
+        self.left -= payload.count_values(text.encode(), self.left)
+        if self.left < 0:
             raise InvalidRequest(
                 f"the arguments of the tool calls have more than {self._most} JSON values"
             )

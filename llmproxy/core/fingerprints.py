@@ -31,6 +31,7 @@ from llm.parts import (
 from . import chat, json_pieces, payload
 from .attachments import find_attachments
 from .byte_cache import ByteCache
+from .message_facts import facts_of
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
 TELLING_CHARS = 64  # of any kind: long enough without counting letters and digits
@@ -172,7 +173,13 @@ def _chained(before: bytes, digest: bytes) -> bytes:
 
 def digest_of(message: Message) -> bytes:
     """Hash all that a message holds, hidden content included."""
-    return hashlib.sha256(_encoded(message)).digest()
+    facts = facts_of(message)
+    if facts is None:
+        return hashlib.sha256(_encoded(message)).digest()
+    digest: bytes | None = facts.get("digest")
+    if digest is None:
+        digest = facts["digest"] = hashlib.sha256(_encoded(message)).digest()
+    return digest
 
 
 def _encoded(message: Message) -> bytes:
@@ -231,8 +238,29 @@ def shared_values(level: MatchLevel, reply: Reply) -> Sequence[object]:
             return ((reply.key, reply.history_key),)
 
 
-def request_key(request: chat.ChatRequest) -> str:
+@dataclass(frozen=True)
+class HashedMessages:
+    """The state of a request's key after some of its messages.
+
+    asked: what was hashed before them. last: the last of them, by which they are recognised:
+        requests share a message only if they share all before it.
+    """
+
+    asked: bytes
+    count: int
+    last: Message
+    role: str
+    key: Any
+
+
+MAX_HASHED = 8  # states for one request: clients often change the last messages
+
+
+def request_key(request: chat.ChatRequest, known: list[HashedMessages] | None = None) -> str:
     """Fingerprint everything that a response depends on, except the model's name.
+
+    known: states of earlier requests that may have shared their messages with this one, oldest
+        first; replaced by those of this one. Then only new messages are hashed.
 
     Options, tools, tool choice, schema, and the visible content of the messages; the same for
     every dialect, streamed or not. Options at their defaults don't count (`relevant_options`).
@@ -242,6 +270,7 @@ def request_key(request: chat.ChatRequest) -> str:
         relevant_options(request),
         [(tool.description or None) for tool in request.tools],
         relevant_tool_choice(request),
+        known,
     )
 
 
@@ -261,6 +290,7 @@ def _request_key(
     options: Mapping[str, Any],
     descriptions: Sequence[str | None],
     tool_choice: chat.ToolChoice,
+    known: list[HashedMessages] | None = None,
 ) -> str:
     tools = zip(request.tools, descriptions, strict=True)
     asked: list[Any] = [
@@ -273,11 +303,18 @@ def _request_key(
     asked = payload.with_double_numbers(asked)
     encoder = json.JSONEncoder(sort_keys=True)
     is_large = json_pieces.is_large(asked)
-    key = _hash(
-        (json_pieces.encode(encoder, asked) if is_large else encoder.encode(asked)).encode()
-    )
-    role = ""
-    for message in request.messages:
+    text = (json_pieces.encode(encoder, asked) if is_large else encoder.encode(asked)).encode()
+    key, role, messages = _hash(text), "", request.messages
+    start = 0
+    if known is not None:
+        for state in reversed(known):
+            at = state.count - 1
+            if at < len(messages) and messages[at] is state.last and state.asked == text:
+                key, role, start = state.key.copy(), state.role, state.count
+                break
+        known[:] = [state for state in known if state.count <= start and state.asked == text]
+    noted_from = len(messages) - MAX_HASHED
+    for count, message in enumerate(messages[start:], start + 1):
         if content := _content(message.parts):
             # How a client splits the content of one role into messages makes no difference.
             if message.role != role:
@@ -287,6 +324,10 @@ def _request_key(
         if not _is_text(message.parts):
             for content in attachment_contents(message):  # above, only their lengths
                 key.update(_hash(content).digest())
+        if known is not None and count > noted_from:
+            known.append(HashedMessages(text, count, message, role, key.copy()))
+    if known is not None:
+        del known[:-MAX_HASHED]
     return str(key.hexdigest())
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 from ..core import backend, chat
 from ..core.embeddings import Embeddings, EmbedRequest
 from ..core.errors import ProxyError
+from ..core.known_bodies import ItemMemory
 from ..transport import framing
 from . import anthropic_messages, ollama, openai_chat, openai_responses
 
@@ -83,7 +84,9 @@ class Dialect(Protocol):
     @property
     def StreamParser(self) -> Callable[[], Parser]: ...  # noqa: N802
 
-    def parse_request(self, body: Any, headers: Mapping[str, str]) -> chat.ChatRequest: ...
+    def parse_request(
+        self, body: Any, headers: Mapping[str, str], memory: ItemMemory | None = None
+    ) -> chat.ChatRequest: ...
     def normalize_body(self, body: Any) -> Any: ...
     def render_response(
         self, response: chat.ChatResponse, envelope: chat.Envelope

@@ -142,7 +142,7 @@ def test_values_are_counted_in_pieces_as_at_once(text, most):
         with pytest.MonkeyPatch.context() as monkeypatch:
             monkeypatch.setattr(json_pieces, "PIECE", piece)
             try:
-                payload._check_count(text.encode(), most, "the body")
+                payload.check_count(text.encode(), most, "the body")
             except InvalidRequest:
                 return True
         return False

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import llm
 from llm.parts import (
@@ -25,6 +26,7 @@ from llm.parts import (
 from ...core import chat, url_policy
 from ...core.as_text import call_text, result_text
 from ...core.errors import Unsupported
+from ...core.message_facts import facts_of
 from ...core.url_policy import RemoteImages
 from .catalog import AsyncModel, SyncModel
 
@@ -52,8 +54,12 @@ def build_prompt(
     model: SyncModel | AsyncModel,
     defaults: Mapping[str, Any],
     images: RemoteImages = "pass",
+    *,
+    reads_history: bool = False,
 ) -> Call:
     """Build the prompt of a request for a model; `defaults` are the user's options for it.
+
+    reads_history: whether the plugin is known to read the conversation's responses.
 
     Raises:
         Unsupported: the model lacks a feature that the request depends on, or the URL policy
@@ -65,7 +71,7 @@ def build_prompt(
     _check_supported(request, model, tools)
     messages = _prompt_messages(request, model, ignored)
     options, stop_sequences = _options(request, model, defaults, ignored)
-    history = _History.of(messages)
+    history = _History(messages)
     prompt = llm.Prompt(
         history.last.text,
         model=model,
@@ -81,7 +87,7 @@ def build_prompt(
             *_server_tools(request, model, ignored),
         ],
     )
-    conversation = _conversation(model, history)
+    conversation = _conversation(model, history, is_read=reads_history)
     ignored_once = tuple(dict.fromkeys(ignored))
     return Call(prompt, conversation, options, tools, stop_sequences, ignored_once)
 
@@ -191,19 +197,23 @@ def _prompt_messages(
 def _results_after_calls(messages: Iterable[Message]) -> Iterator[Message]:
     """Move system messages between a tool call and its result behind the result."""
     held: list[Message] = []
-    after_call = False
+    last: Message | None = None  # that was not held
     for message in messages:
-        if message.role == "system" and after_call:
+        if message.role == "system" and last is not None and _waits_for_result(last):
             held.append(message)
             continue
-        if message.role != "tool":
+        if held and message.role != "tool":
             yield from held
             held = []
-        after_call = message.role == "tool" or any(
-            isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts
-        )
+        last = message
         yield message
     yield from held
+
+
+def _waits_for_result(message: Message) -> bool:
+    return message.role == "tool" or any(
+        isinstance(part, ToolCallPart) and not part.server_executed for part in message.parts
+    )
 
 
 # llm's classes that don't send the calls of a provider's own tools in a form that the provider
@@ -224,6 +234,8 @@ def _carried_server_calls(
     results: set[str | None] = set()
     for index, message in enumerate(request.messages):
         for part in message.parts:
+            if type(part) is TextPart:  # nearly always
+                continue
             match part:
                 case ToolCallPart(server_executed=True, tool_call_id=id_):
                     calls.add(id_)
@@ -304,12 +316,17 @@ class _PromptBuilder:
             self._ignored.append("messages[*] (images of a tool's result, put after it)")
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
+        kind = _plain_kind(message)
+        if kind == "texts" or (kind == "calls" and self._model.supports_tools):
+            # No rule below changes it. This takes a third of the time.
+            self._append(Message(message.role, [*message.parts], message.provider_metadata))
+            return
         ignored = [] if is_recalled else self._ignored
         told = [self._told(part, ignored) for part in message.parts]
         if told != message.parts:
             # Anthropic refuses text between a call for the client and its result.
             told.sort(key=lambda part: isinstance(part, ToolCallPart) and not part.server_executed)
-        message = replace(message, parts=told)
+        message = Message(message.role, told, message.provider_metadata)
         # Recalled ones are unchanged, as llm itself would send them.
         parts = list(_supported_parts(message, self._model, ignored, keeps_reasoning=is_recalled))
         if parts or message.role == "user":
@@ -357,6 +374,27 @@ class _PromptBuilder:
             last = self._messages[-1] = replace(last, parts=list(last.parts))
             self._last_is_copy = True
         last.parts += [*between, *parts]
+
+
+def _plain_kind(message: Message) -> Literal["texts", "calls", ""]:
+    """Tell whether a message has only texts, or calls for the client too, and none is blank."""
+    facts = facts_of(message)
+    if facts is not None and "plain" in facts:
+        known: Literal["texts", "calls", ""] = facts["plain"]
+        return known
+    parts = message.parts
+    kind: Literal["texts", "calls", ""] = "texts"
+    for part in parts:
+        if type(part) is ToolCallPart and not part.server_executed:
+            kind = "calls"
+        elif type(part) is not TextPart or (len(parts) > 1 and not part.text.strip()):
+            kind = ""
+            break
+    if not parts:
+        kind = ""
+    if facts is not None:
+        facts["plain"] = kind
+    return kind
 
 
 def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
@@ -424,38 +462,93 @@ class _Question:
                 self.tool_results.append(result)
 
 
-@dataclass
 class _History:
-    """Messages split into turns: the answered ones, and the open question."""
+    """Messages split into turns: the open question, and before it the answered ones."""
 
-    system: str | None
-    answered: list[tuple[_Question, Message]]
-    last: _Question
+    def __init__(self, messages: Sequence[Message]) -> None:
+        first_system = messages[0] if messages and messages[0].role == "system" else None
+        self.system = _text(first_system) if first_system is not None else None
+        self._start = 0 if first_system is None else 1
+        self._messages = messages
+        end = len(messages)
+        while end > self._start and messages[end - 1].role != "assistant":
+            end -= 1
+        self._end = end
+        self.last = _Question()
+        for message in messages[end:]:
+            self.last.add(message)
+
+    def answered(self) -> Iterator[tuple[_Question, Message]]:
+        """Yield the answered questions with their replies."""
+        question = _Question()
+        for message in self._messages[self._start : self._end]:
+            if message.role == "assistant":
+                yield question, message
+                question = _Question()
+            else:
+                question.add(message)
+
+
+class _Earlier:
+    """A conversation whose earlier turns become finished responses once a plugin asks for them.
+
+    Current plugins read the messages of the prompt, and never ask: each response has a prompt
+    and two ids of its own, 20 µs.
+    """
+
+    _history: _History | None = None
+    _ended: list[Any]  # responses that llm adds
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> _History:
-        first_system = messages[0] if messages and messages[0].role == "system" else None
-        system = _text(first_system) if first_system is not None else None
-        history = cls(system, [], _Question())
-        for message in messages:
-            if message.role == "assistant":
-                history.answered.append((history.last, message))
-                history.last = _Question()
-            elif message is not first_system:
-                history.last.add(message)
-        return history
+    def before(cls, model: SyncModel | AsyncModel, history: _History) -> Any:
+        """Return the conversation before a history's open question."""
+        conversation: Any = cls(model=model)  # type: ignore[call-arg]  # of llm's class
+        conversation._history = history
+        conversation._ended = vars(conversation).pop("responses")
+        return conversation
+
+    @cached_property
+    def responses(self) -> list[Any]:
+        conversation: Any = self
+        history, self._history = self._history, None
+        assert history is not None
+        options = conversation.model.Options()
+        made = [
+            _finished(conversation.model, conversation, history.system, question, reply, options)
+            for question, reply in history.answered()
+        ]
+        return [*made, *self._ended]
+
+    def _record_response(self, response: Any) -> None:
+        conversation: Any = self
+        if has_read_history(conversation):
+            super()._record_response(response)  # type: ignore[misc]
+        else:
+            self._ended.append(response)
+
+
+class _Conversation(_Earlier, llm.Conversation):  # type: ignore[override]  # the property
+    pass
+
+
+class _AsyncConversation(_Earlier, llm.AsyncConversation):  # type: ignore[override]
+    pass
+
+
+def has_read_history(conversation: llm.Conversation | llm.AsyncConversation) -> bool:
+    """Return whether the conversation's responses were made, because a plugin asked for them."""
+    return "responses" in vars(conversation)
 
 
 def _conversation(
-    model: SyncModel | AsyncModel, history: _History
+    model: SyncModel | AsyncModel, history: _History, *, is_read: bool
 ) -> llm.Conversation | llm.AsyncConversation:
     """Return the answered turns as finished responses, which are never run again."""
     is_async = isinstance(model, llm.AsyncModel | llm.AsyncKeyModel)
-    conversation = (llm.AsyncConversation if is_async else llm.Conversation)(model=model)
-    options = model.Options()
-    for question, reply in history.answered:
-        response = _finished(model, conversation, history.system, question, reply, options)
-        conversation.responses.append(response)
+    kind = _AsyncConversation if is_async else _Conversation
+    conversation: llm.Conversation | llm.AsyncConversation = kind.before(model, history)
+    if is_read:
+        conversation.responses  # noqa: B018  # made here, in a thread if the request is large
     return conversation
 
 

@@ -37,7 +37,7 @@ from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
 from .llm_keys import keys_of_model, known_keys
 from .openai_streams import with_corrected_streams
-from .prompt import Call, build_prompt
+from .prompt import Call, build_prompt, has_read_history
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Engine:
         self._think_tags = think_tags
         self._remote_images = remote_images
         self._threads = Threads(threads)
+        self._read_history: set[str] = set()  # models whose plugin read a conversation's responses
         self._keys = keys or known_keys()
         self._answer_bytes = answer_bytes
 
@@ -94,7 +95,10 @@ class Engine:
         self._keys.look()  # before the model reads its key, which may have changed when it fails
         self._keys.learn(keys_of_model(entry.model))
         try:
-            call = build_prompt(request, entry.model, defaults, self._remote_images)
+            reads_history = entry.model_id in self._read_history
+            call = build_prompt(
+                request, entry.model, defaults, self._remote_images, reads_history=reads_history
+            )
             splitter = ThinkTagSplitter() if self._think_tags else None
             return EngineRun(
                 call,
@@ -102,6 +106,7 @@ class Engine:
                 self._keys,
                 self._threads,
                 self.catalog.ran,
+                self._read_history,
                 splitter,
                 answer_bytes=self._answer_bytes,
                 counted_calls=request.counted_calls,
@@ -136,6 +141,7 @@ class EngineRun:
         keys: KnownKeys,
         threads: Threads,
         ran: dict[str, object],
+        read_history: set[str],
         splitter: ThinkTagSplitter | None = None,
         *,
         answer_bytes: int,
@@ -146,6 +152,7 @@ class EngineRun:
         self._keys = keys
         self._threads = threads
         self._ran = ran
+        self._read_history = read_history
         self._has_turn = False
         self._has_begun = False
         self.runs_in_process = entry.runs_in_process
@@ -207,8 +214,11 @@ class EngineRun:
         # A conversation and its responses refer to one another: without this they would stay
         # until a full garbage collection, which holds all threads the longer the more they are.
         if (conversation := self._response.conversation) is not None:
-            for response in (self._response, *conversation.responses):
-                response.conversation = None
+            self._response.conversation = None
+            if has_read_history(conversation):
+                self._read_history.add(self.model_id)
+                for response in conversation.responses:
+                    response.conversation = None
         if self._has_turn:
             self._has_turn = False
             assert self._entry.limiter is not None

@@ -23,6 +23,7 @@ from llm.parts import (
 from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
+from ...core.known_bodies import ItemMemory
 from ...core.tool_calls import PendingToolCalls, append_result
 from .render_response import (
     encode_server_output,
@@ -60,8 +61,14 @@ from .schema import (
 MAX_USER_ID_CHARS = 64  # longer ones are refused by other providers; Claude Code's has 130
 
 
-def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
+def parse_request(
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    memory: ItemMemory | None = None,
+) -> chat.ChatRequest:
     """Parse the body of a request, a JSON value.
+
+    memory: not used here.
 
     Kept: system text, inline system messages in their places, text, images and documents as
     attachments (text documents and search results as text), thinking with its signature,

@@ -21,6 +21,7 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import Unsupported
+from ...core.known_bodies import ItemMemory
 from ...core.tool_calls import PendingToolCalls, append_result
 from . import schema
 from .schema import NOT_CARRIED, OPTIONS, THINK_LEVELS
@@ -32,8 +33,14 @@ UNLOAD = ".unload"
 """Forms of a request: one of the first two, and for one without messages one of the last two."""
 
 
-def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
+def parse_request(
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    memory: ItemMemory | None = None,
+) -> chat.ChatRequest:
     """Parse the body of /api/chat, or of /api/generate if it has no `messages`.
+
+    memory: not used here.
 
     Kept: messages of every role, thinking, images of users and tools, tool calls and results,
     tools, options, schema; of generate the system text, the prompt and its images. A call

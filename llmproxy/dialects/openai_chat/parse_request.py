@@ -5,10 +5,11 @@ Spec: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import llm
 from llm.parts import (
@@ -24,6 +25,7 @@ from llm.parts import (
 from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
+from ...core.known_bodies import ItemMemory
 from ...core.tool_calls import PendingToolCalls, append_result
 from .completions import COMPLETION, as_chat, is_completion
 from .schema import (
@@ -55,8 +57,14 @@ from .schema import (
 )
 
 
-def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
+def parse_request(
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    memory: ItemMemory | None = None,
+) -> chat.ChatRequest:
     """Parse the body of a request, a JSON value; an older completion's is one with a prompt.
+
+    memory: of its first messages, if an earlier body had them; those that follow are added.
 
     Kept: messages of every role in their places, with text, reasoning, tool calls and
     results, and images, audio and files as attachments; tools (those that a message defines
@@ -80,7 +88,7 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         return replace(parsed, form=COMPLETION, echo={"prompt": echo}, ignored=listed)
     ignored: list[str] = []
     others: list[str] = []
-    body = _with_others_told(body, others)
+    body = _with_others_told(body, others, memory)
     request = payload.load(CreateChatCompletionRequest, body, ignored)
     ignored += others
     if request.n is not None and request.n != 1:
@@ -89,8 +97,14 @@ def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.C
         raise Unsupported("only text output is supported, not audio", param="modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
     parser = _MessageParser(ignored)
-    for i, message in enumerate(request.messages):
-        parser.add_message(message, f"messages[{i}]")
+    if memory is None or others:
+        for i, message in enumerate(request.messages):
+            parser.add_message(message, f"messages[{i}]")
+    else:
+        for i in range(parser.resume(memory), len(request.messages)):
+            parser.add_message(request.messages[i], f"messages[{i}]")
+            memory.states.append(parser.state())
+        parser.remember(memory)
     if not any(message.parts for message in parser.messages):
         raise InvalidRequest("there is no message to answer", param="messages")
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
@@ -118,11 +132,16 @@ _PART_TYPES = frozenset("text image_url input_audio file refusal".split())
 _MEDIA = frozenset("image video audio file document media".split())
 
 
-def _with_others_told(body: Any, ignored: list[str]) -> Any:
+def _with_others_told(body: Any, ignored: list[str], memory: ItemMemory | None) -> Any:
     """Replace content parts of unknown types by text, and list them. The body is not edited."""
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         return body
-    return body | {"messages": [_message_told(message, ignored) for message in body["messages"]]}
+    messages = body["messages"]
+    known = len(memory.loaded) if memory is not None else 0  # none of these has such parts
+    told = messages[:known] + [_message_told(message, ignored) for message in messages[known:]]
+    if memory is not None and not ignored and all(map(operator.is_, told, messages)):
+        told = payload.RememberedList(told, memory.loaded, memory.unknown)
+    return body | {"messages": told}
 
 
 def _message_told(message: Any, ignored: list[str]) -> Any:
@@ -263,6 +282,16 @@ def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> chat.Na
     return chat.NamedTool(chosen.name)
 
 
+class _State(NamedTuple):
+    """The state of a parser after a message, with the lengths of its lists."""
+
+    messages: int
+    paths: int
+    ignored: int
+    arguments_left: int
+    is_between_calls: bool
+
+
 class _MessageParser:
     """Parses messages in order."""
 
@@ -272,6 +301,39 @@ class _MessageParser:
         self._ignored = ignored
         self.pending = PendingToolCalls()
         self._arguments = chat.CallArguments()
+        self._ignored_before = len(ignored)
+
+    def state(self) -> _State:
+        """Return the state after a message."""
+        return _State(
+            len(self.messages),
+            len(self.attachment_paths),
+            len(self._ignored) - self._ignored_before,
+            self._arguments.left,
+            not self.pending,
+        )
+
+    def resume(self, memory: ItemMemory) -> int:
+        """Go on after the last message at which no call waits; return the next one's index.
+
+        No result may follow there before another call, so the messages until then are final.
+        """
+        states: list[_State] = memory.states
+        while states and not states[-1].is_between_calls:
+            states.pop()
+        if states:
+            state = states[-1]
+            self.messages += memory.messages[: state.messages]
+            self.attachment_paths += memory.paths[: state.paths]
+            self._ignored += memory.ignored[: state.ignored]
+            self._arguments.left = state.arguments_left
+        return len(states)
+
+    def remember(self, memory: ItemMemory) -> None:
+        """Remember the messages, once all were added."""
+        memory.messages[:] = self.messages
+        memory.paths[:] = self.attachment_paths
+        memory.ignored[:] = self._ignored[self._ignored_before :]
 
     def add_message(self, message: Any, path: str) -> None:
         match message:

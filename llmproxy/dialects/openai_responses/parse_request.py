@@ -23,6 +23,7 @@ from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text, result_text
 from ...core.compaction import decode_compaction
 from ...core.errors import InvalidRequest, Unsupported
+from ...core.known_bodies import ItemMemory
 from ...core.tool_calls import PendingToolCalls, append_result
 from .items import (
     COMPACTED,
@@ -67,8 +68,14 @@ from .schema import (
 )
 
 
-def parse_request(body: Any, headers: Mapping[str, str] | None = None) -> chat.ChatRequest:
+def parse_request(
+    body: Any,
+    headers: Mapping[str, str] | None = None,
+    memory: ItemMemory | None = None,
+) -> chat.ChatRequest:
     """Parse the body of a request, a JSON value.
+
+    memory: not used here.
 
     Kept: instructions, messages of every role in their places, reasoning with its encrypted
     text, calls of functions and custom tools with their results, calls that a provider ran,

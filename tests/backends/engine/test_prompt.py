@@ -8,7 +8,7 @@ from llm.default_plugins.openai_models import AsyncChat
 from llm.parts import AttachmentPart, Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 from pydantic import Field
 
-from llmproxy.backends.engine.prompt import Call, build_prompt
+from llmproxy.backends.engine.prompt import Call, build_prompt, has_read_history
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import Unsupported
 from tests.backends.engine.conftest import assistant, system, user
@@ -174,6 +174,19 @@ def test_old_plugins_find_every_earlier_turn_in_the_conversation(kind):
     assert (second.prompt.prompt, second.text_or_raise()) == ("look", "b")
     assert second.attachments == second.prompt.attachments == [PNG]
     assert (made.prompt.prompt, made.prompt.system) == ("r", "s")
+
+
+@pytest.mark.parametrize("kind", [SyncScript, AsyncScript])
+def test_earlier_responses_are_made_when_a_plugin_asks_for_them(kind):
+    made = call(kind("m"), user("q"), assistant("a"), user("r"))
+    assert not has_read_history(made.conversation)
+    made.conversation._record_response("the new one")  # as llm does at a response's end
+    assert not has_read_history(made.conversation)
+    first, new = made.conversation.responses
+    assert (first.text_or_raise(), new) == ("a", "the new one")
+    assert first.conversation is made.conversation
+    made.conversation._record_response("another")
+    assert made.conversation.responses == [first, new, "another"]
 
 
 def test_old_plugins_find_tool_calls_and_results():
