@@ -75,27 +75,33 @@ def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> li
 
 def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
     """Return the ids of the threads that the filter selects, the most recent one last."""
-    condition, values = filter.where()
-    values |= {"last": -1 if last is None else last}
     # Nearly always they are among the newest turns, and a long log need not be read.
-    is_plain = filter == Filter() and last is not None
-    for count in [one * (last or 0) for one in RECENT] if is_plain else []:
+    for count in [one * last for one in RECENT] if last is not None else []:
         newest = "select id from proxy_exchanges order by id desc limit 1 offset :count"
         start = reader.rows(newest, {"count": count})
         if not start:
             break
-        among = values | {"start": start[0]["id"]}
-        rows = reader.rows(_NEWEST.format(selected=_AMONG_RECENT), among)
+        condition, values = filter.where(_IN_RECENT if filter.search else "")
+        rows = reader.rows(
+            _NEWEST.format(selected=_AMONG_RECENT.format(condition=condition)),
+            values | {"last": last, "start": start[0]["id"]},
+        )
         if len(rows) == last:
             return [row["id"] for row in reversed(rows)]
-    every = f"select distinct {_THREAD_ID} as id from proxy_exchanges"
-    every += f" where run_id is null and {condition}"
+    condition, values = filter.where()
+    # By number, so that most conditions are checked in an index.
+    every = (
+        f"selected as (select distinct {_THREAD_ID} as id from proxy_exchanges"
+        " where run_id is null"
+        f" and number in (select number from proxy_exchanges where {condition}))"
+    )
+    values |= {"last": -1 if last is None else last}
     rows = reader.rows(_NEWEST.format(selected=every), values)
     return [row["id"] for row in reversed(rows)]
 
 
 _NEWEST = """
-    with selected as ({selected})
+    with {selected}
     select id, max(
         coalesce((select max(turns.id) from turns where turns.thread_id = selected.id), ''),
         coalesce((select max(own.id) from proxy_exchanges as own
@@ -104,17 +110,29 @@ _NEWEST = """
     from selected where id is not null order by newest desc limit :last
 """
 _AMONG_RECENT = """
-    select id from (
+    recent as materialized (
         select thread_id as id from turns where turns.id >= :start
         union select thread_id from proxy_exchanges where proxy_exchanges.id >= :start
-    ) as recent
-    where exists (
-        select 1 from proxy_exchanges where thread_id = recent.id and run_id is null
-    ) or exists (
-        select 1 from proxy_exchanges where +thread_id is null and run_id is null
-            and previous_id in (
-                select before.id from proxy_exchanges as before where before.thread_id = recent.id
-            )
+    ),
+    selected as (
+        select id from recent
+        where exists (
+            select 1 from proxy_exchanges
+            where thread_id = recent.id and run_id is null and {condition}
+        ) or exists (
+            select 1 from proxy_exchanges where +thread_id is null and run_id is null
+                and previous_id in (
+                    select before.id from proxy_exchanges as before
+                    where before.thread_id = recent.id
+                )
+                and {condition}
+        )
+    )
+"""
+_IN_RECENT = """
+    thread_id in (select id from recent) or +thread_id is null and previous_id in (
+        select before.id from proxy_exchanges as before
+        where before.thread_id in (select id from recent)
     )
 """
 # An exchange that failed belongs to the thread of the turn that it would have continued.

@@ -12,7 +12,7 @@ import os
 import re
 import sqlite3
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -46,6 +46,9 @@ from .store import (
     timestamp,
     translated,
 )
+
+# Exchanges among which words are looked for before all are searched.
+SEARCHED_FIRST = 1_000, 10_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,11 @@ class Filter:
         if wrong:
             raise ValueError(f"filter {wrong}")
 
-    def where(self) -> tuple[str, dict[str, Any]]:
-        """Return the SQL condition on proxy_exchanges, and its parameters."""
+    def where(self, among: str = "") -> tuple[str, dict[str, Any]]:
+        """Return the SQL condition on proxy_exchanges, and its parameters.
+
+        among: a condition that all wanted exchanges meet; text is only searched in those.
+        """
         ids = None if self.ids is None else json.dumps(self.ids)
         values = {
             "since": self.since and timestamp(self.since),
@@ -98,14 +104,33 @@ class Filter:
             "is_traffic": self.is_traffic or None,
         }
         given = {name: value for name, value in values.items() if value is not None}
-        conditions = [_CONDITIONS[name] for name in given]
+        conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
         if words := (self.search or "").replace("\0", " ").split():
             given["words"] = json.dumps(list(map(_lower, words)))
             is_indexed = all(map(_is_indexed, words))
             if is_indexed:
                 given["indexed"] = " ".join(map(_quoted, words))
-            conditions.append(_SEARCHED.format(index=_INDEX if is_indexed else ""))
+            conditions.append(_searched(" and ".join(conditions), is_indexed))
         return " and ".join(conditions) or "true", storable(given)
+
+
+def _searched(among: str, is_indexed: bool) -> str:
+    """Return the condition that an exchange has the words.
+
+    among: where it is looked for; "" for everywhere.
+    """
+    if not among:
+        return _SEARCHED.format(
+            candidates="", index=f"{_INDEX} union" if is_indexed else "", turns="turns",
+            others="proxy_exchanges as other", among="true",
+        )  # fmt: skip
+    return _SEARCHED.format(
+        candidates=_CANDIDATES.format(among=among),
+        index=f"{_INDEX}{_INDEXED_CANDIDATES} union" if is_indexed else "",
+        turns="candidates cross join turns on turns.id = candidates.id",
+        others="candidates cross join proxy_exchanges as other on other.id = candidates.id",
+        among=among,
+    )
 
 
 # llm's index finds whole words in the prompts and replies of turns. It has no words of scripts
@@ -113,18 +138,30 @@ class Filter:
 # so their text is searched too.
 _INDEX = (
     "select turn_id from turn_search_fts join turn_search"
-    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :indexed union"
+    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :indexed"
 )
+# A common word is in every turn: only those since the first candidate are looked at.
+_INDEXED_CANDIDATES = (
+    " and turn_search_fts.rowid >= (select min(turn_search.id)"
+    " from candidates cross join turn_search on turn_id = candidates.id)"
+)
+# Replays have no turn: they are found with what they replay, or by their own first words.
+_CANDIDATES = """
+    candidates as materialized (
+        select id from proxy_exchanges where {among}
+        union
+        select replay_of from proxy_exchanges where replay_of is not null and {among}
+    ),
+"""
 _HAS_WORDS = """
     not exists (select 1 from json_each(:words) where not instr(lower(
         coalesce((select prompt || ' ' || response from turn_search where turn_id = {id}), {words})
         || ' ' || coalesce((
-            with recursive new (hash, role) as (
-                select hash, role from messages where hash = {hash}
+            with recursive new (hash, parent_hash, role) as (
+                select hash, parent_hash, role from messages where hash = {hash}
                 union
-                select before.hash, before.role from messages as before
-                join messages on messages.parent_hash = before.hash
-                join new on new.hash = messages.hash
+                select before.hash, before.parent_hash, before.role
+                from new join messages as before on before.hash = new.parent_hash
                 where before.role != 'assistant'
             )
             select group_concat(case type
@@ -137,25 +174,26 @@ _HAS_WORDS = """
         ), '')
     ), value))
 """
-# Replays have no turn: they are found with what they replay, or by their own first words.
+_TURN_HAS_WORDS = _HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash", words="''")
+_OTHER_HAS_WORDS = _HAS_WORDS.format(
+    id="other.id", hash="other.message_hash", words="other.first_words"
+)
 _SEARCHED = f"""
-    id in (with found as ({{index}}
-        select turns.id as turn_id from turns
-        where {_HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash", words="''")}
+    id in (with {{candidates}} found as (
+        {{index}}
+        select turns.id as turn_id from {{turns}} where {_TURN_HAS_WORDS}
         union
-        select other.id from proxy_exchanges as other
-        where +other.thread_id is null  -- by number: the index of threads has all that have none
-            and other.number in (
-                select number from proxy_exchanges where status != 'ok' or replay_of is not null
-            )
-            and {
-    _HAS_WORDS.format(id="other.id", hash="other.message_hash", words="other.first_words")
-}
+        select other.id from {{others}}
+        where other.thread_id is null and (other.status != 'ok' or other.replay_of is not null)
+            and {_OTHER_HAS_WORDS}
         )
         select turn_id from found
-        union select id from proxy_exchanges where replay_of in (select turn_id from found)
+        union
+        select id from proxy_exchanges
+        where thread_id is null and replay_of in (select turn_id from found) and {{among}}
     )
 """
+
 
 _CONDITIONS = {
     "since": "received >= :since",
@@ -279,13 +317,29 @@ class LogReader:
     def _listed(
         self, columns: Iterable[str], filter: Filter, last: int | None
     ) -> list[sqlite3.Row]:
-        condition, values = filter.where()
-        return self.rows(
-            f"select {', '.join(columns)} from proxy_exchanges where number in"
-            f" (select number from proxy_exchanges where {condition}"
-            " order by received desc, number desc limit :last) order by received, number",
-            values | {"last": -1 if last is None else last},
-        )
+        for among, start in self._recent(filter, last):
+            condition, values = filter.where(among)
+            rows = self.rows(
+                f"select {', '.join(columns)} from proxy_exchanges where number in"
+                f" (select number from proxy_exchanges where {condition}"
+                " order by received desc, number desc limit :last) order by received, number",
+                values | {"last": -1 if last is None else last, "start": start},
+            )
+            if len(rows) == last:
+                break
+        return rows
+
+    def _recent(self, filter: Filter, last: int | None) -> Iterator[tuple[str, str | None]]:
+        """Yield where to look for the `last` exchanges: a condition, and its parameter `start`.
+
+        Without an index of all text, words are looked for among the newest exchanges first:
+        in a log of a million, a word that many have is found in 50 ms instead of 10 s.
+        """
+        for count in SEARCHED_FIRST if filter.search and last is not None else ():
+            newest = "select received from proxy_exchanges order by received desc limit 1"
+            for (start,) in self.rows(f"{newest} offset :count", {"count": count}):
+                yield "received >= :start", start
+        yield "", None
 
     def exchange(self, id: str) -> Exchange:
         """Read one exchange completely.
@@ -493,7 +547,8 @@ class Follower:
         Raises:
             Unusable: the file can't be read any more.
         """
-        condition, values = self._filter.where()
+        new = "number > :followed or number in (select value from json_each(:running))"
+        condition, values = self._filter.where(new)
         rows = self._reader.rows(
             f"select number, {', '.join(SUMMARY_COLUMNS)}, {condition} as is_selected"
             " from proxy_exchanges where number in"

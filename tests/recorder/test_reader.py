@@ -373,6 +373,31 @@ def test_words_are_found_in_every_script_and_in_results_of_tools(spoken, history
     assert sorted(found) == sorted(SEARCHED)
 
 
+def test_the_newest_with_the_words_are_found_without_searching_all(
+    store, spoken, history, make_exchange, monkeypatch
+):
+    again = make_exchange("look", status="ok", reply=[], thread_id=None)
+    replayed = next(id for id, name in spoken.items() if name == "tool")
+    store.write([replace(again, thread_id=None, replay_of=replayed)])
+    filters = [Filter(search=words) for _, words in SEARCHED]
+    filters += [Filter(search="look"), Filter(search="a", status="error"), Filter(search="nobody")]
+    every = {chosen: history.ids(chosen) for chosen in filters}
+    assert len(every[Filter(search="CRUMBLE 42%")]) == 2
+    for counts in ((1,), (0, 2, 5), (1_000,)):
+        monkeypatch.setattr("llmproxy.recorder.reader.SEARCHED_FIRST", counts)
+        for chosen, found in every.items():
+            for last in (1, 2, 20):
+                assert history.ids(chosen, last=last) == found[-last:], chosen
+    monkeypatch.setattr("llmproxy.recorder.reader.SEARCHED_FIRST", (1,))
+    read = []
+    rows = LogReader.rows
+    monkeypatch.setattr(
+        LogReader, "rows", lambda self, sql, values: read.append(sql) or rows(self, sql, values)
+    )
+    assert history.ids(Filter(search="look"), last=1) == every[Filter(search="look")][-1:]
+    assert len(read) == 2
+
+
 @pytest.mark.parametrize("words", ["", " ", "\n"])
 def test_no_words_select_everything(spoken, history, words):
     assert len(history.ids(Filter(search=words))) == len(spoken)
