@@ -384,11 +384,11 @@ def test_the_newest_with_the_words_are_found_without_searching_all(
     every = {chosen: history.ids(chosen) for chosen in filters}
     assert len(every[Filter(search="CRUMBLE 42%")]) == 2
     for counts in ((1,), (0, 2, 5), (1_000,)):
-        monkeypatch.setattr("llmproxy.recorder.reader.SEARCHED_FIRST", counts)
+        monkeypatch.setattr("llmproxy.recorder.listing.SEARCHED_FIRST", counts)
         for chosen, found in every.items():
             for last in (1, 2, 20):
                 assert history.ids(chosen, last=last) == found[-last:], chosen
-    monkeypatch.setattr("llmproxy.recorder.reader.SEARCHED_FIRST", (1,))
+    monkeypatch.setattr("llmproxy.recorder.listing.SEARCHED_FIRST", (1,))
     read = []
     rows = LogReader.rows
     monkeypatch.setattr(
