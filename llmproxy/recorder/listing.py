@@ -93,7 +93,8 @@ class Filter:
         given = {name: value for name, value in values.items() if value is not None}
         conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
         if words := (self.search or "").replace("\0", " ").split():
-            given["words"] = json.dumps(list(map(_lower, words)))
+            words = list(map(_lower, words))
+            given |= {"words": json.dumps(words), "longest": max(words, key=len)}
             is_indexed = all(map(_is_indexed, words))
             if is_indexed:
                 given["indexed"] = " ".join(map(_quoted, words))
@@ -108,13 +109,14 @@ def _searched(among: str, is_indexed: bool) -> str:
     """
     if not among:
         return _SEARCHED.format(
-            candidates="", index=f"{_INDEX} union" if is_indexed else "", turns="turns",
-            others="proxy_exchanges as other", among="true",
-        )  # fmt: skip
+            candidates=_LIKELY,
+            index=f"{_INDEX} union" if is_indexed else "",
+            others="proxy_exchanges as other",
+            among="true",
+        )
     return _SEARCHED.format(
         candidates=_CANDIDATES.format(among=among),
         index=f"{_INDEX}{_INDEXED_CANDIDATES} union" if is_indexed else "",
-        turns="candidates cross join turns on turns.id = candidates.id",
         others="candidates cross join proxy_exchanges as other on other.id = candidates.id",
         among=among,
     )
@@ -138,6 +140,30 @@ _CANDIDATES = """
         select id from proxy_exchanges where {among}
         union
         select replay_of from proxy_exchanges where replay_of is not null and {among}
+    ),
+"""
+# Of all turns, those that have the longest word. Reading each table as it lies takes a third of
+# the time of looking for the text of each turn: 1.7 s with a million, instead of 5.2.
+_LIKELY = """
+    candidates as materialized (
+        select turn_id as id from turn_search
+        where instr(lower(prompt || ' ' || response), :longest)
+        union
+        select turns.id from turns where parent_message_hash in (
+            with recursive said (hash, role) as (
+                select hash, role from parts cross join messages on hash = message_hash
+                where instr(lower(case type
+                    when 'text' then text
+                    when 'tool_result' then
+                        iif(json_valid(payload), json_extract(payload, '$.output'), '')
+                end), :longest) and role in ('user', 'tool')
+                union
+                select later.hash, later.role
+                from said join messages as later on later.parent_hash = said.hash
+                where said.role != 'assistant'
+            )
+            select hash from said
+        )
     ),
 """
 _HAS_WORDS = """
@@ -168,7 +194,8 @@ _OTHER_HAS_WORDS = _HAS_WORDS.format(
 _SEARCHED = f"""
     id in (with {{candidates}} found as (
         {{index}}
-        select turns.id as turn_id from {{turns}} where {_TURN_HAS_WORDS}
+        select turns.id as turn_id from candidates cross join turns on turns.id = candidates.id
+        where {_TURN_HAS_WORDS}
         union
         select other.id from {{others}}
         where other.thread_id is null and (other.status != 'ok' or other.replay_of is not null)
