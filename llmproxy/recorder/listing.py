@@ -94,7 +94,8 @@ class Filter:
         conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
         if words := (self.search or "").replace("\0", " ").split():
             words = list(map(_lower, words))
-            given |= {"words": json.dumps(words), "longest": max(words, key=len)}
+            longest: str = max(words, key=len)
+            given |= {"words": json.dumps(words), "longest": longest}
             is_indexed = all(map(_is_indexed, words))
             if is_indexed:
                 given["indexed"] = " ".join(map(_quoted, words))
