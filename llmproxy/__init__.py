@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from .convert import convert_response as convert_response
     from .core.errors import InvalidRequest as InvalidRequest
     from .core.errors import ProxyError as ProxyError
+    from .core.errors import SettingsError as SettingsError
     from .core.errors import UpstreamError as UpstreamError
     from .core.limits import Limits as Limits
     from .log import open_log as open_log
     from .proxy import Proxy as Proxy
     from .proxy import Settings as Settings
-    from .proxy import SettingsError as SettingsError
-    from .recorder.reader import Filter as Filter
-    from .recorder.store import StoreError as StoreError
+    from .recorder.database import StoreError as StoreError
+    from .recorder.listing import Filter as Filter
     from .serving import run as run
     from .serving import running as running
     from .serving import serve as serve
 
 _MODULES = {
-    "Filter": "recorder.reader",
+    "Filter": "recorder.listing",
     "InvalidRequest": "core.errors",
     "Limits": "core.limits",
     "Proxy": "proxy",
     "ProxyError": "core.errors",
     "Settings": "proxy",
-    "SettingsError": "proxy",
-    "StoreError": "recorder.store",
+    "SettingsError": "core.errors",
+    "StoreError": "recorder.database",
     "StreamConverter": "convert",
     "UpstreamError": "core.errors",
     "convert_error": "convert",

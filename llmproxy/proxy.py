@@ -24,12 +24,14 @@ from .app.dashboard import Dashboard
 from .app.responses import render_error
 from .app.routes import dialect_of
 from .app.stored_responses import StoredResponses
-from .backends.engine import Catalog, Engine, ModelEmbedder, known_keys
+from .backends.engine import Catalog, Engine, ModelEmbedder
 from .backends.engine.demo import AsyncDemo, Demo
+from .backends.llm_keys import known_keys
 from .backends.log_source import Log
 from .backends.replay import Replay, Source
 from .conversations.matching import Matcher
 from .core import backend
+from .core.errors import SettingsError as SettingsError
 from .core.field_types import find_wrong_field
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
@@ -44,10 +46,6 @@ from .recorder.writer import Writer
 from .transport.server import ServedRequest, Server
 
 _log = logging.getLogger("llmproxy")
-
-
-class SettingsError(ValueError):
-    """Settings that can't work, explained in one line for whoever chose them."""
 
 
 class ListenError(SettingsError, OSError):

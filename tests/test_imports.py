@@ -44,6 +44,24 @@ def test_importing_any_module_starts_nothing():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.parametrize(
+    "arguments", ["log", "log --threads", "log --search x --json", "log --help"]
+)
+def test_lists_of_the_log_are_printed_without_llm(arguments, path, store, make_exchange):
+    """Its import takes 0.3 s, the rest of such a command 0.1 s."""
+    exchange = make_exchange("x")
+    store.write([exchange])
+    done = run(
+        "import atexit, sys; from llmproxy.cli.main import run\n"
+        "names = {'llm', 'pydantic', 'sqlite_utils', 'asyncio', 'httpx', 'click'}\n"
+        "atexit.register(lambda: print('imported:', *names.intersection(sys.modules)))\n"
+        f"run([*{arguments.split()!r}, '--database', {str(path)!r}])"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "imported:"
+    assert "--help" in arguments or exchange.id in done.stdout or exchange.thread_id in done.stdout
+
+
 @pytest.mark.parametrize("module", ["llmproxy", "llmproxy.plugin"])
 def test_importing_the_package_or_its_plugin_imports_no_other_module(module):
     """Each `llm` command pays for it: no server, no asyncio for `llm --help`."""

@@ -25,7 +25,7 @@ plugin __main__ __init__
 RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split()}
 
 PURE = (
-    "core (?!threads|limiter)|dialects|transport http11|transport http_grammar"
+    "core (?!threads|limiter|process_end)|dialects|transport http11|transport http_grammar"
     "|transport response_parser|transport framing|transport content_coding|report stats"
 )
 IMPURE_MODULES = set(

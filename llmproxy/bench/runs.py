@@ -18,8 +18,9 @@ from typing import Any
 from ..core.errors import InvalidRequest, NotFound
 from ..recorder.damage import Damage
 from ..recorder.ids import find_id
+from ..recorder.listing import LogListing
 from ..recorder.process_lock import ProcessLock
-from ..recorder.reader import LogReader, run_facts
+from ..recorder.reader import run_facts
 from ..recorder.store import Locked, Store, retry_while_locked, timestamp, translated
 
 LAST = "last"
@@ -101,7 +102,7 @@ def wait_for_leftovers(path: Path, wait_s: float) -> bool:
     return True
 
 
-def find_run(log: LogReader, name: str) -> Benchmark:
+def find_run(log: LogListing, name: str) -> Benchmark:
     """Return a run by its name, its id or the beginning of that, or the latest one.
 
     An imported run has exchanges only: its name is its id, and it has no settings. So has one
@@ -127,7 +128,7 @@ def find_run(log: LogReader, name: str) -> Benchmark:
     raise NotFound(f"the log has no run {name!r}; {hint}")
 
 
-def list_run_names(log: LogReader) -> list[str]:
+def list_run_names(log: LogListing) -> list[str]:
     """Return the names of all runs, the newest last; ids for imported ones.
 
     Raises:

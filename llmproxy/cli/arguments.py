@@ -10,18 +10,18 @@ from collections.abc import Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import TYPE_CHECKING, NoReturn, get_args
 
-import llm
-
-from ..bench.runs import find_run
+from ..core.dialect_names import DialectName
 from ..core.errors import InvalidRequest
 from ..core.text import printable
-from ..dialects import DIALECTS
-from ..recorder.exchange import Status
 from ..recorder.ids import find_exchanges, find_thread
-from ..recorder.reader import Filter, LogReader
-from ..report.prices import Price, load_prices
+from ..recorder.listing import Filter, LogListing
+from ..recorder.summary import Status
+from ..recorder.user_files import user_folder
+
+if TYPE_CHECKING:
+    from ..report.prices import Price
 
 WRONG_ARGUMENTS = 2  # argparse's own, and a shell's
 
@@ -86,7 +86,7 @@ def add_filters(
     add("--until", type=_time, metavar="TIME", help="received before this time")
     add("--model", type=name, help="requested by this name, or answered by the model with this ID")
     add("--client", type=name, help="sent by this program")
-    add("--dialect", choices=[known.NAME for known in DIALECTS], help=dialect)
+    add("--dialect", choices=get_args(DialectName), help=dialect)
     add("--status", choices=get_args(Status), help="with this outcome")
     add("--thread", dest="thread_id", type=name, metavar="ID", help=thread)
     add(
@@ -100,7 +100,7 @@ def add_filters(
         add("--run", type=name, metavar="NAME", help="of this benchmark run")
 
 
-def resolve_ids(history: LogReader, arguments: argparse.Namespace) -> None:
+def resolve_ids(history: LogListing, arguments: argparse.Namespace) -> None:
     """Replace the IDs that were given, in any form in which we show them, by those of the log.
 
     That is ID, --ids, --thread, and --run (also its name, or "last").
@@ -116,6 +116,8 @@ def resolve_ids(history: LogReader, arguments: argparse.Namespace) -> None:
     if arguments.thread_id is not None:
         arguments.thread_id = find_thread(history.rows, arguments.thread_id)
     if arguments.run is not None:
+        from ..bench.runs import find_run  # imports llm, 0.3 s
+
         arguments.run = find_run(history, arguments.run).id
 
 
@@ -138,7 +140,7 @@ def add_database(parser: argparse.ArgumentParser) -> None:
 def database_of(arguments: argparse.Namespace) -> Path:
     """Return the path of the log: llm's own unless --database names another."""
     named: Path | None = arguments.database
-    return named or llm.user_dir() / "logs.db"
+    return named or user_folder() / "logs.db"
 
 
 # ---- how models are asked, and what they cost
@@ -183,6 +185,8 @@ def prices_of(arguments: argparse.Namespace) -> Mapping[str, Price]:
     path: Path | None = arguments.prices
     if path is None:
         return {}
+    from ..report.prices import load_prices  # imports llm, 0.3 s
+
     try:
         return load_prices(path.read_bytes())
     except InvalidRequest as exc:

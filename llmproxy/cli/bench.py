@@ -58,10 +58,10 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
-from .exchange_text import summary_line
 from .report_table import print_table
 from .run import FAILED, INTERRUPTED, run
 from .signals import interruptible
+from .summary_text import summary_line
 from .terminal import has_cursor, print_line
 
 NEWEST = 20  # recorded requests, by default

@@ -25,8 +25,8 @@ from .arguments import (
     name,
     resolve_ids,
 )
-from .exchange_text import damage_lines
 from .run import FAILED, run
+from .summary_text import damage_lines
 from .terminal import JsonOutput, print_error, print_line
 
 

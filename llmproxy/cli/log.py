@@ -13,13 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..conversations.prompt_cache import find_cache_misses
 from ..conversations.threads import selected, threads, tree
-from ..recorder.exchange import summary_to_json, to_json
-from ..recorder.prune import prune
-from ..recorder.reader import Filter, LogReader
-from ..recorder.store import StoreError
-from ..recorder.verify import verify
+from ..recorder.database import StoreError
+from ..recorder.listing import Filter, LogListing
+from ..recorder.summary import summary_to_json
 from ..report.numbers import count_of
 from .arguments import (
     TIME_HELP,
@@ -32,8 +29,8 @@ from .arguments import (
     resolve_ids,
 )
 from .columns import Aligner, Cell, joined
-from .exchange_text import OMITTED, exchange_page, summary_row
 from .run import FAILED, run
+from .summary_text import OMITTED, summary_row
 from .terminal import has_colours, print_error, print_json, print_line, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
@@ -65,9 +62,14 @@ def _log(arguments: argparse.Namespace) -> int:
         print_error(f"nothing is recorded yet; waiting for {database}")
         while not database.exists():
             time.sleep(POLL_S)
-    with LogReader(database) as history:
+    with LogListing(database) as history:
         resolve_ids(history, arguments)
-        return _prune(database, arguments) if arguments.prune else _read(history, arguments)
+        if arguments.prune:
+            return _prune(database, arguments)
+        if arguments.cache or arguments.id is not None and not arguments.threads:
+            return _read_messages(database, arguments)
+        _list(history, arguments)
+        return 0
 
 
 def _parser(program: str) -> argparse.ArgumentParser:
@@ -112,36 +114,41 @@ def _narrows(arguments: argparse.Namespace) -> bool:
     return filter_of(arguments) != Filter()
 
 
-def _read(history: LogReader, arguments: argparse.Namespace) -> int:
-    if arguments.threads or arguments.cache:
-        _conversations(history, arguments)
-    elif arguments.id is not None:
-        exchange = history.exchange(arguments.id)
-        page = exchange_page(exchange, colours=has_colours(sys.stdout))
-        _print([page], [to_json(exchange)], arguments)
+def _list(history: LogListing, arguments: argparse.Namespace) -> None:
+    """Show what needs no messages, and so nothing of llm, whose import takes 0.3 s."""
+    if arguments.threads:
+        conversations = threads(history, filter_of(arguments), last=arguments.last or LAST)
+        if not conversations:
+            _say_why(history, arguments)
+        lines = _lines([*map(thread_row, conversations)], _aligner(THREAD_OMITTED))
+        _print(lines, map(_values, conversations), arguments)
     elif _is_tree(arguments):
         thread_id = arguments.thread_id
         rows = tree_rows(tree(history, thread_id), thread_id)
         _print(_lines(rows, _aligner(OMITTED)), (), arguments)
     else:
         _exchanges(history, arguments)
+
+
+def _read_messages(database: Path, arguments: argparse.Namespace) -> int:
+    from ..conversations.prompt_cache import find_cache_misses
+    from ..recorder.exchange import to_json
+    from ..recorder.reader import LogReader
+    from .exchange_text import exchange_page
+
+    with LogReader(database) as history:
+        if arguments.cache:
+            chosen, last = filter_of(arguments), arguments.last or LAST
+            compared = find_cache_misses(history, chosen, last=last)
+            lines = prefix_lines(compared, colours=has_colours(sys.stdout))
+            if len(selected(history, chosen, last + 1)) > last:
+                lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
+            _print(lines, map(_values, compared), arguments)
+        else:
+            exchange = history.exchange(arguments.id)
+            page = exchange_page(exchange, colours=has_colours(sys.stdout))
+            _print([page], [to_json(exchange)], arguments)
     return 0
-
-
-def _conversations(history: LogReader, arguments: argparse.Namespace) -> None:
-    chosen, last = filter_of(arguments), arguments.last or LAST
-    if arguments.threads:
-        conversations = threads(history, chosen, last=last)
-        if not conversations:
-            _say_why(history, arguments)
-        lines = _lines([*map(thread_row, conversations)], _aligner(THREAD_OMITTED))
-        _print(lines, map(_values, conversations), arguments)
-    else:
-        compared = find_cache_misses(history, chosen, last=last)
-        lines = prefix_lines(compared, colours=has_colours(sys.stdout))
-        if len(selected(history, chosen, last + 1)) > last:
-            lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
-        _print(lines, map(_values, compared), arguments)
 
 
 def _is_tree(arguments: argparse.Namespace) -> bool:
@@ -151,7 +158,7 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
     return arguments.thread_id is not None and is_alone and not is_list
 
 
-def _exchanges(history: LogReader, arguments: argparse.Namespace) -> None:
+def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
     chosen = filter_of(arguments)
     follower = history.follow(chosen) if arguments.follow else None
     aligner = _aligner(OMITTED)
@@ -178,7 +185,7 @@ def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | None) -> Iterable[
     return map(joined, rows) if aligner is None else aligner.lines(rows)
 
 
-def _say_why(history: LogReader, arguments: argparse.Namespace) -> None:
+def _say_why(history: LogListing, arguments: argparse.Namespace) -> None:
     """Say on stderr why there is nothing to list."""
     if not history.ids(last=1):
         reason = "nothing is recorded yet"
@@ -206,6 +213,8 @@ def _print(lines: Iterable[str], values: Iterable[Any], arguments: argparse.Name
 
 
 def _verify(database: Path, arguments: argparse.Namespace) -> int:
+    from ..recorder.verify import verify
+
     verified = verify(database)
     with suppress(BrokenPipeError):  # the exit code tells what the lines would have told
         _print(verified_lines(verified), [asdict(verified)], arguments)
@@ -213,6 +222,8 @@ def _verify(database: Path, arguments: argparse.Namespace) -> int:
 
 
 def _prune(database: Path, arguments: argparse.Namespace) -> int:
+    from ..recorder.prune import prune
+
     pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
     verb = "would delete" if arguments.dry_run else "deleted"
     print_line(

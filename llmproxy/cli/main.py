@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from ..backends.engine import known_keys
+from ..backends.llm_keys import known_keys
 from ..core.known_keys import KnownKeys
+from ..core.process_end import exit_process
 from ..core.text import printable
-from ..core.threads import exit_process
 from .run import INTERRUPTED
 from .run import run as run_command
 from .terminal import own_streams, take_any_text

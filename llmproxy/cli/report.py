@@ -30,9 +30,9 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
-from .exchange_text import damage_lines
 from .report_table import print_table
 from .run import run
+from .summary_text import damage_lines
 from .terminal import print_error, print_json, write_text
 
 NEWEST = 1000  # exchanges of recorded traffic, by default: takes some seconds

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..core.errors import ProxyError
+from ..core.errors import ProxyError, SettingsError
 from ..core.text import printable
-from ..proxy import SettingsError
 from .terminal import print_error
 
 # 0 is success; argparse exits with 2 for wrong arguments.

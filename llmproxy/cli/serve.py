@@ -30,9 +30,9 @@ from ..serving import serve_until_signal
 from ..version import __version__
 from .arguments import Parser, add_database, add_parallel
 from .columns import Aligner
-from .exchange_text import OMITTED, summary_line, summary_row
 from .line_writer import LineWriter
 from .run import run
+from .summary_text import OMITTED, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
 SWITCH_S = 0.0005  # Python's own is 5 ms

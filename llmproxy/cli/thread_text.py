@@ -6,16 +6,19 @@ Returns lines and prints nothing. Text from clients and models is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from ..conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
 from ..conversations.threads import Origin, Thread
 from ..conversations.tree import Label, TreeRow
-from ..core.message_diff import Difference
 from ..core.text import painted, printable
-from ..recorder.verify import Broken, Verified
 from ..report.numbers import count_of
 from .columns import Cell, cell
-from .exchange_text import local_time, summary_row, tokens_in_and_out
+from .summary_text import local_time, summary_row, tokens_in_and_out
+
+if TYPE_CHECKING:  # they import llm
+    from ..conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
+    from ..core.message_diff import Difference
+    from ..recorder.verify import Broken, Verified
 
 _ORIGINS: dict[Origin, str] = {
     "fork": "fork of",

@@ -44,7 +44,8 @@ from ..core.fingerprints import (
 )
 from ..core.threads import DaemonWorker
 from ..recorder.exchange import Exchange, Fingerprinted, Match, Relation, Turn
-from ..recorder.reader import open_for_reading
+from ..recorder.listing import open_for_reading
+from ..recorder.reader import ReadOnlyLog
 from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, Original, OutOfTime, Replies
 from ..recorder.store import SCHEMA_VERSION, StoreError, identity, translated, wal_of
 
@@ -182,7 +183,8 @@ class Matcher:
                 if self._wal == was and wal_now == self._wal_identity is not None:
                     return None  # it is the former file's; the writer is about to delete it
                 wal_now = identity(self._wal)
-            connection, log, version = open_for_reading(self._path)
+            connection, _, version = open_for_reading(self._path)
+            log = ReadOnlyLog(connection)
             if version != SCHEMA_VERSION:  # the writer is about to make the tables
                 connection.close()
                 return None

@@ -127,10 +127,10 @@ def _requests(reader: LogReader, thread_ids: Sequence[str]) -> list[_Request]:
 
 
 def _selected_ids(reader: LogReader, filter: Filter, thread_ids: Sequence[str]) -> set[str]:
-    condition, values = filter.where()
+    in_threads = "thread_id in (select value from json_each(:thread_ids))"
+    condition, values = filter.where(in_threads)
     rows = reader.rows(
-        f"select id from proxy_exchanges where {condition}"
-        " and thread_id in (select value from json_each(:thread_ids))",
+        f"select id from proxy_exchanges where {condition}",
         values | {"thread_ids": json.dumps(thread_ids)},
     )
     return {row["id"] for row in rows}

@@ -13,12 +13,16 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Literal
 
-from ..core.chat import Usage
+from ..core.usage import Usage
 from ..recorder.damage import COUNT, EPOCH, OPTIONAL_TEXT, Damage, utc
-from ..recorder.exchange import FIRST_WORDS_CHARS, ExchangeSummary, time_of_id
 from ..recorder.ids import find_thread
-from ..recorder.reader import Filter, LogReader
-from ..recorder.store import SUMMARY_COLUMNS
+from ..recorder.listing import Filter, LogListing
+from ..recorder.summary import (
+    FIRST_WORDS_CHARS,
+    SUMMARY_COLUMNS,
+    ExchangeSummary,
+    time_of_id,
+)
 from .tree import Node, TreeRow, tree_rows, with_previous, without_circles
 
 Origin = Literal["fork", "compacted", "call", "quote"]
@@ -53,7 +57,7 @@ class Thread:
     damaged: tuple[str, ...] = ()
 
 
-def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> list[Thread]:
+def threads(reader: LogListing, filter: Filter, *, last: int | None = None) -> list[Thread]:
     """List the threads with an exchange that the filter selects, the most recent one last.
 
     Returns at most the `last` of them.
@@ -73,29 +77,35 @@ def threads(reader: LogReader, filter: Filter, *, last: int | None = None) -> li
     return [_thread(id, named.get(id), nodes[id]) for id in ids if nodes[id]]
 
 
-def selected(reader: LogReader, filter: Filter, last: int | None) -> list[str]:
+def selected(reader: LogListing, filter: Filter, last: int | None) -> list[str]:
     """Return the ids of the threads that the filter selects, the most recent one last."""
-    condition, values = filter.where()
-    values |= {"last": -1 if last is None else last}
     # Nearly always they are among the newest turns, and a long log need not be read.
-    is_plain = filter == Filter() and last is not None
-    for count in [one * (last or 0) for one in RECENT] if is_plain else []:
+    for count in [one * last for one in RECENT] if last is not None else []:
         newest = "select id from proxy_exchanges order by id desc limit 1 offset :count"
         start = reader.rows(newest, {"count": count})
         if not start:
             break
-        among = values | {"start": start[0]["id"]}
-        rows = reader.rows(_NEWEST.format(selected=_AMONG_RECENT), among)
+        condition, values = filter.where(_IN_RECENT if filter.search else "")
+        rows = reader.rows(
+            _NEWEST.format(selected=_AMONG_RECENT.format(condition=condition)),
+            values | {"last": last, "start": start[0]["id"]},
+        )
         if len(rows) == last:
             return [row["id"] for row in reversed(rows)]
-    every = f"select distinct {_THREAD_ID} as id from proxy_exchanges"
-    every += f" where run_id is null and {condition}"
+    condition, values = filter.where()
+    # By number, so that most conditions are checked in an index.
+    every = (
+        f"selected as (select distinct {_THREAD_ID} as id from proxy_exchanges"
+        " where run_id is null"
+        f" and number in (select number from proxy_exchanges where {condition}))"
+    )
+    values |= {"last": -1 if last is None else last}
     rows = reader.rows(_NEWEST.format(selected=every), values)
     return [row["id"] for row in reversed(rows)]
 
 
 _NEWEST = """
-    with selected as ({selected})
+    with {selected}
     select id, max(
         coalesce((select max(turns.id) from turns where turns.thread_id = selected.id), ''),
         coalesce((select max(own.id) from proxy_exchanges as own
@@ -104,17 +114,29 @@ _NEWEST = """
     from selected where id is not null order by newest desc limit :last
 """
 _AMONG_RECENT = """
-    select id from (
+    recent as materialized (
         select thread_id as id from turns where turns.id >= :start
         union select thread_id from proxy_exchanges where proxy_exchanges.id >= :start
-    ) as recent
-    where exists (
-        select 1 from proxy_exchanges where thread_id = recent.id and run_id is null
-    ) or exists (
-        select 1 from proxy_exchanges where +thread_id is null and run_id is null
-            and previous_id in (
-                select before.id from proxy_exchanges as before where before.thread_id = recent.id
-            )
+    ),
+    selected as (
+        select id from recent
+        where exists (
+            select 1 from proxy_exchanges
+            where thread_id = recent.id and run_id is null and {condition}
+        ) or exists (
+            select 1 from proxy_exchanges where +thread_id is null and run_id is null
+                and previous_id in (
+                    select before.id from proxy_exchanges as before
+                    where before.thread_id = recent.id
+                )
+                and {condition}
+        )
+    )
+"""
+_IN_RECENT = """
+    thread_id in (select id from recent) or +thread_id is null and previous_id in (
+        select before.id from proxy_exchanges as before
+        where before.thread_id in (select id from recent)
     )
 """
 # An exchange that failed belongs to the thread of the turn that it would have continued.
@@ -155,10 +177,10 @@ def _sum(usages: Sequence[Usage]) -> Usage:
     return Usage(**{name: sum(known) if known else None for name, known in counts.items()})
 
 
-def tree(reader: LogReader, thread_id: str) -> list[TreeRow]:
+def tree(reader: LogListing, thread_id: str) -> list[TreeRow]:
     """Return the tree of a thread and all threads related to it by forks, row by row.
 
-    thread_id: the thread's, or that of an exchange or turn in it, as `LogReader.resolve` takes it.
+    thread_id: the thread's, or that of an exchange or turn in it, as `LogListing.resolve` takes it.
 
     Raises:
         NotFound: there is no such thread.
@@ -171,7 +193,7 @@ def tree(reader: LogReader, thread_id: str) -> list[TreeRow]:
     return tree_rows(with_previous(nodes, before))
 
 
-def _family(reader: LogReader, thread_id: str) -> list[str]:
+def _family(reader: LogListing, thread_id: str) -> list[str]:
     rows = reader.rows(
         "select id, forked_from from threads where forked_from is not null and not exists"
         " (select 1 from proxy_exchanges where thread_id = threads.id and run_id is not null)",
@@ -194,7 +216,7 @@ def _family(reader: LogReader, thread_id: str) -> list[str]:
     return sorted(family)
 
 
-def _nodes(reader: LogReader, thread_ids: Sequence[str]) -> list[Node]:
+def _nodes(reader: LogListing, thread_ids: Sequence[str]) -> list[Node]:
     values = {"ids": json.dumps(thread_ids)}
     columns = ", ".join(f"proxy_exchanges.{name}" for name in SUMMARY_COLUMNS)
     ours = reader.rows(
@@ -266,7 +288,7 @@ def sound_hash(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def parents(reader: LogReader, tips: Iterable[str]) -> dict[str, str | None]:
+def parents(reader: LogListing, tips: Iterable[str]) -> dict[str, str | None]:
     """Map each message of the chains that end with `tips` to the one before it, by hashes.
 
     A chain that runs in a circle, as only an edited file has it, is cut, so that all end.

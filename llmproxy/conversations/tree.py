@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.circles import find_circles
-from ..recorder.exchange import ExchangeSummary
+from ..recorder.summary import ExchangeSummary
 
 Label = Literal["retry", "fork", "compacted", "call", "quote"]
 

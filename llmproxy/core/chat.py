@@ -29,8 +29,8 @@ from llm.parts import (
 from . import argument_text, payload
 from .errors import InvalidRequest, ProxyError
 from .limits import Limits
-
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+from .usage import FinishReason as FinishReason
+from .usage import Usage as Usage
 
 
 @dataclass(frozen=True)
@@ -111,21 +111,6 @@ class Envelope:
     input_tokens: int = 0
     form: str = ""
     echo: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens as counted by the provider; None if it sent no count.
-
-    `input_tokens` includes the cached and the cache-writing ones, as OpenAI counts
-    (Anthropic counts them apart); `output_tokens` includes reasoning.
-    """
-
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    reasoning_tokens: int | None = None
 
 
 @dataclass(frozen=True)

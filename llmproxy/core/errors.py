@@ -290,3 +290,7 @@ def retry_headers(seconds: float | None) -> dict[str, str]:
     if seconds != int(seconds):
         headers["retry-after-ms"] = f"{seconds * 1000:.0f}"
     return headers
+
+
+class SettingsError(ValueError):
+    """Settings that can't work, explained in one line for whoever chose them."""

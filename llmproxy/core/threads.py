@@ -7,15 +7,14 @@ blocks, until the process ends: a client that retries would fill the process wit
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
-from typing import NoReturn, TypeVar, cast
+from typing import TypeVar, cast
 
 from .errors import Unavailable
+from .process_end import ModelThread
 
 T = TypeVar("T")
 
@@ -69,7 +68,7 @@ class Threads:
                     loop.call_soon_threadsafe(self._end, ended)
 
         try:
-            _ModelThread(target=work, name=name, daemon=True).start()
+            ModelThread(target=work, name=name, daemon=True).start()
         except RuntimeError as exc:
             raise _unavailable("the system can't start a thread") from exc
         self._alive += 1
@@ -79,27 +78,6 @@ class Threads:
         self._ended.set()
         if ended is not None:
             ended()
-
-
-class _ModelThread(threading.Thread):
-    """A thread of a model, known by its class among all others of the process."""
-
-
-def exit_process(code: int) -> NoReturn:
-    """End the process with an exit code, at once if a model's thread still runs.
-
-    The interpreter's own end takes native libraries apart (destructors, freed memory) while
-    such a thread computes in them, which ends in a crash: llama.cpp's was a segmentation
-    fault in one of four stops.
-    """
-    if any(isinstance(thread, _ModelThread) for thread in threading.enumerate()):
-        # A plugin may have put another stream in place of the process's own.
-        for stream in (sys.stdout, sys.__stdout__):
-            with suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
-                if stream is not None:
-                    stream.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def _unavailable(message: str) -> Unavailable:

@@ -7,9 +7,10 @@ types of `core.chat`. Dialects never import each other; `Dialect` lists what eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from ..core import backend, chat
+from ..core.dialect_names import DialectName
 from ..core.embeddings import Embeddings, EmbedRequest
 from ..core.errors import ProxyError
 from ..core.known_bodies import ItemMemory
@@ -29,8 +30,6 @@ __all__ = [
     "StatefulDialect",
     "by_name",
 ]
-
-DialectName = Literal["openai_chat", "anthropic_messages", "openai_responses", "ollama"]
 
 
 class Renderer(Protocol):

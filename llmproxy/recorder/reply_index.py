@@ -23,28 +23,6 @@ from ..core.fingerprints import HistoryHasher, MatchLevel, Reply, digest_of, rep
 from .damage import UNREADABLE
 from .llm_turns import read_chain, read_messages
 
-SCHEMA = (
-    """
-    create table proxy_replies (
-        turn_id text primary key,
-        reply_key text not null,
-        text_key text,
-        question_key text not null,
-        history_key text not null,
-        is_continued integer not null default 0  -- a finished turn continues it
-    ) without rowid
-    """,
-    # Most specific match first; ties go to replies that nothing has continued yet.
-    "create index proxy_replies_keys on proxy_replies"
-    " (reply_key, question_key, history_key, is_continued, turn_id desc)",
-    "create index proxy_replies_text on proxy_replies (text_key) where text_key is not null",
-    """
-    create table proxy_calls (
-        tool_call_id text not null, turn_id text not null, primary key (tool_call_id, turn_id)
-    ) without rowid
-    """,
-)
-
 MAX_CANDIDATES = 32  # per lookup; more of the same replies give no new information
 MAX_EARLIER = 1_000  # replies before a turn that are read: enough to tell two conversations apart
 MAX_CACHED_BYTES = 16 * 2**20  # of replies in memory: those of the conversations at work

@@ -11,27 +11,38 @@ Content that is known to be stored is not hashed, looked up or written again.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self, TypeVar, get_type_hints
+from typing import Any, Self, TypeVar
 
-from ..core.chat import Usage
 from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline, token_rate
-from .damage import COUNT, EPOCH, Damage, decode, kind_of, utc
-from .exchange import Exchange, ExchangeSummary, time_of_id
+from .damage import decode
+from .database import META as META
+from .database import MIGRATIONS as MIGRATIONS
+from .database import SCHEMA_VERSION as SCHEMA_VERSION
+from .database import Locked as Locked
+from .database import StoreError as StoreError
+from .database import Unusable as Unusable
+from .database import check_version as check_version
+from .database import complete_older_tables as complete_older_tables
+from .database import is_no_database as is_no_database
+from .database import translated as translated
+from .exchange import Exchange, ExchangeSummary
 from .llm_turns import TurnLog, TurnRecord
 from .process_lock import ProcessLock
 from .request_store import Deduplicated, deduplicate, dumps
+from .summary import SUMMARY_COLUMNS as SUMMARY_COLUMNS
+from .summary import columns as columns
+from .summary import storable as storable
+from .summary import summary_of as summary_of
+from .summary import timestamp as timestamp
 from .user_files import user_file
 
 T = TypeVar("T")
@@ -43,110 +54,12 @@ RETRY_PAUSE_S = 0.02  # between two attempts of `retry_while_locked`
 LOCK_S = 0.05
 MAX_KNOWN = 50_000  # messages and blobs; about 200 bytes of memory each
 
-_META = "create table if not exists proxy_meta (name text primary key, value integer not null)"
-_MIGRATIONS = (
-    (
-        """
-        create table proxy_exchanges (
-            number integer primary key autoincrement,  -- in the order of first writing
-            id text not null unique,  -- the turn's too, if any
-            received text not null,
-            dialect text not null,
-            path text not null,
-            client text not null,
-            stream integer not null,
-            model_asked text,
-            model_used text,
-            thread_id text,
-            status text not null,
-            http_status integer,
-            finish_reason text,
-            stop_sequence text,
-            error text,
-            ttft_ms real,
-            first_text_ms real,
-            duration_ms real,
-            event_count integer not null,
-            input_tokens integer,
-            output_tokens integer,
-            cached_tokens integer,
-            cache_write_tokens integer,
-            reasoning_tokens integer,
-            ignored text not null,  -- a JSON list
-            first_words text not null,
-            owner text,
-            message_hash text references messages (hash),  -- the last one of the request
-            timeline text,  -- JSON, see timeline.py
-            headers text not null,  -- JSON
-            query text not null,
-            body text not null  -- JSON, see request_store.py
-        )
-        """,
-        "create table proxy_contents (hash text primary key, text text not null)",
-        # All columns that a list can be filtered by, so that rows need not be read for it.
-        "create index proxy_exchanges_listed on proxy_exchanges"
-        " (received, status, dialect, client, model_asked, model_used)",
-        "create index proxy_exchanges_thread on proxy_exchanges (thread_id)",
-        "create index proxy_exchanges_running on proxy_exchanges (owner) where status = 'running'",
-        "insert into proxy_meta (name, value) values ('prunes', 0)",
-    ),
-    (
-        "alter table proxy_exchanges add column previous_id text",  # what it continues
-        "alter table proxy_exchanges add column link text",
-        "alter table proxy_exchanges add column recalled integer not null default 0",
-        "alter table proxy_exchanges add column replay_key text",
-        "alter table proxy_exchanges add column replay_of text",
-        "alter table proxy_exchanges add column origin text",
-        "create index proxy_exchanges_replay on proxy_exchanges (replay_key)"
-        " where replay_key is not null",
-        "create index proxy_exchanges_previous on proxy_exchanges (previous_id)"
-        " where previous_id is not null",
-        *reply_index.SCHEMA,
-    ),
-    (
-        """
-        create table proxy_runs (
-            id text primary key,
-            name text not null unique,
-            began text not null,
-            ended text,  -- null until all of it is measured
-            settings text not null  -- JSON, see runs.py
-        )
-        """,
-        "alter table proxy_exchanges add column run_id text references proxy_runs (id)",
-        "alter table proxy_exchanges add column recorded_id text",  # what it repeats
-        "alter table proxy_exchanges add column repeat integer",
-        "alter table proxy_exchanges add column setup_ms real",
-        "create index proxy_exchanges_run on proxy_exchanges (run_id) where run_id is not null",
-        "create index proxy_exchanges_recorded on proxy_exchanges (recorded_id)"
-        " where recorded_id is not null",
-    ),
-    (
-        "alter table proxy_exchanges add column queue_ms real",
-        "alter table proxy_exchanges add column is_first_run integer not null default 0",
-        "alter table proxy_exchanges add column output_tokens_estimate integer",
-    ),
-    (
-        "alter table proxy_exchanges add column tokens_per_second real",
-        "alter table proxy_exchanges add column error_status integer",
-        "alter table proxy_exchanges add column error_code text",
-        "alter table proxy_exchanges add column error_param text",
-        "alter table proxy_exchanges add column retry_after_s real",
-    ),
-    (
-        "alter table proxy_exchanges add column error_kind text",
-        "alter table proxy_exchanges add column overhead_ms real",
-    ),
-)
 _FILL_VERSION_5 = (
     f"update proxy_exchanges set tokens_per_second = {token_rate.RATE}",
     # They have no times, and llm shows 0 as a time.
     "update turns set duration_ms = null"
     " where id in (select id from proxy_exchanges where origin = 'llama-stack')",
 )
-
-
-SCHEMA_VERSION = len(_MIGRATIONS)
 
 
 # Imported turns arrive in any order, so after each one the facts that depend on the order are
@@ -207,18 +120,6 @@ _OVERTAKEN = """
 """
 
 
-class StoreError(Exception):
-    """The database can't be written now; nothing of the failed call was written."""
-
-
-class Locked(StoreError):
-    """Another connection holds the write lock."""
-
-
-class Unusable(StoreError):
-    """The database is not writable, full, broken or not SQLite; the connection is unusable."""
-
-
 def logs_on() -> bool:
     """Check whether llm's logging is on (`llm logs on`); cheap enough to call per exchange."""
     try:
@@ -272,10 +173,10 @@ class Store:
                 raise
 
     def _migrate(self) -> None:
-        self._conn.execute(_META)
+        self._conn.execute(META)
         version = self._meta("schema")
         check_version(version, self.path)
-        for statement in chain.from_iterable(_MIGRATIONS[version:]):
+        for statement in chain.from_iterable(MIGRATIONS[version:]):
             self._conn.execute(statement)
         if version == 1:
             reply_index.insert_missing_keys(self._conn, self._log)
@@ -571,67 +472,6 @@ class _Row:
     reply: Reply | None = None
 
 
-def timestamp(at: datetime) -> str:
-    """Format a time as in `received`: UTC and of constant length, so that texts sort as times."""
-    return at.astimezone(UTC).isoformat(timespec="microseconds")
-
-
-def columns(summary: ExchangeSummary) -> dict[str, Any]:
-    """Return the columns of a summary; `summary_of` is the reverse.
-
-    Texts may have lone surrogates: see `storable`.
-    """
-    values = dict(zip(_PLAIN_COLUMNS, _plain_values(summary), strict=True))
-    values["received"] = timestamp(summary.received)
-    values["ignored"] = json.dumps(summary.ignored) if summary.ignored else "[]"
-    values.update(zip(_USAGE_COLUMNS, _usage_values(summary.usage), strict=True))
-    return values
-
-
-def storable(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace lone surrogates, which SQLite can't take, by question marks.
-
-    A model's name, for example, can be any JSON string; an argument of a command, any bytes.
-    """
-    return {
-        name: value.encode(errors="replace").decode() if isinstance(value, str) else value
-        for name, value in values.items()
-    }
-
-
-def summary_of(row: sqlite3.Row) -> ExchangeSummary:
-    """Make a summary from its columns; what can't be one's value is named in its `damage`."""
-    damage = Damage()
-    values = {name: damage.value(name, row[name], kind) for name, kind in _PLAIN_COLUMNS.items()}
-    usage = {name: damage.value(name, row[name], COUNT) for name in _USAGE_COLUMNS}
-    received = damage.read("received", lambda: utc(row["received"]), None)
-    no_texts: list[str] = []
-    ignored = damage.read("ignored", lambda: _texts(json.loads(row["ignored"])), no_texts)
-    return ExchangeSummary(
-        **values,
-        received=received or time_of_id(values["id"]) or EPOCH,
-        ignored=tuple(ignored),
-        usage=Usage(**usage),
-        damage=damage.names,
-    )
-
-
-def _texts(values: Any) -> list[str]:
-    if not (isinstance(values, list) and all(isinstance(value, str) for value in values)):
-        raise TypeError("it is no list of texts")
-    return values
-
-
-_USAGE_COLUMNS = [field.name for field in fields(Usage)]
-_PLAIN_COLUMNS = {
-    name: kind_of(annotation)
-    for name, annotation in get_type_hints(ExchangeSummary).items()
-    if name not in ("received", "ignored", "usage", "damage")
-}
-SUMMARY_COLUMNS = (*_PLAIN_COLUMNS, "received", "ignored", *_USAGE_COLUMNS)
-_plain_values = attrgetter(*_PLAIN_COLUMNS)
-_usage_values = attrgetter(*_USAGE_COLUMNS)
-
 _REQUEST_COLUMNS = "headers", "query", "body"
 _COLUMNS = (
     *SUMMARY_COLUMNS, "timeline", "message_hash", "replay_key", *_REQUEST_COLUMNS
@@ -723,82 +563,3 @@ def retry_while_locked(action: Callable[[], T], timeout_s: float) -> T:
             if time.monotonic() > until:
                 raise
             time.sleep(RETRY_PAUSE_S)
-
-
-_BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-_ROW_ERRORS = (
-    sqlite3.DataError,
-    sqlite3.IntegrityError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-)
-
-
-def check_version(version: int, path: Path) -> None:
-    """Check that our tables are not a newer llmproxy's.
-
-    Raises:
-        Unusable: they are.
-    """
-    if version > SCHEMA_VERSION:
-        raise Unusable(
-            f"{path} was written by a newer llmproxy (schema {version}, this one knows"
-            f" {SCHEMA_VERSION}): upgrade llmproxy"
-        )
-
-
-def complete_older_tables(connection: sqlite3.Connection) -> None:
-    """Let a connection that may not write read an older llmproxy's tables as if they were migrated.
-
-    Temporary views and tables take the place of those that lack columns, or that are missing.
-    """
-    with closing(sqlite3.connect(":memory:")) as migrated:
-        migrated.execute(_META)
-        for statement in chain.from_iterable(_MIGRATIONS):
-            migrated.execute(statement)
-        tables = migrated.execute(
-            "select name, sql from sqlite_master where type = 'table' and name like 'proxy%'"
-        ).fetchall()
-        for table, sql in tables:
-            columns = "select name, dflt_value from pragma_table_info(?)"
-            there = {row[0] for row in connection.execute(columns, (table,))}
-            added = {
-                name: default or "null"
-                for name, default in migrated.execute(columns, (table,))
-                if name not in there
-            }
-            if not there:
-                connection.execute(sql.replace("CREATE TABLE", "CREATE TEMP TABLE", 1))
-                continue
-            rows = f"main.{table}"
-            if added.pop("tokens_per_second", None):  # from columns that may be added, too
-                token_rate.add_rate_function(connection)
-                rows = f"({_with_columns(rows, added)})"
-                added = {"tokens_per_second": token_rate.RATE}
-            if added:
-                connection.execute(f"create temp view {table} as {_with_columns(rows, added)}")
-
-
-def _with_columns(rows: str, added: Mapping[str, str]) -> str:
-    columns = "".join(f", {value} as {name}" for name, value in added.items())
-    return f"select *{columns} from {rows}"
-
-
-@contextmanager
-def translated(path: Path) -> Iterator[None]:
-    """Translate errors of the database or its file to Locked or Unusable."""
-    try:
-        yield
-    except _ROW_ERRORS:
-        raise
-    except (sqlite3.Error, OSError) as exc:
-        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
-        kind = Locked if code in _BUSY else Unusable
-        # An OSError's own text has the path too, and its number.
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else exc
-        raise kind(f"{path}: {reason}") from exc
-
-
-def is_no_database(error: StoreError) -> bool:
-    """Check whether a file could not be used because it is something other than a database."""
-    return getattr(error.__cause__, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB

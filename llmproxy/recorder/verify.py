@@ -23,11 +23,12 @@ from ..core.attachments import find_attachments
 from ..core.circles import find_circles
 from .damage import EPOCH, TEXT, UNREADABLE, Damage
 from .exchange import with_remote_attachments
+from .listing import open_for_reading
 from .llm_turns import read_chain
 from .reader import (
+    ReadOnlyLog,
     events_of,
     headers_of,
-    open_for_reading,
     parse_json,
     read_tools,
     run_facts,
@@ -76,7 +77,8 @@ def verify(path: Path) -> Verified:
         Unusable: the file can't be read.
     """
     with translated(path):
-        connection, log, version = open_for_reading(path)
+        connection, _, version = open_for_reading(path)
+        log = ReadOnlyLog(connection)
         with closing(connection):
             connection.execute("BEGIN")  # one snapshot, even if others write meanwhile
             return _verify(connection, log, version)

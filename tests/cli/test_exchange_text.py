@@ -15,8 +15,8 @@ from llm.parts import (
 )
 
 from llmproxy.cli.columns import joined
-from llmproxy.cli.exchange_text import (
-    exchange_page,
+from llmproxy.cli.exchange_text import exchange_page
+from llmproxy.cli.summary_text import (
     local_time,
     summary_line,
     summary_row,

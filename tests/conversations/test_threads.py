@@ -68,17 +68,28 @@ def test_the_newest_of_many_are_found_without_reading_all(talk, history, monkeyp
     started = [talk(f"conversation {number}") for number in range(6)]
     talk("go on", started[1])
     talk("fails", started[2], status="error", reply=[], error="gone")
-    every = threads(history, Filter())
+    filters = (
+        Filter(),
+        Filter(status="error"),
+        Filter(status="ok", search="conversation"),
+        Filter(search="fails"),
+        Filter(search="nothing like it"),
+        Filter(thread_id=started[4].id),
+    )
+    every = {chosen: threads(history, chosen) for chosen in filters}
+    assert [len(found) for found in every.values()] == [6, 1, 6, 1, 0, 1]
     read = []
     rows = LogReader.rows
     for recent in ((), (1,), (1, 2)):
         monkeypatch.setattr("llmproxy.conversations.threads.RECENT", recent)
         for last in range(1, 8):
-            assert threads(history, Filter(), last=last) == every[-last:]
+            for chosen, found in every.items():
+                assert threads(history, chosen, last=last) == found[-last:]
     monkeypatch.setattr(
         LogReader, "rows", lambda self, sql, values: read.append(sql) or rows(self, sql, values)
     )
     assert len(threads(history, Filter(), last=2)) == 2
+    assert len(threads(history, Filter(search="conversation"), last=1)) == 1
     assert not any("select distinct" in sql for sql in read)
 
 

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import llm
 import pytest
 
-from llmproxy.cli.exchange_text import summary_line
+from llmproxy.cli.summary_text import summary_line
 from llmproxy.recorder.store import timestamp
 from llmproxy.report.numbers import number
 from tests.app.test_dashboard import get

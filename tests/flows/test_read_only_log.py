@@ -150,8 +150,8 @@ def make_older_log(path, version):
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("pragma journal_mode = wal")
         LogStore(Database(connection, execute_plugins=False))
-        connection.execute(store_module._META)
-        for statements in store_module._MIGRATIONS[:version]:
+        connection.execute(store_module.META)
+        for statements in store_module.MIGRATIONS[:version]:
             for statement in statements:
                 connection.execute(statement)
         connection.execute("insert into proxy_meta values ('schema', ?)", (version,))

@@ -14,9 +14,10 @@ from urllib.request import Request, urlopen
 import pytest
 from llm.default_plugins.openai_models import AsyncChat
 
-from llmproxy.backends.engine import known_keys
+from llmproxy.backends.llm_keys import known_keys
 from llmproxy.cli import main
-from llmproxy.cli.exchange_text import exchange_page, summary_line
+from llmproxy.cli.exchange_text import exchange_page
+from llmproxy.cli.summary_text import summary_line
 from tests.cli.test_main import serving
 from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json

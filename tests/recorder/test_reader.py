@@ -263,9 +263,13 @@ def test_a_hundred_thousand_exchanges_are_no_slower_than_none(store, history, pa
         )
 
     def took_s(action):
-        began = time.perf_counter()
-        action()
-        return time.perf_counter() - began
+        """The least of three, since other programs on the machine add to some."""
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - began)
+        return min(times)
 
     follower = history.follow()
     for only in (
@@ -371,6 +375,31 @@ def test_words_are_found_in_every_script_and_in_results_of_tools(spoken, history
         for name in (spoken[id] for id in history.ids(Filter(search=words)))
     ]
     assert sorted(found) == sorted(SEARCHED)
+
+
+def test_the_newest_with_the_words_are_found_without_searching_all(
+    store, spoken, history, make_exchange, monkeypatch
+):
+    again = make_exchange("look", status="ok", reply=[], thread_id=None)
+    replayed = next(id for id, name in spoken.items() if name == "tool")
+    store.write([replace(again, thread_id=None, replay_of=replayed)])
+    filters = [Filter(search=words) for _, words in SEARCHED]
+    filters += [Filter(search="look"), Filter(search="a", status="error"), Filter(search="nobody")]
+    every = {chosen: history.ids(chosen) for chosen in filters}
+    assert len(every[Filter(search="CRUMBLE 42%")]) == 2
+    for counts in ((1,), (0, 2, 5), (1_000,)):
+        monkeypatch.setattr("llmproxy.recorder.listing.SEARCHED_FIRST", counts)
+        for chosen, found in every.items():
+            for last in (1, 2, 20):
+                assert history.ids(chosen, last=last) == found[-last:], chosen
+    monkeypatch.setattr("llmproxy.recorder.listing.SEARCHED_FIRST", (1,))
+    read = []
+    rows = LogReader.rows
+    monkeypatch.setattr(
+        LogReader, "rows", lambda self, sql, values: read.append(sql) or rows(self, sql, values)
+    )
+    assert history.ids(Filter(search="look"), last=1) == every[Filter(search="look")][-1:]
+    assert len(read) == 2
 
 
 @pytest.mark.parametrize("words", ["", " ", "\n"])

@@ -12,7 +12,8 @@ from llm.parts import StreamEvent
 
 from llmproxy.core.chat import Usage
 from llmproxy.recorder.exchange import from_json, to_json, with_answer
-from llmproxy.recorder.reader import LogReader, open_for_reading
+from llmproxy.recorder.listing import open_for_reading
+from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.store import SCHEMA_VERSION, Store
 from llmproxy.recorder.timeline import EventTicks, Tick, encode, ticks
 from llmproxy.recorder.token_rate import MIN_SPAN_MS, tokens_per_second

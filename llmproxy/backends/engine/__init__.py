@@ -4,7 +4,6 @@
     prompt      a ChatRequest → an llm.Prompt that the model supports
     events      events of plugins → the common event stream
     outcome     finish reasons, usage and exceptions of providers → their common form
-    llm_keys    llm's API keys, so that they can be redacted
     event_queue the queue from a model, in the loop or a thread, to its reader
     run         the engine, and one running model, read in batches
     embed       embedding models
@@ -14,7 +13,6 @@ No other folder runs llm's models, and their exceptions don't leave this one.
 
 from .catalog import Catalog
 from .embed import ModelEmbedder
-from .llm_keys import known_keys
 from .run import Engine, EngineRun
 
-__all__ = ["Catalog", "Engine", "EngineRun", "ModelEmbedder", "known_keys"]
+__all__ = ["Catalog", "Engine", "EngineRun", "ModelEmbedder"]

@@ -19,9 +19,9 @@ from ...core.errors import Unsupported, UpstreamError
 from ...core.known_keys import KnownKeys
 from ...core.limits import Limits
 from ...core.threads import MAX_THREADS, Threads
+from ..llm_keys import keys_of_model
 from . import outcome
 from .catalog import Catalog, EmbedderEntry, model_turn
-from .llm_keys import keys_of_model
 
 
 class ModelEmbedder:

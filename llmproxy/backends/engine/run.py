@@ -31,11 +31,11 @@ from ...core.limits import Limits
 from ...core.think_tags import ThinkTagSplitter
 from ...core.threads import MAX_THREADS, Threads
 from ...core.url_policy import RemoteImages
+from ..llm_keys import keys_of_model, known_keys
 from . import outcome
 from .catalog import Catalog, CatalogEntry, model_turn
 from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
-from .llm_keys import keys_of_model, known_keys
 from .openai_streams import with_corrected_streams
 from .prompt import Call, build_prompt, has_read_history
 

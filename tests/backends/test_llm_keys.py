@@ -3,8 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from llmproxy.backends.engine import known_keys
-from llmproxy.backends.engine.llm_keys import keys_of_model
+from llmproxy.backends.llm_keys import keys_of_model, known_keys
 from llmproxy.core.known_keys import REMOVED
 
 

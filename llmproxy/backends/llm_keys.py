@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...core.known_keys import KnownKeys, is_secret_name
-from ...recorder.user_files import user_file
+from ..core.known_keys import KnownKeys, is_secret_name
+from ..recorder.user_files import user_file
 
 KEY_VARIABLES = ("KEY", "KEYS", "TOKEN", "SECRET")  # how names of key variables end
 

@@ -1,0 +1,23 @@
+"""Token counts and finish reasons in the common format, for readers that need nothing of llm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens as counted by the provider; None if it sent no count.
+
+    `input_tokens` includes the cached and the cache-writing ones, as OpenAI counts
+    (Anthropic counts them apart); `output_tokens` includes reasoning.
+    """
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    reasoning_tokens: int | None = None
