@@ -45,17 +45,32 @@ class StoredResponses:
                 with suppress(NotFound):
                     exchange = log.exchange(id_)
                     if exchange.id == id_ and exchange.dialect == dialect.NAME:
-                        found[id_] = _stored(exchange)
+                        found[id_] = _stored(exchange, _recording(log, exchange))
         return found
 
 
-def _stored(exchange: Exchange) -> chat.StoredResponse:
+def _recording(log: LogReader, exchange: Exchange) -> Exchange:
+    """Return the exchange that has the reply: of a replay, which has none, the one replayed.
+
+    Raises:
+        NotFound: it is not in this log.
+    """
+    id_ = exchange.replay_of
+    if id_ is None:
+        return exchange
+    recording = log.exchange(id_)
+    if recording.id != id_:
+        raise NotFound(f"the recording {id_} is not in the log")
+    return recording
+
+
+def _stored(exchange: Exchange, recording: Exchange) -> chat.StoredResponse:
     model, echo = exchange.model_asked or exchange.model_used or "", {}
     try:
         echo = dict(exchange_request(exchange).echo)
     except ProxyError:  # refused then, too
         pass
-    response = chat.collect(event for _, event in exchange.events)
+    response = chat.collect(event for _, event in recording.events)
     if exchange.finish is not None:
         response = replace(response, finish=exchange.finish)
     return chat.StoredResponse(

@@ -307,6 +307,24 @@ def test_a_response_is_shown_as_it_was_sent(llm_user_path):
             responses.retrieve(sent.id, stream=True)
 
 
+def test_a_conversation_by_ids_is_replayed(llm_user_path):
+    """The ids of replays are new, and their replies are those of the recordings."""
+
+    def talk(proxy: Running) -> list[str]:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="Hello", instructions="Be brief")
+        shown = responses.retrieve(first.id)
+        assert (shown.id, shown.output) == (first.id, first.output)
+        second = responses.create(model="m", input="More", previous_response_id=first.id)
+        return [first.output_text, second.output_text]
+
+    with running(thinking()) as proxy:
+        said = talk(proxy)
+        proxy.wait_for_report(2)
+    with running(replay="replay") as proxy:
+        assert talk(proxy) == said == ["Hello", "Hello"]
+
+
 def test_a_failed_response_is_shown_as_failed(llm_user_path):
     with running(AsyncScript("m", RateLimited("slow down"))) as proxy:
         with pytest.raises(openai.RateLimitError):
