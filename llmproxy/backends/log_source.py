@@ -133,7 +133,8 @@ class Log:
             return self._reader.rows(sql, values)
 
 
-_FINISHED = "status = 'ok' and replay_of is null and run_id is null"
+# Embeddings have no reason to finish, and nothing to replay.
+_FINISHED = "status = 'ok' and finish_reason is not null and replay_of is null and run_id is null"
 _MODELS = f"""
     select model_asked from proxy_exchanges where {_FINISHED} and model_asked is not null
     union select model_used from proxy_exchanges where {_FINISHED} and model_used is not null
