@@ -19,6 +19,7 @@ from llmproxy.core.errors import RateLimited
 from llmproxy.core.fingerprints import visible_text
 from llmproxy.core.limits import Limits
 from llmproxy.dialects import openai_responses
+from tests.app.test_app import request
 from tests.models import AsyncScript, usage
 from tests.provider import begin_sse, playing
 from tests.proxies import Running, running
@@ -361,6 +362,41 @@ def test_a_conversation_is_compacted_and_goes_on(llm_user_path):
     assert texts(model)[0] == ("user", "There are 7 boats.")
     assert texts(model)[1][1].endswith("Seven boats.")
     assert texts(model)[2] == ("user", "How many?")
+
+
+@pytest.mark.parametrize("by_trigger", [False, True], ids=["compact", "trigger"])
+def test_a_compacted_conversation_is_continued_by_its_id(llm_user_path, by_trigger):
+    model = AsyncScript("m", "Seven boats.", usage(9, 2))
+    history = [{"role": "user", "content": "There are 7 boats."}]
+    with running(model) as proxy:
+        responses = client(proxy).responses
+        if by_trigger:
+            asked = [*history, {"type": "compaction_trigger"}]
+            compacted = responses.create(model="m", input=asked)
+        else:
+            compacted = responses.compact(model="m", input=history)
+        after = responses.create(model="m", input="How many?", previous_response_id=compacted.id)
+    *before, summary, question = texts(model)
+    assert after.output_text == "Seven boats."
+    assert before == ([] if by_trigger else [("user", "There are 7 boats.")])
+    assert summary[1].endswith("Seven boats.")
+    assert question == ("user", "How many?")
+
+
+@pytest.mark.parametrize(
+    "path, asked",
+    [
+        ("/v1/responses/compact", {}),
+        ("/v1/responses/compact", {"input": ""}),
+        ("/v1/responses/compact", {"input": [], "instructions": "Be brief."}),
+        ("/v1/responses", {"input": [{"type": "compaction_trigger"}]}),
+    ],
+)
+def test_nothing_can_not_be_compacted(llm_user_path, path, asked):
+    with running(model := thinking()) as proxy:
+        status, _, raw = request(proxy, "POST", path, {"model": "m", **asked})
+    assert (status, json.loads(raw)["error"]["param"]) == (400, "input")
+    assert model.prompts == []
 
 
 # ---- errors
