@@ -21,11 +21,12 @@ from .replay import Recorded
 MAX_NEAR = 60
 
 
-_REQUEST = frozenset(("headers", "body", "messages"))
-_RESPONSE = frozenset(("turn", "reply", "timeline", "status", "finish_reason", "stop_sequence"))
+REQUEST = frozenset(("headers", "body", "messages"))
+RESPONSE = frozenset(("turn", "reply", "timeline", "status", "finish_reason", "stop_sequence"))
 
 
-def _check(exchange: Exchange, needed: frozenset[str]) -> None:
+def check_damage(exchange: Exchange, needed: frozenset[str]) -> None:
+    """Raise UpstreamError if one of these things, `REQUEST` or `RESPONSE`, is damaged."""
     if needed.intersection(exchange.damage):
         raise UpstreamError(f"recording {exchange.id} is damaged; see `llmproxy log --verify`")
 
@@ -37,7 +38,7 @@ def exchange_request(exchange: Exchange) -> chat.ChatRequest:
         ProxyError: the request is invalid, as it was then, or no chat (for embeddings), or its
             dialect is unknown, or what was logged of it is damaged.
     """
-    _check(exchange, _REQUEST)
+    check_damage(exchange, REQUEST)
     try:
         dialect = by_name(exchange.dialect)
     except ValueError as exc:  # imported from another version
@@ -79,7 +80,7 @@ class Log:
             NotFound: it is gone. UpstreamError: it is damaged.
         """
         exchange = self._exchange(id)
-        _check(exchange, _RESPONSE)
+        check_damage(exchange, RESPONSE)
         last_ms = exchange.events[-1][0] if exchange.events else 0.0
         waited_ms = exchange.queue_ms or 0.0  # time in the queue, which is not replayed
         return Recorded(

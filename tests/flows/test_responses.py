@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import http.client
 import json
+import sqlite3
 import zlib
 
 import openai
@@ -337,6 +338,22 @@ def test_a_failed_response_is_shown_as_failed(llm_user_path):
                 model="m", input="a", previous_response_id=f"resp_{exchange.id}"
             )
     assert (shown.status, shown.error.code) == ("failed", "rate_limit_exceeded")
+
+
+def test_a_damaged_response_is_neither_shown_nor_continued(llm_user_path):
+    with running(model := thinking()) as proxy:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="one")
+        proxy.wait_for_report()
+        with sqlite3.connect(llm_user_path / "logs.db") as log:
+            log.execute("update parts set text = 'Something else' where text = 'Hello'")
+        for ask in (
+            lambda: responses.retrieve(first.id),
+            lambda: responses.create(model="m", input="two", previous_response_id=first.id),
+        ):
+            with pytest.raises(openai.InternalServerError, match="is damaged; see `llmproxy log"):
+                ask()
+    assert len(model.prompts) == 1
 
 
 # ---- compaction
