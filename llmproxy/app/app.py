@@ -366,6 +366,8 @@ class App:
 
     async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
         stateful = cast(StatefulDialect, dialect)  # only those have the route
+        if "/" in argument:
+            raise NotFound(f"no route {request.path[:200]}: a recorded response is shown whole")
         if "stream=true" in request.query:
             raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
         id_ = stateful.stored_id(argument)

@@ -305,6 +305,8 @@ def test_a_response_is_shown_as_it_was_sent(llm_user_path):
         assert responses.retrieve(sent.id) == sent
         with pytest.raises(openai.NotFoundError, match="Response with id 'resp_1' not found"):
             responses.retrieve("resp_1")
+        with pytest.raises(openai.NotFoundError, match="no route .*/input_items"):
+            responses.input_items.list(sent.id)
         with pytest.raises(openai.BadRequestError, match="not streamed"):
             responses.retrieve(sent.id, stream=True)
 
