@@ -22,7 +22,7 @@ from typing import Any
 from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
 from .core import chat
-from .core.errors import ProxyError
+from .core.errors import InvalidRequest, ProxyError
 from .dialects import Dialect, DialectName, Renderer, by_name
 from .transport import framing
 
@@ -83,10 +83,13 @@ def convert_request(
     the limit for a body without one.
 
     Raises:
-        InvalidRequest: the body is not a request of the source; `param` names the field.
+        InvalidRequest: the body is not a request of the source; `param` names the field. Or it
+            only asks for a model to be loaded, which no other API can say.
         ValueError: unknown dialect.
     """
     request = by_name(source).parse_request(body, headers)
+    if not request.messages and target != source:
+        raise InvalidRequest("there is no message to convert")
     if model is not None:
         request = replace(request, model=model)
     if max_tokens is not None and "max_tokens" not in request.options:

@@ -129,6 +129,17 @@ def test_a_converted_capture_is_a_request_of_the_target(source, case, target):
     assert set(before.ignored) <= set(there.ignored)
 
 
+@pytest.mark.parametrize("target", NAMES)
+@pytest.mark.parametrize("body", [{"model": "m", "prompt": ""}, {"model": "m", "messages": []}])
+def test_a_request_to_load_a_model_is_ollamas_alone(body, target):
+    if target == "ollama":
+        there = convert.convert_request(body, source="ollama", target=target)
+        assert there.body["messages"] == []
+    else:
+        with pytest.raises(InvalidRequest, match="no message to convert"):
+            convert.convert_request(body, source="ollama", target=target)
+
+
 def test_a_request_can_be_converted_to_its_own_dialect():
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
     body = {

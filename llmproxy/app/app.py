@@ -304,8 +304,7 @@ class App:
     ) -> Response:
         if self._embedder is None:
             raise NotFound("vectors are not recorded, so there are none to replay")
-        await self._enter()
-        exchange.has_entered = True
+        await self._wait_turn(exchange)
         deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
         try:
             async with asyncio.timeout(deadline):
@@ -313,6 +312,10 @@ class App:
                 found = await self._embedder.embed(request, self._limits.queue_s)
         except TimeoutError:
             raise UpstreamTimeout("the response did not end in time (limit answer_s)") from None
+        exchange.finished_at = time.monotonic()
+        if found.queue_ms is not None:
+            exchange.started_at += found.queue_ms / 1000
+            exchange.capture.queue_ms = (exchange.capture.queue_ms or 0.0) + found.queue_ms
         exchange.capture.model_id = found.model_id
         exchange.capture.ignored_late = (*request.ignored, "usage")
         count = sum(map(len, found.vectors))
@@ -367,6 +370,8 @@ class App:
 
     async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
         stateful = cast(StatefulDialect, dialect)  # only those have the route
+        if "/" in argument:
+            raise NotFound(f"no route {request.path[:200]}: a recorded response is shown whole")
         if "stream=true" in request.query:
             raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
         id_ = stateful.stored_id(argument)
@@ -581,17 +586,7 @@ class App:
             Unavailable: the model stays busy for too long, or there is no thread for it.
             RateLimited: too many responses are running.
         """
-        exchange.queued_at = time.monotonic()
-        self._waiting += 1
-        try:
-            has_waited = await run.wait_turn(self._limits.queue_s)
-            has_waited |= await self._enter()
-            exchange.has_entered = True
-        finally:
-            self._waiting -= 1
-        if has_waited:
-            exchange.capture.queue_ms = (time.monotonic() - exchange.queued_at) * 1000
-        exchange.queued_at = None
+        await self._wait_turn(exchange, run)
         if exchange.begun_written is not None and run.runs_in_process:
             # It may crash this process at any moment, and the log should name what was running.
             assert self._writer is not None
@@ -599,6 +594,20 @@ class App:
         await run.start()
         exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
+
+    async def _wait_turn(self, exchange: _Exchange, run: Run | None = None) -> None:
+        """Wait for a run's model, if given, and for the limit on running responses."""
+        exchange.queued_at = time.monotonic()
+        self._waiting += 1
+        try:
+            has_waited = run is not None and await run.wait_turn(self._limits.queue_s)
+            has_waited |= await self._enter()
+            exchange.has_entered = True
+        finally:
+            self._waiting -= 1
+        if has_waited:
+            exchange.capture.queue_ms = (time.monotonic() - exchange.queued_at) * 1000
+        exchange.queued_at = None
 
     async def _enter(self) -> bool:
         try:
@@ -734,7 +743,8 @@ class _Exchange:
 
     starting: the task that waits for the model and starts the run; None if nothing has to wait.
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
-    started_at: when the run was started, by time.monotonic(); None before.
+    started_at: when the run was started, by time.monotonic(); None before. finished_at: when an
+        embedding model had its vectors; of a chat, the run's last event has the time.
     until: the deadline of the response, by time.monotonic().
     history_bytes: about how much memory the conversation takes; 0 until it was prepared.
     begun_written: done when the log has the beginning; None if it was not given to the log.
@@ -752,6 +762,7 @@ class _Exchange:
         self.queued_at: float | None = None
         self.has_entered = False
         self.started_at: float | None = None
+        self.finished_at: float | None = None
         self.until = math.inf
         self.is_over = False
         self.begun_written: Future[None] | None = None
@@ -849,11 +860,12 @@ class _Exchange:
         """Return the time that the proxy itself has taken so far.
 
         From the request to the start of the run, without waiting for its turn, and since the
-        run's Finish.
+        run's Finish, or since the vectors were there.
         """
         capture, now = self.capture, time.monotonic()
         before_s = (self.started_at or now) - capture.began_at
-        after_s = now - capture.last_at if capture.finish and capture.last_at else 0.0
+        finished_at = capture.last_at if capture.finish else self.finished_at
+        after_s = now - finished_at if finished_at else 0.0
         return max((before_s + after_s) * 1000 - (capture.queue_ms or 0.0), 0.0)
 
     async def read(self, silence_s: float | None = None) -> list[Stamped] | None:

@@ -9,9 +9,15 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from ..backends.log_source import exchange_failure, exchange_request
+from ..backends.log_source import (
+    REQUEST,
+    RESPONSE,
+    check_damage,
+    exchange_failure,
+    exchange_request,
+)
 from ..core import chat
-from ..core.errors import NotFound, ProxyError
+from ..core.errors import NotFound, ProxyError, UpstreamError
 from ..core.threads import in_daemon_thread
 from ..dialects import Dialect
 from ..recorder.exchange import Exchange
@@ -32,9 +38,24 @@ class StoredResponses:
 
         They are read in a thread, at most `MAX_READ`; nothing is found if the log can't be
         read.
+
+        Raises:
+            UpstreamError: what the log has of one is damaged.
         """
         first = list(islice(ids, MAX_READ))
-        return await in_daemon_thread(partial(self._load, dialect, first), "llmproxy-stored")
+        found = await in_daemon_thread(partial(self._outcome, dialect, first), "llmproxy-stored")
+        if isinstance(found, UpstreamError):
+            raise found
+        return found
+
+    def _outcome(
+        self, dialect: Dialect, ids: list[str]
+    ) -> dict[str, chat.StoredResponse] | UpstreamError:
+        """Return the error for damage, if any: a thread's exceptions come out as RuntimeError."""
+        try:
+            return self._load(dialect, ids)
+        except UpstreamError as exc:
+            return exc
 
     def _load(self, dialect: Dialect, ids: list[str]) -> dict[str, chat.StoredResponse]:
         found: dict[str, chat.StoredResponse] = {}
@@ -45,17 +66,35 @@ class StoredResponses:
                 with suppress(NotFound):
                     exchange = log.exchange(id_)
                     if exchange.id == id_ and exchange.dialect == dialect.NAME:
-                        found[id_] = _stored(exchange)
+                        recording = _recording(log, exchange)
+                        check_damage(exchange, REQUEST)
+                        check_damage(recording, RESPONSE)
+                        found[id_] = _stored(exchange, recording)
         return found
 
 
-def _stored(exchange: Exchange) -> chat.StoredResponse:
+def _recording(log: LogReader, exchange: Exchange) -> Exchange:
+    """Return the exchange that has the reply: of a replay, which has none, the one replayed.
+
+    Raises:
+        NotFound: it is not in this log.
+    """
+    id_ = exchange.replay_of
+    if id_ is None:
+        return exchange
+    recording = log.exchange(id_)
+    if recording.id != id_:
+        raise NotFound(f"the recording {id_} is not in the log")
+    return recording
+
+
+def _stored(exchange: Exchange, recording: Exchange) -> chat.StoredResponse:
     model, echo = exchange.model_asked or exchange.model_used or "", {}
     try:
         echo = dict(exchange_request(exchange).echo)
     except ProxyError:  # refused then, too
         pass
-    response = chat.collect(event for _, event in exchange.events)
+    response = chat.collect(event for _, event in recording.events)
     if exchange.finish is not None:
         response = replace(response, finish=exchange.finish)
     return chat.StoredResponse(

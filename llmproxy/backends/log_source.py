@@ -21,11 +21,12 @@ from .replay import Recorded
 MAX_NEAR = 60
 
 
-_REQUEST = frozenset(("headers", "body", "messages"))
-_RESPONSE = frozenset(("turn", "reply", "timeline", "status", "finish_reason", "stop_sequence"))
+REQUEST = frozenset(("headers", "body", "messages"))
+RESPONSE = frozenset(("turn", "reply", "timeline", "status", "finish_reason", "stop_sequence"))
 
 
-def _check(exchange: Exchange, needed: frozenset[str]) -> None:
+def check_damage(exchange: Exchange, needed: frozenset[str]) -> None:
+    """Raise UpstreamError if one of these things, `REQUEST` or `RESPONSE`, is damaged."""
     if needed.intersection(exchange.damage):
         raise UpstreamError(f"recording {exchange.id} is damaged; see `llmproxy log --verify`")
 
@@ -37,7 +38,7 @@ def exchange_request(exchange: Exchange) -> chat.ChatRequest:
         ProxyError: the request is invalid, as it was then, or no chat (for embeddings), or its
             dialect is unknown, or what was logged of it is damaged.
     """
-    _check(exchange, _REQUEST)
+    check_damage(exchange, REQUEST)
     try:
         dialect = by_name(exchange.dialect)
     except ValueError as exc:  # imported from another version
@@ -79,7 +80,7 @@ class Log:
             NotFound: it is gone. UpstreamError: it is damaged.
         """
         exchange = self._exchange(id)
-        _check(exchange, _RESPONSE)
+        check_damage(exchange, RESPONSE)
         last_ms = exchange.events[-1][0] if exchange.events else 0.0
         waited_ms = exchange.queue_ms or 0.0  # time in the queue, which is not replayed
         return Recorded(
@@ -133,7 +134,8 @@ class Log:
             return self._reader.rows(sql, values)
 
 
-_FINISHED = "status = 'ok' and replay_of is null and run_id is null"
+# Embeddings have no reason to finish, and nothing to replay.
+_FINISHED = "status = 'ok' and finish_reason is not null and replay_of is null and run_id is null"
 _MODELS = f"""
     select model_asked from proxy_exchanges where {_FINISHED} and model_asked is not null
     union select model_used from proxy_exchanges where {_FINISHED} and model_used is not null

@@ -34,7 +34,8 @@ class Embeddings:
     """The vectors of a request's texts, in their order.
 
     model_id: llm's id of the model. model: its name as the client sees it. input_tokens: an
-    estimate, since llm's embedding models report none.
+    estimate, since llm's embedding models report none. queue_ms: the wait for other requests to
+    the model; None if there was none.
     """
 
     model_id: str
@@ -42,6 +43,7 @@ class Embeddings:
     vectors: Sequence[Sequence[float]]
     input_tokens: int
     durations: chat.Durations = chat.Durations()
+    queue_ms: float | None = None
 
 
 class Embedder(Protocol):

@@ -48,7 +48,7 @@ class Filter:
     search: words that must all occur in what the request ends with (a prompt, a tool's result)
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
-        benchmarks and replays.
+        benchmarks, replays and embeddings.
 
     Raises:
         ValueError: a field of another type, or an unknown status: it would select nothing.
@@ -219,7 +219,8 @@ _CONDITIONS = {
     "thread_id": "thread_id = :thread_id",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
-    "is_traffic": "run_id is null and replay_of is null",
+    "is_traffic": "run_id is null and replay_of is null"
+    " and rtrim(path, '/') not like '%/embed' and rtrim(path, '/') not like '%/embeddings'",
 }
 
 

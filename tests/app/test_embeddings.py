@@ -7,6 +7,7 @@ import json
 import socket
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy
@@ -192,6 +193,22 @@ def test_a_local_model_runs_one_request_at_a_time(llm_user_path, key, most):
         client = openai_client(proxy)
         list(pool.map(lambda text: client.embeddings.create(model="e", input=text), ["a", "b"]))
     assert max(seen) == most
+
+
+@pytest.mark.parametrize("limits", [{}, {"running": 1}], ids=["the model", "the limit"])
+def test_a_wait_for_a_turn_is_told_apart_from_our_own_time(llm_user_path, limits):
+    thinking_s = 0.1
+    e = EmbeddingScript("e", before=lambda batch: time.sleep(thinking_s))
+    chosen = Limits(shutdown_s=5, **limits)
+    with running(e, limits=chosen) as proxy, ThreadPoolExecutor(2) as pool:
+        body = {"model": "e", "input": "a"}
+        sent = [pool.submit(request, proxy, "POST", "/v1/embeddings", body) for _ in range(2)]
+        timings = [one.result(10)[1]["server-timing"] for one in sent]
+        proxy.wait_for_report(2)
+    (waited_ms,) = [float(one.rpartition("queue;dur=")[2]) for one in timings if "queue" in one]
+    (waited,) = [one for one in proxy.reports if one.queue_ms is not None]
+    assert waited_ms == pytest.approx(waited.queue_ms, abs=0.01)
+    assert 0 < waited.overhead_ms <= waited.duration_ms - waited.queue_ms - thinking_s * 1000
 
 
 def test_the_server_answers_others_while_a_model_embeds(llm_user_path):

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, get_args
 
+import llm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from llm.parts import StreamEvent
+from llm.parts import StreamEvent, TextPart
 
 from llmproxy.core import chat, payload
 from llmproxy.core.errors import InvalidRequest, ProxyError, UpstreamError
@@ -85,6 +86,14 @@ def test_a_response_has_the_prefix_and_the_model_of_its_envelope(dialect):
         assert f'"{dialect.ID_PREFIX}{envelope().id}"' in stream
     else:
         assert "id" not in body and envelope().id not in stream
+
+
+@every_dialect
+def test_a_system_message_alone_is_a_request(dialect):
+    asked = chat.ChatRequest("m", [llm.system("Tell a story.")])
+    body, _ = dialect.render_request(asked)
+    read = dialect.parse_request(json.loads(payload.encode(body)), {})
+    assert read.messages[0].parts == [TextPart("Tell a story.")]
 
 
 @every_dialect

@@ -87,3 +87,18 @@ def test_a_benchmark_sends_the_chats_again(recorded):
         code, out, err = run_here("bench", *flags)
     assert code == 0, err
     assert len(other.prompts) == 3
+
+
+def test_a_report_compares_the_chats_only(recorded):
+    database, _ = recorded
+    code, out, err = run_here("report", "--database", str(database))
+    assert code == 0, err
+    assert out.startswith(b"the log: 3 requests, 3 responses, ")
+    assert b"Errors: None in 3 responses." in out
+
+
+def test_a_replay_offers_the_models_of_chats(recorded):
+    database, _ = recorded
+    with running(replay="replay", database=database, log=False) as proxy:
+        _, _, raw = request(proxy, "GET", "/v1/models")
+    assert [model["id"] for model in json.loads(raw)["data"]] == ["m"]

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import http.client
 import json
+import sqlite3
 import zlib
 
 import openai
@@ -19,6 +20,7 @@ from llmproxy.core.errors import RateLimited
 from llmproxy.core.fingerprints import visible_text
 from llmproxy.core.limits import Limits
 from llmproxy.dialects import openai_responses
+from tests.app.test_app import request
 from tests.models import AsyncScript, usage
 from tests.provider import begin_sse, playing
 from tests.proxies import Running, running
@@ -303,8 +305,28 @@ def test_a_response_is_shown_as_it_was_sent(llm_user_path):
         assert responses.retrieve(sent.id) == sent
         with pytest.raises(openai.NotFoundError, match="Response with id 'resp_1' not found"):
             responses.retrieve("resp_1")
+        with pytest.raises(openai.NotFoundError, match="no route .*/input_items"):
+            responses.input_items.list(sent.id)
         with pytest.raises(openai.BadRequestError, match="not streamed"):
             responses.retrieve(sent.id, stream=True)
+
+
+def test_a_conversation_by_ids_is_replayed(llm_user_path):
+    """The ids of replays are new, and their replies are those of the recordings."""
+
+    def talk(proxy: Running) -> list[str]:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="Hello", instructions="Be brief")
+        shown = responses.retrieve(first.id)
+        assert (shown.id, shown.output) == (first.id, first.output)
+        second = responses.create(model="m", input="More", previous_response_id=first.id)
+        return [first.output_text, second.output_text]
+
+    with running(thinking()) as proxy:
+        said = talk(proxy)
+        proxy.wait_for_report(2)
+    with running(replay="replay") as proxy:
+        assert talk(proxy) == said == ["Hello", "Hello"]
 
 
 def test_a_failed_response_is_shown_as_failed(llm_user_path):
@@ -318,6 +340,22 @@ def test_a_failed_response_is_shown_as_failed(llm_user_path):
                 model="m", input="a", previous_response_id=f"resp_{exchange.id}"
             )
     assert (shown.status, shown.error.code) == ("failed", "rate_limit_exceeded")
+
+
+def test_a_damaged_response_is_neither_shown_nor_continued(llm_user_path):
+    with running(model := thinking()) as proxy:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="one")
+        proxy.wait_for_report()
+        with sqlite3.connect(llm_user_path / "logs.db") as log:
+            log.execute("update parts set text = 'Something else' where text = 'Hello'")
+        for ask in (
+            lambda: responses.retrieve(first.id),
+            lambda: responses.create(model="m", input="two", previous_response_id=first.id),
+        ):
+            with pytest.raises(openai.InternalServerError, match="is damaged; see `llmproxy log"):
+                ask()
+    assert len(model.prompts) == 1
 
 
 # ---- compaction
@@ -343,6 +381,41 @@ def test_a_conversation_is_compacted_and_goes_on(llm_user_path):
     assert texts(model)[0] == ("user", "There are 7 boats.")
     assert texts(model)[1][1].endswith("Seven boats.")
     assert texts(model)[2] == ("user", "How many?")
+
+
+@pytest.mark.parametrize("by_trigger", [False, True], ids=["compact", "trigger"])
+def test_a_compacted_conversation_is_continued_by_its_id(llm_user_path, by_trigger):
+    model = AsyncScript("m", "Seven boats.", usage(9, 2))
+    history = [{"role": "user", "content": "There are 7 boats."}]
+    with running(model) as proxy:
+        responses = client(proxy).responses
+        if by_trigger:
+            asked = [*history, {"type": "compaction_trigger"}]
+            compacted = responses.create(model="m", input=asked)
+        else:
+            compacted = responses.compact(model="m", input=history)
+        after = responses.create(model="m", input="How many?", previous_response_id=compacted.id)
+    *before, summary, question = texts(model)
+    assert after.output_text == "Seven boats."
+    assert before == ([] if by_trigger else [("user", "There are 7 boats.")])
+    assert summary[1].endswith("Seven boats.")
+    assert question == ("user", "How many?")
+
+
+@pytest.mark.parametrize(
+    "path, asked",
+    [
+        ("/v1/responses/compact", {}),
+        ("/v1/responses/compact", {"input": ""}),
+        ("/v1/responses/compact", {"input": [], "instructions": "Be brief."}),
+        ("/v1/responses", {"input": [{"type": "compaction_trigger"}]}),
+    ],
+)
+def test_nothing_can_not_be_compacted(llm_user_path, path, asked):
+    with running(model := thinking()) as proxy:
+        status, _, raw = request(proxy, "POST", path, {"model": "m", **asked})
+    assert (status, json.loads(raw)["error"]["param"]) == (400, "input")
+    assert model.prompts == []
 
 
 # ---- errors

@@ -63,8 +63,11 @@ class ModelEmbedder:
             raise Unsupported(f"the model {entry.model_id} embeds no text", param="model")
         self._keys.look()  # before the model reads its key
         self._keys.learn(keys_of_model(model))
+        queue_ms = None
         if entry.limiter is not None:
-            await model_turn(entry.limiter, entry.model_id, wait_s)
+            asked = time.monotonic()
+            if await model_turn(entry.limiter, entry.model_id, wait_s):
+                queue_ms = (time.monotonic() - asked) * 1000
         started = time.monotonic()
         vectors = await self._run(entry, model, request)
         if isinstance(vectors, BaseException):
@@ -76,6 +79,7 @@ class ModelEmbedder:
             vectors,
             embeddings.estimate_tokens(request.inputs),
             Durations(int((ended - began) * 1e9), int((started - began) * 1e9)),
+            queue_ms,
         )
 
     async def _run(

@@ -105,7 +105,8 @@ def parse_request(
     parser.add_instructions(request.instructions)
     leading = len(parser.messages)
     parser.add_input(request.input)
-    if not any(message.parts for message in parser.messages[leading:]):
+    said = [message for message in parser.messages[leading:] if message.parts]
+    if len(said) <= parser.is_compaction:  # the request for a summary is ours
         raise InvalidRequest("there is no message to answer", param="input")
     tools = _Tools(ignored)
     for offered_tools, path in [(request.tools or (), "tools"), *parser.added_tools]:

@@ -66,8 +66,10 @@ def resolve_references(body: Any, stored: Mapping[str, chat.StoredResponse]) -> 
     previous = stored.get(exchange_id(id_) or "") if isinstance(id_, str) else None
     if previous is None or previous.status != "ok" or not isinstance(previous.body, dict):
         return resolved
+    # What was compacted is replaced by the output, and its trigger would ask for it again.
+    is_compaction = previous.envelope.echo.get("is_compaction")
     resolved["input"] = [
-        *_items(previous.body.get("input")),
+        *([] if is_compaction else _items(previous.body.get("input"))),
         *_output(previous),
         *_items(resolved.get("input")),
     ]

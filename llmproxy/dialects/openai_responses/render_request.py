@@ -29,16 +29,17 @@ from .schema import OPTIONS
 def render_request(request: chat.ChatRequest) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Render a request's body and list the paths of what this API can't hold.
 
-    The first message becomes `instructions` if it is a system's. Nothing is to be stored at the
-    server, so the encrypted text of reasoning is asked for. Reasoning that OpenAI has not
-    encrypted is left out, as are calls that a provider ran.
+    The first message becomes `instructions` if it is a system's and not the only one, since the
+    input must not be empty. Nothing is to be stored at the server, so the encrypted text of
+    reasoning is asked for. Reasoning that OpenAI has not encrypted is left out, as are calls that
+    a provider ran.
 
     Spec: https://platform.openai.com/docs/api-reference/responses/create
     """
     renderer = _ItemRenderer(request)
     messages = list(request.messages)
     body: dict[str, Any] = {} if request.model is None else {"model": request.model}
-    if messages and messages[0].role == "system" and _is_text(messages[0]):
+    if len(messages) > 1 and messages[0].role == "system" and _is_text(messages[0]):
         body["instructions"] = "".join(
             part.text for part in messages.pop(0).parts if isinstance(part, TextPart)
         )
