@@ -79,7 +79,7 @@ REMEMBERED = {
     "core/payload.py:_compiled": "annotations of our dataclasses",
     "conversations/matching.py:fingerprints": "a few hundred bytes of a turn in Matcher._pending",
     "recorder/capture.py:response": "as long as its exchange",
-    "app/app.py:input_estimate": "as long as its exchange",
+    "app/running_exchange.py:input_estimate": "as long as its exchange",
     "report/html/page.py:_style": "one",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
     "backends/engine/prompt.py:responses": "as long as its exchange",

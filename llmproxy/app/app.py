@@ -17,15 +17,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property, partial
-from typing import Any, Literal, TypedDict, TypeVar, Unpack, cast
+from functools import partial
+from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from llm.parts import Message
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
-from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped, event_bytes, too_large
-from ..core.byte_cache import message_bytes
+from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
 from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_inputs
 from ..core.errors import (
     InvalidRequest,
@@ -62,8 +61,9 @@ from .access import Access
 from .dashboard import Dashboard
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
-from .responses import StreamBody, ignored_header, json_response, render_error, server_timing
+from .responses import StreamBody, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
+from .running_exchange import Ending, RunningExchange
 from .status import PATHS, State, StatusPages
 from .stored_responses import StoredResponses
 
@@ -74,8 +74,6 @@ BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and 
 RETRY_S = 1  # sent as `retry-after` when too many models run
 
 T = TypeVar("T")
-
-Ending = Literal["ok", "error", "cancelled"]
 
 
 class _Facts(TypedDict, total=False):
@@ -300,7 +298,7 @@ class App:
             return await self._failed(exchange, dialect, exc)
 
     async def _vectors(
-        self, dialect: EmbeddingDialect, exchange: _Exchange, request: EmbedRequest
+        self, dialect: EmbeddingDialect, exchange: RunningExchange, request: EmbedRequest
     ) -> Response:
         if self._embedder is None:
             raise NotFound("vectors are not recorded, so there are none to replay")
@@ -420,7 +418,9 @@ class App:
         finally:
             failure = None  # its traceback refers to this frame, and so to the body
 
-    async def _failed(self, exchange: _Exchange, dialect: Dialect, exc: BaseException) -> Response:
+    async def _failed(
+        self, exchange: RunningExchange, dialect: Dialect, exc: BaseException
+    ) -> Response:
         """End an exchange that failed before its response began; raise what is no ProxyError."""
         if isinstance(exc, ProxyError):
             exchange.capture.http_status = dialect.error_status(exc)
@@ -430,7 +430,7 @@ class App:
         raise exc
 
     async def _load_model(
-        self, dialect: Dialect, exchange: _Exchange, request: chat.ChatRequest
+        self, dialect: Dialect, exchange: RunningExchange, request: chat.ChatRequest
     ) -> Response:
         """Respond to a request without messages, which asks that a model be made ready.
 
@@ -478,7 +478,7 @@ class App:
         received: tuple[datetime, float],
         complete: Callable[[Any], Any],
         failure: BaseException | None = None,
-    ) -> tuple[_Exchange, chat.ChatRequest | None, BaseException | None]:
+    ) -> tuple[RunningExchange, chat.ChatRequest | None, BaseException | None]:
         """Parse a request; return its exchange, and the request or why there is none.
 
         received: when, in UTC and by time.monotonic(). failure: why it is not even parsed.
@@ -522,7 +522,7 @@ class App:
         body: Any,
         received: tuple[datetime, float],
         **facts: Unpack[_Facts],
-    ) -> _Exchange:
+    ) -> RunningExchange:
         begun_ = begun(
             new_id(),
             received[0],
@@ -536,10 +536,12 @@ class App:
             **facts,
         )
         capture = Capture(begun_, thread_id=new_id(), began_at=received[1])
-        return _Exchange(capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer)
+        return RunningExchange(
+            capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer
+        )
 
     async def _recall(
-        self, exchange: _Exchange, request: chat.ChatRequest, choice: Choice
+        self, exchange: RunningExchange, request: chat.ChatRequest, choice: Choice
     ) -> chat.ChatRequest:
         """Return the request with the reasoning and metadata that the log has of its history.
 
@@ -579,7 +581,7 @@ class App:
         self._matching.release()
         matching.exception()  # retrieved: its request may have stopped waiting
 
-    async def _start(self, exchange: _Exchange, run: Run) -> None:
+    async def _start(self, exchange: RunningExchange, run: Run) -> None:
         """Wait for the model and for the limit on running responses, then start the run.
 
         Raises:
@@ -595,7 +597,7 @@ class App:
         exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
 
-    async def _wait_turn(self, exchange: _Exchange, run: Run | None = None) -> None:
+    async def _wait_turn(self, exchange: RunningExchange, run: Run | None = None) -> None:
         """Wait for a run's model, if given, and for the limit on running responses."""
         exchange.queued_at = time.monotonic()
         self._waiting += 1
@@ -619,7 +621,7 @@ class App:
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
 
-    async def _whole(self, dialect: Dialect, exchange: _Exchange) -> Response:
+    async def _whole(self, dialect: Dialect, exchange: RunningExchange) -> Response:
         while await exchange.read():
             pass
         response = exchange.capture.response
@@ -629,7 +631,7 @@ class App:
         await self._end(exchange, "ok")
         return json_response(200, rendered, exchange.headers())
 
-    async def _stream(self, dialect: Dialect, exchange: _Exchange) -> Response:
+    async def _stream(self, dialect: Dialect, exchange: RunningExchange) -> Response:
         first = await exchange.read(self._limits.first_event_s)
         renderer = dialect.StreamRenderer(exchange.envelope())
         headers = [
@@ -642,7 +644,7 @@ class App:
         frames = self._frames(dialect, exchange, renderer, first)
         return Response(200, headers, StreamBody(frames, lambda: self._end(exchange, "cancelled")))
 
-    def _will_estimate_usage(self, exchange: _Exchange) -> bool:
+    def _will_estimate_usage(self, exchange: RunningExchange) -> bool:
         """Predict, from the model's last run, whether a stream's usage will be an estimate."""
         run = exchange.run
         counts = self._counts_tokens.get(run.model_id, not run.runs_in_process)
@@ -651,7 +653,7 @@ class App:
     async def _frames(
         self,
         dialect: Dialect,
-        exchange: _Exchange,
+        exchange: RunningExchange,
         renderer: Renderer,
         batch: list[Stamped] | None,
     ) -> AsyncGenerator[bytes, None]:
@@ -684,7 +686,7 @@ class App:
                 raise BodyCut from error
 
     async def _end(
-        self, exchange: _Exchange, status: Ending, error: BaseException | None = None
+        self, exchange: RunningExchange, status: Ending, error: BaseException | None = None
     ) -> None:
         """Stop the model, log the end of the exchange and wait for the commit.
 
@@ -716,7 +718,7 @@ class App:
             assert self._writer is not None
             await self._writer.committed(written, self._limits.log_wait_s)
 
-    def _log_begin_soon(self, exchange: _Exchange, turns: int = BEGIN_TURNS) -> None:
+    def _log_begin_soon(self, exchange: RunningExchange, turns: int = BEGIN_TURNS) -> None:
         """Log the beginning of an exchange a few turns of the event loop later.
 
         By then an async model that had something at once has sent it: the writer's thread does
@@ -728,213 +730,14 @@ class App:
         else:
             self._log_begin(exchange)
 
-    def _log_begin(self, exchange: _Exchange) -> None:
+    def _log_begin(self, exchange: RunningExchange) -> None:
         if exchange.begun_written is None and not exchange.is_over:
             exchange.begun_written = self._write(exchange, exchange.capture.begun)
 
-    def _write(self, exchange: _Exchange, state: Exchange) -> Future[None] | None:
+    def _write(self, exchange: RunningExchange, state: Exchange) -> Future[None] | None:
         if self._writer is None or not exchange.is_logged:
             return None
         return self._writer.write(state)
-
-
-class _Exchange:
-    """A chat request in progress: its capture for the log, its run, and their limits.
-
-    starting: the task that waits for the model and starts the run; None if nothing has to wait.
-    queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
-    started_at: when the run was started, by time.monotonic(); None before. finished_at: when an
-        embedding model had its vectors; of a chat, the run's last event has the time.
-    until: the deadline of the response, by time.monotonic().
-    history_bytes: about how much memory the conversation takes; 0 until it was prepared.
-    begun_written: done when the log has the beginning; None if it was not given to the log.
-    """
-
-    def __init__(
-        self, capture: Capture, dialect: Dialect, *, is_logged: bool, memory_bytes: int
-    ) -> None:
-        self.capture = capture
-        self.id = capture.begun.id
-        self.created = int(capture.begun.received.timestamp())
-        self.is_logged = is_logged
-        self.starting: asyncio.Task[None] | None = None
-        self.has_started = False
-        self.queued_at: float | None = None
-        self.has_entered = False
-        self.started_at: float | None = None
-        self.finished_at: float | None = None
-        self.until = math.inf
-        self.is_over = False
-        self.begun_written: Future[None] | None = None
-        self._memory_bytes = memory_bytes
-        self._dialect = dialect
-        self._request: chat.ChatRequest | None = None
-        self.history_bytes = 0
-
-    @property
-    def run(self) -> Run:
-        assert self.capture.run is not None
-        return self.capture.run
-
-    def prepare(self, choice: Choice, request: chat.ChatRequest, *, is_large: bool) -> Run:
-        """Prepare the request for what was chosen; raise as `Choice.prepare` does.
-
-        is_large: this is called in a thread. Whatever else has to look at each message is
-            done here too: 80,000 of them would hold the event loop for 90 ms at the end.
-        """
-        self._request = request
-        self.capture.run = run = choice.prepare(request)
-        self.history_bytes = message_bytes(self.capture.messages)
-        if self._dialect.STARTS_WITH_USAGE or (is_large and self.shows_usage):
-            self.input_estimate  # noqa: B018
-        return run
-
-    @cached_property
-    def input_estimate(self) -> int:
-        """Our estimate of the request's tokens."""
-        assert self._request is not None
-        return token_estimate.estimate(self._request)
-
-    def envelope(self) -> chat.Envelope:
-        """Return what renderers need besides the events; the model as the client named it."""
-        request = self._request
-        assert request is not None
-        return chat.Envelope(
-            self.id,
-            self.created,
-            request.model or self.run.model_id,
-            request.include_usage,
-            self.input_estimate if self._dialect.STARTS_WITH_USAGE else 0,
-            request.form,
-            request.echo,
-        )
-
-    @property
-    def shows_usage(self) -> bool:
-        """Whether the response includes token counts."""
-        request = self._request
-        return request is None or not request.stream or request.include_usage
-
-    def for_client(self, finish: chat.Finish) -> chat.Finish:
-        """Return the Finish with its times, and estimates of tokens that were not counted.
-
-        What the client can't be shown is listed: in the header of a whole response, in the log
-        also of a stream, whose headers have been sent.
-        """
-        finish = replace(finish, durations=self._durations())
-        left_out = self._dialect.left_out(self.capture.response, self.envelope())
-        self.capture.ignored_late += left_out
-        usage = finish.usage
-        if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
-            return finish
-        self.capture.ignored_late += ("usage",)
-        if usage.input_tokens is None:
-            usage = replace(usage, input_tokens=self.input_estimate)
-        if usage.output_tokens is None:
-            reply = self.capture.response.messages
-            usage = replace(usage, output_tokens=token_estimate.estimate_reply(reply))
-        return replace(finish, usage=usage)
-
-    def _durations(self) -> chat.Durations:
-        began, started = self.capture.began_at, self.run.started_at
-        first, last = self.capture.first_at, self.capture.last_at
-        assert first is not None and last is not None
-        spans = (last - began, started - began, first - started, last - first)
-        return chat.Durations(*(max(int(span * 1e9), 0) for span in spans))
-
-    def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
-        """Return the headers of a successful response."""
-        ignored = self.capture.ignored + (("usage",) if is_usage_estimated else ())
-        return [*self._facts().items(), *ignored_header(ignored)]
-
-    def with_id(self, error: ProxyError) -> ProxyError:
-        """Add the exchange's id and its times to an error's headers."""
-        error.headers = {**error.headers, **self._facts()}
-        return error
-
-    def _facts(self) -> dict[str, str]:
-        timing = server_timing(self._overhead_ms(), self.capture.queue_ms)
-        return {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
-
-    def _overhead_ms(self) -> float:
-        """Return the time that the proxy itself has taken so far.
-
-        From the request to the start of the run, without waiting for its turn, and since the
-        run's Finish, or since the vectors were there.
-        """
-        capture, now = self.capture, time.monotonic()
-        before_s = (self.started_at or now) - capture.began_at
-        finished_at = capture.last_at if capture.finish else self.finished_at
-        after_s = now - finished_at if finished_at else 0.0
-        return max((before_s + after_s) * 1000 - (capture.queue_ms or 0.0), 0.0)
-
-    async def read(self, silence_s: float | None = None) -> list[Stamped] | None:
-        """Wait until the run has started, then return its next events and keep them.
-
-        Return None after `silence_s` seconds without an event, [] after the last.
-
-        Raises:
-            ProxyError: the run could not start, or failed.
-            UpstreamTimeout: the response took longer than `answer_s`.
-            UpstreamError: the response is too large.
-        """
-        if not self.has_started:
-            waiting_since = time.monotonic()
-            if not await self._wait_for_start(silence_s):
-                return None
-            if silence_s is not None:
-                silence_s = max(silence_s - (time.monotonic() - waiting_since), 0.0)
-        run = self.capture.run
-        assert run is not None
-        if self.until == math.inf:
-            batch = await run.read(silence_s)
-            if batch:
-                self._keep(batch)
-            return batch
-        left_s = max(self.until - time.monotonic(), 0.0)
-        batch = await run.read(min(left_s, silence_s or math.inf))
-        if batch:
-            self._keep(batch)
-        is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
-        if not is_over and time.monotonic() >= self.until:
-            raise UpstreamTimeout("the response did not end in time (limit answer_s)")
-        return batch
-
-    async def _wait_for_start(self, silence_s: float | None) -> bool:
-        assert self.starting is not None
-        await asyncio.wait({self.starting}, timeout=silence_s)
-        if not self.starting.done():
-            return False
-        self.starting.result()
-        self.has_started = True
-        return True
-
-    def _keep(self, batch: list[Stamped]) -> None:
-        """Keep events for the log, up to the memory limit of a response."""
-        self.capture.add(batch)
-        for _, event in batch:
-            if not isinstance(event, chat.Finish):
-                self._memory_bytes -= event_bytes(event, self._memory_bytes)
-        if self._memory_bytes < 0:
-            raise too_large()
-
-    def ended(self, status: Ending, error: BaseException | None) -> Exchange:
-        """Return the exchange as it ended."""
-        if self.queued_at is not None:  # still waiting
-            self.capture.queue_ms = (time.monotonic() - self.queued_at) * 1000
-        self.capture.overhead_ms = self._overhead_ms()
-        return self.capture.ended(status, error)
-
-    async def stop(self, *, has_finished: bool) -> None:
-        """Cancel the start if it is still waiting, and stop the model if it has not finished."""
-        if self.starting is not None:
-            if not self.starting.done():
-                self.starting.cancel()
-                await asyncio.wait({self.starting})
-            if not self.starting.cancelled():
-                self.starting.exception()  # retrieved: the client has it, or is gone
-        if self.capture.run is not None and not has_finished:
-            await self.capture.run.stop()
 
 
 def _client(headers: Headers) -> str:
