@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llmproxy.app import app
+from llmproxy.app import running_exchange
 from llmproxy.app.large_work import MOST_THREADS, SMALL_BYTES, LargeWork
 from llmproxy.core import token_estimate
 from llmproxy.core.errors import InvalidRequest
@@ -207,7 +207,7 @@ def test_every_message_is_looked_at_in_the_thread_only(path, monkeypatch):
         monkeypatch.setattr(module, name, watch)
 
     watched(token_estimate, "estimate")
-    watched(app, "message_bytes")
+    watched(running_exchange, "message_bytes")
     messages = [{"role": "user", "content": f"{i}"} for i in range(3_000)]
     body = {"model": "m", "max_tokens": 5, "messages": messages}
     with running(AsyncScript("m", "yes")) as proxy:

@@ -28,6 +28,7 @@ LARGE = {f"name-{i}": [i] for i in range(10_000)}
 # asyncio's transports refer to themselves, json's functions for encoding in pieces to each other.
 SMALL = {"_SelectorSocketTransport", "TransportSocket", "socket", "tuple", "dict", "method"}
 SMALL |= {"function", "cell"}
+SMALL |= {"FreezableDefaultDict"}  # of importlib.metadata, when the list of models is read again
 
 
 def chat(**members: Any) -> bytes:

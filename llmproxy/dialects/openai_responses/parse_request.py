@@ -556,7 +556,7 @@ class _ItemParser:
     def _reasoning(self, item: ResponseReasoningItem) -> None:
         summary = [_plain(part) for part in item.summary or ()]
         texts = [*summary, *(_plain(part) for part in item.content or ())]
-        text = "".join(part.get("text") or "" for part in texts)
+        text = "".join(text for part in texts if isinstance(text := part.get("text"), str))
         metadata = reasoning_metadata(item.encrypted_content, item.id, summary)
         if text or metadata:
             self._say(ReasoningPart(text, redacted=not text, provider_metadata=metadata))

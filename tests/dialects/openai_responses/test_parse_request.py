@@ -233,3 +233,12 @@ def test_cache_marks_are_not_part_of_the_normal_form():
     part = {"type": "input_text", "text": "a"}
     body = {"input": [{"role": "user", "content": [part | {"prompt_cache_breakpoint": {}}]}]}
     assert openai_responses.normalize_body(body) == {"input": [{"role": "user", "content": [part]}]}
+
+
+def test_a_part_of_reasoning_whose_text_is_none_says_nothing():
+    parts = [{"type": "new", "text": True}, {"type": "summary_text", "text": "Look."}]
+    item = {"type": "reasoning", "id": "rs_1", "summary": parts}
+    user = {"role": "user", "content": "hi"}
+    request = openai_responses.parse_request({"model": "m", "input": [user, item, user]})
+    (reasoning,) = request.messages[1].parts
+    assert reasoning.text == "Look."
