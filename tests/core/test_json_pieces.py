@@ -49,6 +49,13 @@ mistakes = st.sampled_from(
 )
 
 
+def test_text_that_nests_deeper_than_python_is_refused(monkeypatch):
+    """Where recursion ends differs between Pythons, and in them between C and Python code."""
+    text = b'{"a":' * 5_000
+    too_deep = ("the body nests deeper than 100 levels", None)
+    assert outcome(payload.parse, text) in (too_deep, whole(monkeypatch, payload.parse, text))
+
+
 @given(texts, st.data())
 def test_any_text_with_mistakes_reads_as_json_reads_it(text, data):
     for _ in range(data.draw(st.integers(0, 3))):
@@ -87,7 +94,6 @@ def test_any_text_with_mistakes_reads_as_json_reads_it(text, data):
         "[" * 101 + "]" * 101,
         "[" * 100 + "]" * 100,
         "[" * 200_000,
-        '{"a":' * 5_000,
     ],
 )
 def test_text_reads_as_json_reads_it(monkeypatch, text):
