@@ -174,6 +174,19 @@ def parse_upstream(text: str, what: str) -> Any:
         raise UpstreamError(f"{what} of the upstream is not JSON: {exc.message}") from exc
 
 
+def load_upstream(shape: type[T], value: Any, unknown: list[str]) -> T:
+    """Check a JSON value of another server, as `load` does a client's.
+
+    Raises:
+        UpstreamError: a value that does not fit.
+    """
+    try:
+        return load(shape, value, unknown)
+    except InvalidRequest as exc:
+        where = f" at {exc.param}" if exc.param else ""
+        raise UpstreamError(f"the upstream's answer{where}: {exc.message}") from exc
+
+
 def check_count(text: bytes, most: int, name: str) -> None:
     """Check the number of values before any is made: 3 bytes of text can take 200 of memory."""
     if count_values(text, most) > most:

@@ -11,7 +11,7 @@ from typing import Any
 from llm.parts import StreamEvent
 
 from ...core import chat, finish_reasons, payload
-from ...core.errors import InvalidRequest, UpstreamError
+from ...core.errors import UpstreamError
 from .models_and_errors import parse_error
 from .schema import ChatResponse, ResponseMessage, ToolCall
 
@@ -67,11 +67,7 @@ class StreamParser:
         if isinstance(value, dict) and value.get("error"):
             raise parse_error(200, value)
         unknown: list[str] = []
-        try:
-            line = payload.load(ChatResponse, value, unknown)
-        except InvalidRequest as exc:
-            where = f" at {exc.param}" if exc.param else ""
-            raise UpstreamError(f"the upstream's answer{where}: {exc.message}") from exc
+        line = payload.load_upstream(ChatResponse, value, unknown)
         self._ignored |= dict.fromkeys(unknown)
         self.model = self.model or line.model or None
         if line.logprobs:

@@ -15,7 +15,7 @@ from typing import Any
 from llm.parts import StreamEvent
 
 from ...core import chat, finish_reasons, payload
-from ...core.errors import InvalidRequest, UpstreamError
+from ...core.errors import UpstreamError
 from ...core.finish_reasons import finish_reason
 from ...core.openai_api import parse_error
 from ...transport import framing
@@ -91,11 +91,7 @@ class StreamParser:
         if isinstance(value, dict) and value.get("error"):
             raise parse_error(200, value)
         unknown: list[str] = []
-        try:
-            chunk = payload.load(ChatCompletionChunk, value, unknown)
-        except InvalidRequest as exc:
-            where = f" at {exc.param}" if exc.param else ""
-            raise UpstreamError(f"the upstream's answer{where}: {exc.message}") from exc
+        chunk = payload.load_upstream(ChatCompletionChunk, value, unknown)
         self._ignored |= dict.fromkeys(unknown)
         self.model = self.model or chunk.model or None
         if isinstance(chunk.id, str):
