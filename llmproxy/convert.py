@@ -23,6 +23,7 @@ from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, 
 
 from .core import chat
 from .core.errors import InvalidRequest, ProxyError
+from .core.usage import Usage
 from .dialects import Dialect, DialectName, Renderer, by_name
 from .transport import framing
 
@@ -344,7 +345,7 @@ class Collected:
     ignored: tuple[str, ...]
 
     @property
-    def usage(self) -> chat.Usage:
+    def usage(self) -> Usage:
         """The provider's token counts, comparable between providers."""
         return self.response.finish.usage
 

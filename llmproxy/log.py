@@ -8,8 +8,10 @@ from pathlib import Path
 import llm
 
 from .conversations.threads import Thread, threads
-from .recorder.exchange import Exchange, ExchangeSummary
-from .recorder.reader import Filter, LogReader
+from .recorder.exchange import Exchange
+from .recorder.listing import Filter
+from .recorder.reader import LogReader
+from .recorder.summary import ExchangeSummary
 
 _EVERYTHING = Filter()
 

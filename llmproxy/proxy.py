@@ -37,11 +37,12 @@ from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.threads import in_daemon_thread
 from .core.url_policy import RemoteImages
+from .recorder.database import StoreError, is_no_database
 from .recorder.exchange import Exchange, new_id
 from .recorder.process_lock import ProcessLock
 from .recorder.reader import LogReader
 from .recorder.spool import Spool
-from .recorder.store import Store, StoreError, is_no_database
+from .recorder.store import Store
 from .recorder.writer import Writer
 from .transport.server import ServedRequest, Server
 

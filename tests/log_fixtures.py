@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 
 from llmproxy.core import chat
+from llmproxy.core.usage import Usage
 from llmproxy.recorder.exchange import Turn, begun, with_answer
 from llmproxy.recorder.store import Store
 from tests.empty_log import put_empty_log
@@ -173,7 +174,7 @@ def talk(store, make_exchange):
         exchange = replace(
             exchange,
             received=received or RECEIVED + timedelta(seconds=next(times)),
-            usage=usage or chat.Usage(),
+            usage=usage or Usage(),
             previous_id=after and after.id,
             link=after and link,
         )

@@ -21,6 +21,7 @@ from llm.parts import (
 )
 
 from llmproxy.core import chat
+from llmproxy.core.usage import FinishReason, Usage
 
 # Each has broken some reader: line ends of Unicode, NUL, astral, combining, joined and
 # right-to-left characters, what looks like the framing or like an escape.
@@ -176,12 +177,12 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 def finishes(has_calls: bool) -> st.SearchStrategy[chat.Finish]:
     """An end with a reason that the parts before it allow (B6)."""
-    ended: chat.FinishReason = "tool_calls" if has_calls else "stop"
+    ended: FinishReason = "tool_calls" if has_calls else "stop"
     counts = st.none() | st.integers(0, 2**40)
     return st.builds(
         chat.Finish,
         reason=st.sampled_from([ended, ended, "length", "content_filter"]),
-        usage=st.builds(chat.Usage, counts, counts, counts, counts, counts),
+        usage=st.builds(Usage, counts, counts, counts, counts, counts),
     )
 
 

@@ -23,6 +23,7 @@ from llmproxy.core.errors import (
     Unauthorized,
     UpstreamError,
 )
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import DIALECTS, Dialect, by_name
 from llmproxy.transport.framing import MAX_FRAME_BYTES, SSEFrame
 from tests.examples import many_examples
@@ -234,7 +235,7 @@ def without_space(what_is_said: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("source, target", PAIRS)
 def test_a_stream_split_within_each_character_is_the_same(source, target):
     """B18"""
-    stream = stream_of(by_name(source), [text("渐a🌊"), chat.Finish(usage=chat.Usage(3, 2))])
+    stream = stream_of(by_name(source), [text("渐a🌊"), chat.Finish(usage=Usage(3, 2))])
     whole = converted(source, target, stream)
     # Long frames without such characters are cut at some places only.
     near = {at + step for at, byte in enumerate(stream) if byte > 127 for step in range(-2, 3)}
@@ -368,7 +369,7 @@ def test_what_a_stream_lost_is_listed():
         StreamEvent("tool_result", "found", part_index=2, tool_name="search", **server),
         text("a", 3),
         StreamEvent("reasoning", "", part_index=4, redacted=True),
-        chat.Finish(stop_sequence="END", usage=chat.Usage(3, 2, 1), ignored=("citations",)),
+        chat.Finish(stop_sequence="END", usage=Usage(3, 2, 1), ignored=("citations",)),
     ]
     converter = convert.StreamConverter(source="openai_chat", target="openai_chat")
     for event in events:

@@ -20,6 +20,7 @@ import llm
 from llm.parts import Message, StreamEvent
 
 from llmproxy.core import chat
+from llmproxy.core.usage import Usage
 
 WIRE = Path(__file__).parent / "wire"
 
@@ -86,7 +87,7 @@ def event_of(value: dict[str, Any]) -> chat.Event:
     finish = dict(value["finish"])
     if "durations" in finish:
         finish["durations"] = chat.Durations(**finish["durations"])
-    return chat.Finish(**finish | {"usage": chat.Usage(**finish.get("usage", {}))})
+    return chat.Finish(**finish | {"usage": Usage(**finish.get("usage", {}))})
 
 
 def hub_json(value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..recorder.reader import Filter, LogReader
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader
 from ..report.data import Study
 from ..report.figures import figures
 from ..report.html.page import page

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..recorder.exchange import ExchangeSummary
+from ..recorder.summary import ExchangeSummary
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -20,9 +20,9 @@ from ..core import chat
 from ..core.errors import NotFound, ProxyError, UpstreamError
 from ..core.threads import in_daemon_thread
 from ..dialects import Dialect
+from ..recorder.database import StoreError
 from ..recorder.exchange import Exchange
 from ..recorder.reader import LogReader
-from ..recorder.store import StoreError
 
 MAX_READ = 256  # by one request: each may hold a whole conversation
 

@@ -21,9 +21,9 @@ from ..core.backend import Backend, chat_path
 from ..core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamTimeout, retry_after_s
 from ..dialects import by_name
 from ..recorder.capture import Capture
-from ..recorder.exchange import Exchange, Status, begun, new_id
-from ..recorder.store import StoreError
-from ..recorder.summary import ULID_TIME_CHARS
+from ..recorder.database import StoreError
+from ..recorder.exchange import Exchange, begun, new_id
+from ..recorder.summary import ULID_TIME_CHARS, Status
 
 CLIENT = "llmproxy bench"
 COMMIT_S = 5.0  # long: a measured response is worth waiting for, and no client is

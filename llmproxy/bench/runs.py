@@ -17,11 +17,13 @@ from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
 from ..recorder.damage import Damage
+from ..recorder.database import Locked, translated
 from ..recorder.ids import find_id
 from ..recorder.listing import LogListing
 from ..recorder.process_lock import ProcessLock
 from ..recorder.reader import run_facts
-from ..recorder.store import Locked, Store, retry_while_locked, timestamp, translated
+from ..recorder.store import Store, retry_while_locked
+from ..recorder.summary import timestamp
 
 LAST = "last"
 """Stands for the latest run; no run can have this name."""

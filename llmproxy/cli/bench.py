@@ -35,11 +35,15 @@ from ..core import chat, token_estimate
 from ..core.backend import Backend
 from ..core.errors import InvalidRequest, NotFound, ProxyError
 from ..core.text import printable
+from ..core.usage import Usage
 from ..dialects import DIALECTS, by_name
 from ..proxy import SettingsError, all_models, log_writer
-from ..recorder.exchange import Exchange, ExchangeSummary, new_id
-from ..recorder.reader import Filter, LogReader
-from ..recorder.store import StoreError, Unusable, logs_on
+from ..recorder.database import StoreError, Unusable
+from ..recorder.exchange import Exchange, new_id
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader
+from ..recorder.store import logs_on
+from ..recorder.summary import ExchangeSummary
 from ..report.data import Study
 from ..report.load import study_of_run
 from ..report.numbers import count_of, money
@@ -337,7 +341,7 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
     )
     for model in plan.models:
         if model in prices:
-            estimate = cost(chat.Usage(input_tokens, output_tokens), prices[model])
+            estimate = cost(Usage(input_tokens, output_tokens), prices[model])
             assert estimate is not None, "both counts are known"
             print_line(f"  {printable(model)}: about {money(estimate)} by your prices")
 

@@ -19,7 +19,8 @@ from llm.parts import (
 
 from ..core import payload
 from ..core.text import painted, printable
-from ..recorder.exchange import Exchange, ExchangeSummary
+from ..recorder.exchange import Exchange
+from ..recorder.summary import ExchangeSummary
 from ..recorder.timeline import TimedEvent
 from ..report.numbers import count_of
 from .summary_text import (

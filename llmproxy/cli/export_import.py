@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from ..core.text import printable
+from ..recorder.database import StoreError
 from ..recorder.reader import LogReader
-from ..recorder.store import StoreError
 from ..report.numbers import count_of
 from ..transfer.export import Exported, Unreadable, export_file, export_jsonl
 from ..transfer.import_ import import_files

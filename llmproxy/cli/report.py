@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from ..bench.runs import find_run
-from ..recorder.reader import Filter, LogReader
-from ..recorder.store import StoreError
+from ..recorder.database import StoreError
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader
 from ..report.data import Study
 from ..report.figures import figures
 from ..report.html.page import page

@@ -21,9 +21,9 @@ from llm.parts import Message, Part
 from ..core import chat, token_estimate
 from ..core.message_diff import Difference, first_difference
 from ..recorder.damage import UNREADABLE
-from ..recorder.exchange import ExchangeSummary, Relation
-from ..recorder.reader import Filter, LogReader
-from ..recorder.store import SUMMARY_COLUMNS
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader
+from ..recorder.summary import SUMMARY_COLUMNS, ExchangeSummary, Relation
 from .threads import parents, selected, sound_hash
 
 BATCH = 500  # messages in one query

@@ -29,8 +29,7 @@ from llm.parts import (
 from . import argument_text, payload
 from .errors import InvalidRequest, ProxyError
 from .limits import Limits
-from .usage import FinishReason as FinishReason
-from .usage import Usage as Usage
+from .usage import FinishReason, Usage
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from .chat import FinishReason
 from .errors import UpstreamError
+from .usage import FinishReason
 
 # In lower case. Servers pass on the words of their models' own runtimes, so each dialect may
 # meet any of these. What is missing here (`end_turn`, `pause_turn` …) means "stop".

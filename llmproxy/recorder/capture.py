@@ -19,7 +19,8 @@ from llm.parts import Message, StreamEvent
 from ..core import chat
 from ..core.backend import Run, Stamped
 from ..core.errors import ProxyError, shortened
-from .exchange import Exchange, Match, Status, Turn, changed, with_answer, with_error
+from .exchange import Exchange, Match, Turn, changed, with_answer, with_error
+from .summary import Status
 from .timeline import TimedEvents
 
 

@@ -25,15 +25,15 @@ from ..core.errors import ProxyError, retry_after_s
 from ..core.fingerprints import HistoryHasher
 from ..core.finish_reasons import finer_reason
 from ..core.known_keys import KnownKeys
+from ..core.usage import Usage
 from . import timeline, token_rate
 from .redact import Redactor
-from .summary import FIRST_WORDS_CHARS as FIRST_WORDS_CHARS
-from .summary import ExchangeSummary as ExchangeSummary
-from .summary import Origin as Origin
-from .summary import Relation as Relation
-from .summary import Status as Status
-from .summary import summary_to_json as summary_to_json
-from .summary import time_of_id as time_of_id
+from .summary import (
+    FIRST_WORDS_CHARS,
+    ExchangeSummary,
+    Relation,
+    summary_to_json,
+)
 from .timeline import TimedEvent
 
 
@@ -163,7 +163,7 @@ def with_answer(
     events: without the Finish. finish: None if the answer was cut short.
     """
     visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
-    usage = finish.usage if finish else chat.Usage()
+    usage = finish.usage if finish else Usage()
     estimate = None
     if turn and turn.reply and usage.output_tokens is None:
         estimate = token_estimate.estimate_reply(turn.reply)
@@ -343,7 +343,7 @@ def from_json(values: Mapping[str, Any]) -> Exchange:
         **summary
         | {
             "received": datetime.fromisoformat(values["received"]),
-            "usage": chat.Usage(**values["usage"]),
+            "usage": Usage(**values["usage"]),
             "ignored": tuple(values["ignored"]),
             "damage": tuple(values.get("damage", ())),
         },

@@ -18,9 +18,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .reader import Filter, LogReader
+from .database import translated
+from .listing import Filter
+from .reader import LogReader
 from .request_store import references
-from .store import translated
 
 TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
 

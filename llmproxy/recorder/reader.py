@@ -20,16 +20,13 @@ from llm.parts import Message
 from ..core.errors import NotFound
 from . import timeline
 from .damage import COUNT, EPOCH, OPTIONAL_TEXT, TEXT, UNREADABLE, Damage, Kind, utc
-from .exchange import Exchange, ExchangeSummary, RawRequest, Turn
+from .database import Unusable, translated
+from .exchange import Exchange, RawRequest, Turn
 from .ids import find_exchanges
-from .listing import Filter as Filter
 from .listing import LogListing, open_for_reading
 from .llm_turns import find_messages, message_chain, read_chain, read_messages
 from .request_store import restore
-from .store import (
-    Unusable,
-    translated,
-)
+from .summary import ExchangeSummary
 
 
 class LogReader(LogListing):

@@ -24,25 +24,19 @@ from typing import Any, Self, TypeVar
 from ..core.fingerprints import Reply, reply_of
 from . import reply_index, timeline, token_rate
 from .damage import decode
-from .database import META as META
-from .database import MIGRATIONS as MIGRATIONS
-from .database import SCHEMA_VERSION as SCHEMA_VERSION
-from .database import Locked as Locked
-from .database import StoreError as StoreError
-from .database import Unusable as Unusable
-from .database import check_version as check_version
-from .database import complete_older_tables as complete_older_tables
-from .database import is_no_database as is_no_database
-from .database import translated as translated
-from .exchange import Exchange, ExchangeSummary
+from .database import (
+    META,
+    MIGRATIONS,
+    SCHEMA_VERSION,
+    Locked,
+    check_version,
+    translated,
+)
+from .exchange import Exchange
 from .llm_turns import TurnLog, TurnRecord
 from .process_lock import ProcessLock
 from .request_store import Deduplicated, deduplicate, dumps
-from .summary import SUMMARY_COLUMNS as SUMMARY_COLUMNS
-from .summary import columns as columns
-from .summary import storable as storable
-from .summary import summary_of as summary_of
-from .summary import timestamp as timestamp
+from .summary import SUMMARY_COLUMNS, ExchangeSummary, columns, storable, summary_of
 from .user_files import user_file
 
 T = TypeVar("T")

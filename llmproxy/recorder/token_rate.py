@@ -26,7 +26,7 @@ import json
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator
 
-from ..core.chat import Usage
+from ..core.usage import Usage
 from . import timeline
 from .damage import UNREADABLE
 

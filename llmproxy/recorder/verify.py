@@ -22,6 +22,7 @@ from llm.parts import Message, Part
 from ..core.attachments import find_attachments
 from ..core.circles import find_circles
 from .damage import EPOCH, TEXT, UNREADABLE, Damage
+from .database import translated
 from .exchange import with_remote_attachments
 from .listing import open_for_reading
 from .llm_turns import read_chain
@@ -35,7 +36,7 @@ from .reader import (
     turn_facts,
 )
 from .request_store import references
-from .store import summary_of, translated
+from .summary import summary_of
 
 BATCH = 500  # messages in one query
 

@@ -20,9 +20,11 @@ from itertools import islice
 from pathlib import Path
 
 from ..core.byte_cache import message_bytes, value_bytes
-from .exchange import Exchange, ExchangeSummary
+from .database import Locked, StoreError, Unusable
+from .exchange import Exchange
 from .spool import Spool, read
-from .store import Locked, Store, StoreError, Unusable
+from .store import Store
+from .summary import ExchangeSummary
 
 GROUP = 32  # exchanges written in one transaction at most
 MAX_PENDING = 256  # exchanges kept in memory if neither logs.db nor the spool can be written

@@ -12,7 +12,7 @@ from typing import Any
 
 from llm.parts import Message
 
-from ..recorder.exchange import ExchangeSummary
+from ..recorder.summary import ExchangeSummary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Literal
 
 from llm.parts import Message
 
-from ..core import chat
+from ..core.usage import Usage
 from .agreement import Agreement, agreement
 from .data import Measured, Sample, Study
 from .numbers import SIMILARITY, is_time
@@ -152,7 +152,7 @@ class ModelFigures:
         to the model; no other time includes it.
     tokens_per_second: as recorder/token_rate.py defines it.
     cache: None if no cached tokens were counted.
-    tokens: summaries of the provider's counts, by the names of chat.Usage; names without any
+    tokens: summaries of the provider's counts, by the names of Usage; names without any
         count are left out.
     agreement: with the recorded replies, None if there are none.
     cost: None without a price.
@@ -449,7 +449,7 @@ def _tokens(answers: Sequence[Measured]) -> dict[str, Summary]:
     usages = [answer.exchange.usage for answer in answers]
     return {
         field.name: counts
-        for field in fields(chat.Usage)
+        for field in fields(Usage)
         if (counts := summary(_numbers(getattr(usage, field.name) for usage in usages))) is not None
     }
 

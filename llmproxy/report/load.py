@@ -10,8 +10,10 @@ from llm.parts import StreamEvent
 from ..bench.bench import list_tasks, read_plan
 from ..bench.runs import Benchmark
 from ..core.errors import NotFound, class_of_status
-from ..recorder.exchange import Exchange, ExchangeSummary
-from ..recorder.reader import Filter, LogReader
+from ..recorder.exchange import Exchange
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader
+from ..recorder.summary import ExchangeSummary
 from .data import Measured, Sample, Study
 
 LOG_TITLE = "the log"

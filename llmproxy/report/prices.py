@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from ..core import chat, payload
+from ..core import payload
 from ..core.errors import InvalidRequest
+from ..core.usage import Usage
 
 TOKENS = 1_000_000  # the unit of vendors' price lists
 MAX_PRICE = 10**9  # per million tokens: keeps every sum within a double
@@ -49,7 +50,7 @@ def load_prices(data: bytes) -> dict[str, Price]:
     return prices
 
 
-def cost(usage: chat.Usage, price: Price) -> float | None:
+def cost(usage: Usage, price: Price) -> float | None:
     """Compute the cost of a response, in the prices' currency.
 
     None if the provider did not count both input and output. Cached tokens and tokens written

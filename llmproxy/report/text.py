@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from ..core.text import painted, printable
-from ..recorder.exchange import ExchangeSummary
+from ..recorder.summary import ExchangeSummary
 from .conclusions import Name, Sentence, Strong, conclusions
 from .data import Measured, Study
 from .figures import (

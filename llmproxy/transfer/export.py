@@ -12,7 +12,8 @@ from typing import BinaryIO
 
 from ..core.errors import NotFound
 from ..recorder.exchange import Exchange, encode
-from ..recorder.reader import Filter, LogReader
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader
 from .anonymize import anonymize
 
 SQLITE_MAGIC = b"SQLite format 3\0"

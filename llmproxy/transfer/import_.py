@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from ..core.errors import InvalidRequest
-from ..recorder.exchange import Exchange, Status
-from ..recorder.reader import Filter, LogReader, check_llm
+from ..recorder.exchange import Exchange
+from ..recorder.listing import Filter
+from ..recorder.reader import LogReader, check_llm
 from ..recorder.store import Store, retry_while_locked
+from ..recorder.summary import Status
 from .export import SQLITE_MAGIC, Unreadable
 from .jsonl import decode
 

@@ -17,11 +17,13 @@ from typing import Any, Literal
 
 import llm
 
-from ..core import attachments, chat, payload
+from ..core import attachments, payload
 from ..core.errors import InvalidRequest
 from ..core.limits import Limits
+from ..core.usage import FinishReason, Usage
 from ..recorder import timeline
-from ..recorder.exchange import Exchange, ExchangeSummary, from_json
+from ..recorder.exchange import Exchange, from_json
+from ..recorder.summary import ExchangeSummary
 
 # A body is nested in the line, and may have been received under a wider limit.
 LIMITS = Limits(json_depth=200, json_values=10**9, int_digits=4000)
@@ -156,13 +158,13 @@ class ExchangeForm(ExchangeSummary):
     model_used: str | None = field()
     thread_id: str | None = field()
     http_status: int | None = field()
-    finish_reason: chat.FinishReason | None = field()
+    finish_reason: FinishReason | None = field()
     error: str | None = field()
     ttft_ms: float | None = field()
     first_text_ms: float | None = field()
     duration_ms: float | None = field()
     event_count: int = field()
-    usage: chat.Usage = field()
+    usage: Usage = field()
     owner: str | None = field()
     damage: list[str] = field(default_factory=list)  # type: ignore[assignment]
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy.app.metrics import Gauge, Metrics
-from llmproxy.core.chat import Usage
-from llmproxy.recorder.exchange import ExchangeSummary
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.summary import ExchangeSummary
 
 
 def make_summary(**changes):

@@ -14,6 +14,7 @@ from llm.parts import Message, ReasoningPart, StreamEvent, TextPart, ToolCallPar
 from llmproxy.backends.upstream import Upstream, chat_url
 from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat
 from llmproxy.transport.client import Deadlines
 from tests.models import SyncScript, tool_call, usage
@@ -60,7 +61,7 @@ async def test_a_providers_stream_is_read_as_events():
         StreamEvent("reasoning", "Hm.", 0),
         StreamEvent("text", "Hel", 1),
         StreamEvent("text", "lo", 1),
-        chat.Finish("stop", usage=chat.Usage(11, 7), model="real-model"),
+        chat.Finish("stop", usage=Usage(11, 7), model="real-model"),
     ]
     assert began < stamped[0].at <= stamped[-1].at < time.monotonic()
     assert played.bodies == [

@@ -18,8 +18,8 @@ from llmproxy.core.errors import (
     Unavailable,
     UpstreamError,
 )
+from llmproxy.recorder.database import StoreError
 from llmproxy.recorder.exchange import begun
-from llmproxy.recorder.store import StoreError
 from tests.report.studies import BEGAN
 
 PLAN = Plan(models=["a", "b"], ids=["1", "2"], repeat=2)

@@ -13,8 +13,9 @@ from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.conversations.threads import threads, tree
 from llmproxy.core.errors import NotFound
 from llmproxy.recorder.exchange import encode
+from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.reader import LogReader
 from llmproxy.transfer.import_ import import_files
 from llmproxy.transfer.jsonl import decode
 

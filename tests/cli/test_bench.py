@@ -18,7 +18,8 @@ from llm.parts import ReasoningPart, StreamEvent
 from llmproxy.backends.log_source import exchange_request
 from llmproxy.bench.runs import claim_run, find_run
 from llmproxy.cli import bench as bench_command
-from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.listing import Filter
+from llmproxy.recorder.reader import LogReader
 from llmproxy.report.figures import figures
 from llmproxy.report.load import study_of_run
 from tests.models import AsyncScript, ScriptOptions, SyncScript, response_json, usage

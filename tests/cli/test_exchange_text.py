@@ -22,8 +22,9 @@ from llmproxy.cli.summary_text import (
     summary_row,
     tokens_in_and_out,
 )
-from llmproxy.core import attachments, chat
+from llmproxy.core import attachments
 from llmproxy.core.text import printable
+from llmproxy.core.usage import Usage
 from llmproxy.recorder.exchange import Exchange, RawRequest, Turn
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -45,7 +46,7 @@ EXCHANGE = Exchange(
     first_text_ms=130.0,
     duration_ms=2120.0,
     event_count=2,
-    usage=chat.Usage(1000, 50, cached_tokens=900),
+    usage=Usage(1000, 50, cached_tokens=900),
     tokens_per_second=25.0,
     ignored=("seed", "store"),
     first_words="Change the greeting",
@@ -90,13 +91,13 @@ def test_line_has_all_columns():
 
 
 def test_line_of_a_failure_has_the_error():
-    none = {"usage": chat.Usage(), "tokens_per_second": None}
+    none = {"usage": Usage(), "tokens_per_second": None}
     shown = words(status="error", http_status=429, error="slow down", **none)
     assert shown[5:] == ["error 429", "0.12s", "slow down"]
 
 
 def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
-    none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": chat.Usage()}
+    none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": Usage()}
     none["tokens_per_second"] = None
     assert words(status="running", **none)[5:] == ["running", "Change the greeting"]
     assert words(status="cancelled", **none)[5] == "cancelled"
@@ -209,7 +210,7 @@ def test_a_first_run_is_marked():
 
 
 def test_a_rate_by_our_estimate_is_marked():
-    uncounted = {"usage": chat.Usage(), "output_tokens_estimate": 76, "tokens_per_second": 38.0}
+    uncounted = {"usage": Usage(), "output_tokens_estimate": 76, "tokens_per_second": 38.0}
     uncounted = replace(EXCHANGE, **uncounted)
     assert "  ~38/s  " in summary_line(uncounted)
     assert "tokens" not in summary_line(uncounted)
@@ -243,10 +244,10 @@ def test_page_of_a_failure_says_how_long_it_asked_to_wait():
 @pytest.mark.parametrize(
     ("usage", "text"),
     [
-        (chat.Usage(None, 51), "?→51 tokens"),
-        (chat.Usage(3, None), "3→? tokens"),
-        (chat.Usage(0, 0), "0→0 tokens"),
-        (chat.Usage(), ""),
+        (Usage(None, 51), "?→51 tokens"),
+        (Usage(3, None), "3→? tokens"),
+        (Usage(0, 0), "0→0 tokens"),
+        (Usage(), ""),
     ],
 )
 def test_a_count_that_is_missing_is_no_zero(usage, text):

@@ -9,9 +9,9 @@ from llmproxy.cli.thread_text import prefix_lines, thread_row, tree_rows, verifi
 from llmproxy.conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
 from llmproxy.conversations.threads import Thread
 from llmproxy.conversations.tree import TreeRow
-from llmproxy.core.chat import Usage
 from llmproxy.core.message_diff import Difference
-from llmproxy.recorder.exchange import ExchangeSummary
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.summary import ExchangeSummary
 from llmproxy.recorder.verify import Broken, Verified
 
 RECEIVED = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -30,8 +30,8 @@ from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder import reply_index
 from llmproxy.recorder.exchange import Exchange, Turn, begun
+from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter
 from llmproxy.recorder.reply_index import OutOfTime, Replies
 from llmproxy.recorder.store import Store, wal_of
 from tests import strategies

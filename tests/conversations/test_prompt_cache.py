@@ -16,9 +16,10 @@ from llm.parts import (
 
 from llmproxy.conversations.prompt_cache import ThreadCache, ToolsChange, find_cache_misses
 from llmproxy.core import attachments, chat, token_estimate
-from llmproxy.core.chat import Usage
 from llmproxy.core.message_diff import Difference
-from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.listing import Filter
+from llmproxy.recorder.reader import LogReader
 from tests.log_fixtures import RECEIVED
 
 

@@ -11,11 +11,12 @@ from sqlite_utils import Database
 
 from llmproxy.conversations.prompt_cache import find_cache_misses
 from llmproxy.conversations.threads import Thread, parents, threads, tree
-from llmproxy.core.chat import Usage
 from llmproxy.core.errors import NotFound
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.llm_turns import message_chain
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.reader import LogReader
 from tests.log_fixtures import RECEIVED
 
 

@@ -21,8 +21,9 @@ from llmproxy.backends.log_source import Log
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core import chat
 from llmproxy.core.errors import ProxyError
+from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.store import Store
 from llmproxy.recorder.verify import verify
 from tests.commands import run_here

@@ -14,7 +14,7 @@ import llm
 import pytest
 
 from llmproxy.cli.summary_text import summary_line
-from llmproxy.recorder.store import timestamp
+from llmproxy.recorder.summary import timestamp
 from llmproxy.report.numbers import number
 from tests.app.test_dashboard import get
 from tests.cli.test_log import ask

@@ -23,9 +23,9 @@ from llmproxy.app.dashboard import Dashboard
 from llmproxy.backends.log_source import Log
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core import chat
-from llmproxy.recorder import store as store_module
+from llmproxy.recorder.database import META, MIGRATIONS, SCHEMA_VERSION
 from llmproxy.recorder.reader import LogReader
-from llmproxy.recorder.store import SCHEMA_VERSION, Store
+from llmproxy.recorder.store import Store
 from llmproxy.recorder.verify import verify
 from tests.commands import run_here
 
@@ -150,8 +150,8 @@ def make_older_log(path, version):
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("pragma journal_mode = wal")
         LogStore(Database(connection, execute_plugins=False))
-        connection.execute(store_module.META)
-        for statements in store_module.MIGRATIONS[:version]:
+        connection.execute(META)
+        for statements in MIGRATIONS[:version]:
             for statement in statements:
                 connection.execute(statement)
         connection.execute("insert into proxy_meta values ('schema', ?)", (version,))

@@ -19,6 +19,7 @@ from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited
 from llmproxy.core.fingerprints import visible_text
 from llmproxy.core.limits import Limits
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import openai_responses
 from tests.app.test_app import request
 from tests.models import AsyncScript, usage
@@ -505,7 +506,7 @@ def test_encrypted_reasoning_goes_through_llms_plugin_and_back(llm_user_path, ki
         ),
         StreamEvent("tool_call_name", "tide", 1, "call_1"),
         StreamEvent("tool_call_args", '{"at": "noon"}', 1, "call_1"),
-        chat.Finish("tool_calls", usage=chat.Usage(9, 4, reasoning_tokens=2)),
+        chat.Finish("tool_calls", usage=Usage(9, 4, reasoning_tokens=2)),
     ]
 
     def openai_answers(body, handler):

@@ -8,7 +8,8 @@ from typing import Literal
 import pytest
 
 from llmproxy.recorder.damage import Damage, Undecodable, decode, kind_of, utc
-from llmproxy.recorder.exchange import new_id, time_of_id
+from llmproxy.recorder.exchange import new_id
+from llmproxy.recorder.summary import time_of_id
 
 WORD = Literal["one", "two"]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from llm.parts import Message, StreamEvent
 
 from llmproxy.core import attachments, chat
+from llmproxy.core.usage import Usage
 from llmproxy.recorder.exchange import Turn, begun, from_json, to_json
 from tests.examples import many_examples
 from tests.log_fixtures import ended_as
@@ -79,7 +80,7 @@ def test_an_ended_exchange_summarizes_its_events():
     finish = chat.Finish(
         "length",
         "END",
-        chat.Usage(7, 2, 1),
+        Usage(7, 2, 1),
         model="demo-2026",
         response_json={"id": "r1"},
         llm_usage=llm.Usage(7, 2),

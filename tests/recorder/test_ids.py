@@ -9,7 +9,8 @@ import pytest
 
 from llmproxy.core.errors import InvalidRequest, NotFound
 from llmproxy.recorder.ids import MAX_NAMED, MIN_BEGINNING_CHARS, find_exchanges, find_thread
-from llmproxy.recorder.reader import Filter, LogReader
+from llmproxy.recorder.listing import Filter
+from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.store import Store
 
 ONE = "01kb3yq8w5m1vr7t4s0c2d9e6f"

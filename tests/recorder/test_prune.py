@@ -10,9 +10,10 @@ import sqlite_utils
 from llm.logs import LogStore
 from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResultPart
 
+from llmproxy.recorder.database import Locked, Unusable
+from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.prune import Pruned, prune
-from llmproxy.recorder.reader import Filter, LogReader
-from llmproxy.recorder.store import Locked, Unusable
+from llmproxy.recorder.reader import LogReader
 from tests.log_fixtures import RECEIVED
 
 

@@ -19,10 +19,14 @@ from llm.parts import (
 
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import NotFound
-from llmproxy.recorder.exchange import ExchangeSummary, to_json
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.database import SCHEMA_VERSION, Unusable
+from llmproxy.recorder.exchange import to_json
+from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.prune import prune
-from llmproxy.recorder.reader import Filter, LogReader
-from llmproxy.recorder.store import SCHEMA_VERSION, Store, Unusable, columns
+from llmproxy.recorder.reader import LogReader
+from llmproxy.recorder.store import Store
+from llmproxy.recorder.summary import ExchangeSummary, columns
 from tests.log_fixtures import RECEIVED, ended_as
 
 
@@ -63,7 +67,7 @@ def test_a_filter_that_makes_no_sense_is_refused(field, value):
 
 
 def test_a_summary_reads_back_equal(store, history, make_begun, make_exchange):
-    finish = chat.Finish("length", "END", chat.Usage(9, 8, 7, 6, 5))
+    finish = chat.Finish("length", "END", Usage(9, 8, 7, 6, 5))
     exchange = ended_as(
         make_begun("two  words\n" * 50),
         "error",

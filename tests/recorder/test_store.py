@@ -24,10 +24,11 @@ from llm.parts import (
 )
 
 from llmproxy.core import attachments
+from llmproxy.recorder.database import SCHEMA_VERSION, Locked, Unusable
 from llmproxy.recorder.llm_turns import TurnRecord
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.request_store import restore
-from llmproxy.recorder.store import SCHEMA_VERSION, Locked, Store, Unusable, logs_on
+from llmproxy.recorder.store import Store, logs_on
 from tests.log_fixtures import ended_as
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(32)

@@ -10,11 +10,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from llm.parts import StreamEvent
 
-from llmproxy.core.chat import Usage
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.database import SCHEMA_VERSION
 from llmproxy.recorder.exchange import from_json, to_json, with_answer
 from llmproxy.recorder.listing import open_for_reading
 from llmproxy.recorder.reader import LogReader
-from llmproxy.recorder.store import SCHEMA_VERSION, Store
+from llmproxy.recorder.store import Store
 from llmproxy.recorder.timeline import EventTicks, Tick, encode, ticks
 from llmproxy.recorder.token_rate import MIN_SPAN_MS, tokens_per_second
 from tests.log_fixtures import make_version_4

@@ -10,7 +10,7 @@ from llm.parts import AttachmentPart, Message, TextPart, ToolResultPart
 from sqlite_utils import Database
 
 from llmproxy.core import attachments
-from llmproxy.recorder.store import Unusable
+from llmproxy.recorder.database import Unusable
 from llmproxy.recorder.verify import Broken, Verified, verify
 
 LONG = "a long text that is kept apart from its request " * 10

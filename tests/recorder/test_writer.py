@@ -23,11 +23,12 @@ from hypothesis import strategies as st
 from llm.logs import LogStore
 
 from llmproxy.recorder import writer as writer_module
+from llmproxy.recorder.database import StoreError
 from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.spool import Spool, read
-from llmproxy.recorder.store import Store, StoreError
+from llmproxy.recorder.store import Store
 from llmproxy.recorder.writer import Writer
 from tests.examples import many_examples
 

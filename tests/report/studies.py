@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 from llm.parts import Message, TextPart
 
-from llmproxy.core.chat import Usage
-from llmproxy.recorder.exchange import ExchangeSummary
+from llmproxy.core.usage import Usage
+from llmproxy.recorder.summary import ExchangeSummary
 from llmproxy.report.data import Measured, Sample, Study
 
 BEGAN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

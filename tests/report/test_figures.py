@@ -9,7 +9,7 @@ from math import inf
 import pytest
 from llm.parts import Message, ToolCallPart
 
-from llmproxy.core.chat import Usage
+from llmproxy.core.usage import Usage
 from llmproxy.report.data import Study
 from llmproxy.report.figures import (
     ENOUGH,

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.core.chat import Usage
 from llmproxy.core.errors import InvalidRequest
+from llmproxy.core.usage import Usage
 from llmproxy.report.prices import Price, cost, load_prices
 
 PRICE = Price(input=2.0, output=10.0, cached=0.5, cache_write=3.0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from llmproxy.core.chat import Usage
+from llmproxy.core.usage import Usage
 from llmproxy.report.data import Study
 from llmproxy.report.figures import figures
 from llmproxy.report.prices import Price

@@ -27,9 +27,11 @@ from llm.parts import Message, ReasoningPart, TextPart, ToolCallPart, ToolResult
 from llmproxy.backends.engine.demo import Demo
 from llmproxy.core import attachments
 from llmproxy.core.errors import InvalidRequest, NotFound
+from llmproxy.recorder.database import Locked, StoreError, Unusable
 from llmproxy.recorder.exchange import encode, to_json
-from llmproxy.recorder.reader import Filter, LogReader
-from llmproxy.recorder.store import Locked, Store, StoreError, Unusable
+from llmproxy.recorder.listing import Filter
+from llmproxy.recorder.reader import LogReader
+from llmproxy.recorder.store import Store
 from llmproxy.recorder.verify import verify
 from llmproxy.transfer.anonymize import anonymize
 from llmproxy.transfer.export import (

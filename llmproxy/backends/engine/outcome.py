@@ -14,15 +14,16 @@ from typing import Any
 
 import llm
 
-from ...core import chat, error_meanings, errors, finish_reasons
+from ...core import error_meanings, errors, finish_reasons
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
+from ...core.usage import FinishReason, Usage
 from .sent_bodies import EMPTY, MAX_QUOTED_CHARS
 
 MAX_COUNT = 2**53  # JSON parsers may not hold a larger number exactly
 
 
-def finish_reason(response_json: Any, *, has_calls: bool) -> chat.FinishReason:
+def finish_reason(response_json: Any, *, has_calls: bool) -> FinishReason:
     """Return why the model stopped, by the raw response that llm keeps of the provider."""
     return finish_reasons.finish_reason(_raw_reason(response_json), has_calls=has_calls)
 
@@ -87,7 +88,7 @@ def is_refusal(exc: BaseException) -> bool:
     return type(exc).__name__ == "ClaudeRefusal"
 
 
-def usage(counted: llm.Usage) -> chat.Usage:
+def usage(counted: llm.Usage) -> Usage:
     """Convert a plugin's token counts to comparable ones: input includes cached tokens.
 
     Anthropic's plugin counts cached input separately, and reports it only if its `cache`
@@ -103,7 +104,7 @@ def usage(counted: llm.Usage) -> chat.Usage:
     if input_tokens is not None:
         input_tokens += (read or 0) + (written or 0)
     cached = read if read is not None else _detail(details, _CACHED)
-    return chat.Usage(
+    return Usage(
         input_tokens=input_tokens,
         output_tokens=_count(counted.output),
         cached_tokens=cached,

@@ -16,6 +16,7 @@ from llm.parts import StreamEvent
 from ...core import chat, finish_reasons, payload
 from ...core.errors import UpstreamError
 from ...core.finish_reasons import common_reason, finer_reason
+from ...core.usage import Usage
 from ...transport import framing
 from .models_and_errors import parse_error
 from .render_response import (
@@ -264,7 +265,7 @@ def _str(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _parse_usage(usage: Mapping[str, Any]) -> chat.Usage:
+def _parse_usage(usage: Mapping[str, Any]) -> Usage:
     """Count as we do: cached tokens are part of the input."""
     counts = {name: count for name, count in usage.items() if type(count) is int}
     read, written = (
@@ -276,7 +277,7 @@ def _parse_usage(usage: Mapping[str, Any]) -> chat.Usage:
         input_tokens += (read or 0) + (written or 0)
     details = usage.get("output_tokens_details")
     thinking = details.get("thinking_tokens") if isinstance(details, dict) else None
-    return chat.Usage(
+    return Usage(
         input_tokens=input_tokens,
         output_tokens=counts.get("output_tokens"),
         cached_tokens=read,

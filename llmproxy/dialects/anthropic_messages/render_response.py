@@ -25,6 +25,7 @@ from llm.parts import (
 
 from ...core import argument_text, chat, payload
 from ...core.errors import InvalidRequest, ProxyError
+from ...core.usage import FinishReason, Usage
 from ...transport import framing
 from .models_and_errors import render_error
 
@@ -51,7 +52,7 @@ def _render_message(
     }
 
 
-STOP_REASONS: Mapping[chat.FinishReason, str] = {
+STOP_REASONS: Mapping[FinishReason, str] = {
     "stop": "end_turn",
     "length": "max_tokens",
     "tool_calls": "tool_use",
@@ -84,7 +85,7 @@ def _estimated_input_tokens(envelope: chat.Envelope) -> int:
     return max(1, envelope.input_tokens)
 
 
-def _render_counts(usage: chat.Usage, envelope: chat.Envelope) -> dict[str, Any]:
+def _render_counts(usage: Usage, envelope: chat.Envelope) -> dict[str, Any]:
     """Render the counts, with cached input apart from the rest.
 
     Unknown counts are left out, except those that the API's types require: the input is the
@@ -243,7 +244,7 @@ class StreamRenderer:
 
     def start(self) -> list[bytes]:
         """Return message_start, whose usage is an estimate that the end corrects."""
-        usage = _render_usage(_render_counts(chat.Usage(output_tokens=1), self._envelope))
+        usage = _render_usage(_render_counts(Usage(output_tokens=1), self._envelope))
         message = _render_message(self._envelope, [], usage)
         return [_event("message_start", {"message": message})]
 

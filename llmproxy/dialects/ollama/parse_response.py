@@ -12,6 +12,7 @@ from llm.parts import StreamEvent
 
 from ...core import chat, finish_reasons, payload
 from ...core.errors import UpstreamError
+from ...core.usage import Usage
 from .models_and_errors import parse_error
 from .schema import ChatResponse, ResponseMessage, ToolCall
 
@@ -113,7 +114,7 @@ class StreamParser:
         return [
             chat.Finish(
                 finish_reasons.finish_reason(reason, has_calls=bool(self._call_count)),
-                usage=chat.Usage(last.prompt_eval_count, last.eval_count),
+                usage=Usage(last.prompt_eval_count, last.eval_count),
                 model=self.model,
                 durations=None if durations == chat.Durations() else durations,
                 ignored=tuple(self._ignored),

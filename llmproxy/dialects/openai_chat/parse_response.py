@@ -18,6 +18,7 @@ from ...core import chat, finish_reasons, payload
 from ...core.errors import UpstreamError
 from ...core.finish_reasons import finish_reason
 from ...core.openai_api import parse_error
+from ...core.usage import Usage
 from ...transport import framing
 from .schema import (
     ChatCompletionChunk,
@@ -247,10 +248,10 @@ class _Call:
             yield StreamEvent("tool_call_args", chunk, self.part_index, self.id)
 
 
-def _parse_usage(usage: CompletionUsage) -> chat.Usage:
+def _parse_usage(usage: CompletionUsage) -> Usage:
     prompt = usage.prompt_tokens_details or PromptTokensDetails()
     completion = usage.completion_tokens_details or CompletionTokensDetails()
-    return chat.Usage(
+    return Usage(
         input_tokens=usage.prompt_tokens,
         output_tokens=usage.completion_tokens,
         cached_tokens=prompt.cached_tokens,

@@ -12,6 +12,7 @@ from llm.parts import ReasoningPart, StreamEvent, TextPart, ToolCallPart
 from ...core import chat, payload
 from ...core.errors import ProxyError
 from ...core.openai_api import render_error
+from ...core.usage import Usage
 from ...transport import framing
 from .schema import OLD_TOOLS
 
@@ -33,7 +34,7 @@ def tool_call(id_: str | None, function: dict[str, str]) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": function}
 
 
-def render_usage(usage: chat.Usage) -> dict[str, Any] | None:
+def render_usage(usage: Usage) -> dict[str, Any] | None:
     """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None

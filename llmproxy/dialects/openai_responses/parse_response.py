@@ -17,6 +17,7 @@ from ...core.compaction import decode_compaction
 from ...core.errors import UpstreamError
 from ...core.finish_reasons import finish_reason
 from ...core.openai_api import parse_error
+from ...core.usage import Usage
 from ...transport import framing
 from .items import reasoning_metadata, server_call, tool_name
 
@@ -318,13 +319,13 @@ def _arguments(item: Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else payload.encode(value or {}).decode()
 
 
-def _parse_usage(usage: Any) -> chat.Usage:
+def _parse_usage(usage: Any) -> Usage:
     def count(value: Any, *path: str) -> int | None:
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         return value if type(value) is int else None
 
-    return chat.Usage(
+    return Usage(
         input_tokens=count(usage, "input_tokens"),
         output_tokens=count(usage, "output_tokens"),
         cached_tokens=count(usage, "input_tokens_details", "cached_tokens"),

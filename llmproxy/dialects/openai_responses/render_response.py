@@ -15,6 +15,7 @@ from ...core import chat, payload
 from ...core.compaction import encode_compaction
 from ...core.errors import ProxyError
 from ...core.openai_api import render_error
+from ...core.usage import Usage
 from ...transport import framing
 from .items import (
     CALL_PREFIXES,
@@ -99,7 +100,7 @@ def _render_finished(
     return _render_object(envelope, status, output, usage=usage, incomplete=incomplete)
 
 
-def _render_usage(usage: chat.Usage) -> dict[str, Any] | None:
+def _render_usage(usage: Usage) -> dict[str, Any] | None:
     """Render the usage, counted as ours is. None if the provider gave no counts."""
     if usage.input_tokens is None and usage.output_tokens is None:
         return None

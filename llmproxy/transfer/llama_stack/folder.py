@@ -12,7 +12,8 @@ from ...backends.replay import Recorded
 from ...core import chat
 from ...core.errors import InvalidRequest
 from ...core.fingerprints import request_key
-from ...recorder.reader import Filter, LogReader
+from ...recorder.listing import Filter
+from ...recorder.reader import LogReader
 from ..anonymize import anonymize
 from ..export import Exported, Unreadable, exchanges
 from .read import Recording, parse_recording

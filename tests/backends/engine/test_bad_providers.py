@@ -14,6 +14,7 @@ from llm_perplexity import PRESETS, Perplexity
 
 from llmproxy.backends.engine.openai_streams import _Chunks
 from llmproxy.core import chat, errors
+from llmproxy.core.usage import Usage
 from tests.backends.engine.test_plugins import WEATHER, anthropic_stream, claude, openai_model
 from tests.models import AsyncScript
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
@@ -461,7 +462,7 @@ def test_arguments_that_are_no_json_cost_neither_usage_nor_reason(engine, kind, 
     with playing(chat_stream(*deltas, finish_reason=word)) as provider:
         outcome = engine.ask(openai_model(kind, provider), tools=(WEATHER,))
     assert (outcome.error, outcome.finish.reason) == (None, reason)
-    assert outcome.finish.usage == chat.Usage(11, 7)
+    assert outcome.finish.usage == Usage(11, 7)
     assert outcome.finish.response_json["finish_reason"] == word
     raw = chat.collect(outcome.events).raw_arguments
     assert raw == {"c": text, "d": '{"at": 2}'}
@@ -486,7 +487,7 @@ def test_a_whole_answer_keeps_arguments_that_are_no_json(engine, kind, text):
     with playing(lambda _, handler: say_json(handler, whole)) as provider:
         outcome = engine.ask(openai_model(kind, provider, can_stream=False), tools=(WEATHER,))
     assert (outcome.error, outcome.text, outcome.finish.reason) == (None, "Look", "length")
-    assert outcome.finish.usage == chat.Usage(11, 7)
+    assert outcome.finish.usage == Usage(11, 7)
     assert chat.collect(outcome.events).raw_arguments == {"c": text, "d": "{}"}
 
 

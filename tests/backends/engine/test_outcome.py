@@ -10,8 +10,8 @@ import pytest
 
 from llmproxy.backends.engine import outcome
 from llmproxy.core import errors
-from llmproxy.core.chat import Usage
 from llmproxy.core.known_keys import KnownKeys
+from llmproxy.core.usage import Usage
 
 REASONS = [
     ({"finish_reason": "stop"}, "stop"),  # OpenAI Chat, streamed

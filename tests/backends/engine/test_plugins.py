@@ -13,6 +13,7 @@ from llm_perplexity import PRESETS, Perplexity
 
 from llmproxy.backends.engine import Catalog, Engine
 from llmproxy.core import attachments, chat, errors
+from llmproxy.core.usage import Usage
 from tests.backends.engine.conftest import assistant, started, system, user
 from tests.models import registered
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
@@ -36,7 +37,7 @@ def test_openai_chat_gets_the_conversation_and_returns_text_and_usage(engine, ki
         model = openai_model(kind, provider)
         outcome = engine.ask(model, messages, options={"temperature": 0.5, "max_tokens": 9})
     assert outcome.text == "Hello"
-    assert (outcome.finish.reason, outcome.finish.usage) == ("stop", chat.Usage(11, 7))
+    assert (outcome.finish.reason, outcome.finish.usage) == ("stop", Usage(11, 7))
     [body] = provider.bodies
     assert body["messages"] == [
         {"role": "system", "content": "be brief"},
@@ -296,7 +297,7 @@ def test_groq_sees_every_turn_once(engine, kind, monkeypatch):
         monkeypatch.setenv("GROQ_API_KEY", "gsk-test")
         outcome = engine.ask(kind("groq/m", "m"), TURNS, options={"stop_sequences": ["a", "b"]})
     assert outcome.text == "drei"
-    assert outcome.finish.usage == chat.Usage(5, 2)
+    assert outcome.finish.usage == Usage(5, 2)
     [body] = provider.bodies
     assert body["messages"] == SEEN_ONCE
     assert body["stop"] == ["a", "b"]
@@ -386,7 +387,7 @@ def test_claude_thinks_speaks_and_calls(engine, kind):
     )
     assert text.text == "Look:", "without the space that the plugin adds for display (d6.25)"
     assert call == ToolCallPart("weather", {"at": 1}, "toolu_1")
-    assert (outcome.finish.reason, outcome.finish.usage) == ("tool_calls", chat.Usage(10, 6))
+    assert (outcome.finish.reason, outcome.finish.usage) == ("tool_calls", Usage(10, 6))
 
 
 @CLAUDE_KINDS

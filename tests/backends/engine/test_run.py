@@ -13,6 +13,7 @@ from llmproxy.backends.engine import run as run_module
 from llmproxy.backends.engine.event_queue import QUEUED_EVENTS
 from llmproxy.core import chat
 from llmproxy.core.errors import ModelNotFound, Unsupported, UpstreamError
+from llmproxy.core.usage import Usage
 from tests.backends.engine.conftest import started, user
 from tests.models import (
     AsyncScript,
@@ -35,7 +36,7 @@ def test_a_run_yields_its_events_and_one_finish(engine, kind):
     assert outcome.error is None
     assert [e.chunk for e in outcome.events[:-1]] == ["a", "b"]
     assert outcome.finish.reason == "length"
-    assert outcome.finish.usage == chat.Usage(11, 7, cached_tokens=4)
+    assert outcome.finish.usage == Usage(11, 7, cached_tokens=4)
     assert outcome.finish.response_json == {"finish_reason": "length"}
     assert outcome.finish.llm_usage.details == {"prompt_tokens_details": {"cached_tokens": 4}}
 
@@ -99,7 +100,7 @@ def test_a_refusal_is_not_a_failure(engine, kind):
     outcome = engine.ask(kind("m", "I", usage(3, 1), ClaudeRefusal({"category": "bio"})))
     assert (outcome.error, outcome.text) == (None, "I")
     assert outcome.finish.reason == "content_filter"
-    assert outcome.finish.usage == chat.Usage(3, 1)
+    assert outcome.finish.usage == Usage(3, 1)
 
 
 @KINDS

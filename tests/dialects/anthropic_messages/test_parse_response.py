@@ -20,6 +20,7 @@ from llmproxy.core.errors import (
     RateLimited,
     UpstreamError,
 )
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import anthropic_messages
 from llmproxy.transport.framing import SSEFrame
 from tests.dialects.anthropic_messages.samples import (
@@ -44,7 +45,7 @@ def test_a_captured_response_parses_whole_and_streamed(case):
     expected = chat.collect(case.events)
     usage = expected.finish.usage
     if usage.input_tokens is None:
-        usage = chat.Usage(7, 0)
+        usage = Usage(7, 0)
     cached, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
     usage = replace(usage, cached_tokens=cached, cache_write_tokens=written)
     finish = replace(expected.finish, model=case.request["model"], usage=usage)
@@ -136,7 +137,7 @@ def test_final_usage_overwrites_the_counts_that_it_has():
     usage = {"input_tokens": 5, "cache_read_input_tokens": 3, "output_tokens": 1}
     start = frame(type="message_start", message={"model": "c", "usage": usage})
     end = frame(type="message_delta", delta={}, usage={"output_tokens": 9, "input_tokens": None})
-    assert fed(start, end).finish == chat.Finish(usage=chat.Usage(8, 9, cached_tokens=3), model="c")
+    assert fed(start, end).finish == chat.Finish(usage=Usage(8, 9, cached_tokens=3), model="c")
 
 
 @pytest.mark.parametrize(
@@ -176,7 +177,7 @@ def test_a_stream_that_was_cut_is_an_error(frames):
 def test_the_finish_comes_once():
     parser = anthropic_messages.StreamParser()
     assert parser.feed(END) == []
-    assert parser.feed(STOP) == [chat.Finish(usage=chat.Usage(output_tokens=1))]
+    assert parser.feed(STOP) == [chat.Finish(usage=Usage(output_tokens=1))]
     assert parser.feed(STOP) + parser.end() == []
 
 

@@ -19,6 +19,7 @@ from llmproxy.core import chat
 from llmproxy.core.errors import (
     Overloaded,
 )
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import anthropic_messages
 from llmproxy.transport.framing import SSEDecoder
 from tests.dialects.anthropic_messages.samples import (
@@ -211,10 +212,10 @@ def test_the_stop_reason_is_anthropics(finish, stop):
 @pytest.mark.parametrize(
     "usage, counts",
     [
-        (chat.Usage(), {"input_tokens": 7, "output_tokens": 0, **NOT_CACHED}),
-        (chat.Usage(10, 3), {"input_tokens": 10, "output_tokens": 3, **NOT_CACHED}),
+        (Usage(), {"input_tokens": 7, "output_tokens": 0, **NOT_CACHED}),
+        (Usage(10, 3), {"input_tokens": 10, "output_tokens": 3, **NOT_CACHED}),
         (
-            chat.Usage(10, 3, 8, 2),
+            Usage(10, 3, 8, 2),
             {
                 "input_tokens": 0,
                 "output_tokens": 3,
@@ -223,11 +224,11 @@ def test_the_stop_reason_is_anthropics(finish, stop):
             },
         ),
         (
-            chat.Usage(1, 3, 8),
+            Usage(1, 3, 8),
             {"input_tokens": 0, "output_tokens": 3, **NOT_CACHED, "cache_read_input_tokens": 8},
         ),
         (
-            chat.Usage(9, 3, reasoning_tokens=2),
+            Usage(9, 3, reasoning_tokens=2),
             {
                 "input_tokens": 9,
                 "output_tokens": 3,
@@ -249,7 +250,7 @@ def test_cached_input_is_counted_apart(usage, counts):
 def test_rendered_counts_parse_as_themselves(counts):
     """B24"""
     plain, output_tokens, cached, written = counts
-    usage = chat.Usage(plain + cached + written, output_tokens, cached, written)
+    usage = Usage(plain + cached + written, output_tokens, cached, written)
     read = anthropic_messages.parse_response(whole_of([chat.Finish(usage=usage)]))
     assert read.finish.usage == usage
 

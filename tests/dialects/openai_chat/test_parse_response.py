@@ -20,6 +20,7 @@ from llmproxy.core.errors import (
     RateLimited,
     UpstreamError,
 )
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import openai_chat
 from llmproxy.transport.framing import SSEDecoder, SSEFrame
 from tests.dialects.openai_chat.samples import (
@@ -122,7 +123,7 @@ def test_the_last_usage_counts_wherever_it_stands():
         },
     )
     *_, finish = read_stream(stream + b"data: [DONE]\n\n")
-    assert finish == chat.Finish(usage=chat.Usage(3, 3, 2), ignored=("usage.queue_time",))
+    assert finish == chat.Finish(usage=Usage(3, 3, 2), ignored=("usage.queue_time",))
 
 
 def test_content_of_the_finish_chunk_is_kept():

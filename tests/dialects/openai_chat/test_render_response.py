@@ -23,6 +23,7 @@ from llmproxy.core import chat
 from llmproxy.core.errors import (
     RateLimited,
 )
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import openai_chat
 from llmproxy.transport.framing import SSEDecoder
 from tests.dialects.openai_chat.samples import (
@@ -192,17 +193,17 @@ def test_the_reason_is_the_same_streamed_and_whole(reason):
 
 
 USAGES = {
-    "unknown": (chat.Usage(), None),
+    "unknown": (Usage(), None),
     "plain": (
-        chat.Usage(3, 4),
+        Usage(3, 4),
         {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7},
     ),
     "one side": (
-        chat.Usage(output_tokens=4),
+        Usage(output_tokens=4),
         {"prompt_tokens": 0, "completion_tokens": 4, "total_tokens": 4},
     ),
     "details": (
-        chat.Usage(10, 5, 8, 0, 2),
+        Usage(10, 5, 8, 0, 2),
         {
             "prompt_tokens": 10,
             "completion_tokens": 5,

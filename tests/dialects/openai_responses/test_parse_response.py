@@ -9,6 +9,7 @@ from llm.parts import ReasoningPart, TextPart, ToolCallPart
 
 from llmproxy.core import chat
 from llmproxy.core.errors import ContextTooLong, ProxyError, RateLimited, UpstreamError
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import openai_responses
 
 MESSAGE = {
@@ -79,7 +80,7 @@ def test_a_call_is_read_from_its_beginning_deltas_or_end():
         response = read(*values, completed(CALL, usage=USAGE))
         assert response.parts == [ToolCallPart("f", {"a": 1}, "c")]
         assert response.finish.reason == "tool_calls"
-        assert response.finish.usage == chat.Usage(5, 2, 3, None, 1)
+        assert response.finish.usage == Usage(5, 2, 3, None, 1)
 
 
 def test_reasoning_keeps_its_encrypted_text_and_summary():

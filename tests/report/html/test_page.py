@@ -19,7 +19,7 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.core import chat
+from llmproxy.core.usage import Usage
 from llmproxy.report.data import Measured, Sample, Study
 from llmproxy.report.figures import figures
 from llmproxy.report.html import page as rooms_page
@@ -179,9 +179,7 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
     study = a_study(n=6)
     warmup = an_answer(model="a", repeat=0, sample=study.samples[0].id)
     answers = [
-        changed(
-            answer, setup_ms=12.0, usage=chat.Usage(20, 11, cached_tokens=7, reasoning_tokens=3)
-        )
+        changed(answer, setup_ms=12.0, usage=Usage(20, 11, cached_tokens=7, reasoning_tokens=3))
         for answer in study.answers
     ]
     words = read(the_page(dataclasses.replace(study, answers=(warmup, *answers)))).text
@@ -199,7 +197,7 @@ def test_figures_have_tokens_gaps_setup_and_warmups():
 
 def test_failures_caches_and_tails_are_in_the_figures():
     study = a_study(models=("a",), n=300, recorded=False, settings={"cache": "cold"})
-    warm = [changed(study.answers[1], usage=chat.Usage(20, 11, cached_tokens=20))]
+    warm = [changed(study.answers[1], usage=Usage(20, 11, cached_tokens=20))]
     failure = dataclasses.replace(a_failure(sample=study.samples[0].id), was_sent_again=True)
     answers = (failure, a_failure(sample=study.samples[0].id), *warm, *study.answers[2:])
     words = read(the_page(dataclasses.replace(study, answers=answers))).text

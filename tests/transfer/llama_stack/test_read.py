@@ -35,6 +35,7 @@ from llmproxy.core.errors import (
     Unsupported,
     UpstreamError,
 )
+from llmproxy.core.usage import Usage
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder.exchange import Turn, begun
 from llmproxy.transfer.llama_stack.read import parse_recording
@@ -80,7 +81,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [TEXT("The ostrich.")],
             "stop",
-            chat.Usage(29, 5),
+            Usage(29, 5),
             "llama3.2:3b",
         ),
         ("d07a61be92f5", "openai_chat", [TEXT("The ostrich.")], "stop", None, "llama3.2:3b"),
@@ -89,7 +90,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [TEXT("Small, brown, flightless.")],
             "stop",
-            chat.Usage(11, 9, 4, None, 3),
+            Usage(11, 9, 4, None, 3),
             "gpt-4o-mini-2024-07-18",
         ),
         (
@@ -97,7 +98,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [ReasoningPart("Some do."), TEXT("Crows")],
             "stop",
-            chat.Usage(12, 6),
+            Usage(12, 6),
             "qwen/qwen3-0.6b",
         ),
         (
@@ -105,7 +106,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "anthropic_messages",
             [ReasoningPart("Two on each")],
             "length",
-            chat.Usage(17, 8),
+            Usage(17, 8),
             "gpt-oss:20b",
         ),
         (
@@ -121,7 +122,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_7")],
             "tool_calls",
-            chat.Usage(29, 5),
+            Usage(29, 5),
             "llama3.2:3b",
         ),
         (
@@ -137,7 +138,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "openai_chat",
             [TEXT("An emu.")],
             "stop",
-            chat.Usage(29, 5),
+            Usage(29, 5),
             "llama3.2:3b",
         ),
         (
@@ -153,7 +154,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
             "anthropic_messages",
             [TEXT("Brine shrimp.")],
             "stop",
-            chat.Usage(14, 6),
+            Usage(14, 6),
             "claude-haiku-4-5-20251001",
         ),
         (
@@ -165,7 +166,7 @@ CALL = ToolCallPart("weigh", {"bird": "emu"}, tool_call_id="call_two")
                 ToolCallPart("weigh", {"bird": "flamingo"}, tool_call_id="toolu_1"),
             ],
             "stop",
-            chat.Usage(14, 8),
+            Usage(14, 8),
             "claude-haiku-4-5-20251001",
         ),
     ],
@@ -178,7 +179,7 @@ def test_a_recorded_answer_is_read_as_events(name, dialect, parts, reason, usage
     assert answer.parts == parts
     assert isinstance(recording.events[-1], chat.Finish)
     finish = answer.finish
-    assert (finish.reason, finish.usage, finish.model) == (reason, usage or chat.Usage(), model)
+    assert (finish.reason, finish.usage, finish.model) == (reason, usage or Usage(), model)
 
 
 def test_the_first_version_has_neither_test_id_nor_mapping():
@@ -635,7 +636,7 @@ SAID = [
     StreamEvent("tool_call_args", '{"bird": ', part_index=2, tool_call_id="call_1"),
     StreamEvent("tool_call_args", '"penguin"}', part_index=2, tool_call_id="call_1"),
 ]
-USAGE = chat.Usage(9, 12, 3, 1, 4)
+USAGE = Usage(9, 12, 3, 1, 4)
 ANSWERED = [*SAID, chat.Finish("tool_calls", usage=USAGE, model="demo-2026")]
 
 
@@ -777,7 +778,7 @@ def carried(answer: chat.ChatResponse) -> dict[str, Any]:
     calls = [p for p in answer.parts if isinstance(p, ToolCallPart) and not p.server_executed]
     usage = answer.finish.usage
     if usage.input_tokens is None and usage.output_tokens is None:
-        usage = chat.Usage()
+        usage = Usage()
     return {
         "text": "".join(part.text for part in answer.parts if isinstance(part, TextPart)),
         "reasoning": "".join(part.text for part in answer.parts if isinstance(part, ReasoningPart)),
