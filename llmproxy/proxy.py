@@ -8,10 +8,9 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -207,10 +206,6 @@ def _reason(error: StoreError | OSError) -> str:
     return str(error)
 
 
-def _write_access(write: Callable[[str], None], keys: KnownKeys, request: ServedRequest) -> None:
-    write(access_line(request, datetime.now().astimezone(), keys))
-
-
 class Proxy:
     """A server with its models and its log; it runs inside `async with`.
 
@@ -265,7 +260,6 @@ class Proxy:
             rewind=self._replay and self._replay.rewind,
             embedder=self._embedder() if self.is_live else None,
         )
-        tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
             self.app,
             render_error=lambda error, head: render_error(
@@ -273,7 +267,7 @@ class Proxy:
             ),
             admit=self.app.admit,
             limits=settings.limits,
-            on_response=tell,
+            on_response=self.report_response if settings.access_log else None,
         )
 
     def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:
@@ -358,21 +352,41 @@ class Proxy:
             raise RuntimeError("the proxy is not running")
         return self.addresses[0]
 
+    def report_response(self, served: ServedRequest) -> None:
+        """Write a response's line to the access log, if there is one."""
+        if self.settings.access_log:
+            line = access_line(served, datetime.now().astimezone(), self._known_keys)
+            self.settings.access_log(line)
+
     async def start(self) -> None:
         """Load llm's models, open the log, and listen.
 
         Raises:
+            SettingsError: as `open` does. If the port is in use or the host is not this
+                machine's, the error is an OSError too.
+        """
+        await self.open(self._listen)
+
+    async def open(self, listen: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Load llm's models and open the log, for a server of another kind.
+
+        listen: awaited before the log is written to, so that its failure leaves nothing.
+
+        Raises:
             SettingsError: `maps` or `default_model` name an unknown model; the log's file is no
-                database. If the port is in use or the host is not this machine's, the error is
-                an OSError too.
+                database.
         """
         try:
-            await self._start()
+            await self._prepare()
+            if listen is not None:
+                await listen()
         except BaseException:
             self._close_readers()
             raise
+        if self._writer is not None:
+            self._writer.start()
 
-    async def _start(self) -> None:
+    async def _prepare(self) -> None:
         if self.is_live:  # otherwise no plugin is loaded: some ask their servers for models
             # In a thread that may be left behind: a plugin may hang while it is loaded.
             await in_daemon_thread(self.catalog.load, "llmproxy-catalog")
@@ -380,6 +394,8 @@ class Proxy:
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
         await asyncio.to_thread(self._update_log)
+
+    async def _listen(self) -> None:
         host, port = self.settings.host, self.settings.port
         try:
             await self._server.start(host, port)
@@ -390,8 +406,6 @@ class Proxy:
             is_taken = exc.errno == errno.EADDRINUSE
             hint = " (--port names another one; 0 is any free one)" if is_taken else ""
             raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
-        if self._writer is not None:
-            self._writer.start()
 
     def _update_log(self) -> None:
         """Migrate an older llmproxy's tables before the first request reads them.

@@ -37,7 +37,7 @@ __all__ = [
     "store",
     "talk",
 ]
-from tests import examples
+from tests import examples, proxies
 
 # The machines are shared: how long an example takes says nothing of the code. Each run
 # tries other examples, so that few of them at a time are many in a week.
@@ -56,6 +56,13 @@ os.environ["TZ"] = "UTC"  # so that the times that tests expect are right on eve
 time.tzset()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the flows run under another server."""
+    parser.addoption(
+        "--server", choices=["own", "uvicorn"], default="own", help="what proxies run in"
+    )
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Start one worker more than there are cores: many tests wait for deadlines."""
     if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
@@ -64,9 +71,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell costly properties how many examples to try."""
+    """Tell costly properties how many examples to try, and proxies what they run in."""
+    proxies.server = config.getoption("--server")
     examples.is_slow_run = config.option.markexpr == "slow"
     gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what is about our own server where another one is to be used."""
+    if proxies.server != "own":
+        for item in items:
+            if item.get_closest_marker("own_server"):
+                item.add_marker(pytest.mark.skip(reason="about the server of the command"))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -11,12 +11,15 @@ from typing import Any
 
 import llm
 
-from llmproxy import serving
+from llmproxy import asgi, serving
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Proxy, Settings
 from llmproxy.recorder.exchange import Exchange
 from tests.empty_log import put_empty_log
 from tests.models import registered
+from tests.under_uvicorn import under_uvicorn
+
+server = "own"  # that `running` uses; set by the option --server
 
 
 @dataclass
@@ -65,6 +68,22 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
         database = chosen.database or Path(llm.user_dir()) / "logs.db"
         if database.parent.is_dir() and not database.exists():
             put_empty_log(database)
-    with registered(*models), serving.running(chosen) as proxy:
-        port = proxy.addresses[0][1]
-        yield Running(proxy.url, port, proxy, reports, warnings, condition)
+    with registered(*models), _SERVERS[server](chosen) as (port, proxy):
+        yield Running(f"http://127.0.0.1:{port}", port, proxy, reports, warnings, condition)
+
+
+@contextmanager
+def _own(settings: Settings) -> Iterator[tuple[int, Proxy]]:
+    with serving.running(settings) as proxy:
+        yield proxy.port, proxy
+
+
+@contextmanager
+def _uvicorn(settings: Settings) -> Iterator[tuple[int, Proxy]]:
+    app = asgi.App(settings)
+    with under_uvicorn(app) as port:
+        assert app._proxy is not None, "the lifespan has begun"
+        yield port, app._proxy
+
+
+_SERVERS = {"own": _own, "uvicorn": _uvicorn}

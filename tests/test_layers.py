@@ -18,7 +18,7 @@ bench transfer
 report
 app
 proxy
-serving
+serving asgi
 cli
 plugin __main__ __init__
 """.split("\n")[1:-1]

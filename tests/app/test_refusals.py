@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from llmproxy.core.limits import Limits
+from tests import proxies
 from tests.app.test_app import request
 from tests.models import AsyncScript
 from tests.proxies import running
@@ -65,7 +66,9 @@ def test_a_wrong_key_is_refused_before_the_body_in_the_paths_shape(path, type_):
     with running(keys=["sesame"]) as proxy:
         early = begin(proxy, path, [("x-api-key", "wrong")])
         late = request(proxy, "POST", path, {}, {"x-api-key": "wrong"})
-    assert (early[0], early[1]["connection"]) == (401, "close")
+    assert early[0] == 401
+    if proxies.server == "own":
+        assert early[1]["connection"] == "close"
     assert early[1]["www-authenticate"].startswith("Basic ")
     assert type_of(early[2]) == type_
     assert (late[0], json.loads(late[2])) == (401, early[2])

@@ -219,6 +219,7 @@ def test_what_nests_too_deep_is_left_out_and_listed(levels, llm_user_path):
     assert turn.response_json is None
 
 
+@pytest.mark.own_server
 def test_connections_beyond_the_limit_get_a_503_at_once():
     with running(limits=Limits(connections=2, shutdown_s=5)) as proxy:
         held = [socket.create_connection(("127.0.0.1", proxy.port)) for _ in range(2)]

@@ -1,0 +1,257 @@
+"""The proxy as an ASGI application: what differs from the command's server.
+
+That it answers in the same way is tested by the flows (`pytest --server uvicorn tests/flows`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import threading
+from contextlib import contextmanager
+
+import openai
+import pytest
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Mount, Route
+
+from llmproxy import open_log
+from llmproxy.asgi import App
+from llmproxy.core.errors import SettingsError
+from llmproxy.core.limits import Limits
+from tests.models import AsyncScript, registered, usage
+from tests.under_uvicorn import under_uvicorn
+
+BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+CHAT = "/v1/chat/completions"
+
+
+def ask(port, path=CHAT, body=BODY, headers=()):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("POST", path, json.dumps(body), dict(headers))
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def scope_of(path=CHAT, *, client="127.0.0.1", headers=(), **more):
+    fields = {"host": "localhost", "content-type": "application/json"} | dict(headers)
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in fields.items()],
+        "client": (client, 1),
+    } | more
+
+
+async def call(app, scope, *received):
+    """Call an application; return what it sent. The client stays until it is answered."""
+    messages = list(received) or [{"type": "http.request", "body": json.dumps(BODY).encode()}]
+    sent = []
+
+    async def receive():
+        if messages:
+            return messages.pop(0)
+        await asyncio.Event().wait()
+
+    async def send(message):
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent
+
+
+@contextmanager
+def app_of(*models, **settings):
+    with registered(*models):
+        yield App(warn=pytest.fail, **settings)
+
+
+def test_an_sdk_is_answered_and_the_log_is_whole_when_the_server_has_stopped(llm_user_path):
+    with app_of(AsyncScript("m", "Hel", "lo", usage(3, 2))) as app, under_uvicorn(app) as port:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="x")
+        assert client.chat.completions.create(**BODY).choices[0].message.content == "Hello"
+        pieces = client.chat.completions.create(**BODY, stream=True)
+        assert "".join(one.choices[0].delta.content or "" for one in pieces) == "Hello"
+    assert not (llm_user_path / "logs.db-wal").exists()
+    with open_log(llm_user_path / "logs.db") as log:
+        assert [one.status for one in log.entries()] == ["ok", "ok"]
+
+
+def test_it_is_mounted_below_a_path_of_another_application(llm_user_path):
+    async def home(request):
+        return PlainTextResponse("home")
+
+    with app_of(AsyncScript("m", "Hello")) as app:
+        whole = Starlette(routes=[Route("/", home), Mount("/llm", app)], lifespan=app.lifespan)
+        with under_uvicorn(whole) as port:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/llm/v1", api_key="x")
+            assert client.chat.completions.create(**BODY).choices[0].message.content == "Hello"
+            assert ask(port, "/llm/nothing")[1]["error"]["message"].startswith("no route /nothing;")
+            assert ask(port, f"/llm{CHAT}", headers={"host": "evil.example"})[0] == 403
+
+
+async def test_without_a_lifespan_the_first_requests_open_it_once(llm_user_path):
+    with app_of(AsyncScript("m", "Hello")) as app:
+        answers = await asyncio.gather(*(call(app, scope_of()) for _ in range(3)))
+        assert [sent[0]["status"] for sent in answers] == [200] * 3
+        await app.close()
+    with open_log(llm_user_path / "logs.db") as log:
+        assert len(list(log.entries())) == 3
+
+
+async def test_a_proxy_that_cannot_start_says_why(llm_user_path):
+    app = App(default_model="nosuch")
+    sent = await call(app, {"type": "lifespan"}, {"type": "lifespan.startup"})
+    assert sent == [
+        {
+            "type": "lifespan.startup.failed",
+            "message": "llm has no model 'nosuch' (llm models lists them)",
+        }
+    ]
+    with pytest.raises(SettingsError, match="port: expected"):
+        App(port=-1)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_hang_up_stops_the_model(stream, llm_user_path):
+    asked = asyncio.Event()
+    hung_up = asyncio.Event()
+
+    async def wait(response):
+        asked.set()
+        await asyncio.sleep(60)
+
+    with app_of(model := AsyncScript("m", "Hel", wait)) as app:
+        body = json.dumps(BODY | {"stream": stream}).encode()
+        messages = [{"type": "http.request", "body": body}]
+
+        async def receive():
+            if messages:
+                return messages.pop(0)
+            await hung_up.wait()
+            return {"type": "http.disconnect"}
+
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        call = asyncio.create_task(app(scope_of(), receive, send))
+        await asyncio.wait_for(asked.wait(), 10)
+        hung_up.set()
+        await asyncio.wait_for(call, 10)
+        await app.close()
+    assert model.closed == 1
+    assert [one["type"] for one in sent[:1]] == (["http.response.start"] if stream else [])
+    with open_log(llm_user_path / "logs.db") as log:
+        assert [one.status for one in log.entries()] == ["cancelled"]
+
+
+async def test_a_client_that_leaves_in_its_body_is_no_error(llm_user_path):
+    with app_of() as app:
+        first = {"type": "http.request", "body": b"{", "more_body": True}
+        assert await call(app, scope_of(), first, {"type": "http.disconnect"}) == []
+        await app.close()
+
+
+def test_a_stream_that_fails_is_cut_not_ended(llm_user_path):
+    with app_of(AsyncScript("m", "Hel", RuntimeError("kaput"))) as app:
+        with under_uvicorn(app) as port:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+            connection.request("POST", CHAT, json.dumps(BODY | {"stream": True}))
+            with pytest.raises(http.client.IncompleteRead) as caught:
+                connection.getresponse().read()
+    assert b"kaput" in caught.value.partial
+
+
+async def test_a_body_over_its_limit_is_refused_by_its_length_or_its_bytes(llm_user_path):
+    with app_of(limits=Limits(body=100)) as app:
+        told = await call(app, scope_of(headers={"content-length": "101"}), None)
+        piece = {"type": "http.request", "body": b" " * 60, "more_body": True}
+        counted = await call(app, scope_of(), piece, piece, None)
+        await app.close()
+    for start, body in (told, counted):
+        assert start["status"] == 413
+        message = json.loads(body["body"])["error"]["message"]
+        assert message == "the body is larger than 100 bytes"
+
+
+@pytest.mark.parametrize(
+    ("settings", "client", "headers", "status"),
+    [
+        ({}, "127.0.0.1", {}, 200),
+        ({}, "192.0.2.1", {}, 403),  # behind a server that listens for others too
+        ({}, "127.0.0.1", {"host": "evil.example"}, 403),
+        ({"hosts": ["llm.example"]}, "127.0.0.1", {"host": "llm.example"}, 200),
+        ({"keys": ["sesame"]}, "192.0.2.1", {}, 401),
+        ({"keys": ["sesame"]}, "192.0.2.1", {"authorization": "Bearer sesame"}, 200),
+        ({"auth": False, "host": "0.0.0.0"}, "192.0.2.1", {"host": "any.example"}, 200),
+    ],
+)
+async def test_who_is_let_in(settings, client, headers, status, llm_user_path):
+    with app_of(AsyncScript("m", "Hello"), **settings) as app:
+        sent = await call(app, scope_of(client=client, headers=headers))
+        await app.close()
+    assert sent[0]["status"] == status
+
+
+async def test_a_websocket_is_refused_as_the_command_refuses_it(llm_user_path):
+    upgrade = {"upgrade": "websocket", "connection": "Upgrade"}
+    scope = scope_of("/v1/responses", headers=upgrade) | {"type": "websocket"}
+    del scope["method"]
+    with app_of() as app:
+        closed = await call(app, scope, {"type": "websocket.connect"})
+        scope["extensions"] = {"websocket.http.response": {}}
+        start, body = await call(app, scope, {"type": "websocket.connect"})
+        await app.close()
+    assert closed == [{"type": "websocket.close"}]
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", 426)
+    assert "HTTP POST" in json.loads(body["body"])["error"]["message"]
+
+
+async def test_http_2_gets_no_fields_about_the_connection(llm_user_path):
+    upgrade = {"upgrade": "websocket"}
+    scope = scope_of("/v1/responses", headers=upgrade, http_version="2", method="GET")
+    with app_of() as app:
+        start, _ = await call(app, scope)
+        await app.close()
+    assert start["status"] == 426
+    assert not {b"connection", b"upgrade"} & dict(start["headers"]).keys()
+
+
+async def test_a_target_keeps_its_bytes_and_its_query(llm_user_path):
+    lines = []
+    with app_of(AsyncScript("m", "Hello"), access_log=lines.append) as app:
+        scope = scope_of("/v1/models/a%2Fb", query_string=b"x=%20y", method="GET")
+        start, body = await call(app, scope)
+        below = scope_of("/a b/v1/models", raw_path=None, root_path="/a b", method="GET")
+        assert (await call(app, below))[0]["status"] == 200
+        await app.close()
+    assert start["status"] == 404
+    assert "a/b" in json.loads(body["body"])["error"]["message"]
+    assert ['"GET /v1/models/a%2Fb?x=%20y HTTP/1.1" 404' in lines[0], len(lines)] == [True, 2]
+
+
+def test_two_processes_worth_of_apps_share_a_log(llm_user_path):
+    with app_of(AsyncScript("m", "Hello")) as first:
+        second = App(warn=pytest.fail)
+        with under_uvicorn(first) as one, under_uvicorn(second) as other:
+            threads = [
+                threading.Thread(target=ask, args=[port]) for port in (one, other) for _ in range(5)
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    with open_log(llm_user_path / "logs.db") as log:
+        assert [one.status for one in log.entries()] == ["ok"] * 10
