@@ -52,8 +52,8 @@ with running(database="session.db", replay="replay", replay_speed=0) as proxy:
     assert urllib.request.urlopen(request).status == 200
 with sqlite3.connect("session.db") as db:
     assert db.execute("select count(*) from turns").fetchone() == (3,)
-body, _ = convert.convert_request(body, source="openai_chat", target="anthropic_messages")
-assert body["messages"][0]["role"] == "user"
+found = convert.convert_request(body, source="openai_chat", target="anthropic_messages")
+assert found.body["messages"][0]["role"] == "user"
 assert "llmproxy" not in __import__("sys").modules
 print("done")
 """
