@@ -97,7 +97,7 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a proxy is set up; docs/library.md lists the command's flag for each field.
+    """How a proxy is set up; docs/embedding.md has the command's flag for each field.
 
     host: The address to listen on.
     port: The port to listen on; 0 takes a free one.
@@ -115,7 +115,8 @@ class Settings:
         answer from instead of the log. Without `replay`, as with "replay".
     ignore: Regular expressions for text that may differ between a request and its recording.
     think_tags: Read `<think>…</think>` in responses as reasoning.
-    remote_images: Images by URL: "pass" leaves opening them to the provider, "refuse" rejects them.
+    remote_images: Images by URL: "pass" leaves opening them to the provider, "refuse" rejects
+        them.
     hosts: Names to accept as Host besides the proxy's own.
     origins: Origins (scheme://host[:port]) of web pages that may use the proxy.
     keys: Clients must send one of them, if there are any; by default those in LLMPROXY_API_KEY.
