@@ -77,13 +77,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def _get(name: str) -> Any:
     """Import the module of a public name on first use: llm's plugin must load fast."""
     if name == "convert":  # a module itself
         return import_module(".convert", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+
+
+if not TYPE_CHECKING:  # to a type checker every name would exist
+    __getattr__ = _get
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,11 +26,13 @@ from .app.routes import dialect_of
 from .app.stored_responses import StoredResponses
 from .backends.engine import Catalog, Engine, ModelEmbedder
 from .backends.engine.demo import AsyncDemo, Demo
+from .backends.ignored_text import IgnoredText
 from .backends.llm_keys import known_keys
 from .backends.log_source import Log
-from .backends.replay import Replay, Source
+from .backends.replay import RecordingSummary, Replay, Source
 from .conversations.matching import Matcher
 from .core import backend
+from .core.errors import InvalidRequest
 from .core.errors import SettingsError as SettingsError
 from .core.field_types import find_wrong_field
 from .core.known_keys import KnownKeys
@@ -45,6 +48,8 @@ from .recorder.store import Store
 from .recorder.writer import Writer
 from .transport.server import ServedRequest, Server
 
+MAX_LISTED = 10_000  # unused recordings that are listed when a proxy is closed
+
 _log = logging.getLogger("llmproxy")
 
 
@@ -52,7 +57,8 @@ class ListenError(SettingsError, OSError):
     """The address can't be listened on: its port is in use, or it is not this machine's."""
 
     def __init__(self, message: str, errno: int | None) -> None:
-        OSError.__init__(self, errno, message)
+        SettingsError.__init__(self, message)
+        OSError.__init__(self, errno, str(self.args[0]))
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -90,49 +96,88 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a proxy is set up; the fields are named like the command's flags.
+    """How a proxy is set up; docs/embedding.md has the command's flag for each field.
 
-    host, port: the address to listen on. Port 0 takes a free one.
-    maps: (pattern, model) pairs. A model name that fits the pattern is answered by the model.
-    default_model: answers if a request names no model, or an unknown one.
-    parallel: (pattern, count) pairs. At most this many requests to matching models run at once;
+    host: The address to listen on.
+    port: The port to listen on; 0 takes a free one.
+    maps: (pattern, model) pairs: the model answers requests for names that fit the pattern. The
+        first that fits counts.
+    default_model: Answers if a request names no model, or an unknown one.
+    parallel: (pattern, count) pairs: at most so many requests to matching models run at once;
         by default one for models that run in this process.
-    database: the log; llm's logs.db if None. log: False records nothing.
-    recall: give models back the parts of their replies that clients' APIs could not carry.
-    replay: answer from the log. With "replay-or-live", models answer what was not recorded.
-    replay_speed: 1 as recorded, 2 twice as fast, 0 at once.
-    recordings: a folder of Llama Stack recordings to answer from instead of the log.
-    think_tags: read `<think>…</think>` in responses as reasoning.
-    remote_images: "refuse" rejects images by URL; "pass" leaves opening them to the provider.
-    hosts, origins: accepted as Host and Origin besides the proxy's own.
-    keys: clients must send one of them, if there are any; by default those in LLMPROXY_API_KEY.
+    database: The log's file; llm's own logs.db if None.
+    log: False records nothing. A replay then changes nothing on disk.
+    recall: Give models back the parts of their replies that clients' APIs could not carry.
+    replay: Answer from recordings. With "replay-or-live", models answer what was not recorded.
+    replay_speed: 1 for the recorded speed, 2 for twice as fast, 0 for no delay.
+    recordings: Files written by `export`, Llama Stack recordings, or folders of these, to
+        answer from instead of the log. Without `replay`, as with "replay".
+    ignore: Regular expressions for text that may differ between a request and its recording.
+    think_tags: Read `<think>…</think>` in responses as reasoning.
+    remote_images: Images by URL: "pass" leaves opening them to the provider, "refuse" rejects
+        them.
+    hosts: Names to accept as Host besides the proxy's own.
+    origins: Origins (scheme://host[:port]) of web pages that may use the proxy.
+    keys: Clients must send one of them, if there are any; by default those in LLMPROXY_API_KEY.
     auth: False admits everyone without a key, on an address that others can reach too.
-    warn: called with each warning, from any thread. By default it logs to "llmproxy".
-    report: called with each exchange when it has ended.
-    access_log: called with one line per HTTP response.
+    limits: Limits on sizes, times and numbers.
+    debug: Log the traceback of each failure of a model's plugin, without keys, to the logger
+        "llmproxy".
+    warn: Called with each warning, from any thread; by default it is logged to "llmproxy".
+    report: Called with each exchange when it has ended.
+    access_log: Called with one line per HTTP response.
     """
 
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: int = 11435
+    """The port to listen on; 0 takes a free one."""
     maps: Sequence[tuple[str, str]] = ()
+    """(pattern, model) pairs: the model answers requests for names that fit the pattern. The first
+    that fits counts."""
     default_model: str | None = None
+    """Answers if a request names no model, or an unknown one."""
     parallel: Sequence[tuple[str, int]] = ()
+    """(pattern, count) pairs: at most so many requests to matching models run at once; by default
+    one for models that run in this process."""
     database: Path | str | None = None
+    """The log's file; llm's own logs.db if None."""
     log: bool = True
+    """False records nothing. A replay then changes nothing on disk."""
     recall: bool = True
+    """Give models back the parts of their replies that clients' APIs could not carry."""
     replay: Literal["replay", "replay-or-live"] | None = None
+    """Answer from recordings. With "replay-or-live", models answer what was not recorded."""
     replay_speed: float = 1.0
-    recordings: Path | str | None = None
+    """1 for the recorded speed, 2 for twice as fast, 0 for no delay."""
+    recordings: Path | str | Sequence[Path | str] | None = None
+    """Files written by `export`, Llama Stack recordings, or folders of these, to answer from
+    instead of the log. Without `replay`, as with "replay"."""
+    ignore: Sequence[str] = ()
+    """Regular expressions for text that may differ between a request and its recording."""
     think_tags: bool = False
+    """Read `<think>…</think>` in responses as reasoning."""
     remote_images: RemoteImages = "pass"
+    """Images by URL: "pass" leaves opening them to the provider, "refuse" rejects them."""
     hosts: Sequence[str] = ()
+    """Names to accept as Host besides the proxy's own."""
     origins: Sequence[str] = ()
+    """Origins (scheme://host[:port]) of web pages that may use the proxy."""
     keys: Sequence[str] = field(default_factory=keys_of_environment, repr=False)
+    """Clients must send one of them, if there are any; by default those in LLMPROXY_API_KEY."""
     auth: bool = True
+    """False admits everyone without a key, on an address that others can reach too."""
     limits: Limits = Limits()
+    """Limits on sizes, times and numbers."""
+    debug: bool = False
+    """Log the traceback of each failure of a model's plugin, without keys, to the logger
+    "llmproxy"."""
     warn: Callable[[str], None] = _log.warning
+    """Called with each warning, from any thread; by default it is logged to "llmproxy"."""
     report: Callable[[Exchange], None] = _ignore
+    """Called with each exchange when it has ended."""
     access_log: Callable[[str], None] | None = None
+    """Called with one line per HTTP response."""
 
     def __post_init__(self) -> None:
         """Check each field by itself; a proxy checks that they work together.
@@ -146,17 +191,39 @@ class Settings:
 
     def _find_wrong_value(self) -> str | None:
         if not 0 <= self.port <= 65535:
-            return f"port: expected a number from 0 to 65535, not {self.port}"
+            return f"{{port}}: expected a number from 0 to 65535, not {self.port}"
         if not 0 <= self.replay_speed < math.inf:
-            return f"replay_speed: expected a factor, or 0 for no delay, not {self.replay_speed}"
+            return (
+                f"{{replay_speed}}: expected a factor, or 0 for no delay, not {self.replay_speed}"
+            )
         if not all(count > 0 for _, count in self.parallel):
-            return "parallel: expected (pattern, count) pairs, the count above 0"
+            return "{parallel}: expected (pattern, count) pairs, the count above 0"
         if not all(key.strip() for key in self.keys):
-            return "keys: an API key can't be empty"
+            return "{keys}: an API key can't be empty"
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
-                return f"origins: an origin is scheme://host[:port], not {origin!r}"
+                return f"{{origins}}: an origin is scheme://host[:port], not {origin!r}"
+        if self.database == "":  # it would mean llm's own log
+            return "{database}: a file's name can't be empty"
+        if self.recordings is not None and not all(map(str, self.recording_paths)):
+            return "{recordings}: a file's name can't be empty"
+        if self.recordings is not None and not self.recording_paths:
+            return "{recordings}: expected at least one file or folder"
+        try:
+            IgnoredText(self.ignore)
+        except ValueError as exc:
+            return f"{{ignore}}: {exc}"
+        if self.ignore and self.replay is None and self.recordings is None:
+            return "{ignore}: only a replay ignores differences: set {replay} too"
         return None
+
+    @property
+    def recording_paths(self) -> list[Path | str]:
+        """The files and folders of `recordings`, as a list."""
+        paths = self.recordings
+        if paths is None:
+            return []
+        return [paths] if isinstance(paths, Path | str) else list(paths)
 
 
 class Options(TypedDict, total=False):
@@ -172,7 +239,8 @@ class Options(TypedDict, total=False):
     recall: bool
     replay: Literal["replay", "replay-or-live"] | None
     replay_speed: float
-    recordings: Path | str | None
+    recordings: Path | str | Sequence[Path | str] | None
+    ignore: Sequence[str]
     think_tags: bool
     remote_images: RemoteImages
     hosts: Sequence[str]
@@ -180,6 +248,7 @@ class Options(TypedDict, total=False):
     keys: Sequence[str]
     auth: bool
     limits: Limits
+    debug: bool
     warn: Callable[[str], None]
     report: Callable[[Exchange], None]
     access_log: Callable[[str], None] | None
@@ -194,16 +263,24 @@ def _check(settings: Settings) -> None:
     if not is_loopback(settings.host) and not settings.keys and settings.auth:
         raise SettingsError(
             f"{settings.host or 'every address'} can be reached by others, who would spend "
-            "your keys: give --api-key KEY, or listen on 127.0.0.1; --no-auth lets all of them in"
+            "your keys: give {keys}, or listen on 127.0.0.1; {auth=False} lets all of them in"
         )
     if settings.keys and not settings.auth:
-        raise SettingsError("--no-auth and --api-key or LLMPROXY_API_KEY exclude each other")
+        raise SettingsError("{auth=False} and {keys} or LLMPROXY_API_KEY exclude each other")
 
 
-def _reason(error: StoreError | OSError) -> str:
+def _reason(error: StoreError | OSError | InvalidRequest) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return str(error)
+    return error.full_message if isinstance(error, InvalidRequest) else str(error)
+
+
+def _how_to_record(settings: Settings) -> str:
+    """Return the end of the message for a request without a recording."""
+    if settings.recordings is not None:
+        return "record it first, in a log without --recordings, and export that to a file"
+    log = f" --database {settings.database}" if settings.database else ""
+    return f"record it first: llmproxy{log} --replay=replay-or-live"
 
 
 class Proxy:
@@ -232,11 +309,14 @@ class Proxy:
         self.database: Path | None = None
         self._writer: Writer | None = None
         self._matcher: Matcher | None = None
-        self._recorded: Log | None = None
         self._replay: Replay | None = None
         self._is_closing = False
         self._closed = asyncio.Event()
+        self._unused: list[RecordingSummary] | None = None
         database = Path(settings.database or llm.user_dir() / "logs.db")
+        self._log_path = database
+        if database.is_dir():
+            raise SettingsError(f"{{database}}: {database} is a folder, not a file")
         if settings.log:
             self.database = database
             self._writer = log_writer(database, settings.warn)
@@ -281,20 +361,35 @@ class Proxy:
         if settings.replay is None and settings.recordings is None:
             assert live is not None, "something answers"
             return live, self.catalog
+        if settings.recordings is None and not database.exists():
+            if live is None or not settings.log:
+                raise SettingsError(
+                    f"there is nothing to replay: {database} does not exist; "
+                    'record it first, without {replay}, or with {replay="replay-or-live"}'
+                )
+            Store(database).close()  # live responses will be recorded there
         try:
-            source: Source
-            if settings.recordings is not None:
-                from .transfer.llama_stack.folder import Folder  # few servers need it
-
-                source = Folder(Path(settings.recordings), settings.warn)
-            else:
-                if live is not None and not database.exists():
-                    Store(database).close()  # live responses will be recorded there
-                source = self._recorded = Log(database)
-        except (StoreError, OSError) as exc:
+            self._replay = Replay(
+                self._source(database),
+                speed=settings.replay_speed,
+                live=live,
+                clean=IgnoredText(settings.ignore) if settings.ignore else None,
+                advice=_how_to_record(settings),
+            )
+        except (StoreError, OSError, InvalidRequest) as exc:
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
-        self._replay = Replay(source, speed=settings.replay_speed, live=live)
         return self._replay, self.catalog if live else self._replay
+
+    def _source(self, database: Path) -> Source:
+        settings = self.settings
+        if settings.recordings is None:
+            return Log(database, writes_nothing=not settings.log)
+        # Few servers need these.
+        from .transfer.llama_stack.folder import add_recording
+        from .transfer.recordings import read_recordings
+
+        paths = [Path(path) for path in settings.recording_paths]
+        return read_recordings(paths, settings.warn, add_recording)
 
     def _models(self) -> Engine:
         return Engine(
@@ -304,13 +399,45 @@ class Proxy:
             threads=self.settings.limits.running,
             keys=self._known_keys,
             answer_bytes=self.settings.limits.answer,
+            debug=self.settings.debug,
         )
 
     def _embedder(self) -> ModelEmbedder:
         limits = self.settings.limits
         return ModelEmbedder(
-            self.catalog, self._known_keys, threads=limits.running, answer_bytes=limits.answer
+            self.catalog,
+            self._known_keys,
+            threads=limits.running,
+            answer_bytes=limits.answer,
+            debug=self.settings.debug,
         )
+
+    @property
+    def recording_count(self) -> int:
+        """The number of recordings that can be replayed, 0 if nothing is replayed."""
+        return self._replay.count() if self._replay is not None else 0
+
+    @property
+    def recordings_name(self) -> str:
+        """The files and folders that are replayed, to be shown."""
+        return ", ".join(map(str, self.settings.recording_paths or [self._log_path]))
+
+    def unused_recordings(self) -> list[RecordingSummary]:
+        """List the recordings that have answered no request, in their order.
+
+        Each has `id`, `model_asked`, `model_used` and `first_words`. Those that were recorded
+        since the start are left out. It may be called from any thread, also after `close` if
+        there are at most `MAX_LISTED` recordings.
+
+        Raises:
+            StoreError: the log can't be read any more.
+            RuntimeError: the proxy is closed, and there were more.
+        """
+        if self._unused is not None or self._replay is None:
+            return self._unused or []
+        if self._closed.is_set():
+            raise RuntimeError(f"the proxy is closed, and had more than {MAX_LISTED:,} recordings")
+        return self._replay.unused()
 
     def rewind(self) -> int:
         """Replay the recordings of each request from the first one again.
@@ -385,6 +512,9 @@ class Proxy:
             raise
         if self._writer is not None:
             self._writer.start()
+        if not self.is_live and not await asyncio.to_thread(lambda: self.recording_count):
+            where = self.recordings_name
+            self.settings.warn(f"there are no recordings in {where}: every request will fail")
 
     async def _prepare(self) -> None:
         if self.is_live:  # otherwise no plugin is loaded: some ask their servers for models
@@ -404,7 +534,7 @@ class Proxy:
             reason = os.strerror(code) if code > 0 else exc.strerror
             place = f"{host or 'every address'}, port {port}"
             is_taken = exc.errno == errno.EADDRINUSE
-            hint = " (--port names another one; 0 is any free one)" if is_taken else ""
+            hint = " ({port} names another one; 0 is any free one)" if is_taken else ""
             raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
 
     def _update_log(self) -> None:
@@ -435,13 +565,20 @@ class Proxy:
                     if self._writer is not None:
                         timeout_s = self.settings.limits.shutdown_s
                         await asyncio.to_thread(self._writer.close, timeout_s)
+                await asyncio.to_thread(self._keep_unused)
                 self._close_readers()
             finally:
                 self._closed.set()
         await self._closed.wait()
 
+    def _keep_unused(self) -> None:
+        if self._replay is not None:
+            with suppress(StoreError):
+                if self._replay.count() <= MAX_LISTED:
+                    self._unused = self._replay.unused()
+
     def _close_readers(self) -> None:
-        for reader in (self._matcher, self._recorded):
+        for reader in (self._matcher, self._replay):
             if reader is not None:
                 reader.close()
 

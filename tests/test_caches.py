@@ -65,10 +65,11 @@ KEPT = {
     "_Connection._unsent": "a write buffer of what was sent without waiting",
     "Server._listeners": "addresses",
     # recordings that are replayed
-    "Folder._recordings": "files of the folder",
-    "Folder._by_key": "files of the folder",
-    "Folder._models": "files of the folder",
+    "HeldRecordings._held": "recordings of the files",
+    "HeldRecordings._models": "recordings of the files",
+    "RequestIndex._by_key": "recordings of the files",
     "Replay._served": "recordings that were played",
+    "Replay._used": "recordings that were played",
 }
 
 # Functions and properties that remember their results.

@@ -69,10 +69,13 @@ def test_the_session_of_the_replay_page_runs_as_written(tmp_path, monkeypatch):
     said = [answer.get("choices", [{}])[0].get("message") for answer in answers]
     assert said[0] is not None
     assert said[1] == said[0]
-    assert answers[2]["error"]["message"].endswith(
-        section.partition("differs: `")[2].partition("`")[0]
-    )
+    miss = answers[2]["error"]
+    assert miss["code"] == "not_recorded"
+    for words in ("the first difference, `", "how to record it: `"):
+        quoted = section.partition(words)[2].partition("`")[0]
+        assert quoted and quoted in miss["message"]
     assert done.stderr == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["session.db"]
 
 
 def test_export_and_import_run_as_written(llm_user_path, tmp_path):

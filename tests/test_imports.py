@@ -62,6 +62,50 @@ def test_lists_of_the_log_are_printed_without_llm(arguments, path, store, make_e
     assert "--help" in arguments or exchange.id in done.stdout or exchange.thread_id in done.stdout
 
 
+CONVERT = """
+import sys, llm
+before = set(sys.modules)
+import llmproxy.convert
+imported = set(sys.modules) - before
+body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+llmproxy.convert.convert_request(body, source="openai_chat", target="anthropic_messages")
+print(*sorted(imported))
+print(*sorted(set(sys.modules) - before - imported))
+"""
+
+
+IMPORTED = """
+    convert core core.argument_text core.attachments core.backend core.byte_cache core.chat
+    core.dialect_names core.embeddings core.errors core.field_types core.json_pieces
+    core.known_bodies core.limits core.message_facts core.payload core.token_estimate core.usage
+    dialects transport transport.framing version
+"""
+USED = "core.as_text core.error_meanings core.finish_reasons core.openai_api core.tool_calls"
+
+
+def test_converting_imports_only_what_it_needs():
+    """No server, log or model, and of the dialects only the two; see docs/convert.md.
+
+    Of other libraries only llm, whose own imports are before it: `llm.parts` has the vocabulary,
+    and to import it is to import all of llm.
+    """
+    imported, used = (
+        {name.removeprefix("llmproxy.") for name in line.split()} - set(sys.stdlib_module_names)
+        for line in run(CONVERT).stdout.splitlines()
+    )
+    assert {name for name in imported if is_ours(name)} == {"llmproxy", *IMPORTED.split()}
+    assert {name.partition(".")[0] for name in imported | used if not is_ours(name)} <= (
+        set(sys.stdlib_module_names) | NEWER
+    )
+    dialects = {name for name in used if name.startswith("dialects.")}
+    assert {name.split(".")[1] for name in dialects} == {"openai_chat", "anthropic_messages"}
+    assert {name for name in used - dialects if is_ours(name)} == set(USED.split())
+
+
+def is_ours(name):
+    return name == "llmproxy" or name in NAMES
+
+
 @pytest.mark.parametrize("module", ["llmproxy", "llmproxy.plugin"])
 def test_importing_the_package_or_its_plugin_imports_no_other_module(module):
     """Each `llm` command pays for it: no server, no asyncio for `llm --help`."""

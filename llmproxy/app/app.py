@@ -29,6 +29,7 @@ from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_input
 from ..core.errors import (
     InvalidRequest,
     NotFound,
+    NotRecorded,
     ProxyError,
     RateLimited,
     TooLarge,
@@ -301,7 +302,7 @@ class App:
         self, dialect: EmbeddingDialect, exchange: RunningExchange, request: EmbedRequest
     ) -> Response:
         if self._embedder is None:
-            raise NotFound("vectors are not recorded, so there are none to replay")
+            raise NotRecorded("vectors are not recorded, so there are none to replay")
         await self._wait_turn(exchange)
         deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
         try:

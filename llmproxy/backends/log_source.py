@@ -14,7 +14,7 @@ from ..core.fingerprints import replies, request_keys
 from ..dialects import by_name
 from ..recorder.exchange import Exchange, first_words
 from ..recorder.reader import LogReader
-from .replay import Recorded
+from .replay import Recorded, RecordingSummary
 
 # Recordings, per query, that a request without a match is compared to; and replies of it, the
 # newest ones, that are looked up.
@@ -49,18 +49,42 @@ def exchange_request(exchange: Exchange) -> chat.ChatRequest:
     return request
 
 
+def recorded_response(exchange: Exchange) -> Recorded:
+    """Return the response of an exchange.
+
+    Raises:
+        UpstreamError: it is damaged.
+    """
+    check_damage(exchange, RESPONSE)
+    last_ms = exchange.events[-1][0] if exchange.events else 0.0
+    waited_ms = exchange.queue_ms or 0.0  # time in the queue, which is not replayed
+    return Recorded(
+        exchange.id,
+        exchange.model_used or exchange.model_asked or "",
+        [(max(at - waited_ms, 0.0), event) for at, event in exchange.events],
+        exchange.finish,
+        None if exchange.finish else exchange_failure(exchange),
+        max((exchange.duration_ms or last_ms) - waited_ms, 0.0),
+    )
+
+
 class Log:
     """The recordings in a logs.db: successful exchanges, and failures of requests without one.
 
     Replays and benchmark runs are left out.
 
+    writes_nothing: as `LogReader` takes it.
+
     Raises:
         Unusable: the file does not exist or can't be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._reader = LogReader(path, asks_models=False)  # a plugin may ask its server
+    def __init__(self, path: Path, *, writes_nothing: bool = False) -> None:
+        # A plugin may ask its server.
+        self._reader = LogReader(path, asks_models=False, writes_nothing=writes_nothing)
         self._lock = threading.Lock()
+        newest = self._rows("select max(number) from proxy_exchanges", {})
+        self._newest = newest[0][0] if newest else None  # live responses come after it
 
     def models(self) -> list[str]:
         """Return the requested model names and llm's ids of the models used."""
@@ -79,18 +103,24 @@ class Log:
         Raises:
             NotFound: it is gone. UpstreamError: it is damaged.
         """
-        exchange = self._exchange(id)
-        check_damage(exchange, RESPONSE)
-        last_ms = exchange.events[-1][0] if exchange.events else 0.0
-        waited_ms = exchange.queue_ms or 0.0  # time in the queue, which is not replayed
-        return Recorded(
-            exchange.id,
-            exchange.model_used or exchange.model_asked or "",
-            [(max(at - waited_ms, 0.0), event) for at, event in exchange.events],
-            exchange.finish,
-            None if exchange.finish else exchange_failure(exchange),
-            max((exchange.duration_ms or last_ms) - waited_ms, 0.0),
-        )
+        return recorded_response(self._exchange(id))
+
+    def count(self) -> int:
+        """Return the number of recordings that were there when it was opened."""
+        rows = self._rows(f"select count(*) {_PLAYED}", {"newest": self._newest})
+        return sum(count for (count,) in rows)
+
+    def listed(self) -> list[RecordingSummary]:
+        """List these, the oldest first."""
+        sql = f"select {_LISTED} {_PLAYED} order by received, number"
+        rows = self._rows(sql, {"newest": self._newest})
+        return [RecordingSummary(row[0], row[1], row[2], row[3], bool(row[4])) for row in rows]
+
+    def requests(self) -> Iterator[tuple[RecordingSummary, chat.ChatRequest]]:
+        """Read the requests of all recordings, the oldest first."""
+        for summary in self.listed():
+            with suppress(ProxyError):
+                yield summary, exchange_request(self._exchange(summary.id))
 
     def near(self, request: chat.ChatRequest) -> Iterator[tuple[str, chat.ChatRequest]]:
         """Yield exchanges that continue the same reply, start with the same text, or are new."""
@@ -146,6 +176,18 @@ _FIND = """
         and (:model in (model_asked, model_used) or :model is null and model_asked is null)
         and (status = 'ok' or status = 'error' and model_used is not null)
     order by received, number
+"""
+_LISTED = "id, model_asked, model_used, first_words, status = 'error'"
+_PLAYED = """
+    from proxy_exchanges as listed
+    where number <= :newest and replay_key is not null and replay_of is null and run_id is null
+    and (
+        status = 'ok' or status = 'error' and model_used is not null and not exists (
+            select 1 from proxy_exchanges as other
+            where other.replay_key = listed.replay_key
+                and other.replay_of is null and other.status = 'ok'
+        )
+    )
 """
 _AFTER = f"""
     select id from proxy_exchanges where {_FINISHED} and previous_id in (

@@ -3,7 +3,7 @@
 A recording matches a request with the same model, options, tools, schema and visible
 messages, in any dialect, and is played at its original speed. Several recordings of one
 request take turns. If none matches, the error names the nearest recording and the difference.
-Recordings come from a `Source`: `log_source` or `transfer.llama_stack.folder`.
+Recordings come from a `Source`: a log (`log_source`) or files (`held_recordings`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import asyncio
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import SequenceMatcher
@@ -22,7 +23,7 @@ import llm
 from llm.parts import Message, ReasoningPart
 
 from ..core import backend, chat
-from ..core.errors import ModelNotFound, NotFound, ProxyError
+from ..core.errors import InvalidRequest, ModelNotFound, NotRecorded, ProxyError
 from ..core.fingerprints import (
     attachment_contents,
     have_same_content,
@@ -54,6 +55,22 @@ class Recorded:
     ended_ms: float
 
 
+@dataclass(frozen=True)
+class RecordingSummary:
+    """A recording in a list.
+
+    id: of the exchange, or the recording's key. model_asked: the name in the request, None
+    for the default model. model_used: llm's id of the model that answered, if known.
+    first_words: the beginning of what was asked.
+    """
+
+    id: str
+    model_asked: str | None
+    model_used: str | None
+    first_words: str
+    is_failure: bool = False
+
+
 class Source(Protocol):
     """A store of recordings. Its methods may block, and are called from any thread.
 
@@ -73,21 +90,122 @@ class Source(Protocol):
     def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
         """Yield ids and requests of recordings that are similar to a request."""
 
+    def count(self) -> int:
+        """Return the number of recordings that can be served."""
+
+    def listed(self) -> list[RecordingSummary]:
+        """List these: all but failures of requests with a success."""
+
+    def requests(self) -> Iterable[tuple[RecordingSummary, chat.ChatRequest]]:
+        """Yield all of these with their requests."""
+
+    def close(self) -> None:
+        """Close what it reads from."""
+
+
+class RequestIndex:
+    """Finds recordings by the keys of their requests, in memory."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[str, list[RecordingSummary]] = {}
+
+    def add(self, key: str, recording: RecordingSummary) -> None:
+        """Add a recording after all others of its request."""
+        self._by_key.setdefault(key, []).append(recording)
+
+    def find(self, key: str, model: str | None) -> list[str]:
+        """Return the ids of the recordings of a request: successes, else failures."""
+        named = [one for one in self._by_key.get(key, ()) if _is_of_model(one, model)]
+        return [one.id for one in _played(named)]
+
+    def listed(self) -> list[RecordingSummary]:
+        """List the recordings, except failures of requests with a success."""
+        return [one for same in self._by_key.values() for one in _played(same)]
+
+
+def _is_of_model(recording: RecordingSummary, model: str | None) -> bool:
+    if model is None:
+        return recording.model_asked is None
+    return model in (recording.model_asked, recording.model_used)
+
+
+def _played(recordings: list[RecordingSummary]) -> list[RecordingSummary]:
+    return [one for one in recordings if not one.is_failure] or recordings
+
+
+class _Cleaned:
+    """A source whose recordings match if they are the same after `clean`.
+
+    All requests are read when it is made, since their keys are others.
+    """
+
+    def __init__(
+        self, source: Source, clean: Callable[[chat.ChatRequest], chat.ChatRequest]
+    ) -> None:
+        self._source = source
+        self._clean = clean
+        self._index = RequestIndex()
+        for recording, request in source.requests():
+            with suppress(InvalidRequest):  # it takes too long
+                self._index.add(request_key(clean(request)), recording)
+        self.models = source.models
+        self.load = source.load
+        self.listed = self._index.listed
+        self.requests = source.requests
+        self.close = source.close
+
+    def count(self) -> int:
+        return len(self.listed())
+
+    def find(self, request: chat.ChatRequest) -> list[str]:
+        return self._index.find(request_key(request), request.model)
+
+    def near(self, request: chat.ChatRequest) -> Iterator[tuple[str, chat.ChatRequest]]:
+        for id, recorded in self._source.near(request):
+            with suppress(InvalidRequest):
+                yield id, self._clean(recorded)
+
 
 class Replay:
     """A backend that plays recordings.
 
     speed: 1 for the original speed, 2 for twice as fast, 0 for no delays.
     live: handles requests without a recording; if None, they are errors.
+    clean: takes out of requests what may differ from their recordings.
+    advice: ends the message of such an error: how to record the request.
     """
 
     def __init__(
-        self, source: Source, *, speed: float = 1.0, live: backend.Backend | None = None
+        self,
+        source: Source,
+        *,
+        speed: float = 1.0,
+        live: backend.Backend | None = None,
+        clean: Callable[[chat.ChatRequest], chat.ChatRequest] | None = None,
+        advice: str = "record it first",
     ) -> None:
-        self._source = source
+        self._source = source if clean is None else _Cleaned(source, clean)
+        self._clean = clean
         self._speed = speed
         self._live = live
+        self._advice = advice
         self._served: Counter[str] = Counter()
+        self._used: set[str] = set()
+        self._count: int | None = None
+
+    def count(self) -> int:
+        """Return the number of recordings, counted at the first call."""
+        if self._count is None:
+            self._count = self._source.count()
+        return self._count
+
+    def unused(self) -> list[RecordingSummary]:
+        """List the recordings that have answered no request, also before a `rewind`."""
+        return [one for one in self._source.listed() if one.id not in self._used]
+
+    def close(self) -> None:
+        """Close the source of the recordings."""
+        self._source.close()
 
     def rewind(self) -> int:
         """Serve each request's recordings from the first one again; return how many had been."""
@@ -117,16 +235,21 @@ class Replay:
         """Choose the next recording of a request, or the live model if there is none.
 
         Raises:
-            NotFound: there is no recording; the message names the nearest one and where it
+            NotRecorded: there is no recording; the message names the nearest one and where it
                 differs.
             ProxyError: the live backend has no model for the request.
         """
-        ids = await asyncio.to_thread(self._source.find, request)
+        asked = request
+        if self._clean is not None:
+            asked = await asyncio.to_thread(self._clean, request)
+        ids = await asyncio.to_thread(self._source.find, asked)
         if not ids and self._live is not None:
             return await self._live.choose(request)
-        ids = ids or await asyncio.to_thread(_find_by_comparing, request, self._source)
+        if not ids:
+            ids = await asyncio.to_thread(_find_by_comparing, asked, self._source, self._advice)
         id = ids[self._served[ids[0]] % len(ids)]
         self._served[ids[0]] += 1
+        self._used.add(id)
         return _RecordedChoice(await asyncio.to_thread(self._source.load, id), self._speed)
 
 
@@ -210,15 +333,15 @@ class ReplayRun:
 # ---- misses
 
 
-def _find_by_comparing(request: chat.ChatRequest, source: Source) -> list[str]:
+def _find_by_comparing(request: chat.ChatRequest, source: Source, advice: str) -> list[str]:
     """Return the ids of near recordings of the same request, the oldest first.
 
     Raises:
-        NotFound: there are none; the message names the nearest one and where it differs.
+        NotRecorded: there are none; the message names the nearest one and where it differs.
     """
     near = list(source.near(request))
     if not near:
-        raise NotFound(f"there are no recordings of {_model(request)}: record some first")
+        raise NotRecorded(f"there are no recordings of {_model(request)}: {advice}")
     key = request_key(request)
     same = [
         id
@@ -230,8 +353,8 @@ def _find_by_comparing(request: chat.ChatRequest, source: Source) -> list[str]:
     id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
     changes = list(differences(request, recorded))
     texts = "; ".join(text for _, text in changes) or "nothing visible differs"
-    raise NotFound(
-        f"no recording matches this request; the nearest is {id}, where {texts}",
+    raise NotRecorded(
+        f"no recording matches this request; the nearest is {id}, where {texts}; {advice}",
         param=changes[0][0] if changes else None,
     )
 

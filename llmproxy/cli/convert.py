@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from .. import convert
 from ..core import payload
+from ..core.dialect_names import DialectName
 from ..core.errors import InvalidRequest, ProxyError
 from ..core.text import printable
-from ..dialects import DIALECTS
 from .arguments import Parser
 from .run import run
 from .terminal import JsonOutput, print_error
@@ -41,7 +41,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "another's. What could not be carried over is listed on stderr.",
         allow_abbrev=False,
     )
-    names = [dialect.NAME for dialect in DIALECTS]
+    names = get_args(DialectName)
     add = parser.add_argument
     add("--from", dest="source", choices=names, required=True, help="API of the input")
     add("--to", dest="target", choices=names, required=True, help="API of the output")

@@ -37,6 +37,8 @@ def export_main(argv: Sequence[str], program: str) -> int:
     arguments = parser.parse_args(argv)
     if arguments.format == "llama-stack" and arguments.file == "-":
         parser.error("--format llama-stack writes a folder, not standard output")
+    if arguments.format == "llama-stack" and arguments.pretty:
+        parser.error("--format llama-stack is always written with a member on each line")
     return run(command, lambda: _export(arguments), StoreError, Unreadable)
 
 
@@ -61,6 +63,7 @@ def _export_parser(program: str) -> argparse.ArgumentParser:
         action="store_true",
         help="replace all text with placeholders of the same length; keep times, counts, structure",
     )
+    add("--pretty", action="store_true", help="write a member on each line, to be reviewed")
     add("--redact", dest="anonymize", action="store_true", help=argparse.SUPPRESS)  # the old name
     add(
         "--format",
@@ -82,10 +85,12 @@ def _export(arguments: argparse.Namespace) -> int:
             exported = export_recordings(history, path, only, **how)
         elif arguments.file == "-":
             output = JsonOutput()
-            exported = export_jsonl(history, cast(BinaryIO, output), only, **how)
+            exported = export_jsonl(
+                history, cast(BinaryIO, output), only, **how, indented=arguments.pretty
+            )
             output.flush()
         else:
-            exported = export_file(history, path, only, **how)
+            exported = export_file(history, path, only, **how, indented=arguments.pretty)
     for line in damage_lines(exported.damaged):
         print_error(line)
     print_error(_exported(exported))

@@ -14,15 +14,15 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
 
 from ..app.access import is_loopback
+from ..backends.replay import RecordingSummary
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
-from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
+from ..proxy import MAX_LISTED, Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
 from ..report.numbers import count_of
@@ -35,6 +35,8 @@ from .run import run
 from .summary_text import OMITTED, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
+MAX_UNUSED = 10  # recordings that were not used, named when the server stops
+MAX_QUOTED = 40  # characters of what each was asked
 SWITCH_S = 0.0005  # Python's own is 5 ms
 COLLECT_S = 60.0  # between full collections of garbage, if nothing runs
 GC_ALLOCATIONS = 10_000  # new objects before Python looks for cycles among them; it has 700
@@ -48,12 +50,29 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[
     """
     parser = _parser(program)
     arguments, unknown = parser.parse_known_args(argv)
+    flags = flags_of(parser)
     words = [word for word in unknown if not word.startswith("-")]
     if words:
         parser.error(_wrong_word(words[0], argv, commands))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return run(program, lambda: _run(arguments, keys))
+
+    def serve() -> int:
+        try:
+            return _run(arguments, keys)
+        except SettingsError as exc:
+            raise SettingsError(exc.with_flags(flags)) from exc
+
+    return run(program, serve)
+
+
+def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
+    """Return the flag for each setting, for switches with the setting's value: `auth=False`."""
+    return {
+        f"{action.dest}={action.const}" if action.nargs == 0 else action.dest: flag
+        for action in parser._actions
+        for flag in action.option_strings[-1:]
+    }
 
 
 def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
@@ -144,7 +163,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         nargs="?",
         const="replay",
         choices=["replay", "replay-or-live"],
-        help="answer from the log instead of from models; "
+        help="answer from the log, or --recordings, instead of from models; "
         "replay-or-live asks a model if nothing recorded matches",
     )
     add(
@@ -156,9 +175,18 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     add(
         "--recordings",
-        type=Path,
-        metavar="DIR",
-        help="answer from the Llama Stack recordings in this folder",
+        metavar="PATH",
+        action="append",
+        help="answer from this file, written by export, or from all such files and Llama Stack "
+        "recordings in this folder (repeatable)",
+    )
+    add(
+        "--ignore",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="text that may differ between a request and its recording, as a regular expression "
+        "(repeatable)",
     )
     add("--think-tags", action="store_true", help="read <think>…</think> in replies as reasoning")
     add(
@@ -208,6 +236,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     add("--help-limits", action="store_true", help="list the limits and exit")
     add("--access-log", metavar="FILE", help="log each HTTP response to FILE; - is standard error")
+    add("--debug", action="store_true", help="print the traceback if a model's plugin fails")
     add("--quiet", action="store_true", help="do not print a line per exchange")
     return parser
 
@@ -243,8 +272,9 @@ def _settings(
     access_log: LineWriter,
 ) -> Settings:
     given = vars(arguments)
-    if not arguments.log and arguments.database:
-        raise SettingsError("--no-log and --database PATH exclude each other")
+    reads_log = arguments.replay and not arguments.recordings
+    if not arguments.log and arguments.database and not reads_log:
+        raise SettingsError("--no-log and --database PATH exclude each other without --replay")
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     return Settings(
         **values
@@ -341,13 +371,18 @@ async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
         shorten_pauses()
         _collect_when_idle(proxy, is_due=False)
         out.line("\n".join(_welcome(proxy)))
+        proxies.append(proxy)
 
+    proxies: list[Proxy] = []
     await serve_until_signal(
         settings,
         keys,
         on_start=on_start,
         on_stop=lambda proxy: out.line(_goodbye(proxy.app.unanswered)),
     )
+    for proxy in proxies:
+        if proxy.recording_count <= MAX_LISTED and (unused := proxy.unused_recordings()):
+            out.line(_unused(unused, proxy.recording_count))
 
 
 def _goodbye(unanswered: int) -> str:
@@ -355,6 +390,14 @@ def _goodbye(unanswered: int) -> str:
         return "stopping"
     requests = count_of(unanswered, "running request")
     return f"stopping: waiting for {requests}; signal again to stop at once"
+
+
+def _unused(unused: Sequence[RecordingSummary], count: int) -> str:
+    """Name recordings that nothing has asked for, the first ones by their first words."""
+    shown = [f"{one.id} ({one.first_words[:MAX_QUOTED]!r})" for one in unused[:MAX_UNUSED]]
+    more = ["…"] * (len(unused) > MAX_UNUSED)
+    of = count_of(count, "recording")
+    return f"not used: {len(unused):,} of {of}: {printable(', '.join(shown + more))}"
 
 
 def _welcome(proxy: Proxy) -> list[str]:
@@ -381,7 +424,8 @@ def _place(proxy: Proxy) -> str:
 
 def _models(proxy: Proxy) -> str:
     if not proxy.is_live:
-        return f"not used; replies come from {proxy.settings.recordings or 'the log'}"
+        recordings = count_of(proxy.recording_count, "recording")
+        return f"not used; replaying {recordings} of {proxy.recordings_name}"
     count = sum(model.chats for model in proxy.catalog.models())
     if count == 1:
         return "only demo; add more with: llm install llm-anthropic"

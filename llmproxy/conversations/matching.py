@@ -43,12 +43,12 @@ from ..core.fingerprints import (
     visible_text,
 )
 from ..core.threads import DaemonWorker
-from ..recorder.database import SCHEMA_VERSION, StoreError, translated
+from ..recorder.database import SCHEMA_VERSION, StoreError, translated, wal_of
 from ..recorder.exchange import Exchange, Fingerprinted, Match, Turn
 from ..recorder.listing import open_for_reading
 from ..recorder.reader import ReadOnlyLog
 from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, Original, OutOfTime, Replies
-from ..recorder.store import identity, wal_of
+from ..recorder.store import identity
 from ..recorder.summary import Relation
 
 CALL_QUOTE_CHARS = 40  # of a tool call's argument: a sub-agent's task is at least this long

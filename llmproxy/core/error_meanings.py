@@ -24,6 +24,7 @@ from .errors import (
     InvalidRequest,
     ModelNotFound,
     NotFound,
+    NotRecorded,
     Overloaded,
     PaymentRequired,
     ProxyError,
@@ -167,6 +168,13 @@ MEANINGS = (
         "|models?[: /][`'\"]?[\\w./:@-]+[`'\"]? (?:is |was |does )?not (?:found|exist)"
         "|model not (?:found|exist)|not a valid model|^(?:no such|unknown|invalid) model",
         statuses=(0, 400, 404, 422),
+    ),
+    Meaning(
+        NotRecorded,  # llmproxy's own, so that a proxy in front of another one passes it on
+        Words(422, "invalid_request_error", ("not_recorded",)),
+        Words(422, "invalid_request_error"),
+        names=("not_recorded",),
+        statuses=(422,),
     ),
     Meaning(
         TooLarge,

@@ -15,6 +15,7 @@ ProxyError              500 internal
 ├─ Timeout              408 timeout            the client was too slow
 ├─ TooLarge             413 too_large          (or 414, 431)
 ├─ UnsupportedMediaType 415 invalid_request
+├─ NotRecorded          422 not_recorded       nothing to replay
 ├─ UpgradeRequired      426 invalid_request    a request for WebSocket
 ├─ RateLimited          429 rate_limit
 ├─ UpstreamError        502 upstream           (or the upstream's own 4xx/5xx)
@@ -26,6 +27,7 @@ ProxyError              500 internal
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -177,6 +179,18 @@ class UnsupportedMediaType(ProxyError):
     kind = "invalid_request"
 
 
+class NotRecorded(ProxyError):
+    """A request that a replay has no recording of.
+
+    The SDKs of OpenAI and Anthropic repeat 408, 409, 429 and 5xx; agents take a 404 for an
+    unknown model and ask another one. At a 422 both stop.
+    """
+
+    status = 422
+    kind = "not_recorded"
+    code = "not_recorded"
+
+
 class UpgradeRequired(ProxyError):
     """A request for another protocol, to be repeated over HTTP."""
 
@@ -293,4 +307,28 @@ def retry_headers(seconds: float | None) -> dict[str, str]:
 
 
 class SettingsError(ValueError):
-    """Settings that can't work, explained in one line for whoever chose them."""
+    """Settings that can't work, explained in one line for whoever chose them.
+
+    The message has names of settings in braces: `{port}`, `{auth=False}`. `str()` shows them as
+    they are in Python; `with_flags` as the command has them.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._template = message
+        super().__init__(_SETTING.sub(r"\1\2", message))
+
+    def with_flags(self, flags: Mapping[str, str]) -> str:
+        """Return the message with the command's flags.
+
+        flags: by settings (`port`), for switches with their value (`auth=False`).
+        """
+
+        def flag(match: re.Match[str]) -> str:
+            name, value = match[1], match[2] or ""
+            found = flags.get(name + value) or flags.get(name, name) + value.replace('"', "")
+            return found
+
+        return _SETTING.sub(flag, self._template)
+
+
+_SETTING = re.compile(r"\{([a-z_]+)(=[\w\"-]+)?\}")

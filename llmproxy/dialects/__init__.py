@@ -1,13 +1,15 @@
 """The dialects: one module per vendor API, all with the same names.
 
 A dialect converts its API's requests, responses, streams and errors to and from the common
-types of `core.chat`. Dialects never import each other; `Dialect` lists what each has.
+types of `core.chat`. Dialects never import each other; `Dialect` lists what each has. Each is
+imported when it is asked for: who converts between two of them needs no other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from ..core import backend, chat
 from ..core.dialect_names import DialectName
@@ -15,7 +17,6 @@ from ..core.embeddings import Embeddings, EmbedRequest
 from ..core.errors import ProxyError
 from ..core.known_bodies import ItemMemory
 from ..transport import framing
-from . import anthropic_messages, ollama, openai_chat, openai_responses
 
 __all__ = [
     "DIALECTS",
@@ -152,7 +153,17 @@ class ServerDialect(Dialect, Protocol):
     def render_version(self) -> dict[str, Any]: ...
 
 
-DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages, openai_responses, ollama)
+if TYPE_CHECKING:
+    from . import anthropic_messages, ollama, openai_chat, openai_responses
+
+    DIALECTS: tuple[Dialect, ...] = (openai_chat, anthropic_messages, openai_responses, ollama)
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name != "DIALECTS":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = tuple(map(by_name, get_args(DialectName)))
+        return globals()[name]
 
 
 def by_name(name: str) -> Dialect:
@@ -161,8 +172,8 @@ def by_name(name: str) -> Dialect:
     Raises:
         ValueError: there is none; the message lists those that there are.
     """
-    for dialect in DIALECTS:
-        if dialect.NAME == name:
-            return dialect
-    names = ", ".join(dialect.NAME for dialect in DIALECTS)
-    raise ValueError(f"unknown dialect {name!r}; the dialects are {names}")
+    names = get_args(DialectName)
+    if name not in names:
+        raise ValueError(f"unknown dialect {name!r}; the dialects are {', '.join(names)}")
+    dialect: Dialect = import_module(f".{name}", __name__)
+    return dialect

@@ -5,6 +5,7 @@ Imports nothing of llm, so that a list of the log is printed without it.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -193,6 +194,11 @@ def complete_older_tables(connection: sqlite3.Connection) -> None:
 def _with_columns(rows: str, added: Mapping[str, str]) -> str:
     columns = "".join(f", {value} as {name}" for name, value in added.items())
     return f"select *{columns} from {rows}"
+
+
+def wal_of(path: Path) -> Path:
+    """Return the path of a database's write-ahead log, which is beside a symlink's target."""
+    return Path(f"{os.path.realpath(path)}-wal")
 
 
 _BUSY = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

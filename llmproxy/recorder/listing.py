@@ -30,6 +30,7 @@ from .database import (
     check_version,
     complete_older_tables,
     translated,
+    wal_of,
 )
 from .ids import find_exchanges, find_thread
 from .summary import SUMMARY_COLUMNS, ExchangeSummary, Status, storable, summary_of, timestamp
@@ -263,24 +264,28 @@ _UNSPACED = re.compile(
 class LogListing:
     """Lists what is in a logs.db; may be used by one thread at a time.
 
+    writes_nothing: as `open_for_reading` takes it; an older llmproxy's tables stay as they are.
+
     Raises:
         Unusable: there is no file, or it is not a database, or a newer llmproxy's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes_nothing: bool = False) -> None:
         self.path = path
+        self._writes_nothing = writes_nothing
         self._open()
 
     def _open(self) -> None:
         with translated(self.path):
-            self._conn, self._is_frozen, self._version = open_for_reading(self.path)
-            if 0 < self._version < SCHEMA_VERSION:
+            opened = open_for_reading(self.path, writes_nothing=self._writes_nothing)
+            if 0 < opened[2] < SCHEMA_VERSION and not self._writes_nothing:
                 from .store import Store  # imports llm, 0.3 s
 
-                self._conn.close()
+                opened[0].close()
                 with suppress(StoreError):  # it can only be read, or is locked
                     Store(self.path).close()
-                self._conn, self._is_frozen, self._version = open_for_reading(self.path)
+                opened = open_for_reading(self.path)
+            self._conn, self._is_frozen, self._version = opened
         self._state = _state(self.path)
 
     def __enter__(self) -> Self:
@@ -441,8 +446,16 @@ class Follower:
         return self._reader.summaries(row for row in changed if row["is_selected"])
 
 
-def open_for_reading(path: Path) -> tuple[sqlite3.Connection, bool, int]:
-    """Open a logs.db read-only, for use by one thread at a time.
+def open_for_reading(
+    path: Path, *, writes_nothing: bool = False
+) -> tuple[sqlite3.Connection, bool, int]:
+    """Open a logs.db to read it, for use by one thread at a time.
+
+    Nothing can be written by the connection. Yet it is opened as one that may: only then does
+    SQLite remove its files beside the log, `-wal` and `-shm`, when the last one is closed.
+
+    writes_nothing: don't even let SQLite make these files, if nobody else is using the log. A
+        change by a program that starts to use it later may be noticed only by the next query.
 
     Returns the connection, whether it does not notice changes of the file, and the version of
     our tables: 0 if no llmproxy has written to it yet. An older version's can be read as if they
@@ -454,18 +467,37 @@ def open_for_reading(path: Path) -> tuple[sqlite3.Connection, bool, int]:
     """
     if not path.exists():
         raise Unusable(f"{path}: nothing is recorded yet; the file does not exist")
+    has_wal = _size(wal_of(path)) > 0
+    if writes_nothing and not has_wal and not _is_in_use(path):
+        return _opened(path, "mode=ro&immutable=1")
     try:
-        return _opened(path, "mode=ro", is_frozen=False)
+        return _opened(path, "mode=rw", is_frozen=False)
     except sqlite3.OperationalError as exc:
         if exc.sqlite_errorcode & 0xFF not in _NOT_WRITABLE:
             raise
     # SQLite wants to create files beside it, but can't.
-    wal = Path(f"{path}-wal")
-    if wal.exists() and wal.stat().st_size:
+    if has_wal:
         # This reads the write-ahead log without an index in a file, or a lock.
         none = "win32-none" if os.name == "nt" else "unix-none"
         return _opened(path, f"mode=ro&vfs={none}", "pragma locking_mode = exclusive")
     return _opened(path, "mode=ro&immutable=1")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _is_in_use(path: Path) -> bool:
+    """Check whether another program may write to a log: whatever has it open makes a `-wal`.
+
+    A file in SQLite's older mode is always taken for one, since it has no such sign.
+    """
+    with path.open("rb") as file:
+        is_in_wal_mode = file.read(20)[18:] == b"\2\2"
+    return not is_in_wal_mode or wal_of(path).exists()
 
 
 _NOT_WRITABLE = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
@@ -488,6 +520,7 @@ def _opened(
         version = _version(connection, path)
         if 0 < version < SCHEMA_VERSION:
             complete_older_tables(connection)
+        connection.execute("pragma query_only = on")
         return connection, is_frozen, version
     except BaseException:
         connection.close()
@@ -496,7 +529,7 @@ def _opened(
 
 def _state(path: Path) -> tuple[object, ...]:
     """Describe a log's files, to notice changes."""
-    files = (path, Path(f"{path}-wal"))
+    files = (path, wal_of(path))
     stats = [file.stat() if file.exists() else None for file in files]
     return tuple(stat and (stat.st_ino, stat.st_size, stat.st_mtime_ns) for stat in stats)
 

@@ -35,13 +35,17 @@ class LogReader(LogListing):
     asks_models: let llm look up a model, and thus load its plugins, if that is needed to
         restore a provider's raw response; otherwise such a response is left out.
 
+    writes_nothing: as `LogListing` takes it.
+
     Raises:
         Unusable: there is no file, or it is not a database, or a newer llmproxy's.
     """
 
-    def __init__(self, path: Path, *, asks_models: bool = True) -> None:
+    def __init__(
+        self, path: Path, *, asks_models: bool = True, writes_nothing: bool = False
+    ) -> None:
         self._asks_models = asks_models
-        super().__init__(path)
+        super().__init__(path, writes_nothing=writes_nothing)
 
     def _open(self) -> None:
         super()._open()

@@ -31,6 +31,7 @@ from .database import (
     Locked,
     check_version,
     translated,
+    wal_of,
 )
 from .exchange import Exchange
 from .llm_turns import TurnLog, TurnRecord
@@ -525,11 +526,6 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def wal_of(path: Path) -> Path:
-    """Return the path of a database's write-ahead log, which is beside a symlink's target."""
-    return Path(f"{os.path.realpath(path)}-wal")
 
 
 def identity(path: Path) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from ..recorder.exchange import Exchange, encode
 from ..recorder.listing import Filter
 from ..recorder.reader import LogReader
 from .anonymize import anonymize
+from .jsonl import indent
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 MAX_PREFIX_CHARS = 40  # of a temporary file's name, which may have 255 bytes
@@ -48,10 +49,14 @@ def export_jsonl(
     *,
     last: int | None = None,
     anonymized: bool = False,
+    indented: bool = False,
 ) -> Exported:
     """Write exchanges in the order in which they were received, at most the `last` ones.
 
+    The same exchanges always give the same bytes, also of a log that they were imported into.
+
     anonymized: replace everything that was said with placeholder text of the same length.
+    indented: write a member on each line, to be reviewed, instead of an exchange.
 
     Raises:
         StoreError, OSError: the log can't be read any more, or the file can't be written.
@@ -64,7 +69,8 @@ def export_jsonl(
             continue
         if exchange.damage:
             damaged[exchange.id] = exchange.damage
-        file.write(encode(anonymize(exchange) if anonymized else exchange))
+        line = encode(anonymize(exchange) if anonymized else exchange)
+        file.write(indent(line) if indented else line)
         written += 1
     return Exported(written, running, damaged=damaged)
 
@@ -76,6 +82,7 @@ def export_file(
     *,
     last: int | None = None,
     anonymized: bool = False,
+    indented: bool = False,
 ) -> Exported:
     """Write exchanges to a file, which is readable by the user only and appears when complete.
 
@@ -88,7 +95,9 @@ def export_file(
     """
     _check_is_replaceable(path, reader.path)
     with written_whole(path) as file:
-        exported = export_jsonl(reader, file, filter, last=last, anonymized=anonymized)
+        exported = export_jsonl(
+            reader, file, filter, last=last, anonymized=anonymized, indented=indented
+        )
         if not exported.exchanges and path.is_file() and path.stat().st_size:
             raise NotFound(f"no exchange that has ended matches; {path} was left as it is")
     return exported

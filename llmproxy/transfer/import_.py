@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -24,9 +24,9 @@ from ..recorder.reader import LogReader, check_llm
 from ..recorder.store import Store, retry_while_locked
 from ..recorder.summary import Status
 from .export import SQLITE_MAGIC, Unreadable
-from .jsonl import decode
+from .jsonl import MAX_LINE_BYTES, begins_an_export, decode, read_lines
 
-MAX_LINE_BYTES = 2**29  # a body with a few photos is in it twice, and escaped
+HEAD_BYTES = 100  # of a file, by which its kind is known
 GROUP = 16  # exchanges in memory at once; a transaction ends sooner if they are long
 TIMEOUT_S = 60.0  # the user waits, and other writers' locks are short
 COPY_BYTES = 2**20  # of a pipe, read at once
@@ -232,21 +232,21 @@ def _read(
     """Yield a file's exchanges, what can't be read, and None for a recording of something else."""
     try:
         with source.open() as file:
-            first = file.readline(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
-            if _begins_a_recording(first, source.path) and read_recording is not None:
-                recording = read_recording(first + file.read(MAX_LINE_BYTES), source.path.stem)
+            head = file.read(HEAD_BYTES)
+            file.seek(0)
+            if _begins_a_recording(head, source.path) and read_recording is not None:
+                data = file.read(MAX_LINE_BYTES).removeprefix(codecs.BOM_UTF8)
+                recording = read_recording(data, source.path.stem)
                 if recording is not None:
                     order.add(recording)
                 yield recording
                 return
-            for number, line in enumerate(chain([first], _lines(file)), 1):
-                if line.isspace() or not line:
-                    continue
+            for place, line in read_lines(file):
                 try:
                     exchange = decode(line)
                     order.add(exchange)
                 except InvalidRequest as exc:
-                    yield _unreadable(exc, source.path, f"line {number}")
+                    yield _unreadable(exc, source.path, place)
                 else:
                     yield exchange
     except InvalidRequest as exc:
@@ -260,17 +260,14 @@ def _unreadable(error: InvalidRequest, *places: Path | str) -> Unreadable:
     return Unreadable(f"{where}: {error.message}")
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    while line := file.readline(MAX_LINE_BYTES):
-        yield line
-
-
-def _begins_a_recording(line: bytes, path: Path) -> bool:
+def _begins_a_recording(head: bytes, path: Path) -> bool:
     """Recognize a recording by its content: one JSON object, usually on many lines."""
-    if line.startswith(SQLITE_MAGIC):
+    if head.startswith(SQLITE_MAGIC):
         raise InvalidRequest("a database; use `export` to read exchanges from it")
-    start = line.lstrip()[:64]
-    if start.rstrip() == b"{" or path.suffix == ".json" and not start.startswith(b'{"id":'):
+    if begins_an_export(head):
+        return False
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip()
+    if start.partition(b"\n")[0].rstrip() == b"{" or path.suffix == ".json":
         return True
     return start.startswith((b'{"request":', b'{"test_id":'))
 

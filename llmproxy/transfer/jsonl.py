@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import llm
 
@@ -31,6 +33,52 @@ LIMITS = Limits(json_depth=200, json_values=10**9, int_digits=4000)
 MAX_INTEGER = 2**63 - 1  # of SQLite
 
 _ULID = re.compile(r"[0-9a-z]{26}")
+
+
+MAX_LINE_BYTES = 2**29  # a body with a few photos is in it twice, and escaped
+
+
+# ---- a file
+
+_BEGINNING = re.compile(rb'\s*\{\s*"id":')
+
+
+def begins_an_export(head: bytes) -> bool:
+    """Check whether a file that begins like this was written by `export`."""
+    return _BEGINNING.match(head.removeprefix(codecs.BOM_UTF8)) is not None
+
+
+def read_lines(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    """Yield the exchanges of a file, undecoded, with their places.
+
+    Each is a line, or the lines from `{` to `}` as `indent` makes them. Empty lines are left out.
+    """
+    lines: list[bytes] = []  # of an indented exchange
+    first = size = 0
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        bare = line.rstrip()
+        if lines and (bare == b"{" or size + len(line) > MAX_LINE_BYTES):  # it was cut
+            yield f"line {first}", b"".join(lines)
+            lines = []
+        if lines or bare == b"{":
+            first, size = (first, size + len(line)) if lines else (number, len(line))
+            lines.append(line)
+            if bare == b"}":
+                yield f"line {first}", b"".join(lines)
+                lines = []
+        elif bare:
+            yield f"line {number}", line
+    if lines:
+        yield f"line {first}", b"".join(lines)
+
+
+def indent(line: bytes) -> bytes:
+    """Return an exported line with a member or an item on each line, to be read and compared."""
+    return json.dumps(json.loads(line), ensure_ascii=False, indent=2).encode() + b"\n"
 
 
 # ---- the JSON form

@@ -317,7 +317,7 @@ def test_recordings_have_no_vectors_to_replay(llm_user_path):
         proxy.wait_for_report(2)
     with running(EmbeddingScript("e"), replay="replay") as proxy:
         status, _, raw = request(proxy, "POST", "/v1/embeddings", {"model": "e", "input": "a"})
-    assert (status, b"vectors are not recorded" in raw) == (404, True)
+    assert (status, b"vectors are not recorded" in raw) == (422, True)
     with running(EmbeddingScript("e"), replay="replay-or-live") as proxy:
         live = request(proxy, "POST", "/v1/embeddings", {"model": "e", "input": "a"})
     assert live[0] == 200

@@ -16,7 +16,7 @@ from llm.parts import Message, StreamEvent, TextPart
 from llmproxy.backends.log_source import Log
 from llmproxy.backends.replay import Recorded, Replay, ReplayRun, differences
 from llmproxy.core import chat
-from llmproxy.core.errors import ModelNotFound, NotFound, RateLimited, UpstreamError
+from llmproxy.core.errors import ModelNotFound, NotRecorded, RateLimited, UpstreamError
 from llmproxy.core.fingerprints import request_key, request_keys
 from llmproxy.dialects import DIALECTS, anthropic_messages, openai_chat
 from llmproxy.recorder import timeline
@@ -155,8 +155,9 @@ def start_run(log, request):
 
 
 def miss_of(log, request):
-    with pytest.raises(NotFound) as missed:
+    with pytest.raises(NotRecorded) as missed:
         start_run(log, request)
+    assert (missed.value.status, missed.value.code) == (422, "not_recorded")
     return missed.value.message, missed.value.param
 
 
@@ -187,7 +188,7 @@ def test_replays_and_cancelled_responses_are_not_replayed(log, make_exchange):
     replayed = replace(make_exchange(request=begins), replay_of="x", turn=None, thread_id=None)
     log.store.write([replayed])
     assert miss_of(log, request()) == (
-        "there are no recordings of the model 'm': record some first", None
+        "there are no recordings of the model 'm': record it first", None
     )  # fmt: skip
 
 
@@ -315,7 +316,8 @@ def test_error_names_the_nearest_recording_and_the_difference(body, param, diffe
     log("something else altogether")
     id = log()
     assert miss_of(log, request(**body)) == (
-        f"no recording matches this request; the nearest is {id}, where {difference}",
+        f"no recording matches this request; the nearest is {id}, where {difference}"
+        "; record it first",
         param,
     )
 

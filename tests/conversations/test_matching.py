@@ -29,11 +29,12 @@ from llmproxy.core.byte_cache import message_bytes
 from llmproxy.core.fingerprints import replies
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder import reply_index
+from llmproxy.recorder.database import wal_of
 from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.prune import prune
 from llmproxy.recorder.reply_index import OutOfTime, Replies
-from llmproxy.recorder.store import Store, wal_of
+from llmproxy.recorder.store import Store
 from tests import strategies
 from tests.log_fixtures import RECEIVED, ended_as
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +65,8 @@ def test_convert_live_stream():
 
 @pytest.mark.slow
 def test_agent_tests(tmp_path):
-    """Record, replay without a model, and check the error for a changed prompt."""
-    database = tmp_path / "agent.db"
+    """Record, replay without a model on another day, and check each way to fail."""
+    database, recording = tmp_path / "agent.db", tmp_path / "agent.jsonl"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
 
     def tested(**environment):
@@ -81,14 +80,24 @@ def test_agent_tests(tmp_path):
             check=False,
         )
 
+    missing = tested()
+    assert f"{recording} is missing: record it with RECORD=1" in missing.stdout
+    assert "Traceback" not in missing.stdout + missing.stderr
     recorded = tested(RECORD="1")
     assert recorded.returncode == 0, recorded.stdout
-    assert tested().returncode == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.db", "agent.jsonl"]
+    database.unlink()
+    text, count = re.subn(r"Today is [\d-]+", "Today is 2020-01-01", recording.read_text())
+    assert count >= 2
+    recording.write_text(text)
+    replayed = tested()
+    assert replayed.returncode == 0, replayed.stdout
     changed = tested(TASK="Tidy the barn.")
     assert changed.returncode == 1
     assert "differs at character 9: it was 'Tidy the shed.'" in changed.stdout
-    with sqlite3.connect(database) as connection:
-        assert connection.execute("select count(*) from proxy_exchanges").fetchone() == (2,)
+    assert re.search(r"no test used these recordings: \w+ \(Tidy the shed", changed.stdout)
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.jsonl"]
+    assert recording.read_text() == text
 
 
 def test_every_example_has_a_test_and_is_short():

@@ -27,8 +27,8 @@ from .catalog import Catalog, EmbedderEntry, model_turn
 class ModelEmbedder:
     """Embeds texts with llm's models; see `embeddings.Embedder`.
 
-    keys: redacted from errors. threads: as in `Engine`. answer_bytes: of memory that the vectors
-        of a request may take.
+    keys: redacted from errors. threads, debug: as in `Engine`. answer_bytes: of memory that the
+        vectors of a request may take.
     """
 
     def __init__(
@@ -38,11 +38,13 @@ class ModelEmbedder:
         *,
         threads: int = MAX_THREADS,
         answer_bytes: int = Limits().answer,
+        debug: bool = False,
     ) -> None:
         self._catalog = catalog
         self._keys = keys
         self._threads = Threads(threads)
         self._answer_bytes = answer_bytes
+        self._debug = debug
 
     async def embed(self, request: EmbedRequest, wait_s: float) -> Embeddings:
         """Return the vectors of a request.
@@ -71,7 +73,8 @@ class ModelEmbedder:
         started = time.monotonic()
         vectors = await self._run(entry, model, request)
         if isinstance(vectors, BaseException):
-            raise outcome.translate(vectors, self._keys, entry.model_id) from vectors
+            model_id = entry.model_id
+            raise outcome.translate(vectors, self._keys, model_id, debug=self._debug) from vectors
         ended = time.monotonic()
         return Embeddings(
             entry.model_id,

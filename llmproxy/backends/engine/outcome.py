@@ -7,6 +7,8 @@ and class names have to suffice.
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from json import JSONDecodeError
@@ -17,9 +19,13 @@ import llm
 from ...core import error_meanings, errors, finish_reasons
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
+from ...core.text import printable
 from ...core.usage import FinishReason, Usage
 from .sent_bodies import EMPTY, MAX_QUOTED_CHARS
 
+logger = logging.getLogger("llmproxy")
+
+HALF_TRACEBACK_CHARS = 20_000  # of one with a whole request in its message
 MAX_COUNT = 2**53  # JSON parsers may not hold a larger number exactly
 
 
@@ -150,15 +156,31 @@ def _detail(details: Mapping[str, Any], places: tuple[tuple[str, ...], ...]) -> 
 # ---- exceptions
 
 
-def translate(exc: BaseException, keys: KnownKeys, model_id: str) -> ProxyError:
+def translate(
+    exc: BaseException, keys: KnownKeys, model_id: str, *, debug: bool = False
+) -> ProxyError:
     """Translate an exception of a model to the error for the client, with keys redacted.
+
+    debug: log the exception's traceback.
 
     A status of 4xx is passed on from the provider, with its `retry-after`, code and param.
     An exception without a status is a failure of the provider (502), except llm's missing
     key (401), timeouts (504), and a plain ValueError or NotImplementedError, which is how
     plugins refuse a request (400).
     """
-    return exc if isinstance(exc, ProxyError) else keys.redact_error(_translated(exc, model_id))
+    if isinstance(exc, ProxyError):
+        return exc
+    if debug:
+        logger.error("%s failed:\n%s", model_id, _traceback(exc, keys))
+    return keys.redact_error(_translated(exc, model_id))
+
+
+def _traceback(exc: BaseException, keys: KnownKeys) -> str:
+    """Return a traceback to be read on a terminal, without keys and control characters."""
+    text = "".join(traceback.format_exception(exc)).rstrip()
+    if len(text) > 2 * HALF_TRACEBACK_CHARS:
+        text = f"{text[:HALF_TRACEBACK_CHARS]}\n…\n{text[-HALF_TRACEBACK_CHARS:]}"
+    return printable(keys.redact_foreign(text), lines=True)
 
 
 def _translated(exc: BaseException, model_id: str) -> ProxyError:

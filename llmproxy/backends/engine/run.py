@@ -56,6 +56,7 @@ class Engine:
     keys: redacted from errors; llm's own by default.
     answer_bytes: of memory that a response may take, all that its plugin yields counted, also
         what is held back or left out.
+    debug: log the traceback of whatever a model raises.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Engine:
         threads: int = MAX_THREADS,
         keys: KnownKeys | None = None,
         answer_bytes: int = Limits().answer,
+        debug: bool = False,
     ) -> None:
         self.catalog = catalog
         self._think_tags = think_tags
@@ -75,6 +77,7 @@ class Engine:
         self._read_history: set[str] = set()  # models whose plugin read a conversation's responses
         self._keys = keys or known_keys()
         self._answer_bytes = answer_bytes
+        self._debug = debug
 
     async def choose(self, request: chat.ChatRequest) -> EngineChoice:
         """Find the model that a request asks for.
@@ -110,10 +113,11 @@ class Engine:
                 splitter,
                 answer_bytes=self._answer_bytes,
                 counted_calls=request.counted_calls,
+                debug=self._debug,
             )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
-            raise outcome.translate(exc, self._keys, entry.model_id) from exc
+            raise outcome.translate(exc, self._keys, entry.model_id, debug=self._debug) from exc
 
 
 class EngineChoice:
@@ -146,6 +150,7 @@ class EngineRun:
         *,
         answer_bytes: int,
         counted_calls: int | None = None,
+        debug: bool = False,
     ) -> None:
         prompt = call.prompt
         self._entry = entry
@@ -166,6 +171,7 @@ class EngineRun:
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
         self._bytes_left = answer_bytes
+        self._debug = debug
         self._queue = EventQueue()
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}", counted_calls)
         self._splitter = splitter
@@ -318,7 +324,7 @@ class EngineRun:
             self._queue.end(error)
         except BaseException as failure:
             logger.debug("a response could not be finished", exc_info=failure)
-            told = outcome.translate(failure, self._keys, self.model_id)
+            told = outcome.translate(failure, self._keys, self.model_id, debug=self._debug)
             said = f"the model's plugin left an invalid response: {told.message}"
             self._queue.end(UpstreamError(said))
 
@@ -331,7 +337,7 @@ class EngineRun:
             self._queue.end(self._keys.redact_error(exc))
             return
         if exc is not None and not self._is_normal_end(exc):
-            self._queue.end(outcome.translate(exc, self._keys, self.model_id))
+            self._queue.end(outcome.translate(exc, self._keys, self.model_id, debug=self._debug))
             return
         if not cut:
             for event in self._reader.end([] if exc else response._tool_calls):

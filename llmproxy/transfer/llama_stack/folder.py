@@ -1,17 +1,19 @@
-"""A folder of Llama Stack's recordings: answer requests from it, or export exchanges to it."""
+"""Llama Stack's recordings: answer requests from their files, or export exchanges to a folder."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...backends.replay import Recorded
+from ...backends.held_recordings import HeldRecordings
+from ...backends.replay import Recorded, RecordingSummary
 from ...core import chat
 from ...core.errors import InvalidRequest
 from ...core.fingerprints import request_key
+from ...recorder.exchange import first_words
 from ...recorder.listing import Filter
 from ...recorder.reader import LogReader
 from ..anonymize import anonymize
@@ -20,74 +22,34 @@ from .read import Recording, parse_recording
 from .write import render_recording
 
 
-class Folder:
-    """The recordings in a folder and its subfolders, all read when it is opened.
+def add_recording(held: HeldRecordings, data: bytes, name: str) -> None:
+    """Add a file's recording, known by the file's name; one of something but a chat is left out.
 
-    A recording is known by the name of its file. Only chats are replayed; other kinds are
-    skipped. `warn` is given a line for each file that can't be read, or whose request no
-    client could send.
+    data: the file's content. name: the file's, without `.json`.
 
     Raises:
-        OSError: there is no such folder.
+        InvalidRequest: it is no recording, or damaged, or no client could send its request.
     """
-
-    def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
-        self._recordings: dict[str, Recording] = {}
-        self._by_key: dict[str, list[str]] = {}
-        self._models: dict[str, None] = {}
-        for file in sorted(_files(path)):
-            try:
-                recording = parse_recording(file.read_bytes(), file.stem)
-                if recording.refused is not None:
-                    raise recording.refused
-            except (InvalidRequest, OSError) as exc:
-                place = f", {exc.param}" if isinstance(exc, InvalidRequest) and exc.param else ""
-                warn(f"{file}{place}: {exc}")
-                continue
-            self._models.update((name, None) for name in recording.models)
-            if recording.request is not None:
-                self._add(recording, recording.request)
-
-    def _add(self, recording: Recording, request: chat.ChatRequest) -> None:
-        self._recordings[recording.key] = recording
-        self._by_key.setdefault(request_key(request), []).append(recording.key)
-        if request.model is not None:
-            self._models[request.model] = None
-
-    def models(self) -> list[str]:
-        """Return the requested models, and those of recorded lists of models."""
-        return list(self._models)
-
-    def find(self, request: chat.ChatRequest) -> list[str]:
-        """Return the names of the recordings of a request, in order."""
-        return [
-            key
-            for key in self._by_key.get(request_key(request), [])
-            if self._request(key).model == request.model
-        ]
-
-    def load(self, id: str) -> Recorded:
-        """Return a recorded response, whose events all have the time 0: recordings have none."""
-        recording = self._recordings[id]
-        events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
-        finishes = [event for event in recording.events if isinstance(event, chat.Finish)]
-        model = self._request(id).model or ""
-        finish = finishes[0] if finishes else None
-        return Recorded(id, model, events, finish, recording.error, 0.0)
-
-    def near(self, request: chat.ChatRequest) -> Iterable[tuple[str, chat.ChatRequest]]:
-        """Return all recordings."""
-        return [(key, self._request(key)) for key in self._recordings]
-
-    def _request(self, key: str) -> chat.ChatRequest:
-        request = self._recordings[key].request
-        assert request is not None, "others are not kept"
-        return request
+    recording = parse_recording(data, name)
+    if recording.refused is not None:
+        raise recording.refused
+    held.add_models(recording.models)
+    request = recording.request
+    if request is not None:
+        summary = RecordingSummary(
+            name, request.model, request.model, first_words(request.messages)
+        )
+        held.add(summary, request_key(request), lambda: request, lambda: _response(recording))
 
 
-def _files(path: Path) -> Iterator[Path]:
-    next(path.iterdir(), None)  # raises if there is no folder
-    return path.rglob("*.json")
+def _response(recording: Recording) -> Recorded:
+    """Return a recorded response, whose events all have the time 0: recordings have none."""
+    assert recording.request is not None, "others are not kept"
+    events = [(0.0, event) for event in recording.events if not isinstance(event, chat.Finish)]
+    finishes = [event for event in recording.events if isinstance(event, chat.Finish)]
+    finish = finishes[0] if finishes else None
+    model = recording.request.model or ""
+    return Recorded(recording.key, model, events, finish, recording.error, 0.0)
 
 
 def export_recordings(

@@ -1,0 +1,169 @@
+"""Every field of Settings is documented once: where it is declared.
+
+`help(llmproxy.Settings)` and the table of docs/embedding.md repeat that text, the table with the
+command's flag for each field; `python -m tests.test_settings` rewrites both.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import llmproxy
+from llmproxy import Settings, SettingsError, proxy
+from llmproxy.cli import serve
+from tests.commands import run_here
+
+PAGE = Path(__file__).parents[1] / "docs" / "embedding.md"
+SOURCE = Path(proxy.__file__)
+FIELDS = [field.name for field in dataclasses.fields(Settings)]
+WIDTH = 96
+
+
+def docs() -> dict[str, str]:
+    """Return the string below each field, on one line."""
+    (body,) = (
+        node.body
+        for node in ast.parse(SOURCE.read_text("utf-8")).body
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    )
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
+
+
+def listed() -> str:
+    """Return the list for the class's docstring."""
+    lines = []
+    for name, text in docs().items():
+        lines += textwrap.wrap(
+            f"{name}: {text}",
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="        ",
+            break_on_hyphens=False,
+        )
+    return "\n".join(lines) + "\n"
+
+
+def rows() -> str:
+    flags = serve.flags_of(serve._parser("llmproxy"))
+    given = {name.partition("=")[0]: flag for name, flag in flags.items()}
+    # Switches that only the command has, since they say what it does with lines.
+    others = {"report": "`--quiet` prints none"}
+    lines = ["| field | flag | |", "|---|---|---|"]
+    for name, text in docs().items():
+        flag = f"`{given[name]}`" if name in given else others.get(name, "")
+        lines.append(f"| `{name}` | {flag} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_each_field_has_a_docstring():
+    assert list(docs()) == FIELDS
+    for name, text in docs().items():
+        assert text.endswith(".") and len(text) > 10, name
+
+
+def test_help_shows_each_of_them():
+    assert inspect.cleandoc(listed()) in inspect.getdoc(Settings)
+
+
+def test_the_page_has_the_table_of_fields_and_flags():
+    assert rows() in PAGE.read_text("utf-8")
+
+
+def test_each_flag_of_the_server_is_a_setting():
+    """Or does something that is the command's own."""
+    flags = serve.flags_of(serve._parser("llmproxy"))
+    names = {name.partition("=")[0] for name in flags}
+    assert names - set(FIELDS) == {"help", "version", "help_limits", "quiet"}
+    assert set(FIELDS) - names == {"warn", "report"}
+
+
+@pytest.mark.parametrize(
+    "settings, arguments, python, command",
+    [
+        (
+            {"host": "0.0.0.0"},
+            ["--host", "0.0.0.0"],
+            "give keys, or listen on 127.0.0.1; auth=False lets all of them in",
+            "give --api-key, or listen on 127.0.0.1; --no-auth lets all of them in",
+        ),
+        (
+            {"auth": False, "keys": ["k"]},
+            ["--no-auth", "--api-key", "k"],
+            "auth=False and keys or LLMPROXY_API_KEY exclude each other",
+            "--no-auth and --api-key or LLMPROXY_API_KEY exclude each other",
+        ),
+        (
+            {"origins": ["here"]},
+            ["--allow-origin", "here"],
+            "origins: an origin is scheme://host[:port], not 'here'",
+            "--allow-origin: an origin is scheme://host[:port], not 'here'",
+        ),
+        (
+            {"keys": [""]},
+            ["--api-key", ""],
+            "keys: an API key can't be empty",
+            "--api-key: an API key can't be empty",
+        ),
+        (
+            {"recordings": ""},
+            ["--recordings", ""],
+            "recordings: a file's name can't be empty",
+            "--recordings: a file's name can't be empty",
+        ),
+        (
+            {"ignore": ["x"]},
+            ["--ignore", "x"],
+            "ignore: only a replay ignores differences: set replay too",
+            "--ignore: only a replay ignores differences: set --replay too",
+        ),
+    ],
+)
+def test_errors_speak_of_fields_in_python_and_of_flags_in_the_command(
+    settings, arguments, python, command
+):
+    with pytest.raises(SettingsError) as caught:
+        llmproxy.serve(**settings)
+    assert str(caught.value).endswith(python)
+    code, _, err = run_here("--port", "0", *arguments)
+    assert (code, err.endswith(f"{command}\n")) == (2, True), err
+
+
+@pytest.mark.parametrize("name", ["database", "recordings"])
+def test_a_path_may_be_a_string_but_not_an_empty_one(name, tmp_path):
+    """An empty one meant llm's own log, and the current folder."""
+    assert getattr(Settings(**{name: "x.db"}), name) == "x.db"
+    with pytest.raises(SettingsError, match=f"^{name}: a file's name can't be empty$"):
+        Settings(**{name: ""})
+
+
+def test_a_folder_is_no_log(tmp_path):
+    with pytest.raises(SettingsError, match="is a folder, not a file$"):
+        llmproxy.serve(database=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def write() -> None:
+    source = SOURCE.read_text("utf-8")
+    head, _, rest = source.partition("for each field.\n\n    host: ")
+    tail = rest.partition('    """\n')[2]
+    SOURCE.write_text(f'{head}for each field.\n\n{listed()}    """\n{tail}', "utf-8")
+    page = PAGE.read_text("utf-8")
+    table = re.compile(r"^\| field \| flag \| \|\n(\|.*\n)+", re.MULTILINE)
+    PAGE.write_text(table.sub(lambda _: rows(), page), "utf-8")
+
+
+if __name__ == "__main__":
+    write()
