@@ -20,7 +20,7 @@ app
 proxy
 serving asgi
 cli
-plugin __main__ __init__
+plugin pytest_plugin __main__ __init__
 """.split("\n")[1:-1]
 RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split()}
 

@@ -1,0 +1,127 @@
+"""The pytest plugin, in a pytest of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+pytest_plugins = ["pytester"]
+
+AGENT = """
+import json, urllib.request, urllib.error
+import pytest
+
+def ask(server, text):
+    body = {"model": "demo", "messages": [{"role": "user", "content": text}]}
+    request = urllib.request.Request(
+        server.url + "/v1/chat/completions", json.dumps(body).encode(),
+        {"content-type": "application/json"},
+    )
+    return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
+"""
+
+
+@pytest.fixture
+def tests(pytester, llm_user_path):
+    """Make a test file; return a function that runs it with arguments."""
+    pytester.makeini("[pytest]\naddopts = -p no:xdist -p no:cacheprovider -p no:llmproxy")
+
+    def make(code):
+        pytester.makepyfile(test_agent=AGENT + code)
+        return lambda *words: pytester.runpytest_inprocess("-p", "llmproxy.pytest_plugin", *words)
+
+    return make
+
+
+TIDY = """
+def test_tidy(llmproxy_server):
+    assert ask(llmproxy_server, "Tidy the shed.").startswith("You said: Tidy the shed.")
+"""
+
+
+def test_a_test_is_recorded_once_and_then_replayed(tests, pytester):
+    run = tests(TIDY)
+    run("--llmproxy-record=once").assert_outcomes(passed=1)
+    recording = pytester.path / "recordings" / "test_agent" / "test_tidy.jsonl"
+    recorded = recording.read_bytes()
+    exchanges = json.loads(recorded)  # one, indented to be reviewed
+    assert exchanges["first_words"] == "Tidy the shed."
+    run().assert_outcomes(passed=1)
+    run("--llmproxy-record=once").assert_outcomes(passed=1)
+    assert recording.read_bytes() == recorded
+    assert [one.name for one in recording.parent.iterdir()] == ["test_tidy.jsonl"]
+
+
+def test_a_missing_recording_says_how_to_make_it(tests):
+    result = tests(TIDY)()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*test_tidy.jsonl is missing: record it with --llmproxy-record=*"])
+
+
+def test_a_miss_fails_the_test_even_if_it_is_caught(tests, pytester):
+    tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
+    changed = TIDY.replace("    assert ask", "    with pytest.raises(Exception): ask").replace(
+        '.").startswith("You said: Tidy the shed.")', ' twice.")'
+    )
+    result = tests(changed)()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["requests that were not recorded:", "*messages?0?*differs*"])
+    tests(changed)("--llmproxy-record=new_episodes").assert_outcomes(failed=1)  # it did not raise
+
+
+def test_new_requests_are_added_and_all_are_made_anew_if_asked(tests, pytester):
+    tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
+    two = TIDY + '    ask(llmproxy_server, "And the barn.")\n'
+    tests(two)().assert_outcomes(failed=1)
+    tests(two)("--llmproxy-record=new_episodes").assert_outcomes(passed=1)
+    tests(two)().assert_outcomes(passed=1)
+    recording = pytester.path / "recordings" / "test_agent" / "test_tidy.jsonl"
+    before = recording.read_bytes()
+    tests(TIDY)("--llmproxy-record=rewrite").assert_outcomes(passed=1)
+    assert len(recording.read_bytes()) < len(before)
+    tests(two)().assert_outcomes(failed=1)
+
+
+def test_a_failed_test_leaves_its_recording_as_it_was(tests, pytester):
+    tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
+    recording = pytester.path / "recordings" / "test_agent" / "test_tidy.jsonl"
+    before = recording.read_bytes()
+    tests(TIDY + "    assert False\n")("--llmproxy-record=rewrite").assert_outcomes(failed=1)
+    assert recording.read_bytes() == before
+
+
+def test_the_marker_names_a_database_and_settings(tests, pytester):
+    marked = """
+pytestmark = pytest.mark.llmproxy(ignore=[r"[0-9]+"])
+
+@pytest.mark.llmproxy(database="session.db")
+@pytest.mark.parametrize("number", [1, 2])
+def test_number(llmproxy_server, number):
+    ask(llmproxy_server, f"Number 7.")
+
+@pytest.mark.parametrize("number", ["a/b", "c"])
+def test_name(llmproxy_server, number):
+    ask(llmproxy_server, "Number 7.")
+"""
+    tests(marked)("--llmproxy-record=once").assert_outcomes(passed=4)
+    found = sorted(str(one.relative_to(pytester.path)) for one in pytester.path.rglob("*.jsonl"))
+    assert found == [f"recordings/test_agent/test_name-{name}.jsonl" for name in ("a-b", "c")]
+    files = {one.name: one.read_bytes() for one in pytester.path.glob("session.db*")}
+    assert list(files) == ["session.db"]
+    tests(marked.replace("Number 7", "Number 8"))().assert_outcomes(passed=4)
+    assert {one.name: one.read_bytes() for one in pytester.path.glob("session.db*")} == files
+
+
+def test_a_marker_with_a_place_and_a_wrong_setting_are_explained(tests):
+    result = tests("@pytest.mark.llmproxy('x.db')\n" + TIDY.lstrip())()
+    result.stdout.fnmatch_lines(["*the marker llmproxy takes arguments by name only*"])
+
+
+def test_the_plugin_costs_runs_that_do_not_use_it_nothing(pytester):
+    pytester.makepyfile("import sys\ndef test_it():\n    assert 'llm' not in sys.modules\n")
+    result = pytester.run(
+        sys.executable, "-m", "pytest", "-p", "llmproxy.pytest_plugin", "-p", "no:llmproxy"
+    )
+    result.assert_outcomes(passed=1)
