@@ -51,7 +51,7 @@ def test_the_example_of_a_test_suite_runs(tmp_path, monkeypatch, capsys):
     with llmproxy.running(database="session.db") as server:
         ask(server.url, "Hello!")
         ask(server.url, "Nobody asks this again.")
-    (block,) = examples(PAGES["replay.md"])
+    block, _ = examples(PAGES["replay.md"])
     run(block, openai=openai)
     said = capsys.readouterr().out
     assert said.startswith("You said: Hello!")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +113,17 @@ def test_name(llmproxy_server, number):
     assert list(files) == ["session.db"]
     tests(marked.replace("Number 7", "Number 8"))().assert_outcomes(passed=4)
     assert {one.name: one.read_bytes() for one in pytester.path.glob("session.db*")} == files
+
+
+def test_the_documented_example_runs(tests):
+    page = (Path(__file__).parents[1] / "docs" / "replay.md").read_text()
+    block = page.rpartition("```python\n")[2].partition("```")[0]
+    asked = (
+        "    client.chat.completions.create(model='demo', messages=[{'role': 'user', 'content': "
+    )
+    run = tests("import openai\n" + block + asked + "'hi'}])\n")
+    run("--llmproxy-record=once").assert_outcomes(passed=1)
+    run().assert_outcomes(passed=1)
 
 
 def test_a_marker_with_a_place_and_a_wrong_setting_are_explained(tests):
