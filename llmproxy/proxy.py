@@ -29,7 +29,7 @@ from .backends.engine.demo import AsyncDemo, Demo
 from .backends.ignored_text import IgnoredText
 from .backends.llm_keys import known_keys
 from .backends.log_source import Log
-from .backends.replay import RecordingSummary, Replay, Source
+from .backends.replay import MAX_LISTED, RecordingSummary, Replay, Source
 from .conversations.matching import Matcher
 from .core import backend
 from .core.errors import InvalidRequest
@@ -47,8 +47,6 @@ from .recorder.spool import Spool
 from .recorder.store import Store
 from .recorder.writer import Writer
 from .transport.server import ServedRequest, Server
-
-MAX_LISTED = 10_000  # unused recordings that are listed when a proxy is closed
 
 _log = logging.getLogger("llmproxy")
 
@@ -315,7 +313,7 @@ class Proxy:
         self._unused: list[RecordingSummary] | None = None
         database = Path(settings.database or llm.user_dir() / "logs.db")
         self._log_path = database
-        if database.is_dir():
+        if os.path.isdir(database):  # False if it can't be looked at
             raise SettingsError(f"{{database}}: {database} is a folder, not a file")
         if settings.log:
             self.database = database
@@ -337,7 +335,7 @@ class Proxy:
             stored=StoredResponses(self.database),
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
-            rewind=self._replay and self._replay.rewind,
+            replay=self._replay,
             embedder=self._embedder() if self.is_live else None,
         )
         self._server = Server(
@@ -361,14 +359,14 @@ class Proxy:
         if settings.replay is None and settings.recordings is None:
             assert live is not None, "something answers"
             return live, self.catalog
-        if settings.recordings is None and not database.exists():
-            if live is None or not settings.log:
-                raise SettingsError(
-                    f"there is nothing to replay: {database} does not exist; "
-                    'record it first, without {replay}, or with {replay="replay-or-live"}'
-                )
-            Store(database).close()  # live responses will be recorded there
         try:
+            if settings.recordings is None and not database.exists():
+                if live is None or not settings.log:
+                    raise SettingsError(
+                        f"there is nothing to replay: {database} does not exist; "
+                        'record it first, without {replay}, or with {replay="replay-or-live"}'
+                    )
+                Store(database).close()  # live responses will be recorded there
             self._replay = Replay(
                 self._source(database),
                 speed=settings.replay_speed,
@@ -427,7 +425,7 @@ class Proxy:
 
         Each has `id`, `model_asked`, `model_used` and `first_words`. Those that were recorded
         since the start are left out. It may be called from any thread, also after `close` if
-        there are at most `MAX_LISTED` recordings.
+        there were at most 10,000.
 
         Raises:
             StoreError: the log can't be read any more.

@@ -89,7 +89,7 @@ def test_export_and_import_run_as_written(llm_user_path, tmp_path):
         ["sh", "-ec", python], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
     assert run.returncode == 0, run.stderr
-    assert run.stderr == "exported 1 exchange\n" * 3
+    assert run.stderr == "exported 1 exchange\n" * 4
     new = [line.partition(";")[0] for line in run.stdout.splitlines()]
     assert new == ["imported 1 exchange"] * 2
     assert "greet" not in (tmp_path / "bug.jsonl").read_text()

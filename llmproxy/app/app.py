@@ -22,6 +22,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 
 from llm.parts import Message
 
+from ..backends.replay import Replay
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
@@ -95,7 +96,7 @@ class App:
     on_exchange: called with each exchange when it has ended.
     stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
-    rewind: as StatusPages takes it. embedder: runs embedding models; None if only recordings
+    replay: as StatusPages takes it. embedder: runs embedding models; None if only recordings
         answer.
     """
 
@@ -113,7 +114,7 @@ class App:
         stored: StoredResponses | None = None,
         dashboard: Dashboard | None = None,
         connections: Callable[[], int] = lambda: 0,
-        rewind: Callable[[], int] | None = None,
+        replay: Replay | None = None,
         embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
@@ -134,7 +135,7 @@ class App:
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
         self._metrics = Metrics()
-        self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
+        self._status = StatusPages(dashboard, self._metrics, self._state, replay)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
             "chat_batch": self._chat_batch,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..backends.replay import MAX_LISTED, Replay
 from ..core import payload
-from ..core.errors import NotFound, Unavailable
+from ..core.errors import NotFound, Unavailable, Unsupported
+from ..recorder.database import StoreError
 from ..recorder.writer import Health
 from ..report.html.markup import POLICY
 from ..transport.http11 import Request, Response
@@ -20,7 +23,8 @@ from .routes import method_not_allowed
 logger = logging.getLogger(__name__)
 
 REWIND = "/replay/rewind"
-PAGES = ("/", "/healthz", "/health", "/metrics", "/api/hello")
+UNUSED = "/replay/unused"
+PAGES = ("/", "/healthz", "/health", "/metrics", "/api/hello", UNUSED)
 PATHS = (*PAGES, REWIND)
 
 STILL = "still"
@@ -54,8 +58,7 @@ class StatusPages:
     """The handler of the PATHS, which belong to no dialect.
 
     dashboard: renders the page for browsers; if None, they get a line of text.
-    state: returns the server's current state. rewind: starts the replay again, and returns how
-        many recordings it had served; None if nothing is replayed.
+    state: returns the server's current state. replay: None if nothing is replayed.
     """
 
     def __init__(
@@ -63,20 +66,20 @@ class StatusPages:
         dashboard: Dashboard | None,
         metrics: Metrics,
         state: Callable[[], State],
-        rewind: Callable[[], int] | None = None,
+        replay: Replay | None = None,
     ) -> None:
         self._dashboard = dashboard
         self._metrics = metrics
         self._state = state
-        self._rewind = rewind
+        self._replay = replay
 
     async def respond(self, path: str, request: Request) -> Response:
         """Respond to a request for one of PATHS.
 
         Raises:
             MethodNotAllowed: neither GET nor HEAD, or not POST where something is changed.
-            NotFound: nothing is replayed that could be started again.
-            Unavailable: the log can't be read.
+            NotFound: it is about a replay, and nothing is replayed.
+            Unavailable: the log can't be read. Unsupported: it is too large.
         """
         if path == REWIND:
             return self._start_replay_again(request)
@@ -85,6 +88,8 @@ class StatusPages:
         if path in ("/healthz", "/health"):
             body = payload.encode(_health(self._state()))
             return Response(200, [("content-type", "application/json"), _FRESH], body)
+        if path == UNUSED:
+            return await self._unused()
         if path == "/metrics":
             text = self._metrics.render(_gauges(self._state()))
             return Response(200, [("content-type", METRICS_TYPE), _FRESH], text.encode())
@@ -98,10 +103,25 @@ class StatusPages:
     def _start_replay_again(self, request: Request) -> Response:
         if request.method != "POST":
             raise method_not_allowed(request, {"POST"})
-        if self._rewind is None:
-            raise NotFound("this server replays nothing; it does with --replay")
-        body = payload.encode({"rewound": self._rewind()})
+        body = payload.encode({"rewound": self._replayed().rewind()})
         return Response(200, [("content-type", "application/json"), _FRESH], body)
+
+    async def _unused(self) -> Response:
+        replay = self._replayed()
+        try:
+            count = await asyncio.to_thread(replay.count)
+            if count > MAX_LISTED:
+                raise Unsupported(f"of {count:,} recordings the unused ones are not listed")
+            unused = [asdict(one) for one in await asyncio.to_thread(replay.unused)]
+        except StoreError as exc:
+            raise Unavailable("the log can't be read") from exc
+        body = payload.encode({"recordings": count, "unused": unused})
+        return Response(200, [("content-type", "application/json"), _FRESH], body)
+
+    def _replayed(self) -> Replay:
+        if self._replay is None:
+            raise NotFound("this server replays nothing; it does with --replay")
+        return self._replay
 
     async def _html(self, dashboard: Dashboard, request: Request) -> Response:
         refreshes = request.query != STILL

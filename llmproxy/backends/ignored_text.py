@@ -36,8 +36,9 @@ from ..core.errors import InvalidRequest
 
 MARK = "…"
 MAX_MATCH_CHARS = 256  # dates, hashes and the paths of temporary folders are shorter
-MAX_WAYS = MAX_MATCH_CHARS**2  # to divide a text between a pattern's repetitions: two of any width
-MAX_SEARCH_S = 1.0  # per request; the slowest pattern that is allowed takes 0.2 s for a window
+# Ways to divide a text between a pattern's repetitions: two of any width, and two options.
+MAX_WAYS = 4 * (MAX_MATCH_CHARS + 1) ** 2
+MAX_SEARCH_S = 1.0  # per request; the slowest pattern that is allowed takes 0.4 s for a window
 
 _REPEATS = {parser.MAX_REPEAT, parser.MIN_REPEAT, parser.POSSESSIVE_REPEAT}
 _REFERENCES = {parser.GROUPREF, parser.GROUPREF_EXISTS}

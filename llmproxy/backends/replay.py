@@ -35,6 +35,7 @@ from ..core.fingerprints import (
 from ..core.message_diff import first_difference
 from ..recorder.timeline import TimedEvent
 
+MAX_LISTED = 10_000  # recordings of which the unused ones are listed unasked, or over HTTP
 COMPARED_CHARS = 2_000  # of the first different message, to find the nearest recording
 
 
@@ -158,7 +159,8 @@ class _Cleaned:
         return len(self.listed())
 
     def find(self, request: chat.ChatRequest) -> list[str]:
-        return self._index.find(request_key(request), request.model)
+        found = self._index.find(request_key(self._clean(request)), request.model)
+        return found or self._source.find(request)  # recorded since then
 
     def near(self, request: chat.ChatRequest) -> Iterator[tuple[str, chat.ChatRequest]]:
         for id, recorded in self._source.near(request):
@@ -239,18 +241,42 @@ class Replay:
                 differs.
             ProxyError: the live backend has no model for the request.
         """
-        asked = request
-        if self._clean is not None:
-            asked = await asyncio.to_thread(self._clean, request)
-        ids = await asyncio.to_thread(self._source.find, asked)
+        ids = await asyncio.to_thread(self._source.find, request)
         if not ids and self._live is not None:
             return await self._live.choose(request)
-        if not ids:
-            ids = await asyncio.to_thread(_find_by_comparing, asked, self._source, self._advice)
+        ids = ids or await asyncio.to_thread(self._find_by_comparing, request)
         id = ids[self._served[ids[0]] % len(ids)]
         self._served[ids[0]] += 1
         self._used.add(id)
         return _RecordedChoice(await asyncio.to_thread(self._source.load, id), self._speed)
+
+    def _find_by_comparing(self, request: chat.ChatRequest) -> list[str]:
+        """Return the ids of near recordings of the same request, the oldest first.
+
+        Raises:
+            NotRecorded: there are none; the message names the nearest one and where it differs.
+        """
+        near = list(self._source.near(request))
+        if not near:
+            raise NotRecorded(f"there are no recordings of {_model(request)}: {self._advice}")
+        if self._clean is not None:
+            request = self._clean(request)
+        key = request_key(request)
+        same = [
+            id
+            for id, recorded in near
+            if recorded.model == request.model and request_key(recorded) == key
+        ]
+        if same:
+            return sorted(same)
+        id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
+        changes = list(differences(request, recorded))
+        texts = "; ".join(text for _, text in changes) or "nothing visible differs"
+        raise NotRecorded(
+            f"no recording matches this request; the nearest is {id}, where {texts}"
+            f"; {self._advice}",
+            param=changes[0][0] if changes else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -331,32 +357,6 @@ class ReplayRun:
 
 
 # ---- misses
-
-
-def _find_by_comparing(request: chat.ChatRequest, source: Source, advice: str) -> list[str]:
-    """Return the ids of near recordings of the same request, the oldest first.
-
-    Raises:
-        NotRecorded: there are none; the message names the nearest one and where it differs.
-    """
-    near = list(source.near(request))
-    if not near:
-        raise NotRecorded(f"there are no recordings of {_model(request)}: {advice}")
-    key = request_key(request)
-    same = [
-        id
-        for id, recorded in near
-        if recorded.model == request.model and request_key(recorded) == key
-    ]
-    if same:
-        return sorted(same)
-    id, recorded = max(near, key=lambda one: _likeness(request, one[1]))
-    changes = list(differences(request, recorded))
-    texts = "; ".join(text for _, text in changes) or "nothing visible differs"
-    raise NotRecorded(
-        f"no recording matches this request; the nearest is {id}, where {texts}; {advice}",
-        param=changes[0][0] if changes else None,
-    )
 
 
 def _model(request: chat.ChatRequest) -> str:

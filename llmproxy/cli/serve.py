@@ -18,11 +18,11 @@ from typing import TextIO
 from urllib.parse import urlsplit
 
 from ..app.access import is_loopback
-from ..backends.replay import RecordingSummary
+from ..backends.replay import MAX_LISTED, RecordingSummary
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
-from ..proxy import MAX_LISTED, Proxy, Settings, SettingsError, keys_of_environment
+from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
 from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
 from ..report.numbers import count_of

@@ -65,8 +65,9 @@ def _files(folder: Path) -> Iterator[Path]:
             and not Path(place, name, ENVIRONMENT_FILE).exists()
         ]
         for name in files:
-            if name.endswith((".json", ".jsonl")) and not name.startswith("."):
-                yield Path(place, name)
+            path = Path(place, name)
+            if name.endswith((".json", ".jsonl")) and not name.startswith(".") and path.is_file():
+                yield path
 
 
 class _Reading:
@@ -115,12 +116,12 @@ class _Reading:
                     self._name(file, exc, place)
 
     def _add_exchange(self, exchange: Exchange) -> None:
-        is_answer = exchange.finish is not None or exchange.error_kind is not None
-        was_run = exchange.status == "ok" or exchange.status == "error" and exchange.model_used
-        if not is_answer or not was_run or exchange.replay_of is not None:
+        is_success = exchange.status == "ok" and exchange.finish is not None
+        is_failure = exchange.status == "error" and exchange.model_used is not None
+        if not (is_success or is_failure) or exchange.replay_of or exchange.run_id:
             return
-        if exchange.replay_key is None or exchange.run_id is not None:
-            return  # anonymized, or of a benchmark
+        if exchange.replay_key is None:  # anonymized
+            return
         with suppress(ProxyError):  # an embedding, or damaged
             request = exchange_request(exchange)
             line = encode(exchange)  # takes a fifth of the memory
@@ -130,7 +131,7 @@ class _Reading:
                     exchange.model_asked,
                     exchange.model_used,
                     exchange.first_words,
-                    exchange.status == "error",
+                    is_failure,
                 ),
                 request_key(request),
                 partial(_request_of, line),

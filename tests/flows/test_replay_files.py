@@ -6,7 +6,9 @@ import io
 import json
 import os
 import shutil
+import sqlite3
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -19,6 +21,7 @@ from llmproxy.backends import ignored_text
 from tests.app.test_app import request
 from tests.commands import run_here
 from tests.flows.test_read_only_log import make_writable, without_privileges
+from tests.log_fixtures import make_version_4
 from tests.models import AsyncScript
 from tests.proxies import running
 
@@ -100,6 +103,15 @@ def test_a_replay_without_a_log_changes_nothing_not_even_meanwhile(session):
         assert files(session.parent) == before
     assert files(session.parent) == before
     assert session.parent.stat().st_mtime_ns == folder
+
+
+def test_a_log_of_an_older_version_stays_as_it_is(session):
+    with closing(sqlite3.connect(session, isolation_level=None)) as connection:
+        make_version_4(connection)
+    before = files(session.parent)
+    with running(database=session, log=False, **REPLAYING) as proxy:
+        assert ask(proxy, said("Tidy the shed.")).startswith("An answer")
+    assert files(session.parent) == before
 
 
 def test_what_another_program_writes_meanwhile_is_replayed(session):
@@ -398,6 +410,9 @@ def test_unused_recordings_are_listed(session):
             "Tidy the shed.", "And the barn?",
         ]  # fmt: skip
         ask(proxy, said("Tidy the shed."))
+        answer = json.loads(urlopen(f"{proxy.url}/replay/unused").read())
+        assert answer["recordings"] == 2
+        assert [one["first_words"] for one in answer["unused"]] == ["And the barn?"]
         proxy.proxy.rewind()  # which a test does between others; what was used stays used
         (unused,) = proxy.proxy.unused_recordings()
         assert (unused.first_words, unused.model_asked, unused.model_used) == (
@@ -406,6 +421,19 @@ def test_unused_recordings_are_listed(session):
             "m",
         )
     assert proxy.proxy.unused_recordings() == [unused]
+
+
+def test_what_was_asked_live_is_replayed_next_time(dated):
+    """Also if text is ignored, whose recordings were read at the start."""
+    copy = shutil.copy(dated / "dated.db", dated / "copy.db")
+    model = AsyncScript("m", "B")
+    settings = {"database": copy, "replay": "replay-or-live", "replay_speed": 0}
+    with running(model, **settings, ignore=IGNORED) as proxy:
+        for _ in range(2):
+            assert ask(proxy, differing(prompt="a new one")) == "B"
+            proxy.wait_for_report()
+        assert ask(proxy, differing()) == "Noted."
+    assert len(model.prompts) == 1
 
 
 def test_responses_of_this_replay_are_not_listed_as_unused(session):
@@ -429,5 +457,6 @@ def test_a_failure_that_is_never_served_is_not_listed(session):
 
 def test_without_a_replay_nothing_is_unused():
     with running(AsyncScript("m", "A"), log=False) as proxy:
-        urlopen(f"{proxy.url}/healthz").read()
+        status, _, text = request(proxy, "GET", "/replay/unused")
+        assert (status, b"this server replays nothing" in text) == (404, True)
         assert (proxy.proxy.recording_count, proxy.proxy.unused_recordings()) == (0, [])
