@@ -13,7 +13,6 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import llm
-from llm.plugins import pm
 
 import llmproxy
 
@@ -31,12 +30,6 @@ class Shout(llm.AsyncModel):
             yield word.upper() + "! "
 
 
-class Plugin:
-    @llm.hookimpl
-    def register_models(self, register: Any) -> None:
-        register(None, Shout())
-
-
 def ask(url: str) -> str:
     body = {"model": "shout", "messages": [{"role": "user", "content": "good morning"}]}
     with urlopen(Request(f"{url}/v1/chat/completions", json.dumps(body).encode())) as response:
@@ -44,9 +37,9 @@ def ask(url: str) -> str:
 
 
 async def main() -> None:
-    pm.register(Plugin())
     with tempfile.TemporaryDirectory() as folder:
-        async with llmproxy.serve(port=0, database=Path(folder) / "logs.db") as server:
+        database = Path(folder) / "logs.db"
+        async with llmproxy.serve(port=0, database=database, models=[Shout()]) as server:
             print(await asyncio.to_thread(ask, server.url))
 
 

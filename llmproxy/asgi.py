@@ -56,7 +56,8 @@ class App:
 
     def __init__(self, settings: Settings | None = None, **options: Unpack[Options]) -> None:
         self._settings = replace(settings or Settings(), **options)
-        self._needs_local_clients = not self._settings.keys and self._settings.auth
+        is_open = not self._settings.keys and self._settings.authorize is None
+        self._needs_local_clients = is_open and self._settings.auth
         # Not made yet: a server may fork after this, and each process has a log of its own.
         self._proxy: Proxy | None = None
         self._opening = asyncio.Lock()

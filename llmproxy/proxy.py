@@ -23,8 +23,9 @@ from .app.app import App
 from .app.dashboard import Dashboard
 from .app.responses import render_error
 from .app.routes import dialect_of
+from .app.span_export import SpanExporter, headers_of_environment
 from .app.stored_responses import StoredResponses
-from .backends.engine import Catalog, Engine, ModelEmbedder
+from .backends.engine import AnyModel, Catalog, Engine, ModelEmbedder
 from .backends.engine.demo import AsyncDemo, Demo
 from .backends.ignored_text import IgnoredText
 from .backends.llm_keys import known_keys
@@ -46,7 +47,11 @@ from .recorder.reader import LogReader
 from .recorder.spool import Spool
 from .recorder.store import Store
 from .recorder.writer import Writer
+from .transport.http11 import Request
 from .transport.server import ServedRequest, Server
+
+MAX_HOOKS = 1_000  # calls of an async hook at a time; each holds an exchange
+HOOKS_S = 5.0  # for async hooks to end when the proxy is closed
 
 _log = logging.getLogger("llmproxy")
 
@@ -72,13 +77,15 @@ def all_models(
     maps: Sequence[tuple[str, str]] = (),
     default_model: str | None = None,
     parallel: Sequence[tuple[str, int]] = (),
+    models: Sequence[AnyModel] = (),
 ) -> Catalog:
-    """Return llm's models, and the demo model even if our plugin is not installed."""
+    """Return llm's models, `models`, and the demo model even if our plugin is not installed."""
     return Catalog(
         maps=maps,
         default_model=default_model,
         parallel=parallel,
         extra_models=[(Demo(), AsyncDemo())],
+        models=models,
     )
 
 
@@ -122,7 +129,12 @@ class Settings:
     debug: Log the traceback of each failure of a model's plugin, without keys, to the logger
         "llmproxy".
     warn: Called with each warning, from any thread; by default it is logged to "llmproxy".
-    report: Called with each exchange when it has ended.
+    models: Models to serve besides those of llm's plugins, as objects; one of each kind may
+        have the same id.
+    authorize: Called with the head of each request; False refuses it. It may be asked twice.
+    on_exchange: Called with each exchange when it has ended; awaited if it is async.
+    otlp: The URL of an OpenTelemetry collector, which gets a span for each exchange.
+    otlp_content: Spans have the words of the conversations.
     access_log: Called with one line per HTTP response.
     """
 
@@ -172,8 +184,17 @@ class Settings:
     "llmproxy"."""
     warn: Callable[[str], None] = _log.warning
     """Called with each warning, from any thread; by default it is logged to "llmproxy"."""
-    report: Callable[[Exchange], None] = _ignore
-    """Called with each exchange when it has ended."""
+    models: Sequence[AnyModel] = ()
+    """Models to serve besides those of llm's plugins, as objects; one of each kind may have the
+    same id."""
+    authorize: Callable[[Request], bool] | None = None
+    """Called with the head of each request; False refuses it. It may be asked twice."""
+    on_exchange: Callable[[Exchange], Awaitable[object] | None] = _ignore
+    """Called with each exchange when it has ended; awaited if it is async."""
+    otlp: str | None = None
+    """The URL of an OpenTelemetry collector, which gets a span for each exchange."""
+    otlp_content: bool = False
+    """Spans have the words of the conversations."""
     access_log: Callable[[str], None] | None = None
     """Called with one line per HTTP response."""
 
@@ -248,7 +269,11 @@ class Options(TypedDict, total=False):
     limits: Limits
     debug: bool
     warn: Callable[[str], None]
-    report: Callable[[Exchange], None]
+    models: Sequence[AnyModel]
+    authorize: Callable[[Request], bool] | None
+    on_exchange: Callable[[Exchange], Awaitable[object] | None]
+    otlp: str | None
+    otlp_content: bool
     access_log: Callable[[str], None] | None
 
 
@@ -258,7 +283,8 @@ def _check(settings: Settings) -> None:
     Raises:
         SettingsError: they don't.
     """
-    if not is_loopback(settings.host) and not settings.keys and settings.auth:
+    is_open = not settings.keys and settings.authorize is None
+    if not is_loopback(settings.host) and is_open and settings.auth:
         raise SettingsError(
             f"{settings.host or 'every address'} can be reached by others, who would spend "
             "your keys: give {keys}, or listen on 127.0.0.1; {auth=False} lets all of them in"
@@ -303,7 +329,11 @@ class Proxy:
         self._known_keys = keys or known_keys()
         self._known_keys.learn(settings.keys)
         self._known_keys.look()
-        self.catalog = all_models(settings.maps, settings.default_model, settings.parallel)
+        self.catalog = all_models(
+            settings.maps, settings.default_model, settings.parallel, settings.models
+        )
+        self._exporter = self._new_exporter()
+        self._hooks: set[asyncio.Future[object]] = set()  # that run; the loop forgets its tasks
         self.database: Path | None = None
         self._writer: Writer | None = None
         self._matcher: Matcher | None = None
@@ -328,10 +358,12 @@ class Proxy:
             models,
             self._writer,
             self._matcher,
-            access=Access(is_local, settings.hosts, settings.origins, settings.keys),
+            access=Access(
+                is_local, settings.hosts, settings.origins, settings.keys, settings.authorize
+            ),
             limits=settings.limits,
             keys=self._known_keys,
-            on_exchange=settings.report,
+            on_exchange=self._tell,
             stored=StoredResponses(self.database),
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
@@ -388,6 +420,22 @@ class Proxy:
 
         paths = [Path(path) for path in settings.recording_paths]
         return read_recordings(paths, settings.warn, add_recording)
+
+    def _new_exporter(self) -> SpanExporter | None:
+        """Return what sends spans, if they are wanted.
+
+        Raises:
+            SettingsError: the URL or the environment's headers can't be used.
+        """
+        settings = self.settings
+        if settings.otlp is None:
+            return None
+        return SpanExporter(
+            settings.otlp,
+            headers_of_environment(),
+            content=settings.otlp_content,
+            warn=settings.warn,
+        )
 
     def _models(self) -> Engine:
         return Engine(
@@ -510,6 +558,8 @@ class Proxy:
             raise
         if self._writer is not None:
             self._writer.start()
+        if self._exporter is not None:
+            self._exporter.start()
         if not self.is_live and not await asyncio.to_thread(lambda: self.recording_count):
             where = self.recordings_name
             self.settings.warn(f"there are no recordings in {where}: every request will fail")
@@ -549,6 +599,23 @@ class Proxy:
             if is_no_database(exc):
                 raise SettingsError(f"the log can't be used: {exc}") from exc
 
+    def _tell(self, exchange: Exchange) -> None:
+        """Give an exchange that has ended to the collector and to the hook."""
+        if self._exporter is not None:
+            self._exporter.export(exchange)
+        if len(self._hooks) >= MAX_HOOKS:
+            raise RuntimeError(f"on_exchange is left out: {MAX_HOOKS} calls of it still run")
+        waiting = self.settings.on_exchange(exchange)
+        if waiting is not None:
+            hook = asyncio.ensure_future(waiting)
+            self._hooks.add(hook)
+            hook.add_done_callback(self._has_told)
+
+    def _has_told(self, hook: asyncio.Future[object]) -> None:
+        self._hooks.discard(hook)
+        if not hook.cancelled() and (error := hook.exception()):
+            _log.error("on_exchange failed", exc_info=error)
+
     async def close(self) -> None:
         """Stop accepting requests, wait up to `limits.shutdown_s` for running ones, flush the log.
 
@@ -563,6 +630,10 @@ class Proxy:
                     if self._writer is not None:
                         timeout_s = self.settings.limits.shutdown_s
                         await asyncio.to_thread(self._writer.close, timeout_s)
+                if self._hooks:
+                    await asyncio.wait(set(self._hooks), timeout=HOOKS_S)
+                if self._exporter is not None:
+                    await asyncio.to_thread(self._exporter.close)
                 await asyncio.to_thread(self._keep_unused)
                 self._close_readers()
             finally:

@@ -67,15 +67,14 @@ def llmproxy_server(
     path = _recording_path(node, options.pop("database", None))
     mode = request.config.getoption("--llmproxy-record")
     misses = node.stash.setdefault(_MISSES, [])
-    report = options.pop("report", None)
+    report = options.pop("on_exchange", None)
 
-    def collect(exchange: Exchange) -> None:
+    def collect(exchange: Exchange) -> Any:
         if exchange.error_code == "not_recorded":
             misses.append(exchange.error or "")
-        if report is not None:
-            report(exchange)
+        return None if report is None else report(exchange)
 
-    options = {"keys": (), "replay_speed": 0, **options, "report": collect}
+    options = {"keys": (), "replay_speed": 0, **options, "on_exchange": collect}
     if mode == "none" or (mode == "once" and path.exists()):
         if not path.exists():
             pytest.fail(f"{path} is missing: record it with --llmproxy-record=once", pytrace=False)

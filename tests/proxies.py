@@ -59,7 +59,7 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
     chosen = Settings(
         port=0,
         limits=limits or Limits(shutdown_s=5),
-        report=report,
+        on_exchange=report,
         warn=warnings.append,
         **settings,
     )

@@ -35,6 +35,7 @@ KEPT = {
     "Matcher._pending": "MAX_PENDING_BYTES, MAX_PENDING",
     "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING",
     "Dashboard._pages": "two pages",
+    "Proxy._hooks": "MAX_HOOKS",
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",
     "Store._begun": "running exchanges",

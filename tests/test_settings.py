@@ -60,7 +60,7 @@ def rows() -> str:
     flags = serve.flags_of(serve._parser("llmproxy"))
     given = {name.partition("=")[0]: flag for name, flag in flags.items()}
     # Switches that only the command has, since they say what it does with lines.
-    others = {"report": "`--quiet` prints none"}
+    others = {"on_exchange": "`--quiet` prints none"}
     lines = ["| field | flag | |", "|---|---|---|"]
     for name, text in docs().items():
         flag = f"`{given[name]}`" if name in given else others.get(name, "")
@@ -87,7 +87,7 @@ def test_each_flag_of_the_server_is_a_setting():
     flags = serve.flags_of(serve._parser("llmproxy"))
     names = {name.partition("=")[0] for name in flags}
     assert names - set(FIELDS) == {"help", "version", "help_limits", "quiet"}
-    assert set(FIELDS) - names == {"warn", "report"}
+    assert set(FIELDS) - names == {"authorize", "models", "on_exchange", "warn"}
 
 
 @pytest.mark.parametrize(

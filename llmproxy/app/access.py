@@ -13,7 +13,7 @@ import base64
 import hmac
 import ipaddress
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -44,12 +44,15 @@ class Access:
     is_local: listens on loopback only; the Host is checked then.
     hosts, origins: allowed besides the server's own; "*" allows any.
     keys: a request must send one of them; if empty, none is needed.
+    authorize: called with the head of a request that has a key, if one is needed; False
+        refuses it.
     """
 
     is_local: bool = True
     hosts: Sequence[str] = ()
     origins: Sequence[str] = ()
     keys: Sequence[str] = field(default=(), repr=False)
+    authorize: Callable[[Request], bool] | None = None
 
     def check_source(self, request: Request) -> None:
         """Reject a foreign Host or Origin, and what a page of another site makes a browser send.
@@ -80,13 +83,17 @@ class Access:
 
         Raises:
             Unauthorized: no key, or only wrong ones.
+            Forbidden: `authorize` refuses it.
         """
-        needs_key = self.keys and request.path not in OPEN_PATHS and not _is_preflight(request)
-        if needs_key and not self._has_key(request):
+        if request.path in OPEN_PATHS or _is_preflight(request):
+            return
+        if self.keys and not self._has_key(request):
             raise Unauthorized(
                 "send an API key: authorization: Bearer <key>, or x-api-key",
                 headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
             )
+        if self.authorize is not None and not self.authorize(request):
+            raise Forbidden("this request is not authorized")
 
     def cors_headers(self, request: Request) -> list[tuple[str, str]]:
         """Return the headers that let a page read the response; call `check_source` first."""

@@ -60,13 +60,13 @@ def traces_url(url: str) -> str:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"otlp: expected a URL such as http://127.0.0.1:4318, not {url!r}")
+        raise SettingsError(f"{{otlp}}: expected a URL such as http://127.0.0.1:4318, not {url!r}")
     path = parts.path.rstrip("/")
     return urlunsplit(parts._replace(path=path if path.endswith(TRACES) else path + TRACES))
 
 
 class SpanExporter:
-    """Sends exchanges to a collector while it is open.
+    """Sends exchanges to a collector, from `start` to `close`.
 
     url: of the collector, see `traces_url`. headers: sent with each batch.
     content: with the words of the conversations. warn: called from the exporter's thread.
@@ -94,6 +94,9 @@ class SpanExporter:
         self._is_failing = False
         self.dropped = 0
         self._thread = threading.Thread(target=self._run, name="llmproxy-spans", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
         self._thread.start()
 
     def export(self, exchange: Exchange) -> None:
@@ -113,7 +116,7 @@ class SpanExporter:
                 self._change.notify()
 
     def close(self) -> None:
-        """Send what is left, at most for `CLOSE_S`."""
+        """Send what is left, at most for `CLOSE_S`; call `start` first."""
         with self._change:
             self._closes_at = time.monotonic() + CLOSE_S
             self._change.notify()

@@ -235,6 +235,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="change a limit",
     )
     add("--help-limits", action="store_true", help="list the limits and exit")
+    add(
+        "--otlp",
+        metavar="URL",
+        help="send a span of each exchange to this OpenTelemetry collector, with the headers in "
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    )
+    add("--otlp-content", action="store_true", help="spans have the words of the conversations")
     add("--access-log", metavar="FILE", help="log each HTTP response to FILE; - is standard error")
     add("--debug", action="store_true", help="print the traceback if a model's plugin fails")
     add("--quiet", action="store_true", help="do not print a line per exchange")
@@ -282,7 +289,7 @@ def _settings(
             "keys": [*arguments.keys, *keys_of_environment()],
             "limits": _limits(arguments.limits),
             "warn": warn,
-            "report": _ignore if arguments.quiet else _exchange_printer(out),
+            "on_exchange": _ignore if arguments.quiet else _exchange_printer(out),
             "access_log": arguments.access_log and access_log.line,
         }
     )

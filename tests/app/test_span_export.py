@@ -38,6 +38,7 @@ def test_spans_arrive_in_batches_with_the_headers(make_exchange):
     exchanges = [make_exchange() for _ in range(600)]
     with playing(lambda body, handler: say_json(handler, {})) as collector:
         exporter = SpanExporter(collector.url, [("authorization", "Basic x")], warn=pytest.fail)
+        exporter.start()
         for exchange in exchanges:
             exporter.export(exchange)
         exporter.close()
@@ -60,6 +61,7 @@ def test_a_batch_is_sent_again_while_the_collector_is_busy(make_exchange, quick)
     warnings = []
     with playing(answer) as collector:
         exporter = SpanExporter(collector.url, warn=warnings.append)
+        exporter.start()
         exporter.export(make_exchange())
         wait_until(lambda: len(said) == 3)
         exporter.close()
@@ -72,6 +74,7 @@ def test_a_batch_that_is_refused_is_dropped(make_exchange):
     warnings = []
     with playing(lambda body, handler: say_json(handler, {}, 400)) as collector:
         exporter = SpanExporter(collector.url, warn=warnings.append)
+        exporter.start()
         exporter.export(make_exchange())
         exporter.close()
     assert len(collector.bodies) == 1
@@ -84,6 +87,7 @@ def test_a_collector_that_is_away_costs_nothing_but_spans(make_exchange, monkeyp
     monkeypatch.setattr(span_export, "CLOSE_S", 0.3)
     warnings = []
     exporter = SpanExporter("http://127.0.0.1:9", warn=warnings.append)
+    exporter.start()
     for _ in range(30):
         exporter.export(make_exchange())
     wait_until(lambda: warnings)

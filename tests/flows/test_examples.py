@@ -104,3 +104,21 @@ def test_every_example_has_a_test_and_is_short():
     for path in EXAMPLES.iterdir():
         assert f"test_{path.stem}" in globals(), path
         assert len(path.read_text().splitlines()) < 60, path
+
+
+def test_hooks():
+    lines = run([sys.executable, str(EXAMPLES / "hooks.py")]).splitlines()
+    assert [line.partition(": ")[2][:4] for line in lines] == [
+        "stop",
+        "stop",
+        "403 ",
+        "stop",
+        "403 ",
+    ]
+
+
+def test_otel():
+    span = json.loads(run([sys.executable, str(EXAMPLES / "otel.py")]))
+    assert span["name"] == "chat demo"
+    assert span["parent_id"] == "0x00f067aa0ba902b7"
+    assert span["attributes"]["gen_ai.usage.output_tokens"] > 10

@@ -11,8 +11,8 @@
 No other folder runs llm's models, and their exceptions don't leave this one.
 """
 
-from .catalog import Catalog
+from .catalog import AnyModel, Catalog
 from .embed import ModelEmbedder
 from .run import Engine, EngineRun
 
-__all__ = ["Catalog", "Engine", "EngineRun", "ModelEmbedder"]
+__all__ = ["AnyModel", "Catalog", "Engine", "EngineRun", "ModelEmbedder"]

@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 SyncModel = llm.Model | llm.KeyModel
 AsyncModel = llm.AsyncModel | llm.AsyncKeyModel
+AnyModel = SyncModel | AsyncModel
+_Pair = tuple[SyncModel | None, AsyncModel | None]  # with the same id
 
 RELOAD_S = 10.0  # the least time between two checks of llm's files
 MAX_COMPARED_CHARS = 200  # of an unknown name, to suggest a similar one; names have about 40
@@ -129,7 +131,8 @@ class Catalog:
     parallel: pairs of a pattern and how many requests a model with a matching id or
         alias runs at one time; the first match decides. By default a model that runs in
         this process runs one request at a time, and any other has no limit.
-    extra_models: models that need no plugin.
+    extra_models: models that need no plugin; one of a plugin takes precedence.
+    models: more of them, which take precedence over all others.
     """
 
     def __init__(
@@ -138,13 +141,15 @@ class Catalog:
         maps: Sequence[tuple[str, str]] = (),
         default_model: str | None = None,
         parallel: Sequence[tuple[str, int]] = (),
-        extra_models: Sequence[tuple[SyncModel | None, AsyncModel | None]] = (),
+        extra_models: Sequence[_Pair] = (),
+        models: Sequence[AnyModel] = (),
     ) -> None:
         self._maps = tuple(maps)
         self._default_model = default_model
         self._parallel = tuple(parallel)
         self._limiters: dict[str, Limiter] = {}  # by model id; kept over reloads
         self._extra_models = tuple(extra_models)
+        self._own_models = _pairs(models)
         self._contents = _Contents({}, {}, {}, "", frozenset())
         self._created = int(time.time())  # providers don't report it; at least it is stable
         self._checked_at = float("-inf")
@@ -326,7 +331,7 @@ class Catalog:
             logger.exception("could not reload llm's models; the earlier list stays in use")
 
     def _read(self) -> _Contents:
-        contents = _read(self._extra_models)
+        contents = _read(self._extra_models, self._own_models)
         limited = _with_limiters(contents, self._parallel, self._limiters)
         self._limiters |= {id: entry.limiter for id, entry in limited.items() if entry.limiter}
         by_name = {name: limited[entry.model_id] for name, entry in contents.by_name.items()}
@@ -384,7 +389,15 @@ def _limit(names: Sequence[str], parallel: Sequence[tuple[str, int]]) -> int | N
     return next(matching, None)
 
 
-def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) -> _Contents:
+def _pairs(models: Iterable[AnyModel]) -> tuple[_Pair, ...]:
+    """Return models with those of the other kind that have the same id."""
+    pairs: dict[str, list[Any]] = {}
+    for model in models:
+        pairs.setdefault(model.model_id, [None, None])[isinstance(model, AsyncModel)] = model
+    return tuple((sync_model, async_model) for sync_model, async_model in pairs.values())
+
+
+def _read(extra_models: Iterable[_Pair], own_models: Iterable[_Pair]) -> _Contents:
     _load_plugins()
     files = _files()  # before their contents: a change in between is noticed next time
     aliases = _settings("aliases.json")
@@ -410,6 +423,8 @@ def _read(extra_models: Iterable[tuple[SyncModel | None, AsyncModel | None]]) ->
         add(sync_model, async_model, (), "llmproxy")
     for registered in _registered():
         add(*registered)
+    for sync_model, async_model in own_models:
+        add(sync_model, async_model, (), "llmproxy")
     for alias, model_id in aliases.items():
         if isinstance(model_id, str) and model_id in by_name:
             by_name.setdefault(alias, by_name[model_id])
