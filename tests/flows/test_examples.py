@@ -101,7 +101,7 @@ def test_agent_tests(tmp_path):
 
 
 def test_every_example_has_a_test_and_is_short():
-    for path in EXAMPLES.iterdir():
+    for path in filter(Path.is_file, EXAMPLES.iterdir()):
         assert f"test_{path.stem}" in globals(), path
         assert len(path.read_text().splitlines()) < 60, path
 
