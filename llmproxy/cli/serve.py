@@ -430,10 +430,15 @@ def _place(proxy: Proxy) -> str:
 
 
 def _models(proxy: Proxy) -> str:
+    recordings = f"{count_of(proxy.recording_count, 'recording')} of {proxy.recordings_name}"
     if not proxy.is_live:
-        recordings = count_of(proxy.recording_count, "recording")
-        return f"not used; replaying {recordings} of {proxy.recordings_name}"
+        return f"not used; replaying {recordings}"
     count = sum(model.chats for model in proxy.catalog.models())
-    if count == 1:
-        return "only demo; add more with: llm install llm-anthropic"
-    return f"{count}, of which demo needs no key; list them with: llm models"
+    listed = (
+        "only demo; add more with: llm install llm-anthropic"
+        if count == 1
+        else f"{count}, of which demo needs no key; list them with: llm models"
+    )
+    if proxy.settings.replay is None:
+        return listed
+    return f"{listed}\nreplaying {recordings}; a model is asked if none matches"

@@ -18,6 +18,7 @@ import pytest
 
 import llmproxy
 from llmproxy.backends import ignored_text
+from llmproxy.cli import serve
 from tests.app.test_app import request
 from tests.commands import run_here
 from tests.flows.test_read_only_log import make_writable, without_privileges
@@ -178,8 +179,6 @@ def test_exported_recordings_are_replayed(exported, name):
 
 def test_a_command_replays_several_files(exported):
     """Flags and settings mean the same."""
-    from llmproxy.cli import serve
-
     parser = serve._parser("llmproxy")
     arguments = parser.parse_args(
         ["--replay", "--no-log", "--recordings", "a.jsonl", "--recordings", "b", "--ignore", "x+"]
@@ -322,6 +321,19 @@ def test_a_missing_log_is_a_sentence(tmp_path, llm_user_path):
 def test_an_empty_log_is_a_warning(store, path):
     with running(database=path, **REPLAYING) as proxy:
         assert proxy.warnings == [f"there are no recordings in {path}: every request will fail"]
+
+
+def test_the_command_says_what_it_replays_and_what_was_not_used(session):
+    with running(database=session, log=False, **REPLAYING) as proxy:
+        lines = serve._welcome(proxy.proxy)
+        assert f"models: not used; replaying 2 recordings of {session}" in lines
+        said = serve._unused(proxy.proxy.unused_recordings() * 6, 13)
+        assert said.startswith("not used: 12 of 13 recordings: 01")
+        assert said.count("('And the barn?')") == 5 and said.endswith(", …")
+    with running(AsyncScript("m", "A"), database=session, replay="replay-or-live") as proxy:
+        (line,) = [one for one in serve._welcome(proxy.proxy) if "replaying" in one]
+        said = f"replaying 2 recordings of {session}; a model is asked if none matches"
+        assert line.endswith(f"llm models\n{said}")
 
 
 # ---- what may differ

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import base64
+import codecs
 import copy
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
+from io import BytesIO
 
 import llm
 import pytest
@@ -16,7 +18,7 @@ from llmproxy.core import attachments, chat
 from llmproxy.core.errors import InvalidRequest
 from llmproxy.recorder.exchange import Turn, begun, encode, to_json
 from llmproxy.recorder.store import Store
-from llmproxy.transfer.jsonl import decode
+from llmproxy.transfer.jsonl import begins_an_export, decode, indent, read_lines
 from tests.examples import many_examples
 from tests.log_fixtures import ended_as
 from tests.strategies import conversations, event_streams, json_values, texts, tools, words
@@ -83,6 +85,40 @@ def test_a_line_reads_back_equal(exchange):
     read = decode(line)
     assert to_json(read) == to_json(exchange)
     assert replace(read, events=()) == replace(exchange, events=())
+
+
+@many_examples(100)
+@given(st.lists(st.tuples(exchanges(), st.booleans()), max_size=3), st.booleans())
+def test_indented_exchanges_and_lines_are_read_back_equal(listed, has_mark):
+    """In one file, in any order."""
+    written = [(encode(exchange), indented) for exchange, indented in listed]
+    data = b"".join(indent(line) if indented else line for line, indented in written)
+    assert not data or begins_an_export(data)
+    file = BytesIO(codecs.BOM_UTF8 * has_mark + data)
+    found = [decode(line) for _, line in read_lines(file)]
+    assert [encode(exchange) for exchange in found] == [line for line, _ in written]
+
+
+def test_an_indented_exchange_that_was_cut_is_given_with_its_line(make_exchange):
+    whole = indent(encode(make_exchange()))
+    cut = whole[: whole.rindex(b"\n}")]
+    data = b"\n" + cut + b"\n" + whole + encode(make_exchange()) + cut
+    places = [(place, line.startswith(b"{"), line.rstrip().endswith(b"}"))
+              for place, line in read_lines(BytesIO(data))]  # fmt: skip
+    lines = whole.count(b"\n")
+    assert places == [
+        ("line 2", True, True),  # the end of a member
+        (f"line {1 + lines}", True, True),
+        (f"line {1 + 2 * lines}", True, True),
+        (f"line {2 + 2 * lines}", True, True),
+    ]
+    with pytest.raises(InvalidRequest, match="not JSON"):
+        decode(next(read_lines(BytesIO(data)))[1])
+
+
+def test_what_is_too_deep_to_be_indented_stays_a_line():
+    line = b"[" * 5000 + b"]" * 5000
+    assert indent(line) is line
 
 
 def test_values_without_a_json_form_are_replaced(make_exchange):
