@@ -280,7 +280,7 @@ def test_gzip_body_is_read():
     ("fields", "status", "param", "message"),
     [
         ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "this field is required"),
-        ({"n": 2}, 400, "n", "only n: 1 is answered"),
+        ({"n": 2}, 400, "n", "only 1 is supported"),
         (
             {"model": "nobody"},
             404,
@@ -301,8 +301,37 @@ def test_bad_requests_name_the_field(fields, status, param, message):
         got, headers, text = request(proxy, "POST", "/v1/chat/completions", body)
     assert got == status
     error = error_of(text)
-    assert (error["param"], error["message"]) == (param, message)
+    assert (error["param"], error["message"]) == (param, f"{param}: {message}")
     assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("send", "message"),
+    [
+        (
+            lambda client: client.chat.completions.create(model="m", messages=[{"role": "user"}]),
+            "messages[0].content: this field is required",
+        ),
+        (
+            lambda client: client.responses.create(model="m", input=[{"role": "user"}]),
+            "input[0].content: this field is required",
+        ),
+        (
+            lambda client: client.completions.create(model="m", prompt="x", best_of=2),
+            "best_of: only 1 is supported",
+        ),
+        (
+            lambda client: client.embeddings.create(model="m", input=[]),
+            "input: there is nothing to embed",
+        ),
+    ],
+)
+def test_the_sdks_text_of_an_error_names_the_field_once(send, message):
+    with running(AsyncScript("m", "a")) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any", max_retries=0)
+        with pytest.raises(openai.BadRequestError) as caught, client:
+            send(client)
+    assert str(caught.value) == f"Error code: 400 - {message}"
 
 
 def test_unknown_model_is_the_sdks_not_found_error():
