@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
-from llm.parts import Message
+from llm.parts import Message, TextPart
 
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
@@ -71,6 +71,7 @@ logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and one to spare
+MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
 RETRY_S = 1  # sent as `retry-after` when too many models run
 
 T = TypeVar("T")
@@ -509,8 +510,8 @@ class App:
             body,
             received,
             stream=request is not None and request.stream,
-            model=request.model if request else None,
-            messages=request.messages if request else (),
+            model=request.model if request else _model_of(body, argument),
+            messages=request.messages if request else _messages_of(body),
             replay_key=replay_key,
         )
         return exchange, request, failure
@@ -738,6 +739,30 @@ class App:
         if self._writer is None or not exchange.is_logged:
             return None
         return self._writer.write(state)
+
+
+def _model_of(body: Any, argument: str) -> str | None:
+    """Return the model that a request names which could not be read otherwise."""
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) else argument or None
+
+
+def _messages_of(body: Any) -> Sequence[Message]:
+    """Return the last text of a request that could not be read, for lists of the log."""
+    if not isinstance(body, dict):
+        return ()
+    said: Any = next((body[name] for name in ("messages", "input", "prompt") if body.get(name)), "")
+    for _ in range(MAX_NESTING):
+        match said:
+            case str(text):
+                return (Message("user", [TextPart(text)]),)
+            case [*_, last]:
+                said = last
+            case {"content": inner} | {"text": inner} | {"parts": inner}:
+                said = inner
+            case _:
+                break
+    return ()
 
 
 def _client(headers: Headers) -> str:

@@ -30,7 +30,7 @@ from .arguments import (
 )
 from .columns import Aligner, Cell, joined
 from .run import FAILED, run
-from .summary_text import OMITTED, summary_row
+from .summary_text import OMITTED, TEXTS, summary_row
 from .terminal import has_colours, print_error, print_json, print_line, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
@@ -125,7 +125,7 @@ def _list(history: LogListing, arguments: argparse.Namespace) -> None:
     elif _is_tree(arguments):
         thread_id = arguments.thread_id
         rows = tree_rows(tree(history, thread_id), thread_id)
-        _print(_lines(rows, _aligner(OMITTED)), (), arguments)
+        _print(_lines(rows, _aligner(OMITTED, TEXTS)), (), arguments)
     else:
         _exchanges(history, arguments)
 
@@ -161,7 +161,7 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
 def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
     chosen = filter_of(arguments)
     follower = history.follow(chosen) if arguments.follow else None
-    aligner = _aligner(OMITTED)
+    aligner = _aligner(OMITTED, TEXTS)
     found = history.entries(chosen, last=arguments.last or LAST)
     if not found:
         _say_why(history, arguments)
@@ -174,11 +174,11 @@ def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
         found = follower.poll()
 
 
-def _aligner(omitted: Sequence[int]) -> Aligner | None:
-    """Return what aligns the rows of a list, if they go to a terminal."""
+def _aligner(omitted: Sequence[int], texts: int = 1) -> Aligner | None:
+    """Return what aligns the rows of a list, if they go to a terminal; texts as in `Aligner`."""
     if not sys.stdout.isatty():
         return None
-    return Aligner(width, omitted, colours=has_colours(sys.stdout))
+    return Aligner(width, omitted, texts=texts, ids=True, colours=has_colours(sys.stdout))
 
 
 def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | None) -> Iterable[str]:

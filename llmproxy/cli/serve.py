@@ -32,7 +32,7 @@ from .arguments import Parser, add_database, add_parallel
 from .columns import Aligner
 from .line_writer import LineWriter
 from .run import run
-from .summary_text import OMITTED, summary_line, summary_row
+from .summary_text import OMITTED, TEXTS, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
 SWITCH_S = 0.0005  # Python's own is 5 ms
@@ -307,9 +307,9 @@ def _ignore(exchange: Exchange) -> None:
 def _exchange_printer(out: LineWriter) -> Callable[[Exchange], None]:
     """Return a function that prints an exchange as one line, in columns on a terminal."""
     if not out.isatty():
-        return lambda exchange: out.line(summary_line(exchange, id=False))
-    aligner = Aligner(width, [index - 1 for index in OMITTED], colours=has_colours(sys.stdout))
-    return lambda exchange: out.line("".join(aligner.lines([summary_row(exchange)[1:]])))
+        return lambda exchange: out.line(summary_line(exchange))
+    aligner = Aligner(width, OMITTED, texts=TEXTS, ids=True, colours=has_colours(sys.stdout))
+    return lambda exchange: out.line("".join(aligner.lines([summary_row(exchange)])))
 
 
 def shorten_pauses() -> None:

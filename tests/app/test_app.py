@@ -306,6 +306,24 @@ def test_bad_requests_name_the_field(fields, status, param, message):
 
 
 @pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "bird", "content": [{"text": "Hi"}]}]}),
+        ("/v1/responses", {"input": "Hi", "tools": "none"}),
+        ("/v1/messages", {"messages": [{"content": "Hi"}]}),
+        ("/api/generate", {"prompt": "Hi", "options": 1}),
+    ],
+)
+def test_a_bad_request_is_logged_under_its_model_with_its_text(path, fields):
+    with running(AsyncScript("m", "a")) as proxy:
+        assert request(proxy, "POST", path, {"model": "m"} | fields)[0] == 400
+        exchange = proxy.wait_for_report()
+    assert (exchange.model_asked, exchange.last_message) == ("m", "Hi")
+    assert exchange.status == "error" and exchange.model_used is None
+
+
+@pytest.mark.parametrize(
     ("send", "message"),
     [
         (

@@ -47,6 +47,25 @@ def test_columns_that_a_narrow_terminal_goes_without():
     assert aligned(ROWS, 3, omit=[1, 2]) == ["01…", "01…"]
 
 
+def test_texts_share_what_the_other_columns_leave():
+    rows = [["01a", "a question that is long", "an answer that is long"], ["01b", "hm?", "no"]]
+    aligner = Aligner(lambda: 31, texts=2)
+    assert aligner.lines([[*map(cell, row)] for row in rows]) == [
+        "01a  a question …  an answer t…",
+        "01b  hm?           no",
+    ]
+    aligner = Aligner(lambda: 31, texts=2)
+    assert aligner.lines([[cell("01b"), cell("hm?"), cell("an answer that is long")]]) == [
+        "01b  hm?  an answer that is lo…"
+    ]
+
+
+def test_a_narrow_terminal_shows_the_beginning_of_an_id():
+    row = [(*cell("* "), *cell("01m8dwz5z70c9tn0ctrber5ejn")), cell("x")]
+    for width, id in ((139, "01m8dwz5z70c9"), (140, "01m8dwz5z70c9tn0ctrber5ejn")):
+        assert Aligner(lambda: width, ids=True).lines([row]) == [f"* {id}  x"]  # noqa: B023
+
+
 def test_a_column_that_no_row_has_takes_no_space():
     assert aligned([["01a", "", "x"], ["01b", "", "y"]], 80) == ["01a  x", "01b  y"]
 
@@ -85,7 +104,7 @@ def test_colours_take_no_space():
 )
 def test_no_line_is_longer_than_the_terminal_is_wide(rows, width, omit, colours):
     cells = [[*map(cell, row[:3]), cell(row[3], "red")] for row in rows]
-    aligner = Aligner(lambda: width, omit, colours=colours)
+    aligner = Aligner(lambda: width, omit, texts=2, ids=True, colours=colours)
     for _ in range(2):
         lines = [re.sub("\x1b\\[\\d+m", "", line) for line in aligner.lines(cells)]
         assert len(lines) == len(rows)

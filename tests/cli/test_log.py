@@ -93,13 +93,13 @@ def recorded(recorded_exchanges, llm_user_path):
 
 def test_each_exchange_is_a_line_newest_last(recorded):
     lines = log().splitlines()
-    assert [line.split("  ")[-1] for line in lines] == [
-        "greet me",
-        "capital of France?",
-        "the model 'broken' failed: RuntimeError: gone",
+    assert [line.split("  ")[-2:] for line in lines] == [
+        ["greet me", "Hello"],
+        ["capital of France?", "Paris"],
+        ["break", "the model 'broken' failed: RuntimeError: gone"],
     ]
     assert lines[0].startswith(recorded)
-    assert "  error 200  " in lines[2]
+    assert "  error in stream  " in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_conversations_are_listed(conversations):
 def test_a_conversation_is_a_tree(conversations):
     ids, (thread, fork) = conversations
     lines = log("--thread", fork).splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["where?", "remove it", "rename it"]
+    assert [line.split("  ")[-2] for line in lines] == ["where?", "remove it", "rename it"]
     assert lines[0].startswith(f"  {ids[0]}  ")
     assert lines[1].startswith(f"* ├─ fork  {ids[2]}  ")
     assert lines[2].startswith(f"  {ids[1]}  ")
