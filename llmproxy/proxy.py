@@ -21,8 +21,7 @@ from .app.access import Access, is_loopback
 from .app.access_log import access_line
 from .app.app import App
 from .app.dashboard import Dashboard
-from .app.responses import render_error
-from .app.routes import dialect_of
+from .app.refusals import Refusal
 from .app.stored_responses import StoredResponses
 from .backends.engine import Catalog, Engine, ModelEmbedder
 from .backends.engine.demo import AsyncDemo, Demo
@@ -110,6 +109,8 @@ class Settings:
     auth: False admits everyone without a key, on an address that others can reach too.
     warn: called with each warning, from any thread. By default it logs to "llmproxy".
     report: called with each exchange when it has ended.
+    refused: called with requests that were refused before any model was asked (a wrong key, an
+        unknown path); of a flood, only with how many. They are not in the log.
     access_log: called with one line per HTTP response.
     """
 
@@ -133,6 +134,7 @@ class Settings:
     limits: Limits = Limits()
     warn: Callable[[str], None] = _log.warning
     report: Callable[[Exchange], None] = _ignore
+    refused: Callable[[Refusal], None] = _ignore
     access_log: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
@@ -183,6 +185,7 @@ class Options(TypedDict, total=False):
     limits: Limits
     warn: Callable[[str], None]
     report: Callable[[Exchange], None]
+    refused: Callable[[Refusal], None]
     access_log: Callable[[str], None] | None
 
 
@@ -259,6 +262,7 @@ class Proxy:
             limits=settings.limits,
             keys=self._known_keys,
             on_exchange=settings.report,
+            on_refusal=settings.refused,
             stored=StoredResponses(self.database),
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
@@ -268,9 +272,7 @@ class Proxy:
         tell = settings.access_log and partial(_write_access, settings.access_log, self._known_keys)
         self._server = Server(
             self.app,
-            render_error=lambda error, head: render_error(
-                error, dialect_of(head) if head else None
-            ),
+            render_error=self.app.refuse,
             admit=self.app.admit,
             limits=settings.limits,
             on_response=tell,

@@ -61,6 +61,7 @@ from .access import Access
 from .dashboard import Dashboard
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
+from .refusals import Refusal, Refusals
 from .responses import StreamBody, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
 from .running_exchange import Ending, RunningExchange
@@ -92,7 +93,8 @@ class App:
     backend: runs the models. models: lists them.
     writer, matcher: write and search the log; None if nothing is logged.
     keys: API keys, removed from error messages.
-    on_exchange: called with each exchange when it has ended.
+    on_exchange: called with each exchange when it has ended. on_refusal: with requests that
+        were refused and so are no exchange, see `refusals`.
     stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
     rewind: as StatusPages takes it. embedder: runs embedding models; None if only recordings
@@ -112,6 +114,7 @@ class App:
         on_exchange: Callable[[Exchange], None],
         stored: StoredResponses | None = None,
         dashboard: Dashboard | None = None,
+        on_refusal: Callable[[Refusal], None] = lambda refusal: None,
         connections: Callable[[], int] = lambda: 0,
         rewind: Callable[[], int] | None = None,
         embedder: Embedder | None = None,
@@ -133,7 +136,8 @@ class App:
         self._known_bodies = KnownBodies(threading.Lock())
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
-        self._metrics = Metrics()
+        self._refusals = Refusals(on_refusal, keys)
+        self._metrics = Metrics(self._refusals.counts)
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
@@ -166,7 +170,7 @@ class App:
                 request = await self._decoded(request)
                 response = await self._handlers[kind](dialect, request, argument)
         except ProxyError as error:
-            response = render_error(error, dialect_of(request))
+            response = self.refuse(error, request)
         except Exception:
             # The traceback may quote the request: only the operator sees it.
             logger.exception("answering %s %s failed", request.method, request.path)
@@ -185,9 +189,20 @@ class App:
             cors = self._access.cors_headers(head)
             self._access.check_key(head)
         except ProxyError as error:
-            response = render_error(error, dialect_of(head))
+            response = self.refuse(error, head)
             return replace(response, headers=[*response.headers, *cors])
         return None
+
+    def refuse(self, error: ProxyError, head: Request | None) -> Response:
+        """Return the response to a request that is no exchange, which is counted and reported.
+
+        head: None if the bytes were no request.
+        """
+        dialect = dialect_of(head) if head else None
+        response = render_error(error, dialect)
+        client = _client(head.headers) if head else "-"
+        reason = self._refusals.add(error, response.status, head, client)
+        return replace(response, reason=reason)
 
     @property
     def unanswered(self) -> int:
@@ -370,7 +385,9 @@ class App:
     async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
         stateful = cast(StatefulDialect, dialect)  # only those have the route
         if "/" in argument:
-            raise NotFound(f"no route {request.path[:200]}: a recorded response is shown whole")
+            raise NotFound(
+                f"{request.path[:200]} is not supported: a recorded response is shown whole"
+            )
         if "stream=true" in request.query:
             raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
         id_ = stateful.stored_id(argument)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from ..core.text import Colour, printable
 from ..core.usage import Usage
 from ..recorder.summary import ExchangeSummary
 from ..report.numbers import amount
 from .columns import Cell, cell, joined
+
+if TYPE_CHECKING:  # it imports the server
+    from ..app.refusals import Refusal
 
 STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
@@ -57,6 +61,14 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
     row[5] = cell(columns[5], STATUS_COLOURS[entry.status])
     row[9] = cell(printable(columns[9]), "red" if entry.damage else "yellow")
     return row
+
+
+def refusal_row(refusal: Refusal) -> list[Cell]:
+    """Format a refused request in the columns of an exchange; it has no ID."""
+    status = "refused" if refusal.status is None else f"refused {refusal.status}"
+    row = [cell("-"), cell(local_time(refusal.received)), cell(printable(refusal.client))]
+    row += [(), (), cell(status, "yellow"), (), (), (), ()]
+    return [*row, cell(printable(refusal.what)), cell(printable(refusal.reason))]
 
 
 def summary_line(entry: ExchangeSummary) -> str:

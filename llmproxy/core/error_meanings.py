@@ -248,7 +248,8 @@ def render(error: ProxyError, api: Api) -> Rendered:
 
     The phrase that the API's clients look for comes first, the error's own message stays. It
     begins with the field at fault: Anthropic's and Ollama's bodies have no other place for it,
-    and OpenAI's SDKs print only the message.
+    and OpenAI's SDKs print only the message. Where OpenAI has a code, the message is in its own
+    words, which name the field in their way.
     """
     row = _row_of(error)
     words = row.openai if api == "openai" else row.anthropic
@@ -261,7 +262,7 @@ def render(error: ProxyError, api: Api) -> Rendered:
         words.status or error.status,
         type_,
         code or next(iter(words.codes), None),
-        _message(words, error.full_message),
+        _message(words, error.message if api == "openai" and error.code else error.full_message),
     )
 
 

@@ -301,7 +301,8 @@ def test_bad_requests_name_the_field(fields, status, param, message):
         got, headers, text = request(proxy, "POST", "/v1/chat/completions", body)
     assert got == status
     error = error_of(text)
-    assert (error["param"], error["message"]) == (param, f"{param}: {message}")
+    prefix = "" if error["code"] else f"{param}: "
+    assert (error["param"], error["message"]) == (param, f"{prefix}{message}")
     assert headers["x-request-id"]
 
 
@@ -850,8 +851,8 @@ def test_status_pages_and_methods():
     assert slashed[0] == 200
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
-        "no route /v2/nothing; the routes are POST /v1/chat/completions, POST /v1/completions, "
-        "POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}"
+        "/v2/nothing is not supported; set the client to one of these: POST /v1/chat/completions, "
+        "POST /v1/completions, POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}"
     )
 
 
