@@ -142,8 +142,12 @@ def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
         line = lines.get(timeout=5)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    pattern = r"\S+ \S+  Python-urllib  openai_chat  demo  ok  \S+s  1→\d+ tokens  (\S+/s  )?hi\n"
+    pattern = (
+        r"\w{26}  \S+ \S+  Python-urllib  openai_chat  demo  ok  total \S+s, first \S+s"
+        r"  1→\d+ tokens  (\S+/s  )?hi  You said: hi .*\n"
+    )
     assert re.fullmatch(pattern, line)
+    assert [lines.get(timeout=5) for _ in range(2)] == ["stopping\n", "stopped\n"]
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         assert db.execute("select model from turns").fetchall() == [("demo",)]
 
