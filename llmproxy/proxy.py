@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypedDict
@@ -40,6 +40,7 @@ from .recorder.database import StoreError, is_no_database
 from .recorder.exchange import Exchange, new_id
 from .recorder.process_lock import ProcessLock
 from .recorder.reader import LogReader
+from .recorder.retention import delete_daily
 from .recorder.spool import Spool
 from .recorder.store import Store
 from .recorder.writer import Writer
@@ -98,6 +99,7 @@ class Settings:
     parallel: (pattern, count) pairs. At most this many requests to matching models run at once;
         by default one for models that run in this process.
     database: the log; llm's logs.db if None. log: False records nothing.
+    keep: delete older exchanges from the log, at the start and once a day; None keeps all.
     recall: give models back the parts of their replies that clients' APIs could not carry.
     replay: answer from the log. With "replay-or-live", models answer what was not recorded.
     replay_speed: 1 as recorded, 2 twice as fast, 0 at once.
@@ -121,6 +123,7 @@ class Settings:
     parallel: Sequence[tuple[str, int]] = ()
     database: Path | str | None = None
     log: bool = True
+    keep: timedelta | None = None
     recall: bool = True
     replay: Literal["replay", "replay-or-live"] | None = None
     replay_speed: float = 1.0
@@ -156,6 +159,8 @@ class Settings:
             return "parallel: expected (pattern, count) pairs, the count above 0"
         if not all(key.strip() for key in self.keys):
             return "keys: an API key can't be empty"
+        if self.keep is not None and self.keep <= timedelta():
+            return "keep: expected a time above 0"
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
                 return f"origins: an origin is scheme://host[:port], not {origin!r}"
@@ -172,6 +177,7 @@ class Options(TypedDict, total=False):
     parallel: Sequence[tuple[str, int]]
     database: Path | str | None
     log: bool
+    keep: timedelta | None
     recall: bool
     replay: Literal["replay", "replay-or-live"] | None
     replay_speed: float
@@ -242,6 +248,7 @@ class Proxy:
         self._matcher: Matcher | None = None
         self._recorded: Log | None = None
         self._replay: Replay | None = None
+        self._deleting: asyncio.Task[None] | None = None
         self._is_closing = False
         self._closed = asyncio.Event()
         database = Path(settings.database or llm.user_dir() / "logs.db")
@@ -394,6 +401,9 @@ class Proxy:
             raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
         if self._writer is not None:
             self._writer.start()
+        if self.database is not None and self.settings.keep is not None:
+            deleting = delete_daily(self.database, self.settings.keep, self.settings.warn)
+            self._deleting = asyncio.create_task(deleting)
 
     def _update_log(self) -> None:
         """Migrate an older llmproxy's tables before the first request reads them.
@@ -416,6 +426,9 @@ class Proxy:
         """
         if not self._is_closing:
             self._is_closing = True
+            if self._deleting is not None:
+                self._deleting.cancel()
+                await asyncio.wait({self._deleting})
             try:
                 try:
                     await self._server.close()

@@ -280,6 +280,20 @@ def _time(text: str) -> datetime:
         return at.replace(tzinfo=UTC)
 
 
+def age(text: str) -> timedelta:
+    """Parse an age as in `--since`: 90d, 2w, 1d12h; longer than the calendar means its length."""
+    word = text.strip().lower()
+    if not re.fullmatch(r"(\d+[smhdw])+", word):
+        raise argparse.ArgumentTypeError(f"expected an age like 90d or 1d12h, not {text!r}")
+    try:
+        found = _age(word)
+    except (OverflowError, ValueError):  # ValueError: thousands of digits
+        return timedelta.max
+    if not found:
+        raise argparse.ArgumentTypeError("expected an age above 0")
+    return found
+
+
 def _age(text: str) -> timedelta:
     parts = re.findall(r"(?<!\d)(\d++)([smhdw])", text)
     return sum((timedelta(**{_UNITS[unit]: int(digits)}) for digits, unit in parts), timedelta())

@@ -23,6 +23,7 @@ from .arguments import (
     Parser,
     add_database,
     add_filters,
+    age,
     database_of,
     filter_of,
     name,
@@ -47,6 +48,12 @@ def main(argv: Sequence[str], program: str) -> int:
     """Run `log` with these arguments and return its exit code."""
     parser = _parser(f"{program} log")
     arguments = parser.parse_args(argv)
+    if arguments.keep is not None:
+        if arguments.until is not None:
+            parser.error("--keep and --until exclude each other")
+        from ..recorder.retention import oldest_kept  # imports llm, 0.3 s
+
+        arguments.prune, arguments.until = True, oldest_kept(arguments.keep)
     if arguments.prune and not _narrows(arguments):
         parser.error("--prune needs an ID or a filter, so that it can't delete everything")
     if arguments.verify and (_narrows(arguments) or arguments.last):
@@ -81,7 +88,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("id", nargs="?", type=name, metavar="ID", help="show this exchange in full")
+    add(
+        "id",
+        nargs="?",
+        type=name,
+        metavar="ID",
+        help="show this exchange in full; last, -1, -2 … count from the end",
+    )
     add_filters(
         parser,
         last=f"the newest N exchanges or conversations ({LAST}; with --prune, all)",
@@ -105,7 +118,17 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="check everything stored against its hashes; exit code 1 if any differs",
     )
     mode("--prune", action="store_true", help="delete these exchanges and what only they use")
-    add("--dry-run", action="store_true", help="with --prune: only print what would be deleted")
+    mode(
+        "--keep",
+        type=age,
+        metavar="AGE",
+        help="delete exchanges that are older than this (90d, 2w), as --prune --until AGE does",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="with --prune or --keep: only print what would be deleted",
+    )
     add_database(parser)
     return parser
 
@@ -226,10 +249,7 @@ def _prune(database: Path, arguments: argparse.Namespace) -> int:
 
     pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
     verb = "would delete" if arguments.dry_run else "deleted"
-    print_line(
-        f"{verb} {count_of(pruned.exchanges, 'exchange')}, {count_of(pruned.turns, 'turn')}, "
-        f"{count_of(pruned.messages, 'message')}, {count_of(pruned.contents, 'part')} of requests"
-    )
+    print_line(f"{verb} {pruned}")
     for remnant in pruned.remnants:
         print_error(f"warning: deleted content may be left: {remnant}")
     return FAILED if pruned.remnants else 0

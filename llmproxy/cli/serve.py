@@ -27,7 +27,7 @@ from ..recorder.store import logs_on
 from ..report.numbers import count_of
 from ..serving import serve_until_signal
 from ..version import __version__
-from .arguments import Parser, add_database, add_parallel
+from .arguments import Parser, add_database, add_parallel, age
 from .columns import Aligner, joined
 from .line_writer import LineWriter
 from .run import run
@@ -133,6 +133,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add_parallel(parser)
     add_database(parser)
     add("--no-log", dest="log", action="store_false", help="do not record anything")
+    add(
+        "--keep",
+        type=age,
+        metavar="AGE",
+        help="delete exchanges that are older (90d, 2w) from the log, at the start and once a day "
+        "(default: keep all)",
+    )
     add(
         "--no-recall",
         dest="recall",

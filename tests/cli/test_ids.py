@@ -103,6 +103,22 @@ def test_a_flag_takes_an_id_in_every_form(ids, words):
 
 
 @pytest.mark.parametrize("words", ONE.values(), ids=ONE)
+def test_exchanges_are_counted_from_the_newest(ids, recorded, words):
+    with LogReader(recorded) as history:
+        newest = history.ids()[::-1]
+    place = newest.index(ids[2])
+    meant = shown(*filled(words, ID=ids[2]))
+    assert shown(*filled(words, ID=f"-{place + 1}")) == meant
+    assert shown("log", "last") == shown("log", "-1") == shown("log", newest[0])
+
+
+def test_a_beginning_of_several_ids_lists_them(ids):
+    code, _, err = run_here("log", ids[0][:4])
+    assert code == 1 and err.startswith(f"llmproxy log: several ids begin with {ids[0][:4]}: ")
+    assert all(id in err for id in ids)
+
+
+@pytest.mark.parametrize("words", ONE.values(), ids=ONE)
 def test_a_flag_names_an_id_that_does_not_exist(ids, words):
     with registered(AsyncScript("m")):
         code, out, err = run_here(*filled(words, ID="chatcmpl-nobody"))
