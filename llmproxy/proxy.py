@@ -397,7 +397,8 @@ class Proxy:
             reason = os.strerror(code) if code > 0 else exc.strerror
             place = f"{host or 'every address'}, port {port}"
             is_taken = exc.errno == errno.EADDRINUSE
-            hint = " (--port names another one; 0 is any free one)" if is_taken else ""
+            hint = "; perhaps llmproxy runs there already (--port 0 takes a free one)"
+            hint = hint if is_taken else ""
             raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
         if self._writer is not None:
             self._writer.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -38,15 +39,27 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are two lines: the usage without its flags, and the mistake."""
+    """A parser whose errors are two lines: the mistake, and the usage without its flags."""
 
     def error(self, message: str) -> NoReturn:
         """End the process with the exit code for wrong arguments."""
+        message += self._hint(message)
         if len(message) > MAX_MESSAGE_CHARS:
             message = f"{message[:MAX_MESSAGE_CHARS]}…"
         words = [self.prog, *self._needed(), "[flags]"]
         usage = f"usage: {' '.join(words)}    (see {self.prog} --help)"
-        self.exit(WRONG_ARGUMENTS, f"{usage}\n{self.prog}: error: {printable(message)}\n")
+        self.exit(WRONG_ARGUMENTS, f"{self.prog}: error: {printable(message)}\n{usage}\n")
+
+    def _hint(self, message: str) -> str:
+        """Name the flag that an unknown one is like."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown is None:
+            return ""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        # A beginning is like its flag, however much is left out.
+        alike = [flag for flag in flags if flag.startswith(unknown[1])]
+        alike += difflib.get_close_matches(unknown[1], flags, n=1)
+        return f"; did you mean {alike[0]}?" if alike else ""
 
     def _needed(self) -> list[str]:
         """Return the positional arguments and the flags that can't be left out."""

@@ -48,7 +48,7 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[
     parser = _parser(program)
     arguments, unknown = parser.parse_known_args(argv)
     words = [word for word in unknown if not word.startswith("-")]
-    if words:
+    if words == unknown and words:
         parser.error(_wrong_word(words[0], argv, commands))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

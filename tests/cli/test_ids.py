@@ -182,4 +182,4 @@ def test_a_list_that_can_not_be_read_is_named(ids, tmp_path, monkeypatch, name, 
     (tmp_path / "picture").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     code, _, err = run_here("log", "--ids", name)
     assert code == 2
-    assert err.splitlines()[-1] == f"llmproxy log: error: argument --ids: {name}: {reason}"
+    assert err.splitlines()[0] == f"llmproxy log: error: argument --ids: {name}: {reason}"

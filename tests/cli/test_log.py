@@ -285,7 +285,7 @@ def test_keep_deletes_what_is_older(recorded, llm_user_path):
     ],
 )
 def test_mistakes_are_one_clear_line(recorded, words, code, error):
-    assert error in log(*words, code=code).splitlines()[-1]
+    assert error in log(*words, code=code).splitlines()[0]
 
 
 def test_head_may_close_the_pipe(recorded):

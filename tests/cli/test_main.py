@@ -91,7 +91,7 @@ def test_version_and_help():
 def test_words_that_make_no_sense_are_one_clear_line(words, error):
     code, out, err = run_here(*words)
     assert (code, out) == (2, b"")
-    last = err.splitlines()[-1]
+    last = err.splitlines()[0]
     assert last.startswith(("llmproxy: ", "llmproxy: error: "))
     assert error in last
 
@@ -105,7 +105,7 @@ def test_port_in_use_is_one_clear_line():
     assert result.returncode == 2
     assert result.stderr == (
         f"llmproxy: can't listen on 127.0.0.1, port {port}: Address already in use"
-        " (--port names another one; 0 is any free one)\n"
+        "; perhaps llmproxy runs there already (--port 0 takes a free one)\n"
     )
 
 
