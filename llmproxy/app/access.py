@@ -84,7 +84,7 @@ class Access:
         needs_key = self.keys and request.path not in OPEN_PATHS and not _is_preflight(request)
         if needs_key and not self._has_key(request):
             raise Unauthorized(
-                "send an API key: authorization: Bearer <key>, or x-api-key",
+                "a valid API key is needed, as a bearer token in authorization or in x-api-key",
                 headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
             )
 

@@ -5,6 +5,7 @@ Returns text and prints nothing. The text of a cell must be printable (`core.tex
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +13,8 @@ from ..core.text import Colour, painted
 
 GAP = "  "
 CUT = "…"
+EMOJI_STYLE = "\ufe0f"
+_JAMO_BELOW = "".join(map(chr, range(0x1160, 0x1200)))  # in one block with the one before
 MAX_COLUMN = 30  # characters of a column between the first and the last
 MIN_TEXT = 16  # characters of a text at the end, for which less important columns are left out
 LONG_ID_WIDTH = 140  # of a terminal, from which on ids are shown whole
@@ -154,10 +157,35 @@ def display_width(text: str) -> int:
 
 
 def _columns_of(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me"):
+    if character == EMOJI_STYLE:  # makes a sign before it wide: ❤️
+        return 1
+    if unicodedata.category(character) in ("Mn", "Me") or character in _JAMO_BELOW:
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _width_of(spans: Cell) -> int:
     return sum(display_width(text) for text, _ in spans)
+
+
+def folded(text: str, width: int, indent: int = 0) -> str:
+    """Break the lines of a text at blanks so that none is wider; a longer word stays whole.
+
+    indent: of further lines, and taken from the width of the first.
+    """
+    return "\n".join(_folded(line, width - indent, " " * indent) for line in text.split("\n"))
+
+
+def _folded(line: str, width: int, indent: str) -> str:
+    if display_width(line) <= width:
+        return line
+    lines, left = [""], width
+    for piece in re.findall(r"\s*\S+|\s+$", line):
+        wide = display_width(piece)
+        if wide > left and lines[-1]:
+            piece = piece.lstrip()
+            lines.append("")
+            wide, left = display_width(piece), width
+        lines[-1] += piece
+        left -= wide
+    return f"\n{indent}".join(lines)

@@ -29,13 +29,13 @@ from .arguments import (
     name,
     resolve_ids,
 )
-from .columns import Aligner, Cell, joined
+from .columns import Aligner, Cell, folded, joined
+from .follow import POLL_S, follow_live
 from .run import FAILED, run
 from .summary_text import OMITTED, TEXTS, summary_row
-from .terminal import has_colours, print_error, print_json, print_line, width
+from .terminal import has_colours, has_cursor, print_error, print_json, print_line, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
-POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
 LAST = 20  # lines, by default
 SEARCH_LIMITS = (
     "--search looks for all words in the prompt or the tool's result that a request ends with,"
@@ -163,13 +163,13 @@ def _read_messages(database: Path, arguments: argparse.Namespace) -> int:
         if arguments.cache:
             chosen, last = filter_of(arguments), arguments.last or LAST
             compared = find_cache_misses(history, chosen, last=last)
-            lines = prefix_lines(compared, colours=has_colours(sys.stdout))
+            lines = prefix_lines(compared, colours=has_colours(sys.stdout), width=_width())
             if len(selected(history, chosen, last + 1)) > last:
                 lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
             _print(lines, map(_values, compared), arguments)
         else:
             exchange = history.exchange(arguments.id)
-            page = exchange_page(exchange, colours=has_colours(sys.stdout))
+            page = exchange_page(exchange, colours=has_colours(sys.stdout), width=_width())
             _print([page], [to_json(exchange)], arguments)
     return 0
 
@@ -188,6 +188,9 @@ def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
     found = history.entries(chosen, last=arguments.last or LAST)
     if not found:
         _say_why(history, arguments)
+    is_live = has_cursor(sys.stdout) and not arguments.json
+    if follower is not None and aligner is not None and is_live:
+        follow_live(follower, found, aligner)
     while True:
         lines = _lines([*map(summary_row, found)], aligner)
         _print(lines, map(summary_to_json, found), arguments)
@@ -202,6 +205,11 @@ def _aligner(omitted: Sequence[int], texts: int = 1) -> Aligner | None:
     if not sys.stdout.isatty():
         return None
     return Aligner(width, omitted, texts=texts, ids=True, colours=has_colours(sys.stdout))
+
+
+def _width() -> int:
+    """Return the width of the terminal, or one that nothing exceeds."""
+    return width() if sys.stdout.isatty() else sys.maxsize
 
 
 def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | None) -> Iterable[str]:
@@ -240,7 +248,8 @@ def _verify(database: Path, arguments: argparse.Namespace) -> int:
 
     verified = verify(database)
     with suppress(BrokenPipeError):  # the exit code tells what the lines would have told
-        _print(verified_lines(verified), [asdict(verified)], arguments)
+        lines = (folded(line, _width(), 2) for line in verified_lines(verified))
+        _print(lines, [asdict(verified)], arguments)
     return FAILED if verified.broken else 0
 
 

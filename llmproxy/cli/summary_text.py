@@ -13,7 +13,7 @@ from ..core.text import Colour, printable
 from ..core.usage import Usage
 from ..recorder.summary import ExchangeSummary
 from ..report.numbers import amount
-from .columns import Cell, cell, joined
+from .columns import GAP, Cell, Span, cell, joined
 
 if TYPE_CHECKING:  # it imports the server
     from ..app.refusals import Refusal
@@ -26,9 +26,9 @@ STATUS_COLOURS: dict[str, Colour] = {
     "running": "blue",
 }
 
-OMITTED = (3, 8, 7, 2, 4, 6, 9, 1)
+OMITTED = (3, 8, 7, 2, 4, 6, 1)
 """Columns of `summary_row` that a narrow terminal goes without, the first ones first: API,
-speed, tokens, client, model, times, notes, time received."""
+speed, tokens, client, model, times, time received."""
 TEXTS = 2  # columns at the end that share the rest of the line
 
 USUAL = (None, "stop", "tool_calls")  # finish reasons that a line doesn't mention
@@ -40,8 +40,8 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
     """Format an exchange as columns.
 
     Its ID (for `log ID`), time, client, API, model, status, how long it took, tokens in and
-    out, tokens per second, notes (damage, an unusual finish, ignored fields), the last message,
-    and the beginning of the reply, or the error.
+    out, tokens per second, the last message, and the beginning of the reply, or the error. Notes
+    stand before the last: damage, an unusual finish, ignored fields.
     """
     columns = [
         entry.id,
@@ -53,13 +53,15 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
         _times(entry) if entry.is_timed else "",
         tokens_in_and_out(entry.usage),
         speed_of(entry),
-        _notes(entry),
         entry.last_message or entry.first_words,
         entry.error or entry.reply_words,
     ]
     row = [cell(printable(column)) for column in columns]
-    row[5] = cell(columns[5], STATUS_COLOURS[entry.status])
-    row[9] = cell(printable(columns[9]), "red" if entry.damage else "yellow")
+    elapsed = f" {_seconds_since(entry.received)}s" if entry.status == "running" else ""
+    row[5] = cell(columns[5] + elapsed, STATUS_COLOURS[entry.status])
+    if notes := _notes(entry):
+        note: Span = printable(notes), "red" if entry.damage else "yellow"
+        row[-1] = (note, (GAP, None), *row[-1]) if row[-1] else (note,)
     return row
 
 
@@ -67,7 +69,7 @@ def refusal_row(refusal: Refusal) -> list[Cell]:
     """Format a refused request in the columns of an exchange; it has no ID."""
     status = "refused" if refusal.status is None else f"refused {refusal.status}"
     row = [cell("-"), cell(local_time(refusal.received)), cell(printable(refusal.client))]
-    row += [(), (), cell(status, "yellow"), (), (), (), ()]
+    row += [(), (), cell(status, "yellow"), (), (), ()]
     return [*row, cell(printable(refusal.what)), cell(printable(refusal.reason))]
 
 
@@ -86,6 +88,10 @@ def local_time(at: datetime) -> str:
     year = "" if local.year == datetime.now().year else f"{local.year:04}-"
     offset = f"{local:%z}"
     return f"{year}{local:%m-%d %H:%M:%S}{offset[:3] if offset.endswith('00') else offset}"
+
+
+def _seconds_since(at: datetime) -> int:
+    return max(int((datetime.now(UTC) - at).total_seconds()), 0)
 
 
 def _notes(entry: ExchangeSummary) -> str:
@@ -132,12 +138,7 @@ def model_of(entry: ExchangeSummary) -> str:
 
 
 def _times(entry: ExchangeSummary) -> str:
-    """Format the whole time, the time to the first event, and what that includes.
-
-    Of one that runs: how long it has been running.
-    """
-    if entry.status == "running":
-        return f"{seconds_of((datetime.now(UTC) - entry.received).total_seconds() * 1000)} so far"
+    """Format the whole time, the time to the first event, and what that includes."""
     times = [] if entry.duration_ms is None else [f"total {seconds_of(entry.duration_ms)}"]
     parts = [] if entry.queue_ms is None else [f"{seconds_of(entry.queue_ms)} of it waiting"]
     if entry.is_first_run:

@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.cli.columns import MAX_COLUMN, Aligner, cell, cut, display_width, joined
+from llmproxy.cli.columns import (
+    MAX_COLUMN,
+    Aligner,
+    cell,
+    cut,
+    display_width,
+    folded,
+    joined,
+)
 from llmproxy.core.text import printable
 
 ROWS = [["01a", "12:00", "ok", "hello"], ["01bcd", "", "error 502", "it failed because"]]
@@ -84,10 +92,27 @@ def test_columns_only_grow_while_a_list_is_followed():
 
 
 def test_wide_characters_are_measured():
-    assert [display_width(text) for text in ("ab", "日本", "e\u0301", "👍")] == [2, 4, 1, 2]
+    texts = ("ab", "日本", "e\u0301", "👍", "❤\ufe0f", "\u1112\u1161\u11ab", "ｱ", "Ａ")
+    assert [display_width(text) for text in texts] == [2, 4, 1, 2, 2, 2, 1, 2]
     assert aligned([["日本", "x"], ["abcde", "y"]], 80) == ["日本   x", "abcde  y"]
     assert cut(cell("日本語"), 4) == cell("日…")
     assert cut(cell("日本語"), 5) == cell("日本…")
+
+
+def test_a_text_is_broken_at_blanks():
+    assert folded("a long line of words", 10) == "a long\nline of\nwords"
+    assert folded("a long line of words", 10, 2) == "a long\n  line of\n  words"
+    assert folded("  日本 日本\nkept", 8) == "  日本\n日本\nkept"
+    assert folded("unbreakable" * 3, 10) == "unbreakable" * 3
+    assert folded("", 10) == ""
+
+
+@given(text=st.text(st.sampled_from("ab 日"), max_size=60), width=st.integers(12, 30))
+def test_no_line_of_short_words_is_wider(text, width):
+    words = [word[:5] for word in text.split()]
+    lines = folded(" ".join(words), width, 2).split("\n")
+    assert all(display_width(line) <= width for line in lines)
+    assert " ".join(lines).split() == words
 
 
 def test_colours_take_no_space():

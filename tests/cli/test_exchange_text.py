@@ -1,5 +1,6 @@
 """Exchanges as text: a line, a page, and nothing that drives the terminal."""
 
+import re
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -87,8 +88,8 @@ def test_line_has_all_columns():
         "total 2.12s, first 0.12s",
         "1,000→50 tokens",
         "25/s",
-        "ignored seed, store",
         "Change the greeting",
+        "ignored seed, store",
         "Done.",
     ]
 
@@ -99,8 +100,8 @@ def test_line_of_a_failure_has_the_error():
     assert shown[5:] == [
         "error 429",
         "total 2.12s, first 0.12s",
-        "ignored seed, store",
         "Change the greeting",
+        "ignored seed, store",
         "slow down",
     ]
 
@@ -112,13 +113,17 @@ def test_an_error_after_the_stream_began_is_no_status_of_success():
 
 def test_an_unusual_finish_and_ignored_fields_are_marked():
     shown = words(finish_reason="length", ignored=("seed", "usage", "store", "user", "n"))
-    assert shown[9] == "finish length; ignored seed, store and 2 more"
-    assert words(finish_reason="tool_calls", ignored=("usage",))[9] == "Change the greeting"
+    assert shown[9:] == [
+        "Change the greeting",
+        "finish length; ignored seed, store and 2 more",
+        "Done.",
+    ]
+    assert words(finish_reason="tool_calls", ignored=("usage",))[9:] == shown[9::2]
 
 
 def test_rows_of_an_agents_session_differ():
     shown = words(last_message="read_file → contents of a.txt", reply_words='now(tz="UTC")')
-    assert shown[-2:] == ["read_file → contents of a.txt", 'now(tz="UTC")']
+    assert shown[9::2] == ["read_file → contents of a.txt", 'now(tz="UTC")']
 
 
 def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
@@ -126,8 +131,8 @@ def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
     none["tokens_per_second"] = None
     none["ignored"], none["reply_words"] = (), ""
     running = words(status="running", **none)
-    assert (running[5], running[7:]) == ("running", ["Change the greeting"])
-    assert running[6].endswith("s so far")
+    assert re.fullmatch(r"running \d+s", running[5])
+    assert running[6:] == ["Change the greeting"]
     assert words(status="cancelled", **none)[5] == "cancelled"
 
 
