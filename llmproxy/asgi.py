@@ -20,8 +20,6 @@ from typing import Any, Unpack
 from urllib.parse import quote
 
 from .app.access import is_loopback
-from .app.responses import render_error
-from .app.routes import dialect_of
 from .core.errors import Forbidden, ProxyError, SettingsError, Timeout
 from .proxy import Options, Proxy, Settings
 from .transport.http11 import BodyCut, Headers, Request, Response, encode_head
@@ -126,7 +124,7 @@ class App:
             try:
                 request = replace(head, body=await self._body(head, receive))
             except ProxyError as error:
-                await sender.send_response(render_error(error, dialect_of(head)))
+                await sender.send_response(proxy.app.refuse(error, head))
                 return
             await _until_hang_up(_answer(proxy, request, sender), receive)
         except _Gone:
@@ -141,7 +139,7 @@ class App:
         """Return the response to a request that its head forbids."""
         if self._needs_local_clients and peer != "-" and not is_loopback(peer):
             error = Forbidden("this server has no API key, and serves this machine only")
-            return render_error(error, dialect_of(head))
+            return proxy.app.refuse(error, head)
         return proxy.app.admit(head)
 
     async def _body(self, head: Request, receive: Receive) -> bytes:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypedDict
 
@@ -21,8 +21,7 @@ from .app.access import Access, is_loopback
 from .app.access_log import access_line
 from .app.app import App
 from .app.dashboard import Dashboard
-from .app.responses import render_error
-from .app.routes import dialect_of
+from .app.refusals import Refusal
 from .app.span_export import SpanExporter, headers_of_environment
 from .app.stored_responses import StoredResponses
 from .backends.engine import AnyModel, Catalog, Engine, ModelEmbedder
@@ -44,6 +43,7 @@ from .recorder.database import StoreError, is_no_database
 from .recorder.exchange import Exchange, new_id
 from .recorder.process_lock import ProcessLock
 from .recorder.reader import LogReader
+from .recorder.retention import delete_daily
 from .recorder.spool import Spool
 from .recorder.store import Store
 from .recorder.writer import Writer
@@ -112,6 +112,7 @@ class Settings:
         by default one for models that run in this process.
     database: The log's file; llm's own logs.db if None.
     log: False records nothing. A replay then changes nothing on disk.
+    keep: Delete older exchanges from the log, at the start and once a day; None keeps all.
     recall: Give models back the parts of their replies that clients' APIs could not carry.
     replay: Answer from recordings. With "replay-or-live", models answer what was not recorded.
     replay_speed: 1 for the recorded speed, 2 for twice as fast, 0 for no delay.
@@ -133,6 +134,8 @@ class Settings:
         have the same id.
     authorize: Called with the head of each request; False refuses it. It may be asked twice.
     on_exchange: Called with each exchange when it has ended; awaited if it is async.
+    on_refusal: Called with each request that was refused before any model was asked (a wrong
+        key, an unknown path), of a flood only with how many. They are not in the log.
     otlp: The URL of an OpenTelemetry collector, which gets a span for each exchange.
     otlp_content: Spans have the words of the conversations.
     access_log: Called with one line per HTTP response.
@@ -154,6 +157,8 @@ class Settings:
     """The log's file; llm's own logs.db if None."""
     log: bool = True
     """False records nothing. A replay then changes nothing on disk."""
+    keep: timedelta | None = None
+    """Delete older exchanges from the log, at the start and once a day; None keeps all."""
     recall: bool = True
     """Give models back the parts of their replies that clients' APIs could not carry."""
     replay: Literal["replay", "replay-or-live"] | None = None
@@ -191,6 +196,9 @@ class Settings:
     """Called with the head of each request; False refuses it. It may be asked twice."""
     on_exchange: Callable[[Exchange], Awaitable[object] | None] = _ignore
     """Called with each exchange when it has ended; awaited if it is async."""
+    on_refusal: Callable[[Refusal], None] = _ignore
+    """Called with each request that was refused before any model was asked (a wrong key, an
+    unknown path), of a flood only with how many. They are not in the log."""
     otlp: str | None = None
     """The URL of an OpenTelemetry collector, which gets a span for each exchange."""
     otlp_content: bool = False
@@ -219,6 +227,8 @@ class Settings:
             return "{parallel}: expected (pattern, count) pairs, the count above 0"
         if not all(key.strip() for key in self.keys):
             return "{keys}: an API key can't be empty"
+        if self.keep is not None and self.keep <= timedelta():
+            return "{keep}: expected a time above 0"
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
                 return f"{{origins}}: an origin is scheme://host[:port], not {origin!r}"
@@ -255,6 +265,7 @@ class Options(TypedDict, total=False):
     parallel: Sequence[tuple[str, int]]
     database: Path | str | None
     log: bool
+    keep: timedelta | None
     recall: bool
     replay: Literal["replay", "replay-or-live"] | None
     replay_speed: float
@@ -272,6 +283,7 @@ class Options(TypedDict, total=False):
     models: Sequence[AnyModel]
     authorize: Callable[[Request], bool] | None
     on_exchange: Callable[[Exchange], Awaitable[object] | None]
+    on_refusal: Callable[[Refusal], None]
     otlp: str | None
     otlp_content: bool
     access_log: Callable[[str], None] | None
@@ -338,6 +350,7 @@ class Proxy:
         self._writer: Writer | None = None
         self._matcher: Matcher | None = None
         self._replay: Replay | None = None
+        self._deleting: asyncio.Task[None] | None = None
         self._is_closing = False
         self._closed = asyncio.Event()
         self._unused: list[RecordingSummary] | None = None
@@ -364,6 +377,7 @@ class Proxy:
             limits=settings.limits,
             keys=self._known_keys,
             on_exchange=self._tell,
+            on_refusal=settings.on_refusal,
             stored=StoredResponses(self.database),
             dashboard=Dashboard(self.database) if self.database else None,
             connections=lambda: self._server.connections,
@@ -372,9 +386,7 @@ class Proxy:
         )
         self._server = Server(
             self.app,
-            render_error=lambda error, head: render_error(
-                error, dialect_of(head) if head else None
-            ),
+            render_error=self.app.refuse,
             admit=self.app.admit,
             limits=settings.limits,
             on_response=self.report_response if settings.access_log else None,
@@ -558,6 +570,9 @@ class Proxy:
             raise
         if self._writer is not None:
             self._writer.start()
+        if self.database is not None and self.settings.keep is not None:
+            deleting = delete_daily(self.database, self.settings.keep, self.settings.warn)
+            self._deleting = asyncio.create_task(deleting)
         if self._exporter is not None:
             self._exporter.start()
         if not self.is_live and not await asyncio.to_thread(lambda: self.recording_count):
@@ -582,7 +597,8 @@ class Proxy:
             reason = os.strerror(code) if code > 0 else exc.strerror
             place = f"{host or 'every address'}, port {port}"
             is_taken = exc.errno == errno.EADDRINUSE
-            hint = " ({port} names another one; 0 is any free one)" if is_taken else ""
+            hint = "; perhaps llmproxy runs there already ({port} 0 takes a free one)"
+            hint = hint if is_taken else ""
             raise ListenError(f"can't listen on {place}: {reason}{hint}", exc.errno) from exc
 
     def _update_log(self) -> None:
@@ -623,6 +639,9 @@ class Proxy:
         """
         if not self._is_closing:
             self._is_closing = True
+            if self._deleting is not None:
+                self._deleting.cancel()
+                await asyncio.wait({self._deleting})
             try:
                 try:
                     await self._server.close()

@@ -131,11 +131,12 @@ async def serve_until_signal(
     *,
     on_start: Callable[[Proxy], None] | None = None,
     on_stop: Callable[[Proxy], None] | None = None,
+    on_hang_up: Callable[[], object] | None = None,
 ) -> None:
     """Serve until SIGINT or SIGTERM; a second one ends the process at once.
 
     keys: as `Proxy` takes them. on_start, on_stop: called with the proxy when it
-        listens, and at the first signal.
+        listens, and at the first signal. on_hang_up: as `StopSignals` takes it.
 
     Raises:
         SettingsError: as `Proxy` and its start do.
@@ -144,7 +145,7 @@ async def serve_until_signal(
     settings = replace(settings, limits=replace(settings.limits, connections=connections))
     asyncio.get_running_loop().set_exception_handler(_LoopFailures())
     stopped = asyncio.Event()
-    StopSignals(stopped.set).install()
+    StopSignals(stopped.set, on_hang_up).install()
     async with Proxy(settings, keys) as proxy:
         if on_start is not None:
             on_start(proxy)
@@ -155,16 +156,21 @@ async def serve_until_signal(
 
 
 class StopSignals:
-    """Stop at the first SIGINT or SIGTERM; end the process at the second.
+    """Stop at the first SIGINT, SIGTERM or SIGHUP; end the process at the second.
 
     asyncio.run turns Ctrl-C into a KeyboardInterrupt, but not if SIGINT was inherited as
-    ignored: a script's `&`, nohup, some CI runners. Handlers of our own work there too.
+    ignored: a script's `&`, nohup, some CI runners. Handlers of our own work there too. SIGHUP
+    comes when a terminal is closed, often twice, and means nothing under nohup.
 
-    stop: called in the event loop, once.
+    stop: called in the event loop, once. hang_up: called at each SIGHUP instead, if the process
+        has no terminal that could have been closed: then the signal is logrotate's, for example.
     """
 
-    def __init__(self, stop: Callable[[], object]) -> None:
+    def __init__(
+        self, stop: Callable[[], object], hang_up: Callable[[], object] | None = None
+    ) -> None:
         self._stop = stop
+        self._hang_up = hang_up
         self.exit_code = 0  # 128 plus the signal's number once one has come, as a shell has it
 
     def install(self) -> None:
@@ -177,8 +183,16 @@ class StopSignals:
                 signal.signal(
                     number, lambda number, _: loop.call_soon_threadsafe(self._handle, number)
                 )
+        if sys.platform == "win32":  # it has no SIGHUP
+            return
+        if self._hang_up is not None and not _has_terminal():
+            loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        elif signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            loop.add_signal_handler(signal.SIGHUP, self._handle, signal.SIGHUP)
 
     def _handle(self, number: int) -> None:
+        if self.exit_code == _HUNG_UP == 128 + number:
+            return
         if self.exit_code:
             # A model that can't be cancelled would keep the loop from ending.
             end = threading.Timer(LEAVE_S, os._exit, [128 + number])
@@ -187,6 +201,13 @@ class StopSignals:
             raise SystemExit(128 + number)
         self.exit_code = 128 + number
         self._stop()
+
+
+_HUNG_UP = 129  # 128 plus the number of SIGHUP
+
+
+def _has_terminal() -> bool:
+    return any(map(os.isatty, range(3)))
 
 
 def _take_descriptors(connections: int) -> int:

@@ -200,7 +200,7 @@ def test_errors_are_at_the_top():
     assert issubclass(llmproxy.UpstreamError, llmproxy.ProxyError)
     assert issubclass(llmproxy.SettingsError, ValueError)
     error = llmproxy.InvalidRequest("expected a list", param="messages")
-    assert (error.status, error.param, str(error)) == (400, "messages", "expected a list")
+    assert (error.status, error.param, str(error)) == (400, "messages", "messages: expected a list")
 
 
 def test_no_repr_shows_a_key():

@@ -87,7 +87,7 @@ def test_each_flag_of_the_server_is_a_setting():
     flags = serve.flags_of(serve._parser("llmproxy"))
     names = {name.partition("=")[0] for name in flags}
     assert names - set(FIELDS) == {"help", "version", "help_limits", "quiet"}
-    assert set(FIELDS) - names == {"authorize", "models", "on_exchange", "warn"}
+    assert set(FIELDS) - names == {"authorize", "models", "on_exchange", "on_refusal", "warn"}
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class Access:
             return
         if self.keys and not self._has_key(request):
             raise Unauthorized(
-                "send an API key: authorization: Bearer <key>, or x-api-key",
+                "a valid API key is needed, as a bearer token in authorization or in x-api-key",
                 headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
             )
         if self.authorize is not None and not self.authorize(request):

@@ -1,8 +1,8 @@
 """The access log: one line per HTTP response, in Apache's combined format.
 
-The duration in seconds is added at the end. Control characters, quotes and backslashes sent
-by a client are escaped, so that it can't forge lines; secrets in paths, queries and headers
-are removed.
+The duration in seconds is added at the end, and in quotes why a request was refused, if it was.
+Control characters, quotes and backslashes sent by a client are escaped, so that it can't forge
+lines; secrets in paths, queries and headers are removed.
 
 Spec: https://httpd.apache.org/docs/2.4/mod/mod_log_config.html
 """
@@ -35,9 +35,10 @@ def access_line(served: ServedRequest, at: datetime, keys: KnownKeys | None = No
         request_line = f"{request.method} {target} HTTP/{request.version}"
         fields = [redactor.line(request.headers.get(name, "-")) for name in _FIELDS]
     quoted = " ".join(f'"{_escaped(text)}"' for text in fields)
+    reason = f' "{_escaped(redactor.line(served.reason))}"' if served.reason else ""
     return (
         f"{served.peer} - - [{at:%d/%b/%Y:%H:%M:%S %z}]"
-        f' "{_escaped(request_line)}" {status} {size} {quoted} {served.duration_s:.3f}'
+        f' "{_escaped(request_line)}" {status} {size} {quoted} {served.duration_s:.3f}{reason}'
     )
 
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypedDict, TypeVar, Unpack, cast
 
-from llm.parts import Message
+from llm.parts import Message, TextPart
 
 from ..backends.replay import Replay
 from ..conversations.matching import Matcher
@@ -63,6 +63,7 @@ from .access import Access
 from .dashboard import Dashboard
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
+from .refusals import Refusal, Refusals
 from .responses import StreamBody, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
 from .running_exchange import Ending, RunningExchange
@@ -73,6 +74,7 @@ logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and one to spare
+MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
 RETRY_S = 1  # sent as `retry-after` when too many models run
 
 T = TypeVar("T")
@@ -93,7 +95,8 @@ class App:
     backend: runs the models. models: lists them.
     writer, matcher: write and search the log; None if nothing is logged.
     keys: API keys, removed from error messages.
-    on_exchange: called with each exchange when it has ended.
+    on_exchange: called with each exchange when it has ended. on_refusal: with requests that
+        were refused and so are no exchange, see `refusals`.
     stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
     replay: as StatusPages takes it. embedder: runs embedding models; None if only recordings
@@ -113,6 +116,7 @@ class App:
         on_exchange: Callable[[Exchange], None],
         stored: StoredResponses | None = None,
         dashboard: Dashboard | None = None,
+        on_refusal: Callable[[Refusal], None] = lambda refusal: None,
         connections: Callable[[], int] = lambda: 0,
         replay: Replay | None = None,
         embedder: Embedder | None = None,
@@ -134,7 +138,8 @@ class App:
         self._known_bodies = KnownBodies(threading.Lock())
         self._waiting = 0
         self._counts_tokens: dict[str, bool] = {}  # by model id: whether its last run did
-        self._metrics = Metrics()
+        self._refusals = Refusals(on_refusal, keys)
+        self._metrics = Metrics(self._refusals.counts)
         self._status = StatusPages(dashboard, self._metrics, self._state, replay)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
@@ -167,7 +172,7 @@ class App:
                 request = await self._decoded(request)
                 response = await self._handlers[kind](dialect, request, argument)
         except ProxyError as error:
-            response = render_error(error, dialect_of(request))
+            response = self.refuse(error, request)
         except Exception:
             # The traceback may quote the request: only the operator sees it.
             logger.exception("answering %s %s failed", request.method, request.path)
@@ -186,9 +191,20 @@ class App:
             cors = self._access.cors_headers(head)
             self._access.check_key(head)
         except ProxyError as error:
-            response = render_error(error, dialect_of(head))
+            response = self.refuse(error, head)
             return replace(response, headers=[*response.headers, *cors])
         return None
+
+    def refuse(self, error: ProxyError, head: Request | None) -> Response:
+        """Return the response to a request that is no exchange, which is counted and reported.
+
+        head: None if the bytes were no request.
+        """
+        dialect = dialect_of(head) if head else None
+        response = render_error(error, dialect)
+        client = _client(head.headers) if head else "-"
+        reason = self._refusals.add(error, response.status, head, client)
+        return replace(response, reason=reason)
 
     @property
     def unanswered(self) -> int:
@@ -371,7 +387,9 @@ class App:
     async def _show_response(self, dialect: Dialect, request: Request, argument: str) -> Response:
         stateful = cast(StatefulDialect, dialect)  # only those have the route
         if "/" in argument:
-            raise NotFound(f"no route {request.path[:200]}: a recorded response is shown whole")
+            raise NotFound(
+                f"{request.path[:200]} is not supported: a recorded response is shown whole"
+            )
         if "stream=true" in request.query:
             raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
         id_ = stateful.stored_id(argument)
@@ -511,8 +529,8 @@ class App:
             body,
             received,
             stream=request is not None and request.stream,
-            model=request.model if request else None,
-            messages=request.messages if request else (),
+            model=request.model if request else _model_of(body, argument),
+            messages=request.messages if request else _messages_of(body),
             replay_key=replay_key,
         )
         return exchange, request, failure
@@ -740,6 +758,30 @@ class App:
         if self._writer is None or not exchange.is_logged:
             return None
         return self._writer.write(state)
+
+
+def _model_of(body: Any, argument: str) -> str | None:
+    """Return the model that a request names which could not be read otherwise."""
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) else argument or None
+
+
+def _messages_of(body: Any) -> Sequence[Message]:
+    """Return the last text of a request that could not be read, for lists of the log."""
+    if not isinstance(body, dict):
+        return ()
+    said: Any = next((body[name] for name in ("messages", "input", "prompt") if body.get(name)), "")
+    for _ in range(MAX_NESTING):
+        match said:
+            case str(text):
+                return (Message("user", [TextPart(text)]),)
+            case [*_, last]:
+                said = last
+            case {"content": inner} | {"text": inner} | {"parts": inner}:
+                said = inner
+            case _:
+                break
+    return ()
 
 
 def _client(headers: Headers) -> str:

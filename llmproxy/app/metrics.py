@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from ..recorder.summary import ExchangeSummary
 
@@ -52,9 +53,12 @@ class Metrics:
     Models are labelled with llm's ids, a limited set; names that clients make up are not
     used. Requests that reached no model have an empty label. Replays used no model: they have a
     counter of their own and are in nothing else.
+
+    refused: counts of what was refused and is no exchange, by status and kind of error.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, refused: Mapping[tuple[int, str], int] = MappingProxyType({})) -> None:
+        self._refused = refused
         self._requests: Counter[Labels] = Counter()
         self._replays: Counter[Labels] = Counter()
         self._tokens: Counter[Labels] = Counter()
@@ -94,6 +98,11 @@ class Metrics:
         lines: list[str] = []
         lines += _counter("requests", "requests without replays, by status", self._requests)
         lines += _counter("replays", "requests answered by a recording", self._replays)
+        refused: dict[Labels, int] = {
+            (("code", f"{code}"), ("reason", kind)): count
+            for (code, kind), count in self._refused.items()
+        }
+        lines += _counter("refused", "requests refused before any model was asked", refused)
         lines += _counter("tokens", "tokens, as counted by the providers", self._tokens)
         ttft = "from a request to the first event of its response, including time in the queue"
         lines += _histogram("time_to_first_event_seconds", ttft, self._ttft)

@@ -41,6 +41,20 @@ _ROUTES = [
 ]
 
 
+# So that whoever reads the error knows which setting of the client to look for.
+_OTHER_APIS = {
+    "OpenAI's images": re.compile(r"/images(/|$)"),
+    "OpenAI's audio": re.compile(r"/audio(/|$)"),
+    "OpenAI's Realtime": re.compile(r"/realtime(/|$)"),
+    "OpenAI's Assistants": re.compile(r"/(assistants|threads)(/|$)"),
+    "OpenAI's moderations": re.compile(r"/moderations$"),
+    "batches and files": re.compile(r"/(batches|files|uploads|vector_stores|fine_tuning)(/|$)"),
+    "Gemini's API": re.compile(r":(stream)?generate_?content$|:(embed|count)\w+$", re.IGNORECASE),
+    "Bedrock's API": re.compile(r"/model/[^/]+/(invoke|converse)"),
+    "Cohere's API": re.compile(r"^/+v2/(chat|embed|rerank)$"),
+}
+
+
 def find_route(request: Request) -> tuple[Dialect, Kind, str]:
     """Return the dialect, the kind of the route, and its argument if it takes one, else "".
 
@@ -72,7 +86,11 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
         if allowed:
             raise method_not_allowed(request, allowed)
     known = ", ".join(map(_shown, dialect_of(request).ROUTES))
-    raise NotFound(f"no route {request.path[:200]}; the routes are {known}")
+    api = next((name for name, pattern in _OTHER_APIS.items() if pattern.search(path)), None)
+    of = f" ({api})" if api else ""
+    raise NotFound(
+        f"{request.path[:200]} is not supported{of}; set the client to one of these: {known}"
+    )
 
 
 def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
@@ -125,7 +143,7 @@ def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
     """Return the error for a method, with those that are allowed."""
     allow = ", ".join(sorted(allowed))
     return MethodNotAllowed(
-        f"{request.method[:20]} is not allowed on {request.path[:200]}: use {allow}",
+        f"{request.path[:200]} takes {allow}, not {request.method[:20]}",
         headers={"allow": allow},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -38,15 +39,27 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are two lines: the usage without its flags, and the mistake."""
+    """A parser whose errors are two lines: the mistake, and the usage without its flags."""
 
     def error(self, message: str) -> NoReturn:
         """End the process with the exit code for wrong arguments."""
+        message += self._hint(message)
         if len(message) > MAX_MESSAGE_CHARS:
             message = f"{message[:MAX_MESSAGE_CHARS]}…"
         words = [self.prog, *self._needed(), "[flags]"]
         usage = f"usage: {' '.join(words)}    (see {self.prog} --help)"
-        self.exit(WRONG_ARGUMENTS, f"{usage}\n{self.prog}: error: {printable(message)}\n")
+        self.exit(WRONG_ARGUMENTS, f"{self.prog}: error: {printable(message)}\n{usage}\n")
+
+    def _hint(self, message: str) -> str:
+        """Name the flag that an unknown one is like."""
+        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
+        if unknown is None:
+            return ""
+        flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
+        # A beginning is like its flag, however much is left out.
+        alike = [flag for flag in flags if flag.startswith(unknown[1])]
+        alike += difflib.get_close_matches(unknown[1], flags, n=1)
+        return f"; did you mean {alike[0]}?" if alike else ""
 
     def _needed(self) -> list[str]:
         """Return the positional arguments and the flags that can't be left out."""
@@ -278,6 +291,20 @@ def _time(text: str) -> datetime:
         return at.astimezone(UTC)
     except (OverflowError, ValueError):
         return at.replace(tzinfo=UTC)
+
+
+def age(text: str) -> timedelta:
+    """Parse an age as in `--since`: 90d, 2w, 1d12h; longer than the calendar means its length."""
+    word = text.strip().lower()
+    if not re.fullmatch(r"(\d+[smhdw])+", word):
+        raise argparse.ArgumentTypeError(f"expected an age like 90d or 1d12h, not {text!r}")
+    try:
+        found = _age(word)
+    except (OverflowError, ValueError):  # ValueError: thousands of digits
+        return timedelta.max
+    if not found:
+        raise argparse.ArgumentTypeError("expected an age above 0")
+    return found
 
 
 def _age(text: str) -> timedelta:

@@ -5,15 +5,20 @@ Returns text and prints nothing. The text of a cell must be printable (`core.tex
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..core.text import Colour, painted
 
 GAP = "  "
 CUT = "…"
+EMOJI_STYLE = "\ufe0f"
+_JAMO_BELOW = "".join(map(chr, range(0x1160, 0x1200)))  # in one block with the one before
 MAX_COLUMN = 30  # characters of a column between the first and the last
-MIN_TEXT = 16  # characters of the last column, for which less important ones are left out
+MIN_TEXT = 16  # characters of a text at the end, for which less important columns are left out
+LONG_ID_WIDTH = 140  # of a terminal, from which on ids are shown whole
+SHORT_ID_CHARS = 13  # of an id: ten have the time in milliseconds
 
 Span = tuple[str, Colour | None]
 Cell = tuple[Span, ...]
@@ -33,14 +38,24 @@ class Aligner:
     """Aligns rows of one list, which may come in batches; columns only grow.
 
     width: returns the terminal's, which may change meanwhile. omit: columns that a narrow
-        terminal goes without, the first ones first.
+        terminal goes without, the first ones first. texts: how many columns at the end share
+        what the others leave, so that one is not cut away for another's sake. ids: whether the
+        first column has ids, of which a narrow terminal shows the beginning.
     """
 
     def __init__(
-        self, width: Callable[[], int], omit: Sequence[int] = (), *, colours: bool = False
+        self,
+        width: Callable[[], int],
+        omit: Sequence[int] = (),
+        *,
+        texts: int = 1,
+        ids: bool = False,
+        colours: bool = False,
     ) -> None:
         self._terminal_width = width
         self._omit = omit
+        self._texts = texts
+        self._has_ids = ids
         self._colours = colours
         self._width = 0
         self._columns: list[int] = []
@@ -48,32 +63,64 @@ class Aligner:
     def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
         """Format rows of equally many cells, one line each, no longer than the width."""
         self._width = self._terminal_width()
+        if self._has_ids and self._width < LONG_ID_WIDTH:
+            rows = [(_shortened_id(row[0]), *row[1:]) for row in rows]
         for row in rows:
             self._columns += [0] * (len(row) - len(self._columns))
             for index, one in enumerate(row):
-                limit = MAX_COLUMN if 0 < index < len(row) - 1 else self._width
+                is_text = index >= len(row) - self._texts
+                limit = MAX_COLUMN if index and not is_text else self._width
                 self._columns[index] = max(self._columns[index], min(_width_of(one), limit))
         shown = self._shown()
-        return [self._line(row, shown) for row in rows]
+        widths = self._widths(shown)
+        return [self._line(row, widths) for row in rows]
 
     def _shown(self) -> list[int]:
-        """Choose the columns that leave some space for the last one."""
+        """Choose the columns that leave some space for the texts."""
         shown = [index for index, width in enumerate(self._columns) if width]
         for index in self._omit:
-            before = sum(self._columns[i] + len(GAP) for i in shown[:-1])
-            if before + min(MIN_TEXT, self._columns[shown[-1]] if shown else 0) <= self._width:
+            if self._taken(shown) <= self._width:
                 break
             if index in shown:
                 shown.remove(index)
         return shown
 
-    def _line(self, row: Sequence[Cell], shown: Sequence[int]) -> str:
+    def _taken(self, shown: Sequence[int]) -> int:
+        """Return the width of these columns if the texts are as short as they may become."""
+        first_text = len(self._columns) - self._texts
+        widths = (
+            min(self._columns[index], MIN_TEXT) if index >= first_text else self._columns[index]
+            for index in shown
+        )
+        return sum(widths) + len(GAP) * (len(shown) - 1)
+
+    def _widths(self, shown: Sequence[int]) -> dict[int, int]:
+        """Return the width of each column: the texts share what the others leave, the longest
+        gets what the shorter ones don't need.
+        """
+        widths = {index: self._columns[index] for index in shown}
+        first_text = len(self._columns) - self._texts
+        texts = sorted((i for i in shown if i >= first_text), key=widths.__getitem__)
+        others = sum(widths[i] for i in shown if i < first_text)
+        left = self._width - others - len(GAP) * (len(shown) - 1)
+        for index in texts:
+            widths[index] = max(min(widths[index], left // len(texts)), 1)
+            left -= widths[index]
+            texts = texts[1:]
+        return widths
+
+    def _line(self, row: Sequence[Cell], widths: Mapping[int, int]) -> str:
         spans: list[Span] = []
-        for index in shown:
-            one = cut(row[index], self._columns[index])
-            space = " " * (self._columns[index] - _width_of(one))
+        for index, width in widths.items():
+            one = cut(row[index], width)
+            space = " " * (width - _width_of(one))
             spans += [*one, (space + GAP, None)]
         return _painted(cut(_without_trailing_space(spans), self._width), self._colours).rstrip()
+
+
+def _shortened_id(id: Cell) -> Cell:
+    """Cut a ULID, the last of its cell's spans, to a beginning that is hardly ever ambiguous."""
+    return (*id[:-1], *((text[:SHORT_ID_CHARS], colour) for text, colour in id[-1:]))
 
 
 def _without_trailing_space(spans: list[Span]) -> Cell:
@@ -110,10 +157,35 @@ def display_width(text: str) -> int:
 
 
 def _columns_of(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me"):
+    if character == EMOJI_STYLE:  # makes a sign before it wide: ❤️
+        return 1
+    if unicodedata.category(character) in ("Mn", "Me") or character in _JAMO_BELOW:
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def _width_of(spans: Cell) -> int:
     return sum(display_width(text) for text, _ in spans)
+
+
+def folded(text: str, width: int, indent: int = 0) -> str:
+    """Break the lines of a text at blanks so that none is wider; a longer word stays whole.
+
+    indent: of further lines, and taken from the width of the first.
+    """
+    return "\n".join(_folded(line, width - indent, " " * indent) for line in text.split("\n"))
+
+
+def _folded(line: str, width: int, indent: str) -> str:
+    if display_width(line) <= width:
+        return line
+    lines, left = [""], width
+    for piece in re.findall(r"\s*\S+|\s+$", line):
+        wide = display_width(piece)
+        if wide > left and lines[-1]:
+            piece = piece.lstrip()
+            lines.append("")
+            wide, left = display_width(piece), width
+        lines[-1] += piece
+        left -= wide
+    return f"\n{indent}".join(lines)

@@ -5,6 +5,7 @@ Returns text and prints nothing. Text from clients and models is escaped.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 from llm.parts import (
@@ -23,6 +24,7 @@ from ..recorder.exchange import Exchange
 from ..recorder.summary import ExchangeSummary
 from ..recorder.timeline import TimedEvent
 from ..report.numbers import count_of
+from .columns import folded
 from .summary_text import (
     STATUS_COLOURS,
     model_of,
@@ -34,20 +36,25 @@ from .summary_text import (
 
 _BARS = " ▁▂▃▄▅▆▇█"
 TIMELINE_COLUMNS = 60
+FACT_COLUMNS = 10  # of a fact's name
+NO_TERMINAL = sys.maxsize  # columns of a pipe
 
 
-def exchange_page(exchange: Exchange, *, colours: bool = False) -> str:
-    """Format one exchange in full: facts, request, conversation, reply, timeline."""
-    sections = [_facts(exchange, colours), _request(exchange, colours)]
+def exchange_page(exchange: Exchange, *, colours: bool = False, width: int = NO_TERMINAL) -> str:
+    """Format one exchange in full: facts, request, conversation, reply, timeline.
+
+    width: of the terminal, to break lines at blanks; the request stays as it is, to be copied.
+    """
+    sections = [_facts(exchange, colours, width), _request(exchange, colours)]
     if exchange.turn is not None:
-        sections += _messages(exchange.turn.messages, colours)
-        sections += _messages(exchange.turn.reply, colours, is_reply=True)
+        sections += _messages(exchange.turn.messages, colours, width)
+        sections += _messages(exchange.turn.reply, colours, width, is_reply=True)
     if exchange.is_timed:
-        sections.append(_timeline(exchange.events, exchange.duration_ms, colours))
+        sections.append(_timeline(exchange.events, exchange.duration_ms, colours, width))
     return "\n\n".join(section for section in sections if section)
 
 
-def _facts(exchange: Exchange, colours: bool) -> str:
+def _facts(exchange: Exchange, colours: bool, width: int) -> str:
     usage = exchange.usage
     details = [
         f"{count:,} {label}"
@@ -75,7 +82,9 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         ending.pop()
     facts = {
         "exchange": exchange.id,
-        "received": exchange.received.astimezone().isoformat() if exchange.is_timed else "",
+        "received": exchange.received.astimezone().isoformat(timespec="seconds")
+        if exchange.is_timed
+        else "",
         "client": exchange.client,
         "API": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
         "model": model_of(exchange),
@@ -96,7 +105,8 @@ def _facts(exchange: Exchange, colours: bool) -> str:
         "damaged": ", ".join(exchange.damage),
     }
     return "\n".join(
-        f"{painted(f'{name:9}', 'dim', colours)} {value if name == 'status' else printable(value)}"
+        f"{painted(f'{name:9}', 'dim', colours)} "
+        f"{value if name == 'status' else folded(printable(value), width, FACT_COLUMNS)}"
         for name, value in facts.items()
         if value
     )
@@ -120,47 +130,50 @@ def _title(text: str, colours: bool) -> str:
 
 
 def _messages(
-    messages: Iterable[Message], colours: bool, *, is_reply: bool = False
+    messages: Iterable[Message], colours: bool, width: int, *, is_reply: bool = False
 ) -> Iterator[str]:
     for message in messages:
         title = "reply" if is_reply else message.role
-        parts = "\n".join(_part(part, colours) for part in message.parts)
+        parts = "\n".join(_part(part, colours, width) for part in message.parts)
         yield f"{_title(title, colours)}\n{parts}"
 
 
-def _part(part: Part, colours: bool) -> str:
+def _part(part: Part, colours: bool, width: int) -> str:
     match part:
         case TextPart(text=text):
-            return printable(text, lines=True)
+            return folded(printable(text, lines=True), width)
         case ReasoningPart(text=text, redacted=redacted):
             shown = "(hidden reasoning)" if redacted else text
-            return painted(printable(shown, lines=True), "dim", colours)
+            return painted(folded(printable(shown, lines=True), width), "dim", colours)
         case ToolCallPart(name=name, arguments=arguments, tool_call_id=id_):
             call = f"→ {name}({payload.encode(arguments).decode()})  {id_ or ''}"
-            return painted(printable(call), "blue", colours)
+            return painted(folded(printable(call), width), "blue", colours)
         case ToolResultPart(name=name, output=output, exception=exception):
             verb = "failed" if exception else "returned"
-            return printable(f"← {name} {verb}: {output}", lines=True)
+            return folded(printable(f"← {name} {verb}: {output}", lines=True), width)
         case AttachmentPart(attachment=attachment) if attachment is not None:
             size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
             return printable(f"[{attachment.type}, {size}]")
     return printable(str(part.to_dict()))
 
 
-def _timeline(events: Sequence[TimedEvent], duration_ms: float | None, colours: bool) -> str:
+def _timeline(
+    events: Sequence[TimedEvent], duration_ms: float | None, colours: bool, width: int
+) -> str:
     """Draw when how much of the reply came, and list its parts."""
     if not events:
         return ""
     end = max(duration_ms or 0, events[-1][0], 0.1)
-    columns = [0] * TIMELINE_COLUMNS
+    count = max(min(TIMELINE_COLUMNS, width - 2), 1)
+    columns = [0] * count
     for at, event in events:
-        columns[min(int(at / end * TIMELINE_COLUMNS), TIMELINE_COLUMNS - 1)] += len(event.chunk)
+        columns[min(int(at / end * count), count - 1)] += len(event.chunk)
     most = max(columns) or 1
     bar = "".join(_BARS[-(-count * (len(_BARS) - 1) // most)] for count in columns)
     parts: dict[tuple[int, int | None], list[TimedEvent]] = {}
     for at, event in events:
         parts.setdefault((event.message_index, event.part_index), []).append((at, event))
-    lines = [_part_line(part) for part in parts.values()]
+    lines = [folded(_part_line(part), width, 2) for part in parts.values()]
     title = _title(f"timeline, {count_of(len(events), 'event')} in {seconds_of(end)}", colours)
     return "\n".join([title, f"|{bar}|", *lines])
 

@@ -23,18 +23,19 @@ from .arguments import (
     Parser,
     add_database,
     add_filters,
+    age,
     database_of,
     filter_of,
     name,
     resolve_ids,
 )
-from .columns import Aligner, Cell, joined
+from .columns import Aligner, Cell, folded, joined
+from .follow import POLL_S, follow_live
 from .run import FAILED, run
-from .summary_text import OMITTED, summary_row
-from .terminal import has_colours, print_error, print_json, print_line, width
+from .summary_text import OMITTED, TEXTS, summary_row
+from .terminal import has_colours, has_cursor, print_error, print_json, print_line, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
-POLL_S = 0.2  # between two polls of --follow: fast enough to seem immediate
 LAST = 20  # lines, by default
 SEARCH_LIMITS = (
     "--search looks for all words in the prompt or the tool's result that a request ends with,"
@@ -47,6 +48,12 @@ def main(argv: Sequence[str], program: str) -> int:
     """Run `log` with these arguments and return its exit code."""
     parser = _parser(f"{program} log")
     arguments = parser.parse_args(argv)
+    if arguments.keep is not None:
+        if arguments.until is not None:
+            parser.error("--keep and --until exclude each other")
+        from ..recorder.retention import oldest_kept  # imports llm, 0.3 s
+
+        arguments.prune, arguments.until = True, oldest_kept(arguments.keep)
     if arguments.prune and not _narrows(arguments):
         parser.error("--prune needs an ID or a filter, so that it can't delete everything")
     if arguments.verify and (_narrows(arguments) or arguments.last):
@@ -81,7 +88,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("id", nargs="?", type=name, metavar="ID", help="show this exchange in full")
+    add(
+        "id",
+        nargs="?",
+        type=name,
+        metavar="ID",
+        help="show this exchange in full; last, -1, -2 … count from the end",
+    )
     add_filters(
         parser,
         last=f"the newest N exchanges or conversations ({LAST}; with --prune, all)",
@@ -105,7 +118,17 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="check everything stored against its hashes; exit code 1 if any differs",
     )
     mode("--prune", action="store_true", help="delete these exchanges and what only they use")
-    add("--dry-run", action="store_true", help="with --prune: only print what would be deleted")
+    mode(
+        "--keep",
+        type=age,
+        metavar="AGE",
+        help="delete exchanges that are older than this (90d, 2w), as --prune --until AGE does",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="with --prune or --keep: only print what would be deleted",
+    )
     add_database(parser)
     return parser
 
@@ -125,7 +148,7 @@ def _list(history: LogListing, arguments: argparse.Namespace) -> None:
     elif _is_tree(arguments):
         thread_id = arguments.thread_id
         rows = tree_rows(tree(history, thread_id), thread_id)
-        _print(_lines(rows, _aligner(OMITTED)), (), arguments)
+        _print(_lines(rows, _aligner(OMITTED, TEXTS)), (), arguments)
     else:
         _exchanges(history, arguments)
 
@@ -140,13 +163,13 @@ def _read_messages(database: Path, arguments: argparse.Namespace) -> int:
         if arguments.cache:
             chosen, last = filter_of(arguments), arguments.last or LAST
             compared = find_cache_misses(history, chosen, last=last)
-            lines = prefix_lines(compared, colours=has_colours(sys.stdout))
+            lines = prefix_lines(compared, colours=has_colours(sys.stdout), width=_width())
             if len(selected(history, chosen, last + 1)) > last:
                 lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
             _print(lines, map(_values, compared), arguments)
         else:
             exchange = history.exchange(arguments.id)
-            page = exchange_page(exchange, colours=has_colours(sys.stdout))
+            page = exchange_page(exchange, colours=has_colours(sys.stdout), width=_width())
             _print([page], [to_json(exchange)], arguments)
     return 0
 
@@ -161,10 +184,13 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
 def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
     chosen = filter_of(arguments)
     follower = history.follow(chosen) if arguments.follow else None
-    aligner = _aligner(OMITTED)
+    aligner = _aligner(OMITTED, TEXTS)
     found = history.entries(chosen, last=arguments.last or LAST)
     if not found:
         _say_why(history, arguments)
+    is_live = has_cursor(sys.stdout) and not arguments.json
+    if follower is not None and aligner is not None and is_live:
+        follow_live(follower, found, aligner)
     while True:
         lines = _lines([*map(summary_row, found)], aligner)
         _print(lines, map(summary_to_json, found), arguments)
@@ -174,11 +200,16 @@ def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
         found = follower.poll()
 
 
-def _aligner(omitted: Sequence[int]) -> Aligner | None:
-    """Return what aligns the rows of a list, if they go to a terminal."""
+def _aligner(omitted: Sequence[int], texts: int = 1) -> Aligner | None:
+    """Return what aligns the rows of a list, if they go to a terminal; texts as in `Aligner`."""
     if not sys.stdout.isatty():
         return None
-    return Aligner(width, omitted, colours=has_colours(sys.stdout))
+    return Aligner(width, omitted, texts=texts, ids=True, colours=has_colours(sys.stdout))
+
+
+def _width() -> int:
+    """Return the width of the terminal, or one that nothing exceeds."""
+    return width() if sys.stdout.isatty() else sys.maxsize
 
 
 def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | None) -> Iterable[str]:
@@ -217,7 +248,8 @@ def _verify(database: Path, arguments: argparse.Namespace) -> int:
 
     verified = verify(database)
     with suppress(BrokenPipeError):  # the exit code tells what the lines would have told
-        _print(verified_lines(verified), [asdict(verified)], arguments)
+        lines = (folded(line, _width(), 2) for line in verified_lines(verified))
+        _print(lines, [asdict(verified)], arguments)
     return FAILED if verified.broken else 0
 
 
@@ -226,10 +258,7 @@ def _prune(database: Path, arguments: argparse.Namespace) -> int:
 
     pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
     verb = "would delete" if arguments.dry_run else "deleted"
-    print_line(
-        f"{verb} {count_of(pruned.exchanges, 'exchange')}, {count_of(pruned.turns, 'turn')}, "
-        f"{count_of(pruned.messages, 'message')}, {count_of(pruned.contents, 'part')} of requests"
-    )
+    print_line(f"{verb} {pruned}")
     for remnant in pruned.remnants:
         print_error(f"warning: deleted content may be left: {remnant}")
     return FAILED if pruned.remnants else 0

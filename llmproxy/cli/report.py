@@ -31,7 +31,7 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
-from .report_table import print_table
+from .report_table import print_table, print_unused_prices
 from .run import run
 from .summary_text import damage_lines
 from .terminal import print_error, print_json, write_text
@@ -86,6 +86,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print_error("nothing is recorded yet")
     for line in damage_lines(study.damaged):
         print_error(line)
+    print_unused_prices(prices, (answer.model for answer in study.answers))
     if arguments.json:
         print_json(report_json(study, figures(study, prices)))
     elif arguments.csv:

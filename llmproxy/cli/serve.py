@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from functools import partial
-from typing import TextIO
+from typing import Any, TextIO
 from urllib.parse import urlsplit
 
 from ..app.access import is_loopback
@@ -23,16 +23,15 @@ from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
-from ..recorder.exchange import Exchange
 from ..recorder.store import logs_on
 from ..report.numbers import count_of
 from ..serving import serve_until_signal
 from ..version import __version__
-from .arguments import Parser, add_database, add_parallel
-from .columns import Aligner
+from .arguments import Parser, add_database, add_parallel, age
+from .columns import Aligner, joined
 from .line_writer import LineWriter
 from .run import run
-from .summary_text import OMITTED, summary_line, summary_row
+from .summary_text import OMITTED, TEXTS, refusal_row, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
 MAX_UNUSED = 10  # recordings that were not used, named when the server stops
@@ -52,7 +51,7 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[
     arguments, unknown = parser.parse_known_args(argv)
     flags = flags_of(parser)
     words = [word for word in unknown if not word.startswith("-")]
-    if words:
+    if words == unknown and words:
         parser.error(_wrong_word(words[0], argv, commands))
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -96,19 +95,20 @@ def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
         err = files.enter_context(LineWriter(sys.stderr))
         warn = partial(_warn, err)
         out = files.enter_context(LineWriter(sys.stdout, partial(_failed, warn, STDOUT)))
-        access_log = err
+        access_log, reopen = err, _do_nothing
         if arguments.access_log not in (None, "-"):
             path = arguments.access_log
             file = files.enter_context(_open_access_log(path))
             failed = partial(_failed, warn, f"access log {path}")
             access_log = files.enter_context(LineWriter(file, failed))
+            reopen = partial(_reopen, file, path, failed)
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
                 handler.setStream(err)
                 files.callback(handler.setStream, sys.stderr)
         settings = _settings(arguments, out, warn, access_log)
         _leave_out_own_address(settings, warn)
-        asyncio.run(_serve(settings, keys, out))
+        asyncio.run(_serve(settings, keys, out, reopen))
     return 0
 
 
@@ -152,6 +152,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add_parallel(parser)
     add_database(parser)
     add("--no-log", dest="log", action="store_false", help="do not record anything")
+    add(
+        "--keep",
+        type=age,
+        metavar="AGE",
+        help="delete exchanges that are older (90d, 2w) from the log, at the start and once a day "
+        "(default: keep all)",
+    )
     add(
         "--no-recall",
         dest="recall",
@@ -289,9 +296,9 @@ def _settings(
             "keys": [*arguments.keys, *keys_of_environment()],
             "limits": _limits(arguments.limits),
             "warn": warn,
-            "on_exchange": _ignore if arguments.quiet else _exchange_printer(out),
             "access_log": arguments.access_log and access_log.line,
         }
+        | ({} if arguments.quiet else _printers(out))
     )
 
 
@@ -330,6 +337,20 @@ def _open_access_log(path: str) -> TextIO:
         raise SettingsError(f"--access-log: {path}: {exc.strerror}") from exc
 
 
+def _do_nothing() -> None:
+    pass
+
+
+def _reopen(file: TextIO, path: str, failed: Callable[[OSError], None]) -> None:
+    """Open a file that was moved away anew, under the same descriptor."""
+    try:
+        new = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.dup2(new, file.fileno(), inheritable=False)
+        os.close(new)
+    except OSError as exc:
+        failed(exc)
+
+
 def _limits(assignments: Sequence[str]) -> limits.Limits:
     try:
         return limits.parse_limits(assignments)
@@ -337,16 +358,18 @@ def _limits(assignments: Sequence[str]) -> limits.Limits:
         raise SettingsError(str(exc)) from exc
 
 
-def _ignore(exchange: Exchange) -> None:
-    pass
-
-
-def _exchange_printer(out: LineWriter) -> Callable[[Exchange], None]:
-    """Return a function that prints an exchange as one line, in columns on a terminal."""
+def _printers(out: LineWriter) -> dict[str, Callable[[Any], None]]:
+    """Return what prints exchanges and refusals as lines, in columns on a terminal."""
     if not out.isatty():
-        return lambda exchange: out.line(summary_line(exchange, id=False))
-    aligner = Aligner(width, [index - 1 for index in OMITTED], colours=has_colours(sys.stdout))
-    return lambda exchange: out.line("".join(aligner.lines([summary_row(exchange)[1:]])))
+        return {
+            "on_exchange": lambda exchange: out.line(summary_line(exchange)),
+            "on_refusal": lambda refusal: out.line(joined(refusal_row(refusal))),
+        }
+    aligner = Aligner(width, OMITTED, texts=TEXTS, ids=True, colours=has_colours(sys.stdout))
+    return {
+        "on_exchange": lambda exchange: out.line("".join(aligner.lines([summary_row(exchange)]))),
+        "on_refusal": lambda refusal: out.line("".join(aligner.lines([refusal_row(refusal)]))),
+    }
 
 
 def shorten_pauses() -> None:
@@ -370,8 +393,10 @@ def _collect_when_idle(proxy: Proxy, *, is_due: bool = True) -> None:
     asyncio.get_running_loop().call_later(COLLECT_S, _collect_when_idle, proxy)
 
 
-async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
-    """Run until a signal says to stop."""
+async def _serve(
+    settings: Settings, keys: KnownKeys, out: LineWriter, reopen: Callable[[], None]
+) -> None:
+    """Run until a signal says to stop; SIGHUP without a terminal opens the access log again."""
 
     def on_start(proxy: Proxy) -> None:
         gc.enable()  # see main.py
@@ -385,18 +410,22 @@ async def _serve(settings: Settings, keys: KnownKeys, out: LineWriter) -> None:
         settings,
         keys,
         on_start=on_start,
-        on_stop=lambda proxy: out.line(_goodbye(proxy.app.unanswered)),
+        on_stop=lambda proxy: out.line(_goodbye(proxy.app.unanswered, settings.limits.shutdown_s)),
+        on_hang_up=reopen,
     )
     for proxy in proxies:
         if proxy.recording_count <= MAX_LISTED and (unused := proxy.unused_recordings()):
             out.line(_unused(unused, proxy.recording_count))
+    out.line("stopped")
 
 
-def _goodbye(unanswered: int) -> str:
+def _goodbye(unanswered: int, shutdown_s: float) -> str:
     if not unanswered:
         return "stopping"
-    requests = count_of(unanswered, "running request")
-    return f"stopping: waiting for {requests}; signal again to stop at once"
+    responses = count_of(unanswered, "response")
+    return (
+        f"stopping: waiting for {responses}, at most {shutdown_s:g} s; Ctrl-C again to stop at once"
+    )
 
 
 def _unused(unused: Sequence[RecordingSummary], count: int) -> str:

@@ -6,13 +6,17 @@ Returns text and prints nothing. Text from clients and models is escaped.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from ..core.text import Colour, printable
 from ..core.usage import Usage
 from ..recorder.summary import ExchangeSummary
 from ..report.numbers import amount
-from .columns import Cell, cell, joined
+from .columns import GAP, Cell, Span, cell, joined
+
+if TYPE_CHECKING:  # it imports the server
+    from ..app.refusals import Refusal
 
 STATUS_COLOURS: dict[str, Colour] = {
     "ok": "green",
@@ -22,16 +26,22 @@ STATUS_COLOURS: dict[str, Colour] = {
     "running": "blue",
 }
 
-OMITTED = (3, 8, 7, 6, 2, 4, 1)
+OMITTED = (3, 8, 7, 2, 4, 6, 1)
 """Columns of `summary_row` that a narrow terminal goes without, the first ones first: API,
-speed, tokens, first event, client, model, time."""
+speed, tokens, client, model, times, time received."""
+TEXTS = 2  # columns at the end that share the rest of the line
+
+USUAL = (None, "stop", "tool_calls")  # finish reasons that a line doesn't mention
+NAMED = 2  # ignored fields; more are counted
+NAME_CHARS = 30  # of one of them
 
 
 def summary_row(entry: ExchangeSummary) -> list[Cell]:
     """Format an exchange as columns.
 
-    Its ID (for `log ID`), time, client, API, model, status, time to the first event, tokens in
-    and out, tokens per second, and the first words of the prompt or the error.
+    Its ID (for `log ID`), time, client, API, model, status, how long it took, tokens in and
+    out, tokens per second, the last message, and the beginning of the reply, or the error. Notes
+    stand before the last: damage, an unusual finish, ignored fields.
     """
     columns = [
         entry.id,
@@ -40,28 +50,62 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
         entry.dialect,
         model_of(entry),
         status_of(entry),
-        "" if entry.ttft_ms is None else _first_event(entry),
+        _times(entry) if entry.is_timed else "",
         tokens_in_and_out(entry.usage),
         speed_of(entry),
-        printable(_damaged(entry.damage)) if entry.damage else "",
-        entry.error or entry.first_words,
+        entry.last_message or entry.first_words,
+        entry.error or entry.reply_words,
     ]
     row = [cell(printable(column)) for column in columns]
-    row[5] = cell(columns[5], STATUS_COLOURS[entry.status])
-    row[-2] = cell(columns[-2], "red")
+    elapsed = f" {_seconds_since(entry.received)}s" if entry.status == "running" else ""
+    row[5] = cell(columns[5] + elapsed, STATUS_COLOURS[entry.status])
+    if notes := _notes(entry):
+        note: Span = printable(notes), "red" if entry.damage else "yellow"
+        row[-1] = (note, (GAP, None), *row[-1]) if row[-1] else (note,)
     return row
 
 
-def summary_line(entry: ExchangeSummary, *, id: bool = True) -> str:
+def refusal_row(refusal: Refusal) -> list[Cell]:
+    """Format a refused request in the columns of an exchange; it has no ID."""
+    status = "refused" if refusal.status is None else f"refused {refusal.status}"
+    row = [cell("-"), cell(local_time(refusal.received)), cell(printable(refusal.client))]
+    row += [(), (), cell(status, "yellow"), (), (), ()]
+    return [*row, cell(printable(refusal.what)), cell(printable(refusal.reason))]
+
+
+def summary_line(entry: ExchangeSummary) -> str:
     """Format an exchange as one line, for a pipe or a file: `summary_row` without empty columns."""
-    return joined(summary_row(entry)[0 if id else 1 :])
+    return joined(summary_row(entry))
 
 
 def local_time(at: datetime) -> str:
-    """Format a time in the terminal's zone, with its year if that is not this year."""
+    """Format a time with its zone's offset (+01), and its year if that is not this year.
+
+    All commands show times of the local zone: people compare them with their clock, and
+    `--since 18:30` means that one too.
+    """
     local = at.astimezone()
     year = "" if local.year == datetime.now().year else f"{local.year:04}-"
-    return f"{year}{local:%m-%d %H:%M:%S}"
+    offset = f"{local:%z}"
+    return f"{year}{local:%m-%d %H:%M:%S}{offset[:3] if offset.endswith('00') else offset}"
+
+
+def _seconds_since(at: datetime) -> int:
+    return max(int((datetime.now(UTC) - at).total_seconds()), 0)
+
+
+def _notes(entry: ExchangeSummary) -> str:
+    """Name what a reader of the line should know: damage, an unusual finish, ignored fields."""
+    notes = [_damaged(entry.damage)] if entry.damage else []
+    if entry.finish_reason not in USUAL:
+        notes.append(f"finish {entry.finish_reason}")
+    # "usage" is no field of a request: it says that token counts are our estimate.
+    ignored = [name for name in entry.ignored if name != "usage"]
+    if ignored:
+        more = f" and {len(ignored) - NAMED} more" if len(ignored) > NAMED else ""
+        names = ", ".join(name[:NAME_CHARS] for name in ignored[:NAMED])
+        notes.append(f"ignored {names}{more}")
+    return "; ".join(notes)
 
 
 def _damaged(damage: Iterable[str]) -> str:
@@ -75,11 +119,14 @@ def damage_lines(damaged: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def status_of(entry: ExchangeSummary) -> str:
-    """Format the outcome, with its HTTP status if that says more."""
+    """Format the outcome, with its HTTP status if that says more.
+
+    An error after a stream has begun is "error in stream": the status 200 was sent before.
+    """
     status = "replayed" if entry.replay_of and entry.status == "ok" else entry.status
-    if entry.status == "ok" or entry.http_status is None:
+    if status != "error" or entry.http_status is None:
         return status
-    return f"{status} {entry.http_status}"
+    return f"error {entry.http_status}" if entry.http_status >= 400 else "error in stream"
 
 
 def model_of(entry: ExchangeSummary) -> str:
@@ -90,13 +137,15 @@ def model_of(entry: ExchangeSummary) -> str:
     return used or asked or "-"
 
 
-def _first_event(entry: ExchangeSummary) -> str:
-    """Format the time to the first event, and what it includes besides generating."""
-    assert entry.ttft_ms is not None
+def _times(entry: ExchangeSummary) -> str:
+    """Format the whole time, the time to the first event, and what that includes."""
+    times = [] if entry.duration_ms is None else [f"total {seconds_of(entry.duration_ms)}"]
     parts = [] if entry.queue_ms is None else [f"{seconds_of(entry.queue_ms)} of it waiting"]
     if entry.is_first_run:
         parts.append("first run")
-    return seconds_of(entry.ttft_ms) + (f" ({', '.join(parts)})" if parts else "")
+    if entry.ttft_ms is not None:
+        times.append(f"first {seconds_of(entry.ttft_ms)}")
+    return ", ".join(times) + (f" ({', '.join(parts)})" if parts and times else "")
 
 
 def seconds_of(ms: float) -> str:

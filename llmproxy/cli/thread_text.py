@@ -5,6 +5,7 @@ Returns lines and prints nothing. Text from clients and models is escaped.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from ..conversations.threads import Origin, Thread
 from ..conversations.tree import Label, TreeRow
 from ..core.text import painted, printable
 from ..report.numbers import count_of
-from .columns import Cell, cell
+from .columns import Cell, cell, folded
 from .summary_text import local_time, summary_row, tokens_in_and_out
 
 if TYPE_CHECKING:  # they import llm
@@ -86,29 +87,40 @@ def tree_rows(places: Sequence[TreeRow], thread_id: str) -> list[list[Cell]]:
     return rows[::-1]
 
 
-def prefix_lines(prefixes: Iterable[ThreadCache], *, colours: bool = False) -> list[str]:
-    """List requests that broke a prompt cache and why; count conversations without any."""
+def prefix_lines(
+    prefixes: Iterable[ThreadCache], *, colours: bool = False, width: int = sys.maxsize
+) -> list[str]:
+    """List requests that broke a prompt cache and why; count conversations without any.
+
+    width: of the terminal, at which lines are broken.
+    """
     lines = []
     kept = 0
     prefixes = list(prefixes)
     if not prefixes:
-        return ["none of these requests continues another one"]
+        return [folded("none of these requests continues another one", width, 2)]
     for prefix in prefixes:
         kept += not prefix.breaks
         if prefix.breaks:
-            lines.append(_prefix_line(prefix, colours))
-            lines += [f"  {line}" for broken in prefix.breaks for line in _break_lines(broken)]
+            lines.append(_prefix_line(prefix, colours, width))
+            lines += [
+                folded(f"  {line}", width, 6)
+                for broken in prefix.breaks
+                for line in _break_lines(broken)
+            ]
     return [*lines, f"{count_of(kept, 'thread')} kept {'its' if kept == 1 else 'their'} prefix"]
 
 
-def _prefix_line(prefix: ThreadCache, colours: bool) -> str:
+def _prefix_line(prefix: ThreadCache, colours: bool, width: int) -> str:
     columns = [
-        painted(printable(prefix.thread_id), "bold", colours),
+        printable(prefix.thread_id),
         printable(prefix.client),
         printable(prefix.model),
         f"{len(prefix.breaks):,} of {count_of(prefix.requests, 'request')} broke the prefix",
     ]
-    return "  ".join(column for column in columns if column)
+    line = folded("  ".join(column for column in columns if column), width, 2)
+    id = columns[0]
+    return painted(id, "bold", colours) + line.removeprefix(id)
 
 
 def _break_lines(broken: CacheMiss) -> list[str]:

@@ -254,8 +254,10 @@ class Rendered:
 def render(error: ProxyError, api: Api) -> Rendered:
     """Say an error in an API's words.
 
-    The phrase that the API's clients look for comes first, the error's own message stays.
-    Anthropic's messages begin with the field at fault: its bodies have no other place for it.
+    The phrase that the API's clients look for comes first, the error's own message stays. It
+    begins with the field at fault: Anthropic's and Ollama's bodies have no other place for it,
+    and OpenAI's SDKs print only the message. Where OpenAI has a code, the message is in its own
+    words, which name the field in their way.
     """
     row = _row_of(error)
     words = row.openai if api == "openai" else row.anthropic
@@ -268,7 +270,7 @@ def render(error: ProxyError, api: Api) -> Rendered:
         words.status or error.status,
         type_,
         code or next(iter(words.codes), None),
-        _message(words, error.full_message if api == "anthropic" else error.message),
+        _message(words, error.message if api == "openai" and error.code else error.full_message),
     )
 
 
@@ -348,6 +350,8 @@ def read_error(
         is counted from the one in `date`.
     """
     text = message if isinstance(message, str) and message else _NO_REASON
+    if isinstance(param, str):  # another server of ours: both stay as they were
+        text = text.removeprefix(f"{param}: ") or text
     begins = text[:MAX_READ_CHARS]
     by_status = class_of_status(status) if status >= 400 else UpstreamError
     row = _recognise(status, by_status, names, begins)

@@ -56,6 +56,7 @@ class ProxyError(Exception):
     status: of the HTTP response. kind: dialects map it to a vendor's type. param: path of the
     field at fault. code: a vendor's code that clients look for. headers: for the response
     (`retry-after`). Message, param and code are `shortened`, whoever's words they quote.
+    `str(error)` is its `full_message`.
     """
 
     status = 500
@@ -80,10 +81,23 @@ class ProxyError(Exception):
         if status is not None:
             self.status = status
 
+    def __str__(self) -> str:
+        return self.full_message
+
     @property
     def full_message(self) -> str:
-        """The message, after the path of the field at fault."""
-        return self.message if self.param is None else f"{self.param}: {self.message}"
+        """The message, after the path of the field at fault unless the message names it."""
+        if not self.param or _names(self.message, self.param):
+            return self.message
+        return f"{self.param}: {self.message}"
+
+
+def _names(message: str, param: str) -> bool:
+    """Return whether a message names a field: first, in quotes, or by a path of several parts."""
+    is_path = "." in param or "[" in param
+    before, after = (r"(?<![\w.])", r"(?![\w[]|\.\w)") if is_path else ("['`\"]", "['`\"]")
+    named = f"{before}{re.escape(param)}{after}"
+    return message.startswith(f"{param}:") or re.search(named, message) is not None
 
 
 class ProtocolError(ProxyError):

@@ -63,7 +63,7 @@ def check(request: chat.ChatRequest, remote_images: RemoteImages) -> None:
             raise Unsupported("URLs are not accepted here: send base64 data", param=path)
         reason = why_not_public(attachment.url)
         if reason is not None:
-            raise Unsupported(f"a URL that is not passed on: {reason}", param=path)
+            raise Unsupported(f"URL refused: {reason}", param=path)
 
 
 def why_not_public(url: str) -> str | None:

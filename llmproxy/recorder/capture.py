@@ -128,7 +128,8 @@ class Capture:
             is_first_run=run is not None and run.is_first,
         )
         events = TimedEvents(self._events, self._times, self.began_at)
-        return with_answer(ended, self._turn(), events, self.finish)
+        reply = self.response.messages if self._events else []
+        return with_answer(ended, self._turn(), events, self.finish, reply)
 
     def _turn(self) -> Turn | None:
         run = self.run

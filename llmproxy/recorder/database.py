@@ -128,6 +128,10 @@ MIGRATIONS = (
         "alter table proxy_exchanges add column error_kind text",
         "alter table proxy_exchanges add column overhead_ms real",
     ),
+    (
+        "alter table proxy_exchanges add column last_message text not null default ''",
+        "alter table proxy_exchanges add column reply_words text not null default ''",
+    ),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

@@ -27,6 +27,7 @@ from ..core.finish_reasons import finer_reason
 from ..core.known_keys import KnownKeys
 from ..core.usage import Usage
 from . import timeline, token_rate
+from .excerpts import last_message, reply_words
 from .redact import Redactor
 from .summary import (
     FIRST_WORDS_CHARS,
@@ -157,9 +158,11 @@ def with_answer(
     turn: Turn | None,
     events: Sequence[TimedEvent],
     finish: chat.Finish | None,
+    reply: Sequence[Message] = (),
 ) -> Exchange:
     """Return an ended exchange with its answer, and all that follows from that.
 
+    reply: as far as it came, also where there is no turn, as in a replay.
     events: without the Finish. finish: None if the answer was cut short.
     """
     visible = (at for at, event in events if event.type == "text" and event.chunk.strip())
@@ -176,6 +179,7 @@ def with_answer(
         thread_id=turn.thread_id if turn and is_turn else None,
         model_used=turn.model if turn else exchange.model_used,
         first_words=first_words(turn.messages) if turn else exchange.first_words,
+        reply_words=reply_words(reply),
         events=events,
         event_count=len(events),
         ttft_ms=events[0][0] if events else None,
@@ -251,6 +255,7 @@ def begun(
         stream=stream,
         model_asked=model,
         first_words=first_words(messages),
+        last_message=last_message(messages),
         request=RawRequest(redactor.headers(headers), redactor.query(query), redactor.body(body)),
         replay_key=replay_key,
         redactor=redactor,

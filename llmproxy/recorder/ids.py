@@ -46,14 +46,15 @@ Query = Callable[[str, Mapping[str, Any]], Sequence[Any]]
 def find_id(query: Query, table: str, text: str) -> str | None:
     """Return the id that a text means, or None if it means none.
 
-    The text may be an id, have a client's prefix, upper case, blanks or quotes around it, or
-    be the beginning of only one id.
+    The text may be an id, have a client's prefix, upper case, blanks or quotes around it, be
+    the beginning of only one id, or count exchanges from the end: `last`, `-1`, `-2`.
 
     table: SQL of rows (id, meant): an id, and the one to return for it.
 
     Raises:
         InvalidRequest: several ids begin with it.
     """
+    text = _counted_back(query, text) or text
     plain = _plain(text)
     for id in dict.fromkeys((text, plain)):
         sql = f"select meant from ({table}) where id = :id and meant is not null limit 1"
@@ -63,14 +64,27 @@ def find_id(query: Query, table: str, text: str) -> str | None:
         return None
     rows = query(
         f"select distinct meant from ({table})"
-        " where id >= :first and id < :last and meant is not null limit 3",
-        {"first": plain, "last": f"{plain}\U0010ffff"},
+        " where id >= :first and id < :last and meant is not null limit :limit",
+        {"first": plain, "last": f"{plain}\U0010ffff", "limit": MAX_NAMED + 1},
     )
     found = [str(row[0]) for row in rows]
     if len(found) > 1:
-        more = ", …" if len(found) > 2 else ""
-        raise InvalidRequest(f"several ids begin with {plain}: {', '.join(found[:2])}{more}")
+        more = ", …" if len(found) > MAX_NAMED else ""
+        named = ", ".join(found[:MAX_NAMED])
+        raise InvalidRequest(f"several ids begin with {plain}: {named}{more}")
     return found[0] if found else None
+
+
+def _counted_back(query: Query, text: str) -> str | None:
+    """Return the id of the newest exchange for `last` and `-1`, of the one before for `-2` …"""
+    found = re.fullmatch(r"last|-0*([1-9]\d{0,17})", text)
+    if found is None:
+        return None
+    rows = query(
+        "select id from proxy_exchanges order by received desc, number desc limit 1 offset :newer",
+        {"newer": int(found[1] or 1) - 1},
+    )
+    return str(rows[0][0]) if rows else None
 
 
 def find_exchanges(query: Query, texts: Iterable[str]) -> tuple[str, ...]:

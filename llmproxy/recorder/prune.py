@@ -15,7 +15,7 @@ import glob
 import sqlite3
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .database import translated
@@ -32,6 +32,7 @@ class Pruned:
 
     remnants: why deleted content may still be in the log's files, for people to read; empty if
         none is left, or if nothing was deleted.
+    bytes_before, bytes_after: sizes of the log's files; 0 if nothing was deleted.
     """
 
     exchanges: int
@@ -39,6 +40,16 @@ class Pruned:
     messages: int
     contents: int
     remnants: tuple[str, ...] = ()
+    bytes_before: int = field(default=0, compare=False)
+    bytes_after: int = field(default=0, compare=False)
+
+    def __str__(self) -> str:
+        counts = [(self.exchanges, "exchange"), (self.turns, "turn"), (self.messages, "message")]
+        parts = [f"{count:,} {name}{'s' * (count != 1)}" for count, name in counts]
+        parts.append(f"{self.contents:,} part{'s' * (self.contents != 1)} of requests")
+        sizes = [f"{size / 1e6:,.1f} MB" for size in (self.bytes_after, self.bytes_before)]
+        size = f"; the log takes {sizes[0]}, was {sizes[1]}" if self.bytes_before else ""
+        return ", ".join(parts) + size
 
 
 def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
@@ -60,6 +71,7 @@ def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
             f"{path.absolute().as_uri()}?mode=rw", timeout=TIMEOUT_S, uri=True, isolation_level=None
         )
         with closing(connection):
+            before = _size(path)
             connection.execute("PRAGMA secure_delete = on")  # in case the rewriting fails
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(
@@ -75,7 +87,14 @@ def prune(path: Path, filter: Filter, *, dry_run: bool = False) -> Pruned:
             # A segment of the index still has the deleted words, beside a note of deletion.
             connection.execute("insert into turn_search_fts (turn_search_fts) values ('rebuild')")
             connection.execute("COMMIT")
-            return replace(pruned, remnants=(*_rewrite(connection, path), *_spooled(path)))
+            remnants = (*_rewrite(connection, path), *_spooled(path))
+            sizes = {"bytes_before": before, "bytes_after": _size(path)}
+            return replace(pruned, remnants=remnants, **sizes)
+
+
+def _size(path: Path) -> int:
+    """Return the size of a log and its write-ahead log."""
+    return sum(file.stat().st_size for file in (path, Path(f"{path}-wal")) if file.exists())
 
 
 def _rewrite(connection: sqlite3.Connection, path: Path) -> list[str]:

@@ -52,7 +52,9 @@ class ExchangeSummary:
     ttft_ms: time to the first event of any kind. first_text_ms: time to the first visible text.
     tokens_per_second: the rate of its tokens, see token_rate.py; None if there is none, and of
         a replay, whose rate is that of the recording.
-    first_words: the beginning of the prompt.
+    first_words: the beginning of the prompt. last_message: that of what the request ends with,
+        a tool's result for example; reply_words: that of the reply, or its calls. Both are ""
+        in rows that an older llmproxy wrote.
     previous_id, link: the exchange that this one continues, and how; None if it starts a
         conversation.
     recalled: number of messages that are as recorded instead of as sent by the client.
@@ -94,6 +96,8 @@ class ExchangeSummary:
     usage: Usage = Usage()
     ignored: tuple[str, ...] = ()
     first_words: str = ""
+    last_message: str = ""
+    reply_words: str = ""
     previous_id: str | None = None
     link: Relation | None = None
     recalled: int = 0

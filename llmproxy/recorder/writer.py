@@ -326,8 +326,9 @@ class Writer:
             self._spooling = self._spool.is_possible()
         if not self._warned and (not locked or lasted_s > LOCKED_WARNING_S):
             self._warned = True
-            where = self._spool.path if self._spool and self._spooling else "memory"
-            self._warn(f"the log can't be written and is kept in {where} for now: {exc}")
+            # A full disk takes an empty file, and then nothing.
+            spool = f", and in {self._spool.path} when possible," if self._spool else ""
+            self._warn(f"the log can't be written and is kept in memory{spool} for now: {exc}")
         self._spool_all()
         self._pause(now + self._pause_s)
         longest_s = MAX_LOCKED_PAUSE_S if locked else MAX_UNUSABLE_PAUSE_S

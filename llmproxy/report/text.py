@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -46,7 +46,7 @@ from .numbers import (
 )
 from .stats import Interval
 
-MIN_COLUMNS = 80  # of a screen: on a narrower one, numbers would be missing
+MIN_COLUMNS = 24  # of a screen: a name and the widest of the columns
 MIN_NAME_COLUMNS = 12
 SENTENCE_NAME_COLUMNS = 32  # a sentence names several models
 NOTHING = "-"
@@ -127,13 +127,30 @@ class _Page:
         columns_left = max(self._width - sum(widths), MIN_NAME_COLUMNS)
         names = [shortened(printable(name), columns_left) for name in rows]
         columns_left = min(columns_left, max(map(len, (title, *names))))
+        table = list(
+            zip(
+                (title, *names), zip(*([h, *c] for h, c in cells.items()), strict=True), strict=True
+            )
+        )
         lines = []
-        for name, row in zip(
-            (title, *names), zip(*([h, *c] for h, c in cells.items()), strict=True), strict=True
-        ):
-            numbers = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-            lines.append(shortened(name, columns_left).ljust(columns_left) + "".join(numbers))
-        return [self.title(lines[0]), *lines[1:]]
+        for start, end in self._blocks(widths, columns_left):
+            for number, (name, row) in enumerate(table):
+                shown = zip(row[start:end], widths[start:end], strict=True)
+                line = shortened(name, columns_left).ljust(columns_left) + "".join(
+                    cell.rjust(width) for cell, width in shown
+                )
+                lines.append(line if number else self.title(line))
+        return lines
+
+    def _blocks(self, widths: Sequence[int], columns_left: int) -> Iterator[tuple[int, int]]:
+        """Yield which columns fit beside each other; what doesn't fit follows below."""
+        start, taken = 0, columns_left
+        for index, width in enumerate(widths):
+            if index > start and taken + width > self._width:
+                yield start, index
+                start, taken = index, columns_left
+            taken += width
+        yield start, len(widths)
 
 
 def _plain(sentence: Sentence) -> str:

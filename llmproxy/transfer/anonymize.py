@@ -261,6 +261,8 @@ def anonymize(exchange: Exchange) -> Exchange:
         exchange,
         client=placeholder(exchange.client) if has_title else exchange.client,
         first_words=placeholder(exchange.first_words),
+        last_message=placeholder(exchange.last_message),
+        reply_words=placeholder(exchange.reply_words),
         error=None if exchange.error is None else placeholder(exchange.error),
         error_code=_code(exchange.error_code),
         error_param=None if exchange.error_param is None else placeholder(exchange.error_param),

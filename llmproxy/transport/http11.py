@@ -156,11 +156,13 @@ class Response:
     """A response of an app. The server adds the framing fields (`content-length` …).
 
     A body that is an iterator is streamed, each item at once; it may raise `BodyCut`.
+    reason: why the request was refused, for the access log; it is not sent.
     """
 
     status: int
     headers: Sequence[tuple[str, str]] = ()
     body: bytes | AsyncIterator[bytes] = b""
+    reason: str = ""
 
 
 class BodyCut(Exception):

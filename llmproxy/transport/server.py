@@ -51,6 +51,7 @@ class ServedRequest:
 
     peer: the client's address. request: None if the bytes were not a request.
     status: as sent; None if the client had left before. body_bytes: of the response.
+    reason: why it was refused, if it was.
     """
 
     peer: str
@@ -58,6 +59,7 @@ class ServedRequest:
     status: int | None
     body_bytes: int
     duration_s: float
+    reason: str = ""
 
 
 class Server:
@@ -384,7 +386,7 @@ class _Connection(asyncio.Protocol):
         try:
             response = await self._call_app(request)
         except asyncio.CancelledError:
-            self._report(request, None, began_at)
+            self._report(request, None, began_at, "")
             raise
         keep_alive = await self._send(response, request, began_at)
         self.is_responding = not keep_alive  # the last response has not ended until it is sent
@@ -502,15 +504,17 @@ class _Connection(asyncio.Protocol):
             return False
         finally:
             await _close_body(body)
-            self._report(request, status, began_at)
+            self._report(request, status, began_at, response.reason)
 
-    def _report(self, request: Request | None, status: int | None, began_at: float) -> None:
+    def _report(
+        self, request: Request | None, status: int | None, began_at: float, reason: str
+    ) -> None:
         if self._on_response is None:
             return
         duration_s = time.monotonic() - began_at
         try:
             self._on_response(
-                ServedRequest(self._peer, request, status, self._sent_bytes, duration_s)
+                ServedRequest(self._peer, request, status, self._sent_bytes, duration_s, reason)
             )
         except Exception:  # such as a full disk, which is no fault of this connection
             _log.exception("reporting a response failed")

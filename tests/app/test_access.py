@@ -257,7 +257,7 @@ def test_no_key_or_a_wrong_one_is_refused(headers):
     error = refused(Access(keys=["sesame"]), **headers)
     assert (error.status, error.message, dict(error.headers)) == (
         401,
-        "send an API key: authorization: Bearer <key>, or x-api-key",
+        "a valid API key is needed, as a bearer token in authorization or in x-api-key",
         {"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
     )
 

@@ -280,7 +280,7 @@ def test_gzip_body_is_read():
     ("fields", "status", "param", "message"),
     [
         ({"messages": [{"role": "user"}]}, 400, "messages[0].content", "this field is required"),
-        ({"n": 2}, 400, "n", "only n: 1 is answered"),
+        ({"n": 2}, 400, "n", "only 1 is supported"),
         (
             {"model": "nobody"},
             404,
@@ -301,8 +301,56 @@ def test_bad_requests_name_the_field(fields, status, param, message):
         got, headers, text = request(proxy, "POST", "/v1/chat/completions", body)
     assert got == status
     error = error_of(text)
-    assert (error["param"], error["message"]) == (param, message)
+    prefix = "" if error["code"] else f"{param}: "
+    assert (error["param"], error["message"]) == (param, f"{prefix}{message}")
     assert headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "n": 2}),
+        ("/v1/chat/completions", {"messages": [{"role": "bird", "content": [{"text": "Hi"}]}]}),
+        ("/v1/responses", {"input": "Hi", "tools": "none"}),
+        ("/v1/messages", {"messages": [{"content": "Hi"}]}),
+        ("/api/generate", {"prompt": "Hi", "options": 1}),
+    ],
+)
+def test_a_bad_request_is_logged_under_its_model_with_its_text(path, fields):
+    with running(AsyncScript("m", "a")) as proxy:
+        assert request(proxy, "POST", path, {"model": "m"} | fields)[0] == 400
+        exchange = proxy.wait_for_report()
+    assert (exchange.model_asked, exchange.last_message) == ("m", "Hi")
+    assert exchange.status == "error" and exchange.model_used is None
+
+
+@pytest.mark.parametrize(
+    ("send", "message"),
+    [
+        (
+            lambda client: client.chat.completions.create(model="m", messages=[{"role": "user"}]),
+            "messages[0].content: this field is required",
+        ),
+        (
+            lambda client: client.responses.create(model="m", input=[{"role": "user"}]),
+            "input[0].content: this field is required",
+        ),
+        (
+            lambda client: client.completions.create(model="m", prompt="x", best_of=2),
+            "best_of: only 1 is supported",
+        ),
+        (
+            lambda client: client.embeddings.create(model="m", input=[]),
+            "input: there is nothing to embed",
+        ),
+    ],
+)
+def test_the_sdks_text_of_an_error_names_the_field_once(send, message):
+    with running(AsyncScript("m", "a")) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any", max_retries=0)
+        with pytest.raises(openai.BadRequestError) as caught, client:
+            send(client)
+    assert str(caught.value) == f"Error code: 400 - {message}"
 
 
 def test_unknown_model_is_the_sdks_not_found_error():
@@ -803,8 +851,8 @@ def test_status_pages_and_methods():
     assert slashed[0] == 200
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
-        "no route /v2/nothing; the routes are POST /v1/chat/completions, POST /v1/completions, "
-        "POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}"
+        "/v2/nothing is not supported; set the client to one of these: POST /v1/chat/completions, "
+        "POST /v1/completions, POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}"
     )
 
 

@@ -96,8 +96,8 @@ def test_a_stop_sequence_ends_the_text(llm_user_path, options):
         ({"prompt": []}, "prompt", "no prompt"),
         ({"prompt": None}, "prompt", "no prompt"),
         ({"prompt": {}}, "prompt", "expected"),
-        ({"n": 2}, "n", "only n: 1"),
-        ({"best_of": 3}, "best_of", "only best_of: 1"),
+        ({"n": 2}, "n", "n: only 1"),
+        ({"best_of": 3}, "best_of", "best_of: only 1"),
     ],
 )
 def test_what_would_be_answered_otherwise_is_refused(llm_user_path, fields, param, words):

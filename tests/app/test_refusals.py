@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
+from contextlib import contextmanager
 
 import anthropic
 import openai
 import pytest
 
+from llmproxy.app import refusals
+from llmproxy.core.errors import NotFound, Unauthorized
+from llmproxy.core.known_keys import KnownKeys
 from llmproxy.core.limits import Limits
+from llmproxy.transport.http11 import Headers, Request
 from tests import proxies
 from tests.app.test_app import request
 from tests.models import AsyncScript
@@ -157,3 +163,67 @@ def test_what_the_server_itself_refuses_has_the_shape_of_the_path_too():
     assert (large[0], type_of(large[2])) == (413, "request_too_large")
     assert (slow[0], type_of(slow[2])) == (408, "timeout_error")
     assert (other[0], type_of(other[2])) == (413, None)
+
+
+@contextmanager
+def recorded_refusals(**settings):
+    """Run a proxy; yield it, and the refusals that it reported."""
+    found = []
+    with running(AsyncScript("m", "a"), on_refusal=found.append, **settings) as proxy:
+        yield proxy, found
+
+
+def test_a_refusal_is_reported_with_its_reason_and_counted():
+    lines = []
+    with recorded_refusals(keys=["sesame"], access_log=lines.append) as (proxy, found):
+        key = {"authorization": "Bearer sesame", "user-agent": "tool/1"}
+        assert request(proxy, "POST", "/v1/images/generations", {}, key)[0] == 404
+        assert request(proxy, "GET", "/v1/chat/completions", None, key)[0] == 405
+        assert request(proxy, "GET", "/v1/models", None, {"authorization": "Bearer x"})[0] == 401
+        assert request(proxy, "GET", "/v1/models", None, key | {"host": "evil.example"})[0] == 403
+        assert begin(proxy, "/v1/messages", key.items(), length=10**12)[0] == 413
+        metrics = request(proxy, "GET", "/metrics", None, key)[2].decode()
+    assert [(each.status, each.what) for each in found] == [
+        (404, "POST /v1/images/generations"),
+        (405, "GET /v1/chat/completions"),
+        (401, "GET /v1/models"),
+        (403, "GET /v1/models"),
+        (413, "POST /v1/messages"),
+    ]
+    assert found[0].client == "tool" and "sesame" not in str(found)
+    assert found[0].reason.startswith(
+        "/v1/images/generations is not supported (OpenAI's images); set the client to one of"
+        " these: POST /v1/chat/completions, "
+    )
+    assert found[1].reason == "/v1/chat/completions takes POST, not GET"
+    assert 'llmproxy_refused_total{code="401",reason="authentication"} 1\n' in metrics
+    assert 'llmproxy_refused_total{code="403",reason="permission"} 1\n' in metrics
+    (line,) = (line for line in lines if '" 405 ' in line)
+    assert line.endswith(' "/v1/chat/completions takes POST, not GET"')
+    assert '"' not in next(line for line in lines if "/metrics" in line).rpartition('" ')[2]
+
+
+async def test_a_flood_is_summed_up(monkeypatch):
+    monkeypatch.setattr(refusals, "WINDOW_S", 0.05)
+    found, told = [], asyncio.Event()
+    refused = refusals.Refusals(
+        lambda each: (found.append(each), each.what or told.set()), KnownKeys()
+    )
+    for number in range(100):
+        head = Request("GET", f"/{number}", Headers([]))
+        refused.add(NotFound("no"), 404, head, "c")
+        refused.add(Unauthorized("no"), 401, head, "c")
+    assert len(found) == refusals.MAX_REPORTED
+    assert refused.counts == {(404, "not_found"): 100, (401, "authentication"): 100}
+    await asyncio.wait_for(told.wait(), 10)
+    assert (found[-1].status, found[-1].what) == (None, "")
+    assert found[-1].reason == "190 more in the last minute: 95 × 404, 95 × 401"
+    refused.add(NotFound("no"), 404, head, "c")
+    assert found[-1].what == "GET /99"
+
+
+def test_a_browsers_icon_is_counted_only():
+    with recorded_refusals() as (proxy, found):
+        assert request(proxy, "GET", "/favicon.ico")[0] == 404
+        assert 'refused_total{code="404"' in request(proxy, "GET", "/metrics")[2].decode()
+    assert found == []

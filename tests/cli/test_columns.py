@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.cli.columns import MAX_COLUMN, Aligner, cell, cut, display_width, joined
+from llmproxy.cli.columns import (
+    MAX_COLUMN,
+    Aligner,
+    cell,
+    cut,
+    display_width,
+    folded,
+    joined,
+)
 from llmproxy.core.text import printable
 
 ROWS = [["01a", "12:00", "ok", "hello"], ["01bcd", "", "error 502", "it failed because"]]
@@ -47,6 +55,25 @@ def test_columns_that_a_narrow_terminal_goes_without():
     assert aligned(ROWS, 3, omit=[1, 2]) == ["01…", "01…"]
 
 
+def test_texts_share_what_the_other_columns_leave():
+    rows = [["01a", "a question that is long", "an answer that is long"], ["01b", "hm?", "no"]]
+    aligner = Aligner(lambda: 31, texts=2)
+    assert aligner.lines([[*map(cell, row)] for row in rows]) == [
+        "01a  a question …  an answer t…",
+        "01b  hm?           no",
+    ]
+    aligner = Aligner(lambda: 31, texts=2)
+    assert aligner.lines([[cell("01b"), cell("hm?"), cell("an answer that is long")]]) == [
+        "01b  hm?  an answer that is lo…"
+    ]
+
+
+def test_a_narrow_terminal_shows_the_beginning_of_an_id():
+    row = [(*cell("* "), *cell("01m8dwz5z70c9tn0ctrber5ejn")), cell("x")]
+    for width, id in ((139, "01m8dwz5z70c9"), (140, "01m8dwz5z70c9tn0ctrber5ejn")):
+        assert Aligner(lambda: width, ids=True).lines([row]) == [f"* {id}  x"]  # noqa: B023
+
+
 def test_a_column_that_no_row_has_takes_no_space():
     assert aligned([["01a", "", "x"], ["01b", "", "y"]], 80) == ["01a  x", "01b  y"]
 
@@ -65,10 +92,27 @@ def test_columns_only_grow_while_a_list_is_followed():
 
 
 def test_wide_characters_are_measured():
-    assert [display_width(text) for text in ("ab", "日本", "e\u0301", "👍")] == [2, 4, 1, 2]
+    texts = ("ab", "日本", "e\u0301", "👍", "❤\ufe0f", "\u1112\u1161\u11ab", "ｱ", "Ａ")
+    assert [display_width(text) for text in texts] == [2, 4, 1, 2, 2, 2, 1, 2]
     assert aligned([["日本", "x"], ["abcde", "y"]], 80) == ["日本   x", "abcde  y"]
     assert cut(cell("日本語"), 4) == cell("日…")
     assert cut(cell("日本語"), 5) == cell("日本…")
+
+
+def test_a_text_is_broken_at_blanks():
+    assert folded("a long line of words", 10) == "a long\nline of\nwords"
+    assert folded("a long line of words", 10, 2) == "a long\n  line of\n  words"
+    assert folded("  日本 日本\nkept", 8) == "  日本\n日本\nkept"
+    assert folded("unbreakable" * 3, 10) == "unbreakable" * 3
+    assert folded("", 10) == ""
+
+
+@given(text=st.text(st.sampled_from("ab 日"), max_size=60), width=st.integers(12, 30))
+def test_no_line_of_short_words_is_wider(text, width):
+    words = [word[:5] for word in text.split()]
+    lines = folded(" ".join(words), width, 2).split("\n")
+    assert all(display_width(line) <= width for line in lines)
+    assert " ".join(lines).split() == words
 
 
 def test_colours_take_no_space():
@@ -85,7 +129,7 @@ def test_colours_take_no_space():
 )
 def test_no_line_is_longer_than_the_terminal_is_wide(rows, width, omit, colours):
     cells = [[*map(cell, row[:3]), cell(row[3], "red")] for row in rows]
-    aligner = Aligner(lambda: width, omit, colours=colours)
+    aligner = Aligner(lambda: width, omit, texts=2, ids=True, colours=colours)
     for _ in range(2):
         lines = [re.sub("\x1b\\[\\d+m", "", line) for line in aligner.lines(cells)]
         assert len(lines) == len(rows)

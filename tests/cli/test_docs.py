@@ -63,7 +63,7 @@ def test_flags_are_on_the_page_as_in_help(name):
 
 def test_exit_codes_are_on_the_page():
     shown = re.findall(r"^\| (\d+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
-    assert shown == [str(code) for code in (0, FAILED, WRONG_SETTINGS, INTERRUPTED, 143)]
+    assert shown == [str(code) for code in (0, FAILED, WRONG_SETTINGS, 129, INTERRUPTED, 143)]
 
 
 def test_the_story_of_a_benchmark_runs_as_written(tmp_path, monkeypatch):

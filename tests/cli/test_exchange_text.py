@@ -1,5 +1,7 @@
 """Exchanges as text: a line, a page, and nothing that drives the terminal."""
 
+import re
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -50,6 +52,7 @@ EXCHANGE = Exchange(
     tokens_per_second=25.0,
     ignored=("seed", "store"),
     first_words="Change the greeting",
+    reply_words="Done.",
     request=RawRequest({}, "", {"model": "m", "messages": ["…"], "stream": True}),
     turn=Turn(
         id="01abc",
@@ -82,24 +85,54 @@ def test_line_has_all_columns():
         "openai_chat",
         "m",
         "ok",
-        "0.12s",
+        "total 2.12s, first 0.12s",
         "1,000→50 tokens",
         "25/s",
         "Change the greeting",
+        "ignored seed, store",
+        "Done.",
     ]
-    assert not summary_line(EXCHANGE, id=False).startswith("01abc")
 
 
 def test_line_of_a_failure_has_the_error():
     none = {"usage": Usage(), "tokens_per_second": None}
     shown = words(status="error", http_status=429, error="slow down", **none)
-    assert shown[5:] == ["error 429", "0.12s", "slow down"]
+    assert shown[5:] == [
+        "error 429",
+        "total 2.12s, first 0.12s",
+        "Change the greeting",
+        "ignored seed, store",
+        "slow down",
+    ]
+
+
+def test_an_error_after_the_stream_began_is_no_status_of_success():
+    assert words(status="error", error="it broke")[5] == "error in stream"
+    assert words(status="cancelled")[5] == "cancelled"
+
+
+def test_an_unusual_finish_and_ignored_fields_are_marked():
+    shown = words(finish_reason="length", ignored=("seed", "usage", "store", "user", "n"))
+    assert shown[9:] == [
+        "Change the greeting",
+        "finish length; ignored seed, store and 2 more",
+        "Done.",
+    ]
+    assert words(finish_reason="tool_calls", ignored=("usage",))[9:] == shown[9::2]
+
+
+def test_rows_of_an_agents_session_differ():
+    shown = words(last_message="read_file → contents of a.txt", reply_words='now(tz="UTC")')
+    assert shown[9::2] == ["read_file → contents of a.txt", 'now(tz="UTC")']
 
 
 def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
     none = {"http_status": None, "ttft_ms": None, "duration_ms": None, "usage": Usage()}
     none["tokens_per_second"] = None
-    assert words(status="running", **none)[5:] == ["running", "Change the greeting"]
+    none["ignored"], none["reply_words"] = (), ""
+    running = words(status="running", **none)
+    assert re.fullmatch(r"running \d+s", running[5])
+    assert running[6:] == ["Change the greeting"]
     assert words(status="cancelled", **none)[5] == "cancelled"
 
 
@@ -191,7 +224,7 @@ def test_page_of_a_refused_request_shows_it_as_received():
 
 def test_a_wait_is_shown_as_part_of_the_time_to_the_first_event():
     waited = replace(EXCHANGE, queue_ms=100.0)
-    assert "  0.12s (0.10s of it waiting)  " in summary_line(waited)
+    assert ", first 0.12s (0.10s of it waiting)  " in summary_line(waited)
     assert "waited (in all of these) 0.10s, first event 0.12s, " in exchange_page(waited)
 
 
@@ -202,8 +235,8 @@ def test_the_proxys_own_time_is_shown():
 
 def test_a_first_run_is_marked():
     first = replace(EXCHANGE, is_first_run=True)
-    assert "  0.12s (first run)  " in summary_line(first)
-    assert "  0.12s (0.10s of it waiting, first run)  " in summary_line(
+    assert ", first 0.12s (first run)  " in summary_line(first)
+    assert ", first 0.12s (0.10s of it waiting, first run)  " in summary_line(
         replace(first, queue_ms=100.0)
     )
     assert "first event (first run) 0.12s" in exchange_page(first)
@@ -219,15 +252,29 @@ def test_a_rate_by_our_estimate_is_marked():
 
 def test_times_have_one_unit_and_are_never_negative():
     soon = replace(EXCHANGE, queue_ms=0.0, ttft_ms=-0.04, first_text_ms=0.5, duration_ms=1200.0)
-    assert "  0.0000s (0.0000s of it waiting)  " in summary_line(soon)
+    assert "  total 1.20s, first 0.0000s (0.0000s of it waiting)  " in summary_line(soon)
     assert "first event 0.0000s, first text 0.0005s, total 1.20s" in exchange_page(soon)
 
 
 def test_a_time_of_another_year_has_its_year():
     now = datetime.now().astimezone()
-    assert local_time(now) == f"{now:%m-%d %H:%M:%S}"
+    assert local_time(now).startswith(f"{now:%m-%d %H:%M:%S}")
     before = now.replace(year=now.year - 1, day=1)
-    assert local_time(before) == f"{before:%Y-%m-%d %H:%M:%S}"
+    assert local_time(before).startswith(f"{before:%Y-%m-%d %H:%M:%S}")
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="Windows has no TZ")
+@pytest.mark.parametrize(
+    ("zone", "text"), [("UTC", "02 03:04:05+00"), ("IST-5:30", "02 08:34:05+0530")]
+)
+def test_a_time_tells_its_zone(zone, text, monkeypatch):
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert local_time(RECEIVED).endswith(f"01-{text}")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_one_of_a_thing_is_not_called_many():

@@ -103,6 +103,22 @@ def test_a_flag_takes_an_id_in_every_form(ids, words):
 
 
 @pytest.mark.parametrize("words", ONE.values(), ids=ONE)
+def test_exchanges_are_counted_from_the_newest(ids, recorded, words):
+    with LogReader(recorded) as history:
+        newest = history.ids()[::-1]
+    place = newest.index(ids[2])
+    meant = shown(*filled(words, ID=ids[2]))
+    assert shown(*filled(words, ID=f"-{place + 1}")) == meant
+    assert shown("log", "last") == shown("log", "-1") == shown("log", newest[0])
+
+
+def test_a_beginning_of_several_ids_lists_them(ids):
+    code, _, err = run_here("log", ids[0][:4])
+    assert code == 1 and err.startswith(f"llmproxy log: several ids begin with {ids[0][:4]}: ")
+    assert all(id in err for id in ids)
+
+
+@pytest.mark.parametrize("words", ONE.values(), ids=ONE)
 def test_a_flag_names_an_id_that_does_not_exist(ids, words):
     with registered(AsyncScript("m")):
         code, out, err = run_here(*filled(words, ID="chatcmpl-nobody"))
@@ -166,4 +182,4 @@ def test_a_list_that_can_not_be_read_is_named(ids, tmp_path, monkeypatch, name, 
     (tmp_path / "picture").write_bytes(b"\x89PNG\r\n\x1a\n\xff")
     code, _, err = run_here("log", "--ids", name)
     assert code == 2
-    assert err.splitlines()[-1] == f"llmproxy log: error: argument --ids: {name}: {reason}"
+    assert err.splitlines()[0] == f"llmproxy log: error: argument --ids: {name}: {reason}"

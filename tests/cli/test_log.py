@@ -93,13 +93,13 @@ def recorded(recorded_exchanges, llm_user_path):
 
 def test_each_exchange_is_a_line_newest_last(recorded):
     lines = log().splitlines()
-    assert [line.split("  ")[-1] for line in lines] == [
-        "greet me",
-        "capital of France?",
-        "the model 'broken' failed: RuntimeError: gone",
+    assert [line.split("  ")[-2:] for line in lines] == [
+        ["greet me", "Hello"],
+        ["capital of France?", "Paris"],
+        ["break", "the model 'broken' failed: RuntimeError: gone"],
     ]
     assert lines[0].startswith(recorded)
-    assert "  error 200  " in lines[2]
+    assert "  error in stream  " in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_conversations_are_listed(conversations):
 def test_a_conversation_is_a_tree(conversations):
     ids, (thread, fork) = conversations
     lines = log("--thread", fork).splitlines()
-    assert [line.split("  ")[-1] for line in lines] == ["where?", "remove it", "rename it"]
+    assert [line.split("  ")[-2] for line in lines] == ["where?", "remove it", "rename it"]
     assert lines[0].startswith(f"  {ids[0]}  ")
     assert lines[1].startswith(f"* ├─ fork  {ids[2]}  ")
     assert lines[2].startswith(f"  {ids[1]}  ")
@@ -250,7 +250,21 @@ def test_prune_deletes_what_matches(recorded):
     assert len(log().splitlines()) == 3
     assert log("--prune", "--model", "other").startswith("deleted 1 exchange, 1 turn, ")
     assert [line.split("  ")[4] for line in log().splitlines()] == ["m", "broken"]
-    assert log("--prune", recorded).startswith("deleted 1 exchange, ")
+    deleted = log("--prune", recorded)
+    assert re.fullmatch(
+        r"deleted 1 exchange, .* of requests; the log takes \d\.\d MB, was \d\.\d MB\n", deleted
+    )
+
+
+def test_keep_deletes_what_is_older(recorded, llm_user_path):
+    assert log("--keep", "1h").startswith("deleted 0 exchanges, ")
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        sql = "update proxy_exchanges set received = '2020' || substr(received, 5) where id = ?"
+        db.execute(sql, (recorded,))
+    assert log("--keep", "90d", "--dry-run").startswith("would delete 1 exchange, ")
+    assert log("--keep", "90d").startswith("deleted 1 exchange, ")
+    assert len(log().splitlines()) == 2
+    assert log("--keep", "9999999w").startswith("deleted 0 exchanges, ")
 
 
 @pytest.mark.parametrize(
@@ -259,6 +273,9 @@ def test_prune_deletes_what_matches(recorded):
         (["nobody"], 1, "llmproxy log: the log has no exchange nobody"),
         (["--prune"], 2, "--prune needs an ID or a filter, so that it can't delete everything"),
         (["--since", "x"], 2, "expected a date, a time or an age, not 'x'"),
+        (["--keep", "soon"], 2, "expected an age like 90d or 1d12h, not 'soon'"),
+        (["--keep", "1d", "--until", "1d"], 2, "--keep and --until exclude each other"),
+        (["-4"], 1, "llmproxy log: the log has no exchange -4"),
         (["--last", "0"], 2, "expected a number above 0"),
         (["--database", "nowhere.db"], 1, "nowhere.db"),
         (["--thread", "nobody"], 1, "llmproxy log: the log has no thread nobody"),
@@ -268,7 +285,7 @@ def test_prune_deletes_what_matches(recorded):
     ],
 )
 def test_mistakes_are_one_clear_line(recorded, words, code, error):
-    assert error in log(*words, code=code).splitlines()[-1]
+    assert error in log(*words, code=code).splitlines()[0]
 
 
 def test_head_may_close_the_pipe(recorded):

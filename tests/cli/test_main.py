@@ -91,7 +91,7 @@ def test_version_and_help():
 def test_words_that_make_no_sense_are_one_clear_line(words, error):
     code, out, err = run_here(*words)
     assert (code, out) == (2, b"")
-    last = err.splitlines()[-1]
+    last = err.splitlines()[0]
     assert last.startswith(("llmproxy: ", "llmproxy: error: "))
     assert error in last
 
@@ -105,7 +105,7 @@ def test_port_in_use_is_one_clear_line():
     assert result.returncode == 2
     assert result.stderr == (
         f"llmproxy: can't listen on 127.0.0.1, port {port}: Address already in use"
-        " (--port names another one; 0 is any free one)\n"
+        "; perhaps llmproxy runs there already (--port 0 takes a free one)\n"
     )
 
 
@@ -142,8 +142,12 @@ def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
         line = lines.get(timeout=5)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
-    pattern = r"\S+ \S+  Python-urllib  openai_chat  demo  ok  \S+s  1→\d+ tokens  (\S+/s  )?hi\n"
+    pattern = (
+        r"\w{26}  \S+ \S+  Python-urllib  openai_chat  demo  ok  total \S+s, first \S+s"
+        r"  1→\d+ tokens  (\S+/s  )?hi  You said: hi .*\n"
+    )
     assert re.fullmatch(pattern, line)
+    assert [lines.get(timeout=5) for _ in range(2)] == ["stopping\n", "stopped\n"]
     with sqlite3.connect(llm_user_path / "logs.db") as db:
         assert db.execute("select model from turns").fetchall() == [("demo",)]
 

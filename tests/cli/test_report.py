@@ -13,6 +13,7 @@ import pytest
 
 from llmproxy.cli import report as report_command
 from tests.cli.test_bench import bench, no_plugins, one_word, talk
+from tests.commands import run_here
 from tests.models import AsyncScript, registered, usage
 from tests.proxies import running
 
@@ -100,6 +101,10 @@ def test_prices_make_costs(recorded, capsys, tmp_path):
     prices.write_text('{"a": {"input": 1000000, "output": 0}}')
     models = json.loads(report(capsys, "friday", "--json", "--prices", str(prices)))["models"]
     assert [model["cost"] and model["cost"]["total"] for model in models] == [60, None]
+    prices.write_text('{"a": {"input": 1, "output": 0}, "nobody": {"input": 1, "output": 1}}')
+    assert run_here("report", "friday", "--prices", str(prices))[2] == (
+        "--prices has models that are not in this report: nobody\n"
+    )
     prices.write_text('{"a": {"input": 1, "ouptut": 0}}')
     words = report(capsys, "friday", "--prices", str(prices), code=1)
     assert words.startswith(f"llmproxy report: {prices}: a.")

@@ -23,7 +23,7 @@ def test_an_unknown_flag_is_2(argv, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = run_here(*argv, "--nonsense")
     assert (code, out) == (2, b"")
-    assert err.splitlines()[-1].endswith("unrecognized arguments: --nonsense")
+    assert err.splitlines()[0].endswith("unrecognized arguments: --nonsense")
 
 
 @pytest.mark.parametrize("argv", [*COMMANDS.values()][1:6], ids=[*COMMANDS][1:6])

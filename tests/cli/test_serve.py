@@ -3,11 +3,20 @@
 import gc
 import subprocess
 import sys
+import time
 
 import pytest
 
 from llmproxy.cli import serve
+from llmproxy.cli.line_writer import LineWriter
 from tests.proxies import running
+
+
+def wait_until(condition):
+    until = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -34,3 +43,32 @@ def test_the_collector_is_as_python_has_it_after_an_import():
     code = "import gc, sys, llmproxy; print(gc.isenabled(), gc.get_freeze_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True 0\n"
+
+
+def test_a_rotated_access_log_is_opened_again(tmp_path):
+    path, rotated, failures = tmp_path / "access.log", tmp_path / "access.log.1", []
+    with serve._open_access_log(str(path)) as file, LineWriter(file) as lines:
+        lines.line("before")
+        wait_until(lambda: path.read_text() == "before\n")
+        path.rename(rotated)
+        serve._reopen(file, str(path), failures.append)
+        lines.line("after")
+        wait_until(lambda: path.read_text() == "after\n")
+        assert rotated.read_text() == "before\n"
+        assert path.stat().st_mode & 0o777 == 0o600
+        serve._reopen(file, str(tmp_path / "gone" / "access.log"), failures.append)
+        lines.line("still there")
+        wait_until(lambda: path.read_text() == "after\nstill there\n")
+    assert [failure.strerror for failure in failures] == ["No such file or directory"]
+
+
+@pytest.mark.parametrize(
+    ("unanswered", "text"),
+    [
+        (0, "stopping"),
+        (1, "stopping: waiting for 1 response, at most 30 s; Ctrl-C again to stop at once"),
+        (2, "stopping: waiting for 2 responses, at most 30 s; Ctrl-C again to stop at once"),
+    ],
+)
+def test_a_stop_says_what_it_waits_for(unanswered, text):
+    assert serve._goodbye(unanswered, 30.0) == text

@@ -225,7 +225,14 @@ PHRASES = [
     ("anthropic", ModelNotFound("no model x", param="model"), "model: no model x"),
     ("openai", ModelNotFound("model: x"), "model: x"),
     ("anthropic", InvalidRequest("no", param="messages[0]"), "messages[0]: no"),
-    ("openai", InvalidRequest("no", param="messages[0]"), "no"),
+    ("openai", InvalidRequest("no", param="messages[0]"), "messages[0]: no"),
+    ("openai", InvalidRequest("messages[0]: no", param="messages[0]"), "messages[0]: no"),
+    ("openai", InvalidRequest("Unsupported value: 'n'", param="n"), "Unsupported value: 'n'"),
+    (
+        "openai",
+        InvalidRequest("bad messages[0].role", param="messages[0]"),
+        "messages[0]: bad messages[0].role",
+    ),
 ]
 
 

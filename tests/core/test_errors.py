@@ -45,7 +45,7 @@ def test_an_error_carries_facts():
     error = RateLimited("slow down", param="model", headers={"retry-after": "3"})
     facts = (error.status, error.kind, error.code, error.message, error.param, error.headers)
     assert facts == (429, "rate_limit", None, "slow down", "model", {"retry-after": "3"})
-    assert str(error) == "slow down"
+    assert str(error) == "model: slow down"
 
 
 def test_an_upstreams_own_status_replaces_the_classs():
@@ -62,7 +62,7 @@ def test_foreign_words_in_an_error_are_cut_in_the_middle(length):
     else:
         assert error.message == "no call '…' waits"
         assert length < 510 or error.param == "a.b[…].c"
-    assert str(error) == error.message
+    assert str(error) == f"{error.param}: {error.message}"
     assert max(map(len, (error.message, error.param, error.code))) <= 500
 
 

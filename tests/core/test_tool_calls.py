@@ -16,7 +16,7 @@ def test_a_result_answers_its_call_once():
     assert (pending.oldest(), pending.oldest("g"), pending.oldest("h")) == ("a", "b", None)
     assert pending.take("b", "here") == "g"
     with pytest.raises(
-        InvalidRequest, match="^no tool call 'b' waits for a result here$"
+        InvalidRequest, match="^messages.3.: no tool call 'b' waits for a result here$"
     ) as raised:
         pending.take("b", "messages[3]")
     assert raised.value.param == "messages[3]"
@@ -30,7 +30,7 @@ def test_calls_without_a_result_are_refused_by_their_ids():
     pending.add("a", "f")
     pending.add("b", "g")
     with pytest.raises(
-        InvalidRequest, match="^expected the results of .* calls a, b here$"
+        InvalidRequest, match="^messages.1.: expected the results of .* calls a, b here$"
     ) as raised:
         pending.check_empty("messages[1]")
     assert raised.value.param == "messages[1]"

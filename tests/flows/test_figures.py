@@ -63,7 +63,7 @@ def recorded(llm_user_path):
             proxy.wait_for_report(number_)
         metrics = urlopen(f"{proxy.url}/metrics").read().decode()
         page = get(proxy)[2]
-    lines = [summary_line(report, id=False) for report in proxy.reports]
+    lines = [summary_line(report) for report in proxy.reports]
     return lines, metrics, page
 
 
@@ -223,8 +223,8 @@ def test_times_of_one_command_are_local_ones(llm_user_path):
     with sqlite3.connect(llm.user_dir() / "logs.db") as db:
         db.execute("update proxy_exchanges set received = '2026-01-14T23:30:00.000000+00:00'")
     ((id,),) = rows("select id from proxy_exchanges")
-    assert output_of("log").split("  ")[1] == "01-15 00:30:00"
-    assert output_of("log", "--threads").split("  ")[1] == "01-15 00:30:00"
+    assert output_of("log").split("  ")[1] == "01-15 00:30:00+01"
+    assert output_of("log", "--threads").split("  ")[1] == "01-15 00:30:00+01"
     assert "received  2026-01-15T00:30:00+01:00\n" in output_of("log", id)
     assert "2026-01-15 00:30:00 to 00:30:00 UTC+01:00" in " ".join(output_of("report").split())
     page = output_of("report", "--html", "-")

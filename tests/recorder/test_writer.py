@@ -337,8 +337,8 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written and is kept in {spool.path} for now:"
-        f" {path}: file is not a database",
+        f"the log can't be written and is kept in memory, and in {spool.path} when possible,"
+        f" for now: {path}: file is not a database",
         "the log can be written again; no exchanges were lost",
     ]
 
@@ -351,7 +351,10 @@ def test_exchanges_stay_in_memory_if_nothing_can_be_written(path, warnings, make
     writer.start()
     written = writer.write(make_exchange("kept"))
     wait_until(lambda: warnings)
-    assert warnings[0].startswith("the log can't be written and is kept in memory for now: ")
+    assert warnings[0].startswith(
+        f"the log can't be written and is kept in memory, and in {spool.path} when possible,"
+        " for now: "
+    )
     path.parent.unlink()
     assert written.result(10) is None
     writer.close(10)
@@ -461,8 +464,8 @@ def test_a_full_disk_is_waited_out_in_the_spool(path, spool, warnings, make_exch
     assert [future.result(10) for future in written] == [None] * 3
     assert len(spooled(spool)) == 3
     assert warnings == [
-        f"the log can't be written and is kept in {spool.path} for now:"
-        f" {path}: database or disk is full"
+        f"the log can't be written and is kept in memory, and in {spool.path} when possible,"
+        f" for now: {path}: database or disk is full"
     ]
     pages = 2**30
     wait_until(spool.is_empty)

@@ -284,7 +284,7 @@ def test_no_line_is_longer_than_the_screen(width):
     lines = shown(
         replace(study, answers=answers), dict.fromkeys(models, Price(1e5, 1e5)), width=width
     )
-    assert max(map(len, lines)) <= max(width, 80)
+    assert max(map(len, lines)) <= max(width, 40)
 
 
 def test_a_clients_words_never_drive_the_terminal():

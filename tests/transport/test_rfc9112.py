@@ -130,11 +130,11 @@ ALLOW_READ, ALLOW_CHAT = {"allow": "GET, HEAD"}, {"allow": "POST"}
 
 # (section, method, target, status, fields, the error's words begin so)
 ROUTES = [
-    ("9110 15.5.5", "GET", NOWHERE, 404, {}, "no route /nowhere; "),
-    ("9110 15.5.5", "POST", NOWHERE, 404, {}, "no route /nowhere; "),
+    ("9110 15.5.5", "GET", NOWHERE, 404, {}, "/nowhere is not supported; "),
+    ("9110 15.5.5", "POST", NOWHERE, 404, {}, "/nowhere is not supported; "),
     ("9110 9.3.2", "HEAD", NOWHERE, 404, {}, None),
-    ("9112 3.2.2", "GET", f"http://localhost{NOWHERE}", 404, {}, "no route /nowhere; "),
-    ("9112 3", "GET", "/" + "x" * 8_000, 404, {}, "no route /xxx"),
+    ("9112 3.2.2", "GET", f"http://localhost{NOWHERE}", 404, {}, "/nowhere is not supported; "),
+    ("9112 3", "GET", "/" + "x" * 8_000, 404, {}, "/xxx"),
     ("9112 3", "GET", "/" + "x" * 9_000, 414, {}, "the request target is longer than 8192 bytes"),
     (
         "9110 15.5.6",
@@ -142,7 +142,7 @@ ROUTES = [
         MODELS,
         405,
         ALLOW_READ,
-        "POST is not allowed on /v1/models",
+        "/v1/models takes GET, HEAD, not POST",
     ),
     (
         "9110 15.5.6",
@@ -150,7 +150,7 @@ ROUTES = [
         MODELS,
         405,
         ALLOW_READ,
-        "DELETE is not allowed on /v1/models",
+        "/v1/models takes GET, HEAD, not DELETE",
     ),
     (
         "9110 15.5.6",
@@ -158,7 +158,7 @@ ROUTES = [
         CHAT,
         405,
         ALLOW_CHAT,
-        "PUT is not allowed on ",
+        "/v1/chat/completions takes POST, not PUT",
     ),
     (
         "9110 15.5.6",
@@ -166,10 +166,10 @@ ROUTES = [
         CHAT,
         405,
         ALLOW_CHAT,
-        "GET is not allowed on ",
+        "/v1/chat/completions takes POST, not GET",
     ),
     ("9110 9.3.2", "HEAD", CHAT, 405, ALLOW_CHAT, None),
-    ("9110 9.3.8", "TRACE", "/", 405, ALLOW_READ, "TRACE is not allowed on /: use GET, HEAD"),
+    ("9110 9.3.8", "TRACE", "/", 405, ALLOW_READ, "/ takes GET, HEAD, not TRACE"),
     ("9110 9.1", "BREW", MODELS, 501, {}, "the method BREW is not known here"),
     ("9110 9.3.6", "CONNECT", "localhost:80", 501, {}, "the method CONNECT is not known here"),
     ("9110 9.3.7", "OPTIONS", "*", 204, {}, None),

@@ -93,11 +93,11 @@ def parse_request(
         parser.has_cache_marks = True
     parser.add_system(request.system)
     if not request.messages:
-        raise InvalidRequest("there is no message to answer", param="messages")
+        raise InvalidRequest("must not be empty", param="messages")
     for i, message in enumerate(request.messages):
         parser.add_message(message, f"messages[{i}]")
     if not any(message.parts for message in parser.messages[parser.leading :]):
-        raise InvalidRequest("there is no message to answer", param="messages")
+        raise InvalidRequest("must not be empty", param="messages")
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, server_tools = _tools(request, parser)
     options = _options(request, ignored)

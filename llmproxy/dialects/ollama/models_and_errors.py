@@ -147,8 +147,7 @@ def render_error(error: ProxyError) -> dict[str, Any]:
     that has no status, because it comes in a stream.
     """
     shown = error_meanings.render(error, "openai")
-    message = shown.message if error.param is None else f"{error.param}: {shown.message}"
-    body = {"error": message, "type": shown.type}
+    body = {"error": shown.message, "type": shown.type}
     return body if shown.code is None else body | {"code": shown.code}
 
 

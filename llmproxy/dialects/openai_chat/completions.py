@@ -58,7 +58,7 @@ def as_chat(body: dict[str, Any], ignored: list[str]) -> tuple[dict[str, Any], s
     if request.suffix:
         raise Unsupported("the models here complete no text in the middle", param="suffix")
     if request.best_of is not None and request.best_of != 1:
-        raise Unsupported("only best_of: 1 is answered", param="best_of")
+        raise Unsupported("only 1 is supported", param="best_of")
     prompts = [request.prompt] if isinstance(request.prompt, str) else request.prompt or ()
     if any(isinstance(prompt, int | list) for prompt in prompts):
         raise Unsupported("tokens can't be read here: send texts", param="prompt")

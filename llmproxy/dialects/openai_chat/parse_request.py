@@ -92,7 +92,7 @@ def parse_request(
     request = payload.load(CreateChatCompletionRequest, body, ignored)
     ignored += others
     if request.n is not None and request.n != 1:
-        raise Unsupported("only n: 1 is answered", param="n")
+        raise Unsupported("only 1 is supported", param="n")
     if request.audio is not None or "audio" in (request.modalities or ()):
         raise Unsupported("only text output is supported, not audio", param="modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
@@ -106,7 +106,7 @@ def parse_request(
             memory.states.append(parser.state())
         parser.remember(memory)
     if not any(message.parts for message in parser.messages):
-        raise InvalidRequest("there is no message to answer", param="messages")
+        raise InvalidRequest("must not be empty", param="messages")
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
     options, paths = _options(request, ignored)

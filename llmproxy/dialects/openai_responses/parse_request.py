@@ -107,7 +107,7 @@ def parse_request(
     parser.add_input(request.input)
     said = [message for message in parser.messages[leading:] if message.parts]
     if len(said) <= parser.is_compaction:  # the request for a summary is ours
-        raise InvalidRequest("there is no message to answer", param="input")
+        raise InvalidRequest("must not be empty", param="input")
     tools = _Tools(ignored)
     for offered_tools, path in [(request.tools or (), "tools"), *parser.added_tools]:
         tools.add(offered_tools, path)

@@ -83,7 +83,7 @@ def to_exchange(recording: Recording) -> Exchange | None:
     )
     if recording.error:
         ended = with_error(ended, recording.error)
-    answered = with_answer(ended, turn if was_run else None, events, finish)
+    answered = with_answer(ended, turn if was_run else None, events, finish, turn.reply)
     return replace(answered, ttft_ms=None, first_text_ms=None)
 
 

@@ -78,12 +78,13 @@ ERRORS = {
 @pytest.mark.parametrize("error, fields, sdk_class", ERRORS.values(), ids=ERRORS)
 def test_errors_are_openais_object_and_the_sdks_classes(error, fields, sdk_class):
     rendered = openai_chat.render_error(error)
-    assert rendered == {"error": {"message": error.message, **fields}}
+    message = error.message if error.code else str(error)
+    assert rendered == {"error": {"message": message, **fields}}
     SERVER.answer = httpx2.Response(openai_chat.error_status(error), json=rendered)
     with pytest.raises(sdk_class) as caught:
         SERVER.client.models.list()
     assert caught.value.body == rendered["error"]
-    assert error.message in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_dialect_has_the_agreed_names_and_routes():

@@ -349,10 +349,10 @@ def test_none_withholds_and_auto_is_the_default():
 REFUSED = {
     "no object": ([], "expected an object, got a list", None),
     "no messages": ({}, "this field is required", "messages"),
-    "an empty list": ({"messages": []}, "there is no message to answer", "messages"),
+    "an empty list": ({"messages": []}, "must not be empty", "messages"),
     "only an empty answer": (
         {"messages": [{"role": "assistant"}]},
-        "there is no message to answer",
+        "must not be empty",
         "messages",
     ),
     "messages as text": ({"messages": "hi"}, "expected a list, got a string", "messages"),
@@ -482,8 +482,8 @@ def test_an_invalid_request_is_refused_with_the_path_of_the_field(body, message,
 
 
 UNSUPPORTED = {
-    "two answers": ({"n": 2}, "only n: 1 is answered", "n"),
-    "no answers": ({"n": 0}, "only n: 1 is answered", "n"),
+    "two answers": ({"n": 2}, "only 1 is supported", "n"),
+    "no answers": ({"n": 0}, "only 1 is supported", "n"),
     "audio": (
         {"modalities": ["text", "audio"]},
         "only text output is supported, not audio",

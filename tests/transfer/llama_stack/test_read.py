@@ -438,7 +438,7 @@ def test_a_damaged_recording_is_refused_with_the_place(text, message, param):
         (
             damaged("4be1f0a7c3d9", "request", "body", "n", value=2),
             Unsupported,
-            "only n: 1 is answered",
+            "only 1 is supported",
             "request.body.n",
         ),
     ],

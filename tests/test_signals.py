@@ -1,0 +1,99 @@
+"""Signals that stop a server or a benchmark, or open the access log again."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from llmproxy import serving
+
+pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """What would end the process, instead of ending it."""
+    found = []
+
+    class Timer:
+        def __init__(self, seconds, function, arguments):
+            found.append(arguments)
+
+        def start(self):
+            pass
+
+    monkeypatch.setattr(serving.threading, "Timer", Timer)
+    return found
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setattr(serving, "_has_terminal", lambda: True)
+
+
+@pytest.fixture
+def no_terminal(monkeypatch):
+    monkeypatch.setattr(serving, "_has_terminal", lambda: False)
+
+
+async def send(number, count=1):
+    for _ in range(count):
+        os.kill(os.getpid(), number)
+        for _ in range(3):  # turns of the loop, in which its handlers are called
+            await asyncio.sleep(0)
+
+
+async def test_a_closed_terminal_stops_once_however_often_it_is_told(terminal, ends):
+    stops, reopened = [], []
+    signals = serving.StopSignals(lambda: stops.append(1), lambda: reopened.append(1))
+    signals.install()
+    await send(signal.SIGHUP, 3)
+    assert (stops, reopened, signals.exit_code, ends) == ([1], [], 129, [])
+
+
+async def test_without_a_terminal_it_is_a_request_to_open_files_again(no_terminal):
+    stops, reopened = [], []
+    signals = serving.StopSignals(lambda: stops.append(1), lambda: reopened.append(1))
+    signals.install()
+    await send(signal.SIGHUP, 2)
+    assert (stops, reopened, signals.exit_code) == ([], [1, 1], 0)
+    await send(signal.SIGTERM)
+    assert (stops, signals.exit_code) == ([1], 143)
+
+
+async def test_a_benchmark_stops_with_or_without_a_terminal(no_terminal):
+    stops = []
+    signals = serving.StopSignals(lambda: stops.append(1))
+    signals.install()
+    await send(signal.SIGHUP)
+    assert (stops, signals.exit_code) == ([1], 129)
+
+
+def test_under_nohup_a_closed_terminal_means_nothing(terminal):
+    async def survive():
+        stops = []
+        serving.StopSignals(lambda: stops.append(1)).install()
+        await send(signal.SIGHUP)
+        return stops
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert asyncio.run(survive()) == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_was_inherited_as_ignored_stops(number):
+    async def stop():
+        stops = []
+        serving.StopSignals(lambda: stops.append(1)).install()
+        await send(number)
+        return stops
+
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        assert asyncio.run(stop()) == [1]
+    finally:
+        signal.signal(number, before)
