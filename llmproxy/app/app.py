@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from llm.parts import Message
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
-from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_inputs
+from ..core.embeddings import Embedder
 from ..core.errors import (
     InvalidRequest,
     NotFound,
@@ -33,7 +32,6 @@ from ..core.errors import (
     RateLimited,
     TooLarge,
     Unsupported,
-    UpstreamTimeout,
 )
 from ..core.fingerprints import request_key
 from ..core.known_bodies import Body, KnownBodies
@@ -42,10 +40,8 @@ from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..core.message_facts import keep_facts
 from ..dialects import (
-    BatchDialect,
     CountingDialect,
     Dialect,
-    EmbeddingDialect,
     Renderer,
     ServerDialect,
     StatefulDialect,
@@ -58,7 +54,9 @@ from ..recorder.writer import Writer
 from ..transport.content_coding import INFLATED
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
+from .batches import answer_batch
 from .dashboard import Dashboard
+from .embeddings import EmbeddingRequests
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
 from .responses import StreamBody, json_response, render_error
@@ -116,7 +114,6 @@ class App:
         embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
-        self._embedder = embedder
         self._models = models
         self._writer = writer
         self._matcher = matcher
@@ -136,7 +133,7 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
-            "chat_batch": self._chat_batch,
+            "chat_batch": partial(answer_batch, self._chat, self._work, limits),
             "stateful_chat": self._stateful_chat,
             "compaction": self._compaction,
             "stored_response": self._show_response,
@@ -147,7 +144,15 @@ class App:
             "manage_models": self._refuse_to_manage_models,
             "version": self._tell_version,
             "count_tokens": self._count_tokens,
-            "embeddings": self._embed,
+            "embeddings": EmbeddingRequests(
+                embedder,
+                limits,
+                begin=self._begin,
+                work=self._work,
+                wait_turn=self._wait_turn,
+                end=self._end,
+                fail=self._failed,
+            ),
         }
 
     async def __call__(self, request: Request) -> Response:
@@ -264,67 +269,6 @@ class App:
                 f" {self._limits.queue_s:g} s (limit queue_s)",
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
-
-    # ---- embeddings
-
-    async def _embed(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
-        """Respond with vectors. They are not logged, nor are the texts: only sizes and hashes."""
-        embedding = cast(EmbeddingDialect, dialect)  # only those have the route
-        size = len(http_request.body)
-        received = datetime.now(UTC), time.monotonic()
-        request: EmbedRequest | None = None
-        failure: BaseException | None = None
-        body: Any = None
-
-        def receive() -> None:
-            nonlocal request, body
-            parsed = payload.parse(http_request.body, self._limits)
-            body = without_inputs(parsed)
-            request = embedding.parse_embeddings(parsed)
-
-        try:
-            await self._work(size, receive)
-        except BaseException as exc:
-            failure = exc
-        model = request.model if request else None
-        exchange = self._exchange(dialect, http_request, body, received, model=model)
-        self._write(exchange, exchange.capture.begun)
-        try:
-            if request is None:
-                assert failure is not None
-                raise failure
-            return await self._vectors(embedding, exchange, request)
-        except BaseException as exc:
-            return await self._failed(exchange, dialect, exc)
-
-    async def _vectors(
-        self, dialect: EmbeddingDialect, exchange: RunningExchange, request: EmbedRequest
-    ) -> Response:
-        if self._embedder is None:
-            raise NotFound("vectors are not recorded, so there are none to replay")
-        await self._wait_turn(exchange)
-        deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
-        try:
-            async with asyncio.timeout(deadline):
-                exchange.started_at = time.monotonic()
-                found = await self._embedder.embed(request, self._limits.queue_s)
-        except TimeoutError:
-            raise UpstreamTimeout("the response did not end in time (limit answer_s)") from None
-        exchange.finished_at = time.monotonic()
-        if found.queue_ms is not None:
-            exchange.started_at += found.queue_ms / 1000
-            exchange.capture.queue_ms = (exchange.capture.queue_ms or 0.0) + found.queue_ms
-        exchange.capture.model_id = found.model_id
-        exchange.capture.ignored_late = (*request.ignored, "usage")
-        count = sum(map(len, found.vectors))
-        rendered = await self._work(
-            count * FLOAT_BYTES,
-            lambda: payload.encode(dialect.render_embeddings(found, request)),
-        )
-        exchange.capture.http_status = 200
-        await self._end(exchange, "ok")
-        headers = [("content-type", "application/json"), *exchange.headers()]
-        return Response(200, headers, rendered)
 
     # ---- chat requests
 
@@ -443,33 +387,6 @@ class App:
         rendered = dialect.render_response(chat.ChatResponse([], chat.Finish()), envelope)
         return json_response(200, rendered, [(dialect.REQUEST_ID_HEADER, exchange.id)])
 
-    async def _chat_batch(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        """Run each chat of a batch as a request of its own, all at once, and join the responses.
-
-        Each is an exchange in the log. The first one that fails is the response.
-        """
-        batch = cast(BatchDialect, dialect)  # only those have the route
-        try:
-            bodies = await self._work(
-                len(request.body),
-                lambda: batch.split_batch(payload.parse(request.body, self._limits)),
-            )
-        except ProxyError:
-            bodies = []  # to be logged like every request that can't be read
-        if len(bodies) < 2:
-            return await self._chat(dialect, request, argument)
-        parts = [replace(request, body=payload.encode(body)) for body in bodies]
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(self._chat(dialect, one, argument)) for one in parts]
-        responses = [task.result() for task in running]
-        failed = next((response for response in responses if response.status >= 400), None)
-        if failed is not None:
-            return failed
-        joined = batch.join_batch(
-            [payload.parse(one.body) for one in responses if isinstance(one.body, bytes)]
-        )
-        return replace(responses[0], body=payload.encode(joined))
-
     def _receive(
         self,
         dialect: Dialect,
@@ -539,6 +456,19 @@ class App:
         return RunningExchange(
             capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer
         )
+
+    def _begin(
+        self,
+        dialect: Dialect,
+        http_request: Request,
+        body: Any,
+        received: tuple[datetime, float],
+        model: str | None,
+    ) -> RunningExchange:
+        """Return the exchange of a request that is no chat; the log has its beginning."""
+        exchange = self._exchange(dialect, http_request, body, received, model=model)
+        self._write(exchange, exchange.capture.begun)
+        return exchange
 
     async def _recall(
         self, exchange: RunningExchange, request: chat.ChatRequest, choice: Choice
