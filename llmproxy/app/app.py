@@ -133,6 +133,7 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, rewind)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
+            "chat_or_load": self._chat_or_load,
             "chat_batch": partial(answer_batch, self._chat, self._work, limits),
             "stateful_chat": self._stateful_chat,
             "compaction": self._compaction,
@@ -271,6 +272,12 @@ class App:
             ) from None
 
     # ---- chat requests
+
+    async def _chat_or_load(
+        self, dialect: Dialect, http_request: Request, argument: str
+    ) -> Response:
+        server = cast(ServerDialect, dialect)  # only those have the route
+        return await self._chat(dialect, http_request, argument, server.as_chat)
 
     async def _stateful_chat(
         self, dialect: Dialect, http_request: Request, argument: str

@@ -382,7 +382,7 @@ def _place(proxy: Proxy) -> str:
 def _models(proxy: Proxy) -> str:
     if not proxy.is_live:
         return f"not used; replies come from {proxy.settings.recordings or 'the log'}"
-    count = sum(model.chats for model in proxy.catalog.models())
+    count = sum(model.chats and not model.alias_of for model in proxy.catalog.models())
     if count == 1:
         return "only demo; add more with: llm install llm-anthropic"
     return f"{count}, of which demo needs no key; list them with: llm models"

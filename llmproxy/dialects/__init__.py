@@ -145,8 +145,12 @@ class EmbeddingDialect(Dialect, Protocol):
 
 
 class ServerDialect(Dialect, Protocol):
-    """A dialect with routes about the server, and about models that a body names."""
+    """A dialect with routes about the server, and about models that a body names.
 
+    as_chat: makes a body that lacks messages one of a chat, if it came by a chat's route.
+    """
+
+    def as_chat(self, body: Any) -> Any: ...
     def parse_model_name(self, body: Any) -> str: ...
     def render_running(self, models: Iterable[backend.ModelEntry]) -> dict[str, Any]: ...
     def render_version(self) -> dict[str, Any]: ...

@@ -68,6 +68,7 @@ class ModelEmbedder:
             asked = time.monotonic()
             if await model_turn(entry.limiter, entry.model_id, wait_s):
                 queue_ms = (time.monotonic() - asked) * 1000
+        self._catalog.ran[entry.key] = entry.model  # loaded, and then listed as such
         started = time.monotonic()
         vectors = await self._run(entry, model, request)
         if isinstance(vectors, BaseException):

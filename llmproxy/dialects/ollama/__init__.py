@@ -33,7 +33,7 @@ from .models_and_errors import (
     render_running,
     render_version,
 )
-from .parse_request import normalize_body, parse_request
+from .parse_request import as_chat, normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import auth_headers, render_request
 from .render_response import ID_PREFIX, StreamRenderer, render_response
@@ -53,6 +53,7 @@ __all__ = [
     "StreamDecoder",
     "StreamParser",
     "StreamRenderer",
+    "as_chat",
     "auth_headers",
     "error_status",
     "left_out",
@@ -75,7 +76,7 @@ __all__ = [
 NAME: Final = "ollama"
 
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/api/chat", "chat"),
+    Route("POST", "/api/chat", "chat_or_load"),
     Route("POST", "/api/generate", "chat"),
     Route("POST", "/api/embed", "embeddings"),
     Route("POST", "/api/embeddings", "embeddings"),

@@ -69,6 +69,15 @@ def parse_request(
     return _request(request, CHAT, parser, request.tools or (), ignored)
 
 
+def as_chat(body: Any) -> Any:
+    """Return the body of /api/chat, of which one with neither messages nor a prompt looks like
+    generate's: with no messages, it asks for the model to be loaded.
+    """
+    if isinstance(body, dict) and body.get("messages") is None and not body.get("prompt"):
+        return body | {"messages": []}
+    return body
+
+
 def _parse_generate(request: schema.GenerateRequest, ignored: list[str]) -> chat.ChatRequest:
     if request.suffix:
         raise Unsupported("the models here complete no text in the middle", param="suffix")
