@@ -137,12 +137,13 @@ class App:
             "chat_batch": partial(answer_batch, self._chat, self._work, limits),
             "stateful_chat": self._stateful_chat,
             "compaction": self._compaction,
+            "stateful_count": self._stateful_count,
             "stored_response": self._show_response,
+            "stored_input": self._show_input,
             "models": self._list_models,
             "model": self._show_model,
             "named_model": self._show_named_model,
             "running_models": self._list_running_models,
-            "manage_models": self._refuse_to_manage_models,
             "version": self._tell_version,
             "count_tokens": self._count_tokens,
             "embeddings": EmbeddingRequests(
@@ -225,22 +226,24 @@ class App:
         models = self._models.running_models()
         return json_response(200, cast(ServerDialect, dialect).render_running(models))
 
-    async def _refuse_to_manage_models(
-        self, dialect: Dialect, request: Request, argument: str
-    ) -> Response:
-        raise Unsupported(
-            "models are managed by llm, not by this server: llm install adds a plugin with"
-            " models, llm models lists them, llm aliases names them"
-        )
-
     async def _tell_version(self, dialect: Dialect, request: Request, argument: str) -> Response:
         return json_response(200, cast(ServerDialect, dialect).render_version())
 
-    async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
+    async def _stateful_count(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        complete = await self._resolver(dialect, request)
+        return await self._count_tokens(dialect, request, argument, complete)
+
+    async def _count_tokens(
+        self,
+        dialect: Dialect,
+        request: Request,
+        argument: str,
+        complete: Callable[[Any], Any] = lambda body: body,
+    ) -> Response:
         """Estimate the tokens locally: clients ask dozens of times in a row."""
 
         def count() -> int:
-            body = payload.parse(request.body, self._limits)
+            body = complete(payload.parse(request.body, self._limits))
             # `parse_request` doesn't require max_tokens, which requests for a count lack.
             return token_estimate.estimate(dialect.parse_request(body, dict(request.headers)))
 
@@ -323,11 +326,21 @@ class App:
             raise NotFound(f"no route {request.path[:200]}: a recorded response is shown whole")
         if "stream=true" in request.query:
             raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
-        id_ = stateful.stored_id(argument)
+        return json_response(
+            200, stateful.render_stored(await self._stored_one(stateful, argument))
+        )
+
+    async def _show_input(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        stateful = cast(StatefulDialect, dialect)  # only those have the route
+        stored = await self._stored_one(stateful, argument)
+        return json_response(200, stateful.render_stored_input(stored, request.query))
+
+    async def _stored_one(self, dialect: StatefulDialect, argument: str) -> chat.StoredResponse:
+        id_ = dialect.stored_id(argument)
         found = await self._stored.load(dialect, [] if id_ is None else [id_])
         if id_ not in found:
             raise NotFound(f"Response with id '{argument[:100]}' not found.")
-        return json_response(200, stateful.render_stored(found[id_]))
+        return found[id_]
 
     async def _chat(
         self,

@@ -29,12 +29,14 @@ Kind = Literal[
     "chat_batch",
     "stateful_chat",
     "compaction",
+    "stateful_count",
     "stored_response",
+    "stored_input",
     "models",
     "model",
     "named_model",
     "running_models",
-    "manage_models",
+    "refused",
     "version",
     "embeddings",
     "count_tokens",
@@ -43,7 +45,7 @@ Kind = Literal[
 
 chat_or_load: a chat, or without messages a wish to have the model loaded. chat_batch: a chat, or
 several in one request. named_model: a model that the body names. running_models: those that are
-loaded. manage_models: to get, make or delete one, which is refused.
+loaded. refused: what an API has and this server has not; the route says why.
 """
 
 CHAT_KINDS = frozenset({"chat", "chat_or_load", "stateful_chat"})
@@ -51,11 +53,15 @@ CHAT_KINDS = frozenset({"chat", "chat_or_load", "stateful_chat"})
 
 @dataclass(frozen=True)
 class Route:
-    """A route of a dialect's API. If the path ends in `/`, an argument follows."""
+    """A route of a dialect's API. Its argument is where the path has `{id}`, or ends in `/`.
+
+    refusal: why the server has it not, of the kind `refused`.
+    """
 
     method: str
     path: str
     kind: Kind
+    refusal: str = ""
 
 
 def chat_path(routes: Iterable[Route]) -> str:

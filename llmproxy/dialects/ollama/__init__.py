@@ -75,6 +75,11 @@ __all__ = [
 
 NAME: Final = "ollama"
 
+_BY_LLM = (
+    "models are managed by llm, not by this server: llm install adds a plugin with"
+    " models, llm models lists them, llm aliases names them"
+)
+
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/api/chat", "chat_or_load"),
     Route("POST", "/api/generate", "chat"),
@@ -85,10 +90,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/ps", "running_models"),
     Route("GET", "/api/version", "version"),
     *(
-        Route("POST", f"/api/{verb}", "manage_models")
+        Route("POST", f"/api/{verb}", "refused", _BY_LLM)
         for verb in ("pull", "push", "create", "copy")
     ),
-    Route("DELETE", "/api/delete", "manage_models"),
+    Route("DELETE", "/api/delete", "refused", _BY_LLM),
 )
 
 STREAM_TYPE = "application/x-ndjson"
