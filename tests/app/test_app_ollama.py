@@ -304,8 +304,13 @@ def test_models_are_listed_and_shown(llm_user_path: Any) -> None:
         "general.architecture": family,
         "general.basename": "plain",
         f"{family}.context_length": 32_768,
-        "llmproxy.context_length_is_assumed": True,
+        "llmproxy.is_assumed": "context",
     }
+    # LiteLLM takes the first name with "context_length" in it, and looks for tools in the template.
+    assert [name for name in described["model_info"] if "context_length" in name] == [
+        f"{family}.context_length"
+    ]
+    assert ("Tools" in shown.template, "Tools" in described["template"]) == (True, False)
     assert (nameless[0], missing[0]) == (400, 404)
     assert "error" in json.loads(nameless[2])
     there_is_none = "there is no model 'none' here; GET /api/tags lists them"

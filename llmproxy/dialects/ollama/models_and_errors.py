@@ -107,11 +107,12 @@ def render_model(model: backend.ModelEntry) -> dict[str, Any]:
     info: dict[str, Any] = {"general.architecture": family, "general.basename": model.id}
     info[f"{family}.context_length"] = model.context_length or ASSUMED_CONTEXT_LENGTH
     if model.context_length is None:
-        info["llmproxy.context_length_is_assumed"] = True
+        info["llmproxy.is_assumed"] = "context"  # LiteLLM looks for a name with context_length
     return {
         "modelfile": f"# a model of llm's\nFROM {model.id}\n",
         "parameters": "",
-        "template": "{{ .Prompt }}",
+        # LiteLLM offers tools to a model whose template has any.
+        "template": "{{ .Tools }}{{ .Prompt }}" if model.tools else "{{ .Prompt }}",
         "details": _details(model),
         "model_info": info,
         "capabilities": _capabilities(model),

@@ -174,7 +174,7 @@ def test_lists_and_descriptions_are_what_the_client_reads():
         "general.architecture": "openai",
         "general.basename": "org/m",
         "openai.context_length": 32_768,
-        "llmproxy.context_length_is_assumed": True,
+        "llmproxy.is_assumed": "context",
     }
     sdk._types.ProcessResponse.model_validate(ollama.render_running([ENTRY, known]))
 
