@@ -24,7 +24,7 @@ from llm.parts import Message
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
-from ..core.embeddings import Embedder
+from ..core.embeddings import Embedder, EmbedRun
 from ..core.errors import (
     InvalidRequest,
     NotFound,
@@ -547,12 +547,12 @@ class App:
         exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
 
-    async def _wait_turn(self, exchange: RunningExchange, run: Run | None = None) -> None:
-        """Wait for a run's model, if given, and for the limit on running responses."""
+    async def _wait_turn(self, exchange: RunningExchange, run: Run | EmbedRun) -> None:
+        """Wait for the run's model, then for the limit on running responses."""
         exchange.queued_at = time.monotonic()
         self._waiting += 1
         try:
-            has_waited = run is not None and await run.wait_turn(self._limits.queue_s)
+            has_waited = await run.wait_turn(self._limits.queue_s)
             has_waited |= await self._enter()
             exchange.has_entered = True
         finally:

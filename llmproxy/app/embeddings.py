@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
 from ..core import payload
-from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_inputs
+from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, EmbedRun, without_inputs
 from ..core.errors import NotFound, UpstreamTimeout
 from ..core.limits import Limits
 from ..dialects import Dialect, EmbeddingDialect
@@ -45,7 +45,7 @@ class EmbeddingRequests:
         *,
         begin: Begin,
         work: Callable[[int, Callable[[], Any]], Awaitable[Any]],
-        wait_turn: Callable[[RunningExchange], Awaitable[None]],
+        wait_turn: Callable[[RunningExchange, EmbedRun], Awaitable[None]],
         end: Callable[[RunningExchange, Ending], Awaitable[None]],
         fail: Callable[[RunningExchange, Dialect, BaseException], Awaitable[Response]],
     ) -> None:
@@ -90,19 +90,19 @@ class EmbeddingRequests:
     ) -> Response:
         if self._embedder is None:
             raise NotFound("vectors are not recorded, so there are none to replay")
-        await self._wait_turn(exchange)
+        run = await self._embedder.prepare(request)
+        exchange.capture.model_id = run.model_id
         deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
         try:
+            await self._wait_turn(exchange, run)
             async with asyncio.timeout(deadline):
                 exchange.started_at = time.monotonic()
-                found = await self._embedder.embed(request, self._limits.queue_s)
+                found = await run.embed()
         except TimeoutError:
             raise UpstreamTimeout("the response did not end in time (limit answer_s)") from None
+        finally:
+            run.stop()
         exchange.finished_at = time.monotonic()
-        if found.queue_ms is not None:
-            exchange.started_at += found.queue_ms / 1000
-            exchange.capture.queue_ms = (exchange.capture.queue_ms or 0.0) + found.queue_ms
-        exchange.capture.model_id = found.model_id
         exchange.capture.ignored_late = (*request.ignored, "usage")
         count = sum(map(len, found.vectors))
         rendered = await self._work(
