@@ -96,7 +96,7 @@ def convert_request(
     if max_tokens is not None and "max_tokens" not in request.options:
         request = replace(request, options={**request.options, "max_tokens": max_tokens})
     rendered, ignored = by_name(target).render_request(request)
-    return Converted(rendered, tuple(dict.fromkeys(request.ignored + ignored)))
+    return Converted(rendered, tuple(dict.fromkeys(request.ignored + request.repeated + ignored)))
 
 
 def convert_response(

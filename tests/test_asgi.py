@@ -96,7 +96,9 @@ def test_it_is_mounted_below_a_path_of_another_application(llm_user_path):
         with under_uvicorn(whole) as port:
             client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/llm/v1", api_key="x")
             assert client.chat.completions.create(**BODY).choices[0].message.content == "Hello"
-            assert ask(port, "/llm/nothing")[1]["error"]["message"].startswith("/nothing is not supported;")
+            assert ask(port, "/llm/nothing")[1]["error"]["message"].startswith(
+                "/nothing is not supported;"
+            )
             assert ask(port, f"/llm{CHAT}", headers={"host": "evil.example"})[0] == 403
 
 

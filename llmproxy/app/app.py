@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -26,16 +25,14 @@ from ..backends.replay import Replay
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
-from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, without_inputs
+from ..core.embeddings import Embedder, EmbedRun
 from ..core.errors import (
     InvalidRequest,
     NotFound,
-    NotRecorded,
     ProxyError,
     RateLimited,
     TooLarge,
     Unsupported,
-    UpstreamTimeout,
 )
 from ..core.fingerprints import request_key
 from ..core.known_bodies import Body, KnownBodies
@@ -44,10 +41,8 @@ from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..core.message_facts import keep_facts
 from ..dialects import (
-    BatchDialect,
     CountingDialect,
     Dialect,
-    EmbeddingDialect,
     Renderer,
     ServerDialect,
     StatefulDialect,
@@ -60,7 +55,9 @@ from ..recorder.writer import Writer
 from ..transport.content_coding import INFLATED
 from ..transport.http11 import BodyCut, Headers, Request, Response, decode_content
 from .access import Access
+from .batches import answer_batch
 from .dashboard import Dashboard
+from .embeddings import EmbeddingRequests
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
 from .refusals import Refusal, Refusals
@@ -122,7 +119,6 @@ class App:
         embedder: Embedder | None = None,
     ) -> None:
         self._backend = backend
-        self._embedder = embedder
         self._models = models
         self._writer = writer
         self._matcher = matcher
@@ -143,18 +139,28 @@ class App:
         self._status = StatusPages(dashboard, self._metrics, self._state, replay)
         self._handlers: Mapping[Kind, Callable[[Dialect, Request, str], Awaitable[Response]]] = {
             "chat": self._chat,
-            "chat_batch": self._chat_batch,
+            "chat_or_load": self._chat_or_load,
+            "chat_batch": partial(answer_batch, self._chat, self._work, limits),
             "stateful_chat": self._stateful_chat,
             "compaction": self._compaction,
+            "stateful_count": self._stateful_count,
             "stored_response": self._show_response,
+            "stored_input": self._show_input,
             "models": self._list_models,
             "model": self._show_model,
             "named_model": self._show_named_model,
             "running_models": self._list_running_models,
-            "manage_models": self._refuse_to_manage_models,
             "version": self._tell_version,
             "count_tokens": self._count_tokens,
-            "embeddings": self._embed,
+            "embeddings": EmbeddingRequests(
+                embedder,
+                limits,
+                begin=self._begin,
+                work=self._work,
+                wait_turn=self._wait_turn,
+                end=self._end,
+                fail=self._failed,
+            ),
         }
 
     async def __call__(self, request: Request) -> Response:
@@ -237,22 +243,24 @@ class App:
         models = self._models.running_models()
         return json_response(200, cast(ServerDialect, dialect).render_running(models))
 
-    async def _refuse_to_manage_models(
-        self, dialect: Dialect, request: Request, argument: str
-    ) -> Response:
-        raise Unsupported(
-            "models are managed by llm, not by this server: llm install adds a plugin with"
-            " models, llm models lists them, llm aliases names them"
-        )
-
     async def _tell_version(self, dialect: Dialect, request: Request, argument: str) -> Response:
         return json_response(200, cast(ServerDialect, dialect).render_version())
 
-    async def _count_tokens(self, dialect: Dialect, request: Request, argument: str) -> Response:
+    async def _stateful_count(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        complete = await self._resolver(dialect, request)
+        return await self._count_tokens(dialect, request, argument, complete)
+
+    async def _count_tokens(
+        self,
+        dialect: Dialect,
+        request: Request,
+        argument: str,
+        complete: Callable[[Any], Any] = lambda body: body,
+    ) -> Response:
         """Estimate the tokens locally: clients ask dozens of times in a row."""
 
         def count() -> int:
-            body = payload.parse(request.body, self._limits)
+            body = complete(payload.parse(request.body, self._limits))
             # `parse_request` doesn't require max_tokens, which requests for a count lack.
             return token_estimate.estimate(dialect.parse_request(body, dict(request.headers)))
 
@@ -283,68 +291,13 @@ class App:
                 headers={"retry-after": f"{RETRY_S}"},
             ) from None
 
-    # ---- embeddings
-
-    async def _embed(self, dialect: Dialect, http_request: Request, argument: str) -> Response:
-        """Respond with vectors. They are not logged, nor are the texts: only sizes and hashes."""
-        embedding = cast(EmbeddingDialect, dialect)  # only those have the route
-        size = len(http_request.body)
-        received = datetime.now(UTC), time.monotonic()
-        request: EmbedRequest | None = None
-        failure: BaseException | None = None
-        body: Any = None
-
-        def receive() -> None:
-            nonlocal request, body
-            parsed = payload.parse(http_request.body, self._limits)
-            body = without_inputs(parsed)
-            request = embedding.parse_embeddings(parsed)
-
-        try:
-            await self._work(size, receive)
-        except BaseException as exc:
-            failure = exc
-        model = request.model if request else None
-        exchange = self._exchange(dialect, http_request, body, received, model=model)
-        self._write(exchange, exchange.capture.begun)
-        try:
-            if request is None:
-                assert failure is not None
-                raise failure
-            return await self._vectors(embedding, exchange, request)
-        except BaseException as exc:
-            return await self._failed(exchange, dialect, exc)
-
-    async def _vectors(
-        self, dialect: EmbeddingDialect, exchange: RunningExchange, request: EmbedRequest
-    ) -> Response:
-        if self._embedder is None:
-            raise NotRecorded("vectors are not recorded, so there are none to replay")
-        await self._wait_turn(exchange)
-        deadline = None if self._limits.answer_s == math.inf else self._limits.answer_s
-        try:
-            async with asyncio.timeout(deadline):
-                exchange.started_at = time.monotonic()
-                found = await self._embedder.embed(request, self._limits.queue_s)
-        except TimeoutError:
-            raise UpstreamTimeout("the response did not end in time (limit answer_s)") from None
-        exchange.finished_at = time.monotonic()
-        if found.queue_ms is not None:
-            exchange.started_at += found.queue_ms / 1000
-            exchange.capture.queue_ms = (exchange.capture.queue_ms or 0.0) + found.queue_ms
-        exchange.capture.model_id = found.model_id
-        exchange.capture.ignored_late = (*request.ignored, "usage")
-        count = sum(map(len, found.vectors))
-        rendered = await self._work(
-            count * FLOAT_BYTES,
-            lambda: payload.encode(dialect.render_embeddings(found, request)),
-        )
-        exchange.capture.http_status = 200
-        await self._end(exchange, "ok")
-        headers = [("content-type", "application/json"), *exchange.headers()]
-        return Response(200, headers, rendered)
-
     # ---- chat requests
+
+    async def _chat_or_load(
+        self, dialect: Dialect, http_request: Request, argument: str
+    ) -> Response:
+        server = cast(ServerDialect, dialect)  # only those have the route
+        return await self._chat(dialect, http_request, argument, server.as_chat)
 
     async def _stateful_chat(
         self, dialect: Dialect, http_request: Request, argument: str
@@ -392,11 +345,21 @@ class App:
             )
         if "stream=true" in request.query:
             raise Unsupported("a recorded response is sent whole, not streamed", param="stream")
-        id_ = stateful.stored_id(argument)
+        return json_response(
+            200, stateful.render_stored(await self._stored_one(stateful, argument))
+        )
+
+    async def _show_input(self, dialect: Dialect, request: Request, argument: str) -> Response:
+        stateful = cast(StatefulDialect, dialect)  # only those have the route
+        stored = await self._stored_one(stateful, argument)
+        return json_response(200, stateful.render_stored_input(stored, request.query))
+
+    async def _stored_one(self, dialect: StatefulDialect, argument: str) -> chat.StoredResponse:
+        id_ = dialect.stored_id(argument)
         found = await self._stored.load(dialect, [] if id_ is None else [id_])
         if id_ not in found:
             raise NotFound(f"Response with id '{argument[:100]}' not found.")
-        return json_response(200, stateful.render_stored(found[id_]))
+        return found[id_]
 
     async def _chat(
         self,
@@ -462,33 +425,6 @@ class App:
         )
         rendered = dialect.render_response(chat.ChatResponse([], chat.Finish()), envelope)
         return json_response(200, rendered, [(dialect.REQUEST_ID_HEADER, exchange.id)])
-
-    async def _chat_batch(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        """Run each chat of a batch as a request of its own, all at once, and join the responses.
-
-        Each is an exchange in the log. The first one that fails is the response.
-        """
-        batch = cast(BatchDialect, dialect)  # only those have the route
-        try:
-            bodies = await self._work(
-                len(request.body),
-                lambda: batch.split_batch(payload.parse(request.body, self._limits)),
-            )
-        except ProxyError:
-            bodies = []  # to be logged like every request that can't be read
-        if len(bodies) < 2:
-            return await self._chat(dialect, request, argument)
-        parts = [replace(request, body=payload.encode(body)) for body in bodies]
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(self._chat(dialect, one, argument)) for one in parts]
-        responses = [task.result() for task in running]
-        failed = next((response for response in responses if response.status >= 400), None)
-        if failed is not None:
-            return failed
-        joined = batch.join_batch(
-            [payload.parse(one.body) for one in responses if isinstance(one.body, bytes)]
-        )
-        return replace(responses[0], body=payload.encode(joined))
 
     def _receive(
         self,
@@ -560,6 +496,19 @@ class App:
             capture, dialect, is_logged=logs_on(), memory_bytes=self._limits.answer
         )
 
+    def _begin(
+        self,
+        dialect: Dialect,
+        http_request: Request,
+        body: Any,
+        received: tuple[datetime, float],
+        model: str | None,
+    ) -> RunningExchange:
+        """Return the exchange of a request that is no chat; the log has its beginning."""
+        exchange = self._exchange(dialect, http_request, body, received, model=model)
+        self._write(exchange, exchange.capture.begun)
+        return exchange
+
     async def _recall(
         self, exchange: RunningExchange, request: chat.ChatRequest, choice: Choice
     ) -> chat.ChatRequest:
@@ -617,12 +566,12 @@ class App:
         exchange.started_at = run.started_at
         exchange.until = time.monotonic() + self._limits.answer_s
 
-    async def _wait_turn(self, exchange: RunningExchange, run: Run | None = None) -> None:
-        """Wait for a run's model, if given, and for the limit on running responses."""
+    async def _wait_turn(self, exchange: RunningExchange, run: Run | EmbedRun) -> None:
+        """Wait for the run's model, then for the limit on running responses."""
         exchange.queued_at = time.monotonic()
         self._waiting += 1
         try:
-            has_waited = run is not None and await run.wait_turn(self._limits.queue_s)
+            has_waited = await run.wait_turn(self._limits.queue_s)
             has_waited |= await self._enter()
             exchange.has_entered = True
         finally:

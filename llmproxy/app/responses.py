@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from ..core import payload
-from ..core.errors import ProxyError
+from ..core.errors import LLM_LISTS_THEM, ModelNotFound, ProxyError
 from ..dialects import DIALECTS, Dialect
 from ..transport.http11 import Response
 
@@ -16,8 +17,21 @@ IGNORED_HEADER_BYTES = 2_000  # some clients and proxies take 8 kB for all heade
 def render_error(error: ProxyError, dialect: Dialect | None = None) -> Response:
     """Return an error response; in the first dialect's format if none is known."""
     dialect = dialect or DIALECTS[0]
+    if isinstance(error, ModelNotFound):
+        error = copy.copy(error)
+        error.message = error.message.replace(LLM_LISTS_THEM, f"{_LISTS[dialect.NAME]} lists them")
     rendered = dialect.render_error(error)
     return json_response(dialect.error_status(error), rendered, [*error.headers.items()])
+
+
+_LISTS = {
+    dialect.NAME: next(
+        (f"{route.method} {route.path}" for route in dialect.ROUTES if route.kind == "models"),
+        "GET /v1/models",  # of OpenAI's other dialect
+    )
+    for dialect in DIALECTS
+}
+"""The routes that list models, by dialect."""
 
 
 def json_response(

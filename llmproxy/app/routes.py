@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from ..core.backend import Kind, Route
-from ..core.errors import MethodNotAllowed, NotFound, UpgradeRequired
+from ..core.errors import MethodNotAllowed, NotFound, Unsupported, UpgradeRequired
 from ..dialects import DIALECTS, Dialect
 from ..transport.http11 import Request
 
@@ -31,7 +31,10 @@ _ROUTES = [
         dialect,
         route,
         re.compile(
-            route.path.removeprefix("/v1").rstrip("/").replace("/", "/+")
+            route.path.removeprefix("/v1")
+            .rstrip("/")
+            .replace("/", "/+")
+            .replace("{id}", "(?P<argument>[^/]+)")
             + (r"/+(?P<argument>.+)" if route.path.endswith("/") else ""),
             re.DOTALL,
         ),
@@ -63,6 +66,7 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
 
     Raises:
         NotFound: no route has this path.
+        Unsupported: the route is one that this server refuses, and says why.
         MethodNotAllowed: the path has no route for this method.
         UpgradeRequired: as before, and the client asks for WebSocket.
     """
@@ -75,6 +79,8 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
             if found is None:
                 continue
             if route.method == method:
+                if route.kind == "refused":
+                    raise Unsupported(route.refusal)
                 return dialect, route.kind, found.groupdict().get("argument") or model
             allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
         if allowed and request.headers.get("upgrade", "").lower() == "websocket":

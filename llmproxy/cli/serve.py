@@ -462,7 +462,7 @@ def _models(proxy: Proxy) -> str:
     recordings = f"{count_of(proxy.recording_count, 'recording')} of {proxy.recordings_name}"
     if not proxy.is_live:
         return f"not used; replaying {recordings}"
-    count = sum(model.chats for model in proxy.catalog.models())
+    count = sum(model.chats and not model.alias_of for model in proxy.catalog.models())
     listed = (
         "only demo; add more with: llm install llm-anthropic"
         if count == 1

@@ -25,35 +25,43 @@ GATEWAY_PREFIX = "anthropic/"
 
 Kind = Literal[
     "chat",
+    "chat_or_load",
     "chat_batch",
     "stateful_chat",
     "compaction",
+    "stateful_count",
     "stored_response",
+    "stored_input",
     "models",
     "model",
     "named_model",
     "running_models",
-    "manage_models",
+    "refused",
     "version",
     "embeddings",
     "count_tokens",
 ]
 """The purpose of a route; the app has one handler per kind, for all dialects.
 
-chat_batch: a chat, or several in one request. named_model: a model that the body names.
-running_models: those that are loaded. manage_models: to get, make or delete one, which is refused.
+chat_or_load: a chat, or without messages a wish to have the model loaded. chat_batch: a chat, or
+several in one request. named_model: a model that the body names. running_models: those that are
+loaded. refused: what an API has and this server has not; the route says why.
 """
 
-CHAT_KINDS = frozenset({"chat", "stateful_chat"})
+CHAT_KINDS = frozenset({"chat", "chat_or_load", "stateful_chat"})
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of a dialect's API. If the path ends in `/`, an argument follows."""
+    """A route of a dialect's API. Its argument is where the path has `{id}`, or ends in `/`.
+
+    refusal: why the server has it not, of the kind `refused`.
+    """
 
     method: str
     path: str
     kind: Kind
+    refusal: str = ""
 
 
 def chat_path(routes: Iterable[Route]) -> str:
@@ -65,7 +73,8 @@ def chat_path(routes: Iterable[Route]) -> str:
 class ModelEntry:
     """A model in a list of models, with what llm knows of it.
 
-    created: in seconds since 1970. aliases: its other names. chats, embeds: what it is for;
+    created: in seconds since 1970. aliases: its other names. alias_of: the id of the model if
+    this is another name of it, which the user gave; else "". chats, embeds: what it is for;
     it may be both. is_async, is_sync: the ways in which llm can run it. tools, schema, thinks:
     whether it can call tools, follow a schema, and has an option for reasoning.
     attachment_types: media types that it reads. context_length: in tokens, if known.
@@ -75,6 +84,7 @@ class ModelEntry:
     owned_by: str
     created: int
     aliases: tuple[str, ...] = ()
+    alias_of: str = ""
     chats: bool = True
     embeds: bool = False
     is_async: bool = False

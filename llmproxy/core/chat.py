@@ -71,6 +71,8 @@ class ChatRequest:
     ignored: paths of what the dialect could not carry (`tools[*].strict`).
     echo: what the dialect's renderer needs of the request, to repeat it in the response; for
         no other reader.
+    repeated: paths of what is only repeated in the response: a server carries it, and a body that
+        is converted for another one does not.
     recalled: indexes of messages that the log restored in place of what the client sent:
         what a model can't read in those is not a loss to the client.
     """
@@ -90,6 +92,7 @@ class ChatRequest:
     attachment_paths: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     echo: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    repeated: tuple[str, ...] = field(default=(), compare=False, repr=False)
     recalled: frozenset[int] = frozenset()
 
 

@@ -34,8 +34,7 @@ class Embeddings:
     """The vectors of a request's texts, in their order.
 
     model_id: llm's id of the model. model: its name as the client sees it. input_tokens: an
-    estimate, since llm's embedding models report none. queue_ms: the wait for other requests to
-    the model; None if there was none.
+    estimate, since llm's embedding models report none.
     """
 
     model_id: str
@@ -43,17 +42,42 @@ class Embeddings:
     vectors: Sequence[Sequence[float]]
     input_tokens: int
     durations: chat.Durations = chat.Durations()
-    queue_ms: float | None = None
+
+
+class EmbedRun(Protocol):
+    """A model that is to embed the texts of one request; model_id is llm's.
+
+    `wait_turn` comes first, then `embed`, and `stop` in any case.
+    """
+
+    model_id: str
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Wait at most `wait_s` seconds for the model; return whether others were before.
+
+        Raises:
+            Unavailable: the model stays busy for longer.
+        """
+
+    async def embed(self) -> Embeddings:
+        """Return the vectors.
+
+        Raises:
+            ProxyError: the model can't do what is asked, or fails.
+        """
+
+    def stop(self) -> None:
+        """Give up a turn that was not used. A second call does nothing."""
 
 
 class Embedder(Protocol):
     """A source of embeddings."""
 
-    async def embed(self, request: EmbedRequest, wait_s: float) -> Embeddings:
-        """Return the vectors of a request; wait at most `wait_s` seconds for a busy model.
+    async def prepare(self, request: EmbedRequest) -> EmbedRun:
+        """Choose the model of a request.
 
         Raises:
-            ProxyError: there is no such model, or it can't do what is asked, or fails.
+            ProxyError: there is no such model, or it can't do what is asked.
         """
 
 

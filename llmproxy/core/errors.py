@@ -34,6 +34,9 @@ from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from types import MappingProxyType
 
+LLM_LISTS_THEM = "llm models lists them"
+"""A hint in `ModelNotFound`; who asks over HTTP is told a route instead."""
+
 MAX_TEXT_CHARS = 500  # of a message or a param: errors quote clients, models and providers
 _HEAD_CHARS = 350  # the beginning says what happened
 _KEY_CHARS = string.ascii_letters + string.digits + "-_.+/=~*:%@!$&#?^"  # also of URLs

@@ -46,10 +46,20 @@ FINISH_REASONS: Mapping[str, FinishReason] = {
 # back to be continued, and reads as a whole answer under any other name.
 FINER_REASONS = frozenset({"pause_turn", "compaction", "model_context_window_exceeded"})
 
+# Words for the end of a turn, in Anthropic's API and in others that look like it.
+_ENDS = frozenset({"", "end_turn", "stop_sequence", "stop"})
 
-def finer_reason(word: Any) -> str | None:
-    """Return a provider's word if it says more than our reasons do, else None."""
-    return word if isinstance(word, str) and word in FINER_REASONS else None
+
+def finer_reason(word: Any, *, is_anthropics: bool = False) -> str | None:
+    """Return a provider's word if it says more than our reasons do, else None.
+
+    is_anthropics: it is a `stop_reason`. One that isn't known yet may say anything, so it is kept:
+        under our name for it, it would read as the end of a turn.
+    """
+    if not isinstance(word, str):
+        return None
+    is_unknown = is_anthropics and word not in _ENDS and common_reason(word) == "stop"
+    return word if is_unknown or word in FINER_REASONS else None
 
 
 # Words for a response that was cut: `max_new_tokens`, `context_window_exceeded` …

@@ -35,6 +35,7 @@ def render_model(model: backend.ModelEntry) -> dict[str, Any]:
     if model.is_sync or model.is_async:  # else it is the name in a recording
         shown["llm"] = {
             "aliases": list(model.aliases),
+            "alias_of": model.alias_of or None,
             "chat": model.chats,
             "embeddings": model.embeds,
             "sync": model.is_sync,

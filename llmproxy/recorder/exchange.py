@@ -131,7 +131,7 @@ class Exchange(ExchangeSummary):
 def _provider_reason(response_json: Any) -> str | None:
     match response_json:
         case {"stop_reason": word}:  # Anthropic's, the only one with reasons finer than ours
-            return finer_reason(word)
+            return finer_reason(word, is_anthropics=True)
     return None
 
 

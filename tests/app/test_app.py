@@ -944,6 +944,7 @@ def test_models_say_what_llm_knows_of_them(llm_user_path):
         vectors = client(proxy).models.retrieve("vectors")
     assert listed["m"].llm == {
         "aliases": ["emm"],
+        "alias_of": None,
         "chat": True,
         "embeddings": False,
         "sync": False,

@@ -16,8 +16,9 @@ from llm.parts import StreamEvent, TextPart, ToolCallPart
 
 from llmproxy.core.limits import Limits
 from llmproxy.dialects.ollama import VERSION
+from tests.app.test_app import client as openai_client
 from tests.app.test_app import request
-from tests.models import AsyncScript, SyncScript, response_json, tool_call, usage
+from tests.models import AsyncScript, EmbeddingScript, SyncScript, response_json, tool_call, usage
 from tests.proxies import Running, running
 
 PNG = b"\x89PNG\r\n\x1a\n1"
@@ -260,13 +261,29 @@ def test_an_empty_prompt_loads_the_model_and_is_not_logged(llm_user_path: Any) -
     assert (m.prompts, proxy.reports) == ([], [])
 
 
+@pytest.mark.parametrize("body", [{}, {"messages": None}, {"messages": []}, {"prompt": ""}])
+def test_a_chat_that_says_only_a_model_is_answered_as_a_chat(proxy: Running, body: Any) -> None:
+    status, _, raw = request(proxy, "POST", "/api/chat", {"model": "m", **body})
+    loaded = json.loads(raw)
+    assert (status, loaded["done"], loaded["done_reason"]) == (200, True, "load")
+    assert loaded["message"] == {"role": "assistant", "content": ""}
+    assert "response" not in loaded
+
+
+def test_a_chats_route_takes_a_prompt_too(proxy: Running) -> None:
+    """The body tells what it is, so that one by the wrong route of the two is understood."""
+    body = {"model": "m", "prompt": "Hello", "stream": False}
+    _, _, raw = request(proxy, "POST", "/api/chat", body)
+    assert json.loads(raw)["response"] == "Fine, thanks."
+
+
 # ---- models and the server
 
 
 def test_models_are_listed_and_shown(llm_user_path: Any) -> None:
     """B38, C21, C22"""
     (llm_user_path / "aliases.json").write_text('{"emm": "m"}')
-    with running(model(num_ctx=32_768), AsyncScript("plain", supports_tools=False)) as proxy:
+    with running(model(num_ctx=9_000), AsyncScript("plain", supports_tools=False)) as proxy:
         client = client_of(proxy)
         listed = client.list().models
         shown = client.show("m")
@@ -274,28 +291,69 @@ def test_models_are_listed_and_shown(llm_user_path: Any) -> None:
         alias = client.show("emm")
         nameless = request(proxy, "POST", "/api/show", {})
         missing = request(proxy, "POST", "/api/show", {"model": "none"})
-    assert {"m", "plain", "demo"} <= {entry.model for entry in listed}
+    assert {"m", "plain", "demo", "emm"} <= {entry.model for entry in listed}
     assert len({entry.digest for entry in listed}) == len(listed)
     assert shown.capabilities == ["completion", "tools", "vision", "thinking"]
     family = shown.modelinfo["general.architecture"]
-    assert shown.modelinfo[f"{family}.context_length"] == 32_768
+    assert shown.modelinfo[f"{family}.context_length"] == 9_000
     assert alias.capabilities == shown.capabilities
     described = json.loads(plain[2])
     assert described["capabilities"] == ["completion", "vision"]
-    assert described["model_info"] and described["details"]["family"]
+    family = described["details"]["family"]
+    assert described["model_info"] == {  # what no one told is assumed, since clients need it
+        "general.architecture": family,
+        "general.basename": "plain",
+        f"{family}.context_length": 32_768,
+        "llmproxy.is_assumed": "context",
+    }
+    # LiteLLM takes the first name with "context_length" in it, and looks for tools in the template.
+    assert [name for name in described["model_info"] if "context_length" in name] == [
+        f"{family}.context_length"
+    ]
+    assert ("Tools" in shown.template, "Tools" in described["template"]) == (True, False)
     assert (nameless[0], missing[0]) == (400, 404)
-    assert "error" in json.loads(nameless[2]) and "error" in json.loads(missing[2])
+    assert "error" in json.loads(nameless[2])
+    there_is_none = "there is no model 'none' here; GET /api/tags lists them"
+    assert json.loads(missing[2])["error"] == f"model: {there_is_none}"
+
+
+def test_names_that_the_user_gave_are_models_of_their_own(llm_user_path: Any) -> None:
+    """C14: `codex --oss` looks for the exact name, and asks for a pull if it is not there."""
+    (llm_user_path / "aliases.json").write_text('{"emm": "m", "vec": "e", "lost": "gone"}')
+    maps = (("gpt-oss:20b", "m"), ("claude-*", "m"), ("demo", "m"), ("mapped", "e"))
+    models = (AsyncScript("m", "a", attachment_types={"image/png"}), EmbeddingScript("e"))
+    with running(*models, maps=maps) as proxy:
+        tags = {entry.model: entry for entry in client_of(proxy).list().models}
+        openai_list = {entry.id: entry for entry in openai_client(proxy).models.list()}
+        anthropic_list = request(
+            proxy, "GET", "/v1/models", headers={"anthropic-version": "2023-06-01"}
+        )
+        one = openai_client(proxy).models.retrieve("gpt-oss:20b")
+    named = {"gpt-oss:20b": "m", "demo": "m", "emm": "m", "mapped": "e", "vec": "e"}
+    assert set(tags) == set(openai_list) >= {"m", "e", *named}
+    assert not {"lost", "claude-*"} & set(tags)
+    assert {name: tags[name].details.parent_model for name in named} == named
+    assert {name: openai_list[name].llm["alias_of"] for name in named} == named
+    assert (tags["m"].details.parent_model, openai_list["m"].llm["alias_of"]) == ("", None)
+    assert openai_list["emm"].llm["attachments"] == ["image/png"]
+    assert one.llm["alias_of"] == "m"
+    in_anthropics = {entry["id"] for entry in json.loads(anthropic_list[2])["data"]}
+    assert {"m", "emm", "gpt-oss:20b", "anthropic/gpt-oss:20b"} <= in_anthropics
 
 
 def test_models_that_have_run_in_this_process_are_loaded(llm_user_path: Any) -> None:
     """C24"""
-    with running(SyncScript("local", "a"), AsyncScript("remote", "a")) as proxy:
+    embedders = EmbeddingScript("local"), EmbeddingScript("vec"), EmbeddingScript("not-run")
+    with running(SyncScript("local", "a"), AsyncScript("remote", "a"), *embedders) as proxy:
         client = client_of(proxy)
         before = client.ps().models
+        client.embed("vec", "a")
+        embedding = client.ps().models
         for name in ("local", "remote"):
             client.chat(name, QUESTION)
         after = client.ps().models
-    assert (list(before), [entry.model for entry in after]) == ([], ["local"])
+    assert (list(before), [entry.model for entry in embedding]) == ([], ["vec"])
+    assert [entry.model for entry in after] == ["local", "vec"]
 
 
 def test_the_version_is_bare_and_recent_enough_for_codex(proxy: Running) -> None:

@@ -231,6 +231,32 @@ def test_the_server_answers_others_while_a_model_embeds(llm_user_path):
     assert busy[0] == 404
 
 
+def test_a_request_that_waits_for_its_model_holds_no_place(llm_user_path):
+    """Others would wait behind it, though the limit on running responses has room for them."""
+    asked, go_on = threading.Event(), threading.Event()
+    e = EmbeddingScript("e")
+
+    def before(batch):
+        asked.set()
+        assert go_on.wait(10)
+
+    e.before = before
+    limits = Limits(running=2, queue_s=5, shutdown_s=5)
+    with running(e, AsyncScript("m", "a"), limits=limits) as proxy, ThreadPoolExecutor(2) as pool:
+        client = openai_client(proxy)
+        first = pool.submit(client.embeddings.create, model="e", input="a")
+        assert asked.wait(10)
+        second = pool.submit(client.embeddings.create, model="e", input="b")
+        while json.loads(request(proxy, "GET", "/healthz")[2])["waiting"] == 0:
+            time.sleep(0.01)
+        said = client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hi"}], timeout=2
+        )
+        go_on.set()
+        assert first.result(10).data and second.result(10).data
+    assert said.choices[0].message.content == "a"
+
+
 def test_a_local_model_whose_client_hung_up_is_busy_until_it_yields(llm_user_path):
     """Its thread can't be stopped: another request beside it could crash the process."""
     asked, go_on = threading.Event(), threading.Event()

@@ -292,7 +292,7 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
     [
         (["--models", "a", "--cache", "hot"], "invalid choice: 'hot'"),
         (["--resume", "--cache", "cold"], "--resume continues a run as it began"),
-        (["--models", "nobody"], "there is no model 'nobody' here; GET /v1/models lists them"),
+        (["--models", "nobody"], "there is no model 'nobody' here; llm models lists them"),
         (
             ["--models", "a", "--search", "nowhere"],
             "no request that matches and could be sent again",

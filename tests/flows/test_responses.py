@@ -299,6 +299,88 @@ def test_a_response_of_another_api_is_none_of_these(llm_user_path):
             client(proxy).responses.retrieve(chat_.id.replace("chatcmpl-", "resp_"))
 
 
+def test_the_items_of_a_request_are_shown(llm_user_path):
+    with running(thinking()) as proxy:
+        responses = client(proxy).responses
+        first = responses.create(model="m", input="one")
+        second = responses.create(model="m", input="two", previous_response_id=first.id)
+        newest_first = responses.input_items.list(second.id)
+        oldest_first = responses.input_items.list(second.id, order="asc")
+        with pytest.raises(openai.NotFoundError, match="Response with id 'resp_1' not found"):
+            responses.input_items.list("resp_1")
+    items = list(oldest_first)
+    assert [item.type for item in items] == ["message", "reasoning", "message", "message"]
+    assert [items[0].content, items[3].content] == ["one", "two"]
+    assert (items[2].id, items[2].role) == (first.output[1].id, "assistant")
+    assert list(newest_first) == items[::-1]
+    assert len({item.id for item in items}) == 4
+
+
+def test_tokens_are_counted_with_what_a_request_refers_to(llm_user_path):
+    with running(m := thinking()) as proxy:
+        count = client(proxy).responses.input_tokens.count
+        asked = {"model": "m", "input": "How are you today?", "instructions": "Be brief."}
+        short = count(**asked)
+        with_tools = count(**asked, tools=TOOLS)
+        first = client(proxy).responses.create(**asked)
+        longer = count(model="m", input="And now?", previous_response_id=first.id)
+        with pytest.raises(openai.BadRequestError, match="Previous response .* not found"):
+            count(model="m", input="And now?", previous_response_id="resp_1")
+        with pytest.raises(openai.BadRequestError, match="this field is required"):
+            count(model="m")
+        proxy.wait_for_report()
+    assert (short.object, short.input_tokens) == ("response.input_tokens", 16)
+    assert short.input_tokens < with_tools.input_tokens < 80
+    assert short.input_tokens < longer.input_tokens
+    assert (len(m.prompts), len(proxy.reports)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda c, id_: c.responses.cancel(id_), "no response is made in the background"),
+        (lambda c, id_: c.responses.delete(id_), "responses are kept in the log"),
+    ],
+    ids=["cancel", "delete"],
+)
+def test_what_is_not_done_to_a_response_is_refused_in_words(llm_user_path, call, words):
+    with running(thinking()) as proxy:
+        sent = client(proxy).responses.create(model="m", input="one")
+        with pytest.raises(openai.BadRequestError, match=words):
+            call(client(proxy), sent.id)
+        assert client(proxy).responses.retrieve(sent.id) == sent
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.chat.completions.list(),
+        lambda c: c.chat.completions.retrieve("chatcmpl-1"),
+        lambda c: c.chat.completions.delete("chatcmpl-1"),
+        lambda c: c.chat.completions.update("chatcmpl-1", metadata={}),
+        lambda c: c.chat.completions.messages.list("chatcmpl-1"),
+        lambda c: c.conversations.create(),
+        lambda c: c.batches.list(),
+        lambda c: c.files.list(),
+        lambda c: c.moderations.create(input="a"),
+        lambda c: c.models.delete("m"),
+        lambda c: c.images.generate(prompt="a"),
+        lambda c: c.audio.speech.create(input="a", model="m", voice="alloy"),
+    ],
+)
+def test_other_routes_of_openais_are_refused_in_words(llm_user_path, call):
+    with running(thinking()) as proxy, pytest.raises(openai.APIStatusError) as caught:
+        call(client(proxy))
+    assert caught.value.status_code in (404, 405)
+    assert "/v1/" in caught.value.body["message"]
+
+
+def test_the_name_of_a_model_may_have_slashes(llm_user_path):
+    with running(AsyncScript("org/m", "a")) as proxy:
+        assert client(proxy).models.retrieve("org/m").id == "org/m"
+        assert json.loads(request(proxy, "GET", "/v1/models/org/m")[2])["id"] == "org/m"
+
+
 def test_a_response_is_shown_as_it_was_sent(llm_user_path):
     with running(calling()) as proxy:
         responses = client(proxy).responses
@@ -306,8 +388,8 @@ def test_a_response_is_shown_as_it_was_sent(llm_user_path):
         assert responses.retrieve(sent.id) == sent
         with pytest.raises(openai.NotFoundError, match="Response with id 'resp_1' not found"):
             responses.retrieve("resp_1")
-        with pytest.raises(openai.NotFoundError, match="/input_items is not supported"):
-            responses.input_items.list(sent.id)
+        with pytest.raises(openai.NotFoundError, match="/nothing is not supported"):
+            responses.retrieve(f"{sent.id}/nothing")
         with pytest.raises(openai.BadRequestError, match="not streamed"):
             responses.retrieve(sent.id, stream=True)
 
@@ -429,7 +511,8 @@ def test_nothing_can_not_be_compacted(llm_user_path, path, asked):
         ("POST", "/v1/responses/nothing/here", {}, b"{}", 405),
         ("GET", "/v1/responses", {}, b"", 405),
         ("GET", "/v1/responses/resp_1/input_items", {}, b"", 404),
-        ("DELETE", "/v1/responses/resp_1", {}, b"", 405),
+        ("PUT", "/v1/responses/resp_1", {}, b"", 405),
+        ("DELETE", "/v1/responses/resp_1", {}, b"", 400),
         ("POST", "/v1/responses", {"content-length": "99999999999"}, None, 413),
         ("POST", "/v1/responses", {"authorization": "Bearer wrong"}, b"{}", 401),
         ("GET", "/v1/responses/resp_1", {"authorization": "Bearer wrong"}, b"", 401),

@@ -25,7 +25,7 @@ from llm import plugins
 from llm.models import EmbeddingModel
 
 from ...core import backend
-from ...core.errors import ModelNotFound, Unavailable
+from ...core.errors import LLM_LISTS_THEM, ModelNotFound, Unavailable
 from ...core.limiter import Limiter
 from ...core.threads import RETRY_S, in_daemon_thread
 
@@ -90,6 +90,16 @@ class EmbedderEntry:
     owned_by: str
     limiter: Limiter | None = None
 
+    @property
+    def runs_in_process(self) -> bool:
+        """Return whether the model seems to run in this process, since it needs no API key."""
+        return getattr(self.model, "needs_key", None) is None
+
+    @property
+    def key(self) -> str:
+        """Return its name beside chat models, of which one may have the same id."""
+        return f"{self.model_id} (embeddings)"
+
 
 async def model_turn(limiter: Limiter, model_id: str, wait_s: float | None) -> bool:
     """Wait for a model's limiter; return whether other requests were before this one.
@@ -118,6 +128,7 @@ class _Contents:
     default_model: str
     files: frozenset[tuple[str, int, int]]
     embedders: Mapping[str, EmbedderEntry] = field(default_factory=dict)  # by name
+    user_aliases: tuple[str, ...] = ()  # of `llm aliases set`
 
 
 class Catalog:
@@ -162,21 +173,39 @@ class Catalog:
         self._contents = self._read()
 
     def models(self) -> list[backend.ModelEntry]:
-        """List every model once, under its own id."""
-        chats = self._listed(self._contents.entries.values())
+        """List every model under its own id, then under the names that the user gave it.
+
+        Those are the aliases of `llm aliases set` and the names in `maps` that stand for
+        themselves. A plugin's own short names are only in `aliases`.
+        """
         embedders = {one.id: one for one in map(self._embedder, self._embedders())}
-        return [
-            *(replace(chat, embeds=embedders.pop(chat.id, None) is not None) for chat in chats),
-            *embedders.values(),
-        ]
+        chats = self._listed(self._contents.entries.values())
+        by_id = {
+            one.id: replace(one, embeds=embedders.pop(one.id, None) is not None) for one in chats
+        } | embedders
+        for name in self._user_names():
+            target = self._find(name) or self._find_embedder(name)
+            if target is not None and target.model_id != name:
+                by_id[name] = replace(by_id[target.model_id], id=name, alias_of=target.model_id)
+        return [*by_id.values()]
+
+    def _user_names(self) -> list[str]:
+        exact = [pattern for pattern, _ in self._maps if not set(pattern) & set("*?")]
+        return list(dict.fromkeys((*exact, *self._contents.user_aliases)))
 
     def running_models(self) -> list[backend.ModelEntry]:
         """List the models that have run in this process, and so are loaded in it."""
-        return self._listed(
+        chats = self._listed(
             entry
             for entry in self._contents.entries.values()
             if entry.runs_in_process and self.ran.get(entry.model_id) is entry.model
         )
+        embedders = [
+            self._embedder(entry)
+            for entry in self._embedders()
+            if entry.runs_in_process and self.ran.get(entry.key) is entry.model
+        ]
+        return chats + embedders
 
     async def model(self, name: str) -> backend.ModelEntry:
         """Return a model under one of its names, which may be an alias.
@@ -186,9 +215,11 @@ class Catalog:
         """
         embedder = self._find_embedder(name)
         if embedder is not None and self._find(name) is None:
-            return replace(self._embedder(embedder), id=name)
-        [entry] = self._listed([await self.choose(name)])
-        return replace(entry, id=name, embeds=embedder is not None)
+            entry = self._embedder(embedder)
+        else:
+            [chats] = self._listed([await self.choose(name)])
+            entry = replace(chats, embeds=embedder is not None)
+        return entry if name == entry.id else replace(entry, id=name, alias_of=entry.id)
 
     def _embedders(self) -> list[EmbedderEntry]:
         return [one for name, one in self._contents.embedders.items() if name == one.model_id]
@@ -203,6 +234,7 @@ class Catalog:
             chats=False,
             embeds=True,
             is_sync=True,
+            context_length=_context_length(entry.model, {}),
         )
 
     def _listed(self, entries: Iterable[CatalogEntry]) -> list[backend.ModelEntry]:
@@ -233,8 +265,10 @@ class Catalog:
 
     def unknown_targets(self) -> list[str]:
         """Return the names in `maps` and `default_model` that match no model."""
-        names = [target for _, target in self._maps] + [self._default_model or ""]
-        return [name for name in names if name and name not in self._contents.by_name]
+        chats, embedders = self._contents.by_name, self._contents.embedders
+        unknown = [t for _, t in self._maps if t and t not in chats and t not in embedders]
+        default = self._default_model
+        return unknown if not default or default in chats else [*unknown, default]
 
     async def choose(self, name: str | None) -> CatalogEntry:
         """Find the model for the name in a request.
@@ -294,7 +328,7 @@ class Catalog:
     def _not_found(self, name: str) -> str:
         known = self._contents.by_name if len(name) <= MAX_COMPARED_CHARS else ()
         close = get_close_matches(name.lower(), known, 1, 0.7)
-        hint = f"did you mean {close[0]!r}?" if close else "GET /v1/models lists them"
+        hint = f"did you mean {close[0]!r}?" if close else LLM_LISTS_THEM
         return f"there is no model {name[:200]!r} here; {hint}"
 
     def _find(self, name: str | None) -> CatalogEntry | None:
@@ -343,9 +377,8 @@ class Catalog:
         """Set the limiters of embedding models, those from before a reload if there are any."""
         limited = {}
         for entry in {id(entry): entry for entry in contents.embedders.values()}.values():
-            if getattr(entry.model, "needs_key", None) is None:
-                key = f"{entry.model_id} (embeddings)"
-                limiter = self._limiters.setdefault(key, Limiter(1))
+            if entry.runs_in_process:
+                limiter = self._limiters.setdefault(entry.key, Limiter(1))
                 limited[entry.model_id] = replace(entry, limiter=limiter)
         return {
             name: limited.get(entry.model_id, entry) for name, entry in contents.embedders.items()
@@ -353,9 +386,14 @@ class Catalog:
 
 
 def _context_length(model: object, defaults: Mapping[str, Any]) -> int | None:
-    """Return the length that the user set for a model, else what its plugin says, if anything."""
+    """Return the length that the user set for a model, else what its plugin says, if anything.
+
+    A plugin says it in an attribute of the model, or as the default of an option.
+    """
     told = [defaults.get(name) for name in CONTEXT_NAMES]
     told += [getattr(model, name, None) for name in CONTEXT_NAMES]
+    options = getattr(getattr(model, "Options", None), "model_fields", {})
+    told += [options[name].default for name in CONTEXT_NAMES if name in options]
     return next((length for length in told if type(length) is int and length > 0), None)
 
 
@@ -437,6 +475,7 @@ def _read(extra_models: Iterable[_Pair], own_models: Iterable[_Pair]) -> _Conten
         llm.get_default_model(),
         files,
         _embedders(aliases),
+        tuple(aliases),
     )
 
 

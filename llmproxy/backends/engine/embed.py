@@ -46,65 +46,120 @@ class ModelEmbedder:
         self._answer_bytes = answer_bytes
         self._debug = debug
 
-    async def embed(self, request: EmbedRequest, wait_s: float) -> Embeddings:
-        """Return the vectors of a request.
-
-        A thread can't be interrupted: if the client hangs up, the model stops after the batch
-        that it is at, and only then takes the next request.
+    async def prepare(self, request: EmbedRequest) -> ModelEmbedRun:
+        """Choose the model of a request.
 
         Raises:
             ModelNotFound: llm has no such embedding model.
-            Unsupported: the model embeds no text, or has no vectors of these dimensions.
-            Unavailable: the model stays busy with other requests.
-            ProxyError: the model failed.
+            Unsupported: the model embeds no text.
         """
-        began = time.monotonic()
         entry = await self._catalog.choose_embedder(request.model)
         model = _sized(entry.model, request.dimensions)
         if not model.supports_text:
             raise Unsupported(f"the model {entry.model_id} embeds no text", param="model")
         self._keys.look()  # before the model reads its key
         self._keys.learn(keys_of_model(model))
-        queue_ms = None
-        if entry.limiter is not None:
-            asked = time.monotonic()
-            if await model_turn(entry.limiter, entry.model_id, wait_s):
-                queue_ms = (time.monotonic() - asked) * 1000
+        return ModelEmbedRun(
+            entry,
+            model,
+            request,
+            self._keys,
+            self._threads,
+            self._catalog.ran,
+            self._answer_bytes,
+            debug=self._debug,
+        )
+
+
+class ModelEmbedRun:
+    """One of llm's models that is to embed the texts of a request; see `embeddings.EmbedRun`."""
+
+    def __init__(
+        self,
+        entry: EmbedderEntry,
+        model: EmbeddingModel,
+        request: EmbedRequest,
+        keys: KnownKeys,
+        threads: Threads,
+        ran: dict[str, object],
+        answer_bytes: int,
+        *,
+        debug: bool,
+    ) -> None:
+        self.model_id = entry.model_id
+        self._entry = entry
+        self._model = model
+        self._request = request
+        self._keys = keys
+        self._threads = threads
+        self._ran = ran
+        self._answer_bytes = answer_bytes
+        self._debug = debug
+        self._has_turn = False
+        self._began = time.monotonic()
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Wait for the model; return whether other requests were before this one.
+
+        Raises:
+            Unavailable: the model stays busy with other requests.
+        """
+        if self._entry.limiter is None:
+            return False
+        has_waited = await model_turn(self._entry.limiter, self.model_id, wait_s)
+        self._has_turn = True
+        return has_waited
+
+    def stop(self) -> None:
+        """Give up a turn that was not used."""
+        if self._has_turn and self._entry.limiter is not None:
+            self._entry.limiter.leave()
+        self._has_turn = False
+
+    async def embed(self) -> Embeddings:
+        """Return the vectors.
+
+        A thread can't be interrupted: if the client hangs up, the model stops after the batch
+        that it is at, and only then takes the next request.
+
+        Raises:
+            Unsupported: the model has no vectors of these dimensions.
+            ProxyError: the model failed.
+        """
+        request, model_id = self._request, self.model_id
+        self._ran[self._entry.key] = self._entry.model  # loaded, and then listed as such
         started = time.monotonic()
-        vectors = await self._run(entry, model, request)
+        vectors = await self._run()
         if isinstance(vectors, BaseException):
-            model_id = entry.model_id
             raise outcome.translate(vectors, self._keys, model_id, debug=self._debug) from vectors
         ended = time.monotonic()
         return Embeddings(
-            entry.model_id,
-            request.model or entry.model_id,
+            model_id,
+            request.model or model_id,
             vectors,
             embeddings.estimate_tokens(request.inputs),
-            Durations(int((ended - began) * 1e9), int((started - began) * 1e9)),
-            queue_ms,
+            Durations(int((ended - self._began) * 1e9), int((started - self._began) * 1e9)),
         )
 
-    async def _run(
-        self, entry: EmbedderEntry, model: EmbeddingModel, request: EmbedRequest
-    ) -> list[list[float]] | BaseException:
-        """Run a model whose turn it is; the turn ends with the thread, however long that takes."""
+    async def _run(self) -> list[list[float]] | BaseException:
+        """Run the model, whose turn ends with the thread, however long that takes."""
         found: list[list[list[float]] | BaseException] = []
         is_stopped = threading.Event()
         done = asyncio.get_running_loop().create_future()
 
         def run() -> None:
-            found.append(_outcome(model, request, self._answer_bytes, is_stopped))
+            found.append(_outcome(self._model, self._request, self._answer_bytes, is_stopped))
 
         def leave() -> None:
-            if entry.limiter is not None:
-                entry.limiter.leave()
+            self._has_turn = had_turn
+            self.stop()
             if not done.done():
                 done.set_result(None)
 
+        had_turn, self._has_turn = self._has_turn, False  # now it is the thread's
         try:
             await self._threads.wait_for_slot()
-            self._threads.start(run, f"llmproxy-{entry.model_id}", leave)
+            self._threads.start(run, f"llmproxy-{self.model_id}", leave)
         except BaseException:
             leave()
             raise

@@ -58,7 +58,8 @@ def _raw_reason(response_json: Any) -> str:
 
 def provider_reason(response_json: Any) -> str | None:
     """Return the provider's own word for why the model stopped, if it says more than ours."""
-    return finish_reasons.finer_reason(_raw_reason(response_json))
+    is_anthropics = isinstance(response_json, dict) and "stop_reason" in response_json
+    return finish_reasons.finer_reason(_raw_reason(response_json), is_anthropics=is_anthropics)
 
 
 def check_whole(response: llm.Response | llm.AsyncResponse) -> None:

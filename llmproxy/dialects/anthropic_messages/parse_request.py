@@ -491,6 +491,7 @@ class _MessageParser:
                 if text:
                     yield TextPart(text)
             case SearchResultBlock():
+                self._ignore_citations(block, path)
                 parts = list(self._nested_parts(block.content, f"{path}.content"))
                 texts = [part.text for part in parts if isinstance(part, TextPart)]
                 lines = [line for line in (block.title, block.source) if line]
@@ -500,11 +501,14 @@ class _MessageParser:
                 for name in ("title", "context"):
                     if getattr(block, name):
                         self._ignore_field(path, name)
-                if isinstance(block.citations, dict) and block.citations.get("enabled"):
-                    self._ignore_field(path, "citations")
+                self._ignore_citations(block, path)
                 yield from self._source(block.source, f"{path}.source", "application/pdf")
             case ImageBlock():
                 yield from self._source(block.source, f"{path}.source", None)
+
+    def _ignore_citations(self, block: DocumentBlock | SearchResultBlock, path: str) -> None:
+        if isinstance(block.citations, dict) and block.citations.get("enabled"):
+            self._ignore_field(path, "citations")
 
     def _ignore_field(self, path: str, name: str) -> None:
         self.ignored.append(re.sub(r"\[\d+\]", "[*]", path) + f".{name}")

@@ -125,14 +125,14 @@ class StreamParser:
         finish_reasons.check(str(stop.get("stop_reason") or ""))
         self._is_finished = True
         events = [event for index in list(self._blocks) for event in self._stop_block(index)]
-        sequence, word = stop.get("stop_sequence"), str(stop.get("stop_reason"))
+        sequence, word = stop.get("stop_sequence"), str(stop.get("stop_reason") or "")
         finish = chat.Finish(
             common_reason(word),
             stop_sequence=sequence if isinstance(sequence, str) else None,
             usage=_parse_usage(self._usage),
             model=self.model,
             ignored=tuple(self._ignored),
-            provider_reason=finer_reason(word),
+            provider_reason=finer_reason(word, is_anthropics=True),
         )
         return [*events, finish]
 

@@ -33,7 +33,7 @@ from .models_and_errors import (
     render_running,
     render_version,
 )
-from .parse_request import normalize_body, parse_request
+from .parse_request import as_chat, normalize_body, parse_request
 from .parse_response import StreamParser, parse_response
 from .render_request import auth_headers, render_request
 from .render_response import ID_PREFIX, StreamRenderer, render_response
@@ -53,6 +53,7 @@ __all__ = [
     "StreamDecoder",
     "StreamParser",
     "StreamRenderer",
+    "as_chat",
     "auth_headers",
     "error_status",
     "left_out",
@@ -74,8 +75,13 @@ __all__ = [
 
 NAME: Final = "ollama"
 
+_BY_LLM = (
+    "models are managed by llm, not by this server: llm install adds a plugin with"
+    " models, llm models lists them, llm aliases names them"
+)
+
 ROUTES: tuple[Route, ...] = (
-    Route("POST", "/api/chat", "chat"),
+    Route("POST", "/api/chat", "chat_or_load"),
     Route("POST", "/api/generate", "chat"),
     Route("POST", "/api/embed", "embeddings"),
     Route("POST", "/api/embeddings", "embeddings"),
@@ -84,10 +90,10 @@ ROUTES: tuple[Route, ...] = (
     Route("GET", "/api/ps", "running_models"),
     Route("GET", "/api/version", "version"),
     *(
-        Route("POST", f"/api/{verb}", "manage_models")
+        Route("POST", f"/api/{verb}", "refused", _BY_LLM)
         for verb in ("pull", "push", "create", "copy")
     ),
-    Route("DELETE", "/api/delete", "manage_models"),
+    Route("DELETE", "/api/delete", "refused", _BY_LLM),
 )
 
 STREAM_TYPE = "application/x-ndjson"

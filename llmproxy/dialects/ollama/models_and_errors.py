@@ -17,6 +17,10 @@ from ...core.errors import InvalidRequest, ProxyError
 # Of the API that is spoken here. Clients ask for it and refuse an older one: Codex takes 0.13.4.
 VERSION = "0.13.5"
 
+# Of a model that says none. Clients need one: VS Code's chat assumes this one itself, and shortens
+# what it sends by it. A model that holds less refuses, in words that clients know.
+ASSUMED_CONTEXT_LENGTH = 32_768
+
 
 def render_version() -> dict[str, Any]:
     """Render the response of /api/version: bare numbers, which clients compare."""
@@ -46,10 +50,10 @@ def _listed(model: backend.ModelEntry) -> dict[str, Any]:
         "model": model.id,
         "digest": _digest(model),
         "details": _details(model),
+        "context_length": model.context_length or ASSUMED_CONTEXT_LENGTH,
     }
-    if model.context_length is not None:
-        entry["context_length"] = model.context_length
-    return entry
+    # Ollama's entries lack the next one, as its copies of a model have no other name.
+    return entry | ({"aliases": list(model.aliases)} if model.aliases else {})
 
 
 def _size(model: backend.ModelEntry) -> dict[str, Any]:
@@ -65,7 +69,7 @@ def _time(seconds: int) -> str:
 
 
 def _digest(model: backend.ModelEntry) -> str:
-    """Return one that no other model has, and that changes with what it can do.
+    """Return one that no other entry has, and that changes with what the model can do.
 
     Clients merge entries with the same digest, and keep /api/show by it.
     """
@@ -75,7 +79,7 @@ def _digest(model: backend.ModelEntry) -> str:
 
 def _details(model: backend.ModelEntry) -> dict[str, Any]:
     return {
-        "parent_model": "",
+        "parent_model": model.alias_of,
         "format": "llm",
         "family": model.owned_by,
         "families": [model.owned_by],
@@ -98,15 +102,17 @@ def _capabilities(model: backend.ModelEntry) -> list[str]:
 
 
 def render_model(model: backend.ModelEntry) -> dict[str, Any]:
-    """Render /api/show. `model_info` has a context length where it is known."""
+    """Render /api/show. `model_info` always has a context length, and says if it is assumed."""
     family = model.owned_by
     info: dict[str, Any] = {"general.architecture": family, "general.basename": model.id}
-    if model.context_length is not None:
-        info[f"{family}.context_length"] = model.context_length
+    info[f"{family}.context_length"] = model.context_length or ASSUMED_CONTEXT_LENGTH
+    if model.context_length is None:
+        info["llmproxy.is_assumed"] = "context"  # LiteLLM looks for a name with context_length
     return {
         "modelfile": f"# a model of llm's\nFROM {model.id}\n",
         "parameters": "",
-        "template": "{{ .Prompt }}",
+        # LiteLLM offers tools to a model whose template has any.
+        "template": "{{ .Tools }}{{ .Prompt }}" if model.tools else "{{ .Prompt }}",
         "details": _details(model),
         "model_info": info,
         "capabilities": _capabilities(model),

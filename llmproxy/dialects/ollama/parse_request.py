@@ -69,6 +69,15 @@ def parse_request(
     return _request(request, CHAT, parser, request.tools or (), ignored)
 
 
+def as_chat(body: Any) -> Any:
+    """Return the body of /api/chat, of which one with neither messages nor a prompt looks like
+    generate's: with no messages, it asks for the model to be loaded.
+    """
+    if isinstance(body, dict) and body.get("messages") is None and not body.get("prompt"):
+        return body | {"messages": []}
+    return body
+
+
 def _parse_generate(request: schema.GenerateRequest, ignored: list[str]) -> chat.ChatRequest:
     if request.suffix:
         raise Unsupported("the models here complete no text in the middle", param="suffix")
@@ -169,6 +178,13 @@ def _options(
     return {name: value for name, value in options.items() if value is not None}
 
 
+_READ_BY_ROLE: Mapping[str, tuple[str, ...]] = {
+    "assistant": ("thinking", "tool_calls"),
+    "tool": ("tool_name", "tool_call_id", "name"),
+}
+_FIELDS = tuple(name for names in _READ_BY_ROLE.values() for name in names)
+
+
 class _MessageParser:
     """Parses messages in order.
 
@@ -185,6 +201,10 @@ class _MessageParser:
         self._ignored = ignored
 
     def add_message(self, message: schema.Message, path: str) -> None:
+        read = _READ_BY_ROLE.get(message.role, ())
+        self._ignored += [
+            f"messages[*].{name}" for name in _FIELDS if name not in read and getattr(message, name)
+        ]
         if message.role == "tool":
             append_result(self.messages, self._tool_result(message, path))
             return

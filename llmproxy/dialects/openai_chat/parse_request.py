@@ -85,7 +85,13 @@ def parse_request(
         body, echo = as_chat(body, own)
         parsed = parse_request(body, headers)
         listed = tuple(dict.fromkeys((*parsed.ignored, *own)))
-        return replace(parsed, form=COMPLETION, echo={"prompt": echo}, ignored=listed)
+        return replace(
+            parsed,
+            form=COMPLETION,
+            echo={"prompt": echo},
+            repeated=("echo",) if echo else (),
+            ignored=listed,
+        )
     ignored: list[str] = []
     others: list[str] = []
     body = _with_others_told(body, others, memory)
@@ -95,6 +101,11 @@ def parse_request(
         raise Unsupported("only 1 is supported", param="n")
     if request.audio is not None or "audio" in (request.modalities or ()):
         raise Unsupported("only text output is supported, not audio", param="modalities")
+    stream_options = request.stream_options or ChatCompletionStreamOptions()
+    if stream_options.include_obfuscation:
+        ignored.append("stream_options.include_obfuscation")
+    if set(request.modalities or ()) - {"text"}:
+        ignored.append("modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
     parser = _MessageParser(ignored)
     if memory is None or others:
@@ -110,7 +121,6 @@ def parse_request(
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, ignored)
     options, paths = _options(request, ignored)
-    stream_options = request.stream_options or ChatCompletionStreamOptions()
     return chat.ChatRequest(
         model=request.model or None,
         messages=parser.messages,
@@ -417,6 +427,8 @@ class _MessageParser:
                 param=f"{path}.audio",
             )
         yield from self._parts(message.content, f"{path}.content")
+        if message.annotations:
+            self._ignored.append("messages[*].annotations")
         if message.refusal:
             yield TextPart(message.refusal)
         calls = [

@@ -35,6 +35,8 @@ from .references import (
     compaction_body,
     find_references,
     may_refer,
+    render_count,
+    render_stored_input,
     resolve_references,
     stored_id,
 )
@@ -67,21 +69,30 @@ __all__ = [
     "parse_error",
     "parse_request",
     "parse_response",
+    "render_count",
     "render_error",
     "render_model",
     "render_models",
     "render_request",
     "render_response",
     "render_stored",
+    "render_stored_input",
     "resolve_references",
     "stored_id",
 ]
 
 NAME: Final = "openai_responses"
 
+_NOT_CANCELLED = "no response is made in the background: to cancel one, close its connection"
+_NOT_DELETED = "responses are kept in the log, from which clients of this API delete nothing"
+
 ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/responses", "stateful_chat"),
     Route("POST", "/v1/responses/compact", "compaction"),
+    Route("POST", "/v1/responses/input_tokens", "stateful_count"),
+    Route("POST", "/v1/responses/{id}/cancel", "refused", _NOT_CANCELLED),
+    Route("GET", "/v1/responses/{id}/input_items", "stored_input"),
+    Route("DELETE", "/v1/responses/", "refused", _NOT_DELETED),
     Route("GET", "/v1/responses/", "stored_response"),
 )
 

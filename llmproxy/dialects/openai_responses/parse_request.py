@@ -126,6 +126,7 @@ def parse_request(
         attachment_paths=parser.attachment_paths(),
         ignored=tuple(dict.fromkeys(ignored)),
         echo=_echo(request, body, tools.kinds, is_compaction=parser.is_compaction),
+        repeated=("metadata",) if request.metadata else (),
     )
 
 
@@ -511,6 +512,11 @@ class _ItemParser:
         for i, part in enumerate(content):
             match part:
                 case ResponseInputText(text=text) | ResponseOutputRefusal(refusal=text):
+                    self._ignored += [
+                        f"input[*].content[*].{name}"
+                        for name in ("annotations", "logprobs")
+                        if getattr(part, name, None)
+                    ]
                     if text:
                         yield TextPart(text)
                 case OtherContent():
@@ -523,13 +529,13 @@ class _ItemParser:
                     yield AttachmentPart(attachment)
 
     def _attachment(self, part: Any, path: str) -> tuple[llm.Attachment, str]:
+        if getattr(part, "detail", None) not in (None, "auto"):
+            self._ignored.append("input[*].content[*].detail")
         match part:
             case (
                 ResponseInputImage(image_url=str(url))
                 | ResponseInputImage(image_url=ImageURL(url=url))
             ):
-                if part.detail not in (None, "auto"):
-                    self._ignored.append("input[*].content[*].detail")
                 path = f"{path}.image_url"
                 return attachments.attachment_from_url(url, param=path), path
             case ResponseInputAudio(input_audio=audio):

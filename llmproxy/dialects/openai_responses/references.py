@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qs
 
 from ...core import chat
 from .items import ID_PREFIX, exchange_id
@@ -99,6 +100,33 @@ def _output(stored: chat.StoredResponse) -> list[dict[str, Any]]:
 def stored_id(argument: str) -> str | None:
     """Return the id of the exchange whose response has this id; None if it can't be ours."""
     return exchange_id(argument) if argument.startswith(ID_PREFIX) else None
+
+
+def render_stored_input(stored: chat.StoredResponse, query: str) -> dict[str, Any]:
+    """Render the items of a recorded request, with those of the conversation before it.
+
+    query: of the URL; `order=asc` puts the oldest item first. All items are on one page.
+
+    Spec: https://platform.openai.com/docs/api-reference/responses/input-items
+    """
+    body = stored.body if isinstance(stored.body, dict) else {}
+    data = [
+        {"id": f"in_{stored.envelope.id}_{i}", **item}
+        for i, item in enumerate(_items(body.get("input")))
+        if isinstance(item, dict)
+    ]
+    if "asc" not in parse_qs(query).get("order", ()):
+        data.reverse()
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+    return {"object": "list", "data": data, "has_more": False, **ends}
+
+
+def render_count(count: int) -> dict[str, Any]:
+    """Render a count of a request's tokens, here an estimate.
+
+    Spec: https://platform.openai.com/docs/api-reference/responses/input-tokens
+    """
+    return {"object": "response.input_tokens", "input_tokens": count}
 
 
 def compaction_body(body: Any) -> Any:

@@ -47,7 +47,7 @@ def test_unknown_name_is_an_error_that_names_it():
     with pytest.raises(ModelNotFound) as caught:
         choose("nobody")
     assert (caught.value.message, caught.value.param) == (
-        "there is no model 'nobody' here; GET /v1/models lists them",
+        "there is no model 'nobody' here; llm models lists them",
         "model",
     )
 
@@ -66,7 +66,7 @@ def test_a_long_unknown_name_gets_no_suggestion(monkeypatch):
         lambda name, known, *_: compared.append((name, [*known])) or [],
     )
     for size in (200, 201, 10**6):
-        with pytest.raises(ModelNotFound, match="GET /v1/models lists them"):
+        with pytest.raises(ModelNotFound, match="llm models lists them"):
             choose("x" * size)
     assert [len(known) > 0 for _, known in compared] == [True, False, False]
 

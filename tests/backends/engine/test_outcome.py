@@ -58,6 +58,23 @@ def test_only_anthropic_reports_the_stop_sequence():
 
 
 @pytest.mark.parametrize(
+    "payload, word",
+    [
+        ({"stop_reason": "new_reason"}, "new_reason"),
+        ({"stop_reason": "pause_turn"}, "pause_turn"),
+        ({"stop_reason": "end_turn"}, None),
+        ({"stop_reason": "stop"}, None),  # of servers that look like Anthropic's
+        ({"stop_reason": "max_new_tokens"}, None),
+        ({"stop_reason": None}, None),
+        ({"finish_reason": "new_reason"}, None),  # no word that Anthropic's clients could know
+        ({}, None),
+    ],
+)
+def test_a_reason_that_anthropic_may_add_is_kept(payload, word):
+    assert outcome.provider_reason(payload) == word
+
+
+@pytest.mark.parametrize(
     ("counted", "expected"),
     [
         (llm.Usage(), Usage()),

@@ -415,6 +415,15 @@ def test_claude_reports_the_stop_sequence(engine, kind):
 
 
 @CLAUDE_KINDS
+def test_claude_may_stop_for_a_reason_that_is_new(engine, kind):
+    text = ({"type": "text", "text": ""}, [{"type": "text_delta", "text": "k"}])
+    with playing(anthropic_stream(text, stop_reason="new_reason")) as provider:
+        outcome = engine.ask(claude(kind, provider))
+    assert (outcome.error, outcome.finish.reason) == (None, "stop")
+    assert outcome.finish.provider_reason == "new_reason"
+
+
+@CLAUDE_KINDS
 def test_claude_that_is_overloaded_during_the_stream(engine, kind):
     def handle(_, handler):
         begin_sse(handler)

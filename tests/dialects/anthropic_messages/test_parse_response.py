@@ -157,9 +157,9 @@ def test_provider_words_become_our_finish_reasons(word, reason):
     assert fed(frame(type="message_delta", delta={"stop_reason": word})).finish.reason == reason
 
 
-@pytest.mark.parametrize("word", get_args(anthropic.types.beta.BetaStopReason))
+@pytest.mark.parametrize("word", [*get_args(anthropic.types.beta.BetaStopReason), "new_reason"])
 def test_anthropics_own_reasons_come_back_as_they_were(word):
-    """All that its SDK knows, streamed and whole."""
+    """All that its SDK knows and one that it doesn't, streamed and whole."""
     stop = {"stop_reason": word, "stop_sequence": "END" if word == "stop_sequence" else None}
     streamed = fed(frame(type="message_delta", delta=stop))
     whole = anthropic_messages.parse_response({"type": "message", "content": [], **stop})

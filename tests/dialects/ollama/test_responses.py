@@ -173,6 +173,8 @@ def test_lists_and_descriptions_are_what_the_client_reads():
     assert ollama.render_model(ENTRY)["model_info"] == {
         "general.architecture": "openai",
         "general.basename": "org/m",
+        "openai.context_length": 32_768,
+        "llmproxy.is_assumed": "context",
     }
     sdk._types.ProcessResponse.model_validate(ollama.render_running([ENTRY, known]))
 
