@@ -164,7 +164,7 @@ MEANINGS = (
         names=("model_not_found",),
         # DeepSeek, OpenRouter and Mistral answer 400.
         message="^model: "
-        "|models?[: /][`'\"]?[\\w./:@-]+[`'\"]? (?:is |was |does )?not (?:found|exist)"
+        "|models?[: /][`'\"]?[\\w./:@-]{1,200}+[`'\"]? (?:is |was |does )?not (?:found|exist)"
         "|model not (?:found|exist)|not a valid model|^(?:no such|unknown|invalid) model",
         statuses=(0, 400, 404, 422),
     ),
