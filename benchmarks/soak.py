@@ -6,7 +6,8 @@ in between. One request of `HOSTILE` is an attack on its memory: many JSON value
 little gzip, a large body, an id of a megabyte, a model that goes on with empty events and
 spaces, long replies that come back to be recalled. At intervals its memory, file
 descriptors, threads and write-ahead log are printed, and what of the memory Python's objects
-(in blocks) and malloc have in use; the rest are gaps, which are used again. It ends with
+(in blocks) and malloc have in use; the rest are gaps, which are used again; and how much of
+that the caches of content count for theirs. It ends with
 whether they stayed flat after a warm-up, and with exit code 1 where they did not, or where
 any answer was wrong:
 `python -m benchmarks soak [--requests N] [--no-log]`.
@@ -40,6 +41,7 @@ import llm.plugins
 from llm.parts import StreamEvent
 
 from llmproxy.cli.main import run
+from llmproxy.core.byte_cache import ByteCache
 
 WARM_UP = 0.3  # of all requests: caches fill, the allocator finds its size
 MORE_MEMORY = 0.05  # of what it is after the warm-up, that is no growth yet …
@@ -65,6 +67,7 @@ class Sample:
     wal_mib: float
     blocks: int
     malloc_mib: float
+    caches: dict[str, list[int]]  # bytes in use, and at most, by name
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ class Long(llm.AsyncModel):
 
 
 class Memory(llm.AsyncModel):
-    """Answers how many blocks Python has allocated, and how many bytes malloc."""
+    """Answers how many blocks Python has allocated, how many bytes malloc, and the caches."""
 
     model_id = MEMORY
 
@@ -179,7 +182,18 @@ class Memory(llm.AsyncModel):
         info = ctypes.CDLL(None).mallinfo2
         info.restype = MallocInfo
         seen = info()
-        yield f"{sys.getallocatedblocks()} {seen.uordblks + seen.hblkhd}"
+        yield json.dumps([sys.getallocatedblocks(), seen.uordblks + seen.hblkhd, caches()])
+
+
+def caches() -> dict[str, list[int]]:
+    """Find all caches of content: their sizes, and what these may be."""
+    return {
+        f"{type(owner).__name__}.{name}": [value.size_bytes, value.max_bytes]
+        for owner in gc.get_objects()
+        if type(owner).__module__.startswith("llmproxy.")
+        for name, value in getattr(owner, "__dict__", {}).items()
+        if isinstance(value, ByteCache)
+    }
 
 
 class MallocInfo(ctypes.Structure):
@@ -270,7 +284,7 @@ def sample(
     body = json.dumps({"model": MEMORY, "messages": messages}).encode()
     with urlopen(f"http://127.0.0.1:{port}/v1/chat/completions", body, ANSWER_S) as response:
         text = json.load(response)["choices"][0]["message"]["content"]
-    blocks, malloc_bytes = map(int, text.split())
+    blocks, malloc_bytes, caches = json.loads(text)
     return Sample(
         requests,
         seconds,
@@ -280,6 +294,7 @@ def sample(
         wal_mib,
         blocks,
         malloc_bytes / 2**20,
+        caches,
     )
 
 
@@ -294,14 +309,14 @@ class Soak:
         self._log = log
         self._concurrency = concurrency
         self._began = time.monotonic()
-        self._seen = Sample(0, 0.0, 0.0, 0, 0, 0.0, 0, 0.0)
+        self._seen = Sample(0, 0.0, 0.0, 0, 0, 0.0, 0, 0.0, {})
         self._sent = 0
 
     async def run(self, requests: int) -> tuple[Sample, Sample]:
         """Send all of them; give what the server holds at rest after the warm-up and at the end."""
         print(
             " requests  seconds  rate/s  RSS (MiB)  descriptors  threads  WAL (MiB)"
-            "   blocks  malloc (MiB)"
+            "   blocks  malloc (MiB)  caches (MiB)"
         )
         self._look()
         warm = await self._send(round(requests * WARM_UP), requests // 20)
@@ -333,10 +348,14 @@ class Soak:
         print(
             f"{seen.requests:9} {seen.seconds:8.0f} {rate:7.0f} {seen.memory_mib:10.1f}"
             f" {seen.descriptors:12} {seen.threads:8} {seen.wal_mib:10.1f}"
-            f" {seen.blocks:8} {seen.malloc_mib:13.1f}  {words}",
+            f" {seen.blocks:8} {seen.malloc_mib:13.1f} {cached_mib(seen):13.1f}  {words}",
             flush=True,
         )
         return seen
+
+
+def cached_mib(sample: Sample) -> float:
+    return sum(size for size, _ in sample.caches.values()) / 2**20
 
 
 async def rest(port: int) -> None:
@@ -407,6 +426,9 @@ def main() -> int:
             with sqlite3.connect(Path(folder) / "logs.db") as database:
                 counts = "select status, count(*) from proxy_exchanges group by status"
                 print(f"log: {dict(database.execute(counts).fetchall())}")
+    for name, (size, most) in sorted(last.caches.items()):
+        before, _ = warm.caches.get(name, (0, most))
+        print(f"{name:22} {before / 2**20:6.1f} → {size / 2**20:5.1f} of {most / 2**20:3.0f} MiB")
     grown = growth(warm, last)
     print(f"grew: {', '.join(grown)}" if grown else "memory, descriptors and threads stayed flat")
     if code != 0:

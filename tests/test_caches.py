@@ -7,22 +7,51 @@ megabytes. So content is kept in a `ByteCache`, or up to a number of bytes.
 from __future__ import annotations
 
 import ast
+import gc
+import itertools
+import json
+import threading
+import tracemalloc
 import types
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import llm
 import openai
 import pytest
+from llm.parts import (
+    AttachmentPart,
+    Message,
+    ReasoningPart,
+    TextPart,
+    ToolCallPart,
+    ToolResultPart,
+)
 
 import llmproxy
 from llmproxy.conversations import matching
-from llmproxy.core import known_bodies
-from llmproxy.core.byte_cache import ByteCache
-from llmproxy.recorder import reply_index
+from llmproxy.conversations.matching import Matcher
+from llmproxy.core import chat, json_pieces, known_bodies
+from llmproxy.core.byte_cache import ByteCache, message_bytes
+from llmproxy.core.errors import InvalidRequest
+from llmproxy.core.fingerprints import Histories, Reply, digest_of, request_key
+from llmproxy.core.known_bodies import KnownBodies
+from llmproxy.core.limits import Limits
+from llmproxy.core.message_facts import keep_facts
+from llmproxy.dialects import DIALECTS
+from llmproxy.recorder import reply_index, store
+from llmproxy.recorder.exchange import Exchange, Turn, begun
+from llmproxy.recorder.listing import open_for_reading
+from llmproxy.recorder.reader import ReadOnlyLog
+from llmproxy.recorder.reply_index import Candidate, Replies
+from llmproxy.recorder.store import Store
+from tests.empty_log import put_empty_log
+from tests.log_fixtures import RECEIVED, ended_as
 from tests.models import AsyncScript, usage
 from tests.proxies import running
 
@@ -33,6 +62,8 @@ KEPT = {
     # content of requests and responses
     "ByteCache._kept": "ByteCache.max_bytes",
     "Matcher._pending": "MAX_PENDING_BYTES, MAX_PENDING",
+    "_Pending.messages": "Matcher._pending",
+    "_Pending.reply": "Matcher._pending",
     "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING",
     "Dashboard._pages": "two pages",
     "Proxy._hooks": "MAX_HOOKS",
@@ -72,6 +103,16 @@ KEPT = {
     "Replay._served": "recordings that were played",
     "Replay._used": "recordings that were played",
 }
+
+CACHES = {
+    "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
+    "Histories._hashers": matching.MAX_HISTORY_BYTES,
+    "Histories._replies": matching.MAX_HISTORY_BYTES,
+    "Replies._cached": reply_index.MAX_CACHED_BYTES,
+    "Replies._judged": reply_index.MAX_JUDGED_BYTES,
+    "Replies._originals": reply_index.MAX_CACHED_BYTES,
+}
+MAX_KEPT_BYTES = 80 * 2**20  # of all of them: a laptop has other things to do with its memory
 
 # Functions and properties that remember their results.
 REMEMBERED = {
@@ -146,14 +187,8 @@ def test_all_that_a_proxy_keeps_is_listed_with_its_bound(model, llm_user_path):
     caches = {
         name: value.max_bytes for name, value in found.items() if isinstance(value, ByteCache)
     }
-    assert caches == {
-        "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
-        "Histories._hashers": matching.MAX_HISTORY_BYTES,
-        "Histories._replies": matching.MAX_HISTORY_BYTES,
-        "Replies._cached": reply_index.MAX_CACHED_BYTES,
-        "Replies._judged": reply_index.MAX_JUDGED_BYTES,
-        "Replies._originals": reply_index.MAX_CACHED_BYTES,
-    }
+    assert caches == CACHES
+    assert sum(caches.values()) + matching.MAX_PENDING_BYTES <= MAX_KEPT_BYTES
     assert found.keys() - caches == KEPT.keys()
 
 
@@ -184,3 +219,312 @@ def test_no_module_keeps_a_container_that_grows():
             ):
                 found.append(f"{path.name}: {ast.unparse(node)}")
     assert found == []
+
+
+# ---- the bound is that of real memory, also for what takes much memory for its text
+
+
+BOUND = 100_000  # in place of some megabytes
+MORE = 1.15  # times the bound, with the containers around it
+N = 20  # of tiny things in an item
+KNOWN_BYTES = 300  # that Store takes for one message or blob
+
+
+class Filled(NamedTuple):
+    """hold: what is measured. size_bytes: by its own count."""
+
+    hold: object
+    size_bytes: int
+
+
+def _function(name: str = "f", arguments: str = "{}") -> dict[str, Any]:
+    return {"name": name, "arguments": arguments}
+
+
+# Items of a conversation, different for each i.
+ITEMS: dict[str, Callable[[int], list[Any]]] = {
+    "text": lambda i: [{"role": "user", "content": f"{i}" * 2_000}],
+    "wide characters": lambda i: [
+        {"role": "user", "content": f"\U0001f600{i}" + "x" * 2_000},
+        {"role": "user", "content": "x" * 2_000},
+    ],
+    "messages": lambda i: [{"role": "user", "content": f"{i}"}] * N,
+    "replies": lambda i: [{"role": "assistant", "content": "b"}, {"role": "user", "content": "a"}],
+    "parts": lambda i: [{"role": "user", "content": [{"type": "text", "text": f"{i}"}] * N}],
+    "marked parts": lambda i: [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}
+                for _ in range(N)
+            ],
+        }
+    ],
+    "empty objects": lambda i: [{"role": "user", "content": f"{i}", "x": [{}] * 9 * N}],
+    "empty lists": lambda i: [{"role": "user", "content": f"{i}", "x": [[[[]]]] * 9 * N}],
+    "members": lambda i: [
+        {"role": "user", "content": f"{i}", "x": {f"{j}": j * i for j in range(N)}}
+    ],
+    "numbers": lambda i: [{"role": "user", "content": f"{i}", "x": [1000 * i + 1.5] * 9 * N}],
+    "unknown members": lambda i: [{"role": "user", "content": f"{i}", "x": {"y": {}}}] * N,
+    "calls": lambda i: [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {"id": f"c{i}_{j}", "type": "function", "function": _function()} for j in range(N)
+            ],
+        },
+        *[{"role": "tool", "tool_call_id": f"c{i}_{j}", "content": ""} for j in range(N)],
+    ],
+    "arguments": lambda i: [
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [
+                {
+                    "id": f"c{i}",
+                    "type": "function",
+                    "function": _function(arguments='{"x": [' + "{}," * 9 * N + "{}]}"),
+                }
+            ],
+        },
+        {"role": "tool", "tool_call_id": f"c{i}", "content": ""},
+    ],
+    "uses": lambda i: [
+        {
+            "role": "assistant",
+            "content": [
+                {"type": "tool_use", "id": f"c{i}_{j}", "name": "f", "input": {"x": [{}] * 9}}
+                for j in range(N)
+            ],
+        },
+        {
+            "role": "user",
+            "content": [
+                {"type": "tool_result", "tool_use_id": f"c{i}_{j}", "content": ""} for j in range(N)
+            ],
+        },
+    ],
+    "thinking": lambda i: [
+        {
+            "role": "assistant",
+            "content": [{"type": "thinking", "thinking": f"{i}", "signature": "b"}] * N,
+        },
+        {"role": "user", "content": "a"},
+    ],
+}
+
+
+def _known_bodies(dialect: Any, items: Callable[[int], list[Any]]) -> Filled:
+    known = KnownBodies(threading.Lock(), BOUND)
+    numbers = itertools.count()
+    for _ in range(20):
+        messages = [{"role": "user", "content": f"{next(numbers)}"}]
+        while len(json.dumps(messages)) < json_pieces.PIECE:
+            messages += items(next(numbers))
+        body = {"model": "m", "max_tokens": 5, "messages": messages, "metadata": {"a": "b" * 2_000}}
+        text = json.dumps(body, ensure_ascii=False).encode()
+        with suppress(InvalidRequest):
+            _receive(known, text, dialect)
+        if not known._known.size_bytes:
+            break  # it remembers none of them
+    return Filled(known, known._known.size_bytes)
+
+
+def _receive(known: KnownBodies, text: bytes, dialect: Any) -> None:
+    """Do with a body what the app does."""
+    parsed = known.parse(text, Limits(), dialect.NAME)
+    parsed.normalized(dialect.normalize_body)
+    request = dialect.parse_request(parsed.value, {}, parsed.memory)
+    request_key(request, parsed.memory.hashed if parsed.memory else None)
+    keep_facts(request.messages)
+    known.remember(parsed, dialect.NAME)
+    message_bytes(request.messages)
+    for message in request.messages:
+        digest_of(message)
+
+
+# Replies of a model, different for each i.
+REPLIES: dict[str, Callable[[int], list[Any]]] = {
+    "text": lambda i: [TextPart(f"{i}" * 2_000)],
+    "wide characters": lambda i: [TextPart(f"\U0001f600{i}" + "x" * 2_000)],
+    "parts": lambda i: [TextPart(f"{i}") for _ in range(N)],
+    "reasoning": lambda i: [ReasoningPart(f"{i}") for _ in range(N)],
+    "calls": lambda i: [ToolCallPart(f"f{j}", {}, f"c{i}_{j}") for j in range(N)],
+    "ids": lambda i: [ToolCallPart("f", {}, f"{i}" * 2_000)],
+    "names": lambda i: [ToolCallPart(f"{i}" * 2_000)],
+    "arguments": lambda i: [ToolCallPart("f", {f"{i}": [[{}] for _ in range(9 * N)]})],
+    "metadata": lambda i: [TextPart(f"{i}", {"x": {f"{i}_{j}": [j] for j in range(9 * N)}})],
+    "results": lambda i: [ToolResultPart("f", f"{i}", f"c{i}_{j}") for j in range(N)],
+    "failures": lambda i: [ToolResultPart("f", "", "c", exception=f"{i}" * 2_000)],
+    "attachments": lambda i: [
+        AttachmentPart(llm.Attachment(type="image/png", content=b"%d" % i)) for _ in range(N)
+    ],
+    "attachments of results": lambda i: [
+        ToolResultPart("f", "", attachments=[llm.Attachment(url=f"{i}") for _ in range(N)])
+    ],
+}
+
+
+def _message(i: int, parts: list[Any]) -> Message:
+    message = Message("assistant", parts, {"x": [f"{i}"]})
+    keep_facts([message])
+    return message
+
+
+def _originals(parts: Callable[[int], list[Any]], folder: Path) -> Filled:
+    replies = _replies(folder)
+    for i in range(150):
+        replies.remember(b"%d" % i, "m", [_message(i, parts(i))])
+    return Filled(replies._originals, replies._originals.size_bytes)
+
+
+def _replies(folder: Path) -> Replies:
+    path = folder / "logs.db"
+    if not path.exists():
+        put_empty_log(path)
+    connection, _, _ = open_for_reading(path)
+    return Replies(connection, ReadOnlyLog(connection))
+
+
+def _nothing_lost(folder: Path) -> Filled:
+    replies = _replies(folder)
+    for i in range(400):
+        replies.remember(b"%032d" % i, "m", [])
+    return Filled(replies._originals, replies._originals.size_bytes)
+
+
+def _judged(folder: Path) -> Filled:
+    replies = _replies(folder)
+    for i in range(5):
+        keys = [f"{100 * i + j:032}" for j in range(100)]
+        replies.known([Reply(j, key, key, key, key, (), False) for j, key in enumerate(keys)])
+    return Filled(replies._judged, replies._judged.size_bytes)
+
+
+def _exchange(i: int, parts: list[Any], **answer: Any) -> Exchange:
+    """Return an ended exchange with this reply."""
+    asked = [llm.user(f"{i}")]
+    begins = begun(
+        f"01jd{i:022}", RECEIVED, dialect="openai_chat", path="/", query="", client="tests",
+        headers=[], body={}, model="m", messages=asked,
+    )  # fmt: skip
+    turn = Turn(
+        id=begins.id, thread_id=f"t{i}", model="m", messages=asked, reply=[_message(i, parts)],
+        started=RECEIVED, duration_ms=1, **answer,
+    )  # fmt: skip
+    return ended_as(begins, "ok", turn=turn, finish=chat.Finish())
+
+
+def _read_replies(parts: Callable[[int], list[Any]], folder: Path) -> Filled:
+    replies = _replies(folder)
+    with Store(folder / "logs.db") as written:
+        exchanges = [_exchange(i, parts(i)) for i in range(40)]
+        while exchanges:
+            exchanges = exchanges[written.write(exchanges) :]
+    rows = replies._connection.execute(
+        "select id, 't', 'm', 'c', 1, 0, parent_message_hash, tip_message_hash from turns"
+    )
+    for row in rows.fetchall():
+        assert replies.reply(Candidate(*row))
+    return Filled(replies._cached, replies._cached.size_bytes)
+
+
+def _pending(parts: Callable[[int], list[Any]], folder: Path) -> Filled:
+    matcher = Matcher(folder / "logs.db")
+    for i in range(matching.MAX_PENDING):
+        tools = tuple(llm.Tool(f"t{j}", input_schema={"type": "object"}) for j in range(N))
+        raw = {"x": [{} for _ in range(9 * N)]}
+        exchange = _exchange(i, parts(i), tools=tools, response_json=raw)
+        matcher.learn(exchange, message_bytes(exchange.turn.messages))
+    pending = matcher._pending
+    return Filled(pending, sum(turn.size_bytes for turn in pending))
+
+
+def _histories(messages: Callable[[int], list[Message]]) -> Filled:
+    histories = Histories(BOUND)
+    for i in range(100):
+        histories.read([llm.user(f"{i}"), *messages(i), llm.user("go on")], 1_000)
+    caches = histories._replies, histories._hashers
+    return Filled(histories, sum(cache.size_bytes for cache in caches))
+
+
+def _known_messages(folder: Path) -> Filled:
+    _replies(folder).close()
+    with Store(folder / "logs.db") as written:
+        for i in range(8):
+            history = [llm.user(f"{i}, {j}") for j in range(BOUND // KNOWN_BYTES // 2)]
+            exchange = _exchange(i, [TextPart("a")])
+            turn = replace(exchange.turn, messages=history)
+            assert written.write([replace(exchange, turn=turn)])
+            assert len(written._known) <= store.MAX_KNOWN
+    return Filled((written._known, written._log.seen), KNOWN_BYTES * len(written._known))
+
+
+FILLED: dict[str, Callable[[Path], Filled]] = {
+    **{
+        f"KnownBodies._known: {dialect.NAME}: {name}": partial(
+            lambda _, dialect, items: _known_bodies(dialect, items), dialect=dialect, items=items
+        )
+        for dialect in DIALECTS
+        for name, items in ITEMS.items()
+    },
+    **{
+        f"{cache}: {name}": partial(
+            lambda folder, fill, parts: fill(parts, folder), fill=fill, parts=parts
+        )
+        for cache, fill in (
+            ("Replies._originals", _originals),
+            ("Matcher._pending", _pending),
+        )
+        for name, parts in REPLIES.items()
+    },
+    **{
+        f"Replies._cached: {name}": partial(_read_replies, REPLIES[name])
+        for name in ("text", "parts", "arguments", "metadata")
+    },
+    "Replies._originals: nothing": _nothing_lost,
+    "Replies._judged": _judged,
+    "Histories._replies: ids": lambda _: _histories(lambda i: [_message(i, REPLIES["calls"](i))]),
+    "Histories._hashers": lambda _: _histories(lambda i: [llm.assistant("b"), llm.user("a")]),
+    "Store._known": _known_messages,
+}
+
+
+@pytest.fixture
+def small_bounds(monkeypatch):
+    monkeypatch.setattr(json_pieces, "PIECE", 1_000)
+    for module, name in (
+        (reply_index, "MAX_CACHED_BYTES"),
+        (reply_index, "MAX_JUDGED_BYTES"),
+        (matching, "MAX_PENDING_BYTES"),
+    ):
+        monkeypatch.setattr(module, name, BOUND)
+    monkeypatch.setattr(store, "MAX_KNOWN", BOUND // KNOWN_BYTES)
+
+
+def test_each_kind_of_content_is_put_into_its_cache():
+    assert {name.partition(":")[0] for name in FILLED} == CACHES.keys() | {
+        name
+        for name, bound in KEPT.items()
+        if bound.startswith("MAX_PENDING_BYTES") or name == "Store._known"
+    }
+
+
+@pytest.mark.parametrize("name", FILLED)
+def test_a_full_cache_takes_no_more_memory_than_its_bound(name, small_bounds, tmp_path):
+    fill = FILLED[name]
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+    fill(tmp_path / "first")  # what is made at first use does not count
+    gc.collect()
+    tracemalloc.start()
+    try:
+        filled = fill(tmp_path / "second")
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size <= MORE * BOUND * (2 if name.startswith("Histories") else 1)
+    assert filled.size_bytes <= BOUND * (2 if name.startswith("Histories") else 1)

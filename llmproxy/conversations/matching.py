@@ -60,8 +60,8 @@ MAX_QUOTING_TEXTS = 64  # of a new conversation, the first ones, that are search
 MAX_QUOTING_CHARS = 2_000_000  # of these texts together
 MAX_TASKS = 16  # arguments of one call that may be a sub-agent's task
 MAX_PENDING = 64  # turns kept until the log has them
-MAX_PENDING_BYTES = 64 * 2**20  # of their content: each may hold a whole conversation
-MAX_HISTORY_BYTES = 8 * 2**20  # of fingerprints of some thousand replies
+MAX_PENDING_BYTES = 16 * 2**20  # of their content: each may hold a whole conversation
+MAX_HISTORY_BYTES = 4 * 2**20  # of fingerprints of four thousand replies
 MAX_LOOKED_UP = 2_000  # replies of a history, the newest; agents' sessions have some hundred
 
 
@@ -217,7 +217,7 @@ def _may_quote(part: Part) -> bool:
 
 
 class _Pending:
-    """A turn that is not in the log yet."""
+    """What is looked for of a turn that is not in the log yet: not its tools, nor raw response."""
 
     def __init__(
         self,
@@ -227,7 +227,8 @@ class _Pending:
         history_bytes: int,
         hasher: HistoryHasher | None,
     ) -> None:
-        self.turn = turn
+        self.messages = turn.messages
+        self.reply = turn.reply
         self._hasher = hasher
         self.size_bytes = history_bytes + message_bytes(turn.reply)
         self.candidate = Candidate(
@@ -236,7 +237,7 @@ class _Pending:
 
     @cached_property
     def fingerprints(self) -> Reply | None:
-        return reply_of(self.turn.messages, self.turn.reply, self._hasher)
+        return reply_of(self.messages, self.reply, self._hasher)
 
 
 class _Recorded:
@@ -307,13 +308,13 @@ class _Recorded:
 
     def messages(self, candidate: Candidate) -> list[Message]:
         if candidate.turn_id in self._pending:
-            return self._pending[candidate.turn_id].turn.messages
+            return self._pending[candidate.turn_id].messages
         assert self._logged is not None, "the candidate is from the log"
         return self._logged.messages(candidate)
 
     def reply(self, candidate: Candidate) -> list[Message]:
         if candidate.turn_id in self._pending:
-            return self._pending[candidate.turn_id].turn.reply
+            return self._pending[candidate.turn_id].reply
         assert self._logged is not None, "the candidate is from the log"
         return self._logged.reply(candidate)
 
@@ -321,7 +322,7 @@ class _Recorded:
         """Return key and question key of the replies before a turn in its conversation."""
         if candidate.turn_id in self._pending:
             self.check_time()
-            messages = self._pending[candidate.turn_id].turn.messages
+            messages = self._pending[candidate.turn_id].messages
             earlier = replies(messages, MAX_EARLIER)
             return {(reply.key, reply.question_key) for reply in earlier}
         assert self._logged is not None, "the candidate is from the log"

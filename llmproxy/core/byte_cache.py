@@ -8,6 +8,7 @@ from __future__ import annotations
 import marshal
 from collections import OrderedDict
 from collections.abc import Iterable
+from sys import getsizeof
 from typing import Any, Generic, TypeVar
 
 from llm.parts import Message, Part, ReasoningPart, TextPart
@@ -18,8 +19,10 @@ from .message_facts import facts_of
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
-MESSAGE_BYTES = 300  # of the objects around a message's content, measured with CPython 3.11
-PART_BYTES = 400
+# Of the objects around content, measured with CPython 3.11; tests/test_caches.py measures again.
+MESSAGE_BYTES = 550  # with its facts
+PART_BYTES = 200
+ATTACHMENT_BYTES = 250
 
 
 class ByteCache(Generic[Key, Value]):
@@ -60,7 +63,7 @@ class ByteCache(Generic[Key, Value]):
 
 
 def message_bytes(messages: Iterable[Message]) -> int:
-    """Estimate the memory of messages, mostly that of their texts and attachments."""
+    """Estimate the memory of messages: that of their objects, texts and attachments."""
     size = 0
     for message in messages:
         facts = facts_of(message)
@@ -80,10 +83,12 @@ def _message_bytes(message: Message) -> int:
     for part in message.parts:
         # Nearly always, and in a fifth of the time.
         if type(part) in _TEXTS and not part.provider_metadata:  # type: ignore[attr-defined]
-            size += PART_BYTES + len(part.text)  # type: ignore[attr-defined]
+            size += PART_BYTES + getsizeof(part.text)  # type: ignore[attr-defined]
         else:
             size += _part_bytes(part)
             is_text = False
+    if message.provider_metadata:
+        size += value_bytes(message.provider_metadata)
     return size if is_text else size + _attachment_bytes(message)
 
 
@@ -91,22 +96,41 @@ _TEXTS = frozenset({TextPart, ReasoningPart})
 
 
 def _part_bytes(part: Part) -> int:
-    size = PART_BYTES
-    for name in ("text", "output"):
-        size += len(getattr(part, name, None) or "")
-    for name in ("arguments", "provider_metadata"):
-        if value := getattr(part, name, None):
-            size += value_bytes(value)
-    return size
+    return PART_BYTES + sum(
+        value_bytes(value) for name in _CONTENTS if (value := getattr(part, name, None))
+    )
+
+
+_CONTENTS = "text", "name", "tool_call_id", "output", "exception", "arguments", "provider_metadata"
 
 
 def value_bytes(value: Any) -> int:
-    """Estimate the memory of a JSON value, mostly that of its strings."""
+    """Estimate the memory of a JSON value: a `{}` in a list takes 25 times that of its text."""
+    if type(value) is str:
+        return getsizeof(value)
     try:
-        return len(marshal.dumps(value, 2))  # several times as fast as JSON
-    except ValueError:  # an object of a plugin
-        return len(repr(value))
+        marshal.dumps(value, 2)
+    except ValueError:  # an object of a plugin, or a circle
+        return getsizeof(repr(value))
+    return json_bytes(value)
+
+
+def json_bytes(value: Any) -> int:
+    """Return `value_bytes` of what was parsed from JSON, which needs not be checked."""
+    size, todo = 0, [value]
+    while todo:
+        one = todo.pop()
+        size += getsizeof(one)
+        if type(one) is dict:
+            size += sum(map(getsizeof, one))
+            todo += one.values()
+        elif isinstance(one, list | tuple | set | frozenset):
+            todo += one
+    return size
 
 
 def _attachment_bytes(message: Message) -> int:
-    return sum(len(one.content or b"") + len(one.url or "") for one in find_attachments(message))
+    return sum(
+        ATTACHMENT_BYTES + len(one.content or b"") + len(one.url or "")
+        for one in find_attachments(message)
+    )

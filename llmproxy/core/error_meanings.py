@@ -165,7 +165,7 @@ MEANINGS = (
         names=("model_not_found",),
         # DeepSeek, OpenRouter and Mistral answer 400.
         message="^model: "
-        "|models?[: /][`'\"]?[\\w./:@-]+[`'\"]? (?:is |was |does )?not (?:found|exist)"
+        "|models?[: /][`'\"]?[\\w./:@-]{1,200}+[`'\"]? (?:is |was |does )?not (?:found|exist)"
         "|model not (?:found|exist)|not a valid model|^(?:no such|unknown|invalid) model",
         statuses=(0, 400, 404, 422),
     ),
@@ -414,8 +414,10 @@ def _recognise(
 # Clients wait by these; the SDKs read both spellings.
 _FORWARDED = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 # OpenAI, Groq ("7m12.24s") and Gemini tell it in the message as well, or there only.
+# Of few digits: Python makes no integer of thousands, and no float of hundreds.
 _RETRY_IN = re.compile(
-    r"(?:try again|retry) in (?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)\s?(ms|s))?",
+    r"(?:try again|retry) in (?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?"
+    r"(?:(\d{1,9}(?:\.\d{1,99})?)\s?(ms|s))?",
     re.IGNORECASE,
 )
 

@@ -30,7 +30,7 @@ from llm.parts import (
 
 from . import chat, json_pieces, payload
 from .attachments import find_attachments
-from .byte_cache import ByteCache
+from .byte_cache import ByteCache, json_bytes
 from .message_facts import facts_of
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
@@ -159,12 +159,12 @@ class Histories:
         return 0, HistoryHasher()
 
 
-HASHER_BYTES = 1_500
+HASHER_BYTES = 1_500  # with its place in the cache
 REPLY_BYTES = 1_000
 
 
 def _reply_bytes(reply: Reply | None) -> int:
-    return REPLY_BYTES + (sum(map(len, reply.tool_call_ids)) if reply is not None else 0)
+    return REPLY_BYTES + (json_bytes(reply.tool_call_ids) if reply is not None else 0)
 
 
 def _chained(before: bytes, digest: bytes) -> bytes:

@@ -78,7 +78,7 @@ class ItemDecoder(PiecewiseDecoder):
         super().__init__(**hooks)
         self.lists: list[tuple[list[Any], int, list[int]]] = []
         self._depth = 0
-        self._ends: list[int] = []
+        self._ends: list[int] | None = None  # while such a list is read
 
     def scan_once(self, text: str, at: int) -> tuple[Any, int]:
         depth = self._depth
@@ -91,10 +91,11 @@ class ItemDecoder(PiecewiseDecoder):
             ends: list[int] = []
             self._ends = ends
             found = JSONArray((text, at + 1), self.scan_once)
+            self._ends = None
             self.lists.append((found[0], at + 1, ends))
         else:
             found = super().scan_once(text, at)
-            if depth == 2:
+            if depth == 2 and self._ends is not None:
                 self._ends.append(found[1])
         self._depth = depth
         return found

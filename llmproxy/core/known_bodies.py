@@ -17,15 +17,15 @@ from typing import Any
 from llm.parts import Message
 
 from . import json_pieces, payload
-from .byte_cache import ByteCache
+from .byte_cache import ByteCache, json_bytes, message_bytes
 from .errors import InvalidRequest
 from .limits import Limits
 
-MAX_KNOWN_BYTES = 64 * 2**20
+MAX_KNOWN_BYTES = 32 * 2**20  # ten conversations of a megabyte of text
 LIST = "messages"  # the member of a body that is a conversation
 KEY_ITEMS = 4  # by these first items of it, a body takes the place of an earlier one
-COPIES = 3  # of a text: itself, its strings, and what a dialect makes of some of them
-ITEM_BYTES = 3_000  # of the objects made of an item
+COPIES = 1.25  # of an item's value: a dialect and the normal form share most of it
+ITEM_BYTES = 1_000  # of the other objects made of an item, beside its messages
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,15 @@ class Known:
     """A parsed body, as far as the last item of its conversation.
 
     text: up to the end of that. start: of the first item. ends: of each. marks: that
-        `payload.count_values` counts up to each end. limits: under which it was parsed.
+        `payload.count_values` counts up to each end. sizes: of the items up to each, in bytes
+        of memory. limits: under which it was parsed.
     """
 
     text: str
     start: int
     ends: list[int]
     marks: list[int]
+    sizes: list[int]
     items: list[Any]
     limits: tuple[int, ...]
     memory: ItemMemory = field(default_factory=ItemMemory)
@@ -143,9 +145,11 @@ class KnownBodies:
         if known is None or len(known.memory.states) != len(known.items):
             return
         first = known.text[: known.ends[min(len(known.ends), KEY_ITEMS) - 1]]
-        size = (
+        size = round(
             sys.getsizeof(first)
-            + COPIES * sys.getsizeof(known.text)
+            + sys.getsizeof(known.text)
+            + known.sizes[-1] * COPIES
+            + message_bytes(known.memory.messages)
             + ITEM_BYTES * len(known.items)
         )
         with self._lock:
@@ -210,21 +214,27 @@ class KnownBodies:
         if not isinstance(items, list) or place is None:
             return Body(value)
         _, start, new_ends = place
-        ends, marks = [], []
+        ends, marks, sizes = [], [], []
         memory = ItemMemory()
         if before is not None:
             offset = before.ends[shared - 1] - head
             new_ends = [end + offset for end in new_ends[1:]]
             start, ends, marks = before.start, before.ends[:shared], before.marks[:shared]
+            sizes = before.sizes[:shared]
             memory = before.memory.first(shared)
         at = ends[-1] if ends else 0
         count = marks[-1] if marks else 0
-        for end in new_ends:
+        size = sizes[-1] if sizes else 0
+        for item, end in zip(items[shared:], new_ends, strict=True):
             count += payload.count_marks_between(text, at, end)
+            size += json_bytes(item)
             at = end
             ends.append(end)
             marks.append(count)
-        if not ends or not all(type(item) is dict for item in items[shared:]):
+            sizes.append(size)
+        # A short conversation of a large body, with many tools, say, is as soon parsed as found.
+        is_long = bool(ends) and ends[-1] > json_pieces.PIECE
+        if not is_long or not all(type(item) is dict for item in items[shared:]):
             return Body(value, memory if before is not None else None)
-        known = Known(text[: ends[-1]], start, ends, marks, [*items], rules, memory)
+        known = Known(text[: ends[-1]], start, ends, marks, sizes, [*items], rules, memory)
         return Body(value, memory, known)

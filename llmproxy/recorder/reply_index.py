@@ -25,12 +25,15 @@ from .llm_turns import read_chain, read_messages
 
 MAX_CANDIDATES = 32  # per lookup; more of the same replies give no new information
 MAX_EARLIER = 1_000  # replies before a turn that are read: enough to tell two conversations apart
-MAX_CACHED_BYTES = 16 * 2**20  # of replies in memory: those of the conversations at work
+MAX_CACHED_BYTES = 8 * 2**20  # of replies in memory: those of the conversations at work
 MAX_JUDGED_BYTES = 4 * 2**20  # of what is known about ten thousand replies
-JUDGED_BYTES = 300
-ORIGINAL_BYTES = 300
+# Of the objects around content, and of their places in a cache.
+CACHED_BYTES = 500
+JUDGED_BYTES = 400
+ORIGINAL_BYTES = 600
+DIGEST_BYTES = 100
 MAX_NEW = 1_000  # exchanges since the last question; with more, all is asked anew
-MAX_APPEARED = 50_000  # keys of replies, 100 bytes each
+MAX_APPEARED = 20_000  # keys of replies, 130 bytes each
 RECENT_TURNS = 32  # a sub-agent or a side request quotes a turn from just before
 MAX_EXCERPTS = 512  # parts of these turns
 MAX_EXCERPT_CHARS = 200_000  # of one part: longer ones are not a task
@@ -268,7 +271,8 @@ class Replies:
     def remember(self, chain: bytes, model: str, messages: list[Message]) -> Original:
         """Remember and return what is recalled for a reply, which may be nothing."""
         original = Original(messages, [*map(digest_of, messages)], self._questions)
-        self._originals.put((chain, model), original, ORIGINAL_BYTES + message_bytes(messages))
+        size = ORIGINAL_BYTES + DIGEST_BYTES * len(messages) + message_bytes(messages)
+        self._originals.put((chain, model), original, size)
         return original
 
     def _has_appeared(self, key: str | None, since: int) -> bool:
@@ -367,7 +371,7 @@ class Replies:
             chain = read_chain(self._log, turn.tip_hash, after=turn.parent_hash)
             reply = chain.messages if chain.is_whole else []
             if reply:  # entries without a size would have no bound
-                self._cached.put(ends, reply, message_bytes(reply))
+                self._cached.put(ends, reply, CACHED_BYTES + message_bytes(reply))
         return reply
 
     @_in_time()

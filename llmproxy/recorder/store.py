@@ -47,7 +47,7 @@ RETRY_PAUSE_S = 0.02  # between two attempts of `retry_while_locked`
 # The `llm` command fails at once if it meets our lock (it upgrades a read transaction),
 # so a group of exchanges ends with the one that exceeds this.
 LOCK_S = 0.05
-MAX_KNOWN = 50_000  # messages and blobs; about 200 bytes of memory each
+MAX_KNOWN = 25_000  # messages and blobs; about 300 bytes of memory each
 
 _FILL_VERSION_5 = (
     f"update proxy_exchanges set tokens_per_second = {token_rate.RATE}",
@@ -218,6 +218,7 @@ class Store:
                 self._forget_what_was_pruned()
                 count = self._write_rows(rows, are_imported)
             self._remember(self._log.seen)
+            self._log.seen.clear()
             for row in filter(None, rows[:count]):
                 if row.body is not None:
                     self._remember(row.body.seen)
@@ -358,7 +359,7 @@ class Store:
         """Remember what is stored; to be called after the COMMIT."""
         self._known.update(seen)
         if len(self._known) > MAX_KNOWN:
-            for old in list(self._known)[: MAX_KNOWN // 2]:
+            for old in list(self._known)[: -MAX_KNOWN // 2]:
                 del self._known[old]
 
     def _forget_what_was_pruned(self) -> None:

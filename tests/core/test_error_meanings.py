@@ -314,6 +314,10 @@ def test_of_both_spellings_the_exact_one_counts():
         ("Please retry in 34.074824224s.", "35"),
         ("Please try again in a while", None),
         ("Please try again in 5 days", None),
+        (f"Please try again in 1{'0' * 400}s.", None),
+        (f"Please try again in {'9' * 5_000}h", None),
+        (f"Please try again in {'9' * 400}m", None),
+        (f"Please try again in 1.{'9' * 5_000}s", None),
     ],
 )
 def test_retry_after_is_read_from_the_message(message, seconds):

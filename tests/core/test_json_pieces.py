@@ -182,3 +182,16 @@ def test_no_call_into_c_is_given_more_than_a_piece(monkeypatch):
     assert sum(passed) < 1_000 * len(passed)
     assert len(passed) < 3 * 5_000 + len(text) / 100  # each value once, and again at an edge
     assert sys.getrecursionlimit() >= 1_000
+
+
+@given(st.dictionaries(st.text(max_size=3), json_values() | st.lists(json_values()), max_size=5))
+def test_the_places_of_items_are_those_of_the_list(value):
+    decoder = json_pieces.ItemDecoder()
+    text = json.dumps(value)
+    decoder.decode(text)
+    assert [items for items, _, _ in decoder.lists] == [
+        member for member in value.values() if isinstance(member, list)
+    ]
+    for items, start, ends in decoder.lists:
+        places = zip([start, *ends], ends, strict=False)
+        assert [json.loads(text[at:end].lstrip(", ")) for at, end in places] == items
