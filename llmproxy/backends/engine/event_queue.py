@@ -66,6 +66,11 @@ class EventQueue:
             # As Stamped(now, event), which takes 0.2 µs more.
             self._events.append(_new_tuple(Stamped, (now, event)))
 
+    def push_one(self, event: Event) -> None:
+        """Do what `push` does for a single event, from any thread."""
+        self._silent_since = now = time.monotonic()
+        self._events.append(_new_tuple(Stamped, (now, event)))
+
     def end(self, error: ProxyError | None = None) -> None:
         """End the queue, from any thread; the reader gets the error after all events."""
         self._error = error
@@ -122,9 +127,8 @@ class EventQueue:
                 self._silent_since = time.monotonic()
                 return None
             await self._wait()
-        events = []
-        while self._events:  # a thread may be pushing at the same time
-            events.append(self._events.popleft())
+        take = self._events.popleft  # a thread may be pushing at the same time
+        events = [take() for _ in range(len(self._events))]
         # Asked first, since setting takes a lock; whoever waits clears it, then looks once more.
         if not self._has_space.is_set():
             self._has_space.set()
