@@ -111,6 +111,7 @@ class Engine:
                 splitter,
                 answer_bytes=self._answer_bytes,
                 counted_calls=request.counted_calls,
+                is_streamed=request.stream,
             )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
@@ -147,6 +148,7 @@ class EngineRun:
         *,
         answer_bytes: int,
         counted_calls: int | None = None,
+        is_streamed: bool = False,
     ) -> None:
         prompt = call.prompt
         self._entry = entry
@@ -171,6 +173,7 @@ class EngineRun:
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}", counted_calls)
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
+        self._is_streamed = is_streamed
         self._shows_all = self._splitter is None and self._cutter is None
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)
@@ -393,7 +396,9 @@ class EngineRun:
         queue = self._queue
         raised: BaseException | None = None
         events: ModelEvents | None = None
-        is_open, since_pause = True, 0
+        is_open = True
+        # A stream's first event goes out before the model makes more.
+        since_pause = QUEUED_EVENTS - 1 if self._is_streamed else 0
         try:
             events = ModelEvents(response)
             step, next_event = events.step, events.event
