@@ -126,7 +126,14 @@ class EventQueue:
             if silence_s is not None and time.monotonic() - self._silent_since >= silence_s:
                 self._silent_since = time.monotonic()
                 return None
-            await self._wait()
+            # All waits share one ticker: no timer for each event.
+            self._waiter = self._loop.create_future()
+            if silence_s is not None and silence_s < self._ticks_within_s:
+                self._tick()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
         take = self._events.popleft  # a thread may be pushing at the same time
         events = [take() for _ in range(len(self._events))]
         # Asked first, since setting takes a lock; whoever waits clears it, then looks once more.
@@ -144,16 +151,6 @@ class EventQueue:
         self._has_space.set()
         self._thread_has_space.set()
         self._stop_ticking()
-
-    async def _wait(self) -> None:
-        """Wait for an event. All waits share one ticker: no timer per event."""
-        self._waiter = self._loop.create_future()
-        if self._silence_s is not None and self._silence_s < self._ticks_within_s:
-            self._tick()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _tick(self) -> None:
         self._stop_ticking()
