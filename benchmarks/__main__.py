@@ -118,6 +118,8 @@ def make_plan(chosen: argparse.Namespace) -> Plan:
     checkouts = [path.resolve() for path in chosen.ours or [environments.CHECKOUT]]
     ours = [OURS] + [f"{OURS} {number}" for number in range(2, len(checkouts) + 1)]
     python = environments.python_for_ours(cache, checkouts[0])
+    modules = [path / "llmproxy" for path in checkouts]
+    environments.compile_modules(python, environments.SCRIPTED_MODEL, *modules)
     kinds = [servers.ours(n, python, path) for n, path in zip(ours, checkouts, strict=True)]
     others = {
         PEER: lambda: servers.peer(environments.python_for_peer(cache)),

@@ -39,6 +39,14 @@ def python_for_ours(cache: Path, checkout: Path) -> Path:
     return _environment(cache, "llmproxy", project["dependencies"])
 
 
+def compile_modules(python: Path, *folders: Path) -> None:
+    """Compile what is run from a checkout, as pip does with what it installs.
+
+    Else each start would compile it again, wherever PYTHONDONTWRITEBYTECODE is set.
+    """
+    subprocess.run([python, "-m", "compileall", "-q", *folders], check=True)
+
+
 def python_for_peer(cache: Path) -> Path:
     """Return a Python with the peer."""
     return _environment(cache, "peer", [PEER])

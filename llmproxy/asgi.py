@@ -226,7 +226,8 @@ class _Sender:
                 await self._send_body(body, more=False)
                 return
             async for data in body:
-                await self._send_body(data, more=True)
+                if data:
+                    await self._send_body(data, more=True)
             await self._send_body(b"", more=False)
         except BodyCut:
             pass

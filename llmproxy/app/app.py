@@ -70,7 +70,7 @@ from .stored_responses import StoredResponses
 logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
-BEGIN_TURNS = 3  # of the event loop: the model's first step, the reader's, and one to spare
+BEGIN_TURNS = 4  # of the event loop: the model's first step, its others, the reader's, one more
 MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
 RETRY_S = 1  # sent as `retry-after` when too many models run
 
@@ -636,6 +636,7 @@ class App:
                         if frames:
                             yield b"".join(frames)
                             frames = []
+                        yield b""  # what is there need not wait for what the end takes: 0.1 ms
                         event = exchange.for_client(event)
                         await self._end(exchange, "ok")
                     frames += renderer.feed(event)

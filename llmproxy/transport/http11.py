@@ -155,7 +155,8 @@ class Request:
 class Response:
     """A response of an app. The server adds the framing fields (`content-length` …).
 
-    A body that is an iterator is streamed, each item at once; it may raise `BodyCut`.
+    A body that is an iterator is streamed: items go out when it waits for something, or when it
+    yields b"". It may raise `BodyCut`.
     reason: why the request was refused, for the access log; it is not sent.
     """
 

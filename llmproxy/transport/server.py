@@ -534,6 +534,9 @@ class _Connection(asyncio.Protocol):
         try:
             while True:
                 data = await _before_waiting(step(), self._write_unsent)
+                if not data:
+                    self._write_unsent()
+                    continue
                 unsent.append(http11.encode_chunk(data) if chunked else data)
                 self._sent_bytes += len(data)
                 in_a_row += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import math
 import time
@@ -580,3 +581,20 @@ def test_a_long_chat_costs_next_to_nothing():
         assert without_marks(chat) is chat
         took.append(time.process_time() - began)
     assert min(took) < 0.02
+
+
+def test_a_shape_is_a_frozen_dataclass():
+    @payload.shape
+    class Point:
+        x: int
+        label: str = "here"
+
+    point = payload.load(Point, {"x": 1})
+    assert (point.x, point.label) == (1, "here")
+    assert point == Point(x=1, label="here") != Point(x=2)
+    assert hash(point) == hash(Point(x=1))
+    assert repr(point).endswith("Point(x=1, label='here')")
+    assert dataclasses.replace(point, x=3) == Point(x=3)
+    for change in (lambda: setattr(point, "x", 2), lambda: delattr(point, "x")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            change()

@@ -233,6 +233,8 @@ async def test_what_comes_without_a_wait_is_one_write(monkeypatch):
         yield b"b"
         await asyncio.sleep(0)
         yield b"c"
+        yield b""  # sends what is there
+        yield b"d"
 
     async def app(request):
         return Response(200, [], body())
@@ -242,7 +244,8 @@ async def test_what_comes_without_a_wait_is_one_write(monkeypatch):
     sent = [data for data in writes if data != LAST_GET]
     assert [data.partition(b"\r\n\r\n")[2] or data for data in sent] == [
         b"1\r\na\r\n1\r\nb\r\n",
-        b"1\r\nc\r\n0\r\n\r\n",
+        b"1\r\nc\r\n",
+        b"1\r\nd\r\n0\r\n\r\n",
     ]
 
 

@@ -2,6 +2,7 @@
 
     catalog     plugins and models, looked up by the name that a client sends
     prompt      a ChatRequest → an llm.Prompt that the model supports
+    model_events an async model's events, as llm reads them
     events      events of plugins → the common event stream
     outcome     finish reasons, usage and exceptions of providers → their common form
     event_queue the queue from a model, in the loop or a thread, to its reader

@@ -66,6 +66,11 @@ class EventQueue:
             # As Stamped(now, event), which takes 0.2 µs more.
             self._events.append(_new_tuple(Stamped, (now, event)))
 
+    def push_one(self, event: Event) -> None:
+        """Do what `push` does for a single event, from any thread."""
+        self._silent_since = now = time.monotonic()
+        self._events.append(_new_tuple(Stamped, (now, event)))
+
     def end(self, error: ProxyError | None = None) -> None:
         """End the queue, from any thread; the reader gets the error after all events."""
         self._error = error
@@ -121,10 +126,16 @@ class EventQueue:
             if silence_s is not None and time.monotonic() - self._silent_since >= silence_s:
                 self._silent_since = time.monotonic()
                 return None
-            await self._wait()
-        events = []
-        while self._events:  # a thread may be pushing at the same time
-            events.append(self._events.popleft())
+            # All waits share one ticker: no timer for each event.
+            self._waiter = self._loop.create_future()
+            if silence_s is not None and silence_s < self._ticks_within_s:
+                self._tick()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        take = self._events.popleft  # a thread may be pushing at the same time
+        events = [take() for _ in range(len(self._events))]
         # Asked first, since setting takes a lock; whoever waits clears it, then looks once more.
         if not self._has_space.is_set():
             self._has_space.set()
@@ -140,16 +151,6 @@ class EventQueue:
         self._has_space.set()
         self._thread_has_space.set()
         self._stop_ticking()
-
-    async def _wait(self) -> None:
-        """Wait for an event. All waits share one ticker: no timer per event."""
-        self._waiter = self._loop.create_future()
-        if self._silence_s is not None and self._silence_s < self._ticks_within_s:
-            self._tick()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
 
     def _tick(self) -> None:
         self._stop_ticking()

@@ -60,17 +60,25 @@ class EventReader:
         """Return whether a call's arguments are incomplete JSON, as at a token limit."""
         return any("_raw" in parse_arguments(call.arguments) for call in self._calls)
 
+    def is_more(self, event: StreamEvent) -> bool:
+        """Return whether an event goes on in the last one's text, with nothing to correct."""
+        chunk = event.chunk
+        return (
+            (event.type, event.part_index) == self._plain
+            and event.provider_metadata is None
+            and type(chunk) is str
+            and bool(chunk)
+            and (chunk.isascii() or _SURROGATE.search(chunk) is None)
+        )
+
     def feed(self, event: StreamEvent) -> list[StreamEvent]:
         """Return the corrected event, after any that was held back until it came.
 
         Raises:
             UpstreamError: not an event of a known type, or its chunk isn't text.
         """
-        chunk = event.chunk
-        # Most events are more of the same text, without anything to correct: 0.6 µs of 0.9 less.
-        if (event.type, event.part_index) == self._plain and type(chunk) is str and chunk:
-            if chunk.isascii():
-                return [event]
+        if self.is_more(event):
+            return [event]
         self._plain = None
         if not isinstance(event.chunk, str):
             raise UpstreamError(f"the model yielded {type(event.chunk).__name__}, not text")

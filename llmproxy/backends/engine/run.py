@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,7 @@ import llm
 from llm.parts import StreamEvent
 
 from ...core import backend, chat, payload
-from ...core.backend import event_bytes, too_large
+from ...core.backend import EVENT_BYTES, event_bytes, too_large
 from ...core.errors import ProxyError, UpstreamError
 from ...core.known_keys import KnownKeys
 from ...core.limits import Limits
@@ -36,6 +36,7 @@ from . import outcome
 from .catalog import Catalog, CatalogEntry, model_turn
 from .event_queue import QUEUED_EVENTS, EventQueue
 from .events import EventReader, StopCutter
+from .model_events import ModelEvents
 from .openai_streams import with_corrected_streams
 from .prompt import Call, build_prompt, has_read_history
 
@@ -114,6 +115,7 @@ class Engine:
                 answer_bytes=self._answer_bytes,
                 counted_calls=request.counted_calls,
                 debug=self._debug,
+                is_streamed=request.stream,
             )
         except BaseException as exc:
             # A plugin's Options or Response may raise anything.
@@ -151,6 +153,7 @@ class EngineRun:
         answer_bytes: int,
         counted_calls: int | None = None,
         debug: bool = False,
+        is_streamed: bool = False,
     ) -> None:
         prompt = call.prompt
         self._entry = entry
@@ -176,6 +179,8 @@ class EngineRun:
         self._reader = EventReader(lambda: f"call_{secrets.token_hex(12)}", counted_calls)
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
+        self._is_streamed = is_streamed
+        self._shows_all = self._splitter is None and self._cutter is None
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)
         is_async = isinstance(self._response, llm.AsyncResponse)
@@ -268,10 +273,16 @@ class EngineRun:
         Raises:
             UpstreamError: the response is too large, or the event is none.
         """
+        if self._shows_all and self._reader.is_more(event):  # most are: 0.4 µs less for each
+            self._queue.push_one(event)
+            self._bytes_left -= EVENT_BYTES + len(event.chunk)
+            if self._bytes_left < 0:
+                raise too_large()
+            return not self._queue.is_closed
         if event.provider_metadata:
             event = replace(event, provider_metadata=self._kept(event.provider_metadata))
         clean = self._reader.feed(event)
-        if self._splitter is None and self._cutter is None:
+        if self._shows_all:
             if clean:  # empty events don't count as a sign of life
                 self._queue.push(clean)
         else:
@@ -389,12 +400,22 @@ class EngineRun:
 
     async def _run_async(self, response: llm.AsyncResponse) -> None:
         queue = self._queue
-        events = response.astream_events()
         raised: BaseException | None = None
-        is_open, since_pause = True, 0
+        events: ModelEvents | None = None
+        is_open = True
+        # A stream's first event goes out before the model makes more.
+        since_pause = QUEUED_EVENTS - 1 if self._is_streamed else 0
         try:
-            async for event in events:
-                goes_on = self._take(event)
+            events = ModelEvents(response)
+            step, next_event = events.step, events.event
+            while True:
+                try:
+                    chunk = await step()
+                except StopAsyncIteration:
+                    is_open = False
+                    await events.finish()
+                    break
+                goes_on = self._take(next_event(chunk))
                 queue.wake()
                 if not goes_on:
                     break
@@ -404,8 +425,6 @@ class EngineRun:
                 elif since_pause >= QUEUED_EVENTS:
                     since_pause = 0
                     await asyncio.sleep(0)  # the model itself may never await anything
-            else:
-                is_open = False
         except asyncio.CancelledError as exc:
             if not queue.is_closed:  # the model cancelled itself
                 raised, is_open = exc, False
@@ -415,8 +434,8 @@ class EngineRun:
             self._close_with(response, raised)
         raised = None  # its traceback refers to this frame
         queue.wake()
-        if is_open:
-            await _close(events)
+        if is_open and events is not None:
+            await _close(events.generator)
 
     # ---- a sync model
 
@@ -479,7 +498,7 @@ def _tracebacks(exc: BaseException | None) -> list[TracebackType]:
     return found
 
 
-async def _close(events: AsyncGenerator[StreamEvent, None]) -> None:
+async def _close(events: Any) -> None:
     """Close a model's generator so that its request to the provider ends too."""
     # aclose() alone leaves OpenAI's HTTP stream open until it is garbage-collected;
     # cancelling a step that has begun closes it at once.

@@ -422,7 +422,9 @@ class _MessageParser:
                     role != "assistant" or block.tool_use_id not in self._server_calls
                 ):
                     # A result and its call stay together: without the call it is a text.
-                    yield from self._other_parts(OtherBlock("other", block.block), path, where)
+                    yield from self._other_parts(
+                        OtherBlock(type="other", block=block.block), path, where
+                    )
                 case _ if role != "assistant":
                     raise InvalidRequest(
                         f"{block.type} is allowed only in an assistant message", param=where
@@ -471,7 +473,9 @@ class _MessageParser:
                 return
             case {"source": {"type": "base64", "data": str(data), "media_type": str(media_type)}}:
                 yield from self._source(
-                    Base64Source("base64", data, media_type), f"{where}.source", None
+                    Base64Source(type="base64", data=data, media_type=media_type),
+                    f"{where}.source",
+                    None,
                 )
             case _ if is_nested or holds_text(block):
                 if text := block_text(block):

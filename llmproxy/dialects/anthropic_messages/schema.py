@@ -8,37 +8,38 @@ Spec: https://docs.anthropic.com/en/api/messages
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from ...core.payload import shape
 
-@dataclass(frozen=True)
+
+@shape
 class Base64Source:
     type: Literal["base64"]
     data: str
     media_type: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class URLSource:
     type: Literal["url"]
     url: str
 
 
-@dataclass(frozen=True)
+@shape
 class FileSource:
     type: Literal["file"]
     file_id: str
 
 
-@dataclass(frozen=True)
+@shape
 class PlainTextSource:
     type: Literal["text"]
     data: str
     media_type: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class TextBlock:
     type: Literal["text"]
     text: str
@@ -46,14 +47,14 @@ class TextBlock:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ImageBlock:
     type: Literal["image"]
     source: Base64Source | URLSource | FileSource
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class OtherBlock:
     """A block of a kind that we do not know, as it came; ours, no client sends it."""
 
@@ -61,13 +62,13 @@ class OtherBlock:
     block: dict[str, Any]
 
 
-@dataclass(frozen=True)
+@shape
 class ContentBlockSource:
     type: Literal["content"]
     content: str | list[TextBlock | ImageBlock | OtherBlock]
 
 
-@dataclass(frozen=True)
+@shape
 class DocumentBlock:
     type: Literal["document"]
     source: Base64Source | URLSource | FileSource | PlainTextSource | ContentBlockSource
@@ -77,7 +78,7 @@ class DocumentBlock:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class SearchResultBlock:
     type: Literal["search_result"]
     content: list[TextBlock | OtherBlock]
@@ -87,14 +88,14 @@ class SearchResultBlock:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolReferenceBlock:
     type: Literal["tool_reference"]
     tool_name: str
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ThinkingBlock:
     type: Literal["thinking"]
     thinking: str = ""
@@ -102,14 +103,14 @@ class ThinkingBlock:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class RedactedThinkingBlock:
     type: Literal["redacted_thinking"]
     data: str
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolUseBlock:
     type: Literal["tool_use", "server_tool_use", "mcp_tool_use"]
     id: str
@@ -120,7 +121,7 @@ class ToolUseBlock:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolResultBlock:
     type: Literal["tool_result"]
     tool_use_id: str
@@ -140,7 +141,7 @@ class ToolResultBlock:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ServerToolResultBlock:
     """What a tool of the provider's own gave; its content is the provider's to read.
 
@@ -172,7 +173,7 @@ ContentBlock = (
 )
 
 
-@dataclass(frozen=True)
+@shape
 class MessageParam:
     """One turn; a system's is no head but an instruction in its place."""
 
@@ -180,7 +181,7 @@ class MessageParam:
     content: str | list[ContentBlock]
 
 
-@dataclass(frozen=True)
+@shape
 class Tool:
     type: Literal["custom"]
     name: str
@@ -194,51 +195,51 @@ class Tool:
     cache_control: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolAddition:
     """The tool that a `tool_addition` block in a message offers from there on."""
 
     tool: Tool | OtherBlock
 
 
-@dataclass(frozen=True)
+@shape
 class ToolChoice:
     type: Literal["auto", "any", "none"]
     disable_parallel_tool_use: bool | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolChoiceTool:
     type: Literal["tool"]
     name: str
     disable_parallel_tool_use: bool | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ThinkingConfig:
     type: str
     budget_tokens: int | None = None
     display: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class JSONOutputFormat:
     schema: dict[str, Any]
     type: Literal["json_schema"] = "json_schema"
 
 
-@dataclass(frozen=True)
+@shape
 class OutputConfig:
     effort: str | None = None
     format: JSONOutputFormat | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class Metadata:
     user_id: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class CreateMessageRequest:
     """The body of a request. Null means absent throughout, as SDKs send it.
 

@@ -8,13 +8,14 @@ Spec: https://github.com/ollama/ollama/blob/main/docs/api.md
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from ...core.payload import shape
 
 # ---- the request
 
 
-@dataclass(frozen=True)
+@shape
 class ToolCallFunction:
     name: str
     arguments: dict[str, Any] | str | None = None  # an object on this wire; some send its text
@@ -22,7 +23,7 @@ class ToolCallFunction:
     description: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolCall:
     """A call of a tool; older servers and the Python client know no `id`."""
 
@@ -31,7 +32,7 @@ class ToolCall:
     type: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class Message:
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | None = None
@@ -43,20 +44,20 @@ class Message:
     name: str | None = None  # of the tool, from clients that write it as OpenAI's do
 
 
-@dataclass(frozen=True)
+@shape
 class ToolFunction:
     name: str
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class Tool:
     function: ToolFunction
     type: str | None = "function"
 
 
-@dataclass(frozen=True)
+@shape
 class Options:
     """The options that are carried; others are listed (`options.num_gpu`)."""
 
@@ -74,7 +75,7 @@ class Options:
     repeat_last_n: int | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatRequest:
     """The body of /api/chat. Null means absent throughout; without messages, it loads a model."""
 
@@ -92,7 +93,7 @@ class ChatRequest:
     top_logprobs: int | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class GenerateRequest:
     """The body of /api/generate. Without a prompt and images, it loads a model."""
 
@@ -147,7 +148,7 @@ NOT_CARRIED: Mapping[str, str] = {
 # ---- the response, as another server sends it
 
 
-@dataclass(frozen=True)
+@shape
 class ResponseMessage:
     role: Any = None
     content: str | None = None
@@ -157,7 +158,7 @@ class ResponseMessage:
     tool_name: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatResponse:
     """A line of a stream, or a whole response; `message` is /api/chat's, the rest generate's."""
 

@@ -8,56 +8,57 @@ Spec: https://platform.openai.com/docs/api-reference/chat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from ...core.payload import shape
 
 # ---- the request
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionContentPartText:
     text: str
     type: Literal["text"] = "text"
 
 
-@dataclass(frozen=True)
+@shape
 class ImageURL:
     url: str
     detail: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionContentPartImage:
     type: Literal["image_url"]
     image_url: ImageURL | str
 
 
-@dataclass(frozen=True)
+@shape
 class InputAudio:
     data: str
     format: Literal["wav", "mp3"]
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionContentPartInputAudio:
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
-@dataclass(frozen=True)
+@shape
 class FileFile:
     file_data: str | None = None
     filename: str | None = None
     file_id: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class File:
     type: Literal["file"]
     file: FileFile
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionContentPartRefusal:
     type: Literal["refusal"]
     refusal: str
@@ -72,7 +73,7 @@ ContentPart = (
 )
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionSystemMessage:
     """Instructions, and tools that are offered from here on, as Moonshot's API has them."""
 
@@ -82,7 +83,7 @@ class ChatCompletionSystemMessage:
     tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionUserMessage:
     role: Literal["user"]
     content: str | list[ContentPart]
@@ -90,19 +91,19 @@ class ChatCompletionUserMessage:
     tools: list[ChatCompletionFunctionTool | ChatCompletionCustomTool] | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class Function:
     name: str
     arguments: str | dict[str, Any] | None = None  # an object, from clients that parse it
 
 
-@dataclass(frozen=True)
+@shape
 class CustomToolCall:
     name: str
     input: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionMessageToolCall:
     """A call of a function, or of a custom tool; clients leave out the type, or empty it."""
 
@@ -113,7 +114,7 @@ class ChatCompletionMessageToolCall:
     index: int | None = None  # sent back by clients that keep the stream's deltas
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionAssistantMessage:
     """A reply, often one of ours sent back: fields that only replies have are accepted."""
 
@@ -134,7 +135,7 @@ class ChatCompletionAssistantMessage:
     audio: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionToolMessage:
     role: Literal["tool"]
     content: str | list[ChatCompletionContentPartText | ChatCompletionContentPartImage] | None = (
@@ -144,7 +145,7 @@ class ChatCompletionToolMessage:
     name: str | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionFunctionMessage:
     role: Literal["function"]
     name: str
@@ -162,7 +163,7 @@ ChatCompletionMessage = (
 )
 
 
-@dataclass(frozen=True)
+@shape
 class FunctionDefinition:
     name: str
     description: str | None = None
@@ -170,65 +171,65 @@ class FunctionDefinition:
     strict: bool | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionFunctionTool:
     function: FunctionDefinition
     type: Literal["function"] = "function"
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionCustomTool:
     type: Literal["custom"]
     custom: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ToolName:
     name: str
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionNamedToolChoice:
     function: ToolName
     type: Literal["function"] = "function"
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionNamedToolChoiceCustom:
     type: Literal["custom"]
     custom: ToolName
 
 
-@dataclass(frozen=True)
+@shape
 class AllowedTool:
     function: ToolName | None = None
     type: str = "function"
 
 
-@dataclass(frozen=True)
+@shape
 class AllowedTools:
     mode: Literal["auto", "required"]
     tools: list[AllowedTool]
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionAllowedToolChoice:
     type: Literal["allowed_tools"]
     allowed_tools: AllowedTools
 
 
-@dataclass(frozen=True)
+@shape
 class ResponseFormatText:
     type: Literal["text"]
 
 
-@dataclass(frozen=True)
+@shape
 class ResponseFormatJSONObject:
     type: Literal["json_object"]
     schema: dict[str, Any] | None = None  # not OpenAI's, but that of many local servers
 
 
-@dataclass(frozen=True)
+@shape
 class JSONSchema:
     schema: dict[str, Any]
     name: str | None = None
@@ -236,20 +237,20 @@ class JSONSchema:
     strict: bool | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ResponseFormatJSONSchema:
     type: Literal["json_schema"]
     json_schema: JSONSchema | None = None
     schema: dict[str, Any] | None = None  # as above, from servers without names for schemas
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionStreamOptions:
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class CreateChatCompletionRequest:
     """The body of a request. Null means absent throughout, as SDKs send it."""
 
@@ -332,13 +333,13 @@ NOT_CARRIED: Mapping[str, str] = {
 # ---- the response, as another server sends it
 
 
-@dataclass(frozen=True)
+@shape
 class ChoiceDeltaToolCallFunction:
     name: str | None = None
     arguments: str | dict[str, Any] | None = None  # an object, from servers that parse it
 
 
-@dataclass(frozen=True)
+@shape
 class ChoiceDeltaToolCall:
     index: int | None = None
     id: str | None = None
@@ -346,7 +347,7 @@ class ChoiceDeltaToolCall:
     function: ChoiceDeltaToolCallFunction | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChoiceDelta:
     """A piece of the message, or all of it in a whole response."""
 
@@ -362,7 +363,7 @@ class ChoiceDelta:
     audio: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class Choice:
     index: int | None = None
     delta: ChoiceDelta | None = None
@@ -372,18 +373,18 @@ class Choice:
     logprobs: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class PromptTokensDetails:
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class CompletionTokensDetails:
     reasoning_tokens: int | None = None
 
 
-@dataclass(frozen=True)
+@shape
 class CompletionUsage:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -392,7 +393,7 @@ class CompletionUsage:
     total_tokens: Any = None
 
 
-@dataclass(frozen=True)
+@shape
 class ChatCompletionChunk:
     """A chunk, or a whole chat.completion, whose choices have `message` instead of `delta`."""
 

@@ -9,13 +9,14 @@ Spec: https://platform.openai.com/docs/api-reference/responses
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from ...core.payload import shape
 
 # ---- content
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseInputText:
     """Text of any role: some clients send one type for all."""
 
@@ -26,13 +27,13 @@ class ResponseInputText:
     prompt_cache_breakpoint: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseOutputRefusal:
     type: Literal["refusal"]
     refusal: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ImageURL:
     """As in Chat Completions, which some clients send here."""
 
@@ -40,7 +41,7 @@ class ImageURL:
     detail: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseInputImage:
     type: Literal["input_image", "computer_screenshot"]
     image_url: str | ImageURL | None = None
@@ -49,7 +50,7 @@ class ResponseInputImage:
     prompt_cache_breakpoint: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseInputFile:
     type: Literal["input_file"]
     file_data: str | None = None
@@ -60,19 +61,19 @@ class ResponseInputFile:
     prompt_cache_breakpoint: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class InputAudio:
     data: str
     format: Literal["wav", "mp3"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseInputAudio:
     type: Literal["input_audio"]
     input_audio: InputAudio
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class OtherContent:
     """A part of a kind that we do not know, as it came; ours, no client sends it."""
 
@@ -92,7 +93,7 @@ Content = (
 # ---- items
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class EasyInputMessage:
     """A message of any role; clients leave out its type."""
 
@@ -104,7 +105,7 @@ class EasyInputMessage:
     phase: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseReasoningItem:
     """Reasoning as it was sent; Codex sends null for what it lacks."""
 
@@ -116,7 +117,7 @@ class ResponseReasoningItem:
     status: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseFunctionToolCall:
     type: Literal["function_call"]
     call_id: str
@@ -128,7 +129,7 @@ class ResponseFunctionToolCall:
     caller: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class FunctionCallOutput:
     type: Literal["function_call_output", "custom_tool_call_output"]
     call_id: str
@@ -139,7 +140,7 @@ class FunctionCallOutput:
     name: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseCustomToolCall:
     type: Literal["custom_tool_call"]
     call_id: str
@@ -151,7 +152,7 @@ class ResponseCustomToolCall:
     caller: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ToolSearchCall:
     """A search for tools, which the client runs if it has a call_id."""
 
@@ -164,7 +165,7 @@ class ToolSearchCall:
     created_by: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ToolSearchOutput:
     """The tools that a search found: they are offered from there on."""
 
@@ -177,7 +178,7 @@ class ToolSearchOutput:
     created_by: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class AdditionalTools:
     type: Literal["additional_tools"]
     tools: list[Tool]
@@ -185,13 +186,13 @@ class AdditionalTools:
     id: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ItemReference:
     type: Literal["item_reference"]
     id: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseCompactionItem:
     """A conversation so far, which only the server that compacted it can read."""
 
@@ -201,13 +202,13 @@ class ResponseCompactionItem:
     created_by: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class CompactionTrigger:
     type: Literal["compaction_trigger"]
     id: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class OtherItem:
     """An item of another kind, as it came; ours, no client sends it."""
 
@@ -233,7 +234,7 @@ Item = (
 # ---- tools
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class FunctionTool:
     type: Literal["function"]
     name: str
@@ -245,7 +246,7 @@ class FunctionTool:
     allowed_callers: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class CustomTool:
     """A tool that takes a text, which a grammar may describe."""
 
@@ -257,7 +258,7 @@ class CustomTool:
     allowed_callers: Any = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ToolSearchTool:
     type: Literal["tool_search"]
     description: str | None = None
@@ -265,7 +266,7 @@ class ToolSearchTool:
     parameters: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class OtherTool:
     """A tool that the provider runs, or of a kind that we do not know; ours."""
 
@@ -273,7 +274,7 @@ class OtherTool:
     tool: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class NamespaceTool:
     type: Literal["namespace"]
     name: str
@@ -284,7 +285,7 @@ class NamespaceTool:
 Tool = FunctionTool | CustomTool | ToolSearchTool | NamespaceTool | OtherTool
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ToolChoice:
     """A choice of one tool, or of the allowed ones."""
 
@@ -299,7 +300,7 @@ class ToolChoice:
 # ---- the request
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class TextFormat:
     type: Literal["text", "json_object", "json_schema"]
     schema: dict[str, Any] | None = None
@@ -308,20 +309,20 @@ class TextFormat:
     strict: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseTextConfig:
     format: TextFormat | None = None
     verbosity: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class Reasoning:
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class Resolved:
     """What a body said before it was made complete from the log; ours, no client sends it.
 
@@ -332,7 +333,7 @@ class Resolved:
     kept: list[dict[str, Any]] | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
+@shape
 class ResponseCreateParams:
     """The body of a request. Null means absent throughout, as SDKs send it."""
 

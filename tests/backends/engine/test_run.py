@@ -283,6 +283,20 @@ def test_read_reports_silence_until_the_next_event(kind):
     assert running(model, use) == [None, None, "a", "b"]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_streams_first_event_is_read_before_the_model_makes_more(stream):
+    model = AsyncScript("m", "a", "b", "c")
+
+    async def use(run):
+        sizes = []
+        while batch := await run.read():
+            sizes.append(len(batch))
+        return sizes
+
+    sizes = running(model, use, stream=stream)
+    assert sizes == ([1, 3] if stream else [4])
+
+
 def test_events_are_stamped_in_order():
     async def use(run):
         stamps = [run.started_at]
