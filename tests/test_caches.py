@@ -33,7 +33,8 @@ KEPT = {
     # content of requests and responses
     "ByteCache._kept": "ByteCache.max_bytes",
     "Matcher._pending": "MAX_PENDING_BYTES, MAX_PENDING",
-    "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING",
+    "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING; while it is"
+    " slow: what comes in SLOW_S, and MAX_PENDING_BYTES",
     "Dashboard._pages": "two pages",
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",
