@@ -64,7 +64,8 @@ KEPT = {
     "Matcher._pending": "MAX_PENDING_BYTES, MAX_PENDING",
     "_Pending.messages": "Matcher._pending",
     "_Pending.reply": "Matcher._pending",
-    "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING",
+    "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING; while it is"
+    " slow: what comes in SLOW_S, and MAX_PENDING_BYTES",
     "Dashboard._pages": "two pages",
     "Proxy._hooks": "MAX_HOOKS",
     # entries of a fixed size
@@ -76,6 +77,7 @@ KEPT = {
     "Replies._appeared": "MAX_APPEARED",
     "Replies._running": "running exchanges",
     "KnownKeys._values": "llm's keys",
+    "KnownKeys.clean_texts": "MAX_REMEMBERED of MAX_REMEMBERED_CHARS",
     # the models, a set that the owner chooses
     "App._counts_tokens": "models",
     "Catalog._limiters": "models",
@@ -117,6 +119,8 @@ MAX_KEPT_BYTES = 80 * 2**20  # of all of them: a laptop has other things to do w
 # Functions and properties that remember their results.
 REMEMBERED = {
     "core/field_types.py:_hints": "our dataclasses",
+    "app/access.py:_is_loopback_address": "16 hosts of MAX_ADDRESS_CHARS",
+    "app/routes.py:_sorted_routes": "dialects with a header × their names",
     "core/known_keys.py:_is_secret_name": "1,024 names of MAX_REMEMBERED_CHARS",
     "recorder/user_files.py:_user_file": "16 paths",
     "core/payload.py:_compiled": "annotations of our dataclasses",

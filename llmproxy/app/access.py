@@ -16,6 +16,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from ..core.errors import Forbidden, Unauthorized
 from ..transport.http11 import Request
@@ -23,6 +24,7 @@ from .status import PAGES
 
 # As containers call the machine that they run on; they don't resolve on the network.
 CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
+MAX_ADDRESS_CHARS = 100  # an IPv6 address has 39, and perhaps a zone
 OPEN_PATHS = ("/healthz", "/health", "/api/hello")  # for monitors without a key
 
 
@@ -31,6 +33,11 @@ def is_loopback(host: str) -> bool:
     host = host.strip("[]").lower()
     if host == "localhost" or host.endswith(".localhost"):
         return True
+    return len(host) <= MAX_ADDRESS_CHARS and _is_loopback_address(host)
+
+
+@lru_cache(16)  # each request has the same one, and reading it takes 12 µs
+def _is_loopback_address(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

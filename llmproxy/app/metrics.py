@@ -5,6 +5,7 @@ Spec: https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,8 +43,7 @@ class _Histogram:
         self.counts = [0] * (len(self.buckets) + 1)
 
     def observe(self, value: float) -> None:
-        index = next((i for i, most in enumerate(self.buckets) if value <= most), -1)
-        self.counts[index] += 1
+        self.counts[bisect_left(self.buckets, value)] += 1
         self.sum += value
 
 
@@ -77,8 +77,13 @@ class Metrics:
             self._replays[ending] += 1
             return
         self._requests[ending] += 1
-        for kind in ("input", "output", "cached", "reasoning"):
-            tokens = getattr(entry.usage, f"{kind}_tokens")
+        usage = entry.usage
+        for kind, tokens in (
+            ("input", usage.input_tokens),
+            ("output", usage.output_tokens),
+            ("cached", usage.cached_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ):
             if tokens:
                 self._tokens[(*labels, ("type", kind))] += tokens
         for histograms, buckets, ms in (

@@ -14,7 +14,8 @@ from urllib.parse import quote, unquote, unquote_plus
 from .errors import ProxyError
 
 REMOVED = "[removed]"
-MAX_REMEMBERED_CHARS = 100  # of a header's name, which a client can choose
+MAX_REMEMBERED_CHARS = 100  # of a header's name or value, which a client can choose
+MAX_REMEMBERED = 1_024
 MIN_KEY_CHARS = 8  # placeholders ("none", "x") are part of many words
 
 _URL_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
@@ -54,7 +55,7 @@ def is_secret_name(name: str) -> bool:
     return _is_secret_name(name)
 
 
-@lru_cache(1024)  # each request has the same header names
+@lru_cache(MAX_REMEMBERED)  # each request has the same header names
 def _is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
@@ -111,12 +112,15 @@ class KnownKeys:
 
     values: the keys known at start. look: returns more at each call, for keys that change
         while the process runs. A known key stays known: a running response may still use it.
+    clean_texts: short texts in which no secret was found, to be added by those who have looked;
+        another set, which is empty, once there is another key.
     """
 
     def __init__(
         self, values: Iterable[str] = (), look: Callable[[], Iterable[str]] = tuple
     ) -> None:
         self._values: set[str] = set()
+        self.clean_texts: set[str] = set()
         self._more = look
         self.learn(values)
 
@@ -125,6 +129,8 @@ class KnownKeys:
         for value in map(str.strip, values):
             if len(value) >= MIN_KEY_CHARS and value not in self._values:
                 self._values.update((value, quote(value, safe="")))  # as in a URL's query
+                # Not cleared: another thread may be about to add what it has looked at before.
+                self.clean_texts = set()
 
     def look(self) -> None:
         """Add the keys that `look` returns now."""

@@ -197,8 +197,8 @@ def with_answer(
 def changed(exchange: Exchange, **changes: Any) -> Exchange:
     """Return a copy with other values of some fields.
 
-    As dataclasses.replace, which takes 25 µs for so many fields, this 3; it is called twice
-    for each exchange.
+    As dataclasses.replace, which takes 25 µs for so many fields, this 3; it is called three
+    times for each exchange.
     """
     copy = object.__new__(Exchange)
     copy.__dict__.update(exchange.__dict__, **changes)
@@ -221,7 +221,14 @@ def with_error(exchange: Exchange, error: ProxyError) -> Exchange:
 
 def new_id() -> str:
     """Return a lower-case ULID, larger than all before it."""
-    return str(monotonic_ulid()).lower()
+    # Two characters at a time: two thirds of the time of its `str`, 3 µs less for each of two.
+    number = int.from_bytes(monotonic_ulid().bytes, "big")
+    return "".join([_BASE_32_PAIRS[number >> shift & 1023] for shift in _PAIR_SHIFTS])
+
+
+_BASE_32 = "0123456789abcdefghjkmnpqrstvwxyz"
+_BASE_32_PAIRS = [first + second for first in _BASE_32 for second in _BASE_32]
+_PAIR_SHIFTS = range(120, -1, -10)
 
 
 def begun(
@@ -246,7 +253,8 @@ def begun(
     stream, model, messages, replay_key: as the dialect read it; left out where it could not.
     """
     redactor = Redactor(keys)
-    return Exchange(
+    return changed(
+        _NEW,
         id=id,
         received=received,
         dialect=dialect,
@@ -260,6 +268,16 @@ def begun(
         replay_key=replay_key,
         redactor=redactor,
     )
+
+
+_NEW = Exchange(
+    id="",
+    received=datetime.min,
+    dialect="",
+    path="",
+    client="",
+    request=RawRequest({}, "", None),
+)
 
 
 def last_text(messages: Sequence[Message], role: str) -> str:

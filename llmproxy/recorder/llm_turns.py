@@ -108,7 +108,7 @@ class _Prompt:
 
 def _plain(payload: Any) -> Any:
     """Turn objects that a plugin left in its payload (of its SDK, say) into text."""
-    return json.loads(json.dumps(payload, default=str))
+    return json.loads(json.dumps(payload, default=str)) if payload else payload
 
 
 class _MessageChain(list[Message]):

@@ -47,10 +47,11 @@ def insert_keys(connection: sqlite3.Connection, turn_id: str, reply: Reply) -> N
         " (turn_id, reply_key, text_key, question_key, history_key) values (?, ?, ?, ?, ?)",
         (turn_id, reply.key, reply.text_key, reply.question_key, reply.history_key),
     )
-    connection.executemany(
-        "insert or ignore into proxy_calls (tool_call_id, turn_id) values (?, ?)",
-        [(id, turn_id) for id in reply.tool_call_ids],
-    )
+    if reply.tool_call_ids:
+        connection.executemany(
+            "insert or ignore into proxy_calls (tool_call_id, turn_id) values (?, ?)",
+            [(id, turn_id) for id in reply.tool_call_ids],
+        )
 
 
 def insert_missing_keys(connection: sqlite3.Connection, log: LogStore) -> None:

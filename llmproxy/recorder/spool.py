@@ -26,6 +26,7 @@ class Spool:
     def __init__(self, owner: ProcessLock) -> None:
         self.owner = owner
         self.path = owner.spool_path()
+        self._is_made = False
 
     def append(self, exchange: Exchange) -> None:
         """Append an exchange; if that fails, the file stays as it was.
@@ -37,6 +38,7 @@ class Spool:
         owned = replace(exchange, owner=exchange.owner or self.owner.id)
         line = encode(owned)
         self._claim()
+        self._is_made = True
         file = os.open(self.path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
             size = os.fstat(file).st_size
@@ -69,7 +71,7 @@ class Spool:
 
     def is_empty(self) -> bool:
         """Check whether there are no exchanges to write."""
-        return not self.path.exists()
+        return not self._is_made or not self.path.exists()
 
     def size(self) -> int:
         """Return its size in bytes."""
@@ -81,6 +83,7 @@ class Spool:
     def clear(self) -> None:
         """Delete the file, whose exchanges have been written."""
         self.path.unlink(missing_ok=True)
+        self._is_made = False
 
 
 def read(path: Path) -> Iterator[Exchange | None]:

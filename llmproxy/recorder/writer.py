@@ -2,7 +2,8 @@
 
 It never costs a client its response. `write` returns at once. What can't be written is kept
 and retried, with one warning when that begins and one when it is over: at first in memory,
-then in the spool, or in memory again if the spool can't be written either. The store decides
+then in the spool, or in memory again if the spool can't be written either. What is written more
+slowly than it comes goes to the spool too, once it is too much for memory. The store decides
 what an error means; there is no SQL here.
 """
 
@@ -29,6 +30,8 @@ from .summary import ExchangeSummary
 GROUP = 32  # exchanges written in one transaction at most
 MAX_PENDING = 256  # exchanges kept in memory if neither logs.db nor the spool can be written
 MAX_PENDING_BYTES = 256 * 2**20  # of their content: each may hold a whole conversation
+SPOOL_ABOVE_BYTES = 64 * 2**20  # of content that waits for a log that is slow but works
+SLOW_S = 0.5  # that the oldest has waited for; what comes until then is not counted
 SPOOL_AFTER_S = 0.5  # of being locked: before clients stop waiting for their commit
 LOCKED_WARNING_S = 5.0  # a lock held this long is worth a warning
 FIRST_PAUSE_S = 0.01  # before the second attempt; doubled for each further one …
@@ -63,6 +66,7 @@ class _Written(Future[None]):
 class _Job:
     exchange: Exchange
     size_bytes: int
+    queued_at: float
     written: _Written = field(default_factory=_Written)
 
 
@@ -116,16 +120,16 @@ class Writer:
         spool. It has an exception if the exchange was given up: the database can't store it,
         there is no more room to keep it, or the writer is closed.
         """
-        is_failing = self._failing_since is not None
+        is_failing, now = self._failing_since is not None, time.monotonic()
         # Otherwise it is written in a moment, and need not be measured.
-        job = _Job(exchange, _size_bytes(exchange) if is_failing else 0)
+        size_bytes = _size_bytes(exchange) if is_failing or self._is_slow(now) else 0
+        job = _Job(exchange, size_bytes, now)
         job.written.set_running_or_notify_cancel()  # so that a cancelled waiter can't cancel it
         with self._changed:
-            full = is_failing and (
-                len(self._jobs) >= MAX_PENDING
-                or self._queued_bytes + job.size_bytes > MAX_PENDING_BYTES
+            is_full = (is_failing and len(self._jobs) >= MAX_PENDING) or (
+                size_bytes > 0 and self._queued_bytes + size_bytes > MAX_PENDING_BYTES
             )
-            if full or self._closing.is_set():
+            if is_full or self._closing.is_set():
                 self._refused += 1
                 job.written.set_exception(StoreError("there is no room to keep it"))
             else:
@@ -133,6 +137,12 @@ class Writer:
                 self._queued_bytes += job.size_bytes
                 self._changed.notify()
         return job.written
+
+    def _is_slow(self, now: float) -> bool:
+        try:
+            return now - self._jobs[0].queued_at > SLOW_S
+        except IndexError:  # nothing waits, or no longer
+            return False
 
     async def committed(self, written: Future[None], wait_s: float) -> None:
         """Wait until an exchange is written, at most `wait_s`; never raises if that fails.
@@ -181,6 +191,7 @@ class Writer:
             group: list[_Job] = []
             error: Exception | None = None
             try:
+                self._spool_excess()
                 store = self._ready_store()
                 with self._changed:
                     group = list(islice(self._jobs, 1 if self._one_by_one else GROUP))
@@ -296,6 +307,7 @@ class Writer:
             if len(group) == GROUP:
                 self._write_all(store, group)
                 group = []
+                self._spool_excess()  # what is appended here will be read as well
         self._write_all(store, group)
         if not store.is_current():
             raise Locked(f"{store.path} was replaced")
@@ -342,9 +354,21 @@ class Writer:
                 )
             self._spool_all()
 
-    def _spool_all(self) -> None:
-        """Move queued exchanges to the spool if spooling is on."""
-        while self._spooling and self._spool is not None and self._jobs:
+    def _spool_excess(self) -> None:
+        """Move queued exchanges to the spool while there are too many for memory."""
+        if self._spool is not None and self._queued_bytes > SPOOL_ABOVE_BYTES:
+            self._spooling = True
+            self._spool_all(SPOOL_ABOVE_BYTES)
+            self._spooling = False
+
+    def _spool_all(self, except_bytes: int = -1) -> None:
+        """Move queued exchanges to the spool if spooling is on, until so many bytes are left."""
+        while (
+            self._spooling
+            and self._spool is not None
+            and self._jobs
+            and self._queued_bytes > except_bytes
+        ):
             try:
                 self._spool.append(self._jobs[0].exchange)
             except OSError:
@@ -361,10 +385,12 @@ class Writer:
         self._pause_s = FIRST_PAUSE_S
         self._failing_since = None
         self._spooling = False
+        lost, self._refused = self._refused, 0
         if self._warned:
             self._warned = False
-            lost, self._refused = self._refused, 0
             self._warn(f"the log can be written again; {_exchanges(lost)} lost")
+        elif lost:
+            self._warn(f"the log is written too slowly; {_exchanges(lost)} lost")
 
     def _settle(self, count: int, error: Exception | None = None) -> None:
         """Complete the first `count` jobs of the queue."""

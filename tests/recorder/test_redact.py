@@ -292,3 +292,12 @@ def test_an_error_that_quotes_a_providers_key_does_not(key):
 def test_the_rest_of_an_error_message_is_kept():
     words = "model claude-sonnet-4 is overloaded; see https://example.com/a@b, task-force sk-ip"
     assert Redactor().text(words) == words
+
+
+def test_a_key_that_becomes_known_later_is_removed_from_what_was_clean_before():
+    keys = KnownKeys()
+    value = "Client of plain-words-company"
+    assert Redactor(keys).headers([("user-agent", value)]) == {"user-agent": value}
+    assert Redactor(keys).headers([("user-agent", value)]) == {"user-agent": value}
+    keys.learn(["plain-words-company"])
+    assert Redactor(keys).headers([("user-agent", value)]) == {"user-agent": f"Client of {REMOVED}"}

@@ -703,3 +703,68 @@ def test_the_llm_command_writes_beside_a_busy_writer(
     assert [future.result(10) for future in written] == [None] * len(written)
     assert "hi there" in texts(path)
     assert warnings == []
+
+
+class SlowStore(Store):
+    """A log that works, and takes its time for each group."""
+
+    def write(self, exchanges, **options):
+        if any("slow" in exchange.first_words for exchange in exchanges):
+            self.may_go_on.wait(10)
+        return super().write(exchanges, **options)
+
+
+@pytest.fixture
+def slow_log(path, warnings, empty_log, monkeypatch):
+    """Return a function that makes a writer whose thread has been at one exchange for a while."""
+    monkeypatch.setattr(writer_module, "SLOW_S", 0.0)
+    shutil.copy(empty_log, path)
+    SlowStore.may_go_on = threading.Event()
+    writers = []
+
+    def open_log(make_exchange, spool=None):
+        owner = spool.owner if spool else None
+        writer = Writer(lambda: SlowStore(path, owner), warn=warnings.append, spool=spool)
+        writers.append(writer)
+        writer.start()
+        return writer, writer.write(make_exchange("slow"))
+
+    yield open_log
+    SlowStore.may_go_on.set()
+    for writer in writers:
+        writer.close(10)
+
+
+def test_what_waits_for_a_slow_log_goes_to_the_spool_and_then_to_the_log(
+    slow_log, path, spool, warnings, make_exchange, monkeypatch
+):
+    monkeypatch.setattr(writer_module, "SPOOL_ABOVE_BYTES", 100_000)
+    monkeypatch.setattr(writer_module, "GROUP", 2)
+    appended = []
+    append = spool.append
+    monkeypatch.setattr(spool, "append", lambda one: appended.append(one) or append(one))
+    writer, first = slow_log(make_exchange, spool)
+    long = "a" * 60_000
+    written = [writer.write(make_exchange(f"{number} {long}")) for number in range(9)]
+    assert not any(future.done() for future in written)
+    SlowStore.may_go_on.set()
+    assert [future.result(10) for future in [first, *written]] == [None] * 10
+    wait_until(spool.is_empty)
+    writer.close(10)
+    assert texts(path) == ["slow", *(f"{number} {long}" for number in range(9))]
+    assert len(appended) == 8  # the last one alone is little enough
+    assert warnings == []
+
+
+def test_memory_is_bounded_while_a_log_is_slow(
+    slow_log, path, warnings, make_exchange, monkeypatch
+):
+    monkeypatch.setattr(writer_module, "MAX_PENDING_BYTES", 300_000)
+    writer, first = slow_log(make_exchange)
+    long = "a" * 60_000
+    written = [writer.write(make_exchange(f"{number} {long}")) for number in range(4)]
+    assert [isinstance(one.exception(0), StoreError) for one in written[2:]] == [True, True]
+    SlowStore.may_go_on.set()
+    assert [future.result(10) for future in [first, *written[:2]]] == [None] * 3
+    writer.close(10)
+    assert warnings == ["the log is written too slowly; 2 exchanges were lost"]
