@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -97,3 +99,25 @@ def test_a_signal_that_was_inherited_as_ignored_stops(number):
         assert asyncio.run(stop()) == [1]
     finally:
         signal.signal(number, before)
+
+
+@pytest.mark.slow
+def test_a_server_whose_terminal_is_closed_ends_cleanly(tmp_path, llm_user_path):
+    """The kernel sends SIGHUP to the terminal's session; the exit code was 129."""
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    master, slave = pty.openpty()
+
+    def take_terminal():
+        os.setsid()
+        fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llmproxy", "--port", "0"],
+        stdin=slave, stdout=slave, stderr=slave, preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(slave)
+    shown = b""
+    while b"OLLAMA_HOST" not in shown:
+        shown += os.read(master, 4096)
+    os.close(master)
+    assert process.wait(30) == 0

@@ -145,10 +145,9 @@ def _import(arguments: argparse.Namespace, name: str) -> int:
     if imported.unreadable and not (imported.new or imported.there or imported.skipped):
         return FAILED
     verb = "would import" if arguments.dry_run else "imported"
-    parts = [
-        f"{verb} {count_of(imported.new, 'exchange')}",
-        f"{imported.there:,} existed already",
-    ]
+    parts = [f"{verb} {count_of(imported.new, 'exchange')}"]
+    if imported.there:
+        parts.append(f"{imported.there:,} existed already")
     if imported.skipped:
         skipped = count_of(imported.skipped, "recording")
         parts.append(f"skipped {skipped} of something other than a chat")

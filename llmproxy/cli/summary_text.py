@@ -41,7 +41,7 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
 
     Its ID (for `log ID`), time, client, API, model, status, how long it took, tokens in and
     out, tokens per second, the last message, and the beginning of the reply, or the error. Notes
-    stand before the last: damage, an unusual finish, ignored fields.
+    stand before the last: damage, another origin, an unusual finish, ignored fields.
     """
     columns = [
         entry.id,
@@ -97,6 +97,8 @@ def _seconds_since(at: datetime) -> int:
 def _notes(entry: ExchangeSummary) -> str:
     """Name what a reader of the line should know: damage, an unusual finish, ignored fields."""
     notes = [_damaged(entry.damage)] if entry.damage else []
+    if entry.origin is not None:
+        notes.append(f"from {entry.origin}")
     if entry.finish_reason not in USUAL:
         notes.append(f"finish {entry.finish_reason}")
     # "usage" is no field of a request: it says that token counts are our estimate.
