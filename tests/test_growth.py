@@ -7,6 +7,7 @@ what runs in C: texts that are copied or searched again and again.
 
 from __future__ import annotations
 
+import ast
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -35,6 +36,7 @@ from llmproxy.recorder.request_store import deduplicate
 from llmproxy.report.agreement import similarity
 from llmproxy.report.html.word_diff import differences
 from llmproxy.transport.framing import NDJSONDecoder, SSEDecoder, SSEFrame
+from tests.imports import NAMES, tree
 from tests.models import AsyncScript
 
 PACKAGE = str(Path(llmproxy.__file__).parent)
@@ -439,9 +441,11 @@ ANSWERS: dict[str, Callable[[int], list[StreamEvent]]] = {
 }
 
 
-def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], object]:
+def _answer_steps(
+    dialect: Any, events: list[StreamEvent], **envelope_fields: Any
+) -> Callable[[], object]:
     """Return all that is done with an answer from the model to the client's stream and the log."""
-    envelope = chat.Envelope("id", 0, "m", True, 0)
+    envelope = chat.Envelope("id", 0, "m", True, 0, **envelope_fields)
 
     def run() -> None:
         reader = EventReader(iter(map("call_{}".format, range(10**9))).__next__)
@@ -463,10 +467,31 @@ def _answer_steps(dialect: Any, events: list[StreamEvent]) -> Callable[[], objec
     return run
 
 
+# Forms of a request that have renderers of their own.
+FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "completion": (openai_chat, {"form": "completion", "echo": {"prompt": "So"}}),
+    "functions": (openai_chat, {"form": "functions"}),
+    "generate": (ollama, {"form": "generate"}),
+    "custom tool": (openai_responses, {"echo": {"calls": {"f": {"type": "custom", "name": "f"}}}}),
+    "tool search": (openai_responses, {"echo": {"calls": {"f": {"type": "tool_search"}}}}),
+    "compaction": (openai_responses, {"echo": {"is_compaction": True}}),
+}
+FORM_ANSWERS = ("text", "arguments", "interleaved calls", "text within arguments")
 RESPONSES = [
-    Case(f"{dialect.NAME}: {name}", lambda n, d=dialect, a=answer: _answer_steps(d, a(n)), 0.5)
-    for dialect in DIALECTS
-    for name, answer in ANSWERS.items()
+    *(
+        Case(f"{dialect.NAME}: {name}", lambda n, d=dialect, a=answer: _answer_steps(d, a(n)), 0.5)
+        for dialect in DIALECTS
+        for name, answer in ANSWERS.items()
+    ),
+    *(
+        Case(
+            f"{dialect.NAME} ({form}): {name}",
+            lambda n, d=dialect, a=ANSWERS[name], e=envelope: _answer_steps(d, a(n), **e),
+            0.5,
+        )
+        for form, (dialect, envelope) in FORMS.items()
+        for name in FORM_ANSWERS
+    ),
 ]
 
 
@@ -671,6 +696,51 @@ PARTS = [
 
 
 CASES = [*REQUESTS, *RESPONSES, *PARTS]
+
+# Classes that are fed piece by piece, each in a case above unless it is said where else.
+FED = {
+    "backends.engine.events": {"EventReader", "StopCutter"},
+    "backends.engine.openai_streams": {
+        "_Chunks",
+        "_ResponseEvents",  # keeps nothing
+    },
+    "convert": {
+        "StreamConverter",  # a dialect's StreamParser and another's StreamRenderer
+        "Collector",  # the same with render_response
+    },
+    "core.argument_text": {"ArgumentText"},  # within renderers
+    "core.think_tags": {
+        "ThinkTagSplitter",
+        "_Scanner",  # within it
+    },
+    "dialects.anthropic_messages.parse_response": {"StreamParser"},
+    "dialects.anthropic_messages.render_response": {"StreamRenderer"},
+    "dialects.ollama.parse_response": {"StreamParser"},
+    "dialects.ollama.render_response": {"StreamRenderer"},
+    "dialects.openai_chat.completions": {"CompletionStreamRenderer"},
+    "dialects.openai_chat.parse_response": {"StreamParser"},
+    "dialects.openai_chat.render_response": {"ChatStreamRenderer"},
+    "dialects.openai_responses.parse_response": {"StreamParser"},
+    "dialects.openai_responses.render_response": {"StreamRenderer"},
+    "transport.framing": {"SSEDecoder", "NDJSONDecoder"},
+    # tests/transport: test_single_bytes_take_linear_time, and what is decoded of a body
+    "transport.http11": {"RequestParser"},
+    "transport.response_parser": {"ResponseParser", "_Decoder"},
+}
+
+
+def test_all_that_is_fed_and_every_dialect_have_cases():
+    found: dict[str, set[str]] = {}
+    for module in NAMES:
+        for node in ast.walk(tree(module)):
+            if not isinstance(node, ast.ClassDef) or "Protocol" in map(ast.unparse, node.bases):
+                continue
+            if any(isinstance(one, ast.FunctionDef) and one.name == "feed" for one in node.body):
+                found.setdefault(module, set()).add(node.name)
+    assert found == FED
+    for dialect in DIALECTS:
+        assert sum(case.name.startswith(f"{dialect.NAME}: ") for case in REQUESTS) > 5
+        assert sum(case.name.startswith(f"{dialect.NAME}: ") for case in RESPONSES) > 5
 
 
 @pytest.mark.parametrize("case", CASES, ids=attrgetter("name"))
