@@ -132,7 +132,9 @@ class App:
         finally:
             duration_s = time.monotonic() - began_at
             proxy.report_response(
-                ServedRequest(peer, head, sender.status, sender.body_bytes, duration_s)
+                ServedRequest(
+                    peer, head, sender.status, sender.body_bytes, duration_s, sender.reason
+                )
             )
 
     def _refusal(self, proxy: Proxy, head: Request, peer: str) -> Response | None:
@@ -202,7 +204,7 @@ async def _wait_for_hang_up(receive: Receive) -> None:
 class _Sender:
     """Sends one response by a server's `send`.
 
-    status: as sent, None if nothing was. body_bytes: sent so far.
+    status: as sent, None if nothing was. body_bytes: sent so far. reason: of a refusal.
     """
 
     def __init__(self, send: Send, kind: str, request: Request) -> None:
@@ -211,6 +213,7 @@ class _Sender:
         self._request = request
         self.status: int | None = None
         self.body_bytes = 0
+        self.reason = ""
 
     async def send_response(self, response: Response) -> None:
         """Send a response, whole or as its body yields.
@@ -219,6 +222,7 @@ class _Sender:
         and the client sees that the response is broken.
         """
         body = response.body
+        self.reason = response.reason
         is_whole = isinstance(body, bytes)
         try:
             await self._send_head(response)
