@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def running(*models: Any, limits: Limits | None = None, **settings: Any) -> Iter
 
     if chosen.log and chosen.replay is None and chosen.recordings is None:
         database = chosen.database or Path(llm.user_dir()) / "logs.db"
-        if database.parent.is_dir() and not database.exists():
+        if database.parent.is_dir() and not os.path.lexists(database):
             put_empty_log(database)
     with registered(*models), _SERVERS[server](chosen) as (port, proxy):
         yield Running(f"http://127.0.0.1:{port}", port, proxy, reports, warnings, condition)

@@ -45,6 +45,7 @@ class Filter:
 
     since, until: limits of `received`, `until` excluded.
     model: the requested name, or llm's id of the model that answered.
+    client: its name in the log. dialect: the API (`openai_chat` …). status: how it ended.
     thread_id, ids: exact ids; `LogReader.resolve` finds those that a user means.
     search: words that must all occur in what the request ends with (a prompt, a tool's result)
         or in the text of the reply; without words it selects all.

@@ -64,6 +64,7 @@ def test_convert_live_stream():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)  # four runs of pytest
 def test_agent_tests(tmp_path):
     """Record, replay without a model on another day, and check each way to fail."""
     database, recording = tmp_path / "agent.db", tmp_path / "agent.jsonl"

@@ -298,7 +298,7 @@ def test_the_spool_contains_no_key(tmp_path, llm_user_path):
     """If the log can't be opened, exchanges are written to a file beside it."""
     (llm_user_path / "keys.json").write_text(json.dumps({"x": STORED}))
     database = tmp_path / "logs.db"
-    database.mkdir()
+    database.symlink_to(tmp_path / "nowhere" / "logs.db")  # where it can't be made
     with running(
         AsyncScript("m", RuntimeError(f"no {STORED} {SHAPED}")), database=database
     ) as proxy:
@@ -338,7 +338,7 @@ def test_secrets_of_a_request_reach_no_file_and_no_line(
     """In the query, in a Referer, in a body that is not JSON: whether rows or the spool take it."""
     database, access = tmp_path / "logs.db", []
     if is_log_broken:
-        database.mkdir()
+        database.symlink_to(tmp_path / "nowhere" / "logs.db")  # where it can't be made
     headers = {
         "referer": f"https://app/cb?code={HIDDEN}&v=1#access_token={HIDDEN}",
         "x-original-uri": f"{path}?sig={HIDDEN}",
