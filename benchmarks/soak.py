@@ -367,6 +367,7 @@ async def rest(port: int) -> None:
         connections = re.search(r"^llmproxy_connections (\d+)", gauges, re.M)
         assert connections is not None
         if not health["running"] and not health["log_queue"] and connections[1] == "1":
+            await asyncio.sleep(1.0)  # until that one, of the question, is closed too
             return
     raise AssertionError(f"the server did not come to rest: {health}")
 

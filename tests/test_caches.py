@@ -20,6 +20,7 @@ from dataclasses import is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.request import urlopen
 
 import llm
 import openai
@@ -28,6 +29,7 @@ from llm.parts import (
     AttachmentPart,
     Message,
     ReasoningPart,
+    StreamEvent,
     TextPart,
     ToolCallPart,
     ToolResultPart,
@@ -44,7 +46,7 @@ from llmproxy.core.known_bodies import KnownBodies
 from llmproxy.core.limits import Limits
 from llmproxy.core.message_facts import keep_facts
 from llmproxy.dialects import DIALECTS
-from llmproxy.recorder import reply_index, store
+from llmproxy.recorder import reply_index, store, writer
 from llmproxy.recorder.exchange import Exchange, Turn, begun
 from llmproxy.recorder.listing import open_for_reading
 from llmproxy.recorder.reader import ReadOnlyLog
@@ -168,6 +170,16 @@ def kept(root: object) -> Iterator[tuple[str, Any]]:
 
 
 def talk(url: str, requests: int = 2) -> None:
+    """Send requests of every dialect, and of one a conversation."""
+    chat_messages = {"messages": [{"role": "user", "content": "Hi"}]}
+    for route, asked in (
+        ("/v1/messages", chat_messages | {"max_tokens": 5}),
+        ("/v1/responses", {"input": "Hi"}),
+        ("/v1/completions", {"prompt": "Hi"}),
+        ("/api/chat", chat_messages),
+    ):
+        with urlopen(f"{url}{route}", json.dumps({"model": "m"} | asked).encode()) as response:
+            assert response.status == 200
     client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     messages: list[Any] = [{"role": "user", "content": "Hello"}]
     for _ in range(requests):
@@ -194,6 +206,20 @@ def test_all_that_a_proxy_keeps_is_listed_with_its_bound(model, llm_user_path):
     assert caches == CACHES
     assert sum(caches.values()) + matching.MAX_PENDING_BYTES <= MAX_KEPT_BYTES
     assert found.keys() - caches == KEPT.keys()
+
+
+def test_each_cache_of_the_package_is_listed():
+    """Also those that a proxy makes only when they are needed."""
+    found = {
+        f"{owner.name}.{(node.targets[0] if isinstance(node, ast.Assign) else node.target).attr}"
+        for path in PACKAGE.rglob("*.py")
+        for owner in ast.walk(ast.parse(path.read_text()))
+        if isinstance(owner, ast.ClassDef)
+        for node in ast.walk(owner)
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+        and ast.unparse(node.value or node).startswith("ByteCache")
+    }
+    assert found == CACHES.keys()
 
 
 def test_functions_that_remember_their_results_are_listed():
@@ -446,6 +472,26 @@ def _pending(parts: Callable[[int], list[Any]], folder: Path) -> Filled:
     return Filled(pending, sum(turn.size_bytes for turn in pending))
 
 
+def _queued(parts: Callable[[int], list[Any]]) -> Filled:
+    """Return exchanges that would wait for a log that can't be written."""
+    queued: list[Exchange] = []
+    size = 0
+    for i in itertools.count():
+        raw = {"x": [{} for _ in range(N)]}
+        exchange = _exchange(i, parts(i), response_json=raw)
+        events = [(1.0, StreamEvent("text", f"{i}")) for _ in range(N)]
+        events += [
+            (1.0, StreamEvent("text", f"{j}" * 1_000, provider_metadata={"x": [{}]}))
+            for j in range(N)
+        ]
+        exchange = replace(exchange, events=tuple(events))
+        size += writer._size_bytes(exchange)
+        if size > BOUND:
+            return Filled(queued, size - writer._size_bytes(exchange))
+        queued.append(exchange)
+    raise AssertionError
+
+
 def _histories(messages: Callable[[int], list[Message]]) -> Filled:
     histories = Histories(BOUND)
     for i in range(100):
@@ -488,6 +534,10 @@ FILLED: dict[str, Callable[[Path], Filled]] = {
         f"Replies._cached: {name}": partial(_read_replies, REPLIES[name])
         for name in ("text", "parts", "arguments", "metadata")
     },
+    **{
+        f"Writer._jobs: {name}": lambda _, parts=parts: _queued(parts)
+        for name, parts in REPLIES.items()
+    },
     "Replies._originals: nothing": _nothing_lost,
     "Replies._judged": _judged,
     "Histories._replies: ids": lambda _: _histories(lambda i: [_message(i, REPLIES["calls"](i))]),
@@ -512,7 +562,7 @@ def test_each_kind_of_content_is_put_into_its_cache():
     assert {name.partition(":")[0] for name in FILLED} == CACHES.keys() | {
         name
         for name, bound in KEPT.items()
-        if bound.startswith("MAX_PENDING_BYTES") or name == "Store._known"
+        if "MAX_PENDING_BYTES" in bound or name == "Store._known"
     }
 
 

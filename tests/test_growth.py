@@ -495,6 +495,26 @@ RESPONSES = [
 ]
 
 
+def _referring(n: int) -> Callable[[], object]:
+    """Refer to each item of a response that has as many."""
+    events = [e for i in range(n) for e in (_name(i, f"c{i}"), _args(i, "{}", f"c{i}"))]
+    id_ = "0" * 26
+    stored = chat.StoredResponse(
+        body={"input": "Hi"},
+        envelope=chat.Envelope(id_, 0, "m"),
+        response=chat.collect([*events, chat.Finish()]),
+        status="ok",
+        error=None,
+    )
+    items = [{"type": "item_reference", "id": f"fc_{id_}_{i}"} for i in reversed(range(n))]
+
+    def run() -> None:
+        body = openai_responses.resolve_references({"input": items}, {id_: stored})
+        assert body["input"][0]["type"] == "function_call"
+
+    return run
+
+
 def _feed(make: Callable[[], Any], items: Iterable[Any]) -> Callable[[], object]:
     item_list = list(items)
 
@@ -538,6 +558,7 @@ def _sdk_chunks(n: int, **call: Callable[[int], Any]) -> Callable[[], object]:
 
 
 PARTS = [
+    Case("references to items", _referring, 0.5),
     *(
         Case(f"a provider's {name}", lambda n, c=call: _sdk_chunks(n, **c), 0.5)
         for name, call in {

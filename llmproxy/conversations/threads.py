@@ -67,7 +67,8 @@ def threads(reader: LogListing, filter: Filter, *, last: int | None = None) -> l
     """
     ids = selected(reader, filter, last)
     rows = reader.rows(
-        "select id, name, forked_from from threads where id in (select value from json_each(:ids))",
+        "select id, name, cast(forked_from as text) as forked_from from threads"
+        " where id in (select value from json_each(:ids))",
         {"ids": json.dumps(ids)},
     )
     named = {row["id"]: row for row in rows}
@@ -195,7 +196,8 @@ def tree(reader: LogListing, thread_id: str) -> list[TreeRow]:
 
 def _family(reader: LogListing, thread_id: str) -> list[str]:
     rows = reader.rows(
-        "select id, forked_from from threads where forked_from is not null and not exists"
+        "select id, cast(forked_from as text) as forked_from from threads"
+        " where forked_from is not null and not exists"
         " (select 1 from proxy_exchanges where thread_id = threads.id and run_id is not null)",
         {},
     )

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
+from ..core.backend import event_bytes
 from ..core.byte_cache import message_bytes, value_bytes
 from .database import Locked, StoreError, Unusable
 from .exchange import Exchange
@@ -466,8 +467,10 @@ def _wake(waiting: Sequence[asyncio.Future[None]]) -> None:
 
 def _size_bytes(exchange: Exchange) -> int:
     size = value_bytes(exchange.request.body)
-    if exchange.turn is not None:
-        size += message_bytes(exchange.turn.messages) + message_bytes(exchange.turn.reply)
+    size += sum(event_bytes(event, MAX_PENDING_BYTES) for _, event in exchange.events)
+    if (turn := exchange.turn) is not None:
+        size += message_bytes(turn.messages) + message_bytes(turn.reply)
+        size += value_bytes(turn.response_json)
     return size
 
 

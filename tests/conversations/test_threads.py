@@ -344,3 +344,12 @@ def test_parents_has_all_messages_of_the_chains(talk, history, store):
     assert len(found) == 3
     assert list(found.values()).count(None) == 1
     assert parents(history, []) == {}
+
+
+def test_the_origin_of_a_thread_may_be_bytes_that_are_no_text(talk, history, path):
+    """Only an edited file has them; SQLite takes any value in any column."""
+    first = talk("one")
+    with sqlite3.connect(path) as connection:
+        connection.execute("update threads set forked_from = x'ff1b5b'")
+    assert len(drawn(history, first)) == 1
+    assert [thread.exchanges for thread in threads(history, Filter())] == [1]

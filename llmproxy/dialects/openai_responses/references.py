@@ -62,7 +62,8 @@ def resolve_references(body: Any, stored: Mapping[str, chat.StoredResponse]) -> 
         return body
     resolved = dict(body)
     if isinstance(body.get("input"), list):
-        resolved["input"] = [_item(item, stored) for item in body["input"]]
+        outputs: dict[str, dict[str, Any]] = {}  # by exchange, and then by item
+        resolved["input"] = [_item(item, stored, outputs) for item in body["input"]]
     id_ = body.get("previous_response_id")
     previous = stored.get(exchange_id(id_) or "") if isinstance(id_, str) else None
     if previous is None or previous.status != "ok" or not isinstance(previous.body, dict):
@@ -85,12 +86,17 @@ def _items(input_: Any) -> list[Any]:
     return input_ if isinstance(input_, list) else []
 
 
-def _item(item: Any, stored: Mapping[str, chat.StoredResponse]) -> Any:
+def _item(
+    item: Any, stored: Mapping[str, chat.StoredResponse], outputs: dict[str, dict[str, Any]]
+) -> Any:
     id_ = _referred(item)
-    response = stored.get(exchange_id(id_) or "") if id_ is not None else None
-    if response is None or response.status != "ok":
+    exchange = exchange_id(id_) or "" if id_ is not None else ""
+    response = stored.get(exchange)
+    if id_ is None or response is None or response.status != "ok":
         return item
-    return next((one for one in _output(response) if one["id"] == id_), item)
+    if exchange not in outputs:  # a request may have ten thousand references to it
+        outputs[exchange] = {one["id"]: one for one in _output(response)}
+    return outputs[exchange].get(id_, item)
 
 
 def _output(stored: chat.StoredResponse) -> list[dict[str, Any]]:
