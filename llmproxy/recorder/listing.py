@@ -14,8 +14,8 @@ import os
 import re
 import sqlite3
 import string
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -96,9 +96,10 @@ class Filter:
             words = list(map(_lower, words))
             longest: str = max(words, key=len)
             given |= {"words": json.dumps(words), "longest": longest}
-            is_indexed = all(map(_is_indexed, words))
-            if is_indexed:
-                given["indexed"] = " ".join(map(_quoted, words))
+            indexed = indexed_words(" ".join(words))
+            is_indexed = indexed is not None
+            if indexed is not None:
+                given["indexed"] = indexed
             conditions.append(_searched(" and ".join(conditions), is_indexed))
         return " and ".join(conditions) or "true", storable(given)
 
@@ -228,6 +229,12 @@ _CONDITIONS = {
     "is_traffic": "run_id is null and replay_of is null"
     " and rtrim(path, '/') not like '%/embed' and rtrim(path, '/') not like '%/embeddings'",
 }
+
+
+def indexed_words(search: str) -> str | None:
+    """Return a search as FTS5 takes it; None if its index can't find all of the words."""
+    words = search.replace("\0", " ").split()
+    return " ".join(map(_quoted, words)) if words and all(map(_is_indexed, words)) else None
 
 
 def _quoted(word: str) -> str:
@@ -387,6 +394,15 @@ class LogListing:
     def follow(self, filter: Filter = Filter()) -> Follower:
         """Start to watch for exchanges that begin or end from now on."""
         return Follower(self, filter)
+
+    @contextmanager
+    def until(self, is_over: Callable[[], bool], steps: int) -> Iterator[None]:
+        """Interrupt queries (`Unusable`) once `is_over`, which is asked every so many steps."""
+        self._conn.set_progress_handler(is_over, steps)
+        try:
+            yield
+        finally:
+            self._conn.set_progress_handler(None, steps)
 
     def rows(self, sql: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
         """Run a query; returns no rows if no llmproxy has written to the log yet.
