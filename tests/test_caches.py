@@ -19,6 +19,7 @@ import openai
 import pytest
 
 import llmproxy
+from llmproxy.app import dashboard
 from llmproxy.conversations import matching
 from llmproxy.core import known_bodies
 from llmproxy.core.byte_cache import ByteCache
@@ -34,7 +35,7 @@ KEPT = {
     "ByteCache._kept": "ByteCache.max_bytes",
     "Matcher._pending": "MAX_PENDING_BYTES, MAX_PENDING",
     "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING",
-    "Dashboard._pages": "two pages",
+    "Dashboard._being_made": "addresses that browsers wait for, at most limit connections",
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",
     "Store._begun": "running exchanges",
@@ -59,7 +60,6 @@ KEPT = {
     "Metrics._ttft": "models × dialects",
     "_Histogram.counts": "buckets",
     # fixed
-    "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
     "_Connection._unsent": "a write buffer of what was sent without waiting",
@@ -80,7 +80,7 @@ REMEMBERED = {
     "conversations/matching.py:fingerprints": "a few hundred bytes of a turn in Matcher._pending",
     "recorder/capture.py:response": "as long as its exchange",
     "app/running_exchange.py:input_estimate": "as long as its exchange",
-    "report/html/page.py:_style": "one",
+    "report/html/document.py:_style": "three",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
     "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
@@ -145,6 +145,7 @@ def test_all_that_a_proxy_keeps_is_listed_with_its_bound(model, llm_user_path):
         name: value.max_bytes for name, value in found.items() if isinstance(value, ByteCache)
     }
     assert caches == {
+        "Dashboard._made": dashboard.MAX_PAGES_BYTES,
         "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
         "Histories._hashers": matching.MAX_HISTORY_BYTES,
         "Histories._replies": matching.MAX_HISTORY_BYTES,

@@ -333,7 +333,10 @@ def _cost(figures: Figures) -> Sentence:
     known.sort(key=lambda pair: pair[1].per_answer or 0)
     listed: list[str | Name] = []
     for model, cost in known[:MAX_LISTED]:
-        each = f" {money(cost.per_answer or 0)} ({money(cost.total)} in total)"
+        per_answer, total = (
+            money(amount, cost.currency) for amount in (cost.per_answer or 0, cost.total)
+        )
+        each = f" {per_answer} ({total} in total)"
         listed += [", " if listed else "", Name(model), each]
     if len(known) > MAX_LISTED:
         listed.append(f", {len(known) - MAX_LISTED} more in the figures")

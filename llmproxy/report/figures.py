@@ -100,8 +100,9 @@ class AgreementFigures:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of successful responses by the user's prices, in the prices' currency.
+    """The cost of successful responses by the user's prices.
 
+    currency: empty if the prices don't say.
     total, per_answer: sum and mean of responses with token counts; unknown: the number of
     responses without.
     """
@@ -109,6 +110,7 @@ class Cost:
     total: float
     per_answer: float | None
     unknown: int
+    currency: str = ""
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
             )
             for model in study.models
         ],
-        comparisons=_claimed(
+        comparisons=correct_for_number(
             [
                 comparison
                 for first, second in combinations(study.models, 2)
@@ -464,6 +466,7 @@ def _cost(answers: Sequence[Measured], price: Price) -> Cost:
         total=fsum(costs),
         per_answer=fsum(costs) / len(costs) if costs else None,
         unknown=len(answers) - len(costs),
+        currency=price.currency,
     )
 
 
@@ -475,15 +478,22 @@ _Held = Sequence[tuple[str, Agreement]]
 
 
 def _held_against_recorded(answers: Iterable[Measured], samples: Mapping[str, Sample]) -> _Held:
-    held: list[tuple[str, Agreement]] = []
-    for answer in answers:
-        sample = samples.get(answer.sample)
-        recorded = None if sample is None else sample.recorded
-        if sample is None or recorded is None or recorded.exchange.status != "ok":
-            continue
-        if recorded.has_reply and answer.has_reply:
-            held.append((sample.id, agreement(recorded.reply, answer.reply, sample.schema)))
-    return held
+    found = ((answer.sample, agreement_with_recorded(answer, samples)) for answer in answers)
+    return [(sample, agreed) for sample, agreed in found if agreed is not None]
+
+
+def agreement_with_recorded(answer: Measured, samples: Mapping[str, Sample]) -> Agreement | None:
+    """Compare a response with the recorded one; None if either is missing or can't be read.
+
+    samples: by their ids.
+    """
+    sample = samples.get(answer.sample)
+    recorded = None if sample is None else sample.recorded
+    if sample is None or recorded is None or recorded.exchange.status != "ok":
+        return None
+    if answer.exchange.status != "ok" or not (recorded.has_reply and answer.has_reply):
+        return None
+    return agreement(recorded.reply, answer.reply, sample.schema)
 
 
 def _between(first: str, second: str, good: Mapping[str, Sequence[Measured]]) -> Between | None:
@@ -584,7 +594,7 @@ def _has_any(values: _Values) -> bool:
     return any(isfinite(value) for of_sample in values.values() for value in of_sample)
 
 
-def _claimed(comparisons: Sequence[Comparison]) -> list[Comparison]:
+def correct_for_number(comparisons: Sequence[Comparison]) -> list[Comparison]:
     """Correct the p-values for their number, and name the better models.
 
     Of twenty comparisons of equal models, each at 95 %, one would say more by chance.
