@@ -18,8 +18,9 @@ from typing import Any
 
 from ..core.errors import NotFound
 from .database import Unusable
-from .listing import Filter, LogListing, indexed_words
+from .listing import Filter, LogListing
 from .summary import SUMMARY_COLUMNS, ExchangeSummary, time_of_id
+from .text_search import indexed_words
 
 WINDOWS = (1_000, 10_000)  # exchanges; the windows after these are as large as MAX_WINDOW
 MAX_WINDOW = 100_000

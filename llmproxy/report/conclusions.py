@@ -10,15 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isinf
 
+from .comparisons import Comparison
 from .data import Study
-from .figures import (
-    ENOUGH,
-    Comparison,
-    Estimate,
-    Figures,
-    Measure,
-    ModelFigures,
-)
+from .estimates import ENOUGH, Estimate
+from .figures import Figures, ModelFigures
+from .measures import Measure
 from .numbers import SIMILARITY, amount, between, count_of, is_time, money, percent
 from .stats import Interval
 

@@ -18,7 +18,8 @@ from ..core.text import printable
 from ..recorder.summary import ExchangeSummary
 from .agreement import Agreement
 from .data import Measured, Study
-from .figures import MEASURES, Figures, agreement_with_recorded
+from .figures import Figures, agreement_with_recorded
+from .measures import MEASURES
 from .prices import Price, cost
 
 

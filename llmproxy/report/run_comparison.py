@@ -14,17 +14,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..core.text import printable
+from .comparisons import Comparison, correct_for_number
 from .data import Study
-from .figures import (
-    MEASURES,
-    Comparison,
-    Estimate,
-    Measure,
-    ModelFigures,
-    correct_for_number,
-    figures,
-)
+from .estimates import Estimate
+from .figures import ModelFigures, figures
 from .json_and_csv import csv_cell, finite
+from .measures import MEASURES, Measure
 from .numbers import SIMILARITY, amount, count_of, difference, difference_between, money, number
 from .prices import Price
 from .text_layout import MIN_COLUMNS, NOTHING, TextLayout

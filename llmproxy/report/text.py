@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
+from .comparisons import Comparison
 from .conclusions import conclusions
 from .data import Study
-from .figures import (
-    AgreementFigures,
-    Comparison,
-    Estimate,
-    Figures,
-    Measure,
-    ModelFigures,
-    Share,
-)
+from .estimates import Estimate, Share
+from .figures import AgreementFigures, Figures, ModelFigures
+from .measures import Measure
 from .numbers import (
     SIMILARITY,
     amount,

@@ -15,7 +15,7 @@ from statistics import median_low
 from typing import TypeVar
 
 from .. import numbers
-from ..figures import Estimate
+from ..estimates import Estimate
 from ..stats import Interval
 from . import axes, markup
 from .axes import Axis

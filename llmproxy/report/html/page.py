@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from .. import numbers
 from ..data import Measured, Study
-from ..figures import ENOUGH_P95, ENOUGH_P99, Estimate, Figures, ModelFigures
+from ..estimates import ENOUGH_P95, ENOUGH_P99, Estimate
+from ..figures import Figures, ModelFigures
 from . import charts, markup, samples, tables
 from .document import document
 from .summary import summary

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .. import numbers
-from ..figures import (
-    AgreementFigures,
-    Between,
-    Comparison,
-    Cost,
-    Estimate,
-    Figures,
-    GapFigures,
-    Measure,
-    ModelFigures,
-    Share,
-)
+from ..comparisons import Comparison
+from ..estimates import Estimate, Share
+from ..figures import AgreementFigures, Between, Cost, Figures, GapFigures, ModelFigures
+from ..measures import Measure
 from ..stats import Tail
 from . import charts, markup
 
