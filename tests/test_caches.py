@@ -36,6 +36,7 @@ from llm.parts import (
 )
 
 import llmproxy
+from llmproxy.app import dashboard
 from llmproxy.conversations import matching
 from llmproxy.conversations.matching import Matcher
 from llmproxy.core import chat, json_pieces, known_bodies
@@ -68,7 +69,7 @@ KEPT = {
     "_Pending.reply": "Matcher._pending",
     "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING; while it is"
     " slow: what comes in SLOW_S, and MAX_PENDING_BYTES",
-    "Dashboard._pages": "two pages",
+    "Dashboard._being_made": "addresses that browsers wait for, at most limit connections",
     "Proxy._hooks": "MAX_HOOKS",
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",
@@ -95,7 +96,6 @@ KEPT = {
     "Metrics._ttft": "models × dialects",
     "_Histogram.counts": "buckets",
     # fixed
-    "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
     "_Connection._unsent": "a write buffer of what was sent without waiting",
@@ -109,6 +109,7 @@ KEPT = {
 }
 
 CACHES = {
+    "Dashboard._made": dashboard.MAX_PAGES_BYTES,
     "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
     "Histories._hashers": matching.MAX_HISTORY_BYTES,
     "Histories._replies": matching.MAX_HISTORY_BYTES,
@@ -129,7 +130,7 @@ REMEMBERED = {
     "conversations/matching.py:fingerprints": "a few hundred bytes of a turn in Matcher._pending",
     "recorder/capture.py:response": "as long as its exchange",
     "app/running_exchange.py:input_estimate": "as long as its exchange",
-    "report/html/page.py:_style": "one",
+    "report/html/document.py:_style": "three",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
     "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",

@@ -62,7 +62,7 @@ def recorded(llm_user_path):
             assert [*ask(proxy, "What is 2 + 2?", model.model_id, stream=True)]
             proxy.wait_for_report(number_)
         metrics = urlopen(f"{proxy.url}/metrics").read().decode()
-        page = get(proxy)[2]
+        page = get(proxy, "/figures")[2]
     lines = [summary_line(report) for report in proxy.reports]
     return lines, metrics, page
 
