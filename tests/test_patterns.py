@@ -216,8 +216,8 @@ ALL = [
 ]
 
 
-# Made of a caller's flags; of escaped words, twice; of a table, whose patterns are above; the owner's own, which are
-# checked and stopped (tests/backends/test_ignored_text.py).
+# Made of a caller's flags; of escaped words, twice; of a table, whose patterns are above; the
+# owner's own, which are checked and stopped (tests/backends/test_ignored_text.py).
 ELSEWHERE = {
     "transfer.llama_stack.read",
     "core.errors",
