@@ -49,7 +49,7 @@ class Filter:
     search: words that must all occur in what the request ends with (a prompt, a tool's result)
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
-        benchmarks, replays and embeddings.
+        benchmarks, replays and embeddings, and without what no model was found for.
 
     Raises:
         ValueError: a field of another type, or an unknown status: it would select nothing.
@@ -115,7 +115,9 @@ _CONDITIONS = {
     "thread_id": "thread_id = :thread_id",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
+    # A 404 without a model is that of a name, or of a request that no recording answers.
     "is_traffic": "run_id is null and replay_of is null"
+    " and (model_used is not null or http_status is not 404)"
     " and rtrim(path, '/') not like '%/embed' and rtrim(path, '/') not like '%/embeddings'",
 }
 

@@ -280,7 +280,7 @@ def test_a_chats_route_takes_a_prompt_too(proxy: Running) -> None:
 # ---- models and the server
 
 
-def test_models_are_listed_and_shown(llm_user_path: Any) -> None:
+def test_b38_models_are_listed_and_shown(llm_user_path: Any) -> None:
     """B38, C21, C22"""
     (llm_user_path / "aliases.json").write_text('{"emm": "m"}')
     with running(model(num_ctx=9_000), AsyncScript("plain", supports_tools=False)) as proxy:
