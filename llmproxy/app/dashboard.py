@@ -13,7 +13,7 @@ from ..core.byte_cache import ByteCache
 from ..core.threads import in_daemon_thread
 
 MIN_AGE_S = 2.0  # of a page, before it is made anew
-MAX_PAGES_BYTES = 16 * 2**20  # of all that are kept
+MAX_PAGES_BYTES = 4 * 2**20  # of all that are kept
 MAX_AT_ONCE = 2  # threads that make pages: each takes a share of the interpreter
 
 ENTRY_BYTES = 1_000  # of what is kept besides a page's text

@@ -227,7 +227,7 @@ def _family(reader: LogListing, thread_id: str) -> list[str]:
             break
         ancestors.add(origin)
         thread_id = origin
-    family, new = {thread_id}, [thread_id]
+    family, new = set(ancestors), sorted(ancestors)
     while new:
         forks = _forks(reader, new, thread_id) - family
         new = sorted(forks - _of_benchmarks(reader, sorted(forks)))

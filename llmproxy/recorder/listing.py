@@ -115,9 +115,9 @@ _CONDITIONS = {
     "thread_id": "thread_id = :thread_id",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
-    # A 404 without a model is that of a name, or of a request that no recording answers.
+    # Without a model, a 404 is that of a name, a 422 of a request that no recording answers.
     "is_traffic": "run_id is null and replay_of is null"
-    " and (model_used is not null or http_status is not 404)"
+    " and (model_used is not null or ifnull(http_status, 0) not in (404, 422))"
     " and rtrim(path, '/') not like '%/embed' and rtrim(path, '/') not like '%/embeddings'",
 }
 

@@ -142,12 +142,12 @@ def test_what_no_model_was_found_for_is_no_models_failure(llm_user_path):
         with pytest.raises(openai.NotFoundError, match="there is no model"):
             ask(proxy, "What is 2 + 2?", "nobody")
     with running(replay="replay") as proxy:
-        with pytest.raises(openai.NotFoundError, match="no recording matches"):
+        with pytest.raises(openai.UnprocessableEntityError, match="no recording matches"):
             ask(proxy, "And 3 + 3?")
         proxy.wait_for_report()
     assert rows("select status, http_status from proxy_exchanges where model_used is null") == [
         ("error", 404),
-        ("error", 404),
+        ("error", 422),
     ]
     assert output_of("report") == report
 
