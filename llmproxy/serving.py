@@ -145,7 +145,8 @@ async def serve_until_signal(
     settings = replace(settings, limits=replace(settings.limits, connections=connections))
     asyncio.get_running_loop().set_exception_handler(_LoopFailures())
     stopped = asyncio.Event()
-    StopSignals(stopped.set, on_hang_up).install()
+    signals = StopSignals(stopped.set, on_hang_up)
+    signals.install()
     async with Proxy(settings, keys) as proxy:
         if on_start is not None:
             on_start(proxy)
@@ -153,6 +154,7 @@ async def serve_until_signal(
         if on_stop is not None:
             on_stop(proxy)
     await _leave()
+    signals.is_over = True
 
 
 class StopSignals:
@@ -171,6 +173,7 @@ class StopSignals:
     ) -> None:
         self._stop = stop
         self._hang_up = hang_up
+        self.is_over = False  # the work has ended; what is left ends by itself, or after LEAVE_S
         self.exit_code = 0  # 128 plus the signal's number once one has come, as a shell has it
 
     def install(self) -> None:
@@ -198,6 +201,8 @@ class StopSignals:
             end = threading.Timer(LEAVE_S, os._exit, [128 + number])
             end.daemon = True
             end.start()
+            if self.is_over:  # asyncio.run is closing the loop, which must not be interrupted
+                return
             raise SystemExit(128 + number)
         self.exit_code = 128 + number
         self._stop()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from llmproxy import serving
+from llmproxy import Settings, serving
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 
@@ -52,6 +52,20 @@ async def test_a_closed_terminal_stops_once_however_often_it_is_told(terminal, e
     signals.install()
     await send(signal.SIGHUP, 3)
     assert (stops, reopened, signals.exit_code, ends) == ([1], [], 129, [])
+
+
+def test_a_second_signal_after_the_end_leaves_no_traceback(ends):
+    """As `timeout` sends it, and a shell to the whole group."""
+
+    async def serve():
+        await serving.serve_until_signal(
+            Settings(port=0, log=False),
+            on_start=lambda proxy: os.kill(os.getpid(), signal.SIGTERM),
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asyncio.run(serve())
+    assert ends in ([], [[143]])
 
 
 async def test_without_a_terminal_it_is_a_request_to_open_files_again(no_terminal):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 
-from ..core.backend import Kind, Route
+from ..core.backend import CHAT_KINDS, Kind, Route
 from ..core.errors import MethodNotAllowed, NotFound, Unsupported, UpgradeRequired
 from ..dialects import DIALECTS, Dialect
 from ..transport.http11 import Request
@@ -92,12 +92,11 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
             )
         if allowed:
             raise method_not_allowed(request, allowed)
-    known = ", ".join(map(_shown, dialect_of(request).ROUTES))
+    *others, last = _paths_to_set(dialect_of(request))
+    known = f"{', '.join(others)} or {last}" if others else last
     api = next((name for name, words in _OTHER_APIS.items() if words.search(path)), None)
     of = f" ({api})" if api else ""
-    raise NotFound(
-        f"{request.path[:200]} is not supported{of}; set the client to one of these: {known}"
-    )
+    raise NotFound(f"{request.path[:200]} is not supported{of}; set the client to {known}")
 
 
 def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
@@ -142,8 +141,16 @@ def _first_part(path: str) -> str:
     return path.lstrip("/").partition("/")[0]
 
 
-def _shown(route: Route) -> str:
-    return f"{route.method} {route.path}{'{id}' if route.path.endswith('/') else ''}"
+def _paths_to_set(dialect: Dialect) -> list[str]:
+    """Return the paths of models in the APIs of this dialect's vendor."""
+    vendor = dialect.NAME.partition("_")[0]
+    return [
+        route.path
+        for other in DIALECTS
+        if other.NAME.partition("_")[0] == vendor
+        for route in other.ROUTES
+        if route.kind in CHAT_KINDS or route.kind in ("chat_batch", "embeddings")
+    ]
 
 
 def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:

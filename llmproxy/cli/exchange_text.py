@@ -73,7 +73,7 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
             ("first event" + " (first run)" * exchange.is_first_run, exchange.ttft_ms),
             ("first text", exchange.first_text_ms),
             ("total", exchange.duration_ms),
-            ("the proxy's own", exchange.overhead_ms),
+            ("in the proxy", exchange.overhead_ms),
         )
         if ms is not None
     ]

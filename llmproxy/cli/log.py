@@ -177,7 +177,9 @@ def _read_messages(database: Path, arguments: argparse.Namespace) -> int:
             compared = find_cache_misses(history, chosen, last=last)
             lines = prefix_lines(compared, colours=has_colours(sys.stdout), width=_width())
             if len(selected(history, chosen, last + 1)) > last:
-                lines.append(f"only the newest {count_of(last, 'thread')}; --last N reads more")
+                lines.append(
+                    f"only the newest {count_of(last, 'conversation')}; --last N reads more"
+                )
             _print(lines, map(_values, compared), arguments)
         else:
             exchange = history.exchange(arguments.id)

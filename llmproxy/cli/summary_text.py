@@ -26,9 +26,9 @@ STATUS_COLOURS: dict[str, Colour] = {
     "running": "blue",
 }
 
-OMITTED = (3, 8, 7, 2, 4, 6, 1)
+OMITTED = (3, 9, 8, 2, 4, 7, 1, 6)
 """Columns of `summary_row` that a narrow terminal goes without, the first ones first: API,
-speed, tokens, client, model, times, time received."""
+speed, tokens, client, model, first event, time received, total time."""
 TEXTS = 2  # columns at the end that share the rest of the line
 
 USUAL = (None, "stop", "tool_calls")  # finish reasons that a line doesn't mention
@@ -39,9 +39,10 @@ NAME_CHARS = 30  # of one of them
 def summary_row(entry: ExchangeSummary) -> list[Cell]:
     """Format an exchange as columns.
 
-    Its ID (for `log ID`), time, client, API, model, status, how long it took, tokens in and
-    out, tokens per second, the last message, and the beginning of the reply, or the error. Notes
-    stand before the last: damage, another origin, an unusual finish, ignored fields.
+    Its ID (for `log ID`), time, client, API, model, status, how long it took, the time to the
+    first event, tokens in and out, tokens per second, the last message, and the beginning of the
+    reply, or the error. Notes stand before the last: damage, another origin, an unusual finish,
+    ignored fields.
     """
     columns = [
         entry.id,
@@ -50,7 +51,7 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
         entry.dialect,
         model_of(entry),
         status_of(entry),
-        _times(entry) if entry.is_timed else "",
+        *(_times(entry) if entry.is_timed else ("", "")),
         tokens_in_and_out(entry.usage),
         speed_of(entry),
         entry.last_message or entry.first_words,
@@ -69,7 +70,7 @@ def refusal_row(refusal: Refusal) -> list[Cell]:
     """Format a refused request in the columns of an exchange; it has no ID."""
     status = "refused" if refusal.status is None else f"refused {refusal.status}"
     row = [cell("-"), cell(local_time(refusal.received)), cell(printable(refusal.client))]
-    row += [(), (), cell(status, "yellow"), (), (), ()]
+    row += [(), (), cell(status, "yellow"), (), (), (), ()]
     return [*row, cell(printable(refusal.what)), cell(printable(refusal.reason))]
 
 
@@ -139,15 +140,15 @@ def model_of(entry: ExchangeSummary) -> str:
     return used or asked or "-"
 
 
-def _times(entry: ExchangeSummary) -> str:
-    """Format the whole time, the time to the first event, and what that includes."""
-    times = [] if entry.duration_ms is None else [f"total {seconds_of(entry.duration_ms)}"]
+def _times(entry: ExchangeSummary) -> tuple[str, str]:
+    """Format the whole time and the time to the first event, the last with what it includes."""
+    total = "" if entry.duration_ms is None else f"total {seconds_of(entry.duration_ms)}"
+    first = "" if entry.ttft_ms is None else f"first {seconds_of(entry.ttft_ms)}"
     parts = [] if entry.queue_ms is None else [f"{seconds_of(entry.queue_ms)} of it waiting"]
     if entry.is_first_run:
         parts.append("first run")
-    if entry.ttft_ms is not None:
-        times.append(f"first {seconds_of(entry.ttft_ms)}")
-    return ", ".join(times) + (f" ({', '.join(parts)})" if parts and times else "")
+    note = f" ({', '.join(parts)})" if parts else ""
+    return (total, first + note) if first else (total and total + note, "")
 
 
 def seconds_of(ms: float) -> str:

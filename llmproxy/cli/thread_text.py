@@ -108,7 +108,10 @@ def prefix_lines(
                 for broken in prefix.breaks
                 for line in _break_lines(broken)
             ]
-    return [*lines, f"{count_of(kept, 'thread')} kept {'its' if kept == 1 else 'their'} prefix"]
+    return [
+        *lines,
+        f"{count_of(kept, 'conversation')} kept {'its' if kept == 1 else 'their'} prefix",
+    ]
 
 
 def _prefix_line(prefix: ThreadCache, colours: bool, width: int) -> str:
@@ -149,7 +152,7 @@ def _broken_line(broken: Broken) -> str:
     where = "(unused)"
     if broken.turn_id is not None:
         where = f"in {broken.turn_id}"
-        where += f" of thread {broken.thread_id}" if broken.thread_id else ""
+        where += f" of conversation {broken.thread_id}" if broken.thread_id else ""
     match broken.kind:
         case "message":
             name = f"message {broken.hash}" + (f" ({broken.role})" if broken.role else "")

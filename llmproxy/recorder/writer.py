@@ -342,8 +342,8 @@ class Writer:
         if not self._warned and (not locked or lasted_s > LOCKED_WARNING_S):
             self._warned = True
             # A full disk takes an empty file, and then nothing.
-            spool = f", and in {self._spool.path} when possible," if self._spool else ""
-            self._warn(f"the log can't be written and is kept in memory{spool} for now: {exc}")
+            spool = f" and, when possible, in {self._spool.path}" if self._spool else ""
+            self._warn(f"can't write the log ({exc}); keeping exchanges in memory{spool}")
         self._spool_all()
         self._pause(now + self._pause_s)
         longest_s = MAX_LOCKED_PAUSE_S if locked else MAX_UNUSABLE_PAUSE_S

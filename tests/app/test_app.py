@@ -851,8 +851,8 @@ def test_status_pages_and_methods():
     assert slashed[0] == 200
     assert nowhere[0] == 404
     assert error_of(nowhere[2])["message"] == (
-        "/v2/nothing is not supported; set the client to one of these: POST /v1/chat/completions, "
-        "POST /v1/completions, POST /v1/embeddings, GET /v1/models, GET /v1/models/{id}"
+        "/v2/nothing is not supported; set the client to /v1/chat/completions, /v1/completions,"
+        " /v1/embeddings or /v1/responses"
     )
 
 

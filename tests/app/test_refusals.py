@@ -192,8 +192,8 @@ def test_a_refusal_is_reported_with_its_reason_and_counted():
     ]
     assert found[0].client == "tool" and "sesame" not in str(found)
     assert found[0].reason.startswith(
-        "/v1/images/generations is not supported (OpenAI's images); set the client to one of"
-        " these: POST /v1/chat/completions, "
+        "/v1/images/generations is not supported (OpenAI's images); set the client to"
+        " /v1/chat/completions, "
     )
     assert found[1].reason == "/v1/chat/completions takes POST, not GET"
     assert 'llmproxy_refused_total{code="401",reason="authentication"} 1\n' in metrics

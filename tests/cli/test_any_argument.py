@@ -344,10 +344,15 @@ def shown(columns, folder, *words, **environment):
 def test_a_list_on_a_terminal_is_in_columns(folder):
     lines = shown(90, folder, "log", "--last", "3", NO_COLOR="1").splitlines()
     assert [re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d\+00", "…", line) for line in lines] == [
-        "01jd000000000  …       cancelled  total 0.0050s, first 0.0000s …  hello",
-        "01jd000000000  …       ok         total 0.0050s, first 0.0000s    hello",
-        "01jd000000000  9998-…  ok         total 0.0050s, first 0.0000s    hello",
+        "01jd000000000  …       cancelled  total 0.0050s  hello",
+        "01jd000000000  …       ok         total 0.0050s  hello",
+        "01jd000000000  9998-…  ok         total 0.0050s  hello",
     ]
+
+
+def test_a_narrow_terminal_shows_the_whole_time(folder):
+    lines = shown(60, folder, "log", "--last", "3", NO_COLOR="1").splitlines()
+    assert lines[-1] == "01jd000000000  ok         total 0.0050s  hello"
 
 
 LISTS = [[], ["--threads"], ["--thread", ROWS[0].id]]

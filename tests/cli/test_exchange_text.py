@@ -85,7 +85,8 @@ def test_line_has_all_columns():
         "openai_chat",
         "m",
         "ok",
-        "total 2.12s, first 0.12s",
+        "total 2.12s",
+        "first 0.12s",
         "1,000→50 tokens",
         "25/s",
         "Change the greeting",
@@ -99,7 +100,8 @@ def test_line_of_a_failure_has_the_error():
     shown = words(status="error", http_status=429, error="slow down", **none)
     assert shown[5:] == [
         "error 429",
-        "total 2.12s, first 0.12s",
+        "total 2.12s",
+        "first 0.12s",
         "Change the greeting",
         "ignored seed, store",
         "slow down",
@@ -113,17 +115,17 @@ def test_an_error_after_the_stream_began_is_no_status_of_success():
 
 def test_an_unusual_finish_and_ignored_fields_are_marked():
     shown = words(finish_reason="length", ignored=("seed", "usage", "store", "user", "n"))
-    assert shown[9:] == [
+    assert shown[10:] == [
         "Change the greeting",
         "finish length; ignored seed, store and 2 more",
         "Done.",
     ]
-    assert words(finish_reason="tool_calls", ignored=("usage",))[9:] == shown[9::2]
+    assert words(finish_reason="tool_calls", ignored=("usage",))[10:] == shown[10::2]
 
 
 def test_rows_of_an_agents_session_differ():
     shown = words(last_message="read_file → contents of a.txt", reply_words='now(tz="UTC")')
-    assert shown[9::2] == ["read_file → contents of a.txt", 'now(tz="UTC")']
+    assert shown[10::2] == ["read_file → contents of a.txt", 'now(tz="UTC")']
 
 
 def test_line_of_a_running_or_cut_exchange_omits_missing_numbers():
@@ -224,19 +226,19 @@ def test_page_of_a_refused_request_shows_it_as_received():
 
 def test_a_wait_is_shown_as_part_of_the_time_to_the_first_event():
     waited = replace(EXCHANGE, queue_ms=100.0)
-    assert ", first 0.12s (0.10s of it waiting)  " in summary_line(waited)
+    assert "  first 0.12s (0.10s of it waiting)  " in summary_line(waited)
     assert "waited (in all of these) 0.10s, first event 0.12s, " in exchange_page(waited)
 
 
 def test_the_proxys_own_time_is_shown():
     served = replace(EXCHANGE, overhead_ms=1.25)
-    assert "total 2.12s, the proxy's own 0.0013s" in exchange_page(served)
+    assert "total 2.12s, in the proxy 0.0013s" in exchange_page(served)
 
 
 def test_a_first_run_is_marked():
     first = replace(EXCHANGE, is_first_run=True)
-    assert ", first 0.12s (first run)  " in summary_line(first)
-    assert ", first 0.12s (0.10s of it waiting, first run)  " in summary_line(
+    assert "  first 0.12s (first run)  " in summary_line(first)
+    assert "  first 0.12s (0.10s of it waiting, first run)  " in summary_line(
         replace(first, queue_ms=100.0)
     )
     assert "first event (first run) 0.12s" in exchange_page(first)
@@ -252,7 +254,7 @@ def test_a_rate_by_our_estimate_is_marked():
 
 def test_times_have_one_unit_and_are_never_negative():
     soon = replace(EXCHANGE, queue_ms=0.0, ttft_ms=-0.04, first_text_ms=0.5, duration_ms=1200.0)
-    assert "  total 1.20s, first 0.0000s (0.0000s of it waiting)  " in summary_line(soon)
+    assert "  total 1.20s  first 0.0000s (0.0000s of it waiting)  " in summary_line(soon)
     assert "first event 0.0000s, first text 0.0005s, total 1.20s" in exchange_page(soon)
 
 

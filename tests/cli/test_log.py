@@ -215,10 +215,10 @@ def test_broken_caches_are_found(conversations):
         "      was  You help. It is 10:41.",
         "      now  You help. It is 10:42.",
         "    read again: 2 messages, about 16 tokens; the provider had 4 of 30 cached",
-        "1 thread kept its prefix",
+        "1 conversation kept its prefix",
     ]
-    assert log("--cache", "--thread", thread) == "1 thread kept its prefix\n"
-    assert "only the newest 1 thread; --last N reads more\n" in log("--cache", "--last", "1")
+    assert log("--cache", "--thread", thread) == "1 conversation kept its prefix\n"
+    assert "only the newest 1 conversation; --last N reads more\n" in log("--cache", "--last", "1")
     assert "only the newest" not in log("--cache") + log("--cache", "--last", "3")
     kept, broken = [json.loads(line) for line in log("--cache", "--json").splitlines()]
     assert (kept["thread_id"], kept["requests"], kept["breaks"]) == (thread, 1, [])
@@ -238,7 +238,7 @@ def test_verify_finds_what_was_changed(conversations, llm_user_path):
     broken, summary = out.decode().splitlines()
     assert code == 1
     assert broken.startswith("message b2:")
-    assert broken.endswith(f" (user) in {ids[1]} of thread {thread}: it was changed")
+    assert broken.endswith(f" (user) in {ids[1]} of conversation {thread}: it was changed")
     assert re.fullmatch(r"1 thing damaged or missing in \d+ messages, .* exchanges", summary)
     _, whole, _ = run_here("log", "--verify", "--json")
     assert json.loads(whole)["broken"][0]["role"] == "user"

@@ -143,7 +143,7 @@ def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
     pattern = (
-        r"\w{26}  \S+ \S+  Python-urllib  openai_chat  demo  ok  total \S+s, first \S+s"
+        r"\w{26}  \S+ \S+  Python-urllib  openai_chat  demo  ok  total \S+s  first \S+s"
         r"  1→\d+ tokens  (\S+/s  )?hi  You said: hi .*\n"
     )
     assert re.fullmatch(pattern, line)

@@ -130,7 +130,7 @@ def lines_of(*breaks):
     lines = prefix_lines(
         [ThreadCache("a", "c", "m", 1, ()), prefix, ThreadCache("b", "c", "m", 1, ())]
     )
-    assert lines[-1] == "2 threads kept their prefix"
+    assert lines[-1] == "2 conversations kept their prefix"
     return [line.partition("03:04:05  ")[2] or line for line in lines[:-1]]
 
 
@@ -182,7 +182,7 @@ def test_missing_and_replaced_messages_are_shown():
 
 def test_conversations_that_kept_their_prefix_are_counted():
     assert prefix_lines([]) == ["none of these requests continues another one"]
-    assert prefix_lines([ThreadCache("a", "c", "m", 1, ())]) == ["1 thread kept its prefix"]
+    assert prefix_lines([ThreadCache("a", "c", "m", 1, ())]) == ["1 conversation kept its prefix"]
 
 
 def test_a_verified_log_is_one_line():
@@ -206,11 +206,11 @@ def test_each_broken_thing_is_a_line():
         ),
     )
     assert verified_lines(verified) == [
-        "message b2:1 (user) in 01x of thread 01thread: it was changed",
+        "message b2:1 (user) in 01x of conversation 01thread: it was changed",
         "request part 12ab in 01x: it was changed",
         "message b2:2 (tool) (unused): \\x1b[2Jevil\\r\\n",
         "message b2:3 in 01x: it is missing",
-        "exchange 01x of thread 01thread: its turn is missing",
+        "exchange 01x of conversation 01thread: its turn is missing",
         "turn 01y: can't be read: turns.model",
         "6 things damaged or missing in 3 messages, 1 part of requests, 2 exchanges",
     ]

@@ -134,7 +134,7 @@ def test_a_long_lock_is_reported_once_and_again_when_it_ends(
     assert written.result(10) is None
     wait_until(lambda: len(warnings) == 2)
     assert warnings == [
-        f"the log can't be written and is kept in memory for now: {path}: database is locked",
+        f"can't write the log ({path}: database is locked); keeping exchanges in memory",
         "the log can be written again; no exchanges were lost",
     ]
 
@@ -249,7 +249,7 @@ def test_a_broken_file_keeps_the_log_in_memory(path, warnings, make_exchange):
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written and is kept in memory for now: {path}: file is not a database",
+        f"can't write the log ({path}: file is not a database); keeping exchanges in memory",
         "the log can be written again; no exchanges were lost",
     ]
 
@@ -337,8 +337,8 @@ def test_a_broken_file_is_waited_out_in_the_spool(path, spool, warnings, make_ex
     assert texts(path) == ["0", "1", "2"]
     writer.close(10)
     assert warnings == [
-        f"the log can't be written and is kept in memory, and in {spool.path} when possible,"
-        f" for now: {path}: file is not a database",
+        f"can't write the log ({path}: file is not a database); keeping exchanges in memory"
+        f" and, when possible, in {spool.path}",
         "the log can be written again; no exchanges were lost",
     ]
 
@@ -351,10 +351,8 @@ def test_exchanges_stay_in_memory_if_nothing_can_be_written(path, warnings, make
     writer.start()
     written = writer.write(make_exchange("kept"))
     wait_until(lambda: warnings)
-    assert warnings[0].startswith(
-        f"the log can't be written and is kept in memory, and in {spool.path} when possible,"
-        " for now: "
-    )
+    assert warnings[0].startswith("can't write the log (")
+    assert warnings[0].endswith(f" and, when possible, in {spool.path}")
     path.parent.unlink()
     assert written.result(10) is None
     writer.close(10)
@@ -464,8 +462,8 @@ def test_a_full_disk_is_waited_out_in_the_spool(path, spool, warnings, make_exch
     assert [future.result(10) for future in written] == [None] * 3
     assert len(spooled(spool)) == 3
     assert warnings == [
-        f"the log can't be written and is kept in memory, and in {spool.path} when possible,"
-        f" for now: {path}: database or disk is full"
+        f"can't write the log ({path}: database or disk is full); keeping exchanges in memory"
+        f" and, when possible, in {spool.path}"
     ]
     pages = 2**30
     wait_until(spool.is_empty)
