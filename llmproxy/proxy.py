@@ -254,6 +254,14 @@ class Settings:
             return []
         return [paths] if isinstance(paths, Path | str) else list(paths)
 
+    @property
+    def how_to_record(self) -> str:
+        """The end of the message for a request without a recording."""
+        if self.recordings is not None:
+            return "record it first, in a log without --recordings, and export that to a file"
+        log = f" --database {self.database}" if self.database else ""
+        return f"record it first: llmproxy{log} --replay=replay-or-live"
+
 
 class Options(TypedDict, total=False):
     """The fields of `Settings` as keyword arguments, for type checkers and editors."""
@@ -309,14 +317,6 @@ def _reason(error: StoreError | OSError | InvalidRequest) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return error.full_message if isinstance(error, InvalidRequest) else str(error)
-
-
-def _how_to_record(settings: Settings) -> str:
-    """Return the end of the message for a request without a recording."""
-    if settings.recordings is not None:
-        return "record it first, in a log without --recordings, and export that to a file"
-    log = f" --database {settings.database}" if settings.database else ""
-    return f"record it first: llmproxy{log} --replay=replay-or-live"
 
 
 class Proxy:
@@ -416,7 +416,7 @@ class Proxy:
                 speed=settings.replay_speed,
                 live=live,
                 clean=IgnoredText(settings.ignore) if settings.ignore else None,
-                advice=_how_to_record(settings),
+                advice=settings.how_to_record,
             )
         except (StoreError, OSError, InvalidRequest) as exc:
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc

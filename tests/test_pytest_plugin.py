@@ -218,8 +218,10 @@ def test_a_miss_says_where_it_was_and_how_to_record_it(tests, pytester):
     lines = result.stdout.str().splitlines()
     at = lines.index("requests that were not recorded:")
     assert lines[at + 1].startswith(f"{recording}: no recording matches this request; the nearest")
-    assert lines[at + 1].endswith("it was 'Tidy the shed.' and is 'Tidy the barn.'")
-    assert lines[at + 2] == "record them with --llmproxy-record=new_episodes"
+    assert lines[at + 1].endswith(
+        "it was 'Tidy the shed.' and is 'Tidy the barn.'; "
+        "record it first, with --llmproxy-record=new_episodes"
+    )
 
 
 @pytest.mark.parametrize(
