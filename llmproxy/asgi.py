@@ -273,9 +273,8 @@ def _request_of(scope: Scope) -> Request:
         for name, value in scope["headers"]
     )
     target = f"{path}?{query}" if query else path
-    return Request(
-        scope.get("method", "GET"), target, headers, version=scope.get("http_version", "1.1")
-    )
+    version = scope.get("http_version", "1.1")
+    return Request(scope.get("method", "GET"), target, headers, version=version, mount=root)
 
 
 def _peer_of(scope: Scope) -> str:

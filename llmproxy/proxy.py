@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import logging
 import math
 import os
@@ -22,7 +23,7 @@ from .app.access_log import access_line
 from .app.app import App
 from .app.dashboard import Dashboard
 from .app.refusals import Refusal
-from .app.span_export import SpanExporter, headers_of_environment
+from .app.span_export import SpanExporter, headers_of_environment, traces_url
 from .app.stored_responses import StoredResponses
 from .backends.engine import AnyModel, Catalog, Engine, ModelEmbedder
 from .backends.engine.demo import AsyncDemo, Demo
@@ -132,7 +133,8 @@ class Settings:
     warn: Called with each warning, from any thread; by default it is logged to "llmproxy".
     models: Models to serve besides those of llm's plugins, as objects; one of each kind may
         have the same id.
-    authorize: Called with the head of each request; False refuses it. It may be asked twice.
+    authorize: Called with the head of each request, which is refused unless it returns True. It
+        may be asked twice, and can't be async.
     on_exchange: Called with each exchange when it has ended; awaited if it is async.
     on_refusal: Called with each request that was refused before any model was asked (a wrong
         key, an unknown path), of a flood only with how many. They are not in the log.
@@ -193,7 +195,8 @@ class Settings:
     """Models to serve besides those of llm's plugins, as objects; one of each kind may have the
     same id."""
     authorize: Callable[[Request], bool] | None = None
-    """Called with the head of each request; False refuses it. It may be asked twice."""
+    """Called with the head of each request, which is refused unless it returns True. It may be
+    asked twice, and can't be async."""
     on_exchange: Callable[[Exchange], Awaitable[object] | None] = _ignore
     """Called with each exchange when it has ended; awaited if it is async."""
     on_refusal: Callable[[Refusal], None] = _ignore
@@ -227,6 +230,10 @@ class Settings:
             return "{parallel}: expected (pattern, count) pairs, the count above 0"
         if not all(key.strip() for key in self.keys):
             return "{keys}: an API key can't be empty"
+        if any(key != key.strip() for key in self.keys):  # a file's last line break, often
+            return "{keys}: an API key can't begin or end with white space"
+        if not all(re.fullmatch(r"[^\s/]+", host) for host in self.hosts):
+            return "{hosts}: a host is a name, such as llm.example.com, or *"
         if self.keep is not None and self.keep <= timedelta():
             return "{keep}: expected a time above 0"
         for origin in self.origins:
@@ -238,6 +245,11 @@ class Settings:
             return "{recordings}: a file's name can't be empty"
         if self.recordings is not None and not self.recording_paths:
             return "{recordings}: expected at least one file or folder"
+        if self.otlp is not None:
+            traces_url(self.otlp)
+        for name in ("warn", "authorize", "on_refusal", "access_log"):  # nobody would await it
+            if inspect.iscoroutinefunction(getattr(self, name)):
+                return f"{{{name}}}: expected a function that is not async"
         try:
             IgnoredText(self.ignore)
         except ValueError as exc:
@@ -253,6 +265,14 @@ class Settings:
         if paths is None:
             return []
         return [paths] if isinstance(paths, Path | str) else list(paths)
+
+    @property
+    def how_to_record(self) -> str:
+        """The end of the message for a request without a recording."""
+        if self.recordings is not None:
+            return "record it first, in a log without --recordings, and export that to a file"
+        log = f" --database {self.database}" if self.database else ""
+        return f"record it first: llmproxy{log} --replay=replay-or-live"
 
 
 class Options(TypedDict, total=False):
@@ -309,14 +329,6 @@ def _reason(error: StoreError | OSError | InvalidRequest) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return error.full_message if isinstance(error, InvalidRequest) else str(error)
-
-
-def _how_to_record(settings: Settings) -> str:
-    """Return the end of the message for a request without a recording."""
-    if settings.recordings is not None:
-        return "record it first, in a log without --recordings, and export that to a file"
-    log = f" --database {settings.database}" if settings.database else ""
-    return f"record it first: llmproxy{log} --replay=replay-or-live"
 
 
 class Proxy:
@@ -416,7 +428,7 @@ class Proxy:
                 speed=settings.replay_speed,
                 live=live,
                 clean=IgnoredText(settings.ignore) if settings.ignore else None,
-                advice=_how_to_record(settings),
+                advice=settings.how_to_record,
             )
         except (StoreError, OSError, InvalidRequest) as exc:
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
@@ -621,8 +633,12 @@ class Proxy:
             self._exporter.export(exchange)
         if len(self._hooks) >= MAX_HOOKS:
             raise RuntimeError(f"on_exchange is left out: {MAX_HOOKS} calls of it still run")
-        waiting = self.settings.on_exchange(exchange)
-        if waiting is not None:
+        try:
+            waiting = self.settings.on_exchange(exchange)
+        except Exception as exc:
+            _log.error("on_exchange failed", exc_info=exc)
+            return
+        if inspect.isawaitable(waiting):
             hook = asyncio.ensure_future(waiting)
             self._hooks.add(hook)
             hook.add_done_callback(self._has_told)

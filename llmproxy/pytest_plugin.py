@@ -4,19 +4,20 @@
     def test_agent(llmproxy_server):
         client = openai.OpenAI(base_url=f"{llmproxy_server.url}/v1", api_key="any")
 
-A test's recording is a file beside it, `recordings/<module>/<test>.jsonl`. By default it is
-replayed, never made: a request that it doesn't have fails the test, whatever the test makes of
-the error. `--llmproxy-record` makes recordings.
+A test's recording is a file beside it, `recordings/<module>/<test>.jsonl`, of a method
+`<class>.<test>.jsonl`. By default it is replayed, never made: a request that it doesn't have
+fails the test, whatever the test makes of the error. `--llmproxy-record` makes recordings.
 
 Nothing of llm is imported before a test uses the fixture.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 MODES = ("none", "once", "new_episodes", "rewrite")
 _MISSES = pytest.StashKey[list[str]]()
 _HAS_PASSED = pytest.StashKey[bool]()
+_MADE = pytest.StashKey[set[Path]]()  # the recordings that this run has made; tests may share one
+
+MAX_NAME = 120  # characters of a test's name in that of its recording; file systems take 255 bytes
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,25 +70,27 @@ def llmproxy_server(
     options = _options(node)
     path = _recording_path(node, options.pop("database", None))
     mode = request.config.getoption("--llmproxy-record")
+    made = request.config.stash.setdefault(_MADE, set())
     misses = node.stash.setdefault(_MISSES, [])
     report = options.pop("on_exchange", None)
 
     def collect(exchange: Exchange) -> Any:
         if exchange.error_code == "not_recorded":
-            misses.append(exchange.error or "")
+            misses.append(f"{path}: {exchange.error}")
         return None if report is None else report(exchange)
 
     options = {"keys": (), "replay_speed": 0, **options, "on_exchange": collect}
-    if mode == "none" or (mode == "once" and path.exists()):
+    if mode == "none" or (mode == "once" and path.exists() and path not in made):
         if not path.exists():
             pytest.fail(f"{path} is missing: record it with --llmproxy-record=once", pytrace=False)
-        serving = _replaying(path, options)
+        serving = _replaying(path, tmp_path_factory, options)
     else:
-        if mode == "rewrite" or not path.exists():
+        is_new = not path.exists() or (mode == "rewrite" and path not in made)
+        if is_new:
             options.pop("replay", None)
             options.pop("ignore", None)
         folder = tmp_path_factory.mktemp("llmproxy")
-        serving = _recording(node, path, folder / "logs.db", options, anew=mode == "rewrite")
+        serving = _recording(node, path, folder / "logs.db", options, is_new=is_new)
     with serving as proxy:
         yield proxy
     if misses:  # those since the test's own end
@@ -110,33 +116,33 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _replaying(path: Path, options: dict[str, Any]) -> Iterator[Proxy]:
-    from .serving import running
-
-    source = "recordings" if _is_text(path) else "database"
-    given: dict[str, Any] = {source: path, "replay": "replay", **options, "log": False}
-    with running(**given) as proxy:
+def _replaying(
+    path: Path, folders: pytest.TempPathFactory, options: dict[str, Any]
+) -> Iterator[Proxy]:
+    """Replay a recording; of Responses from a copy in a log, where clients can refer to them."""
+    if _has_responses(path):
+        database = folders.mktemp("llmproxy") / "logs.db"
+        _copy_recording(path, database)
+        source: dict[str, Any] = {"database": database}
+    else:
+        source = {"recordings" if _is_text(path) else "database": path, "log": False}
+    with _running({"replay": "replay", **options, **source}) as proxy:
         yield proxy
 
 
 @contextmanager
 def _recording(
-    node: pytest.Item, path: Path, database: Path, options: dict[str, Any], *, anew: bool
+    node: pytest.Item, path: Path, database: Path, options: dict[str, Any], *, is_new: bool
 ) -> Iterator[Proxy]:
     """Record in a new log, which takes the recording's place if the test passes."""
     from .recorder.listing import Filter
     from .recorder.reader import LogReader
-    from .serving import running
     from .transfer.export import export_file
-    from .transfer.import_ import import_files
 
-    if path.exists() and not anew:
-        if _is_text(path):
-            import_files([path], database, strict=True)
-        else:
-            shutil.copyfile(path, database)
+    if not is_new:
+        _copy_recording(path, database)
         options = {"replay": "replay-or-live", **options}
-    with running(**options, database=database) as proxy:
+    with _running({**options, "database": database}) as proxy:
         yield proxy
     if not node.stash.get(_HAS_PASSED, False) or not database.exists():
         return
@@ -149,6 +155,45 @@ def _recording(
             reader.close()
     else:
         shutil.copyfile(database, path)
+    node.config.stash[_MADE].add(path)
+
+
+@contextmanager
+def _running(options: dict[str, Any]) -> Iterator[Proxy]:
+    """Run a proxy; settings that can't work fail the test in one line."""
+    from .core.errors import SettingsError
+    from .proxy import Settings
+    from .serving import running
+
+    class TestSettings(Settings):
+        how_to_record = "record it first, with --llmproxy-record=new_episodes"
+
+    with ExitStack() as stack:
+        try:
+            proxy = stack.enter_context(running(TestSettings(port=0), **options))
+        except (SettingsError, TypeError) as exc:  # TypeError: no such field
+            pytest.fail(f"the marker llmproxy: {exc}", pytrace=False)
+        yield proxy
+
+
+def _copy_recording(path: Path, database: Path) -> None:
+    if _is_text(path):
+        from .transfer.import_ import import_files
+
+        import_files([path], database, strict=True)
+    else:
+        shutil.copyfile(path, database)
+
+
+def _has_responses(path: Path) -> bool:
+    """Return whether requests by OpenAI's Responses are in a recording."""
+    from .log import open_log
+    from .recorder.listing import Filter
+
+    if _is_text(path):
+        return b'"openai_responses"' in path.read_bytes()
+    with open_log(path) as log:
+        return bool(log.entries(Filter(dialect="openai_responses"), last=1))
 
 
 def _options(node: pytest.Item) -> dict[str, Any]:
@@ -164,7 +209,12 @@ def _options(node: pytest.Item) -> dict[str, Any]:
 def _recording_path(node: pytest.Item, given: str | Path | None) -> Path:
     if given is not None:
         return node.path.parent / given
-    name = re.sub(r"[^\w.-]+", "-", node.name).strip("-")  # of parametrized tests
+    classes = [one.name for one in node.listchain() if isinstance(one, pytest.Class)]
+    full = ".".join([*classes, node.name])
+    name = re.sub(r"[^\w.-]+", "-", full).strip("-")  # of parametrized tests
+    if not re.fullmatch(r"[\w.]+(\[[\w.-]+\])?", full) or len(name) > MAX_NAME:
+        # Others could have the same name: `test[a/b]` and `test[a b]`.
+        name = f"{name[:MAX_NAME]}-{hashlib.sha256(full.encode()).hexdigest()[:8]}"
     return node.path.parent / "recordings" / node.path.stem / f"{name}.jsonl"
 
 

@@ -74,6 +74,30 @@ def test_a_broken_authorize_serves_nobody():
     assert b"teams" not in body
 
 
+@pytest.mark.parametrize("result", [None, 1, "yes", [False]])
+def test_only_true_serves(result):
+    with llmproxy.running(log=False, authorize=lambda head: result) as proxy:
+        assert request(proxy, "GET", "/v1/models")[0] == 403
+
+
+@pytest.mark.parametrize("name", ["authorize", "warn", "on_refusal", "access_log"])
+def test_what_is_not_awaited_cannot_be_async(name):
+    async def hook(value):
+        return False  # as a coroutine it would be true
+
+    with pytest.raises(SettingsError, match=f"^{name}: expected a function that is not async$"):
+        llmproxy.Settings(**{name: hook})
+
+
+def test_on_exchange_may_return_anything(caplog):
+    told = []
+    hook = lambda exchange: told.append(exchange) or len(told)  # noqa: E731
+    with llmproxy.running(models=[AsyncScript("m", "yes")], on_exchange=hook, log=False) as proxy:
+        ask(proxy, "m")
+    assert len(told) == 1
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_on_exchange_gets_each_exchange_and_may_wait(is_async):
     told = []
@@ -106,6 +130,7 @@ def test_a_hook_that_fails_costs_nothing(is_async, caplog, llm_user_path):
         for _ in range(3):
             assert ask(proxy, "m").choices[0].message.content == "yes"
     assert caplog.text.count("RuntimeError: kaput") == 3
+    assert [one.getMessage() for one in caplog.records] == ["on_exchange failed"] * 3
     with open_log(llm_user_path / "logs.db") as log:
         assert [entry.status for entry in log.entries()] == ["ok"] * 3
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -22,6 +23,10 @@ def ask(server, text):
     )
     return json.load(urllib.request.urlopen(request))["choices"][0]["message"]["content"]
 """
+
+
+def hashed(name):
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 @pytest.fixture
@@ -108,7 +113,10 @@ def test_name(llmproxy_server, number):
 """
     tests(marked)("--llmproxy-record=once").assert_outcomes(passed=4)
     found = sorted(str(one.relative_to(pytester.path)) for one in pytester.path.rglob("*.jsonl"))
-    assert found == [f"recordings/test_agent/test_name-{name}.jsonl" for name in ("a-b", "c")]
+    assert found == [
+        f"recordings/test_agent/test_name-{name}.jsonl"
+        for name in ("a-b-" + hashed("test_name[a/b]"), "c")
+    ]
     files = {one.name: one.read_bytes() for one in pytester.path.glob("session.db*")}
     assert list(files) == ["session.db"]
     tests(marked.replace("Number 7", "Number 8"))().assert_outcomes(passed=4)
@@ -137,3 +145,92 @@ def test_the_plugin_costs_runs_that_do_not_use_it_nothing(pytester):
         sys.executable, "-m", "pytest", "-p", "llmproxy.pytest_plugin", "-p", "no:llmproxy"
     )
     result.assert_outcomes(passed=1)
+
+
+def test_each_test_has_a_recording_of_its_own(tests, pytester):
+    """Names that a file can't have, long ones, and methods of the same name included."""
+    many = """
+class TestOne:
+    def test_it(self, llmproxy_server):
+        ask(llmproxy_server, "one")
+
+class TestTwo:
+    def test_it(self, llmproxy_server):
+        ask(llmproxy_server, "two")
+
+@pytest.mark.parametrize("x", ["a/b", "a b", "a-b", "a" * 300, "a" * 299 + "b"], ids=str)
+def test_name(llmproxy_server, x):
+    ask(llmproxy_server, x)
+"""
+    tests(many)("--llmproxy-record=once").assert_outcomes(passed=7)
+    names = {one.name for one in pytester.path.rglob("*.jsonl")}
+    assert len(names) == 7
+    assert names > {"TestOne.test_it.jsonl", "TestTwo.test_it.jsonl", "test_name-a-b.jsonl"}
+    tests(many)().assert_outcomes(passed=7)
+
+
+def test_tests_may_share_a_recording(tests, pytester):
+    shared = """
+pytestmark = pytest.mark.llmproxy(database="shared.jsonl")
+
+def test_one(llmproxy_server):
+    ask(llmproxy_server, "one")
+
+def test_two(llmproxy_server):
+    ask(llmproxy_server, "two")
+"""
+    run = tests(shared)
+    run("--llmproxy-record=once").assert_outcomes(passed=2)
+    run().assert_outcomes(passed=2)
+    tests(shared.replace('"two"', '"three"'))("--llmproxy-record=rewrite").assert_outcomes(passed=2)
+    asked = [
+        json.loads(line.partition(": ")[2].rstrip(","))
+        for line in (pytester.path / "shared.jsonl").read_text().splitlines()
+        if line.startswith('  "first_words"')
+    ]
+    assert asked == ["one", "three"]
+
+
+@pytest.mark.parametrize("database", [None, "session.db"])
+def test_a_response_is_continued_by_its_id(tests, database):
+    marker = f"@pytest.mark.llmproxy(database={database!r})\n" if database else ""
+    run = tests(
+        f"""
+import openai
+
+{marker}def test_continued(llmproxy_server):
+    client = openai.OpenAI(base_url=f"{{llmproxy_server.url}}/v1", api_key="any", max_retries=0)
+    first = client.responses.create(model="demo", input="Hello!")
+    second = client.responses.create(
+        model="demo", input="And?", previous_response_id=first.id
+    )
+    assert "turn 2" in second.output_text
+"""
+    )
+    run("--llmproxy-record=once").assert_outcomes(passed=1)
+    run().assert_outcomes(passed=1)
+
+
+def test_a_miss_says_where_it_was_and_how_to_record_it(tests, pytester):
+    tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
+    result = tests(TIDY.replace("shed", "barn"))()
+    recording = pytester.path / "recordings" / "test_agent" / "test_tidy.jsonl"
+    lines = result.stdout.str().splitlines()
+    at = lines.index("requests that were not recorded:")
+    assert lines[at + 1].startswith(f"{recording}: no recording matches this request; the nearest")
+    assert lines[at + 1].endswith(
+        "it was 'Tidy the shed.' and is 'Tidy the barn.'; "
+        "record it first, with --llmproxy-record=new_episodes"
+    )
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [("nonsense=1", "unexpected keyword argument 'nonsense'"), ("ignore=['(']", "ignore: '('")],
+)
+def test_a_wrong_setting_is_one_line(tests, pytester, wrong, message):
+    tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
+    result = tests(f"@pytest.mark.llmproxy({wrong})\n" + TIDY.lstrip())()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines([f"the marker llmproxy: *{message}*"])
+    result.stdout.no_fnmatch_line("*Traceback*")

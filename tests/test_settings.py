@@ -167,3 +167,21 @@ def write() -> None:
 
 if __name__ == "__main__":
     write()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"otlp": "x"},
+        {"otlp": ""},
+        {"otlp": "ftp://x"},
+        {"otlp": "http://["},
+        {"hosts": ["http://a.example"]},
+        {"hosts": [""]},
+        {"keys": ["secret\n"]},
+    ],
+)
+def test_a_value_that_could_never_work_is_refused_when_it_is_set(wrong):
+    with pytest.raises(SettingsError, match=f"^{next(iter(wrong))}: ") as caught:
+        Settings(**wrong)
+    assert "secret" not in str(caught.value)

@@ -51,8 +51,8 @@ class Access:
     is_local: listens on loopback only; the Host is checked then.
     hosts, origins: allowed besides the server's own; "*" allows any.
     keys: a request must send one of them; if empty, none is needed.
-    authorize: called with the head of a request that has a key, if one is needed; False
-        refuses it.
+    authorize: called with the head of a request that has a key, if one is needed; what is
+        not True refuses it, so that a coroutine or a mistake lets nobody in.
     """
 
     is_local: bool = True
@@ -99,7 +99,7 @@ class Access:
                 "a valid API key is needed, as a bearer token in authorization or in x-api-key",
                 headers={"www-authenticate": 'Basic realm="llmproxy", charset="UTF-8"'},
             )
-        if self.authorize is not None and not self.authorize(request):
+        if self.authorize is not None and self.authorize(request) is not True:
             raise Forbidden("this request is not authorized")
 
     def cors_headers(self, request: Request) -> list[tuple[str, str]]:

@@ -58,9 +58,13 @@ def traces_url(url: str) -> str:
     Raises:
         SettingsError: it is no http(s) URL.
     """
-    parts = urlsplit(url)
+    wrong = f"{{otlp}}: expected a URL such as http://127.0.0.1:4318, not {url!r}"
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets
+        raise SettingsError(wrong) from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(f"{{otlp}}: expected a URL such as http://127.0.0.1:4318, not {url!r}")
+        raise SettingsError(wrong)
     path = parts.path.rstrip("/")
     return urlunsplit(parts._replace(path=path if path.endswith(TRACES) else path + TRACES))
 

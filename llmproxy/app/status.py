@@ -137,7 +137,9 @@ class StatusPages:
 
     async def _html(self, dashboard: Dashboard, path: str, request: Request) -> Response:
         try:
-            status, page = await dashboard.page(path, request.query, f"http://{request.host}")
+            status, page = await dashboard.page(
+                path, request.query, f"http://{request.host}{request.mount}", request.mount
+            )
         except RuntimeError as exc:
             logger.warning("could not render the dashboard: %s", exc)
             raise Unavailable("the log can't be read") from exc
