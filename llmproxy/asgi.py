@@ -273,8 +273,9 @@ def _request_of(scope: Scope) -> Request:
         for name, value in scope["headers"]
     )
     target = f"{path}?{query}" if query else path
-    version = scope.get("http_version", "1.1")
-    return Request(scope.get("method", "GET"), target, headers, version=version, mount=root)
+    return Request(
+        scope.get("method", "GET"), target, headers, version=scope.get("http_version", "1.1")
+    )
 
 
 def _peer_of(scope: Scope) -> str:

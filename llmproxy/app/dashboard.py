@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import time
 from functools import partial
@@ -22,8 +21,6 @@ ENTRY_BYTES = 1_000  # of what is kept besides a page's text
 _Page = tuple[int, bytes]
 """The status and the HTML of a page."""
 
-_LINK = re.compile(rb'(?<= )(?:href|action)="(?=/)')
-
 # Stands for the server's address until a page is sent: each client may know it by another name.
 _ADDRESS = f"http://{secrets.token_hex(16)}"
 
@@ -39,16 +36,13 @@ class Dashboard:
         self._being_made: dict[tuple[str, str], asyncio.Task[_Page]] = {}
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
 
-    async def page(
-        self, path: str, query: str, base_url: str, mount: str = ""
-    ) -> tuple[int, bytes]:
+    async def page(self, path: str, query: str, base_url: str) -> tuple[int, bytes]:
         """Return the status and the HTML of a page, which was made in a thread.
 
         All viewers of an address get the same page while it is made, and for `MIN_AGE_S` after
         that.
 
         base_url: this proxy's address, shown while nothing is recorded yet.
-        mount: the path below which the pages are found; their links begin with it.
 
         Raises:
             RuntimeError: the log can't be read.
@@ -66,9 +60,6 @@ class Dashboard:
                 self._being_made[key] = task
                 task.add_done_callback(partial(self._ended, key))
             status, html = await asyncio.shield(task)
-        if mount:  # the log's own texts have no quotes: they are escaped
-            begin = escape(mount).encode()
-            html = _LINK.sub(lambda found: found[0] + begin, html)
         return status, html.replace(_ADDRESS.encode(), escape(base_url).encode())
 
     def _ended(self, key: tuple[str, str], task: asyncio.Task[_Page]) -> None:

@@ -137,9 +137,7 @@ class StatusPages:
 
     async def _html(self, dashboard: Dashboard, path: str, request: Request) -> Response:
         try:
-            status, page = await dashboard.page(
-                path, request.query, f"http://{request.host}{request.mount}", request.mount
-            )
+            status, page = await dashboard.page(path, request.query, f"http://{request.host}")
         except RuntimeError as exc:
             logger.warning("could not render the dashboard: %s", exc)
             raise Unavailable("the log can't be read") from exc

@@ -107,18 +107,13 @@ class Headers:
 
 @dataclass(frozen=True)
 class Request:
-    """A complete request. `target` is as it was sent; `version` is "1.0" or "1.1".
-
-    mount: the path below which the application is found, of which the target has no part;
-        encoded, without a slash at its end.
-    """
+    """A complete request. `target` is as it was sent; `version` is "1.0" or "1.1"."""
 
     method: str
     target: str
     headers: Headers
     body: bytes = field(default=b"", repr=False)
     version: str = "1.1"
-    mount: str = ""
 
     @property
     def path(self) -> str:
