@@ -32,24 +32,28 @@ LABELS: dict[Label, str] = {
 }
 
 
-def conversation_page(conversation: Conversation, count: int) -> str:
-    """Render the page of the server. count: exchanges that it shows completely."""
+def conversation_page(conversation: Conversation, count: int, root: str) -> str:
+    """Render the page of the server.
+
+    count: exchanges that it shows completely. root: the relative address of the list.
+    """
     here = frozenset(step.row.entry.id for step in conversation.steps)
-    steps, _ = _steps(conversation, Links(True, here), MAX_PAGE_CHARS)
-    body = _head(conversation) + _tree(conversation, Links(True, here)) + steps
+    links = Links(root, here)
+    steps, _ = _steps(conversation, links, MAX_PAGE_CHARS)
+    body = _head(conversation) + _tree(conversation, links) + steps
     title = _name(conversation)
-    return document.served(title, body + _pages(conversation, count))
+    return document.served(title, body + _pages(conversation, count, links), root=root)
 
 
 def conversation_file(conversation: Conversation, recorded_by: str) -> str:
     """Render a document of the whole conversation, to be written to a file."""
     here = frozenset(step.row.entry.id for step in conversation.steps)
-    steps, left_out = _steps(conversation, Links(False, here), MAX_FILE_CHARS)
+    steps, left_out = _steps(conversation, Links(None, here), MAX_FILE_CHARS)
     if left_out:
         # What a link would lead to is not there.
         shown = conversation.steps[: len(conversation.steps) - left_out]
         here = frozenset(step.row.entry.id for step in shown)
-    body = _head(conversation) + _tree(conversation, Links(False, here)) + steps
+    body = _head(conversation) + _tree(conversation, Links(None, here)) + steps
     return document.document(
         _name(conversation),
         f"<main>\n{body}<footer>{markup.text(recorded_by)}</footer></main>\n",
@@ -151,11 +155,10 @@ def _tree_row(
     label = f'<span class="flag {row.label}">{LABELS[row.label]}</span> ' if row.label else ""
     preview = conversation.previews.get(one.id)
     missed = ' <span class="flag">cache miss</span>' if one.id in conversation.misses else ""
-    is_failed = one.status in ("error", "interrupted")
     drawn = ""
     if span is not None:
         parts = ", ".join(" ".join(part) for part in spans.phases(one))
-        drawn = line.row(span, parts, is_failed=is_failed)
+        drawn = line.row(span, parts, is_failed=spans.is_failed(one))
     is_own = one.thread_id == conversation.thread.id
     state = entry.outcome(one) if one.status != "ok" else entry.unusual_finish(one)
     return (
@@ -203,9 +206,10 @@ def _step(place: int, step: Step, conversation: Conversation, links: Links) -> s
             f"{timeline(exchange)}{cache_miss(conversation.misses.get(one.id), links)}"
             f"{earlier}{rendered(messages)}{reply(exchange)}"
         )
+    address = links.address("exchanges", one.id)
     served = (
-        f' · <a class="more" href="{entry.address("exchanges", one.id)}">all of it</a>'
-        if links.is_served and exchange is not None
+        f' · <a class="more" href="{address}">all of it</a>'
+        if address is not None and exchange is not None
         else ""
     )
     return (
@@ -228,8 +232,8 @@ def _facts(step: Step) -> Iterator[str]:
     yield markup.name(one.client)
 
 
-def _pages(conversation: Conversation, count: int) -> str:
-    address = entry.address("conversations", conversation.thread.id)
+def _pages(conversation: Conversation, count: int, to: Links) -> str:
+    address = to.address("conversations", conversation.thread.id)
     first, total = conversation.first, len(conversation.rows)
     links: Sequence[str] = [
         f'<a href="{address}{_from(max(first - count, 0))}">← Earlier</a>' if first else "",
