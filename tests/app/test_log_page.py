@@ -258,6 +258,24 @@ def test_a_conversation_is_a_tree_with_its_times(talk, get):
     assert "And b.txt?" in get(f"/conversations/chatcmpl-{done.id.upper()}").words
 
 
+def test_a_conversation_lasts_until_its_last_reply_has_ended(talk, get):
+    asked = talk("hello")
+    late = asked.received + timedelta(seconds=5)
+    talk("more", asked, received=late)  # each takes 12 ms
+    words = get(f"/conversations/{asked.id}").words.replace("\u00a0", " ")
+    assert "Lasted 5.01 s" in words
+
+
+def test_a_failed_request_is_listed_by_what_it_ended_with(store, make_exchange, make_begun, get):
+    begun = make_begun("Read a.txt")
+    failed = replace(
+        make_exchange("Read a.txt", status="error", error="overloaded"),
+        id=begun.id, thread_id=None, turn=None, last_message="read_file → It says hi.",
+    )  # fmt: skip
+    store.write([failed])
+    assert "read_file → It says hi. overloaded" in get("/").words
+
+
 def test_a_long_conversation_has_several_pages(talk, get):
     exchange = talk("one")
     first = exchange

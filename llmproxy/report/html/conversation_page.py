@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from ...conversations.threads import Thread
 from ...conversations.tree import Label, TreeRow
 from .. import numbers
 from ..conversation import Conversation, Step
@@ -74,7 +73,7 @@ def _head(conversation: Conversation) -> str:
         tokens += f", {cached:,} cached" if cached else ""
     rows = {
         "Began": entry.moment(thread.began) if thread.began else "",
-        "Lasted": _lasted(thread),
+        "Lasted": _lasted(conversation),
         "Client": ", ".join(map(markup.name, thread.clients)),
         "Model": ", ".join(map(markup.name, thread.models)),
         "Exchanges": f"{thread.exchanges:,}" + _family(conversation),
@@ -104,10 +103,18 @@ def _family(conversation: Conversation) -> str:
     return f", and {others:,} in its forks and sub-agents" if others > 0 else ""
 
 
-def _lasted(thread: Thread) -> str:
-    if thread.began is None or thread.moved is None or thread.began == thread.moved:
+def _lasted(conversation: Conversation) -> str:
+    """Format the time from its first request to the end of its last reply."""
+    began = conversation.thread.began
+    own = [row.entry for row in conversation.rows if row.entry.thread_id == conversation.thread.id]
+    if began is None or len(own) < 2:
         return ""
-    return numbers.duration((thread.moved - thread.began).total_seconds() * 1000)
+    ends = (
+        (one.received - began).total_seconds() * 1000 + (one.duration_ms or 0.0)
+        for one in own
+        if one.is_timed
+    )
+    return numbers.duration(max(ends, default=0.0))
 
 
 # ---- the tree

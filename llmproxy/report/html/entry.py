@@ -174,7 +174,7 @@ def asked(entry: ExchangeSummary, preview: Preview | None) -> str:
     if results:
         more = f' <span class="soft">and {len(results) - 1} more</span>' if results[1:] else ""
         return f"{_result(results[-1])}{more}"
-    texts = _texts(parts) or entry.first_words
+    texts = _texts(parts) or entry.last_message or entry.first_words
     attached = "".join(' <span class="flag">attachment</span>' for p in parts if _is_attached(p))
     return f"{markup.text(texts[:LINE_CHARS])}{attached}" if texts or attached else _NOTHING
 

@@ -87,12 +87,12 @@ def exchange_list(
 def _follow(query: Query) -> str:
     if query.live:
         return (
-            f'<p class="about">Reloads every {REFRESH_S} s · '
+            f'<p class="about follow">Reloads every {REFRESH_S} s · '
             f'<a href="{query.href(live="")}">Stop following</a></p>'
         )
     newest = query.href(before="")
     return (
-        f'<p class="about"><a href="{newest}">Newest</a> · '
+        f'<p class="about follow"><a href="{newest}">Newest</a> · '
         f'<a href="{query.href(before="", live="1")}">Follow the log</a></p>'
     )
 
