@@ -6,10 +6,16 @@ That it answers in the same way is tested by the flows (`pytest --server uvicorn
 from __future__ import annotations
 
 import asyncio
+import html
 import http.client
 import json
+import re
 import threading
+import time
+import urllib.error
+import urllib.request
 from contextlib import contextmanager
+from urllib.parse import urldefrag, urljoin
 
 import openai
 import pytest
@@ -100,6 +106,44 @@ def test_it_is_mounted_below_a_path_of_another_application(llm_user_path):
                 "/nothing is not supported;"
             )
             assert ask(port, f"/llm{CHAT}", headers={"host": "evil.example"})[0] == 403
+
+
+def test_pages_below_a_path_link_to_each_other_there(llm_user_path):
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hello"}]
+    with app_of(AsyncScript("m", "Hello")) as app:
+        whole = Starlette(routes=[Mount("/llm", app)], lifespan=app.lifespan)
+        with under_uvicorn(whole) as port:
+            root = f"http://127.0.0.1:{port}/llm/"
+            empty, _ = page_at(root)
+            assert {f"{root}conversations", f"{root}figures"} <= empty
+            for _ in range(2):
+                ask(port, f"/llm{CHAT}")
+            ask(port, f"/llm{CHAT}", BODY | {"messages": [*turns, turns[0]]})
+            time.sleep(2)  # an answer may be written, and a page kept, for so long
+            seen: dict[str, str] = {}
+            found = [root, f"{root}v1/conversations/", f"{root}exchanges/nosuch"]
+            while found:
+                address = found.pop()
+                if address not in seen:
+                    links, seen[address] = page_at(address)
+                    found += links
+    assert all(address.startswith(root) for address in seen)
+    for part in ("exchanges/0", "conversations/0", "?live=1", "?client=", "?model=m", "figures"):
+        assert any(address.startswith(f"{root}{part}") for address in seen), part
+    assert [address for address, text in seen.items() if ">Not found<" in text] == [
+        f"{root}exchanges/nosuch"
+    ]
+
+
+def page_at(address):
+    request = urllib.request.Request(address, headers={"accept": "text/html"})
+    try:
+        with urllib.request.urlopen(request) as response:
+            text = response.read().decode()
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+    links = re.findall(r'(?:href|action)="([^"]*)"', text)
+    return {urldefrag(urljoin(address, html.unescape(link)))[0] for link in links}, text
 
 
 async def test_without_a_lifespan_the_first_requests_open_it_once(llm_user_path):

@@ -20,6 +20,8 @@ ENTRY_BYTES = 1_000  # of what is kept besides a page's text
 
 _Page = tuple[int, bytes]
 """The status and the HTML of a page."""
+_Key = tuple[str, str, str]
+"""Its path, its query, and the relative address of the list."""
 
 # Stands for the server's address until a page is sent: each client may know it by another name.
 _ADDRESS = f"http://{secrets.token_hex(16)}"
@@ -30,24 +32,23 @@ class Dashboard:
 
     def __init__(self, database: Path) -> None:
         self._database = database
-        self._made: ByteCache[tuple[str, str], tuple[_Page | RuntimeError, float]] = ByteCache(
-            MAX_PAGES_BYTES
-        )
-        self._being_made: dict[tuple[str, str], asyncio.Task[_Page]] = {}
+        self._made: ByteCache[_Key, tuple[_Page | RuntimeError, float]] = ByteCache(MAX_PAGES_BYTES)
+        self._being_made: dict[_Key, asyncio.Task[_Page]] = {}
         self._turns = asyncio.Semaphore(MAX_AT_ONCE)
 
-    async def page(self, path: str, query: str, base_url: str) -> tuple[int, bytes]:
+    async def page(self, path: str, query: str, base_url: str, root: str) -> tuple[int, bytes]:
         """Return the status and the HTML of a page, which was made in a thread.
 
         All viewers of an address get the same page while it is made, and for `MIN_AGE_S` after
         that.
 
-        base_url: this proxy's address, shown while nothing is recorded yet.
+        base_url: this proxy's address, shown while nothing is recorded yet. root: the address
+            of the list, relative to the one that the client has asked for.
 
         Raises:
             RuntimeError: the log can't be read.
         """
-        key = path, query
+        key = path, query, root
         kept = self._made.get(key)
         if kept is not None and time.monotonic() - kept[1] < MIN_AGE_S:
             if isinstance(kept[0], RuntimeError):
@@ -62,25 +63,25 @@ class Dashboard:
             status, html = await asyncio.shield(task)
         return status, html.replace(_ADDRESS.encode(), escape(base_url).encode())
 
-    def _ended(self, key: tuple[str, str], task: asyncio.Task[_Page]) -> None:
+    def _ended(self, key: _Key, task: asyncio.Task[_Page]) -> None:
         del self._being_made[key]
         if not task.cancelled():
             task.exception()  # all who waited may have gone
 
-    async def _make(self, key: tuple[str, str]) -> _Page:
+    async def _make(self, key: _Key) -> _Page:
         try:
             async with self._turns:
                 page = await in_daemon_thread(partial(self._render, *key), "llmproxy-dashboard")
         except RuntimeError as exc:
             self._made.put(key, (exc, time.monotonic()), ENTRY_BYTES)
             raise
-        size = len(page[1]) + len(key[0]) + len(key[1]) + ENTRY_BYTES
+        size = len(page[1]) + sum(map(len, key)) + ENTRY_BYTES
         self._made.put(key, (page, time.monotonic()), size)
         return page
 
-    def _render(self, path: str, query: str) -> _Page:
+    def _render(self, path: str, query: str, root: str) -> _Page:
         # Few servers are asked for a page, and each would start with 60 ms of CPU more.
         from .log_page import log_page
 
-        status, html = log_page(self._database, path, query, _ADDRESS)
+        status, html = log_page(self._database, path, query, _ADDRESS, root)
         return status, html.encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
@@ -19,7 +18,7 @@ from ..report.figures import figures
 from ..report.html import document
 from ..report.html.conversation_list import conversation_list
 from ..report.html.conversation_page import conversation_page
-from ..report.html.exchange_list import STATUSES, Query, exchange_list
+from ..report.html.exchange_list import IN_ADDRESS, STATUSES, Query, exchange_list
 from ..report.html.exchange_page import exchange_page
 from ..report.html.page import study_body
 from ..report.load import LOG_TITLE, study_of_log
@@ -31,52 +30,56 @@ STUDIED = 100  # exchanges whose figures are computed
 SEARCH_S = 0.15  # in which a list looks through the log
 
 
-def log_page(database: Path, path: str, query: str, base_url: str) -> tuple[int, str]:
+def log_page(database: Path, path: str, query: str, base_url: str, root: str) -> tuple[int, str]:
     """Return the status and the HTML of a page; the log need not exist yet.
 
-    path: without a slash at the end, except the list's. query: of the address, as it was sent.
-    base_url: this proxy's address, shown while nothing is recorded yet.
+    path: that of the page, below whatever is before it. query: of the address, as it was sent.
+    base_url: this proxy's address, shown while nothing is recorded yet. root: the address of the
+    list, relative to the one that the client has asked for.
     """
     given = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
     kind, _, id = path.strip("/").partition("/")
     try:
-        return 200, _page(database, kind, unquote(id), given, base_url)
+        return 200, _page(database, kind, unquote(id), given, base_url, root)
     except ProxyError as error:
         status = error.status if isinstance(error, NotFound) else 400
-        return status, document.failure("Not found" if status == 404 else "Error", f"{error}")
+        title = "Not found" if status == 404 else "Error"
+        return status, document.failure(title, f"{error}", root)
 
 
-def _page(database: Path, kind: str, id: str, given: dict[str, str], base_url: str) -> str:
+def _page(
+    database: Path, kind: str, id: str, given: dict[str, str], base_url: str, root: str
+) -> str:
     if not database.exists():
-        return _without_log(kind, id, base_url)
+        return _without_log(kind, id, base_url, root)
     with LogReader(database, asks_models=False) as log:
         match kind:
             case "":
-                return _exchanges(log, given, base_url)
+                return _exchanges(log, given, base_url, root)
             case "exchanges" if id:
-                return _exchange(log, id)
+                return _exchange(log, id, root)
             case "conversations" if id:
-                return _conversation(log, id, given)
+                return _conversation(log, id, given, root)
             case "conversations":
-                return _conversations(log, given, base_url)
+                return _conversations(log, given, base_url, root)
             case "figures":
-                return _figures(study_of_log(log, Filter(), last=STUDIED))
+                return _figures(study_of_log(log, Filter(), last=STUDIED), root)
     raise NotFound("there is no such page")
 
 
-def _without_log(kind: str, id: str, base_url: str) -> str:
+def _without_log(kind: str, id: str, base_url: str, root: str) -> str:
     if id:
         raise NotFound("nothing is recorded yet")
     if kind == "figures":
-        return _figures(Study(title=LOG_TITLE, is_run=False))
+        return _figures(Study(title=LOG_TITLE, is_run=False), root)
     if kind == "conversations":
-        return conversation_list([], None, is_first=True, base_url=base_url)
-    return exchange_list(Query(), Page([]), {}, Choices((), ()), base_url=base_url)
+        return conversation_list([], None, is_first=True, base_url=base_url, root=root)
+    return exchange_list(Query(root=root), Page([]), {}, Choices((), ()), base_url=base_url)
 
 
-def _exchanges(log: LogReader, given: dict[str, str], base_url: str) -> str:
-    known = {field.name for field in fields(Query)}
-    query = Query(**{name: value.strip() for name, value in given.items() if name in known})
+def _exchanges(log: LogReader, given: dict[str, str], base_url: str, root: str) -> str:
+    chosen_here = {name: given[name].strip() for name in IN_ADDRESS if name in given}
+    query = Query(**chosen_here, root=root)
     chosen = Filter(
         search=query.search or None,
         status=_status(query.status),
@@ -95,7 +98,7 @@ def _status(word: str) -> Status | None:
     return None
 
 
-def _exchange(log: LogReader, id: str) -> str:
+def _exchange(log: LogReader, id: str, root: str) -> str:
     exchange = log.exchange(id)
     misses = cache_misses(log, [exchange.id], CACHE_TIME_S)
     previous = exchange.previous_id
@@ -105,24 +108,25 @@ def _exchange(log: LogReader, id: str) -> str:
         previews(log.rows, [exchange.id]).get(exchange.id),
         misses.get(exchange.id),
         previous if has_previous else None,
+        root,
     )
 
 
-def _conversation(log: LogReader, id: str, given: dict[str, str]) -> str:
+def _conversation(log: LogReader, id: str, given: dict[str, str], root: str) -> str:
     word = given.get("from", "0")
     first = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
     found = load_conversation(log, id, first=first, count=STEPS, time_s=CACHE_TIME_S)
-    return conversation_page(found, STEPS)
+    return conversation_page(found, STEPS, root)
 
 
-def _conversations(log: LogReader, given: dict[str, str], base_url: str) -> str:
+def _conversations(log: LogReader, given: dict[str, str], base_url: str, root: str) -> str:
     before = given.get("before") or None
     found = threads(log, Filter(), last=CONVERSATIONS, before=before)[::-1]
     is_full = len(found) == CONVERSATIONS
     oldest = newest_id(log, found[-1].id) if is_full else None
-    return conversation_list(found, oldest, is_first=before is None, base_url=base_url)
+    return conversation_list(found, oldest, is_first=before is None, base_url=base_url, root=root)
 
 
-def _figures(study: Study) -> str:
+def _figures(study: Study, root: str) -> str:
     body = study_body(study, figures(study), has_requests=False)
-    return document.served("Figures", body, place="/figures", styles=document.ALL_STYLES)
+    return document.served("Figures", body, root=root, place="figures", styles=document.ALL_STYLES)

@@ -137,7 +137,11 @@ class StatusPages:
 
     async def _html(self, dashboard: Dashboard, path: str, request: Request) -> Response:
         try:
-            status, page = await dashboard.page(path, request.query, f"http://{request.host}")
+            # A web server or an application may have the pages below a path that is not known
+            # here, so that they link to each other by relative addresses.
+            root = "../" * (request.path.count("/") - 1) or "./"
+            address = f"http://{request.host}"
+            status, page = await dashboard.page(path, request.query, address, root)
         except RuntimeError as exc:
             logger.warning("could not render the dashboard: %s", exc)
             raise Unavailable("the log can't be read") from exc

@@ -38,8 +38,8 @@ _SHORT: Mapping[str, str] = {
     "duration_ms": "whole",
     "tokens_per_second": "tokens",
     SIMILARITY: "similar",
-    "input_tokens": "input tokens",
-    "output_tokens": "output tokens",
+    "input_tokens": "tokens in",
+    "output_tokens": "tokens out",
     "cost": "cost each",
 }
 NO_DIFFERENCE = "no significant difference"
@@ -207,12 +207,12 @@ def shown_difference(change: Change) -> str:
     value = change.difference
     if value is None:
         return NOTHING
-    sign = "+" if 0 < value < math.inf else ""
     if math.isinf(value):
         return "now fails" if value > 0 else "failed before"
-    if _is_measured(change):
-        return sign + difference(value, change.measure)
-    return sign + shown(change, value)
+    measured = _is_measured(change)
+    text = difference(value, change.measure) if measured else shown(change, value)
+    is_zero = not any(digit in text for digit in "123456789")  # rounded
+    return text if is_zero or value < 0 else f"+{text}"
 
 
 def shown_interval(change: Change) -> str:

@@ -60,10 +60,10 @@ def test_only_the_list_reloads_and_only_on_request(llm_user_path):
     with running(AsyncScript("m", "Yes.")) as proxy:
         ask(proxy, "hello")
         page = page_with(proxy, "hello")
-        assert 'http-equiv="refresh"' not in page and 'href="/?live=1"' in page
+        assert 'http-equiv="refresh"' not in page and 'href="./?live=1"' in page
         live = get(proxy, "/?live=1&client=nobody&status=ok")[2]
         assert '<meta http-equiv="refresh" content="5">' in live and "<form" not in live
-        assert 'href="/?status=ok&amp;client=nobody">Stop following' in live
+        assert 'href="./?status=ok&amp;client=nobody">Stop following' in live
         (id,) = ids_in(page)
         for path in (f"/exchanges/{id}", f"/conversations/{id}", "/conversations", "/figures"):
             status, _, body = get(proxy, path)
@@ -71,7 +71,7 @@ def test_only_the_list_reloads_and_only_on_request(llm_user_path):
 
 
 def ids_in(page):
-    return sorted(set(re.findall(r'href="/exchanges/(\w{26})"', page)))
+    return sorted(set(re.findall(r'href="./exchanges/(\w{26})"', page)))
 
 
 def test_other_clients_get_a_line_of_text():
@@ -122,7 +122,7 @@ def test_a_page_is_rendered_once_for_all_viewers(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     rendered = []
 
-    def render(database, path, query, base_url):
+    def render(database, path, query, base_url, root):
         rendered.append((path, query))
         return 200, f"at {base_url}"
 
@@ -130,9 +130,12 @@ def test_a_page_is_rendered_once_for_all_viewers(monkeypatch, tmp_path):
     pages = dashboard.Dashboard(tmp_path / "logs.db")
 
     async def view() -> list[bytes]:
-        at_once = [pages.page("/", "", f"http://r{number}.localhost") for number in range(60)]
+        at_once = [pages.page("/", "", f"http://r{number}.localhost", "./") for number in range(60)]
         found = await asyncio.gather(*at_once)
-        later = [await pages.page("/", "", "http://<b>"), await pages.page("/", "a=1", "http://x")]
+        later = [
+            await pages.page("/", "", "http://<b>", "./"),
+            await pages.page("/", "a=1", "http://x", "./"),
+        ]
         return [html for _, html in [*found, *later]]
 
     texts = asyncio.run(view())
@@ -145,7 +148,7 @@ def test_pages_that_are_kept_are_bounded_and_few_are_made_at_once(monkeypatch, t
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     running_now, most = [], []
 
-    def render(database, path, query, base_url):
+    def render(database, path, query, base_url, root):
         running_now.append(query)
         most.append(len(running_now))
         time.sleep(0.002)
@@ -157,7 +160,7 @@ def test_pages_that_are_kept_are_bounded_and_few_are_made_at_once(monkeypatch, t
     pages = dashboard.Dashboard(tmp_path / "logs.db")
 
     async def view() -> None:
-        await asyncio.gather(*[pages.page("/", f"a={number}", "") for number in range(40)])
+        await asyncio.gather(*[pages.page("/", f"a={number}", "", "./") for number in range(40)])
 
     asyncio.run(view())
     assert max(most) <= dashboard.MAX_AT_ONCE
@@ -171,9 +174,9 @@ def test_an_unreadable_log_is_not_tried_for_each_viewer(monkeypatch, tmp_path):
     monkeypatch.setattr(log_page, "log_page", lambda *_: tried.append(1) or 1 / 0)
 
     async def view() -> list[BaseException]:
-        at_once = [pages.page("/", "", "http://x") for _ in range(5)]
+        at_once = [pages.page("/", "", "http://x", "./") for _ in range(5)]
         failed = await asyncio.gather(*at_once, return_exceptions=True)
-        again = asyncio.gather(pages.page("/", "", "http://x"), return_exceptions=True)
+        again = asyncio.gather(pages.page("/", "", "http://x", "./"), return_exceptions=True)
         return [*failed, *await again]
 
     assert all(isinstance(failure, RuntimeError) for failure in asyncio.run(view()))

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
+from urllib.parse import urljoin
 
 import llm
 import pytest
@@ -57,13 +58,24 @@ def read(html):
     return reader
 
 
+def page_at(path, address):
+    where, _, query = address.partition("?")
+    root = "../" if where.count("/") == 2 else "./"
+    return log_page(path, where, query, "http://localhost:9", root)
+
+
 @pytest.fixture
 def get(path):
     def get(address, status=200):
-        where, _, query = address.partition("?")
-        found, html = log_page(path, where, query, "http://localhost:9")
+        found, html = page_at(path, address)
         assert found == status, html[-600:]
-        return read(html)
+        page = read(html)
+        for _, attributes in page.tags:
+            for name in {"href", "action"} & attributes.keys():
+                assert not attributes[name].startswith("/")
+                if not attributes[name].startswith("#"):
+                    attributes[name] = urljoin(address, attributes[name])
+        return page
 
     return get
 
@@ -246,6 +258,24 @@ def test_a_conversation_is_a_tree_with_its_times(talk, get):
     assert "And b.txt?" in get(f"/conversations/chatcmpl-{done.id.upper()}").words
 
 
+def test_a_conversation_lasts_until_its_last_reply_has_ended(talk, get):
+    asked = talk("hello")
+    late = asked.received + timedelta(seconds=5)
+    talk("more", asked, received=late)  # each takes 12 ms
+    words = get(f"/conversations/{asked.id}").words.replace("\u00a0", " ")
+    assert "Lasted 5.01 s" in words
+
+
+def test_a_failed_request_is_listed_by_what_it_ended_with(store, make_exchange, make_begun, get):
+    begun = make_begun("Read a.txt")
+    failed = replace(
+        make_exchange("Read a.txt", status="error", error="overloaded"),
+        id=begun.id, thread_id=None, turn=None, last_message="read_file → It says hi.",
+    )  # fmt: skip
+    store.write([failed])
+    assert "read_file → It says hi. overloaded" in get("/").words
+
+
 def test_a_long_conversation_has_several_pages(talk, get):
     exchange = talk("one")
     first = exchange
@@ -270,7 +300,7 @@ def test_conversations_are_listed_newest_first_and_paged(talk, get):
 
 
 def test_links_in_a_file_lead_only_into_it():
-    links = Links(is_served=False, here=frozenset({"01a"}))
+    links = Links(None, here=frozenset({"01a"}))
     assert links.exchange("01a", "x") == '<a href="#x-01a">x</a>'
     assert links.exchange("01b", "x") == links.conversation("01b", "x") == "x"
 
@@ -285,7 +315,7 @@ def test_no_page_is_wider_than_a_phone_and_print_has_no_empty_pages(talk, path, 
     with open_browser(tmp_path) as browser:
         for address in ("/", "/conversations", "/figures", f"/exchanges/{done.id}",
                         f"/conversations/{asked.id}"):  # fmt: skip
-            html = log_page(path, address, "", "http://localhost:9")[1]
+            html = page_at(path, address)[1]
             file = tmp_path / "page.html"
             file.write_text(html)
             for width in (390, 768, 1280):

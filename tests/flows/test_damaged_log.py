@@ -336,7 +336,7 @@ def test_reports_and_pages_name_the_damaged_one(damaged):
         assert (f"{log.id} is damaged: " in err) == bool((names or set()) - {"body"})
 
     def page(path):
-        status, html = asyncio.run(Dashboard(log.path).page(path, "", "http://127.0.0.1:1"))
+        status, html = asyncio.run(Dashboard(log.path).page(path, "", "http://127.0.0.1:1", "./"))
         return status, html.decode()
 
     assert "capital of France?" in page("/")[1] and page("/conversations")[0] == 200

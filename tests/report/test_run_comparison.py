@@ -17,6 +17,7 @@ from llmproxy.report.run_comparison import (
     comparison_csv,
     comparison_json,
     comparison_lines,
+    shown_difference,
     verdict,
 )
 from tests.report.studies import a_failure, a_sample, an_answer
@@ -81,6 +82,17 @@ def test_models_and_requests_of_one_run_only_are_told():
     assert (runs.only_first, runs.only_second, runs.shared) == (["b"], ["c"], 9)
     text = "\n".join(comparison_lines(runs, width=120))
     assert "only in one: b" in text and "only in two: c" in text and "9 requests in both" in text
+
+
+def test_a_change_that_rounds_to_nothing_has_no_sign():
+    def change(ms):
+        return shown_difference(changes(compare_runs(a_run("a"), a_run("b", ms)))["duration_ms"])
+
+    assert [change(ms) for ms in (0.02, 20.0, -20.0)] == [
+        "0.0\u00a0ms",
+        "+20\u00a0ms",
+        "−20\u00a0ms",
+    ]
 
 
 def test_tokens_and_costs_have_their_units():

@@ -13,35 +13,37 @@ _COLUMNS = ("Last request", "Conversation", "Model and client", "Length", "Token
 
 
 def conversation_list(
-    threads: Sequence[Thread], before: str | None, *, is_first: bool, base_url: str
+    threads: Sequence[Thread], before: str | None, *, is_first: bool, base_url: str, root: str
 ) -> str:
     """Render a page of the list.
 
     before: the ID of the conversation from which the next page goes on to the past, if any.
     is_first: it is the page with the newest ones. base_url: as `nothing_yet` takes it.
+    root: the relative address of the list of exchanges.
     """
     if not threads and is_first:
         body = f"<h1>Conversations</h1>{nothing_yet(base_url)}"
-        return document.served("Conversations", body, place="/conversations")
+        return document.served("Conversations", body, root=root, place="conversations")
     head = "".join(f'<th scope="col">{name}</th>' for name in _COLUMNS)
-    rows = "".join(map(_row, threads))
+    links_to = entry.Links(root)
+    rows = "".join(_row(thread, links_to) for thread in threads)
     links = [
-        "" if is_first else '<a href="/conversations">Newest</a>',
+        "" if is_first else f'<a href="{root}conversations">Newest</a>',
         ""
         if before is None
-        else f'<a rel="next" href="/conversations?before={markup.text(before)}">Older →</a>',
+        else f'<a rel="next" href="{root}conversations?before={markup.text(before)}">Older →</a>',
     ]
     body = (
         "<header><h1>Conversations</h1></header>"
         f'<table class="log"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
         f'<nav class="pages" aria-label="More">{"".join(links)}</nav>'
     )
-    return document.served("Conversations", body, place="/conversations")
+    return document.served("Conversations", body, root=root, place="conversations")
 
 
-def _row(thread: Thread) -> str:
+def _row(thread: Thread, links: entry.Links) -> str:
     name = markup.text(thread.first_words or " ".join(thread.name.split())) or "no text"
-    link = entry.Links().conversation(thread.id, name)
+    link = links.conversation(thread.id, name)
     moved = f"{entry.clock(thread.moved)}<small>{_date(thread)}</small>" if thread.moved else "–"
     usage = thread.usage
     tokens = "–" if usage.input_tokens is None else f"{usage.input_tokens:,} in"

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from ...conversations.threads import Thread
 from ...conversations.tree import Label, TreeRow
 from .. import numbers
 from ..conversation import Conversation, Step
@@ -32,24 +31,28 @@ LABELS: dict[Label, str] = {
 }
 
 
-def conversation_page(conversation: Conversation, count: int) -> str:
-    """Render the page of the server. count: exchanges that it shows completely."""
+def conversation_page(conversation: Conversation, count: int, root: str) -> str:
+    """Render the page of the server.
+
+    count: exchanges that it shows completely. root: the relative address of the list.
+    """
     here = frozenset(step.row.entry.id for step in conversation.steps)
-    steps, _ = _steps(conversation, Links(True, here), MAX_PAGE_CHARS)
-    body = _head(conversation) + _tree(conversation, Links(True, here)) + steps
+    links = Links(root, here)
+    steps, _ = _steps(conversation, links, MAX_PAGE_CHARS)
+    body = _head(conversation) + _tree(conversation, links) + steps
     title = _name(conversation)
-    return document.served(title, body + _pages(conversation, count))
+    return document.served(title, body + _pages(conversation, count, links), root=root)
 
 
 def conversation_file(conversation: Conversation, recorded_by: str) -> str:
     """Render a document of the whole conversation, to be written to a file."""
     here = frozenset(step.row.entry.id for step in conversation.steps)
-    steps, left_out = _steps(conversation, Links(False, here), MAX_FILE_CHARS)
+    steps, left_out = _steps(conversation, Links(None, here), MAX_FILE_CHARS)
     if left_out:
         # What a link would lead to is not there.
         shown = conversation.steps[: len(conversation.steps) - left_out]
         here = frozenset(step.row.entry.id for step in shown)
-    body = _head(conversation) + _tree(conversation, Links(False, here)) + steps
+    body = _head(conversation) + _tree(conversation, Links(None, here)) + steps
     return document.document(
         _name(conversation),
         f"<main>\n{body}<footer>{markup.text(recorded_by)}</footer></main>\n",
@@ -70,7 +73,7 @@ def _head(conversation: Conversation) -> str:
         tokens += f", {cached:,} cached" if cached else ""
     rows = {
         "Began": entry.moment(thread.began) if thread.began else "",
-        "Lasted": _lasted(thread),
+        "Lasted": _lasted(conversation),
         "Client": ", ".join(map(markup.name, thread.clients)),
         "Model": ", ".join(map(markup.name, thread.models)),
         "Exchanges": f"{thread.exchanges:,}" + _family(conversation),
@@ -100,10 +103,18 @@ def _family(conversation: Conversation) -> str:
     return f", and {others:,} in its forks and sub-agents" if others > 0 else ""
 
 
-def _lasted(thread: Thread) -> str:
-    if thread.began is None or thread.moved is None or thread.began == thread.moved:
+def _lasted(conversation: Conversation) -> str:
+    """Format the time from its first request to the end of its last reply."""
+    began = conversation.thread.began
+    own = [row.entry for row in conversation.rows if row.entry.thread_id == conversation.thread.id]
+    if began is None or len(own) < 2:
         return ""
-    return numbers.duration((thread.moved - thread.began).total_seconds() * 1000)
+    ends = (
+        (one.received - began).total_seconds() * 1000 + (one.duration_ms or 0.0)
+        for one in own
+        if one.is_timed
+    )
+    return numbers.duration(max(ends, default=0.0))
 
 
 # ---- the tree
@@ -151,11 +162,10 @@ def _tree_row(
     label = f'<span class="flag {row.label}">{LABELS[row.label]}</span> ' if row.label else ""
     preview = conversation.previews.get(one.id)
     missed = ' <span class="flag">cache miss</span>' if one.id in conversation.misses else ""
-    is_failed = one.status in ("error", "interrupted")
     drawn = ""
     if span is not None:
         parts = ", ".join(" ".join(part) for part in spans.phases(one))
-        drawn = line.row(span, parts, is_failed=is_failed)
+        drawn = line.row(span, parts, is_failed=spans.is_failed(one))
     is_own = one.thread_id == conversation.thread.id
     state = entry.outcome(one) if one.status != "ok" else entry.unusual_finish(one)
     return (
@@ -203,9 +213,10 @@ def _step(place: int, step: Step, conversation: Conversation, links: Links) -> s
             f"{timeline(exchange)}{cache_miss(conversation.misses.get(one.id), links)}"
             f"{earlier}{rendered(messages)}{reply(exchange)}"
         )
+    address = links.address("exchanges", one.id)
     served = (
-        f' · <a class="more" href="{entry.address("exchanges", one.id)}">all of it</a>'
-        if links.is_served and exchange is not None
+        f' · <a class="more" href="{address}">all of it</a>'
+        if address is not None and exchange is not None
         else ""
     )
     return (
@@ -228,8 +239,8 @@ def _facts(step: Step) -> Iterator[str]:
     yield markup.name(one.client)
 
 
-def _pages(conversation: Conversation, count: int) -> str:
-    address = entry.address("conversations", conversation.thread.id)
+def _pages(conversation: Conversation, count: int, to: Links) -> str:
+    address = to.address("conversations", conversation.thread.id)
     first, total = conversation.first, len(conversation.rows)
     links: Sequence[str] = [
         f'<a href="{address}{_from(max(first - count, 0))}">← Earlier</a>' if first else "",

@@ -15,7 +15,7 @@ STUDY_STYLE = ("base.css", "study.css")
 LOG_STYLE = ("base.css", "log.css")
 ALL_STYLES = ("base.css", "study.css", "log.css")
 
-_PLACES = (("/", "Exchanges"), ("/conversations", "Conversations"), ("/figures", "Figures"))
+_PLACES = (("", "Exchanges"), ("conversations", "Conversations"), ("figures", "Figures"))
 
 
 def document(
@@ -48,17 +48,19 @@ def served(
     title: str,
     body: str,
     *,
-    place: str = "",
+    root: str,
+    place: str | None = None,
     styles: tuple[str, ...] = LOG_STYLE,
     refresh_s: int | None = None,
     has_form: bool = False,
 ) -> str:
     """Return a page of the server: a document with links to the other pages above its body.
 
-    place: the path of the page, if it is one of these.
+    root: the relative address of the list. place: that of the page from there, if it is one of
+        these.
     """
     links = "".join(
-        f'<a href="{path}"{_current(path == place)}>{name}</a>' for path, name in _PLACES
+        f'<a href="{root}{path}"{_current(path == place)}>{name}</a>' for path, name in _PLACES
     )
     bar = (
         '<a class="skip" href="#content">Skip to the content</a>'
@@ -73,13 +75,13 @@ def served(
     )
 
 
-def failure(title: str, reason: str) -> str:
+def failure(title: str, reason: str, root: str) -> str:
     """Return the page of the server that says why there is no other."""
     body = (
         f"<h1>{markup.text(title)}</h1><p>{markup.text(reason)}</p>"
-        '<p><a href="/">All exchanges</a></p>'
+        f'<p><a href="{root}">All exchanges</a></p>'
     )
-    return served(title, body)
+    return served(title, body, root=root)
 
 
 def _current(is_it: bool) -> str:

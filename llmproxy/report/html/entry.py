@@ -24,28 +24,30 @@ Target = Literal["exchanges", "conversations"]
 
 @dataclass(frozen=True)
 class Links:
-    """How pages are linked: on the server by their addresses, in a file within it.
+    """How pages are linked: on the server by relative addresses, in a file within it.
 
-    here: the ids of the exchanges on this page.
+    root: the relative address of the list, such as "../": the server may be below a path that it
+        does not know. None in a file. here: the ids of the exchanges on this page.
     """
 
-    is_served: bool = True
+    root: str | None
     here: frozenset[str] = frozenset()
 
     def exchange(self, id: str, html: str, *, kind: str = "") -> str:
         """Link to an exchange; only its text if a file does not have it."""
         if id in self.here:
             return _link(f"#x-{id}", html, kind)
-        return _link(address("exchanges", id), html, kind) if self.is_served else html
+        address = self.address("exchanges", id)
+        return html if address is None else _link(address, html, kind)
 
     def conversation(self, id: str, html: str) -> str:
         """Link to a conversation; only its text in a file."""
-        return _link(address("conversations", id), html) if self.is_served else html
+        address = self.address("conversations", id)
+        return html if address is None else _link(address, html)
 
-
-def address(target: Target, id: str) -> str:
-    """Return the path of a page."""
-    return f"/{target}/{quote(id, safe='')}"
+    def address(self, target: Target, id: str) -> str | None:
+        """Return the address of a page; None in a file."""
+        return None if self.root is None else f"{self.root}{target}/{quote(id, safe='')}"
 
 
 def _link(href: str, html: str, kind: str = "") -> str:
@@ -172,7 +174,7 @@ def asked(entry: ExchangeSummary, preview: Preview | None) -> str:
     if results:
         more = f' <span class="soft">and {len(results) - 1} more</span>' if results[1:] else ""
         return f"{_result(results[-1])}{more}"
-    texts = _texts(parts) or entry.first_words
+    texts = _texts(parts) or entry.last_message or entry.first_words
     attached = "".join(' <span class="flag">attachment</span>' for p in parts if _is_attached(p))
     return f"{markup.text(texts[:LINE_CHARS])}{attached}" if texts or attached else _NOTHING
 

@@ -31,6 +31,7 @@ class Query:
 
     before: the ID of an exchange, from which the list goes on to the past.
     live: follow the log: "1", or empty.
+    root: the relative address of the list; it is not in the address.
     """
 
     search: str = ""
@@ -39,13 +40,14 @@ class Query:
     model: str = ""
     before: str = ""
     live: str = ""
+    root: str = "./"
 
-    def href(self, path: str = "/", **changes: str) -> str:
+    def href(self, **changes: str) -> str:
         """Return the address of a list like this one, with other values of some fields."""
         changed = replace(self, **changes)
-        given = {f.name: getattr(changed, f.name) for f in fields(Query)}
+        given = {name: getattr(changed, name) for name in IN_ADDRESS}
         query = urlencode({name: value for name, value in given.items() if value})
-        return markup.text(f"{path}?{query}" if query else path)
+        return markup.text(f"{self.root}?{query}" if query else self.root)
 
     @property
     def is_filtered(self) -> bool:
@@ -67,15 +69,16 @@ def exchange_list(
     """
     if not page.entries and not query.is_filtered and not query.before:
         body = f"<h1>Exchanges</h1>{nothing_yet(base_url)}"
-        return document.served("Exchanges", body, place="/", refresh_s=REFRESH_S)
+        return document.served("Exchanges", body, root=query.root, place="", refresh_s=REFRESH_S)
     head = f"<header><h1>Exchanges</h1>{_follow(query)}</header>"
-    above = _following(query) if query.live else search_form(query, choices, "/") + _active(query)
+    above = _following(query) if query.live else search_form(query, choices) + _active(query)
     rows = _table(query, page.entries, previews) if page.entries else ""
     body = f"{head}{above}{rows}{_notes(query, page)}{_pages(query, page)}"
     return document.served(
         "Exchanges",
         body,
-        place="/",
+        root=query.root,
+        place="",
         refresh_s=REFRESH_S if query.live else None,
         has_form=True,
     )
@@ -84,12 +87,12 @@ def exchange_list(
 def _follow(query: Query) -> str:
     if query.live:
         return (
-            f'<p class="about">Reloads every {REFRESH_S} s · '
+            f'<p class="about follow">Reloads every {REFRESH_S} s · '
             f'<a href="{query.href(live="")}">Stop following</a></p>'
         )
     newest = query.href(before="")
     return (
-        f'<p class="about"><a href="{newest}">Newest</a> · '
+        f'<p class="about follow"><a href="{newest}">Newest</a> · '
         f'<a href="{query.href(before="", live="1")}">Follow the log</a></p>'
     )
 
@@ -99,15 +102,17 @@ def _following(query: Query) -> str:
     return _active(query) if query.is_filtered else ""
 
 
+IN_ADDRESS = [f.name for f in fields(Query) if f.name != "root"]
+
 # ---- filters
 
 
-def search_form(query: Query, choices: Choices, path: str) -> str:
+def search_form(query: Query, choices: Choices) -> str:
     """Render the search form and the filters beside it."""
     clients = {name: name for name in choices.clients}
     models = {name: name for name in choices.models}
     return (
-        f'<form class="filters" action="{path}" role="search">'
+        f'<form class="filters" action="{query.root}" role="search">'
         '<label class="words"><span>Search</span><input type="search" name="search" '
         f'value="{markup.text(query.search)}" placeholder="words in prompts and replies"></label>'
         f"{_select('Status', 'status', STATUSES, query.status)}"
@@ -172,7 +177,7 @@ def _day(one: ExchangeSummary) -> str:
 
 
 def _row(query: Query, one: ExchangeSummary, preview: Preview | None) -> str:
-    links = entry.Links()
+    links = entry.Links(query.root)
     time = entry.clock(one.received) if one.is_timed else "–"
     place = links.conversation(one.thread_id, "conversation") if one.thread_id else ""
     client = f'<a href="{query.href(client=one.client, before="")}">{markup.name(one.client)}</a>'

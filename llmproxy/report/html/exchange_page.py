@@ -31,14 +31,19 @@ _LINKS = {
 
 
 def exchange_page(
-    exchange: Exchange, preview: Preview | None, miss: CacheMiss | None, previous: str | None
+    exchange: Exchange,
+    preview: Preview | None,
+    miss: CacheMiss | None,
+    previous: str | None,
+    root: str,
 ) -> str:
     """Render the page of an exchange.
 
     miss: how it missed the prompt cache, if it did.
     previous: the id of the exchange that it continues, if the log has it.
+    root: the relative address of the list.
     """
-    links = Links()
+    links = Links(root)
     has_text = bool(exchange.first_words or (preview and preview.asked))
     title = entry.asked(exchange, preview) if has_text else "Exchange without text"
     timed = entry.moment(exchange.received) if exchange.is_timed else "imported, without times"
@@ -52,7 +57,7 @@ def exchange_page(
         f"{timeline(exchange)}{cache_miss(miss, links)}"
         f"{_messages(exchange)}{_tools(exchange)}{_raw(exchange)}"
     )
-    return document.served(f"Exchange {exchange.id}", body)
+    return document.served(f"Exchange {exchange.id}", body, root=root)
 
 
 def _facts(exchange: Exchange, links: Links, previous: str | None) -> str:

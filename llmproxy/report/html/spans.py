@@ -91,16 +91,17 @@ class Timeline:
         return min(max(place, 0.0), float(WIDTH))
 
     def row(self, span: Span, label: str, *, is_failed: bool) -> str:
-        """Draw one exchange: the queue, the wait for the first event, the stream."""
+        """Draw one exchange: the queue, the wait for the first event, the stream.
+
+        is_failed: the last part, in which it failed, is marked.
+        """
         first = span.end if span.first is None else span.first
         queued = span.start if span.queued is None else min(span.queued, first)
         parts = [
             ("queue", span.start, queued),
-            ("wait", queued, first),
-            ("failed" if is_failed and span.first is None else "stream", first, span.end),
+            ("failed" if is_failed and span.first is None else "wait", queued, first),
+            ("failed" if is_failed else "stream", first, span.end),
         ]
-        if is_failed:
-            parts[1] = ("failed", queued, first)
         bars = "".join(
             _bar(kind, self.at(start), self.at(end)) for kind, start, end in parts if end > start
         )
@@ -134,8 +135,13 @@ def waterfall(entry: ExchangeSummary, ticks_ms: Sequence[float]) -> str:
         f'<rect class="tick" x="{_n(line.at(at))}" y="2" width="1.5" height="{HEIGHT - 4}"/>'
         for at in shown
     )
-    svg = line.row(span, "; ".join(map(" ".join, phases(entry))), is_failed=entry.status != "ok")
+    svg = line.row(span, "; ".join(map(" ".join, phases(entry))), is_failed=is_failed(entry))
     return svg.replace("</svg>", f"{events}</svg>")
+
+
+def is_failed(entry: ExchangeSummary) -> bool:
+    """Return whether an exchange failed; one that its client ended did not."""
+    return entry.status in ("error", "interrupted")
 
 
 def phases(entry: ExchangeSummary) -> Iterable[tuple[str, str]]:

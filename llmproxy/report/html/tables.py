@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .. import numbers
@@ -15,6 +16,7 @@ from . import charts, markup
 MAX_COLUMNS = 24  # models in a table: clients can request any number of names
 MAX_BESIDE = 3  # models, so that two tables fit side by side on a wide screen
 HALF = 4  # groups of figures in the first of these tables
+MAX_ABREAST = 4  # models in one of several tables, which no screen or paper cuts
 MAX_ROWS = 200  # pairs or comparisons
 MAX_KINDS = 6  # of errors or finish reasons in a cell
 
@@ -42,24 +44,28 @@ Cell = Callable[[ModelFigures], str]
 def figures_table(figures: Figures) -> str:
     """Render all figures of all models, without rows that are empty for all."""
     models = figures.models[:MAX_COLUMNS]
-    head = "".join(
-        f'<th scope="col">{charts.mark(number)}{markup.name(each.model)}</th>'
-        for number, each in enumerate(models)
-    )
-    groups = [_group(title, rows, models) for title, rows in _groups()]
-    parts = [groups]
-    if len(models) <= MAX_BESIDE:
-        parts = [groups[:HALF], groups[HALF:]]
+    halves = [slice(HALF), slice(HALF, None)] if len(models) <= MAX_BESIDE else [slice(None)]
     tables = "".join(
-        _scrolling(
-            "Figures by model",
-            f"<table><thead><tr><td></td>{head}</tr></thead>{''.join(part)}</table>",
-        )
-        for part in parts
-        if any(part)
+        _scrolling("Figures by model", f"<table>{head}{''.join(groups[half])}</table>")
+        for head, groups in _tables(models)
+        for half in halves
+        if any(groups[half])
     )
     left_out = _left_out(len(figures.models) - len(models), "model")
     return f'<div class="halves">{tables}</div>{left_out}'
+
+
+def _tables(models: Sequence[ModelFigures]) -> Iterator[tuple[str, list[str]]]:
+    """Yield the head and the groups of each table, about equally many models in each."""
+    size = math.ceil(len(models) / math.ceil(len(models) / MAX_ABREAST))
+    for start in range(0, len(models), size):
+        shown = models[start : start + size]
+        head = "".join(
+            f'<th scope="col">{charts.mark(number)}{markup.name(each.model)}</th>'
+            for number, each in enumerate(shown, start)
+        )
+        groups = [_group(title, rows, shown) for title, rows in _groups()]
+        yield f"<thead><tr><td></td>{head}</tr></thead>", groups
 
 
 def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelFigures]) -> str:

@@ -446,6 +446,17 @@ def test_more_models_than_are_drawn_are_counted():
     assert "2 models not shown." in words
 
 
+def test_many_models_are_in_several_tables_that_no_screen_cuts():
+    models = tuple(f"model-{i}" for i in range(9))
+    html = the_page(a_study(models=models, n=1))
+    heads = re.findall(r"<thead><tr><td></td>(.*?)</tr></thead>", html)
+    assert [re.findall(r"model-\d", head) for head in heads[:3]] == [
+        ["model-0", "model-1", "model-2"],
+        ["model-3", "model-4", "model-5"],
+        ["model-6", "model-7", "model-8"],
+    ]
+
+
 # ---- hostile words
 
 HOSTILE = [

@@ -28,6 +28,17 @@ def test_waiting_and_streaming_are_in_proportion():
     assert dict(phases(entry)) == {"Waiting": "250\u00a0ms", "Streaming": "750\u00a0ms"}
 
 
+def test_what_failed_is_marked_and_not_the_wait_before_it():
+    def kinds(**times):
+        entry = an_answer(status="error", duration_ms=1000.0, **times).exchange
+        return [kind for kind, _, _ in bars(waterfall(entry, []))]
+
+    assert kinds(ttft_ms=250.0) == ["wait", "failed"]
+    assert kinds(ttft_ms=None, first_output_ms=None) == ["failed"]
+    cancelled = an_answer(status="cancelled", ttft_ms=250.0, duration_ms=1000.0).exchange
+    assert [kind for kind, _, _ in bars(waterfall(cancelled, []))] == ["wait", "stream"]
+
+
 def test_a_long_pause_is_drawn_short_and_named():
     spans = [Span(0, 1000, None, 500), Span(3_600_000, 3_601_000, None, 3_600_500)]
     line = Timeline(spans)
