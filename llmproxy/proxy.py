@@ -239,6 +239,8 @@ class Settings:
         for origin in self.origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/]+/?", origin, re.I):
                 return f"{{origins}}: an origin is scheme://host[:port], not {origin!r}"
+        if self.otlp_content and self.otlp is None:
+            return "{otlp_content}: nothing is sent without {otlp}"
         if self.database == "":  # it would mean llm's own log
             return "{database}: a file's name can't be empty"
         if self.recordings is not None and not all(map(str, self.recording_paths)):

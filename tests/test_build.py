@@ -24,8 +24,8 @@ def test_wheel_has_every_module(tmp_path):
         f"assert llmproxy.__file__.startswith({str(wheel)!r})\n"
         "names = [m.name for m in pkgutil.walk_packages(llmproxy.__path__, 'llmproxy.')]\n"
         "[importlib.import_module(n) for n in names if not n.endswith('__main__')]\n"
-        "from llmproxy.report.html import page\n"
-        "assert '--paper' in page._style(), 'the style sheet is read from the wheel'\n"
+        "from llmproxy.report.html.document import _style\n"
+        "assert '--paper' in _style(('base.css',)), 'the style sheet is read from the wheel'\n"
         "print(len(names))"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -127,10 +127,10 @@ def test_a_browser_can_open_the_dashboard(tmp_path):
     """At the address that the proxy prints, with the key sent by Basic auth."""
     with running(AsyncScript("m", "an answer")) as proxy, open_browser(tmp_path) as browser:
         browser.navigate(f"{proxy.url}/")
-        assert browser.evaluate("document.querySelector('h1').innerText") == "the log"
+        assert browser.evaluate("document.querySelector('h1').innerText") == "Exchanges"
         assert browser.messages == []
     with running(keys=["word"]) as proxy, open_browser(tmp_path / "other") as browser:
         basic = base64.b64encode(b"me:word").decode()
         browser.command("Network.setExtraHTTPHeaders", headers={"Authorization": f"Basic {basic}"})
         browser.navigate(f"{proxy.url}/")
-        assert browser.evaluate("document.querySelector('h1').innerText") == "the log"
+        assert browser.evaluate("document.querySelector('h1').innerText") == "Exchanges"
