@@ -488,7 +488,9 @@ class App:
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         try:
             if failure is None:
-                parsed = self._known_bodies.parse(http_request.body, self._limits, dialect.NAME)
+                parsed = self._known_bodies.parse(
+                    http_request.body, self._limits, dialect.NAME, dialect.CONVERSATION
+                )
                 if (whole := complete(parsed.value)) is not parsed.value:
                     parsed = Body(whole)
                 body = parsed.normalized(dialect.normalize_body)
