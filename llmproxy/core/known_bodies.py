@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +27,17 @@ MAX_KNOWN_BYTES = 64 * 2**20
 KEY_ITEMS = 4  # by these first items of it, a body takes the place of an earlier one
 COPIES = 3  # of a text: itself, its strings, and what a dialect makes of some of them
 ITEM_BYTES = 3_000  # of the objects made of an item
+
+
+class SharedItems(list[Any]):
+    """Items of a conversation, most of which were in an earlier one.
+
+    hashed: ends and hashes of the first of them, run by run, to be used and added to.
+    """
+
+    def __init__(self, items: Iterable[Any], hashed: list[tuple[int, bytes]]) -> None:
+        super().__init__(items)
+        self.hashed = hashed
 
 
 class ItemParser(Protocol):
@@ -59,7 +70,8 @@ class ItemMemory:
     loaded, unknown: of each, the result of `payload.load`, and the paths that it found
     undeclared. states: of the dialect's parser, after each. before: all that the parser had made
     before the first, as text. made: its lists after the last state. hashed: states of the
-    request's key after the last messages. normal: each item in the normal form of the body.
+    request's key after the last messages. normal: each item in the normal form of the body;
+    hashed_normal: as in `SharedItems`.
     """
 
     loaded: list[Any] = field(default_factory=list)
@@ -69,6 +81,7 @@ class ItemMemory:
     made: list[list[Any]] = field(default_factory=list)
     hashed: list[Any] = field(default_factory=list)
     normal: list[Any] = field(default_factory=list)
+    hashed_normal: list[tuple[int, bytes]] = field(default_factory=list)
 
     def first(self, count: int) -> ItemMemory:
         """Return that of the first items, which can be added to."""
@@ -80,6 +93,7 @@ class ItemMemory:
             [*self.made],
             [*self.hashed],
             self.normal[:count],
+            [run for run in self.hashed_normal if run[0] <= count],
         )
 
     def items(self, items: list[Any], convert: Callable[[Any], Any]) -> list[Any]:
@@ -177,7 +191,7 @@ class Body:
         known = len(memory.normal)
         body = normalize(self.value | {name: self.value[name][known:]})
         memory.normal.extend(body[name])
-        return body | {name: [*memory.normal]}
+        return body | {name: SharedItems(memory.normal, memory.hashed_normal)}
 
 
 class KnownBodies:

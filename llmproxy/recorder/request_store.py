@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..core import json_pieces
+from ..core.known_bodies import SharedItems
 
 LONG_CHARS = 256  # a reference and its blob's row cost about 100
 RUN = 16
@@ -111,12 +112,21 @@ class _Deduplicator:
         if not isinstance(value, list):
             return self._whole(value)
         end = len(value) - len(value) % RUN
-        runs = [{"$$": self._run(value[i : i + RUN])} for i in range(0, end, RUN)]
+        # Those of an earlier request need not be hashed again: 5 ms for 3.5 MB.
+        hashed = value.hashed if isinstance(value, SharedItems) else []
+        fingerprints = dict(hashed)
+        runs = []
+        for start in range(0, end, RUN):
+            items = value[start : start + RUN]
+            fingerprint = fingerprints.get(start + RUN)
+            if fingerprint is None:
+                # One hash for all items: a quarter of the time of a hash for each.
+                fingerprint = hashlib.sha256(marshal.dumps(items, 2)).digest()
+                hashed.append((start + RUN, fingerprint))
+            runs.append({"$$": self._run(items, fingerprint)})
         return runs + [self._whole(item) for item in value[end:]]
 
-    def _run(self, items: list[Any]) -> str:
-        # One hash for all items: a quarter of the time of a long history that was sent before.
-        fingerprint = hashlib.sha256(marshal.dumps(items, 2)).digest()
+    def _run(self, items: list[Any], fingerprint: bytes) -> str:
         hash = self.known.get(fingerprint)
         if hash is None:
             hash = self._put(dumps([self._whole(item) for item in items]))
