@@ -42,6 +42,7 @@ KEPT = {
     "LlmRows._tool_hashes": "MAX_TOOL_HASHES",
     "HistoryHasher._said": "empty in those that are kept",
     "Replies._appeared": "MAX_APPEARED",
+    "Replies._news": "MAX_NEWS, each with at most MAX_NEW exchanges' keys",
     "Replies._running": "running exchanges",
     "KnownKeys._values": "llm's keys",
     # the models, a set that the owner chooses
@@ -82,6 +83,7 @@ REMEMBERED = {
     "app/running_exchange.py:input_estimate": "as long as its exchange",
     "report/html/page.py:_style": "one",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
+    "backends/engine/prompt.py:_explicit_messages": "as long as its exchange",
     "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
     "transport/server.py:_date": "one",

@@ -73,13 +73,13 @@ def build_prompt(
     messages = _prompt_messages(request, model, ignored)
     options, stop_sequences = _options(request, model, defaults, ignored)
     history = _History(messages)
-    prompt = llm.Prompt(
+    prompt = _Prompt.of(
+        messages,
         history.last.text,
         model=model,
         attachments=history.last.attachments,
         system=history.system,
         tool_results=history.last.tool_results,
-        messages=messages,
         options=model.Options(**options),
         schema=request.schema,
         # llm-ollama refuses tools without an implementation; none is ever called here.
@@ -91,6 +91,28 @@ def build_prompt(
     conversation = _conversation(model, history, is_read=reads_history)
     ignored_once = tuple(dict.fromkeys(ignored))
     return Call(prompt, conversation, options, tools, stop_sequences, ignored_once)
+
+
+class _Prompt(llm.Prompt):
+    """A prompt whose messages are copied when a plugin asks for them.
+
+    The originals are shared by all requests that have them, and by the log, and a plugin may edit
+    what it is given: fill in a call's arguments, say. Older plugins read only the conversation.
+    """
+
+    _originals: list[Message]
+
+    @classmethod
+    def of(cls, messages: list[Message], text: str, **fields: Any) -> _Prompt:
+        """Return a prompt with these messages; the rest is as for a `llm.Prompt`."""
+        prompt = cls(text, **fields)
+        prompt._originals = messages
+        del vars(prompt)["_explicit_messages"]
+        return prompt
+
+    @cached_property
+    def _explicit_messages(self) -> list[Message]:  # type: ignore[override]  # set by llm
+        return [_copied(message) for message in self._originals]
 
 
 def _server_tools(
@@ -399,14 +421,11 @@ class _PromptBuilder:
         return TextPart(result_text(part, self._server_tools.get(part.tool_call_id)))
 
     def finish(self) -> list[Message]:
-        """Return the messages, copied: the originals are shared by requests, and plugins may edit.
-
-        A plugin that fills in a call's arguments would otherwise change them in the log, and in
-        each later request of the conversation.
-        """
+        """Return the messages; those of the request are shared with it."""
         self._add_held()
-        leading = [Message("system", [TextPart("\n\n".join(self._leading))])] * bool(self._leading)
-        return [_copied(message) for message in (*leading, *self._messages)]
+        if not self._leading:
+            return self._messages
+        return [Message("system", [TextPart("\n\n".join(self._leading))]), *self._messages]
 
     def _append(self, message: Message) -> None:
         if self._last_is_ours and message.role == "user":
@@ -551,12 +570,12 @@ class _History:
         self._end = end
         self.last = _Question()
         for message in messages[end:]:
-            self.last.add(message)
+            self.last.add(_copied(message))
 
     def answered(self) -> Iterator[tuple[_Question, Message]]:
         """Yield the answered questions with their replies."""
         question = _Question()
-        for message in self._messages[self._start : self._end]:
+        for message in map(_copied, self._messages[self._start : self._end]):
             if message.role == "assistant":
                 yield question, message
                 question = _Question()

@@ -119,13 +119,19 @@ def test_a_conversation_that_goes_on_becomes_the_same_prompt(seed):
 
 
 def test_a_plugin_that_edits_its_prompt_changes_no_other_request():
-    messages = [replace(m) for piece in PIECES for m in piece] * 2
+    messages = [replace(m) for piece in PIECES * 2 for m in piece]
+    messages.append(Message("user", [AttachmentPart(copy.copy(PNG))]))
     keep_facts(messages)
     before = copy.deepcopy(messages)
     model = SyncScript("m", attachment_types={"image/png"})
     first = call(model, *messages)
     told = copy.deepcopy(first.prompt.messages)
     for edited in (first, call(model, *messages)):
+        for response in edited.conversation.responses:
+            for called in response._tool_calls:
+                called.arguments["more"] = 1
+        for attachment in edited.prompt.attachments:
+            attachment.content = b"edited"
         for message in edited.prompt.messages:
             message.role = "edited"
             for part in message.parts:
