@@ -25,6 +25,7 @@ from .limits import Limits
 
 MAX_KNOWN_BYTES = 64 * 2**20
 KEY_ITEMS = 4  # by these first items of it, a body takes the place of an earlier one
+KEY_CHARS = 2_000  # at the beginning and the end of these
 COPIES = 3  # of a text: itself, its strings, and what a dialect makes of some of them
 ITEM_BYTES = 3_000  # of the objects made of an item
 
@@ -224,7 +225,12 @@ class KnownBodies:
         known = body.known
         if known is None or len(known.memory.states) != len(known.items):
             return
-        first = known.text[: known.ends[min(len(known.ends), KEY_ITEMS) - 1]]
+        end = known.ends[min(len(known.ends), KEY_ITEMS) - 1]
+        # Whether another conversation takes its place is no matter of right or wrong, and hashing
+        # an image of 5 MB takes 5 ms.
+        first = (
+            f"{end} {known.text[: min(end, KEY_CHARS)]}{known.text[max(end - KEY_CHARS, 0) : end]}"
+        )
         size = (
             sys.getsizeof(first)
             + COPIES * sys.getsizeof(known.text)
