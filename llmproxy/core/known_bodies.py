@@ -11,6 +11,7 @@ or a value in them. Plugins, which may, are given copies (`backends.engine.promp
 
 from __future__ import annotations
 
+import codecs
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +26,7 @@ from .limits import Limits
 
 MAX_KNOWN_BYTES = 64 * 2**20
 KEY_ITEMS = 4  # by these first items of it, a body takes the place of an earlier one
-KEY_CHARS = 2_000  # at the beginning and the end of these
+KEY_BYTES = 2_000  # at the beginning and the end of these
 COPIES = 3  # of a text: itself, its strings, and what a dialect makes of some of them
 ITEM_BYTES = 3_000  # of the objects made of an item
 
@@ -148,18 +149,18 @@ def _go_on(parser: ItemParser, memory: ItemMemory) -> int:
 class Known:
     """The conversation of a parsed body.
 
-    text: of its items. ends: of each in it. marks: that `payload.count_values` counts up to each
-        end. limits: under which it was parsed.
+    text: of its items, as UTF-8. ends: of each in it. marks: that `payload.count_values` counts
+        up to each end. limits: under which it was parsed.
     """
 
-    text: str
+    text: bytes
     ends: list[int]
     marks: list[int]
     items: list[Any]
     limits: tuple[int, ...]
     memory: ItemMemory = field(default_factory=ItemMemory)
 
-    def count_shared(self, text: str, start: int) -> int:
+    def count_shared(self, text: bytes, start: int) -> int:
         """Return how many items are the same in a body whose conversation starts there."""
         if text.startswith(self.text, start):
             return len(self.ends)
@@ -202,7 +203,7 @@ class KnownBodies:
     """
 
     def __init__(self, lock: AbstractContextManager[Any], max_bytes: int = MAX_KNOWN_BYTES) -> None:
-        self._known = ByteCache[tuple[str, str], tuple[str, Known]](max_bytes)
+        self._known = ByteCache[tuple[str, bytes], tuple[str, Known]](max_bytes)
         self._lock = lock
 
     def parse(self, text: bytes, limits: Limits, dialect: str, name: str) -> Body:
@@ -228,9 +229,8 @@ class KnownBodies:
         end = known.ends[min(len(known.ends), KEY_ITEMS) - 1]
         # Whether another conversation takes its place is no matter of right or wrong, and hashing
         # an image of 5 MB takes 5 ms.
-        first = (
-            f"{end} {known.text[: min(end, KEY_CHARS)]}{known.text[max(end - KEY_CHARS, 0) : end]}"
-        )
+        parts = end, known.text[: min(end, KEY_BYTES)], known.text[max(end - KEY_BYTES, 0) : end]
+        first = b"%d %b%b" % parts
         size = (
             sys.getsizeof(first)
             + COPIES * sys.getsizeof(known.text)
@@ -240,11 +240,11 @@ class KnownBodies:
             self._known.put((dialect, first), (dialect, known), size)
 
     def _find(
-        self, text: str, limits: tuple[int, ...], dialect: str, name: str
+        self, text: bytes, limits: tuple[int, ...], dialect: str, name: str
     ) -> tuple[Known | None, int, int]:
         """Return what has most of a body's first items, their number, and where they start."""
         # Perhaps another list, but never one inside of a string, whose quotes are escaped.
-        found = re.search(rf'"{name}"[ \t\r\n]*:[ \t\r\n]*\[', text)
+        found = re.search(rb'"%b"[ \t\r\n]*:[ \t\r\n]*\[' % name.encode(), text)
         if found is None:
             return None, 0, 0
         start = found.end()
@@ -262,66 +262,69 @@ class KnownBodies:
 
     def _parse(self, text: bytes, limits: Limits, dialect: str, name: str) -> Body:
         rules = limits.json_depth, limits.int_digits, sys.get_int_max_str_digits()
-        decoded = json_pieces.decode(text)
-        known, shared, start = self._find(decoded, rules, dialect, name)
+        text = text.removeprefix(codecs.BOM_UTF8)
+        if text.startswith(codecs.BOM_UTF8):
+            raise ValueError("a second mark is not JSON")
+        known, shared, start = self._find(text, rules, dialect, name)
         if known is None:
             payload.check_count(text, limits.json_values, "the body")
             if payload.has_surrogates(text):
                 raise ValueError("they are to be joined")
+            decoded = json_pieces.decode(text)
             value, lists = payload.parse_items(decoded, limits)
-            return _body(value, name, lists, decoded, rules)
+            return _body(value, name, lists, decoded, text, rules)
         # In place of the known items stands what no client may send.
-        mark = object()
-        head, rest = decoded[:start], decoded[start + known.ends[shared - 1] :]
-        encoded = f"{head}{rest}".encode()
-        marks = known.marks[shared - 1] + payload.count_marks(encoded)
-        if marks > limits.json_values or payload.has_surrogates(encoded):
+        mark, end = object(), start + known.ends[shared - 1]
+        rest = b"%bNaN%b" % (text[:start], text[end:])
+        marks = known.marks[shared - 1] + payload.count_marks(rest)
+        if marks > limits.json_values or payload.has_surrogates(rest):
             raise ValueError("it is to be read with care")
-        value, lists = payload.parse_items(f"{head}NaN{rest}", limits, mark)
+        decoded = json_pieces.decode(rest)
+        value, lists = payload.parse_items(decoded, limits, mark)
         items = value.get(name) if isinstance(value, dict) else None
         if not isinstance(items, list) or not items or items[0] is not mark:
             raise ValueError("another list counts")
         items[:1] = known.items[:shared]
-        return _body(value, name, lists, decoded, rules, known, shared)
+        return _body(value, name, lists, decoded, text[start:], rules, known, shared)
 
 
 def _body(
     value: Any,
     name: str,
     lists: Sequence[tuple[list[Any], int, list[int]]],
-    text: str,
+    decoded: str,
+    text: bytes,
     rules: tuple[int, ...],
     before: Known | None = None,
     shared: int = 0,
 ) -> Body:
     """Return a body with what is to be remembered of it.
 
-    lists: those that are members of it, with their places. before: whose first `shared`
-        items it has.
+    lists: those that are members of it, with their places in `decoded`. before: whose first
+        `shared` items it has; then `decoded` has one value in their place. text: of the whole
+        body, or with `before` from the first item on.
     """
     items = value.get(name) if isinstance(value, dict) else None
     place = next((one for one in lists if one[0] is items), None)
     if not isinstance(items, list) or place is None:
         return Body(value)
-    _, start, found = place
-    ends, marks = [], []
-    memory = ItemMemory()
-    offset = -start
-    if before is not None:
-        # The first place is that of what stood for the known items.
-        ends, marks, memory = before.ends[:shared], before.marks[:shared], before.memory
-        offset, found = ends[-1] - found[0], found[1:]
-        memory = memory.first(shared)
-    at = ends[-1] if ends else 0
-    count = marks[-1] if marks else 0
+    _, at, found = place
+    ends, marks, memory = [0], [0], ItemMemory()
+    if before is None:
+        text = text[len(decoded[:at].encode()) :]
+    else:
+        ends += before.ends[:shared]
+        marks += before.marks[:shared]
+        memory = before.memory.first(shared)
+        at, *found = found
+    is_ascii = decoded.isascii()
     for end in found:
-        end += offset
-        count += payload.count_marks_between(text, start + at, start + end)
+        size = end - at if is_ascii else len(decoded[at:end].encode())
+        ends.append(ends[-1] + size)
+        marks.append(marks[-1] + payload.count_marks_between(decoded, at, end))
         at = end
-        ends.append(end)
-        marks.append(count)
     body = Body(value, name, memory if before is not None else None)
-    if not ends or not all(type(item) is dict for item in items[shared:]):
+    if len(ends) == 1 or not all(type(item) is dict for item in items[shared:]):
         return body
-    known = Known(text[start : start + ends[-1]], ends, marks, [*items], rules, memory)
+    known = Known(text[: ends[-1]], ends[1:], marks[1:], [*items], rules, memory)
     return replace(body, memory=memory, known=known)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import random
 import threading
@@ -247,6 +248,14 @@ def test_whatever_precedes_is_read_as_without_memory(known, dialect, head):
     assert isinstance(read(known, dialect, text)[0], dict)
     text = text.replace(b'{"model": "m", ', head, 1)
     assert read(known, dialect, text) == read_alone(dialect, text)
+
+
+@pytest.mark.parametrize("marks", [1, 2])
+def test_byte_order_marks_are_read_as_without_memory(known, dialect, marks):
+    text = body(dialect, messages(dialect, 30))
+    for before in (b"", codecs.BOM_UTF8 * marks, b""):
+        sent = before + text
+        assert read(known, dialect, sent) == read_alone(dialect, sent)
 
 
 def test_a_conversation_is_found_after_another_head(known, dialect):
