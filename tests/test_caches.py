@@ -77,6 +77,7 @@ KEPT = {
     "LlmRows._tool_hashes": "MAX_TOOL_HASHES",
     "HistoryHasher._said": "empty in those that are kept",
     "Replies._appeared": "MAX_APPEARED",
+    "Replies._news": "MAX_NEWS, each with at most MAX_NEW exchanges' keys",
     "Replies._running": "running exchanges",
     "KnownKeys._values": "llm's keys",
     "KnownKeys.clean_texts": "MAX_REMEMBERED of MAX_REMEMBERED_CHARS",
@@ -131,6 +132,7 @@ REMEMBERED = {
     "app/running_exchange.py:input_estimate": "as long as its exchange",
     "report/html/page.py:_style": "one",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
+    "backends/engine/prompt.py:_explicit_messages": "as long as its exchange",
     "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
     "transport/server.py:_date": "one",
@@ -353,7 +355,8 @@ def _known_bodies(dialect: Any, items: Callable[[int], list[Any]]) -> Filled:
         messages = [{"role": "user", "content": f"{next(numbers)}"}]
         while len(json.dumps(messages)) < json_pieces.PIECE:
             messages += items(next(numbers))
-        body = {"model": "m", "max_tokens": 5, "messages": messages, "metadata": {"a": "b" * 2_000}}
+        body = {"model": "m", "max_tokens": 5, "metadata": {"a": "b" * 2_000}}
+        body[dialect.CONVERSATION] = messages
         text = json.dumps(body, ensure_ascii=False).encode()
         with suppress(InvalidRequest):
             _receive(known, text, dialect)
@@ -364,7 +367,7 @@ def _known_bodies(dialect: Any, items: Callable[[int], list[Any]]) -> Filled:
 
 def _receive(known: KnownBodies, text: bytes, dialect: Any) -> None:
     """Do with a body what the app does."""
-    parsed = known.parse(text, Limits(), dialect.NAME)
+    parsed = known.parse(text, Limits(), dialect.NAME, dialect.CONVERSATION)
     parsed.normalized(dialect.normalize_body)
     request = dialect.parse_request(parsed.value, {}, parsed.memory)
     request_key(request, parsed.memory.hashed if parsed.memory else None)
