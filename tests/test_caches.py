@@ -36,15 +36,16 @@ from llm.parts import (
 )
 
 import llmproxy
+from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.conversations import matching
 from llmproxy.conversations.matching import Matcher
-from llmproxy.core import chat, json_pieces, known_bodies
+from llmproxy.core import chat, json_pieces, known_bodies, token_estimate
 from llmproxy.core.byte_cache import ByteCache, message_bytes
 from llmproxy.core.errors import InvalidRequest
-from llmproxy.core.fingerprints import Histories, Reply, digest_of, request_key
+from llmproxy.core.fingerprints import Histories, Reply, request_key
 from llmproxy.core.known_bodies import KnownBodies
 from llmproxy.core.limits import Limits
-from llmproxy.core.message_facts import keep_facts
+from llmproxy.core.message_facts import keep_beginning, keep_facts, stable_count, total
 from llmproxy.dialects import DIALECTS
 from llmproxy.recorder import reply_index, store, writer
 from llmproxy.recorder.exchange import Exchange, Turn, begun
@@ -91,11 +92,15 @@ KEPT = {
     "Metrics._rate": "models × dialects × 2",
     "Metrics._replays": "models of recordings × dialects × statuses",
     "Metrics._queue": "models × dialects",
+    "Metrics._refused": "Refusals.counts",
     "Metrics._requests": "models × dialects × statuses",
     "Metrics._tokens": "models × dialects × 4",
     "Metrics._ttft": "models × dialects",
     "_Histogram.counts": "buckets",
     # fixed
+    "Refusals.counts": "statuses × kinds of errors",
+    "Refusals._reported": "MAX_REPORTED",
+    "Refusals._skipped": "statuses",
     "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
@@ -132,6 +137,7 @@ REMEMBERED = {
     "app/running_exchange.py:input_estimate": "as long as its exchange",
     "report/html/page.py:_style": "one",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
+    "backends/engine/model_events.py:is_known_llm": "one",
     "backends/engine/prompt.py:_explicit_messages": "as long as its exchange",
     "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
@@ -373,9 +379,13 @@ def _receive(known: KnownBodies, text: bytes, dialect: Any) -> None:
     request_key(request, parsed.memory.hashed if parsed.memory else None)
     keep_facts(request.messages)
     known.remember(parsed, dialect.NAME)
-    message_bytes(request.messages)
-    for message in request.messages:
-        digest_of(message)
+    # What is kept of its beginning.
+    Histories(0).read(request.messages, matching.MAX_LOOKED_UP)
+    total(request.messages, "all bytes", message_bytes)
+    token_estimate.estimate(request)
+    build_prompt(request, AsyncScript("m"), {})
+    recalled = [replace(message, parts=[*message.parts]) for message in request.messages]
+    keep_beginning(request.messages, stable_count(request.messages), "recalled", recalled)
 
 
 # Replies of a model, different for each i.

@@ -532,7 +532,7 @@ class _Recalled:
     """What was recalled for the beginning of a conversation.
 
     originals: by index, those with messages. places: indexes of replies, by each of their keys.
-    unsure: indexes of replies that were not in the log yet.
+    unsure: indexes of replies that were not in the log yet. size_bytes: of the originals.
     """
 
     model: str
@@ -540,6 +540,7 @@ class _Recalled:
     originals: dict[int, Original]
     places: dict[object, list[int]]
     unsure: frozenset[int]
+    size_bytes: int
 
 
 def _originals(
@@ -548,12 +549,13 @@ def _originals(
     """Return what is recalled, by the index of the reply that the client sent.
 
     For the beginning of a conversation it is kept, and holds until a reply with a key of one
-    of its replies appears.
+    of its replies appears. Only what takes no more memory than the conversation is kept:
+    `KnownBodies` counts as much for it.
     """
     count, kept = known_beginning(sent, _RECALLED)
     changed = recorded.changed_since(kept.moment) if kept and kept.model == model else None
     if changed is None:
-        kept = _Recalled(model, Moment(None, 0), {}, {}, frozenset())
+        kept = _Recalled(model, Moment(None, 0), {}, {}, frozenset(), 0)
     start = count if changed is not None else 0
     again = kept.unsure | _places(kept, changed or (), start)
     first = history.replies[0].index if history.replies else 0
@@ -567,13 +569,20 @@ def _originals(
     originals = {index: original for index, original in found.items() if original.messages}
     stable = stable_count(sent)
     if stable > start and recorded.moment is not None:
+        beginning = {index: one for index, one in originals.items() if index < stable}
+        size = kept.size_bytes + sum(
+            message_bytes(one.messages)
+            for index, one in beginning.items()
+            if index not in kept.originals
+        )
+        if size and size > message_bytes(sent[:stable]):
+            return originals
         for reply in asked:
             for key in (reply.key, reply.text_key, *reply.tool_call_ids):
                 if start <= reply.index < stable:
                     kept.places.setdefault(key, []).append(reply.index)
-        beginning = {index: one for index, one in originals.items() if index < stable}
         unsure = _places(kept, recorded.waiting_keys(), stable)
-        now = _Recalled(model, recorded.moment, beginning, kept.places, unsure)
+        now = _Recalled(model, recorded.moment, beginning, kept.places, unsure, size)
         keep_beginning(sent, stable, _RECALLED, now, instead_of=count)
     return originals
 

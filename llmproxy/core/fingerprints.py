@@ -138,19 +138,21 @@ class Histories:
         before = known.chains[-1] if count else b""
         chains = known.chains + [*accumulate(digests[count:], _chained, initial=before)][1:]
         replied = [i for i in range(count, len(messages)) if messages[i].role == "assistant"]
-        found = known.found | {
-            index: self._replies.get(chains[index]) for index in replied[-newest:]
-        }
-        for index in [*found][:-newest]:
-            del found[index]
         stable = stable_count(messages)
+        # A client that goes back sends the beginning alone, of which others are the newest.
+        early = [index for index in replied if index < stable]
+        found = known.found | {
+            index: self._replies.get(chains[index])
+            for index in dict.fromkeys((*early[-newest:], *replied[-newest:]))
+        }
         if count:
             start, hasher = count, known.hasher.copy()
         else:
             start, hasher = self._resume(chains, found, stable or len(messages))
         for index in range(start, len(messages) + 1):
             if index == stable > count:
-                first = {place: reply for place, reply in found.items() if place < stable}
+                places = [place for place in found if place < stable][-newest:]
+                first = {place: found[place] for place in places}
                 kept = _Beginning(chains[:stable], digests[:stable], first, hasher.copy())
                 keep_beginning(messages, stable, "history", kept, instead_of=count)
             if index == len(messages):
@@ -162,7 +164,8 @@ class Histories:
             hasher.add(message)
         if hasher.is_between_replies and len(messages) > start:
             self._hashers.put(chains[-1], hasher.copy(), HASHER_BYTES)
-        said = [one[0] for one in found.values() if one and one[0] is not None]
+        newest_found = [*found.values()][-newest:]
+        said = [one[0] for one in newest_found if one and one[0] is not None]
         return History(said, chains, digests, hasher)
 
     def _resume(

@@ -28,6 +28,7 @@ MAX_KNOWN_BYTES = 32 * 2**20  # ten conversations of a megabyte of text
 KEY_ITEMS = 4  # by these first items of it, a body takes the place of an earlier one
 KEY_BYTES = 2_000  # at the beginning and the end of these
 COPIES = 1.25  # of an item's value: a dialect and the normal form share most of it
+MESSAGE_COPIES = 2  # with what was recalled for them, and what they become for a model
 ITEM_BYTES = 1_000  # of the other objects made of an item, beside its messages
 
 
@@ -233,11 +234,13 @@ class KnownBodies:
         # an image of 5 MB takes 5 ms.
         parts = end, known.text[: min(end, KEY_BYTES)], known.text[max(end - KEY_BYTES, 0) : end]
         first = b"%d %b%b" % parts
+        messages, *others = known.memory.made
         size = round(
             sys.getsizeof(first)
             + sys.getsizeof(known.text)
             + known.sizes[-1] * COPIES
-            + message_bytes(known.memory.made[0])
+            + message_bytes(messages) * MESSAGE_COPIES
+            + json_bytes(others)
             + ITEM_BYTES * len(known.items)
         )
         with self._lock:

@@ -48,8 +48,8 @@ def known_beginning(messages: Sequence[Message], name: str) -> tuple[int, Any]:
     """
     for count in range(len(messages), max(len(messages) - MAX_NEW - TAIL, 0), -1):
         facts = facts_of(messages[count - 1])
-        if facts and name in facts:
-            before, value = facts[name]
+        if facts and (found := facts.get(name)) is not None:
+            before, value = found
             if len(before) == count - 1 and all(map(operator.is_, before, messages)):
                 return count, value
     return 0, None
@@ -62,8 +62,11 @@ def keep_beginning(
 
     instead_of: the number of messages that had the value from which this one was made.
     """
-    if instead_of and (former := facts_of(messages[instead_of - 1])) is not None:
-        former.pop(name, None)  # otherwise each turn would keep a list of all before it
+    # Otherwise each turn would keep a list of all before it. Where none was found, an older one
+    # may be: from before many new messages, or of another model.
+    for message in messages[instead_of - 1 : instead_of] if instead_of else messages[:count]:
+        if former := facts_of(message):
+            former.pop(name, None)
     facts = facts_of(messages[count - 1]) if count else None
     if facts is not None:
         facts[name] = [*messages[: count - 1]], value

@@ -362,10 +362,10 @@ def test_what_is_kept_is_bounded(dialect):
     assert known_bodies.MAX_KNOWN_BYTES <= 64 * 2**20
 
 
-def test_members_of_an_object_after_the_conversation_are_no_messages(known):
+def test_members_of_an_object_after_the_conversation_are_no_messages(known, dialect):
     more = b', "metadata": {"a": 1, "b": "' + b"x" * 70_000 + b'"}}'
-    text = body(messages(10)).removesuffix(b"}") + more
+    text = body(dialect, messages(dialect, 10)).removesuffix(b"}") + more
     wrong = text.replace(b', "b": ', b', {"role": "user", "content": "no"}], "b": ')[:-1]
-    assert read(known, text) == read_alone(text)
-    assert read(known, wrong) == read_alone(wrong)
-    assert read_alone(wrong)[0] is InvalidRequest
+    assert read(known, dialect, text) == read_alone(dialect, text)
+    assert read(known, dialect, wrong) == read_alone(dialect, wrong)
+    assert read_alone(dialect, wrong)[0] is InvalidRequest
