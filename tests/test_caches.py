@@ -36,6 +36,7 @@ from llm.parts import (
 )
 
 import llmproxy
+from llmproxy.app import dashboard
 from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.conversations import matching
 from llmproxy.conversations.matching import Matcher
@@ -69,7 +70,7 @@ KEPT = {
     "_Pending.reply": "Matcher._pending",
     "Writer._jobs": "while the log can't be written: MAX_PENDING_BYTES, MAX_PENDING; while it is"
     " slow: what comes in SLOW_S, and MAX_PENDING_BYTES",
-    "Dashboard._pages": "two pages",
+    "Dashboard._being_made": "addresses that browsers wait for, at most limit connections",
     "Proxy._hooks": "MAX_HOOKS",
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",
@@ -90,17 +91,17 @@ KEPT = {
     "LargeWork._waiting": "requests that wait for their turn, at most queue_s",
     "Metrics._duration": "models × dialects",
     "Metrics._rate": "models × dialects × 2",
+    "Metrics._refused": "that of Refusals.counts",
+    "Refusals.counts": "statuses × kinds of error",
+    "Refusals._reported": "MAX_REPORTED",
+    "Refusals._skipped": "statuses",
     "Metrics._replays": "models of recordings × dialects × statuses",
     "Metrics._queue": "models × dialects",
-    "Metrics._refused": "Refusals.counts",
     "Metrics._requests": "models × dialects × statuses",
     "Metrics._tokens": "models × dialects × 4",
     "Metrics._ttft": "models × dialects",
     "_Histogram.counts": "buckets",
     # fixed
-    "Refusals.counts": "statuses × kinds of errors",
-    "Refusals._reported": "MAX_REPORTED",
-    "Refusals._skipped": "statuses",
     "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
@@ -115,6 +116,7 @@ KEPT = {
 }
 
 CACHES = {
+    "Dashboard._made": dashboard.MAX_PAGES_BYTES,
     "KnownBodies._known": known_bodies.MAX_KNOWN_BYTES,
     "Histories._hashers": matching.MAX_HISTORY_BYTES,
     "Histories._replies": matching.MAX_HISTORY_BYTES,
@@ -135,7 +137,7 @@ REMEMBERED = {
     "conversations/matching.py:fingerprints": "a few hundred bytes of a turn in Matcher._pending",
     "recorder/capture.py:response": "as long as its exchange",
     "app/running_exchange.py:input_estimate": "as long as its exchange",
-    "report/html/page.py:_style": "one",
+    "report/html/document.py:_style": "three",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
     "backends/engine/model_events.py:is_known_llm": "one",
     "backends/engine/prompt.py:_explicit_messages": "as long as its exchange",
@@ -572,7 +574,8 @@ def small_bounds(monkeypatch):
 
 
 def test_each_kind_of_content_is_put_into_its_cache():
-    assert {name.partition(":")[0] for name in FILLED} == CACHES.keys() | {
+    pages = {"Dashboard._made"}  # texts, which are counted by their length
+    assert {name.partition(":")[0] for name in FILLED} == CACHES.keys() - pages | {
         name
         for name, bound in KEPT.items()
         if "MAX_PENDING_BYTES" in bound or name == "Store._known"

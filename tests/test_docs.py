@@ -137,7 +137,7 @@ def test_every_query_finds_something(llm_user_path):
 def test_every_route_is_in_the_docs():
     routes = {f"{route.method} {route.path}" for d in DIALECTS for route in d.ROUTES}
     routes = {f"{route}{{id}}" if route.endswith("/") else route for route in routes}
-    routes |= {f"GET {page}" for page in status.PAGES} | {f"POST {status.REWIND}"}
+    routes |= {f"GET {page}" for page in (*status.PAGES, *status.TEXTS)} | {f"POST {status.REWIND}"}
     table = PAGES["routes.md"].partition("## Routes\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"`((?:GET|POST|DELETE) [^`]+)`", table)) == routes
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 from ..core.errors import Forbidden, Unauthorized
 from ..transport.http11 import Request
-from .status import PAGES
+from .status import is_page
 
 # As containers call the machine that they run on; they don't resolve on the network.
 CONTAINER_HOSTS = ("host.docker.internal", "host.containers.internal")
@@ -161,7 +161,7 @@ def _is_own_name(host: str) -> bool:
 def _opens_page(request: Request) -> bool:
     """Return whether a browser is to show a page of ours, as when a link is followed."""
     is_navigation = request.headers.get("sec-fetch-mode", "").lower() == "navigate"
-    return is_navigation and request.method == "GET" and request.path in PAGES
+    return is_navigation and request.method == "GET" and is_page(request.path)
 
 
 def _is_preflight(request: Request) -> bool:

@@ -64,7 +64,7 @@ from .refusals import Refusal, Refusals
 from .responses import StreamBody, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
 from .running_exchange import Ending, RunningExchange
-from .status import PATHS, State, StatusPages
+from .status import State, StatusPages, is_status_path
 from .stored_responses import StoredResponses
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ class App:
         try:
             if request.method == "OPTIONS":
                 response = Response(204)
-            elif (path := bare_path(request.path) or "/") in PATHS:
+            elif is_status_path(path := bare_path(request.path) or "/"):
                 response = await self._status.respond(path, request)
             else:
                 dialect, kind, argument = find_route(request)

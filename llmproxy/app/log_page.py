@@ -1,41 +1,128 @@
-"""Render the page about the latest logged exchanges. Imported when it is asked for."""
+"""Load and render the pages about the log. Imported when one is asked for."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from urllib.parse import parse_qs, unquote
 
+from ..conversations.threads import newest_id, threads
+from ..core.errors import NotFound, ProxyError
 from ..recorder.listing import Filter
+from ..recorder.paging import Choices, Page, choices, page_of
+from ..recorder.previews import previews
 from ..recorder.reader import LogReader
+from ..recorder.summary import Status
+from ..report.conversation import CACHE_TIME_S, cache_misses, load_conversation
 from ..report.data import Study
 from ..report.figures import figures
-from ..report.html.page import page
+from ..report.html import document
+from ..report.html.conversation_list import conversation_list
+from ..report.html.conversation_page import conversation_page
+from ..report.html.exchange_list import STATUSES, Query, exchange_list
+from ..report.html.exchange_page import exchange_page
+from ..report.html.page import study_body
 from ..report.load import LOG_TITLE, study_of_log
-from ..version import __version__
 
-LAST = 100  # exchanges; a phone still shows such a page at once
-REFRESH_S = 10
+ROWS = 50  # of a list: a phone shows it at once
+CONVERSATIONS = 30
+STEPS = 30  # exchanges of a conversation that are shown completely
+STUDIED = 100  # exchanges whose figures are computed
+SEARCH_S = 0.15  # in which a list looks through the log
 
 
-def log_page(database: Path, base_url: str, *, refreshes: bool) -> str:
-    """Return the page as HTML; the log need not exist yet.
+def log_page(database: Path, path: str, query: str, base_url: str) -> tuple[int, str]:
+    """Return the status and the HTML of a page; the log need not exist yet.
 
+    path: without a slash at the end, except the list's. query: of the address, as it was sent.
     base_url: this proxy's address, shown while nothing is recorded yet.
-    refreshes: whether the page reloads itself.
     """
-    study = _study(database)
-    return page(
-        study,
-        figures(study),
-        refresh_s=REFRESH_S if refreshes else None,
-        # Reloading closes the sections that a reader has opened.
-        other=("/?still", "keep still") if refreshes else ("/", "follow the log"),
-        recorded_by=f"llmproxy {__version__}",
-        base_url=base_url,
+    given = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    kind, _, id = path.strip("/").partition("/")
+    try:
+        return 200, _page(database, kind, unquote(id), given, base_url)
+    except ProxyError as error:
+        status = error.status if isinstance(error, NotFound) else 400
+        return status, document.failure("Not found" if status == 404 else "Error", f"{error}")
+
+
+def _page(database: Path, kind: str, id: str, given: dict[str, str], base_url: str) -> str:
+    if not database.exists():
+        return _without_log(kind, id, base_url)
+    with LogReader(database, asks_models=False) as log:
+        match kind:
+            case "":
+                return _exchanges(log, given, base_url)
+            case "exchanges" if id:
+                return _exchange(log, id)
+            case "conversations" if id:
+                return _conversation(log, id, given)
+            case "conversations":
+                return _conversations(log, given, base_url)
+            case "figures":
+                return _figures(study_of_log(log, Filter(), last=STUDIED))
+    raise NotFound("there is no such page")
+
+
+def _without_log(kind: str, id: str, base_url: str) -> str:
+    if id:
+        raise NotFound("nothing is recorded yet")
+    if kind == "figures":
+        return _figures(Study(title=LOG_TITLE, is_run=False))
+    if kind == "conversations":
+        return conversation_list([], None, is_first=True, base_url=base_url)
+    return exchange_list(Query(), Page([]), {}, Choices((), ()), base_url=base_url)
+
+
+def _exchanges(log: LogReader, given: dict[str, str], base_url: str) -> str:
+    known = {field.name for field in fields(Query)}
+    query = Query(**{name: value.strip() for name, value in given.items() if name in known})
+    chosen = Filter(
+        search=query.search or None,
+        status=_status(query.status),
+        client=query.client or None,
+        model=query.model or None,
+    )
+    found = page_of(log, chosen, before=query.before or None, count=ROWS, time_s=SEARCH_S)
+    said = previews(log.rows, [entry.id for entry in found.entries])
+    return exchange_list(query, found, said, choices(log), base_url=base_url)
+
+
+def _status(word: str) -> Status | None:
+    for status in STATUSES:
+        if word == status:
+            return status
+    return None
+
+
+def _exchange(log: LogReader, id: str) -> str:
+    exchange = log.exchange(id)
+    misses = cache_misses(log, [exchange.id], CACHE_TIME_S)
+    previous = exchange.previous_id
+    has_previous = previous is not None and bool(log.ids(Filter(ids=(previous,))))
+    return exchange_page(
+        exchange,
+        previews(log.rows, [exchange.id]).get(exchange.id),
+        misses.get(exchange.id),
+        previous if has_previous else None,
     )
 
 
-def _study(database: Path) -> Study:
-    if not database.exists():
-        return Study(title=LOG_TITLE, is_run=False)
-    with LogReader(database, asks_models=False) as log:
-        return study_of_log(log, Filter(), last=LAST)
+def _conversation(log: LogReader, id: str, given: dict[str, str]) -> str:
+    word = given.get("from", "0")
+    first = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
+    found = load_conversation(log, id, first=first, count=STEPS, time_s=CACHE_TIME_S)
+    return conversation_page(found, STEPS)
+
+
+def _conversations(log: LogReader, given: dict[str, str], base_url: str) -> str:
+    before = given.get("before") or None
+    found = threads(log, Filter(), last=CONVERSATIONS, before=before)[::-1]
+    is_full = len(found) == CONVERSATIONS
+    oldest = newest_id(log, found[-1].id) if is_full else None
+    return conversation_list(found, oldest, is_first=before is None, base_url=base_url)
+
+
+def _figures(study: Study) -> str:
+    body = study_body(study, figures(study), has_requests=False)
+    return document.served("Figures", body, place="/figures", styles=document.ALL_STYLES)

@@ -93,7 +93,7 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
         if allowed:
             raise method_not_allowed(request, allowed)
     known = ", ".join(map(_shown, dialect_of(request).ROUTES))
-    api = next((name for name, pattern in _OTHER_APIS.items() if pattern.search(path)), None)
+    api = next((name for name, words in _OTHER_APIS.items() if words.search(path)), None)
     of = f" ({api})" if api else ""
     raise NotFound(
         f"{request.path[:200]} is not supported{of}; set the client to one of these: {known}"

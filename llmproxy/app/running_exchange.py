@@ -15,6 +15,7 @@ from ..core.backend import Choice, Run, Stamped, event_bytes, too_large
 from ..core.byte_cache import message_bytes
 from ..core.errors import ProxyError, UpstreamTimeout
 from ..core.message_facts import total
+from ..core.usage import Usage
 from ..dialects import Dialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange
@@ -106,19 +107,21 @@ class RunningExchange:
         What the client can't be shown is listed: in the header of a whole response, in the log
         also of a stream, whose headers have been sent.
         """
-        finish = replace(finish, durations=self._durations())
         left_out = self._dialect.left_out(self.capture.response, self.envelope())
         self.capture.ignored_late += left_out
         usage = finish.usage
-        if not self.shows_usage or None not in (usage.input_tokens, usage.output_tokens):
-            return finish
-        self.capture.ignored_late += ("usage",)
-        if usage.input_tokens is None:
-            usage = replace(usage, input_tokens=self.input_estimate)
-        if usage.output_tokens is None:
-            reply = self.capture.response.messages
-            usage = replace(usage, output_tokens=token_estimate.estimate_reply(reply))
-        return replace(finish, usage=usage)
+        if self.shows_usage and None in (usage.input_tokens, usage.output_tokens):
+            self.capture.ignored_late += ("usage",)
+            usage = self._with_estimates(usage)
+        return replace(finish, durations=self._durations(), usage=usage)
+
+    def _with_estimates(self, usage: Usage) -> Usage:
+        input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+        if input_tokens is None:
+            input_tokens = self.input_estimate
+        if output_tokens is None:
+            output_tokens = token_estimate.estimate_reply(self.capture.response.messages)
+        return replace(usage, input_tokens=input_tokens, output_tokens=output_tokens)
 
     def _durations(self) -> chat.Durations:
         began, started = self.capture.began_at, self.run.started_at

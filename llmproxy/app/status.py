@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from ..core import payload
 from ..core.errors import NotFound, Unavailable, Unsupported
 from ..recorder.database import StoreError
 from ..recorder.writer import Health
-from ..report.html.markup import POLICY
+from ..report.html.markup import FORM_POLICY
 from ..transport.http11 import Request, Response
 from ..version import __version__
 from .dashboard import Dashboard
@@ -24,18 +25,27 @@ logger = logging.getLogger(__name__)
 
 REWIND = "/replay/rewind"
 UNUSED = "/replay/unused"
-PAGES = ("/", "/healthz", "/health", "/metrics", "/api/hello", UNUSED)
-PATHS = (*PAGES, REWIND)
+TEXTS = ("/healthz", "/health", "/metrics", "/api/hello", UNUSED)
+PAGES = ("/", "/exchanges/{id}", "/conversations", "/conversations/{id}", "/figures")
+_LOG_PAGE = re.compile("|".join(page.replace("{id}", ".+") for page in PAGES), re.DOTALL)
 
-STILL = "still"
-"""The query of the page that does not reload itself."""
+
+def is_page(path: str) -> bool:
+    """Return whether a person may open a path in a browser."""
+    return path in TEXTS or _LOG_PAGE.fullmatch(path) is not None
+
+
+def is_status_path(path: str) -> bool:
+    """Return whether a path belongs to the StatusPages, and to no dialect."""
+    return path == REWIND or is_page(path)
+
 
 _HTML_HEADERS = [
     ("content-type", "text/html; charset=utf-8"),
     ("cache-control", "no-store"),
     ("vary", "accept"),
     # Whatever text was logged, the page loads and runs nothing, and can't be framed.
-    ("content-security-policy", f"{POLICY}; frame-ancestors 'none'"),
+    ("content-security-policy", f"{FORM_POLICY}; frame-ancestors 'none'"),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
 ]
@@ -55,9 +65,9 @@ class State:
 
 
 class StatusPages:
-    """The handler of the PATHS, which belong to no dialect.
+    """The handler of the status paths, which belong to no dialect.
 
-    dashboard: renders the page for browsers; if None, they get a line of text.
+    dashboard: renders the pages for browsers; if None, they get a line of text.
     state: returns the server's current state. replay: None if nothing is replayed.
     """
 
@@ -74,11 +84,11 @@ class StatusPages:
         self._replay = replay
 
     async def respond(self, path: str, request: Request) -> Response:
-        """Respond to a request for one of PATHS.
+        """Respond to a request for one of the status paths.
 
         Raises:
             MethodNotAllowed: neither GET nor HEAD, or not POST where something is changed.
-            NotFound: it is about a replay, and nothing is replayed.
+            NotFound: it is about a replay, and nothing is replayed; or nothing is logged.
             Unavailable: the log can't be read. Unsupported: it is too large.
         """
         if path == REWIND:
@@ -93,9 +103,11 @@ class StatusPages:
         if path == "/metrics":
             text = self._metrics.render(_gauges(self._state()))
             return Response(200, [("content-type", METRICS_TYPE), _FRESH], text.encode())
-        accepted = request.headers.get("accept", "").lower()
-        if path == "/" and self._dashboard and "text/html" in accepted:
-            return await self._html(self._dashboard, request)
+        if path not in ("/", *TEXTS) and self._dashboard is None:
+            raise NotFound("this server keeps no log")
+        accepts_html = "text/html" in request.headers.get("accept", "").lower()
+        if self._dashboard and path not in TEXTS and (accepts_html or path != "/"):
+            return await self._html(self._dashboard, path, request)
         headers = [("content-type", "text/plain; charset=utf-8"), ("vary", "accept, user-agent")]
         is_ollamas = path == "/" and request.headers.get("user-agent", "").startswith("ollama")
         return Response(200, headers, (_OLLAMA if is_ollamas else _LINES[path]).encode())
@@ -123,14 +135,13 @@ class StatusPages:
             raise NotFound("this server replays nothing; it does with --replay")
         return self._replay
 
-    async def _html(self, dashboard: Dashboard, request: Request) -> Response:
-        refreshes = request.query != STILL
+    async def _html(self, dashboard: Dashboard, path: str, request: Request) -> Response:
         try:
-            page = await dashboard.page(f"http://{request.host}", refreshes)
+            status, page = await dashboard.page(path, request.query, f"http://{request.host}")
         except RuntimeError as exc:
             logger.warning("could not render the dashboard: %s", exc)
             raise Unavailable("the log can't be read") from exc
-        return Response(200, _HTML_HEADERS, page.encode())
+        return Response(status, _HTML_HEADERS, page)
 
 
 _FRESH = ("cache-control", "no-store")

@@ -62,7 +62,7 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
-from .report_table import print_table, print_unused_prices
+from .report_table import print_table, print_unpriced
 from .run import FAILED, INTERRUPTED, run
 from .signals import interruptible
 from .summary_text import summary_line
@@ -228,7 +228,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                 run = replace(run, ended=_end(answers.values()))
                 save_run(database, run)
         study = study_of_run(history, run)
-        print_unused_prices(prices, plan.models)
+        print_unpriced(prices, study.models)
         print_table(study, prices)
         _print_next_step(study, stopped=bool(stopped), missing=missing, is_whole=is_whole)
         has_answer = any(answer.status == "ok" for answer in answers.values())

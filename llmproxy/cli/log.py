@@ -18,6 +18,7 @@ from ..recorder.database import StoreError
 from ..recorder.listing import Filter, LogListing
 from ..recorder.summary import summary_to_json
 from ..report.numbers import count_of
+from ..version import __version__
 from .arguments import (
     TIME_HELP,
     Parser,
@@ -31,6 +32,7 @@ from .arguments import (
 )
 from .columns import Aligner, Cell, folded, joined
 from .follow import POLL_S, follow_live
+from .page_file import write_page
 from .run import FAILED, run
 from .summary_text import OMITTED, TEXTS, summary_row
 from .terminal import has_colours, has_cursor, print_error, print_json, print_line, width
@@ -56,6 +58,8 @@ def main(argv: Sequence[str], program: str) -> int:
         arguments.prune, arguments.until = True, oldest_kept(arguments.keep)
     if arguments.prune and not _narrows(arguments):
         parser.error("--prune needs an ID or a filter, so that it can't delete everything")
+    if arguments.html and not (_is_tree(arguments) and not _has_mode(arguments)):
+        parser.error("--html writes one conversation: it needs --thread ID, and no other filter")
     if arguments.verify and (_narrows(arguments) or arguments.last):
         parser.error("--verify checks the whole log, and takes no filter")
     return run(f"{program} log", lambda: _log(arguments), StoreError)
@@ -73,6 +77,8 @@ def _log(arguments: argparse.Namespace) -> int:
         resolve_ids(history, arguments)
         if arguments.prune:
             return _prune(database, arguments)
+        if arguments.html:
+            return _write_page(database, arguments)
         if arguments.cache or arguments.id is not None and not arguments.threads:
             return _read_messages(database, arguments)
         _list(history, arguments)
@@ -103,6 +109,12 @@ def _parser(program: str) -> argparse.ArgumentParser:
         has_run=True,
     )
     add("--json", action="store_true", help="print a JSON object per line")
+    add(
+        "--html",
+        metavar="FILE",
+        help="with only --thread: write the conversation and its forks as a page that loads "
+        "nothing, to be sent to somebody; - is standard output",
+    )
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--follow", action="store_true", help="keep printing new exchanges until Ctrl-C")
     mode("--threads", action="store_true", help="list conversations instead of exchanges")
@@ -172,6 +184,23 @@ def _read_messages(database: Path, arguments: argparse.Namespace) -> int:
             page = exchange_page(exchange, colours=has_colours(sys.stdout), width=_width())
             _print([page], [to_json(exchange)], arguments)
     return 0
+
+
+def _write_page(database: Path, arguments: argparse.Namespace) -> int:
+    from ..recorder.reader import LogReader
+    from ..report.conversation import load_conversation
+    from ..report.html.conversation_page import conversation_file
+
+    with LogReader(database, asks_models=False) as history:
+        conversation = load_conversation(history, arguments.thread_id)
+    page = conversation_file(conversation, f"llmproxy {__version__}")
+    write_page(arguments.html, page)
+    return 0
+
+
+def _has_mode(arguments: argparse.Namespace) -> bool:
+    modes = ("threads", "cache", "verify", "prune", "dry_run")
+    return any(getattr(arguments, mode) for mode in modes)
 
 
 def _is_tree(arguments: argparse.Namespace) -> bool:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 from ..bench.runs import find_run
+from ..core.errors import InvalidRequest
 from ..recorder.database import StoreError
 from ..recorder.listing import Filter
 from ..recorder.reader import LogReader
 from ..report.data import Study
 from ..report.figures import figures
+from ..report.html.comparison_page import comparison_page
 from ..report.html.page import page
+from ..report.json_and_csv import report_csv, report_json
 from ..report.load import study_of_log, study_of_run
 from ..report.numbers import count_of
 from ..report.prices import Price
-from ..report.text import report_csv, report_json
+from ..report.run_comparison import (
+    compare_runs,
+    comparison_csv,
+    comparison_json,
+    comparison_lines,
+)
 from ..version import __version__
 from .arguments import (
     TIME_HELP,
@@ -31,10 +38,11 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
-from .report_table import print_table, print_unused_prices
+from .page_file import write_page
+from .report_table import print_table, print_unpriced
 from .run import run
 from .summary_text import damage_lines
-from .terminal import print_error, print_json, write_text
+from .terminal import has_colours, print_error, print_json, print_line, width, write_text
 
 NEWEST = 1000  # exchanges of recorded traffic, by default: takes some seconds
 
@@ -61,6 +69,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add(
         "run", nargs="?", type=name, metavar="RUN", help='name or ID of a run; "last" is the newest'
     )
+    add(
+        "other",
+        nargs="?",
+        type=name,
+        metavar="OTHER",
+        help="name or ID of another run: say how each model changed from RUN to OTHER",
+    )
     add_filters(parser, last=f"the newest N ({NEWEST:,})")
     output = parser.add_mutually_exclusive_group().add_argument
     output("--json", action="store_true", help="print figures and responses as one JSON object")
@@ -78,6 +93,8 @@ def _filter(arguments: argparse.Namespace) -> Filter:
 
 def _report(arguments: argparse.Namespace) -> int:
     prices = prices_of(arguments)
+    if arguments.other is not None:
+        return _compare(arguments, prices)
     # Models are not asked: their plugins take seconds to load.
     with LogReader(database_of(arguments), asks_models=False) as history:
         study = _study(history, arguments)
@@ -86,28 +103,44 @@ def _report(arguments: argparse.Namespace) -> int:
         print_error("nothing is recorded yet")
     for line in damage_lines(study.damaged):
         print_error(line)
-    print_unused_prices(prices, (answer.model for answer in study.answers))
+    print_unpriced(prices, study.models)
     if arguments.json:
-        print_json(report_json(study, figures(study, prices)))
+        print_json(report_json(study, figures(study, prices), prices))
     elif arguments.csv:
-        write_text(report_csv(study))
+        write_text(report_csv(study, prices))
         if study.is_partial:
             shown = count_of(len(study.answers), "response")
             print_error(f"only the newest {shown}; --last N reads more")
-    elif arguments.html == "-":
-        write_text(_page(study, prices))  # its head says UTF-8, whatever the terminal
     elif arguments.html:
-        text = _page(study, prices)
-        try:
-            with open(
-                arguments.html, "w", encoding="utf-8", opener=partial(os.open, mode=0o600)
-            ) as file:
-                file.write(text)
-        except OSError as exc:  # a full disk's has no file name
-            raise OSError(exc.errno, exc.strerror, arguments.html) from exc
-        print_error(f"wrote {arguments.html}")
+        write_page(arguments.html, _page(study, prices))
     else:
         print_table(study, prices)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, prices: Mapping[str, Price]) -> int:
+    with LogReader(database_of(arguments), asks_models=False) as history:
+        found = [find_run(history, text) for text in (arguments.run, arguments.other)]
+        if found[0].id == found[1].id:
+            raise InvalidRequest(f"{found[0].name} is compared with itself: name another run")
+        first, second = (study_of_run(history, run) for run in found)
+    for study in (first, second):
+        for line in damage_lines(study.damaged):
+            print_error(line)
+    models = [*first.models, *second.models]
+    print_unpriced(prices, models)
+    runs = compare_runs(first, second, prices)
+    if not runs.models:
+        print_error("no model is in both runs")
+    if arguments.json:
+        print_json(comparison_json(runs))
+    elif arguments.csv:
+        write_text(comparison_csv(runs))
+    elif arguments.html:
+        write_page(arguments.html, comparison_page(runs, f"llmproxy {__version__}"))
+    else:
+        lines = comparison_lines(runs, width=width(), colours=has_colours(sys.stdout))
+        print_line("\n".join(lines))
     return 0
 
 

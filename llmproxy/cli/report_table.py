@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 
 from ..core.text import printable
 from ..report.data import Study
 from ..report.figures import figures
-from ..report.prices import Price
+from ..report.prices import Price, without_model
 from ..report.text import table
 from .terminal import has_colours, print_error, print_line, width
 
 
-def print_unused_prices(prices: Mapping[str, Price], models: Iterable[str]) -> None:
-    """Name on standard error the prices of models that are not among these."""
-    if unused := sorted(prices.keys() - set(models)):
-        names = printable(", ".join(unused))
-        print_error(f"--prices has models that are not in this report: {names}")
+def print_unpriced(prices: Mapping[str, Price], models: Sequence[str]) -> None:
+    """Say which names in the prices no model has, if a model has no price."""
+    lost = [printable(name) for name in without_model(prices, models)]
+    if lost:
+        unpriced = ", ".join(printable(model) for model in models if model not in prices)
+        print_error(f"--prices: no model here is called {', '.join(lost)}; no price for {unpriced}")
 
 
 def print_table(study: Study, prices: Mapping[str, Price]) -> None:

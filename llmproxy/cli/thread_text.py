@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from ..conversations.threads import Origin, Thread
 from ..conversations.tree import Label, TreeRow
 from ..core.text import painted, printable
+from ..report.cache_text import miss_lines
 from ..report.numbers import count_of
 from .columns import Cell, cell, folded
 from .summary_text import local_time, summary_row, tokens_in_and_out
 
 if TYPE_CHECKING:  # they import llm
-    from ..conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
-    from ..core.message_diff import Difference
+    from ..conversations.prompt_cache import CacheMiss, ThreadCache
     from ..recorder.verify import Broken, Verified
 
 _ORIGINS: dict[Origin, str] = {
@@ -126,47 +126,8 @@ def _prefix_line(prefix: ThreadCache, colours: bool, width: int) -> str:
 def _break_lines(broken: CacheMiss) -> list[str]:
     how = "compacted from" if broken.link == "compacted" else "after"
     lines = [f"{local_time(broken.received)}  {broken.id} {how} {broken.previous_id}"]
-    if broken.models is not None:
-        before, after = broken.models
-        lines.append(f"  different model: {before or '-'}, now {after or '-'}")
-    if broken.tools is not None:
-        lines.append(f"  different tools: {_tools(broken.tools)}")
-    if broken.difference is not None:
-        lines += [f"  {line}" for line in _difference_lines(broken.difference)]
-    lines.append(f"  {_cost(broken)}")
+    lines += [f"  {line}" for line in miss_lines(broken)]
     return [printable(line) for line in lines]
-
-
-def _tools(tools: ToolsChange) -> str:
-    if tools.is_reordered:
-        return "reordered"
-    changes = {"added": tools.added, "removed": tools.removed, "redefined": tools.redefined}
-    return "; ".join(f"{change} {', '.join(names)}" for change, names in changes.items() if names)
-
-
-def _difference_lines(difference: Difference) -> list[str]:
-    place = f"message {difference.index}"
-    if difference.role == "nothing":
-        return [f"{place} is missing", f"  was  {difference.before}"]
-    place += f" ({difference.role})"
-    if difference.position is not None:
-        place += f" differs from character {difference.position:,} on"
-    elif difference.before == difference.after:
-        return [f"{place} has the same text but different cache marks or metadata"]
-    else:
-        place += " was replaced"
-    return [place, f"  was  {difference.before}", f"  now  {difference.after}"]
-
-
-def _cost(broken: CacheMiss) -> str:
-    parts = [
-        f"read again: {count_of(broken.messages_again, 'message')},"
-        f" about {count_of(broken.tokens_again, 'token')}"
-    ]
-    if broken.cached_tokens is not None:
-        of = "" if broken.input_tokens is None else f" of {broken.input_tokens:,}"
-        parts.append(f"the provider had {broken.cached_tokens:,}{of} cached")
-    return "; ".join(parts)
 
 
 def verified_lines(verified: Verified) -> list[str]:

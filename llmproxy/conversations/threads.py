@@ -29,12 +29,14 @@ Origin = Literal["fork", "compacted", "call", "quote"]
 
 RECENT = 50, 1_000  # exchanges for each thread that is listed, among which it is looked for
 
+NEXT_THREADS = 50_000  # begun after a thread, among which all of its forks are found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Thread:
     """A summary of a conversation.
 
-    name: llm's name for it, the beginning of its first prompt.
+    name: llm's name for it, the beginning of its first prompt. first_words: more of that.
     began, moved: the times of its first and its last request, UTC; None if they are not known.
     clients, models: in the order in which they came in.
     exchanges: includes those that failed without a turn. turns: includes llm's own.
@@ -55,17 +57,20 @@ class Thread:
     forked_from: str | None = None
     origin: Origin | None = None
     damaged: tuple[str, ...] = ()
+    first_words: str = ""
 
 
-def threads(reader: LogListing, filter: Filter, *, last: int | None = None) -> list[Thread]:
+def threads(
+    reader: LogListing, filter: Filter, *, last: int | None = None, before: str | None = None
+) -> list[Thread]:
     """List the threads with an exchange that the filter selects, the most recent one last.
 
-    Returns at most the `last` of them.
+    Returns at most the `last` of them. before: only those whose newest id is less than this.
 
     Raises:
         Unusable: the file can't be read any more.
     """
-    ids = selected(reader, filter, last)
+    ids = selected(reader, filter, last, before)
     rows = reader.rows(
         "select id, name, cast(forked_from as text) as forked_from from threads"
         " where id in (select value from json_each(:ids))",
@@ -78,18 +83,24 @@ def threads(reader: LogListing, filter: Filter, *, last: int | None = None) -> l
     return [_thread(id, named.get(id), nodes[id]) for id in ids if nodes[id]]
 
 
-def selected(reader: LogListing, filter: Filter, last: int | None) -> list[str]:
+def selected(
+    reader: LogListing, filter: Filter, last: int | None, before: str | None = None
+) -> list[str]:
     """Return the ids of the threads that the filter selects, the most recent one last."""
+    end = {"before": before or "\U0010ffff"}
     # Nearly always they are among the newest turns, and a long log need not be read.
     for count in [one * last for one in RECENT] if last is not None else []:
-        newest = "select id from proxy_exchanges order by id desc limit 1 offset :count"
-        start = reader.rows(newest, {"count": count})
+        newest = (
+            "select id from proxy_exchanges where id < :before order by id desc"
+            " limit 1 offset :count"
+        )
+        start = reader.rows(newest, end | {"count": count})
         if not start:
             break
         condition, values = filter.where(_IN_RECENT if filter.search else "")
         rows = reader.rows(
             _NEWEST.format(selected=_AMONG_RECENT.format(condition=condition)),
-            values | {"last": last, "start": start[0]["id"]},
+            values | end | {"last": last, "start": start[0]["id"]},
         )
         if len(rows) == last:
             return [row["id"] for row in reversed(rows)]
@@ -100,9 +111,18 @@ def selected(reader: LogListing, filter: Filter, last: int | None) -> list[str]:
         " where run_id is null"
         f" and number in (select number from proxy_exchanges where {condition}))"
     )
-    values |= {"last": -1 if last is None else last}
+    values |= end | {"last": -1 if last is None else last}
     rows = reader.rows(_NEWEST.format(selected=every), values)
     return [row["id"] for row in reversed(rows)]
+
+
+def newest_id(reader: LogListing, thread_id: str) -> str | None:
+    """Return the id of a thread's newest turn or exchange, by which threads are ordered."""
+    selected = "selected as (select :thread_id as id)"
+    values = {"thread_id": thread_id, "before": "\U0010ffff", "last": 1}
+    for row in reader.rows(_NEWEST.format(selected=selected), values):
+        return str(row["newest"])
+    return None
 
 
 _NEWEST = """
@@ -112,12 +132,13 @@ _NEWEST = """
         coalesce((select max(own.id) from proxy_exchanges as own
             where own.thread_id = selected.id), '')
     ) as newest
-    from selected where id is not null order by newest desc limit :last
+    from selected where id is not null and newest < :before order by newest desc limit :last
 """
 _AMONG_RECENT = """
     recent as materialized (
-        select thread_id as id from turns where turns.id >= :start
-        union select thread_id from proxy_exchanges where proxy_exchanges.id >= :start
+        select thread_id as id from turns where turns.id >= :start and turns.id < :before
+        union select thread_id from proxy_exchanges
+        where proxy_exchanges.id >= :start and proxy_exchanges.id < :before
     ),
     selected as (
         select id from recent
@@ -167,6 +188,7 @@ def _thread(id: str, row: sqlite3.Row | None, nodes: Iterable[Node]) -> Thread:
         forked_from=forked_from,
         origin=origin if forked_from else None,
         damaged=tuple(one.id for one in summaries if one.damage),
+        first_words=summaries[0].first_words,
     )
 
 
@@ -195,27 +217,68 @@ def tree(reader: LogListing, thread_id: str) -> list[TreeRow]:
 
 
 def _family(reader: LogListing, thread_id: str) -> list[str]:
-    rows = reader.rows(
-        "select id, cast(forked_from as text) as forked_from from threads"
-        " where forked_from is not null and not exists"
-        " (select 1 from proxy_exchanges where thread_id = threads.id and run_id is not null)",
-        {},
-    )
-    origins = {row["id"]: row["forked_from"] for row in rows}
-    forks: dict[str, list[str]] = {}
-    for id, origin in origins.items():
-        forks.setdefault(origin, []).append(id)
+    """Return the ids of a thread and of those that are related to it by forks.
+
+    Threads of benchmarks are no relatives, though their turns repeat recorded ones.
+    """
     ancestors = {thread_id}
-    while (origin := origins.get(thread_id)) is not None and origin not in ancestors:
+    while (origin := _origin(reader, thread_id)) is not None and origin not in ancestors:
+        if _of_benchmarks(reader, [thread_id]):
+            break
         ancestors.add(origin)
         thread_id = origin
-    family = {thread_id}
-    todo = [thread_id]
-    while todo:
-        new = [fork for fork in forks.get(todo.pop(), []) if fork not in family]
+    family, new = set(ancestors), sorted(ancestors)
+    while new:
+        forks = _forks(reader, new, thread_id) - family
+        new = sorted(forks - _of_benchmarks(reader, sorted(forks)))
         family.update(new)
-        todo += new
     return sorted(family)
+
+
+def _origin(reader: LogListing, thread_id: str) -> str | None:
+    query = "select cast(forked_from as text) as forked_from from threads where id = :id"
+    for row in reader.rows(query, {"id": thread_id}):
+        origin: str | None = row["forked_from"]
+        return origin
+    return None
+
+
+def _forks(reader: LogListing, thread_ids: Sequence[str], root: str) -> set[str]:
+    """Return the ids of the threads that forked from these.
+
+    Nearly all have an exchange that continues a turn of theirs, which an index finds. Those that
+    llm itself made, and those whose fork was at a turn that is deleted since, are looked for
+    among the NEXT_THREADS after `root`: to read all of a million takes 0.5 s.
+    """
+    rows = reader.rows(
+        """
+        with before as (
+            select id from turns where thread_id in (select value from json_each(:ids))
+            union select id from proxy_exchanges
+            where thread_id in (select value from json_each(:ids))
+        )
+        select threads.id from before
+        cross join proxy_exchanges as after on after.previous_id = before.id
+        cross join threads on threads.id = after.thread_id
+        where threads.forked_from in (select value from json_each(:ids))
+        union
+        select id from (
+            select id, forked_from from threads where id > :root order by id limit :next
+        )
+        where forked_from in (select value from json_each(:ids))
+        """,
+        {"ids": json.dumps(list(thread_ids)), "root": root, "next": NEXT_THREADS},
+    )
+    return {row["id"] for row in rows}
+
+
+def _of_benchmarks(reader: LogListing, thread_ids: Sequence[str]) -> set[str]:
+    rows = reader.rows(
+        "select distinct thread_id from proxy_exchanges"
+        " where thread_id in (select value from json_each(:ids)) and run_id is not null",
+        {"ids": json.dumps(thread_ids)},
+    )
+    return {row["thread_id"] for row in rows}
 
 
 def _nodes(reader: LogListing, thread_ids: Sequence[str]) -> list[Node]:
@@ -231,9 +294,9 @@ def _nodes(reader: LogListing, thread_ids: Sequence[str]) -> list[Node]:
             select number from proxy_exchanges
             where thread_id in (select value from json_each(:ids))
             union all
-            select proxy_exchanges.number from proxy_exchanges
-            join proxy_exchanges as before on before.id = proxy_exchanges.previous_id
-            where proxy_exchanges.thread_id is null
+            select proxy_exchanges.number from proxy_exchanges as before
+            cross join proxy_exchanges on proxy_exchanges.previous_id = before.id
+            where +proxy_exchanges.thread_id is null
                 and before.thread_id in (select value from json_each(:ids))
         )
         """,

@@ -297,7 +297,7 @@ class CallArguments:
     """
 
     def __init__(self) -> None:
-        self._most = Limits().json_values
+        self._most = Limits.json_values  # the default: to make one and check it takes 17 µs
         self.left = self._most
 
     def parse(self, text: str) -> dict[str, Any]:

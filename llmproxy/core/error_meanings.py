@@ -266,11 +266,14 @@ def render(error: ProxyError, api: Api) -> Rendered:
     # Of a meaning that has a code, other servers' codes say nothing to the API's clients.
     is_foreign = bool(row.statuses) and error.code not in words.codes
     code = error.code if error.code and not (words.codes and is_foreign) else None
+    shown = error.full_message
+    if api == "openai" and error.code:
+        shown = error.message.removeprefix(f"{error.param}: ")
     return Rendered(
         words.status or error.status,
         type_,
         code or next(iter(words.codes), None),
-        _message(words, error.message if api == "openai" and error.code else error.full_message),
+        _message(words, shown),
     )
 
 

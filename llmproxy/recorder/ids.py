@@ -17,16 +17,16 @@ MAX_NAMED = 20  # ids in one error
 
 EXCHANGES = "select id, id as meant from proxy_exchanges"
 # A failure belongs to the conversation of what it would have continued. Turns may have been
-# deleted, and may be llm's own.
+# deleted, and may be llm's own. The `+` keeps SQLite from reading all failures by their thread.
 _THREADS = """
     select id, thread_id as meant from turns where thread_id is not null
     union all select id, thread_id from proxy_exchanges where thread_id is not null
     union all select failed.id, turns.thread_id from proxy_exchanges as failed
         join turns on turns.id = failed.previous_id
-        where failed.thread_id is null and turns.thread_id is not null
+        where +failed.thread_id is null and turns.thread_id is not null
     union all select failed.id, before.thread_id from proxy_exchanges as failed
         join proxy_exchanges as before on before.id = failed.previous_id
-        where failed.thread_id is null and before.thread_id is not null
+        where +failed.thread_id is null and before.thread_id is not null
     union all select id, id from threads
     union all select thread_id, thread_id from proxy_exchanges where thread_id is not null
 """

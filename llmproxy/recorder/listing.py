@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sqlite3
-import string
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +32,7 @@ from .database import (
 )
 from .ids import find_exchanges, find_thread
 from .summary import SUMMARY_COLUMNS, ExchangeSummary, Status, storable, summary_of, timestamp
+from .text_search import indexed_words, lower_ascii, search_condition
 
 # Exchanges among which words are looked for before all are searched.
 SEARCHED_FIRST = 1_000, 10_000, 100_000
@@ -50,7 +49,7 @@ class Filter:
     search: words that must all occur in what the request ends with (a prompt, a tool's result)
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
-        benchmarks, replays and embeddings.
+        benchmarks, replays and embeddings, and without what no model was found for.
 
     Raises:
         ValueError: a field of another type, or an unknown status: it would select nothing.
@@ -95,127 +94,16 @@ class Filter:
         given = {name: value for name, value in values.items() if value is not None}
         conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
         if words := (self.search or "").replace("\0", " ").split():
-            words = list(map(_lower, words))
+            words = list(map(lower_ascii, words))
             longest: str = max(words, key=len)
             given |= {"words": json.dumps(words), "longest": longest}
-            is_indexed = all(map(_is_indexed, words))
-            if is_indexed:
-                given["indexed"] = " ".join(map(_quoted, words))
-            conditions.append(_searched(" and ".join(conditions), is_indexed))
+            indexed = indexed_words(" ".join(words))
+            is_indexed = indexed is not None
+            if indexed is not None:
+                given["indexed"] = indexed
+            conditions.append(search_condition(" and ".join(conditions), is_indexed))
         return " and ".join(conditions) or "true", storable(given)
 
-
-def _searched(among: str, is_indexed: bool) -> str:
-    """Return the condition that an exchange has the words.
-
-    among: where it is looked for; "" for everywhere.
-    """
-    if not among:
-        return _SEARCHED.format(
-            candidates=_LIKELY,
-            index=f"{_INDEX} union" if is_indexed else "",
-            others="failed cross join proxy_exchanges as other on other.number = failed.number",
-            replays="failed",
-            among="true",
-        )
-    return _SEARCHED.format(
-        candidates=_CANDIDATES.format(among=among),
-        index=f"{_INDEX}{_INDEXED_CANDIDATES} union" if is_indexed else "",
-        others="candidates cross join proxy_exchanges as other on other.id = candidates.id",
-        replays="proxy_exchanges",
-        among=among,
-    )
-
-
-# llm's index finds whole words in the prompts and replies of turns. It has no words of scripts
-# that are written without spaces, no results of tools, and nothing of exchanges without a turn:
-# so their text is searched too.
-_INDEX = (
-    "select turn_id from turn_search_fts join turn_search"
-    " on turn_search.id = turn_search_fts.rowid where turn_search_fts match :indexed"
-)
-# A common word is in every turn: only those since the first candidate are looked at.
-_INDEXED_CANDIDATES = (
-    " and turn_search_fts.rowid >= (select min(turn_search.id)"
-    " from candidates cross join turn_search on turn_id = candidates.id)"
-)
-# Replays have no turn: they are found with what they replay, or by their own first words.
-_CANDIDATES = """
-    candidates as materialized (
-        select id from proxy_exchanges where {among}
-        union
-        select replay_of from proxy_exchanges where replay_of is not null and {among}
-    ),
-"""
-# Of all turns, those that have the longest word. Reading each table as it lies takes a third of
-# the time of looking for the text of each turn: 1.7 s with a million, instead of 5.2.
-_LIKELY = """
-    candidates as materialized (
-        select turn_id as id from turn_search
-        where instr(lower(prompt || ' ' || response), :longest)
-        union
-        select turns.id from turns where parent_message_hash in (
-            with recursive said (hash, role) as (
-                select hash, role from parts cross join messages on hash = message_hash
-                where instr(lower(case type
-                    when 'text' then text
-                    when 'tool_result' then
-                        iif(json_valid(payload), json_extract(payload, '$.output'), '')
-                end), :longest) and role in ('user', 'tool')
-                union
-                select later.hash, later.role
-                from said join messages as later on later.parent_hash = said.hash
-                where said.role != 'assistant'
-            )
-            select hash from said
-        )
-    ),
-    failed as materialized (
-        select number, id, thread_id, replay_of from proxy_exchanges
-        where status != 'ok' or replay_of is not null
-    ),
-"""
-_HAS_WORDS = """
-    not exists (select 1 from json_each(:words) where not instr(lower(
-        coalesce((select prompt || ' ' || response from turn_search where turn_id = {id}), {words})
-        || ' ' || coalesce((
-            with recursive new (hash, parent_hash, role) as (
-                select hash, parent_hash, role from messages where hash = {hash}
-                union
-                select before.hash, before.parent_hash, before.role
-                from new join messages as before on before.hash = new.parent_hash
-                where before.role != 'assistant'
-            )
-            select group_concat(case type
-                when 'text' then text
-                when 'tool_result' then
-                    iif(json_valid(payload), json_extract(payload, '$.output'), '')
-            end, ' ')
-            from new join parts on parts.message_hash = new.hash
-            where new.role in ('user', 'tool')
-        ), '')
-    ), value))
-"""
-_TURN_HAS_WORDS = _HAS_WORDS.format(id="turns.id", hash="turns.parent_message_hash", words="''")
-_OTHER_HAS_WORDS = _HAS_WORDS.format(
-    id="other.id", hash="other.message_hash", words="other.first_words"
-)
-_SEARCHED = f"""
-    id in (with {{candidates}} found as (
-        {{index}}
-        select turns.id as turn_id from candidates cross join turns on turns.id = candidates.id
-        where {_TURN_HAS_WORDS}
-        union
-        select other.id from {{others}}
-        where +other.thread_id is null and (other.status != 'ok' or other.replay_of is not null)
-            and {_OTHER_HAS_WORDS}
-        )
-        select turn_id from found
-        union
-        select id from {{replays}}
-        where +thread_id is null and replay_of in (select turn_id from found) and {{among}}
-    )
-"""
 
 _CONDITIONS = {
     "since": "received >= :since",
@@ -227,39 +115,11 @@ _CONDITIONS = {
     "thread_id": "thread_id = :thread_id",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
+    # Without a model, a 404 is that of a name, a 422 of a request that no recording answers.
     "is_traffic": "run_id is null and replay_of is null"
+    " and (model_used is not null or ifnull(http_status, 0) not in (404, 422))"
     " and rtrim(path, '/') not like '%/embed' and rtrim(path, '/') not like '%/embeddings'",
 }
-
-
-def _quoted(word: str) -> str:
-    """Quote a word, since FTS5 has a query syntax."""
-    return '"' + _storable(word).replace('"', '""') + '"'
-
-
-def _storable(text: str) -> str:
-    """Replace lone surrogates, which a command's arguments can have."""
-    return text.encode(errors="replace").decode()
-
-
-def _lower(word: str) -> str:
-    """Lower a word as SQLite does, which leaves all but ASCII as it is."""
-    return _storable(word).translate(_ASCII_LOWER)
-
-
-_ASCII_LOWER = {ord(letter): letter.lower() for letter in string.ascii_uppercase}
-
-
-def _is_indexed(word: str) -> bool:
-    """Check whether FTS5 finds a word where it stands: not within a longer run of letters."""
-    return any(map(str.isalnum, word)) and not _UNSPACED.search(word)
-
-
-# Thai, Lao, Burmese, Khmer, kana, Chinese characters; Korean has spaces, but glues on particles.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u9fff\ua960-\ua97f"
-    "\uac00-\ud7ff\uf900-\ufaff\uff66-\uffdc\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
-)
 
 
 class LogListing:
@@ -393,6 +253,15 @@ class LogListing:
     def follow(self, filter: Filter = Filter()) -> Follower:
         """Start to watch for exchanges that begin or end from now on."""
         return Follower(self, filter)
+
+    @contextmanager
+    def until(self, is_over: Callable[[], bool], steps: int) -> Iterator[None]:
+        """Interrupt queries (`Unusable`) once `is_over`, which is asked every so many steps."""
+        self._conn.set_progress_handler(is_over, steps)
+        try:
+            yield
+        finally:
+            self._conn.set_progress_handler(None, steps)
 
     def rows(self, sql: str, values: Mapping[str, Any]) -> list[sqlite3.Row]:
         """Run a query; returns no rows if no llmproxy has written to the log yet.

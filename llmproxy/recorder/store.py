@@ -118,7 +118,8 @@ _OVERTAKEN = """
 def logs_on() -> bool:
     """Check whether llm's logging is on (`llm logs on`); cheap enough to call per exchange."""
     try:
-        return not os.path.exists(user_file("logs-off"))
+        # Nearly always there is none, for which os.path.exists raises and catches an error.
+        return not os.access(user_file("logs-off"), os.F_OK)
     except OSError:  # llm.user_dir creates the folder, which may be impossible
         return True
 

@@ -41,7 +41,9 @@ MAX_UNUSABLE_PAUSE_S = 30.0  # … or this: somebody has to fix a full or broken
 # Between two groups, for the `llm` command: it fails if a commit falls between its read and
 # its write. While clients wait for their commits there is no gap, except for one now and then.
 GAP_S = 0.02
-MAX_BUSY_S = 0.5
+# Each gap delays all that wait: 3 % of the requests of 16 connections met one every half second,
+# which was their p99. Beside such a load, a write like llm's succeeded as often with either.
+MAX_BUSY_S = 2.0
 MAX_NAMED = 5  # exchanges that a warning lists
 IDLE_S = 1.0  # without new exchanges, before the write-ahead log is emptied
 

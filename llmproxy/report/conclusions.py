@@ -10,15 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import isinf
 
+from .comparisons import Comparison
 from .data import Study
-from .figures import (
-    ENOUGH,
-    Comparison,
-    Estimate,
-    Figures,
-    Measure,
-    ModelFigures,
-)
+from .estimates import ENOUGH, Estimate
+from .figures import Figures, ModelFigures
+from .measures import Measure
 from .numbers import SIMILARITY, amount, between, count_of, is_time, money, percent
 from .stats import Interval
 
@@ -333,7 +329,10 @@ def _cost(figures: Figures) -> Sentence:
     known.sort(key=lambda pair: pair[1].per_answer or 0)
     listed: list[str | Name] = []
     for model, cost in known[:MAX_LISTED]:
-        each = f" {money(cost.per_answer or 0)} ({money(cost.total)} in total)"
+        per_answer, total = (
+            money(amount, cost.currency) for amount in (cost.per_answer or 0, cost.total)
+        )
+        each = f" {per_answer} ({total} in total)"
         listed += [", " if listed else "", Name(model), each]
     if len(known) > MAX_LISTED:
         listed.append(f", {len(known) - MAX_LISTED} more in the figures")

@@ -14,6 +14,9 @@ from llm.parts import Message
 
 from ..recorder.summary import ExchangeSummary
 
+NO_MODEL = "no model"
+"""Stands for the model of requests that failed before any was asked."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -98,6 +101,9 @@ class Study:
     models: in the order to show them. samples: of traffic, the oldest first.
     settings: of a run, by the names of the command's flags (`repeat`, `concurrency` …), without
         models and requests, which are here themselves; of traffic, what selected it.
+    no_model: of traffic, the names that clients asked for and no model has, with the number of
+        requests; they failed before any model was asked. Their answers are those of NO_MODEL,
+        which is not among the models.
     planned: number of responses that a run should have, without warm-ups; None for traffic.
     is_partial: there was more traffic, and only the newest was read.
     """
@@ -110,6 +116,7 @@ class Study:
     samples: Sequence[Sample] = ()
     answers: Sequence[Measured] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    no_model: Mapping[str, int] = field(default_factory=dict)
     planned: int | None = None
     is_partial: bool = False
 

@@ -7,79 +7,31 @@ arithmetic, and `agreement` compares replies.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from itertools import combinations, pairwise
-from math import fsum, inf, isfinite
+from itertools import combinations
+from math import fsum, inf
 from operator import attrgetter
-from typing import Literal
 
 from llm.parts import Message
 
 from ..core.usage import Usage
 from .agreement import Agreement, agreement
+from .comparisons import Comparison, Held, compare_models, correct_for_number, similarities
 from .data import Measured, Sample, Study
-from .numbers import SIMILARITY, is_time
+from .estimates import Estimate, Share, Values, by_sample, estimate_of, known
+from .measures import MEASURES, Measure
+from .numbers import is_time
 from .prices import Price, cost
-from .stats import (
-    CONFIDENCE,
-    Interval,
-    Summary,
-    Tail,
-    difference,
-    difference_interval,
-    gaps,
-    holm,
-    median,
-    median_interval,
-    rank_sum_test,
-    sign_test,
-    summary,
-    tail,
-)
-
-SEED = 0  # so that the same responses give the same figures
-ENOUGH = 6  # requests for an interval at 95 %, see `stats.median_interval`
-
-ENOUGH_P95, ENOUGH_P99 = 59, 299  # requests for a p95 or p99, see `stats.tail`
-
-Measure = Literal["ttft_ms", "first_output_ms", "duration_ms", "tokens_per_second"]
+from .stats import Summary, gaps, median, summary
+from .throughput import Throughput, throughput_of
 
 # Kinds of errors that say nothing about a model's speed in recorded traffic, where a program may
 # have sent anything. In a run, the requests are those that were answered before.
 _CLIENT_ERRORS = frozenset(
     ("invalid_request", "authentication", "permission", "not_found", "too_large")
 )
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A summary of values, and the 95 % interval of their median.
-
-    interval: of the medians per request, since responses to one request are alike, and many of
-        them say little about others. None if there are fewer than ENOUGH requests.
-    p95, p99: of all values, with their exact 95 % intervals. None if there are fewer than
-        ENOUGH_P95 or ENOUGH_P99 requests.
-    is_estimated: some values are based on our own token estimate.
-    """
-
-    summary: Summary
-    interval: Interval | None
-    p95: Tail | None = None
-    p99: Tail | None = None
-    is_estimated: bool = False
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of how many."""
-
-    count: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.count:,}/{self.of:,}"
 
 
 @dataclass(frozen=True)
@@ -100,8 +52,9 @@ class AgreementFigures:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of successful responses by the user's prices, in the prices' currency.
+    """The cost of successful responses by the user's prices.
 
+    currency: empty if the prices don't say.
     total, per_answer: sum and mean of responses with token counts; unknown: the number of
     responses without.
     """
@@ -109,6 +62,7 @@ class Cost:
     total: float
     per_answer: float | None
     unknown: int
+    currency: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,49 +134,6 @@ class ModelFigures:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two models compared by one measure: a `Measure`, or numbers.SIMILARITY.
-
-    difference: first minus second, in the measure's unit: of the medians; in a run the median
-        of the differences request by request, so that differences between requests add no
-        variance. Infinite if one of them failed most requests.
-    pairs: number of requests that both finished, 0 if they had different ones.
-    interval: of the difference, with 95 % confidence for this comparison alone.
-    p_value: of the hypothesis that there is no difference: in a run by the sign test, in traffic
-        by the rank sum test. None, as the interval, if there are too few requests.
-    corrected_p: the p-value corrected for the number of comparisons in the study, by Holm.
-    better: the model that is faster or closer, if the interval and the corrected p-value both
-        say so.
-    """
-
-    measure: str
-    first: str
-    second: str
-    difference: float
-    interval: Interval | None
-    pairs: int
-    p_value: float | None = None
-    corrected_p: float | None = None
-    better: str | None = None
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """What all models together did in a run, while any request was running.
-
-    requests_per_second, tokens_per_second: of successful responses and their output tokens;
-        is_estimated: some of these are our own estimate.
-    concurrency: requests that ran at a time, on average; most: at any time.
-    """
-
-    requests_per_second: float
-    tokens_per_second: float
-    is_estimated: bool
-    concurrency: float
-    most: int
-
-
-@dataclass(frozen=True)
 class Between:
     """How far two models' replies to the same requests agree."""
 
@@ -282,11 +193,11 @@ def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
             )
             for model in study.models
         ],
-        comparisons=_claimed(
+        comparisons=correct_for_number(
             [
                 comparison
                 for first, second in combinations(study.models, 2)
-                for comparison in _compared(
+                for comparison in compare_models(
                     study, first, second, values[first], values[second], agreements
                 )
             ]
@@ -296,7 +207,7 @@ def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
             for first, second in combinations(study.models, 2)
             if (between := _between(first, second, good)) is not None
         ],
-        throughput=_throughput(study),
+        throughput=throughput_of(study),
     )
 
 
@@ -315,7 +226,7 @@ def _model_figures(
     model: str,
     ended: Sequence[Measured],
     good: Sequence[Measured],
-    values: Mapping[Measure, _Values],
+    values: Mapping[Measure, Values],
     *,
     others: Sequence[Measured],
     agreement: AgreementFigures | None,
@@ -331,12 +242,12 @@ def _model_figures(
         first_runs=sum(answer.exchange.is_first_run for answer in good),
         errors=_frequent(answer.error_kind for answer in failed),
         finish_reasons=_frequent(answer.exchange.finish_reason for answer in good),
-        setup_ms=_estimate(_by_sample(good, attrgetter("exchange.setup_ms"))),
-        queue_ms=_estimate(_by_sample(good, attrgetter("exchange.queue_ms"))),
-        ttft_ms=_estimate(values["ttft_ms"]),
+        setup_ms=estimate_of(by_sample(good, attrgetter("exchange.setup_ms"))),
+        queue_ms=estimate_of(by_sample(good, attrgetter("exchange.queue_ms"))),
+        ttft_ms=estimate_of(values["ttft_ms"]),
         cache=_cache(good),
-        first_output_ms=_estimate(values["first_output_ms"]),
-        duration_ms=_estimate(values["duration_ms"]),
+        first_output_ms=estimate_of(values["first_output_ms"]),
+        duration_ms=estimate_of(values["duration_ms"]),
         tokens_per_second=_rate(good),
         gaps=_gaps(good),
         tokens=_tokens(good),
@@ -350,16 +261,12 @@ def _frequent(kinds: Iterable[str | None]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-_Values = Mapping[str, Sequence[float]]
-"""The values of each request."""
-
-
-def _values(study: Study, measure: Measure, ended: Sequence[Measured]) -> _Values:
+def _values(study: Study, measure: Measure, ended: Sequence[Measured]) -> Values:
     """Return what was measured, and for times that were never reached infinity.
 
     Without that, a model that times out on hard requests would look fast.
     """
-    return _by_sample(ended, lambda answer: _value(study, measure, answer))
+    return by_sample(ended, lambda answer: _value(study, measure, answer))
 
 
 def _value(study: Study, measure: Measure, answer: Measured) -> float | None:
@@ -372,46 +279,10 @@ def _value(study: Study, measure: Measure, answer: Measured) -> float | None:
     return None if not study.is_run and answer.error_kind in _CLIENT_ERRORS else inf
 
 
-def _by_sample(answers: Iterable[Measured], measure: Callable[[Measured], float | None]) -> _Values:
-    """Return the measured values of each request that has any."""
-    values: dict[str, list[float]] = {}
-    for answer in answers:
-        if (value := measure(answer)) is not None:
-            values.setdefault(answer.sample, []).append(value)
-    return values
-
-
-def _medians(values: _Values) -> dict[str, float]:
-    return {sample: median(of_sample) for sample, of_sample in values.items()}
-
-
-def _estimate(values: _Values) -> Estimate | None:
-    every = [value for of_sample in values.values() for value in of_sample]
-    whole = summary(every)
-    if whole is None:
-        return None
-    interval = _interval([*_medians(values).values()])
-    p95, p99 = (tail(every, q, independent=len(values)) for q in (0.95, 0.99))
-    return Estimate(whole, interval, p95, p99)
-
-
 def _rate(good: Sequence[Measured]) -> Estimate | None:
-    found = _estimate(_by_sample(good, MEASURES["tokens_per_second"]))
+    found = estimate_of(by_sample(good, MEASURES["tokens_per_second"]))
     is_estimated = any(answer.exchange.is_rate_estimated for answer in good)
     return None if found is None else replace(found, is_estimated=is_estimated)
-
-
-def _interval(values: Sequence[float]) -> Interval | None:
-    return median_interval(values, seed=SEED)
-
-
-MEASURES: Mapping[Measure, Callable[[Measured], float | None]] = {
-    "ttft_ms": attrgetter("ttft_ms"),
-    "first_output_ms": attrgetter("first_output_ms"),
-    "duration_ms": attrgetter("duration_ms"),
-    "tokens_per_second": attrgetter("exchange.tokens_per_second"),
-}
-"""What models are compared by; None if it was not measured."""
 
 
 def _cache(good: Sequence[Measured]) -> CacheFigures | None:
@@ -421,8 +292,8 @@ def _cache(good: Sequence[Measured]) -> CacheFigures | None:
     cached = sum(answer.exchange.usage.cached_tokens or 0 for answer in counted)
     share = cached / sum(answer.exchange.usage.input_tokens or 0 for answer in counted)
     cold, warm = (
-        _estimate(
-            _by_sample(
+        estimate_of(
+            by_sample(
                 [each for each in counted if bool(each.exchange.usage.cached_tokens) is is_warm],
                 MEASURES["ttft_ms"],
             )
@@ -435,7 +306,7 @@ def _cache(good: Sequence[Measured]) -> CacheFigures | None:
 def _gaps(good: Sequence[Measured]) -> GapFigures | None:
     """Summarize each response first: one with many events would outweigh all others."""
     typical, longest = (
-        _estimate(_by_sample(good, partial(_gap, of_all=of_all))) for of_all in (median, max)
+        estimate_of(by_sample(good, partial(_gap, of_all=of_all))) for of_all in (median, max)
     )
     return GapFigures(typical, longest) if typical and longest else None
 
@@ -450,40 +321,40 @@ def _tokens(answers: Sequence[Measured]) -> dict[str, Summary]:
     return {
         field.name: counts
         for field in fields(Usage)
-        if (counts := summary(_numbers(getattr(usage, field.name) for usage in usages))) is not None
+        if (counts := summary(known(getattr(usage, field.name) for usage in usages))) is not None
     }
 
 
-def _numbers(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
 def _cost(answers: Sequence[Measured], price: Price) -> Cost:
-    costs = _numbers(cost(answer.exchange.usage, price) for answer in answers)
+    costs = known(cost(answer.exchange.usage, price) for answer in answers)
     return Cost(
         total=fsum(costs),
         per_answer=fsum(costs) / len(costs) if costs else None,
         unknown=len(answers) - len(costs),
+        currency=price.currency,
     )
 
 
 # ---- agreement
 
 
-_Held = Sequence[tuple[str, Agreement]]
-"""Requests, and how a reply to each agrees with another one."""
+def _held_against_recorded(answers: Iterable[Measured], samples: Mapping[str, Sample]) -> Held:
+    found = ((answer.sample, agreement_with_recorded(answer, samples)) for answer in answers)
+    return [(sample, agreed) for sample, agreed in found if agreed is not None]
 
 
-def _held_against_recorded(answers: Iterable[Measured], samples: Mapping[str, Sample]) -> _Held:
-    held: list[tuple[str, Agreement]] = []
-    for answer in answers:
-        sample = samples.get(answer.sample)
-        recorded = None if sample is None else sample.recorded
-        if sample is None or recorded is None or recorded.exchange.status != "ok":
-            continue
-        if recorded.has_reply and answer.has_reply:
-            held.append((sample.id, agreement(recorded.reply, answer.reply, sample.schema)))
-    return held
+def agreement_with_recorded(answer: Measured, samples: Mapping[str, Sample]) -> Agreement | None:
+    """Compare a response with the recorded one; None if either is missing or can't be read.
+
+    samples: by their ids.
+    """
+    sample = samples.get(answer.sample)
+    recorded = None if sample is None else sample.recorded
+    if sample is None or recorded is None or recorded.exchange.status != "ok":
+        return None
+    if answer.exchange.status != "ok" or not (recorded.has_reply and answer.has_reply):
+        return None
+    return agreement(recorded.reply, answer.reply, sample.schema)
 
 
 def _between(first: str, second: str, good: Mapping[str, Sequence[Measured]]) -> Between | None:
@@ -506,15 +377,7 @@ def _first_replies(answers: Iterable[Measured]) -> dict[str, Sequence[Message]]:
     return replies
 
 
-def _similarities(held: _Held) -> _Values:
-    alike: dict[str, list[float]] = {}
-    for sample, found in held:
-        if found.similarity is not None:
-            alike.setdefault(sample, []).append(found.similarity)
-    return alike
-
-
-def _agreement_figures(held: _Held) -> AgreementFigures | None:
+def _agreement_figures(held: Held) -> AgreementFigures | None:
     if not held:
         return None
     every = [found for _, found in held]
@@ -523,126 +386,10 @@ def _agreement_figures(held: _Held) -> AgreementFigures | None:
         same_json=_share(f.same_json for f in every),
         same_tool_calls=_share(f.same_tool_calls for f in every),
         schema_valid=_share(None if f.schema is None else f.schema.is_valid for f in every),
-        similarity=_estimate(_similarities(held)),
+        similarity=estimate_of(similarities(held)),
     )
 
 
 def _share(answers: Iterable[bool | None]) -> Share | None:
     asked = [answer for answer in answers if answer is not None]
     return Share(sum(asked), len(asked)) if asked else None
-
-
-# ---- two models
-
-
-def _compared(
-    study: Study,
-    first: str,
-    second: str,
-    values: Mapping[Measure, _Values],
-    others: Mapping[Measure, _Values],
-    agreements: Mapping[str, _Held],
-) -> Iterator[Comparison]:
-    """Compare two models by all measures that both have data for."""
-    for measure in MEASURES:
-        yield from _compared_by(study, measure, first, second, values[measure], others[measure])
-    alike, other_alike = (_similarities(agreements[model]) for model in (first, second))
-    yield from _compared_by(study, SIMILARITY, first, second, alike, other_alike)
-
-
-def _compared_by(
-    study: Study,
-    measure: str,
-    first: str,
-    second: str,
-    values: _Values,
-    others: _Values,
-) -> Iterator[Comparison]:
-    if not _has_any(values) or not _has_any(others):
-        return
-    medians, other_medians = _medians(values), _medians(others)
-    if study.is_run:
-        differences = [
-            difference(value, other_medians[sample])
-            for sample, value in medians.items()
-            if sample in other_medians
-        ]
-        if differences:
-            interval = _interval(differences)
-            p_value = None if interval is None else sign_test(differences)
-            middle, pairs = median(differences), len(differences)
-            yield Comparison(measure, first, second, middle, interval, pairs, p_value)
-        return
-    own, other = [*medians.values()], [*other_medians.values()]
-    interval = difference_interval(own, other, seed=SEED)
-    p_value = None if interval is None else rank_sum_test(own, other)
-    middle = difference(median(own), median(other))
-    yield Comparison(measure, first, second, middle, interval, 0, p_value)
-
-
-def _has_any(values: _Values) -> bool:
-    return any(isfinite(value) for of_sample in values.values() for value in of_sample)
-
-
-def _claimed(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Correct the p-values for their number, and name the better models.
-
-    Of twenty comparisons of equal models, each at 95 %, one would say more by chance.
-    """
-    corrected = iter(holm(_numbers(each.p_value for each in comparisons)))
-    claimed = []
-    for each in comparisons:
-        if each.p_value is not None:
-            each = replace(each, corrected_p=next(corrected))
-            each = replace(each, better=_better(each))
-        claimed.append(each)
-    return claimed
-
-
-def _better(each: Comparison) -> str | None:
-    interval, corrected_p = each.interval, each.corrected_p
-    if interval is None or corrected_p is None or corrected_p > 1 - CONFIDENCE:
-        return None
-    if not (interval.is_below_zero or interval.is_above_zero):
-        return None
-    return each.first if interval.is_below_zero == is_time(each.measure) else each.second
-
-
-# ---- all models
-
-
-def _throughput(study: Study) -> Throughput | None:
-    """Count what ran at any time; times without any request, as between two parts, don't count."""
-    if not study.is_run or study.settings.get("concurrency") in (None, 1):
-        return None
-    changes = []
-    for answer in study.answers:
-        exchange = answer.exchange
-        if answer.repeat and exchange.duration_ms is not None:
-            begin_ms = exchange.received.timestamp() * 1000
-            took_ms = exchange.duration_ms + (exchange.setup_ms or 0.0)
-            changes += [(begin_ms, 1), (begin_ms + took_ms, -1)]
-    changes.sort()
-    running = most = 0
-    busy_ms = request_ms = 0.0
-    for (at, change), (until, _) in pairwise(changes):
-        running += change
-        most = max(most, running)
-        busy_ms += (until - at) if running else 0.0
-        request_ms += (until - at) * running
-    if not busy_ms:
-        return None
-    good = [each for each in study.answers if each.counts and each.exchange.status == "ok"]
-    counts = [_output_tokens(answer) for answer in good]
-    return Throughput(
-        requests_per_second=len(good) * 1000 / busy_ms,
-        tokens_per_second=sum(count or 0 for count in counts) * 1000 / busy_ms,
-        is_estimated=any(answer.exchange.output_tokens_estimate is not None for answer in good),
-        concurrency=request_ms / busy_ms,
-        most=most,
-    )
-
-
-def _output_tokens(answer: Measured) -> int | None:
-    counted = answer.exchange.usage.output_tokens
-    return answer.exchange.output_tokens_estimate if counted is None else counted

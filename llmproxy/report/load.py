@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
 from llm.parts import StreamEvent
@@ -14,7 +14,7 @@ from ..recorder.exchange import Exchange
 from ..recorder.listing import Filter
 from ..recorder.reader import LogReader
 from ..recorder.summary import ExchangeSummary
-from .data import Measured, Sample, Study
+from .data import NO_MODEL, Measured, Sample, Study
 
 LOG_TITLE = "the log"
 
@@ -65,7 +65,8 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
     Raises:
         Unusable: the file can't be read any more.
     """
-    samples, answers = [], []
+    samples: list[Sample] = []
+    answers: list[Measured] = []
     # One more than wanted, to know whether there is more.
     ids = history.ids(replace(chosen, is_traffic=True), last=last and last + 1)
     is_partial = last is not None and len(ids) > last
@@ -78,18 +79,43 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
             continue
         samples.append(_sample(exchange, earlier, None))
         answers.append(_measured(exchange))
+    answers, no_model = _by_model(answers)
     times = [answer.exchange.received for answer in answers if answer.exchange.is_timed]
     return Study(
         title=LOG_TITLE,
         is_run=False,
         began=times[0] if times else None,
         ended=times[-1] if times else None,
-        models=tuple(_by_frequency(answer.model for answer in answers)),
+        models=tuple(_by_frequency(answer.model for answer in answers if answer.model != NO_MODEL)),
         samples=samples,
         answers=answers,
         settings=_selection(chosen),
+        no_model=no_model,
         is_partial=is_partial,
     )
+
+
+def _by_model(answers: Sequence[Measured]) -> tuple[list[Measured], dict[str, int]]:
+    """Give each answer its model: that which the name means in other requests, if it failed early.
+
+    Returns the answers, and the names that no model has with the number of their requests.
+    """
+    known: dict[str, str] = {}
+    for answer in answers:
+        asked, used = answer.exchange.model_asked, answer.exchange.model_used
+        if used is not None:
+            known |= {used: used} | ({asked: used} if asked is not None else {})
+    named: list[Measured] = []
+    no_model: dict[str, int] = {}
+    for answer in answers:
+        if answer.exchange.model_used is None:
+            asked = answer.exchange.model_asked or ""
+            model = known.get(asked, NO_MODEL)
+            if model == NO_MODEL:
+                no_model[asked or "no name"] = no_model.get(asked or "no name", 0) + 1
+            answer = replace(answer, model=model)
+        named.append(answer)
+    return named, {name: no_model[name] for name in sorted(no_model, key=lambda n: -no_model[n])}
 
 
 def _selection(chosen: Filter) -> dict[str, object]:

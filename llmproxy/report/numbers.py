@@ -104,8 +104,15 @@ def percent(share: float) -> str:
     return f"{share * 100:.0f}{NO_BREAK}%"
 
 
-def money(sum_of: float) -> str:
-    """Format a sum without a currency: two places, or as many as a small sum needs."""
+def money(sum_of: float, currency: str = "") -> str:
+    """Format a sum: two places, or as many as a small sum needs.
+
+    currency: put after it; empty if it is not known.
+    """
+    return f"{_money(sum_of)}{NO_BREAK}{currency}" if currency else _money(sum_of)
+
+
+def _money(sum_of: float) -> str:
     if not math.isfinite(sum_of):
         return number(sum_of)
     if sum_of == 0 or abs(sum_of) >= 1:
@@ -158,3 +165,16 @@ def zone(local: datetime) -> str:
     """Format the time zone of a local time by its offset, as abbreviations are ambiguous."""
     offset = f"{local:%z}"
     return f"UTC{offset[:3]}:{offset[3:5]}" if local.utcoffset() else "UTC"
+
+
+def duration(ms: float) -> str:
+    """Format how long something took: as `seconds`, from two minutes on in larger units."""
+    if not math.isfinite(ms) or ms < 119_500:
+        return seconds(ms)
+    minutes, rest = divmod(round(ms / 1000), 60)
+    if minutes < 60:
+        return f"{minutes}{NO_BREAK}min {rest}{NO_BREAK}s"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours}{NO_BREAK}h {minutes}{NO_BREAK}min"
+    return f"{hours // 24:,}{NO_BREAK}days"

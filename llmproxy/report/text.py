@@ -1,37 +1,21 @@
-"""Format a study as text for a terminal, as JSON and as CSV.
+"""Format a study as text for a terminal.
 
 Returns text and prints nothing. Names of models, titles and errors come from clients and servers:
-they are escaped for the terminal, and kept from running as formulas in a spreadsheet.
+they are escaped.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
 
-from ..core.text import painted, printable
-from ..recorder.summary import ExchangeSummary
-from .conclusions import Name, Sentence, Strong, conclusions
-from .data import Measured, Study
-from .figures import (
-    MEASURES,
-    AgreementFigures,
-    Comparison,
-    Estimate,
-    Figures,
-    Measure,
-    ModelFigures,
-    Share,
-)
+from .comparisons import Comparison
+from .conclusions import conclusions
+from .data import Study
+from .estimates import Estimate, Share
+from .figures import AgreementFigures, Figures, ModelFigures
+from .measures import Measure
 from .numbers import (
-    MINUS,
-    NO_BREAK,
     SIMILARITY,
     amount,
     between,
@@ -42,14 +26,9 @@ from .numbers import (
     period,
     seconds,
     setting,
-    shortened,
 )
 from .stats import Interval
-
-MIN_COLUMNS = 24  # of a screen: a name and the widest of the columns
-MIN_NAME_COLUMNS = 12
-SENTENCE_NAME_COLUMNS = 32  # a sentence names several models
-NOTHING = "-"
+from .text_layout import MIN_COLUMNS, NOTHING, TextLayout
 
 _MEASURE_COLUMNS: Mapping[Measure, str] = {
     "ttft_ms": "first event",
@@ -61,7 +40,7 @@ _MEASURE_COLUMNS: Mapping[Measure, str] = {
 
 def table(study: Study, figures: Figures, *, width: int, colours: bool = False) -> list[str]:
     """Format a study as lines of at most `width` columns, or MIN_COLUMNS if that is more."""
-    page = _Page(max(width, MIN_COLUMNS), colours)
+    page = TextLayout(max(width, MIN_COLUMNS), colours)
     models = figures.models
     sections = [
         _heading(study, figures, page),
@@ -89,90 +68,7 @@ def table(study: Study, figures: Figures, *, width: int, colours: bool = False) 
     return [line for section in sections if section for line in ("", *section)][1:]
 
 
-class _Page:
-    """Lays out text for one screen."""
-
-    def __init__(self, width: int, colours: bool) -> None:
-        self._width = width
-        self._colours = colours
-
-    def title(self, text: str) -> str:
-        return painted(text, "bold", self._colours)
-
-    def wrapped(self, text: str) -> list[str]:
-        """Escape a text and break it into lines, of which the further ones are indented."""
-        return self._wrapped(printable(text))
-
-    def sentence(self, start: str, sentence: Sentence) -> list[str]:
-        """Render a sentence with its names escaped, broken into lines as by `wrapped`."""
-        return self._wrapped(start + _plain(sentence))
-
-    def _wrapped(self, text: str) -> list[str]:
-        # A no-break space keeps a number and its unit on one line.
-        lines = textwrap.wrap(text, self._width, subsequent_indent="  ")
-        return [_ascii(line) for line in lines]
-
-    def grid(
-        self, title: str, columns: Sequence[str], rows: Mapping[str, Sequence[str]]
-    ) -> list[str]:
-        """Lay out a table with a row per model, without empty columns; [] if all are empty."""
-        cells = {
-            heading: [_ascii(cell) for cell in column]
-            for heading, *column in zip(columns, *rows.values(), strict=True)
-            if any(cell != NOTHING for cell in column)
-        }
-        if not cells:
-            return []
-        widths = [max(map(len, (heading, *column))) + 2 for heading, column in cells.items()]
-        columns_left = max(self._width - sum(widths), MIN_NAME_COLUMNS)
-        names = [shortened(printable(name), columns_left) for name in rows]
-        columns_left = min(columns_left, max(map(len, (title, *names))))
-        table = list(
-            zip(
-                (title, *names), zip(*([h, *c] for h, c in cells.items()), strict=True), strict=True
-            )
-        )
-        lines = []
-        for start, end in self._blocks(widths, columns_left):
-            for number, (name, row) in enumerate(table):
-                shown = zip(row[start:end], widths[start:end], strict=True)
-                line = shortened(name, columns_left).ljust(columns_left) + "".join(
-                    cell.rjust(width) for cell, width in shown
-                )
-                lines.append(line if number else self.title(line))
-        return lines
-
-    def _blocks(self, widths: Sequence[int], columns_left: int) -> Iterator[tuple[int, int]]:
-        """Yield which columns fit beside each other; what doesn't fit follows below."""
-        start, taken = 0, columns_left
-        for index, width in enumerate(widths):
-            if index > start and taken + width > self._width:
-                yield start, index
-                start, taken = index, columns_left
-            taken += width
-        yield start, len(widths)
-
-
-def _plain(sentence: Sentence) -> str:
-    return "".join(map(_plain_part, sentence))
-
-
-def _plain_part(part: str | Name | Strong) -> str:
-    match part:
-        case str():
-            return part
-        case Name(text):
-            return shortened(printable(text), SENTENCE_NAME_COLUMNS)
-        case Strong(parts):
-            return _plain(parts)
-
-
-def _ascii(text: str) -> str:
-    """Replace typographic spaces and minus signs: terminals are copied from."""
-    return text.replace(NO_BREAK, " ").replace(MINUS, "-")
-
-
-def _heading(study: Study, figures: Figures, page: _Page) -> list[str]:
+def _heading(study: Study, figures: Figures, page: TextLayout) -> list[str]:
     done = sum(model.requests for model in figures.models)
     planned = "" if study.planned is None else f" of {study.planned:,}"
     facts = [
@@ -193,7 +89,7 @@ def _stamp(at: datetime, day: bool) -> str:
 # ---- tables
 
 
-def _answers(models: Sequence[ModelFigures], page: _Page) -> list[str]:
+def _answers(models: Sequence[ModelFigures], page: TextLayout) -> list[str]:
     rows = {
         m.model: [
             f"{m.requests:,}",
@@ -235,7 +131,7 @@ def _times(
     title: str,
     models: Sequence[ModelFigures],
     estimate_of: Callable[[ModelFigures], Estimate | None],
-    page: _Page,
+    page: TextLayout,
 ) -> list[str]:
     rows = {model.model: _time_cells(estimate_of(model)) for model in models}
     tails = {model.model: _tail_cells(estimate_of(model)) for model in models}
@@ -274,7 +170,7 @@ def _time_between(interval: Interval | None) -> str:
     return "too few" if interval is None else between(interval, "ttft_ms")
 
 
-def _cache(models: Sequence[ModelFigures], page: _Page) -> list[str]:
+def _cache(models: Sequence[ModelFigures], page: TextLayout) -> list[str]:
     rows = {
         m.model: [NOTHING] * 5
         if m.cache is None
@@ -291,7 +187,7 @@ def _cache_cells(estimate: Estimate | None) -> tuple[str, str]:
     return f"{estimate.summary.count:,}", seconds(estimate.summary.p50)
 
 
-def _gaps(models: Sequence[ModelFigures], page: _Page) -> list[str]:
+def _gaps(models: Sequence[ModelFigures], page: TextLayout) -> list[str]:
     rows = {
         m.model: [NOTHING] * 4
         if m.gaps is None
@@ -307,7 +203,7 @@ def _gaps(models: Sequence[ModelFigures], page: _Page) -> list[str]:
     return page.grid("gaps between events", columns, rows)
 
 
-def _tokens(models: Sequence[ModelFigures], page: _Page) -> list[str]:
+def _tokens(models: Sequence[ModelFigures], page: TextLayout) -> list[str]:
     rows = {m.model: [_token_sum(m, f"{name}_tokens") for name in _TOKENS] for m in models}
     lines = page.grid("tokens in total", [*_TOKENS.values()], rows)
     for m in models:
@@ -336,21 +232,21 @@ def _token_sum(model: ModelFigures, name: str) -> str:
     return f"{round(model.tokens[name].mean * model.tokens[name].count):,}"
 
 
-def _costs(models: Sequence[ModelFigures], page: _Page) -> list[str]:
+def _costs(models: Sequence[ModelFigures], page: TextLayout) -> list[str]:
     rows = {
         m.model: [NOTHING] * 3
         if m.cost is None
         else [
             _share(Share(m.ok - m.cost.unknown, m.ok)),
-            money(m.cost.total),
-            NOTHING if m.cost.per_answer is None else money(m.cost.per_answer),
+            money(m.cost.total, m.cost.currency),
+            NOTHING if m.cost.per_answer is None else money(m.cost.per_answer, m.cost.currency),
         ]
         for m in models
     }
     return page.grid("cost", ["responses", "total", "each"], rows)
 
 
-def _counts(title: str, counts: Mapping[str, Mapping[str, int]], page: _Page) -> list[str]:
+def _counts(title: str, counts: Mapping[str, Mapping[str, int]], page: TextLayout) -> list[str]:
     lines = []
     for model, of_model in counts.items():
         listed = ", ".join(f"{kind} {count:,}" for kind, count in of_model.items())
@@ -359,7 +255,7 @@ def _counts(title: str, counts: Mapping[str, Mapping[str, int]], page: _Page) ->
 
 
 def _agreement(
-    title: str, agreements: Mapping[str, AgreementFigures | None], page: _Page
+    title: str, agreements: Mapping[str, AgreementFigures | None], page: TextLayout
 ) -> list[str]:
     rows = {
         name: [NOTHING] * 6
@@ -391,7 +287,7 @@ def _similarity(estimate: Estimate | None) -> tuple[str, str]:
 # ---- comparisons
 
 
-def _differences(figures: Figures, page: _Page) -> list[str]:
+def _differences(figures: Figures, page: TextLayout) -> list[str]:
     pairs: dict[str, dict[str, str]] = {}
     for each in figures.comparisons:
         pairs.setdefault(f"{each.first}, {each.second}", {})[each.measure] = _difference(each)
@@ -412,101 +308,8 @@ def _difference(comparison: Comparison) -> str:
     return f"{shown}{'*' if comparison.better else ''}"
 
 
-def _conclusions(study: Study, figures: Figures, page: _Page) -> list[str]:
+def _conclusions(study: Study, figures: Figures, page: TextLayout) -> list[str]:
     lines = []
     for conclusion in conclusions(study, figures):
         lines += page.sentence(f"{conclusion.question}: ", conclusion.answer)
     return [page.title("conclusions"), *lines] if lines else []
-
-
-# ---- JSON and CSV
-
-
-def report_json(study: Study, figures: Figures) -> dict[str, Any]:
-    """Return a study as JSON values: its figures, and each response in short, warm-ups too.
-
-    A quantile that most requests never reached is null, as its interval's end.
-    """
-    return {
-        "title": study.title,
-        "is_run": study.is_run,
-        "began": _iso(study.began),
-        "ended": _iso(study.ended),
-        "settings": {
-            name: _iso(value) if isinstance(value, datetime) else value
-            for name, value in study.settings.items()
-        },
-        "planned": study.planned,
-        "is_partial": study.is_partial,
-        "models": [_finite(asdict(model)) for model in figures.models],
-        "comparisons": [_finite(asdict(found)) for found in figures.comparisons],
-        "tested": figures.tested,
-        "between": [asdict(between) for between in figures.between],
-        "throughput": figures.throughput and asdict(figures.throughput),
-        "samples": [
-            {"id": sample.id, "received": _iso(sample.received), "client": sample.client}
-            for sample in study.samples
-        ],
-        "answers": [_answer(answer) for answer in study.answers],
-    }
-
-
-def _finite(value: Any) -> Any:
-    """Replace infinite numbers, which JSON can't have, by None."""
-    if isinstance(value, dict):
-        return {name: _finite(member) for name, member in value.items()}
-    return None if isinstance(value, float) and math.isinf(value) else value
-
-
-def report_csv(study: Study) -> str:
-    """Return a row per response below a header row, as CSV (RFC 4180).
-
-    Text that a spreadsheet would run as a formula gets an apostrophe in front, and unprintable
-    characters are escaped; numbers stay numbers.
-    """
-    rows = [_answer(answer) for answer in study.answers]
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(_COLUMNS)
-    writer.writerows([_cell(value) for value in row.values()] for row in rows)
-    return text.getvalue()
-
-
-def _answer(answer: Measured) -> dict[str, Any]:
-    exchange = answer.exchange
-    return {
-        "id": exchange.id,
-        "sample": answer.sample,
-        "model": answer.model,
-        "repeat": answer.repeat,
-        "was_sent_again": answer.was_sent_again,
-        "received": _iso(exchange.received) if exchange.is_timed else None,
-        "status": exchange.status,
-        "error_kind": answer.error_kind,
-        "error": exchange.error,
-        "finish_reason": exchange.finish_reason,
-        "setup_ms": exchange.setup_ms,
-        "queue_ms": exchange.queue_ms,
-        "is_first_run": exchange.is_first_run,
-        **{measure: measured(answer) for measure, measured in MEASURES.items()},
-        **asdict(exchange.usage),
-        "output_tokens_estimate": exchange.output_tokens_estimate,
-    }
-
-
-def _iso(at: datetime | None) -> str | None:
-    return None if at is None else at.isoformat()
-
-
-_NO_EXCHANGE = ExchangeSummary(id="", received=datetime.min, dialect="", path="", client="")
-_COLUMNS = tuple(_answer(Measured(exchange=_NO_EXCHANGE, model="", sample="")))
-
-
-def _cell(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    # https://owasp.org/www-community/attacks/CSV_Injection
-    return printable(f"'{value}" if value.startswith(_FORMULA) else value)
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -280,7 +280,7 @@ def test_a_chats_route_takes_a_prompt_too(proxy: Running) -> None:
 # ---- models and the server
 
 
-def test_models_are_listed_and_shown(llm_user_path: Any) -> None:
+def test_b38_models_are_listed_and_shown(llm_user_path: Any) -> None:
     """B38, C21, C22"""
     (llm_user_path / "aliases.json").write_text('{"emm": "m"}')
     with running(model(num_ctx=9_000), AsyncScript("plain", supports_tools=False)) as proxy:
@@ -314,7 +314,7 @@ def test_models_are_listed_and_shown(llm_user_path: Any) -> None:
     assert (nameless[0], missing[0]) == (400, 404)
     assert "error" in json.loads(nameless[2])
     there_is_none = "there is no model 'none' here; GET /api/tags lists them"
-    assert json.loads(missing[2])["error"] == f"model: {there_is_none}"
+    assert json.loads(missing[2])["error"] == there_is_none
 
 
 def test_names_that_the_user_gave_are_models_of_their_own(llm_user_path: Any) -> None:

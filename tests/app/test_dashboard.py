@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import re
 import time
 from http.client import HTTPConnection
 
@@ -50,16 +51,27 @@ def test_a_browser_gets_the_recorded_exchanges_escaped(llm_user_path):
     assert headers["cache-control"] == "no-store" and headers["vary"] == "accept"
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
-    assert '<meta http-equiv="refresh" content="10">' in empty and 'http-equiv="refresh"' in page
+    assert '<meta http-equiv="refresh"' in empty and 'http-equiv="refresh"' not in page
     assert "<script" not in page
     assert "Does &lt;script&gt;alert(1)&lt;/script&gt; run?" in page
 
 
-def test_a_page_can_be_kept_from_reloading():
-    with running() as proxy:
-        assert '<a href="/?still">keep still</a>' in get(proxy)[2]
-        still = get(proxy, "/?still")[2]
-        assert 'http-equiv="refresh"' not in still and '<a href="/">follow the log</a>' in still
+def test_only_the_list_reloads_and_only_on_request(llm_user_path):
+    with running(AsyncScript("m", "Yes.")) as proxy:
+        ask(proxy, "hello")
+        page = page_with(proxy, "hello")
+        assert 'http-equiv="refresh"' not in page and 'href="/?live=1"' in page
+        live = get(proxy, "/?live=1&client=nobody&status=ok")[2]
+        assert '<meta http-equiv="refresh" content="5">' in live and "<form" not in live
+        assert 'href="/?status=ok&amp;client=nobody">Stop following' in live
+        (id,) = ids_in(page)
+        for path in (f"/exchanges/{id}", f"/conversations/{id}", "/conversations", "/figures"):
+            status, _, body = get(proxy, path)
+            assert status == 200 and 'http-equiv="refresh"' not in body, path
+
+
+def ids_in(page):
+    return sorted(set(re.findall(r'href="/exchanges/(\w{26})"', page)))
 
 
 def test_other_clients_get_a_line_of_text():
@@ -109,37 +121,91 @@ def test_a_page_is_rendered_once_for_all_viewers(monkeypatch, tmp_path):
     """Whatever Host they name, at once or one after the other."""
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     rendered = []
-    monkeypatch.setattr(
-        log_page,
-        "page",
-        lambda *_, refresh_s, base_url, **__: rendered.append(refresh_s) or f"at {base_url}",
-    )
+
+    def render(database, path, query, base_url):
+        rendered.append((path, query))
+        return 200, f"at {base_url}"
+
+    monkeypatch.setattr(log_page, "log_page", render)
     pages = dashboard.Dashboard(tmp_path / "logs.db")
 
-    async def view() -> list[str]:
-        at_once = [pages.page(f"http://r{number}.localhost", True) for number in range(60)]
-        texts = await asyncio.gather(*at_once)
-        return [*texts, await pages.page("http://<b>", True), await pages.page("http://x", False)]
+    async def view() -> list[bytes]:
+        at_once = [pages.page("/", "", f"http://r{number}.localhost") for number in range(60)]
+        found = await asyncio.gather(*at_once)
+        later = [await pages.page("/", "", "http://<b>"), await pages.page("/", "a=1", "http://x")]
+        return [html for _, html in [*found, *later]]
 
     texts = asyncio.run(view())
-    assert texts[:2] == ["at http://r0.localhost", "at http://r1.localhost"]
-    assert texts[60:] == ["at http://&lt;b&gt;", "at http://x"]
-    assert rendered == [10, None]
+    assert texts[:2] == [b"at http://r0.localhost", b"at http://r1.localhost"]
+    assert texts[60:] == [b"at http://&lt;b&gt;", b"at http://x"]
+    assert rendered == [("/", ""), ("/", "a=1")]
+
+
+def test_pages_that_are_kept_are_bounded_and_few_are_made_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
+    running_now, most = [], []
+
+    def render(database, path, query, base_url):
+        running_now.append(query)
+        most.append(len(running_now))
+        time.sleep(0.002)
+        running_now.remove(query)
+        return 200, "x" * 100_000
+
+    monkeypatch.setattr(log_page, "log_page", render)
+    monkeypatch.setattr(dashboard, "MAX_PAGES_BYTES", 1_000_000)
+    pages = dashboard.Dashboard(tmp_path / "logs.db")
+
+    async def view() -> None:
+        await asyncio.gather(*[pages.page("/", f"a={number}", "") for number in range(40)])
+
+    asyncio.run(view())
+    assert max(most) <= dashboard.MAX_AT_ONCE
+    assert pages._made.size_bytes <= 1_000_000 and pages._being_made == {}
 
 
 def test_an_unreadable_log_is_not_tried_for_each_viewer(monkeypatch, tmp_path):
     monkeypatch.setattr(dashboard, "MIN_AGE_S", 60)
     tried = []
     pages = dashboard.Dashboard(tmp_path / "logs.db")
-    monkeypatch.setattr(log_page, "_study", lambda database: tried.append(1) or 1 / 0)
+    monkeypatch.setattr(log_page, "log_page", lambda *_: tried.append(1) or 1 / 0)
 
     async def view() -> list[BaseException]:
-        at_once = [pages.page("http://x", True) for _ in range(5)]
+        at_once = [pages.page("/", "", "http://x") for _ in range(5)]
         failed = await asyncio.gather(*at_once, return_exceptions=True)
-        return [
-            *failed,
-            *await asyncio.gather(pages.page("http://x", True), return_exceptions=True),
-        ]
+        again = asyncio.gather(pages.page("/", "", "http://x"), return_exceptions=True)
+        return [*failed, *await again]
 
     assert all(isinstance(failure, RuntimeError) for failure in asyncio.run(view()))
     assert tried == [1]
+
+
+def test_unknown_ids_are_plain_pages_and_beginnings_are_found(llm_user_path):
+    with running(AsyncScript("m", "Yes.")) as proxy:
+        ask(proxy, "hello")
+        (id,) = ids_in(page_with(proxy, "hello"))
+        status, headers, body = get(proxy, "/exchanges/nosuch")
+        assert (status, headers["content-type"]) == (404, "text/html; charset=utf-8")
+        assert "the log has no exchange nosuch" in body and "<script" not in body
+        assert get(proxy, "/conversations/nosuch")[0] == 404
+        assert get(proxy, "/exchanges/")[0] == get(proxy, "/conversations/x/y")[0] == 404
+        assert get(proxy, f"/exchanges/{id[:24]}")[0] == 200
+        assert get(proxy, f"/conversations/chatcmpl-{id}")[0] == 200
+        assert get(proxy, f"/exchanges/{id}", "POST")[0] == 405
+        assert get(proxy, "/exchanges/%3Cscript%3E")[0] == 404
+        # A form may be sent to the server itself, and nothing may be loaded.
+        policy = get(proxy)[1]["content-security-policy"]
+        assert "form-action 'self'" in policy and "default-src 'none'" in policy
+
+
+def test_each_page_needs_key_and_host(llm_user_path):
+    with running(keys=["word"]) as proxy:
+        for path in ("/exchanges/x", "/conversations", "/conversations/x", "/figures", "/?a=b"):
+            status, headers, body = get(proxy, path)
+            assert status == 401 and "www-authenticate" in headers and "<html" not in body
+            assert get(proxy, path, host="rebound.example")[0] == 403
+
+
+def test_without_a_log_the_other_pages_are_missing():
+    with running(log=False) as proxy:
+        assert get(proxy, "/exchanges/x")[0] == get(proxy, "/figures")[0] == 404

@@ -96,7 +96,11 @@ def test_what_is_no_count(text):
         (["export"], "export FILE [ID] [flags]", "the following arguments are required: FILE"),
         (["import"], "import FILE… [flags]", "the following arguments are required: FILE"),
         (["bench"], "bench [flags]", "name the models to benchmark: --models A,B"),
-        (["report", "--last", "x"], "report [RUN] [flags]", "argument --last: expected a number"),
+        (
+            ["report", "--last", "x"],
+            "report [RUN] [OTHER] [flags]",
+            "argument --last: expected a number",
+        ),
         (["convert"], "convert --from NAME --to NAME [FILE] [flags]", "the following arguments"),
         (["--port", "x"], "[flags]", "argument --port: a port is a number from 0 to 65535"),
     ],

@@ -103,7 +103,7 @@ def test_prices_make_costs(recorded, capsys, tmp_path):
     assert [model["cost"] and model["cost"]["total"] for model in models] == [60, None]
     prices.write_text('{"a": {"input": 1, "output": 0}, "nobody": {"input": 1, "output": 1}}')
     assert run_here("report", "friday", "--prices", str(prices))[2] == (
-        "--prices has models that are not in this report: nobody\n"
+        "--prices: no model here is called nobody; no price for b\n"
     )
     prices.write_text('{"a": {"input": 1, "ouptut": 0}}')
     words = report(capsys, "friday", "--prices", str(prices), code=1)

@@ -46,6 +46,7 @@ def test_a_conversation_is_listed_with_all_its_facts(talk, history):
         Thread(
             id=first.id,
             name="one",
+            first_words="one",
             began=RECEIVED,
             moved=RECEIVED + timedelta(seconds=2),
             clients=("tests", "aider"),

@@ -95,7 +95,8 @@ def test_every_kind_has_a_shape_in_every_dialect(cls):
         else:  # Ollama's is a text
             rendered["message"] = rendered["error"]
         assert rendered["message"].endswith("why")
-        assert "messages[0]" in (rendered.get("param") or rendered["message"])
+        if not error.code:  # a vendor's code has the vendor's words
+            assert "messages[0]" in (rendered.get("param") or rendered["message"])
         assert rendered["type"].endswith("_error") or rendered["type"] in OTHER_TYPES
         assert 400 <= dialect.error_status(error) < 600
 

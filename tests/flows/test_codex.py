@@ -63,10 +63,11 @@ class Agent(llm.AsyncModel):
             yield StreamEvent("tool_call_args", json.dumps(arguments), tool_call_id="call_1")
 
 
-def codex(home: Path, *arguments: str, model: str = "m") -> list[dict[str, Any]]:
+def codex(home: Path, *arguments: str, model: str = "m", **variables: str) -> list[dict[str, Any]]:
     """Run `codex exec` once; return the events that it prints."""
     home.mkdir(exist_ok=True)
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "CODEX_HOME": str(home), "KEY": "any"}
+    env |= variables
     assert CODEX is not None
     if "--login" in arguments:
         arguments = tuple(one for one in arguments if one != "--login")
@@ -133,6 +134,22 @@ def test_codex_runs_code_of_any_model_that_bears_a_newer_name(llm_user_path, tmp
     assert "tools" not in exchanges[0].request.body
     names = {tool.name for tool in agent.prompts[0].tools}
     assert {"functions__exec", "collaboration__spawn_agent"} <= names
+
+
+def test_c14_codex_finds_a_model_of_ollamas_by_its_exact_name(llm_user_path, tmp_path):
+    """A name that is not in the list makes it ask for a pull, which is refused."""
+    agent = Agent()
+    with running(agent, maps=[("gpt-oss:20b", "m")]) as proxy:
+        events = codex(
+            tmp_path / "home",
+            *("--oss", "--local-provider", "ollama"),
+            model="gpt-oss:20b",
+            CODEX_OSS_BASE_URL=f"{proxy.url}/v1",
+        )
+        exchanges = list(proxy.reports)
+    assert said(events) == TURN
+    assert {exchange.model_asked for exchange in exchanges} == {"gpt-oss:20b"}
+    assert {exchange.status for exchange in exchanges} == {"ok"}
 
 
 def test_codex_goes_on_without_a_websocket_and_compacts(llm_user_path, tmp_path):

@@ -334,9 +334,19 @@ def test_reports_and_pages_name_the_damaged_one(damaged):
         out, err = read("report", *words)
         assert out
         assert (f"{log.id} is damaged: " in err) == bool((names or set()) - {"body"})
-    page = asyncio.run(Dashboard(log.path).page("http://127.0.0.1:1", False))
-    assert "capital of France?" in page
-    assert ("Damaged in the log:" in page) == bool((names or set()) - {"body"})
+
+    def page(path):
+        status, html = asyncio.run(Dashboard(log.path).page(path, "", "http://127.0.0.1:1"))
+        return status, html.decode()
+
+    assert "capital of France?" in page("/")[1] and page("/conversations")[0] == 200
+    assert ("Damaged in the log:" in page("/figures")[1]) == bool((names or set()) - {"body"})
+    status, html = page(f"/exchanges/{log.id}")
+    assert status == (404 if names is None else 200)
+    assert ("<dt>Damaged</dt>" in html) == bool(names)
+    for id in (log.next, *log.others):
+        assert page(f"/exchanges/{id}")[0] == page(f"/conversations/{id}")[0] == 200
+    assert page(f"/conversations/{log.id}")[0] == (404 if names is None else 200)
 
 
 def test_an_export_has_all_rows_and_can_be_imported(request, damaged, tmp_path):
@@ -436,7 +446,7 @@ def test_a_proxy_goes_on(recorded, name):
             {"role": "user", "content": "and then?"},
         ]
         new = ask(proxy, *asked)
-        page = httpx.get(proxy.url, headers={"accept": "text/html"})
+        page = httpx.get(f"{proxy.url}/figures")
         assert (page.status_code, proxy.warnings) == (200, [])
         assert "Damaged in the log:" in page.text and recorded.id in page.text
     with LogReader(recorded.path) as reader:

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import llm
+import openai
 import pytest
 
 from llmproxy.cli.summary_text import summary_line
@@ -62,7 +63,7 @@ def recorded(llm_user_path):
             assert [*ask(proxy, "What is 2 + 2?", model.model_id, stream=True)]
             proxy.wait_for_report(number_)
         metrics = urlopen(f"{proxy.url}/metrics").read().decode()
-        page = get(proxy)[2]
+        page = get(proxy, "/figures")[2]
     lines = [summary_line(report) for report in proxy.reports]
     return lines, metrics, page
 
@@ -131,6 +132,24 @@ def test_replays_and_benchmarks_are_not_use(llm_user_path):
         metrics
     )
     assert not re.findall(r"^llmproxy_(?:requests|tokens|time|duration).*\{.*", metrics, re.M)
+
+
+def test_what_no_model_was_found_for_is_no_models_failure(llm_user_path):
+    """A request that no recording answers counted as an error of the model that it named."""
+    with running(paced(words=3)) as proxy:
+        ask(proxy, "What is 2 + 2?")
+        report = output_of("report")
+        with pytest.raises(openai.NotFoundError, match="there is no model"):
+            ask(proxy, "What is 2 + 2?", "nobody")
+    with running(replay="replay") as proxy:
+        with pytest.raises(openai.UnprocessableEntityError, match="no recording matches"):
+            ask(proxy, "And 3 + 3?")
+        proxy.wait_for_report()
+    assert rows("select status, http_status from proxy_exchanges where model_used is null") == [
+        ("error", 404),
+        ("error", 422),
+    ]
+    assert output_of("report") == report
 
 
 def test_a_replay_has_no_rate(recorded):

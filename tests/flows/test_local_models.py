@@ -560,6 +560,6 @@ def test_plugins_that_replace_stdout_lose_no_line(tmp_path):
         server.terminate()
         out, err = server.communicate(timeout=10)
     assert err == ""
-    said = [line.split("  ")[3] for line in out.splitlines() if " openai_chat " in line]
+    said = [line.split("  ")[4] for line in out.splitlines() if " openai_chat " in line]
     assert sorted(said) == ["a", "b", "demo"]
     assert "stopping" in out

@@ -118,7 +118,9 @@ def test_every_reader_reads_it(read_only, path):
         with Log(copy) as source:
             assert source.models() == ["demo"]
             assert [*source.near(chat.ChatRequest("demo", [llm.user("hm?")]))]
-        assert "and of Spain?" in asyncio.run(Dashboard(copy).page("http://127.0.0.1:1", False))
+        assert (
+            b"and of Spain?" in asyncio.run(Dashboard(copy).page("/", "", "http://127.0.0.1:1"))[1]
+        )
         matcher = Matcher(copy)
         history = [*second.turn.messages, *second.turn.reply, llm.user("thanks")]
         assert matcher.match(history, "demo", "tests").previous_id == second.id

@@ -216,7 +216,7 @@ def test_a_damaged_indented_exchange_is_named_by_its_line(exported):
     second = lines.index("}") + 2
     path.write_text("\n".join(lines[: second - 2] + lines[second - 1 :]))  # its end is missing
     code, out, err = run_here("import", str(path), "--database", str(exported / "new.db"))
-    assert (code, out) == (1, b"imported 1 exchange; 0 existed already; 1 could not be read\n")
+    assert (code, out) == (1, b"imported 1 exchange; 1 could not be read\n")
     assert f"{path}, line 1: it is not JSON" in err
 
 

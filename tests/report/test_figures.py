@@ -10,24 +10,22 @@ import pytest
 from llm.parts import Message, ToolCallPart
 
 from llmproxy.core.usage import Usage
+from llmproxy.report.comparisons import Comparison
 from llmproxy.report.data import Study
+from llmproxy.report.estimates import ENOUGH, Estimate, Share
 from llmproxy.report.figures import (
-    ENOUGH,
     AgreementFigures,
     Between,
     CacheFigures,
-    Comparison,
     Cost,
-    Estimate,
     Figures,
     GapFigures,
     ModelFigures,
-    Share,
-    Throughput,
     figures,
 )
 from llmproxy.report.prices import Price
 from llmproxy.report.stats import Interval, Summary, summary
+from llmproxy.report.throughput import Throughput
 from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, said
 
 NOTHING = {"first_output_ms": None, "duration_ms": None, "ticks": (), "reply": ()}  # to save time

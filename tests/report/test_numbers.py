@@ -115,3 +115,15 @@ def test_a_period_is_in_local_time_and_names_both_offsets_if_they_differ():
     assert numbers.period(began, began + hour, stamp) == "24 23:30 to 25 00:30 UTC+02:00"
     assert numbers.period(began, began + day, stamp) == "24 23:30 UTC+02:00 to 25 22:30 UTC+01:00"
     assert numbers.period(began, None, stamp) == "since 24 23:30 UTC+02:00"
+
+
+def test_long_times_have_larger_units():
+    shown = {
+        1_500: "1.50 s",
+        125_000: "2 min 5 s",
+        3_599_400: "59 min 59 s",
+        5_400_000: "1 h 30 min",
+    }
+    for ms, text in shown.items():
+        assert numbers.duration(ms).replace(numbers.NO_BREAK, " ") == text
+    assert numbers.duration(4 * 86_400_000).replace(numbers.NO_BREAK, " ") == "4 days"

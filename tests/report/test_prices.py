@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from llmproxy.core.errors import InvalidRequest
 from llmproxy.core.usage import Usage
-from llmproxy.report.prices import Price, cost, load_prices
+from llmproxy.report.prices import Price, cost, load_prices, without_model
 
 PRICE = Price(input=2.0, output=10.0, cached=0.5, cache_write=3.0)
 
@@ -91,3 +91,20 @@ def test_the_cost_is_between_that_of_the_cheapest_and_of_the_dearest_input(
     paid = cost(Usage(input, output, cached, written), PRICE)
     low, high = ((input * per + output * 10.0) / 1e6 for per in (0.5, 3.0))
     assert low == pytest.approx(paid) or high == pytest.approx(paid) or low < paid < high
+
+
+def test_a_file_names_its_currency():
+    data = b'{"currency": "USD", "a": {"input": 1, "output": 2}}'
+    assert load_prices(data) == {"a": Price(1.0, 2.0, currency="USD")}
+    own = b'{"currency": "USD", "a": {"input": 1, "output": 2, "currency": "EUR"}}'
+    assert load_prices(own)["a"].currency == "EUR"
+    for word in ("\\u001b[1m", "a" * 13):
+        with pytest.raises(InvalidRequest, match="short name"):
+            load_prices(f'{{"currency": "{word}", "a": {{"input": 1, "output": 2}}}}'.encode())
+
+
+def test_names_that_no_model_has_are_found_where_a_price_is_missing():
+    prices = {"a": Price(1.0, 1.0), "typo": Price(1.0, 1.0)}
+    assert without_model(prices, ["a"]) == ()
+    assert without_model(prices, ["a", "b"]) == ("typo",)
+    assert without_model({}, ["a"]) == ()

@@ -10,8 +10,9 @@ import pytest
 from llmproxy.core.usage import Usage
 from llmproxy.report.data import Study
 from llmproxy.report.figures import figures
+from llmproxy.report.json_and_csv import report_csv, report_json
 from llmproxy.report.prices import Price
-from llmproxy.report.text import report_csv, report_json, table
+from llmproxy.report.text import table
 from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, changed, said
 
 EVIL = "\x1b[2Jevil\r\n\x9b\u202e"
@@ -351,6 +352,7 @@ def test_json_has_it_all_and_is_json():
         "id": "01answer",
         "sample": "01sample",
         "model": "a",
+        "is_warm_up": False,
         "repeat": 1,
         "was_sent_again": False,
         "received": "2026-01-02T03:04:05+00:00",
@@ -371,7 +373,29 @@ def test_json_has_it_all_and_is_json():
         "cache_write_tokens": None,
         "reasoning_tokens": None,
         "output_tokens_estimate": None,
+        "cost": None,
+        "cost_currency": None,
+        "similarity": None,
+        "same_text": None,
+        "same_json": None,
+        "same_tool_calls": None,
+        "fits_schema": None,
     }
+
+
+def test_csv_has_costs_with_their_unit_agreement_and_warm_ups():
+    study = a_study(n=1)
+    warm = changed(study.answers[0], id="warm", repeat=0)
+    study = replace(study, answers=[warm, *study.answers])
+    prices = {"a": Price(1.0, 2.0, currency="EUR")}
+    rows = list(csv.DictReader(io.StringIO(report_csv(study, prices), newline="")))
+    of_a = [row for row in rows if row["model"] == "a"]
+    usage = study.answers[1].exchange.usage
+    spent = (usage.input_tokens + 2 * usage.output_tokens) / 1_000_000
+    assert [(row["is_warm_up"], row["repeat"]) for row in of_a] == [("True", "0"), ("False", "1")]
+    assert (float(of_a[1]["cost"]), of_a[1]["cost_currency"]) == (pytest.approx(spent), "EUR")
+    assert (of_a[1]["similarity"], of_a[1]["same_text"]) == ("1.0", "True")
+    assert {row["cost"] for row in rows if row["model"] == "b"} == {""}
 
 
 def test_csv_reads_back_as_the_answers():

@@ -1,9 +1,9 @@
 """Draw charts as SVG: dots along an axis, streams, a scatter plot, bars.
 
 Each chart is one well-formed string, WIDTH units wide: legible at a phone's full width, two or
-three side by side elsewhere. It has classes but no colours, which are in style.css, for light and
-dark. A model has the same number in all charts, which decides its colour, and the shape of its
-mark for people who can't tell the colours apart.
+three side by side elsewhere. It has classes but no colours, which are in base.css and
+study.css, for light and dark. A model has the same number in all charts, which decides its
+colour, and the shape of its mark for people who can't tell the colours apart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from statistics import median_low
 from typing import TypeVar
 
 from .. import numbers
-from ..figures import Estimate
+from ..estimates import Estimate
 from ..stats import Interval
 from . import axes, markup
 from .axes import Axis

@@ -11,7 +11,9 @@ from html import escape
 from ..numbers import shortened
 
 # The page can load nothing, even if other people's text should get through as markup.
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_NOTHING = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action"
+POLICY = f"{_NOTHING} 'none'"
+FORM_POLICY = f"{_NOTHING} 'self'"  # of a page with a search form
 
 MAX_NAME_CHARS = 120  # of a model's, client's or tool's name: real ones are shorter
 

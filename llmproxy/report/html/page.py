@@ -7,92 +7,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib import resources
 
 from .. import numbers
 from ..data import Measured, Study
-from ..figures import ENOUGH_P95, ENOUGH_P99, Estimate, Figures, ModelFigures
+from ..estimates import ENOUGH_P95, ENOUGH_P99, Estimate
+from ..figures import Figures, ModelFigures
 from . import charts, markup, samples, tables
+from .document import document
 from .summary import summary
 
 MAX_CHARTED = 12  # models in the charts
 FEW_PAIRS = 6  # more are folded
 MAX_DAMAGED = 5  # named in the notice
+MAX_NAMED = 8  # names that no model has
 
 
-def page(
-    study: Study,
-    figures: Figures,
-    *,
-    refresh_s: int | None = None,
-    other: tuple[str, str] | None = None,
-    recorded_by: str = "",
-    base_url: str = "http://127.0.0.1:11435",
-) -> str:
+def page(study: Study, figures: Figures, *, recorded_by: str = "") -> str:
     """Render the page of a study, a whole document that encodes as UTF-8.
 
-    refresh_s: the browser reloads the page after this many seconds; None for never.
-    other: the link to the page that reloads, or does not, and its text.
     recorded_by: the program and its version, for the footer.
-    base_url: the URL of this proxy, for instructions if nothing has been recorded.
+    """
+    foot = f"<footer>{markup.text(recorded_by)}</footer>\n" if recorded_by else ""
+    return document(study.title, f"<main>\n{study_body(study, figures)}\n{foot}</main>\n")
+
+
+def study_body(study: Study, figures: Figures, *, has_requests: bool = True) -> str:
+    """Render a study without the frame of a document.
+
+    Only a benchmark has conclusions, comparisons and charts side by side: in recorded traffic,
+    models had different requests, and what was measured of them can't be compared.
     """
     models = dict.fromkeys([*study.models, *(answer.model for answer in study.answers)])
     mark_numbers = {model: number for number, model in enumerate(models)}
-    sections = [_header(study, refresh_s, other)]
+    sections = [_header(study)]
     if study.samples or study.answers:
         sections += [
-            _summary(study, figures),
-            _charts(study, figures, mark_numbers),
-            _figures(figures, mark_numbers),
+            _summary(study, figures) if study.is_run else "",
+            _charts(study, figures, mark_numbers) if _is_comparable(study) else "",
+            _figures(study, figures, mark_numbers),
             _between(study, figures, mark_numbers),
-            _requests(study, mark_numbers),
+            _requests(study, mark_numbers) if has_requests else "",
             _method(study),
         ]
     else:
-        sections.append(_nothing_yet(base_url))
-    foot = f"<footer>{markup.text(recorded_by)}</footer>" if recorded_by else ""
-    return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n{_head(study, refresh_s)}</head>\n'
-        f"<body>\n<main>\n{chr(10).join(filter(None, sections))}\n{foot}</main>\n</body>\n</html>\n"
-    )
+        sections.append('<p class="notice">Nothing has been recorded yet.</p>')
+    return "\n".join(filter(None, sections))
 
 
-def _head(study: Study, refresh_s: int | None) -> str:
-    again = "" if refresh_s is None else f'<meta http-equiv="refresh" content="{refresh_s:d}">\n'
-    title = markup.text(numbers.shortened(study.title, markup.MAX_NAME_CHARS))
-    return (
-        f'<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{markup.POLICY}">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta name="color-scheme" content="light dark">\n'
-        f'<meta name="referrer" content="no-referrer">\n{again}'
-        f"<title>{title}</title>\n<style>{_style()}</style>\n"
-    )
-
-
-@cache
-def _style() -> str:
-    """Read the style sheet beside this module."""
-    return resources.files(__package__).joinpath("style.css").read_text("utf-8")
+def _is_comparable(study: Study) -> bool:
+    return study.is_run or len(study.models) == 1
 
 
 # ---- header and summary
 
 
-def _header(study: Study, refresh_s: int | None, other: tuple[str, str] | None) -> str:
+def _header(study: Study) -> str:
     facts = [
-        "Benchmark" if study.is_run else "Recorded traffic",
+        "Benchmark" if study.is_run else "",
         numbers.count_of(len(study.samples), "request") if study.samples else "",
         numbers.count_of(len(study.models), "model") if len(study.models) > 1 else "",
         _settings(study),
         numbers.period(study.began, study.ended, samples.stamp),
         "only the newest; there is more in the log" if study.is_partial else "",
-        f"reloads every {refresh_s:d} s" if refresh_s is not None else "",
-        f'<a href="{markup.text(other[0])}">{markup.text(other[1])}</a>' if other else "",
     ]
     return (
-        f"<header><h1>{markup.name(study.title)}</h1>"
+        f"<header><h1>{markup.name(study.title) if study.is_run else 'Recorded traffic'}</h1>"
         f'<p class="about">{" · ".join(filter(None, facts))}</p></header>{_unfinished(study)}'
         + _damaged(study)
     )
@@ -143,26 +122,12 @@ def _summary(study: Study, figures: Figures) -> str:
     return f'<section aria-label="Conclusions"><dl class="conclusions">{rows}</dl></section>'
 
 
-def _nothing_yet(base_url: str) -> str:
-    url = markup.text(base_url)
-    return (
-        '<section><p class="notice">Nothing has been recorded yet.</p>'
-        "<p>Point a program here, and its requests and responses appear on this page:</p>"
-        f"<pre>OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=any PROGRAM\n"
-        f"ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any PROGRAM</pre>"
-        "<p>Or send a request by hand; the model <code>demo</code> needs no key and no network:</p>"
-        f"<pre>curl {url}/v1/chat/completions -d "
-        "&#x27;{&quot;model&quot;: &quot;demo&quot;, &quot;messages&quot;: "
-        "[{&quot;role&quot;: &quot;user&quot;, &quot;content&quot;: &quot;Hello!&quot;}]}&#x27;"
-        "</pre></section>"
-    )
-
-
 # ---- charts
 
 
 def _charts(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:
-    shown = [each for each in figures.models if each.requests][:MAX_CHARTED]
+    drawable = [each for each in figures.models if each.ok]  # others have nothing to draw
+    shown = drawable[:MAX_CHARTED]
     if not shown:
         return ""
     good: dict[str, list[Measured]] = {each.model: [] for each in shown}
@@ -174,9 +139,9 @@ def _charts(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> 
         _dots("Time of the whole response", "duration_ms", shown, good, mark_numbers),
         _speed_and_agreement(shown, mark_numbers) if study.is_run else "",
         _streams(good, mark_numbers),
-        _endings(shown, mark_numbers),
+        _endings([each for each in figures.models if each.requests][:MAX_CHARTED], mark_numbers),
     ]
-    more = len([each for each in figures.models if each.requests]) - len(shown)
+    more = len(drawable) - len(shown)
     note = (
         f'<p class="soft">{numbers.count_of(more, "model")} not in the charts.</p>' if more else ""
     )
@@ -302,17 +267,37 @@ def _figure(title: str, svg: str, caption: str) -> str:
 # ---- figures, requests, method
 
 
-def _figures(figures: Figures, mark_numbers: Mapping[str, int]) -> str:
+def _figures(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:
+    lost = _no_model(study)
     if not figures.models:
-        return ""
+        return f"<section><h2>Figures</h2>{lost}</section>" if lost else ""
     every = ""
-    if figures.comparisons:
+    if figures.comparisons and study.is_run:
         table = tables.comparison_table(figures.comparisons, mark_numbers)
         every = (
             '<details class="fold"><summary>All comparisons with their intervals</summary>'
             f'<div class="rows">{table}</div></details>'
         )
-    return f"<section><h2>Figures</h2>{tables.figures_table(figures)}{every}</section>"
+    return f"<section><h2>Figures</h2>{lost}{tables.figures_table(figures)}{every}</section>"
+
+
+def _no_model(study: Study) -> str:
+    """Say how many requests failed before any model was asked, and for which names."""
+    if not study.no_model:
+        return ""
+    count = numbers.count_of(sum(study.no_model.values()), "request")
+    named = [
+        f"{markup.name(name)} {times:,}" for name, times in list(study.no_model.items())[:MAX_NAMED]
+    ]
+    more = (
+        f" and {len(study.no_model) - MAX_NAMED:,} more names"
+        if len(study.no_model) > MAX_NAMED
+        else ""
+    )
+    return (
+        f'<p class="notice">{count} failed before any model was asked. Asked for: '
+        f"{', '.join(named)}{more}.</p>"
+    )
 
 
 def _between(study: Study, figures: Figures, mark_numbers: Mapping[str, int]) -> str:

@@ -6,32 +6,20 @@ models: long text is cut, and all of it goes through `markup.text`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from llm.parts import (
-    AttachmentPart,
-    Message,
-    Part,
-    ReasoningPart,
-    TextPart,
-    ToolCallPart,
-    ToolResultPart,
-)
+from llm.parts import Message, ReasoningPart, TextPart, ToolResultPart
 
 from .. import numbers
 from ..data import Measured, Sample, Study
-from . import charts, markup
+from . import charts, content, markup
 from .word_diff import Change, differences
 
 MAX_SAMPLES = 200  # requests on a page: more than a person opens
 MAX_REQUESTS_CHARS = 6_000_000  # of all their markup; a phone still opens it
-MAX_TEXT_CHARS = 6_000  # of one text: three printed pages; `log ID` shows all of it
-MAX_CALL_CHARS = 1_500  # of a tool call's arguments
 MAX_ERROR_CHARS = 600
 MAX_FIRST_CHARS = 140  # of a request's one line
-MAX_PARTS = 30  # of a message or reply; messages of a prompt
 MAX_REPEATS = 10  # responses of a model to one request
 MAX_MODELS = 12  # responses side by side
 LEAST_KEPT = 0.25  # of the longer text: with less in common, marks would cover everything
@@ -152,7 +140,7 @@ def _results(prompt: Sequence[Message]) -> Iterator[str]:
         for part in message.parts:
             if isinstance(part, ToolResultPart):
                 output = markup.text(_one_line(part.exception or part.output))
-                yield f'<span class="soft">{_result_title(part)}</span> {output}'
+                yield f'<span class="soft">{content.result_title(part)}</span> {output}'
 
 
 # ---- the prompt
@@ -165,70 +153,11 @@ def _prompt(sample: Sample) -> str:
         else ""
     )
     messages = "".join(
-        f'<div class="message"><h3>{markup.name(message.role)}</h3>{_parts(message.parts)}</div>'
-        for message in sample.prompt[:MAX_PARTS]
+        f'<div class="message"><h3>{markup.name(message.role)}</h3>'
+        f"{content.parts(message.parts)}</div>"
+        for message in sample.prompt[: content.MAX_PARTS]
     )
-    return f'<div class="prompt">{earlier}{messages}{_more(sample.prompt, "message")}</div>'
-
-
-def _parts(parts: Sequence[Part]) -> str:
-    return "".join(_part(part) for part in parts[:MAX_PARTS]) + _more(parts, "part")
-
-
-def _more(things: Sequence[object], thing: str) -> str:
-    left_out = len(things) - MAX_PARTS
-    if left_out <= 0:
-        return ""
-    return f'<p class="soft">{numbers.count_of(left_out, f"more {thing}")} not shown</p>'
-
-
-def _part(part: Part) -> str:
-    match part:
-        case TextPart(text=text):
-            return _block(text) if text else ""
-        case ReasoningPart(text=text, redacted=redacted):
-            return _reasoning(text, redacted)
-        case ToolCallPart(name=name, arguments=arguments):
-            shown = json.dumps(arguments, ensure_ascii=False, default=str)
-            cut = markup.text(shown[:MAX_CALL_CHARS])
-            return (
-                f'<pre class="call" dir="auto"><b>{markup.name(name)}</b>({cut}'
-                f"{_cut(shown, MAX_CALL_CHARS)})</pre>"
-            )
-        case ToolResultPart(output=output, exception=exception):
-            attached = "".join(_part(AttachmentPart(each)) for each in part.attachments)
-            head = f'<p class="soft">{_result_title(part)}</p>'
-            return f"{head}{_block(exception or output)}{attached}"
-        case AttachmentPart(attachment=attachment) if attachment is not None:
-            size = f"{len(attachment.content):,} bytes" if attachment.content else attachment.url
-            kind = attachment.type or "attachment"
-            return f'<p class="attached">[{markup.name(kind)}, {markup.name(size or "empty")}]</p>'
-    return '<p class="soft">[content of an unknown kind]</p>'
-
-
-def _result_title(part: ToolResultPart) -> str:
-    return f"{markup.name(part.name)} {'failed' if part.exception else 'returned'}"
-
-
-def _block(text: str, limit: int = MAX_TEXT_CHARS) -> str:
-    return f'<pre dir="auto">{markup.text(text[:limit])}{_cut(text, limit)}</pre>'
-
-
-def _cut(text: str, limit: int) -> str:
-    left_out = len(text) - limit
-    if left_out <= 0:
-        return ""
-    return f'<span class="cut"> … {numbers.count_of(left_out, "more character")}</span>'
-
-
-def _reasoning(text: str, redacted: bool) -> str:
-    if not text:
-        hidden = "Hidden reasoning" if redacted else ""
-        return f'<p class="soft">{hidden}</p>' if hidden else ""
-    return (
-        f'<details class="reasoning"><summary>Reasoning, '
-        f"{numbers.count_of(len(text), 'character')}</summary>{_block(text)}</details>"
-    )
+    return f'<div class="prompt">{earlier}{messages}{content.more(sample.prompt, "message")}</div>'
 
 
 # ---- responses
@@ -299,7 +228,7 @@ def _failure(answer: Measured) -> str:
         return ""
     kind = markup.name(answer.error_kind or answer.exchange.status)
     error = answer.exchange.error or ""
-    message = f": {markup.text(error[:MAX_ERROR_CHARS])}{_cut(error, MAX_ERROR_CHARS)}"
+    message = f": {markup.text(error[:MAX_ERROR_CHARS])}{content.cut(error, MAX_ERROR_CHARS)}"
     return f'<p class="failed" dir="auto"><b>{kind}</b>{message if error else ""}</p>'
 
 
@@ -308,11 +237,11 @@ def _reply(answer: Measured, recorded: Measured | None) -> str:
     if not parts:
         return '<p class="soft">empty reply</p>' if answer.exchange.status == "ok" else ""
     if recorded is None or not (text := _text(answer)):
-        return _parts(parts)
+        return content.parts(parts)
     others = [part for part in parts if not isinstance(part, TextPart)]
     reasoning = [part for part in others if isinstance(part, ReasoningPart)]
     rest = [part for part in others if not isinstance(part, ReasoningPart)]
-    return _parts(reasoning) + _held_against(_text(recorded), text) + _parts(rest)
+    return content.parts(reasoning) + _held_against(_text(recorded), text) + content.parts(rest)
 
 
 def _text(answer: Measured) -> str:
@@ -327,17 +256,21 @@ def _text(answer: Measured) -> str:
 def _held_against(recorded: str, text: str) -> str:
     """Render a text with its differences from the recorded one marked, or say why not."""
     if text.strip() == recorded.strip():
-        return f'<p class="note same">the same text</p>{_block(text)}'
+        return f'<p class="note same">the same text</p>{content.block(text)}'
     if not recorded:
-        return _block(text)
-    changes = differences(recorded[:MAX_TEXT_CHARS], text[:MAX_TEXT_CHARS])
+        return content.block(text)
+    changes = differences(recorded[: content.MAX_TEXT_CHARS], text[: content.MAX_TEXT_CHARS])
     if changes is None:
-        return f'<p class="note">too long to mark what differs</p>{_block(text)}'
+        return f'<p class="note">too long to mark what differs</p>{content.block(text)}'
     kept = sum(len(change.kept) for change in changes)
-    if kept < LEAST_KEPT * max(len(recorded[:MAX_TEXT_CHARS]), len(text[:MAX_TEXT_CHARS])):
-        return f'<p class="note">too little in common to mark</p>{_block(text)}'
+    if kept < LEAST_KEPT * max(
+        len(recorded[: content.MAX_TEXT_CHARS]), len(text[: content.MAX_TEXT_CHARS])
+    ):
+        return f'<p class="note">too different to compare</p>{content.block(text)}'
     marked = "".join(map(_marked, changes))
-    return f'<pre class="marked" dir="auto">{marked}{_cut(text, MAX_TEXT_CHARS)}</pre>'
+    return (
+        f'<pre class="marked" dir="auto">{marked}{content.cut(text, content.MAX_TEXT_CHARS)}</pre>'
+    )
 
 
 def _marked(change: Change) -> str:

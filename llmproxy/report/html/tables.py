@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .. import numbers
-from ..figures import (
-    AgreementFigures,
-    Between,
-    Comparison,
-    Estimate,
-    Figures,
-    GapFigures,
-    Measure,
-    ModelFigures,
-    Share,
-)
+from ..comparisons import Comparison
+from ..estimates import Estimate, Share
+from ..figures import AgreementFigures, Between, Cost, Figures, GapFigures, ModelFigures
+from ..measures import Measure
 from ..stats import Tail
 from . import charts, markup
 
@@ -70,9 +63,10 @@ def figures_table(figures: Figures) -> str:
 
 
 def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelFigures]) -> str:
+    names = [each.model for each in models]
     lines = [(label, [cell(each) for each in models]) for label, cell in rows]
     shown = [
-        f'<tr><th scope="row">{label}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        f'<tr><th scope="row">{label}</th>{"".join(map(_cell, names, cells))}</tr>'
         for label, cells in lines
         if any(cell != NONE for cell in cells)
     ]
@@ -85,7 +79,7 @@ def _group(title: str, rows: Sequence[tuple[str, Cell]], models: Sequence[ModelF
 
 
 def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
-    yield "Responses", (("successful", _ok), ("finished by", _finished), ("failed by", _failed))
+    yield "Responses", (("succeeded", _ok), ("finished by", _finished), ("failed by", _failed))
     for measure, title in MEASURES.items():
         yield title, [*_estimate_rows(measure), *(_CACHE if measure == "ttft_ms" else ())]
     yield "Gaps between events", _GAPS
@@ -106,8 +100,8 @@ def _groups() -> Iterator[tuple[str, Sequence[tuple[str, Cell]]]]:
     yield (
         "Cost by your prices",
         (
-            ("per response", lambda each: _money(each.cost.per_answer if each.cost else None)),
-            ("total", lambda each: _money(each.cost.total if each.cost else None)),
+            ("per response", lambda each: _money(each.cost, "per_answer")),
+            ("total", lambda each: _money(each.cost, "total")),
             (
                 "without token counts",
                 lambda each: f"{each.cost.unknown:,}" if each.cost and each.cost.unknown else NONE,
@@ -298,7 +292,7 @@ def between_table(pairs: Sequence[Between], mark_numbers: Mapping[str, int]) -> 
     head = "".join(f'<th scope="col">{label}</th>' for label, _ in columns)
     rows = "".join(
         f'<tr><th scope="row">{_pair(pair.first, pair.second, mark_numbers)}</th>'
-        + "".join(f"<td>{cells[place]}</td>" for _, cells in columns)
+        + "".join(_cell(label, cells[place]) for label, cells in columns)
         + "</tr>"
         for place, pair in enumerate(pairs[:MAX_ROWS])
     )
@@ -309,6 +303,10 @@ def between_table(pairs: Sequence[Between], mark_numbers: Mapping[str, int]) -> 
 
 def comparison_table(comparisons: Sequence[Comparison], mark_numbers: Mapping[str, int]) -> str:
     """Render every comparison with its interval and its conclusion."""
+    columns = (
+        *("measure", "first minus second", "95 % interval", "requests", "p, corrected"),
+        "faster or closer",
+    )
     rows = ""
     for each in comparisons[:MAX_ROWS]:
         interval = "too few"
@@ -318,15 +316,13 @@ def comparison_table(comparisons: Sequence[Comparison], mark_numbers: Mapping[st
         better = "–" if each.better is None else markup.name(each.better)
         rows += (
             f'<tr><th scope="row">{_pair(each.first, each.second, mark_numbers)}</th>'
-            f'<td class="words">{_COMPARED[each.measure]}</td>'
-            f"<td>{numbers.difference(each.difference, each.measure)}</td><td>{interval}</td>"
-            f"<td>{each.pairs or 'unpaired'}</td><td>{p_value}</td>"
-            f'<td class="words">{better}</td></tr>'
+            f'<td class="words" data-label="measure">{_COMPARED[each.measure]}</td>'
+            + _cell(columns[1], numbers.difference(each.difference, each.measure))
+            + _cell(columns[2], interval)
+            + _cell(columns[3], f"{each.pairs or 'unpaired'}")
+            + _cell(columns[4], p_value)
+            + f'<td class="words" data-label="{columns[5]}">{better}</td></tr>'
         )
-    columns = (
-        *("measure", "first minus second", "95 % interval", "requests", "p, corrected"),
-        "faster or closer",
-    )
     head = "".join(f'<th scope="col">{label}</th>' for label in columns)
     table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>"
     more = _left_out(len(comparisons) - MAX_ROWS, "comparison")
@@ -350,6 +346,12 @@ def _pair(first: str, second: str, mark_numbers: Mapping[str, int]) -> str:
     )
 
 
+def _cell(label: str, html: str) -> str:
+    """Render a cell that names its column, which stands above it no longer on a phone."""
+    named = markup.text(numbers.shortened(label, markup.MAX_NAME_CHARS))
+    return f'<td data-label="{named}">{html}</td>'
+
+
 def _scrolling(label: str, table: str) -> str:
     """Put a wide table into a box of its own that scrolls, by the keyboard too."""
     return f'<div class="wide" role="region" aria-label="{label}" tabindex="0">{table}</div>'
@@ -363,5 +365,8 @@ def _strong(cell: str) -> str:
     return cell if cell == NONE else f"<b>{cell}</b>"
 
 
-def _money(amount: float | None) -> str:
-    return NONE if amount is None else numbers.money(amount)
+def _money(cost: Cost | None, field: str) -> str:
+    amount: float | None = getattr(cost, field, None)
+    if cost is None or amount is None:
+        return NONE
+    return markup.text(numbers.money(amount, cost.currency))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmproxy.report.figures import Estimate
+from llmproxy.report.estimates import Estimate
 from llmproxy.report.html import charts
 from llmproxy.report.stats import Interval, median_interval, summary, tail
 

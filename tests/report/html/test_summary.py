@@ -2,8 +2,10 @@
 
 import re
 
+from llmproxy.report.comparisons import Comparison
 from llmproxy.report.data import Study
-from llmproxy.report.figures import Comparison, Estimate, Figures, ModelFigures
+from llmproxy.report.estimates import Estimate
+from llmproxy.report.figures import Figures, ModelFigures
 from llmproxy.report.html.summary import summary
 from llmproxy.report.stats import Interval, Summary
 

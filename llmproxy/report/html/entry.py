@@ -1,0 +1,239 @@
+"""Render what the log's pages say of an exchange: times, outcome, a line of what it said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from urllib.parse import quote
+
+from ...recorder.previews import Preview, PreviewPart
+from ...recorder.summary import ExchangeSummary
+from .. import numbers
+from . import content, markup
+
+MAX_ERROR_CHARS = 2_000
+LINE_CHARS = 240
+MAX_CALLS = 4  # named in a line
+ARGUMENT_CHARS = 60  # of a call in a line
+
+Target = Literal["exchanges", "conversations"]
+
+
+@dataclass(frozen=True)
+class Links:
+    """How pages are linked: on the server by their addresses, in a file within it.
+
+    here: the ids of the exchanges on this page.
+    """
+
+    is_served: bool = True
+    here: frozenset[str] = frozenset()
+
+    def exchange(self, id: str, html: str, *, kind: str = "") -> str:
+        """Link to an exchange; only its text if a file does not have it."""
+        if id in self.here:
+            return _link(f"#x-{id}", html, kind)
+        return _link(address("exchanges", id), html, kind) if self.is_served else html
+
+    def conversation(self, id: str, html: str) -> str:
+        """Link to a conversation; only its text in a file."""
+        return _link(address("conversations", id), html) if self.is_served else html
+
+
+def address(target: Target, id: str) -> str:
+    """Return the path of a page."""
+    return f"/{target}/{quote(id, safe='')}"
+
+
+def _link(href: str, html: str, kind: str = "") -> str:
+    named = f' class="{kind}"' if kind else ""
+    return f'<a{named} href="{markup.text(href)}">{html}</a>'
+
+
+# ---- times
+
+
+def clock(at: datetime) -> str:
+    """Format a local time of day."""
+    return _time(at, f"{at.astimezone():%H:%M:%S}")
+
+
+def day(at: datetime) -> str:
+    """Format a local day."""
+    local = at.astimezone()
+    return f"{local:%A}, {local.day} {local:%B %Y}"
+
+
+def moment(at: datetime) -> str:
+    """Format a local day and time with its zone."""
+    local = at.astimezone()
+    return f"{_time(at, f'{local:%Y-%m-%d %H:%M:%S}')} {numbers.zone(local)}"
+
+
+def _time(at: datetime, shown: str) -> str:
+    return f'<time datetime="{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}">{shown}</time>'
+
+
+# ---- outcome
+
+
+def outcome(entry: ExchangeSummary) -> str:
+    """Say how an exchange ended, in a word or two."""
+    kind = {"ok": "ok", "running": "busy"}.get(entry.status, "failure")
+    return f'<span class="status {kind}">{markup.text(_outcome(entry))}</span>'
+
+
+def _outcome(entry: ExchangeSummary) -> str:
+    match entry.status:
+        case "ok":
+            return "replayed" if entry.replay_of else "ok"
+        case "error" if entry.http_status is not None and entry.http_status < 400:
+            return "error in stream"
+        case "error":
+            return f"error {entry.http_status or ''}".strip()
+    return entry.status
+
+
+def unusual_finish(entry: ExchangeSummary) -> str:
+    """Name the finish reason, if it is not one that every good response has."""
+    if entry.finish_reason in (None, "stop", "tool_calls"):
+        return ""
+    return f'<span class="flag">{markup.text(str(entry.finish_reason))}</span>'
+
+
+def failure(entry: ExchangeSummary) -> str:
+    """Render the error of an exchange, if any."""
+    if not entry.error:
+        return ""
+    kind = markup.name(entry.error_kind.replace("_", " ")) if entry.error_kind else "error"
+    shown = markup.text(entry.error[:MAX_ERROR_CHARS])
+    return (
+        f'<p class="failed" dir="auto"><b>{kind}</b>: {shown}'
+        f"{content.cut(entry.error, MAX_ERROR_CHARS)}</p>"
+    )
+
+
+def model(entry: ExchangeSummary) -> str:
+    """Name the model that answered, after the name that the client used if that is another."""
+    asked, used = entry.model_asked, entry.model_used
+    if used is None:
+        return f'<span class="soft">{markup.name(asked)}</span>' if asked else _NONE
+    if asked and asked != used:
+        return f'<span class="soft">{markup.name(asked)} →</span> {markup.name(used)}'
+    return markup.name(used)
+
+
+_NONE = '<span class="none">–</span>'
+
+
+def whole_time(entry: ExchangeSummary) -> str:
+    """Format the time of the whole response."""
+    return _NONE if entry.duration_ms is None else numbers.duration(entry.duration_ms)
+
+
+def tokens(entry: ExchangeSummary) -> str:
+    """Format the token counts of the provider; empty if there are none."""
+    usage = entry.usage
+    if usage.input_tokens is None and usage.output_tokens is None:
+        return ""
+    into, out = (
+        "?" if count is None else f"{count:,}"
+        for count in (usage.input_tokens, usage.output_tokens)
+    )
+    return f"{into} → {out} tokens"
+
+
+def details(entry: ExchangeSummary) -> Iterator[str]:
+    """Yield short remarks on what is not as usual: a finish, a wait, what was ignored."""
+    if finish := unusual_finish(entry):
+        yield finish
+    if entry.queue_ms is not None:
+        yield f"{numbers.seconds(entry.queue_ms)} in the queue"
+    if entry.usage.cached_tokens:
+        yield f"{entry.usage.cached_tokens:,} cached"
+    if entry.recalled:
+        yield f"{numbers.count_of(entry.recalled, 'message')} recalled"
+    if entry.ignored:
+        yield f"ignored: {markup.text(', '.join(entry.ignored)[:LINE_CHARS])}"
+    if entry.damage:
+        yield f'<span class="failure">damaged: {markup.text(", ".join(entry.damage))}</span>'
+
+
+# ---- what was said, in a line
+
+
+def asked(entry: ExchangeSummary, preview: Preview | None) -> str:
+    """Render in a line what an exchange asked: the newest text, or the results of tools."""
+    parts = preview.asked if preview else ()
+    results = [part for part in parts if part.kind == "result"]
+    if results:
+        more = f' <span class="soft">and {len(results) - 1} more</span>' if results[1:] else ""
+        return f"{_result(results[-1])}{more}"
+    texts = _texts(parts) or entry.first_words
+    attached = "".join(' <span class="flag">attachment</span>' for p in parts if _is_attached(p))
+    return f"{markup.text(texts[:LINE_CHARS])}{attached}" if texts or attached else _NOTHING
+
+
+_NOTHING = '<span class="soft">no text</span>'
+
+
+def answered(entry: ExchangeSummary, preview: Preview | None) -> str:
+    """Render in a line what came back: the error, the text, or the calls of tools."""
+    if entry.error and entry.status != "ok":
+        return f'<span class="failure">{markup.text(entry.error[:LINE_CHARS])}</span>'
+    if entry.status == "running":
+        return '<span class="soft">running …</span>'
+    parts = preview.answered if preview else ()
+    calls = [part for part in parts if part.kind == "call"]
+    shown = markup.text(_texts(parts)[:LINE_CHARS])
+    named = ", ".join(map(_call, calls[:MAX_CALLS]))
+    if len(calls) > MAX_CALLS:
+        named += f" and {len(calls) - MAX_CALLS} more"
+    if not (shown or named):
+        shown = '<span class="soft">only reasoning</span>' if parts else _EMPTY
+    return " · ".join(filter(None, (f"calls {named}" if named else "", shown)))
+
+
+_EMPTY = '<span class="soft">no reply</span>'
+
+
+def _texts(parts: Sequence[PreviewPart]) -> str:
+    return " ".join(part.text for part in parts if part.kind == "text")
+
+
+def _is_attached(part: PreviewPart) -> bool:
+    return part.kind == "attachment"
+
+
+def _call(part: PreviewPart) -> str:
+    shown = numbers.shortened(_values(part.text), ARGUMENT_CHARS)
+    return f"<b>{markup.name(part.name)}</b>({markup.text(shown)})"
+
+
+def _values(arguments: str) -> str:
+    """Return the values of arguments, whose names a line has no room for."""
+    try:
+        values = json.loads(arguments or "{}")
+    except ValueError:  # only the beginning of long ones is known
+        return arguments
+    if not isinstance(values, dict):
+        return arguments
+    return ", ".join(
+        value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for value in values.values()
+    )
+
+
+def _result(part: PreviewPart) -> str:
+    return f"<b>{markup.name(part.name)}</b> → {markup.text(part.text[:LINE_CHARS])}"
+
+
+def facts(rows: Mapping[str, str]) -> str:
+    """Render names with their values, without empty ones."""
+    shown = "".join(
+        f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in rows.items() if value
+    )
+    return f'<dl class="facts-list">{shown}</dl>'

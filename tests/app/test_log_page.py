@@ -1,0 +1,298 @@
+"""The pages about the log, made from logs that a test has written."""
+
+import re
+from dataclasses import replace
+from datetime import timedelta
+from html.parser import HTMLParser
+
+import llm
+import pytest
+from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
+
+from llmproxy.app.log_page import log_page
+from llmproxy.core.usage import Usage
+from llmproxy.report.html.entry import Links
+from tests.browser import open_browser
+from tests.log_fixtures import RECEIVED
+
+HOSTILE = "<script>alert(1)</script> \u202e & \"quotes'"
+VOID = {"meta", "br", "input", "path", "rect", "line", "circle"}
+
+
+class Reader(HTMLParser):
+    """Reads a page strictly: each tag is closed, in the reverse order of opening."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.texts, self.tags = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+
+def read(html):
+    reader = Reader()
+    reader.feed(html)
+    reader.close()
+    assert reader.open == []
+    assert not {tag for tag, _ in reader.tags} & {"script", "link", "iframe", "img", "object"}
+    for tag, attributes in reader.tags:
+        assert not any(name.startswith("on") for name in attributes)
+        assert not attributes.get("href", "/").startswith(("http", "//", "javascript"))
+        if tag in ("input", "select"):
+            assert attributes["name"]
+    reader.words = " ".join(" ".join(reader.texts).split())
+    return reader
+
+
+@pytest.fixture
+def get(path):
+    def get(address, status=200):
+        where, _, query = address.partition("?")
+        found, html = log_page(path, where, query, "http://localhost:9")
+        assert found == status, html[-600:]
+        return read(html)
+
+    return get
+
+
+def session(talk):
+    """Record a session of an agent: calls, results, a sub-agent, a fork, a failure."""
+    call = ToolCallPart(name="read_file", arguments={"path": "a.txt"}, tool_call_id="c1")
+    asked = talk(
+        "Read a.txt", reply=[Message("assistant", [TextPart("I'll read it."), call])],
+        usage=Usage(10, 5),
+    )  # fmt: skip
+    result = Message(
+        "tool", [ToolResultPart(name="read_file", output="It says hi.", tool_call_id="c1")]
+    )
+    history = [*asked.turn.messages, *asked.turn.reply, result]
+    failed = talk("", asked, messages=history, status="error", reply=[], error="overloaded")
+    done = talk("", asked, messages=history, answer="It says hi.", usage=Usage(40, 5, 32))
+    talk("What is hi?", asked, "call", messages=[llm.user("What is hi?")], answer="A greeting.")
+    talk("And b.txt?", asked, messages=[*history[:2], llm.user("And b.txt?")], answer="No.")
+    return asked, failed, done
+
+
+# ---- the list
+
+
+def test_the_list_is_newest_first_and_says_what_was_asked_and_answered(talk, get):
+    session(talk)
+    words = get("/").words
+    rows = [
+        "And b.txt? No.",
+        "What is hi? A greeting.",
+        "read_file → It says hi. It says hi.",
+        "read_file → It says hi. overloaded",
+        "Read a.txt calls read_file (a.txt) · I'll read it.",
+    ]
+    places = [words.index(row) for row in rows]
+    assert places == sorted(places)
+    assert "demo" in words and "tests" in words and "error" in words
+    assert "12 ms first 1.0 ms" in words or "13 ms first 1.0 ms" in words
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("client=tests", True),
+        ("client=nobody", False),
+        ("model=demo", True),
+        ("model=nobody", False),
+        ("status=ok", True),
+        ("status=interrupted", False),
+        ("status=nonsense", True),
+        ("search=greeting", True),
+        ("search=rhubarb", False),
+        ("search=%22%29+or+%28", False),
+        ("client=%ff%00&search=%ff", False),
+    ],
+)
+def test_filters_are_in_the_address(talk, get, query, found):
+    talk("hello", answer="a greeting")
+    page = get(f"/?{query}")
+    assert (f"{'/exchanges/'}" in str(page.tags)) == found
+    assert ("No exchange matches." in page.words) != found
+    form = next(attributes for tag, attributes in page.tags if tag == "form")
+    assert form["action"] == "/" and form.get("method", "get") == "get"
+
+
+def test_pages_of_the_list_follow_one_another_without_gap(talk, store, make_exchange, get):
+    """Also where many exchanges have one time, as imported ones have."""
+    exchanges = [make_exchange(f"number {n}") for n in range(120)]
+    store.write([replace(each, received=RECEIVED, thread_id=None) for each in exchanges])
+    address, seen = "/", []
+    while address:
+        page = get(address)
+        seen += [
+            attributes["href"].rpartition("/")[2]
+            for tag, attributes in page.tags
+            if tag == "a" and attributes["href"].startswith("/exchanges/")
+        ]
+        address = next((a["href"] for t, a in page.tags if t == "a" and a.get("rel") == "next"), "")
+    assert seen == [each.id for each in reversed(exchanges)]
+    get("/?before=nosuch", 404)
+
+
+def test_every_field_of_the_form_has_a_label(talk, get):
+    talk("hello")
+    page = get("/")
+    labels = sum(tag == "label" for tag, _ in page.tags)
+    assert labels == sum(tag in ("input", "select") for tag, _ in page.tags) == 4
+    columns = [attributes for tag, attributes in page.tags if tag == "th"]
+    assert all(attributes["scope"] in ("col", "rowgroup", "row") for attributes in columns)
+    assert [attributes.get("lang") for tag, attributes in page.tags if tag == "html"] == ["en"]
+
+
+def test_nothing_recorded_says_how_to_begin(get):
+    for address in ("/", "/conversations"):
+        assert "OPENAI_BASE_URL=http://localhost:9/v1" in get(address).words
+    assert "Nothing has been recorded yet." in get("/figures").words
+    get("/exchanges/01x", 404)
+
+
+# ---- one exchange
+
+
+def test_an_exchange_has_its_facts_messages_and_the_request(talk, get):
+    _, failed, done = session(talk)
+    words = get(f"/exchanges/{done.id}").words
+    assert "read_file returned It says hi." in words and "2 earlier messages" in words
+    assert "40 → 5 tokens" in words and "32 tokens (80 %)" in words
+    assert "continues" in words and done.previous_id in words
+    assert "Waiting 1.0 ms" in words and "Streaming" in words
+    assert (
+        "Request as received" in words and "POST /v1/chat/completions user-agent: tests/1" in words
+    )
+    assert "overloaded" in get(f"/exchanges/{failed.id}").words
+
+
+def test_what_was_recalled_ignored_and_missed_is_said(talk, get):
+    one = talk("one", messages=[llm.system("careful"), llm.user("one")])
+    changed = [llm.system("hasty"), llm.user("one"), *one.turn.reply, llm.user("two")]
+    two = talk("two", one, messages=changed)
+    page = get(f"/exchanges/{two.id}")
+    assert "Prompt cache missed" in page.words and "message 0 (system)" in page.words
+    conversation = get(f"/conversations/{one.id}")
+    assert "Cache misses 1" in conversation.words
+
+
+def test_recalled_and_ignored_are_facts(store, make_exchange, get):
+    exchange = replace(make_exchange("x"), recalled=2, ignored=("seed", "tools[*].strict"))
+    store.write([exchange])
+    words = get(f"/exchanges/{exchange.id}").words
+    assert "Recalled 2 messages" in words and "seed , tools[*].strict" in words
+    assert "2 ignored" in get("/").words
+
+
+@pytest.mark.parametrize("size", [10_000_000])
+def test_a_message_of_10_mb_is_cut_and_says_so(talk, get, size):
+    exchange = talk("x" * size, answer="y" * size)
+    for address in ("/", f"/exchanges/{exchange.id}", f"/conversations/{exchange.id}"):
+        _, html = log_page_of(get, address)
+        assert len(html) < 300_000
+    assert f"{size - 6_000:,} more characters" in get(f"/exchanges/{exchange.id}").words
+
+
+def log_page_of(get, address):
+    page = get(address)
+    return page, page.rawdata + " ".join(page.texts)
+
+
+def test_hostile_words_show_as_text(store, make_exchange, make_begun, get):
+    call = ToolCallPart(name=HOSTILE, arguments={HOSTILE: HOSTILE}, tool_call_id="c")
+    exchange = make_exchange(HOSTILE, reply=[Message("assistant", [TextPart(HOSTILE), call])])
+    exchange = replace(
+        exchange, client=HOSTILE, model_asked=HOSTILE, ignored=(HOSTILE,), previous_id=HOSTILE,
+        link="reply",
+    )  # fmt: skip
+    failed = replace(make_exchange("y", status="error", error=HOSTILE), error_kind=HOSTILE)
+    store.write([exchange, failed])
+    for address in (
+        "/", "/?search=%3Cscript%3E&client=%22%3E&live=1", "/conversations", "/figures",
+        f"/exchanges/{exchange.id}", f"/exchanges/{failed.id}", f"/conversations/{exchange.id}",
+    ):  # fmt: skip
+        get(address)
+    assert HOSTILE.replace("\u202e", "⟨U+202E⟩") in get(f"/exchanges/{exchange.id}").words
+
+
+# ---- one conversation
+
+
+def test_a_conversation_is_a_tree_with_its_times(talk, get):
+    asked, failed, done = session(talk)
+    page = get(f"/conversations/{asked.id}")
+    assert "sub-agent" in page.words and "fork" in page.words and "Timeline" in page.words
+    bars = [a["aria-label"] for t, a in page.tags if t == "svg" and "aria-label" in a]
+    assert bars[0] == "Waiting 1.0 ms, Streaming 12 ms" or bars[0].startswith("Waiting 1.0")
+    anchors = {a["href"] for t, a in page.tags if t == "a" and a["href"].startswith("#x-")}
+    assert {f"#x-{each.id}" for each in (asked, failed, done)} <= anchors
+    assert {a["id"] for t, a in page.tags if t == "article"} == {
+        anchor.removeprefix("#") for anchor in anchors
+    }
+    assert "And b.txt?" in get(f"/conversations/chatcmpl-{done.id.upper()}").words
+
+
+def test_a_long_conversation_has_several_pages(talk, get):
+    exchange = talk("one")
+    first = exchange
+    for n in range(70):
+        exchange = talk(f"more {n}", exchange)
+    page = get(f"/conversations/{first.id}")
+    assert "1 to 30 of 71" in page.words
+    (later,) = [a["href"] for t, a in page.tags if a.get("rel") == "next"]
+    assert "31 to 60 of 71" in get(later).words
+    assert get(f"/conversations/{first.id}?from=-1").words == page.words
+    get(f"/conversations/{first.id}?from=999999999")
+
+
+def test_conversations_are_listed_newest_first_and_paged(talk, get):
+    firsts = [talk(f"topic {n}") for n in range(35)]
+    page = get("/conversations")
+    assert page.words.index("topic 34") < page.words.index("topic 33")
+    (older,) = [a["href"] for t, a in page.tags if a.get("rel") == "next"]
+    rest = get(older).words
+    assert "topic 4" in rest and "topic 0" in rest and "topic 5 " not in rest
+    assert len(firsts) == 35
+
+
+def test_links_in_a_file_lead_only_into_it():
+    links = Links(is_served=False, here=frozenset({"01a"}))
+    assert links.exchange("01a", "x") == '<a href="#x-01a">x</a>'
+    assert links.exchange("01b", "x") == links.conversation("01b", "x") == "x"
+
+
+# ---- in a browser
+
+
+@pytest.mark.slow
+def test_no_page_is_wider_than_a_phone_and_print_has_no_empty_pages(talk, path, get, tmp_path):
+    asked, _, done = session(talk)
+    talk("w" * 300, answer="long" * 400, received=RECEIVED + timedelta(hours=9))
+    with open_browser(tmp_path) as browser:
+        for address in ("/", "/conversations", "/figures", f"/exchanges/{done.id}",
+                        f"/conversations/{asked.id}"):  # fmt: skip
+            html = log_page(path, address, "", "http://localhost:9")[1]
+            file = tmp_path / "page.html"
+            file.write_text(html)
+            for width in (390, 768, 1280):
+                for scheme in ("light", "dark"):
+                    browser.show(width=width, scheme=scheme)
+                    browser.navigate(file.as_uri())
+                    assert browser.layout()["cssContentSize"]["width"] <= width, (address, width)
+                    assert browser.messages == []
+            assert re.findall(r"https?://(?!localhost:9)", html) == []
+            assert [url for url in browser.requested() if not url.startswith("file:")] == []
