@@ -37,15 +37,16 @@ from llm.parts import (
 
 import llmproxy
 from llmproxy.app import dashboard
+from llmproxy.backends.engine.prompt import build_prompt
 from llmproxy.conversations import matching
 from llmproxy.conversations.matching import Matcher
-from llmproxy.core import chat, json_pieces, known_bodies
+from llmproxy.core import chat, json_pieces, known_bodies, token_estimate
 from llmproxy.core.byte_cache import ByteCache, message_bytes
 from llmproxy.core.errors import InvalidRequest
-from llmproxy.core.fingerprints import Histories, Reply, digest_of, request_key
+from llmproxy.core.fingerprints import Histories, Reply, request_key
 from llmproxy.core.known_bodies import KnownBodies
 from llmproxy.core.limits import Limits
-from llmproxy.core.message_facts import keep_facts
+from llmproxy.core.message_facts import keep_beginning, keep_facts, stable_count, total
 from llmproxy.dialects import DIALECTS
 from llmproxy.recorder import reply_index, store, writer
 from llmproxy.recorder.exchange import Exchange, Turn, begun
@@ -78,6 +79,7 @@ KEPT = {
     "LlmRows._tool_hashes": "MAX_TOOL_HASHES",
     "HistoryHasher._said": "empty in those that are kept",
     "Replies._appeared": "MAX_APPEARED",
+    "Replies._news": "MAX_NEWS, each with at most MAX_NEW exchanges' keys",
     "Replies._running": "running exchanges",
     "KnownKeys._values": "llm's keys",
     "KnownKeys.clean_texts": "MAX_REMEMBERED of MAX_REMEMBERED_CHARS",
@@ -100,6 +102,7 @@ KEPT = {
     "Metrics._ttft": "models × dialects",
     "_Histogram.counts": "buckets",
     # fixed
+    "Dashboard._ended_at": "as many as pages",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
     "_Connection._unsent": "a write buffer of what was sent without waiting",
@@ -126,7 +129,6 @@ MAX_KEPT_BYTES = 80 * 2**20  # of all of them: a laptop has other things to do w
 # Functions and properties that remember their results.
 REMEMBERED = {
     "core/field_types.py:_hints": "our dataclasses",
-    "backends/engine/model_events.py:is_known_llm": "one",
     "app/access.py:_is_loopback_address": "16 hosts of MAX_ADDRESS_CHARS",
     "app/routes.py:_sorted_routes": "dialects with a header × their names",
     "core/known_keys.py:_is_secret_name": "1,024 names of MAX_REMEMBERED_CHARS",
@@ -137,6 +139,8 @@ REMEMBERED = {
     "app/running_exchange.py:input_estimate": "as long as its exchange",
     "report/html/document.py:_style": "three",
     "transfer/anonymize.py:_replacement": "characters of Unicode",
+    "backends/engine/model_events.py:is_known_llm": "one",
+    "backends/engine/prompt.py:_explicit_messages": "as long as its exchange",
     "backends/engine/prompt.py:responses": "as long as its exchange",
     "transport/http11.py:_split_target": "as long as its request",
     "transport/server.py:_date": "one",
@@ -359,7 +363,8 @@ def _known_bodies(dialect: Any, items: Callable[[int], list[Any]]) -> Filled:
         messages = [{"role": "user", "content": f"{next(numbers)}"}]
         while len(json.dumps(messages)) < json_pieces.PIECE:
             messages += items(next(numbers))
-        body = {"model": "m", "max_tokens": 5, "messages": messages, "metadata": {"a": "b" * 2_000}}
+        body = {"model": "m", "max_tokens": 5, "metadata": {"a": "b" * 2_000}}
+        body[dialect.CONVERSATION] = messages
         text = json.dumps(body, ensure_ascii=False).encode()
         with suppress(InvalidRequest):
             _receive(known, text, dialect)
@@ -370,15 +375,19 @@ def _known_bodies(dialect: Any, items: Callable[[int], list[Any]]) -> Filled:
 
 def _receive(known: KnownBodies, text: bytes, dialect: Any) -> None:
     """Do with a body what the app does."""
-    parsed = known.parse(text, Limits(), dialect.NAME)
+    parsed = known.parse(text, Limits(), dialect.NAME, dialect.CONVERSATION)
     parsed.normalized(dialect.normalize_body)
     request = dialect.parse_request(parsed.value, {}, parsed.memory)
     request_key(request, parsed.memory.hashed if parsed.memory else None)
     keep_facts(request.messages)
     known.remember(parsed, dialect.NAME)
-    message_bytes(request.messages)
-    for message in request.messages:
-        digest_of(message)
+    # What is kept of its beginning.
+    Histories(0).read(request.messages, matching.MAX_LOOKED_UP)
+    total(request.messages, "all bytes", message_bytes)
+    token_estimate.estimate(request)
+    build_prompt(request, AsyncScript("m"), {})
+    recalled = [replace(message, parts=[*message.parts]) for message in request.messages]
+    keep_beginning(request.messages, stable_count(request.messages), "recalled", recalled)
 
 
 # Replies of a model, different for each i.

@@ -321,7 +321,7 @@ class App:
             with suppress(InvalidRequest):  # it is refused, and logged, when it is parsed
 
                 def find() -> tuple[str, ...]:
-                    return stateful.find_references(payload.parse(request.body, self._limits))
+                    return stateful.find_references(self._parsed(dialect, request).value)
 
                 ids = await self._work(len(request.body), find)
         if not ids:
@@ -444,7 +444,7 @@ class App:
         body: Any = http_request.body[:MAX_TEXT_BYTES].decode("utf-8", "replace")
         try:
             if failure is None:
-                parsed = self._known_bodies.parse(http_request.body, self._limits, dialect.NAME)
+                parsed = self._parsed(dialect, http_request)
                 if (whole := complete(parsed.value)) is not parsed.value:
                     parsed = Body(whole)
                 body = parsed.normalized(dialect.normalize_body)
@@ -470,6 +470,11 @@ class App:
             replay_key=replay_key,
         )
         return exchange, request, failure
+
+    def _parsed(self, dialect: Dialect, request: Request) -> Body:
+        return self._known_bodies.parse(
+            request.body, self._limits, dialect.NAME, dialect.CONVERSATION
+        )
 
     def _exchange(
         self,

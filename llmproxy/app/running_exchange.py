@@ -14,6 +14,7 @@ from ..core import chat, token_estimate
 from ..core.backend import Choice, Run, Stamped, event_bytes, too_large
 from ..core.byte_cache import message_bytes
 from ..core.errors import ProxyError, UpstreamTimeout
+from ..core.message_facts import total
 from ..core.usage import Usage
 from ..dialects import Dialect
 from ..recorder.capture import Capture
@@ -69,7 +70,7 @@ class RunningExchange:
         """
         self._request = request
         self.capture.run = run = choice.prepare(request)
-        self.history_bytes = message_bytes(self.capture.messages)
+        self.history_bytes = total(self.capture.messages, "all bytes", message_bytes)
         if self._dialect.STARTS_WITH_USAGE or (is_large and self.shows_usage):
             self.input_estimate  # noqa: B018
         return run

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -42,12 +42,22 @@ from ..core.fingerprints import (
     shared_values,
     visible_text,
 )
+from ..core.message_facts import keep_beginning, known_beginning, stable_count
 from ..core.threads import DaemonWorker
 from ..recorder.database import SCHEMA_VERSION, StoreError, translated, wal_of
 from ..recorder.exchange import Exchange, Fingerprinted, Match, Turn
 from ..recorder.listing import open_for_reading
 from ..recorder.reader import ReadOnlyLog
-from ..recorder.reply_index import MAX_EARLIER, Candidate, Excerpt, Original, OutOfTime, Replies
+from ..recorder.reply_index import (
+    MAX_EARLIER,
+    Candidate,
+    Excerpt,
+    KnownKeys,
+    Moment,
+    Original,
+    OutOfTime,
+    Replies,
+)
 from ..recorder.store import identity
 from ..recorder.summary import Relation
 
@@ -62,6 +72,7 @@ MAX_TASKS = 16  # arguments of one call that may be a sub-agent's task
 MAX_PENDING = 64  # turns kept until the log has them
 MAX_PENDING_BYTES = 16 * 2**20  # of their content: each may hold a whole conversation
 MAX_HISTORY_BYTES = 4 * 2**20  # of fingerprints of four thousand replies
+ASKED_FIRST = 8  # replies, the newest, whose fingerprints are looked up before all others
 MAX_LOOKED_UP = 2_000  # replies of a history, the newest; agents' sessions have some hundred
 
 
@@ -257,7 +268,11 @@ class _Recorded:
         self._pending = {turn.candidate.turn_id: turn for turn in pending}
         self._logged = logged
         self._until = until
-        self._known = logged.known(history) if logged is not None and history else None
+        self._history = history
+        self._known = KnownKeys(set(), set(), set())
+        self._asked: set[int] = set()  # indexes of the replies whose keys are known
+        if logged is not None and history:
+            logged.look_for_new_replies()
         # By each of the values that may be the same at a level.
         self._waiting: dict[tuple[MatchLevel, object], list[Candidate]] = {}
         for turn in reversed(self._pending.values()) if history else ():
@@ -283,8 +298,20 @@ class _Recorded:
         if time.monotonic() > self._until:
             raise OutOfTime
 
+    def ask(self, replies: Sequence[Reply]) -> None:
+        """Look up which fingerprints the log has, of all these replies at once."""
+        asked = [reply for reply in replies if reply.index not in self._asked]
+        if self._logged is None or not asked:
+            return
+        for ours, found in zip(self._known, self._logged.known(asked), strict=True):
+            ours |= found
+        self._asked.update(reply.index for reply in asked)
+
     def _may_have(self, level: MatchLevel, reply: Reply) -> bool:
-        assert self._known is not None, "there is a history"
+        if reply.index not in self._asked:
+            # Nearly always the newest one is known, and no other is asked for.
+            newest = self._history[-ASKED_FIRST:]
+            self.ask(newest if reply.index >= newest[0].index else self._history)
         match level:
             case "calls":
                 return not self._known.tool_call_ids.isdisjoint(reply.tool_call_ids)
@@ -305,6 +332,22 @@ class _Recorded:
         if found is None:
             found = self._logged.remember(chain, model, _original(reply, message, self, model))
         return found
+
+    @property
+    def moment(self) -> Moment | None:
+        """When the log was asked; None if it can't be."""
+        return self._logged.moment if self._logged is not None else None
+
+    def changed_since(self, moment: Moment) -> set[object] | None:
+        """Return keys of replies that may be found now, and could not be; None if all may be."""
+        appeared = self._logged.appeared_since(moment) if self._logged is not None else None
+        if appeared is None:
+            return None
+        return {*appeared, *self.waiting_keys()}
+
+    def waiting_keys(self) -> set[object]:
+        """Return the keys of replies of turns that are not in the log yet."""
+        return {value[0] if isinstance(value, tuple) else value for _, value in self._waiting}
 
     def messages(self, candidate: Candidate) -> list[Message]:
         if candidate.turn_id in self._pending:
@@ -464,14 +507,8 @@ def _summary(text: str) -> str:
 
 
 def _with_recalled(match: Match, history: History, recorded: _Recorded, model: str) -> Match:
-    sent, chains = match.messages, history.chains
-    originals = {
-        reply.index: original
-        for reply in history.replies
-        if (
-            original := recorded.original(reply, chains[reply.index], sent[reply.index], model)
-        ).messages
-    }
+    sent = match.messages
+    originals = _originals(sent, history, recorded, model)
     if not originals:
         return match
     messages: list[Message] = []
@@ -488,6 +525,82 @@ def _with_recalled(match: Match, history: History, recorded: _Recorded, model: s
             digests.append(history.digests[index])
     known = Fingerprinted(messages, digests, history.hasher)
     return replace(match, messages=messages, recalled=frozenset(recalled), history=known)
+
+
+@dataclass(frozen=True)
+class _Recalled:
+    """What was recalled for the beginning of a conversation.
+
+    originals: by index, those with messages. places: indexes of replies, by each of their keys.
+    unsure: indexes of replies that were not in the log yet. size_bytes: of the originals.
+    """
+
+    model: str
+    moment: Moment
+    originals: dict[int, Original]
+    places: dict[object, list[int]]
+    unsure: frozenset[int]
+    size_bytes: int
+
+
+def _originals(
+    sent: Sequence[Message], history: History, recorded: _Recorded, model: str
+) -> dict[int, Original]:
+    """Return what is recalled, by the index of the reply that the client sent.
+
+    For the beginning of a conversation it is kept, and holds until a reply with a key of one
+    of its replies appears. Only what takes no more memory than the conversation is kept:
+    `KnownBodies` counts as much for it.
+    """
+    count, kept = known_beginning(sent, _RECALLED)
+    changed = recorded.changed_since(kept.moment) if kept and kept.model == model else None
+    if changed is None:
+        kept = _Recalled(model, Moment(None, 0), {}, {}, frozenset(), 0)
+    start = count if changed is not None else 0
+    again = kept.unsure | _places(kept, changed or (), start)
+    first = history.replies[0].index if history.replies else 0
+    asked = _since(history.replies, start)
+    asked += [reply for reply in history.replies if reply.index in again] if again else []
+    recorded.ask(asked)
+    found = {index: one for index, one in kept.originals.items() if index >= first}
+    for reply in asked:
+        index = reply.index
+        found[index] = recorded.original(reply, history.chains[index], sent[index], model)
+    originals = {index: original for index, original in found.items() if original.messages}
+    stable = stable_count(sent)
+    if stable > start and recorded.moment is not None:
+        beginning = {index: one for index, one in originals.items() if index < stable}
+        size = kept.size_bytes + sum(
+            message_bytes(one.messages)
+            for index, one in beginning.items()
+            if index not in kept.originals
+        )
+        if size and size > message_bytes(sent[:stable]):
+            return originals
+        for reply in asked:
+            for key in (reply.key, reply.text_key, *reply.tool_call_ids):
+                if start <= reply.index < stable:
+                    kept.places.setdefault(key, []).append(reply.index)
+        unsure = _places(kept, recorded.waiting_keys(), stable)
+        now = _Recalled(model, recorded.moment, beginning, kept.places, unsure, size)
+        keep_beginning(sent, stable, _RECALLED, now, instead_of=count)
+    return originals
+
+
+_RECALLED = "recalled"
+
+
+def _places(recalled: _Recalled, keys: Iterable[object], end: int) -> frozenset[int]:
+    """Return the indexes before the end of replies that have one of the keys."""
+    return frozenset(place for key in keys for place in recalled.places.get(key, ()) if place < end)
+
+
+def _since(replies: Sequence[Reply], start: int) -> list[Reply]:
+    """Return the replies from this message on."""
+    count = len(replies)
+    while count and replies[count - 1].index >= start:
+        count -= 1
+    return [*replies[count:]]
 
 
 def _original(reply: Reply, message: Message, recorded: _Recorded, model: str) -> list[Message]:

@@ -31,7 +31,7 @@ from llm.parts import (
 from . import chat, json_pieces, payload
 from .attachments import find_attachments
 from .byte_cache import ByteCache, json_bytes
-from .message_facts import facts_of
+from .message_facts import facts_of, keep_beginning, known_beginning, stable_count
 
 TRIVIAL_CHARS = 16  # letters and digits: "ok", "Done.", "Hello!" are in many conversations
 TELLING_CHARS = 64  # of any kind: long enough without counting letters and digits
@@ -132,12 +132,31 @@ class Histories:
 
     def read(self, messages: Sequence[Message], newest: int) -> History:
         """Fingerprint the replies in a history, at most the `newest` ones; as `replies`."""
-        digests = [digest_of(message) for message in messages]
-        chains = [*accumulate(digests, _chained, initial=b"")][1:]
-        indexes = [index for index, message in enumerate(messages) if message.role == "assistant"]
-        found = {index: self._replies.get(chains[index]) for index in indexes[-newest:]}
-        start, hasher = self._resume(chains, found)
-        for index in range(start, len(messages)):
+        count, beginning = known_beginning(messages, "history")
+        known: _Beginning = beginning or _Beginning([], [], {}, HistoryHasher())
+        digests = [*known.digests, *map(digest_of, messages[count:])]
+        before = known.chains[-1] if count else b""
+        chains = known.chains + [*accumulate(digests[count:], _chained, initial=before)][1:]
+        replied = [i for i in range(count, len(messages)) if messages[i].role == "assistant"]
+        stable = stable_count(messages)
+        # A client that goes back sends the beginning alone, of which others are the newest.
+        early = [index for index in replied if index < stable]
+        found = known.found | {
+            index: self._replies.get(chains[index])
+            for index in dict.fromkeys((*early[-newest:], *replied[-newest:]))
+        }
+        if count:
+            start, hasher = count, known.hasher.copy()
+        else:
+            start, hasher = self._resume(chains, found, stable or len(messages))
+        for index in range(start, len(messages) + 1):
+            if index == stable > count:
+                places = [place for place in found if place < stable][-newest:]
+                first = {place: found[place] for place in places}
+                kept = _Beginning(chains[:stable], digests[:stable], first, hasher.copy())
+                keep_beginning(messages, stable, "history", kept, instead_of=count)
+            if index == len(messages):
+                break
             message = messages[index]
             if index in found:
                 reply = found[index] = (hasher.reply(index, message),)
@@ -145,18 +164,32 @@ class Histories:
             hasher.add(message)
         if hasher.is_between_replies and len(messages) > start:
             self._hashers.put(chains[-1], hasher.copy(), HASHER_BYTES)
-        known = [one[0] for one in found.values() if one and one[0] is not None]
-        return History(known, chains, digests, hasher)
+        newest_found = [*found.values()][-newest:]
+        said = [one[0] for one in newest_found if one and one[0] is not None]
+        return History(said, chains, digests, hasher)
 
     def _resume(
-        self, chains: Sequence[bytes], found: Mapping[int, tuple[Reply | None] | None]
+        self, chains: Sequence[bytes], found: Mapping[int, tuple[Reply | None] | None], most: int
     ) -> tuple[int, HistoryHasher]:
-        """Return the first message whose fingerprints are not known, and the state before it."""
+        """Return the first message whose fingerprints are not known, and the state before it.
+
+        most: where to begin at the latest.
+        """
         first = next((index for index, reply in found.items() if reply is None), len(chains))
-        for index in range(first - 1, -1, -1):
+        for index in range(min(first, most) - 1, -1, -1):
             if (hasher := self._hashers.get(chains[index])) is not None:
                 return index + 1, hasher.copy()
         return 0, HistoryHasher()
+
+
+@dataclass(frozen=True)
+class _Beginning:
+    """The fingerprints of the beginning of a history: as in `History`, and replies by index."""
+
+    chains: list[bytes]
+    digests: list[bytes]
+    found: dict[int, tuple[Reply | None] | None]
+    hasher: HistoryHasher
 
 
 HASHER_BYTES = 1_500  # with its place in the cache

@@ -1,20 +1,23 @@
 """Remember how the last bodies of long conversations began, so that only what is new is parsed.
 
-Clients send the whole conversation with each request. A body that begins with the text of an
-earlier one has the same first messages: their values are taken over, and so is what a dialect
-made of them. A text is compared, never just its hash, and whatever is unusual about a body is
-left to `payload.parse`, with its errors.
+Clients send the whole conversation with each request. If the conversation in a body begins with
+the text of an earlier one, it has the same first items: their values are taken over, and so is
+what a dialect made of them. A text is compared, never just its hash, and whatever is unusual
+about a body is left to `payload.parse`, with its errors.
+
+What is taken over is shared between requests: nobody may edit a message of a request, its parts,
+or a value in them. Plugins, which may, are given copies (`backends.engine.prompt`).
 """
 
 from __future__ import annotations
 
+import codecs
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
-
-from llm.parts import Message
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 from . import json_pieces, payload
 from .byte_cache import ByteCache, json_bytes, message_bytes
@@ -22,30 +25,66 @@ from .errors import InvalidRequest
 from .limits import Limits
 
 MAX_KNOWN_BYTES = 32 * 2**20  # ten conversations of a megabyte of text
-LIST = "messages"  # the member of a body that is a conversation
 KEY_ITEMS = 4  # by these first items of it, a body takes the place of an earlier one
+KEY_BYTES = 2_000  # at the beginning and the end of these
 COPIES = 1.25  # of an item's value: a dialect and the normal form share most of it
+MESSAGE_COPIES = 2  # with what was recalled for them, and what they become for a model
 ITEM_BYTES = 1_000  # of the other objects made of an item, beside its messages
 
 
-@dataclass(frozen=True)
+class SharedItems(list[Any]):
+    """Items of a conversation, most of which were in an earlier one.
+
+    hashed: ends and hashes of the first of them, run by run, to be used and added to.
+    """
+
+    def __init__(self, items: Iterable[Any], hashed: list[tuple[int, bytes]]) -> None:
+        super().__init__(items)
+        self.hashed = hashed
+
+
+class ItemParser(Protocol):
+    """Makes messages of the items of a conversation, and can go on where another one was."""
+
+    def add(self, item: Any, path: str) -> None:
+        """Add the next item."""
+
+    def made(self) -> tuple[list[Any], ...]:
+        """Return all lists that it adds to, the messages first; what is in them stays the same."""
+
+    def facts(self) -> tuple[Any, ...] | None:
+        """Return all else that it must know to go on; None if it can't go on here."""
+
+    def go_on(self, facts: tuple[Any, ...]) -> None:
+        """Go on where another parser had these facts; the lists are already as they were."""
+
+
+class _State(NamedTuple):
+    """A parser's state: the lengths of its lists, and its facts."""
+
+    lengths: tuple[int, ...]
+    facts: tuple[Any, ...] | None
+
+
+@dataclass
 class ItemMemory:
-    """What was made of the items of a list.
+    """What was made of the items of a conversation.
 
     loaded, unknown: of each, the result of `payload.load`, and the paths that it found
-    undeclared. states: a dialect's own, after each. messages, paths, ignored: what it made of
-    all, as far as the last state. hashed: states of the request's key after the last messages.
-    normal: each item in the normal form of the body.
+    undeclared. states: of the dialect's parser, after each. before: all that the parser had made
+    before the first, as text. made: its lists after the last state. hashed: states of the
+    request's key after the last messages. normal: each item in the normal form of the body;
+    hashed_normal: as in `SharedItems`.
     """
 
     loaded: list[Any] = field(default_factory=list)
     unknown: list[tuple[str, ...]] = field(default_factory=list)
-    states: list[Any] = field(default_factory=list)
-    messages: list[Message] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    ignored: list[str] = field(default_factory=list)
+    states: list[_State] = field(default_factory=list)
+    before: str = ""
+    made: list[list[Any]] = field(default_factory=list)
     hashed: list[Any] = field(default_factory=list)
     normal: list[Any] = field(default_factory=list)
+    hashed_normal: list[tuple[int, bytes]] = field(default_factory=list)
 
     def first(self, count: int) -> ItemMemory:
         """Return that of the first items, which can be added to."""
@@ -53,25 +92,70 @@ class ItemMemory:
             self.loaded[:count],
             self.unknown[:count],
             self.states[:count],
-            [*self.messages],
-            [*self.paths],
-            [*self.ignored],
+            self.before,
+            [*self.made],
             [*self.hashed],
             self.normal[:count],
+            [run for run in self.hashed_normal if run[0] <= count],
         )
+
+    def items(self, items: list[Any], convert: Callable[[Any], Any]) -> list[Any]:
+        """Return a conversation's items to be loaded, `convert` applied to those not known."""
+        known = len(self.loaded)
+        converted = [*items[:known], *map(convert, items[known:])]
+        return payload.RememberedList(converted, self.loaded, self.unknown)
+
+
+def add_items(
+    parser: ItemParser, items: Sequence[Any], name: str, memory: ItemMemory | None
+) -> None:
+    """Let a parser parse the items of a conversation, from where it was remembered.
+
+    name: of the member that is the conversation. memory: is added to; None to parse all.
+    """
+    start = 0
+    if memory is not None:
+        start = _go_on(parser, memory)
+    for i in range(start, len(items)):
+        parser.add(items[i], f"{name}[{i}]")
+        if memory is not None:
+            memory.states.append(_State(tuple(map(len, parser.made())), parser.facts()))
+    if memory is not None:
+        memory.made[:] = [[*one] for one in parser.made()]
+
+
+def _go_on(parser: ItemParser, memory: ItemMemory) -> int:
+    """Let a parser go on after as many items as possible; return the next one's index.
+
+    It must have made the same of what comes before the items: instructions are messages too.
+    """
+    made, states = parser.made(), memory.states
+    before = repr((made, parser.facts()))  # strict: 1, 1.0 and true are equal
+    if memory.before != before:
+        memory.before = before
+        states.clear()
+    while states and states[-1].facts is None:
+        states.pop()
+    if not states:
+        return 0
+    lengths, facts = states[-1]
+    assert facts is not None
+    for one, known, length in zip(made, memory.made, lengths, strict=True):
+        one[:] = known[:length]
+    parser.go_on(facts)
+    return len(states)
 
 
 @dataclass(frozen=True)
 class Known:
-    """A parsed body, as far as the last item of its conversation.
+    """The conversation of a parsed body.
 
-    text: up to the end of that. start: of the first item. ends: of each. marks: that
-        `payload.count_values` counts up to each end. sizes: of the items up to each, in bytes
-        of memory. limits: under which it was parsed.
+    text: of its items, as UTF-8. ends: of each in it. marks: that `payload.count_values` counts
+        up to each end. sizes: of the items up to each, in bytes of memory. limits: under which it
+        was parsed.
     """
 
-    text: str
-    start: int
+    text: bytes
     ends: list[int]
     marks: list[int]
     sizes: list[int]
@@ -79,13 +163,13 @@ class Known:
     limits: tuple[int, ...]
     memory: ItemMemory = field(default_factory=ItemMemory)
 
-    def count_shared(self, text: str) -> int:
-        """Return how many items of another body are the same, as are their places."""
-        if text.startswith(self.text):
+    def count_shared(self, text: bytes, start: int) -> int:
+        """Return how many items are the same in a body whose conversation starts there."""
+        if text.startswith(self.text, start):
             return len(self.ends)
         at, shared = 0, 0
         for end in self.ends:
-            if text[at:end] != self.text[at:end]:
+            if not text.startswith(self.text[at:end], start + at):
                 break
             at, shared = end, shared + 1
         return shared
@@ -95,23 +179,24 @@ class Known:
 class Body:
     """A body's value, and what is known of the items of its conversation.
 
-    memory: of the first items, taken over; a dialect adds the others. known: what to remember
-        of it, if it was parsed without an error.
+    name: of the member that is the conversation. memory: of its first items, taken over; a
+        dialect adds the others. known: what to remember of it, if it was parsed without an error.
     """
 
     value: Any
+    name: str = ""
     memory: ItemMemory | None = None
     known: Known | None = None
 
     def normalized(self, normalize: Callable[[Any], Any]) -> Any:
         """Return `normalize` of the value: a function that looks at each item by itself."""
-        memory = self.memory
+        memory, name = self.memory, self.name
         if memory is None:
             return normalize(self.value)
         known = len(memory.normal)
-        body = normalize(self.value | {LIST: self.value[LIST][known:]})
-        memory.normal.extend(body[LIST])
-        return body | {LIST: [*memory.normal]}
+        body = normalize(self.value | {name: self.value[name][known:]})
+        memory.normal.extend(body[name])
+        return body | {name: SharedItems(memory.normal, memory.hashed_normal)}
 
 
 class KnownBodies:
@@ -121,13 +206,13 @@ class KnownBodies:
     """
 
     def __init__(self, lock: AbstractContextManager[Any], max_bytes: int = MAX_KNOWN_BYTES) -> None:
-        self._known = ByteCache[tuple[str, str], tuple[str, Known]](max_bytes)
+        self._known = ByteCache[tuple[str, bytes], tuple[str, Known]](max_bytes)
         self._lock = lock
 
-    def parse(self, text: bytes, limits: Limits, dialect: str) -> Body:
+    def parse(self, text: bytes, limits: Limits, dialect: str, name: str) -> Body:
         """Parse a body as `payload.parse` does.
 
-        dialect: whose conversations it may continue.
+        dialect: whose conversations it may continue. name: of the member that is one.
 
         Raises:
             InvalidRequest: as `payload.parse`.
@@ -135,7 +220,7 @@ class KnownBodies:
         if len(text) <= json_pieces.PIECE:
             return Body(payload.parse(text, limits))
         try:
-            return self._parse(text, limits, dialect)
+            return self._parse(text, limits, dialect, name)
         except (ValueError, RecursionError, InvalidRequest):
             return Body(payload.parse(text, limits))
 
@@ -144,97 +229,113 @@ class KnownBodies:
         known = body.known
         if known is None or len(known.memory.states) != len(known.items):
             return
-        first = known.text[: known.ends[min(len(known.ends), KEY_ITEMS) - 1]]
+        end = known.ends[min(len(known.ends), KEY_ITEMS) - 1]
+        # Whether another conversation takes its place is no matter of right or wrong, and hashing
+        # an image of 5 MB takes 5 ms.
+        parts = end, known.text[: min(end, KEY_BYTES)], known.text[max(end - KEY_BYTES, 0) : end]
+        first = b"%d %b%b" % parts
+        messages, *others = known.memory.made
         size = round(
             sys.getsizeof(first)
             + sys.getsizeof(known.text)
             + known.sizes[-1] * COPIES
-            + message_bytes(known.memory.messages)
+            + message_bytes(messages) * MESSAGE_COPIES
+            + json_bytes(others)
             + ITEM_BYTES * len(known.items)
         )
         with self._lock:
             self._known.put((dialect, first), (dialect, known), size)
 
-    def _find(self, text: str, limits: tuple[int, ...], dialect: str) -> tuple[Known | None, int]:
+    def _find(
+        self, text: bytes, limits: tuple[int, ...], dialect: str, name: str
+    ) -> tuple[Known | None, int, int]:
+        """Return what has most of a body's first items, their number, and where they start."""
+        # Perhaps another list, but never one inside of a string, whose quotes are escaped.
+        found = re.search(rb'"%b"[ \t\r\n]*:[ \t\r\n]*\[' % name.encode(), text)
+        if found is None:
+            return None, 0, 0
+        start = found.end()
         with self._lock:
             kept = self._known.items()
         best: tuple[Known | None, int] = (None, 0)
-        for (_, first), (whose, known) in reversed(kept):
-            head = first[: known.ends[0]]
-            if whose == dialect and known.limits == limits and text.startswith(head):
-                shared = known.count_shared(text)
+        for _, (whose, known) in reversed(kept):
+            if whose == dialect and known.limits == limits:
+                shared = known.count_shared(text, start)
                 if shared > best[1]:
                     best = known, shared
                 if shared == len(known.ends):
                     break
-        return best
+        return *best, start
 
-    def _parse(self, text: bytes, limits: Limits, dialect: str) -> Body:
+    def _parse(self, text: bytes, limits: Limits, dialect: str, name: str) -> Body:
         rules = limits.json_depth, limits.int_digits, sys.get_int_max_str_digits()
-        decoded = json_pieces.decode(text)
-        known, shared = self._find(decoded, rules, dialect)
+        text = text.removeprefix(codecs.BOM_UTF8)
+        if text.startswith(codecs.BOM_UTF8):
+            raise ValueError("a second mark is not JSON")
+        known, shared, start = self._find(text, rules, dialect, name)
         if known is None:
             payload.check_count(text, limits.json_values, "the body")
             if payload.has_surrogates(text):
                 raise ValueError("they are to be joined")
+            decoded = json_pieces.decode(text)
             value, lists = payload.parse_items(decoded, limits)
-            return self._body(value, lists, decoded, rules)
+            return _body(value, name, lists, decoded, text, rules)
         # In place of the known items stands what no client may send.
-        end, mark = known.ends[shared - 1], object()
-        rest = decoded[end:]
-        encoded = rest.encode()
-        marks = known.marks[shared - 1] + payload.count_marks(encoded)
-        if marks > limits.json_values or payload.has_surrogates(encoded):
+        mark, end = object(), start + known.ends[shared - 1]
+        rest = b"%bNaN%b" % (text[:start], text[end:])
+        marks = known.marks[shared - 1] + payload.count_marks(rest)
+        if marks > limits.json_values or payload.has_surrogates(rest):
             raise ValueError("it is to be read with care")
-        head = f"{decoded[: known.start]}NaN"
-        value, lists = payload.parse_items(head + rest, limits, mark)
-        items = value.get(LIST) if isinstance(value, dict) else None
+        decoded = json_pieces.decode(rest)
+        value, lists = payload.parse_items(decoded, limits, mark)
+        items = value.get(name) if isinstance(value, dict) else None
         if not isinstance(items, list) or not items or items[0] is not mark:
             raise ValueError("another list counts")
         items[:1] = known.items[:shared]
-        return self._body(value, lists, decoded, rules, known, shared, len(head))
+        return _body(value, name, lists, decoded, text[start:], rules, known, shared)
 
-    def _body(
-        self,
-        value: Any,
-        lists: Sequence[tuple[list[Any], int, list[int]]],
-        text: str,
-        rules: tuple[int, ...],
-        before: Known | None = None,
-        shared: int = 0,
-        head: int = 0,
-    ) -> Body:
-        """Return a body with what is to be remembered of it.
 
-        lists: those that are members of it, with their places. before: whose first `shared`
-            items it has. head: the length of what stood in place of these.
-        """
-        items = value.get(LIST) if isinstance(value, dict) else None
-        place = next((one for one in lists if one[0] is items), None)
-        if not isinstance(items, list) or place is None:
-            return Body(value)
-        _, start, new_ends = place
-        ends, marks, sizes = [], [], []
-        memory = ItemMemory()
-        if before is not None:
-            offset = before.ends[shared - 1] - head
-            new_ends = [end + offset for end in new_ends[1:]]
-            start, ends, marks = before.start, before.ends[:shared], before.marks[:shared]
-            sizes = before.sizes[:shared]
-            memory = before.memory.first(shared)
-        at = ends[-1] if ends else 0
-        count = marks[-1] if marks else 0
-        size = sizes[-1] if sizes else 0
-        for item, end in zip(items[shared:], new_ends, strict=True):
-            count += payload.count_marks_between(text, at, end)
-            size += json_bytes(item)
-            at = end
-            ends.append(end)
-            marks.append(count)
-            sizes.append(size)
-        # A short conversation of a large body, with many tools, say, is as soon parsed as found.
-        is_long = bool(ends) and ends[-1] > json_pieces.PIECE
-        if not is_long or not all(type(item) is dict for item in items[shared:]):
-            return Body(value, memory if before is not None else None)
-        known = Known(text[: ends[-1]], start, ends, marks, sizes, [*items], rules, memory)
-        return Body(value, memory, known)
+def _body(
+    value: Any,
+    name: str,
+    lists: Sequence[tuple[list[Any], int, list[int]]],
+    decoded: str,
+    text: bytes,
+    rules: tuple[int, ...],
+    before: Known | None = None,
+    shared: int = 0,
+) -> Body:
+    """Return a body with what is to be remembered of it.
+
+    lists: those that are members of it, with their places in `decoded`. before: whose first
+        `shared` items it has; then `decoded` has one value in their place. text: of the whole
+        body, or with `before` from the first item on.
+    """
+    items = value.get(name) if isinstance(value, dict) else None
+    place = next((one for one in lists if one[0] is items), None)
+    if not isinstance(items, list) or place is None:
+        return Body(value)
+    _, at, found = place
+    ends, marks, sizes, memory = [0], [0], [0], ItemMemory()
+    if before is None:
+        text = text[len(decoded[:at].encode()) :]
+    else:
+        ends += before.ends[:shared]
+        marks += before.marks[:shared]
+        sizes += before.sizes[:shared]
+        memory = before.memory.first(shared)
+        at, *found = found
+    is_ascii = decoded.isascii()
+    for item, end in zip(items[shared:], found, strict=True):
+        length = end - at if is_ascii else len(decoded[at:end].encode())
+        ends.append(ends[-1] + length)
+        marks.append(marks[-1] + payload.count_marks_between(decoded, at, end))
+        sizes.append(sizes[-1] + json_bytes(item))
+        at = end
+    body = Body(value, name, memory if before is not None else None)
+    # A short conversation of a large body, with many tools, say, is as soon parsed as found.
+    is_long = ends[-1] > json_pieces.PIECE
+    if not is_long or not all(type(item) is dict for item in items[shared:]):
+        return body
+    known = Known(text[: ends[-1]], ends[1:], marks[1:], sizes[1:], [*items], rules, memory)
+    return replace(body, memory=memory, known=known)

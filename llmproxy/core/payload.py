@@ -582,6 +582,8 @@ def _union_of(members: tuple[Any, ...]) -> Loader:
     if shapes:
         by_kind[dict] = _tagged(shapes) if len(shapes) > 1 else _loader(shapes[0])
     expected = " or ".join(dict.fromkeys(_JSON_NAMES[k] for k in by_kind if k is not NoneType))
+    if list in by_kind:
+        by_kind[RememberedList] = by_kind[list]
 
     def load_value(value: Any, path: Path, unknown: list[str]) -> Any:
         loader = by_kind.get(type(value))

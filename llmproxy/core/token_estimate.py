@@ -21,6 +21,7 @@ from llm.parts import (
 )
 
 from . import chat
+from .message_facts import total
 
 CHARACTERS_PER_TOKEN = 4  # of ASCII, in prose and code, with every vendor's tokenizer
 TOKENS_PER_CHARACTER = 0.7  # of others: one per Chinese character, half per Cyrillic letter
@@ -32,7 +33,7 @@ DOCUMENT_BYTES_PER_TOKEN = 20  # of a PDF, whose pages vary more than anything e
 
 def estimate(request: chat.ChatRequest) -> int:
     """Estimate the input tokens of a request: messages, tools, schema, attachments."""
-    count = sum(map(estimate_message, request.messages))
+    count = total(request.messages, "tokens", lambda messages: sum(map(estimate_message, messages)))
     for tool in request.tools:
         definition = json.dumps(tool.input_schema)
         count += TOOL_TOKENS + estimate_text(f"{tool.name}{tool.description or ''}{definition}")

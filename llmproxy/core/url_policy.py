@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, repeat
 from typing import Literal
 from urllib.parse import urlsplit
 
 import llm
+from llm.parts import Message
 
 from . import chat
 from .attachments import find_attachments
 from .errors import Unsupported
+from .message_facts import total
 
 RemoteImages = Literal["pass", "refuse"]
 """Whether URLs are passed on at all."""
@@ -45,9 +47,15 @@ _TUNNELS = (  # Teredo and 6to4: IPv6 addresses that lead to an IPv4 one inside
 
 def locate_attachments(request: chat.ChatRequest) -> Iterator[tuple[llm.Attachment, str]]:
     """Yield a request's attachments, each with the path of the field that it came from."""
+    if not total(request.messages, "attachments", _count_attachments):
+        return iter(())
     paths = chain(request.attachment_paths, repeat("messages"))
     attachments = chain.from_iterable(map(find_attachments, request.messages))
     return zip(attachments, paths, strict=False)
+
+
+def _count_attachments(messages: Sequence[Message]) -> int:
+    return sum(len(find_attachments(message)) for message in messages)
 
 
 def check(request: chat.ChatRequest, remote_images: RemoteImages) -> None:

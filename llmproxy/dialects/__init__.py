@@ -65,7 +65,7 @@ class Dialect(Protocol):
     VERSION_HEADER: a request header that only this API's clients send, or "". CUT_AFTER_ERROR:
     after an error frame the body must be cut, since clients take a proper end for success.
     STARTS_WITH_USAGE: a stream begins with a count of input tokens, so the envelope needs an
-    estimate.
+    estimate. CONVERSATION: the member of a chat's body that is the list of its messages.
     """
 
     NAME: DialectName
@@ -76,6 +76,7 @@ class Dialect(Protocol):
     VERSION_HEADER: str
     CUT_AFTER_ERROR: bool
     STARTS_WITH_USAGE: bool
+    CONVERSATION: str
 
     @property
     def StreamDecoder(self) -> Callable[[int], framing.Decoder]: ...  # noqa: N802  # agreed name

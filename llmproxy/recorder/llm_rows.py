@@ -16,6 +16,7 @@ import json
 import marshal
 import sqlite3
 from collections.abc import Sequence
+from copy import copy
 from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
 from json.encoder import encode_basestring
@@ -135,7 +136,7 @@ class LlmRows:
 
     def _insert_part(self, hash: str, position: int, part: Part) -> None:
         if type(part) is not TextPart and logs._attachments_of(part):
-            self._log._write_part(hash, position, part, {})
+            self._log._write_part(hash, position, _rendered_without_content(part), {})
             return
         payload: dict[str, Any] = dict(part.to_dict())
         kind = payload.pop("type")
@@ -231,6 +232,17 @@ def _hash_with_attachments(message: Message, parent: str | None) -> str:
         if attachments := getattr(part, "attachments", None):
             part_dict["attachments"] = [*map(logs._canonical_attachment, attachments)]
     return str(logs.content_hash({"parent": parent, "message": rendered}))
+
+
+def _rendered_without_content(part: Part) -> Part:
+    """Return a part that llm renders without base64 of its content: 7 ms for 5 MB.
+
+    LogStore renders it as a dict, and then puts references in the place of attachments.
+    """
+    (bare,) = map_attachments(Message("", [part]), lambda one: llm.Attachment(one.type)).parts
+    other: Any = copy(part)
+    other.to_dict = bare.to_dict
+    return other  # type: ignore[no-any-return]
 
 
 def _text(message: Message) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from collections import deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ JUDGED_BYTES = 400
 ORIGINAL_BYTES = 600
 DIGEST_BYTES = 100
 MAX_NEW = 1_000  # exchanges since the last question; with more, all is asked anew
+MAX_NEWS = 1_000  # questions of which the keys that had appeared are kept
 MAX_APPEARED = 20_000  # keys of replies, 130 bytes each
 RECENT_TURNS = 32  # a sub-agent or a side request quotes a turn from just before
 MAX_EXCERPTS = 512  # parts of these turns
@@ -165,6 +167,13 @@ def _in_time() -> Iterator[None]:
         raise
 
 
+class Moment(NamedTuple):
+    """A question to the log; `of` is another object whenever all that was found is forgotten."""
+
+    of: object
+    question: int
+
+
 class Original(NamedTuple):
     """What is recalled for a reply: messages, perhaps none, and the digest of each.
 
@@ -209,6 +218,9 @@ class Replies:
         self._originals = ByteCache[tuple[bytes, str], Original](MAX_CACHED_BYTES)
         self._appeared: dict[str | None, int] = {}
         self._questions = 0
+        self._moment = Moment(object(), 0)
+        self._news: deque[tuple[int, set[str | None]]] = deque()  # what appeared, by question
+        self._oldest_news = 0  # the question whose news were dropped last
         self._number = -1  # of the newest exchange that was seen
         self._running: set[str] = set()
         self._prunes = -1
@@ -225,9 +237,9 @@ class Replies:
     def known(self, replies: Sequence[Reply]) -> KnownKeys:
         """Return the fingerprints of replies that the log has.
 
-        What was asked before is remembered; all the rest is looked up in three queries.
+        What was asked before is remembered; all the rest is looked up in three queries. First
+        `look_for_new_replies` must have been called.
         """
-        self._look_for_new_replies()
         known = KnownKeys(set(), set(), set())
         unsure = []
         for reply in replies:
@@ -279,9 +291,30 @@ class Replies:
     def _has_appeared(self, key: str | None, since: int) -> bool:
         return self._appeared.get(key, -1) > since
 
-    def _look_for_new_replies(self) -> None:
+    def appeared_since(self, moment: Moment) -> set[str | None] | None:
+        """Return the keys and texts' keys of replies that have appeared since a moment.
+
+        None if that is no longer known.
+        """
+        if moment.of != self._moment.of or moment.question < self._oldest_news:
+            return None
+        found: set[str | None] = set()
+        for count, keys in reversed(self._news):
+            if count <= moment.question:
+                break
+            found |= keys
+        return found
+
+    @property
+    def moment(self) -> Moment:
+        """When new replies were looked for last."""
+        return self._moment
+
+    @_in_time()
+    def look_for_new_replies(self) -> None:
         """Note the keys of replies that any process has written since the last question."""
         self._questions += 1
+        self._moment = Moment(self._moment.of, self._questions)
         execute = self._connection.execute
         (prunes,) = execute("select max(value) from proxy_meta where name = 'prunes'").fetchone()
         # First those that run: what ends between the two queries is looked at again.
@@ -298,10 +331,16 @@ class Replies:
         if rows:
             self._number = rows[-1][0]
         if new:
-            for keys in execute(_KEYS_OF, (json.dumps([*new]),)):
-                self._appeared.update(dict.fromkeys(keys, self._questions))
+            found = {key for keys in execute(_KEYS_OF, (json.dumps([*new]),)) for key in keys}
+            self._appeared.update(dict.fromkeys(found, self._questions))
+            self._news.append((self._questions, found))
+            if len(self._news) > MAX_NEWS:
+                self._oldest_news, _ = self._news.popleft()
 
     def _forget(self) -> None:
+        self._moment = Moment(object(), self._questions)
+        self._news.clear()
+        self._oldest_news = 0
         self._judged.clear()
         self._originals.clear()
         self._appeared.clear()

@@ -207,7 +207,7 @@ def test_every_message_is_looked_at_in_the_thread_only(path, monkeypatch):
         monkeypatch.setattr(module, name, watch)
 
     watched(token_estimate, "estimate")
-    watched(running_exchange, "message_bytes")
+    watched(running_exchange, "total")
     messages = [{"role": "user", "content": f"{i}"} for i in range(3_000)]
     body = {"model": "m", "max_tokens": 5, "messages": messages}
     with running(AsyncScript("m", "yes")) as proxy:
@@ -217,5 +217,5 @@ def test_every_message_is_looked_at_in_the_thread_only(path, monkeypatch):
             assert (status, "yes" in answer.decode()) == (200, True), answer
     assert threads == {
         "estimate": 2 * ["llmproxy-large-request"],
-        "message_bytes": 2 * ["llmproxy-large-request"],
+        "total": 2 * ["llmproxy-large-request"],
     }

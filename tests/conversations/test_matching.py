@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import shutil
 import sqlite3
 import tempfile
@@ -27,6 +28,7 @@ from llmproxy.conversations.matching import Match, Matcher
 from llmproxy.core import chat
 from llmproxy.core.byte_cache import message_bytes
 from llmproxy.core.fingerprints import replies
+from llmproxy.core.message_facts import keep_facts
 from llmproxy.dialects import anthropic_messages, openai_chat
 from llmproxy.recorder import reply_index
 from llmproxy.recorder.database import wal_of
@@ -106,6 +108,32 @@ def said(*parts):
 THOUGHT = said(ReasoningPart("hm", provider_metadata=SIGNED), TextPart(LONG))
 START = [llm.system("s"), llm.user("q")]
 ECHO = [*START, llm.assistant(LONG), llm.user("r")]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_recalled_for_a_known_beginning_is_what_a_new_matcher_finds(log, seed):
+    """Messages of a known body are the same objects in each request."""
+    draw = random.Random(seed)
+    conversations: list[list[Message]] = [[*START] for _ in range(2)]
+    for step in range(25):
+        sent = draw.choice(conversations)
+        text = draw.choice([LONG, f"{LONG} {step}", f"{LONG} {step % 5}"])
+        thought = ReasoningPart(f"hm {step % 2}", provider_metadata=SIGNED)
+        keep_facts(sent)
+        new = Matcher(log.path)
+        new._pending = log.matcher._pending
+        for model in ("m", "other"):
+            assert log.match(sent, model=model) == new.match([*map(replace, sent)], model, "tests")
+        new.close()
+        if draw.random() < 0.8:
+            reply = said(thought, TextPart(text))
+            model = draw.choice(["m", "m", "other"])
+            log.ask([*sent], reply, model=model, is_stuck=draw.random() < 0.4)
+        more = [llm.assistant(text), llm.user(f"and {step}")]
+        if draw.random() < 0.2:  # goes on from an earlier place
+            conversations.append(sent[: 2 * draw.randint(1, len(sent) // 2)] + more)
+        else:
+            sent += more
 
 
 # ---- echo closure
@@ -370,8 +398,9 @@ def test_a_history_of_unknown_replies_costs_the_same_queries_however_long(log):
         assert log.match([*messages, llm.user("r")]) == Match([*messages, llm.user("r")])
         log.matcher._replies._connection.set_trace_callback(None)
         counts.append(len(statements))
-    # Three for what is unknown, three for what is new, and one of the first time.
-    assert counts == [7, 6, 6]
+    # Three for the newest replies, three for all that are unknown, three for what is new, and one
+    # of the first time.
+    assert counts == [10, 9, 9]
 
 
 def test_only_the_newest_replies_are_looked_up(log, monkeypatch):

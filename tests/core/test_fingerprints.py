@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 
 import llm
 import pytest
@@ -18,8 +19,10 @@ from llmproxy.core.fingerprints import (
     request_keys,
 )
 from llmproxy.core.message_diff import Difference, first_difference
+from llmproxy.core.message_facts import keep_facts
 from llmproxy.dialects import anthropic_messages, openai_chat
 from tests import strategies
+from tests.examples import many_examples
 
 LONG = "An answer that nobody gives twice by chance."
 
@@ -171,6 +174,27 @@ def test_a_history_that_was_read_before_has_the_same_fingerprints(conversations,
         assert history.digests == [*map(digest_of, messages)]
         reply = [llm.assistant("and so on")]
         assert reply_of(messages, reply, history.hasher) == reply_of(messages, reply)
+
+
+@many_examples(100)
+@given(st.lists(strategies.conversations(), min_size=1, max_size=3), st.integers(1, 5), st.data())
+def test_a_history_whose_beginning_was_read_has_the_same_fingerprints(parts, newest, data):
+    """Messages of a known body are the same objects in each request."""
+    histories = Histories(data.draw(st.sampled_from([0, 1_000_000])))
+    messages = [message for part in parts for message in part]
+    keep_facts(messages)
+    for _ in range(4):
+        # As a client that goes on, goes back, or says something else at the end.
+        sent = messages[: data.draw(st.integers(0, len(messages)))]
+        sent += data.draw(st.sampled_from([[], [llm.user("other")], [llm.assistant("other")]]))
+        keep_facts(sent)
+        history = histories.read(sent, newest)
+        assert history.replies == replies(sent, newest)
+        assert history.digests == [*map(digest_of, sent)]
+        plain = Histories(0).read([replace(message) for message in sent], newest)
+        assert history.chains == plain.chains
+        reply = [llm.assistant("and so on")]
+        assert reply_of(sent, reply, history.hasher) == reply_of(sent, reply)
 
 
 @given(strategies.json_objects)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmproxy.core.known_bodies import SharedItems
 from llmproxy.recorder.request_store import LONG_CHARS, RUN, deduplicate, dumps, restore
 from tests.examples import many_examples
 from tests.strategies import json_values
@@ -105,6 +106,19 @@ def test_200_requests_of_a_growing_session_store_only_new_content():
     new = len(dumps(body))
     assert sent > 37_000_000
     assert stored < 2 * new < 1_000_000
+
+
+def test_items_with_known_hashes_are_stored_as_others():
+    messages = [{"role": "user", "content": f"{i} {'x' * i}"} for i in range(100)]
+    shared, plain, hashed = {}, {}, []
+    for count in (40, 47, 64, 100, 30):
+        hashed = [run for run in hashed if run[0] <= count]
+        items = SharedItems(messages[:count], hashed)
+        found = deduplicate({"messages": items}, shared)
+        assert found == deduplicate({"messages": messages[:count]}, plain)
+        shared |= found.seen
+        plain |= found.seen
+        assert [end for end, _ in hashed] == [*range(RUN, count + 1, RUN)]
 
 
 @pytest.mark.parametrize("kind", ["$", "$$"])

@@ -7,7 +7,8 @@ itself, which is what the log stores, is not edited.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from llm.parts import (
 from ...core import chat, url_policy
 from ...core.as_text import call_text, result_text
 from ...core.errors import Unsupported
-from ...core.message_facts import facts_of
+from ...core.message_facts import keep_beginning, known_beginning, stable_count, total
 from ...core.url_policy import RemoteImages
 from .catalog import AsyncModel, SyncModel
 
@@ -72,13 +73,13 @@ def build_prompt(
     messages = _prompt_messages(request, model, ignored)
     options, stop_sequences = _options(request, model, defaults, ignored)
     history = _History(messages)
-    prompt = llm.Prompt(
+    prompt = _Prompt.of(
+        messages,
         history.last.text,
         model=model,
         attachments=history.last.attachments,
         system=history.system,
         tool_results=history.last.tool_results,
-        messages=messages,
         options=model.Options(**options),
         schema=request.schema,
         # llm-ollama refuses tools without an implementation; none is ever called here.
@@ -90,6 +91,28 @@ def build_prompt(
     conversation = _conversation(model, history, is_read=reads_history)
     ignored_once = tuple(dict.fromkeys(ignored))
     return Call(prompt, conversation, options, tools, stop_sequences, ignored_once)
+
+
+class _Prompt(llm.Prompt):
+    """A prompt whose messages are copied when a plugin asks for them.
+
+    The originals are shared by all requests that have them, and by the log, and a plugin may edit
+    what it is given: fill in a call's arguments, say. Older plugins read only the conversation.
+    """
+
+    _originals: list[Message]
+
+    @classmethod
+    def of(cls, messages: list[Message], text: str, **fields: Any) -> _Prompt:
+        """Return a prompt with these messages; the rest is as for a `llm.Prompt`."""
+        prompt = cls(text, **fields)
+        prompt._originals = messages
+        del vars(prompt)["_explicit_messages"]
+        return prompt
+
+    @cached_property
+    def _explicit_messages(self) -> list[Message]:  # type: ignore[override]  # set by llm
+        return [_copied(message) for message in self._originals]
 
 
 def _server_tools(
@@ -181,33 +204,47 @@ def _classes(model: SyncModel | AsyncModel) -> set[str]:
 def _prompt_messages(
     request: chat.ChatRequest, model: SyncModel | AsyncModel, ignored: list[str]
 ) -> list[Message]:
-    """Convert each message into one that this plugin sends on."""
-    builder = _PromptBuilder(model, ignored, _carried_server_calls(request, model))
-    recalled = {id(request.messages[place]) for place in request.recalled}
-    for message in _results_after_calls(request.messages):
-        if message.role == "system":
-            builder.add_system(message)
-        elif message.role == "tool":
-            builder.add_results([p for p in message.parts if isinstance(p, ToolResultPart)])
-        else:
-            builder.add_turn(message, is_recalled=id(message) in recalled)
+    """Convert each message into one that this plugin sends on.
+
+    What the beginning of the conversation became is kept, since it is sent again.
+    """
+    sent, recalled = request.messages, request.recalled
+    carried = _carried_server_calls(request, model)
+    count, kept = known_beginning(sent, "prompt")
+    if kept is not None and kept.fits(model, carried, _places(recalled, count)):
+        builder: _PromptBuilder = kept.builder.copy()
+    else:
+        count, builder = 0, _PromptBuilder(model, carried)
+    stable = stable_count(sent)
+    for place in range(count, len(sent)):
+        if place == stable > count:
+            kept = _Kept(model, carried, _places(recalled, stable), builder.copy())
+            keep_beginning(sent, stable, "prompt", kept, instead_of=count)
+        builder.add(sent[place], is_recalled=place in recalled)
+    ignored += builder.ignored
     return builder.finish()
 
 
-def _results_after_calls(messages: Iterable[Message]) -> Iterator[Message]:
-    """Move system messages between a tool call and its result behind the result."""
-    held: list[Message] = []
-    last: Message | None = None  # that was not held
-    for message in messages:
-        if message.role == "system" and last is not None and _waits_for_result(last):
-            held.append(message)
-            continue
-        if held and message.role != "tool":
-            yield from held
-            held = []
-        last = message
-        yield message
-    yield from held
+@dataclass(frozen=True)
+class _Kept:
+    """What the first messages of a conversation became for a model."""
+
+    model: SyncModel | AsyncModel
+    carried: frozenset[str | None]
+    recalled: frozenset[int]
+    builder: _PromptBuilder
+
+    def fits(
+        self,
+        model: SyncModel | AsyncModel,
+        carried: frozenset[str | None],
+        recalled: frozenset[int],
+    ) -> bool:
+        return self.model is model and self.carried == carried and self.recalled == recalled
+
+
+def _places(recalled: frozenset[int], count: int) -> frozenset[int]:
+    return frozenset(place for place in recalled if place < count)
 
 
 def _waits_for_result(message: Message) -> bool:
@@ -229,6 +266,8 @@ def _carried_server_calls(
     llm-anthropic does for Anthropic's, except through an MCP server, which Anthropic takes only
     from requests with that server. Other plugins get back what the log has of this model.
     """
+    if not total(request.messages, "server parts", _count_server_parts):  # nearly always
+        return frozenset()
     calls: set[str | None] = set()
     recalled: set[str | None] = set()
     results: set[str | None] = set()
@@ -257,21 +296,27 @@ def _carried_server_calls(
     return frozenset(recalled & results)
 
 
+def _count_server_parts(messages: Sequence[Message]) -> int:
+    return sum(
+        type(part) is not TextPart
+        and isinstance(part, ToolCallPart | ToolResultPart)
+        and part.server_executed
+        for message in messages
+        for part in message.parts
+    )
+
+
 class _PromptBuilder:
     """The messages of a prompt so far; those that we add ourselves join a user's turn.
 
     carried: ids of the provider's calls that the plugin sends on, each with its result.
+    ignored: paths of what is not sent on.
     """
 
-    def __init__(
-        self,
-        model: SyncModel | AsyncModel,
-        ignored: list[str],
-        carried: frozenset[str | None],
-    ) -> None:
+    def __init__(self, model: SyncModel | AsyncModel, carried: frozenset[str | None]) -> None:
         classes = _classes(model)
         self._model = model
-        self._ignored = ignored
+        self.ignored: list[str] = []
         self._carried = carried
         self._server_tools: dict[str | None, str] = {}  # names by tool_call_id
         self._takes_first_system = not classes & _REFUSES_SYSTEM and getattr(
@@ -286,6 +331,37 @@ class _PromptBuilder:
         self._messages: list[Message] = []
         self._last_is_ours = False
         self._last_is_copy = False  # made here: its list of parts may be extended
+        self._held: list[Message] = []  # system messages between a tool call and its result
+        self._last: Message | None = None  # of the request's, without those that are held
+
+    def copy(self) -> _PromptBuilder:
+        """Return one with the same messages, which both share."""
+        self._last_is_copy = False
+        other = copy(self)
+        for name in ("ignored", "_leading", "_messages", "_held"):
+            setattr(other, name, [*getattr(self, name)])
+        other._server_tools = {**self._server_tools}
+        return other
+
+    def add(self, message: Message, *, is_recalled: bool) -> None:
+        """Add a message; a system's between a tool call and its result goes behind the result."""
+        if message.role == "system" and self._last is not None and _waits_for_result(self._last):
+            self._held.append(message)
+            return
+        if message.role != "tool":
+            self._add_held()
+        self._last = message
+        if message.role == "system":
+            self.add_system(message)
+        elif message.role == "tool":
+            self.add_results([p for p in message.parts if isinstance(p, ToolResultPart)])
+        else:
+            self.add_turn(message, is_recalled=is_recalled)
+
+    def _add_held(self) -> None:
+        for message in self._held:
+            self.add_system(message)
+        self._held.clear()
 
     def add_system(self, message: Message) -> None:
         text = "\n\n".join(part.text for part in message.parts if isinstance(part, TextPart))
@@ -299,29 +375,29 @@ class _PromptBuilder:
             self._append(Message("system", [TextPart(text)]))
         else:
             self._append_ours([TextPart(f"<system>\n{text}\n</system>")])
-            self._ignored.append("messages[*] (a system message, made part of a user's)")
+            self.ignored.append("messages[*] (a system message, made part of a user's)")
 
     def add_results(self, results: list[ToolResultPart]) -> None:
         if not self._model.supports_tools:
             self._append_ours([TextPart(result_text(result)) for result in results])
-            self._ignored.append("messages[*] (a tool's result, put into words)")
+            self.ignored.append("messages[*] (a tool's result, put into words)")
             return
         self._append(
-            Message("tool", [_without_exception(result, self._ignored) for result in results])
+            Message("tool", [_without_exception(result, self.ignored) for result in results])
         )
         images: list[Part] = [AttachmentPart(a) for r in results for a in r.attachments]
         if images:
             message = Message("user", images)
-            self._append_ours(list(_supported_parts(message, self._model, self._ignored)))
-            self._ignored.append("messages[*] (images of a tool's result, put after it)")
+            self._append_ours(list(_supported_parts(message, self._model, self.ignored)))
+            self.ignored.append("messages[*] (images of a tool's result, put after it)")
 
     def add_turn(self, message: Message, *, is_recalled: bool) -> None:
         kind = _plain_kind(message)
         if kind == "texts" or (kind == "calls" and self._model.supports_tools):
             # No rule below changes it. This takes a third of the time.
-            self._append(Message(message.role, [*message.parts], message.provider_metadata))
+            self._append(message)
             return
-        ignored = [] if is_recalled else self._ignored
+        ignored = [] if is_recalled else self.ignored
         told = [self._told(part, ignored) for part in message.parts]
         if told != message.parts:
             # Anthropic refuses text between a call for the client and its result.
@@ -345,6 +421,8 @@ class _PromptBuilder:
         return TextPart(result_text(part, self._server_tools.get(part.tool_call_id)))
 
     def finish(self) -> list[Message]:
+        """Return the messages; those of the request are shared with it."""
+        self._add_held()
         if not self._leading:
             return self._messages
         return [Message("system", [TextPart("\n\n".join(self._leading))]), *self._messages]
@@ -376,25 +454,41 @@ class _PromptBuilder:
         last.parts += [*between, *parts]
 
 
+def _copied(message: Message) -> Message:
+    parts = [
+        # Nearly always, and in a fifth of the time.
+        TextPart(part.text)
+        if type(part) is TextPart and not part.provider_metadata
+        else _copied_part(part)
+        for part in message.parts
+    ]
+    return Message(message.role, parts, _copied_value(message.provider_metadata))
+
+
+def _copied_part(part: Part) -> Part:
+    other: Part = object.__new__(type(part))  # copy() takes six times as long
+    vars(other).update({name: _copied_value(value) for name, value in vars(part).items()})
+    return other
+
+
+def _copied_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _copied_value(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_copied_value(item) for item in value]
+    return copy(value) if isinstance(value, llm.Attachment) else value
+
+
 def _plain_kind(message: Message) -> Literal["texts", "calls", ""]:
     """Tell whether a message has only texts, or calls for the client too, and none is blank."""
-    facts = facts_of(message)
-    if facts is not None and "plain" in facts:
-        known: Literal["texts", "calls", ""] = facts["plain"]
-        return known
     parts = message.parts
     kind: Literal["texts", "calls", ""] = "texts"
     for part in parts:
         if type(part) is ToolCallPart and not part.server_executed:
             kind = "calls"
         elif type(part) is not TextPart or (len(parts) > 1 and not part.text.strip()):
-            kind = ""
-            break
-    if not parts:
-        kind = ""
-    if facts is not None:
-        facts["plain"] = kind
-    return kind
+            return ""
+    return kind if parts else ""
 
 
 def _without_exception(result: ToolResultPart, ignored: list[str]) -> ToolResultPart:
@@ -476,12 +570,12 @@ class _History:
         self._end = end
         self.last = _Question()
         for message in messages[end:]:
-            self.last.add(message)
+            self.last.add(_copied(message))
 
     def answered(self) -> Iterator[tuple[_Question, Message]]:
         """Yield the answered questions with their replies."""
         question = _Question()
-        for message in self._messages[self._start : self._end]:
+        for message in map(_copied, self._messages[self._start : self._end]):
             if message.role == "assistant":
                 yield question, message
                 question = _Question()

@@ -33,6 +33,7 @@ from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, CreateMessageRequest
 
 __all__ = [
+    "CONVERSATION",
     "CUT_AFTER_ERROR",
     "PLACEHOLDER",
     "ID_PREFIX",
@@ -76,5 +77,6 @@ ROUTES: tuple[Route, ...] = (
 STREAM_TYPE = "text/event-stream; charset=utf-8"
 CUT_AFTER_ERROR = False  # an error event is a proper end here
 STARTS_WITH_USAGE = True  # in message_start
+CONVERSATION = "messages"
 
 StreamDecoder = SSEDecoder

@@ -23,7 +23,7 @@ from llm.parts import (
 from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
-from ...core.known_bodies import ItemMemory
+from ...core.known_bodies import ItemMemory, add_items
 from ...core.tool_calls import PendingToolCalls, append_result
 from .render_response import (
     encode_server_output,
@@ -68,7 +68,7 @@ def parse_request(
 ) -> chat.ChatRequest:
     """Parse the body of a request, a JSON value.
 
-    memory: not used here.
+    memory: of its first messages, if an earlier body had them; those that follow are added.
 
     Kept: system text, inline system messages in their places, text, images and documents as
     attachments (text documents and search results as text), thinking with its signature,
@@ -86,20 +86,20 @@ def parse_request(
     """
     _refuse_threads(body)
     ignored: list[str] = []
-    request = payload.load(CreateMessageRequest, _with_others_wrapped(body), ignored)
+    request = payload.load(CreateMessageRequest, _with_others_wrapped(body, memory), ignored)
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, "auto")]
-    parser = _MessageParser(ignored)
+    parser = _MessageParser()
     if request.cache_control is not None:
         parser.has_cache_marks = True
     parser.add_system(request.system)
     if not request.messages:
         raise InvalidRequest("must not be empty", param="messages")
-    for i, message in enumerate(request.messages):
-        parser.add_message(message, f"messages[{i}]")
+    add_items(parser, request.messages, "messages", memory)
     if not any(message.parts for message in parser.messages[parser.leading :]):
         raise InvalidRequest("must not be empty", param="messages")
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, server_tools = _tools(request, parser)
+    ignored += parser.ignored
     options = _options(request, ignored)
     if parser.has_cache_marks:
         options["cache"] = True
@@ -152,7 +152,7 @@ _DOCUMENT_TYPES = frozenset({"text", "image"})
 _RESULT_SUFFIX = "_tool_result"
 
 
-def _with_others_wrapped(body: Any) -> Any:
+def _with_others_wrapped(body: Any, memory: ItemMemory | None) -> Any:
     """Wrap blocks and tools of unknown types as an OtherBlock, so that they can be listed.
 
     The body is not edited; a value of an unexpected type is left for `payload.load`.
@@ -162,7 +162,9 @@ def _with_others_wrapped(body: Any) -> Any:
     wrapped = dict(body)
     if isinstance(body.get("system"), list):
         wrapped["system"] = [_wrapped(block, _BLOCK_TYPES) for block in body["system"]]
-    if isinstance(body.get("messages"), list):
+    if memory is not None:
+        wrapped["messages"] = memory.items(body["messages"], _message_wrapped)
+    elif isinstance(body.get("messages"), list):
         wrapped["messages"] = [_message_wrapped(message) for message in body["messages"]]
     if isinstance(body.get("tools"), list):
         wrapped["tools"] = [_tool_wrapped(tool) for tool in body["tools"]]
@@ -355,16 +357,34 @@ _without_block_marks = payload.without("[*].cache_control")
 class _MessageParser:
     """Parses messages in order."""
 
-    def __init__(self, ignored: list[str]) -> None:
+    def __init__(self) -> None:
         self.messages: list[Message] = []
         self.attachment_paths: list[str] = []
-        self.ignored = ignored
+        self.ignored: list[str] = []
         self.has_cache_marks = False
         self.leading = 0  # messages that came from the request's `system`
         self.tool_changes: list[tuple[dict[str, Any], str]] = []  # blocks and their paths
-        self._server_calls: set[str] = set()
+        self._server_calls: list[str] = []
+        self._server_call_ids: set[str] = set()
         self.pending = PendingToolCalls()
         self._arguments = chat.CallArguments()
+
+    def made(self) -> tuple[list[Any], ...]:
+        return (
+            self.messages,
+            self.attachment_paths,
+            self.ignored,
+            self.tool_changes,
+            self._server_calls,
+        )
+
+    def facts(self) -> tuple[Any, ...] | None:
+        # While a call waits, results are added to the last message; none may follow later.
+        return None if self.pending else (self._arguments.left, self.has_cache_marks)
+
+    def go_on(self, facts: tuple[Any, ...]) -> None:
+        self._arguments.left, self.has_cache_marks = facts
+        self._server_call_ids = set(self._server_calls)
 
     def note_mark(self, cache_control: Any) -> None:
         self.has_cache_marks = self.has_cache_marks or cache_control is not None
@@ -379,7 +399,7 @@ class _MessageParser:
             self.messages.append(Message("system", list[Part](parts)))
             self.leading = 1
 
-    def add_message(self, message: MessageParam, path: str) -> None:
+    def add(self, message: MessageParam, path: str) -> None:
         blocks = message.content
         if not isinstance(blocks, str):
             results = [b for b in blocks if isinstance(b, ToolResultBlock)]
@@ -419,7 +439,7 @@ class _MessageParser:
                 case OtherBlock():
                     yield from self._other_parts(block, path, where)
                 case ServerToolResultBlock() if (
-                    role != "assistant" or block.tool_use_id not in self._server_calls
+                    role != "assistant" or block.tool_use_id not in self._server_call_ids
                 ):
                     # A result and its call stay together: without the call it is a text.
                     yield from self._other_parts(
@@ -560,7 +580,8 @@ class _MessageParser:
                     self._ignore_field(path, "caller")
                 server_executed = block.type != "tool_use"
                 if server_executed:
-                    self._server_calls.add(block.id)
+                    self._server_calls.append(block.id)
+                    self._server_call_ids.add(block.id)
                 else:
                     self.pending.add(block.id, block.name)
                 yield ToolCallPart(

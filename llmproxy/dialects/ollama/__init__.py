@@ -40,6 +40,7 @@ from .render_response import ID_PREFIX, StreamRenderer, render_response
 from .schema import NOT_CARRIED
 
 __all__ = [
+    "CONVERSATION",
     "CUT_AFTER_ERROR",
     "ID_PREFIX",
     "NAME",
@@ -101,5 +102,6 @@ REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
 CUT_AFTER_ERROR = False  # a line with an error is a proper end here
 STARTS_WITH_USAGE = False
+CONVERSATION = "messages"
 
 StreamDecoder = NDJSONDecoder

@@ -21,7 +21,7 @@ from llm.parts import (
 
 from ...core import attachments, chat, payload
 from ...core.errors import Unsupported
-from ...core.known_bodies import ItemMemory
+from ...core.known_bodies import ItemMemory, add_items
 from ...core.tool_calls import PendingToolCalls, append_result
 from . import schema
 from .schema import NOT_CARRIED, OPTIONS, THINK_LEVELS
@@ -40,7 +40,7 @@ def parse_request(
 ) -> chat.ChatRequest:
     """Parse the body of /api/chat, or of /api/generate if it has no `messages`.
 
-    memory: not used here.
+    memory: of its first messages, if an earlier body had them; those that follow are added.
 
     Kept: messages of every role, thinking, images of users and tools, tool calls and results,
     tools, options, schema; of generate the system text, the prompt and its images. A call
@@ -61,10 +61,11 @@ def parse_request(
         body = {name: value for name, value in body.items() if name != "messages"}
     if isinstance(body, dict) and "messages" not in body:
         return _parse_generate(payload.load(schema.GenerateRequest, body, ignored), ignored)
+    if memory is not None:
+        body = body | {"messages": memory.items(body["messages"], lambda message: message)}
     request = payload.load(schema.ChatRequest, body, ignored)
-    parser = _MessageParser(ignored)
-    for i, message in enumerate(request.messages or ()):
-        parser.add_message(message, f"messages[{i}]")
+    parser = _MessageParser()
+    add_items(parser, request.messages or (), "messages", memory)
     parser.pending.check_empty(f"messages[{len(request.messages or ())}]")
     return _request(request, CHAT, parser, request.tools or (), ignored)
 
@@ -81,7 +82,7 @@ def as_chat(body: Any) -> Any:
 def _parse_generate(request: schema.GenerateRequest, ignored: list[str]) -> chat.ChatRequest:
     if request.suffix:
         raise Unsupported("the models here complete no text in the middle", param="suffix")
-    parser = _MessageParser(ignored)
+    parser = _MessageParser()
     if request.prompt or request.images:
         if request.system:
             parser.messages.append(Message("system", [TextPart(request.system)]))
@@ -107,6 +108,7 @@ def _request(
     tools: Sequence[schema.Tool],
     ignored: list[str],
 ) -> chat.ChatRequest:
+    ignored += parser.ignored
     if not any(message.parts for message in parser.messages):
         parser.messages.clear()
         form += UNLOAD if _is_zero(request.keep_alive) else LOAD
@@ -191,18 +193,30 @@ class _MessageParser:
     call_count: of the tool calls so far. has_sent_ids: whether the client sends their ids back.
     """
 
-    def __init__(self, ignored: list[str]) -> None:
+    def __init__(self) -> None:
         self.messages: list[Message] = []
         self.attachment_paths: list[str] = []
+        self.ignored: list[str] = []
         self.pending = PendingToolCalls()
         self.call_count = 0
         self.has_sent_ids = False
         self._arguments = chat.CallArguments()
-        self._ignored = ignored
 
-    def add_message(self, message: schema.Message, path: str) -> None:
+    def made(self) -> tuple[list[Any], ...]:
+        return self.messages, self.attachment_paths, self.ignored
+
+    def facts(self) -> tuple[Any, ...] | None:
+        # While a call waits, results are added to the last message; none may follow later.
+        if self.pending:
+            return None
+        return self._arguments.left, self.call_count, self.has_sent_ids
+
+    def go_on(self, facts: tuple[Any, ...]) -> None:
+        self._arguments.left, self.call_count, self.has_sent_ids = facts
+
+    def add(self, message: schema.Message, path: str) -> None:
         read = _READ_BY_ROLE.get(message.role, ())
-        self._ignored += [
+        self.ignored += [
             f"messages[*].{name}" for name in _FIELDS if name not in read and getattr(message, name)
         ]
         if message.role == "tool":
@@ -220,7 +234,7 @@ class _MessageParser:
         if message.role == "user":
             parts += map(AttachmentPart, self.images(message.images, f"{path}.images"))
         elif message.images:
-            self._ignored.append("messages[*].images")  # only users and tools show some
+            self.ignored.append("messages[*].images")  # only users and tools show some
         if parts:
             role = "system" if message.role == "developer" else message.role
             self.messages.append(Message(role, parts))

@@ -45,6 +45,7 @@ from .render_response import ID_PREFIX, ChatStreamRenderer, left_out, render_cha
 from .schema import NOT_CARRIED, ChatCompletionChunk, CreateChatCompletionRequest
 
 __all__ = [
+    "CONVERSATION",
     "CUT_AFTER_ERROR",
     "EMBEDDINGS_NOT_CARRIED",
     "ID_PREFIX",
@@ -93,6 +94,7 @@ REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
 CUT_AFTER_ERROR = True  # clients read a body that ends properly as a success
 STARTS_WITH_USAGE = False
+CONVERSATION = "messages"
 
 StreamDecoder = SSEDecoder
 

@@ -5,11 +5,10 @@ Spec: https://platform.openai.com/docs/api-reference/chat/create
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import llm
 from llm.parts import (
@@ -25,7 +24,7 @@ from llm.parts import (
 from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text
 from ...core.errors import InvalidRequest, Unsupported
-from ...core.known_bodies import ItemMemory
+from ...core.known_bodies import ItemMemory, add_items
 from ...core.tool_calls import PendingToolCalls, append_result
 from .completions import COMPLETION, as_chat, is_completion
 from .schema import (
@@ -107,19 +106,13 @@ def parse_request(
     if set(request.modalities or ()) - {"text"}:
         ignored.append("modalities")
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, False)]
-    parser = _MessageParser(ignored)
-    if memory is None or others:
-        for i, message in enumerate(request.messages):
-            parser.add_message(message, f"messages[{i}]")
-    else:
-        for i in range(parser.resume(memory), len(request.messages)):
-            parser.add_message(request.messages[i], f"messages[{i}]")
-            memory.states.append(parser.state())
-        parser.remember(memory)
+    parser = _MessageParser()
+    add_items(parser, request.messages, "messages", None if others else memory)
+    ignored += parser.ignored
     if not any(message.parts for message in parser.messages):
         raise InvalidRequest("must not be empty", param="messages")
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
-    tools, tool_choice = _tools(request, ignored)
+    tools, tool_choice = _tools(request, parser.added_tools, ignored)
     options, paths = _options(request, ignored)
     return chat.ChatRequest(
         model=request.model or None,
@@ -147,11 +140,10 @@ def _with_others_told(body: Any, ignored: list[str], memory: ItemMemory | None) 
     if not isinstance(body, dict) or not isinstance(body.get("messages"), list):
         return body
     messages = body["messages"]
-    known = len(memory.loaded) if memory is not None else 0  # none of these has such parts
-    told = messages[:known] + [_message_told(message, ignored) for message in messages[known:]]
-    if memory is not None and not ignored and all(map(operator.is_, told, messages)):
-        told = payload.RememberedList(told, memory.loaded, memory.unknown)
-    return body | {"messages": told}
+    if memory is None:
+        return body | {"messages": [_message_told(message, ignored) for message in messages]}
+    # None of those that are remembered has such parts.
+    return body | {"messages": memory.items(messages, lambda one: _message_told(one, ignored))}
 
 
 def _message_told(message: Any, ignored: list[str]) -> Any:
@@ -251,10 +243,10 @@ def _stop_sequences(stop: str | list[str] | None, ignored: list[str]) -> list[st
 
 
 def _tools(
-    request: CreateChatCompletionRequest, ignored: list[str]
+    request: CreateChatCompletionRequest, added: Sequence[Sequence[Any]], ignored: list[str]
 ) -> tuple[tuple[llm.Tool, ...], chat.ToolChoice]:
+    """Return the tools and the choice among them; `added` are those that messages define."""
     definitions = list(request.functions or [])
-    added = [getattr(message, "tools", None) or () for message in request.messages]
     for tool in chain(request.tools or (), *added):
         if isinstance(tool, ChatCompletionFunctionTool):
             definitions.append(tool.function)
@@ -262,7 +254,7 @@ def _tools(
             ignored.append("tools[*].custom")
     if any(definition.strict for definition in definitions):
         ignored.append("tools[*].function.strict")
-    if any(added):  # a message may define a tool anew; otherwise a tool twice is a mistake
+    if added:  # a message may define a tool anew; otherwise a tool twice is a mistake
         definitions = list({definition.name: definition for definition in definitions}.values())
     tools = tuple(
         llm.Tool(d.name, d.description, d.parameters or {"type": "object", "properties": {}})
@@ -292,60 +284,28 @@ def _named(chosen: ToolName, tools: tuple[llm.Tool, ...], param: str) -> chat.Na
     return chat.NamedTool(chosen.name)
 
 
-class _State(NamedTuple):
-    """The state of a parser after a message, with the lengths of its lists."""
-
-    messages: int
-    paths: int
-    ignored: int
-    arguments_left: int
-    is_between_calls: bool
-
-
 class _MessageParser:
     """Parses messages in order."""
 
-    def __init__(self, ignored: list[str]) -> None:
+    def __init__(self) -> None:
         self.messages: list[Message] = []
         self.attachment_paths: list[str] = []
-        self._ignored = ignored
+        self.ignored: list[str] = []
+        self.added_tools: list[Sequence[Any]] = []
         self.pending = PendingToolCalls()
         self._arguments = chat.CallArguments()
-        self._ignored_before = len(ignored)
 
-    def state(self) -> _State:
-        """Return the state after a message."""
-        return _State(
-            len(self.messages),
-            len(self.attachment_paths),
-            len(self._ignored) - self._ignored_before,
-            self._arguments.left,
-            not self.pending,
-        )
+    def made(self) -> tuple[list[Any], ...]:
+        return self.messages, self.attachment_paths, self.ignored, self.added_tools
 
-    def resume(self, memory: ItemMemory) -> int:
-        """Go on after the last message at which no call waits; return the next one's index.
+    def facts(self) -> tuple[Any, ...] | None:
+        # While a call waits, results are added to the last message; none may follow later.
+        return None if self.pending else (self._arguments.left,)
 
-        No result may follow there before another call, so the messages until then are final.
-        """
-        states: list[_State] = memory.states
-        while states and not states[-1].is_between_calls:
-            states.pop()
-        if states:
-            state = states[-1]
-            self.messages += memory.messages[: state.messages]
-            self.attachment_paths += memory.paths[: state.paths]
-            self._ignored += memory.ignored[: state.ignored]
-            self._arguments.left = state.arguments_left
-        return len(states)
+    def go_on(self, facts: tuple[Any, ...]) -> None:
+        (self._arguments.left,) = facts
 
-    def remember(self, memory: ItemMemory) -> None:
-        """Remember the messages, once all were added."""
-        memory.messages[:] = self.messages
-        memory.paths[:] = self.attachment_paths
-        memory.ignored[:] = self._ignored[self._ignored_before :]
-
-    def add_message(self, message: Any, path: str) -> None:
+    def add(self, message: Any, path: str) -> None:
         match message:
             case ChatCompletionToolMessage():
                 append_result(self.messages, self._tool_result(message, path))
@@ -355,7 +315,9 @@ class _MessageParser:
                 return
         self.pending.check_empty(path)
         if message.name:
-            self._ignored.append("messages[*].name")
+            self.ignored.append("messages[*].name")
+        if tools := getattr(message, "tools", None):
+            self.added_tools.append(tools)
         if isinstance(message, ChatCompletionAssistantMessage):
             parts = list(self._assistant_parts(message, path))
             if not parts:
@@ -393,7 +355,7 @@ class _MessageParser:
         match part:
             case ChatCompletionContentPartImage(image_url=ImageURL(url=url, detail=detail)):
                 if detail not in (None, "auto"):
-                    self._ignored.append("messages[*].content[*].image_url.detail")
+                    self.ignored.append("messages[*].content[*].image_url.detail")
                 path = f"{path}.image_url.url"
                 return attachments.attachment_from_url(url, param=path), path
             case ChatCompletionContentPartImage(image_url=str(url)):
@@ -405,7 +367,7 @@ class _MessageParser:
                 return attachments.attachment_from_base64(audio.data, media_type, param=path), path
             case File(file=FileFile(file_data=str(data), filename=filename)):
                 if filename:
-                    self._ignored.append("messages[*].content[*].file.filename")
+                    self.ignored.append("messages[*].content[*].file.filename")
                 path = f"{path}.file.file_data"
                 return attachments.attachment_from_base64(data, "application/pdf", param=path), path
         raise Unsupported(
@@ -420,7 +382,7 @@ class _MessageParser:
         if reasoning is not None:
             yield ReasoningPart(reasoning)
         elif any(said):
-            self._ignored.append("messages[*].reasoning")
+            self.ignored.append("messages[*].reasoning")
         if message.audio is not None:
             raise Unsupported(
                 "audio must be sent with the request; this server stores none",
@@ -428,7 +390,7 @@ class _MessageParser:
             )
         yield from self._parts(message.content, f"{path}.content")
         if message.annotations:
-            self._ignored.append("messages[*].annotations")
+            self.ignored.append("messages[*].annotations")
         if message.refusal:
             yield TextPart(message.refusal)
         calls = [

@@ -45,6 +45,7 @@ from .render_response import StreamRenderer, render_response, render_stored
 from .schema import NOT_CARRIED, TOOL_NOT_CARRIED, ResponseCreateParams
 
 __all__ = [
+    "CONVERSATION",
     "CUT_AFTER_ERROR",
     "ID_PREFIX",
     "NAME",
@@ -101,5 +102,6 @@ REQUEST_ID_HEADER = "x-request-id"
 VERSION_HEADER = ""  # its clients send none
 CUT_AFTER_ERROR = False  # response.failed is a proper end
 STARTS_WITH_USAGE = False
+CONVERSATION = "input"
 
 StreamDecoder = SSEDecoder

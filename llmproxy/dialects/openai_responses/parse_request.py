@@ -6,6 +6,7 @@ Spec: https://platform.openai.com/docs/api-reference/responses/create
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import llm
@@ -23,7 +24,7 @@ from ...core import attachments, chat, payload
 from ...core.as_text import block_text, holds_text, result_text
 from ...core.compaction import decode_compaction
 from ...core.errors import InvalidRequest, Unsupported
-from ...core.known_bodies import ItemMemory
+from ...core.known_bodies import ItemMemory, add_items
 from ...core.tool_calls import PendingToolCalls, append_result
 from .items import (
     COMPACTED,
@@ -75,7 +76,8 @@ def parse_request(
 ) -> chat.ChatRequest:
     """Parse the body of a request, a JSON value.
 
-    memory: not used here.
+    memory: of the first items of its input, if an earlier body had them; those that follow are
+        added.
 
     Kept: instructions, messages of every role in their places, reasoning with its encrypted
     text, calls of functions and custom tools with their results, calls that a provider ran,
@@ -93,7 +95,7 @@ def parse_request(
     Spec: https://platform.openai.com/docs/api-reference/responses/create
     """
     ignored: list[str] = []
-    request = payload.load(ResponseCreateParams, _with_others_wrapped(body), ignored)
+    request = payload.load(ResponseCreateParams, _with_others_wrapped(body, memory), ignored)
     _refuse_stored(request)
     ignored += [name for name in NOT_CARRIED if getattr(request, name) not in (None, 0)]
     if request.store is False:
@@ -101,11 +103,13 @@ def parse_request(
     if request.truncation not in (None, "disabled"):
         ignored.append("truncation")
     ignored += [f"include ({name[:60]})" for name in request.include or () if name not in _INCLUDED]
-    parser = _ItemParser(ignored)
+    parser = _ItemParser()
     parser.add_instructions(request.instructions)
     leading = len(parser.messages)
-    parser.add_input(request.input)
-    said = [message for message in parser.messages[leading:] if message.parts]
+    parser.add_input(request.input, memory)
+    ignored += parser.ignored
+    messages = parser.finished()
+    said = [message for message in messages[leading:] if message.parts]
     if len(said) <= parser.is_compaction:  # the request for a summary is ours
         raise InvalidRequest("must not be empty", param="input")
     tools = _Tools(ignored)
@@ -115,7 +119,7 @@ def parse_request(
     choice, offered = tools.choose(request.tool_choice)
     return chat.ChatRequest(
         model=request.model or None,
-        messages=parser.messages,
+        messages=messages,
         tools=offered,
         server_tools=tuple(tools.server_tools),
         tool_choice="none" if parser.is_compaction and offered else choice,
@@ -123,7 +127,7 @@ def parse_request(
         schema=_schema(request, ignored),
         stream=bool(request.stream),
         option_paths=paths,
-        attachment_paths=parser.attachment_paths(),
+        attachment_paths=parser.attachment_paths(messages),
         ignored=tuple(dict.fromkeys(ignored)),
         echo=_echo(request, body, tools.kinds, is_compaction=parser.is_compaction),
         repeated=("metadata",) if request.metadata else (),
@@ -164,7 +168,7 @@ _CONTENT_TYPES = frozenset(
 _TOOL_TYPES = frozenset("function custom tool_search namespace".split())
 
 
-def _with_others_wrapped(body: Any) -> Any:
+def _with_others_wrapped(body: Any, memory: ItemMemory | None) -> Any:
     """Wrap items, parts and tools of unknown kinds, so that they can be listed.
 
     The body is not edited; a value of an unexpected type is left for `payload.load`.
@@ -172,7 +176,9 @@ def _with_others_wrapped(body: Any) -> Any:
     if not isinstance(body, dict):
         return body
     wrapped = dict(body)
-    for name in ("input", "instructions"):
+    if memory is not None:
+        wrapped["input"] = memory.items(body["input"], _item_wrapped)
+    for name in ("input", "instructions") if memory is None else ("instructions",):
         if isinstance(body.get(name), list):
             wrapped[name] = [_item_wrapped(item) for item in body[name]]
     if isinstance(body.get("tools"), list):
@@ -401,25 +407,65 @@ _SERVER_TOOLS: Mapping[str, str] = {
 class _ItemParser:
     """Parses items in order into the messages that they make."""
 
-    def __init__(self, ignored: list[str]) -> None:
+    def __init__(self) -> None:
         self._arguments = chat.CallArguments()
         self.messages: list[Message] = []
+        self.ignored: list[str] = []
         self.added_tools: list[tuple[Sequence[Any], str]] = []
         self.is_compaction = False
-        self._ignored = ignored
         self._pending = PendingToolCalls()
         self._held: list[Message] = []  # messages between a call and its result
-        self._results: dict[str, ToolResultPart] = {}  # the last one of each call
-        self._more: dict[int, tuple[ToolResultPart, list[str]]] = {}  # results in pieces
-        self._paths: dict[int, str] = {}  # by the attachment's identity
+        self._results: list[ToolResultPart] = []
+        self._result_of: dict[str | None, ToolResultPart] = {}  # the last one of each call
+        # Further pieces of results, with the places of the messages in which these are.
+        self._pieces: list[tuple[int, ToolResultPart, Sequence[Part]]] = []
+        self._located: list[tuple[llm.Attachment, str]] = []  # attachments with their paths
 
-    def attachment_paths(self) -> tuple[str, ...]:
+    def made(self) -> tuple[list[Any], ...]:
+        return (
+            self.messages,
+            self.ignored,
+            self.added_tools,
+            self._results,
+            self._pieces,
+            self._located,
+        )
+
+    def facts(self) -> tuple[Any, ...] | None:
+        if self._pending or self._held:
+            return None
+        said = len(self.messages[-1].parts) if self.messages else 0
+        return self._arguments.left, self.is_compaction, said
+
+    def go_on(self, facts: tuple[Any, ...]) -> None:
+        self._arguments.left, self.is_compaction, said = facts
+        self._result_of = {result.tool_call_id: result for result in self._results}
+        if self.messages and self.messages[-1].role == "assistant":
+            # There the model may have said more after that, and may say something else here.
+            last = self.messages[-1]
+            self.messages[-1] = replace(last, parts=last.parts[:said])
+
+    def attachment_paths(self, messages: Iterable[Message]) -> tuple[str, ...]:
         """Return the paths of the attachments, in the order of the messages."""
+        if not self._located:
+            return ()
+        paths = {id(attachment): path for attachment, path in self._located}
         return tuple(
-            self._paths[id(attachment)]
-            for message in self.messages
+            paths[id(attachment)]
+            for message in messages
             for attachment in attachments.find_attachments(message)
         )
+
+    def finished(self) -> list[Message]:
+        """Return the messages, the pieces of each result put together."""
+        pieces: dict[int, dict[int, list[Part]]] = {}
+        for place, result, more in self._pieces:
+            pieces.setdefault(place, {}).setdefault(id(result), []).extend(more)
+        messages = [*self.messages]
+        for place, by_result in pieces.items():
+            parts = [_with_pieces(part, by_result.get(id(part))) for part in messages[place].parts]
+            messages[place] = replace(messages[place], parts=parts)
+        return messages
 
     def add_instructions(self, instructions: str | Iterable[Any] | None) -> None:
         if isinstance(instructions, str):
@@ -427,24 +473,19 @@ class _ItemParser:
                 self.messages.append(Message("system", [TextPart(instructions)]))
             return
         for i, item in enumerate(instructions or ()):
-            self._add(item, f"instructions[{i}]")
+            self.add(item, f"instructions[{i}]")
 
-    def add_input(self, input_: str | Iterable[Any] | None) -> None:
+    def add_input(self, input_: str | Sequence[Any] | None, memory: ItemMemory | None) -> None:
         if input_ is None:
             raise InvalidRequest("this field is required", param="input")
         if isinstance(input_, str):
             if input_:
                 self.messages.append(Message("user", [TextPart(input_)]))
             return
-        count = 0
-        for i, item in enumerate(input_):
-            self._add(item, f"input[{i}]")
-            count += 1
-        self._pending.check_empty(f"input[{count}]")
-        for result, texts in self._more.values():
-            result.output = "\n".join(texts)
+        add_items(self, input_, "input", memory)
+        self._pending.check_empty(f"input[{len(input_)}]")
 
-    def _add(self, item: Any, path: str) -> None:
+    def add(self, item: Any, path: str) -> None:
         match item:
             case EasyInputMessage():
                 self._message(item, path)
@@ -512,7 +553,7 @@ class _ItemParser:
         for i, part in enumerate(content):
             match part:
                 case ResponseInputText(text=text) | ResponseOutputRefusal(refusal=text):
-                    self._ignored += [
+                    self.ignored += [
                         f"input[*].content[*].{name}"
                         for name in ("annotations", "logprobs")
                         if getattr(part, name, None)
@@ -520,17 +561,17 @@ class _ItemParser:
                     if text:
                         yield TextPart(text)
                 case OtherContent():
-                    self._ignored.append(f"input[*].content[*] ({part.part['type'][:40]})")
+                    self.ignored.append(f"input[*].content[*] ({part.part['type'][:40]})")
                     if holds_text(part.part):
                         yield TextPart(block_text(part.part))
                 case _:
                     attachment, field = self._attachment(part, f"{path}[{i}]")
-                    self._paths[id(attachment)] = field
+                    self._located.append((attachment, field))
                     yield AttachmentPart(attachment)
 
     def _attachment(self, part: Any, path: str) -> tuple[llm.Attachment, str]:
         if getattr(part, "detail", None) not in (None, "auto"):
-            self._ignored.append("input[*].content[*].detail")
+            self.ignored.append("input[*].content[*].detail")
         match part:
             case (
                 ResponseInputImage(image_url=str(url))
@@ -544,7 +585,7 @@ class _ItemParser:
                 return attachments.attachment_from_base64(audio.data, media_type, param=path), path
             case ResponseInputFile(file_data=str(data)):
                 if part.filename:
-                    self._ignored.append("input[*].content[*].filename")
+                    self.ignored.append("input[*].content[*].filename")
                 path = f"{path}.file_data"
                 return attachments.attachment_from_base64(data, "application/pdf", param=path), path
             case ResponseInputFile(file_url=str(url)):
@@ -580,11 +621,11 @@ class _ItemParser:
         self._result(item.call_id, output, path)
 
     def _result(self, call_id: str, output: Sequence[Part], path: str) -> None:
-        if (earlier := self._results.get(call_id)) is not None and not self._pending.has(call_id):
+        if (earlier := self._result_of.get(call_id)) and not self._pending.has(call_id):
             self._add_to_result(earlier, output)
             return
         name = self._pending.take(call_id, f"{path}.call_id")
-        result = self._results[call_id] = ToolResultPart(
+        result = ToolResultPart(
             name=name,
             output="".join(part.text for part in output if isinstance(part, TextPart)),
             tool_call_id=call_id,
@@ -594,6 +635,8 @@ class _ItemParser:
                 if isinstance(part, AttachmentPart) and part.attachment is not None
             ],
         )
+        self._results.append(result)
+        self._result_of[call_id] = result
         append_result(self.messages, result)
         if not self._pending:
             held, self._held = self._held, []
@@ -605,15 +648,9 @@ class _ItemParser:
         Once the conversation has gone on, it is a message of its own.
         """
         if self.messages[-1].role == "tool" and self.messages[-1].parts[-1] is earlier:
-            texts = self._more.setdefault(id(earlier), (earlier, [earlier.output]))[1]
-            texts += [part.text for part in output if isinstance(part, TextPart)]
-            earlier.attachments += [
-                part.attachment
-                for part in output
-                if isinstance(part, AttachmentPart) and part.attachment is not None
-            ]
+            self._pieces.append((len(self.messages) - 1, earlier, output))
             return
-        self._ignored.append("input[*] (a further result of a call)")
+        self.ignored.append("input[*] (a further result of a call)")
         texts = [part.text for part in output if isinstance(part, TextPart)]
         told = ToolResultPart(earlier.name, "\n".join(texts), earlier.tool_call_id)
         others = [part for part in output if not isinstance(part, TextPart)]
@@ -624,7 +661,7 @@ class _ItemParser:
     ) -> None:
         if isinstance(item, ToolSearchCall):
             if item.call_id is None:  # OpenAI ran it; its tools follow
-                self._ignored.append("input[*] (tool_search_call)")
+                self.ignored.append("input[*] (tool_search_call)")
                 return
             arguments = item.arguments
             if not isinstance(arguments, dict):
@@ -662,12 +699,25 @@ class _ItemParser:
             arguments_ = {name: v for name, v in item.items() if name not in _NOT_ARGUMENTS}
             self._call(kind.removesuffix("_call"), arguments_, call_id)
             return
-        self._ignored.append(f"input[*] ({kind[:40]})")
+        self.ignored.append(f"input[*] ({kind[:40]})")
         if kind.endswith("_call_output") and (isinstance(call_id, str) or self._pending):
             id_ = call_id if isinstance(call_id, str) else self._pending.oldest() or ""
             self._result(id_, [TextPart(block_text(item.get("output")))], path)
         elif kind != "mcp_list_tools" and holds_text(item):
             self._turn(Message("user", [TextPart(block_text(item))]))
+
+
+def _with_pieces(result: Part, pieces: Sequence[Part] | None) -> Part:
+    """Return a result with its further pieces: texts on lines of their own, and attachments."""
+    if pieces is None or not isinstance(result, ToolResultPart):
+        return result
+    texts = [part.text for part in pieces if isinstance(part, TextPart)]
+    files = [part.attachment for part in pieces if isinstance(part, AttachmentPart)]
+    return replace(
+        result,
+        output="\n".join([result.output, *texts]),
+        attachments=[*result.attachments, *(file for file in files if file is not None)],
+    )
 
 
 _NOT_ARGUMENTS = frozenset("id type call_id status created_by caller".split())

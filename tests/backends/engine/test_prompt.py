@@ -1,5 +1,8 @@
 """Tests of building a prompt that a model supports, and of listing what was changed."""
 
+import copy
+import random
+from dataclasses import replace
 from typing import Any
 
 import llm
@@ -11,6 +14,7 @@ from pydantic import Field
 from llmproxy.backends.engine.prompt import Call, build_prompt, has_read_history
 from llmproxy.core import attachments, chat
 from llmproxy.core.errors import Unsupported
+from llmproxy.core.message_facts import keep_facts
 from tests.backends.engine.conftest import assistant, system, user
 from tests.models import AsyncScript, StopOptions, SyncScript
 
@@ -55,6 +59,94 @@ def test_messages_that_every_plugin_supports_are_not_changed():
     made = call(SyncScript("m"), *messages)
     assert made.prompt.messages == messages
     assert made.ignored == ()
+
+
+PIECES = [
+    [system("s")],
+    [user("q")],
+    [Message("user", [TextPart("look"), AttachmentPart(PNG)])],
+    [assistant("a"), system("later")],
+    [Message("assistant", [ReasoningPart("hm"), TextPart(" "), TextPart("a")])],
+    [
+        Message("assistant", [ToolCallPart("f", {"a": [{"b": 1}]}, "c1"), TextPart("t")]),
+        system("between"),
+        Message("tool", [ToolResultPart("f", "r", "c1", attachments=[PNG], exception="e")]),
+        system("after"),
+    ],
+    [
+        Message("assistant", [ToolCallPart("f", {"a": {}}, "c2", provider_metadata={"p": [1]})]),
+        Message("tool", [ToolResultPart("f", "r", "c2")]),
+    ],
+    [
+        Message(
+            "assistant",
+            [
+                ToolCallPart("web_search", {}, "srvtoolu_1", server_executed=True),
+                ToolResultPart("web_search", "[]", "srvtoolu_1", server_executed=True),
+            ],
+        )
+    ],
+]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_conversation_that_goes_on_becomes_the_same_prompt(seed):
+    """Messages of a known body are the same objects in each request."""
+    draw = random.Random(seed)
+    models = [
+        SyncScript("m", attachment_types={"image/png"}),
+        SyncScript("m", attachment_types={"image/png"}, supports_tools=False),
+        openai_chat(),
+        in_place(),
+    ]
+    messages = [replace(m) for _ in range(12) for m in draw.choice(PIECES)]
+    model = draw.choice(models)
+    for _ in range(15):
+        sent = messages[: draw.randint(1, len(messages))]
+        sent += draw.choice([[], [user("other")], [system("other"), user("q")]])
+        keep_facts(sent)
+        recalled = frozenset(i for i in range(len(sent)) if i % 3 == draw.choice([0, 0, 0, 1]))
+        model = draw.choice([model, model, *models])
+        try:
+            fresh = call(model, *map(replace, sent), recalled=recalled)
+        except Unsupported:
+            with pytest.raises(Unsupported):
+                call(model, *sent, recalled=recalled)
+            continue
+        made = call(model, *sent, recalled=recalled)
+        assert made.prompt.messages == fresh.prompt.messages
+        assert made.ignored == fresh.ignored
+
+
+def test_a_plugin_that_edits_its_prompt_changes_no_other_request():
+    messages = [replace(m) for piece in PIECES * 2 for m in piece]
+    messages.append(Message("user", [AttachmentPart(copy.copy(PNG))]))
+    keep_facts(messages)
+    before = copy.deepcopy(messages)
+    model = SyncScript("m", attachment_types={"image/png"})
+    first = call(model, *messages)
+    told = copy.deepcopy(first.prompt.messages)
+    for edited in (first, call(model, *messages)):
+        for response in edited.conversation.responses:
+            for called in response._tool_calls:
+                called.arguments["more"] = 1
+        for attachment in edited.prompt.attachments:
+            attachment.content = b"edited"
+        for message in edited.prompt.messages:
+            message.role = "edited"
+            for part in message.parts:
+                match part:
+                    case TextPart():
+                        part.text = "edited"
+                    case ToolCallPart():
+                        list(part.arguments.values())[:1] and part.arguments["a"].clear()
+                        part.arguments["more"] = 1
+                        (part.provider_metadata or {}).get("p", []).append(3)
+                    case AttachmentPart():
+                        part.attachment.content = b"edited"
+            message.parts.clear()
+        assert messages == before
+        assert call(model, *messages).prompt.messages == told
 
 
 def test_leading_system_messages_become_one():
