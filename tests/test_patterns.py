@@ -216,11 +216,13 @@ ALL = [
 ]
 
 
-# Made of a caller's flags; of escaped words, twice; of a table, whose patterns are above; the
-# owner's own, which are checked and stopped (tests/backends/test_ignored_text.py).
+# Made of a caller's flags; of a dialect's word, for `search` up to the first match; of escaped
+# words, twice; of a table, whose patterns are above; the owner's own, which are checked and
+# stopped (tests/backends/test_ignored_text.py).
 ELSEWHERE = {
     "transfer.llama_stack.read",
     "core.errors",
+    "core.known_bodies",
     "core.known_keys",
     "core.error_meanings",
     "backends.ignored_text",
