@@ -119,7 +119,8 @@ def test_every_reader_reads_it(read_only, path):
             assert source.models() == ["demo"]
             assert [*source.near(chat.ChatRequest("demo", [llm.user("hm?")]))]
         assert (
-            b"and of Spain?" in asyncio.run(Dashboard(copy).page("/", "", "http://127.0.0.1:1", "./"))[1]
+            b"and of Spain?"
+            in asyncio.run(Dashboard(copy).page("/", "", "http://127.0.0.1:1", "./"))[1]
         )
         matcher = Matcher(copy)
         history = [*second.turn.messages, *second.turn.reply, llm.user("thanks")]
