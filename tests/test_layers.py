@@ -32,7 +32,7 @@ IMPURE_MODULES = set(
     "asyncio logging mimetypes os pathlib random secrets socket sqlite3 subprocess tempfile"
     " threading time urllib.request uuid".split()
 ) - {"random"}  # report/stats draws from a seed that it is given
-SOCKETS = "transport (server|client)$"
+SOCKETS = "transport (server|connections)$"
 SQL = "recorder|conversations|backends log_source|bench runs"
 ENGINE = "backends engine"
 MODELS_OF_LLM = set(

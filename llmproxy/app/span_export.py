@@ -21,7 +21,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from ..core.errors import SettingsError, retry_after_s
 from ..recorder.exchange import Exchange
 from ..recorder.spans import export_request, span_of
-from ..transport.client import Deadlines, send_request
+from ..transport.client import send_request
+from ..transport.connections import Deadlines
 
 MAX_WAITING = 2_048  # spans, as in OpenTelemetry's own batch processor; about 2 kB each
 MAX_WAITING_BYTES = 32 * 2**20  # of those with content

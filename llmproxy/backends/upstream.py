@@ -30,6 +30,7 @@ from ..core.known_keys import KnownKeys
 from ..core.limits import Limits
 from ..dialects import Dialect
 from ..transport import client
+from ..transport.connections import Deadlines
 
 MAX_ERROR_BYTES = 2**20  # of an error's body: at most a page of HTML
 MAX_ERROR_CHARS = 1000  # of an error that is not JSON, quoted in ours
@@ -50,14 +51,14 @@ class Upstream:
         *,
         key: str | None = None,
         limits: Limits = Limits(),
-        deadlines: client.Deadlines | None = None,
+        deadlines: Deadlines | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.dialect = dialect
         self.url = chat_url(dialect, base_url)
         self.key = key
         self.limits = limits
-        self.deadlines = deadlines or client.Deadlines()
+        self.deadlines = deadlines or Deadlines()
         self.tls = tls
 
     async def choose(self, request: chat.ChatRequest) -> UpstreamChoice:

@@ -1,40 +1,39 @@
 """The HTTP client: send one request, stream the response, record when its bytes arrived.
 
-Each request has a connection of its own: a measured response waits for no other, and the
-time to connect is known separately. Redirects are never followed, proxies from the
-environment (`HTTPS_PROXY`) never used, nothing is retried: a key is sent only to the
-address that it was given for. `response_parser` reads the bytes.
+`Client` keeps connections for the next request; `send_request` has one of its own for each.
+Redirects are never followed: a key is sent only to the address that it was given for.
+`response_parser` reads the bytes, `connections` has the sockets.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
 import ssl
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from ..core.errors import UpstreamError, UpstreamTimeout
+from ..core.errors import UpstreamError
 from ..core.limits import Limits
-from .http11 import Headers
+from .connections import (
+    DEADLINES,
+    NO_PROXIES,
+    Address,
+    Connection,
+    Deadlines,
+    Pool,
+    Proxies,
+    connect,
+)
+from .http11 import LAST_CHUNK, Headers, encode_chunk
 from .response_parser import ResponseHead, ResponseParser, encode_request
 
-READ_AHEAD_BYTES = 256 * 2**10  # received and not asked for yet; above it, the server has to wait
-_OWN_FIELDS = {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """The longest waits on the server, in seconds."""
-
-    connect_s: float = 10.0  # name, TCP and TLS
-    first_byte_s: float = 300.0  # after the request's last byte: models load, and think
-    idle_s: float = 60.0  # between two reads after that, and two writes before; keep-alives count
+# Set by the client, or about the connection to it alone (RFC 9110 7.6.1).
+OWN_FIELDS = frozenset(
+    {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
+)
+_SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+_BODILESS = _SAFE | {"DELETE"}
 
 
 @dataclass(frozen=True)
@@ -91,40 +90,207 @@ async def send_request(
     body: bytes = b"",
     *,
     limits: Limits = Limits(),
-    deadlines: Deadlines = Deadlines(),
+    deadlines: Deadlines = DEADLINES,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[UpstreamResponse]:
-    """POST a request and yield its response, of any status, as soon as the head has arrived.
+    """POST a request over a connection of its own, by no proxy; see `Client.send`.
 
-    The connection is cut when the block is left, also by a cancel. `limits` are those of the
-    response: `head`, `headers`, `body`. tls: the system's trust by default.
+    A measured response waits for no other then, and the time to connect is known.
 
-    Raises:
-        ValueError: a URL or header field that can't be sent.
-        UpstreamError: no connection, or no HTTP response.
-        UpstreamTimeout: the server was slower than its deadlines.
+    tls: the system's trust by default.
     """
-    address = _Address.of(url)
-    fields = [("host", address.authority), *headers]
-    if doubled := _OWN_FIELDS & {name.lower() for name, _ in fields[1:]}:
-        raise ValueError(
-            f"the client sets these header fields itself: {', '.join(sorted(doubled))}"
-        )
-    fields += [("accept-encoding", "identity"), ("connection", "close")]
-    fields.append(("content-length", str(len(body))))  # RFC 9110 8.6: SHOULD be sent, even if 0
-    data = encode_request("POST", address.target, fields, body)
+    address = Address.of(url)
+    request = _Request.of("POST", address, headers, body, is_last=True)
     began = time.monotonic()
-    connection = await _connect(address, tls, deadlines)
+    connection = await connect(address, tls, deadlines)
     try:
-        connected = time.monotonic()
-        sent = await connection.send(data, deadlines)
-        reader = _Reader(connection, ResponseParser(limits), deadlines)
-        first_byte = await reader.wait_for_first_byte()
-        head = await reader.next_piece()
-        assert isinstance(head, ResponseHead)  # the parser gives it first, or raises
-        yield UpstreamResponse(head, Times(began, connected, sent, first_byte), reader)
+        exchange = _Exchange(connection, request, limits, deadlines, is_decoded=True)
+        yield await exchange.begin(began)
     finally:
         connection.close()
+
+
+class Client:
+    """Sends requests to servers, and keeps connections for the next ones.
+
+    tls: the system's trust by default. proxies: those to be used; none by default.
+    """
+
+    def __init__(
+        self,
+        *,
+        deadlines: Deadlines = DEADLINES,
+        tls: ssl.SSLContext | None = None,
+        proxies: Proxies = NO_PROXIES,
+    ) -> None:
+        self._deadlines = deadlines
+        self._pool = Pool(deadlines, tls, proxies)
+
+    @asynccontextmanager
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Iterable[tuple[str, str]] = (),
+        body: bytes | AsyncIterator[bytes] = b"",
+        *,
+        limits: Limits = Limits(),
+        is_decoded: bool = True,
+    ) -> AsyncIterator[UpstreamResponse]:
+        """Send a request and yield its response, of any status, as soon as the head has arrived.
+
+        The connection is cut when the block is left before the response has ended, also by
+        a cancel. A request whose connection has ended before the response began is not sent
+        again, unless its method is safe (RFC 9110 9.2.1): the server may have acted on it. A kept
+        connection that the server has closed in the meantime is not used at all.
+
+        headers: without those of the connection and of the body's framing, which the client
+            sets: see `OWN_FIELDS`. A content-length is taken for an iterated body.
+        body: an iterated one is sent piece by piece, as the server takes it.
+        limits: those of the response: `head`, `headers`, `body`.
+        is_decoded: undo the response's content-encoding.
+
+        Raises:
+            ValueError: a URL or header field that can't be sent.
+            UpstreamError: no connection, or no HTTP response.
+            UpstreamTimeout: the server was slower than its deadlines.
+        """
+        address = Address.of(url)
+        is_proxied = not address.is_tls and self._pool.proxy_for(address) is not None
+        request = _Request.of(method, address, headers, body, is_proxied=is_proxied)
+        began = time.monotonic()
+        kept = await self._pool.take(address)
+        connection = kept or await self._pool.open(address)
+        is_whole = False
+        try:
+            exchange = _Exchange(connection, request, limits, self._deadlines, is_decoded)
+            try:
+                response = await exchange.begin(began)
+            except UpstreamError:
+                if kept is None or method not in _SAFE or not exchange.is_unanswered:
+                    raise
+                connection.close()
+                connection = await self._pool.open(address)
+                exchange = _Exchange(connection, request, limits, self._deadlines, is_decoded)
+                response = await exchange.begin(began)
+            yield response
+            is_whole = exchange.leaves_connection
+        finally:
+            if is_whole:
+                self._pool.keep(address, connection)
+            else:
+                connection.close()
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._pool.close()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The bytes of a request's head, and its body."""
+
+    method: str
+    head: bytes
+    body: bytes | AsyncIterator[bytes]
+    is_chunked: bool
+
+    @classmethod
+    def of(
+        cls,
+        method: str,
+        address: Address,
+        headers: Iterable[tuple[str, str]],
+        body: bytes | AsyncIterator[bytes],
+        *,
+        is_proxied: bool = False,
+        is_last: bool = False,
+    ) -> _Request:
+        """Encode a request's head.
+
+        Raises:
+            ValueError: a field that the client sets itself, or one that can't be sent.
+        """
+        fields = [("host", address.authority), *headers]
+        names = {name.lower() for name, _ in fields[1:]}
+        is_whole = isinstance(body, bytes)
+        own = OWN_FIELDS if is_whole else OWN_FIELDS - {"content-length"}
+        if doubled := own & names:
+            raise ValueError(
+                f"the client sets these header fields itself: {', '.join(sorted(doubled))}"
+            )
+        fields.append(("accept-encoding", "identity"))
+        if is_last:
+            fields.append(("connection", "close"))
+        is_chunked = not is_whole and "content-length" not in names
+        if is_chunked:
+            fields.append(("transfer-encoding", "chunked"))
+        elif isinstance(body, bytes) and (body or method not in _BODILESS):
+            # RFC 9110 8.6: SHOULD be sent, even if 0
+            fields.append(("content-length", str(len(body))))
+        target = f"http://{address.authority}{address.target}" if is_proxied else address.target
+        return cls(method, encode_request(method, target, fields), body, is_chunked)
+
+
+class _Exchange:
+    """One request and its response on a connection."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        request: _Request,
+        limits: Limits,
+        deadlines: Deadlines,
+        is_decoded: bool,
+    ) -> None:
+        self._connection = connection
+        self._request = request
+        self._deadlines = deadlines
+        self._parser = ResponseParser(limits, method=request.method, is_decoded=is_decoded)
+        self._head: ResponseHead | None = None
+        self._is_sent = False
+        self.is_unanswered = True  # no byte of a response has come
+
+    async def begin(self, began: float) -> UpstreamResponse:
+        """Send the request, and return the response when its head has come."""
+        connected = time.monotonic()
+        sent = await self._send()
+        reader = _Reader(self._connection, self._parser, self._deadlines)
+        first_byte = await reader.wait_for_first_byte()
+        self.is_unanswered = not self._connection.arrived
+        head = await reader.next_piece()
+        assert isinstance(head, ResponseHead)  # the parser gives it first, or raises
+        self._head = head
+        return UpstreamResponse(head, Times(began, connected, sent, first_byte), reader)
+
+    async def _send(self) -> float:
+        """Write the request; return when the kernel had all of it, or the server responded."""
+        request, connection = self._request, self._connection
+        if isinstance(request.body, bytes):
+            sent = await connection.send(request.head + request.body, self._deadlines)
+        else:
+            sent = await connection.send(request.head, self._deadlines)
+            async for data in request.body:
+                if connection.arrived or connection.is_over:
+                    return sent  # refused before it was read
+                if data:
+                    framed = encode_chunk(data) if request.is_chunked else data
+                    sent = await connection.send(framed, self._deadlines)
+            if request.is_chunked:
+                sent = await connection.send(LAST_CHUNK, self._deadlines)
+        self._is_sent = connection.is_sent
+        return sent
+
+    @property
+    def leaves_connection(self) -> bool:
+        """Whether the connection can take another request."""
+        return (
+            self._is_sent
+            and self._parser.is_whole
+            and not self._parser.has_rest
+            and self._head is not None
+            and not self._head.ends_connection
+        )
 
 
 class _Reader:
@@ -134,7 +300,7 @@ class _Reader:
     """
 
     def __init__(
-        self, connection: _Connection, parser: ResponseParser, deadlines: Deadlines
+        self, connection: Connection, parser: ResponseParser, deadlines: Deadlines
     ) -> None:
         self._connection = connection
         self._parser = parser
@@ -164,192 +330,3 @@ class _Reader:
                 await self._connection.changed(
                     self._deadlines.idle_s, "the upstream's response stalled"
                 )
-
-
-# ---- the address
-
-
-@dataclass(frozen=True)
-class _Address:
-    """The host to connect to, and the target to request there."""
-
-    host: str
-    port: int
-    is_tls: bool
-    authority: str
-    target: str
-
-    @classmethod
-    def of(cls, url: str) -> _Address:
-        """Split a URL. One that would need repair is refused: it must not be sent a key.
-
-        Raises:
-            ValueError: not an http(s) URL of visible ASCII, or one with a user or fragment.
-        """
-        # urlsplit drops TAB, CR and LF, wherever they stand.
-        if not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError("the URL has characters that must be percent-encoded")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("the URL does not begin with http:// or https:// and a host")
-        # RFC 9110 4.2.4: userinfo is not to be sent; what stands there is a password.
-        if "@" in parts.netloc or parts.fragment:
-            raise ValueError("the URL has a user or a fragment in it")
-        is_tls = parts.scheme == "https"
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        port = (443 if is_tls else 80) if parts.port is None else parts.port
-        return cls(parts.hostname, port, is_tls, parts.netloc, target)
-
-
-# ---- the connection
-
-
-async def _connect(
-    address: _Address, tls: ssl.SSLContext | None, deadlines: Deadlines
-) -> _Connection:
-    if address.is_tls and tls is None:
-        # Reads the system's certificates: about 10 ms that are not the server's.
-        tls = await asyncio.to_thread(ssl.create_default_context)
-    where = f"{address.host}:{address.port}"
-    try:
-        async with asyncio.timeout(deadlines.connect_s):
-            return await _connect_to_any(address, tls, deadlines.connect_s)
-    except TimeoutError as exc:
-        raise UpstreamTimeout(f"no connection to {where} within {deadlines.connect_s:g} s") from exc
-    except ssl.SSLError as exc:
-        why = getattr(exc, "verify_message", "") or exc.reason or "the server does not speak TLS"
-        raise UpstreamError(f"no secure connection to {where}: {why}") from exc
-    except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
-        raise UpstreamError(f"no connection to {where}: {_reason(exc)}") from exc
-
-
-async def _connect_to_any(
-    address: _Address, tls: ssl.SSLContext | None, within_s: float
-) -> _Connection:
-    """Connect to the first of the host's addresses that accepts; each gets a share of the time.
-
-    One after the other: asyncio's own race of addresses (`happy_eyeballs_delay`) leaves
-    tasks behind when it is cancelled, and can fail when two win at once (CPython 3.11).
-    """
-    loop = asyncio.get_running_loop()
-    until = loop.time() + within_s
-    found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(where[0]) for *_, where in found))
-    for left in range(len(addresses), 0, -1):
-        try:
-            async with asyncio.timeout((until - loop.time()) / left):
-                _, connection = await loop.create_connection(
-                    _Connection,
-                    addresses[-left],
-                    address.port,
-                    ssl=tls if address.is_tls else None,
-                    server_hostname=address.host if address.is_tls else None,
-                )
-                return connection
-        except ssl.SSLError:
-            raise  # the next address is the same server
-        except OSError:  # a TimeoutError too
-            if left == 1:
-                raise
-    raise OSError("the name has no address")
-
-
-def _reason(exc: Exception) -> str:
-    # asyncio replaces the system's message with "Connect call failed" and the address.
-    code = exc.errno if isinstance(exc, OSError) else None
-    return os.strerror(code) if code is not None and code > 0 else str(exc)
-
-
-class _Connection(asyncio.Protocol):
-    """One connection. Bytes get their time when the loop reads them, not when they are used.
-
-    With a StreamReader, an event's time would be late while its reader is busy with the last.
-    """
-
-    def __init__(self) -> None:
-        self.arrived: deque[tuple[float, bytes]] = deque()
-        self.is_over = False
-        self.failure: Exception | None = None
-        self._buffered = 0
-        self._is_full = False
-        self._is_sent = True
-        self._waiter: asyncio.Future[None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        # So that resume_writing is called when the last byte is gone. Not 0: asyncio's TLS
-        # takes an empty buffer for a full one then, and says so until it is used again.
-        transport.set_write_buffer_limits(high=1, low=0)
-
-    def data_received(self, data: bytes) -> None:
-        self.arrived.append((time.monotonic(), data))
-        self._buffered += len(data)
-        if self._buffered > READ_AHEAD_BYTES and not self._is_full:
-            self._is_full = True
-            self._transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> None:
-        self.is_over = True
-        self._wake()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_over = True
-        self.failure = self.failure or exc
-        self._wake()
-
-    def pause_writing(self) -> None:
-        self._is_sent = False
-
-    def resume_writing(self) -> None:
-        self._is_sent = True
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def changed(self, within_s: float, what: str) -> None:
-        """Wait until something happens on the connection.
-
-        Raises:
-            UpstreamTimeout: nothing happened; its message begins with `what`.
-        """
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(within_s):
-                await self._waiter
-        except TimeoutError as exc:
-            raise UpstreamTimeout(f"{what} within {within_s:g} s") from exc
-        finally:
-            self._waiter = None
-
-    async def send(self, data: bytes, deadlines: Deadlines) -> float:
-        """Write a request; return the time when the kernel had all of it.
-
-        A server may refuse a request before reading it all: then this returns at once.
-        """
-        self._transport.write(data)
-        left = len(data) + 1
-        while not (self._is_sent or self.arrived or self.is_over):
-            try:
-                await self.changed(deadlines.idle_s, "the upstream did not take the request")
-            except UpstreamTimeout:
-                before, left = left, self._transport.get_write_buffer_size()
-                if left >= before:
-                    raise
-        return time.monotonic()
-
-    def take(self) -> tuple[float, bytes]:
-        """Return the first bytes that were received and not taken yet."""
-        at, data = self.arrived.popleft()
-        self._buffered -= len(data)
-        if self._is_full and self._buffered <= READ_AHEAD_BYTES // 2:
-            self._is_full = False
-            self._transport.resume_reading()
-        return at, data
-
-    def close(self) -> None:
-        """Abort the connection, even with data left to write or read."""
-        self._transport.abort()

@@ -1,7 +1,7 @@
 """HTTP/1.1 for clients, without IO: encode a request, parse the bytes of its response.
 
-For one request per connection: nothing may follow the response, so malformed messages that
-a server must refuse (request smuggling) are repaired as RFC 9112 allows a user agent. A
+Nothing follows a response unasked, so malformed messages that a server must refuse (request
+smuggling) are repaired as RFC 9112 allows a user agent; their connection is not used again. A
 response that can't be read is an UpstreamError. `client` has the sockets.
 
 Spec: https://www.rfc-editor.org/rfc/rfc9112
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.errors import ProtocolError, TooLarge, UpstreamError
 from ..core.limits import Limits
@@ -35,21 +35,27 @@ MAX_GZIP_MEMBERS = 4096  # some servers flush by ending a member, at most one pe
 PIECE_BYTES = 64 * 2**10  # of inflated body at once, so that a gzip bomb does not fill the memory
 # RFC 9112 4 requires the space even without a reason phrase; old servers omit both.
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
-_TARGET = re.compile(r"/[!\"$-~]*")  # visible ASCII without "#" (RFC 9112 3.2.1)
+_TARGET = re.compile(r"(?:http://[^/]+)?/[!\"$-~]*")  # visible ASCII without "#" (RFC 9112 3.2)
 
 
 @dataclass(frozen=True)
 class ResponseHead:
-    """Status and header fields of a response, as received; its body comes decoded."""
+    """Status and header fields of a response, as received.
+
+    ends_connection: whether no other response can follow it.
+    """
 
     status: int
     headers: Headers
+    ends_connection: bool = field(default=False, compare=False)
 
 
 def encode_request(
-    method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes
+    method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes = b""
 ) -> bytes:
-    """Encode a complete request.
+    """Encode a request, complete or as far as its body is known.
+
+    target: a path with its query, or the whole URL for a proxy.
 
     Raises:
         ValueError: a target or field that can't be written, without its value.
@@ -62,16 +68,18 @@ def encode_request(
 class ResponseParser:
     """Parses a connection's bytes into one response: its head, then pieces of its body.
 
-    Interim responses (100, 103) are skipped, chunks and gzip decoded, trailers dropped. A
+    Interim responses (100, 103) are skipped, chunks and gzip decoded (the latter if
+    `is_decoded`), trailers dropped. has_rest: whether more came than the response. A
     malformed response raises when the fault is reached, after the good pieces before it, and
     again at each further call.
     """
 
-    def __init__(self, limits: Limits, *, method: str = "POST") -> None:
+    def __init__(self, limits: Limits, *, method: str = "POST", is_decoded: bool = True) -> None:
         self._input = _ResponseBuffer()
-        self._pieces = _read_response(self._input, limits, method)
+        self._pieces = _read_response(self._input, limits, method, is_decoded)
         self._error: UpstreamError | None = None
         self.is_whole = False  # the response has ended; what follows is not read
+        self.has_rest = False
 
     def feed(self, data: bytes) -> None:
         """Add bytes from the server; `next_piece` parses them."""
@@ -96,6 +104,7 @@ class ResponseParser:
             return next(self._pieces)
         except StopIteration:
             self.is_whole = True
+            self.has_rest = bool(self._input.buffer)
             self._input.buffer.clear()
             return None
         except (ProtocolError, TooLarge) as error:
@@ -129,7 +138,7 @@ class _ResponseBuffer(MessageBuffer):
 
 
 def _read_response(
-    source: _ResponseBuffer, limits: Limits, method: str
+    source: _ResponseBuffer, limits: Limits, method: str, is_decoded: bool
 ) -> Generator[ResponseHead | bytes | None, None, None]:
     for _ in range(MAX_INTERIM_RESPONSES + 1):
         head = yield from _read_head(source, limits)
@@ -143,7 +152,7 @@ def _read_response(
         raise UpstreamError(f"the upstream sent more than {most} interim responses")
     yield head  # before its body is read: an error status counts, whatever its page is encoded in
     coded = _coded_body(source, head, limits, method)
-    decoder = _decoder(head.headers)
+    decoder = _decoder(head.headers) if is_decoded else None
     room = limits.body
     for piece in coded:
         for data in _decoded(decoder, piece):
@@ -163,7 +172,15 @@ def _read_head(source: _ResponseBuffer, limits: Limits) -> Generator[None, None,
         # RFC 9112 4: any major version but 1 is another protocol.
         raise UpstreamError("the upstream's response is not HTTP/1.1")
     pairs = yield from read_fields(source, limits, limits.head - len(line))
-    return ResponseHead(int(parts[2]), Headers(pairs))
+    headers = Headers(pairs)
+    # RFC 9112 9.3: what ends with the connection, and what an old server sends, is the last.
+    lengths = [headers.get(name) for name in ("content-length", "transfer-encoding")]
+    ends = (
+        parts[1] == b"0"
+        or "close" in split_list(headers.get("connection", ""))
+        or (lengths.count(None) != 1 and int(parts[2]) not in (204, 304))
+    )
+    return ResponseHead(int(parts[2]), headers, ends)
 
 
 # ---- the body's length

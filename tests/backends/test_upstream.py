@@ -16,7 +16,7 @@ from llmproxy.core import chat
 from llmproxy.core.errors import RateLimited, Unauthorized, UpstreamError, UpstreamTimeout
 from llmproxy.core.usage import Usage
 from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat
-from llmproxy.transport.client import Deadlines
+from llmproxy.transport.connections import Deadlines
 from tests.models import SyncScript, tool_call, usage
 from tests.provider import begin_sse, chat_chunk, chat_stream, playing, say_event, say_json
 from tests.proxies import running

@@ -15,8 +15,9 @@ import pytest
 
 from llmproxy.core.errors import ProtocolError, UpstreamError, UpstreamTimeout
 from llmproxy.core.limits import Limits
-from llmproxy.transport import client
-from llmproxy.transport.client import Deadlines, send_request
+from llmproxy.transport import connections
+from llmproxy.transport.client import send_request
+from llmproxy.transport.connections import Deadlines
 from llmproxy.transport.http11 import RequestParser, Response
 from llmproxy.transport.server import Server
 
@@ -235,7 +236,7 @@ async def test_a_slow_reader_holds_the_server_back():
     async with playing(play) as (url, _), send_request(url) as answer:
         await asyncio.sleep(0.1)
         wire = answer._reader._connection
-        assert wire._buffered <= client.READ_AHEAD_BYTES + 2**18
+        assert wire._buffered <= connections.READ_AHEAD_BYTES + 2**18
         async for _, data in answer:
             sizes.append(len(data))
     assert sum(sizes) == 64 * 2**18
