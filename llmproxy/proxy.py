@@ -102,7 +102,7 @@ def _ignore(_: object) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a proxy is set up; docs/embedding.md has the command's flag for each field.
+    """How a proxy is set up; docs/settings.md has the command's flag for each field.
 
     host: The address to listen on.
     port: The port to listen on; 0 takes a free one.
@@ -256,6 +256,11 @@ class Settings:
             IgnoredText(self.ignore)
         except ValueError as exc:
             return f"{{ignore}}: {exc}"
+        if not self.log and self.keep is not None:
+            return "{log=False} and {keep} exclude each other"
+        reads_log = self.replay is not None and self.recordings is None
+        if not self.log and self.database is not None and not reads_log:
+            return "{log=False} and {database} exclude each other without {replay}"
         if self.ignore and self.replay is None and self.recordings is None:
             return "{ignore}: only a replay ignores differences: set {replay} too"
         return None
@@ -324,7 +329,9 @@ def _check(settings: Settings) -> None:
             "your keys: give {keys}, or listen on 127.0.0.1; {auth=False} lets all of them in"
         )
     if settings.keys and not settings.auth:
-        raise SettingsError("{auth=False} and {keys} or LLMPROXY_API_KEY exclude each other")
+        is_outside = tuple(settings.keys) == keys_of_environment()
+        keys = "LLMPROXY_API_KEY" if is_outside else "{keys}"
+        raise SettingsError(f"{{auth=False}} and {keys} exclude each other")
 
 
 def _reason(error: StoreError | OSError | InvalidRequest) -> str:

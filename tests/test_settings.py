@@ -1,7 +1,7 @@
 """Every field of Settings is documented once: where it is declared.
 
-`help(llmproxy.Settings)` and the table of docs/embedding.md repeat that text, the table with the
-command's flag for each field; `python -m tests.test_settings` rewrites both.
+`help(llmproxy.Settings)` and the table of docs/settings.md repeat that text, the table with the
+flag, the variable and the file's key for each; `python -m tests.test_settings` rewrites both.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 import llmproxy
 from llmproxy import Settings, SettingsError, proxy
-from llmproxy.cli import serve
+from llmproxy.cli import serve, sources
 from tests.commands import run_here
 
-PAGE = Path(__file__).parents[1] / "docs" / "embedding.md"
+PAGE = Path(__file__).parents[1] / "docs" / "settings.md"
 SOURCE = Path(proxy.__file__)
 FIELDS = [field.name for field in dataclasses.fields(Settings)]
 WIDTH = 96
@@ -57,14 +58,21 @@ def listed() -> str:
 
 
 def rows() -> str:
-    flags = serve.flags_of(serve._parser("llmproxy"))
-    given = {name.partition("=")[0]: flag for name, flag in flags.items()}
-    # Switches that only the command has, since they say what it does with lines.
-    others = {"on_exchange": "`--quiet` prints none"}
-    lines = ["| field | flag | |", "|---|---|---|"]
-    for name, text in docs().items():
-        flag = f"`{given[name]}`" if name in given else others.get(name, "")
-        lines.append(f"| `{name}` | {flag} | {text} |")
+    """Return the table: settings in the order of --help, then those of programs only."""
+    parser = serve._parser("llmproxy")
+    texts, own = docs(), parser._get_formatter()
+    lines = ["| flag | variable | key | field | default | |", "|---|---|---|---|---|---|"]
+    for key, action in sources.settings_of(parser).items():
+        name = action.dest
+        text = texts.pop(name, None) or own._expand_help(action).replace("<", "&lt;")
+        flag = own._format_action_invocation(action).replace("|", "\\|")
+        default = "" if action.default in (None, []) else f"`{action.default}`".lower()
+        default = "off" if action.nargs == 0 else default
+        field = f"`{name}`" if name in FIELDS else ""
+        lines.append(
+            f"| `{flag}` | `{sources.variable_of(key)}` | `{key}` | {field} | {default} | {text} |"
+        )
+    lines += [f"| | | | `{name}` | | {text} |" for name, text in texts.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -84,9 +92,9 @@ def test_the_page_has_the_table_of_fields_and_flags():
 
 def test_each_flag_of_the_server_is_a_setting():
     """Or does something that is the command's own."""
-    flags = serve.flags_of(serve._parser("llmproxy"))
+    flags = sources.flags_of(serve._parser("llmproxy"))
     names = {name.partition("=")[0] for name in flags}
-    assert names - set(FIELDS) == {"help", "version", "help_limits", "quiet"}
+    assert names - set(FIELDS) == {"help", "version", "config", "help_limits", "quiet"}
     assert set(FIELDS) - names == {"authorize", "models", "on_exchange", "on_refusal", "warn"}
 
 
@@ -102,8 +110,8 @@ def test_each_flag_of_the_server_is_a_setting():
         (
             {"auth": False, "keys": ["k"]},
             ["--no-auth", "--api-key", "k"],
-            "auth=False and keys or LLMPROXY_API_KEY exclude each other",
-            "--no-auth and --api-key or LLMPROXY_API_KEY exclude each other",
+            "auth=False and keys exclude each other",
+            "--no-auth and --api-key exclude each other",
         ),
         (
             {"origins": ["here"]},
@@ -122,6 +130,18 @@ def test_each_flag_of_the_server_is_a_setting():
             ["--recordings", ""],
             "recordings: a file's name can't be empty",
             "--recordings: a file's name can't be empty",
+        ),
+        (
+            {"log": False, "database": "x.db"},
+            ["--no-log", "--database", "x.db"],
+            "log=False and database exclude each other without replay",
+            "--no-log and --database exclude each other without --replay",
+        ),
+        (
+            {"log": False, "keep": timedelta(1)},
+            ["--no-log", "--keep", "1d"],
+            "log=False and keep exclude each other",
+            "--no-log and --keep exclude each other",
         ),
         (
             {"ignore": ["x"]},
@@ -161,7 +181,7 @@ def write() -> None:
     tail = rest.partition('    """\n')[2]
     SOURCE.write_text(f'{head}for each field.\n\n{listed()}    """\n{tail}', "utf-8")
     page = PAGE.read_text("utf-8")
-    table = re.compile(r"^\| field \| flag \| \|\n(\|.*\n)+", re.MULTILINE)
+    table = re.compile(r"^\| flag \| variable \|.*\n(\|.*\n)+", re.MULTILINE)
     PAGE.write_text(table.sub(lambda _: rows(), page), "utf-8")
 
 

@@ -7,7 +7,7 @@ import codecs
 import difflib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..recorder.ids import find_exchanges, find_thread
 from ..recorder.listing import Filter, LogListing
 from ..recorder.summary import Status
 from ..recorder.user_files import user_folder
+from .sources import fill_in
 
 if TYPE_CHECKING:
     from ..report.prices import Price
@@ -151,9 +152,23 @@ def add_database(parser: argparse.ArgumentParser) -> None:
 
 
 def database_of(arguments: argparse.Namespace) -> Path:
-    """Return the path of the log: llm's own unless --database names another."""
+    """Return the path of the log: llm's own unless --database or another source names one.
+
+    Raises:
+        SettingsError: the variable or the file has no path.
+    """
+    _fill_in(add_database, arguments)
     named: Path | None = arguments.database
     return named or user_folder() / "logs.db"
+
+
+def _fill_in(
+    add_flag: Callable[[argparse.ArgumentParser], None], arguments: argparse.Namespace
+) -> None:
+    """Take a setting from its variable or the file if its flag is not given."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_flag(parser)
+    fill_in(parser, arguments)
 
 
 # ---- how models are asked, and what they cost
@@ -194,7 +209,9 @@ def prices_of(arguments: argparse.Namespace) -> Mapping[str, Price]:
 
     Raises:
         InvalidRequest: it is not a file of prices.
+        SettingsError: the variable or the file of settings has no path.
     """
+    _fill_in(add_prices, arguments)
     path: Path | None = arguments.prices
     if path is None:
         return {}

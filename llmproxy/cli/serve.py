@@ -22,7 +22,7 @@ from ..backends.replay import MAX_LISTED, RecordingSummary
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
-from ..proxy import Proxy, Settings, SettingsError, keys_of_environment
+from ..proxy import Proxy, Settings, SettingsError
 from ..recorder.store import logs_on
 from ..report.numbers import count_of
 from ..serving import serve_until_signal
@@ -31,6 +31,7 @@ from .arguments import Parser, add_database, add_parallel, age
 from .columns import Aligner, joined
 from .line_writer import LineWriter
 from .run import run
+from .sources import Given, add_config, complete, parse_flags
 from .summary_text import OMITTED, TEXTS, refusal_row, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
@@ -48,8 +49,7 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[
     commands: names of the subcommands, for the message if another word is given.
     """
     parser = _parser(program)
-    arguments, unknown = parser.parse_known_args(argv)
-    flags = flags_of(parser)
+    flags, unknown = parse_flags(parser, argv)
     words = [word for word in unknown if not word.startswith("-")]
     if words == unknown and words:
         parser.error(_wrong_word(words[0], argv, commands))
@@ -57,21 +57,14 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
 
     def serve() -> int:
-        try:
-            return _run(arguments, keys)
-        except SettingsError as exc:
-            raise SettingsError(exc.with_flags(flags)) from exc
+        if flags.help_limits:
+            print_line("\n".join(limits.describe()))
+            return 0
+        given = complete(parser, flags)
+        with given.naming_errors(parser):
+            return _run(given, keys)
 
     return run(program, serve)
-
-
-def flags_of(parser: argparse.ArgumentParser) -> dict[str, str]:
-    """Return the flag for each setting, for switches with the setting's value: `auth=False`."""
-    return {
-        f"{action.dest}={action.const}" if action.nargs == 0 else action.dest: flag
-        for action in parser._actions
-        for flag in action.option_strings[-1:]
-    }
 
 
 def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
@@ -85,10 +78,8 @@ def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
     return f"there is no command {word!r}: {hint} (the commands are {', '.join(commands)})"
 
 
-def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
-    if arguments.help_limits:
-        print_line("\n".join(limits.describe()))
-        return 0
+def _run(given: Given, keys: KnownKeys) -> int:
+    arguments = given.arguments
     # Kept from the start: plugins replace them while they load a model, and two that do so at
     # once may leave closed streams behind for good.
     with ExitStack() as files:
@@ -106,7 +97,15 @@ def _run(arguments: argparse.Namespace, keys: KnownKeys) -> int:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stderr:
                 handler.setStream(err)
                 files.callback(handler.setStream, sys.stderr)
-        settings = _settings(arguments, out, warn, access_log)
+        for line in given.warnings:
+            warn(line)
+        printers = {} if arguments.quiet else _printers(out)
+        settings = settings_from(
+            arguments,
+            warn=warn,
+            access_log=access_log.line if arguments.access_log else None,
+            **printers,
+        )
         _leave_out_own_address(settings, warn)
         asyncio.run(_serve(settings, keys, out, reopen))
     return 0
@@ -121,13 +120,15 @@ def _parser(program: str) -> argparse.ArgumentParser:
         f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
         description="Serve llm's models to programs that speak a well-known LLM API, "
         "and record every exchange in llm's logs.db.",
-        epilog="Keys for your own clients can also be set in LLMPROXY_API_KEY, comma separated.",
+        epilog="Each flag is also an environment variable (LLMPROXY_PORT) and a key of the file of "
+        "--config (port).",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     # Where a flag sets a field of Settings, its dest is that field's name: see _settings.
     add = parser.add_argument
     add("--version", action="version", version=f"llmproxy {__version__}")
+    add_config(parser)
     add("--host", default=Settings.host, help="address to listen on (%(default)s)")
     add(
         "--port",
@@ -279,27 +280,17 @@ def _map(text: str) -> tuple[str, str]:
     return pattern, model
 
 
-def _settings(
-    arguments: argparse.Namespace,
-    out: LineWriter,
-    warn: Callable[[str], None],
-    access_log: LineWriter,
-) -> Settings:
+def settings_from(arguments: argparse.Namespace, **others: Any) -> Settings:
+    """Return the settings that the flags describe.
+
+    others: fields that are not the flags' matter, such as `warn`.
+
+    Raises:
+        SettingsError: they can't work.
+    """
     given = vars(arguments)
-    reads_log = arguments.replay and not arguments.recordings
-    if not arguments.log and arguments.database and not reads_log:
-        raise SettingsError("--no-log and --database PATH exclude each other without --replay")
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
-    return Settings(
-        **values
-        | {
-            "keys": [*arguments.keys, *keys_of_environment()],
-            "limits": _limits(arguments.limits),
-            "warn": warn,
-            "access_log": arguments.access_log and access_log.line,
-        }
-        | ({} if arguments.quiet else _printers(out))
-    )
+    return Settings(**values | {"limits": _limits(arguments.limits), "access_log": None} | others)
 
 
 def _leave_out_own_address(settings: Settings, warn: Callable[[str], None]) -> None:
@@ -334,7 +325,7 @@ def _open_access_log(path: str) -> TextIO:
     try:
         return open(path, "a", encoding="ascii", opener=partial(os.open, mode=0o600))
     except OSError as exc:
-        raise SettingsError(f"--access-log: {path}: {exc.strerror}") from exc
+        raise SettingsError(f"{{access_log}}: {path}: {exc.strerror}") from exc
 
 
 def _do_nothing() -> None:
@@ -355,7 +346,7 @@ def _limits(assignments: Sequence[str]) -> limits.Limits:
     try:
         return limits.parse_limits(assignments)
     except ValueError as exc:
-        raise SettingsError(str(exc)) from exc
+        raise SettingsError(f"{{limits}}: {exc}") from exc
 
 
 def _printers(out: LineWriter) -> dict[str, Callable[[Any], None]]:

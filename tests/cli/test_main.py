@@ -75,7 +75,7 @@ def test_version_and_help():
         (["--port", "x"], "argument --port: a port is a number from 0 to 65535"),
         (["--limit", "body=x"], "limit body takes a number above 0, not 'x'"),
         (["--limit", "nope=1"], "unknown limit 'nope'; limits are: body, "),
-        (["--no-log", "--database", "x"], "--no-log and --database PATH exclude each other"),
+        (["--no-log", "--database", "x"], "--no-log and --database exclude each other"),
         (["--host", "0.0.0.0"], "0.0.0.0 can be reached by others"),
         (["--allow-origin", "foo"], "an origin is scheme://host[:port], not 'foo'"),
         (["--api-key", ""], "an API key can't be empty"),

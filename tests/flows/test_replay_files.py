@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -183,7 +182,7 @@ def test_a_command_replays_several_files(exported):
     arguments = parser.parse_args(
         ["--replay", "--no-log", "--recordings", "a.jsonl", "--recordings", "b", "--ignore", "x+"]
     )
-    settings = serve._settings(arguments, io.StringIO(), print, io.StringIO())
+    settings = serve.settings_from(arguments)
     assert settings.recording_paths == ["a.jsonl", "b"]
     assert settings.ignore == ["x+"]
 
