@@ -5,7 +5,8 @@ and every exchange is stored in llm's own logs.db. `serve`, `running` and `run` 
 `open_log` reads what it recorded, and `convert` turns requests, responses and streams of one
 API into those of another without a server.
 
-Only the names in `__all__` here and in `llmproxy.convert` are stable.
+Only the names in `__all__` here, those of `llmproxy.convert`, and `app` and `App` in
+`llmproxy.asgi`, for ASGI servers, are stable.
 """
 
 from __future__ import annotations
@@ -92,4 +93,4 @@ if not TYPE_CHECKING:  # to a type checker every name would exist
 
 def __dir__() -> list[str]:
     """List the public names, which are there although nothing has imported them yet."""
-    return sorted({*globals(), *__all__})
+    return sorted({name for name in globals() if name.startswith("__")} | set(__all__))

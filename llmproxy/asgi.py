@@ -1,7 +1,10 @@
 """The proxy as an ASGI application, for the servers and frameworks that people run already.
 
-    uvicorn --factory llmproxy.asgi:App
+    uvicorn llmproxy.asgi:app
     Starlette(routes=[Mount("/llm", proxy)], lifespan=proxy.lifespan)
+
+`app` has the settings of LLMPROXY_… variables and of the file in LLMPROXY_CONFIG, which are read
+when it is first asked for; `App` has those that it is given.
 
 The server does what `transport` does for the command: sockets, TLS, HTTP/2, limits of heads and
 connections. Everything else is the same, the log included; several workers may share a file.
@@ -16,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import quote
 
 from .app.access import is_loopback
@@ -280,3 +283,19 @@ def _request_of(scope: Scope) -> Request:
 
 def _peer_of(scope: Scope) -> str:
     return str((scope.get("client") or ("-",))[0])
+
+
+def _get(name: str) -> App:
+    """Make `app` when a server asks for it: an import alone reads no setting."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .cli.serve import settings_of_environment
+
+    made = globals()["app"] = App(settings_of_environment())
+    return made
+
+
+if TYPE_CHECKING:
+    app: App
+else:  # to a type checker every name would exist
+    __getattr__ = _get

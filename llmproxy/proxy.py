@@ -274,6 +274,11 @@ class Settings:
         return [paths] if isinstance(paths, Path | str) else list(paths)
 
     @property
+    def is_live(self) -> bool:
+        """Whether models answer, if only what was not recorded."""
+        return self.replay != "replay" and (self.recordings is None or self.replay is not None)
+
+    @property
     def how_to_record(self) -> str:
         """The end of the message for a request without a recording."""
         if self.recordings is not None:
@@ -316,7 +321,7 @@ class Options(TypedDict, total=False):
     access_log: Callable[[str], None] | None
 
 
-def _check(settings: Settings) -> None:
+def check_together(settings: Settings) -> None:
     """Check that settings work together.
 
     Raises:
@@ -340,6 +345,24 @@ def _reason(error: StoreError | OSError | InvalidRequest) -> str:
     return error.full_message if isinstance(error, InvalidRequest) else str(error)
 
 
+def recorded_source(settings: Settings, database: Path, *, writes_nothing: bool = False) -> Source:
+    """Open what a replay answers from: files, or else the log.
+
+    writes_nothing: leave even SQLite's files beside the log alone, as without a log of our own.
+
+    Raises:
+        StoreError, OSError, InvalidRequest: it can't be read.
+    """
+    if settings.recordings is None:
+        return Log(database, writes_nothing=writes_nothing or not settings.log)
+    # Few servers need these.
+    from .transfer.llama_stack.folder import add_recording
+    from .transfer.recordings import read_recordings
+
+    paths = [Path(path) for path in settings.recording_paths]
+    return read_recordings(paths, settings.warn, add_recording)
+
+
 class Proxy:
     """A server with its models and its log; it runs inside `async with`.
 
@@ -356,7 +379,7 @@ class Proxy:
             SettingsError: an address that others can reach, without a key; an empty key; an
                 invalid origin; no recordings to replay.
         """
-        _check(settings)
+        check_together(settings)
         is_local = is_loopback(settings.host)
         self.settings = settings
         self._known_keys = keys or known_keys()
@@ -383,9 +406,7 @@ class Proxy:
             self.database = database
             self._writer = log_writer(database, settings.warn)
             self._matcher = Matcher(database, recall=settings.recall)
-        self.is_live = settings.replay != "replay" and not (
-            settings.recordings and settings.replay is None
-        )
+        self.is_live = settings.is_live
         backend, models = self._backend(database)
         self.app = App(
             backend,
@@ -433,7 +454,7 @@ class Proxy:
                     )
                 Store(database).close()  # live responses will be recorded there
             self._replay = Replay(
-                self._source(database),
+                recorded_source(settings, database),
                 speed=settings.replay_speed,
                 live=live,
                 clean=IgnoredText(settings.ignore) if settings.ignore else None,
@@ -442,17 +463,6 @@ class Proxy:
         except (StoreError, OSError, InvalidRequest) as exc:
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
         return self._replay, self.catalog if live else self._replay
-
-    def _source(self, database: Path) -> Source:
-        settings = self.settings
-        if settings.recordings is None:
-            return Log(database, writes_nothing=not settings.log)
-        # Few servers need these.
-        from .transfer.llama_stack.folder import add_recording
-        from .transfer.recordings import read_recordings
-
-        paths = [Path(path) for path in settings.recording_paths]
-        return read_recordings(paths, settings.warn, add_recording)
 
     def _new_exporter(self) -> SpanExporter | None:
         """Return what sends spans, if they are wanted.

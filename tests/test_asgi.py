@@ -9,12 +9,17 @@ import asyncio
 import html
 import http.client
 import json
+import os
 import re
+import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
 import openai
@@ -23,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
-from llmproxy import open_log
+from llmproxy import asgi, open_log
 from llmproxy.asgi import App
 from llmproxy.core.errors import SettingsError
 from llmproxy.core.limits import Limits
@@ -301,3 +306,61 @@ def test_two_processes_worth_of_apps_share_a_log(llm_user_path):
                 thread.join()
     with open_log(llm_user_path / "logs.db") as log:
         assert [one.status for one in log.entries()] == ["ok"] * 10
+
+
+def test_app_has_the_settings_of_the_environment(tmp_path, monkeypatch, caplog):
+    """They are read when a server asks for it, not when the module is imported."""
+    monkeypatch.delitem(asgi.__dict__, "app", raising=False)
+    monkeypatch.setenv("LLMPROXY_CONFIG", str(tmp_path / "s.toml"))
+    with pytest.raises(SettingsError, match="^LLMPROXY_CONFIG: .*s.toml: No such file"):
+        _ = asgi.app
+    (tmp_path / "s.toml").write_text('database = "a.db"\nport = 1\naccess-log = "x.log"')
+    monkeypatch.setenv("LLMPROXY_API_KEY", "one")
+    monkeypatch.setenv("LLMPROXY_PROT", "1")
+    app = asgi.app
+    assert asgi.app is app
+    assert (app._settings.database, app._settings.keys) == (tmp_path / "a.db", ["one"])
+    assert not (tmp_path / "a.db").exists()
+    assert [record.getMessage() for record in caplog.records] == [
+        "LLMPROXY_PROT: there is no such setting; did you mean LLMPROXY_PORT?",
+        f"{tmp_path / 's.toml'}: access-log is not used: the access log is the ASGI server's",
+    ]
+    monkeypatch.delitem(asgi.__dict__, "app")
+    monkeypatch.delenv("LLMPROXY_API_KEY")
+    monkeypatch.setenv("LLMPROXY_HOST", "0.0.0.0")
+    with pytest.raises(SettingsError, match="give --api-key"):
+        _ = asgi.app
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = asgi.nothing
+
+
+@pytest.mark.slow
+def test_workers_of_an_import_string_share_a_log(tmp_path, llm_user_path):
+    """As in docs/deploy.md: `uvicorn llmproxy.asgi:app --workers 2`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "uvicorn", "llmproxy.asgi:app", "--workers", "2"]
+    settings = {"LLMPROXY_DATABASE": str(tmp_path / "team.db"), "LLMPROXY_API_KEY": "k"}
+    server = subprocess.Popen(
+        [*words, "--port", str(port), "--log-level", "warning"],
+        env=os.environ | settings,
+        cwd=Path(__file__).parents[1],
+    )
+    try:
+        body = {"model": "demo", "messages": BODY["messages"]}
+        deadline = time.monotonic() + 40
+        while True:
+            try:
+                first = ask(port, body=body)
+                break
+            except OSError:
+                assert server.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+        assert first[0] == 401
+        for _ in range(8):  # each on a connection of its own
+            assert ask(port, body=body, headers={"authorization": "Bearer k"})[0] == 200
+    finally:
+        server.terminate()
+        server.wait(40)
+    with open_log(tmp_path / "team.db") as log:
+        assert [one.status for one in log.entries()] == ["ok"] * 8

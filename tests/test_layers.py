@@ -18,8 +18,9 @@ bench transfer
 report
 app
 proxy
-serving asgi
+serving
 cli
+asgi
 plugin pytest_plugin __main__ __init__
 """.split("\n")[1:-1]
 RANK = {folder: rank for rank, line in enumerate(ORDER) for folder in line.split()}

@@ -45,8 +45,17 @@ def test_every_public_name_is_there_and_has_a_docstring():
 
 
 def test_stable_names_are_declared():
-    line = "Only the names in `__all__` here and in `llmproxy.convert` are stable"
-    assert line in llmproxy.__doc__
+    line = (
+        "Only the names in `__all__` here, those of `llmproxy.convert`, and `app` and `App` in "
+        "`llmproxy.asgi`, for ASGI servers, are stable."
+    )
+    assert line in " ".join(llmproxy.__doc__.split())
+
+
+def test_dir_has_no_names_but_public_ones():
+    names = [name for name in dir(llmproxy) if not name.startswith("__")]
+    assert names == llmproxy.__all__
+    assert "__version__" in dir(llmproxy)
 
 
 def test_options_are_the_fields_of_settings():

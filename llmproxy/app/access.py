@@ -72,13 +72,14 @@ class Access:
         host = _without_port(request.host)
         if self.is_local and not self._is_our_host(host):
             raise Forbidden(
-                f"the host {host[:80]!r} is not this server's; use --allow-host to allow it"
+                f"the host {host[:80]!r} is not this server's; to allow it, set --allow-host, "
+                "LLMPROXY_ALLOW_HOST or Settings(hosts=…)"
             )
         origin = request.headers.get("origin")
         if origin is not None and not self._is_our_origin(origin, request.host):
             raise Forbidden(
-                f"pages of {origin[:80]!r} may not use this server; use --allow-origin to allow"
-                " them"
+                f"pages of {origin[:80]!r} may not use this server; to allow them, set "
+                "--allow-origin, LLMPROXY_ALLOW_ORIGIN or Settings(origins=…)"
             )
         is_from_other_site = request.headers.get("sec-fetch-site", "").lower() == "cross-site"
         may_be = origin is not None or "*" in self.origins or _opens_page(request)

@@ -26,6 +26,7 @@ _SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
     "bench": ("bench", "main"),
     "report": ("report", "main"),
     "convert": ("convert", "main"),
+    "check": ("check", "main"),
 }
 
 

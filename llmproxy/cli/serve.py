@@ -22,7 +22,7 @@ from ..backends.replay import MAX_LISTED, RecordingSummary
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
-from ..proxy import Proxy, Settings, SettingsError
+from ..proxy import Proxy, Settings, SettingsError, check_together
 from ..recorder.store import logs_on
 from ..report.numbers import count_of
 from ..serving import serve_until_signal
@@ -117,7 +117,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         usage=f"%(prog)s [flags]\n       {program} log [ID] [flags]    (see {program} log --help)"
         f"\n       {program} bench --models A,B [flags]\n       {program} report [RUN] [flags]"
         f"\n       {program} export FILE [flags]\n       {program} import FILE [flags]"
-        f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]",
+        f"\n       {program} convert --from NAME --to NAME [--kind KIND] [FILE]"
+        f"\n       {program} check [flags]",
         description="Serve llm's models to programs that speak a well-known LLM API, "
         "and record every exchange in llm's logs.db.",
         epilog="Each flag is also an environment variable (LLMPROXY_PORT) and a key of the file of "
@@ -291,6 +292,27 @@ def settings_from(arguments: argparse.Namespace, **others: Any) -> Settings:
     given = vars(arguments)
     values = {field.name: given[field.name] for field in fields(Settings) if field.name in given}
     return Settings(**values | {"limits": _limits(arguments.limits), "access_log": None} | others)
+
+
+def settings_of_environment() -> Settings:
+    """Return the settings of LLMPROXY_… variables and the file of LLMPROXY_CONFIG.
+
+    For a server that isn't the command's: it has a port and an access log of its own.
+
+    Raises:
+        SettingsError: they can't work; it names where each stands.
+    """
+    parser = _parser("llmproxy")
+    flags, _ = parse_flags(parser, [])
+    given = complete(parser, flags)
+    with given.naming_errors(parser):
+        settings = settings_from(given.arguments)
+        check_together(settings)
+    for line in given.warnings:
+        settings.warn(line)
+    if source := given.sources.get("access_log"):
+        settings.warn(f"{source} is not used: the access log is the ASGI server's")
+    return settings
 
 
 def _leave_out_own_address(settings: Settings, warn: Callable[[str], None]) -> None:

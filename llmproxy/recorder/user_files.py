@@ -19,9 +19,14 @@ def user_folder() -> Path:
     Raises:
         OSError: the folder isn't there, and can't be made.
     """
-    folder = Path(os.environ.get("LLM_USER_PATH") or _app_folder())
+    folder = user_folder_path()
     folder.mkdir(exist_ok=True, parents=True)
     return folder
+
+
+def user_folder_path() -> Path:
+    """Return the path of llm's user folder, which need not exist."""
+    return Path(os.environ.get("LLM_USER_PATH") or _app_folder())
 
 
 def _app_folder() -> str:

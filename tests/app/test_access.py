@@ -105,7 +105,8 @@ def test_a_foreign_host_is_refused_on_loopback(host):
     shown = host if host.startswith("192") or ":" not in host else host.rpartition(":")[0]
     assert error.status == 403
     assert error.message == (
-        f"the host {shown!r} is not this server's; use --allow-host to allow it"
+        f"the host {shown!r} is not this server's; to allow it, set --allow-host, "
+        "LLMPROXY_ALLOW_HOST or Settings(hosts=…)"
     )
 
 
@@ -152,7 +153,8 @@ def test_pages_of_other_origins_are_refused(origin):
     error = refused(Access(), origin=origin)
     assert (error.status, error.message) == (
         403,
-        f"pages of {origin!r} may not use this server; use --allow-origin to allow them",
+        f"pages of {origin!r} may not use this server; to allow them, set --allow-origin, "
+        "LLMPROXY_ALLOW_ORIGIN or Settings(origins=…)",
     )
 
 

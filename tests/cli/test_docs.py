@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from llmproxy.cli import bench, convert, export_import, log, main, report, serve
+from llmproxy.cli import bench, check, convert, export_import, log, main, report, serve
 from llmproxy.cli.run import FAILED, INTERRUPTED, WRONG_SETTINGS
 
 ROOT = Path(__file__).parents[2]
@@ -28,17 +28,24 @@ PARSERS = {
     "llmproxy bench": bench._parser,
     "llmproxy report": report._parser,
     "llmproxy convert": convert._parser,
+    "llmproxy check": check._parser,
 }
 
 
 def rows(name):
-    """Give a row of the page for each argument, in the order of --help."""
+    """Give a row of the page for each argument, in the order of --help.
+
+    `check` has the server's, which are not listed twice.
+    """
     parser = PARSERS[name](name)
     formatter = parser._get_formatter()
+    listed = serve._parser("").format_help() if name == "llmproxy check" else ""
     return [
         f"| `{formatter._format_action_invocation(action)}` | {_help(formatter, action)} |"
         for action in parser._actions
-        if action.dest != "help" and action.help != argparse.SUPPRESS
+        if action.dest != "help"
+        and action.help != argparse.SUPPRESS
+        and f"  {formatter._format_action_invocation(action)}" not in listed
     ]
 
 

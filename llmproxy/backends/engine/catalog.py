@@ -270,6 +270,16 @@ class Catalog:
         default = self._default_model
         return unknown if not default or default in chats else [*unknown, default]
 
+    def missing_key(self, name: str | None) -> str | None:
+        """Say why a model's key can't be found; None if it can, or if there is no such model."""
+        entry = self._find(name) or self._find_embedder(name)
+        try:
+            if entry is not None and hasattr(entry.model, "get_key"):
+                entry.model.get_key()
+        except llm.NeedsKeyException as exc:
+            return str(exc)
+        return None
+
     async def choose(self, name: str | None) -> CatalogEntry:
         """Find the model for the name in a request.
 
