@@ -277,7 +277,12 @@ def _request_of(scope: Scope) -> Request:
     )
     target = f"{path}?{query}" if query else path
     return Request(
-        scope.get("method", "GET"), target, headers, version=scope.get("http_version", "1.1")
+        scope.get("method", "GET"),
+        target,
+        headers,
+        version=scope.get("http_version", "1.1"),
+        scheme=scope.get("scheme", "http"),
+        mount=root,
     )
 
 

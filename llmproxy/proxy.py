@@ -461,7 +461,8 @@ class Proxy:
                 advice=settings.how_to_record,
             )
         except (StoreError, OSError, InvalidRequest) as exc:
-            raise SettingsError(f"there is nothing to replay: {_reason(exc)}") from exc
+            advice = f"; {settings.how_to_record}" if isinstance(exc, FileNotFoundError) else ""
+            raise SettingsError(f"there is nothing to replay: {_reason(exc)}{advice}") from exc
         return self._replay, self.catalog if live else self._replay
 
     def _new_exporter(self) -> SpanExporter | None:

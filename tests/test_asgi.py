@@ -151,6 +151,23 @@ def page_at(address):
     return {urldefrag(urljoin(address, html.unescape(link)))[0] for link in links}, text
 
 
+@pytest.mark.parametrize(
+    "more, headers, url",
+    [
+        ({"scheme": "https"}, {}, "https://localhost"),
+        ({}, {"x-forwarded-proto": "https"}, "https://localhost"),
+        ({"root_path": "/llm", "path": "/llm/", "raw_path": b"/llm/"}, {}, "http://localhost/llm"),
+    ],
+)
+async def test_the_page_shows_the_address_that_the_client_knows(more, headers, url, llm_user_path):
+    """Behind TLS and below a path too."""
+    with app_of() as app:
+        scope = scope_of("/", headers=headers | {"accept": "text/html"}, method="GET") | more
+        _, body = await call(app, scope)
+        await app.close()
+    assert f"OPENAI_BASE_URL={url}/v1" in body["body"].decode()
+
+
 async def test_without_a_lifespan_the_first_requests_open_it_once(llm_user_path):
     with app_of(AsyncScript("m", "Hello")) as app:
         answers = await asyncio.gather(*(call(app, scope_of()) for _ in range(3)))

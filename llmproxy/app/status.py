@@ -140,7 +140,10 @@ class StatusPages:
             # A web server or an application may have the pages below a path that is not known
             # here, so that they link to each other by relative addresses.
             root = "../" * (request.path.count("/") - 1) or "./"
-            address = f"http://{request.host}"
+            # A web server in front, which has TLS, says so.
+            is_secure = request.headers.get("x-forwarded-proto", "").lower() == "https"
+            scheme = "https" if is_secure else request.scheme
+            address = f"{scheme}://{request.host}{request.mount}"
             status, page = await dashboard.page(path, request.query, address, root)
         except RuntimeError as exc:
             logger.warning("could not render the dashboard: %s", exc)

@@ -111,8 +111,12 @@ class _Formatter(logging.Formatter):
 
 
 def _log_to_stderr(program: str, keys: KnownKeys) -> None:
-    """Log warnings of any library as one line each, without keys, to standard error."""
+    """Log warnings of any library, and what we have to say, as one line each to standard error.
+
+    Keys are left out.
+    """
     logging.captureWarnings(True)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter(program, keys))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("llmproxy").setLevel(logging.INFO)  # what --keep has deleted

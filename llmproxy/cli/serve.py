@@ -439,7 +439,8 @@ def _goodbye(unanswered: int, shutdown_s: float) -> str:
         return "stopping"
     responses = count_of(unanswered, "response")
     return (
-        f"stopping: waiting for {responses}, at most {shutdown_s:g} s; Ctrl-C again to stop at once"
+        f"stopping: waiting for {responses}, at most {shutdown_s:g} s; "
+        "a second Ctrl-C or SIGTERM stops at once"
     )
 
 
@@ -481,7 +482,7 @@ def _models(proxy: Proxy) -> str:
     listed = (
         "only demo; add more with: llm install llm-anthropic"
         if count == 1
-        else f"{count}, of which demo needs no key; list them with: llm models"
+        else f"{count} (llm models lists them); the model demo needs no key"
     )
     if proxy.settings.replay is None:
         return listed

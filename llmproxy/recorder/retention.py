@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,13 +15,17 @@ from .prune import prune
 
 DAY_S = 24 * 3600.0
 
+_log = logging.getLogger("llmproxy")
+
 
 async def delete_daily(path: Path, keep: timedelta, warn: Callable[[str], None]) -> None:
     """Delete what is older than `keep`, now and once a day, until cancelled.
 
     It happens in a thread, as `prune` does it: the log's writer spools meanwhile.
 
-    warn: called with what was deleted, and why nothing could be.
+    What was deleted is logged to the logger "llmproxy", as information.
+
+    warn: called with the reason why nothing could be deleted.
     """
     while True:
         await in_daemon_thread(lambda: _delete(path, keep, warn), "llmproxy-retention")
@@ -36,7 +41,9 @@ def _delete(path: Path, keep: timedelta, warn: Callable[[str], None]) -> None:
         warn(f"old exchanges could not be deleted (--keep): {exc}")
         return
     if pruned.exchanges:
-        warn(f"deleted exchanges before {oldest_kept(keep):%Y-%m-%d} (--keep): {pruned}")
+        _log.info(
+            "deleted exchanges before %s (--keep): %s", f"{oldest_kept(keep):%Y-%m-%d}", pruned
+        )
 
 
 def oldest_kept(keep: timedelta) -> datetime:

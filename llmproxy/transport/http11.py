@@ -107,13 +107,19 @@ class Headers:
 
 @dataclass(frozen=True)
 class Request:
-    """A complete request. `target` is as it was sent; `version` is "1.0" or "1.1"."""
+    """A complete request. `target` is as it was sent; `version` is "1.0" or "1.1".
+
+    scheme: of the client's connection, as far as it is known. mount: the path before the target,
+    in an application of which we are a part.
+    """
 
     method: str
     target: str
     headers: Headers
     body: bytes = field(default=b"", repr=False)
     version: str = "1.1"
+    scheme: str = "http"
+    mount: str = ""
 
     @property
     def path(self) -> str:

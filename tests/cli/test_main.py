@@ -133,7 +133,10 @@ def test_llm_ollama_is_not_pointed_at_this_server_itself(host, stays, monkeypatc
 def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
     with serving() as (process, url, lines):
         assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'}\n"
-        assert re.match(r"models: \d+, of which demo needs no key", lines.get(timeout=5))
+        assert re.match(
+            r"models: \d+ \(llm models lists them\); the model demo needs no key$",
+            lines.get(timeout=5),
+        )
         paste = f"for a client: OPENAI_BASE_URL={url}/v1 OPENAI_API_KEY=any\n"
         assert lines.get(timeout=5) == paste
         assert lines.get(timeout=5) == f"or: ANTHROPIC_BASE_URL={url} ANTHROPIC_API_KEY=any\n"

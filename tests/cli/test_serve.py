@@ -62,12 +62,15 @@ def test_a_rotated_access_log_is_opened_again(tmp_path):
     assert [failure.strerror for failure in failures] == ["No such file or directory"]
 
 
+SECOND = "a second Ctrl-C or SIGTERM stops at once"
+
+
 @pytest.mark.parametrize(
     ("unanswered", "text"),
     [
         (0, "stopping"),
-        (1, "stopping: waiting for 1 response, at most 30 s; Ctrl-C again to stop at once"),
-        (2, "stopping: waiting for 2 responses, at most 30 s; Ctrl-C again to stop at once"),
+        (1, f"stopping: waiting for 1 response, at most 30 s; {SECOND}"),
+        (2, f"stopping: waiting for 2 responses, at most 30 s; {SECOND}"),
     ],
 )
 def test_a_stop_says_what_it_waits_for(unanswered, text):

@@ -176,6 +176,15 @@ def test_exported_recordings_are_replayed(exported, name):
     assert files(exported) == before
 
 
+def test_a_missing_file_is_told_with_how_to_record_it(exported):
+    code, _, err = run_here("--port", "0", "--recordings", "nope.jsonl")
+    assert (code, err) == (
+        2,
+        "llmproxy: there is nothing to replay: nope.jsonl: No such file or directory; "
+        "record it first, in a log without --recordings, and export that to a file\n",
+    )
+
+
 def test_a_command_replays_several_files(exported):
     """Flags and settings mean the same."""
     parser = serve._parser("llmproxy")
@@ -332,7 +341,7 @@ def test_the_command_says_what_it_replays_and_what_was_not_used(session):
     with running(AsyncScript("m", "A"), database=session, replay="replay-or-live") as proxy:
         (line,) = [one for one in serve._welcome(proxy.proxy) if "replaying" in one]
         said = f"replaying 2 recordings of {session}; a model is asked if none matches"
-        assert line.endswith(f"llm models\n{said}")
+        assert line.endswith(f"needs no key\n{said}")
 
 
 # ---- what may differ

@@ -36,17 +36,19 @@ async def wait_until(condition):
             await asyncio.sleep(0.01)
 
 
-async def test_old_exchanges_are_deleted_now_and_again(log, make_exchange, monkeypatch):
+async def test_old_exchanges_are_deleted_now_and_again(log, make_exchange, monkeypatch, caplog):
+    """That is information, no warning."""
+    caplog.set_level("INFO", "llmproxy")
     monkeypatch.setattr(retention, "DAY_S", 0.01)
-    warnings = []
-    task = asyncio.create_task(delete_daily(log, timedelta(days=90), warnings.append))
-    await wait_until(lambda: warnings)
+    task = asyncio.create_task(delete_daily(log, timedelta(days=90), pytest.fail))
+    await wait_until(lambda: caplog.records)
     assert words_of(log) == ["new"]
-    assert " (--keep): 1 exchange, 1 turn, " in warnings[0]
+    assert caplog.records[0].levelname == "INFO"
+    assert " (--keep): 1 exchange, 1 turn, " in caplog.text
     later = replace(make_exchange("later"), received=datetime.now(UTC) - timedelta(days=91))
     with Store(log) as store:
         store.write([later])
-    await wait_until(lambda: len(warnings) == 2)
+    await wait_until(lambda: len(caplog.records) == 2)
     assert words_of(log) == ["new"]
     task.cancel()
     await asyncio.wait({task})
@@ -58,8 +60,8 @@ async def test_a_server_deletes_at_its_start_only_if_it_is_told_to(log):
         pass
     assert (words_of(log), warnings) == (["old", "new"], [])
     async with llmproxy.serve(database=log, keep=timedelta(days=90), warn=warnings.append):
-        await wait_until(lambda: warnings)
-    assert words_of(log) == ["new"]
+        await wait_until(lambda: words_of(log) == ["new"])
+    assert warnings == []
 
 
 @pytest.mark.parametrize("keep", [timedelta(), timedelta(days=-1), "90d"])
