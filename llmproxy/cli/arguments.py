@@ -200,7 +200,8 @@ def add_prices(parser: argparse.ArgumentParser) -> None:
         "--prices",
         type=Path,
         metavar="FILE",
-        help='JSON file of prices per million tokens: {"MODEL": {"input": 2.5, "output": 10}}',
+        help='JSON file of prices per million tokens: {"MODEL": {"input": 2.5, "output": 10}}, '
+        "or one of llm-prices.com",
     )
 
 

@@ -47,7 +47,7 @@ from ..recorder.summary import ExchangeSummary
 from ..report.data import Study
 from ..report.load import study_of_run
 from ..report.numbers import count_of, money
-from ..report.prices import Price, cost
+from ..report.prices import Price, cost, of_models
 from ..serving import StopSignals
 from .arguments import (
     TIME_HELP,
@@ -62,7 +62,7 @@ from .arguments import (
     prices_of,
     resolve_ids,
 )
-from .report_table import print_table, print_unpriced
+from .report_table import prices_for, print_table
 from .run import FAILED, INTERRUPTED, run
 from .signals import interruptible
 from .summary_text import summary_line
@@ -213,7 +213,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         plan = replace(plan, ids=[id for id in plan.ids if id in recorded])
         backend = _backend(plan, arguments.key, arguments.parallel)
         if arguments.dry_run:
-            _print_plan(plan, recorded, prices)
+            _print_plan(plan, recorded, of_models(prices, plan.models))
             return 0
         if not logs_on():
             raise SettingsError("can't record responses: llm's logs are off (llm logs on)")
@@ -228,8 +228,7 @@ def _bench(arguments: argparse.Namespace) -> int:
                 run = replace(run, ended=_end(answers.values()))
                 save_run(database, run)
         study = study_of_run(history, run)
-        print_unpriced(prices, study.models)
-        print_table(study, prices)
+        print_table(study, prices_for(prices, study.models))
         _print_next_step(study, stopped=bool(stopped), missing=missing, is_whole=is_whole)
         has_answer = any(answer.status == "ok" for answer in answers.values())
         return stopped or (0 if is_whole and has_answer else FAILED)
@@ -341,9 +340,12 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
         f" the recorded replies to as many requests had {output_tokens:,}"
     )
     for model in plan.models:
-        if model in prices:
-            estimate = cost(Usage(input_tokens, output_tokens), prices[model])
-            assert estimate is not None, "both counts are known"
+        price = prices.get(model)
+        today = datetime.now(UTC).date()
+        if (
+            price
+            and (estimate := cost(Usage(input_tokens, output_tokens), price, today)) is not None
+        ):
             print_line(f"  {printable(model)}: about {money(estimate)} by your prices")
 
 

@@ -61,6 +61,7 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         for count, label in (
             (usage.cached_tokens, "cached"),
             (usage.cache_write_tokens, "written to the cache"),
+            (usage.cache_write_1h_tokens, "of these for an hour"),
             (usage.reasoning_tokens, "reasoning"),
         )
         if count

@@ -39,7 +39,7 @@ from .arguments import (
     resolve_ids,
 )
 from .page_file import write_page
-from .report_table import print_table, print_unpriced
+from .report_table import prices_for, print_table
 from .run import run
 from .summary_text import damage_lines
 from .terminal import has_colours, print_error, print_json, print_line, width, write_text
@@ -103,7 +103,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print_error("nothing is recorded yet")
     for line in damage_lines(study.damaged):
         print_error(line)
-    print_unpriced(prices, study.models)
+    prices = prices_for(prices, study.models)
     if arguments.json:
         print_json(report_json(study, figures(study, prices), prices))
     elif arguments.csv:
@@ -128,8 +128,7 @@ def _compare(arguments: argparse.Namespace, prices: Mapping[str, Price]) -> int:
         for line in damage_lines(study.damaged):
             print_error(line)
     models = [*first.models, *second.models]
-    print_unpriced(prices, models)
-    runs = compare_runs(first, second, prices)
+    runs = compare_runs(first, second, prices_for(prices, models))
     if not runs.models:
         print_error("no model is in both runs")
     if arguments.json:

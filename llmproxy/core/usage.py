@@ -13,7 +13,8 @@ class Usage:
     """Tokens as counted by the provider; None if it sent no count.
 
     `input_tokens` includes the cached and the cache-writing ones, as OpenAI counts
-    (Anthropic counts them apart); `output_tokens` includes reasoning.
+    (Anthropic counts them apart); `output_tokens` includes reasoning. Of `cache_write_tokens`,
+    `cache_write_1h_tokens` are kept for an hour, which Anthropic alone counts.
     """
 
     input_tokens: int | None = None
@@ -21,3 +22,4 @@ class Usage:
     cached_tokens: int | None = None
     cache_write_tokens: int | None = None
     reasoning_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None

@@ -326,7 +326,9 @@ def _tokens(answers: Sequence[Measured]) -> dict[str, Summary]:
 
 
 def _cost(answers: Sequence[Measured], price: Price) -> Cost:
-    costs = known(cost(answer.exchange.usage, price) for answer in answers)
+    costs = known(
+        cost(answer.exchange.usage, price, answer.exchange.received.date()) for answer in answers
+    )
     return Cost(
         total=fsum(costs),
         per_answer=fsum(costs) / len(costs) if costs else None,

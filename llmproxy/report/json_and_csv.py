@@ -88,7 +88,11 @@ def _answers_in_short(study: Study, prices: Mapping[str, Price] | None) -> list[
 
 def _answer(answer: Measured, agreed: Agreement | None, price: Price | None) -> dict[str, Any]:
     exchange = answer.exchange
-    spent = None if price is None or exchange.status != "ok" else cost(exchange.usage, price)
+    spent = (
+        None
+        if price is None or exchange.status != "ok"
+        else cost(exchange.usage, price, exchange.received.date())
+    )
     return {
         "id": exchange.id,
         "sample": answer.sample,

@@ -223,6 +223,7 @@ _TOKENS = {
     "reasoning": "reasoning",
     "cached": "cached",
     "cache_write": "written",
+    "cache_write_1h": "for 1 h",
 }
 
 

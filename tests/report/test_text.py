@@ -371,6 +371,7 @@ def test_json_has_it_all_and_is_json():
         "output_tokens": None,
         "cached_tokens": None,
         "cache_write_tokens": None,
+        "cache_write_1h_tokens": None,
         "reasoning_tokens": None,
         "output_tokens_estimate": None,
         "cost": None,

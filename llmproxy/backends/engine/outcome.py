@@ -117,7 +117,11 @@ def usage(counted: llm.Usage) -> Usage:
         cached_tokens=cached,
         cache_write_tokens=written,
         reasoning_tokens=_detail(details, _REASONING),
+        cache_write_1h_tokens=_detail(details, _WRITTEN_FOR_AN_HOUR),
     )
+
+
+_WRITTEN_FOR_AN_HOUR = (("cache_creation", "ephemeral_1h_input_tokens"),)  # Anthropic
 
 
 def _count(value: Any) -> int | None:

@@ -275,6 +275,8 @@ def _parse_usage(usage: Mapping[str, Any]) -> Usage:
     input_tokens = counts.get("input_tokens")
     if input_tokens is not None:
         input_tokens += (read or 0) + (written or 0)
+    kept = usage.get("cache_creation")
+    for_an_hour = kept.get("ephemeral_1h_input_tokens") if isinstance(kept, dict) else None
     details = usage.get("output_tokens_details")
     thinking = details.get("thinking_tokens") if isinstance(details, dict) else None
     return Usage(
@@ -283,4 +285,5 @@ def _parse_usage(usage: Mapping[str, Any]) -> Usage:
         cached_tokens=read,
         cache_write_tokens=written,
         reasoning_tokens=thinking if type(thinking) is int else None,
+        cache_write_1h_tokens=for_an_hour if type(for_an_hour) is int else None,
     )

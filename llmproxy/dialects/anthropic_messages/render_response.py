@@ -101,6 +101,12 @@ def _render_counts(usage: Usage, envelope: chat.Envelope) -> dict[str, Any]:
         "cache_read_input_tokens": usage.cached_tokens or 0,
         "output_tokens": usage.output_tokens or 0,
     }
+    if usage.cache_write_1h_tokens is not None:
+        for_an_hour = usage.cache_write_1h_tokens
+        counts["cache_creation"] = {
+            "ephemeral_1h_input_tokens": for_an_hour,
+            "ephemeral_5m_input_tokens": max(0, (usage.cache_write_tokens or 0) - for_an_hour),
+        }
     if usage.reasoning_tokens is not None:
         counts["output_tokens_details"] = {"thinking_tokens": usage.reasoning_tokens}
     return counts

@@ -34,6 +34,7 @@ _TOKENS_IN_ALL = {
     "input_tokens": "in",
     "cached_tokens": "in, cached",
     "cache_write_tokens": "in, written to the cache",
+    "cache_write_1h_tokens": "in, written to it for an hour",
     "output_tokens": "out",
     "reasoning_tokens": "out, reasoning",
 }

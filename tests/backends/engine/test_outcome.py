@@ -100,6 +100,20 @@ def test_a_reason_that_anthropic_may_add_is_kept(payload, word):
             Usage(107, 5, cached_tokens=90, cache_write_tokens=7),
         ),
         (
+            llm.Usage(
+                10,
+                5,
+                {
+                    "cache_creation_input_tokens": 7,
+                    "cache_creation": {
+                        "ephemeral_1h_input_tokens": 5,
+                        "ephemeral_5m_input_tokens": 2,
+                    },
+                },
+            ),
+            Usage(17, 5, cache_write_tokens=7, cache_write_1h_tokens=5),
+        ),
+        (
             llm.Usage(10, 5, {"cachedContentTokenCount": 2, "thoughtsTokenCount": 1}),
             Usage(10, 5, cached_tokens=2, reasoning_tokens=1),
         ),

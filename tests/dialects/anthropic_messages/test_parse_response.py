@@ -15,6 +15,7 @@ from llm.parts import (
     ToolCallPart,
 )
 
+from llmproxy.convert import convert_response
 from llmproxy.core import chat
 from llmproxy.core.errors import (
     RateLimited,
@@ -209,3 +210,24 @@ def test_an_index_that_is_no_number_is_one_block(index):
 def test_an_error_in_place_of_a_response_is_raised():
     with pytest.raises(RateLimited, match="^slow$"):
         anthropic_messages.parse_response(anthropic_messages.render_error(RateLimited("slow")))
+
+
+@pytest.mark.parametrize("kept", [{"ephemeral_1h_input_tokens": 5}, None, [], {}])
+def test_writes_to_a_one_hour_cache_are_counted_apart_and_sent_on(kept):
+    counts = {"input_tokens": 1, "cache_creation_input_tokens": 7, "output_tokens": 2}
+    message = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": "c",
+        "content": [{"type": "text", "text": "x"}],
+        "stop_reason": "end_turn",
+        "usage": counts | {"cache_creation": kept},
+    }
+    parsed = anthropic_messages.parse_response(message)
+    usage = parsed.finish.usage
+    assert (usage.input_tokens, usage.cache_write_tokens) == (8, 7)
+    assert usage.cache_write_1h_tokens == (5 if kept else None)
+    again = convert_response(message, source="anthropic_messages", target="anthropic_messages")
+    five = {"ephemeral_1h_input_tokens": 5, "ephemeral_5m_input_tokens": 2}
+    assert again.body["usage"]["cache_creation"] == (five if kept else None)
