@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from types import SimpleNamespace
@@ -178,3 +179,17 @@ def test_a_collector_that_is_away_holds_nothing_up(monkeypatch):
         ask(proxy, "m")
     assert time.monotonic() - began < 8
     assert warnings[-1].startswith("1 spans could not be sent")
+
+
+def test_a_request_is_found_by_the_ids_that_its_client_gave_it(llm_user_path):
+    """They are kept with the other headers, and can be asked for in SQL (docs/deploy.md)."""
+    ids = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "x-request-id": "8f1c2b7e-5a4d-4c1e"}
+    told = []
+    with llmproxy.running(models=[AsyncScript("m", "Hi")], on_exchange=told.append) as proxy:
+        ask(proxy, "m", extra_headers=ids)
+    (exchange,) = told
+    assert ids.items() <= exchange.request.headers.items()
+    with sqlite3.connect(llm_user_path / "logs.db") as db:
+        for name, value in ids.items():
+            sql = "select id from proxy_exchanges where headers ->> ? = ?"
+            assert db.execute(sql, (name, value)).fetchall() == [(exchange.id,)]
