@@ -94,7 +94,8 @@ def test_each_flag_of_the_server_is_a_setting():
     """Or does something that is the command's own."""
     flags = sources.flags_of(serve._parser("llmproxy"))
     names = {name.partition("=")[0] for name in flags}
-    assert names - set(FIELDS) == {"help", "version", "config", "help_limits", "quiet"}
+    own = {"help", "version", "config", "completion", "help_limits", "quiet"}
+    assert names - set(FIELDS) == own
     assert set(FIELDS) - names == {"authorize", "models", "on_exchange", "on_refusal", "warn"}
 
 

@@ -14,19 +14,21 @@ from ..backends.llm_keys import known_keys
 from ..core.known_keys import KnownKeys
 from ..core.process_end import exit_process
 from ..core.text import printable
+from .completion import Shell, script
 from .run import INTERRUPTED
 from .run import run as run_command
 from .terminal import own_streams, take_any_text
 
-# Each with its module and function, imported when it is asked for: the server needs none of them.
-_SUBCOMMANDS: Mapping[str, tuple[str, str]] = {
-    "log": ("log", "main"),
-    "export": ("export_import", "export_main"),
-    "import": ("export_import", "import_main"),
-    "bench": ("bench", "main"),
-    "report": ("report", "main"),
-    "convert": ("convert", "main"),
-    "check": ("check", "main"),
+# Each with its module, function and parser, imported when it is asked for: the server needs none
+# of them.
+_SUBCOMMANDS: Mapping[str, tuple[str, str, str]] = {
+    "log": ("log", "main", "_parser"),
+    "export": ("export_import", "export_main", "_export_parser"),
+    "import": ("export_import", "import_main", "_import_parser"),
+    "bench": ("bench", "main", "_parser"),
+    "report": ("report", "main", "_parser"),
+    "convert": ("convert", "main", "_parser"),
+    "check": ("check", "main", "_parser"),
 }
 
 
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     keys = known_keys()
     _log_to_stderr(program, keys)
     if argv and argv[0] in _SUBCOMMANDS:
-        module, function = _SUBCOMMANDS[argv[0]]
+        module, function, _ = _SUBCOMMANDS[argv[0]]
         command: Callable[[Sequence[str], str], int]
         command = getattr(import_module(f".{module}", __package__), function)
         return command(argv[1:], program)
@@ -69,7 +71,18 @@ def main(argv: Sequence[str] | None = None, program: str = "llmproxy") -> int:
     gc.disable()
     from . import serve
 
-    return serve.main(argv, program, keys, commands=tuple(_SUBCOMMANDS))
+    return serve.main(argv, program, keys, tuple(_SUBCOMMANDS), _completion)
+
+
+def _completion(shell: Shell) -> str:
+    """Return the script of completions for a shell, of all commands."""
+    from . import serve
+
+    parsers = {"": serve._parser("llmproxy")}
+    for name, (module, _, parser) in _SUBCOMMANDS.items():
+        make = getattr(import_module(f".{module}", __package__), parser)
+        parsers[name] = make(f"llmproxy {name}")
+    return script(shell, parsers)
 
 
 def log_uncaught() -> None:

@@ -29,6 +29,7 @@ from ..serving import serve_until_signal
 from ..version import __version__
 from .arguments import Parser, add_database, add_parallel, age
 from .columns import Aligner, joined
+from .completion import SHELLS, Shell
 from .line_writer import LineWriter
 from .run import run
 from .sources import Given, add_config, complete, parse_flags
@@ -43,10 +44,17 @@ GC_ALLOCATIONS = 10_000  # new objects before Python looks for cycles among them
 LESSER_COLLECTIONS = 100  # of 100,000 new objects each, between full ones if something does
 
 
-def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[str]) -> int:
+def main(
+    argv: Sequence[str],
+    program: str,
+    keys: KnownKeys,
+    commands: Sequence[str],
+    completion: Callable[[Shell], str],
+) -> int:
     """Serve with these arguments until a signal stops it; return the exit code.
 
     commands: names of the subcommands, for the message if another word is given.
+    completion: returns the script of `--completion`, which knows all commands.
     """
     parser = _parser(program)
     flags, unknown = parse_flags(parser, argv)
@@ -59,6 +67,9 @@ def main(argv: Sequence[str], program: str, keys: KnownKeys, commands: Sequence[
     def serve() -> int:
         if flags.help_limits:
             print_line("\n".join(limits.describe()))
+            return 0
+        if flags.completion:
+            print_line(completion(flags.completion))
             return 0
         given = complete(parser, flags)
         with given.naming_errors(parser):
@@ -243,6 +254,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
         default=[],
         help="change a limit",
     )
+    add("--completion", choices=SHELLS, help="print a script of completions for this shell")
     add("--help-limits", action="store_true", help="list the limits and exit")
     add(
         "--otlp",
