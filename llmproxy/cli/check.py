@@ -79,7 +79,8 @@ def _settings(parser: argparse.ArgumentParser, given: Given) -> Iterator[str]:
         value = given.values[action.dest]
         shown = _shown(value != action.default) if action.nargs == 0 else _shown(value)
         if is_secret(action):
-            shown = f"{len(value)} set" if value else "not set"
+            count = f"{len(value)} " if isinstance(value, list) else ""
+            shown = f"{count}set" if value else "not set"
         yield f"{key}: {shown} ({given.sources.get(action.dest, 'default')})"
     for warning in given.warnings:
         yield f"warning: {warning}"

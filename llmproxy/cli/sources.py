@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import tomllib
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -181,6 +180,8 @@ def _file(named: str | None, variables: Mapping[str, str]) -> tuple[Path | None,
         source, text = variable_of("config"), variables.get(variable_of("config"))
     if not text:
         return None, {}
+    import tomllib  # 9 ms; most have no file
+
     path = Path(text)
     try:
         return path, tomllib.loads(path.read_text("utf-8-sig"))
