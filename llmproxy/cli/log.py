@@ -40,9 +40,7 @@ from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, ve
 
 LAST = 20  # lines, by default
 SEARCH_LIMITS = (
-    "--search looks for all words in the prompt or the tool's result that a request ends with,"
-    " and in the text of its reply, not in earlier messages, reasoning or calls of tools,"
-    " and only in the first words of what was refused before any model was asked"
+    "--search looks in the last prompt or tool result of each request, and in its reply's text"
 )
 
 
