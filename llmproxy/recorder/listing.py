@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core.field_types import find_wrong_field
-from .damage import decode
+from .damage import decode, text_of
 from .database import (
     SCHEMA_VERSION,
     StoreError,
@@ -197,7 +197,7 @@ class LogListing:
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [row["id"] for row in self._listed(["id"], filter, last)]
+        return [text_of(row["id"]) for row in self._listed(["id"], filter, last)]
 
     def _listed(
         self, columns: Iterable[str], filter: Filter, last: int | None
