@@ -19,6 +19,7 @@ from llm.parts import (
 from llmproxy.cli.columns import joined
 from llmproxy.cli.exchange_text import exchange_page
 from llmproxy.cli.summary_text import (
+    ExchangeAligner,
     local_time,
     summary_line,
     summary_row,
@@ -166,6 +167,39 @@ def test_a_clients_words_cannot_drive_the_terminal():
     assert "\\x1b[2Jevil\\r\\n" in line
     assert line.isprintable()
     assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
+
+
+LONG_NAMES = {
+    "model_asked": "日本語の大きなモデル:latest",
+    "model_used": "日本語の大きなモデル:latest",
+}
+FAILED = {"status": "error", "http_status": 200, "error": "overloaded", **LONG_NAMES}
+
+
+@pytest.mark.parametrize(
+    "fields, width, line",
+    [
+        ({}, 40, "03:04:05  2.12s  ok  m  Change the gree…"),
+        ({}, 60, "01abc  03:04:05  2.12s  ok  m  Change the greeting"),
+        ({"duration_ms": 623_000.0}, 40, "03:04:05  623.00s  ok  m  Change the gr…"),
+        (FAILED, 40, "03:04:05  2.12s  error in s…  日本語の…"),
+        (FAILED, 50, "03:04:05  2.12s  error in s…  日本語の大…  ignore…"),
+        (
+            {"status": "interrupted", "duration_ms": None},
+            40,
+            "03:04:05  interrupted  m  Change the gr…",
+        ),
+    ],
+)
+def test_a_narrow_terminal_shows_time_status_model_and_duration(fields, width, line, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        row = summary_row(replace(EXCHANGE, **fields))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert ExchangeAligner(lambda: width).lines([row]) == [line]
 
 
 def test_page_shows_all_of_an_exchange():
