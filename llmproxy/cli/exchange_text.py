@@ -101,6 +101,7 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         "run": exchange.run_id or "",
         "repeats": exchange.recorded_id or "",
         "origin": exchange.origin or "",
+        "host": exchange.host or "",
         "ignored": ", ".join(exchange.ignored),
         "damaged": ", ".join(exchange.damage),
     }

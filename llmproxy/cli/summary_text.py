@@ -151,8 +151,7 @@ def _seconds_since(at: datetime) -> int:
 def _notes(entry: ExchangeSummary) -> str:
     """Name what a reader of the line should know: damage, an unusual finish, ignored fields."""
     notes = [_damaged(entry.damage)] if entry.damage else []
-    if entry.origin is not None:
-        notes.append(f"from {entry.origin}")
+    notes += [f"from {place}" for place in (entry.origin, entry.host) if place is not None]
     if entry.finish_reason not in USUAL:
         notes.append(f"finish {entry.finish_reason}")
     # "usage" is no field of a request: it says that token counts are our estimate.

@@ -132,6 +132,7 @@ MIGRATIONS = (
         "alter table proxy_exchanges add column last_message text not null default ''",
         "alter table proxy_exchanges add column reply_words text not null default ''",
     ),
+    ("alter table proxy_exchanges add column host text",),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

@@ -50,6 +50,7 @@ class Filter:
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks, replays and embeddings, and without what no model was found for.
+    host: the name that `import --host` gave to where it was recorded.
 
     Raises:
         ValueError: a field of another type, or an unknown status: it would select nothing.
@@ -66,6 +67,7 @@ class Filter:
     ids: tuple[str, ...] | None = None
     run: str | None = None
     is_traffic: bool = False
+    host: str | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -90,6 +92,7 @@ class Filter:
             "ids": ids,
             "run": self.run,
             "is_traffic": self.is_traffic or None,
+            "host": self.host,
         }
         given = {name: value for name, value in values.items() if value is not None}
         conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
@@ -113,6 +116,7 @@ _CONDITIONS = {
     "dialect": "dialect = :dialect",
     "status": "status = :status",
     "thread_id": "thread_id = :thread_id",
+    "host": "host = :host",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
     # Without a model, a 404 is that of a name, a 422 of a request that no recording answers.
