@@ -50,6 +50,7 @@ class Filter:
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks, replays and embeddings, and without what no model was found for.
+    has_run: only what benchmarks sent, or, if False, only what clients sent.
     host: the name that `import --host` gave to where it was recorded.
 
     Raises:
@@ -68,6 +69,7 @@ class Filter:
     run: str | None = None
     is_traffic: bool = False
     host: str | None = None
+    has_run: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -93,6 +95,7 @@ class Filter:
             "run": self.run,
             "is_traffic": self.is_traffic or None,
             "host": self.host,
+            "has_run": self.has_run,
         }
         given = {name: value for name, value in values.items() if value is not None}
         conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
@@ -117,6 +120,7 @@ _CONDITIONS = {
     "status": "status = :status",
     "thread_id": "thread_id = :thread_id",
     "host": "host = :host",
+    "has_run": "(run_id is not null) = :has_run",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
     # Without a model, a 404 is that of a name, a 422 of a request that no recording answers.
