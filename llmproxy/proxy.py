@@ -618,6 +618,8 @@ class Proxy:
         unknown = self.catalog.unknown_targets() if self.is_live else []
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
+        for pattern in self.catalog.unmatched_parallel() if self.is_live else ():
+            self.settings.warn(f"parallel: {pattern} matches no model")
         await asyncio.to_thread(self._update_log)
 
     async def _listen(self) -> None:

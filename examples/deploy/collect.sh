@@ -7,5 +7,5 @@ database=$1 since=$2
 shift 2
 for host in "$@"; do
     ssh "$host" LLM_USER_PATH=/var/lib/llmproxy /opt/llmproxy/bin/python -m llmproxy export - \
-        --since "$since" | python3 -m llmproxy import - --database "$database"
+        --since "$since" | python3 -m llmproxy import - --host "$host" --database "$database"
 done

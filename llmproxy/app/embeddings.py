@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Protocol, cast
 
@@ -14,6 +15,7 @@ from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, EmbedRun, wit
 from ..core.errors import NotRecorded, UpstreamTimeout
 from ..core.limits import Limits
 from ..dialects import Dialect, EmbeddingDialect
+from ..report.numbers import count_of
 from ..transport.http11 import Request, Response
 from .running_exchange import Ending, RunningExchange
 
@@ -77,6 +79,9 @@ class EmbeddingRequests:
             failure = exc
         model = request.model if request else None
         exchange = self._begin(dialect, http_request, body, received, model)
+        if request is not None:
+            asked = f"embed {count_of(len(request.inputs), 'text')}"
+            exchange.capture.begun = replace(exchange.capture.begun, last_message=asked)
         try:
             if request is None:
                 assert failure is not None
@@ -105,6 +110,9 @@ class EmbeddingRequests:
         exchange.finished_at = time.monotonic()
         exchange.capture.ignored_late = (*request.ignored, "usage")
         count = sum(map(len, found.vectors))
+        size = len(found.vectors[0]) if found.vectors else 0
+        vectors = count_of(len(found.vectors), "vector")
+        exchange.capture.reply_words = f"{vectors} of {count_of(size, 'number')}"
         rendered = await self._work(
             count * FLOAT_BYTES,
             lambda: payload.encode(dialect.render_embeddings(found, request)),

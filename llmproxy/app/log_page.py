@@ -18,7 +18,7 @@ from ..report.figures import figures
 from ..report.html import document
 from ..report.html.conversation_list import conversation_list
 from ..report.html.conversation_page import conversation_page
-from ..report.html.exchange_list import IN_ADDRESS, STATUSES, Query, exchange_list
+from ..report.html.exchange_list import IN_ADDRESS, SENDERS, STATUSES, Query, exchange_list
 from ..report.html.exchange_page import exchange_page
 from ..report.html.page import study_body
 from ..report.load import LOG_TITLE, study_of_log
@@ -85,6 +85,7 @@ def _exchanges(log: LogReader, given: dict[str, str], base_url: str, root: str) 
         status=_status(query.status),
         client=query.client or None,
         model=query.model or None,
+        has_run=query.sent == "benchmark" if query.sent in SENDERS else None,
     )
     found = page_of(log, chosen, before=query.before or None, count=ROWS, time_s=SEARCH_S)
     said = previews(log.rows, [entry.id for entry in found.entries])

@@ -309,6 +309,8 @@ def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -
         ModelNotFound: llm does not have one of them.
     """
     if plan.base_url is not None and plan.dialect is not None:
+        if parallel:
+            _print_progress("warning: --parallel has no effect with --base-url")
         dialect = by_name(plan.dialect)
         tls = ssl.create_default_context() if plan.base_url.startswith("https:") else None
         key = None if key is None else llm.get_key(input=key)
@@ -319,6 +321,8 @@ def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -
     catalog.load()
     for name in plan.models:
         asyncio.run(catalog.choose(name))
+    for pattern in catalog.unmatched_parallel():
+        _print_progress(f"warning: --parallel {printable(pattern)} matches no model")
     return Engine(catalog)
 
 

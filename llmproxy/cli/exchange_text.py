@@ -36,7 +36,7 @@ from .summary_text import (
 
 _BARS = " ▁▂▃▄▅▆▇█"
 TIMELINE_COLUMNS = 60
-FACT_COLUMNS = 10  # of a fact's name
+FACT_COLUMNS = 13  # of a fact's name
 NO_TERMINAL = sys.maxsize  # columns of a pipe
 
 
@@ -95,18 +95,19 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         "retry": "" if exchange.retry_after_s is None else f"after {exchange.retry_after_s:g}s",
         "time": ", ".join(times),
         "tokens": ", ".join(filter(None, (tokens_in_and_out(usage), *details, speed_of(exchange)))),
-        "thread": exchange.thread_id or "",
+        "conversation": exchange.thread_id or "",
         "continues": " ".join(filter(None, [exchange.previous_id, _links(exchange)])),
         "recalled": count_of(exchange.recalled, "message") if exchange.recalled else "",
         "replay of": exchange.replay_of or "",
         "run": exchange.run_id or "",
         "repeats": exchange.recorded_id or "",
         "origin": exchange.origin or "",
+        "host": exchange.host or "",
         "ignored": ", ".join(exchange.ignored),
         "damaged": ", ".join(exchange.damage),
     }
     return "\n".join(
-        f"{painted(f'{name:9}', 'dim', colours)} "
+        f"{painted(f'{name:{FACT_COLUMNS - 1}}', 'dim', colours)} "
         f"{value if name == 'status' else folded(printable(value), width, FACT_COLUMNS)}"
         for name, value in facts.items()
         if value

@@ -125,6 +125,7 @@ def _import_parser(program: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="FILE", help="input files, - for standard input")
+    add("--host", type=name, metavar="NAME", help="keep this name of where they were recorded")
     add("--strict", action="store_true", help="import nothing if anything can't be read")
     add("--dry-run", action="store_true", help="only check, and print what would be imported")
     add_database(parser)
@@ -139,6 +140,7 @@ def _import(arguments: argparse.Namespace, name: str) -> int:
         read_recording=read_recording,
         strict=arguments.strict,
         dry_run=arguments.dry_run,
+        host=arguments.host,
     )
     for failure in imported.failures:
         print_error(f"{name}: {printable(failure)}")

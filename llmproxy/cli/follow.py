@@ -15,15 +15,16 @@ from typing import NoReturn
 from ..core.text import visible
 from ..recorder.listing import Follower
 from ..recorder.summary import ExchangeSummary
-from .columns import Aligner
-from .summary_text import summary_row
+from .summary_text import ExchangeAligner, summary_row
 
 POLL_S = 0.2  # between two polls: fast enough to seem immediate
 REDRAW_S = 1.0  # of running exchanges, whose time goes by
 SHARE = 0.5  # of the terminal's height that running exchanges may take
 
 
-def follow_live(follower: Follower, found: Sequence[ExchangeSummary], aligner: Aligner) -> NoReturn:
+def follow_live(
+    follower: Follower, found: Sequence[ExchangeSummary], aligner: ExchangeAligner
+) -> NoReturn:
     """Show exchanges on a terminal until Ctrl-C: those found at first, then what begins or ends."""
     rows = LiveList(aligner)
     try:
@@ -38,7 +39,7 @@ def follow_live(follower: Follower, found: Sequence[ExchangeSummary], aligner: A
 class LiveList:
     """A list on a terminal whose last rows are the exchanges that run."""
 
-    def __init__(self, aligner: Aligner) -> None:
+    def __init__(self, aligner: ExchangeAligner) -> None:
         self._aligner = aligner
         self._running: dict[str, ExchangeSummary] = {}
         self._drawn = 0  # rows of running exchanges on the screen

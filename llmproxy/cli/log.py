@@ -34,15 +34,13 @@ from .columns import Aligner, Cell, folded, joined
 from .follow import POLL_S, follow_live
 from .page_file import write_page
 from .run import FAILED, run
-from .summary_text import OMITTED, TEXTS, summary_row
+from .summary_text import ExchangeAligner, summary_row
 from .terminal import has_colours, has_cursor, print_error, print_json, print_line, width
 from .thread_text import THREAD_OMITTED, prefix_lines, thread_row, tree_rows, verified_lines
 
 LAST = 20  # lines, by default
 SEARCH_LIMITS = (
-    "--search looks for all words in the prompt or the tool's result that a request ends with,"
-    " and in the text of its reply, not in earlier messages, reasoning or calls of tools,"
-    " and only in the first words of what was refused before any model was asked"
+    "--search looks in the last prompt or tool result of each request, and in its reply's text"
 )
 
 
@@ -155,12 +153,15 @@ def _list(history: LogListing, arguments: argparse.Namespace) -> None:
         conversations = threads(history, filter_of(arguments), last=arguments.last or LAST)
         if not conversations:
             _say_why(history, arguments)
-        lines = _lines([*map(thread_row, conversations)], _aligner(THREAD_OMITTED))
+        colours = has_colours(sys.stdout)
+        aligner = Aligner(width, THREAD_OMITTED, ids=True, colours=colours)
+        lines = _lines([*map(thread_row, conversations)], aligner)
         _print(lines, map(_values, conversations), arguments)
     elif _is_tree(arguments):
         thread_id = arguments.thread_id
         rows = tree_rows(tree(history, thread_id), thread_id)
-        _print(_lines(rows, _aligner(OMITTED, TEXTS)), (), arguments)
+        branches = ExchangeAligner(width, keeps_ids=True, colours=has_colours(sys.stdout))
+        _print(_lines(rows, branches), (), arguments)
     else:
         _exchanges(history, arguments)
 
@@ -215,12 +216,12 @@ def _is_tree(arguments: argparse.Namespace) -> bool:
 def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
     chosen = filter_of(arguments)
     follower = history.follow(chosen) if arguments.follow else None
-    aligner = _aligner(OMITTED, TEXTS)
+    aligner = ExchangeAligner(width, colours=has_colours(sys.stdout))
     found = history.entries(chosen, last=arguments.last or LAST)
     if not found:
         _say_why(history, arguments)
     is_live = has_cursor(sys.stdout) and not arguments.json
-    if follower is not None and aligner is not None and is_live:
+    if follower is not None and is_live:
         follow_live(follower, found, aligner)
     while True:
         lines = _lines([*map(summary_row, found)], aligner)
@@ -231,20 +232,14 @@ def _exchanges(history: LogListing, arguments: argparse.Namespace) -> None:
         found = follower.poll()
 
 
-def _aligner(omitted: Sequence[int], texts: int = 1) -> Aligner | None:
-    """Return what aligns the rows of a list, if they go to a terminal; texts as in `Aligner`."""
-    if not sys.stdout.isatty():
-        return None
-    return Aligner(width, omitted, texts=texts, ids=True, colours=has_colours(sys.stdout))
-
-
 def _width() -> int:
     """Return the width of the terminal, or one that nothing exceeds."""
     return width() if sys.stdout.isatty() else sys.maxsize
 
 
-def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | None) -> Iterable[str]:
-    return map(joined, rows) if aligner is None else aligner.lines(rows)
+def _lines(rows: Sequence[Sequence[Cell]], aligner: Aligner | ExchangeAligner) -> Iterable[str]:
+    """Align the rows of a list if they go to a terminal."""
+    return aligner.lines(rows) if sys.stdout.isatty() else map(joined, rows)
 
 
 def _say_why(history: LogListing, arguments: argparse.Namespace) -> None:

@@ -28,12 +28,12 @@ from ..report.numbers import count_of
 from ..serving import serve_until_signal
 from ..version import __version__
 from .arguments import Parser, add_database, add_parallel, age
-from .columns import Aligner, joined
+from .columns import joined
 from .completion import SHELLS, Shell
 from .line_writer import LineWriter
 from .run import run
 from .sources import Given, add_config, complete, parse_flags
-from .summary_text import OMITTED, TEXTS, refusal_row, summary_line, summary_row
+from .summary_text import ExchangeAligner, refusal_row, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
 MAX_UNUSED = 10  # recordings that were not used, named when the server stops
@@ -390,7 +390,7 @@ def _printers(out: LineWriter) -> dict[str, Callable[[Any], None]]:
             "on_exchange": lambda exchange: out.line(summary_line(exchange)),
             "on_refusal": lambda refusal: out.line(joined(refusal_row(refusal))),
         }
-    aligner = Aligner(width, OMITTED, texts=TEXTS, ids=True, colours=has_colours(sys.stdout))
+    aligner = ExchangeAligner(width, colours=has_colours(sys.stdout))
     return {
         "on_exchange": lambda exchange: out.line("".join(aligner.lines([summary_row(exchange)]))),
         "on_refusal": lambda refusal: out.line("".join(aligner.lines([refusal_row(refusal)]))),

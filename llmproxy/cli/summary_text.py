@@ -5,7 +5,8 @@ Returns text and prints nothing. Text from clients and models is escaped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from ..core.text import Colour, printable
 from ..core.usage import Usage
 from ..recorder.summary import ExchangeSummary
 from ..report.numbers import amount
-from .columns import GAP, Cell, Span, cell, joined
+from .columns import GAP, Aligner, Cell, Span, cell, cut, joined
 
 if TYPE_CHECKING:  # it imports the server
     from ..app.refusals import Refusal
@@ -30,6 +31,11 @@ OMITTED = (3, 9, 8, 2, 4, 7, 1, 6)
 """Columns of `summary_row` that a narrow terminal goes without, the first ones first: API,
 speed, tokens, client, model, first event, time received, total time."""
 TEXTS = 2  # columns at the end that share the rest of the line
+
+NARROW = 72  # columns of a terminal, below which a line is a `brief_row`
+BRIEF_OMITTED = (6, 0)  # columns of `brief_row`, as in OMITTED: the second text, the ID
+STATUS_WIDTH = 11  # interrupted, refused 404
+MODEL_WIDTH = 12
 
 USUAL = (None, "stop", "tool_calls")  # finish reasons that a line doesn't mention
 NAMED = 2  # ignored fields; more are counted
@@ -74,6 +80,53 @@ def refusal_row(refusal: Refusal) -> list[Cell]:
     return [*row, cell(printable(refusal.what)), cell(printable(refusal.reason))]
 
 
+def brief_row(row: Sequence[Cell]) -> list[Cell]:
+    """Shorten a row of `summary_row` for a narrow terminal, the most important columns first.
+
+    ID, time of the day, total time, status, model, and both texts, that of an error first.
+    """
+    texts = [row[11], row[10]] if row[5][:1] and row[5][0][1] == "red" else [row[10], row[11]]
+    of_day = re.search(r"\d\d:\d\d:\d\d", _text(row[1]))
+    total = _text(row[6]).removeprefix("total ").partition(" ")[0]
+    status = row[5]
+    if _text(status).startswith("running "):
+        total = _text(status).removeprefix("running ")
+        status = cell("running", STATUS_COLOURS["running"])
+    return [
+        row[0],
+        cell(of_day[0] if of_day else _text(row[1])),
+        cell(total),
+        cut(status, STATUS_WIDTH),
+        cut(row[4], MODEL_WIDTH),
+        *texts,
+    ]
+
+
+def _text(one: Cell) -> str:
+    return "".join(text for text, _ in one)
+
+
+class ExchangeAligner:
+    """Aligns rows of `summary_row` to a terminal, which may be resized meanwhile.
+
+    keeps_ids: show the first column however narrow it is: it has the branches of a tree.
+    """
+
+    def __init__(
+        self, width: Callable[[], int], *, keeps_ids: bool = False, colours: bool = False
+    ) -> None:
+        self._width = width
+        omitted = BRIEF_OMITTED[:1] if keeps_ids else BRIEF_OMITTED
+        self._brief = Aligner(width, omitted, texts=TEXTS, ids=True, colours=colours)
+        self._whole = Aligner(width, OMITTED, texts=TEXTS, ids=True, colours=colours)
+
+    def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
+        """Format rows, one line each, no longer than the width."""
+        if self._width() < NARROW:
+            return self._brief.lines([*map(brief_row, rows)])
+        return self._whole.lines(rows)
+
+
 def summary_line(entry: ExchangeSummary) -> str:
     """Format an exchange as one line, for a pipe or a file: `summary_row` without empty columns."""
     return joined(summary_row(entry))
@@ -98,8 +151,7 @@ def _seconds_since(at: datetime) -> int:
 def _notes(entry: ExchangeSummary) -> str:
     """Name what a reader of the line should know: damage, an unusual finish, ignored fields."""
     notes = [_damaged(entry.damage)] if entry.damage else []
-    if entry.origin is not None:
-        notes.append(f"from {entry.origin}")
+    notes += [f"from {place}" for place in (entry.origin, entry.host) if place is not None]
     if entry.finish_reason not in USUAL:
         notes.append(f"finish {entry.finish_reason}")
     # "usage" is no field of a request: it says that token counts are our estimate.

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Literal
 
 from ..core.usage import Usage
-from ..recorder.damage import COUNT, EPOCH, OPTIONAL_TEXT, Damage, utc
+from ..recorder.damage import COUNT, EPOCH, OPTIONAL_TEXT, TEXT, Damage, text_of, utc
 from ..recorder.ids import find_thread
 from ..recorder.listing import Filter, LogListing
 from ..recorder.summary import (
@@ -125,14 +125,16 @@ def newest_id(reader: LogListing, thread_id: str) -> str | None:
     return None
 
 
+# Ids that are no text sort after all texts, at x'': only an edited file has them.
 _NEWEST = """
     with {selected}
     select id, max(
-        coalesce((select max(turns.id) from turns where turns.thread_id = selected.id), ''),
+        coalesce((select max(turns.id) from turns
+            where turns.thread_id = selected.id and turns.id < x''), ''),
         coalesce((select max(own.id) from proxy_exchanges as own
-            where own.thread_id = selected.id), '')
+            where own.thread_id = selected.id and own.id < x''), '')
     ) as newest
-    from selected where id is not null and newest < :before order by newest desc limit :last
+    from selected where typeof(id) = 'text' and newest < :before order by newest desc limit :last
 """
 _AMONG_RECENT = """
     recent as materialized (
@@ -330,8 +332,8 @@ def _entry_of_turn(row: sqlite3.Row) -> ExchangeSummary:
     damage = Damage()
     received = damage.read("datetime_utc", lambda: utc(row["datetime_utc"]), None)
     return ExchangeSummary(
-        id=row["id"],
-        received=received or time_of_id(row["id"]) or EPOCH,
+        id=damage.value("id", row["id"], TEXT),
+        received=received or time_of_id(text_of(row["id"])) or EPOCH,
         dialect="",
         path="",
         client="llm",

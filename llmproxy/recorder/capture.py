@@ -38,6 +38,7 @@ class Capture:
     http_status: set it once the client was sent one.
     finish: the end of the response, once it has been added.
     last_at: when the last event came, by time.monotonic(); None before any has.
+    reply_words: what lists show as the reply, if that is no message.
     ignored_late: paths that are known only at the response's end, of what it lacks and of what
         in it is our estimate.
     """
@@ -58,6 +59,7 @@ class Capture:
         self.last_at: float | None = None
         self._events: list[StreamEvent] = []
         self._times = array("d")
+        self.reply_words = ""
         self.ignored_late: tuple[str, ...] = ()
 
     def matched(self, match: Match) -> None:
@@ -129,7 +131,8 @@ class Capture:
         )
         events = TimedEvents(self._events, self._times, self.began_at)
         reply = self.response.messages if self._events else []
-        return with_answer(ended, self._turn(), events, self.finish, reply)
+        answered = with_answer(ended, self._turn(), events, self.finish, reply)
+        return changed(answered, reply_words=self.reply_words) if self.reply_words else answered
 
     def _turn(self) -> Turn | None:
         run = self.run

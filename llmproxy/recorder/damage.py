@@ -43,6 +43,13 @@ def decode(data: bytes) -> str:
         return Undecodable(data.decode(errors="replace"))
 
 
+def text_of(value: object) -> str:
+    """Return the text of a column that was edited to hold another type; "" for a number or NULL."""
+    if isinstance(value, bytes):
+        value = decode(value)
+    return str(value) if isinstance(value, str) else ""
+
+
 @dataclass(frozen=True)
 class Kind:
     """The values that a column can have, and the default that stands for any other.
@@ -127,5 +134,5 @@ class Damage:
                 return bool(value) if kind.is_flag else value
         self.add(name)
         if kind.words is None and str in kind.types and isinstance(value, str | bytes):
-            return str(decode(value)) if isinstance(value, bytes) else str(value)
+            return text_of(value)
         return kind.default

@@ -133,6 +133,7 @@ MIGRATIONS = (
         "alter table proxy_exchanges add column reply_words text not null default ''",
     ),
     ("alter table proxy_exchanges add column cache_write_1h_tokens integer",),
+    ("alter table proxy_exchanges add column host text",),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

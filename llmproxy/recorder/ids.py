@@ -110,7 +110,7 @@ def find_thread(query: Query, text: str) -> str:
     """
     id = find_id(query, _THREADS, text)
     if id is None:
-        raise NotFound(f"the log has no thread {text or repr(text)}")
+        raise NotFound(f"the log has no conversation {text or repr(text)}{_too_short(text)}")
     return id
 
 
@@ -127,4 +127,10 @@ def _unknown_exchanges(query: Query, texts: Sequence[str]) -> str:
     for table, kind, flag in _OTHERS:
         for (id,) in query(f"select id from {table} where id = :id", {"id": _plain(text)}):
             return f"the log has no exchange {text}; it is {kind}: log {flag} {id}"
-    return f"the log has no exchange {text or repr(text)}"
+    return f"the log has no exchange {text or repr(text)}{_too_short(text)}"
+
+
+def _too_short(text: str) -> str:
+    is_beginning = re.fullmatch(rf"[0-9a-z]{{1,{MIN_BEGINNING_CHARS - 1}}}", _plain(text))
+    least = f"; the beginning of an ID must have at least {MIN_BEGINNING_CHARS} characters"
+    return least if is_beginning else ""

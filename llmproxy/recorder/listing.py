@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core.field_types import find_wrong_field
-from .damage import decode
+from .damage import decode, text_of
 from .database import (
     SCHEMA_VERSION,
     StoreError,
@@ -50,6 +50,8 @@ class Filter:
         or in the text of the reply; without words it selects all.
     run: a benchmark's name or id. is_traffic: only responses of models to clients, without
         benchmarks, replays and embeddings, and without what no model was found for.
+    has_run: only what benchmarks sent, or, if False, only what clients sent.
+    host: the name that `import --host` gave to where it was recorded.
 
     Raises:
         ValueError: a field of another type, or an unknown status: it would select nothing.
@@ -66,6 +68,8 @@ class Filter:
     ids: tuple[str, ...] | None = None
     run: str | None = None
     is_traffic: bool = False
+    host: str | None = None
+    has_run: bool | None = None
 
     def __post_init__(self) -> None:
         """Check the fields."""
@@ -90,6 +94,8 @@ class Filter:
             "ids": ids,
             "run": self.run,
             "is_traffic": self.is_traffic or None,
+            "host": self.host,
+            "has_run": self.has_run,
         }
         given = {name: value for name, value in values.items() if value is not None}
         conditions = [_CONDITIONS[name] for name in given] + [f"({among})"] * bool(among)
@@ -113,6 +119,8 @@ _CONDITIONS = {
     "dialect": "dialect = :dialect",
     "status": "status = :status",
     "thread_id": "thread_id = :thread_id",
+    "host": "host = :host",
+    "has_run": "(run_id is not null) = :has_run",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",
     # Without a model, a 404 is that of a name, a 422 of a request that no recording answers.
@@ -197,7 +205,7 @@ class LogListing:
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [row["id"] for row in self._listed(["id"], filter, last)]
+        return [text_of(row["id"]) for row in self._listed(["id"], filter, last)]
 
     def _listed(
         self, columns: Iterable[str], filter: Filter, last: int | None

@@ -20,6 +20,7 @@ from llm.logs import LogStore, message_hash
 from llm.models import _conversation_name
 from llm.parts import Message, Part, TextPart
 
+from ..core.attachments import find_attachments
 from ..core.fingerprints import digest_of
 from .damage import UNREADABLE
 from .exchange import Turn, last_text, with_remote_attachments
@@ -310,6 +311,12 @@ def _message(
     message = Message(role, parts, json.loads(metadata) if metadata else None)
     if any(type(getattr(part, "text", "")) is not str for part in parts):
         raise ValueError("it has text that is no text")
+    for one in find_attachments(message):
+        texts = (one.type, one.url, one.path)
+        if any(not isinstance(text, str | None) for text in texts) or not isinstance(
+            one.content, bytes | None
+        ):
+            raise ValueError("it has an attachment of another type than was stored")
     # Few messages have no parts; if this one had some, they are missing.
     if not isinstance(role, str) or (not parts and message_hash(message, parent) != hash):
         raise ValueError("it was changed")

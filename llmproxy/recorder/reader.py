@@ -251,10 +251,14 @@ def read_tools(connection: sqlite3.Connection, turn_id: str) -> tuple[llm.Tool, 
         " left join tools on tools.id = tool_id where turn_id = ? order by turn_tools.rowid",
         (turn_id,),
     )
-    return tuple(
-        llm.Tool(name, description, parse_json(schema), plugin=plugin)
-        for name, description, schema, plugin in rows
-    )
+    return tuple(_tool(*row) for row in rows)
+
+
+def _tool(name: Any, description: Any, schema: Any, plugin: Any) -> llm.Tool:
+    texts = isinstance(name, str), isinstance(description, str | None)
+    if not (all(texts) and isinstance(plugin, str | None)):
+        raise TypeError("a tool was changed")
+    return llm.Tool(name, description, parse_json(schema), plugin=plugin)
 
 
 def events_of(

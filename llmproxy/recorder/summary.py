@@ -64,6 +64,7 @@ class ExchangeSummary:
     run_id: the benchmark that sent the request, recorded_id: the exchange that it repeats,
         repeat: attempt number, 0 for a warm-up, setup_ms: time to connect, if known, which
         is not included in the other times. All None if a client sent it.
+    host: the name that `import --host` gave to the log that it came from; None if recorded here.
     owner: the process that wrote it; filled in by the store.
     damage: names of what could not be read from the log: columns, of llm's turn as
         "turns.model", or "turn" (it is missing), "messages", "reply", "tools". Not a column;
@@ -112,6 +113,7 @@ class ExchangeSummary:
     output_tokens_estimate: int | None = None
     tokens_per_second: float | None = None
     overhead_ms: float | None = None
+    host: str | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
 

@@ -125,6 +125,7 @@ def _selection(chosen: Filter) -> dict[str, object]:
         "until": chosen.until,
         "model": chosen.model,
         "client": chosen.client,
+        "host": chosen.host,
         "dialect": chosen.dialect,
         "status": chosen.status,
         "thread": chosen.thread_id,

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -61,6 +61,7 @@ def import_files(
     read_recording: ReadRecording | None = None,
     strict: bool = False,
     dry_run: bool = False,
+    host: str | None = None,
 ) -> Imported:
     """Import the exchanges of files into a logs.db; files and lines that can't be read are named.
 
@@ -72,6 +73,7 @@ def import_files(
     read_recording: reads a file that is a single recording; without it only JSON lines are read.
     strict: check all files first, and import nothing if anything can't be read.
     dry_run: only check and count.
+    host: a name for where the exchanges were recorded, kept with each that has none yet.
 
     Raises:
         Unreadable: with `strict`, something can't be read; nothing was written.
@@ -96,9 +98,13 @@ def import_files(
             new = _count_new(statuses, database)
         else:
             reading = _Reading(sources, read_recording, _Order(recorded))
-            new = _write(reading, database)
+            new = _write((_from_host(one, host) for one in reading), database)
     there = reading.count - new
     return Imported(new, there, reading.skipped, reading.unreadable, tuple(reading.failures))
+
+
+def _from_host(exchange: Exchange, host: str | None) -> Exchange:
+    return replace(exchange, host=host) if host and exchange.host is None else exchange
 
 
 class _Source:

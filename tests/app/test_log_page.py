@@ -142,6 +142,18 @@ def test_filters_are_in_the_address(talk, get, query, found):
     assert form["action"] == "/" and form.get("method", "get") == "get"
 
 
+def test_a_filter_tells_benchmarks_from_clients(store, make_exchange, get):
+    sent = [make_exchange("by a client"), make_exchange("by a benchmark")]
+    store.write([sent[0], replace(sent[1], run_id="01jd00000000000000000000r0")])
+    for query, words in {
+        "": {"by a client", "by a benchmark"},
+        "?sent=client": {"by a client"},
+        "?sent=benchmark": {"by a benchmark"},
+        "?sent=nobody": {"by a client", "by a benchmark"},
+    }.items():
+        assert set(re.findall("by a (?:client|benchmark)", get(f"/{query}").words)) == words
+
+
 def test_pages_of_the_list_follow_one_another_without_gap(talk, store, make_exchange, get):
     """Also where many exchanges have one time, as imported ones have."""
     exchanges = [make_exchange(f"number {n}") for n in range(120)]
@@ -163,7 +175,7 @@ def test_every_field_of_the_form_has_a_label(talk, get):
     talk("hello")
     page = get("/")
     labels = sum(tag == "label" for tag, _ in page.tags)
-    assert labels == sum(tag in ("input", "select") for tag, _ in page.tags) == 4
+    assert labels == sum(tag in ("input", "select") for tag, _ in page.tags) == 5
     columns = [attributes for tag, attributes in page.tags if tag == "th"]
     assert all(attributes["scope"] in ("col", "rowgroup", "row") for attributes in columns)
     assert [attributes.get("lang") for tag, attributes in page.tags if tag == "html"] == ["en"]

@@ -269,6 +269,22 @@ def test_responses_of_a_run_are_not_sent_again(session, history, capsys):
     assert len(history.ids(Filter(is_traffic=True))) == 3
 
 
+@pytest.mark.parametrize(
+    "words, warnings",
+    [
+        (["--parallel", "a=2"], ""),
+        (["--parallel", "A*=2"], "warning: --parallel A* matches no model\n"),
+        (
+            ["--parallel", "a=2", "--base-url", "http://127.0.0.1:9"],
+            "warning: --parallel has no effect with --base-url\n",
+        ),
+    ],
+)
+def test_a_parallel_pattern_without_effect_is_warned_of(session, words, warnings, capsys):
+    bench("--models", "a", "--dry-run", *words, models=[one_word("a")])
+    assert capsys.readouterr().err == warnings
+
+
 def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp_path, capsys):
     before = list(sqlite3.connect(llm_user_path / "logs.db").iterdump())
     (tmp_path / "prices.json").write_text('{"a": {"input": 1000000, "output": 0}}')

@@ -19,6 +19,7 @@ from llm.parts import (
 from llmproxy.cli.columns import joined
 from llmproxy.cli.exchange_text import exchange_page
 from llmproxy.cli.summary_text import (
+    ExchangeAligner,
     local_time,
     summary_line,
     summary_row,
@@ -146,14 +147,14 @@ def test_line_shows_both_names_where_a_map_changed_the_model():
 def test_a_replay_is_marked():
     replayed = replace(EXCHANGE, replay_of="01recorded", turn=None, thread_id=None)
     assert "  replayed  " in summary_line(replayed)
-    assert "replay of 01recorded" in exchange_page(replayed)
+    assert "replay of    01recorded" in exchange_page(replayed)
 
 
 def test_page_names_the_exchange_that_is_continued():
     page = exchange_page(replace(EXCHANGE, previous_id="01before", link="reply", recalled=2))
-    assert "\ncontinues 01before\nrecalled  2 messages\n" in page
+    assert "\ncontinues    01before\nrecalled     2 messages\n" in page
     page = exchange_page(replace(EXCHANGE, previous_id="01before", link="compacted"))
-    assert "\ncontinues 01before (compacted)\n" in page
+    assert "\ncontinues    01before (compacted)\n" in page
 
 
 def test_colours_are_off_by_default():
@@ -168,17 +169,50 @@ def test_a_clients_words_cannot_drive_the_terminal():
     assert printable("a\nb\x1b", lines=True) == "a\nb\\x1b"
 
 
+LONG_NAMES = {
+    "model_asked": "日本語の大きなモデル:latest",
+    "model_used": "日本語の大きなモデル:latest",
+}
+FAILED = {"status": "error", "http_status": 200, "error": "overloaded", **LONG_NAMES}
+
+
+@pytest.mark.parametrize(
+    "fields, width, line",
+    [
+        ({}, 40, "03:04:05  2.12s  ok  m  Change the gree…"),
+        ({}, 60, "01abc  03:04:05  2.12s  ok  m  Change the greeting"),
+        ({"duration_ms": 623_000.0}, 40, "03:04:05  623.00s  ok  m  Change the gr…"),
+        (FAILED, 40, "03:04:05  2.12s  error in s…  日本語の…"),
+        (FAILED, 50, "03:04:05  2.12s  error in s…  日本語の大…  ignore…"),
+        (
+            {"status": "interrupted", "duration_ms": None},
+            40,
+            "03:04:05  interrupted  m  Change the gr…",
+        ),
+    ],
+)
+def test_a_narrow_terminal_shows_time_status_model_and_duration(fields, width, line, monkeypatch):
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    try:
+        row = summary_row(replace(EXCHANGE, **fields))
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert ExchangeAligner(lambda: width).lines([row]) == [line]
+
+
 def test_page_shows_all_of_an_exchange():
     page = exchange_page(EXCHANGE)
     for fact in (
-        "exchange  01abc",
-        "received  2026-01-02T03:04:05+00:00",
-        "API       openai_chat /v1/chat/completions, streamed",
-        "finish    stop",
-        "time      first event 0.12s, first text 0.13s, total 2.12s",
-        "tokens    1,000→50 tokens, 900 cached, 25/s",
-        "thread    01thread",
-        "ignored   seed, store",
+        "exchange     01abc",
+        "received     2026-01-02T03:04:05+00:00",
+        "API          openai_chat /v1/chat/completions, streamed",
+        "finish       stop",
+        "time         first event 0.12s, first text 0.13s, total 2.12s",
+        "tokens       1,000→50 tokens, 900 cached, 25/s",
+        "conversation 01thread",
+        "ignored      seed, store",
         '── request ──\n{"model":"m","stream":true}',
         "── system ──\nBe brief.",
         "── user ──\nChange the greeting",
@@ -220,7 +254,7 @@ def test_page_of_a_refused_request_shows_it_as_received():
         request=RawRequest({}, "", "not json \x1b"),
     )
     page = exchange_page(refused)
-    assert "error     the body is not JSON" in page
+    assert "error        the body is not JSON" in page
     assert page.endswith("── request ──\nnot json \\x1b")
 
 
@@ -281,13 +315,13 @@ def test_a_time_tells_its_zone(zone, text, monkeypatch):
 
 def test_one_of_a_thing_is_not_called_many():
     page = exchange_page(replace(EXCHANGE, recalled=1, events=EXCHANGE.events[1:]))
-    assert "recalled  1 message\n" in page
+    assert "recalled     1 message\n" in page
     assert "── timeline, 1 event in 2.12s ──" in page
 
 
 def test_page_of_a_failure_says_how_long_it_asked_to_wait():
     slow = replace(EXCHANGE, status="error", error="slow down", retry_after_s=6.5)
-    assert "\nerror     slow down\nretry     after 6.5s\n" in exchange_page(slow)
+    assert "\nerror        slow down\nretry        after 6.5s\n" in exchange_page(slow)
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,22 @@ def test_a_log_is_moved(recorded, tmp_path, llm_user_path):
     assert prompts == ["greet me", "and my wife", "and my wife"]
 
 
+def test_the_logs_of_two_hosts_are_told_apart(recorded, tmp_path):
+    both = str(tmp_path / "both.db")
+    ids = run("export", "-", "--database", str(recorded))[0].splitlines()
+    for host, lines in (("tea", ids[:2]), ("jam", ids)):
+        run("import", "-", "--host", host, "--database", both, stdin="\n".join(lines).encode())
+    listed = run("log", "--database", both)[0].splitlines()
+    found = [re.search("from (tea|jam)", line)[1] for line in listed]
+    assert found == ["tea", "tea", "jam"]
+    assert run("log", "--host", "jam", "--database", both)[0] == listed[2] + "\n"
+    assert "\nhost         jam\n" in run("log", "last", "--database", both)[0]
+    # The name goes along: what is collected in steps comes from where it was recorded.
+    out, _ = run("export", "-", "--host", "tea", "--database", both)
+    run("import", "-", "--host", "all", "--database", str(tmp_path / "x.db"), stdin=out.encode())
+    assert rows(tmp_path / "x.db", "select distinct host from proxy_exchanges") == [("tea",)]
+
+
 def test_a_log_can_be_imported_through_a_pipe(recorded, tmp_path):
     out, err = run("export", "-", "--status", "ok", "--last", "1", "--database", str(recorded))
     assert err == "exported 1 exchange\n"

@@ -1,10 +1,14 @@
 """Files that a command reads: an error says which one, and where in it."""
 
+import copy
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from llmproxy.recorder.exchange import encode
+from llmproxy.transfer.recordings import read_recordings
 from tests.commands import run_here
 
 BAD = {
@@ -48,3 +52,53 @@ def test_a_page_that_could_not_be_written_is_named(path, empty_log):
     code, _, error = run_here("report", "--html", "/dev/full")
     assert code == 1
     assert "llmproxy report: /dev/full: No space left on device" in error
+
+
+# ---- exchanges of a file, each field of one line changed
+
+WRONG = (None, -1, 1.5e300, "\0", "x" * 5_000, [], {"x": [1]}, [[None]])
+
+
+def fields_of(value, path=()):
+    """List the paths of all members, and of the first item of each list."""
+    yield path
+    members = value.items() if isinstance(value, dict) else [*enumerate(value)][:1]
+    for key, member in members:
+        if isinstance(member, dict | list):
+            yield from fields_of(member, (*path, key))
+        else:
+            yield (*path, key)
+
+
+def with_value(value, path, new):
+    if not path:
+        return new
+    changed = copy.copy(value)
+    changed[path[0]] = with_value(value[path[0]], path[1:], new)
+    return changed
+
+
+def test_a_changed_line_is_named_or_imported_whole(make_exchange, empty_log, tmp_path, path):
+    """Whatever one field of the second of three lines is, the commands say where it is wrong."""
+    lines = [encode(make_exchange(f"number {number}")) for number in range(3)]
+    sound = json.loads(lines[1])
+    file = tmp_path / "all.jsonl"
+    for number, field in enumerate(fields_of(sound)):
+        new = WRONG[number % len(WRONG)]
+        changed = json.dumps(with_value(sound, field, new)).encode() + b"\n"
+        file.write_bytes(lines[0] + changed + lines[2])
+        shutil.copy(empty_log, path)
+        code, out, error = run_here("import", str(file), "--strict")
+        assert "Traceback" not in error, field
+        imported = run_here("log", "--json")[1].count(b"\n")
+        assert imported == (0 if code else 3), (field, new, out, error)
+        if code:
+            assert error.startswith(f"llmproxy import: {file}, line 2"), (field, new, error)
+            assert run_here("import", str(file))[:2] == (
+                1,
+                b"imported 2 exchanges; 1 could not be read\n",
+            )
+        assert run_here("log", "--verify")[0] == 0, (field, new)
+        warnings: list[str] = []
+        read_recordings([file], warnings.append, pytest.fail)
+        assert not code or f"{file}, line 2" in str(warnings), (field, warnings)

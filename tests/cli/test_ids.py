@@ -122,7 +122,7 @@ def test_a_beginning_of_several_ids_lists_them(ids):
 def test_a_flag_names_an_id_that_does_not_exist(ids, words):
     with registered(AsyncScript("m")):
         code, out, err = run_here(*filled(words, ID="chatcmpl-nobody"))
-    kind = "thread" if "--thread" in words else "exchange"
+    kind = "conversation" if "--thread" in words else "exchange"
     assert (code, out) == (1, b"")
     assert err == f"llmproxy {words[0]}: the log has no {kind} chatcmpl-nobody\n"
 

@@ -123,7 +123,7 @@ def test_filters_narrow_the_list(recorded, words, models):
 
 def test_one_exchange_in_full(recorded):
     page = log(recorded)
-    assert f"exchange  {recorded}" in page
+    assert f"exchange     {recorded}" in page
     assert "── user ──\ngreet me" in page
     assert "── reply ──\nHello" in page
     assert re.search(r"── timeline, 1 event in \S+ ──", page)
@@ -278,7 +278,7 @@ def test_keep_deletes_what_is_older(recorded, llm_user_path):
         (["-4"], 1, "llmproxy log: the log has no exchange -4"),
         (["--last", "0"], 2, "expected a number above 0"),
         (["--database", "nowhere.db"], 1, "nowhere.db"),
-        (["--thread", "nobody"], 1, "llmproxy log: the log has no thread nobody"),
+        (["--thread", "nobody"], 1, "llmproxy log: the log has no conversation nobody"),
         (["--verify", "--database", "nowhere.db"], 1, "nowhere.db"),
         (["--verify", "--client", "c"], 2, "--verify checks the whole log, and takes no filter"),
         (["--cache", "--threads"], 2, "argument --threads: not allowed with argument --cache"),

@@ -332,7 +332,7 @@ def test_an_exchange_stands_for_its_thread(talk, history, run_llm):
 def test_an_unknown_thread_is_named(talk, history):
     alone = talk("one", status="error", reply=[], error="overloaded")
     for id in ("nobody", alone.id):
-        with pytest.raises(NotFound, match=f"the log has no thread {id}"):
+        with pytest.raises(NotFound, match=f"the log has no conversation {id}"):
             tree(history, id)
         assert history.entries(Filter(thread_id=id)) == []
 

@@ -284,7 +284,7 @@ def test_a_list_shows_all_rows_and_marks_the_damaged_one(damaged):
 def test_one_exchange_is_shown_as_far_as_it_can_be_read(damaged):
     log, names, _ = damaged
     for id in (log.next, *log.others):
-        assert read("log", id)[0].startswith(f"exchange  {id}\n")
+        assert read("log", id)[0].startswith(f"exchange     {id}\n")
     if names is None:
         read("log", log.id, code=1)
         return

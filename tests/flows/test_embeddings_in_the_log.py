@@ -65,6 +65,16 @@ def test_the_log_and_the_page_list_them(recorded):
         assert (code, len(out.splitlines())) == (0, count), err
 
 
+def test_lists_say_how_much_was_embedded(recorded):
+    database, page = recorded
+    code, out, _ = run_here("log", "--model", "e", "--database", str(database))
+    first, second = out.decode().splitlines()
+    assert first.endswith("  embed 2 texts  2 vectors of 3 numbers")
+    assert second.endswith("  embed 1 text  1 vector of 3 numbers"), second
+    assert "embed 2 texts</a>" in page and "2 vectors of 3 numbers" in page
+    assert "no text" not in page and "no reply" not in page
+
+
 def test_they_are_exported_and_imported_as_they_are(recorded, tmp_path):
     database, _ = recorded
     file, copy = tmp_path / "all.jsonl", tmp_path / "copy.db"

@@ -244,7 +244,7 @@ def test_times_of_one_command_are_local_ones(llm_user_path):
     ((id,),) = rows("select id from proxy_exchanges")
     assert output_of("log").split("  ")[1] == "01-15 00:30:00+01"
     assert output_of("log", "--threads").split("  ")[1] == "01-15 00:30:00+01"
-    assert "received  2026-01-15T00:30:00+01:00\n" in output_of("log", id)
+    assert "received     2026-01-15T00:30:00+01:00\n" in output_of("log", id)
     assert "2026-01-15 00:30:00 to 00:30:00 UTC+01:00" in " ".join(output_of("report").split())
     page = output_of("report", "--html", "-")
     text = re.sub(r"<[^>]+>", "", page)

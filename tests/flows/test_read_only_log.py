@@ -225,7 +225,11 @@ def test_a_filter_that_selects_nothing_is_told_from_an_empty_log(store, make_exc
     store.write([make_exchange()])
     assert run_here("log", "--client", "nobody") == (0, b"", "nothing matches\n")
     code, out, err = run_here("log", "--search", "nowhere")
-    assert (code, out) == (0, b"") and "not in earlier messages, reasoning" in err
+    assert (code, out) == (0, b"")
+    assert err == (
+        "nothing matches; --search looks in the last prompt or tool result of each request,"
+        " and in its reply's text\n"
+    )
 
 
 def test_a_follower_waits_for_the_file(llm_user_path, make_exchange):

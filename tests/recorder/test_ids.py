@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -76,8 +77,17 @@ def test_the_beginning_of_several_ids_is_an_error_that_names_them(history):
 def test_anything_else_means_nothing(history, text):
     with pytest.raises(NotFound, match="the log has no exchange"):
         history.exchange(text)
-    with pytest.raises(NotFound, match="the log has no thread"):
+    with pytest.raises(NotFound, match="the log has no conversation"):
         find_thread(history.rows, text)
+
+
+@pytest.mark.parametrize("text", ["0", OTHER[: MIN_BEGINNING_CHARS - 1], "'01'", "CHATCMPL-01"])
+def test_a_beginning_that_is_too_short_is_told_so(history, text):
+    for find in (history.exchange, partial(find_thread, history.rows)):
+        with pytest.raises(NotFound) as refused:
+            find(text)
+        least = "; the beginning of an ID must have at least 4 characters"
+        assert refused.value.message.endswith(f" {text}{least}")
 
 
 def test_an_exchange_stays_in_its_conversation_if_turns_were_deleted(history, path, make_begun):

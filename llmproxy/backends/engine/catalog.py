@@ -172,6 +172,13 @@ class Catalog:
         self._checked_at = time.monotonic()
         self._contents = self._read()
 
+    def unmatched_parallel(self) -> list[str]:
+        """List the patterns of `parallel` that match no model under any of its names."""
+        contents = self._contents
+        names = {*contents.entries, *contents.by_name, *contents.embedders}
+        patterns = dict.fromkeys(pattern for pattern, _ in self._parallel)
+        return [one for one in patterns if not any(_matches(name, one) for name in names)]
+
     def models(self) -> list[backend.ModelEntry]:
         """List every model under its own id, then under the names that the user gave it.
 

@@ -194,6 +194,8 @@ def answered(entry: ExchangeSummary, preview: Preview | None) -> str:
     named = ", ".join(map(_call, calls[:MAX_CALLS]))
     if len(calls) > MAX_CALLS:
         named += f" and {len(calls) - MAX_CALLS} more"
+    if not (shown or named) and not parts:
+        shown = markup.text(entry.reply_words)  # of embeddings, which have no messages
     if not (shown or named):
         shown = '<span class="soft">only reasoning</span>' if parts else _EMPTY
     return " · ".join(filter(None, (f"calls {named}" if named else "", shown)))

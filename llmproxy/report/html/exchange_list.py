@@ -24,11 +24,14 @@ STATUSES: Mapping[Status, str] = {
     "running": "Running",
 }
 
+SENDERS = {"client": "Clients", "benchmark": "Benchmarks"}
+
 
 @dataclass(frozen=True)
 class Query:
     """What the address of a list selects; empty fields select all.
 
+    sent: "benchmark" or "client": by whom the requests were sent.
     before: the ID of an exchange, from which the list goes on to the past.
     live: follow the log: "1", or empty.
     root: the relative address of the list; it is not in the address.
@@ -38,6 +41,7 @@ class Query:
     status: str = ""
     client: str = ""
     model: str = ""
+    sent: str = ""
     before: str = ""
     live: str = ""
     root: str = "./"
@@ -52,7 +56,7 @@ class Query:
     @property
     def is_filtered(self) -> bool:
         """Whether it selects only some exchanges."""
-        return bool(self.search or self.status or self.client or self.model)
+        return bool(self.search or self.status or self.client or self.model or self.sent)
 
 
 def exchange_list(
@@ -118,6 +122,7 @@ def search_form(query: Query, choices: Choices) -> str:
         f"{_select('Status', 'status', STATUSES, query.status)}"
         f"{_select('Client', 'client', clients, query.client)}"
         f"{_select('Model', 'model', models, query.model)}"
+        f"{_select('Sent by', 'sent', SENDERS, query.sent)}"
         "<button>Filter</button></form>"
     )
 
@@ -145,6 +150,7 @@ def _active(query: Query) -> str:
             ("status", "Status", _named(query.status)),
             ("client", "Client", query.client),
             ("model", "Model", query.model),
+            ("sent", "Sent by", SENDERS.get(query.sent, query.sent)),
         )
         if value
     ]

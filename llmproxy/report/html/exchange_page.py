@@ -80,6 +80,7 @@ def _facts(exchange: Exchange, links: Links, previous: str | None) -> str:
         if exchange.replay_of
         else "",
         "Options": _options(exchange),
+        "Host": markup.name(exchange.host) if exchange.host else "",
         "Damaged": markup.text(", ".join(exchange.damage)),
     }
     return entry.facts(rows)

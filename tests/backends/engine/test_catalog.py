@@ -116,6 +116,12 @@ def test_unknown_targets_lists_mistakes_in_maps_and_the_default():
     assert loaded.unknown_targets() == ["nope", "neither"]
 
 
+def test_patterns_for_parallel_requests_that_match_no_model_are_listed():
+    patterns = [("gpt-4*", 2), ("mine", 1), ("gtp-*", 2), ("GPT-4o", 3), ("gtp-*", 1)]
+    loaded = load(parallel=patterns, extra_models=[(SyncScript("mine"), None)])
+    assert loaded.unmatched_parallel() == ["gtp-*", "GPT-4o"]
+
+
 def test_plugin_that_fails_to_list_its_models_loses_only_its_own(caplog):
     """d6.27"""
 

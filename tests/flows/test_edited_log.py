@@ -1,0 +1,112 @@
+"""Any type of value in any column of an edited log: each reader goes on, or says why not."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from llmproxy.app.log_page import log_page
+from llmproxy.recorder.database import StoreError
+from tests.commands import run_here
+from tests.flows.test_damaged_log import recorded_once
+
+__all__ = ["recorded_once"]  # a fixture
+
+VALUES = {
+    "NULL": "null",
+    "a BLOB": "x'00ff80'",
+    "a number": "-1e300",
+    "a long text": "printf('%.*c', 100000, '[')",
+}
+COMMANDS = [
+    "log",
+    "log --threads --json",
+    "log --cache",
+    "log --verify",
+    "log ID",
+    "log --thread ID --search pudding",
+    "log --thread ID",
+    "report --html -",
+    "export -",
+]
+PAGES = ["", "conversations", "exchanges/ID", "conversations/ID"]
+
+
+def columns(path):
+    """List the tables that have rows, without those of the search index, and their columns."""
+    with closing(sqlite3.connect(path)) as log:
+        tables = log.execute(
+            "select name from sqlite_master where type = 'table' and sql not like '%virtual%'"
+            " and name not like '%fts%' and name not like 'sqlite_%'"
+        ).fetchall()
+        return [
+            (table, column)
+            for (table,) in tables
+            if log.execute(f"select 1 from [{table}] limit 1").fetchone()
+            for (column,) in log.execute("select name from pragma_table_info(?)", (table,))
+        ]
+
+
+def edit(path, table, column, value, id):
+    """Set a column of one row, whatever the table allows; return whether SQLite could."""
+    with closing(sqlite3.connect(path)) as log, log:
+        log.execute("pragma writable_schema = on")
+        log.execute(
+            "update sqlite_master set sql ="
+            " replace(replace(sql, ' NOT NULL', ''), ' not null', '') where name = ?",
+            (table,),
+        )
+    with closing(sqlite3.connect(path)) as log, log:
+        info = log.execute("select name, pk from pragma_table_info(?)", (table,)).fetchall()
+        keys = ", ".join(f"[{name}]" for name, pk in info if pk) or "rowid"
+        where = "where id = :id" if table in ("turns", "proxy_exchanges") else ""
+        row = f"({keys}) in (select {keys} from [{table}] {where} limit 1)"
+        try:
+            log.execute(f"update [{table}] set [{column}] = {value} where {row}", {"id": id})
+        except (sqlite3.IntegrityError, sqlite3.OperationalError):  # a row's number, a key
+            return False
+    return True
+
+
+def check_readers(path, id):
+    for command in COMMANDS:
+        code, _, err = run_here(*command.replace("ID", id).split())
+        assert code in (0, 1), (command, code, err)
+        assert "Traceback" not in err and (code == 0 or err or "verify" in command), command
+    for page in PAGES:
+        try:
+            status, _ = log_page(path, f"/{page.replace('ID', id)}", "", "http://localhost:9", "./")
+        except StoreError:
+            continue  # answered with a page that says why
+        assert status in (200, 400, 404), page
+
+
+# Keys by which rows are found: they were read without a check.
+KEYS = [("proxy_exchanges", "id"), ("proxy_exchanges", "thread_id"), ("turns", "id")]
+KEYS += [("turns", "thread_id"), ("threads", "id"), ("attachments", "content")]
+KEYS += [("attachments", "type"), ("proxy_meta", "value")]
+
+
+@pytest.mark.parametrize("table, column", KEYS)
+def test_a_key_of_another_type_ends_no_reader(table, column, recorded_once, llm_user_path):
+    path = llm_user_path / "logs.db"
+    shutil.copy(recorded_once.path, path)
+    assert edit(path, table, column, VALUES["a BLOB"], recorded_once.id)
+    check_readers(path, recorded_once.id)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_no_value_of_any_column_ends_a_reader(value, recorded_once, llm_user_path):
+    path = llm_user_path / "logs.db"
+    for table, column in columns(recorded_once.path):
+        shutil.copy(recorded_once.path, path)
+        if edit(path, table, column, value, recorded_once.id):
+            try:
+                check_readers(path, recorded_once.id)
+            except Exception as exc:
+                exc.add_note(f"{table}.{column}")
+                raise
