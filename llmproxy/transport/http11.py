@@ -63,12 +63,15 @@ class Headers:
 
     Immutable. Values are latin-1 text, so that any byte a client may send survives.
     `repr` hides secrets, since it ends up in logs and tracebacks.
+
+    as_received: the pairs with each name in the case in which it came.
     """
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_pairs", "as_received")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple((name.lower(), value) for name, value in pairs)
+        self.as_received = tuple(pairs)
+        self._pairs = tuple((name.lower(), value) for name, value in self.as_received)
 
     @overload
     def get(self, name: str) -> str | None: ...
