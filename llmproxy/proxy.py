@@ -404,6 +404,7 @@ class Proxy:
             admit=self.app.admit,
             limits=settings.limits,
             on_response=self.report_response if settings.access_log else None,
+            streams=self.app.streams_body,
         )
 
     def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:

@@ -201,6 +201,10 @@ class App:
             return replace(response, headers=[*response.headers, *cors])
         return None
 
+    def streams_body(self, head: Request) -> bool:
+        """Return whether this request's body is taken in pieces; see `transport.server.Server`."""
+        return False
+
     def refuse(self, error: ProxyError, head: Request | None) -> Response:
         """Return the response to a request that is no exchange, which is counted and reported.
 
