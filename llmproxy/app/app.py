@@ -388,7 +388,7 @@ class App:
             if request is None:
                 assert failure is not None
                 raise failure
-            choice = await self._backend.choose(request)
+            choice = await self._backend.choose(request, [*http_request.headers])
             request = await self._recall(exchange, request, choice)
             prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
             run = await self._work(size, prepare)
