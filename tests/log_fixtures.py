@@ -34,7 +34,15 @@ def ended_as(
 def make_version_4(connection):
     """Take from a log's tables what their later versions added."""
     details = "error_status", "error_kind", "error_code", "error_param", "retry_after_s"
-    for name in ("tokens_per_second", *details, "overhead_ms", "last_message", "reply_words"):
+    upstreams = "upstream", "refused_by", "upstream_request_id"
+    for name in (
+        "tokens_per_second",
+        *details,
+        "overhead_ms",
+        "last_message",
+        "reply_words",
+        *upstreams,
+    ):
         connection.execute(f"alter table proxy_exchanges drop column {name}")
     connection.execute("update proxy_meta set value = 4 where name = 'schema'")
 

@@ -22,6 +22,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 from llm.parts import Message, TextPart
 
 from ..backends.replay import Replay
+from ..backends.upstreams import Upstreams
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
 from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
@@ -97,7 +98,7 @@ class App:
     stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
     replay: as StatusPages takes it. embedder: runs embedding models; None if only recordings
-        answer.
+        answer. upstreams: the servers that requests may be sent to.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class App:
         connections: Callable[[], int] = lambda: 0,
         replay: Replay | None = None,
         embedder: Embedder | None = None,
+        upstreams: Upstreams | None = None,
     ) -> None:
         self._backend = backend
         self._models = models
@@ -128,6 +130,7 @@ class App:
         self._on_exchange = on_exchange
         self._stored = stored or StoredResponses(None)
         self._connections = connections
+        self._upstreams = upstreams
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
@@ -174,6 +177,8 @@ class App:
             elif is_status_path(path := bare_path(request.path) or "/"):
                 response = await self._status.respond(path, request)
             else:
+                if self._upstreams is not None:
+                    self._upstreams.check(request.headers)
                 dialect, kind, argument = find_route(request)
                 request = await self._decoded(request)
                 response = await self._handlers[kind](dialect, request, argument)
@@ -387,7 +392,7 @@ class App:
             if request is None:
                 assert failure is not None
                 raise failure
-            choice = await self._backend.choose(request)
+            choice = await self._backend.choose(request, [*http_request.headers])
             request = await self._recall(exchange, request, choice)
             prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
             run = await self._work(size, prepare)

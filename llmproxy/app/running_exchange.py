@@ -19,7 +19,7 @@ from ..core.usage import Usage
 from ..dialects import Dialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange
-from .responses import ignored_header, server_timing
+from .responses import ignored_header, server_timing, upstream_headers
 
 Ending = Literal["ok", "error", "cancelled"]
 
@@ -142,7 +142,9 @@ class RunningExchange:
 
     def _facts(self) -> dict[str, str]:
         timing = server_timing(self._overhead_ms(), self.capture.queue_ms)
-        return {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
+        facts = {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
+        capture = self.capture
+        return facts | upstream_headers(capture.run.upstream if capture.run else capture.upstream)
 
     def _overhead_ms(self) -> float:
         """Return the time that the proxy itself has taken so far.

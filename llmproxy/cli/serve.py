@@ -138,11 +138,45 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add(
         "--map",
         dest="maps",
-        metavar="PATTERN=MODEL",
+        metavar="PATTERN=TARGET",
         action="append",
         type=_map,
         default=[],
-        help="use MODEL for requested model names that match (* and ? allowed); first match wins",
+        help="use TARGET for requested model names that match (* and ? allowed); first match wins. "
+        "A model, UPSTREAM:, UPSTREAM:MODEL, or several with commas: the next if one refuses",
+    )
+    add(
+        "--upstream",
+        dest="upstreams",
+        metavar="NAME[=URL]",
+        action="append",
+        default=[],
+        help="a server that requests may go to: anthropic, openai, codex, NAME=DIALECT+URL",
+    )
+    add("--passthrough", metavar="UPSTREAM", help="send it what no --map takes")
+    add(
+        "--upstream-key",
+        dest="upstream_keys",
+        metavar="UPSTREAM=SOURCE",
+        action="append",
+        type=_key_source,
+        default=[],
+        help="its key: client (the client's own credentials, the default), llm:KEYNAME or "
+        "env:VARIABLE",
+    )
+    add("--upstream-ca", metavar="FILE", help="trust these certificates too (PEM)")
+    add(
+        "--upstream-insecure",
+        action="store_true",
+        help="let --upstream use http:// for public addresses",
+    )
+    add(
+        "--upstream-wait",
+        dest="upstream_wait_s",
+        metavar="SECONDS",
+        type=_seconds,
+        default=Settings.upstream_wait_s,
+        help="wait at most so long for an upstream that is busy (429) and says when to come again",
     )
     add(
         "--default-model",
@@ -272,10 +306,27 @@ def _speed(text: str) -> float:
     return speed
 
 
+def _key_source(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise argparse.ArgumentTypeError("expected UPSTREAM=SOURCE")  # it may be a key itself
+    return name, source
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError("expected seconds, 0 for no wait")
+    return seconds
+
+
 def _map(text: str) -> tuple[str, str]:
     pattern, equals, model = text.partition("=")
     if not (pattern and equals and model):
-        raise argparse.ArgumentTypeError(f"expected PATTERN=MODEL, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected PATTERN=TARGET, not {text!r}")
     return pattern, model
 
 

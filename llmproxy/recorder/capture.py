@@ -17,7 +17,7 @@ import llm
 from llm.parts import Message, StreamEvent
 
 from ..core import chat
-from ..core.backend import Run, Stamped
+from ..core.backend import NO_UPSTREAM, Run, Stamped
 from ..core.errors import ProxyError, shortened
 from .exchange import Exchange, Match, Turn, changed, with_answer, with_error
 from .summary import Status
@@ -34,6 +34,7 @@ class Capture:
     messages: the conversation as it is logged; set it when it differs from the request's.
     run: set it once the request was prepared. model_id: of the model that answered, if no run
         did. queue_ms: how long it waited for its turn.
+    upstream: set it if an upstream responds without a run.
     overhead_ms: the time that the proxy itself has taken, if it served the request.
     http_status: set it once the client was sent one.
     finish: the end of the response, once it has been added.
@@ -53,6 +54,7 @@ class Capture:
         self.model_id: str | None = None
         self.queue_ms: float | None = None
         self.overhead_ms: float | None = None
+        self.upstream = NO_UPSTREAM
         self.http_status: int | None = None
         self.finish: chat.Finish | None = None
         self.last_at: float | None = None
@@ -110,6 +112,7 @@ class Capture:
             case _:
                 said = shortened(f"{type(error).__name__}: {error}")
                 ended = changed(ended, error=ended.redactor.text(said))
+        used = run.upstream if run else self.upstream
         ended = changed(
             ended,
             status=status,
@@ -126,6 +129,9 @@ class Capture:
             queue_ms=self.queue_ms,
             overhead_ms=self.overhead_ms,
             is_first_run=run is not None and run.is_first,
+            upstream=used.name,
+            refused_by=used.refused_by or None,
+            upstream_request_id=used.request_id and ended.redactor.text(used.request_id),
         )
         events = TimedEvents(self._events, self._times, self.began_at)
         reply = self.response.messages if self._events else []

@@ -132,6 +132,11 @@ MIGRATIONS = (
         "alter table proxy_exchanges add column last_message text not null default ''",
         "alter table proxy_exchanges add column reply_words text not null default ''",
     ),
+    (
+        "alter table proxy_exchanges add column upstream text",
+        "alter table proxy_exchanges add column refused_by text",
+        "alter table proxy_exchanges add column upstream_request_id text",
+    ),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

@@ -64,6 +64,9 @@ class ExchangeSummary:
     run_id: the benchmark that sent the request, recorded_id: the exchange that it repeats,
         repeat: attempt number, 0 for a warm-up, setup_ms: time to connect, if known, which
         is not included in the other times. All None if a client sent it.
+    upstream: the name of the upstream that answered; None if llm did. upstream_request_id: its own
+        id of the request, to be given to its support. refused_by: what was asked before and
+        refused the request, each with its status: `anthropic: 529`.
     owner: the process that wrote it; filled in by the store.
     damage: names of what could not be read from the log: columns, of llm's turn as
         "turns.model", or "turn" (it is missing), "messages", "reply", "tools". Not a column;
@@ -112,6 +115,9 @@ class ExchangeSummary:
     output_tokens_estimate: int | None = None
     tokens_per_second: float | None = None
     overhead_ms: float | None = None
+    upstream: str | None = None
+    refused_by: str | None = None
+    upstream_request_id: str | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
 

@@ -857,7 +857,7 @@ NEW_COLUMNS = (
     "previous_id link recalled replay_key replay_of origin run_id recorded_id repeat setup_ms"
     " queue_ms is_first_run output_tokens_estimate tokens_per_second"
     " error_status error_kind error_code error_param retry_after_s overhead_ms"
-    " last_message reply_words"
+    " last_message reply_words upstream refused_by upstream_request_id"
 ).split()
 
 
