@@ -1,0 +1,255 @@
+"""Requests for an upstream that speaks another API: converted, with fallbacks."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+from llm.parts import Message, StreamEvent, TextPart
+
+from llmproxy.core import backend, chat
+from llmproxy.core.errors import RateLimited, SettingsError
+from llmproxy.core.usage import Usage
+from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat, openai_responses
+from tests.models import AsyncScript
+from tests.provider import begin_sse, playing, say_event, say_json
+from tests.proxies import running
+
+EVENTS = [
+    StreamEvent("text", "Hel", 0),
+    StreamEvent("text", "lo", 0),
+    StreamEvent("tool_call_name", "look", 1, "call_1"),
+    StreamEvent("tool_call_args", '{"at": 1}', 1, "call_1"),
+    chat.Finish("tool_calls", usage=Usage(11, 7)),
+]
+QUESTION = chat.ChatRequest(
+    "far", [Message("user", [TextPart("Hi?")])], options={"max_tokens": 50}, stream=True
+)
+PAIRS = [(a, b) for a, b in itertools.product(DIALECTS, DIALECTS) if a is not b]
+KEY = "sk-canary-of-the-client"
+
+
+def streaming(dialect, events=EVENTS):
+    """Answer as a provider of this dialect, in a stream."""
+
+    def answer(body, handler):
+        handler.send_response(200)
+        handler.send_header("content-type", dialect.STREAM_TYPE)
+        handler.send_header("request-id", "req_1")
+        handler.end_headers()
+        renderer = dialect.StreamRenderer(chat.Envelope("1", 1, body["model"]))
+        for frames in (renderer.start(), *map(renderer.feed, events)):
+            handler.wfile.write(b"".join(frames))
+
+    return answer
+
+
+def refusing(status, value=None, **headers):
+    return lambda body, handler: say_json(
+        handler, value or {"error": {"message": "go away"}}, status, **headers
+    )
+
+
+def send(proxy, dialect, request=QUESTION, headers=None):
+    """Send a request as a client of a dialect; return status, headers, bytes."""
+    body, _ = dialect.render_request(request)
+    body |= {"stream": request.stream}
+    return post(
+        proxy, backend.chat_path(dialect.ROUTES), body, headers or dialect.auth_headers(KEY)
+    )
+
+
+def post(proxy, path, body, headers=None):
+    connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=20)
+    try:
+        fields = {"content-type": "application/json"} | (headers or {})
+        connection.request("POST" if body is not None else "GET", path, json.dumps(body), fields)
+        response = connection.getresponse()
+        return response.status, dict(response.getheaders()), response.read()
+    finally:
+        connection.close()
+
+
+def collected(dialect, request, data):
+    """Read a response as a client of the dialect."""
+    if not request.stream:
+        return dialect.parse_response(json.loads(data))
+    parser, decoder = dialect.StreamParser(), dialect.StreamDecoder(10**6)
+    frames = [*decoder.feed(data), *decoder.end()]
+    return chat.collect([event for frame in frames for event in parser.feed(frame)])
+
+
+def upstream(dialect, played, name="far"):
+    return f"{name}={dialect.NAME}+{played.url}"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize(("near", "far"), PAIRS, ids=lambda dialect: dialect.NAME)
+def test_a_request_is_converted_for_an_upstream_and_its_response_back(near, far, stream):
+    request = QUESTION if stream else replace(QUESTION, stream=False)
+    with playing(streaming(far)) as played:
+        with running(upstreams=[upstream(far, played)], maps=[("far", "far:m")]) as proxy:
+            status, headers, data = send(proxy, near, request)
+            exchange = proxy.wait_for_report()
+    assert status == 200, data
+    response = collected(near, request, data)
+    (reply,) = response.messages
+    assert [type(part).__name__ for part in reply.parts] == ["TextPart", "ToolCallPart"]
+    text, call = reply.parts
+    assert (text.text, call.name, call.arguments) == ("Hello", "look", {"at": 1})
+    assert (response.finish.reason, response.finish.usage.output_tokens) == ("tool_calls", 7)
+    assert headers["x-llmproxy-upstream"] == "far"
+    assert headers["x-llmproxy-upstream-request-id"] == "req_1"
+    (body,) = played.bodies
+    assert (body["model"], body["stream"]) == ("m", True)
+    assert KEY in str(played.headers)
+    assert (exchange.upstream, exchange.model_used) == ("far", "far/m")
+    assert exchange.upstream_request_id == "req_1"
+    assert exchange.turn.model == "far/m"
+
+
+def test_what_another_api_cannot_carry_is_listed():
+    with playing(streaming(openai_responses)) as played:
+        with running(upstreams=[upstream(openai_responses, played)], passthrough="far") as proxy:
+            body, _ = anthropic_messages.render_request(QUESTION)
+            _, headers, _ = post(proxy, "/v1/messages", body | {"top_k": 5})
+            exchange = proxy.wait_for_report()
+    assert "top_k" in headers["x-llmproxy-ignored"]
+    assert "top_k" in exchange.ignored
+    assert exchange.model_used == "far/far"
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+@pytest.mark.parametrize(("near", "far"), PAIRS[::4], ids=lambda dialect: dialect.NAME)
+def test_an_upstreams_error_keeps_its_status_and_retry_after(near, far, stream):
+    error = far.render_error(RateLimited("no room now"))
+    answer = refusing(429, error, retry_after="7", request_id="req_2")
+    with playing(answer) as played:
+        with running(upstreams=[upstream(far, played)], maps=[("far", "far:m")]) as proxy:
+            request = replace(QUESTION, stream=stream)
+            status, headers, data = send(proxy, near, request)
+            exchange = proxy.wait_for_report()
+    assert (status, headers["retry-after"]) == (429, "7")
+    assert headers["x-llmproxy-upstream-request-id"] == "req_2"
+    assert "no room now" in near.parse_error(status, json.loads(data), headers).message
+    assert (exchange.error_status, exchange.retry_after_s) == (429, 7.0)
+    assert (exchange.upstream, exchange.upstream_request_id) == ("far", "req_2")
+    assert len(played.bodies) == 1
+
+
+# ---- fallbacks
+
+
+def broken(body, handler):
+    handler.connection.close()
+
+
+def refusing_in_stream(body, handler):
+    begin_sse(handler)
+    error = {"type": "overloaded_error", "message": "no room"}
+    say_event(handler, {"type": "error", "error": error}, "error")
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (refusing(429), "first:m: 429"),
+        (refusing(500), "first:m: 500"),
+        (refusing(529), "first:m: 529"),
+        (broken, "first:m: 502"),
+        (refusing_in_stream, "first:m: 529"),
+    ],
+)
+def test_the_next_target_is_asked_if_the_first_refuses(answer, said):
+    with playing(answer) as first, playing(streaming(openai_chat)) as second:
+        with running(
+            AsyncScript("here", "Hi"),
+            upstreams=[
+                upstream(anthropic_messages, first, "first"),
+                upstream(openai_chat, second, "second"),
+            ],
+            maps=[("a", "first:m,second:n,llm:here"), ("b", "first:m,llm:here")],
+        ) as proxy:
+            for model, use in (("a", ("second", "second/n")), ("b", (None, "here"))):
+                request = replace(QUESTION, model=model)
+                status, headers, data = send(proxy, ollama, request)
+                assert (status, headers["x-llmproxy-refused-by"]) == (200, said), data
+                assert headers.get("x-llmproxy-upstream") == use[0]
+            exchanges = (proxy.wait_for_report(2), proxy.reports)[1]
+    assert [(one.upstream, one.model_used) for one in exchanges] == [
+        ("second", "second/n"),
+        (None, "here"),
+    ]
+    assert {one.refused_by for one in exchanges} == {said}
+    assert {one.status for one in exchanges} == {"ok"}
+    assert len(first.bodies) == 2
+
+
+def test_the_last_targets_error_is_the_clients():
+    with playing(refusing(529)) as first, playing(refusing(503)) as second:
+        with running(
+            upstreams=[upstream(openai_chat, first, "a"), upstream(openai_chat, second, "b")],
+            maps=[("far", "a:,b:")],
+        ) as proxy:
+            status, headers, _ = send(proxy, anthropic_messages)
+            exchange = proxy.wait_for_report()
+    assert (status, headers["x-llmproxy-refused-by"]) == (503, "a: 529")
+    assert (exchange.upstream, exchange.refused_by) == ("b", "a: 529")
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_no_other_target_is_asked_after_another_error(status):
+    with playing(refusing(status)) as first:
+        with running(
+            AsyncScript("here", "Hi"),
+            upstreams=[upstream(openai_chat, first)],
+            maps=[("far", "far:,llm:here")],
+        ) as proxy:
+            assert send(proxy, anthropic_messages)[0] == status
+
+
+def test_no_other_target_is_asked_after_the_first_event():
+    def cut(body, handler):
+        begin_sse(handler)
+        handler.wfile.write(b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n')
+
+    with playing(cut) as first:
+        with running(
+            AsyncScript("here", "other"),
+            upstreams=[upstream(openai_chat, first)],
+            maps=[("far", "far:,llm:here")],
+        ) as proxy:
+            _, _, data = send(proxy, anthropic_messages)
+            exchange = proxy.wait_for_report()
+    assert b"other" not in data and b"Hi" in data
+    assert (exchange.status, exchange.upstream, exchange.refused_by) == ("error", "far", None)
+
+
+def test_a_busy_upstream_is_waited_for_only_if_that_is_wanted():
+    answers = iter([refusing(429, retry_after_ms="20"), streaming(openai_chat)] * 2)
+    with playing(lambda body, handler: next(answers)(body, handler)) as played:
+        settings = {"upstreams": [upstream(openai_chat, played)], "passthrough": "far"}
+        with running(**settings) as proxy:
+            assert send(proxy, anthropic_messages)[0] == 429
+        next(answers)
+        with running(**settings, upstream_wait_s=1.0) as proxy:
+            status, headers, _ = send(proxy, anthropic_messages)
+    assert (status, headers["x-llmproxy-refused-by"]) == (200, "far: 429")
+
+
+def test_a_longer_wait_than_is_wanted_is_none():
+    with playing(refusing(429, retry_after="30")) as played:
+        settings = {"upstreams": [upstream(openai_chat, played)], "passthrough": "far"}
+        with running(**settings, upstream_wait_s=1.0) as proxy:
+            status, headers, _ = send(proxy, anthropic_messages)
+    assert (status, headers["retry-after"], len(played.bodies)) == (429, "30", 1)
+
+
+def test_an_unknown_model_among_the_targets_is_an_error_at_the_start():
+    with pytest.raises(SettingsError, match="llm has no model 'nope'"):
+        with running(upstreams=["anthropic"], maps=[("a", "anthropic:,llm:nope")]):
+            pass
