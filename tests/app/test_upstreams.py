@@ -5,12 +5,16 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+import socket
+from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
 from llm.parts import Message, StreamEvent, TextPart
 
+from llmproxy import Settings, serving
+from llmproxy.cli.exchange_text import exchange_page
 from llmproxy.core import backend, chat
 from llmproxy.core.errors import RateLimited, SettingsError
 from llmproxy.core.usage import Usage
@@ -253,3 +257,114 @@ def test_an_unknown_model_among_the_targets_is_an_error_at_the_start():
     with pytest.raises(SettingsError, match="llm has no model 'nope'"):
         with running(upstreams=["anthropic"], maps=[("a", "anthropic:,llm:nope")]):
             pass
+
+
+# ---- loops
+
+
+def free_ports(count):
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    try:
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["itself", "two in a ring"])
+@pytest.mark.parametrize("near", [openai_chat, anthropic_messages], ids=lambda near: near.NAME)
+def test_an_upstream_that_leads_back_is_refused(count, near, llm_user_path):
+    ports = free_ports(count)
+    reports = []
+    with ExitStack() as stack:
+        for port, next_port in zip(ports, [*ports[1:], ports[0]], strict=True):
+            settings = Settings(
+                port=port,
+                upstreams=[f"far=openai_chat+http://127.0.0.1:{next_port}"],
+                passthrough="far",
+                log=False,
+                on_exchange=reports.append,
+            )
+            proxy = stack.enter_context(serving.running(settings))
+        status, _, data = send(proxy, near)
+    assert status == 400
+    assert b"leads back to this server" in data
+    assert len(reports) == count  # none is asked twice
+
+
+# ---- keys
+
+OURS = "own.clients.key.93aa"
+CANARIES = {
+    "client": "client.words.51d0c7",
+    "llm:far": "stored.with-llm.7c1f",
+    "env:FAR_VARIABLE": "environs.4be2a9",
+}
+
+
+def quoting(body, handler):
+    """Refuse a request, quoting all that it was sent."""
+    said = f"wrong: {handler.headers}"
+    say_json(handler, {"error": {"message": said, "code": said}}, 401)
+
+
+@pytest.mark.parametrize("source", CANARIES)
+@pytest.mark.parametrize("near", [openai_chat, ollama], ids=lambda near: near.NAME)
+def test_no_credential_is_kept_or_shown(source, near, llm_user_path, monkeypatch, caplog):
+    (llm_user_path / "keys.json").write_text(json.dumps({"far": CANARIES["llm:far"]}))
+    monkeypatch.setenv("FAR_VARIABLE", CANARIES["env:FAR_VARIABLE"])
+    lines = []
+    for answer in (quoting, streaming(anthropic_messages)):
+        with playing(answer) as played:
+            with running(
+                upstreams=[upstream(anthropic_messages, played)],
+                upstream_keys=[("far", source)],
+                passthrough="far",
+                keys=[OURS],
+                access_log=lines.append,
+            ) as proxy:
+                status, headers, data = send(
+                    proxy,
+                    near,
+                    headers={
+                        "x-api-key": OURS,
+                        "authorization": f"Bearer {CANARIES['client']}",
+                        "cookie": "session=cookie.words.77",
+                    },
+                )
+                exchange = proxy.wait_for_report()
+                files = [path for path in llm_user_path.rglob("*") if path.name != "keys.json"]
+                kept = b"".join(path.read_bytes() for path in files if path.is_file())
+        assert status == (401 if answer is quoting else 200)
+        (sent,) = played.headers
+        assert sent["x-api-key"] == CANARIES[source]
+        assert "authorization" not in sent and "cookie" not in sent
+        assert OURS not in str(sent)
+        shown = f"{headers}{lines}{caplog.text}{proxy.warnings}{exchange}{exchange_page(exchange)}"
+        for canary in (*CANARIES.values(), OURS, "cookie.words.77"):
+            assert canary.encode() not in kept + data + shown.encode()
+
+
+def test_a_request_with_a_signature_is_refused_in_words():
+    with running(upstreams=["anthropic"], passthrough="anthropic") as proxy:
+        signed = {"authorization": "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/x"}
+        status, _, data = send(proxy, openai_chat, headers=signed)
+    assert status == 400
+    assert b"SigV4" in data and b"AKIA" not in data
+
+
+def test_a_key_that_is_not_set_is_an_error_that_names_it():
+    settings = {"upstreams": ["anthropic"], "upstream_keys": [("anthropic", "env:NOT_SET")]}
+    with running(**settings, passthrough="anthropic") as proxy:
+        status, _, data = send(proxy, openai_chat)
+    assert status == 401
+    assert b"env:NOT_SET" in data
+
+
+def test_no_request_can_name_a_host():
+    with playing(streaming(openai_chat)) as played:
+        with running(upstreams=[upstream(openai_chat, played)]) as proxy:
+            for model in (f"openai_chat+{played.url}:m", f"{played.url}/v1:m", "//far:m"):
+                status, _, _ = send(proxy, anthropic_messages, replace(QUESTION, model=model))
+                assert status == 404
+    assert played.bodies == []
