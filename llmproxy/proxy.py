@@ -31,6 +31,7 @@ from .backends.ignored_text import IgnoredText
 from .backends.llm_keys import known_keys
 from .backends.log_source import Log
 from .backends.replay import MAX_LISTED, RecordingSummary, Replay, Source
+from .backends.routing import Routing
 from .backends.upstreams import Upstreams
 from .conversations.matching import Matcher
 from .core import backend
@@ -466,7 +467,7 @@ class Proxy:
             SettingsError: there are no recordings.
         """
         settings = self.settings
-        live = self._models() if self.is_live else None
+        live = self._live() if self.is_live else None
         if settings.replay is None and settings.recordings is None:
             assert live is not None, "something answers"
             return live, self.catalog
@@ -515,6 +516,12 @@ class Proxy:
             content=settings.otlp_content,
             warn=settings.warn,
         )
+
+    def _live(self) -> backend.Backend:
+        models = self._models()
+        if not self.upstreams.is_used:
+            return models
+        return Routing(self.upstreams, models, self.settings.limits)
 
     def _models(self) -> Engine:
         return Engine(
@@ -650,10 +657,15 @@ class Proxy:
         if self.is_live:  # otherwise no plugin is loaded: some ask their servers for models
             # In a thread that may be left behind: a plugin may hang while it is loaded.
             await in_daemon_thread(self.catalog.load, "llmproxy-catalog")
-        unknown = self.catalog.unknown_targets() if self.is_live else []
+        unknown = self._unknown_targets() if self.is_live else []
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
         await asyncio.to_thread(self._update_log)
+
+    def _unknown_targets(self) -> list[str]:
+        return self.catalog.unknown_targets() + [
+            model for model in self.upstreams.models_of_llm if not self.catalog.has(model)
+        ]
 
     async def _listen(self) -> None:
         host, port = self.settings.host, self.settings.port
@@ -722,6 +734,7 @@ class Proxy:
                         await asyncio.to_thread(self._writer.close, timeout_s)
                 if self._hooks:
                     await asyncio.wait(set(self._hooks), timeout=HOOKS_S)
+                self.upstreams.client.close()
                 if self._exporter is not None:
                     await asyncio.to_thread(self._exporter.close)
                 await asyncio.to_thread(self._keep_unused)

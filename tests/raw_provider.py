@@ -273,7 +273,7 @@ class _Reader:
         self._peer = peer
         self._provider = provider
         self._number = number
-        self._buffer = b""
+        self._buffer = bytearray()
         self._raw = bytearray()
 
     def read_request(self) -> RawRequest | None:
@@ -310,7 +310,8 @@ class _Reader:
         return self._take(count)
 
     def _take(self, count: int) -> bytes:
-        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
         self._raw += data
         return data
 

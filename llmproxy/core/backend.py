@@ -159,7 +159,9 @@ class Run(Protocol):
     runs_in_process: bool
     is_first: bool
     starts_at_once: bool
-    upstream: UpstreamUse
+
+    @property
+    def upstream(self) -> UpstreamUse: ...
 
     async def wait_turn(self, wait_s: float | None) -> bool:
         """Wait at most `wait_s` seconds until the model can take another request.

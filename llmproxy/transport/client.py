@@ -29,7 +29,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ..core.errors import ProtocolError, UpstreamError
+from ..core.errors import ProtocolError, UpstreamError, UpstreamTimeout
 from ..core.limits import Limits
 from .connections import (
     DEADLINES,
@@ -210,7 +210,7 @@ class Client:
             is_whole = exchange.leaves_connection
         finally:
             if is_whole:
-                self._pool.keep(address, connection)
+                self._pool.keep(address, connection, response.headers.get("keep-alive", ""))
             else:
                 connection.close()
 
@@ -365,13 +365,12 @@ class _Reader:
         self._connection = connection
         self._parser = parser
         self._deadlines = deadlines
+        self._until = time.monotonic() + deadlines.whole_s
         self.at = 0.0
 
     async def wait_for_first_byte(self) -> float:
         while not (self._connection.arrived or self._connection.is_over):
-            await self._connection.changed(
-                self._deadlines.first_byte_s, "the upstream began no response"
-            )
+            await self._wait(self._deadlines.first_byte_s, "the upstream began no response")
         return self._connection.arrived[0][0] if self._connection.arrived else time.monotonic()
 
     async def next_piece(self) -> ResponseHead | bytes | None:
@@ -381,12 +380,26 @@ class _Reader:
                 return piece
             if self._connection.arrived:
                 self.at, data = self._connection.take()
+                if self.at > self._until:
+                    raise self._too_long()
                 self._parser.feed(data)
             elif failure := self._connection.failure:
                 raise UpstreamError(f"the connection broke: {failure}") from failure
             elif self._connection.is_over:
                 self._parser.end()
             else:
-                await self._connection.changed(
-                    self._deadlines.idle_s, "the upstream's response stalled"
-                )
+                await self._wait(self._deadlines.idle_s, "the upstream's response stalled")
+
+    async def _wait(self, within_s: float, what: str) -> None:
+        left_s = self._until - time.monotonic()
+        if within_s <= left_s:
+            await self._connection.changed(within_s, what)
+            return
+        try:
+            await self._connection.changed(max(left_s, 0), what)
+        except UpstreamTimeout as error:
+            raise self._too_long() from error
+
+    def _too_long(self) -> UpstreamTimeout:
+        whole_s = self._deadlines.whole_s
+        return UpstreamTimeout(f"the upstream's response took more than {whole_s:g} s")

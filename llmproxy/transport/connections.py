@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import math
 import os
+import re
 import socket
 import ssl
 import time
@@ -28,13 +30,22 @@ MAX_IDLE = 32  # connections that are kept; each takes a descriptor
 IDLE_S = 15.0  # that one is kept: servers close theirs after 60 and more, gateways after less
 
 
+# RFC 2068 19.7.1.1; Node's server says 5 seconds in it.
+_KEEP_ALIVE_S = re.compile(r"timeout=\"?([0-9]{1,6})", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Deadlines:
-    """The longest waits on the server, in seconds."""
+    """The longest waits on the server, in seconds.
+
+    Those who pass a client's request on should wait as long as the client does: SDKs wait ten
+    minutes for the first byte.
+    """
 
     connect_s: float = 10.0  # name, TCP and TLS
     first_byte_s: float = 300.0  # after the request's last byte: models load, and think
     idle_s: float = 60.0  # between two reads after that, and two writes before; keep-alives count
+    whole_s: float = math.inf  # for the whole response, from when the request is sent
 
 
 DEADLINES = Deadlines()
@@ -121,7 +132,8 @@ class Proxies:
             words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             key = base64.b64encode(words.encode()).decode()
         port = parts.port or 80
-        return Address(parts.hostname, port, False, f"{parts.hostname}:{port}", "/", key)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return Address(parts.hostname, port, False, f"{host}:{port}", "/", key)
 
     def _is_bypassed(self, address: Address) -> bool:
         return any(_fits(entry, address) for entry in self.bypassed)
@@ -137,7 +149,9 @@ def _fits(entry: str, address: Address) -> bool:
         return ipaddress.ip_address(address.host) in ipaddress.ip_network(entry, strict=False)
     except ValueError:
         pass
-    name, _, port = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    name, port = entry, ""
+    if entry.count(":") == 1 or "]:" in entry:
+        name, _, port = entry.rpartition(":")
     if port and port != str(address.port):
         return False
     name = name.strip("[]").removeprefix("*").lstrip(".")
@@ -193,7 +207,7 @@ async def connect(
         tls = await asyncio.to_thread(trust)
     where = f"{address.host}:{address.port}"
     if proxy is not None:
-        where = f"the proxy {proxy.host}:{proxy.port}"
+        where = f"the proxy {proxy.authority}"
     try:
         async with asyncio.timeout(deadlines.connect_s):
             if proxy is None:
@@ -205,8 +219,13 @@ async def connect(
             return connection
     except TimeoutError as exc:
         raise UpstreamTimeout(f"no connection to {where} within {deadlines.connect_s:g} s") from exc
+    except ssl.SSLCertVerificationError as exc:
+        raise UpstreamError(
+            f"no secure connection to {where}: its certificate is not accepted:"
+            f" {exc.verify_message}"
+        ) from exc
     except ssl.SSLError as exc:
-        why = getattr(exc, "verify_message", "") or exc.reason or "the server does not speak TLS"
+        why = exc.reason or "the server does not speak TLS"
         raise UpstreamError(f"no secure connection to {where}: {why}") from exc
     except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
         raise UpstreamError(f"no connection to {where}: {_reason(exc)}") from exc
@@ -272,8 +291,7 @@ async def _open_tunnel(
         assert isinstance(head, ResponseHead)
         if not 200 <= head.status < 300:
             raise UpstreamError(
-                f"the proxy {proxy.host}:{proxy.port} opens no connection to {where}:"
-                f" status {head.status}"
+                f"the proxy {proxy.authority} opens no connection to {where}: status {head.status}"
             )
         assert tls is not None
         await connection.start_tls(tls, address.host)
@@ -443,14 +461,20 @@ class Pool:
             connection.close()
         return None
 
-    def keep(self, address: Address, connection: Connection) -> None:
-        """Keep a connection whose response was whole, for `IDLE_S`."""
-        if len(self._timers) >= MAX_IDLE or not connection.is_untouched:
+    def keep(self, address: Address, connection: Connection, keep_alive: str = "") -> None:
+        """Keep a connection whose response was whole, for `IDLE_S`.
+
+        keep_alive: that field of the response. A shorter time in it counts, less a second: a
+            request must not meet the server's close on its way.
+        """
+        named = _KEEP_ALIVE_S.search(keep_alive)
+        idle_s = min(IDLE_S, int(named[1]) - 1) if named else IDLE_S
+        if idle_s <= 0 or len(self._timers) >= MAX_IDLE or not connection.is_untouched:
             connection.close()
             return
         self._idle.setdefault(_key(address), []).append(connection)
         loop = asyncio.get_running_loop()
-        self._timers[connection] = loop.call_later(IDLE_S, self._drop, _key(address), connection)
+        self._timers[connection] = loop.call_later(idle_s, self._drop, _key(address), connection)
 
     def close(self) -> None:
         """Close the connections that are kept."""

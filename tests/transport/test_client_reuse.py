@@ -155,6 +155,16 @@ async def test_no_more_connections_are_kept_than_allowed_and_none_for_ever(monke
         assert len({number for number, _ in requests}) == 5
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [("5", 4), ("1", None), ("600", 15)])
+async def test_a_connection_is_not_kept_as_long_as_the_server_keeps_it(seconds, kept):
+    said = OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: max=9, timeout=%b\r\n\r\n" % seconds.encode())
+    async with playing([said]) as (url, _), client_of() as client:
+        await read(client, "POST", url)
+        now = asyncio.get_running_loop().time()
+        left = [round(timer.when() - now) for timer in client._pool._timers.values()]
+    assert left == ([] if kept is None else [kept])
+
+
 async def test_a_body_is_sent_as_it_comes():
     async def pieces():
         for piece in (b"one ", b"", b"two"):
@@ -384,7 +394,8 @@ ENVIRONMENT = {
     "HTTPS_PROXY": "http://upper:1",
     "https_proxy": "http://lower:2",
     "ALL_PROXY": "http://all:3",
-    "NO_PROXY": "internal.example, .corp.example,10.0.0.0/8,[2001:db8::1],port.example:8443",
+    "NO_PROXY": "internal.example, .corp.example,10.0.0.0/8,[2001:db8::1],[2001:db8::2]:8443,"
+    "port.example:8443",
 }
 
 
@@ -404,11 +415,24 @@ ENVIRONMENT = {
         ("http://127.0.0.1:8000", None),
         ("http://localhost", None),
         ("http://[::1]:80", None),
+        ("http://[2001:db8::1]", None),
+        ("http://[2001:db8::2]:8443", None),
+        ("http://[2001:db8::2]", 3),
     ],
 )
 def test_the_environment_says_what_goes_by_a_proxy(url, port):
     proxy = Proxies.of_environment(ENVIRONMENT).proxy_for(Address.of(url))
     assert (proxy and proxy.port) == port
+
+
+def test_a_proxy_may_have_an_ipv6_address():
+    proxies = Proxies({"https": "http://u:p@[2001:db8::9]:3128"})
+    proxy = proxies.proxy_for(Address.of("https://api.example.com"))
+    assert (proxy.host, proxy.port, proxy.authority) == (
+        "2001:db8::9",
+        3128,
+        "[2001:db8::9]:3128",
+    )
 
 
 def test_all_may_go_past_the_proxy_and_other_kinds_of_proxies_are_refused():

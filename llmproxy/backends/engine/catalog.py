@@ -263,6 +263,10 @@ class Catalog:
         """Return the user's defaults for a model (`llm models options set`)."""
         return self._contents.options.get(model_id, {})
 
+    def has(self, name: str) -> bool:
+        """Return whether a model has this name."""
+        return self._find(name) is not None or self._find_embedder(name) is not None
+
     def unknown_targets(self) -> list[str]:
         """Return the names in `maps` and `default_model` that match no model."""
         chats, embedders = self._contents.by_name, self._contents.embedders
