@@ -22,6 +22,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 from llm.parts import Message, TextPart
 
 from ..backends.replay import Replay
+from ..backends.routing import Routing
 from ..backends.upstreams import Upstreams
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
@@ -61,6 +62,7 @@ from .dashboard import Dashboard
 from .embeddings import EmbeddingRequests
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
+from .passthrough import Passthrough, Steps
 from .refusals import Refusal, Refusals
 from .responses import StreamBody, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
@@ -73,6 +75,7 @@ logger = logging.getLogger(__name__)
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 BEGIN_TURNS = 4  # of the event loop: the model's first step, its others, the reader's, one more
 MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
+_CORS = "access-control-"
 RETRY_S = 1  # sent as `retry-after` when too many models run
 
 T = TypeVar("T")
@@ -131,6 +134,7 @@ class App:
         self._stored = stored or StoredResponses(None)
         self._connections = connections
         self._upstreams = upstreams
+        self._passthrough = self._new_passthrough()
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
@@ -166,6 +170,23 @@ class App:
             ),
         }
 
+    def _new_passthrough(self) -> Passthrough | None:
+        # Not where recordings answer first: those are rendered.
+        if self._upstreams is None or not isinstance(self._backend, Routing):
+            return None
+        steps = Steps(
+            work=self._work,
+            receive=self._receive,
+            begin=self._begin,
+            log_begin=self._log_begin,
+            find_conversation=self._find_conversation,
+            start=self._start,
+            respond=self._respond,
+            end=self._end,
+            failed=self._failed,
+        )
+        return Passthrough(self._upstreams, self._backend, self._limits, steps)
+
     async def __call__(self, request: Request) -> Response:
         """Respond to one request. Raise only CancelledError, if the client disconnects."""
         refusal = self.admit(request)
@@ -179,9 +200,8 @@ class App:
             else:
                 if self._upstreams is not None:
                     self._upstreams.check(request.headers)
-                dialect, kind, argument = find_route(request)
-                request = await self._decoded(request)
-                response = await self._handlers[kind](dialect, request, argument)
+                passed = None if self._passthrough is None else await self._passthrough(request)
+                response = await self._answer(request) if passed is None else passed
         except ProxyError as error:
             response = self.refuse(error, request)
         except Exception:
@@ -189,7 +209,16 @@ class App:
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect_of(request))
         cors = self._access.cors_headers(request)
-        return replace(response, headers=[*response.headers, *cors]) if cors else response
+        if not cors:
+            return response
+        # An upstream's are for its own origin: of two, browsers take none.
+        own = (one for one in response.headers if not one[0].lower().startswith(_CORS))
+        return replace(response, headers=[*own, *cors])
+
+    async def _answer(self, request: Request) -> Response:
+        dialect, kind, argument = find_route(request)
+        request = await self._decoded(request)
+        return await self._handlers[kind](dialect, request, argument)
 
     def admit(self, head: Request) -> Response | None:
         """Return the response that refuses a request because of its head, None to go on.
@@ -208,7 +237,7 @@ class App:
 
     def streams_body(self, head: Request) -> bool:
         """Return whether this request's body is taken in pieces; see `transport.server.Server`."""
-        return False
+        return self._passthrough is not None and self._passthrough.streams_body(head)
 
     def refuse(self, error: ProxyError, head: Request | None) -> Response:
         """Return the response to a request that is no exchange, which is counted and reported.
@@ -393,22 +422,33 @@ class App:
                 assert failure is not None
                 raise failure
             choice = await self._backend.choose(request, [*http_request.headers])
-            request = await self._recall(exchange, request, choice)
-            prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
-            run = await self._work(size, prepare)
-            if run.starts_at_once and self._limiter.has_room:
-                await self._start(exchange, run)
-                exchange.has_started = True
-            else:
-                self._log_begin(exchange)
-                exchange.starting = asyncio.create_task(self._start(exchange, run))
-            if request.stream:
-                return await self._stream(dialect, exchange)
-            return await self._whole(dialect, exchange)
+            return await self._respond(dialect, exchange, request, choice, size)
         except BaseException as exc:
             return await self._failed(exchange, dialect, exc)
         finally:
             failure = None  # its traceback refers to this frame, and so to the body
+
+    async def _respond(
+        self,
+        dialect: Dialect,
+        exchange: RunningExchange,
+        request: chat.ChatRequest,
+        choice: Choice,
+        size: int,
+    ) -> Response:
+        """Run what was chosen, and render its events."""
+        request = await self._recall(exchange, request, choice)
+        prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
+        run = await self._work(size, prepare)
+        if run.starts_at_once and self._limiter.has_room:
+            await self._start(exchange, run)
+            exchange.has_started = True
+        else:
+            self._log_begin(exchange)
+            exchange.starting = asyncio.create_task(self._start(exchange, run))
+        if request.stream:
+            return await self._stream(dialect, exchange)
+        return await self._whole(dialect, exchange)
 
     async def _failed(
         self, exchange: RunningExchange, dialect: Dialect, exc: BaseException
@@ -532,18 +572,39 @@ class App:
         """
         capture = exchange.capture
         capture.messages, capture.schema = request.messages, request.schema
+        if choice.takes_recall and await self._look_up(exchange, request, choice.model_id):
+            return replace(request, messages=capture.messages, recalled=capture.match.recalled)
+        return request
+
+    async def _find_conversation(
+        self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
+    ) -> None:
+        """Note which recorded conversation a request continues, and keep its own messages.
+
+        After `log_wait_s` the exchange is logged without.
+        """
+        capture = exchange.capture
+        if await self._look_up(exchange, request, model_id) and capture.match.recalled:
+            capture.match = replace(capture.match, recalled=frozenset(), history=None)
+            capture.messages = request.messages
+
+    async def _look_up(
+        self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
+    ) -> bool:
+        """Look up in the log which conversation a request continues; return whether it was done."""
+        capture = exchange.capture
         matcher = self._matcher
-        if matcher is None or not exchange.is_logged or not choice.takes_recall:
-            return request
+        if matcher is None or not exchange.is_logged:
+            return False
         if not matcher.may_continue(request.messages):
-            return request
+            return False
         try:
             async with asyncio.timeout(self._limits.log_wait_s):
                 await self._matching.acquire()
                 try:
                     matching = matcher.match_in_thread(
                         request.messages,
-                        choice.model_id,
+                        model_id,
                         capture.begun.client,
                         wait_s=MATCH_SHARE * self._limits.log_wait_s,
                     )
@@ -558,7 +619,7 @@ class App:
             logger.warning(
                 "could not look up in the log what exchange %s continues", capture.begun.id
             )
-        return replace(request, messages=capture.messages, recalled=capture.match.recalled)
+        return True
 
     def _has_matched(self, matching: asyncio.Future[Match]) -> None:
         self._matching.release()
@@ -586,8 +647,9 @@ class App:
         self._waiting += 1
         try:
             has_waited = await run.wait_turn(self._limits.queue_s)
-            has_waited |= await self._enter()
-            exchange.has_entered = True
+            if not exchange.has_entered:  # with an upstream that has refused
+                has_waited |= await self._enter()
+                exchange.has_entered = True
         finally:
             self._waiting -= 1
         if has_waited:

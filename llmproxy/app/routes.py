@@ -113,6 +113,19 @@ def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
         prefixes.add(prefix[0].strip("/ "))
 
 
+def is_below_api(request: Request) -> bool:
+    """Return whether a path without a route is one of an API, by its prefix or first part."""
+    path = request.path.rstrip("/")
+    firsts = {_first_part(route.path.removeprefix("/v1")) for _, route, _ in _ROUTES}
+    return any(start or _first_part(path[start:]) in firsts for start, *_ in _starts(path))
+
+
+def without_vendor(request: Request, dialect: Dialect) -> str:
+    """Return a request's path as it was sent, without a vendor's name that clients put before."""
+    path = request.target_path
+    return re.sub(rf"^/+{dialect.NAME.partition('_')[0]}(?=/)", "", path)
+
+
 def dialect_of(request: Request) -> Dialect:
     """Return the dialect in whose format an error of any request is rendered.
 

@@ -62,6 +62,11 @@ class RunningExchange:
         assert self.capture.run is not None
         return self.capture.run
 
+    def take(self, request: chat.ChatRequest) -> None:
+        """Note the request, where no choice prepares a run of it."""
+        self._request = request
+        self.history_bytes = total(self.capture.messages, "all bytes", message_bytes)
+
     def prepare(self, choice: Choice, request: chat.ChatRequest, *, is_large: bool) -> Run:
         """Prepare the request for what was chosen; raise as `Choice.prepare` does.
 

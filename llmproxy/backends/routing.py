@@ -48,6 +48,11 @@ class Attempts:
         self.refused_by = ""
         self.target = self._left.pop(0)
 
+    @property
+    def rest(self) -> list[Target]:
+        """The target to ask now, and those after it."""
+        return [self.target, *self._left]
+
     async def go_on(self, status: int, headers: Mapping[str, str]) -> bool:
         """Return whether `target` is to be asked, after the last one's response.
 

@@ -156,8 +156,9 @@ class UpstreamRun:
         upstream = self._upstream
         try:
             response = await self._connection.enter_async_context(self._send())
-            request_id = _request_id(response.headers)
-            self.upstream = backend.UpstreamUse(upstream.name, request_id=request_id)
+            self.upstream = backend.UpstreamUse(
+                upstream.name, request_id=request_id(response.headers)
+            )
             if not 200 <= response.status < 300:
                 raise await _refusal(upstream.dialect, response)
             media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -268,7 +269,7 @@ async def _refusal(dialect: Dialect, response: client.UpstreamResponse) -> Proxy
     return dialect.parse_error(response.status, await _body(response), _headers(response))
 
 
-def _request_id(headers: Headers) -> str | None:
+def request_id(headers: Headers) -> str | None:
     """Return a provider's own id of a request, as far as it has visible characters."""
     found = next((id for name in REQUEST_IDS if (id := headers.get(name))), "")
     return found[:MAX_ID_CHARS] if found.isascii() and found.isprintable() and found else None

@@ -246,6 +246,25 @@ class Upstreams:
                 return (Target(self.servers[name], rest),)
         return (Target(self._passthrough),)
 
+    @property
+    def passthrough(self) -> NamedUpstream | None:
+        """The upstream for all models that no map takes."""
+        return self._passthrough
+
+    def speaking(self, dialect: DialectName) -> NamedUpstream | None:
+        """Return the upstream for a request in a dialect that names no model; None if none can.
+
+        It is the one for all models, else the first that takes the dialect as it comes.
+        """
+        first = [self._passthrough] if self._passthrough else []
+        each = (one for one in (*first, *self.servers.values()) if dialect in one.dialects)
+        return next(each, None)
+
+    def takes_all(self, dialect: DialectName) -> bool:
+        """Return whether one upstream that speaks a dialect gets every model."""
+        is_only = len(self.servers) == 1 and not self._maps
+        return is_only and self._passthrough is not None and dialect in self._passthrough.dialects
+
     def name_in_list(self, upstream: NamedUpstream, model: str) -> str:
         """Return the name under which clients may ask for an upstream's model."""
         first = self.route(model)[0]

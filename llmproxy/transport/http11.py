@@ -134,6 +134,11 @@ class Request:
         return unquote(self._split_target[1])
 
     @property
+    def target_path(self) -> str:
+        """The target's path as it was sent."""
+        return self._split_target[1]
+
+    @property
     def query(self) -> str:
         """The target's part after "?", not decoded; "" if there is none."""
         return self._split_target[2]
