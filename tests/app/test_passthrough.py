@@ -167,6 +167,8 @@ MESSAGES = next(
 ANTHROPIC = dialects.by_name("anthropic_messages")
 BODY = json.dumps(MESSAGES.request | {"model": "claude-odd-1", "stream": True}).encode()
 
+HEAD = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+
 
 def ask(proxy, body=BODY, headers=(), path="/v1/messages", method="POST"):
     return parts(send(proxy.url, path, body, headers, method))
@@ -225,10 +227,14 @@ UNREAD = {
     "no JSON": [response(b"what {is} this", headers=[("Content-Type", "application/json")])],
     "no message": [response(b'{"new":"kind"}')],
     "unknown coding": [
-        response(b"\x1b\xff", headers=[("Content-Encoding", "br"), ("Content-Type", "text/event-stream")])
+        response(
+            b"\x1b\xff", headers=[("Content-Encoding", "br"), ("Content-Type", "text/event-stream")]
+        )
     ],
     "an event without a type": [
-        begin_chunked(), chunk(b'data: {"of": "next year"}\n\n'), chunk(MESSAGES.stream), end_chunks()
+        begin_chunked(),
+        chunk(b'data: {"of": "next year"}\n\n' + MESSAGES.stream),
+        end_chunks(),
     ],
     "an event of another kind": [
         begin_chunked(), chunk(b'data: [1]\n\n'), chunk(MESSAGES.stream), end_chunks()
@@ -261,7 +267,10 @@ def test_a_request_that_can_not_be_read_passes_too():
 
 
 def test_only_the_models_name_is_replaced():
-    body = b'{ "messages":[{"role":"user","content":"\\u00e9 \\"model\\": \\"a\\""}],\n"model" : "a", "x":1.0, "max_tokens":5}'
+    body = (
+        b'{ "messages":[{"role":"user","content":"\\u00e9 \\"model\\": \\"a\\""}],'
+        b'\n"model" : "a", "x":1.0, "max_tokens":5}'
+    )
     with playing_raw(FRAMINGS["whole"](MESSAGES.stream)) as provider:
         with running(
             upstreams=[f"far=anthropic_messages+{provider.url}"], maps=[("a", "far:b-2")]
@@ -284,8 +293,7 @@ def test_a_hang_up_cancels_the_upstream():
         with running(**settings(provider, ANTHROPIC)) as proxy:
             where = urlsplit(proxy.url)
             with socket.create_connection((where.hostname, where.port), WAIT_S) as connection:
-                head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n"
-                connection.sendall(head.encode() + BODY)
+                connection.sendall(HEAD + BODY)
                 assert connection.recv(2**16)
             exchange = proxy.wait_for_report()
     assert exchange.status == "cancelled"
@@ -305,8 +313,7 @@ def test_a_slow_client_makes_the_upstream_wait():
         with running(**settings(provider, ANTHROPIC)) as proxy:
             where = urlsplit(proxy.url)
             with socket.create_connection((where.hostname, where.port), WAIT_S) as connection:
-                head = f"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(BODY)}\r\n\r\n"
-                connection.sendall(head.encode() + BODY)
+                connection.sendall(HEAD + BODY)
                 connection.recv(100)
                 count = -1
                 while count != len(sent):
