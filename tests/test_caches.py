@@ -101,7 +101,12 @@ KEPT = {
     "Metrics._tokens": "models × dialects × 4",
     "Metrics._ttft": "models × dialects",
     "_Histogram.counts": "buckets",
+    "UpstreamModels._kept": "MAX_KEPT lists, each of what MAX_LIST_BYTES can name",
     # fixed
+    "Upstreams._maps": "the settings",
+    "Upstreams.servers": "the settings",
+    "Pool._idle": "MAX_IDLE",
+    "Pool._timers": "MAX_IDLE",
     "App._handlers": "kinds of requests",
     "Server._connections": "limit connections",
     "_Connection._unsent": "a write buffer of what was sent without waiting",

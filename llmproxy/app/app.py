@@ -22,10 +22,11 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 from llm.parts import Message, TextPart
 
 from ..backends.replay import Replay
+from ..backends.upstream_models import UpstreamModels
 from ..backends.upstreams import Upstreams
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
-from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
+from ..core.backend import Backend, Choice, Kind, ModelEntry, Models, Run, Stamped
 from ..core.embeddings import Embedder, EmbedRun
 from ..core.errors import (
     InvalidRequest,
@@ -131,6 +132,7 @@ class App:
         self._stored = stored or StoredResponses(None)
         self._connections = connections
         self._upstreams = upstreams
+        self._upstream_models = None if upstreams is None else UpstreamModels(upstreams)
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
@@ -227,10 +229,23 @@ class App:
         return State(self._limiter.running, self._waiting, self._connections(), log)
 
     async def _list_models(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return json_response(200, dialect.render_models(self._models.models()))
+        entries = {one.id: one for one in self._models.models()}
+        if self._upstream_models is not None:
+            there = await self._upstream_models.entries(dialect.NAME, [*request.headers])
+            entries |= {one.id: one for one in there}
+        return json_response(200, dialect.render_models(entries.values()))
 
     async def _show_model(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return json_response(200, dialect.render_model(await self._models.model(argument)))
+        entry = await self._model(dialect, request, argument)
+        return json_response(200, dialect.render_model(entry))
+
+    async def _model(self, dialect: Dialect, request: Request, name: str) -> ModelEntry:
+        """Return a model of an upstream or of llm by the name that requests have for it."""
+        if self._upstream_models is not None:
+            there = await self._upstream_models.entry(name, dialect.NAME, [*request.headers])
+            if there is not None:
+                return there
+        return await self._models.model(name)
 
     async def _show_named_model(
         self, dialect: Dialect, request: Request, argument: str
@@ -382,7 +397,7 @@ class App:
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
         if request is not None and not request.messages:
-            return await self._load_model(dialect, exchange, request)
+            return await self._load_model(dialect, exchange, request, http_request)
         self._log_begin_soon(exchange)
         try:
             if request is None:
@@ -418,13 +433,17 @@ class App:
         raise exc
 
     async def _load_model(
-        self, dialect: Dialect, exchange: RunningExchange, request: chat.ChatRequest
+        self,
+        dialect: Dialect,
+        exchange: RunningExchange,
+        request: chat.ChatRequest,
+        http_request: Request,
     ) -> Response:
         """Respond to a request without messages, which asks that a model be made ready.
 
         llm loads models when they run, so it is enough that there is one; nothing is logged.
         """
-        await self._models.model(request.model or "")
+        await self._model(dialect, http_request, request.model or "")
         envelope = chat.Envelope(
             exchange.id, exchange.created, request.model or "", form=request.form
         )
