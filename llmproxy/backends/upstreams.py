@@ -209,7 +209,7 @@ class Upstreams:
             self._passthrough = self._named(passthrough, "{passthrough}")
         for name, _ in keys:
             self._named(name, "{upstream_keys}")
-        self._own_keys = tuple(key.encode() for key in own_keys)
+        self._own_keys = tuple(key.encode(errors="surrogateescape") for key in own_keys)
         self.wait_s = wait_s
         self.instance = secrets.token_hex(8)
         self.client = Client(tls=_tls(ca), proxies=Proxies.of_environment())
