@@ -6,6 +6,7 @@ import http.client
 import itertools
 import json
 import socket
+import ssl
 import threading
 import time
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 from llm.parts import Message, StreamEvent, TextPart
 
 import llmproxy
@@ -455,3 +457,18 @@ def test_a_program_names_upstreams_as_the_command_does():
             assert send(server, anthropic_messages)[0] == 200
         (status,) = server.upstreams.describe()
     assert (status.name, status.dialects, status.key) == ("far", ("openai_chat",), "client")
+
+
+def test_a_certificate_is_trusted_by_the_system_or_by_a_file_that_is_given(tmp_path):
+    ca = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(tls)
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with playing(streaming(openai_chat), tls) as played:
+        settings = {"upstreams": [upstream(openai_chat, played)], "passthrough": "far"}
+        with running(**settings) as proxy:
+            status, _, data = send(proxy, anthropic_messages)
+        assert status == 502
+        assert b"no secure connection" in data and b"certificate" in data
+        with running(**settings, upstream_ca=tmp_path / "ca.pem") as proxy:
+            assert send(proxy, anthropic_messages)[0] == 200
