@@ -15,7 +15,6 @@ import secrets
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ import llm
 from ..core import backend, url_policy
 from ..core.dialect_names import DialectName
 from ..core.errors import InvalidRequest, SettingsError, Unauthorized, Unsupported
+from ..core.model_patterns import fits
 from ..dialects import by_name
 from ..transport.client import Client
 from ..transport.connections import Address, Proxies
@@ -239,7 +239,7 @@ class Upstreams:
         if model is not None:
             for name in dict.fromkeys((model, model.removeprefix(backend.GATEWAY_PREFIX))):
                 for pattern, _, targets in self._maps:
-                    if fnmatchcase(name, _as_pattern(pattern)):
+                    if fits(name, pattern):
                         return _filled(targets, name, model)
             name, colon, rest = model.removeprefix(backend.GATEWAY_PREFIX).partition(":")
             if colon and rest and name in self.servers:
@@ -404,10 +404,6 @@ def _filled(targets: tuple[Target, ...], name: str, model: str) -> tuple[Target,
     return tuple(
         Target(one.upstream, name) if one.upstream and one.model is None else one for one in targets
     )
-
-
-def _as_pattern(pattern: str) -> str:
-    return pattern.replace("[", "[[]")  # only * and ? have a meaning
 
 
 def _key_of(name: str, value: str) -> str | None:
