@@ -97,6 +97,7 @@ KEPT = {
     "Refusals._skipped": "statuses",
     "Metrics._replays": "models of recordings × dialects × statuses",
     "Metrics._queue": "models × dialects",
+    "Metrics._upstream_models": "MAX_UPSTREAM_MODELS",
     "Metrics._requests": "models × dialects × statuses",
     "Metrics._tokens": "models × dialects × 4",
     "Metrics._ttft": "models × dialects",

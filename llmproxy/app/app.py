@@ -180,7 +180,7 @@ class App:
                 response = await self._status.respond(path, request)
             else:
                 if self._upstreams is not None:
-                    self._upstreams.check(request.headers)
+                    self._upstreams.check(request.headers, request.query)
                 dialect, kind, argument = find_route(request)
                 request = await self._decoded(request)
                 response = await self._handlers[kind](dialect, request, argument)
@@ -700,7 +700,8 @@ class App:
             written = self._write(exchange, ended)
             if written is not None and self._matcher is not None:
                 self._matcher.learn(ended, exchange.history_bytes)
-            if status == "ok" and ended.model_used is not None:
+            # An upstream's models are whatever clients call them, without a bound.
+            if status == "ok" and ended.model_used is not None and ended.upstream is None:
                 counts = ended.usage.input_tokens, ended.usage.output_tokens
                 self._counts_tokens[ended.model_used] = None not in counts
             self._metrics.count(ended)

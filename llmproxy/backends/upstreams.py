@@ -308,22 +308,25 @@ class Upstreams:
 
     # ---- loops and signatures
 
-    def check(self, headers: Iterable[tuple[str, str]]) -> None:
+    def check(self, headers: Iterable[tuple[str, str]], query: str = "") -> None:
         """Refuse a request that has passed this server, or that is signed for another host.
+
+        query: of the request, where a signature can be too.
 
         Raises:
             InvalidRequest: an upstream of this server is the server itself, or sends to it.
             Unsupported: its signature (AWS SigV4) would be wrong elsewhere.
         """
+        if not self.servers:
+            return
+        if _SIGNED in query.lower():
+            raise Unsupported(_NO_SIGNATURES)
         for name, value in headers:
             lower = name.lower()
             if lower == LOOP_HEADER and self.instance in [one.strip() for one in value.split(",")]:
                 raise InvalidRequest("an upstream leads back to this server: a loop of upstreams")
             if lower == "authorization" and value.lower().startswith(_SIGNED):
-                raise Unsupported(
-                    "a request signed for AWS (SigV4) can't be passed on: its signature is for one"
-                    " host. Use a key that is not a signature"
-                )
+                raise Unsupported(_NO_SIGNATURES)
 
     def loop_header(
         self, upstream: NamedUpstream, headers: Iterable[tuple[str, str]] = ()
@@ -392,6 +395,10 @@ class Upstreams:
         return Target(self._named(name, f"{{maps}}: {pattern}={part}"), rest or None)
 
 
+_NO_SIGNATURES = (
+    "a request signed for AWS (SigV4) can't be passed on: its signature is for one host. Use a key"
+    " that is not a signature"
+)
 _LOGIN = "sk-ant-oat"  # Anthropic's logins are no keys: they are bearer tokens
 
 

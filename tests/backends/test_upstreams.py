@@ -208,3 +208,6 @@ def test_a_request_that_has_passed_this_server_is_refused():
 def test_a_request_that_is_signed_for_one_host_is_refused():
     with pytest.raises(Unsupported, match="SigV4"):
         upstreams("anthropic").check([("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/x")])
+    with pytest.raises(Unsupported, match="SigV4"):
+        upstreams("anthropic").check([], "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=1")
+    upstreams().check([("authorization", "AWS4-HMAC-SHA256 x")])  # it goes nowhere
