@@ -22,10 +22,11 @@ from llmproxy import Settings, serving
 from llmproxy.cli.exchange_text import exchange_page
 from llmproxy.core import backend, chat
 from llmproxy.core.errors import RateLimited, SettingsError
+from llmproxy.core.limits import Limits
 from llmproxy.core.usage import Usage
 from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat, openai_responses
 from tests.commands import run_here
-from tests.models import AsyncScript
+from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, playing, say_event, say_json
 from tests.proxies import running
 
@@ -249,6 +250,40 @@ def test_a_busy_upstream_is_waited_for_only_if_that_is_wanted():
         with running(**settings, upstream_wait_s=1.0) as proxy:
             status, headers, _ = send(proxy, anthropic_messages)
     assert (status, headers["x-llmproxy-refused-by"]) == (200, "far: 429")
+
+
+def test_a_name_that_a_client_made_up_is_escaped_in_a_header():
+    answers = iter([refusing(429, retry_after_ms="5"), streaming(openai_chat)])
+    with playing(lambda body, handler: next(answers)(body, handler)) as played:
+        with running(upstreams=[upstream(openai_chat, played)], upstream_wait_s=1.0) as proxy:
+            request = replace(QUESTION, model="far:m\r\nx: ü" + "y" * 500)
+            status, headers, _ = send(proxy, anthropic_messages, request)
+    assert status == 200 and "x" not in headers
+    assert headers["x-llmproxy-refused-by"] == r"far:m\r\nx: \u00fc" + "y" * 89 + ": 429"
+
+
+def test_the_next_target_is_asked_if_a_model_of_llm_stays_busy():
+    release, began = threading.Event(), threading.Event()
+
+    def block(response):
+        began.set()
+        release.wait(10)
+
+    with playing(streaming(openai_chat)) as played:
+        with running(
+            SyncScript("here", block, "Hi"),
+            upstreams=[upstream(openai_chat, played)],
+            maps=[("far", "llm:here,far:")],
+            limits=Limits(queue_s=0.05, shutdown_s=5),
+        ) as proxy:
+            first = threading.Thread(target=send, args=(proxy, anthropic_messages))
+            first.start()
+            assert began.wait(10)
+            status, headers, _ = send(proxy, anthropic_messages)
+            release.set()
+            first.join()
+    assert (status, headers["x-llmproxy-upstream"]) == (200, "far")
+    assert headers["x-llmproxy-refused-by"] == "llm:here: 503"
 
 
 def test_a_longer_wait_than_is_wanted_is_none():
