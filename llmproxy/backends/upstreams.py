@@ -392,7 +392,7 @@ class Upstreams:
             if not rest:
                 raise SettingsError(f"{{maps}}: {part!r} names no model of llm: llm:MODEL")
             return Target(None, rest)
-        return Target(self._named(name, f"{{maps}}: {pattern}={part}"), rest or None)
+        return Target(self._named(name, f"{{maps}}: {f'{pattern}={part}'!r}"), rest or None)
 
 
 _NO_SIGNATURES = (

@@ -294,6 +294,7 @@ def test_a_longer_wait_than_is_wanted_is_none():
     assert (status, headers["retry-after"], len(played.bodies)) == (429, "30", 1)
 
 
+@pytest.mark.own_server
 def test_an_unknown_model_among_the_targets_is_an_error_at_the_start():
     with pytest.raises(SettingsError, match="llm has no model 'nope'"):
         with running(upstreams=["anthropic"], maps=[("a", "anthropic:,llm:nope")]):
