@@ -23,10 +23,11 @@ from llm.parts import Message, TextPart
 
 from ..backends.replay import Replay
 from ..backends.routing import Routing
+from ..backends.upstream_models import UpstreamModels
 from ..backends.upstreams import Upstreams
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
-from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
+from ..core.backend import Backend, Choice, Kind, ModelEntry, Models, Run, Stamped
 from ..core.embeddings import Embedder, EmbedRun
 from ..core.errors import (
     InvalidRequest,
@@ -135,6 +136,7 @@ class App:
         self._connections = connections
         self._upstreams = upstreams
         self._passthrough = self._new_passthrough()
+        self._upstream_models = None if upstreams is None else UpstreamModels(upstreams)
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
@@ -199,7 +201,7 @@ class App:
                 response = await self._status.respond(path, request)
             else:
                 if self._upstreams is not None:
-                    self._upstreams.check(request.headers)
+                    self._upstreams.check(request.headers, request.query)
                 passed = None if self._passthrough is None else await self._passthrough(request)
                 response = await self._answer(request) if passed is None else passed
         except ProxyError as error:
@@ -260,10 +262,23 @@ class App:
         return State(self._limiter.running, self._waiting, self._connections(), log)
 
     async def _list_models(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return json_response(200, dialect.render_models(self._models.models()))
+        entries = {one.id: one for one in self._models.models()}
+        if self._upstream_models is not None:
+            there = await self._upstream_models.entries(dialect.NAME, [*request.headers])
+            entries |= {one.id: one for one in there}
+        return json_response(200, dialect.render_models(entries.values()))
 
     async def _show_model(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return json_response(200, dialect.render_model(await self._models.model(argument)))
+        entry = await self._model(dialect, request, argument)
+        return json_response(200, dialect.render_model(entry))
+
+    async def _model(self, dialect: Dialect, request: Request, name: str) -> ModelEntry:
+        """Return a model of an upstream or of llm by the name that requests have for it."""
+        if self._upstream_models is not None:
+            there = await self._upstream_models.entry(name, dialect.NAME, [*request.headers])
+            if there is not None:
+                return there
+        return await self._models.model(name)
 
     async def _show_named_model(
         self, dialect: Dialect, request: Request, argument: str
@@ -415,7 +430,7 @@ class App:
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
         if request is not None and not request.messages:
-            return await self._load_model(dialect, exchange, request)
+            return await self._load_model(dialect, exchange, request, http_request)
         self._log_begin_soon(exchange)
         try:
             if request is None:
@@ -462,13 +477,17 @@ class App:
         raise exc
 
     async def _load_model(
-        self, dialect: Dialect, exchange: RunningExchange, request: chat.ChatRequest
+        self,
+        dialect: Dialect,
+        exchange: RunningExchange,
+        request: chat.ChatRequest,
+        http_request: Request,
     ) -> Response:
         """Respond to a request without messages, which asks that a model be made ready.
 
         llm loads models when they run, so it is enough that there is one; nothing is logged.
         """
-        await self._models.model(request.model or "")
+        await self._model(dialect, http_request, request.model or "")
         envelope = chat.Envelope(
             exchange.id, exchange.created, request.model or "", form=request.form
         )
@@ -747,7 +766,8 @@ class App:
             written = self._write(exchange, ended)
             if written is not None and self._matcher is not None:
                 self._matcher.learn(ended, exchange.history_bytes)
-            if status == "ok" and ended.model_used is not None:
+            # An upstream's models are whatever clients call them, without a bound.
+            if status == "ok" and ended.model_used is not None and ended.upstream is None:
                 counts = ended.usage.input_tokens, ended.usage.output_tokens
                 self._counts_tokens[ended.model_used] = None not in counts
             self._metrics.count(ended)

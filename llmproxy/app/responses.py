@@ -58,13 +58,16 @@ def ignored_header(ignored: tuple[str, ...]) -> list[tuple[str, str]]:
 
 
 def upstream_headers(use: UpstreamUse) -> dict[str, str]:
-    """Return the headers that name the upstream which answered, and those that refused before."""
+    """Return the headers that name the upstream which answered, and those that refused before.
+
+    They are escaped as in JSON: a model's name can be the client's.
+    """
     named = {
         "x-llmproxy-upstream": use.name,
         "x-llmproxy-refused-by": use.refused_by,
         "x-llmproxy-upstream-request-id": use.request_id,
     }
-    return {name: value for name, value in named.items() if value}
+    return {name: json.dumps(value)[1:-1] for name, value in named.items() if value}
 
 
 def server_timing(overhead_ms: float, queue_ms: float | None) -> str:

@@ -22,6 +22,7 @@ from .upstream import Upstream, UpstreamChoice
 from .upstreams import NamedUpstream, Target, Upstreams
 
 BUSY = 429
+MAX_NAME_CHARS = 100  # of a target in `refused_by`: a model's name can be the client's
 
 
 def is_refusal(status: int) -> bool:
@@ -77,7 +78,7 @@ class Attempts:
         return True
 
     def _note(self, status: int) -> None:
-        name = str(self.target).removesuffix(":")
+        name = str(self.target).removesuffix(":")[:MAX_NAME_CHARS]
         self.refused_by += f"{', ' if self.refused_by else ''}{name}: {status}"
 
 
@@ -198,12 +199,17 @@ class ChainRun:
         self._request = request
         self._run = first
         self.starts_at_once = False
+        self._refusal: ProxyError | None = None
         self._has_events = False
         self._changing: asyncio.Task[None] | None = None
 
     async def wait_turn(self, wait_s: float | None) -> bool:
-        """Wait for the first target's turn; see backend.Run."""
-        return await self._run.wait_turn(wait_s)
+        """Wait for the first target's turn; one that stays busy has refused the request."""
+        try:
+            return await self._run.wait_turn(wait_s)
+        except ProxyError as error:
+            self._refusal = error
+            return True
 
     async def start(self) -> None:
         """Start the first target, or the next one if it refuses.
@@ -212,8 +218,11 @@ class ChainRun:
             ProxyError: of the last one.
         """
         try:
+            if self._refusal is not None:
+                raise self._refusal
             await self._run.start()
         except ProxyError as error:
+            self._refusal = None
             await self._change(error)
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:

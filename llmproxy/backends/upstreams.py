@@ -15,7 +15,6 @@ import secrets
 import ssl
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, cast, get_args
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ import llm
 from ..core import backend, url_policy
 from ..core.dialect_names import DialectName
 from ..core.errors import InvalidRequest, SettingsError, Unauthorized, Unsupported
+from ..core.model_patterns import fits
 from ..dialects import by_name
 from ..transport.client import Client
 from ..transport.connections import Address, Proxies
@@ -209,7 +209,7 @@ class Upstreams:
             self._passthrough = self._named(passthrough, "{passthrough}")
         for name, _ in keys:
             self._named(name, "{upstream_keys}")
-        self._own_keys = tuple(key.encode() for key in own_keys)
+        self._own_keys = tuple(key.encode(errors="surrogateescape") for key in own_keys)
         self.wait_s = wait_s
         self.instance = secrets.token_hex(8)
         self.client = Client(tls=_tls(ca), proxies=Proxies.of_environment())
@@ -239,7 +239,7 @@ class Upstreams:
         if model is not None:
             for name in dict.fromkeys((model, model.removeprefix(backend.GATEWAY_PREFIX))):
                 for pattern, _, targets in self._maps:
-                    if fnmatchcase(name, _as_pattern(pattern)):
+                    if fits(name, pattern):
                         return _filled(targets, name, model)
             name, colon, rest = model.removeprefix(backend.GATEWAY_PREFIX).partition(":")
             if colon and rest and name in self.servers:
@@ -327,22 +327,25 @@ class Upstreams:
 
     # ---- loops and signatures
 
-    def check(self, headers: Iterable[tuple[str, str]]) -> None:
+    def check(self, headers: Iterable[tuple[str, str]], query: str = "") -> None:
         """Refuse a request that has passed this server, or that is signed for another host.
+
+        query: of the request, where a signature can be too.
 
         Raises:
             InvalidRequest: an upstream of this server is the server itself, or sends to it.
             Unsupported: its signature (AWS SigV4) would be wrong elsewhere.
         """
+        if not self.servers:
+            return
+        if _SIGNED in query.lower():
+            raise Unsupported(_NO_SIGNATURES)
         for name, value in headers:
             lower = name.lower()
             if lower == LOOP_HEADER and self.instance in [one.strip() for one in value.split(",")]:
                 raise InvalidRequest("an upstream leads back to this server: a loop of upstreams")
             if lower == "authorization" and value.lower().startswith(_SIGNED):
-                raise Unsupported(
-                    "a request signed for AWS (SigV4) can't be passed on: its signature is for one"
-                    " host. Use a key that is not a signature"
-                )
+                raise Unsupported(_NO_SIGNATURES)
 
     def loop_header(
         self, upstream: NamedUpstream, headers: Iterable[tuple[str, str]] = ()
@@ -408,9 +411,13 @@ class Upstreams:
             if not rest:
                 raise SettingsError(f"{{maps}}: {part!r} names no model of llm: llm:MODEL")
             return Target(None, rest)
-        return Target(self._named(name, f"{{maps}}: {pattern}={part}"), rest or None)
+        return Target(self._named(name, f"{{maps}}: {f'{pattern}={part}'!r}"), rest or None)
 
 
+_NO_SIGNATURES = (
+    "a request signed for AWS (SigV4) can't be passed on: its signature is for one host. Use a key"
+    " that is not a signature"
+)
 _LOGIN = "sk-ant-oat"  # Anthropic's logins are no keys: they are bearer tokens
 
 
@@ -423,10 +430,6 @@ def _filled(targets: tuple[Target, ...], name: str, model: str) -> tuple[Target,
     return tuple(
         Target(one.upstream, name) if one.upstream and one.model is None else one for one in targets
     )
-
-
-def _as_pattern(pattern: str) -> str:
-    return pattern.replace("[", "[[]")  # only * and ? have a meaning
 
 
 def _key_of(name: str, value: str) -> str | None:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from ..app.access import is_loopback
 from ..backends.replay import MAX_LISTED, RecordingSummary
+from ..backends.upstreams import UpstreamStatus
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
@@ -494,14 +495,26 @@ def _welcome(proxy: Proxy) -> list[str]:
     if proxy.database is not None and not logs_on():
         log = "off (turn it on with: llm logs on)"
     key = "any" if not proxy.settings.keys else "YOUR_API_KEY"
+    upstreams = proxy.upstreams.describe() if proxy.is_live else []
+    # Clients of these send their own keys, which a variable would replace.
+    with_own_key = {name for one in upstreams if one.has_key is None for name in one.dialects}
+    openai_key = "" if with_own_key & {"openai_chat", "openai_responses"} else " OPENAI_API_KEY="
+    anthropic_key = "" if "anthropic_messages" in with_own_key else " ANTHROPIC_API_KEY="
     return [
         f"llmproxy {__version__} listens on {_place(proxy)}",
         f"log: {log}",
         f"models: {_models(proxy)}",
-        f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY={key}",
-        f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY={key}",
+        *map(_upstream, upstreams),
+        f"for a client: OPENAI_BASE_URL={proxy.url}/v1{openai_key and openai_key + key}",
+        f"or: ANTHROPIC_BASE_URL={proxy.url}{anthropic_key and anthropic_key + key}",
         f"or: OLLAMA_HOST={proxy.url}",
     ]
+
+
+def _upstream(upstream: UpstreamStatus) -> str:
+    key = "clients' own keys" if upstream.has_key is None else f"the key {upstream.key}"
+    missing = ", which is not set" if upstream.has_key is False else ""
+    return f"upstream {upstream.name}: {upstream.url} with {key}{missing}"
 
 
 def _place(proxy: Proxy) -> str:

@@ -6,20 +6,27 @@ import http.client
 import itertools
 import json
 import socket
+import ssl
+import threading
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
+import trustme
 from llm.parts import Message, StreamEvent, TextPart
 
+import llmproxy
 from llmproxy import Settings, serving
 from llmproxy.cli.exchange_text import exchange_page
 from llmproxy.core import backend, chat
 from llmproxy.core.errors import RateLimited, SettingsError
+from llmproxy.core.limits import Limits
 from llmproxy.core.usage import Usage
 from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat, openai_responses
-from tests.models import AsyncScript
+from tests.commands import run_here
+from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, playing, say_event, say_json
 from tests.proxies import running
 
@@ -245,6 +252,40 @@ def test_a_busy_upstream_is_waited_for_only_if_that_is_wanted():
     assert (status, headers["x-llmproxy-refused-by"]) == (200, "far: 429")
 
 
+def test_a_name_that_a_client_made_up_is_escaped_in_a_header():
+    answers = iter([refusing(429, retry_after_ms="5"), streaming(openai_chat)])
+    with playing(lambda body, handler: next(answers)(body, handler)) as played:
+        with running(upstreams=[upstream(openai_chat, played)], upstream_wait_s=1.0) as proxy:
+            request = replace(QUESTION, model="far:m\r\nx: ü" + "y" * 500)
+            status, headers, _ = send(proxy, anthropic_messages, request)
+    assert status == 200 and "x" not in headers
+    assert headers["x-llmproxy-refused-by"] == r"far:m\r\nx: \u00fc" + "y" * 89 + ": 429"
+
+
+def test_the_next_target_is_asked_if_a_model_of_llm_stays_busy():
+    release, began = threading.Event(), threading.Event()
+
+    def block(response):
+        began.set()
+        release.wait(10)
+
+    with playing(streaming(openai_chat)) as played:
+        with running(
+            SyncScript("here", block, "Hi"),
+            upstreams=[upstream(openai_chat, played)],
+            maps=[("far", "llm:here,far:")],
+            limits=Limits(queue_s=0.05, shutdown_s=5),
+        ) as proxy:
+            first = threading.Thread(target=send, args=(proxy, anthropic_messages))
+            first.start()
+            assert began.wait(10)
+            status, headers, _ = send(proxy, anthropic_messages)
+            release.set()
+            first.join()
+    assert (status, headers["x-llmproxy-upstream"]) == (200, "far")
+    assert headers["x-llmproxy-refused-by"] == "llm:here: 503"
+
+
 def test_a_longer_wait_than_is_wanted_is_none():
     with playing(refusing(429, retry_after="30")) as played:
         settings = {"upstreams": [upstream(openai_chat, played)], "passthrough": "far"}
@@ -253,6 +294,7 @@ def test_a_longer_wait_than_is_wanted_is_none():
     assert (status, headers["retry-after"], len(played.bodies)) == (429, "30", 1)
 
 
+@pytest.mark.own_server
 def test_an_unknown_model_among_the_targets_is_an_error_at_the_start():
     with pytest.raises(SettingsError, match="llm has no model 'nope'"):
         with running(upstreams=["anthropic"], maps=[("a", "anthropic:,llm:nope")]):
@@ -368,3 +410,101 @@ def test_no_request_can_name_a_host():
                 status, _, _ = send(proxy, anthropic_messages, replace(QUESTION, model=model))
                 assert status == 404
     assert played.bodies == []
+
+
+# ---- the log
+
+SIGNED = {"signature": "sig-of-the-provider"}
+THOUGHT = [
+    StreamEvent("reasoning", "Hm.", 0, provider_metadata={"anthropic": SIGNED}),
+    StreamEvent("text", "Four.", 1),
+    chat.Finish("stop", usage=Usage(50, 7, cached_tokens=30, cache_write_tokens=15)),
+]
+
+
+def test_reasoning_that_a_client_lost_is_given_back_to_an_upstream():
+    with playing(streaming(anthropic_messages, THOUGHT)) as played:
+        with running(upstreams=[upstream(anthropic_messages, played)], passthrough="far") as proxy:
+            _, _, data = send(proxy, openai_chat)
+            reply = collected(openai_chat, QUESTION, data).messages
+            more = [*QUESTION.messages, *reply, Message("user", [TextPart("And?")])]
+            send(proxy, openai_chat, replace(QUESTION, messages=more))
+            first, second = (proxy.wait_for_report(2), proxy.reports)[1]
+    thinking = {"type": "thinking", "thinking": "Hm.", "signature": "sig-of-the-provider"}
+    assert thinking in played.bodies[1]["messages"][1]["content"]
+    assert (second.previous_id, second.recalled) == (first.id, 1)
+    assert second.usage == Usage(50, 7, cached_tokens=30, cache_write_tokens=15)
+
+
+def test_what_an_upstream_answered_is_replayed_and_exported(llm_user_path, tmp_path):
+    file = tmp_path / "out.jsonl"
+    with playing(refusing(529)) as busy, playing(streaming(anthropic_messages)) as played:
+        with running(
+            upstreams=[upstream(openai_chat, busy, "busy"), upstream(anthropic_messages, played)],
+            maps=[("far", "busy:,far:m")],
+        ) as proxy:
+            _, _, live = send(proxy, openai_chat)
+            proxy.wait_for_report()
+    with running(replay="replay") as proxy:
+        _, headers, replayed = send(proxy, openai_chat)
+    assert "x-llmproxy-upstream" not in headers
+    assert collected(openai_chat, QUESTION, replayed) == collected(openai_chat, QUESTION, live)
+    assert run_here("export", str(file))[0] == 0
+    other = str(tmp_path / "other.db")
+    assert run_here("import", str(file), "--database", other)[0] == 0
+    _, out, _ = run_here("log", "--json", "--database", other)
+    found = [json.loads(line) for line in out.splitlines()][0]
+    use = [found[name] for name in ("upstream", "refused_by", "upstream_request_id")]
+    assert use == ["far", "busy: 529", "req_1"]
+    _, out, _ = run_here("log", found["id"], "--database", other)
+    assert b"upstream  far, request req_1, after busy: 529\n" in out
+
+
+def test_a_client_that_hangs_up_stops_the_upstream():
+    stopped = threading.Event()
+
+    def endless(body, handler):
+        begin_sse(handler)
+        try:
+            while True:
+                handler.wfile.write(b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n')
+                handler.wfile.flush()
+                time.sleep(0.01)
+        except OSError:
+            stopped.set()
+
+    with playing(endless) as played:
+        with running(upstreams=[upstream(openai_chat, played)], passthrough="far") as proxy:
+            body, _ = anthropic_messages.render_request(QUESTION)
+            connection = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=20)
+            connection.request("POST", "/v1/messages", json.dumps(body | {"stream": True}))
+            assert connection.getresponse().read(1)
+            connection.sock.shutdown(socket.SHUT_RDWR)
+            connection.close()
+            assert stopped.wait(5)
+            exchange = proxy.wait_for_report()
+    assert (exchange.status, exchange.upstream) == ("cancelled", "far")
+
+
+def test_a_program_names_upstreams_as_the_command_does():
+    with playing(streaming(openai_chat)) as played:
+        options = {"upstreams": [upstream(openai_chat, played)], "maps": [("far", "far:m")]}
+        with llmproxy.running(port=0, log=False, **options) as server:
+            assert send(server, anthropic_messages)[0] == 200
+        (status,) = server.upstreams.describe()
+    assert (status.name, status.dialects, status.key) == ("far", ("openai_chat",), "client")
+
+
+def test_a_certificate_is_trusted_by_the_system_or_by_a_file_that_is_given(tmp_path):
+    ca = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ca.issue_cert("127.0.0.1").configure_cert(tls)
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with playing(streaming(openai_chat), tls) as played:
+        settings = {"upstreams": [upstream(openai_chat, played)], "passthrough": "far"}
+        with running(**settings) as proxy:
+            status, _, data = send(proxy, anthropic_messages)
+        assert status == 502
+        assert b"no secure connection" in data and b"certificate" in data
+        with running(**settings, upstream_ca=tmp_path / "ca.pem") as proxy:
+            assert send(proxy, anthropic_messages)[0] == 200

@@ -64,7 +64,7 @@ def test_an_upstream_has_a_name_a_dialect_and_a_url(text, dialects, url):
         (["anthropic"], {"keys": [("x", "client")]}, "upstream_keys: there is no upstream 'x'"),
         (["anthropic"], {"keys": [("anthropic", "sk-1")]}, "upstream_keys: the source of anth"),
         (["anthropic"], {"keys": [("anthropic", "env:")]}, "upstream_keys: the source of anth"),
-        (["anthropic"], {"maps": [("a", "antropic:")]}, "maps: a=antropic:: there is no upstr"),
+        (["anthropic"], {"maps": [("a", "antropic:")]}, "maps: 'a=antropic:': there is no upstr"),
         (["anthropic"], {"maps": [("a", "anthropic:,")]}, "maps: a target of 'a' is empty"),
         (["anthropic"], {"maps": [("a", "llm:")]}, "maps: 'llm:' names no model of llm"),
         (["anthropic"], {"ca": "/no/such/file"}, "upstream_ca: /no/such/file: No such file"),
@@ -208,3 +208,6 @@ def test_a_request_that_has_passed_this_server_is_refused():
 def test_a_request_that_is_signed_for_one_host_is_refused():
     with pytest.raises(Unsupported, match="SigV4"):
         upstreams("anthropic").check([("Authorization", "AWS4-HMAC-SHA256 Credential=AKIA/x")])
+    with pytest.raises(Unsupported, match="SigV4"):
+        upstreams("anthropic").check([], "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Signature=1")
+    upstreams().check([("authorization", "AWS4-HMAC-SHA256 x")])  # it goes nowhere
