@@ -24,7 +24,7 @@ each chunk; and llm itself without a server. Servers run on one core, each with 
 load generator on another. Every server is measured in every round; the table has the medians
 of the rounds and half their range (±), and ratios that are taken within a round. Linux only.
 """
-PARTS = ("load", "log-cost", "soak", "stall")
+PARTS = ("load", "log-cost", "relay", "soak", "stall")
 OTHERS = (PEER, LITELLM, L2, L1, LLM)
 
 

@@ -4,6 +4,9 @@
 write per chunk. `… streams PORT` (L2) uses asyncio's streams and `json.dumps` for each
 chunk. Both read the request's JSON, for the model's name, and answer as the scripted models
 do (scripted_model/). Neither has errors, limits, a log, or llm.
+
+`… relay PORT UPSTREAM` is the limit of what passes bytes on: it copies them to another port and
+back, and knows nothing of HTTP.
 """
 
 from __future__ import annotations
@@ -169,10 +172,48 @@ async def serve_streams(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         writer.close()
 
 
-async def main(kind: str, port: int) -> None:
+class Relay(asyncio.Protocol):
+    """One side of a relayed connection; the client's connects the other."""
+
+    def __init__(self, upstream: int, other: Relay | None = None) -> None:
+        self._upstream = upstream
+        self._other = other
+        self._early: list[bytes] = []
+        self._transport: asyncio.Transport
+        self._task: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        if self._other is None:
+            self._task = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        _, self._other = await loop.create_connection(
+            lambda: Relay(self._upstream, self), "127.0.0.1", self._upstream
+        )
+        self._other._transport.write(b"".join(self._early))
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is None:
+            self._early.append(data)
+        else:
+            self._other._transport.write(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._other is not None:
+            self._other._transport.close()
+
+
+async def main(kind: str, port: int, upstream: int = 0) -> None:
     loop = asyncio.get_running_loop()
-    if kind == "raw":
-        server: asyncio.Server = await loop.create_server(Raw, "127.0.0.1", port, backlog=1024)
+    if kind == "relay":
+        server: asyncio.Server = await loop.create_server(
+            lambda: Relay(upstream), "127.0.0.1", port, backlog=1024
+        )
+    elif kind == "raw":
+        server = await loop.create_server(Raw, "127.0.0.1", port, backlog=1024)
     else:
         server = await asyncio.start_server(
             serve_streams, "127.0.0.1", port, limit=BUFFER_BYTES, backlog=1024
@@ -181,4 +222,4 @@ async def main(kind: str, port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], *map(int, sys.argv[2:])))

@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import quote
 
 from .app.access import is_loopback
-from .core.errors import Forbidden, ProxyError, SettingsError, Timeout
+from .core.errors import Forbidden, ProtocolError, ProxyError, SettingsError, Timeout
 from .proxy import Options, Proxy, Settings
-from .transport.http11 import BodyCut, Headers, Request, Response, encode_head
+from .transport.http11 import BodyCut, Headers, Request, Response, encode_head, relayed_fields
 from .transport.http_grammar import body_too_large, parse_content_length
 from .transport.server import ServedRequest
 
@@ -124,12 +124,17 @@ class App:
             if refusal := self._refusal(proxy, head, peer):
                 await sender.send_response(refusal)
                 return
+            stream: _BodyStream | None = None
             try:
-                request = replace(head, body=await self._body(head, receive))
+                if proxy.app.streams_body(head):
+                    stream = _BodyStream(receive, self._settings.limits.body_s)
+                    request, receive = await stream.begin(head), stream.receive_after
+                else:
+                    request = replace(head, body=await self._body(head, receive))
             except ProxyError as error:
                 await sender.send_response(proxy.app.refuse(error, head))
                 return
-            await _until_hang_up(_answer(proxy, request, sender), receive)
+            await _until_hang_up(_answer(proxy, request, stream, sender), receive)
         except _Gone:
             pass
         finally:
@@ -180,8 +185,66 @@ class App:
         await _Sender(send, "websocket.http.response", head).send_response(response)
 
 
-async def _answer(proxy: Proxy, request: Request, sender: _Sender) -> None:
-    await sender.send_response(await proxy.app(request))
+async def _answer(
+    proxy: Proxy, request: Request, stream: _BodyStream | None, sender: _Sender
+) -> None:
+    response = await proxy.app(request)
+    if stream is not None:
+        stream.end()  # nobody reads on
+    await sender.send_response(response)
+
+
+class _BodyStream:
+    """The body of a request that is streamed, as `transport.server` has it."""
+
+    def __init__(self, receive: Receive, within_s: float) -> None:
+        self._receive = receive
+        self._within_s = within_s
+        self._first = b""
+        self._ended = asyncio.Event()
+
+    async def begin(self, head: Request) -> Request:
+        """Return the request: with its body, if that comes at once, else with this stream."""
+        try:
+            self._first = await self._next_message()
+        except ProtocolError:
+            raise _Gone from None
+        if self._ended.is_set():
+            return replace(head, body=self._first)
+        return replace(head, body_stream=self)
+
+    def __aiter__(self) -> _BodyStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._first = self._first, b""
+        while not data and not self._ended.is_set():
+            data = await self._next_message()
+        if not data:
+            raise StopAsyncIteration
+        return data
+
+    async def _next_message(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._within_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise Timeout(f"the body came too slowly for {self._within_s:g} s") from None
+        if message["type"] == "http.disconnect":
+            raise ProtocolError("the client left before its body was whole")
+        if not message.get("more_body", False):
+            self.end()
+        data: bytes = message.get("body", b"")
+        return data
+
+    def end(self) -> None:
+        """Note that nothing more is wanted of the body."""
+        self._ended.set()
+
+    async def receive_after(self) -> Message:
+        """Receive what comes after the body."""
+        await self._ended.wait()
+        return await self._receive()
 
 
 async def _until_hang_up(work: Coroutine[Any, Any, None], receive: Receive) -> None:
@@ -243,8 +306,14 @@ class _Sender:
                 await close()
 
     async def _send_head(self, response: Response) -> None:
-        fields = list(response.headers)
-        if isinstance(response.body, bytes) and response.status not in (204, 304):
+        fields, status = list(response.headers), response.status
+        length: int | None = None
+        has_body = status not in (204, 304)
+        if response.is_relayed:
+            has_body = has_body and self._request.method != "HEAD"
+            fields, length = relayed_fields(response, has_body=has_body)
+            fields = [(name.lower(), value) for name, value in fields]  # an ASGI rule
+        if isinstance(response.body, bytes) and has_body and length is None:
             fields.append(("content-length", str(len(response.body))))
         if not self._request.version.startswith("1"):
             fields = [field for field in fields if field[0] not in _OF_CONNECTIONS]

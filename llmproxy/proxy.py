@@ -31,6 +31,8 @@ from .backends.ignored_text import IgnoredText
 from .backends.llm_keys import known_keys
 from .backends.log_source import Log
 from .backends.replay import MAX_LISTED, RecordingSummary, Replay, Source
+from .backends.routing import Routing
+from .backends.upstreams import Upstreams
 from .conversations.matching import Matcher
 from .core import backend
 from .core.errors import InvalidRequest
@@ -106,8 +108,20 @@ class Settings:
 
     host: The address to listen on.
     port: The port to listen on; 0 takes a free one.
-    maps: (pattern, model) pairs: the model answers requests for names that fit the pattern. The
-        first that fits counts.
+    maps: (pattern, target) pairs: the target answers requests for names that fit the pattern.
+        It is a model of llm, an upstream (`NAME:`) or a model there (`NAME:MODEL`), or several
+        with commas between them: the next one answers if the first refuses. The first pattern
+        that fits counts.
+    upstreams: Servers to which requests may go: `anthropic`, `openai` or `codex`, these with
+        another URL (`NAME=URL`), or others (`NAME=DIALECT+URL`).
+    passthrough: The upstream that gets all requests which no map takes.
+    upstream_keys: (upstream, source) pairs: the source of its key is `client`, which passes the
+        client's own credentials on (the default), `llm:KEYNAME` or `env:VARIABLE`.
+    upstream_ca: A file of certificates that upstreams may have, besides the system's.
+    upstream_insecure: True lets upstreams on public addresses be reached by http, in plain
+        text.
+    upstream_wait_s: The most seconds to wait for an upstream that is busy (429) and says when
+        to come again.
     default_model: Answers if a request names no model, or an unknown one.
     parallel: (pattern, count) pairs: at most so many requests to matching models run at once;
         by default one for models that run in this process.
@@ -148,8 +162,23 @@ class Settings:
     port: int = 11435
     """The port to listen on; 0 takes a free one."""
     maps: Sequence[tuple[str, str]] = ()
-    """(pattern, model) pairs: the model answers requests for names that fit the pattern. The first
-    that fits counts."""
+    """(pattern, target) pairs: the target answers requests for names that fit the pattern. It is a
+    model of llm, an upstream (`NAME:`) or a model there (`NAME:MODEL`), or several with commas
+    between them: the next one answers if the first refuses. The first pattern that fits counts."""
+    upstreams: Sequence[str] = ()
+    """Servers to which requests may go: `anthropic`, `openai` or `codex`, these with another URL
+    (`NAME=URL`), or others (`NAME=DIALECT+URL`)."""
+    passthrough: str | None = None
+    """The upstream that gets all requests which no map takes."""
+    upstream_keys: Sequence[tuple[str, str]] = ()
+    """(upstream, source) pairs: the source of its key is `client`, which passes the client's own
+    credentials on (the default), `llm:KEYNAME` or `env:VARIABLE`."""
+    upstream_ca: Path | str | None = None
+    """A file of certificates that upstreams may have, besides the system's."""
+    upstream_insecure: bool = False
+    """True lets upstreams on public addresses be reached by http, in plain text."""
+    upstream_wait_s: float = 0.0
+    """The most seconds to wait for an upstream that is busy (429) and says when to come again."""
     default_model: str | None = None
     """Answers if a request names no model, or an unknown one."""
     parallel: Sequence[tuple[str, int]] = ()
@@ -226,6 +255,8 @@ class Settings:
             return (
                 f"{{replay_speed}}: expected a factor, or 0 for no delay, not {self.replay_speed}"
             )
+        if not 0 <= self.upstream_wait_s < math.inf:
+            return f"{{upstream_wait_s}}: expected seconds, not {self.upstream_wait_s}"
         if not all(count > 0 for _, count in self.parallel):
             return "{parallel}: expected (pattern, count) pairs, the count above 0"
         if not all(key.strip() for key in self.keys):
@@ -293,6 +324,12 @@ class Options(TypedDict, total=False):
     host: str
     port: int
     maps: Sequence[tuple[str, str]]
+    upstreams: Sequence[str]
+    passthrough: str | None
+    upstream_keys: Sequence[tuple[str, str]]
+    upstream_ca: Path | str | None
+    upstream_insecure: bool
+    upstream_wait_s: float
     default_model: str | None
     parallel: Sequence[tuple[str, int]]
     database: Path | str | None
@@ -345,6 +382,24 @@ def _reason(error: StoreError | OSError | InvalidRequest) -> str:
     return error.full_message if isinstance(error, InvalidRequest) else str(error)
 
 
+def upstreams_of(settings: Settings) -> Upstreams:
+    """Return the upstreams that settings name, and what goes there.
+
+    Raises:
+        SettingsError: one can't be used; the message names the field.
+    """
+    return Upstreams(
+        settings.upstreams,
+        maps=settings.maps,
+        passthrough=settings.passthrough,
+        keys=settings.upstream_keys,
+        ca=settings.upstream_ca,
+        insecure=settings.upstream_insecure,
+        wait_s=settings.upstream_wait_s,
+        own_keys=settings.keys,
+    )
+
+
 def recorded_source(settings: Settings, database: Path, *, writes_nothing: bool = False) -> Source:
     """Open what a replay answers from: files, or else the log.
 
@@ -385,8 +440,10 @@ class Proxy:
         self._known_keys = keys or known_keys()
         self._known_keys.learn(settings.keys)
         self._known_keys.look()
+        self.upstreams = upstreams_of(settings)
+        self._known_keys.learn(self.upstreams.secrets())
         self.catalog = all_models(
-            settings.maps, settings.default_model, settings.parallel, settings.models
+            self.upstreams.maps_of_llm, settings.default_model, settings.parallel, settings.models
         )
         self._exporter = self._new_exporter()
         self._hooks: set[asyncio.Future[object]] = set()  # that run; the loop forgets its tasks
@@ -425,6 +482,7 @@ class Proxy:
             connections=lambda: self._server.connections,
             replay=self._replay,
             embedder=self._embedder() if self.is_live else None,
+            upstreams=self.upstreams if self.is_live else None,
         )
         self._server = Server(
             self.app,
@@ -432,6 +490,7 @@ class Proxy:
             admit=self.app.admit,
             limits=settings.limits,
             on_response=self.report_response if settings.access_log else None,
+            streams=self.app.streams_body,
         )
 
     def _backend(self, database: Path) -> tuple[backend.Backend, backend.Models]:
@@ -441,7 +500,7 @@ class Proxy:
             SettingsError: there are no recordings.
         """
         settings = self.settings
-        live = self._models() if self.is_live else None
+        live = self._live() if self.is_live else None
         if settings.replay is None and settings.recordings is None:
             assert live is not None, "something answers"
             return live, self.catalog
@@ -480,6 +539,12 @@ class Proxy:
             content=settings.otlp_content,
             warn=settings.warn,
         )
+
+    def _live(self) -> backend.Backend:
+        models = self._models()
+        if not self.upstreams.is_used:
+            return models
+        return Routing(self.upstreams, models, self.settings.limits)
 
     def _models(self) -> Engine:
         return Engine(
@@ -615,12 +680,17 @@ class Proxy:
         if self.is_live:  # otherwise no plugin is loaded: some ask their servers for models
             # In a thread that may be left behind: a plugin may hang while it is loaded.
             await in_daemon_thread(self.catalog.load, "llmproxy-catalog")
-        unknown = self.catalog.unknown_targets() if self.is_live else []
+        unknown = self._unknown_targets() if self.is_live else []
         if unknown:
             raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
         for pattern in self.catalog.unmatched_parallel() if self.is_live else ():
             self.settings.warn(f"parallel: {pattern} matches no model")
         await asyncio.to_thread(self._update_log)
+
+    def _unknown_targets(self) -> list[str]:
+        return self.catalog.unknown_targets() + [
+            model for model in self.upstreams.models_of_llm if not self.catalog.has(model)
+        ]
 
     async def _listen(self) -> None:
         host, port = self.settings.host, self.settings.port
@@ -689,6 +759,7 @@ class Proxy:
                         await asyncio.to_thread(self._writer.close, timeout_s)
                 if self._hooks:
                     await asyncio.wait(set(self._hooks), timeout=HOOKS_S)
+                self.upstreams.client.close()
                 if self._exporter is not None:
                     await asyncio.to_thread(self._exporter.close)
                 await asyncio.to_thread(self._keep_unused)

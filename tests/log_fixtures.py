@@ -35,7 +35,8 @@ def make_version_4(connection):
     """Take from a log's tables what their later versions added."""
     details = "error_status", "error_kind", "error_code", "error_param", "retry_after_s"
     later = "overhead_ms", "last_message", "reply_words", "cache_write_1h_tokens", "host"
-    for name in ("tokens_per_second", *details, *later):
+    upstreams = "upstream", "refused_by", "upstream_request_id"
+    for name in ("tokens_per_second", *details, *later, *upstreams):
         connection.execute(f"alter table proxy_exchanges drop column {name}")
     connection.execute("update proxy_meta set value = 4 where name = 'schema'")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,11 @@ class Provider:
 
 
 @contextmanager
-def playing(answer: Callable[[dict[str, Any], BaseHTTPRequestHandler], None]) -> Iterator[Provider]:
-    """Run a provider on a free port of loopback."""
+def playing(
+    answer: Callable[[dict[str, Any], BaseHTTPRequestHandler], None],
+    tls: ssl.SSLContext | None = None,
+) -> Iterator[Provider]:
+    """Run a provider on a free port of loopback, over TLS if this is given."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.0"  # the end of the connection ends a stream
@@ -45,7 +49,10 @@ def playing(answer: Callable[[dict[str, Any], BaseHTTPRequestHandler], None]) ->
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    provider = Provider(f"http://127.0.0.1:{server.server_port}", answer)
+    if tls is not None:
+        server.socket = tls.wrap_socket(server.socket, server_side=True)
+    scheme = "http" if tls is None else "https"
+    provider = Provider(f"{scheme}://127.0.0.1:{server.server_port}", answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin
 
@@ -29,14 +30,16 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 
 from llmproxy import asgi, open_log
-from llmproxy.asgi import App
-from llmproxy.core.errors import SettingsError
+from llmproxy.asgi import App, _BodyStream, _Sender
+from llmproxy.core.errors import ProtocolError, SettingsError, Timeout
 from llmproxy.core.limits import Limits
+from llmproxy.transport.http11 import Headers, Request, Response
 from tests.models import AsyncScript, registered, usage
 from tests.under_uvicorn import under_uvicorn
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
+HEAD = Request("POST", "/v1/files", Headers())
 
 
 def ask(port, path=CHAT, body=BODY, headers=()):
@@ -381,3 +384,58 @@ def test_workers_of_an_import_string_share_a_log(tmp_path, llm_user_path):
         server.wait(40)
     with open_log(tmp_path / "team.db") as log:
         assert [one.status for one in log.entries()] == ["ok"] * 8
+
+
+# ---- requests that are streamed, and relayed responses
+
+
+def receiving(*messages):
+    left = [{"type": "http.request", "body": data, "more_body": True} for data in messages[:-1]]
+    last = messages[-1]
+    if last is None:
+        left.append({"type": "http.disconnect"})
+    else:
+        left.append({"type": "http.request", "body": last})
+
+    async def receive():
+        return left.pop(0) if left else {"type": "http.disconnect"}
+
+    return receive
+
+
+async def test_a_streamed_body_comes_in_pieces_and_the_hang_up_after_it():
+    stream = _BodyStream(receiving(b"", b"one", b"", b"two"), 5)
+    request = await stream.begin(HEAD)
+    assert request.body_stream is stream
+    watching = asyncio.create_task(stream.receive_after())
+    assert [piece async for piece in stream] == [b"one", b"two"]
+    assert await watching == {"type": "http.disconnect"}
+
+
+async def test_a_body_that_comes_at_once_is_not_streamed():
+    request = await _BodyStream(receiving(b"one"), 5).begin(HEAD)
+    assert (request.body, request.body_stream) == (b"one", None)
+
+
+async def test_a_streamed_body_that_is_cut_or_late_is_the_clients_error():
+    request = await _BodyStream(receiving(b"one", None), 5).begin(HEAD)
+    with pytest.raises(ProtocolError, match="the client left before its body was whole"):
+        [piece async for piece in request.body_stream]
+    with pytest.raises(Timeout, match="the body came too slowly for 0.01 s"):
+        await _BodyStream(asyncio.Event().wait, 0.01).begin(HEAD)
+
+
+@pytest.mark.parametrize(("method", "length"), [("POST", b"2"), ("HEAD", b"99")])
+async def test_a_relayed_response_keeps_its_fields_in_lower_case(method, length):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    fields = [("X-Id", "1"), ("Connection", "close"), ("Content-Length", "99")]
+    request = replace(HEAD, method=method)
+    body = b"" if method == "HEAD" else b"hi"
+    await _Sender(send, "http.response", request).send_response(
+        Response(200, fields, body, is_relayed=True)
+    )
+    assert sent[0]["headers"] == [(b"x-id", b"1"), (b"content-length", length)]

@@ -252,7 +252,7 @@ def test_patterns_are_made_in_no_other_way():
         or (alias.name in ("regex", "fnmatch") or (alias.name == "re" and alias.asname))
     }
     assert others == {
-        ("backends.engine.catalog", "fnmatchcase"),
+        ("core.model_patterns", "fnmatchcase"),
         ("backends.ignored_text", "_parser"),  # reads the owner's patterns, makes none
     }
 

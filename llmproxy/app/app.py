@@ -22,9 +22,12 @@ from typing import Any, TypedDict, TypeVar, Unpack, cast
 from llm.parts import Message, TextPart
 
 from ..backends.replay import Replay
+from ..backends.routing import Routing
+from ..backends.upstream_models import UpstreamModels
+from ..backends.upstreams import Upstreams
 from ..conversations.matching import Matcher
 from ..core import chat, payload, token_estimate
-from ..core.backend import Backend, Choice, Kind, Models, Run, Stamped
+from ..core.backend import Backend, Choice, Kind, ModelEntry, Models, Run, Stamped
 from ..core.embeddings import Embedder, EmbedRun
 from ..core.errors import (
     InvalidRequest,
@@ -60,6 +63,7 @@ from .dashboard import Dashboard
 from .embeddings import EmbeddingRequests
 from .large_work import SMALL_BYTES, LargeWork
 from .metrics import Metrics
+from .passthrough import Passthrough, Steps
 from .refusals import Refusal, Refusals
 from .responses import StreamBody, json_response, render_error
 from .routes import bare_path, dialect_of, find_route
@@ -72,6 +76,7 @@ logger = logging.getLogger(__name__)
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
 BEGIN_TURNS = 4  # of the event loop: the model's first step, its others, the reader's, one more
 MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
+_CORS = "access-control-"
 RETRY_S = 1  # sent as `retry-after` when too many models run
 
 T = TypeVar("T")
@@ -97,7 +102,7 @@ class App:
     stored: the recorded responses, to which requests may refer.
     dashboard: renders the page for browsers. connections: returns the number of open ones.
     replay: as StatusPages takes it. embedder: runs embedding models; None if only recordings
-        answer.
+        answer. upstreams: the servers that requests may be sent to.
     """
 
     def __init__(
@@ -117,6 +122,7 @@ class App:
         connections: Callable[[], int] = lambda: 0,
         replay: Replay | None = None,
         embedder: Embedder | None = None,
+        upstreams: Upstreams | None = None,
     ) -> None:
         self._backend = backend
         self._models = models
@@ -128,6 +134,9 @@ class App:
         self._on_exchange = on_exchange
         self._stored = stored or StoredResponses(None)
         self._connections = connections
+        self._upstreams = upstreams
+        self._passthrough = self._new_passthrough()
+        self._upstream_models = None if upstreams is None else UpstreamModels(upstreams)
         self._limiter = Limiter(limits.running)
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
@@ -163,6 +172,23 @@ class App:
             ),
         }
 
+    def _new_passthrough(self) -> Passthrough | None:
+        # Not where recordings answer first: those are rendered.
+        if self._upstreams is None or not isinstance(self._backend, Routing):
+            return None
+        steps = Steps(
+            work=self._work,
+            receive=self._receive,
+            begin=self._begin,
+            log_begin=self._log_begin,
+            find_conversation=self._find_conversation,
+            start=self._start,
+            respond=self._respond,
+            end=self._end,
+            failed=self._failed,
+        )
+        return Passthrough(self._upstreams, self._backend, self._limits, steps)
+
     async def __call__(self, request: Request) -> Response:
         """Respond to one request. Raise only CancelledError, if the client disconnects."""
         refusal = self.admit(request)
@@ -174,9 +200,10 @@ class App:
             elif is_status_path(path := bare_path(request.path) or "/"):
                 response = await self._status.respond(path, request)
             else:
-                dialect, kind, argument = find_route(request)
-                request = await self._decoded(request)
-                response = await self._handlers[kind](dialect, request, argument)
+                if self._upstreams is not None:
+                    self._upstreams.check(request.headers, request.query)
+                passed = None if self._passthrough is None else await self._passthrough(request)
+                response = await self._answer(request) if passed is None else passed
         except ProxyError as error:
             response = self.refuse(error, request)
         except Exception:
@@ -184,7 +211,16 @@ class App:
             logger.exception("answering %s %s failed", request.method, request.path)
             response = render_error(ProxyError("internal error"), dialect_of(request))
         cors = self._access.cors_headers(request)
-        return replace(response, headers=[*response.headers, *cors]) if cors else response
+        if not cors:
+            return response
+        # An upstream's are for its own origin: of two, browsers take none.
+        own = (one for one in response.headers if not one[0].lower().startswith(_CORS))
+        return replace(response, headers=[*own, *cors])
+
+    async def _answer(self, request: Request) -> Response:
+        dialect, kind, argument = find_route(request)
+        request = await self._decoded(request)
+        return await self._handlers[kind](dialect, request, argument)
 
     def admit(self, head: Request) -> Response | None:
         """Return the response that refuses a request because of its head, None to go on.
@@ -200,6 +236,10 @@ class App:
             response = self.refuse(error, head)
             return replace(response, headers=[*response.headers, *cors])
         return None
+
+    def streams_body(self, head: Request) -> bool:
+        """Return whether this request's body is taken in pieces; see `transport.server.Server`."""
+        return self._passthrough is not None and self._passthrough.streams_body(head)
 
     def refuse(self, error: ProxyError, head: Request | None) -> Response:
         """Return the response to a request that is no exchange, which is counted and reported.
@@ -222,10 +262,23 @@ class App:
         return State(self._limiter.running, self._waiting, self._connections(), log)
 
     async def _list_models(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return json_response(200, dialect.render_models(self._models.models()))
+        entries = {one.id: one for one in self._models.models()}
+        if self._upstream_models is not None:
+            there = await self._upstream_models.entries(dialect.NAME, [*request.headers])
+            entries |= {one.id: one for one in there}
+        return json_response(200, dialect.render_models(entries.values()))
 
     async def _show_model(self, dialect: Dialect, request: Request, argument: str) -> Response:
-        return json_response(200, dialect.render_model(await self._models.model(argument)))
+        entry = await self._model(dialect, request, argument)
+        return json_response(200, dialect.render_model(entry))
+
+    async def _model(self, dialect: Dialect, request: Request, name: str) -> ModelEntry:
+        """Return a model of an upstream or of llm by the name that requests have for it."""
+        if self._upstream_models is not None:
+            there = await self._upstream_models.entry(name, dialect.NAME, [*request.headers])
+            if there is not None:
+                return there
+        return await self._models.model(name)
 
     async def _show_named_model(
         self, dialect: Dialect, request: Request, argument: str
@@ -377,29 +430,40 @@ class App:
         except (RateLimited, asyncio.CancelledError) as exc:  # logged, though nobody has read it
             exchange, request, failure = receive(exc)
         if request is not None and not request.messages:
-            return await self._load_model(dialect, exchange, request)
+            return await self._load_model(dialect, exchange, request, http_request)
         self._log_begin_soon(exchange)
         try:
             if request is None:
                 assert failure is not None
                 raise failure
-            choice = await self._backend.choose(request)
-            request = await self._recall(exchange, request, choice)
-            prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
-            run = await self._work(size, prepare)
-            if run.starts_at_once and self._limiter.has_room:
-                await self._start(exchange, run)
-                exchange.has_started = True
-            else:
-                self._log_begin(exchange)
-                exchange.starting = asyncio.create_task(self._start(exchange, run))
-            if request.stream:
-                return await self._stream(dialect, exchange)
-            return await self._whole(dialect, exchange)
+            choice = await self._backend.choose(request, [*http_request.headers])
+            return await self._respond(dialect, exchange, request, choice, size)
         except BaseException as exc:
             return await self._failed(exchange, dialect, exc)
         finally:
             failure = None  # its traceback refers to this frame, and so to the body
+
+    async def _respond(
+        self,
+        dialect: Dialect,
+        exchange: RunningExchange,
+        request: chat.ChatRequest,
+        choice: Choice,
+        size: int,
+    ) -> Response:
+        """Run what was chosen, and render its events."""
+        request = await self._recall(exchange, request, choice)
+        prepare = partial(exchange.prepare, choice, request, is_large=size > SMALL_BYTES)
+        run = await self._work(size, prepare)
+        if run.starts_at_once and self._limiter.has_room:
+            await self._start(exchange, run)
+            exchange.has_started = True
+        else:
+            self._log_begin(exchange)
+            exchange.starting = asyncio.create_task(self._start(exchange, run))
+        if request.stream:
+            return await self._stream(dialect, exchange)
+        return await self._whole(dialect, exchange)
 
     async def _failed(
         self, exchange: RunningExchange, dialect: Dialect, exc: BaseException
@@ -413,13 +477,17 @@ class App:
         raise exc
 
     async def _load_model(
-        self, dialect: Dialect, exchange: RunningExchange, request: chat.ChatRequest
+        self,
+        dialect: Dialect,
+        exchange: RunningExchange,
+        request: chat.ChatRequest,
+        http_request: Request,
     ) -> Response:
         """Respond to a request without messages, which asks that a model be made ready.
 
         llm loads models when they run, so it is enough that there is one; nothing is logged.
         """
-        await self._models.model(request.model or "")
+        await self._model(dialect, http_request, request.model or "")
         envelope = chat.Envelope(
             exchange.id, exchange.created, request.model or "", form=request.form
         )
@@ -523,18 +591,39 @@ class App:
         """
         capture = exchange.capture
         capture.messages, capture.schema = request.messages, request.schema
+        if choice.takes_recall and await self._look_up(exchange, request, choice.model_id):
+            return replace(request, messages=capture.messages, recalled=capture.match.recalled)
+        return request
+
+    async def _find_conversation(
+        self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
+    ) -> None:
+        """Note which recorded conversation a request continues, and keep its own messages.
+
+        After `log_wait_s` the exchange is logged without.
+        """
+        capture = exchange.capture
+        if await self._look_up(exchange, request, model_id) and capture.match.recalled:
+            capture.match = replace(capture.match, recalled=frozenset(), history=None)
+            capture.messages = request.messages
+
+    async def _look_up(
+        self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
+    ) -> bool:
+        """Look up in the log which conversation a request continues; return whether it was done."""
+        capture = exchange.capture
         matcher = self._matcher
-        if matcher is None or not exchange.is_logged or not choice.takes_recall:
-            return request
+        if matcher is None or not exchange.is_logged:
+            return False
         if not matcher.may_continue(request.messages):
-            return request
+            return False
         try:
             async with asyncio.timeout(self._limits.log_wait_s):
                 await self._matching.acquire()
                 try:
                     matching = matcher.match_in_thread(
                         request.messages,
-                        choice.model_id,
+                        model_id,
                         capture.begun.client,
                         wait_s=MATCH_SHARE * self._limits.log_wait_s,
                     )
@@ -549,7 +638,7 @@ class App:
             logger.warning(
                 "could not look up in the log what exchange %s continues", capture.begun.id
             )
-        return replace(request, messages=capture.messages, recalled=capture.match.recalled)
+        return True
 
     def _has_matched(self, matching: asyncio.Future[Match]) -> None:
         self._matching.release()
@@ -577,8 +666,9 @@ class App:
         self._waiting += 1
         try:
             has_waited = await run.wait_turn(self._limits.queue_s)
-            has_waited |= await self._enter()
-            exchange.has_entered = True
+            if not exchange.has_entered:  # with an upstream that has refused
+                has_waited |= await self._enter()
+                exchange.has_entered = True
         finally:
             self._waiting -= 1
         if has_waited:
@@ -676,7 +766,8 @@ class App:
             written = self._write(exchange, ended)
             if written is not None and self._matcher is not None:
                 self._matcher.learn(ended, exchange.history_bytes)
-            if status == "ok" and ended.model_used is not None:
+            # An upstream's models are whatever clients call them, without a bound.
+            if status == "ok" and ended.model_used is not None and ended.upstream is None:
                 counts = ended.usage.input_tokens, ended.usage.output_tokens
                 self._counts_tokens[ended.model_used] = None not in counts
             self._metrics.count(ended)

@@ -18,6 +18,7 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TTFT_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 DURATION_BUCKETS_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 RATE_BUCKETS = (1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000)
+MAX_UPSTREAM_MODELS = 100  # labels: a client can ask some servers for any name
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -51,7 +52,9 @@ class Metrics:
     """Counters of exchanges that have ended.
 
     Models are labelled with llm's ids, a limited set; names that clients make up are not
-    used. Requests that reached no model have an empty label. Replays used no model: they have a
+    used. An upstream's models are whatever clients ask it for: only those that have answered are
+    labels, `MAX_UPSTREAM_MODELS` of them; the others have the upstream's name. Requests that
+    reached no model have an empty label. Replays used no model: they have a
     counter of their own and are in nothing else.
 
     refused: counts of what was refused and is no exchange, by status and kind of error.
@@ -59,6 +62,7 @@ class Metrics:
 
     def __init__(self, refused: Mapping[tuple[int, str], int] = MappingProxyType({})) -> None:
         self._refused = refused
+        self._upstream_models: set[str] = set()
         self._requests: Counter[Labels] = Counter()
         self._replays: Counter[Labels] = Counter()
         self._tokens: Counter[Labels] = Counter()
@@ -69,7 +73,7 @@ class Metrics:
 
     def count(self, entry: ExchangeSummary) -> None:
         """Count an exchange that has ended."""
-        model = entry.model_used or ""
+        model = self._model(entry)
         labels: Labels = (("dialect", entry.dialect), ("model", model))
         code = "" if entry.http_status is None else f"{entry.http_status}"
         ending = (*labels, ("status", entry.status), ("code", code))
@@ -97,6 +101,15 @@ class Metrics:
             counted_by = "estimate" if entry.is_rate_estimated else "provider"
             key = (*labels, ("counted_by", counted_by))
             self._rate.setdefault(key, _Histogram(RATE_BUCKETS)).observe(entry.tokens_per_second)
+
+    def _model(self, entry: ExchangeSummary) -> str:
+        model, known = entry.model_used or "", self._upstream_models
+        if entry.upstream is None or model in known:
+            return model
+        if entry.status != "ok" or len(known) >= MAX_UPSTREAM_MODELS:
+            return entry.upstream
+        known.add(model)
+        return model
 
     def render(self, gauges: Iterable[Gauge] = ()) -> str:
         """Return all metrics and the given gauges in Prometheus' text format."""

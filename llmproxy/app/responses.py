@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 from ..core import payload
+from ..core.backend import UpstreamUse
 from ..core.errors import LLM_LISTS_THEM, ModelNotFound, ProxyError
 from ..dialects import DIALECTS, Dialect
 from ..transport.http11 import Response
@@ -54,6 +55,19 @@ def ignored_header(ignored: tuple[str, ...]) -> list[tuple[str, str]]:
             break
         shown = longer
     return [("x-llmproxy-ignored", shown)] if shown else []
+
+
+def upstream_headers(use: UpstreamUse) -> dict[str, str]:
+    """Return the headers that name the upstream which answered, and those that refused before.
+
+    They are escaped as in JSON: a model's name can be the client's.
+    """
+    named = {
+        "x-llmproxy-upstream": use.name,
+        "x-llmproxy-refused-by": use.refused_by,
+        "x-llmproxy-upstream-request-id": use.request_id,
+    }
+    return {name: json.dumps(value)[1:-1] for name, value in named.items() if value}
 
 
 def server_timing(overhead_ms: float, queue_ms: float | None) -> str:

@@ -69,8 +69,16 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
         NotFound: no route has this path.
         Unsupported: the route is one that this server refuses, and says why.
         MethodNotAllowed: the path has no route for this method.
-        UpgradeRequired: as before, and the client asks for WebSocket.
+        UpgradeRequired: the client asks for WebSocket, on whatever path.
     """
+    if request.method == "GET" and request.headers.get("upgrade", "").lower() == "websocket":
+        # At this status Codex goes on over HTTP at once; at 405 it tries for 7 s (0.171). A
+        # tunnel would hide from the log what is said: each message of Codex's refers to what
+        # the connection has heard before, so that no request in it is complete.
+        raise UpgradeRequired(
+            "this server speaks no WebSocket: send the request by HTTP POST",
+            headers={"upgrade": "HTTP/1.1", "connection": "upgrade"},
+        )
     path = request.path.rstrip("/")
     method = "GET" if request.method == "HEAD" else request.method
     for start, prefixes, model in _starts(path):
@@ -84,12 +92,6 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
                     raise Unsupported(route.refusal)
                 return dialect, route.kind, found.groupdict().get("argument") or model
             allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
-        if allowed and request.headers.get("upgrade", "").lower() == "websocket":
-            # At this status Codex goes on over HTTP at once; at 405 it tries for 7 s (0.171).
-            raise UpgradeRequired(
-                "this server speaks no WebSocket: send the request by HTTP POST",
-                headers={"upgrade": "HTTP/1.1", "connection": "upgrade"},
-            )
         if allowed:
             raise method_not_allowed(request, allowed)
     *others, last = _paths_to_set(dialect_of(request))
@@ -109,6 +111,19 @@ def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
             return
         start, model = prefix.end(), prefix["model"] or model
         prefixes.add(prefix[0].strip("/ "))
+
+
+def is_below_api(request: Request) -> bool:
+    """Return whether a path without a route is one of an API, by its prefix or first part."""
+    path = request.path.rstrip("/")
+    firsts = {_first_part(route.path.removeprefix("/v1")) for _, route, _ in _ROUTES}
+    return any(start or _first_part(path[start:]) in firsts for start, *_ in _starts(path))
+
+
+def without_vendor(request: Request, dialect: Dialect) -> str:
+    """Return a request's path as it was sent, without a vendor's name that clients put before."""
+    path = request.target_path
+    return re.sub(rf"^/+{dialect.NAME.partition('_')[0]}(?=/)", "", path)
 
 
 def dialect_of(request: Request) -> Dialect:

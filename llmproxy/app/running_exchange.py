@@ -19,7 +19,7 @@ from ..core.usage import Usage
 from ..dialects import Dialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange
-from .responses import ignored_header, server_timing
+from .responses import ignored_header, server_timing, upstream_headers
 
 Ending = Literal["ok", "error", "cancelled"]
 
@@ -61,6 +61,11 @@ class RunningExchange:
     def run(self) -> Run:
         assert self.capture.run is not None
         return self.capture.run
+
+    def take(self, request: chat.ChatRequest) -> None:
+        """Note the request, where no choice prepares a run of it."""
+        self._request = request
+        self.history_bytes = total(self.capture.messages, "all bytes", message_bytes)
 
     def prepare(self, choice: Choice, request: chat.ChatRequest, *, is_large: bool) -> Run:
         """Prepare the request for what was chosen; raise as `Choice.prepare` does.
@@ -142,7 +147,9 @@ class RunningExchange:
 
     def _facts(self) -> dict[str, str]:
         timing = server_timing(self._overhead_ms(), self.capture.queue_ms)
-        return {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
+        facts = {self._dialect.REQUEST_ID_HEADER: self.id, "server-timing": timing}
+        capture = self.capture
+        return facts | upstream_headers(capture.run.upstream if capture.run else capture.upstream)
 
     def _overhead_ms(self) -> float:
         """Return the time that the proxy itself has taken so far.

@@ -233,7 +233,9 @@ class Replay:
             raise ModelNotFound(f"there are no recordings of a model {name[:200]!r}", param="model")
         return _entry(name)
 
-    async def choose(self, request: chat.ChatRequest) -> backend.Choice:
+    async def choose(
+        self, request: chat.ChatRequest, headers: Sequence[tuple[str, str]] = ()
+    ) -> backend.Choice:
         """Choose the next recording of a request, or the live model if there is none.
 
         Raises:
@@ -243,7 +245,7 @@ class Replay:
         """
         ids = await asyncio.to_thread(self._source.find, request)
         if not ids and self._live is not None:
-            return await self._live.choose(request)
+            return await self._live.choose(request, headers)
         ids = ids or await asyncio.to_thread(self._find_by_comparing, request)
         id = ids[self._served[ids[0]] % len(ids)]
         self._served[ids[0]] += 1
@@ -310,6 +312,7 @@ class ReplayRun:
         self.setup_ms: float | None = None
         self.runs_in_process = False
         self.starts_at_once = True
+        self.upstream = backend.NO_UPSTREAM
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
         self._speed = speed

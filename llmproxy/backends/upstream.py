@@ -10,8 +10,8 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,20 +26,26 @@ from ..core.errors import (
     UpstreamTimeout,
     with_date,
 )
-from ..core.known_keys import KnownKeys
+from ..core.known_keys import KnownKeys, is_secret_name
 from ..core.limits import Limits
 from ..dialects import Dialect
 from ..transport import client
 from ..transport.connections import Deadlines
+from ..transport.http11 import Headers
 
 MAX_ERROR_BYTES = 2**20  # of an error's body: at most a page of HTML
+REQUEST_IDS = ("request-id", "x-request-id", "x-amzn-requestid", "cf-ray")  # Anthropic's, OpenAI's
+MAX_ID_CHARS = 200
 MAX_ERROR_CHARS = 1000  # of an error that is not JSON, quoted in ours
 
 
 class Upstream:
     """A server that speaks one of our dialects.
 
-    base_url: see `chat_url`. key: sent in the dialect's own header.
+    base_url: see `chat_url`. key: sent in the dialect's own header, unless `fields` are given.
+    fields: header fields, those with the credentials among them.
+    client: keeps connections; without it each request has one of its own, so that the time to
+        connect is known. name: of the upstream; None for a server that is only measured.
     tls: the trust store, the system's by default. Loading that takes about ten milliseconds,
         so callers with many requests should pass their own.
     """
@@ -53,25 +59,39 @@ class Upstream:
         limits: Limits = Limits(),
         deadlines: Deadlines | None = None,
         tls: ssl.SSLContext | None = None,
+        fields: Sequence[tuple[str, str]] | None = None,
+        client: client.Client | None = None,
+        name: str | None = None,
     ) -> None:
         self.dialect = dialect
         self.url = chat_url(dialect, base_url)
-        self.key = key
+        own = dialect.auth_headers(key).items()
+        self.fields = [*(own if fields is None else fields)]
+        self.client = client
+        self.name = name
         self.limits = limits
         self.deadlines = deadlines or Deadlines()
         self.tls = tls
+        secrets = [value for name, value in self.fields if is_secret_name(name)]
+        self.keys = KnownKeys([key for value in secrets for key in (value, *value.split())])
 
-    async def choose(self, request: chat.ChatRequest) -> UpstreamChoice:
+    async def choose(
+        self, request: chat.ChatRequest, headers: Sequence[tuple[str, str]] = ()
+    ) -> UpstreamChoice:
         """Choose the server for any model: only the server knows its models."""
         return UpstreamChoice(self, request.model or "")
 
 
 @dataclass(frozen=True)
 class UpstreamChoice:
-    """A server and the name of a model on it; see backend.Choice."""
+    """A server and the name of a model on it; see backend.Choice.
+
+    model: the name to ask it for; None: as the request has it.
+    """
 
     upstream: Upstream
     model_id: str
+    model: str | None = None
     takes_recall: bool = False
 
     def prepare(self, request: chat.ChatRequest) -> UpstreamRun:
@@ -82,7 +102,9 @@ class UpstreamChoice:
                 machine).
         """
         url_policy.check(request, "pass")
-        return UpstreamRun(self.upstream, request)
+        if self.model is not None:
+            request = replace(request, model=self.model)
+        return UpstreamRun(self.upstream, request, self.model_id)
 
 
 class UpstreamRun:
@@ -91,12 +113,12 @@ class UpstreamRun:
     times: of the connection and the response's first byte; None before `start`.
     """
 
-    def __init__(self, upstream: Upstream, request: chat.ChatRequest) -> None:
+    def __init__(self, upstream: Upstream, request: chat.ChatRequest, model_id: str) -> None:
         dialect = upstream.dialect
         body, ignored = dialect.render_request(replace(request, stream=True))
         self._upstream = upstream
         self._body = payload.encode(body)
-        self.model_id = request.model or ""
+        self.model_id = model_id
         self.options: Mapping[str, Any] = request.options
         self.tools = request.tools
         self.ignored = ignored
@@ -107,6 +129,7 @@ class UpstreamRun:
         self.runs_in_process = False
         self.starts_at_once = False
         self.is_first = False
+        self.upstream = backend.UpstreamUse(upstream.name)
         self.times: client.Times | None = None
         self._connection = AsyncExitStack()
         self._response: client.UpstreamResponse | None = None
@@ -131,21 +154,10 @@ class UpstreamRun:
             ValueError: the URL or key has characters that can't be sent.
         """
         upstream = self._upstream
-        fields = [
-            ("content-type", "application/json"),
-            ("accept", upstream.dialect.STREAM_TYPE.partition(";")[0]),
-            *upstream.dialect.auth_headers(upstream.key).items(),
-        ]
         try:
-            response = await self._connection.enter_async_context(
-                client.send_request(
-                    upstream.url,
-                    fields,
-                    self._body,
-                    limits=upstream.limits,
-                    deadlines=upstream.deadlines,
-                    tls=upstream.tls,
-                )
+            response = await self._connection.enter_async_context(self._send())
+            self.upstream = backend.UpstreamUse(
+                upstream.name, request_id=request_id(response.headers)
             )
             if not 200 <= response.status < 300:
                 raise await _refusal(upstream.dialect, response)
@@ -160,6 +172,26 @@ class UpstreamRun:
         self.started += timedelta(seconds=response.times.connected - self.started_at)
         self.started_at = response.times.connected
         self.setup_ms = (response.times.connected - response.times.began) * 1000
+
+    def _send(self) -> AbstractAsyncContextManager[client.UpstreamResponse]:
+        upstream = self._upstream
+        fields = [
+            ("content-type", "application/json"),
+            ("accept", upstream.dialect.STREAM_TYPE.partition(";")[0]),
+            *upstream.fields,
+        ]
+        if upstream.client is not None:
+            return upstream.client.send(
+                "POST", upstream.url, fields, self._body, limits=upstream.limits
+            )
+        return client.send_request(
+            upstream.url,
+            fields,
+            self._body,
+            limits=upstream.limits,
+            deadlines=upstream.deadlines,
+            tls=upstream.tls,
+        )
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
         """Return events, each with the arrival time of its last byte; see backend.Run."""
@@ -208,7 +240,7 @@ class UpstreamRun:
 
     def _cleaned(self, error: ProxyError) -> ProxyError:
         """Remove the key from an error of the server, which may quote it."""
-        return KnownKeys([self._upstream.key or ""]).redact_error(error)
+        return self._upstream.keys.redact_error(error)
 
 
 def chat_url(dialect: Dialect, base_url: str) -> str:
@@ -235,6 +267,12 @@ async def _refusal(dialect: Dialect, response: client.UpstreamResponse) -> Proxy
             f"the upstream redirects (status {response.status}): use the address it redirects to"
         )
     return dialect.parse_error(response.status, await _body(response), _headers(response))
+
+
+def request_id(headers: Headers) -> str | None:
+    """Return a provider's own id of a request, as far as it has visible characters."""
+    found = next((id for name in REQUEST_IDS if (id := headers.get(name))), "")
+    return found[:MAX_ID_CHARS] if found.isascii() and found.isprintable() and found else None
 
 
 def _headers(response: client.UpstreamResponse) -> dict[str, str]:

@@ -43,6 +43,7 @@ class Plan:
     cache: "cold" puts a unique line first in each request, so that no cache has its prompt.
     max_tokens: limit of a response, unless the recorded request has a lower one.
     timeout_s: for a whole response. base_url, dialect: a server to use instead of llm.
+    upstream: its name, if it is one.
     """
 
     models: list[str]
@@ -55,6 +56,7 @@ class Plan:
     timeout_s: float | None = None
     base_url: str | None = None
     dialect: str | None = None
+    upstream: str | None = None
 
 
 def read_plan(settings: Mapping[str, Any]) -> Plan | None:

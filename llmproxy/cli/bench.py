@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import re
 import shlex
 import shutil
 import ssl
@@ -21,6 +22,7 @@ import llm
 from ..backends.engine import Engine
 from ..backends.log_source import exchange_request
 from ..backends.upstream import Upstream
+from ..backends.upstreams import NamedUpstream, Upstreams
 from ..bench.bench import Bench, Cache, Plan, Task, list_tasks, read_plan
 from ..bench.runs import (
     LAST,
@@ -32,7 +34,7 @@ from ..bench.runs import (
     wait_for_leftovers,
 )
 from ..core import chat, token_estimate
-from ..core.backend import Backend
+from ..core.backend import Backend, chat_path
 from ..core.errors import InvalidRequest, NotFound, ProxyError
 from ..core.text import printable
 from ..core.usage import Usage
@@ -127,9 +129,10 @@ def _parser(program: str) -> argparse.ArgumentParser:
     )
     add(
         "--base-url",
-        type=_url,
+        type=_server,
         metavar="URL",
-        help="send to this server instead of llm's models",
+        help="send to this server instead of llm's models; also an upstream, as --upstream of the "
+        "server takes it: anthropic, NAME=DIALECT+URL",
     )
     add("--key", metavar="NAME", help="the server's key, or its name in `llm keys`")
     add("--name", type=_run_name, help="name of the run (default: the time)")
@@ -181,6 +184,26 @@ def _url(text: str) -> str:
             "expected http(s)://host[:port][/path] and nothing else; give a key with --key"
         )
     return text
+
+
+def _server(text: str) -> str | NamedUpstream:
+    """Return a server's URL, or an upstream."""
+    if re.match(r"[a-z]+://", text):
+        return _url(text)
+    try:
+        (upstream,) = Upstreams([text]).servers.values()
+    except SettingsError as exc:
+        raise argparse.ArgumentTypeError(str(exc).removeprefix("upstreams: ")) from exc
+    return upstream
+
+
+def _at(plan: Plan, server: str | NamedUpstream, dialect: str | None) -> Plan:
+    """Return a plan whose requests go to a server, in its dialect or that of the upstream."""
+    if isinstance(server, str):
+        return replace(plan, base_url=server, dialect=dialect, upstream=None)
+    own = dialect if dialect in server.dialects else server.dialect
+    url = server.url_for(chat_path(by_name(own).ROUTES))
+    return replace(plan, base_url=url, dialect=own, upstream=server.name)
 
 
 def _run_name(text: str) -> str:
@@ -271,9 +294,9 @@ def _new(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchmark, 
         cache=arguments.cache or Plan.cache,
         max_tokens=arguments.max_tokens,
         timeout_s=arguments.timeout_s,
-        base_url=arguments.base_url,
-        dialect=(arguments.dialect or DIALECTS[0].NAME) if arguments.base_url else None,
     )
+    if arguments.base_url:
+        plan = _at(plan, arguments.base_url, arguments.dialect or DIALECTS[0].NAME)
     return Benchmark(id, name, now, None, {}), plan
 
 
@@ -283,7 +306,7 @@ def _resumed(history: LogReader, arguments: argparse.Namespace) -> tuple[Benchma
     if plan is None:
         raise InvalidRequest("the log lacks this run's settings, so it can't be continued")
     if arguments.base_url and plan.base_url:
-        plan = replace(plan, base_url=arguments.base_url)
+        plan = _at(plan, arguments.base_url, plan.dialect)
     return run, plan
 
 
@@ -316,7 +339,7 @@ def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -
         key = None if key is None else llm.get_key(input=key)
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise InvalidRequest("--key has characters that a key can't have")
-        return Upstream(dialect, plan.base_url, key=key, tls=tls)
+        return Upstream(dialect, plan.base_url, key=key, tls=tls, name=plan.upstream)
     catalog = all_models(parallel=parallel)
     catalog.load()
     for name in plan.models:

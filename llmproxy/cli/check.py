@@ -17,7 +17,7 @@ from ..backends.ignored_text import IgnoredText
 from ..backends.replay import Replay
 from ..core.errors import ProxyError, SettingsError
 from ..core.text import printable
-from ..proxy import Settings, all_models, check_together, recorded_source
+from ..proxy import Settings, all_models, check_together, recorded_source, upstreams_of
 from ..recorder.database import SCHEMA_VERSION, StoreError
 from ..recorder.listing import open_for_reading
 from ..recorder.store import logs_on
@@ -104,6 +104,8 @@ def _findings(settings: Settings, given: Given) -> Iterator[tuple[str, Callable[
     yield "settings", lambda: _together(settings)
     if settings.is_live:
         yield "models", lambda: _models(settings)
+    if settings.upstreams or settings.upstream_keys or settings.passthrough:
+        yield "upstreams", lambda: _upstreams(settings)
     if not settings.is_live or settings.replay is not None:
         yield "recordings", lambda: _recordings(settings, database)
     yield "log", lambda: _log(settings, database)
@@ -127,11 +129,14 @@ def _together(settings: Settings) -> str:
 
 def _models(settings: Settings) -> str:
     """Check that the models that are named exist, and have their keys."""
-    catalog = all_models(settings.maps, settings.default_model, settings.parallel)
+    upstreams = upstreams_of(settings)
+    maps = upstreams.maps_of_llm
+    catalog = all_models(maps, settings.default_model, settings.parallel)
     catalog.load()
-    if unknown := catalog.unknown_targets():
+    in_chains = [name for name in upstreams.models_of_llm if not catalog.has(name)]
+    if unknown := [*catalog.unknown_targets(), *in_chains]:
         raise SettingsError(f"llm has no model {unknown[0]!r} (llm models lists them)")
-    named = [model for _, model in settings.maps] + [settings.default_model or ""]
+    named = [model for _, model in maps] + upstreams.models_of_llm + [settings.default_model or ""]
     for name in filter(None, named):
         if (reason := catalog.missing_key(name)) is not None:
             raise SettingsError(f"{name}: {reason}")
@@ -140,6 +145,15 @@ def _models(settings: Settings) -> str:
     without = catalog.missing_key(default) is not None
     note = f"; the default, {default}, has no key" if without else ""
     return f"{count}, those that are named have what keys they need{note}"
+
+
+def _upstreams(settings: Settings) -> str:
+    """Check that the keys that we send to upstreams are there."""
+    upstreams = upstreams_of(settings).describe()
+    for one in upstreams:
+        if one.has_key is False:
+            raise SettingsError(f"{one.name}: the key {one.key} is not set")
+    return ", ".join(f"{one.name} at {one.url} with the key {one.key}" for one in upstreams)
 
 
 def _recordings(settings: Settings, database: Path) -> str:

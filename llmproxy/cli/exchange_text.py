@@ -89,6 +89,7 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         "client": exchange.client,
         "API": f"{exchange.dialect} {exchange.path}" + (", streamed" * exchange.stream),
         "model": model_of(exchange),
+        "upstream": _upstream(exchange),
         "status": painted(status_of(exchange), STATUS_COLOURS[exchange.status], colours),
         "finish": " ".join(ending).strip(),
         "error": exchange.error or "",
@@ -112,6 +113,12 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         for name, value in facts.items()
         if value
     )
+
+
+def _upstream(exchange: Exchange) -> str:
+    id, refused = exchange.upstream_request_id, exchange.refused_by
+    parts = (exchange.upstream, id and f"request {id}", refused and f"after {refused}")
+    return ", ".join(filter(None, parts))
 
 
 def _links(entry: ExchangeSummary) -> str:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from ..app.access import is_loopback
 from ..backends.replay import MAX_LISTED, RecordingSummary
+from ..backends.upstreams import UpstreamStatus
 from ..core import limits
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
@@ -151,11 +152,45 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add(
         "--map",
         dest="maps",
-        metavar="PATTERN=MODEL",
+        metavar="PATTERN=TARGET",
         action="append",
         type=_map,
         default=[],
-        help="use MODEL for requested model names that match (* and ? allowed); first match wins",
+        help="use TARGET for requested model names that match (* and ? allowed); first match wins. "
+        "A model, UPSTREAM:, UPSTREAM:MODEL, or several with commas: the next if one refuses",
+    )
+    add(
+        "--upstream",
+        dest="upstreams",
+        metavar="NAME[=URL]",
+        action="append",
+        default=[],
+        help="a server that requests may go to: anthropic, openai, codex, NAME=DIALECT+URL",
+    )
+    add("--passthrough", metavar="UPSTREAM", help="send it what no --map takes")
+    add(
+        "--upstream-key",
+        dest="upstream_keys",
+        metavar="UPSTREAM=SOURCE",
+        action="append",
+        type=_key_source,
+        default=[],
+        help="its key: client (the client's own credentials, the default), llm:KEYNAME or "
+        "env:VARIABLE",
+    )
+    add("--upstream-ca", metavar="FILE", help="trust these certificates too (PEM)")
+    add(
+        "--upstream-insecure",
+        action="store_true",
+        help="let --upstream use http:// for public addresses",
+    )
+    add(
+        "--upstream-wait",
+        dest="upstream_wait_s",
+        metavar="SECONDS",
+        type=_seconds,
+        default=Settings.upstream_wait_s,
+        help="wait at most so long for an upstream that is busy (429) and says when to come again",
     )
     add(
         "--default-model",
@@ -286,10 +321,27 @@ def _speed(text: str) -> float:
     return speed
 
 
+def _key_source(text: str) -> tuple[str, str]:
+    name, equals, source = text.partition("=")
+    if not (name and equals and source):
+        raise argparse.ArgumentTypeError("expected UPSTREAM=SOURCE")  # it may be a key itself
+    return name, source
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError("expected seconds, 0 for no wait")
+    return seconds
+
+
 def _map(text: str) -> tuple[str, str]:
     pattern, equals, model = text.partition("=")
     if not (pattern and equals and model):
-        raise argparse.ArgumentTypeError(f"expected PATTERN=MODEL, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected PATTERN=TARGET, not {text!r}")
     return pattern, model
 
 
@@ -469,14 +521,26 @@ def _welcome(proxy: Proxy) -> list[str]:
     if proxy.database is not None and not logs_on():
         log = "off (turn it on with: llm logs on)"
     key = "any" if not proxy.settings.keys else "YOUR_API_KEY"
+    upstreams = proxy.upstreams.describe() if proxy.is_live else []
+    # Clients of these send their own keys, which a variable would replace.
+    with_own_key = {name for one in upstreams if one.has_key is None for name in one.dialects}
+    openai_key = "" if with_own_key & {"openai_chat", "openai_responses"} else " OPENAI_API_KEY="
+    anthropic_key = "" if "anthropic_messages" in with_own_key else " ANTHROPIC_API_KEY="
     return [
         f"llmproxy {__version__} listens on {_place(proxy)}",
         f"log: {log}",
         f"models: {_models(proxy)}",
-        f"for a client: OPENAI_BASE_URL={proxy.url}/v1 OPENAI_API_KEY={key}",
-        f"or: ANTHROPIC_BASE_URL={proxy.url} ANTHROPIC_API_KEY={key}",
+        *map(_upstream, upstreams),
+        f"for a client: OPENAI_BASE_URL={proxy.url}/v1{openai_key and openai_key + key}",
+        f"or: ANTHROPIC_BASE_URL={proxy.url}{anthropic_key and anthropic_key + key}",
         f"or: OLLAMA_HOST={proxy.url}",
     ]
+
+
+def _upstream(upstream: UpstreamStatus) -> str:
+    key = "clients' own keys" if upstream.has_key is None else f"the key {upstream.key}"
+    missing = ", which is not set" if upstream.has_key is False else ""
+    return f"upstream {upstream.name}: {upstream.url} with {key}{missing}"
 
 
 def _place(proxy: Proxy) -> str:

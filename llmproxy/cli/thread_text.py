@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING
 
 from ..conversations.threads import Origin, Thread
 from ..conversations.tree import Label, TreeRow
 from ..core.text import painted, printable
-from ..report.cache_text import miss_lines
+from ..report.cache_text import counts_line, miss_lines
 from ..report.numbers import count_of
 from .columns import Cell, cell, folded
 from .summary_text import local_time, summary_row, tokens_in_and_out
@@ -103,15 +105,18 @@ def prefix_lines(
         kept += not prefix.breaks
         if prefix.breaks:
             lines.append(_prefix_line(prefix, colours, width))
+            if prefix.counts is not None:
+                lines.append(folded(f"  {counts_line(prefix.counts)}", width, 6))
             lines += [
                 folded(f"  {line}", width, 6)
                 for broken in prefix.breaks
                 for line in _break_lines(broken)
             ]
-    return [
-        *lines,
-        f"{count_of(kept, 'conversation')} kept {'its' if kept == 1 else 'their'} prefix",
-    ]
+    lines.append(f"{count_of(kept, 'conversation')} kept {'its' if kept == 1 else 'their'} prefix")
+    counted = [one.counts for one in prefixes if one.counts is not None and not one.breaks]
+    if counted:
+        lines.append(folded(f"  {counts_line(reduce(add, counted))}", width, 6))
+    return lines
 
 
 def _prefix_line(prefix: ThreadCache, colours: bool, width: int) -> str:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import datetime
+from operator import add
 from typing import Any, NamedTuple
 
 import llm
@@ -67,14 +68,37 @@ class CacheMiss:
 
 
 @dataclass(frozen=True)
+class CacheCounts:
+    """Tokens that a provider's cache could have had, and what the provider counted.
+
+    requests: those for which it reported a count. expected_tokens: what the requests before these
+        had, as far as it was sent again, by the provider's count of these requests.
+    cached_tokens, cache_write_tokens: read from the cache, and written there.
+    """
+
+    requests: int
+    expected_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+
+    def __add__(self, other: CacheCounts) -> CacheCounts:
+        """Return the sums."""
+        return CacheCounts(*map(add, astuple(self), astuple(other)))
+
+
+@dataclass(frozen=True)
 class ThreadCache:
-    """A thread, how many of its requests continue another one, and those that missed the cache."""
+    """A thread, how many of its requests continue another one, and those that missed the cache.
+
+    counts: None if the provider counted nothing.
+    """
 
     thread_id: str
     client: str
     model: str
     requests: int
     breaks: tuple[CacheMiss, ...]  # the name is a key of the command's JSON
+    counts: CacheCounts | None = None
 
 
 def find_cache_misses(
@@ -162,21 +186,43 @@ def _thread_cache(
     hashes = [hash for _, read in misses for hash in (read.old, read.new) if hash is not None]
     contents = _contents(reader, hashes)
     newest = pairs[-1][1].summary
+    breaks = tuple(
+        replace(
+            miss,
+            difference=_difference(read, contents),
+            # What is missing from the log has no size.
+            tokens_again=sum(sizes.get(hash, 0) for hash in read.again)
+            + sum(tool_sizes.get(id, 0) for id in read.tools),
+        )
+        for miss, read in misses
+    )
     return ThreadCache(
         thread_id,
         newest.client,
         newest.model_used or "",
         len(pairs),
-        tuple(
-            replace(
-                miss,
-                difference=_difference(read, contents),
-                # What is missing from the log has no size.
-                tokens_again=sum(sizes.get(hash, 0) for hash in read.again)
-                + sum(tool_sizes.get(id, 0) for id in read.tools),
-            )
-            for miss, read in misses
-        ),
+        breaks,
+        _counts(pairs, breaks),
+    )
+
+
+def _counts(
+    pairs: Sequence[tuple[_Request, _Request]], breaks: Sequence[CacheMiss]
+) -> CacheCounts | None:
+    again = {miss.id: miss.tokens_again for miss in breaks}
+    counted = [
+        (before.summary, after.summary)
+        for before, after in pairs
+        if after.summary.usage.cached_tokens is not None
+        and before.summary.usage.input_tokens is not None
+    ]
+    if not counted:
+        return None
+    return CacheCounts(
+        len(counted),
+        sum(max((b.usage.input_tokens or 0) - again.get(a.id, 0), 0) for b, a in counted),
+        sum(after.usage.cached_tokens or 0 for _, after in counted),
+        sum(after.usage.cache_write_tokens or 0 for _, after in counted),
     )
 
 

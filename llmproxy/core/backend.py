@@ -6,7 +6,7 @@ of the request, `wait_turn`, `start` it, and `read` its events up to the Finish.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, NamedTuple, Protocol
@@ -118,6 +118,22 @@ def too_large() -> UpstreamError:
     return UpstreamError("the response is too large (limit answer)")
 
 
+@dataclass(frozen=True)
+class UpstreamUse:
+    """The part that upstreams had in an exchange.
+
+    name: of the one that answered, None if it was llm. refused_by: what was asked before, each
+    with the status of its refusal, or "". request_id: the upstream's own id of the request.
+    """
+
+    name: str | None = None
+    refused_by: str = ""
+    request_id: str | None = None
+
+
+NO_UPSTREAM = UpstreamUse()
+
+
 class Run(Protocol):
     """A model at work on one request, or a stand-in for one.
 
@@ -129,6 +145,7 @@ class Run(Protocol):
     runs_in_process: the model runs in this process, and may load itself in its first run.
     is_first: this is the first run of such a model.
     starts_at_once: neither `wait_turn` nor `start` will wait for anything.
+    upstream: the server that responds, as far as it is known.
     """
 
     model_id: str
@@ -142,6 +159,9 @@ class Run(Protocol):
     runs_in_process: bool
     is_first: bool
     starts_at_once: bool
+
+    @property
+    def upstream(self) -> UpstreamUse: ...
 
     async def wait_turn(self, wait_s: float | None) -> bool:
         """Wait at most `wait_s` seconds until the model can take another request.
@@ -196,8 +216,10 @@ class Choice(Protocol):
 class Backend(Protocol):
     """A source of responses: llm's models, recordings or another server."""
 
-    async def choose(self, request: ChatRequest) -> Choice:
+    async def choose(self, request: ChatRequest, headers: Sequence[tuple[str, str]] = ()) -> Choice:
         """Choose a model or recording for a request.
+
+        headers: of the client's request, whose credentials may be for an upstream.
 
         Raises:
             ProxyError: there is none for it.

@@ -100,6 +100,19 @@ def why_not_public(url: str) -> str | None:
     return _why_not_public_name(host)
 
 
+def is_local(host: str) -> bool:
+    """Return whether a host is on this machine or a private network, by its address or name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        host = host.lower().removesuffix(".")
+        is_number = _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
+        is_local_name = "." not in host or f".{host}".endswith(LOCAL_ENDINGS)
+        return is_local_name and not is_number
+    mapped = getattr(address, "ipv4_mapped", None)
+    return not (mapped or address).is_global
+
+
 def _why_not_public_name(host: str) -> str | None:
     if not _NAME.fullmatch(host):
         return "its host is not a valid name"

@@ -7,6 +7,7 @@ that the log gets, with the turn that llm's own tables hold of it.
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from array import array
 from collections.abc import Sequence
@@ -17,11 +18,13 @@ import llm
 from llm.parts import Message, StreamEvent
 
 from ..core import chat
-from ..core.backend import Run, Stamped
+from ..core.backend import NO_UPSTREAM, Run, Stamped
 from ..core.errors import ProxyError, shortened
 from .exchange import Exchange, Match, Turn, changed, with_answer, with_error
 from .summary import Status
 from .timeline import TimedEvents
+
+RAW = "raw_response"  # in a turn's response_json: the response itself, which could not be read
 
 
 class Capture:
@@ -34,6 +37,8 @@ class Capture:
     messages: the conversation as it is logged; set it when it differs from the request's.
     run: set it once the request was prepared. model_id: of the model that answered, if no run
         did. queue_ms: how long it waited for its turn.
+    raw_response: of a response whose copy could not be read; kept in place of what was read.
+    upstream: set it if an upstream responds without a run.
     overhead_ms: the time that the proxy itself has taken, if it served the request.
     http_status: set it once the client was sent one.
     finish: the end of the response, once it has been added.
@@ -54,12 +59,14 @@ class Capture:
         self.model_id: str | None = None
         self.queue_ms: float | None = None
         self.overhead_ms: float | None = None
+        self.upstream = NO_UPSTREAM
         self.http_status: int | None = None
         self.finish: chat.Finish | None = None
         self.last_at: float | None = None
         self._events: list[StreamEvent] = []
         self._times = array("d")
         self.reply_words = ""
+        self.raw_response: bytes | None = None
         self.ignored_late: tuple[str, ...] = ()
 
     def matched(self, match: Match) -> None:
@@ -112,6 +119,7 @@ class Capture:
             case _:
                 said = shortened(f"{type(error).__name__}: {error}")
                 ended = changed(ended, error=ended.redactor.text(said))
+        used = run.upstream if run else self.upstream
         ended = changed(
             ended,
             status=status,
@@ -128,6 +136,9 @@ class Capture:
             queue_ms=self.queue_ms,
             overhead_ms=self.overhead_ms,
             is_first_run=run is not None and run.is_first,
+            upstream=used.name,
+            refused_by=used.refused_by or None,
+            upstream_request_id=used.request_id and ended.redactor.text(used.request_id),
         )
         events = TimedEvents(self._events, self._times, self.began_at)
         reply = self.response.messages if self._events else []
@@ -154,10 +165,19 @@ class Capture:
             tools=run.tools,
             schema=self.schema,
             usage=counted,
-            response_json=finish.response_json,
+            response_json=self._response_json(finish),
             started=run.started,
             duration_ms=max(int((last_at - run.started_at) * 1000), 0),
         )
+
+    def _response_json(self, finish: chat.Finish) -> dict[str, object] | None:
+        raw = self.raw_response
+        if raw is None:
+            return finish.response_json
+        try:
+            return {RAW: raw.decode()}
+        except UnicodeDecodeError:
+            return {f"{RAW}_base64": base64.b64encode(raw).decode()}
 
     def _since(self, at: float) -> float:
         return (at - self.began_at) * 1000

@@ -134,6 +134,11 @@ MIGRATIONS = (
     ),
     ("alter table proxy_exchanges add column cache_write_1h_tokens integer",),
     ("alter table proxy_exchanges add column host text",),
+    (
+        "alter table proxy_exchanges add column upstream text",
+        "alter table proxy_exchanges add column refused_by text",
+        "alter table proxy_exchanges add column upstream_request_id text",
+    ),
 )
 SCHEMA_VERSION = len(MIGRATIONS)
 

@@ -65,6 +65,9 @@ class ExchangeSummary:
         repeat: attempt number, 0 for a warm-up, setup_ms: time to connect, if known, which
         is not included in the other times. All None if a client sent it.
     host: the name that `import --host` gave to the log that it came from; None if recorded here.
+    upstream: the name of the upstream that answered; None if llm did. upstream_request_id: its own
+        id of the request, to be given to its support. refused_by: what was asked before and
+        refused the request, each with its status: `anthropic: 529`.
     owner: the process that wrote it; filled in by the store.
     damage: names of what could not be read from the log: columns, of llm's turn as
         "turns.model", or "turn" (it is missing), "messages", "reply", "tools". Not a column;
@@ -114,6 +117,9 @@ class ExchangeSummary:
     tokens_per_second: float | None = None
     overhead_ms: float | None = None
     host: str | None = None
+    upstream: str | None = None
+    refused_by: str | None = None
+    upstream_request_id: str | None = None
     owner: str | None = None
     damage: tuple[str, ...] = ()
 

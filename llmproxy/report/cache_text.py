@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .numbers import count_of
 
 if TYPE_CHECKING:  # they import llm
-    from ..conversations.prompt_cache import CacheMiss, ToolsChange
+    from ..conversations.prompt_cache import CacheCounts, CacheMiss, ToolsChange
     from ..core.message_diff import Difference
 
 
@@ -22,6 +22,16 @@ def miss_lines(miss: CacheMiss) -> list[str]:
     if miss.difference is not None:
         lines += _difference_lines(miss.difference)
     return [*lines, _cost(miss)]
+
+
+def counts_line(counts: CacheCounts) -> str:
+    """Return what the provider's cache had of requests, beside what it could have had."""
+    wrote = f", and wrote {counts.cache_write_tokens:,}" if counts.cache_write_tokens else ""
+    return (
+        f"the provider read {count_of(counts.cached_tokens, 'token')} from its cache{wrote};"
+        f" expected were about {counts.expected_tokens:,}"
+        f" ({count_of(counts.requests, 'request')})"
+    )
 
 
 def _tools(tools: ToolsChange) -> str:

@@ -1,6 +1,21 @@
 """The HTTP client: send one request, stream the response, record when its bytes arrived.
 
 `Client` keeps connections for the next request; `send_request` has one of its own for each.
+What a client sent can be passed on, and what comes back, byte for byte:
+
+    client = Client(tls=connections.trust(ca_file), proxies=Proxies.of_environment())
+    async with client.send(
+        request.method,
+        base_url + request.target,
+        request.headers.as_received,
+        request.body,  # or an async iterator of bytes
+        limits=limits,
+        is_decoded=False,
+    ) as response:
+        response.status, response.reason_phrase, response.headers.as_received
+        async for arrived_at, data in response: ...
+
+`content_coding.BodyDecoder` decodes a copy of such a body.
 Redirects are never followed: a key is sent only to the address that it was given for.
 `response_parser` reads the bytes, `connections` has the sockets.
 """
@@ -8,12 +23,13 @@ Redirects are never followed: a key is sent only to the address that it was give
 from __future__ import annotations
 
 import ssl
+import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from ..core.errors import UpstreamError
+from ..core.errors import ProtocolError, UpstreamError, UpstreamTimeout
 from ..core.limits import Limits
 from .connections import (
     DEADLINES,
@@ -26,9 +42,10 @@ from .connections import (
     connect,
 )
 from .http11 import LAST_CHUNK, Headers, encode_chunk
+from .http_grammar import end_to_end, parse_content_length
 from .response_parser import ResponseHead, ResponseParser, encode_request
 
-# Set by the client, or about the connection to it alone (RFC 9110 7.6.1).
+# Of `send_request`: set by it, or about its connection.
 OWN_FIELDS = frozenset(
     {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
 )
@@ -56,12 +73,13 @@ class Times:
 class UpstreamResponse:
     """A server's response whose body is still to be read.
 
-    Iterate over it once to get the decoded body in pieces, each with the time.monotonic() at
+    Iterate over it once to get the body in pieces, each with the time.monotonic() at
     which its bytes left the socket, however late they are asked for.
     """
 
     def __init__(self, head: ResponseHead, times: Times, reader: _Reader) -> None:
         self.status = head.status
+        self.reason_phrase = head.reason_phrase
         self.headers: Headers = head.headers
         self.times = times
         self._reader = reader
@@ -97,10 +115,17 @@ async def send_request(
 
     A measured response waits for no other then, and the time to connect is known.
 
-    tls: the system's trust by default.
+    headers: without `OWN_FIELDS`. tls: the system's trust by default.
+
+    Raises:
+        ValueError: a URL or header field that can't be sent, or one of `OWN_FIELDS`.
     """
     address = Address.of(url)
-    request = _Request.of("POST", address, headers, body, is_last=True)
+    fields = list(headers)
+    if own := OWN_FIELDS.intersection(name.lower() for name, _ in fields):
+        raise ValueError(f"the client sets these header fields itself: {', '.join(sorted(own))}")
+    fields += [("accept-encoding", "identity"), ("connection", "close")]
+    request = _Request.of("POST", address, fields, body)
     began = time.monotonic()
     connection = await connect(address, tls, deadlines)
     try:
@@ -140,13 +165,16 @@ class Client:
         """Send a request and yield its response, of any status, as soon as the head has arrived.
 
         The connection is cut when the block is left before the response has ended, also by
-        a cancel. A request whose connection has ended before the response began is not sent
-        again, unless its method is safe (RFC 9110 9.2.1): the server may have acted on it. A kept
-        connection that the server has closed in the meantime is not used at all.
+        a cancel. A kept connection that the server has closed in the meantime is not used at
+        all. If one ends after the request was written and before a byte of the response, the
+        server may have acted on the request and died: only a safe method (RFC 9110 9.2.1) is
+        sent again then, once, on a new connection.
 
-        headers: without those of the connection and of the body's framing, which the client
-            sets: see `OWN_FIELDS`. A content-length is taken for an iterated body.
-        body: an iterated one is sent piece by piece, as the server takes it.
+        headers: sent in their order and case, hop-by-hop ones and `expect` left out. `host` and
+            `content-length` get the right value in their place, or are added. Without
+            `accept-encoding`, identity is requested.
+        body: an iterated one is sent piece by piece, as the server takes it: chunked, unless
+            there is a `content-length`, which it has to match.
         limits: those of the response: `head`, `headers`, `body`.
         is_decoded: undo the response's content-encoding.
 
@@ -154,10 +182,14 @@ class Client:
             ValueError: a URL or header field that can't be sent.
             UpstreamError: no connection, or no HTTP response.
             UpstreamTimeout: the server was slower than its deadlines.
+            ProtocolError: an iterated body that is not as long as its content-length.
         """
         address = Address.of(url)
-        is_proxied = not address.is_tls and self._pool.proxy_for(address) is not None
-        request = _Request.of(method, address, headers, body, is_proxied=is_proxied)
+        proxy = None if address.is_tls else self._pool.proxy_for(address)
+        fields = [field for field in end_to_end(headers) if field[0].lower() != "expect"]
+        if not any(name.lower() == "accept-encoding" for name, _ in fields):
+            fields.append(("accept-encoding", "identity"))
+        request = _Request.of(method, address, fields, body, proxy)
         began = time.monotonic()
         kept = await self._pool.take(address)
         connection = kept or await self._pool.open(address)
@@ -167,7 +199,8 @@ class Client:
             try:
                 response = await exchange.begin(began)
             except UpstreamError:
-                if kept is None or method not in _SAFE or not exchange.is_unanswered:
+                is_again = kept is not None and method in _SAFE and isinstance(body, bytes)
+                if not (is_again and exchange.is_unanswered):
                     raise
                 connection.close()
                 connection = await self._pool.open(address)
@@ -177,7 +210,7 @@ class Client:
             is_whole = exchange.leaves_connection
         finally:
             if is_whole:
-                self._pool.keep(address, connection)
+                self._pool.keep(address, connection, response.headers.get("keep-alive", ""))
             else:
                 connection.close()
 
@@ -188,12 +221,15 @@ class Client:
 
 @dataclass(frozen=True)
 class _Request:
-    """The bytes of a request's head, and its body."""
+    """The bytes of a request's head, and its body.
+
+    length: of an iterated body; None if it is sent in chunks.
+    """
 
     method: str
     head: bytes
     body: bytes | AsyncIterator[bytes]
-    is_chunked: bool
+    length: int | None
 
     @classmethod
     def of(
@@ -202,34 +238,50 @@ class _Request:
         address: Address,
         headers: Iterable[tuple[str, str]],
         body: bytes | AsyncIterator[bytes],
-        *,
-        is_proxied: bool = False,
-        is_last: bool = False,
+        proxy: Address | None = None,
     ) -> _Request:
-        """Encode a request's head.
+        """Encode a request's head, with the fields that say whom and how long it is for.
+
+        proxy: the one that is asked for the whole URL.
 
         Raises:
-            ValueError: a field that the client sets itself, or one that can't be sent.
+            ValueError: a field that can't be sent, without its value.
         """
-        fields = [("host", address.authority), *headers]
-        names = {name.lower() for name, _ in fields[1:]}
-        is_whole = isinstance(body, bytes)
-        own = OWN_FIELDS if is_whole else OWN_FIELDS - {"content-length"}
-        if doubled := own & names:
-            raise ValueError(
-                f"the client sets these header fields itself: {', '.join(sorted(doubled))}"
-            )
-        fields.append(("accept-encoding", "identity"))
-        if is_last:
-            fields.append(("connection", "close"))
-        is_chunked = not is_whole and "content-length" not in names
-        if is_chunked:
-            fields.append(("transfer-encoding", "chunked"))
-        elif isinstance(body, bytes) and (body or method not in _BODILESS):
+        fields = list(headers)
+        names = {name.lower() for name, _ in fields}
+        own = {"host": address.authority}
+        if "host" not in names:
+            fields.insert(0, ("host", ""))
+        length: int | None = None
+        if isinstance(body, bytes):
+            length = len(body)
             # RFC 9110 8.6: SHOULD be sent, even if 0
-            fields.append(("content-length", str(len(body))))
-        target = f"http://{address.authority}{address.target}" if is_proxied else address.target
-        return cls(method, encode_request(method, target, fields), body, is_chunked)
+            if "content-length" in names or body or method not in _BODILESS:
+                own["content-length"] = str(length)
+        elif "content-length" in names:
+            value = next(value for name, value in fields if name.lower() == "content-length")
+            length = parse_content_length(value, Limits(body=sys.maxsize))
+            own["content-length"] = str(length)
+        else:
+            own["transfer-encoding"] = "chunked"
+        target = address.target
+        if proxy is not None:
+            target = f"http://{address.authority}{target}"
+            if proxy.basic_key:
+                own["proxy-authorization"] = f"Basic {proxy.basic_key}"
+        encoded = encode_request(method, target, _with_own(fields, own))
+        return cls(method, encoded, body, length)
+
+
+def _with_own(fields: list[tuple[str, str]], own: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Give fields their own values, once each; those that are missing come last."""
+    left = dict(own)
+    for name, value in fields:
+        if (lower := name.lower()) not in own:
+            yield name, value
+        elif lower in left:
+            yield name, left.pop(lower)
+    yield from left.items()
 
 
 class _Exchange:
@@ -270,13 +322,21 @@ class _Exchange:
             sent = await connection.send(request.head + request.body, self._deadlines)
         else:
             sent = await connection.send(request.head, self._deadlines)
+            left = request.length
             async for data in request.body:
                 if connection.arrived or connection.is_over:
                     return sent  # refused before it was read
-                if data:
-                    framed = encode_chunk(data) if request.is_chunked else data
-                    sent = await connection.send(framed, self._deadlines)
-            if request.is_chunked:
+                if left is None:
+                    sent = await connection.send(encode_chunk(data), self._deadlines)
+                else:
+                    # More would be taken for the next request on this connection.
+                    left -= len(data)
+                    if left < 0:
+                        break
+                    sent = await connection.send(data, self._deadlines)
+            if left:
+                raise ProtocolError("the body is not as long as its content-length")
+            if left is None:
                 sent = await connection.send(LAST_CHUNK, self._deadlines)
         self._is_sent = connection.is_sent
         return sent
@@ -305,13 +365,12 @@ class _Reader:
         self._connection = connection
         self._parser = parser
         self._deadlines = deadlines
+        self._until = time.monotonic() + deadlines.whole_s
         self.at = 0.0
 
     async def wait_for_first_byte(self) -> float:
         while not (self._connection.arrived or self._connection.is_over):
-            await self._connection.changed(
-                self._deadlines.first_byte_s, "the upstream began no response"
-            )
+            await self._wait(self._deadlines.first_byte_s, "the upstream began no response")
         return self._connection.arrived[0][0] if self._connection.arrived else time.monotonic()
 
     async def next_piece(self) -> ResponseHead | bytes | None:
@@ -321,12 +380,26 @@ class _Reader:
                 return piece
             if self._connection.arrived:
                 self.at, data = self._connection.take()
+                if self.at > self._until:
+                    raise self._too_long()
                 self._parser.feed(data)
             elif failure := self._connection.failure:
                 raise UpstreamError(f"the connection broke: {failure}") from failure
             elif self._connection.is_over:
                 self._parser.end()
             else:
-                await self._connection.changed(
-                    self._deadlines.idle_s, "the upstream's response stalled"
-                )
+                await self._wait(self._deadlines.idle_s, "the upstream's response stalled")
+
+    async def _wait(self, within_s: float, what: str) -> None:
+        left_s = self._until - time.monotonic()
+        if within_s <= left_s:
+            await self._connection.changed(within_s, what)
+            return
+        try:
+            await self._connection.changed(max(left_s, 0), what)
+        except UpstreamTimeout as error:
+            raise self._too_long() from error
+
+    def _too_long(self) -> UpstreamTimeout:
+        whole_s = self._deadlines.whole_s
+        return UpstreamTimeout(f"the upstream's response took more than {whole_s:g} s")

@@ -8,16 +8,19 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import math
 import os
+import re
 import socket
 import ssl
 import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..core.errors import UpstreamError, UpstreamTimeout
+from ..core.errors import SettingsError, UpstreamError, UpstreamTimeout
 from ..core.limits import Limits
 from .http_grammar import encode_message_head
 from .response_parser import ResponseHead, ResponseParser
@@ -27,13 +30,22 @@ MAX_IDLE = 32  # connections that are kept; each takes a descriptor
 IDLE_S = 15.0  # that one is kept: servers close theirs after 60 and more, gateways after less
 
 
+# RFC 2068 19.7.1.1; Node's server says 5 seconds in it.
+_KEEP_ALIVE_S = re.compile(r"timeout=\"?([0-9]{1,6})", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Deadlines:
-    """The longest waits on the server, in seconds."""
+    """The longest waits on the server, in seconds.
+
+    Those who pass a client's request on should wait as long as the client does: SDKs wait ten
+    minutes for the first byte.
+    """
 
     connect_s: float = 10.0  # name, TCP and TLS
     first_byte_s: float = 300.0  # after the request's last byte: models load, and think
     idle_s: float = 60.0  # between two reads after that, and two writes before; keep-alives count
+    whole_s: float = math.inf  # for the whole response, from when the request is sent
 
 
 DEADLINES = Deadlines()
@@ -67,7 +79,9 @@ class Address:
         if "@" in parts.netloc or parts.fragment:
             raise ValueError("the URL has a user or a fragment in it")
         is_tls = parts.scheme == "https"
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = url.partition("://")[2].removeprefix(parts.netloc)  # exact, as "/a?" is too
+        if not target.startswith("/"):
+            target = f"/{target}"
         port = (443 if is_tls else 80) if parts.port is None else parts.port
         return cls(parts.hostname, port, is_tls, parts.netloc, target)
 
@@ -118,7 +132,8 @@ class Proxies:
             words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
             key = base64.b64encode(words.encode()).decode()
         port = parts.port or 80
-        return Address(parts.hostname, port, False, f"{parts.hostname}:{port}", "/", key)
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return Address(parts.hostname, port, False, f"{host}:{port}", "/", key)
 
     def _is_bypassed(self, address: Address) -> bool:
         return any(_fits(entry, address) for entry in self.bypassed)
@@ -134,7 +149,9 @@ def _fits(entry: str, address: Address) -> bool:
         return ipaddress.ip_address(address.host) in ipaddress.ip_network(entry, strict=False)
     except ValueError:
         pass
-    name, _, port = entry.rpartition(":") if entry.count(":") == 1 else (entry, "", "")
+    name, port = entry, ""
+    if entry.count(":") == 1 or "]:" in entry:
+        name, _, port = entry.rpartition(":")
     if port and port != str(address.port):
         return False
     name = name.strip("[]").removeprefix("*").lstrip(".")
@@ -149,6 +166,26 @@ def _is_loopback(host: str) -> bool:
 
 
 # ---- connecting
+
+
+def trust(ca_file: str | Path | None = None) -> ssl.SSLContext:
+    """Return the TLS settings for servers that the system trusts, or a CA file does.
+
+    Takes about 10 ms. OpenSSL's SSL_CERT_FILE and SSL_CERT_DIR replace the system's own.
+
+    Raises:
+        SettingsError: the file can't be read, or has no certificate.
+    """
+    tls = ssl.create_default_context()
+    tls.set_alpn_protocols(["http/1.1"])
+    if ca_file is not None:
+        try:
+            tls.load_verify_locations(ca_file)
+        except OSError as exc:  # an SSLError too
+            is_read = isinstance(exc, ssl.SSLError)
+            why = "it has no certificate in PEM" if is_read else exc.strerror
+            raise SettingsError(f"{ca_file}: {why}") from exc
+    return tls
 
 
 async def connect(
@@ -167,10 +204,10 @@ async def connect(
     """
     if address.is_tls and tls is None:
         # Reads the system's certificates: about 10 ms that are not the server's.
-        tls = await asyncio.to_thread(ssl.create_default_context)
+        tls = await asyncio.to_thread(trust)
     where = f"{address.host}:{address.port}"
     if proxy is not None:
-        where = f"the proxy {proxy.host}:{proxy.port}"
+        where = f"the proxy {proxy.authority}"
     try:
         async with asyncio.timeout(deadlines.connect_s):
             if proxy is None:
@@ -182,8 +219,13 @@ async def connect(
             return connection
     except TimeoutError as exc:
         raise UpstreamTimeout(f"no connection to {where} within {deadlines.connect_s:g} s") from exc
+    except ssl.SSLCertVerificationError as exc:
+        raise UpstreamError(
+            f"no secure connection to {where}: its certificate is not accepted:"
+            f" {exc.verify_message}"
+        ) from exc
     except ssl.SSLError as exc:
-        why = getattr(exc, "verify_message", "") or exc.reason or "the server does not speak TLS"
+        why = exc.reason or "the server does not speak TLS"
         raise UpstreamError(f"no secure connection to {where}: {why}") from exc
     except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
         raise UpstreamError(f"no connection to {where}: {_reason(exc)}") from exc
@@ -249,8 +291,7 @@ async def _open_tunnel(
         assert isinstance(head, ResponseHead)
         if not 200 <= head.status < 300:
             raise UpstreamError(
-                f"the proxy {proxy.host}:{proxy.port} opens no connection to {where}:"
-                f" status {head.status}"
+                f"the proxy {proxy.authority} opens no connection to {where}: status {head.status}"
             )
         assert tls is not None
         await connection.start_tls(tls, address.host)
@@ -400,7 +441,7 @@ class Pool:
     async def open(self, address: Address) -> Connection:
         """Open a connection; see `connect`."""
         if address.is_tls and self._tls is None:
-            self._tls = await asyncio.to_thread(ssl.create_default_context)
+            self._tls = await asyncio.to_thread(trust)
         return await connect(address, self._tls, self._deadlines, self.proxy_for(address))
 
     async def take(self, address: Address) -> Connection | None:
@@ -420,14 +461,20 @@ class Pool:
             connection.close()
         return None
 
-    def keep(self, address: Address, connection: Connection) -> None:
-        """Keep a connection whose response was whole, for `IDLE_S`."""
-        if len(self._timers) >= MAX_IDLE or not connection.is_untouched:
+    def keep(self, address: Address, connection: Connection, keep_alive: str = "") -> None:
+        """Keep a connection whose response was whole, for `IDLE_S`.
+
+        keep_alive: that field of the response. A shorter time in it counts, less a second: a
+            request must not meet the server's close on its way.
+        """
+        named = _KEEP_ALIVE_S.search(keep_alive)
+        idle_s = min(IDLE_S, int(named[1]) - 1) if named else IDLE_S
+        if idle_s <= 0 or len(self._timers) >= MAX_IDLE or not connection.is_untouched:
             connection.close()
             return
         self._idle.setdefault(_key(address), []).append(connection)
         loop = asyncio.get_running_loop()
-        self._timers[connection] = loop.call_later(IDLE_S, self._drop, _key(address), connection)
+        self._timers[connection] = loop.call_later(idle_s, self._drop, _key(address), connection)
 
     def close(self) -> None:
         """Close the connections that are kept."""

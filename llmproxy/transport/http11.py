@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http import HTTPStatus
@@ -23,9 +24,11 @@ from ..core.known_keys import is_secret_name
 from ..core.limits import Limits
 from .content_coding import decode_body
 from .http_grammar import (
+    MAX_LENGTH_DIGITS,
     TOKEN,
     MessageBuffer,
     encode_message_head,
+    end_to_end,
     parse_content_length,
     read_chunks,
     read_fields,
@@ -58,17 +61,23 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus} | {
 }
 
 
+_REASON_PHRASE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9112 4
+
+
 class Headers:
     """The header fields of a message in order: pairs of lower-case name and value.
 
     Immutable. Values are latin-1 text, so that any byte a client may send survives.
     `repr` hides secrets, since it ends up in logs and tracebacks.
+
+    as_received: the pairs with each name in the case in which it came.
     """
 
-    __slots__ = ("_pairs",)
+    __slots__ = ("_pairs", "as_received")
 
     def __init__(self, pairs: Iterable[tuple[str, str]] = ()) -> None:
-        self._pairs = tuple((name.lower(), value) for name, value in pairs)
+        self.as_received = tuple(pairs)
+        self._pairs = tuple((name.lower(), value) for name, value in self.as_received)
 
     @overload
     def get(self, name: str) -> str | None: ...
@@ -107,10 +116,11 @@ class Headers:
 
 @dataclass(frozen=True)
 class Request:
-    """A complete request. `target` is as it was sent; `version` is "1.0" or "1.1".
+    """A request. `target` is as it was sent; `version` is "1.0" or "1.1".
 
     scheme: of the client's connection, as far as it is known. mount: the path before the target,
-    in an application of which we are a part.
+    in an application of which we are a part. body_stream: instead of `body`, if the request is
+    streamed; see `server.Server`.
     """
 
     method: str
@@ -120,11 +130,17 @@ class Request:
     version: str = "1.1"
     scheme: str = "http"
     mount: str = ""
+    body_stream: AsyncIterator[bytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def path(self) -> str:
         """The target's path, percent-decoded as UTF-8; "*" for `OPTIONS *`, "" for CONNECT."""
         return unquote(self._split_target[1])
+
+    @property
+    def target_path(self) -> str:
+        """The target's path as it was sent."""
+        return self._split_target[1]
 
     @property
     def query(self) -> str:
@@ -164,12 +180,18 @@ class Response:
     A body that is an iterator is streamed: items go out when it waits for something, or when it
     yields b"". It may raise `BodyCut`.
     reason: why the request was refused, for the access log; it is not sent.
+    reason_phrase: what to send behind the status; the usual words by default.
+    is_relayed: the headers are an upstream's as they came. All but hop-by-hop ones are sent, in
+        their order and case, and nothing is added but what frames the body; its content-length
+        is kept, which a streamed body has to match.
     """
 
     status: int
     headers: Sequence[tuple[str, str]] = ()
     body: bytes | AsyncIterator[bytes] = b""
     reason: str = ""
+    reason_phrase: str | None = None
+    is_relayed: bool = False
 
 
 class BodyCut(Exception):
@@ -184,11 +206,15 @@ class RequestParser:
 
     A malformed request raises when it is reached, after the good ones before it, and again
     at each further call: its end is unknown, so the next request has no start.
+
+    streams: tells by its head whether a request is to be streamed. It is asked only where the
+        body has not all arrived. `next_request` returns a streamed request without its body,
+        whose pieces `next_piece` gives then; `limits.body` does not count for it.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, streams: Callable[[Request], bool] | None = None) -> None:
         self._input = _RequestBuffer()
-        self._requests = _read_requests(self._input, limits)
+        self._requests = _read_requests(self._input, limits, streams)
         self._error: ProxyError | None = None
 
     def feed(self, data: bytes) -> None:
@@ -204,6 +230,21 @@ class RequestParser:
                 coding (501).
             TooLarge: target (414), head (431) or body (413) over its limit, as soon as known.
         """
+        request = self._next()
+        assert not isinstance(request, bytes)
+        return request
+
+    def next_piece(self) -> bytes | None:
+        """Return the next piece of a streamed body: b"" at its end, None if it has to arrive.
+
+        Raises:
+            ProtocolError: the body's chunks are malformed.
+        """
+        piece = self._next()
+        assert not isinstance(piece, Request)
+        return piece
+
+    def _next(self) -> Request | bytes | None:
         if self._error is not None:
             raise self._error.with_traceback(None)
         try:
@@ -244,6 +285,11 @@ class RequestParser:
         return self._input.stage != "start" or bool(self._input.buffer)
 
     @property
+    def is_streaming(self) -> bool:
+        """Whether a streamed request's body has not been read to its end."""
+        return self._input.stage == "streamed"
+
+    @property
     def in_body(self) -> bool:
         """Whether a request's head is complete and its body is not."""
         return self._input.stage == "body"
@@ -268,7 +314,7 @@ class _RequestBuffer(MessageBuffer):
 
     def __init__(self) -> None:
         super().__init__(is_strict=True)
-        self.stage: Literal["start", "head", "body"] = "start"
+        self.stage: Literal["start", "head", "body", "streamed"] = "start"
         self.wants_continue = False
         self.is_head_taken = False
         self.is_tls = False
@@ -276,12 +322,19 @@ class _RequestBuffer(MessageBuffer):
         self.method = ""
 
 
-def _read_requests(source: _RequestBuffer, limits: Limits) -> Generator[Request | None, None, None]:
+_Streams = Callable[[Request], bool] | None
+
+
+def _read_requests(
+    source: _RequestBuffer, limits: Limits, streams: _Streams
+) -> Generator[Request | bytes | None, None, None]:
     while True:  # without a variable: an idle connection must not keep the last request's body
-        yield (yield from _read_request(source, limits))
+        yield (yield from _read_request(source, limits, streams))
 
 
-def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, None, Request]:
+def _read_request(
+    source: _RequestBuffer, limits: Limits, streams: _Streams
+) -> Generator[Request | bytes | None, None, Request | bytes]:
     line = yield from _read_request_line(source, limits)
     source.method = _first_word(line)
     method, target, version = _parse_request_line(line, limits)
@@ -290,9 +343,19 @@ def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, Non
     headers = Headers((yield from read_fields(source, limits, limits.head - len(line))))
     source.head = (method, target, headers, b"", version)
     _check_host(headers, version)
-    length = _body_length(headers, version, limits)
+    try:
+        length = _body_length(headers, version, limits)
+        has_arrived = length is not None and length <= len(source.buffer)
+        is_streamed = streams is not None and not has_arrived and streams(Request(*source.head))
+    except TooLarge:
+        is_streamed = streams is not None and streams(Request(*source.head))
+        if not is_streamed:
+            raise
+    if is_streamed:
+        limits = replace(limits, body=sys.maxsize)
+        length = _body_length(headers, version, limits)
     body = bytearray()
-    source.stage = "body"
+    source.stage = "streamed" if is_streamed else "body"
     # RFC 9110 10.1.1: from HTTP/1.0 it MUST be ignored; useless once the body arrives.
     source.wants_continue = (
         length != 0
@@ -301,9 +364,14 @@ def _read_request(source: _RequestBuffer, limits: Limits) -> Generator[None, Non
         and "100-continue" in split_list(headers.get("expect", ""))
     )
     pieces = read_chunks(source, limits) if length is None else read_length(source, length)
+    if is_streamed:
+        yield Request(*source.head)
+        yield from pieces
+        source.stage, source.method, source.head = "start", "", None
+        return b""
     for piece in pieces:
         if piece is None:
-            yield
+            yield None
         else:
             body += piece
     source.stage, source.method, source.head = "start", "", None
@@ -452,6 +520,7 @@ class Framed:
     has_body: bool  # if not, nothing may follow the head, whatever the response has
     chunked: bool  # if not, the body is sent as it is
     keep_alive: bool  # if not, the connection is closed after the body, which may mark its end
+    length: int | None = None  # that a streamed body has to have
 
 
 def frame_response(
@@ -467,34 +536,82 @@ def frame_response(
         ValueError: a header field that can't be written.
     """
     method, version = (request.method, request.version) if request else (method, "1.1")
-    fields = [("date", date), *response.headers]
     # 6.1 and RFC 9110 8.6: these have neither length nor coding (a 304 MAY have).
     bodiless = response.status < 200 or response.status in (204, 304)
-    whole = isinstance(response.body, bytes)
-    chunked = not bodiless and not whole and version == "1.1"
-    if chunked:
-        fields.append(("transfer-encoding", "chunked"))
-    elif isinstance(response.body, bytes) and not bodiless:
-        fields.append(("content-length", str(len(response.body))))
     # A response to HEAD has the fields of GET without the body (RFC 9110 9.3.2).
     has_body = not bodiless and method != "HEAD"
-    ends_itself = whole or chunked or not has_body  # to 1.0, a stream ends with the connection
+    whole = isinstance(response.body, bytes)
+    length: int | None = None
+    if response.is_relayed:
+        fields, length = relayed_fields(response, has_body=has_body)
+    else:
+        fields = [("date", date), *response.headers]
+    # What a relayed response to HEAD would have had for GET is not known.
+    is_framed = length is not None or bodiless or (response.is_relayed and not has_body)
+    chunked = not is_framed and not whole and version == "1.1"
+    if chunked:
+        fields.append(("transfer-encoding", "chunked"))
+    elif isinstance(response.body, bytes) and not is_framed:
+        fields.append(("content-length", str(len(response.body))))
+    # To 1.0, a stream ends with the connection.
+    ends_itself = whole or chunked or not has_body or length is not None
     keep_alive = request is not None and request.keep_alive and ends_itself and not close
     if not keep_alive:
         fields.append(("connection", "close"))
     elif version == "1.0":
         fields.append(("connection", "keep-alive"))
-    return Framed(encode_head(response.status, fields), has_body, chunked, keep_alive)
+    head = encode_head(response.status, fields, response.reason_phrase)
+    return Framed(head, has_body, chunked, keep_alive, length if has_body and not whole else None)
 
 
-def encode_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+def relayed_fields(
+    response: Response, *, has_body: bool
+) -> tuple[list[tuple[str, str]], int | None]:
+    """Return the fields of a relayed response that are to be sent, and its content-length.
+
+    The length is left out where there can be none (RFC 9110 8.6), where a transfer coding
+    overrode it, and where it is malformed; the same value several times is sent once.
+    """
+    received = Headers(response.headers)
+    distinct = set(split_list(received.get("content-length", "")))
+    value = distinct.pop() if len(distinct) == 1 else ""
+    length: int | None = None
+    if (
+        response.status >= 200
+        and response.status != 204
+        and received.get("transfer-encoding") is None
+        and value.isdecimal()
+        and value.isascii()
+        and len(value) <= MAX_LENGTH_DIGITS
+    ):
+        length = int(value)
+        if has_body and isinstance(response.body, bytes):
+            length = len(response.body)
+    fields: list[tuple[str, str]] = []
+    is_missing = length is not None
+    for name, words in end_to_end(response.headers):
+        if name.lower() != "content-length":
+            fields.append((name, words))
+        elif is_missing:
+            fields.append((name, str(length)))
+            is_missing = False
+    return fields, None if is_missing else length
+
+
+def encode_head(
+    status: int, headers: Iterable[tuple[str, str]], reason_phrase: str | None = None
+) -> bytes:
     """Encode a status line and its fields, up to the empty line.
 
     Raises:
-        ValueError: a field that can't be written.
+        ValueError: a field or reason phrase that can't be written.
     """
-    reason = _REASONS.get(status, "Unknown").encode()
-    return encode_message_head(b"HTTP/1.1 %d %b" % (status, reason), headers)
+    if reason_phrase is None:
+        reason_phrase = _REASONS.get(status, "Unknown")
+    if not _REASON_PHRASE.fullmatch(reason_phrase):
+        raise ValueError("the reason phrase can't be written")
+    line = f"HTTP/1.1 {status} {reason_phrase}".encode("latin-1")
+    return encode_message_head(line, headers)
 
 
 def encode_chunk(data: bytes) -> bytes:

@@ -33,6 +33,19 @@ _STRICT_CHUNK_LINE = re.compile(
 _LOOSE_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})((?:[\t ]*;[\t\x20-\x7e\x80-\xff]*)?)[\t ]*")
 _DIGITS = re.compile(r"[0-9]+")
 
+_HOP_BY_HOP = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+
 
 class MessageBuffer:
     """Bytes that were received and are not read yet, and how strictly to read them."""
@@ -163,6 +176,20 @@ def split_list(value: str) -> list[str]:
     and read "chunked\\xa0" as a coding that the server before us did not see.
     """
     return [word.strip(" \t").lower() for word in value.split(",")]
+
+
+def end_to_end(headers: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the header fields that are not about one connection, in their order and case.
+
+    Those that `connection` names are left out too, and `trailer`, since trailers are dropped.
+
+    Spec: https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
+    """
+    fields = [(name.lower(), name, value) for name, value in headers]
+    dropped = _HOP_BY_HOP.union(
+        *(split_list(value) for lower, _, value in fields if lower == "connection")
+    )
+    return [(name, value) for lower, name, value in fields if lower not in dropped]
 
 
 def encode_message_head(start_line: bytes, headers: Iterable[tuple[str, str]]) -> bytes:

@@ -10,13 +10,12 @@ Spec: https://www.rfc-editor.org/rfc/rfc9112
 from __future__ import annotations
 
 import re
-import zlib
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 
-from ..core.errors import ProtocolError, TooLarge, UpstreamError
+from ..core.errors import ProtocolError, TooLarge, UnsupportedMediaType, UpstreamError
 from ..core.limits import Limits
-from .content_coding import inflater
+from .content_coding import BodyDecoder
 from .http11 import Headers
 from .http_grammar import (
     TOKEN,
@@ -31,10 +30,8 @@ from .http_grammar import (
 )
 
 MAX_INTERIM_RESPONSES = 16  # 100 and 103 come once or twice; an endless stream of them is abuse
-MAX_GZIP_MEMBERS = 4096  # some servers flush by ending a member, at most one per event
-PIECE_BYTES = 64 * 2**10  # of inflated body at once, so that a gzip bomb does not fill the memory
 # RFC 9112 4 requires the space even without a reason phrase; old servers omit both.
-_STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
+_STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 _TARGET = re.compile(r"(?:http://[^/]+)?/[!\"$-~]*")  # visible ASCII without "#" (RFC 9112 3.2)
 
 
@@ -42,12 +39,14 @@ _TARGET = re.compile(r"(?:http://[^/]+)?/[!\"$-~]*")  # visible ASCII without "#
 class ResponseHead:
     """Status and header fields of a response, as received.
 
+    reason_phrase: what stands behind the status, "" if nothing.
     ends_connection: whether no other response can follow it.
     """
 
     status: int
     headers: Headers
     ends_connection: bool = field(default=False, compare=False)
+    reason_phrase: str = field(default="", compare=False)
 
 
 def encode_request(
@@ -152,17 +151,14 @@ def _read_response(
         raise UpstreamError(f"the upstream sent more than {most} interim responses")
     yield head  # before its body is read: an error status counts, whatever its page is encoded in
     coded = _coded_body(source, head, limits, method)
-    decoder = _decoder(head.headers) if is_decoded else None
+    decoder = _decoder(head.headers, limits) if is_decoded else None
     room = limits.body
-    for piece in coded:
-        for data in _decoded(decoder, piece):
-            if data is not None:
-                room -= len(data)
+    for piece in _decoded(decoder, coded):
+        if piece is not None:
+            room -= len(piece)
             if room < 0:
                 raise body_too_large(limits)
-            yield data
-    if decoder is not None:
-        decoder.end()
+        yield piece
 
 
 def _read_head(source: _ResponseBuffer, limits: Limits) -> Generator[None, None, ResponseHead]:
@@ -180,7 +176,7 @@ def _read_head(source: _ResponseBuffer, limits: Limits) -> Generator[None, None,
         or "close" in split_list(headers.get("connection", ""))
         or (lengths.count(None) != 1 and int(parts[2]) not in (204, 304))
     )
-    return ResponseHead(int(parts[2]), headers, ends)
+    return ResponseHead(int(parts[2]), headers, ends, (parts[3] or b"").decode("latin-1"))
 
 
 # ---- the body's length
@@ -221,73 +217,33 @@ def _read_to_the_end(source: _ResponseBuffer) -> Generator[bytes | None, None, N
 # ---- the body's coding
 
 
-class _Decoder:
-    """Decodes one content coding piece by piece (RFC 9110 8.4.1)."""
-
-    def __init__(self, coding: str) -> None:
-        self._is_gzip = coding != "deflate"
-        self._members_left = MAX_GZIP_MEMBERS
-        self._inflater: zlib._Decompress | None = None
-        self._held = b""  # bytes whose format is unknown yet
-
-    def feed(self, data: bytes) -> Generator[bytes, None, None]:
-        """Decode bytes, at most PIECE_BYTES at once.
-
-        Raises:
-            UpstreamError: bytes that are not in this coding.
-        """
-        data = self._held + data
-        self._held = b""
-        has_more = bool(data)
-        while has_more:
-            if self._inflater is None:
-                if not self._is_gzip and len(data) < 2:
-                    self._held = data
-                    return
-                self._inflater = self._begun(data)
-            try:
-                inflated = self._inflater.decompress(data, PIECE_BYTES)
-            except zlib.error as error:
-                raise UpstreamError(
-                    "the upstream's body does not match its content-encoding"
-                ) from error
-            if inflated:
-                yield inflated
-            data = self._inflater.unconsumed_tail
-            if self._inflater.eof:
-                data = self._inflater.unused_data
-                if self._is_gzip:  # RFC 1952 2.2: members may follow one another
-                    self._inflater = None
-                elif data:
-                    raise UpstreamError("the upstream's body continues after its compressed data")
-            # After a full piece zlib may hold more output, even with no input left.
-            has_more = bool(data) or (len(inflated) == PIECE_BYTES and self._inflater is not None)
-
-    def end(self) -> None:
-        """Check that the coded data ended with the body.
-
-        Raises:
-            UpstreamError: they did not.
-        """
-        if self._held or (self._inflater is not None and not self._inflater.eof):
-            raise UpstreamError("the upstream's body ends within its compressed data")
-
-    def _begun(self, data: bytes) -> zlib._Decompress:
-        self._members_left -= 1
-        if self._members_left < 0:
-            raise UpstreamError(f"the upstream's body has more than {MAX_GZIP_MEMBERS} members")
-        return inflater("gzip" if self._is_gzip else "deflate", data)
+def _decoder(headers: Headers, limits: Limits) -> BodyDecoder | None:
+    coding = headers.get("content-encoding", "")
+    try:
+        return BodyDecoder(coding, limits.body) if coding else None
+    except UnsupportedMediaType as error:
+        raise UpstreamError("the upstream used a content coding that was not requested") from error
 
 
-def _decoder(headers: Headers) -> _Decoder | None:
-    words = split_list(headers.get("content-encoding", ""))
-    codings = [word for word in words if word not in ("", "identity")]
-    if not codings:
-        return None
-    if codings not in (["gzip"], ["x-gzip"], ["deflate"]):
-        raise UpstreamError("the upstream used a content coding that was not requested")
-    return _Decoder(codings[0])
+def _decoded(
+    decoder: BodyDecoder | None, pieces: Iterable[bytes | None]
+) -> Generator[bytes | None, None, None]:
+    if decoder is None:
+        yield from pieces
+        return
+    for piece in pieces:
+        if piece is None:
+            yield None
+            continue
+        try:
+            yield from decoder.feed(piece)
+        except ProtocolError as error:
+            raise _of_upstream(error) from error
+    try:
+        decoder.end()
+    except ProtocolError as error:
+        raise _of_upstream(error) from error
 
 
-def _decoded(decoder: _Decoder | None, piece: bytes | None) -> Iterable[bytes | None]:
-    return [piece] if decoder is None or piece is None else decoder.feed(piece)
+def _of_upstream(error: ProtocolError) -> UpstreamError:
+    return UpstreamError(f"the upstream's {error.message.removeprefix('the ')}")

@@ -15,7 +15,7 @@ import socket
 import time
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import formatdate
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -70,6 +70,12 @@ class Server:
     admit: given the head of a request whose body has not arrived, returns a response that
         refuses it, or None. The connection is closed then, since nobody reads the body. A
         request that arrives at once is given to `app` only, which has to check it too.
+    streams: given the head of a request whose body has not all arrived, tells whether `app` takes
+        it in pieces. `app` then gets the request at once, and its body, of any size, by iterating
+        over `request.body_stream`; while it does not ask, the client has to wait. A client that
+        expects 100-continue gets it when the first piece is asked for. If a body is not read to
+        its end before the response begins, the connection is closed after it. The iterator
+        raises a ProxyError where the body is malformed, too slow or cut.
     on_response: called after each response, however it ended.
     """
 
@@ -81,10 +87,12 @@ class Server:
         admit: Admit | None = None,
         limits: Limits | None = None,
         on_response: Callable[[ServedRequest], None] | None = None,
+        streams: Callable[[Request], bool] | None = None,
     ) -> None:
         self._app = app
         self._render_error = render_error
         self._admit = admit
+        self._streams = streams
         self._warned_of_tls_at = -math.inf
         self._limits = limits or Limits()
         self._on_response = on_response
@@ -165,6 +173,7 @@ class Server:
             self._accept,
             self._on_response,
             self._warn_of_tls,
+            self._streams,
         )
 
     def _accept(self, connection: _Connection) -> asyncio.Task[None] | None:
@@ -229,6 +238,7 @@ class _Connection(asyncio.Protocol):
         accept: Callable[[_Connection], asyncio.Task[None] | None],
         on_response: Callable[[ServedRequest], None] | None,
         warn_of_tls: Callable[[str], None],
+        streams: Callable[[Request], bool] | None,
     ) -> None:
         self._app = app
         self._accept = accept
@@ -237,19 +247,21 @@ class _Connection(asyncio.Protocol):
         self._render_error = render_error
         self._admit = admit
         self._limits = limits
-        self._parser = RequestParser(limits)
+        self._parser = RequestParser(limits, streams)
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None  # of the task, for bytes or for room
         self._wake_at = math.inf  # when the task waits no longer
         self._alarm: asyncio.TimerHandle | None = None
+        self._body_waiter: asyncio.Future[None] | None = None  # of who reads a streamed body
         self._is_wanted = True  # reading may continue, however much is buffered
         self._is_reading = True
         self._is_hung_up = False
         self._is_lost = False
         self._is_over = False  # the last response is sent; further bytes are dropped
         self._is_new = True  # there was no request yet
+        self._has_begun = False  # the response is being sent
         self._received_bytes = 0
         self._sent_bytes = 0
         self._unsent: list[bytes] = []  # what is written when the body has to wait
@@ -313,6 +325,8 @@ class _Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._body_waiter is not None and not self._body_waiter.done():
+            self._body_waiter.set_result(None)
 
     async def _wait(self, until: float) -> None:
         """Wait until something happens on the connection, at most until a time of the loop."""
@@ -380,8 +394,11 @@ class _Connection(asyncio.Protocol):
         if request is None:
             return False
         self._is_new = False
+        self._has_begun = False
         self.is_responding = True
         self._is_wanted = False
+        if self._parser.is_streaming:
+            request = replace(request, body_stream=_BodyStream(self, self._received_bytes))
         began_at = time.monotonic()
         try:
             response = await self._call_app(request)
@@ -393,6 +410,34 @@ class _Connection(asyncio.Protocol):
         if self._parser.buffered:
             await asyncio.sleep(0)  # many small pipelined requests must not block the loop
         return keep_alive
+
+    async def next_body_piece(self, since: _BodyStream) -> bytes:
+        """Return the next piece of a streamed request's body; b"" at its end.
+
+        Raises:
+            ProxyError: it is malformed, too slow or cut.
+        """
+        while (piece := self._parser.next_piece()) is None:
+            if self._is_hung_up:  # noticed by another task than the one that is cancelled
+                raise ProtocolError("the client left before its body was whole")
+            if self._parser.take_continue() and not self._has_begun:
+                self._write(http11.CONTINUE)
+            limit_s, began_at = self._limits.body_s, self._loop.time()
+            # As in _next_request, without the time in which nobody asked for more.
+            received_bytes = self._received_bytes - since.received_bytes
+            slowest_s = limit_s + received_bytes / MIN_BODY_BYTES_PER_S - since.waited_s
+            self._body_waiter = self._loop.create_future()
+            self._want_more()
+            try:
+                async with asyncio.timeout(min(limit_s, slowest_s)):
+                    await self._body_waiter
+            except TimeoutError:
+                raise Timeout(f"the body came too slowly for {limit_s:g} s") from None
+            finally:
+                self._is_wanted = False
+                self._body_waiter = None
+            since.waited_s += self._loop.time() - began_at
+        return piece
 
     def _want_more(self) -> None:
         """Read on, however much is buffered."""
@@ -476,13 +521,14 @@ class _Connection(asyncio.Protocol):
         body = response.body
         status: int | None = None
         self._sent_bytes = 0
+        self._has_begun = True
         try:
             date = _date(int(time.time()))
             framed = http11.frame_response(
                 response,
                 request,
                 date=date,
-                close=close or self.is_last_response,
+                close=close or self.is_last_response or self._parser.is_streaming,
                 method=self._parser.method,
             )
             if isinstance(body, bytes) or not framed.has_body:
@@ -494,7 +540,7 @@ class _Connection(asyncio.Protocol):
                 self._unsent = [framed.head]
                 status = response.status
                 await self._stream(body, framed.chunked)
-            return framed.keep_alive
+            return framed.keep_alive and framed.length in (None, self._sent_bytes)
         except BodyCut:
             return False
         except _Gone:
@@ -591,6 +637,30 @@ class _Connection(asyncio.Protocol):
             self._transport.write_eof()
         except OSError:
             raise _Gone from None
+
+
+class _BodyStream:
+    """The body of a streamed request; see `Server`.
+
+    received_bytes: of the connection when it began. waited_s: for the client.
+    """
+
+    # Not an async generator: one that is left halfway is closed by a task of its own.
+
+    def __init__(self, connection: _Connection, received_bytes: int) -> None:
+        self._connection = connection
+        self._is_ended = False
+        self.received_bytes = received_bytes
+        self.waited_s = 0.0
+
+    def __aiter__(self) -> _BodyStream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._is_ended and (piece := await self._connection.next_body_piece(self)):
+            return piece
+        self._is_ended = True  # what follows belongs to the next request
+        raise StopAsyncIteration
 
 
 @types.coroutine

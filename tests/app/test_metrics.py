@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmproxy.app.metrics import Gauge, Metrics
+from llmproxy.app.metrics import MAX_UPSTREAM_MODELS, Gauge, Metrics
 from llmproxy.core.usage import Usage
 from llmproxy.recorder.summary import ExchangeSummary
 
@@ -101,6 +101,16 @@ def test_hostile_names_are_escaped_in_labels():
     models = {dict(key[1:]).get("model") for key in read(metrics)}
     assert models == {name.replace("\ud800", "?")}
     assert not any(line.startswith("llmproxy_evil") for line in metrics.render().splitlines())
+
+
+def test_names_that_clients_give_an_upstreams_models_are_few_labels():
+    metrics = Metrics()
+    for number in range(1_000):
+        metrics.count(make_summary(model_used=f"far/{number}", upstream="far", status="error"))
+    for number in range(1_000):
+        metrics.count(make_summary(model_used=f"far/{number}", upstream="far"))
+    models = {dict(labels)["model"] for _, *labels in read(metrics) if "model" in dict(labels)}
+    assert models == {"far", *(f"far/{number}" for number in range(MAX_UPSTREAM_MODELS))}
 
 
 def test_gauges_are_rendered():

@@ -265,7 +265,7 @@ def test_a_log_of_an_older_version_is_migrated_and_replayed(log, path):
 
 def test_a_live_model_is_asked_rather_than_older_recordings_compared(log, path):
     class Live:
-        async def choose(self, request):
+        async def choose(self, request, headers=()):
             return "live"
 
     id = log(body=DEFAULTS)

@@ -254,6 +254,7 @@ def commands(draw):
 SERVER = (
     "--map --default-model --parallel --database --replay --replay-speed --recordings"
     " --remote-images --api-key --allow-host --allow-origin --limit --access-log --host"
+    " --upstream --upstream-key --upstream-ca --upstream-wait --passthrough"
 )
 SERVER_SWITCHES = ["--no-log", "--no-recall", "--think-tags", "--no-auth", "--quiet"]
 
@@ -266,6 +267,9 @@ def servers(draw):
         values = WORDS
         if flag == "--limit":
             values = st.builds("{}={}".format, st.sampled_from([*vars(Limits())]), WORDS)
+        if flag in ("--upstream", "--map", "--upstream-key"):
+            names = st.sampled_from(["anthropic", "a=ollama+http://127.0.0.1"])
+            values = st.one_of(WORDS, names, st.builds("{}={}".format, names, WORDS))
         words += [flag, draw(values)]
     return words
 

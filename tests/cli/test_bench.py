@@ -320,6 +320,7 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
         (["--models", "a", "--timeout", "0"], "expected a number of seconds above 0"),
         (["--models", "a", "--ids", "/no/file"], "/no/file"),
         (["--models", "a", "--base-url", "http://me:word@host/"], "give a key with --key"),
+        (["--models", "a", "--base-url", "groq"], "--base-url: groq is none of the known names"),
         (["--models", "a", "--prices", "/no/prices"], "/no/prices"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -561,6 +562,17 @@ def test_a_server_gets_requests_in_its_dialect(session, history, dialect):
     assert (found.tokens["input_tokens"].p50, found.tokens["output_tokens"].p50) == (20, 3)
     assert found.agreement.exact_text.count == 3
     assert rows(history, "select input_tokens, output_tokens from turns")[-1] == (20, 3)
+
+
+def test_an_upstream_gets_requests_in_its_dialect_and_is_named(session, history):
+    there = AsyncScript("there", *answers("It", " is", " four."))
+    with running(there, log=False) as proxy:
+        upstream = f"far=anthropic_messages+{proxy.url}"
+        bench("--models", "there", "--base-url", upstream, "--warmup", "0", "--key", "any")
+    entries = history.entries(Filter(client="llmproxy bench"))
+    assert {(one.dialect, one.status, one.upstream) for one in entries} == {
+        ("anthropic_messages", "ok", "far")
+    }
 
 
 def test_connecting_is_not_part_of_the_response_time(session, history, monkeypatch):

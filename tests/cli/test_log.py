@@ -209,15 +209,19 @@ def test_broken_caches_are_found(conversations):
     ids, (thread, fork) = conversations
     lines = log("--cache").splitlines()
     assert lines[0] == f"{fork}  OpenAI/Python  m  1 of 1 request broke the prefix"
-    assert lines[1].endswith(f"  {ids[2]} after {ids[0]}")
-    assert lines[2:] == [
+    assert lines[1] == (
+        "  the provider read 4 tokens from its cache; expected were about 14 (1 request)"
+    )
+    assert lines[2].endswith(f"  {ids[2]} after {ids[0]}")
+    assert lines[3:] == [
         "    message 0 (system) differs from character 20 on",
         "      was  You help. It is 10:41.",
         "      now  You help. It is 10:42.",
         "    read again: 2 messages, about 16 tokens; the provider had 4 of 30 cached",
         "1 conversation kept its prefix",
+        "  the provider read 4 tokens from its cache; expected were about 30 (1 request)",
     ]
-    assert log("--cache", "--thread", thread) == "1 conversation kept its prefix\n"
+    assert log("--cache", "--thread", thread).startswith("1 conversation kept its prefix\n")
     assert "only the newest 1 conversation; --last N reads more\n" in log("--cache", "--last", "1")
     assert "only the newest" not in log("--cache") + log("--cache", "--last", "3")
     kept, broken = [json.loads(line) for line in log("--cache", "--json").splitlines()]

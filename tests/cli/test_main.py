@@ -69,7 +69,7 @@ def test_version_and_help():
     ("words", "error"),
     [
         (["--map", "a=nope"], "llm has no model 'nope' (llm models lists them)"),
-        (["--map", "nope"], "argument --map: expected PATTERN=MODEL, not 'nope'"),
+        (["--map", "nope"], "argument --map: expected PATTERN=TARGET, not 'nope'"),
         (["--default-model", "nope"], "llm has no model 'nope' (llm models lists them)"),
         (["--port", "70000"], "argument --port: a port is a number from 0 to 65535"),
         (["--port", "x"], "argument --port: a port is a number from 0 to 65535"),

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from llmproxy import Settings, serving
 from llmproxy.cli import serve
 from llmproxy.cli.line_writer import LineWriter
 from tests.proxies import running
@@ -75,3 +76,24 @@ SECOND = "a second Ctrl-C or SIGTERM stops at once"
 )
 def test_a_stop_says_what_it_waits_for(unanswered, text):
     assert serve._goodbye(unanswered, 30.0) == text
+
+
+def test_the_first_lines_name_upstreams_and_no_key_that_clients_have(llm_user_path):
+    settings = Settings(
+        port=0,
+        log=False,
+        upstreams=["anthropic", "codex=http://127.0.0.1:1"],
+        upstream_keys=[("codex", "env:NOT_SET")],
+    )
+    with serving.running(settings) as proxy:
+        lines = serve._welcome(proxy)
+    assert lines[3:6] == [
+        "upstream anthropic: https://api.anthropic.com with clients' own keys",
+        "upstream codex: http://127.0.0.1:1 with the key env:NOT_SET, which is not set",
+        f"for a client: OPENAI_BASE_URL={url_of(lines)}/v1 OPENAI_API_KEY=any",
+    ]
+    assert lines[6] == f"or: ANTHROPIC_BASE_URL={url_of(lines)}"
+
+
+def url_of(lines):
+    return lines[-1].partition("=")[2]

@@ -34,6 +34,11 @@ WORDS = {
     "allow-host": "a.example",
     "allow-origin": "https://a.example",
     "limit": "body=5",
+    "upstream": "local=ollama+http://127.0.0.1:1",
+    "passthrough": "anthropic",
+    "upstream-key": "anthropic=env:A",
+    "upstream-ca": "/ca.pem",
+    "upstream-wait": "2",
     "otlp": "http://127.0.0.1:1",
     "access-log": "/x.log",
 }

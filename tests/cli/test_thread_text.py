@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from llmproxy.cli.columns import joined
 from llmproxy.cli.thread_text import prefix_lines, thread_row, tree_rows, verified_lines
-from llmproxy.conversations.prompt_cache import CacheMiss, ThreadCache, ToolsChange
+from llmproxy.conversations.prompt_cache import CacheCounts, CacheMiss, ThreadCache, ToolsChange
 from llmproxy.conversations.threads import Thread
 from llmproxy.conversations.tree import TreeRow
 from llmproxy.core.message_diff import Difference
@@ -144,6 +144,25 @@ def test_a_broken_cache_is_shown_with_its_cost():
         "    read again: 12 messages, about 8,400 tokens; the provider had 1,024 of 9,700 cached",
     ]
     assert len(lines) == 11
+
+
+def test_the_providers_own_counts_are_shown():
+    counts = CacheCounts(2, 27_000, 14_336, 512)
+    lines = prefix_lines(
+        [
+            ThreadCache("01thread", "aider", "m", 2, (BREAK,), counts),
+            ThreadCache("a", "c", "m", 1, (), counts),
+            ThreadCache("b", "c", "m", 1, (), CacheCounts(1, 1_000, 1, 0)),
+        ]
+    )
+    assert lines[1] == (
+        "  the provider read 14,336 tokens from its cache, and wrote 512;"
+        " expected were about 27,000 (2 requests)"
+    )
+    assert lines[-1] == (
+        "  the provider read 14,337 tokens from its cache, and wrote 512;"
+        " expected were about 28,000 (3 requests)"
+    )
 
 
 def test_changed_model_and_tools_come_before_messages():

@@ -858,6 +858,7 @@ NEW_COLUMNS = (
     " queue_ms is_first_run output_tokens_estimate tokens_per_second"
     " error_status error_kind error_code error_param retry_after_s overhead_ms"
     " last_message reply_words cache_write_1h_tokens host"
+    " upstream refused_by upstream_request_id"
 ).split()
 
 

@@ -14,7 +14,12 @@ from llm.parts import (
     ToolResultPart,
 )
 
-from llmproxy.conversations.prompt_cache import ThreadCache, ToolsChange, find_cache_misses
+from llmproxy.conversations.prompt_cache import (
+    CacheCounts,
+    ThreadCache,
+    ToolsChange,
+    find_cache_misses,
+)
 from llmproxy.core import attachments, chat, token_estimate
 from llmproxy.core.message_diff import Difference
 from llmproxy.core.usage import Usage
@@ -53,6 +58,23 @@ def test_a_continued_thread_keeps_its_prefix(talk, history):
     second = talk("two", first)
     talk("three", second)
     assert find_cache_misses(history, Filter()) == [ThreadCache(first.id, "tests", "demo", 2, ())]
+
+
+def test_the_providers_counts_stand_beside_what_was_expected(talk, history):
+    first = talk("one", usage=Usage(400, 3, cached_tokens=0, cache_write_tokens=380))
+    second = talk("two", first, usage=Usage(500, 3, cached_tokens=380, cache_write_tokens=90))
+    third = talk("three", second, usage=Usage(600, 3))  # not counted
+    talk("four", third, usage=Usage(700, 3, cached_tokens=0))
+    (thread,) = find_cache_misses(history, Filter())
+    assert thread.counts == CacheCounts(2, 400 + 600, 380, 90)
+
+
+def test_what_was_sent_otherwise_is_not_expected_in_the_cache(talk, history):
+    first = talk("one", messages=[SYSTEM, llm.user("one")], usage=Usage(400, 3))
+    messages = [LATER, llm.user("one"), *first.turn.reply, llm.user("two")]
+    talk("two", first, messages=messages, usage=Usage(500, 3, cached_tokens=0))
+    (thread,) = find_cache_misses(history, Filter())
+    assert thread.counts == CacheCounts(1, 400 - thread.breaks[0].tokens_again, 0, 0)
 
 
 def test_a_conversation_of_one_request_is_left_out(talk, history):

@@ -537,13 +537,14 @@ def test_errors_have_openais_shape_from_the_first_byte_on(
     assert error["type"] == "invalid_request_error"
 
 
-def test_a_websocket_is_refused_by_the_status_at_which_codex_goes_on_at_once(llm_user_path):
+@pytest.mark.parametrize("path", ["/v1/responses", "/v1/realtime?model=m"])
+def test_a_websocket_is_refused_by_the_status_at_which_codex_goes_on_at_once(llm_user_path, path):
     """At 405 Codex 0.171 tries for seven seconds."""
     with running(thinking()) as proxy:
         connection = http.client.HTTPConnection("127.0.0.1", proxy.port, timeout=10)
         connection.request(
             "GET",
-            "/v1/responses",
+            path,
             headers={
                 "connection": "Upgrade",
                 "upgrade": "websocket",

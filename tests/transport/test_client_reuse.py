@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 import trustme
 
-from llmproxy.core.errors import UpstreamError
+from llmproxy.core.errors import ProtocolError, UpstreamError
 from llmproxy.core.limits import Limits
 from llmproxy.transport import connections
 from llmproxy.transport.client import Client
@@ -155,6 +155,16 @@ async def test_no_more_connections_are_kept_than_allowed_and_none_for_ever(monke
         assert len({number for number, _ in requests}) == 5
 
 
+@pytest.mark.parametrize(("seconds", "kept"), [("5", 4), ("1", None), ("600", 15)])
+async def test_a_connection_is_not_kept_as_long_as_the_server_keeps_it(seconds, kept):
+    said = OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: max=9, timeout=%b\r\n\r\n" % seconds.encode())
+    async with playing([said]) as (url, _), client_of() as client:
+        await read(client, "POST", url)
+        now = asyncio.get_running_loop().time()
+        left = [round(timer.when() - now) for timer in client._pool._timers.values()]
+    assert left == ([] if kept is None else [kept])
+
+
 async def test_a_body_is_sent_as_it_comes():
     async def pieces():
         for piece in (b"one ", b"", b"two"):
@@ -185,6 +195,87 @@ async def test_a_body_is_left_in_its_coding_if_asked():
     async with playing([head.encode() + packed] * 2) as (url, _), client_of() as client:
         assert await read(client, "GET", url) == (200, b"hello")
         assert await read(client, "GET", url, is_decoded=False) == (200, packed)
+
+
+# ---- what is passed on
+
+
+async def test_header_fields_keep_their_order_case_and_repetitions():
+    given = [
+        ("X-Stainless-OS", "Linux"),
+        ("Host", "127.0.0.1:8080"),
+        ("Connection", "keep-alive, X-Hop"),
+        ("X-Hop", "1"),
+        ("anthropic-beta", "a"),
+        ("Transfer-Encoding", "chunked"),
+        ("Content-Length", "99"),
+        ("Anthropic-Beta", "b"),
+        ("TE", "trailers"),
+        ("Upgrade", "h2c"),
+        ("Expect", "100-continue"),
+        ("Accept-Encoding", "gzip, br"),
+        ("Proxy-Authorization", "Basic x"),
+        ("X-Latin", "caf\xe9"),
+    ]
+    async with playing([OK]) as (url, requests), client_of() as client:
+        await read(client, "PATCH", url, b"{}", given)
+    assert requests[0][1].headers.as_received == (
+        ("X-Stainless-OS", "Linux"),
+        ("Host", url.removeprefix("http://").removesuffix("/x")),
+        ("anthropic-beta", "a"),
+        ("Content-Length", "2"),
+        ("Anthropic-Beta", "b"),
+        ("Accept-Encoding", "gzip, br"),
+        ("X-Latin", "caf\xe9"),
+    )
+
+
+@pytest.mark.parametrize("target", ["/", "/a?", '//a//b;c?q=%2F&q=[{|}]"<>`^', "/a:b@c?d?e"])
+async def test_a_target_is_sent_as_it_is(target):
+    async with playing([OK]) as (url, requests), client_of() as client:
+        await read(client, "GET", url.removesuffix("/x") + target)
+    assert requests[0][1].target == target
+
+
+async def test_a_response_is_given_as_it_came():
+    raw = (
+        b"HTTP/1.1 429 Slow  down\r\nX-RateLimit: 1\r\nSet-Cookie: a\r\nRetry-After:  7 \r\n"
+        b"set-cookie: b\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhi\r\n0\r\nX: t\r\n\r\n"
+    )
+    async with playing([raw]) as (url, _), client_of() as client:
+        async with client.send("POST", url, is_decoded=False) as response:
+            body = [data async for _, data in response]
+    assert (response.status, response.reason_phrase, body) == (429, "Slow  down", [b"hi"])
+    assert response.headers.as_received == (
+        ("X-RateLimit", "1"),
+        ("Set-Cookie", "a"),
+        ("Retry-After", "7"),
+        ("set-cookie", "b"),
+        ("Transfer-Encoding", "chunked"),
+    )
+
+
+@pytest.mark.parametrize("words", [[b"one"], [b"one", b"two!"]])
+async def test_an_iterated_body_of_another_length_is_an_error(words):
+    async def pieces():
+        for word in words:
+            yield word
+
+    async with playing([OK]) as (url, requests), client_of() as client:
+        with pytest.raises(ProtocolError, match="not as long as its content-length"):
+            await read(client, "PUT", url, pieces(), [("content-length", "6")])
+    assert requests == []
+
+
+async def test_an_iterated_body_is_not_sent_twice():
+    async def pieces():
+        yield b"once"
+
+    async with playing([OK, None, OK]) as (url, requests), client_of() as client:
+        await read(client, "GET", url)
+        with pytest.raises(UpstreamError):
+            await read(client, "GET", url, pieces())
+    assert [request.body for _, request in requests] == [b"", b"once"]
 
 
 # ---- proxies
@@ -291,18 +382,20 @@ async def test_a_proxy_that_says_nothing_has_a_deadline():
 
 async def test_http_is_asked_of_the_proxy_by_its_whole_url():
     async with playing([OK]) as (url, requests):
-        proxies = Proxies({"http": url.removesuffix("/x")})
+        proxies = Proxies({"http": url.removesuffix("/x").replace("//", "//user:pass@")})
         async with client_of(proxies=proxies) as client:
             assert await read(client, "GET", "http://api.example.com/v1?a=b") == (200, b"hi")
     assert requests[0][1].target == "http://api.example.com/v1?a=b"
     assert requests[0][1].headers.get("host") == "api.example.com"
+    assert requests[0][1].headers.get("proxy-authorization") == "Basic dXNlcjpwYXNz"
 
 
 ENVIRONMENT = {
     "HTTPS_PROXY": "http://upper:1",
     "https_proxy": "http://lower:2",
     "ALL_PROXY": "http://all:3",
-    "NO_PROXY": "internal.example, .corp.example,10.0.0.0/8,[2001:db8::1],port.example:8443",
+    "NO_PROXY": "internal.example, .corp.example,10.0.0.0/8,[2001:db8::1],[2001:db8::2]:8443,"
+    "port.example:8443",
 }
 
 
@@ -322,11 +415,24 @@ ENVIRONMENT = {
         ("http://127.0.0.1:8000", None),
         ("http://localhost", None),
         ("http://[::1]:80", None),
+        ("http://[2001:db8::1]", None),
+        ("http://[2001:db8::2]:8443", None),
+        ("http://[2001:db8::2]", 3),
     ],
 )
 def test_the_environment_says_what_goes_by_a_proxy(url, port):
     proxy = Proxies.of_environment(ENVIRONMENT).proxy_for(Address.of(url))
     assert (proxy and proxy.port) == port
+
+
+def test_a_proxy_may_have_an_ipv6_address():
+    proxies = Proxies({"https": "http://u:p@[2001:db8::9]:3128"})
+    proxy = proxies.proxy_for(Address.of("https://api.example.com"))
+    assert (proxy.host, proxy.port, proxy.authority) == (
+        "2001:db8::9",
+        3128,
+        "[2001:db8::9]:3128",
+    )
 
 
 def test_all_may_go_past_the_proxy_and_other_kinds_of_proxies_are_refused():

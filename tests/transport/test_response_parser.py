@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from llmproxy.core.errors import UpstreamError
 from llmproxy.core.limits import Limits
+from llmproxy.transport.content_coding import MAX_STREAM_MEMBERS, PIECE_BYTES
 from llmproxy.transport.http11 import Headers, Request, RequestParser
 from llmproxy.transport.response_parser import (
-    MAX_GZIP_MEMBERS,
-    PIECE_BYTES,
     ResponseHead,
     ResponseParser,
     encode_request,
@@ -286,9 +285,9 @@ def test_no_inflated_byte_is_held_back_at_a_full_piece(more, is_raw):
 
 
 def test_gzip_members_without_end_are_refused():
-    data = gzip.compress(b"") * (MAX_GZIP_MEMBERS + 1)
+    data = gzip.compress(b"") * (MAX_STREAM_MEMBERS + 1)
     error = read(GZIP + data, limits=Limits())[2]
-    assert error == f"the upstream's body has more than {MAX_GZIP_MEMBERS} members"
+    assert error == f"the upstream's body has more than {MAX_STREAM_MEMBERS} members"
 
 
 def test_a_flushed_event_is_given_at_once():

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib import metadata
 from typing import Any
@@ -27,6 +26,7 @@ from llm.models import EmbeddingModel
 from ...core import backend
 from ...core.errors import LLM_LISTS_THEM, ModelNotFound, Unavailable
 from ...core.limiter import Limiter
+from ...core.model_patterns import fits
 from ...core.threads import RETRY_S, in_daemon_thread
 
 logger = logging.getLogger(__name__)
@@ -177,7 +177,7 @@ class Catalog:
         contents = self._contents
         names = {*contents.entries, *contents.by_name, *contents.embedders}
         patterns = dict.fromkeys(pattern for pattern, _ in self._parallel)
-        return [one for one in patterns if not any(_matches(name, one) for name in names)]
+        return [one for one in patterns if not any(fits(name, one) for name in names)]
 
     def models(self) -> list[backend.ModelEntry]:
         """List every model under its own id, then under the names that the user gave it.
@@ -270,6 +270,10 @@ class Catalog:
         """Return the user's defaults for a model (`llm models options set`)."""
         return self._contents.options.get(model_id, {})
 
+    def has(self, name: str) -> bool:
+        """Return whether a model has this name."""
+        return self._find(name) is not None or self._find_embedder(name) is not None
+
     def unknown_targets(self) -> list[str]:
         """Return the names in `maps` and `default_model` that match no model."""
         chats, embedders = self._contents.by_name, self._contents.embedders
@@ -340,7 +344,7 @@ class Catalog:
         return embedders.get(target) or embedders.get(target.removesuffix(":latest"))
 
     def _mapped(self, name: str) -> str:
-        return next((t for pattern, t in self._maps if _matches(name, pattern)), name)
+        return next((t for pattern, t in self._maps if fits(name, pattern)), name)
 
     def _not_found(self, name: str) -> str:
         known = self._contents.by_name if len(name) <= MAX_COMPARED_CHARS else ()
@@ -434,13 +438,8 @@ def _with_limiters(
     return limited
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Match a name with a pattern, whose brackets are letters: model names have them (`[1m]`)."""
-    return fnmatchcase(name, pattern.replace("[", "[[]"))
-
-
 def _limit(names: Sequence[str], parallel: Sequence[tuple[str, int]]) -> int | None:
-    matching = (n for pattern, n in parallel if any(_matches(name, pattern) for name in names))
+    matching = (n for pattern, n in parallel if any(fits(name, pattern) for name in names))
     return next(matching, None)
 
 

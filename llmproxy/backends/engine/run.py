@@ -12,7 +12,7 @@ import logging
 import secrets
 import time
 import traceback
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -80,7 +80,9 @@ class Engine:
         self._answer_bytes = answer_bytes
         self._debug = debug
 
-    async def choose(self, request: chat.ChatRequest) -> EngineChoice:
+    async def choose(
+        self, request: chat.ChatRequest, headers: Sequence[tuple[str, str]] = ()
+    ) -> EngineChoice:
         """Find the model that a request asks for.
 
         Raises:
@@ -180,6 +182,7 @@ class EngineRun:
         self._splitter = splitter
         self._cutter = StopCutter(call.stop_sequences) if call.stop_sequences else None
         self._is_streamed = is_streamed
+        self.upstream = backend.NO_UPSTREAM
         self._shows_all = self._splitter is None and self._cutter is None
         self._task: asyncio.Task[None] | None = None
         self._response = _response(call)

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import ParseResult, urlparse
 
-from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
-
 from ...core import chat, payload
 from ...core.errors import (
     Forbidden,
@@ -32,6 +30,7 @@ from ...core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
+from ...core.response_events import events_of
 from ...dialects import Dialect, anthropic_messages, openai_chat
 from ...transport import framing
 
@@ -354,7 +353,7 @@ def _response(dialect: Dialect, body: Any) -> Iterator[chat.Event]:
     body = _data(body)
     _refuse_error(dialect, body)
     with _at("response.body"):
-        yield from _events_of(dialect.parse_response(body))
+        yield from events_of(dialect.parse_response(body))
 
 
 def _streamed(dialect: Dialect, items: list[Any]) -> Iterator[chat.Event]:
@@ -394,54 +393,6 @@ def _values(items: list[Any]) -> Iterator[tuple[str, Any]]:
 def _refuse_error(dialect: Dialect, value: Any) -> None:
     if isinstance(value, dict) and (value.get("error") or value.get("type") == "error"):
         raise _Failed(dialect.parse_error(0, value))
-
-
-def _events_of(answer: chat.ChatResponse) -> Iterator[chat.Event]:
-    """Yield a complete response as events, part by part."""
-    parts = [(i, part) for i, message in enumerate(answer.messages) for part in message.parts]
-    for index, (message_index, part) in enumerate(parts):
-        for event in _part_events(part, answer.raw_arguments):
-            event.part_index = index
-            event.message_index = message_index
-            yield event
-    yield answer.finish
-
-
-def _part_events(part: Part, raw_arguments: Mapping[str, str]) -> Iterator[StreamEvent]:
-    match part:
-        case TextPart():
-            yield StreamEvent("text", part.text, provider_metadata=part.provider_metadata)
-        case ReasoningPart():
-            yield StreamEvent(
-                "reasoning",
-                part.text,
-                redacted=part.redacted,
-                provider_metadata=part.provider_metadata,
-            )
-        case ToolCallPart():
-            id_, server_executed = part.tool_call_id, part.server_executed
-            yield StreamEvent(
-                "tool_call_name",
-                part.name,
-                tool_call_id=id_,
-                server_executed=server_executed,
-                provider_metadata=part.provider_metadata,
-            )
-            raw = raw_arguments.get(id_ or "", "")
-            if chat.parse_arguments(raw) != part.arguments:  # another call has the same id
-                raw = payload.encode(part.arguments).decode()
-            yield StreamEvent(
-                "tool_call_args", raw, tool_call_id=id_, server_executed=server_executed
-            )
-        case ToolResultPart():
-            yield StreamEvent(
-                "tool_result",
-                part.output,
-                tool_call_id=part.tool_call_id,
-                server_executed=part.server_executed,
-                tool_name=part.name,
-                provider_metadata=part.provider_metadata,
-            )
 
 
 def _model_ids(body: Any) -> Iterator[str]:

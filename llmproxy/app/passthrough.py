@@ -1,0 +1,559 @@
+"""Requests that go to an upstream byte for byte, and the responses that come back so.
+
+Each is an exchange of the log, a chat with its turn. A piece of a response is sent on as soon as
+it has come, and its copy read for the log then; only one after which a client may take the
+response for complete waits until the log has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from ..backends.passthrough import (
+    UNREAD_RESPONSE,
+    PassedRun,
+    ResponseCopy,
+    fields_to_send,
+)
+from ..backends.routing import Attempts, Routing
+from ..backends.upstreams import NamedUpstream, Target, Upstreams
+from ..core import chat, payload
+from ..core.backend import CHAT_KINDS, Choice, Kind, Run
+from ..core.embeddings import without_inputs
+from ..core.errors import (
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    ProxyError,
+    Unsupported,
+    UpstreamTimeout,
+)
+from ..core.json_member import replace_string, string_members
+from ..core.limits import Limits
+from ..dialects import Dialect, StatefulDialect
+from ..recorder.exchange import changed
+from ..transport.http11 import BodyCut, Request, Response, decode_content
+from .large_work import SMALL_BYTES
+from .responses import StreamBody
+from .routes import dialect_of, find_route, is_below_api, without_vendor
+from .running_exchange import Ending, RunningExchange
+
+UNREAD_REQUEST = "request"  # in `ignored`: the copy could not be read
+MAX_RAW_BYTES = 2**20  # kept of a request whose copy could not be read
+
+Received = tuple[RunningExchange, chat.ChatRequest | None, BaseException | None]
+
+# The body of these names a model.
+_BY_MODEL = CHAT_KINDS | {
+    "chat_batch",
+    "compaction",
+    "stateful_count",
+    "count_tokens",
+    "embeddings",
+    "named_model",
+}
+# These are about the server: of one to which all models go, its own answers are passed on.
+_OF_SERVER = frozenset({"models", "model", "running_models", "version"})
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The app's steps that requests to upstreams share with all others.
+
+    find_conversation: looks up in the log what a chat continues, for the log alone.
+    respond: runs a choice and renders what comes.
+    """
+
+    work: Callable[[int, Callable[[], Any]], Awaitable[Any]]
+    receive: Callable[..., Received]
+    begin: Callable[[Dialect, Request, Any, tuple[datetime, float], str | None], RunningExchange]
+    log_begin: Callable[[RunningExchange], None]
+    find_conversation: Callable[[RunningExchange, chat.ChatRequest, str], Awaitable[None]]
+    start: Callable[[RunningExchange, Run], Coroutine[Any, Any, None]]
+    respond: Callable[
+        [Dialect, RunningExchange, chat.ChatRequest, Choice, int], Awaitable[Response]
+    ]
+    end: Callable[..., Awaitable[None]]
+    failed: Callable[[RunningExchange, Dialect, BaseException], Awaitable[Response]]
+
+
+class Passthrough:
+    """Passes requests on to the upstreams that speak their dialects.
+
+    routing: chooses where what can't be passed on goes, when an upstream has refused it.
+    """
+
+    def __init__(
+        self, upstreams: Upstreams, routing: Routing, limits: Limits, steps: Steps
+    ) -> None:
+        self._upstreams = upstreams
+        self._routing = routing
+        self._limits = limits
+        self._steps = steps
+
+    def streams_body(self, head: Request) -> bool:
+        """Return whether a request's body is passed on as it comes, however large it is."""
+        try:
+            find_route(head)
+        except (NotFound, MethodNotAllowed, Unsupported):
+            return self._without_route(head) is not None
+        except ProxyError:
+            pass
+        return False
+
+    async def __call__(self, request: Request) -> Response | None:
+        """Respond to a request, or return None if it is not for an upstream as it is.
+
+        Raises:
+            ProxyError: it can't be passed on.
+        """
+        received = datetime.now(UTC), time.monotonic()
+        try:
+            dialect, kind, argument = find_route(request)
+        except (NotFound, MethodNotAllowed, Unsupported):
+            upstream = self._without_route(request)
+            if upstream is None:
+                return None
+            return await self._pass_other(dialect_of(request), request, upstream, received)
+        if kind in _BY_MODEL:
+            return await self._by_model(dialect, kind, request, argument, received)
+        other: NamedUpstream | None = None
+        if kind in ("stored_response", "stored_input"):
+            # Ours have ids of their own; a DELETE of one never comes here.
+            if cast(StatefulDialect, dialect).stored_id(argument.partition("/")[0]) is None:
+                other = self._speaking(dialect)
+        elif kind in _OF_SERVER and self._upstreams.takes_all(dialect.NAME):
+            other = self._speaking(dialect)
+        if other is None:
+            return None
+        return await self._pass_other(dialect, request, other, received)
+
+    def _speaking(self, dialect: Dialect) -> NamedUpstream | None:
+        """Return the upstream for what names no model: the one for all, else the first."""
+        return self._upstreams.speaking(dialect.NAME)
+
+    def _without_route(self, request: Request) -> NamedUpstream | None:
+        """Return the upstream for a path that has no handler here, if any."""
+        if request.method in ("OPTIONS", "CONNECT"):
+            return None
+        if is_below_api(request):
+            found = self._speaking(dialect_of(request))
+            return found or self._upstreams.passthrough
+        return self._upstreams.passthrough
+
+    # ---- requests that name a model
+
+    async def _by_model(
+        self,
+        dialect: Dialect,
+        kind: Kind,
+        request: Request,
+        argument: str,
+        received: tuple[datetime, float],
+    ) -> Response | None:
+        copy, failure = request, None
+        if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            try:
+                copy = await self._steps.work(
+                    self._limits.body, lambda: decode_content(request, self._limits)
+                )
+            except ProxyError as exc:
+                exc.__traceback__ = None
+                failure = exc
+        model: str | None = None
+        if failure is None:
+            member = await self._steps.work(
+                len(copy.body), lambda: next(string_members(copy.body, "model"), None)
+            )
+            model = member.value if member else None
+            targets = self._upstreams.route(model)
+        else:
+            speaking = self._speaking(dialect)
+            targets = (Target(speaking),)
+        if not self._takes(targets[0], dialect):
+            return None
+        passed = _Passed(dialect, request, copy, failure, model, received)
+        if kind in CHAT_KINDS and not _loads_model(kind, copy):
+            return await self._pass_chat(passed, argument, targets)
+        target = targets[0]
+        assert target.upstream is not None
+        body = await self._renamed(passed, target)
+        is_embedding = kind == "embeddings"
+        return await self._pass_other(
+            dialect, request, target.upstream, received, body, model, is_embedding=is_embedding
+        )
+
+    def _takes(self, target: Target, dialect: Dialect) -> bool:
+        return target.upstream is not None and dialect.NAME in target.upstream.dialects
+
+    async def _renamed(self, passed: _Passed, target: Target) -> bytes | None:
+        """Return the body with the model's name at the target; None if it goes on as it came.
+
+        Raises:
+            ProxyError: the body can't be read.
+        """
+        name = target.model
+        if name is None or name == passed.model:
+            return None
+        if passed.failure is not None:
+            raise passed.failure
+        body = passed.copy.body
+        renamed: bytes = await self._steps.work(
+            len(body), lambda: replace_string(body, "model", name)
+        )
+        return renamed
+
+    async def _pass_chat(
+        self, passed: _Passed, argument: str, targets: Sequence[Target]
+    ) -> Response:
+        dialect, copy = passed.dialect, passed.copy
+        steps, size = self._steps, len(copy.body)
+
+        def receive(failure: BaseException | None = passed.failure) -> Received:
+            return steps.receive(
+                dialect, copy, argument, passed.received, lambda body: body, failure
+            )
+
+        try:
+            exchange, request, failure = await steps.work(size, receive)
+        except (ProxyError, asyncio.CancelledError) as exc:
+            exchange, request, failure = receive(exc)
+        capture = exchange.capture
+        if passed.failure is not None:
+            capture.begun = _with_raw_body(capture.begun, copy)
+        if request is not None:
+            capture.messages, capture.schema = request.messages, request.schema
+            exchange.take(request)
+        else:
+            capture.ignored_late += (UNREAD_REQUEST,)
+        steps.log_begin(exchange)
+        try:
+            attempts = Attempts(targets, self._upstreams.wait_s)
+            run = await self._answering(passed, exchange, request, attempts)
+            if run is None:  # the next one is asked in another way
+                if request is None:
+                    assert failure is not None
+                    raise failure
+                choice = await self._routing.choose_among(
+                    attempts.rest, request, [*passed.request.headers], attempts.refused_by
+                )
+                return await steps.respond(dialect, exchange, request, choice, size)
+            is_stream = request is not None and request.stream
+            return self._relay(passed, exchange, run, is_stream=is_stream)
+        except BaseException as exc:
+            return await steps.failed(exchange, dialect, exc)
+
+    async def _answering(
+        self,
+        passed: _Passed,
+        exchange: RunningExchange,
+        request: chat.ChatRequest | None,
+        attempts: Attempts,
+    ) -> PassedRun | None:
+        """Return the run of the upstream that does not refuse; None if another kind comes next."""
+        steps = self._steps
+        while self._takes(attempts.target, passed.dialect):
+            run = await self._run(passed, attempts, request)
+            exchange.capture.run = run
+            is_first = exchange.starting is None
+            starting = steps.start(exchange, run) if is_first else run.start()
+            exchange.starting = asyncio.create_task(starting)
+            if is_first and request is not None:  # while the upstream works
+                await steps.find_conversation(exchange, request, run.model_id)
+            try:
+                await asyncio.wait({exchange.starting})
+                exchange.starting.result()
+            except ProxyError as error:
+                if not await attempts.go_on(error.status, error.headers):
+                    raise
+                await run.stop()
+                continue
+            response = run.response
+            assert response is not None
+            if not await attempts.go_on(response.status, dict(response.headers)):
+                exchange.has_started = True
+                exchange.started_at = run.started_at
+                return run
+            await run.stop()
+        exchange.capture.run = exchange.starting = None
+        return None
+
+    async def _run(
+        self, passed: _Passed, attempts: Attempts, request: chat.ChatRequest | None
+    ) -> PassedRun:
+        target = attempts.target
+        upstream = target.upstream
+        assert upstream is not None
+        renamed = await self._renamed(passed, target)
+        return self._passed_run(
+            upstream,
+            passed.request,
+            passed.request.body if renamed is None else renamed,
+            is_decoded=renamed is not None,
+            model=target.model or passed.model,
+            request=request,
+            refused_by=attempts.refused_by,
+        )
+
+    def _passed_run(
+        self,
+        upstream: NamedUpstream,
+        http_request: Request,
+        body: Any,
+        *,
+        is_decoded: bool,
+        is_turn: bool = True,
+        **facts: Any,
+    ) -> PassedRun:
+        path = without_vendor(http_request, dialect_of(http_request))
+        if ".." in http_request.path.split("/"):
+            raise InvalidRequest("a path with .. in it is not passed on")
+        headers = http_request.headers.as_received
+        return PassedRun(
+            self._upstreams.client,
+            upstream,
+            http_request.method,
+            upstream.url_for(path, http_request.query),
+            fields_to_send(
+                self._upstreams,
+                upstream,
+                headers,
+                keeps_coding=not is_turn,
+                is_decoded=is_decoded,
+            ),
+            body,
+            limits=self._limits if is_turn else replace(self._limits, body=sys.maxsize),
+            **facts,
+        )
+
+    # ---- responses
+
+    def _relay(
+        self, passed: _Passed, exchange: RunningExchange, run: PassedRun, *, is_stream: bool
+    ) -> Response:
+        response = run.response
+        assert response is not None
+        copy = ResponseCopy(passed.dialect, response, self._limits, is_stream=is_stream)
+        exchange.capture.http_status = response.status
+        pieces = self._pieces(exchange, run, copy)
+        headers = [*response.headers.as_received]
+        if run.upstream.refused_by:
+            headers.append(("x-llmproxy-refused-by", run.upstream.refused_by))
+        return Response(
+            response.status,
+            headers,
+            StreamBody(pieces, lambda: self._over(exchange, run, copy, "cancelled")),
+            reason_phrase=response.reason_phrase,
+            is_relayed=True,
+        )
+
+    async def _pieces(
+        self, exchange: RunningExchange, run: PassedRun, copy: ResponseCopy
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield a response's pieces as they come. The loop runs once per piece: keep it small."""
+        response, capture = run.response, exchange.capture
+        assert response is not None
+        run.is_relayed = True
+        left = _length(response.headers.get("content-length"))
+        at = response.times.first_byte
+        try:
+            async for at, data in response:
+                left -= len(data)
+                if left <= 0 or copy.may_end(data):
+                    capture.add(copy.feed(at, data))
+                    if left <= 0:
+                        capture.add(copy.end(at))
+                    if left <= 0 or copy.has_ended or copy.error is not None:
+                        await self._over(exchange, run, copy, "ok")
+                    yield data
+                else:
+                    yield data
+                    yield b""  # send it before it is read
+                    capture.add(copy.feed(at, data))
+                if at > exchange.until:
+                    raise UpstreamTimeout("the response did not end in time (limit answer_s)")
+            capture.add(copy.end(at))
+            await self._over(exchange, run, copy, "ok")
+        except ProxyError as error:
+            # What came is sent, and the end looks as the upstream's did: cut.
+            await self._over(exchange, run, copy, "error", error)
+            raise BodyCut from error
+        finally:
+            run.is_relayed = False
+            await run.close()
+
+    async def _over(
+        self,
+        exchange: RunningExchange,
+        run: PassedRun,
+        copy: ResponseCopy,
+        status: Ending,
+        error: BaseException | None = None,
+    ) -> None:
+        """End an exchange as its copy says; only the first call counts."""
+        if exchange.is_over:
+            return
+        capture = exchange.capture
+        if copy.raw is not None:
+            capture.ignored_late += (UNREAD_RESPONSE,)
+            capture.raw_response = copy.raw
+        if capture.finish is not None:
+            capture.ignored_late += capture.finish.ignored
+        if copy.error is not None and status == "ok":
+            status, error = "error", copy.error
+        if capture.finish is not None and status == "cancelled":
+            status = "ok"
+        await self._steps.end(exchange, status, error)
+
+    # ---- everything else
+
+    async def _pass_other(
+        self,
+        dialect: Dialect,
+        request: Request,
+        upstream: NamedUpstream,
+        received: tuple[datetime, float],
+        renamed: bytes | None = None,
+        model: str | None = None,
+        *,
+        is_embedding: bool = False,
+    ) -> Response:
+        """Pass on a request that is no chat: an exchange without a turn."""
+        body = await self._json(request, is_embedding=is_embedding)
+        exchange = self._steps.begin(dialect, request, body, received, model)
+        run: PassedRun | None = None
+        try:
+            sent = request.body if request.body_stream is None else request.body_stream
+            run = self._passed_run(
+                upstream,
+                request,
+                sent if renamed is None else renamed,
+                is_decoded=renamed is not None,
+                is_turn=False,
+            )
+            exchange.capture.model_id = upstream.model_id(model) if model else None
+            await self._steps.start(exchange, run)
+        except BaseException as exc:
+            if run is not None:
+                exchange.capture.upstream = run.upstream
+                await run.close()
+            return await self._steps.failed(exchange, dialect, exc)
+        exchange.capture.upstream = run.upstream
+        return await self._relay_other(dialect, request, exchange, run)
+
+    async def _relay_other(
+        self, dialect: Dialect, request: Request, exchange: RunningExchange, run: PassedRun
+    ) -> Response:
+        response = run.response
+        assert response is not None
+        exchange.capture.http_status = response.status
+        copy: ResponseCopy | None = None
+        if response.status >= 400:
+            copy = ResponseCopy(dialect, response, self._limits, is_stream=False)
+        body: Any = b""
+        if request.method == "HEAD" or response.status in (204, 304):
+            await run.close()
+            await self._steps.end(exchange, "error" if response.status >= 400 else "ok")
+        else:
+
+            async def cut() -> None:
+                await run.close()
+                await self._steps.end(exchange, "cancelled")
+
+            body = StreamBody(self._other_pieces(exchange, run, copy), cut)
+        return Response(
+            response.status,
+            response.headers.as_received,
+            body,
+            reason_phrase=response.reason_phrase,
+            is_relayed=True,
+        )
+
+    async def _other_pieces(
+        self, exchange: RunningExchange, run: PassedRun, copy: ResponseCopy | None
+    ) -> AsyncGenerator[bytes, None]:
+        response = run.response
+        assert response is not None
+        at = response.times.first_byte
+        left = _length(response.headers.get("content-length"))
+
+        async def end() -> None:
+            if copy is not None:
+                copy.end(at)
+                if copy.error is not None:
+                    return await self._steps.end(exchange, "error", copy.error)
+            await self._steps.end(exchange, "ok")
+
+        try:
+            async for at, data in response:
+                if copy is not None:
+                    copy.feed(at, data)
+                left -= len(data)
+                if left <= 0:
+                    await end()
+                yield data
+            await end()
+        except ProxyError as error:
+            await self._steps.end(exchange, "error", error)
+            raise BodyCut from error
+        finally:
+            await run.close()
+
+    async def _json(self, request: Request, *, is_embedding: bool) -> Any:
+        """Return a small body's JSON for the log; None of any other."""
+        if not 0 < len(request.body) <= SMALL_BYTES:
+            return None
+        try:
+            value = payload.parse(decode_content(request, self._limits).body, self._limits)
+        except ProxyError:
+            return None
+        return without_inputs(value) if is_embedding else value
+
+
+class _Passed:
+    """A request that names a model, with the copy of it that is read.
+
+    failure: why the copy can't be read; the copy is as the request then.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        request: Request,
+        copy: Request,
+        failure: ProxyError | None,
+        model: str | None,
+        received: tuple[datetime, float],
+    ) -> None:
+        self.dialect = dialect
+        self.request = request
+        self.copy = copy
+        self.failure = failure
+        self.model = model
+        self.received = received
+
+
+def _loads_model(kind: Kind, request: Request) -> bool:
+    """Return whether a request has no messages: to Ollama, a wish to load a model."""
+    return kind == "chat_or_load" and b'"messages"' not in request.body
+
+
+def _with_raw_body(begun: Any, request: Request) -> Any:
+    kept = {
+        "content_encoding": request.headers.get("content-encoding", ""),
+        "base64": base64.b64encode(request.body[:MAX_RAW_BYTES]).decode(),
+    }
+    return changed(begun, request=replace(begun.request, body=kept))
+
+
+def _length(value: str | None) -> int:
+    """Return how many bytes a body has; more than any, if it doesn't say."""
+    is_number = value is not None and value.isascii() and value.isdecimal()
+    return int(value[:18]) if value and is_number else sys.maxsize

@@ -1,0 +1,317 @@
+"""Requests that are passed on to an upstream byte for byte, and the parsed copies of responses.
+
+What the client sent goes on as it came, what the upstream sends goes back as it came; nothing here
+changes either. The log's copy of a response is parsed beside it: a copy that can't be read is a
+mark on the exchange, never an error of the client's.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import llm
+
+from ..core import backend, chat, payload
+from ..core.errors import InvalidRequest, ProxyError, UpstreamError, with_date
+from ..core.limits import Limits
+from ..core.response_events import events_of
+from ..dialects import Dialect
+from ..transport.client import Client, UpstreamResponse
+from ..transport.content_coding import BodyDecoder
+from .upstream import MAX_ERROR_BYTES, MAX_ERROR_CHARS, request_id
+from .upstreams import CREDENTIAL_FIELDS, LOOP_HEADER, NamedUpstream, Upstreams
+
+RAW_BYTES = 2**20  # kept of a response until it is known that its copy can be read
+UNREAD_RESPONSE = "response"  # in `ignored`: the copy could not be read, and is kept raw
+
+# With these words a client may take a stream for complete. Text may have them too: that costs it
+# nothing but being parsed before it is sent on.
+_MAY_END = re.compile(
+    rb'message_stop|\[DONE\]|response\.(?:completed|failed|incomplete)|"error"|"done"[ \t]*:[ \t]*t'
+)
+_TAIL_BYTES = 32  # of the pieces before, so that a word that is split is found
+
+
+def fields_to_send(
+    upstreams: Upstreams,
+    upstream: NamedUpstream,
+    headers: Sequence[tuple[str, str]],
+    *,
+    keeps_coding: bool,
+    is_decoded: bool = False,
+) -> list[tuple[str, str]]:
+    """Return a client's header fields as an upstream is to get them: in their order and case.
+
+    Left out are credentials that are not for the upstream, and `accept-encoding`, so that every
+    response can be read for the log; the client for upstreams then asks for identity. Fields of
+    one connection, `host` and the framing are the transport's.
+
+    keeps_coding: pass `accept-encoding` on: nobody reads the response.
+    is_decoded: the body is sent without its content-encoding.
+
+    Raises:
+        Unauthorized: the upstream's key is not set.
+    """
+    credentials = upstreams.credentials(upstream, headers)
+    own = credentials if upstream.key.source == "client" else []
+    fields = []
+    for field in headers:
+        name = field[0].lower()
+        is_left_out = (
+            (name in CREDENTIAL_FIELDS and field not in own)
+            or (name == "accept-encoding" and not keeps_coding)
+            or (name == "content-encoding" and is_decoded)
+            or name == LOOP_HEADER
+        )
+        if not is_left_out:
+            fields.append(field)
+    if upstream.key.source != "client":
+        fields += credentials
+    return fields + upstreams.loop_header(upstream, headers)
+
+
+class PassedRun:
+    """A request that is passed on; for the log and the app it is a run, see backend.Run.
+
+    It has no events of its own: `response` is what came, and `ResponseCopy` reads it.
+
+    request: as far as its copy could be read.
+    is_relayed: set while the response goes to the client, to whom it goes on whatever the log
+        makes of it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        upstream: NamedUpstream,
+        method: str,
+        url: str,
+        fields: Iterable[tuple[str, str]],
+        body: bytes | AsyncIterator[bytes],
+        *,
+        limits: Limits,
+        model: str | None = None,
+        request: chat.ChatRequest | None = None,
+        refused_by: str = "",
+    ) -> None:
+        self._client = client
+        self._named = upstream
+        self._refused_by = refused_by
+        self._sending = method, url, [*fields], body
+        self._limits = limits
+        self._connection = AsyncExitStack()
+        self.model_id = upstream.model_id(model or "unknown")
+        self.options: Mapping[str, Any] = request.options if request else {}
+        self.tools: tuple[llm.Tool, ...] = request.tools if request else ()
+        self.ignored: tuple[str, ...] = ()
+        self.started = datetime.now(UTC)
+        self.started_at = time.monotonic()
+        self.setup_ms: float | None = None
+        self.replay_of: str | None = None
+        self.runs_in_process = False
+        self.is_first = False
+        self.starts_at_once = False
+        self.upstream = backend.UpstreamUse(upstream.name, refused_by)
+        self.response: UpstreamResponse | None = None
+        self.is_relayed = False
+
+    async def wait_turn(self, wait_s: float | None) -> bool:
+        """Return at once: the server limits its clients itself."""
+        return False
+
+    async def start(self) -> None:
+        """Send the request and wait for the response's head, of any status.
+
+        Raises:
+            UpstreamError, UpstreamTimeout: there is none.
+            InvalidRequest: the client's header fields or target can't be sent.
+        """
+        method, url, fields, body = self._sending
+        try:
+            response = await self._connection.enter_async_context(
+                self._client.send(method, url, fields, body, limits=self._limits, is_decoded=False)
+            )
+        except ValueError as exc:
+            raise InvalidRequest(f"the request can't be passed on: {exc}") from exc
+        self._sending = method, url, [], b""  # what was sent need not be kept while it is answered
+        times = response.times
+        self.response = response
+        self.upstream = backend.UpstreamUse(
+            self._named.name, self._refused_by, request_id(response.headers)
+        )
+        self.started += timedelta(seconds=times.connected - self.started_at)
+        self.started_at = times.connected
+        self.setup_ms = (times.connected - times.began) * 1000
+
+    async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
+        """Return no events; see the class."""
+        return []
+
+    async def stop(self) -> None:
+        """Close the connection, unless the response is being passed on; `close` does so then."""
+        if not self.is_relayed:
+            await self.close()
+
+    async def close(self) -> None:
+        """Close the connection, or keep it for the next request if the response was whole."""
+        await self._connection.aclose()
+
+
+class ResponseCopy:
+    """Reads the copy of a chat's response, piece by piece; never raises.
+
+    error: what the upstream said, or why its stream is cut; None as long as all is well.
+    raw: the response, if its copy could not be read; None otherwise.
+    has_ended: the Finish has come.
+    """
+
+    def __init__(
+        self, dialect: Dialect, response: UpstreamResponse, limits: Limits, *, is_stream: bool
+    ) -> None:
+        self._dialect = dialect
+        self._status = response.status
+        self._headers = with_date(dict(response.headers), datetime.now(UTC))
+        media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        self._is_failure = not 200 <= response.status < 300
+        if media_type == "application/json":
+            is_stream = False
+        elif media_type in ("text/event-stream", "application/x-ndjson"):
+            is_stream = True
+        self.is_stream = is_stream and not self._is_failure
+        self._parser = dialect.StreamParser()
+        self._frames = dialect.StreamDecoder(limits.body)
+        self._max_bytes = MAX_ERROR_BYTES if self._is_failure else limits.answer
+        self._left = limits.answer
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._tail = b""
+        self._is_unread = False
+        self.has_ended = False
+        self.error: ProxyError | None = None
+        coding = response.headers.get("content-encoding", "")
+        try:
+            decoder = BodyDecoder(coding, self._max_bytes)
+            self._decoder = decoder if coding.strip().lower() not in ("", "identity") else None
+        except ProxyError:
+            self._decoder, self._is_unread = None, True
+        self._is_watched = self._decoder is not None  # each piece may be the last
+
+    @property
+    def raw(self) -> bytes | None:
+        """The response as it came, up to `RAW_BYTES`, if it could not be read."""
+        return b"".join(self._kept)[:RAW_BYTES] if self._is_unread else None
+
+    def may_end(self, data: bytes) -> bool:
+        """Return whether a client may take the response for complete once it has this piece.
+
+        Then it is to be read before it is sent on, so that the log has it first.
+        """
+        if not self.is_stream or self._is_watched:
+            return self.is_stream
+        searched = self._tail + data
+        self._tail = searched[-_TAIL_BYTES:]
+        if _MAY_END.search(searched):
+            self._is_watched = True
+        return self._is_watched
+
+    def feed(self, at: float, data: bytes) -> list[backend.Stamped]:
+        """Read the next piece, which came `at` this time; return the events that it ends."""
+        if self.has_ended or self.error is not None:
+            return []
+        if self._kept_bytes < (RAW_BYTES if self.is_stream or self._is_unread else self._max_bytes):
+            self._kept.append(data)
+            self._kept_bytes += len(data)
+        if self._is_unread or not self.is_stream:
+            return []
+        events: list[backend.Stamped] = []
+        try:
+            if self._decoder is None:
+                self._read(at, data, events)
+            else:
+                for piece in self._decoder.feed(data):
+                    self._read(at, piece, events)
+        except ProxyError:
+            self._is_unread = True
+        return events
+
+    def end(self, at: float) -> list[backend.Stamped]:
+        """Read what is left when the response is whole; return the events."""
+        if self.has_ended or self.error is not None or self._is_unread:
+            return []
+        events: list[backend.Stamped] = []
+        if self.is_stream:
+            try:
+                for frame in self._frames.end():
+                    self._read_frame(at, frame, events)
+                if not self.has_ended and self.error is None and not self._is_unread:
+                    self._take(at, self._parser.end(), events)
+            except ProxyError as error:  # it ended too early
+                self.error = error
+            except Exception:
+                self._is_unread = True
+            return events
+        self._read_whole(at, events)
+        return events
+
+    def _read_whole(self, at: float, events: list[backend.Stamped]) -> None:
+        data = b"".join(self._kept)
+        value: Any
+        try:
+            if self._decoder is not None:
+                data = b"".join(self._decoder.feed(data))
+            value = payload.parse(data)
+        except ProxyError:
+            value = data.decode("utf-8", "replace").strip()[:MAX_ERROR_CHARS]
+            self._is_unread = not self._is_failure
+        if 300 <= self._status < 400:
+            self.error = UpstreamError(f"the upstream redirects (status {self._status})")
+        elif self._is_failure:
+            self.error = self._dialect.parse_error(self._status, value, self._headers)
+        elif not self._is_unread:
+            try:
+                response = self._dialect.parse_response(value, self._headers)
+            except ProxyError as error:
+                self._failed(error, b'"error"' in data)
+            except Exception:
+                self._is_unread = True
+            else:
+                self._take(at, list(events_of(response)), events)
+
+    def _read(self, at: float, data: bytes, events: list[backend.Stamped]) -> None:
+        for frame in self._frames.feed(data):
+            self._read_frame(at, frame, events)
+
+    def _read_frame(self, at: float, frame: Any, events: list[backend.Stamped]) -> None:
+        if self.has_ended or self.error is not None or self._is_unread:
+            return
+        try:
+            self._take(at, self._parser.feed(frame), events)
+        except ProxyError as error:
+            text = frame if isinstance(frame, bytes) else frame.data.encode()
+            self._failed(error, b'"error"' in text or b"failed" in text)
+        except Exception:  # a value of an unknown kind, where a parser expected another
+            self._is_unread = True
+
+    def _failed(self, error: ProxyError, is_said: bool) -> None:
+        """Keep the upstream's own error; one of our parser is a mark."""
+        if is_said:
+            self.error = error
+        else:
+            self._is_unread = True
+
+    def _take(self, at: float, found: list[chat.Event], events: list[backend.Stamped]) -> None:
+        for event in found:
+            if isinstance(event, chat.Finish):
+                self.has_ended = True
+                self._kept.clear()
+            else:
+                self._left -= backend.event_bytes(event, self._left)
+                if self._left < 0:  # the client's copy goes on
+                    self._is_unread = True
+                    return
+            events.append(backend.Stamped(at, event))

@@ -1,0 +1,163 @@
+"""Claude Code and Codex themselves, passed on to their provider, which is played on loopback.
+
+`npm install @anthropic-ai/claude-code @openai/codex` anywhere, and `node_modules/.bin` on PATH, or
+CLAUDE and CODEX set to the programs. What the provider gets must be what it gets through a plain
+TCP relay at the same kind of address.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm.parts import StreamEvent
+
+from llmproxy.core import chat
+from llmproxy.core.usage import Usage
+from llmproxy.dialects import anthropic_messages, openai_responses
+from tests.commands import run_here
+from tests.flows.test_codex import CODEX, codex, provider
+from tests.proxies import running
+from tests.raw_provider import (
+    RawProvider,
+    RawRequest,
+    begin_chunked,
+    chunk,
+    end_chunks,
+    playing_raw,
+    relaying,
+    response,
+)
+
+CLAUDE = os.environ.get("CLAUDE") or shutil.which("claude")
+KEY = "sk-ant-canary-0123456789"
+TIMEOUT_S = 60
+USAGE = Usage(10, 5, cached_tokens=100)
+
+pytestmark = pytest.mark.slow
+
+
+def played(dialect: Any, call: StreamEvent, arguments: dict[str, Any]) -> Any:
+    """Answer as the provider: a call of a tool, then what it said."""
+    numbers = itertools.count(1)
+
+    def answer(request: RawRequest) -> Any:
+        if request.method != "POST" or not request.body:
+            return response(b"{}", 404)
+        body = json.loads(request.body)
+        last = json.dumps((body.get("messages") or body.get("input"))[-1])
+        events: list[Any] = [StreamEvent("text", "It said harbour.", 0)]
+        if not re.search("tool_result|call_output", last) and body.get("tools"):
+            events = [
+                StreamEvent("text", "Running.", 0),
+                call,
+                StreamEvent("tool_call_args", json.dumps(arguments), 1, call.tool_call_id),
+            ]
+        reason: Any = "tool_calls" if len(events) > 1 else "stop"
+        renderer = dialect.StreamRenderer(chat.Envelope(f"{next(numbers)}", 1, body["model"]))
+        events.append(chat.Finish(reason, usage=USAGE))
+        frames = b"".join(map(b"".join, (renderer.start(), *map(renderer.feed, events))))
+        fields = [("Content-Type", "text/event-stream; charset=utf-8"), ("request-id", "req_1")]
+        return [
+            begin_chunked(headers=fields),
+            chunk(frames[:300]),
+            chunk(frames[300:]),
+            end_chunks(),
+        ]
+
+    return answer
+
+
+def sent(provider: RawProvider, home: Path) -> list[Any]:
+    """Return what a provider got, without ids, times and what names the place."""
+    found = []
+    for request in provider.requests:
+        if request.method == "HEAD":  # of the server itself: answered by it
+            continue
+        text = request.body.decode().replace(str(home), "HOME")
+        text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32,}|127\.0\.0\.1:[0-9]+", "ID", text)
+        text = re.sub(r"[0-9]{10,}|[0-9-]{10}T[0-9:.]+Z?", "TIME", text)
+        own = {"host", "content-length", "accept-encoding", "connection", "x-llmproxy-via"}
+        fields = [(name, re.sub("[0-9a-f-]{36}", "ID", value)) for name, value in request.headers]
+        kept = [
+            (name, re.sub(r'\{.*"', "JSON", value))
+            for name, value in fields
+            if name.lower() not in own
+        ]
+        found.append((request.method, request.target, kept, text))
+    return found
+
+
+def claude(url: str, home: Path, *arguments: str) -> str:
+    home.mkdir(exist_ok=True)
+    env = {"PATH": os.environ["PATH"], "HOME": str(home), "ANTHROPIC_BASE_URL": url}
+    env |= {"ANTHROPIC_API_KEY": KEY, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    assert CLAUDE is not None
+    flags = ["-p", "--model", "claude-haiku-4-5", "--allowedTools=Bash", *arguments]
+    done = subprocess.run(
+        [CLAUDE, *flags, "Run it."],
+        env=env,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.skipif(CLAUDE is None, reason="claude is not installed")
+def test_claude_code_is_passed_on_as_by_a_relay(llm_user_path, tmp_path):
+    call = StreamEvent("tool_call_name", "Bash", 1, "toolu_1")
+    arguments = {"command": "echo harbour", "description": "Say it"}
+    home = tmp_path / "home"
+    with playing_raw(played(anthropic_messages, call, arguments)) as direct:
+        with relaying(direct.port) as relay:
+            assert claude(relay.url, home) == "It said harbour."
+            assert claude(relay.url, home, "--continue") == "It said harbour."
+    shutil.rmtree(home)
+    with playing_raw(played(anthropic_messages, call, arguments)) as passed:
+        with running(
+            upstreams=[f"anthropic={passed.url}"], maps=[("claude-*", "anthropic:")]
+        ) as proxy:
+            assert claude(proxy.url, home) == "It said harbour."
+            assert claude(proxy.url, home, "--continue") == "It said harbour."
+            exchanges = list(proxy.reports)
+    assert sent(passed, home) == sent(direct, home)
+    assert {(one.status, one.model_used) for one in exchanges} == {
+        ("ok", "anthropic/claude-haiku-4-5")
+    }
+    chats = [one for one in exchanges if one.turn]
+    assert [one.previous_id for one in chats] == [None, *(one.id for one in chats[:-1])]
+    assert {one.usage.cached_tokens for one in chats} == {100}
+    assert not any(one.ignored for one in chats)
+    assert KEY.encode() not in (llm_user_path / "logs.db").read_bytes()
+    code, shown, _ = run_here("log", "--threads")
+    assert code == 0 and b"Run it." in shown
+    assert run_here("log", "--cache")[0] == 0
+
+
+@pytest.mark.skipif(CODEX is None, reason="codex is not installed")
+def test_codex_is_passed_on_as_by_a_relay(llm_user_path, tmp_path):
+    call = StreamEvent("tool_call_name", "exec_command", 1, "call_1")
+    home = tmp_path / "home"
+    with playing_raw(played(openai_responses, call, {"cmd": "echo harbour"})) as direct:
+        with relaying(direct.port) as relay:
+            codex(home, *provider(relay.url))
+    shutil.rmtree(home)
+    with playing_raw(played(openai_responses, call, {"cmd": "echo harbour"})) as passed:
+        with running(upstreams=[f"openai={passed.url}/v1"], passthrough="openai") as proxy:
+            events = codex(home, *provider(proxy.url))
+            exchanges = [one for one in proxy.reports if one.turn]
+    assert events[-1]["type"] == "turn.completed"
+    assert sent(passed, home) == sent(direct, home)
+    assert [one.previous_id for one in exchanges] == [None, *(one.id for one in exchanges[:-1])]
+    assert {one.status for one in exchanges} == {"ok"}
