@@ -84,6 +84,9 @@ def sent(provider: RawProvider, home: Path) -> list[Any]:
         text = request.body.decode().replace(str(home), "HOME")
         text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32,}|127\.0\.0\.1:[0-9]+", "ID", text)
         text = re.sub(r"[0-9]{10,}|[0-9-]{10}T[0-9:.]+Z?", "TIME", text)
+        text = re.sub(r"Chunk ID: [0-9a-f]+|Wall time: [0-9.]+", "RUN", text)
+        # Codex writes some members in another order each time.
+        text = json.dumps(json.loads(text), sort_keys=True)
         own = {"host", "content-length", "accept-encoding", "connection", "x-llmproxy-via"}
         fields = [(name, re.sub("[0-9a-f-]{36}", "ID", value)) for name, value in request.headers]
         kept = [
