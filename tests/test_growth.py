@@ -725,6 +725,7 @@ FED = {
         "_Chunks",
         "_ResponseEvents",  # keeps nothing
     },
+    "backends.passthrough": {"ResponseCopy"},  # a dialect's StreamDecoder and StreamParser
     "convert": {
         "StreamConverter",  # a dialect's StreamParser and another's StreamRenderer
         "Collector",  # the same with render_response

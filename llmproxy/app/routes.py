@@ -123,7 +123,8 @@ def is_below_api(request: Request) -> bool:
 def without_vendor(request: Request, dialect: Dialect) -> str:
     """Return a request's path as it was sent, without a vendor's name that clients put before."""
     path = request.target_path
-    return re.sub(rf"^/+{dialect.NAME.partition('_')[0]}(?=/)", "", path)
+    vendor, slash, rest = path.lstrip("/").partition("/")
+    return slash + rest if slash and vendor == dialect.NAME.partition("_")[0] else path
 
 
 def dialect_of(request: Request) -> Dialect:

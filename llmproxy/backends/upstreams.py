@@ -27,7 +27,7 @@ from ..core.errors import InvalidRequest, SettingsError, Unauthorized, Unsupport
 from ..core.model_patterns import fits
 from ..dialects import by_name
 from ..transport.client import Client
-from ..transport.connections import Address, Proxies, trust
+from ..transport.connections import Address, Deadlines, Proxies, trust
 
 LLM = "llm"  # in a map's target, and in the source of a key: llm itself
 LOOP_HEADER = "x-llmproxy-via"
@@ -212,7 +212,7 @@ class Upstreams:
         self._own_keys = tuple(key.encode(errors="surrogateescape") for key in own_keys)
         self.wait_s = wait_s
         self.instance = secrets.token_hex(8)
-        self.client = Client(tls=_trust(ca), proxies=Proxies.of_environment())
+        self.client = Client(deadlines=_PATIENT, tls=_trust(ca), proxies=Proxies.of_environment())
 
     @property
     def is_used(self) -> bool:
@@ -418,6 +418,8 @@ _NO_SIGNATURES = (
     "a request signed for AWS (SigV4) can't be passed on: its signature is for one host. Use a key"
     " that is not a signature"
 )
+# As long as SDKs wait: whole responses of models that think come after minutes of silence.
+_PATIENT = Deadlines(first_byte_s=600.0, idle_s=300.0)
 _LOGIN = "sk-ant-oat"  # Anthropic's logins are no keys: they are bearer tokens
 
 

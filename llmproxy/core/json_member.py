@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 # Strings whole, so that no bracket or quote in one counts; the rest of JSON has no structure.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"|[{}\[\]]', re.DOTALL)
+# One that doesn't end goes to the end of the text, so that each byte is read once.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[{}\[\]]', re.DOTALL)
 _AFTER_NAME = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*("(?:[^"\\]|\\.)*+")?', re.DOTALL)
 _BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*\{")
 MAX_NAME_BYTES = 100  # of a member whose name is written with escapes

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import sqlite3
+from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -434,3 +436,25 @@ def test_a_conversation_is_continued_in_the_log():
             one, two = proxy.reports
     assert (two.previous_id, two.recalled) == (one.id, 0)
     assert two.turn.messages[: len(one.turn.messages)] == one.turn.messages
+
+
+def test_a_client_has_a_stream_whole_only_once_the_log_has_it(llm_user_path):
+    """Its last byte waits for the commit, also where the stream's end comes byte by byte."""
+    path = llm_user_path / "logs.db"
+
+    def answer(request):
+        yield begin_chunked()
+        yield from (chunk(piece) for piece in single_bytes(MESSAGES.stream))
+        request.wait_for_hang_up(WAIT_S)  # never the end of the body
+
+    with playing_raw(answer) as provider:
+        with running(**settings(provider, ANTHROPIC)) as proxy:
+            where = urlsplit(proxy.url)
+            with socket.create_connection((where.hostname, where.port), WAIT_S) as connection:
+                connection.sendall(HEAD + BODY)
+                received = b""
+                while parts(received + b"0\r\n\r\n")[2] != MESSAGES.stream:
+                    received += connection.recv(2**16)
+                with closing(sqlite3.connect(path)) as log:
+                    rows = log.execute("select status from proxy_exchanges").fetchall()
+    assert rows == [("ok",)]

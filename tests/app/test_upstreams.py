@@ -457,7 +457,7 @@ def test_what_an_upstream_answered_is_replayed_and_exported(llm_user_path, tmp_p
     use = [found[name] for name in ("upstream", "refused_by", "upstream_request_id")]
     assert use == ["far", "busy: 529", "req_1"]
     _, out, _ = run_here("log", found["id"], "--database", other)
-    assert b"upstream  far, request req_1, after busy: 529\n" in out
+    assert b"upstream     far, request req_1, after busy: 529\n" in out
 
 
 def test_a_client_that_hangs_up_stops_the_upstream():

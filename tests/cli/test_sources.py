@@ -145,7 +145,7 @@ def test_paths_of_the_file_are_relative_to_it(config, tmp_path, monkeypatch):
         ("LLMPROXY_NO_LOG", "maybe", "expected true or false"),
         ("LLMPROXY_KEEP", "soon", "expected an age like 90d or 1d12h, not 'soon'"),
         ("LLMPROXY_REPLAY", "live", "expected replay or replay-or-live, not 'live'"),
-        ("LLMPROXY_MAP", "x", "expected PATTERN=MODEL, not 'x'"),
+        ("LLMPROXY_MAP", "x", "expected PATTERN=TARGET, not 'x'"),
         ("LLMPROXY_CONFIG", "/nowhere.toml", "/nowhere.toml: No such file or directory"),
     ],
 )
