@@ -4,6 +4,7 @@ tests/cli/test_docs.py checks the pages about the commands.
 """
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -140,6 +141,14 @@ def test_every_route_is_in_the_docs():
     routes |= {f"GET {page}" for page in (*status.PAGES, *status.TEXTS)} | {f"POST {status.REWIND}"}
     table = PAGES["routes.md"].partition("## Routes\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"`((?:GET|POST|DELETE) [^`]+)`", table)) == routes
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.NAME)
+def test_every_field_that_is_not_carried_is_on_its_page(dialect):
+    schema = importlib.import_module(f"{dialect.__name__}.schema")
+    fields = schema.NOT_CARRIED | getattr(schema, "TOOL_NOT_CARRIED", {})
+    named = re.findall(r"`(?:tools\[\*\])?\.?(\w+)`", PAGES[f"{dialect.NAME}.md"])
+    assert set(fields) <= set(named)
 
 
 def test_every_limit_is_in_the_docs_as_the_command_lists_it():
