@@ -43,10 +43,10 @@ def add_navigation(app: Sphinx, docname: str, source: list[str]) -> None:
         return
     for section in source[0].split("\n## ")[1:]:
         heading = section.partition("\n")[0]
-        pages = re.findall(r"\]\(([\w./]+)\.md\)", section)
-        paths = ["/" + p.removeprefix("../") if p.startswith("../") else p for p in pages]
+        links = re.findall(r"\[([^]]+)\]\(([\w./]+)\.md\)", section)
+        pages = [(title, re.sub(r"^\.\./", "/", path)) for title, path in links]
         source[0] += f"\n```{{toctree}}\n:hidden:\n:caption: {heading}\n\n"
-        source[0] += "\n".join(paths) + "\n```\n"
+        source[0] += "\n".join(f"{title} <{path}>" for title, path in pages) + "\n```\n"
 
 
 def format_docstring(
@@ -78,14 +78,13 @@ def shorten_signature(
     obj: object,
     options: object,
     signature: str | None,
-    _: object,
-) -> tuple[str, None] | None:
+    result: str | None,
+) -> tuple[str | None, str | None]:
     """Leave out the fields of a default that is an object, and values that are no Python."""
-    if signature is None:
-        return None
-    signature = re.sub(r"= (?:~[\w.]+\.)?(Limits|Filter)\([^()]*\)", r"= \1()", signature)
-    signature = re.sub(r"= <(?:[^<>]|<[^<>]*>)*>", "= ...", signature)
-    return signature.replace("~", ""), None
+    if signature is not None:
+        signature = re.sub(r"= (?:~[\w.]+\.)?(Limits|Filter)\([^()]*\)", r"= \1()", signature)
+        signature = re.sub(r"= <(?:[^<>]|<[^<>]*>)*>", "= ...", signature)
+    return signature, result
 
 
 def finish(app: Sphinx, error: Exception | None) -> None:

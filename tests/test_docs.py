@@ -184,6 +184,12 @@ def test_every_page_can_be_found_from_the_readme():
     assert {f"docs/{page}" for page in PAGES} <= found
 
 
+def test_every_page_is_on_the_index():
+    """The site's navigation is made of it."""
+    listed = re.findall(r"^- \[[^]]+\]\((\w+\.md)\)", PAGES["index.md"], re.MULTILINE)
+    assert sorted([*listed, "index.md"]) == sorted(PAGES)
+
+
 def test_the_readme_is_short():
     assert len(README.encode()) < MAX_README_BYTES
 
