@@ -3,8 +3,8 @@
     uvicorn llmproxy.asgi:app
     Starlette(routes=[Mount("/llm", proxy)], lifespan=proxy.lifespan)
 
-`app` has the settings of LLMPROXY_… variables and of the file in LLMPROXY_CONFIG, which are read
-when it is first asked for; `App` has those that it is given.
+`app` has the settings of `LLMPROXY_…` variables and of the file in LLMPROXY_CONFIG, which are
+read when it is first asked for; `App` has those that it is given.
 
 The server does what `transport` does for the command: sockets, TLS, HTTP/2, limits of heads and
 connections. Everything else is the same, the log included; several workers may share a file.

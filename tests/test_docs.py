@@ -4,6 +4,7 @@ tests/cli/test_docs.py checks the pages about the commands.
 """
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -142,6 +143,14 @@ def test_every_route_is_in_the_docs():
     assert set(re.findall(r"`((?:GET|POST|DELETE) [^`]+)`", table)) == routes
 
 
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.NAME)
+def test_every_field_that_is_not_carried_is_on_its_page(dialect):
+    schema = importlib.import_module(f"{dialect.__name__}.schema")
+    fields = schema.NOT_CARRIED | getattr(schema, "TOOL_NOT_CARRIED", {})
+    named = re.findall(r"`(?:tools\[\*\])?\.?(\w+)`", PAGES[f"{dialect.NAME}.md"])
+    assert set(fields) <= set(named)
+
+
 def test_every_limit_is_in_the_docs_as_the_command_lists_it():
     rows = re.findall(r"^\| `(\w+)` \| (\S+) \| (.+) \|$", PAGES["limits.md"], re.MULTILINE)
     assert [f"{name}={default}  {reason}" for name, default, reason in rows] == describe()
@@ -173,6 +182,12 @@ def test_every_page_can_be_found_from_the_readme():
         targets = re.findall(r"\]\((?!https?:)([^)#]+\.md)", (ROOT / page).read_text())
         todo |= {str((base / t).resolve().relative_to(ROOT)) for t in targets} - found
     assert {f"docs/{page}" for page in PAGES} <= found
+
+
+def test_every_page_is_on_the_index():
+    """The site's navigation is made of it."""
+    listed = re.findall(r"^- \[[^]]+\]\((\w+\.md)\)", PAGES["index.md"], re.MULTILINE)
+    assert sorted([*listed, "index.md"]) == sorted(PAGES)
 
 
 def test_the_readme_is_short():
