@@ -119,7 +119,7 @@ def test_the_definition_of_a_rate_has_the_numbers_that_are_used():
 def test_every_query_finds_something(llm_user_path):
     """Ask a log with a response, a failure and a response cut by a token limit."""
     queries = re.findall(r"```sql\n(.*?)```", "\n".join([README, *PAGES.values()]), re.DOTALL)
-    assert len(queries) >= 7
+    assert len(queries) >= 12
     cut = AsyncScript("long", "so far", tokens(3, 9), response_json(finish_reason="length"))
     body = {"messages": [{"role": "user", "content": "hi"}]}
     with running(AsyncScript("m", "a", tokens(2, 1)), cut) as proxy:
