@@ -319,7 +319,10 @@ class Connection(asyncio.Protocol):
         self._buffered = 0
         self._is_full = False
         self.is_sent = True
-        self._waiter: asyncio.Future[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[bool] | None = None
+        self._wake_at = math.inf  # when nobody waits any longer
+        self._alarm: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -360,9 +363,9 @@ class Connection(asyncio.Protocol):
         self.is_sent = True
         self._wake()
 
-    def _wake(self) -> None:
+    def _wake(self, is_changed: bool = True) -> None:
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            self._waiter.set_result(is_changed)
 
     async def changed(self, within_s: float, what: str) -> None:
         """Wait until something happens on the connection.
@@ -370,14 +373,30 @@ class Connection(asyncio.Protocol):
         Raises:
             UpstreamTimeout: nothing happened; its message begins with `what`.
         """
-        self._waiter = asyncio.get_running_loop().create_future()
+        # One timer, set again when it has run out, as in the server: one for each event took
+        # a quarter of the CPU that passing an event on takes (30 against 44 µs).
+        self._waiter = self._loop.create_future()
+        self._wake_at = self._loop.time() + within_s
+        if self._alarm is None or self._alarm.when() > self._wake_at:
+            self._ring()
         try:
-            async with asyncio.timeout(within_s):
-                await self._waiter
-        except TimeoutError as exc:
-            raise UpstreamTimeout(f"{what} within {within_s:g} s") from exc
+            if not await self._waiter:
+                raise UpstreamTimeout(f"{what} within {within_s:g} s")
         finally:
             self._waiter = None
+            self._wake_at = math.inf
+
+    def _ring(self) -> None:
+        self._silence()
+        if self._loop.time() >= self._wake_at:
+            self._wake(False)
+        elif self._wake_at < math.inf:
+            self._alarm = self._loop.call_at(self._wake_at, self._ring)
+
+    def _silence(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
 
     async def send(self, data: bytes, deadlines: Deadlines) -> float:
         """Write a request; return the time when the kernel had all of it.
@@ -413,6 +432,7 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         """Abort the connection, even with data left to write or read."""
+        self._silence()
         self._transport.abort()
 
 

@@ -153,7 +153,7 @@ def _read_response(
     coded = _coded_body(source, head, limits, method)
     decoder = _decoder(head.headers, limits) if is_decoded else None
     room = limits.body
-    for piece in _decoded(decoder, coded):
+    for piece in coded if decoder is None else _decoded(decoder, coded):
         if piece is not None:
             room -= len(piece)
             if room < 0:
@@ -226,11 +226,8 @@ def _decoder(headers: Headers, limits: Limits) -> BodyDecoder | None:
 
 
 def _decoded(
-    decoder: BodyDecoder | None, pieces: Iterable[bytes | None]
+    decoder: BodyDecoder, pieces: Iterable[bytes | None]
 ) -> Generator[bytes | None, None, None]:
-    if decoder is None:
-        yield from pieces
-        return
     for piece in pieces:
         if piece is None:
             yield None
