@@ -110,3 +110,17 @@ def test_no_value_of_any_column_ends_a_reader(value, recorded_once, llm_user_pat
             except Exception as exc:
                 exc.add_note(f"{table}.{column}")
                 raise
+
+
+@pytest.mark.parametrize("value", ["null", "x'00ff80'", "cast(x'66ff6f' as text)"])
+def test_an_exchange_without_a_readable_id_is_counted_as_left_out(
+    value, recorded_once, llm_user_path
+):
+    path = llm_user_path / "logs.db"
+    shutil.copy(recorded_once.path, path)
+    assert edit(path, "proxy_exchanges", "id", value, recorded_once.id)
+    left_out = "left out 1 exchange whose id can't be read"
+    for words in (["export", "-"], ["report"], ["report", "--html", "-"]):
+        code, out, err = run_here(*words)
+        assert code == (words[0] == "export") and left_out in err, (code, err)
+        assert ("--html" in words) == (b"Left out 1 exchange" in out)
