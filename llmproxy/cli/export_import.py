@@ -91,10 +91,10 @@ def _export(arguments: argparse.Namespace) -> int:
             output.flush()
         else:
             exported = export_file(history, path, only, **how, indented=arguments.pretty)
-    for line in damage_lines(exported.damaged):
+    for line in damage_lines(exported.damaged, exported.unnamed):
         print_error(line)
     print_error(_exported(exported))
-    return FAILED if exported.damaged else 0
+    return FAILED if exported.damaged or exported.unnamed else 0
 
 
 def _exported(exported: Exported) -> str:

@@ -98,10 +98,10 @@ def _report(arguments: argparse.Namespace) -> int:
     # Models are not asked: their plugins take seconds to load.
     with LogReader(database_of(arguments), asks_models=False) as history:
         study = _study(history, arguments)
-        is_empty = not (study.answers or history.ids(last=1))
+        is_empty = not (study.answers or study.unnamed or history.ids(last=1))
     if is_empty:
         print_error("nothing is recorded yet")
-    for line in damage_lines(study.damaged):
+    for line in damage_lines(study.damaged, study.unnamed):
         print_error(line)
     prices = prices_for(prices, study.models)
     if arguments.json:
@@ -125,7 +125,7 @@ def _compare(arguments: argparse.Namespace, prices: Mapping[str, Price]) -> int:
             raise InvalidRequest(f"{found[0].name} is compared with itself: name another run")
         first, second = (study_of_run(history, run) for run in found)
     for study in (first, second):
-        for line in damage_lines(study.damaged):
+        for line in damage_lines(study.damaged, study.unnamed):
             print_error(line)
     models = [*first.models, *second.models]
     runs = compare_runs(first, second, prices_for(prices, models))

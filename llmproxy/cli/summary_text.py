@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..core.text import Colour, printable
 from ..core.usage import Usage
 from ..recorder.summary import ExchangeSummary
-from ..report.numbers import amount
+from ..report.numbers import amount, count_of
 from .columns import GAP, Aligner, Cell, Span, cell, cut, joined
 
 if TYPE_CHECKING:  # it imports the server
@@ -167,9 +167,14 @@ def _damaged(damage: Iterable[str]) -> str:
     return f"damaged: {', '.join(damage)}"
 
 
-def damage_lines(damaged: Mapping[str, Iterable[str]]) -> list[str]:
-    """Name the exchanges that can't be read completely, by their ids; empty if all can be."""
+def damage_lines(damaged: Mapping[str, Iterable[str]], unnamed: int = 0) -> list[str]:
+    """Name the exchanges that can't be read completely, by their ids; empty if all can be.
+
+    unnamed: the number of those without an id, of which nothing can be read.
+    """
     lines = [printable(f"{id} is {_damaged(names)}") for id, names in damaged.items()]
+    if unnamed:
+        lines.append(f"left out {count_of(unnamed, 'exchange')} whose id can't be read")
     return [*lines, "`log --verify` may say more"] if lines else []
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 
 from llm.parts import AttachmentPart, Message, Part, TextPart, ToolCallPart, ToolResultPart
+
+from .previews import PreviewPart, newly_asked
 
 MAX_CHARS = 100  # of an excerpt
 MAX_MESSAGES = 50  # that are looked at, of those since the last reply
@@ -14,37 +16,44 @@ PIECE_CHARS = 40  # of one of several pieces: of a text before calls, of each re
 
 
 def last_message(messages: Sequence[Message]) -> str:
-    """Return what a request ends with: results of tools (`read_file → contents`), then the text.
-
-    Only the last text counts, since agents put reminders before the user's own. Without either
-    it names the attachments; "" if the request has none.
-    """
-    newest = reversed(messages[-MAX_MESSAGES:])
-    new = [*takewhile(lambda message: message.role != "assistant", newest)][::-1]
-    parts = [part for message in new if message.role != "system" for part in message.parts]
-    pieces = [*_results(parts)]
-    texts = (p.text for p in reversed(parts) if isinstance(p, TextPart) and p.text.strip())
-    pieces += [_one_line(text, MAX_CHARS) for text in texts][:1] or (
-        [] if pieces else [*_attachments(parts)]
-    )
-    return _joined(pieces)
+    """Return what a request newly asks: `read_file → contents; go on; [image/png]`."""
+    newest = messages[-MAX_MESSAGES:]
+    if newest and newest[-1].role == "assistant":  # the beginning of the reply
+        newest = newest[:-1]
+    new = [*takewhile(lambda message: message.role != "assistant", reversed(newest))][::-1]
+    parts = ((message.role, _part(part)) for message in new for part in message.parts)
+    return _joined([*map(_piece, newly_asked((role, part) for role, part in parts if part))])
 
 
 def reply_words(reply: Sequence[Message]) -> str:
     """Return the beginning of a reply's text, and its calls: `read_file(path="a.txt")`."""
     parts = [part for message in reply for part in message.parts]
     calls = [_call(part) for part in parts if isinstance(part, ToolCallPart)]
-    texts = (p.text for p in parts if isinstance(p, TextPart) and p.text.strip())
-    text = _one_line(next(texts, ""), PIECE_CHARS if calls else MAX_CHARS)
-    return _joined([*([text] if text else []), *calls] or [*_attachments(parts)])
+    shown = [part for part in map(_part, parts) if part]
+    text = " ".join(part.text for part in shown if part.kind == "text")
+    text = _one_line(text, PIECE_CHARS if calls else MAX_CHARS)
+    attachments = (_piece(part) for part in shown if part.kind == "attachment")
+    return _joined([*([text] if text else []), *calls] or [*attachments])
 
 
-def _results(parts: Sequence[Part]) -> Iterator[str]:
-    for part in parts:
-        if isinstance(part, ToolResultPart):
+def _part(part: Part) -> PreviewPart | None:
+    """Return the beginning of a text or result, or an attachment's type; None for other parts."""
+    match part:
+        case TextPart() if text := _one_line(part.text, MAX_CHARS):
+            return PreviewPart("text", text)
+        case ToolResultPart():
             failed = "failed: " if part.exception else ""
             output = _one_line(part.output or part.exception or "", PIECE_CHARS) or "(nothing)"
-            yield f"{part.name or 'tool'} → {failed}{output}"
+            return PreviewPart("result", f"{failed}{output}", part.name or "tool")
+        case AttachmentPart() if part.attachment is not None:
+            return PreviewPart("attachment", part.attachment.type or "attachment")
+    return None
+
+
+def _piece(part: PreviewPart) -> str:
+    if part.kind == "attachment":
+        return f"[{part.text}]"
+    return f"{part.name} → {part.text}" if part.kind == "result" else part.text
 
 
 def _call(part: ToolCallPart) -> str:
@@ -65,12 +74,6 @@ def _value(value: object) -> str:
     if isinstance(value, Mapping | list):
         return "{…}" if isinstance(value, Mapping) else "[…]"
     return json.dumps(value, default=str)
-
-
-def _attachments(parts: Sequence[Part]) -> Iterator[str]:
-    for part in parts:
-        if isinstance(part, AttachmentPart) and part.attachment is not None:
-            yield f"[{part.attachment.type or 'attachment'}]"
 
 
 def _one_line(text: str, most: int) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..core.field_types import find_wrong_field
-from .damage import decode, text_of
+from .damage import decode
 from .database import (
     SCHEMA_VERSION,
     StoreError,
@@ -200,12 +200,13 @@ class LogListing:
         ]
 
     def ids(self, filter: Filter = Filter(), *, last: int | None = None) -> list[str]:
-        """List the ids of exchanges, as `entries` does.
+        """List the ids of exchanges, as `entries` does; "" for one that isn't text.
 
         Raises:
             Unusable: the file can't be read any more.
         """
-        return [text_of(row["id"]) for row in self._listed(["id"], filter, last)]
+        listed = (row["id"] for row in self._listed(["id"], filter, last))
+        return [id if type(id) is str else "" for id in listed]  # Undecodable is a str, too
 
     def _listed(
         self, columns: Iterable[str], filter: Filter, last: int | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,11 +34,26 @@ class PreviewPart:
 class Preview:
     """What an exchange asked and answered, part by part.
 
-    asked: of the newest user's message, its last text; else the results that were sent.
+    asked: as `newly_asked` chooses it.
     """
 
     asked: tuple[PreviewPart, ...] = ()
     answered: tuple[PreviewPart, ...] = ()
+
+
+def newly_asked(parts: Iterable[tuple[str, PreviewPart]]) -> tuple[PreviewPart, ...]:
+    """Choose what a request newly asks: results of tools, then the last text, then attachments.
+
+    Only the last text counts, since agents put reminders before the user's own.
+
+    parts: those of the messages since the last reply, each with its message's role. A beginning
+        of the reply, which some requests end with, is not chosen.
+    """
+    given = [part for role, part in parts if role not in ("system", "assistant")]
+    results = (part for part in given if part.kind == "result")
+    texts = [part for part in given if part.kind == "text"]
+    attachments = (part for part in given if part.kind == "attachment")
+    return (*results, *texts[-1:], *attachments)
 
 
 def previews(query: Query, ids: Sequence[str]) -> dict[str, Preview]:
@@ -53,7 +68,10 @@ def previews(query: Query, ids: Sequence[str]) -> dict[str, Preview]:
     for row in rows:
         found.setdefault(row["id"], ([], []))[row["is_reply"]].append(row)
     return {
-        id: Preview(_asked(asked), tuple(filter(None, map(_part, reply))))
+        id: Preview(
+            newly_asked((row["role"], part) for row in asked if (part := _part(row))),
+            tuple(filter(None, map(_part, reply))),
+        )
         for id, (asked, reply) in found.items()
     }
 
@@ -113,15 +131,3 @@ def _part(row: sqlite3.Row) -> PreviewPart | None:
     if kind == "attachment":
         text = ""
     return PreviewPart(kind, text, str(row["tool_name"] or ""))
-
-
-def _asked(rows: Sequence[sqlite3.Row]) -> tuple[PreviewPart, ...]:
-    """Choose what is new: agents put reminders before the user's own text."""
-    parts = [(row["role"], part) for row in rows if (part := _part(row)) is not None]
-    results = [part for _, part in parts if part.kind == "result"]
-    texts = [part for role, part in parts if part.kind == "text" and role == "user"]
-    attached = [part for _, part in parts if part.kind == "attachment"]
-    is_text_newer = bool(parts) and parts[-1][1].kind != "result"
-    if results and not (texts and is_text_newer):
-        return tuple(results)
-    return (*texts[-1:], *attached) or tuple(part for _, part in parts[-1:])

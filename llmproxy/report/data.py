@@ -106,6 +106,7 @@ class Study:
         which is not among the models.
     planned: number of responses that a run should have, without warm-ups; None for traffic.
     is_partial: there was more traffic, and only the newest was read.
+    unnamed: the number of responses that were left out, since their id can't be read.
     """
 
     title: str
@@ -119,6 +120,7 @@ class Study:
     no_model: Mapping[str, int] = field(default_factory=dict)
     planned: int | None = None
     is_partial: bool = False
+    unnamed: int = 0
 
     @property
     def damaged(self) -> dict[str, Sequence[str]]:

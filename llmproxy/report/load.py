@@ -28,7 +28,7 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
         Unusable: the file can't be read any more.
     """
     ids = history.ids(Filter(run=run.id))
-    answers = _superseded(_measured_again(history.response(id)[0]) for id in ids)
+    answers = _superseded(_measured_again(history.response(id)[0]) for id in ids if id)
     plan = read_plan(run.settings)
     asked = dict.fromkeys([*(plan.ids if plan else ()), *(answer.sample for answer in answers)])
     samples = []
@@ -54,6 +54,7 @@ def study_of_run(history: LogReader, run: Benchmark) -> Study:
             if value is not None and name not in ("models", "ids")
         },
         planned=None if plan is None else len(list_tasks(plan)),
+        unnamed=ids.count(""),
     )
 
 
@@ -70,7 +71,8 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
     # One more than wanted, to know whether there is more.
     ids = history.ids(replace(chosen, is_traffic=True), last=last and last + 1)
     is_partial = last is not None and len(ids) > last
-    for id in ids[1:] if is_partial else ids:
+    ids = ids[1:] if is_partial else ids
+    for id in filter(None, ids):
         try:
             exchange, earlier = history.response(id)
         except NotFound:
@@ -92,6 +94,7 @@ def study_of_log(history: LogReader, chosen: Filter, *, last: int | None = None)
         settings=_selection(chosen),
         no_model=no_model,
         is_partial=is_partial,
+        unnamed=ids.count(""),
     )
 
 

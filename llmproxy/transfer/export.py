@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,7 @@ class Exported:
     replaced: those whose request was repeated, since a recording has only the last response.
     damaged: the ids of those that can't be read completely, with the names of what can't be;
         the rest of them was written, but not as Llama Stack recordings.
+    unnamed: those whose id can't be read, and so nothing of them.
     """
 
     exchanges: int
@@ -40,6 +41,7 @@ class Exported:
     skipped: int = 0
     replaced: int = 0
     damaged: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unnamed: int = 0
 
 
 def export_jsonl(
@@ -63,7 +65,8 @@ def export_jsonl(
     """
     running = written = 0
     damaged = {}
-    for exchange in exchanges(reader, filter, last):
+    ids = reader.ids(filter, last=last)
+    for exchange in exchanges(reader, ids):
         if exchange.status == "running":
             running += 1
             continue
@@ -72,7 +75,7 @@ def export_jsonl(
         line = encode(anonymize(exchange) if anonymized else exchange)
         file.write(indent(line) if indented else line)
         written += 1
-    return Exported(written, running, damaged=damaged)
+    return Exported(written, running, damaged=damaged, unnamed=ids.count(""))
 
 
 def export_file(
@@ -115,13 +118,13 @@ def _check_is_replaceable(path: Path, log: Path) -> None:
             raise Unreadable(f"{path}: is a database")
 
 
-def exchanges(reader: LogReader, filter: Filter, last: int | None) -> Iterator[Exchange]:
-    """Read the exchanges that the filter selects, at most the `last` ones.
+def exchanges(reader: LogReader, ids: Iterable[str]) -> Iterator[Exchange]:
+    """Read exchanges, without those that are gone or have no id.
 
     Raises:
         StoreError: the log can't be read any more.
     """
-    for id in reader.ids(filter, last=last):
+    for id in filter(None, ids):
         try:
             yield reader.exchange(id)
         except NotFound:

@@ -168,15 +168,16 @@ def details(entry: ExchangeSummary) -> Iterator[str]:
 
 
 def asked(entry: ExchangeSummary, preview: Preview | None) -> str:
-    """Render in a line what an exchange asked: the newest text, or the results of tools."""
+    """Render in a line what an exchange asked: results of tools, the newest text, attachments."""
     parts = preview.asked if preview else ()
     results = [part for part in parts if part.kind == "result"]
-    if results:
-        more = f' <span class="soft">and {len(results) - 1} more</span>' if results[1:] else ""
-        return f"{_result(results[-1])}{more}"
-    texts = _texts(parts) or entry.last_message or entry.first_words
+    texts = _texts(parts) or ("" if results else entry.last_message or entry.first_words)
+    shown = [_result(results[-1])] if results else []
+    if results[1:]:
+        shown[0] += f' <span class="soft">and {len(results) - 1} more</span>'
+    shown += [markup.text(texts[:LINE_CHARS])] if texts else []
     attached = "".join(' <span class="flag">attachment</span>' for p in parts if _is_attached(p))
-    return f"{markup.text(texts[:LINE_CHARS])}{attached}" if texts or attached else _NOTHING
+    return " · ".join(shown) + attached or _NOTHING
 
 
 _NOTHING = '<span class="soft">no text</span>'

@@ -100,15 +100,19 @@ def _unfinished(study: Study) -> str:
 
 def _damaged(study: Study) -> str:
     """Name the responses that can't be read completely."""
+    left_out = ""
+    if study.unnamed:
+        count = numbers.count_of(study.unnamed, "exchange")
+        left_out = f'<p class="notice" role="status">Left out {count} whose id can\'t be read.</p>'
     if not study.damaged:
-        return ""
+        return left_out
     named = [
         f"{markup.name(id)} ({markup.name(', '.join(what))})" for id, what in study.damaged.items()
     ]
     more = f" and {len(named) - MAX_DAMAGED} more" if len(named) > MAX_DAMAGED else ""
     return (
         f'<p class="notice" role="status">Damaged in the log: {", ".join(named[:MAX_DAMAGED])}'
-        f"{more}. <code>log --verify</code> may say more.</p>"
+        f"{more}. <code>log --verify</code> may say more.</p>{left_out}"
     )
 
 

@@ -75,7 +75,8 @@ def export_recordings(
     count = running = skipped = 0
     damaged: dict[str, tuple[str, ...]] = {}
     with _filled(folder) as staged:
-        for exchange in exchanges(reader, filter, last):
+        ids = reader.ids(filter, last=last)
+        for exchange in exchanges(reader, ids):
             if exchange.status == "running":
                 running += 1
                 continue
@@ -91,7 +92,9 @@ def export_recordings(
                 file.write(text.encode())
             names[name] = None
             count += 1
-    return Exported(len(names), running, skipped, count - len(names), damaged)
+    return Exported(
+        len(names), running, skipped, count - len(names), damaged, unnamed=ids.count("")
+    )
 
 
 @contextmanager
