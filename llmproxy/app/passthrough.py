@@ -277,7 +277,12 @@ class Passthrough:
                 continue
             response = run.response
             assert response is not None
-            if not await attempts.go_on(response.status, dict(response.headers)):
+            status, headers = response.status, dict(response.headers)
+            if attempts.has_next and request is not None and request.stream:
+                copy = ResponseCopy(passed.dialect, response, self._limits, is_stream=True)
+                if (refusal := await copy.first_error(response)) is not None:
+                    status, headers = refusal.status, dict(refusal.headers)
+            if not await attempts.go_on(status, headers):
                 exchange.has_started = True
                 exchange.started_at = run.started_at
                 return run

@@ -167,6 +167,7 @@ class ResponseCopy:
 
     error: what the upstream said, or why its stream is cut; None as long as all is well.
     raw: the response, if its copy could not be read; None otherwise.
+    has_begun: a frame has come, not only comments that keep the connection alive.
     has_ended: the Finish has come.
     """
 
@@ -191,6 +192,7 @@ class ResponseCopy:
         self._kept_bytes = 0
         self._tail = b""
         self._is_unread = False
+        self.has_begun = False
         self.has_ended = False
         self.error: ProxyError | None = None
         coding = response.headers.get("content-encoding", "")
@@ -218,6 +220,23 @@ class ResponseCopy:
         if _MAY_END.search(searched):
             self._is_watched = True
         return self._is_watched
+
+    async def first_error(self, response: UpstreamResponse) -> ProxyError | None:
+        """Return the error that a stream begins with, if it does; all of it is still to be read.
+
+        An upstream that is busy may say so only here, after a status of 200.
+        """
+        pieces: list[tuple[float, bytes]] = []
+        try:
+            while not (self.has_begun or self._is_unread) and self.is_stream:
+                pieces.append(await anext(response))
+                self.feed(*pieces[-1])
+        except StopAsyncIteration:
+            pass
+        except ProxyError as error:
+            return error
+        response.put_back(pieces)
+        return self.error
 
     def feed(self, at: float, data: bytes) -> list[backend.Stamped]:
         """Read the next piece, which came `at` this time; return the events that it ends."""
@@ -289,6 +308,7 @@ class ResponseCopy:
     def _read_frame(self, at: float, frame: Any, events: list[backend.Stamped]) -> None:
         if self.has_ended or self.error is not None or self._is_unread:
             return
+        self.has_begun = True
         try:
             self._take(at, self._parser.feed(frame), events)
         except ProxyError as error:

@@ -50,6 +50,11 @@ class Attempts:
         self.target = self._left.pop(0)
 
     @property
+    def has_next(self) -> bool:
+        """Whether there is another target to ask if this one refuses."""
+        return bool(self._left)
+
+    @property
     def rest(self) -> list[Target]:
         """The target to ask now, and those after it."""
         return [self.target, *self._left]

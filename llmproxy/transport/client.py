@@ -25,7 +25,7 @@ from __future__ import annotations
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -83,6 +83,11 @@ class UpstreamResponse:
         self.headers: Headers = head.headers
         self.times = times
         self._reader = reader
+        self._put_back: list[tuple[float, bytes]] = []  # the last one comes first
+
+    def put_back(self, pieces: Sequence[tuple[float, bytes]]) -> None:
+        """Return these pieces again, before those that have not come yet."""
+        self._put_back += reversed(pieces)
 
     def __aiter__(self) -> UpstreamResponse:
         return self
@@ -94,6 +99,8 @@ class UpstreamResponse:
             UpstreamError: the body is malformed, too large or cut short; good pieces come first.
             UpstreamTimeout: nothing arrived for `idle_s`.
         """
+        if self._put_back:
+            return self._put_back.pop()
         piece = await self._reader.next_piece()
         if piece is None:
             raise StopAsyncIteration

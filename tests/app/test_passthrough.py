@@ -408,6 +408,38 @@ def test_the_next_target_is_asked_if_the_first_refuses():
     assert (exchange.upstream, exchange.refused_by, exchange.status) == ("b", "a: 529", "ok")
 
 
+BUSY_EVENT = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n'
+BAD_EVENT = BUSY_EVENT.replace(b"overloaded_error", b"invalid_request_error")
+
+
+@pytest.mark.parametrize(
+    ("stream", "refused_by"),
+    [
+        (BUSY_EVENT, "a: 529"),
+        (b": wait\n\n" + BUSY_EVENT, "a: 529"),
+        (b"", "a: 502"),
+        (BAD_EVENT, None),
+        (MESSAGES.stream.partition(b"event: content_block_start")[0] + BUSY_EVENT, None),
+    ],
+    ids=["busy", "busy after a comment", "nothing", "bad request", "busy after the start"],
+)
+def test_a_stream_that_begins_with_a_refusal_is_one(stream, refused_by):
+    """What is passed on is all that came, also where nothing else is asked."""
+    pieces = [begin_chunked(), *(chunk(one) for one in single_bytes(stream))]
+    ending = [end_chunks()] if stream else [CLOSE]
+    with (
+        playing_raw([*pieces, *ending]) as first,
+        playing_raw(FRAMINGS["whole"](MESSAGES.stream)) as second,
+    ):
+        urls = [f"a=anthropic_messages+{first.url}", f"b=anthropic_messages+{second.url}"]
+        with running(upstreams=urls, maps=[("claude-*", "a:,b:")]) as proxy:
+            _, _, body = ask(proxy)
+            exchange = proxy.wait_for_report()
+    assert body == (MESSAGES.stream if refused_by else stream)
+    assert exchange.refused_by == refused_by
+    assert exchange.status == ("ok" if refused_by else "error")
+
+
 def test_the_next_target_may_be_a_model_of_llm():
     with playing_raw(response(b"{}", 503)) as first:
         with running(
