@@ -58,11 +58,11 @@ def test_the_commands_take_what_passed(tmp_path, monkeypatch):
     status, out, _ = run_here("log", "--cache")
     assert status == 0
     assert b"1 conversation kept its prefix\n  the provider read 0 tokens" in out
-    assert run_here("export", "two.jsonl", "--last", "2")[0] == 0
-    assert run_here("import", "two.jsonl", "--database", "copy.db")[0] == 0
+    assert run_here("export", "all.jsonl")[0] == 0
+    assert run_here("import", "all.jsonl", "--database", "copy.db")[0] == 0
     assert run_here("log", "--verify", "--database", "copy.db")[0] == 0
 
-    with running(replay="replay", recordings=["two.jsonl"], replay_speed=0) as proxy:
+    with running(replay="replay", recordings=["all.jsonl"], replay_speed=0) as proxy:
         status, _, replayed = ask(proxy, first)
     assert b"200" in status
     assert texts(replayed) == texts(live) != ""
