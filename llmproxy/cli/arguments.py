@@ -59,7 +59,9 @@ class Parser(argparse.ArgumentParser):
         flags = [flag for flag in self._option_string_actions if flag.startswith("--")]
         # A beginning is like its flag, however much is left out.
         alike = [flag for flag in flags if flag.startswith(unknown[1])]
-        alike += difflib.get_close_matches(unknown[1], flags, n=1)
+        # Without the dashes, which make all flags alike.
+        words = [flag[2:] for flag in flags]
+        alike += [f"--{word}" for word in difflib.get_close_matches(unknown[1][2:], words, n=1)]
         return f"; did you mean {alike[0]}?" if alike else ""
 
     def _needed(self) -> list[str]:

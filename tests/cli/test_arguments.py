@@ -129,6 +129,12 @@ def test_a_flag_that_is_like_an_unknown_one_is_named(words, flag):
     assert code == 2 and f"; did you mean {flag}?\n" in err
 
 
+@pytest.mark.parametrize("words", [["bench", "--quiet"], ["log", "--prot"]])
+def test_no_flag_is_named_for_its_dashes_alone(words):
+    code, _, err = run_here(*words)
+    assert code == 2 and "did you mean" not in err
+
+
 def test_a_usage_error_quotes_only_so_much():
     code, _, err = run_here("--map", "x" * 100_000)
     assert (code, err.count("\n"), len(err) < 1000) == (2, 2, True)
