@@ -348,15 +348,15 @@ def shown(columns, folder, *words, **environment):
 def test_a_list_on_a_terminal_is_in_columns(folder):
     lines = shown(90, folder, "log", "--last", "3", NO_COLOR="1").splitlines()
     assert [re.sub(r"\d\d-\d\d \d\d:\d\d:\d\d\+00", "…", line) for line in lines] == [
-        "01jd000000000  …       cancelled  total 0.0050s  hello",
-        "01jd000000000  …       ok         total 0.0050s  hello",
-        "01jd000000000  9998-…  ok         total 0.0050s  hello",
+        "01jd000000000  …       cancelled  total 0.0050s  hello; [image/png]",
+        "01jd000000000  …       ok         total 0.0050s  hello; [image/png]",
+        "01jd000000000  9998-…  ok         total 0.0050s  hello; [image/png]",
     ]
 
 
 def test_a_narrow_terminal_shows_the_whole_time(folder):
     lines = shown(60, folder, "log", "--last", "3", NO_COLOR="1").splitlines()
-    assert re.fullmatch(r"01jd000000000  \d\d:\d\d:\d\d  0\.0050s  ok +demo  hello", lines[-1])
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  0\.0050s  ok +demo  hello; \[image/png\]", lines[-1])
 
 
 LISTS = [[], ["--threads"], ["--thread", ROWS[0].id]]
