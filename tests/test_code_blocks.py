@@ -89,6 +89,8 @@ def test_the_blocks_of_a_page_run(page, tmp_path, llm_user_path, monkeypatch):
         command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # others take seconds to load
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p llmproxy.pytest_plugin")
     monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-proxy-recorder")  # llm has the model demo too
     with running(maps=[("gpt-*", "demo")]) as proxy:
         client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="any")

@@ -41,7 +41,7 @@ def no_terminal(monkeypatch):
 
 async def send(number, count=1):
     for _ in range(count):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)  # in this thread: `os.kill` may take another, and later
         for _ in range(3):  # turns of the loop, in which its handlers are called
             await asyncio.sleep(0)
 
