@@ -4,7 +4,7 @@ The blocks of a page run in order, against one server whose model is `demo`. A b
 run has a comment before it, which readers of the page don't see:
 
     <!-- not run: needs a key -->
-    <!-- not run: tests/test_vendoring.py::test_a_zipapp_serves -->
+    <!-- not run: tests/test_vendoring.py::test_a_zip_of_it_runs_where_llm_is_installed -->
 
 The second form names the test that does the same. Blocks without a language are output or names.
 Queries in SQL are run by tests/test_docs.py.
