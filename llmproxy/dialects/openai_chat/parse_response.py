@@ -64,7 +64,7 @@ class StreamParser:
         self._by_id: dict[str, _Call] = {}  # the first one of each
         self._reason: str | None = None
         self._usage: CompletionUsage | None = None
-        self._made_up_id = "call"
+        self._chunk_id: str | None = None
         self._ignored: dict[str, None] = {}
         self._is_finished = False
 
@@ -96,8 +96,7 @@ class StreamParser:
         self._ignored |= dict.fromkeys(unknown)
         self.model = self.model or chunk.model or None
         if isinstance(chunk.id, str):
-            # Unique in the conversation, and of letters that every API accepts.
-            self._made_up_id = "call_" + re.sub(r"[^a-zA-Z0-9_-]", "", chunk.id)[-32:]
+            self._chunk_id = chunk.id
         self._usage = chunk.usage or self._usage
         events: list[chat.Event] = []
         for choice in chunk.choices or ():
@@ -183,7 +182,7 @@ class StreamParser:
         call = self._find_call(delta, function)
         if call is None:
             self._prose = None
-            id_ = delta.id or f"{self._made_up_id}_{len(self._calls)}"
+            id_ = delta.id or self._made_up_id()
             call = _Call(self._new_index(), id_, delta.id or None)
             self._calls.append(call)
             if delta.index is not None:
@@ -198,6 +197,13 @@ class StreamParser:
             arguments = payload.encode(arguments).decode()
         if arguments:
             yield from call.add_arguments(arguments)
+
+    def _made_up_id(self) -> str:
+        """Return an id that is unique in the conversation, of letters that every API accepts."""
+        begin = "call"
+        if self._chunk_id is not None:
+            begin += "_" + re.sub(r"[^a-zA-Z0-9_-]", "", self._chunk_id)[-32:]
+        return f"{begin}_{len(self._calls)}"
 
     def _find_call(
         self, delta: ChoiceDeltaToolCall, function: ChoiceDeltaToolCallFunction
