@@ -25,13 +25,14 @@ from ..backends.passthrough import (
 from ..backends.routing import Attempts, Routing
 from ..backends.upstreams import NamedUpstream, Target, Upstreams
 from ..core import chat, payload
-from ..core.backend import CHAT_KINDS, Choice, Kind, Run
+from ..core.backend import CHAT_KINDS, Choice, Kind, Run, Stamped
 from ..core.embeddings import without_inputs
 from ..core.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
     ProxyError,
+    RateLimited,
     Unsupported,
     UpstreamTimeout,
 )
@@ -371,20 +372,20 @@ class Passthrough:
         try:
             async for at, data in response:
                 left -= len(data)
-                if left <= 0 or copy.may_end(data):
-                    capture.add(copy.feed(at, data))
+                safe = copy.safe_bytes(data) if left > 0 else 0
+                if safe:
+                    yield data if safe == len(data) else data[:safe]
+                    yield b""  # send it before it is read
+                capture.add(copy.feed(at, data))
+                if safe < len(data):
                     if left <= 0:
-                        capture.add(copy.end(at))
+                        capture.add(await self._end_of(copy, at))
                     if left <= 0 or copy.has_ended or copy.error is not None:
                         await self._over(exchange, run, copy, "ok")
-                    yield data
-                else:
-                    yield data
-                    yield b""  # send it before it is read
-                    capture.add(copy.feed(at, data))
+                    yield data[safe:]
                 if at > exchange.until:
                     raise UpstreamTimeout("the response did not end in time (limit answer_s)")
-            capture.add(copy.end(at))
+            capture.add(await self._end_of(copy, at))
             await self._over(exchange, run, copy, "ok")
         except ProxyError as error:
             # What came is sent, and the end looks as the upstream's did: cut.
@@ -393,6 +394,14 @@ class Passthrough:
         finally:
             run.is_relayed = False
             await run.close()
+
+    async def _end_of(self, copy: ResponseCopy, at: float) -> list[Stamped]:
+        """Read what is left of a copy; in a thread, if a large response is read whole only now."""
+        try:
+            events: list[Stamped] = await self._steps.work(copy.left_bytes, lambda: copy.end(at))
+        except RateLimited:  # late, which is better than to cut the client's response
+            events = copy.end(at)
+        return events
 
     async def _over(
         self,

@@ -193,6 +193,7 @@ class ResponseCopy:
         self._tail = b""
         self._is_unread = False
         self.has_begun = False
+        self._begins_with_error = False
         self.has_ended = False
         self.error: ProxyError | None = None
         coding = response.headers.get("content-encoding", "")
@@ -204,22 +205,32 @@ class ResponseCopy:
         self._is_watched = self._decoder is not None  # each piece may be the last
 
     @property
+    def left_bytes(self) -> int:
+        """How much `end` has to read: all of a response that is no stream."""
+        return 0 if self.is_stream or self._is_unread else self._kept_bytes
+
+    @property
     def raw(self) -> bytes | None:
         """The response as it came, up to `RAW_BYTES`, if it could not be read."""
         return b"".join(self._kept)[:RAW_BYTES] if self._is_unread else None
 
-    def may_end(self, data: bytes) -> bool:
-        """Return whether a client may take the response for complete once it has this piece.
+    def safe_bytes(self, data: bytes) -> int:
+        """Return how many of a piece's bytes a client can have before they are read.
 
-        Then it is to be read before it is sent on, so that the log has it first.
+        With those after them it may take the response for complete: the log is to have that first.
         """
-        if not self.is_stream or self._is_watched:
-            return self.is_stream
+        if not self.is_stream:
+            return len(data)
+        if self._is_watched:
+            return 0
         searched = self._tail + data
-        self._tail = searched[-_TAIL_BYTES:]
-        if _MAY_END.search(searched):
-            self._is_watched = True
-        return self._is_watched
+        found = _MAY_END.search(searched)
+        if found is None:
+            self._tail = searched[-_TAIL_BYTES:]
+            return len(data)
+        self._is_watched = True
+        whole_lines = searched.rfind(b"\n", 0, found.start()) + 1
+        return max(whole_lines - len(self._tail), 0)
 
     async def first_error(self, response: UpstreamResponse) -> ProxyError | None:
         """Return the error that a stream begins with, if it does; all of it is still to be read.
@@ -236,7 +247,7 @@ class ResponseCopy:
         except ProxyError as error:
             return error
         response.put_back(pieces)
-        return self.error
+        return self.error if self._begins_with_error else None
 
     def feed(self, at: float, data: bytes) -> list[backend.Stamped]:
         """Read the next piece, which came `at` this time; return the events that it ends."""
@@ -308,10 +319,11 @@ class ResponseCopy:
     def _read_frame(self, at: float, frame: Any, events: list[backend.Stamped]) -> None:
         if self.has_ended or self.error is not None or self._is_unread:
             return
-        self.has_begun = True
+        is_first, self.has_begun = not self.has_begun, True
         try:
             self._take(at, self._parser.feed(frame), events)
         except ProxyError as error:
+            self._begins_with_error = is_first
             text = frame if isinstance(frame, bytes) else frame.data.encode()
             self._failed(error, b'"error"' in text or b"failed" in text)
         except Exception:  # a value of an unknown kind, where a parser expected another

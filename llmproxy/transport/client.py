@@ -49,6 +49,7 @@ from .response_parser import ResponseHead, ResponseParser, encode_request
 OWN_FIELDS = frozenset(
     {"host", "content-length", "transfer-encoding", "accept-encoding", "connection"}
 )
+JOINED_BYTES = 64 * 2**10  # of chunks that are read as one piece; inflated, one is as large
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _BODILESS = _SAFE | {"DELETE"}
 
@@ -383,6 +384,8 @@ class _Reader:
     async def next_piece(self) -> ResponseHead | bytes | None:
         while True:
             piece = self._parser.next_piece()
+            if isinstance(piece, bytes):
+                return self._with_rest(piece)
             if piece is not None or self._parser.is_whole:
                 return piece
             if self._connection.arrived:
@@ -396,6 +399,24 @@ class _Reader:
                 self._parser.end()
             else:
                 await self._wait(self._deadlines.idle_s, "the upstream's response stalled")
+
+    def _with_rest(self, piece: bytes) -> bytes:
+        """Return a piece of the body with those that came in the same read.
+
+        A server that is faster than we are sends many chunks at once: passed on one by one, 200
+        chunks took 17 ms of CPU, 9 of them for sending.
+        """
+        pieces, size = [piece], len(piece)
+        while size < JOINED_BYTES:
+            try:
+                more = self._parser.next_piece()
+            except UpstreamError:  # raised again when the next one is asked for
+                break
+            if not isinstance(more, bytes):
+                break
+            pieces.append(more)
+            size += len(more)
+        return b"".join(pieces)
 
     async def _wait(self, within_s: float, what: str) -> None:
         left_s = self._until - time.monotonic()

@@ -103,7 +103,7 @@ class ResponseParser:
             return next(self._pieces)
         except StopIteration:
             self.is_whole = True
-            self.has_rest = bool(self._input.buffer)
+            self.has_rest = self.has_rest or bool(self._input.buffer)
             self._input.buffer.clear()
             return None
         except (ProtocolError, TooLarge) as error:
