@@ -74,6 +74,8 @@ from .stored_responses import StoredResponses
 logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
+# Until the beginning of an exchange is logged that waits for another server: less than that takes.
+BEGIN_LATER_S = 0.002
 BEGIN_TURNS = 4  # of the event loop: the model's first step, its others, the reader's, one more
 MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
 _CORS = "access-control-"
@@ -135,9 +137,9 @@ class App:
         self._stored = stored or StoredResponses(None)
         self._connections = connections
         self._upstreams = upstreams
-        self._passthrough = self._new_passthrough()
         self._upstream_models = None if upstreams is None else UpstreamModels(upstreams)
         self._limiter = Limiter(limits.running)
+        self._passthrough = self._new_passthrough()
         self._large_work = LargeWork(limits.body)
         self._matching = asyncio.Lock()  # held while a thread looks something up in the log
         self._known_bodies = KnownBodies(threading.Lock())
@@ -178,9 +180,10 @@ class App:
             return None
         steps = Steps(
             work=self._work,
+            limiter=self._limiter,
             receive=self._receive,
             begin=self._begin,
-            log_begin=self._log_begin,
+            log_begin=self._log_begin_later,
             find_conversation=self._find_conversation,
             start=self._start,
             respond=self._respond,
@@ -795,6 +798,10 @@ class App:
             loop.call_soon(self._log_begin_soon, exchange, turns - 1)
         else:
             self._log_begin(exchange)
+
+    def _log_begin_later(self, exchange: RunningExchange) -> None:
+        """Log the beginning of an exchange in a moment: it waits for another server anyway."""
+        asyncio.get_running_loop().call_later(BEGIN_LATER_S, self._log_begin, exchange)
 
     def _log_begin(self, exchange: RunningExchange) -> None:
         if exchange.begun_written is None and not exchange.is_over:

@@ -37,6 +37,7 @@ from ..core.errors import (
     UpstreamTimeout,
 )
 from ..core.json_member import replace_string, string_members
+from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..dialects import Dialect, StatefulDialect
 from ..recorder.exchange import changed
@@ -49,7 +50,14 @@ from .running_exchange import Ending, RunningExchange
 UNREAD_REQUEST = "request"  # in `ignored`: the copy could not be read
 MAX_RAW_BYTES = 2**20  # kept of a request whose copy could not be read
 
+# Of the event loop, in which a small request goes out on a connection that was kept.
+SENDING_TURNS = 4
+
+LEFT_FINDING_S = 0.1  # that the log waits for what a request continues, when its client has left
+
 Received = tuple[RunningExchange, chat.ChatRequest | None, BaseException | None]
+
+_Early = tuple[PassedRun, "asyncio.Task[None]"]
 
 # The body of these names a model.
 _BY_MODEL = CHAT_KINDS | {
@@ -73,10 +81,13 @@ class Steps:
     """
 
     work: Callable[[int, Callable[[], Any]], Awaitable[Any]]
+    limiter: Limiter
     receive: Callable[..., Received]
     begin: Callable[[Dialect, Request, Any, tuple[datetime, float], str | None], RunningExchange]
     log_begin: Callable[[RunningExchange], None]
-    find_conversation: Callable[[RunningExchange, chat.ChatRequest, str], Awaitable[None]]
+    find_conversation: Callable[
+        [RunningExchange, chat.ChatRequest, str], Coroutine[Any, Any, None]
+    ]
     start: Callable[[RunningExchange, Run], Coroutine[Any, Any, None]]
     respond: Callable[
         [Dialect, RunningExchange, chat.ChatRequest, Choice, int], Awaitable[Response]
@@ -216,6 +227,8 @@ class Passthrough:
     ) -> Response:
         dialect, copy = passed.dialect, passed.copy
         steps, size = self._steps, len(copy.body)
+        attempts = Attempts(targets, self._upstreams.wait_s)
+        early: _Early | None = None
 
         def receive(failure: BaseException | None = passed.failure) -> Received:
             return steps.receive(
@@ -223,10 +236,17 @@ class Passthrough:
             )
 
         try:
+            early = await self._send_early(passed, attempts)
+            for _ in range(SENDING_TURNS if early else 0):
+                await asyncio.sleep(0)
             exchange, request, failure = await steps.work(size, receive)
         except (ProxyError, asyncio.CancelledError) as exc:
             exchange, request, failure = receive(exc)
         capture = exchange.capture
+        if early is not None:
+            exchange.has_entered = True
+            capture.run, exchange.starting = early
+            exchange.until = time.monotonic() + self._limits.answer_s
         if passed.failure is not None:
             capture.begun = _with_raw_body(capture.begun, copy)
         if request is not None:
@@ -236,12 +256,14 @@ class Passthrough:
             capture.ignored_late += (UNREAD_REQUEST,)
         steps.log_begin(exchange)
         try:
-            attempts = Attempts(targets, self._upstreams.wait_s)
+            if isinstance(failure, asyncio.CancelledError):
+                raise failure
             run = await self._answering(passed, exchange, request, attempts)
             if run is None:  # the next one is asked in another way
                 if request is None:
                     assert failure is not None
                     raise failure
+                await exchange.has_found()
                 choice = await self._routing.choose_among(
                     attempts.rest, request, [*passed.request.headers], attempts.refused_by
                 )
@@ -249,7 +271,35 @@ class Passthrough:
             is_stream = request is not None and request.stream
             return self._relay(passed, exchange, run, is_stream=is_stream)
         except BaseException as exc:
-            return await steps.failed(exchange, dialect, exc)
+            return await self._failed(exchange, dialect, exc)
+        finally:
+            failure = None  # its traceback refers to this frame, and so to the body
+
+    async def _failed(
+        self, exchange: RunningExchange, dialect: Dialect, exc: BaseException
+    ) -> Response:
+        if isinstance(exc, ProxyError):
+            try:
+                await exchange.has_found()
+            except asyncio.CancelledError as cancelled:
+                exc = cancelled
+        return await self._steps.failed(exchange, dialect, exc)
+
+    async def _send_early(self, passed: _Passed, attempts: Attempts) -> _Early | None:
+        """Send a request before its copy is read for the log; None if it has to wait its turn.
+
+        What can't be sent raises its error when the exchange is there that has it.
+        """
+        if not self._steps.limiter.has_room:
+            return None
+        try:
+            run = await self._run(passed, attempts)
+        except ProxyError:
+            return None
+        if not self._steps.limiter.has_room:  # others came while a large body was renamed
+            return None
+        await self._steps.limiter.enter(None)
+        return run, asyncio.create_task(run.start())
 
     async def _answering(
         self,
@@ -261,13 +311,17 @@ class Passthrough:
         """Return the run of the upstream that does not refuse; None if another kind comes next."""
         steps = self._steps
         while self._takes(attempts.target, passed.dialect):
-            run = await self._run(passed, attempts, request)
-            exchange.capture.run = run
-            is_first = exchange.starting is None
-            starting = steps.start(exchange, run) if is_first else run.start()
-            exchange.starting = asyncio.create_task(starting)
-            if is_first and request is not None:  # while the upstream works
-                await steps.find_conversation(exchange, request, run.model_id)
+            run = cast("PassedRun | None", exchange.capture.run)
+            if exchange.starting is None or run is None:
+                run = await self._run(passed, attempts)
+                exchange.capture.run = run
+                starting = run.start() if exchange.has_entered else steps.start(exchange, run)
+                exchange.starting = asyncio.create_task(starting)
+            if request is not None:
+                run.take(request)
+                if exchange.finding is None:  # while the upstream works
+                    finding = steps.find_conversation(exchange, request, run.model_id)
+                    exchange.finding = asyncio.create_task(finding)
             try:
                 await asyncio.wait({exchange.starting})
                 exchange.starting.result()
@@ -275,6 +329,7 @@ class Passthrough:
                 if not await attempts.go_on(error.status, error.headers):
                     raise
                 await run.stop()
+                exchange.starting = None
                 continue
             response = run.response
             assert response is not None
@@ -288,12 +343,11 @@ class Passthrough:
                 exchange.started_at = run.started_at
                 return run
             await run.stop()
+            exchange.starting = None
         exchange.capture.run = exchange.starting = None
         return None
 
-    async def _run(
-        self, passed: _Passed, attempts: Attempts, request: chat.ChatRequest | None
-    ) -> PassedRun:
+    async def _run(self, passed: _Passed, attempts: Attempts) -> PassedRun:
         target = attempts.target
         upstream = target.upstream
         assert upstream is not None
@@ -304,7 +358,6 @@ class Passthrough:
             passed.request.body if renamed is None else renamed,
             is_decoded=renamed is not None,
             model=target.model or passed.model,
-            request=request,
             refused_by=attempts.refused_by,
         )
 
@@ -414,6 +467,7 @@ class Passthrough:
         """End an exchange as its copy says; only the first call counts."""
         if exchange.is_over:
             return
+        await exchange.has_found(LEFT_FINDING_S if status == "cancelled" else None)
         capture = exchange.capture
         if copy.raw is not None:
             capture.ignored_late += (UNREAD_RESPONSE,)

@@ -28,6 +28,8 @@ class RunningExchange:
     """A chat request in progress: its capture for the log, its run, and their limits.
 
     starting: the task that waits for the model and starts the run; None if nothing has to wait.
+    finding: the task that looks up what the request continues, where nothing waits for it but
+        the log; None if there is none.
     queued_at: start of that wait, by time.monotonic(). has_entered: counted by the limiter.
     started_at: when the run was started, by time.monotonic(); None before. finished_at: when an
         embedding model had its vectors; of a chat, the run's last event has the time.
@@ -44,6 +46,7 @@ class RunningExchange:
         self.created = int(capture.begun.received.timestamp())
         self.is_logged = is_logged
         self.starting: asyncio.Task[None] | None = None
+        self.finding: asyncio.Task[None] | None = None
         self.has_started = False
         self.queued_at: float | None = None
         self.has_entered = False
@@ -212,6 +215,11 @@ class RunningExchange:
                 self._memory_bytes -= event_bytes(event, self._memory_bytes)
         if self._memory_bytes < 0:
             raise too_large()
+
+    async def has_found(self, within_s: float | None = None) -> None:
+        """Wait until `finding` has ended."""
+        if self.finding is not None:
+            await asyncio.wait({self.finding}, timeout=within_s)
 
     def ended(self, status: Ending, error: BaseException | None) -> Exchange:
         """Return the exchange as it ended."""

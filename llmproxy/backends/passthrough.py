@@ -80,7 +80,6 @@ class PassedRun:
 
     It has no events of its own: `response` is what came, and `ResponseCopy` reads it.
 
-    request: as far as its copy could be read.
     is_relayed: set while the response goes to the client, to whom it goes on whatever the log
         makes of it.
     """
@@ -96,7 +95,6 @@ class PassedRun:
         *,
         limits: Limits,
         model: str | None = None,
-        request: chat.ChatRequest | None = None,
         refused_by: str = "",
     ) -> None:
         self._client = client
@@ -106,8 +104,8 @@ class PassedRun:
         self._limits = limits
         self._connection = AsyncExitStack()
         self.model_id = upstream.model_id(model or "unknown")
-        self.options: Mapping[str, Any] = request.options if request else {}
-        self.tools: tuple[llm.Tool, ...] = request.tools if request else ()
+        self.options: Mapping[str, Any] = {}
+        self.tools: tuple[llm.Tool, ...] = ()
         self.ignored: tuple[str, ...] = ()
         self.started = datetime.now(UTC)
         self.started_at = time.monotonic()
@@ -119,6 +117,10 @@ class PassedRun:
         self.upstream = backend.UpstreamUse(upstream.name, refused_by)
         self.response: UpstreamResponse | None = None
         self.is_relayed = False
+
+    def take(self, request: chat.ChatRequest) -> None:
+        """Note for the log what the copy of the request says."""
+        self.options, self.tools = request.options, request.tools
 
     async def wait_turn(self, wait_s: float | None) -> bool:
         """Return at once: the server limits its clients itself."""
