@@ -139,6 +139,7 @@ REMEMBERED = {
     "core/known_keys.py:_is_secret_name": "1,024 names of MAX_REMEMBERED_CHARS",
     "recorder/user_files.py:_user_file": "16 paths",
     "core/payload.py:_compiled": "annotations of our dataclasses",
+    "core/payload.py:_small_decoder": "8 limits",
     "conversations/matching.py:fingerprints": "a few hundred bytes of a turn in Matcher._pending",
     "recorder/capture.py:response": "as long as its exchange",
     "app/running_exchange.py:input_estimate": "as long as its exchange",

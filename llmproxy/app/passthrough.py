@@ -85,9 +85,7 @@ class Steps:
     receive: Callable[..., Received]
     begin: Callable[[Dialect, Request, Any, tuple[datetime, float], str | None], RunningExchange]
     log_begin: Callable[[RunningExchange], None]
-    find_conversation: Callable[
-        [RunningExchange, chat.ChatRequest, str], Coroutine[Any, Any, None]
-    ]
+    find_conversation: Callable[[RunningExchange, chat.ChatRequest, str], Coroutine[Any, Any, None]]
     start: Callable[[RunningExchange, Run], Coroutine[Any, Any, None]]
     respond: Callable[
         [Dialect, RunningExchange, chat.ChatRequest, Choice, int], Awaitable[Response]
@@ -354,6 +352,7 @@ class Passthrough:
         renamed = await self._renamed(passed, target)
         return self._passed_run(
             upstream,
+            passed.dialect,
             passed.request,
             passed.request.body if renamed is None else renamed,
             is_decoded=renamed is not None,
@@ -364,6 +363,7 @@ class Passthrough:
     def _passed_run(
         self,
         upstream: NamedUpstream,
+        dialect: Dialect,
         http_request: Request,
         body: Any,
         *,
@@ -371,7 +371,7 @@ class Passthrough:
         is_turn: bool = True,
         **facts: Any,
     ) -> PassedRun:
-        path = without_vendor(http_request, dialect_of(http_request))
+        path = without_vendor(http_request, dialect)
         if ".." in http_request.path.split("/"):
             raise InvalidRequest("a path with .. in it is not passed on")
         headers = http_request.headers.as_received
@@ -501,6 +501,7 @@ class Passthrough:
             sent = request.body if request.body_stream is None else request.body_stream
             run = self._passed_run(
                 upstream,
+                dialect,
                 request,
                 sent if renamed is None else renamed,
                 is_decoded=renamed is not None,
