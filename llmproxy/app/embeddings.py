@@ -14,6 +14,7 @@ from ..core import payload
 from ..core.embeddings import FLOAT_BYTES, Embedder, EmbedRequest, EmbedRun, without_inputs
 from ..core.errors import NotRecorded, UpstreamTimeout
 from ..core.limits import Limits
+from ..core.usage import ESTIMATED
 from ..dialects import Dialect, EmbeddingDialect
 from ..report.numbers import count_of
 from ..transport.http11 import Request, Response
@@ -108,7 +109,7 @@ class EmbeddingRequests:
         finally:
             run.stop()
         exchange.finished_at = time.monotonic()
-        exchange.capture.ignored_late = (*request.ignored, "usage")
+        exchange.capture.ignored_late = (*request.ignored, ESTIMATED)
         count = sum(map(len, found.vectors))
         size = len(found.vectors[0]) if found.vectors else 0
         vectors = count_of(len(found.vectors), "vector")

@@ -15,7 +15,7 @@ from ..core.backend import Choice, Run, Stamped, event_bytes, too_large
 from ..core.byte_cache import message_bytes
 from ..core.errors import ProxyError, UpstreamTimeout
 from ..core.message_facts import total
-from ..core.usage import Usage
+from ..core.usage import ESTIMATED, Usage
 from ..dialects import Dialect
 from ..recorder.capture import Capture
 from ..recorder.exchange import Exchange
@@ -119,7 +119,7 @@ class RunningExchange:
         self.capture.ignored_late += left_out
         usage = finish.usage
         if self.shows_usage and None in (usage.input_tokens, usage.output_tokens):
-            self.capture.ignored_late += ("usage",)
+            self.capture.ignored_late += (ESTIMATED,)
             usage = self._with_estimates(usage)
         return replace(finish, durations=self._durations(), usage=usage)
 
@@ -140,7 +140,7 @@ class RunningExchange:
 
     def headers(self, *, is_usage_estimated: bool = False) -> list[tuple[str, str]]:
         """Return the headers of a successful response."""
-        ignored = self.capture.ignored + (("usage",) if is_usage_estimated else ())
+        ignored = self.capture.ignored + ((ESTIMATED,) if is_usage_estimated else ())
         return [*self._facts().items(), *ignored_header(ignored)]
 
     def with_id(self, error: ProxyError) -> ProxyError:

@@ -328,6 +328,16 @@ def age(text: str) -> timedelta:
     return found
 
 
+def age_text(value: timedelta) -> str:
+    """Return an age as `age` takes it: 90d, 1d12h."""
+    left, pieces = int(value.total_seconds()), []
+    for unit in "dhms":
+        count, left = divmod(left, int(timedelta(**{_UNITS[unit]: 1}).total_seconds()))
+        if count:
+            pieces.append(f"{count}{unit}")
+    return "".join(pieces)
+
+
 def _age(text: str) -> timedelta:
     parts = re.findall(r"(?<!\d)(\d++)([smhdw])", text)
     return sum((timedelta(**{_UNITS[unit]: int(digits)}) for digits, unit in parts), timedelta())

@@ -23,7 +23,7 @@ from ..recorder.listing import open_for_reading
 from ..recorder.store import logs_on
 from ..recorder.user_files import user_folder_path
 from ..report.numbers import count_of
-from .arguments import add_prices, prices_of
+from .arguments import add_prices, age_text, prices_of
 from .run import FAILED, run
 from .serve import _parser as server_parser
 from .serve import settings_from
@@ -43,7 +43,7 @@ def main(argv: Sequence[str], program: str) -> int:
 
     def check() -> int:
         given = complete(parser, flags)
-        for line in _settings(parser, given):
+        for line in _settings(parser, given, is_all=flags.with_defaults):
             print_line(printable(line))
         print_line("")
         with given.naming_errors(parser):
@@ -69,19 +69,34 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "check that it can work. Nothing is sent to a provider, and nothing is written."
     )
     add_prices(parser)
+    parser.add_argument(
+        "--defaults",
+        action="store_true",
+        dest="with_defaults",
+        help="show the settings that have their defaults too",
+    )
     return parser
 
 
-def _settings(parser: argparse.ArgumentParser, given: Given) -> Iterator[str]:
-    """Yield a line for each setting and for what is odd in the environment."""
+def _settings(parser: argparse.ArgumentParser, given: Given, *, is_all: bool) -> Iterator[str]:
+    """Yield a line for each setting, and for what is odd in the environment.
+
+    is_all: those that have their defaults too, which are only counted otherwise.
+    """
     yield f"config: {given.config or 'none'}"
+    defaults = 0
     for key, action in settings_of(parser).items():
         value = given.values[action.dest]
+        if not is_all and action.dest not in given.sources:
+            defaults += 1
+            continue
         shown = _shown(value != action.default) if action.nargs == 0 else _shown(value)
         if is_secret(action):
             count = f"{len(value)} " if isinstance(value, list) else ""
             shown = f"{count}set" if value else "not set"
         yield f"{key}: {shown} ({given.sources.get(action.dest, 'default')})"
+    if defaults:
+        yield f"{count_of(defaults, 'more setting')} with the default (--defaults shows them)"
     for warning in given.warnings:
         yield f"warning: {warning}"
 
@@ -95,7 +110,7 @@ def _shown(value: Any) -> str:
         return ", ".join(
             "=".join(map(str, one)) if isinstance(one, tuple) else one for one in value
         )
-    return f"{value}" if not isinstance(value, timedelta) else f"{value.total_seconds():g} s"
+    return age_text(value) if isinstance(value, timedelta) else f"{value}"
 
 
 def _findings(settings: Settings, given: Given) -> Iterator[tuple[str, Callable[[], str]]]:

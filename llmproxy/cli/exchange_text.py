@@ -20,6 +20,7 @@ from llm.parts import (
 
 from ..core import payload
 from ..core.text import painted, printable
+from ..core.usage import ESTIMATED
 from ..recorder.exchange import Exchange
 from ..recorder.summary import ExchangeSummary
 from ..recorder.timeline import TimedEvent
@@ -66,6 +67,8 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         )
         if count
     ]
+    if ESTIMATED in exchange.ignored:
+        details.append("estimated, as the model counts none")
     times = [
         f"{label} {seconds_of(ms)}"
         for label, ms in (
@@ -104,7 +107,7 @@ def _facts(exchange: Exchange, colours: bool, width: int) -> str:
         "repeats": exchange.recorded_id or "",
         "origin": exchange.origin or "",
         "host": exchange.host or "",
-        "ignored": ", ".join(exchange.ignored),
+        "ignored": ", ".join(name for name in exchange.ignored if name != ESTIMATED),
         "damaged": ", ".join(exchange.damage),
     }
     return "\n".join(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..core.text import Colour, printable
-from ..core.usage import Usage
+from ..core.usage import ESTIMATED, Usage
 from ..recorder.summary import ExchangeSummary
 from ..report.numbers import amount, count_of
 from .columns import GAP, Aligner, Cell, Span, cell, cut, joined
@@ -154,8 +154,7 @@ def _notes(entry: ExchangeSummary) -> str:
     notes += [f"from {place}" for place in (entry.origin, entry.host) if place is not None]
     if entry.finish_reason not in USUAL:
         notes.append(f"finish {entry.finish_reason}")
-    # "usage" is no field of a request: it says that token counts are our estimate.
-    ignored = [name for name in entry.ignored if name != "usage"]
+    ignored = [name for name in entry.ignored if name != ESTIMATED]
     if ignored:
         more = f" and {len(ignored) - NAMED} more" if len(ignored) > NAMED else ""
         names = ", ".join(name[:NAME_CHARS] for name in ignored[:NAMED])

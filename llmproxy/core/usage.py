@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ESTIMATED = "usage"  # among ignored fields: it is none, but says that tokens are our estimate
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 

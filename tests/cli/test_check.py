@@ -41,17 +41,27 @@ def test_it_says_what_would_be_used_and_from_where(here, tmp_path, llm_user_path
     before = files(tmp_path) | files(llm_user_path)
     code, lines = here("--port", "0", "--limit", "body=5")
     assert code == 0
-    assert lines[:3] == ["config: s.toml", "host: 127.0.0.1 (default)", "port: 0 (--port)"]
+    assert lines[:2] == ["config: s.toml", "port: 0 (--port)"]
     assert "map: a*=demo (s.toml: map)" in lines
-    assert "keep: 172800 s (s.toml: keep)" in lines
+    assert "keep: 2d (s.toml: keep)" in lines
     assert "api-key: 2 set (LLMPROXY_API_KEY)" in lines
-    assert "no-log: false (default)" in lines
+    assert not any("default)" in line for line in lines)
+    defaults = next(line for line in lines if "--defaults" in line)
     unknown = "LLMPROXY_PROT: there is no such setting; did you mean LLMPROXY_PORT?"
     assert f"warning: {unknown}" in lines
     assert "s3cret" not in str(lines)
     assert "ok: settings: they work together; 1 limit changed" in lines
     assert f"ok: log: {llm_user_path / 'logs.db'} will be made" in lines
     assert files(tmp_path) | files(llm_user_path) == before
+    code, all_lines = here("--port", "0", "--limit", "body=5", "--defaults")
+    shown = [line for line in all_lines if line.endswith(" (default)")]
+    assert {"host: 127.0.0.1 (default)", "no-log: false (default)"} < set(shown)
+    assert defaults == f"{len(shown)} more settings with the default (--defaults shows them)"
+
+
+@pytest.mark.parametrize("text", ["90d", "1d12h", "1h1m1s", "6d23h"])
+def test_an_age_is_shown_as_it_was_given(here, text):
+    assert f"keep: {text} (--keep)" in here("--keep", text)[1]
 
 
 def test_a_log_is_looked_at_and_left_as_it_is(here, tmp_path):

@@ -96,7 +96,7 @@ def parse_request(
         raise InvalidRequest("must not be empty", param="messages")
     add_items(parser, request.messages, "messages", memory)
     if not any(message.parts for message in parser.messages[parser.leading :]):
-        raise InvalidRequest("must not be empty", param="messages")
+        raise InvalidRequest("no message besides the system prompt has content", param="messages")
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, server_tools = _tools(request, parser)
     ignored += parser.ignored

@@ -110,7 +110,10 @@ def parse_request(
     add_items(parser, request.messages, "messages", None if others else memory)
     ignored += parser.ignored
     if not any(message.parts for message in parser.messages):
-        raise InvalidRequest("must not be empty", param="messages")
+        raise InvalidRequest(
+            "no message has any content" if request.messages else "must not be empty",
+            param="messages",
+        )
     parser.pending.check_empty(f"messages[{len(request.messages)}]")
     tools, tool_choice = _tools(request, parser.added_tools, ignored)
     options, paths = _options(request, ignored)

@@ -111,7 +111,10 @@ def parse_request(
     messages = parser.finished()
     said = [message for message in messages[leading:] if message.parts]
     if len(said) <= parser.is_compaction:  # the request for a summary is ours
-        raise InvalidRequest("must not be empty", param="input")
+        raise InvalidRequest(
+            "nothing in it has any content" if request.input else "must not be empty",
+            param="input",
+        )
     tools = _Tools(ignored)
     for offered_tools, path in [(request.tools or (), "tools"), *parser.added_tools]:
         tools.add(offered_tools, path)

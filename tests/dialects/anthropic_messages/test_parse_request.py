@@ -552,7 +552,7 @@ REFUSED = {
     "an empty list": ({"messages": []}, "must not be empty", "messages"),
     "a system prompt alone": (
         {"system": "x", "messages": [{"role": "user", "content": ""}]},
-        "must not be empty",
+        "no message besides the system prompt has content",
         "messages",
     ),
     "a role of another API": (

@@ -352,7 +352,7 @@ REFUSED = {
     "an empty list": ({"messages": []}, "must not be empty", "messages"),
     "only an empty answer": (
         {"messages": [{"role": "assistant"}]},
-        "must not be empty",
+        "no message has any content",
         "messages",
     ),
     "messages as text": ({"messages": "hi"}, "expected a list, got a string", "messages"),

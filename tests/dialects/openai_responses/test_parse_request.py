@@ -115,7 +115,7 @@ def test_messages_between_a_call_and_its_result_come_after_it():
         ([USER, output("c1")], "input[1].call_id", "no tool call 'c1' waits for a result"),
         ([{"role": "user", "content": None}], "input[0].content", "this field is required"),
         ([{"role": "robot", "content": ""}], "input[0].role", "expected one of"),
-        ([message("assistant", "")], "input", "must not be empty"),
+        ([message("assistant", "")], "input", "nothing in it has any content"),
         ([], "input", "must not be empty"),
         ([{"type": "item_reference", "id": "msg_9"}], "input[0]", "Item with id 'msg_9' not found"),
         ([{"id": "msg_9"}], "input[0]", "Item with id 'msg_9' not found"),
