@@ -21,6 +21,7 @@ from .proxy import Options, Proxy, Settings
 
 START_S = 60.0  # llm's plugins may be slow to load
 EXTRA_S = 5.0  # for the part of closing that `limits.shutdown_s` doesn't count
+FEW_CONNECTIONS = 1_000  # fewer than these are worth a word, if more were wanted
 OTHER_DESCRIPTORS = 512  # besides connections: those of models, the log, the loop
 WARN_AGAIN_S = 60.0  # between two warnings that no descriptors are left
 LEAVE_S = 1.0  # for cancelled models to clean up when the process ends
@@ -141,7 +142,13 @@ async def serve_until_signal(
     Raises:
         SettingsError: as `Proxy` and its start do.
     """
-    connections = _take_descriptors(settings.limits.connections)
+    wanted = settings.limits.connections
+    connections = _take_descriptors(wanted)
+    if connections < min(wanted, FEW_CONNECTIONS):
+        settings.warn(
+            f"the limit on open files (ulimit -n) leaves room for {connections} connections,"
+            f" not {wanted} (limit connections)"
+        )
     settings = replace(settings, limits=replace(settings.limits, connections=connections))
     asyncio.get_running_loop().set_exception_handler(_LoopFailures())
     stopped = asyncio.Event()

@@ -54,7 +54,7 @@ def main(argv: Sequence[str], program: str) -> int:
         from ..recorder.retention import oldest_kept  # imports llm, 0.3 s
 
         arguments.prune, arguments.until = True, oldest_kept(arguments.keep)
-    if arguments.prune and not _narrows(arguments):
+    if arguments.prune and not (_narrows(arguments) or arguments.last):
         parser.error("--prune needs an ID or a filter, so that it can't delete everything")
     if arguments.html and not (_is_tree(arguments) and not _has_mode(arguments)):
         parser.error("--html writes one conversation: it needs --thread ID, and no other filter")
@@ -74,7 +74,10 @@ def _log(arguments: argparse.Namespace) -> int:
     with LogListing(database) as history:
         resolve_ids(history, arguments)
         if arguments.prune:
-            return _prune(database, arguments)
+            chosen = filter_of(arguments)
+            if arguments.last is not None:
+                chosen = Filter(ids=tuple(history.ids(chosen, last=arguments.last)))
+            return _prune(database, chosen, dry_run=arguments.dry_run)
         if arguments.html:
             return _write_page(database, arguments)
         if arguments.cache or arguments.id is not None and not arguments.threads:
@@ -279,11 +282,11 @@ def _verify(database: Path, arguments: argparse.Namespace) -> int:
     return FAILED if verified.broken else 0
 
 
-def _prune(database: Path, arguments: argparse.Namespace) -> int:
+def _prune(database: Path, chosen: Filter, *, dry_run: bool) -> int:
     from ..recorder.prune import prune
 
-    pruned = prune(database, filter_of(arguments), dry_run=arguments.dry_run)
-    verb = "would delete" if arguments.dry_run else "deleted"
+    pruned = prune(database, chosen, dry_run=dry_run)
+    verb = "would delete" if dry_run else "deleted"
     print_line(f"{verb} {pruned}")
     for remnant in pruned.remnants:
         print_error(f"warning: deleted content may be left: {remnant}")

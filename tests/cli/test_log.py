@@ -260,6 +260,14 @@ def test_prune_deletes_what_matches(recorded):
     )
 
 
+def test_prune_deletes_only_the_newest_of_what_matches(recorded):
+    listed = [line.split("  ")[0] for line in log().splitlines()]
+    assert log("--prune", "--last", "1", "--client", "nobody").startswith("deleted 0 exchanges")
+    assert log("--prune", "--last", "2", "--dry-run").startswith("would delete 2 exchanges")
+    assert log("--prune", "--last", "1").startswith("deleted 1 exchange,")
+    assert [line.split("  ")[0] for line in log().splitlines()] == listed[:-1]
+
+
 def test_keep_deletes_what_is_older(recorded, llm_user_path):
     assert log("--keep", "1h").startswith("deleted 0 exchanges, ")
     with sqlite3.connect(llm_user_path / "logs.db") as db:
