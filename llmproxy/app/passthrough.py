@@ -190,7 +190,7 @@ class Passthrough:
         if not self._takes(targets[0], dialect):
             return None
         passed = _Passed(dialect, request, copy, failure, model, received)
-        if kind in CHAT_KINDS and not _loads_model(kind, copy):
+        if kind in CHAT_KINDS and not _loads_model(dialect, copy):
             return await self._pass_chat(passed, argument, targets)
         target = targets[0]
         assert target.upstream is not None
@@ -609,9 +609,15 @@ class _Passed:
         self.received = received
 
 
-def _loads_model(kind: Kind, request: Request) -> bool:
-    """Return whether a request has no messages: to Ollama, a wish to load a model."""
-    return kind == "chat_or_load" and b'"messages"' not in request.body
+def _loads_model(dialect: Dialect, request: Request) -> bool:
+    """Return whether a request says nothing: to Ollama, a wish to load or unload a model."""
+    if dialect.NAME != "ollama" or len(request.body) > SMALL_BYTES:
+        return False
+    try:
+        body = payload.parse(request.body)
+    except InvalidRequest:
+        return False
+    return isinstance(body, dict) and not (body.get("messages") or body.get("prompt"))
 
 
 def _with_raw_body(begun: Any, request: Request) -> Any:

@@ -15,7 +15,7 @@ import pytest
 from llmproxy import dialects
 from llmproxy.core import backend, chat
 from llmproxy.core.limits import Limits
-from llmproxy.dialects import DIALECTS, anthropic_messages
+from llmproxy.dialects import DIALECTS, anthropic_messages, ollama
 from tests.models import AsyncScript
 from tests.proxies import running
 from tests.raw_provider import (
@@ -361,6 +361,27 @@ def test_an_upload_and_a_download_of_any_size_pass():
     assert provider.requests[0].body == large
     assert body == large
     assert (exchange.status, exchange.request.body) == ("ok", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "is_chat"),
+    [
+        ("/api/chat", {"model": "m"}, False),
+        ("/api/chat", {"model": "m", "messages": [], "keep_alive": 0}, False),
+        ("/api/chat", {"model": "m", "format": '"messages"'}, False),
+        ("/api/generate", {"model": "m", "prompt": ""}, False),
+        ("/api/generate", {"model": "m", "prompt": "x"}, True),
+        ("/api/chat", {"model": "m", "messages": [{"role": "user", "content": "x"}]}, True),
+    ],
+)
+def test_a_wish_to_load_a_model_is_no_chat(path, body, is_chat):
+    said = {"model": "m", "created_at": "2026-01-01T00:00:00Z", "done": True, "done_reason": "stop"}
+    said |= {"message": {"role": "assistant", "content": "y"}, "response": "y"}
+    with playing_raw(response(json.dumps(said).encode())) as provider:
+        with running(**settings(provider, ollama)) as proxy:
+            ask(proxy, compact(body).replace(b"messages", b"mess\\u0061ges"), path=path)
+            exchange = proxy.wait_for_report()
+    assert (exchange.status, exchange.turn is not None, exchange.ignored) == ("ok", is_chat, ())
 
 
 def test_credentials_are_passed_and_stored_nowhere(llm_user_path):
