@@ -103,6 +103,7 @@ def add_filters(
     add("--model", type=name, help="requested by this name, or answered by the model with this ID")
     add("--client", type=name, help="sent by this program")
     add("--host", type=name, metavar="NAME", help="imported with this --host")
+    add("--upstream", type=name, metavar="NAME", help="answered by this upstream")
     add("--dialect", choices=get_args(DialectName), help=dialect)
     add("--status", choices=get_args(Status), help="with this outcome")
     add("--thread", dest="thread_id", type=name, metavar="ID", help=thread)

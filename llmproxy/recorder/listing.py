@@ -52,6 +52,7 @@ class Filter:
         benchmarks, replays and embeddings, and without what no model was found for.
     has_run: only what benchmarks sent, or, if False, only what clients sent.
     host: the name that `import --host` gave to where it was recorded.
+    upstream: the name of the upstream that answered.
 
     Raises:
         ValueError: a field of another type, or an unknown status: it would select nothing.
@@ -69,6 +70,7 @@ class Filter:
     run: str | None = None
     is_traffic: bool = False
     host: str | None = None
+    upstream: str | None = None
     has_run: bool | None = None
 
     def __post_init__(self) -> None:
@@ -95,6 +97,7 @@ class Filter:
             "run": self.run,
             "is_traffic": self.is_traffic or None,
             "host": self.host,
+            "upstream": self.upstream,
             "has_run": self.has_run,
         }
         given = {name: value for name, value in values.items() if value is not None}
@@ -120,6 +123,7 @@ _CONDITIONS = {
     "status": "status = :status",
     "thread_id": "thread_id = :thread_id",
     "host": "host = :host",
+    "upstream": "upstream = :upstream",
     "has_run": "(run_id is not null) = :has_run",
     "ids": "id in (select value from json_each(:ids))",
     "run": "run_id in (select id from proxy_runs where name = :run union select :run)",

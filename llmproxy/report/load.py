@@ -129,6 +129,7 @@ def _selection(chosen: Filter) -> dict[str, object]:
         "model": chosen.model,
         "client": chosen.client,
         "host": chosen.host,
+        "upstream": chosen.upstream,
         "dialect": chosen.dialect,
         "status": chosen.status,
         "thread": chosen.thread_id,

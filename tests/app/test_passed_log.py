@@ -55,6 +55,8 @@ def test_the_commands_take_what_passed(tmp_path, monkeypatch):
     status, out, _ = run_here("log", "--threads")
     assert (status, out.count(b"2 exchanges")) == (0, 1)
     assert b"far/claude-x" in out
+    assert run_here("log", "--upstream", "far") == run_here("log")
+    assert b"claude" not in run_here("log", "--upstream", "near")[1]
     status, out, _ = run_here("log", "--cache")
     assert status == 0
     assert b"1 conversation kept its prefix\n  the provider read 0 tokens" in out
