@@ -11,7 +11,15 @@ import asyncio
 import base64
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -131,7 +139,10 @@ class Passthrough:
             upstream = self._without_route(request)
             if upstream is None:
                 return None
-            return await self._pass_other(dialect_of(request), request, upstream, received)
+            return await self._pass_other(
+                _Passed(dialect_of(request), request, request, None, None, received),
+                [Target(upstream)],
+            )
         if kind in _BY_MODEL:
             return await self._by_model(dialect, kind, request, argument, received)
         other: NamedUpstream | None = None
@@ -143,7 +154,9 @@ class Passthrough:
             other = self._speaking(dialect)
         if other is None:
             return None
-        return await self._pass_other(dialect, request, other, received)
+        return await self._pass_other(
+            _Passed(dialect, request, request, None, None, received), [Target(other)]
+        )
 
     def _speaking(self, dialect: Dialect) -> NamedUpstream | None:
         """Return the upstream for what names no model: the one for all, else the first."""
@@ -192,13 +205,8 @@ class Passthrough:
         passed = _Passed(dialect, request, copy, failure, model, received)
         if kind in CHAT_KINDS and not _loads_model(dialect, copy):
             return await self._pass_chat(passed, argument, targets)
-        target = targets[0]
-        assert target.upstream is not None
-        body = await self._renamed(passed, target)
-        is_embedding = kind == "embeddings"
-        return await self._pass_other(
-            dialect, request, target.upstream, received, body, model, is_embedding=is_embedding
-        )
+        alike = [target for target in targets if self._takes(target, dialect)]
+        return await self._pass_other(passed, alike, is_embedding=kind == "embeddings")
 
     def _takes(self, target: Target, dialect: Dialect) -> bool:
         return target.upstream is not None and dialect.NAME in target.upstream.dialects
@@ -345,33 +353,23 @@ class Passthrough:
         exchange.capture.run = exchange.starting = None
         return None
 
-    async def _run(self, passed: _Passed, attempts: Attempts) -> PassedRun:
+    async def _run(self, passed: _Passed, attempts: Attempts, *, is_turn: bool = True) -> PassedRun:
+        """Return a request to the target of an attempt, not sent yet.
+
+        is_turn: its response is read for the log; that of another may be of any size.
+
+        Raises:
+            ProxyError: it can't be sent.
+        """
         target = attempts.target
         upstream = target.upstream
         assert upstream is not None
         renamed = await self._renamed(passed, target)
-        return self._passed_run(
-            upstream,
-            passed.dialect,
-            passed.request,
-            passed.request.body if renamed is None else renamed,
-            is_decoded=renamed is not None,
-            model=target.model or passed.model,
-            refused_by=attempts.refused_by,
-        )
-
-    def _passed_run(
-        self,
-        upstream: NamedUpstream,
-        dialect: Dialect,
-        http_request: Request,
-        body: Any,
-        *,
-        is_decoded: bool,
-        is_turn: bool = True,
-        **facts: Any,
-    ) -> PassedRun:
-        path = without_vendor(http_request, dialect)
+        http_request = passed.request
+        body: bytes | AsyncIterator[bytes] = http_request.body
+        if http_request.body_stream is not None:
+            body = http_request.body_stream
+        path = without_vendor(http_request, passed.dialect)
         if ".." in http_request.path.split("/"):
             raise InvalidRequest("a path with .. in it is not passed on")
         headers = http_request.headers.as_received
@@ -385,11 +383,12 @@ class Passthrough:
                 upstream,
                 headers,
                 keeps_coding=not is_turn,
-                is_decoded=is_decoded,
+                is_decoded=renamed is not None,
             ),
-            body,
+            body if renamed is None else renamed,
             limits=self._limits if is_turn else replace(self._limits, body=sys.maxsize),
-            **facts,
+            model=target.model or passed.model,
+            refused_by=attempts.refused_by,
         )
 
     # ---- responses
@@ -402,12 +401,9 @@ class Passthrough:
         copy = ResponseCopy(passed.dialect, response, self._limits, is_stream=is_stream)
         exchange.capture.http_status = response.status
         pieces = self._pieces(exchange, run, copy)
-        headers = [*response.headers.as_received]
-        if run.upstream.refused_by:
-            headers.append(("x-llmproxy-refused-by", run.upstream.refused_by))
         return Response(
             response.status,
-            headers,
+            _fields_of(run),
             StreamBody(pieces, lambda: self._over(exchange, run, copy, "cancelled")),
             reason_phrase=response.reason_phrase,
             is_relayed=True,
@@ -483,32 +479,33 @@ class Passthrough:
     # ---- everything else
 
     async def _pass_other(
-        self,
-        dialect: Dialect,
-        request: Request,
-        upstream: NamedUpstream,
-        received: tuple[datetime, float],
-        renamed: bytes | None = None,
-        model: str | None = None,
-        *,
-        is_embedding: bool = False,
+        self, passed: _Passed, targets: Sequence[Target], *, is_embedding: bool = False
     ) -> Response:
-        """Pass on a request that is no chat: an exchange without a turn."""
+        """Pass on a request that is no chat: an exchange without a turn.
+
+        targets: that take it as it comes; the next one if the first refuses.
+        """
+        dialect, request, model = passed.dialect, passed.request, passed.model
         body = await self._json(request, is_embedding=is_embedding)
-        exchange = self._steps.begin(dialect, request, body, received, model)
+        exchange = self._steps.begin(dialect, request, body, passed.received, model)
+        attempts = Attempts(targets, self._upstreams.wait_s)
         run: PassedRun | None = None
         try:
-            sent = request.body if request.body_stream is None else request.body_stream
-            run = self._passed_run(
-                upstream,
-                dialect,
-                request,
-                sent if renamed is None else renamed,
-                is_decoded=renamed is not None,
-                is_turn=False,
-            )
-            exchange.capture.model_id = upstream.model_id(model) if model else None
-            await self._steps.start(exchange, run)
+            while True:
+                run = await self._run(passed, attempts, is_turn=False)
+                exchange.capture.model_id = run.model_id if model else None
+                starting = run.start() if exchange.has_entered else self._steps.start(exchange, run)
+                try:
+                    await starting
+                except ProxyError as error:
+                    if not await self._goes_on(passed, attempts, error.status, error.headers):
+                        raise
+                else:
+                    assert run.response is not None
+                    status, headers = run.response.status, dict(run.response.headers)
+                    if not await self._goes_on(passed, attempts, status, headers):
+                        break
+                await run.close()
         except BaseException as exc:
             if run is not None:
                 exchange.capture.upstream = run.upstream
@@ -516,6 +513,15 @@ class Passthrough:
             return await self._steps.failed(exchange, dialect, exc)
         exchange.capture.upstream = run.upstream
         return await self._relay_other(dialect, request, exchange, run)
+
+    async def _goes_on(
+        self, passed: _Passed, attempts: Attempts, status: int, headers: Mapping[str, str]
+    ) -> bool:
+        """Return whether a target is to be asked after this response; see `Attempts.go_on`.
+
+        A body that was read as it came can't be sent again.
+        """
+        return passed.request.body_stream is None and await attempts.go_on(status, headers)
 
     async def _relay_other(
         self, dialect: Dialect, request: Request, exchange: RunningExchange, run: PassedRun
@@ -539,7 +545,7 @@ class Passthrough:
             body = StreamBody(self._other_pieces(exchange, run, copy), cut)
         return Response(
             response.status,
-            response.headers.as_received,
+            _fields_of(run),
             body,
             reason_phrase=response.reason_phrase,
             is_relayed=True,
@@ -618,6 +624,14 @@ def _loads_model(dialect: Dialect, request: Request) -> bool:
     except InvalidRequest:
         return False
     return isinstance(body, dict) and not (body.get("messages") or body.get("prompt"))
+
+
+def _fields_of(run: PassedRun) -> list[tuple[str, str]]:
+    """Return the header fields of a response, with those that refused the request before."""
+    assert run.response is not None
+    refused_by = run.upstream.refused_by
+    fields = run.response.headers.as_received
+    return [*fields, ("x-llmproxy-refused-by", refused_by)] if refused_by else [*fields]
 
 
 def _with_raw_body(begun: Any, request: Request) -> Any:

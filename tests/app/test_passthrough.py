@@ -429,6 +429,36 @@ def test_the_next_target_is_asked_if_the_first_refuses():
     assert (exchange.upstream, exchange.refused_by, exchange.status) == ("b", "a: 529", "ok")
 
 
+def test_the_next_target_is_asked_for_what_is_no_chat_too():
+    counted = response(b'{"input_tokens": 7}')
+    with playing_raw(response(b"{}", 503)) as first, playing_raw(counted, CLOSE) as second:
+        with running(
+            upstreams=[
+                f"a=anthropic_messages+{first.url}",
+                f"b=anthropic_messages+{second.url}",
+            ],
+            maps=[("claude-*", "a:,llm:demo,b:claude-other")],
+        ) as proxy:
+            _, headers, body = ask(proxy, path="/v1/messages/count_tokens")
+            exchange = proxy.wait_for_report()
+    assert body == b'{"input_tokens": 7}'
+    assert b"x-llmproxy-refused-by: a: 503" in headers
+    assert json.loads(second.requests[0].body) == json.loads(BODY) | {"model": "claude-other"}
+    assert (exchange.upstream, exchange.refused_by, exchange.status) == ("b", "a: 503", "ok")
+    assert exchange.model_used == "b/claude-other"
+
+
+def test_a_body_that_was_not_kept_is_sent_once():
+    large = b"0123456789" * 3_000_000
+    with playing_raw(response(b"{}", 429, headers=[("Retry-After", "0")])) as provider:
+        with running(
+            limits=Limits(body=10_000_000), upstream_wait_s=9.0, **settings(provider, ANTHROPIC)
+        ) as proxy:
+            status, _, _ = ask(proxy, large, path="/v1/files")
+    assert b"429" in status
+    assert len(provider.requests) == 1
+
+
 BUSY_EVENT = b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error"}}\n\n'
 BAD_EVENT = BUSY_EVENT.replace(b"overloaded_error", b"invalid_request_error")
 
