@@ -106,7 +106,7 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
         if decoded.startswith("\ufeff"):  # a second one; `json.loads` says the same
             raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", decoded, 0)
         value = _decoder(_int_digits(limits), len(text)).decode(decoded)
-        if text.count(b"{", 0, json_pieces.PIECE) + text.count(b"[", 0, json_pieces.PIECE) > depth:
+        if len(text) > json_pieces.PIECE or text.count(b"{") + text.count(b"[") > depth:
             _check_depth(value, depth, name)
         return without_surrogates(value) if has_surrogates(text) else value
     except UnicodeDecodeError as exc:
