@@ -11,8 +11,12 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +44,7 @@ CLAUDE = os.environ.get("CLAUDE") or shutil.which("claude")
 KEY = "sk-ant-canary-0123456789"
 TIMEOUT_S = 60
 USAGE = Usage(10, 5, cached_tokens=100)
+README = Path(__file__).parents[2] / "README.md"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]  # each program takes seconds
 
@@ -103,7 +108,7 @@ def claude(url: str, home: Path, *arguments: str) -> str:
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "ANTHROPIC_BASE_URL": url}
     env |= {"ANTHROPIC_API_KEY": KEY, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
     assert CLAUDE is not None
-    flags = ["-p", "--model", "claude-haiku-4-5", "--allowedTools=Bash", *arguments]
+    flags = ["-p", "--model", "claude-haiku-4-5", "--allowedTools=Bash,Read", *arguments]
     done = subprocess.run(
         [CLAUDE, *flags, "Run it."],
         env=env,
@@ -143,9 +148,92 @@ def test_claude_code_is_passed_on_as_by_a_relay(llm_user_path, tmp_path):
     assert {one.usage.cached_tokens for one in chats} == {100}
     assert not any(one.ignored for one in chats)
     assert KEY.encode() not in (llm_user_path / "logs.db").read_bytes()
-    code, shown, _ = run_here("log", "--threads")
-    assert code == 0 and b"Run it." in shown
-    assert run_here("log", "--cache")[0] == 0
+    assert b"Run it." in shown("--threads") and shown("--cache")
+
+
+@contextmanager
+def command(words: list[str], **variables: str) -> Iterator[str]:
+    """Run the server as a user does, with these words on the command line; yield its URL."""
+    assert words[:3] == ["python", "-m", "llmproxy"]
+    env = {"PATH": os.environ["PATH"], "LLM_USER_PATH": os.environ["LLM_USER_PATH"]}
+    process = subprocess.Popen(
+        [sys.executable, *words[1:]],
+        env=env | {"LLMPROXY_PORT": "0"} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:  # the last line of the welcome
+            if line.startswith("or: OLLAMA_HOST="):
+                yield line.strip().partition("=")[2]
+                break
+    finally:
+        process.terminate()
+        process.communicate(timeout=TIMEOUT_S)
+
+
+@pytest.mark.skipif(CLAUDE is None, reason="claude is not installed")
+def test_the_two_lines_of_the_readme_record_claude_code(llm_user_path, tmp_path, monkeypatch):
+    """All as a user has it, but that a proxy of the environment leads to the played provider."""
+    lines = README.read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("python -m llmproxy --upstream"))
+    assert lines[lines.index(line) + 1] == "ANTHROPIC_BASE_URL=http://127.0.0.1:11435 claude"
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "note.txt").write_text("harbour\n")
+    call = StreamEvent("tool_call_name", "Read", 1, "toolu_1")
+    answer = played(anthropic_messages, call, {"file_path": str(home / "note.txt")})
+    with (
+        playing_raw(answer, tls="api.anthropic.com") as provider,
+        relaying(provider.port, answers_connect=True) as proxy,
+    ):
+        ca = str(provider.write_ca(tmp_path))
+        words = [*shlex.split(line), "--upstream-ca", ca]
+        with command(words, HTTPS_PROXY=proxy.url) as url:
+            assert claude(url, home) == "It said harbour."
+            assert claude(url, home, "--continue") == "It said harbour."
+        assert proxy.received[0].startswith(b"CONNECT api.anthropic.com:443 ")
+        count = len(provider.requests)
+        assert b"harbour" in provider.requests[1].body  # what the tool has read
+
+        recorded = shown("--json")
+        found = [json.loads(one) for one in recorded.splitlines()]
+        assert len(found) == count == 3
+        assert {(one["status"], one["upstream"]) for one in found} == {("ok", "anthropic")}
+        assert b"3 exchanges  300\xe2\x86\x9215 tokens, 300 cached  Run it." in shown("--threads")
+        assert b"1 conversation kept its prefix" in shown("--cache")
+        page = shown(found[1]["id"])
+        assert b"upstream     anthropic, request req_1" in page and b"It said harbour." in page
+
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)  # for bench
+        monkeypatch.setenv("SSL_CERT_FILE", ca)
+        again = ("--base-url", "anthropic", "--key", KEY, "--models", "claude-haiku-4-5")
+        code, table, _ = run_here("bench", *again, "--name", "again", "--warmup", "0")
+        assert code == 0 and b"agreement with recorded" in table
+        assert b"stop 2, tool_calls 1" in table
+        assert len(provider.requests) == count + 3
+    assert run_here("bench", "--models", "demo", "--name", "demo", "--warmup", "0")[0] == 0
+    assert KEY.encode() not in (llm_user_path / "logs.db").read_bytes()
+
+    file, other = tmp_path / "out.jsonl", str(tmp_path / "other.db")
+    assert run_here("export", str(file))[0] == 0
+    assert run_here("import", str(file), "--database", other)[0] == 0
+    imported = [json.loads(one) for one in shown("--json", "--database", other).splitlines()]
+    assert [one["id"] for one in imported[:3]] == [one["id"] for one in found]
+
+    with running(replay="replay", log=False) as replaying:  # the provider is gone
+        assert claude(replaying.url, home) == "It said harbour."
+        assert claude(replaying.url, home, "--continue") == "It said harbour."
+        assert {one.replay_of for one in replaying.reports} == {one["id"] for one in found}
+
+
+def shown(*words: str) -> bytes:
+    """Return what `log` shows."""
+    code, out, error = run_here("log", *words)
+    assert code == 0, error
+    return out
 
 
 @pytest.mark.skipif(CODEX is None, reason="codex is not installed")

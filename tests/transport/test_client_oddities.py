@@ -8,7 +8,7 @@ import pytest
 
 from llmproxy.core.errors import SettingsError, UpstreamError, UpstreamTimeout
 from llmproxy.core.limits import Limits
-from llmproxy.transport.client import Client
+from llmproxy.transport.client import Client, send_request
 from llmproxy.transport.connections import Deadlines, Proxies, trust
 from tests.raw_provider import (
     CLOSE,
@@ -213,6 +213,10 @@ async def test_the_environments_proxy_leads_to_the_provider(tmp_path, monkeypatc
         async with client.send("GET", "https://api.example.com/v1/models") as answer:
             assert [data async for _, data in answer] == [b"hi"]
         client.close()
+        where = {"tls": trust(provider.write_ca(tmp_path)), "proxies": Proxies.of_environment()}
+        async with send_request("https://api.example.com/v1/messages", **where) as answer:
+            assert [data async for _, data in answer] == [b"hi"]
+    assert len(proxy.received) == 2
     assert proxy.received[0].startswith(b"CONNECT api.example.com:443 HTTP/1.1\r\n")
     assert b"proxy-authorization: Basic dXNlcjpwYXNz\r\n" in proxy.received[0]
     assert provider.requests[0].header("proxy-authorization") is None
