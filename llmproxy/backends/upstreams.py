@@ -92,6 +92,10 @@ class NamedUpstream:
         """The dialect that requests are converted to, if they are converted."""
         return self.dialects[0]
 
+    def has_api_of(self, dialect: DialectName) -> bool:
+        """Return whether it serves the API of a dialect: OpenAI's two are at one server."""
+        return dialect.partition("_")[0] in {one.partition("_")[0] for one in self.dialects}
+
     def url_for(self, path: str, query: str = "") -> str:
         """Return the URL of a path of its API, as a client of this server has it.
 
@@ -256,14 +260,24 @@ class Upstreams:
 
         It is the one for all models, else the first that takes the dialect as it comes.
         """
-        first = [self._passthrough] if self._passthrough else []
-        each = (one for one in (*first, *self.servers.values()) if dialect in one.dialects)
-        return next(each, None)
+        return next((one for one in self._in_order() if dialect in one.dialects), None)
+
+    def serving(self, dialect: DialectName) -> NamedUpstream | None:
+        """Return the upstream for a path beside the chats of a dialect; None if there is none.
+
+        It is the one that speaks the dialect, else the first that has its API.
+        """
+        each = (one for one in self._in_order() if one.has_api_of(dialect))
+        return self.speaking(dialect) or next(each, None)
 
     def takes_all(self, dialect: DialectName) -> bool:
-        """Return whether one upstream that speaks a dialect gets every model."""
-        is_only = len(self.servers) == 1 and not self._maps
-        return is_only and self._passthrough is not None and dialect in self._passthrough.dialects
+        """Return whether one upstream that has the API of a dialect gets every model."""
+        only = self._passthrough if len(self.servers) == 1 and not self._maps else None
+        return only is not None and only.has_api_of(dialect)
+
+    def _in_order(self) -> list[NamedUpstream]:
+        first = [self._passthrough] if self._passthrough else []
+        return [*first, *self.servers.values()]
 
     def name_in_list(self, upstream: NamedUpstream, model: str) -> str:
         """Return the name under which clients may ask for an upstream's model."""

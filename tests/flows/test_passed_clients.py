@@ -7,6 +7,8 @@ TCP relay at the same kind of address.
 
 from __future__ import annotations
 
+import base64
+import importlib
 import itertools
 import json
 import os
@@ -15,6 +17,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +29,7 @@ from llm.parts import StreamEvent
 from llmproxy.core import chat
 from llmproxy.core.usage import Usage
 from llmproxy.dialects import anthropic_messages, openai_responses
+from llmproxy.transport import content_coding
 from tests.commands import run_here
 from tests.flows.test_codex import CODEX, codex, provider
 from tests.proxies import running
@@ -56,7 +60,7 @@ def played(dialect: Any, call: StreamEvent, arguments: dict[str, Any]) -> Any:
     def answer(request: RawRequest) -> Any:
         if request.method != "POST" or not request.body:
             return response(b"{}", 404)
-        body = json.loads(request.body)
+        body = json.loads(plain(request))
         history = json.dumps(body.get("messages") or body.get("input"))
         events: list[Any] = [StreamEvent("text", "It said harbour.", 0)]
         if not re.search("tool_result|call_output", history) and body.get("tools"):
@@ -80,15 +84,26 @@ def played(dialect: Any, call: StreamEvent, arguments: dict[str, Any]) -> Any:
     return answer
 
 
+def plain(request: RawRequest) -> bytes:
+    """Return a request's body without its compression."""
+    return zstd().decompress(request.body) if request.header("content-encoding") else request.body
+
+
+def zstd() -> Any:
+    return importlib.import_module(
+        "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
+    )
+
+
 def sent(provider: RawProvider, home: Path) -> list[Any]:
     """Return what a provider got, without ids, times and what names the place."""
     found = []
     for request in provider.requests:
         if request.method == "HEAD":  # of the server itself: answered by it
             continue
-        text = request.body.decode().replace(str(home), "HOME")
+        text = plain(request).decode().replace(str(home), "HOME")
         text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32,}|127\.0\.0\.1:[0-9]+", "ID", text)
-        text = re.sub(r"[0-9-]{10}T[0-9:.]+Z?", "TIME", re.sub("[0-9]{10,}", "0", text))
+        text = re.sub(r"[0-9-]{10}T[0-9:.]+Z?", "TIME", re.sub(r"[0-9]{10,}(\.[0-9]+)?", "0", text))
         text = re.sub(r"Chunk ID: [0-9a-f]+|Wall time: [0-9.]+", "RUN", text)
         # Codex writes some members in another order each time.
         text = json.dumps(json.loads(text), sort_keys=True)
@@ -252,3 +267,97 @@ def test_codex_is_passed_on_as_by_a_relay(llm_user_path, tmp_path):
     assert sent(passed, home) == sent(direct, home)
     assert [one.previous_id for one in exchanges] == [None, *(one.id for one in exchanges[:-1])]
     assert {one.status for one in exchanges} == {"ok"}
+
+
+# ---- Codex with a subscription
+
+ACCOUNT = {
+    "id": "acc-1",
+    "workspace_backend_origin": "https://chatgpt.com",
+    "account_routing_override": "NO_CONSTRAINT",
+}
+
+
+def log_in(home: Path) -> list[str]:
+    """Log Codex in with ChatGPT, by tokens without a signature; return them."""
+
+    def token(**claims: Any) -> str:
+        auth = {"chatgpt_account_id": ACCOUNT["id"], "chatgpt_plan_type": "plus"}
+        claims |= {"exp": 4 * 10**9, "https://api.openai.com/auth": auth}
+        parts = (json.dumps(part).encode() for part in ({"alg": "none"}, claims))
+        return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts)
+
+    tokens = {name: f"{token(canary=name)}.c2ln" for name in ("id_token", "access_token")}
+    tokens["refresh_token"] = "refresh.canary.0123456789"
+    login = {"tokens": tokens | {"account_id": ACCOUNT["id"]}, "auth_mode": "chatgpt"}
+    login["last_refresh"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    home.mkdir(exist_ok=True)
+    (home / "auth.json").write_text(json.dumps(login))
+    return [*tokens.values()]
+
+
+def chatgpt(request: RawRequest) -> Any:
+    """Answer as chatgpt.com, which Codex asks for more than responses."""
+    if request.target.endswith("/wham/accounts/check"):
+        return response(json.dumps({"accounts": [ACCOUNT], "account_ordering": ["acc-1"]}).encode())
+    if request.header("upgrade"):
+        return response(b"{}", 426)
+    if not request.target.endswith("/codex/responses"):
+        return response(b"{}", 404)
+    call = StreamEvent("tool_call_name", "exec_command", 1, "call_1")
+    return played(openai_responses, call, {"cmd": "echo harbour"})(request)
+
+
+@pytest.mark.skipif(CODEX is None, reason="codex is not installed")
+@pytest.mark.parametrize(
+    ("has_zstd", "compression", "own_address"),
+    [(True, True, False), (False, True, False), (False, False, True)],
+    ids=["zstd", "zstd before Python 3.14", "not compressed"],
+)
+def test_codex_is_passed_on_with_its_subscription(
+    has_zstd, compression, own_address, llm_user_path, tmp_path, monkeypatch
+):
+    """As docs/upstreams.md says; chatgpt.com is behind a proxy of Codex's environment and ours."""
+    monkeypatch.setattr(content_coding, "zstd", zstd() if has_zstd else None)
+    home = tmp_path / "home"
+    flags = ["-c", f"features.enable_request_compression={str(compression).lower()}"]
+    received = []
+    for through in (False, True):
+        shutil.rmtree(home, ignore_errors=True)
+        secrets = log_in(home)
+        with (
+            playing_raw(chatgpt, tls="chatgpt.com") as provider,
+            playing_raw(chatgpt) as there,
+            relaying(provider.port, answers_connect=True) as proxy,
+        ):
+            ca = str(provider.write_ca(tmp_path))
+            env = {"HTTPS_PROXY": proxy.url, "CODEX_CA_CERTIFICATE": ca, "NO_PROXY": "127.0.0.1"}
+            monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+            url = f"={there.url}/backend-api/codex" if own_address else ""
+            settings = {"upstreams": [f"codex{url}"], "passthrough": "codex", "upstream_ca": ca}
+            with running(**settings) as server:
+                base = ["-c", f'openai_base_url="{server.url}/v1"'] if through else []
+                for resumed in ([], ["resume", "--last"]):
+                    events = codex(home, *base, *flags, *resumed, model="gpt-5.5", **env)
+                    assert events[-1]["type"] == "turn.completed"
+                exchanges = [one for one in server.reports if one.turn]
+            asked = there if through and own_address else provider
+            asked.requests = [
+                one
+                for one in asked.requests
+                if one.target.endswith("/responses") and one.method == "POST"
+            ]
+            received.append(sent(asked, home))
+    assert received[0] == received[1]
+    assert {one.header("authorization") for one in asked.requests} == {f"Bearer {secrets[1]}"}
+    assert {one.header("content-encoding") for one in asked.requests} == {
+        "zstd" if compression else None
+    }
+    is_read = has_zstd or not compression
+    assert {one.ignored for one in exchanges} == {() if is_read else ("request",)}
+    assert {(one.status, one.model_used) for one in exchanges} == {("ok", "gpt-5.5")}
+    links = [one.previous_id for one in exchanges]
+    assert links == ([None, *(one.id for one in exchanges[:-1])] if is_read else [None] * 3)
+    kept = b"".join(path.read_bytes() for path in llm_user_path.glob("logs.db*"))
+    assert not any(secret.encode() in kept for secret in secrets)
+    assert not any(secret.split(".")[1].encode() in kept for secret in secrets)
