@@ -46,6 +46,8 @@ from tests.raw_provider import (
 
 CLAUDE = os.environ.get("CLAUDE") or shutil.which("claude")
 KEY = "sk-ant-canary-0123456789"
+LOGIN = "sk-ant-oat01-canary-0123456789-abcdefghijk"
+RUN = {"command": "echo harbour", "description": "Say it"}
 TIMEOUT_S = 60
 USAGE = Usage(10, 5, cached_tokens=100)
 README = Path(__file__).parents[2] / "README.md"
@@ -104,6 +106,7 @@ def sent(provider: RawProvider, home: Path) -> list[Any]:
         text = plain(request).decode().replace(str(home), "HOME")
         text = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32,}|127\.0\.0\.1:[0-9]+", "ID", text)
         text = re.sub(r"[0-9-]{10}T[0-9:.]+Z?", "TIME", re.sub(r"[0-9]{10,}(\.[0-9]+)?", "0", text))
+        text = re.sub(r"cch=[0-9a-f]+", "cch", text)  # Claude Code's hash of the request
         text = re.sub(r"Chunk ID: [0-9a-f]+|Wall time: [0-9.]+", "RUN", text)
         # Codex writes some members in another order each time.
         text = json.dumps(json.loads(text), sort_keys=True)
@@ -118,10 +121,12 @@ def sent(provider: RawProvider, home: Path) -> list[Any]:
     return found
 
 
-def claude(url: str, home: Path, *arguments: str) -> str:
+def claude(url: str, home: Path, *arguments: str, **variables: str) -> str:
+    """Run Claude Code once and return what it prints; an empty variable is not set."""
     home.mkdir(exist_ok=True)
     env = {"PATH": os.environ["PATH"], "HOME": str(home), "ANTHROPIC_BASE_URL": url}
     env |= {"ANTHROPIC_API_KEY": KEY, "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    env = {name: value for name, value in (env | variables).items() if value}
     assert CLAUDE is not None
     flags = ["-p", "--model", "claude-haiku-4-5", "--allowedTools=Bash,Read", *arguments]
     done = subprocess.run(
@@ -139,15 +144,14 @@ def claude(url: str, home: Path, *arguments: str) -> str:
 
 @pytest.mark.skipif(CLAUDE is None, reason="claude is not installed")
 def test_claude_code_is_passed_on_as_by_a_relay(llm_user_path, tmp_path):
-    call = StreamEvent("tool_call_name", "Bash", 1, "toolu_1")
-    arguments = {"command": "echo harbour", "description": "Say it"}
+    answer = played(anthropic_messages, StreamEvent("tool_call_name", "Bash", 1, "toolu_1"), RUN)
     home = tmp_path / "home"
-    with playing_raw(played(anthropic_messages, call, arguments)) as direct:
+    with playing_raw(answer) as direct:
         with relaying(direct.port) as relay:
             assert claude(relay.url, home) == "It said harbour."
             assert claude(relay.url, home, "--continue") == "It said harbour."
     shutil.rmtree(home)
-    with playing_raw(played(anthropic_messages, call, arguments)) as passed:
+    with playing_raw(answer) as passed:
         with running(
             upstreams=[f"anthropic={passed.url}"], maps=[("claude-*", "anthropic:")]
         ) as proxy:
@@ -242,6 +246,81 @@ def test_the_two_lines_of_the_readme_record_claude_code(llm_user_path, tmp_path,
         assert claude(replaying.url, home) == "It said harbour."
         assert claude(replaying.url, home, "--continue") == "It said harbour."
         assert {one.replay_of for one in replaying.reports} == {one["id"] for one in found}
+
+
+@pytest.mark.skipif(CLAUDE is None, reason="claude is not installed")
+def test_claude_code_sends_what_it_would_send_to_anthropic(llm_user_path, tmp_path):
+    """With the variable of docs/upstreams.md; the page tells what it leaves out without it."""
+    home = tmp_path / "home"
+    first_party = "_CLAUDE_CODE_ASSUME_FIRST_PARTY_BASE_URL"
+    answer = played(anthropic_messages, StreamEvent("tool_call_name", "Bash", 1, "toolu_1"), RUN)
+    flags = ("--model", "sonnet", "--output-format", "json")
+    with (
+        playing_raw(answer, tls="api.anthropic.com") as anthropic,
+        relaying(anthropic.port, answers_connect=True) as proxy,
+    ):
+        ca = str(anthropic.write_ca(tmp_path))
+        said = claude("", home, *flags, HTTPS_PROXY=proxy.url, NODE_EXTRA_CA_CERTS=ca)
+        assert context_window(said) == 1_000_000
+        anthropic.requests = [one for one in anthropic.requests if one.method == "POST"]
+        expected = sent(anthropic, home)
+    found = {}
+    for variables in ({first_party: "1"}, {"ENABLE_TOOL_SEARCH": "true"}, {}):
+        shutil.rmtree(home)
+        with playing_raw(answer) as provider:
+            with running(
+                upstreams=[f"anthropic={provider.url}"], maps=[("claude-*", "anthropic:")]
+            ) as server:
+                said = claude(server.url, home, *flags, **variables)
+        (name,) = variables or [""]
+        (one, *_) = provider.requests
+        found[name] = (
+            context_window(said),
+            "ToolSearch" in [tool["name"] for tool in json.loads(one.body)["tools"]],
+            "advanced-tool-use-2025-11-20" in (one.header("anthropic-beta") or ""),
+            len(one.body) > 100_000,
+        )
+        if name == first_party:
+            assert sent(provider, home) == expected
+    assert found == {
+        first_party: (1_000_000, True, True, False),
+        "ENABLE_TOOL_SEARCH": (200_000, True, True, False),
+        "": (200_000, False, False, True),
+    }
+
+
+@pytest.mark.skipif(CLAUDE is None, reason="claude is not installed")
+@pytest.mark.parametrize(
+    ("login", "name", "own"),
+    [
+        ({"ANTHROPIC_API_KEY": "", "CLAUDE_CODE_OAUTH_TOKEN": LOGIN}, "authorization", "x-api-key"),
+        ({}, "x-api-key", "authorization"),
+    ],
+    ids=["subscription", "key"],
+)
+def test_claude_code_has_a_key_for_this_server_beside_its_own(
+    login, name, own, llm_user_path, tmp_path
+):
+    answer = played(anthropic_messages, StreamEvent("tool_call_name", "Bash", 1, "toolu_1"), RUN)
+    ours = "own.key.of.this.server"
+    header = f"{own}: {'Bearer ' if own == 'authorization' else ''}{ours}"
+    with playing_raw(answer) as provider:
+        settings = {"upstreams": [f"anthropic={provider.url}"], "passthrough": "anthropic"}
+        with running(**settings, keys=[ours]) as server:
+            said = claude(server.url, tmp_path / "home", ANTHROPIC_CUSTOM_HEADERS=header, **login)
+            assert said == "It said harbour."
+            assert {one.status for one in server.reports} == {"ok"}
+    for request in provider.requests:
+        assert request.header(own) is None
+        assert request.header(name) == (f"Bearer {LOGIN}" if login else KEY)
+    kept = b"".join(path.read_bytes() for path in llm_user_path.glob("logs.db*"))
+    assert kept and not any(secret.encode() in kept for secret in (ours, LOGIN, KEY))
+
+
+def context_window(said: str) -> int:
+    """Return how many tokens Claude Code takes the model's context to be."""
+    (usage,) = json.loads(said)["modelUsage"].values()
+    return int(usage["contextWindow"])
 
 
 def shown(*words: str) -> bytes:
