@@ -1,4 +1,4 @@
-"""The vendors' SDKs behind an upstream of their own API, beside what they do without this server.
+"""The vendors' SDKs and llm behind an upstream of their own API, beside what they do without.
 
 Each call is made twice, straight to a provider that is played on loopback and through the server:
 the provider gets the same bytes, and the SDK returns the same values.
@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import anthropic
 import ollama
 import openai
 import pytest
+from llm.default_plugins.openai_models import Chat
 
 from tests.proxies import running
 from tests.raw_provider import (
@@ -179,6 +181,15 @@ VENDORS: dict[str, tuple[str, Callable[[str], Any], dict[str, Call]]] = {
         ANTHROPIC,
     ),
     "ollama": ("local=ollama+{}", lambda url: ollama.Client(url), OLLAMAS),
+    # as a line of llm's extra-openai-models.yaml makes it
+    "llm": (
+        "openai={}/v1",
+        lambda url: nullcontext(Chat("far", KEY, model_name="m", api_base=f"{url}/v1")),
+        {
+            "stream": lambda model: [*model.prompt("Hello")],
+            "whole": lambda model: model.prompt("Hello", stream=False, seed=7).json(),
+        },
+    ),
 }
 
 
