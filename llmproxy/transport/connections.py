@@ -164,8 +164,8 @@ def _proxy_at(url: str) -> Address:
 
 
 _NO_PROXY_URL = (
-    "its URL is not like http://USER:PASSWORD@HOST:PORT, in which / ? # @ and : of a user or"
-    " password are percent-encoded"
+    "its URL can't be read: http://HOST:PORT; characters such as / # @ in a user or password are"
+    " percent-encoded"
 )
 
 
