@@ -437,6 +437,19 @@ def test_codex_is_passed_on_with_its_subscription(
     assert {(one.status, one.model_used) for one in exchanges} == {("ok", "gpt-5.5")}
     links = [one.previous_id for one in exchanges]
     assert links == ([None, *(one.id for one in exchanges[:-1])] if is_read else [None] * 3)
+    if own_address:  # once, since it takes a second: the provider is gone
+        assert b"3 exchanges" in shown("--threads")
+        varying = ["Chunk ID: [0-9a-f]+", "Wall time: [0-9.]+"]
+        with running(replay="replay", log=False, ignore=varying) as server:
+            base = ["-c", f'openai_base_url="{server.url}/v1"']
+            for resumed in ([], ["resume", "--last"]):
+                with playing_raw(chatgpt, tls="chatgpt.com") as provider:
+                    with relaying(provider.port, answers_connect=True) as proxy:
+                        env["HTTPS_PROXY"] = proxy.url
+                        events = codex(home, *base, *flags, *resumed, model="gpt-5.5", **env)
+                assert events[-1]["type"] == "turn.completed"
+            replayed = {one.replay_of for one in server.reports}
+        assert replayed == {one.id for one in exchanges}
     kept = b"".join(path.read_bytes() for path in llm_user_path.glob("logs.db*"))
     assert not any(secret.encode() in kept for secret in secrets)
     assert not any(secret.split(".")[1].encode() in kept for secret in secrets)
