@@ -208,6 +208,7 @@ def sent(request: RawRequest) -> tuple[Any, ...]:
     return request.method, request.target, fields, body
 
 
+@pytest.mark.own_server  # others write header names in lower case
 @pytest.mark.parametrize("vendor", VENDORS)
 def test_an_sdk_works_as_without_this_server(vendor):
     upstream, client_of, calls = VENDORS[vendor]
