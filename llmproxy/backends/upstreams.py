@@ -23,7 +23,13 @@ import llm
 
 from ..core import backend, url_policy
 from ..core.dialect_names import DialectName
-from ..core.errors import InvalidRequest, SettingsError, Unauthorized, Unsupported
+from ..core.errors import (
+    InvalidRequest,
+    SettingsError,
+    Unauthorized,
+    Unsupported,
+    UpstreamError,
+)
 from ..core.model_patterns import fits
 from ..dialects import by_name
 from ..transport.client import Client
@@ -143,6 +149,7 @@ class UpstreamStatus:
     """An upstream and whether its key is there, for `check`; nothing was sent.
 
     key: "client", "llm:NAME" or "env:VARIABLE". has_key: None if it is the client's.
+    proxy: of the environment, by which it is reached. problem: why that can't be used.
     """
 
     name: str
@@ -150,6 +157,8 @@ class UpstreamStatus:
     url: str
     key: str
     has_key: bool | None
+    proxy: str
+    problem: str
 
 
 _KNOWN: Mapping[str, NamedUpstream] = {
@@ -216,7 +225,8 @@ class Upstreams:
         self._own_keys = tuple(key.encode(errors="surrogateescape") for key in own_keys)
         self.wait_s = wait_s
         self.instance = secrets.token_hex(8)
-        self.client = Client(deadlines=_PATIENT, tls=_trust(ca), proxies=Proxies.of_environment())
+        self._proxies = Proxies.of_environment()
+        self.client = Client(deadlines=_PATIENT, tls=_trust(ca), proxies=self._proxies)
 
     @property
     def is_used(self) -> bool:
@@ -382,9 +392,18 @@ class Upstreams:
                 one.url,
                 str(one.key),
                 None if one.key.source == "client" else one.key.value() is not None,
+                *self._proxy_of(one),
             )
             for one in self.servers.values()
         ]
+
+    def _proxy_of(self, upstream: NamedUpstream) -> tuple[str, str]:
+        """Return the address of the proxy to an upstream and why it can't be used, or ""."""
+        try:
+            proxy = self._proxies.proxy_for(Address.of(upstream.url))
+        except UpstreamError as error:
+            return "", error.message
+        return proxy.authority if proxy else "", ""
 
     def secrets(self) -> list[str]:
         """Return the keys that are sent to upstreams, to be kept out of texts."""
