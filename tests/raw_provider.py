@@ -104,8 +104,7 @@ def playing_raw(
     provider.may_read.set()
     context = None
     if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate_authority().issue_cert(tls).configure_cert(context)
+        context = _serving_as(tls)
         provider.ca_pem = certificate_authority().cert_pem.bytes()
     each = itertools.chain(answers, itertools.repeat(answers[-1]))
     turn = threading.Lock()
@@ -128,15 +127,17 @@ def playing_raw(
 
 
 @contextmanager
-def relaying(port: int, *, answers_connect: bool = False) -> Iterator[RawProvider]:
+def relaying(
+    port: int, *, answers_connect: bool = False, tls: str | None = None
+) -> Iterator[RawProvider]:
     """Run a plain TCP relay to a port of loopback.
 
     answers_connect: be an HTTP proxy instead, whose tunnels all lead there; `received` then
-        has the CONNECT of each.
+        has the CONNECT of each. tls: speak TLS as such a proxy, with a certificate for this name.
     """
     listener = socket.create_server(("127.0.0.1", 0))
     own_port = listener.getsockname()[1]
-    relay = RawProvider(f"http://127.0.0.1:{own_port}", own_port)
+    relay = RawProvider(f"{'https' if tls else 'http'}://127.0.0.1:{own_port}", own_port)
 
     def serve(peer: socket.socket, number: int) -> None:
         with socket.create_connection(("127.0.0.1", port)) as there:
@@ -162,7 +163,7 @@ def relaying(port: int, *, answers_connect: bool = False) -> Iterator[RawProvide
             except OSError:
                 pass
 
-    with _listening(listener, serve) as connections:
+    with _listening(listener, serve, _serving_as(tls) if tls else None) as connections:
         relay.received = connections
         yield relay
 
@@ -208,6 +209,12 @@ def single_bytes(data: bytes) -> Iterator[bytes]:
 def certificate_authority() -> trustme.CA:
     """The CA that signs for providers with TLS."""
     return trustme.CA()
+
+
+def _serving_as(name: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate_authority().issue_cert(name).configure_cert(context)
+    return context
 
 
 def _head(status: int, headers: Iterable[tuple[str, str]], reason: str | None) -> bytes:

@@ -151,7 +151,7 @@ class Passthrough:
             if cast(StatefulDialect, dialect).stored_id(argument.partition("/")[0]) is None:
                 other = self._speaking(dialect)
         elif kind in _OF_SERVER and self._upstreams.takes_all(dialect.NAME):
-            other = self._speaking(dialect)
+            other = self._upstreams.passthrough
         if other is None:
             return None
         return await self._pass_other(
@@ -167,7 +167,7 @@ class Passthrough:
         if request.method in ("OPTIONS", "CONNECT"):
             return None
         if is_below_api(request):
-            found = self._speaking(dialect_of(request))
+            found = self._upstreams.serving(dialect_of(request).NAME)
             return found or self._upstreams.passthrough
         return self._upstreams.passthrough
 
@@ -470,6 +470,7 @@ class Passthrough:
             capture.raw_response = copy.raw
         if capture.finish is not None:
             capture.ignored_late += capture.finish.ignored
+            run.take_model(capture.finish.model)
         if copy.error is not None and status == "ok":
             status, error = "error", copy.error
         if capture.finish is not None and status == "cancelled":

@@ -103,6 +103,7 @@ class PassedRun:
         self._sending = method, url, [*fields], body
         self._limits = limits
         self._connection = AsyncExitStack()
+        self._is_named = model is not None
         self.model_id = upstream.model_id(model or "unknown")
         self.options: Mapping[str, Any] = {}
         self.tools: tuple[llm.Tool, ...] = ()
@@ -149,6 +150,11 @@ class PassedRun:
         self.started += timedelta(seconds=times.connected - self.started_at)
         self.started_at = times.connected
         self.setup_ms = (times.connected - times.began) * 1000
+
+    def take_model(self, name: str | None) -> None:
+        """Take the provider's name of the model if the request could not be read."""
+        if name and not self._is_named:
+            self.model_id = self._named.model_id(name)
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
         """Return no events; see the class."""

@@ -30,7 +30,7 @@ from ..core.known_keys import KnownKeys, is_secret_name
 from ..core.limits import Limits
 from ..dialects import Dialect
 from ..transport import client
-from ..transport.connections import Deadlines
+from ..transport.connections import NO_PROXIES, Deadlines, Proxies
 from ..transport.http11 import Headers
 
 MAX_ERROR_BYTES = 2**20  # of an error's body: at most a page of HTML
@@ -48,6 +48,7 @@ class Upstream:
         connect is known. name: of the upstream; None for a server that is only measured.
     tls: the trust store, the system's by default. Loading that takes about ten milliseconds,
         so callers with many requests should pass their own.
+    proxies: for the connections of its own requests; a client has its own.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Upstream:
         limits: Limits = Limits(),
         deadlines: Deadlines | None = None,
         tls: ssl.SSLContext | None = None,
+        proxies: Proxies = NO_PROXIES,
         fields: Sequence[tuple[str, str]] | None = None,
         client: client.Client | None = None,
         name: str | None = None,
@@ -72,6 +74,7 @@ class Upstream:
         self.limits = limits
         self.deadlines = deadlines or Deadlines()
         self.tls = tls
+        self.proxies = proxies
         secrets = [value for name, value in self.fields if is_secret_name(name)]
         self.keys = KnownKeys([key for value in secrets for key in (value, *value.split())])
 
@@ -191,6 +194,7 @@ class UpstreamRun:
             limits=upstream.limits,
             deadlines=upstream.deadlines,
             tls=upstream.tls,
+            proxies=upstream.proxies,
         )
 
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:

@@ -23,7 +23,13 @@ import llm
 
 from ..core import backend, url_policy
 from ..core.dialect_names import DialectName
-from ..core.errors import InvalidRequest, SettingsError, Unauthorized, Unsupported
+from ..core.errors import (
+    InvalidRequest,
+    SettingsError,
+    Unauthorized,
+    Unsupported,
+    UpstreamError,
+)
 from ..core.model_patterns import fits
 from ..dialects import by_name
 from ..transport.client import Client
@@ -92,6 +98,10 @@ class NamedUpstream:
         """The dialect that requests are converted to, if they are converted."""
         return self.dialects[0]
 
+    def has_api_of(self, dialect: DialectName) -> bool:
+        """Return whether it serves the API of a dialect: OpenAI's two are at one server."""
+        return dialect.partition("_")[0] in {one.partition("_")[0] for one in self.dialects}
+
     def url_for(self, path: str, query: str = "") -> str:
         """Return the URL of a path of its API, as a client of this server has it.
 
@@ -139,6 +149,7 @@ class UpstreamStatus:
     """An upstream and whether its key is there, for `check`; nothing was sent.
 
     key: "client", "llm:NAME" or "env:VARIABLE". has_key: None if it is the client's.
+    proxy: of the environment, by which it is reached. problem: why that can't be used.
     """
 
     name: str
@@ -146,6 +157,8 @@ class UpstreamStatus:
     url: str
     key: str
     has_key: bool | None
+    proxy: str
+    problem: str
 
 
 _KNOWN: Mapping[str, NamedUpstream] = {
@@ -212,7 +225,8 @@ class Upstreams:
         self._own_keys = tuple(key.encode(errors="surrogateescape") for key in own_keys)
         self.wait_s = wait_s
         self.instance = secrets.token_hex(8)
-        self.client = Client(deadlines=_PATIENT, tls=_trust(ca), proxies=Proxies.of_environment())
+        self._proxies = Proxies.of_environment()
+        self.client = Client(deadlines=_PATIENT, tls=_trust(ca), proxies=self._proxies)
 
     @property
     def is_used(self) -> bool:
@@ -256,14 +270,24 @@ class Upstreams:
 
         It is the one for all models, else the first that takes the dialect as it comes.
         """
-        first = [self._passthrough] if self._passthrough else []
-        each = (one for one in (*first, *self.servers.values()) if dialect in one.dialects)
-        return next(each, None)
+        return next((one for one in self._in_order() if dialect in one.dialects), None)
+
+    def serving(self, dialect: DialectName) -> NamedUpstream | None:
+        """Return the upstream for a path beside the chats of a dialect; None if there is none.
+
+        It is the one that speaks the dialect, else the first that has its API.
+        """
+        each = (one for one in self._in_order() if one.has_api_of(dialect))
+        return self.speaking(dialect) or next(each, None)
 
     def takes_all(self, dialect: DialectName) -> bool:
-        """Return whether one upstream that speaks a dialect gets every model."""
-        is_only = len(self.servers) == 1 and not self._maps
-        return is_only and self._passthrough is not None and dialect in self._passthrough.dialects
+        """Return whether one upstream that has the API of a dialect gets every model."""
+        only = self._passthrough if len(self.servers) == 1 and not self._maps else None
+        return only is not None and only.has_api_of(dialect)
+
+    def _in_order(self) -> list[NamedUpstream]:
+        first = [self._passthrough] if self._passthrough else []
+        return [*first, *self.servers.values()]
 
     def name_in_list(self, upstream: NamedUpstream, model: str) -> str:
         """Return the name under which clients may ask for an upstream's model."""
@@ -368,9 +392,18 @@ class Upstreams:
                 one.url,
                 str(one.key),
                 None if one.key.source == "client" else one.key.value() is not None,
+                *self._proxy_of(one),
             )
             for one in self.servers.values()
         ]
+
+    def _proxy_of(self, upstream: NamedUpstream) -> tuple[str, str]:
+        """Return the address of the proxy to an upstream and why it can't be used, or ""."""
+        try:
+            proxy = self._proxies.proxy_for(Address.of(upstream.url))
+        except UpstreamError as error:
+            return "", error.message
+        return proxy.authority if proxy else "", ""
 
     def secrets(self) -> list[str]:
         """Return the keys that are sent to upstreams, to be kept out of texts."""

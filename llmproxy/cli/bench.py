@@ -7,7 +7,6 @@ import asyncio
 import re
 import shlex
 import shutil
-import ssl
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
@@ -51,6 +50,7 @@ from ..report.load import study_of_run
 from ..report.numbers import count_of, money
 from ..report.prices import Price, cost, of_models
 from ..serving import StopSignals
+from ..transport.connections import Proxies, trust
 from .arguments import (
     TIME_HELP,
     Parser,
@@ -335,11 +335,14 @@ def _backend(plan: Plan, key: str | None, parallel: Sequence[tuple[str, int]]) -
         if parallel:
             _print_progress("warning: --parallel has no effect with --base-url")
         dialect = by_name(plan.dialect)
-        tls = ssl.create_default_context() if plan.base_url.startswith("https:") else None
+        tls = trust() if plan.base_url.startswith("https:") else None
         key = None if key is None else llm.get_key(input=key)
         if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
             raise InvalidRequest("--key has characters that a key can't have")
-        return Upstream(dialect, plan.base_url, key=key, tls=tls, name=plan.upstream)
+        proxies = Proxies.of_environment()
+        return Upstream(
+            dialect, plan.base_url, key=key, tls=tls, proxies=proxies, name=plan.upstream
+        )
     catalog = all_models(parallel=parallel)
     catalog.load()
     for name in plan.models:

@@ -163,12 +163,19 @@ def _models(settings: Settings) -> str:
 
 
 def _upstreams(settings: Settings) -> str:
-    """Check that the keys that we send to upstreams are there."""
+    """Check that the keys that we send to upstreams are there, and can be sent."""
     upstreams = upstreams_of(settings).describe()
     for one in upstreams:
         if one.has_key is False:
             raise SettingsError(f"{one.name}: the key {one.key} is not set")
-    return ", ".join(f"{one.name} at {one.url} with the key {one.key}" for one in upstreams)
+        if one.problem:
+            raise SettingsError(f"{one.name}: {one.problem}")
+    return ", ".join(
+        f"{one.name} at {one.url}"
+        + (f" by the proxy {one.proxy}" if one.proxy else "")
+        + f" with the key {one.key}"
+        for one in upstreams
+    )
 
 
 def _recordings(settings: Settings, database: Path) -> str:

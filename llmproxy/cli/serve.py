@@ -540,7 +540,9 @@ def _welcome(proxy: Proxy) -> list[str]:
 def _upstream(upstream: UpstreamStatus) -> str:
     key = "clients' own keys" if upstream.has_key is None else f"the key {upstream.key}"
     missing = ", which is not set" if upstream.has_key is False else ""
-    return f"upstream {upstream.name}: {upstream.url} with {key}{missing}"
+    proxy = f" by the proxy {upstream.proxy}" if upstream.proxy else ""
+    problem = f"; it can't be reached: {upstream.problem}" if upstream.problem else ""
+    return f"upstream {upstream.name}: {upstream.url}{proxy} with {key}{missing}{problem}"
 
 
 def _place(proxy: Proxy) -> str:

@@ -118,12 +118,14 @@ async def send_request(
     limits: Limits = Limits(),
     deadlines: Deadlines = DEADLINES,
     tls: ssl.SSLContext | None = None,
+    proxies: Proxies = NO_PROXIES,
 ) -> AsyncIterator[UpstreamResponse]:
-    """POST a request over a connection of its own, by no proxy; see `Client.send`.
+    """POST a request over a connection of its own; see `Client.send`.
 
     A measured response waits for no other then, and the time to connect is known.
 
     headers: without `OWN_FIELDS`. tls: the system's trust by default.
+    proxies: those to be used; none by default.
 
     Raises:
         ValueError: a URL or header field that can't be sent, or one of `OWN_FIELDS`.
@@ -133,9 +135,10 @@ async def send_request(
     if own := OWN_FIELDS.intersection(name.lower() for name, _ in fields):
         raise ValueError(f"the client sets these header fields itself: {', '.join(sorted(own))}")
     fields += [("accept-encoding", "identity"), ("connection", "close")]
-    request = _Request.of("POST", address, fields, body)
+    proxy = proxies.proxy_for(address)
+    request = _Request.of("POST", address, fields, body, None if address.is_tls else proxy)
     began = time.monotonic()
-    connection = await connect(address, tls, deadlines)
+    connection = await connect(address, tls, deadlines, proxy)
     try:
         exchange = _Exchange(connection, request, limits, deadlines, is_decoded=True)
         yield await exchange.begin(began)

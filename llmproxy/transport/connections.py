@@ -93,11 +93,12 @@ class Address:
 class Proxies:
     """The proxies that the environment names for each scheme of URL, and what goes past them.
 
-    urls: by scheme, as in HTTPS_PROXY. bypassed: hosts, domains (`.example.com`), networks
-        (`10.0.0.0/8`), each with a port if it is for that alone; "*" for all.
+    urls: by scheme, as in HTTPS_PROXY; they may have passwords. bypassed: hosts, domains
+        (`.example.com`), networks (`10.0.0.0/8`), each with a port if it is for that alone; "*"
+        for all.
     """
 
-    urls: Mapping[str, str] = field(default_factory=dict)
+    urls: Mapping[str, str] = field(default_factory=dict, repr=False)
     bypassed: tuple[str, ...] = ()
 
     @classmethod
@@ -105,35 +106,30 @@ class Proxies:
         """Read HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY; lower case comes first."""
 
         def value(name: str) -> str:
-            return environ.get(name.lower()) or environ.get(name) or ""
+            return (environ.get(name.lower()) or environ.get(name) or "").strip()
 
         urls = {scheme: value(f"{scheme.upper()}_PROXY") for scheme in ("http", "https")}
         anyway = value("ALL_PROXY")
-        entries = (entry.strip().lower() for entry in value("NO_PROXY").split(","))
         return cls(
             {scheme: url or anyway for scheme, url in urls.items() if url or anyway},
-            tuple(entry for entry in entries if entry),
+            tuple(value("NO_PROXY").lower().replace(",", " ").split()),  # as curl reads it
         )
 
     def proxy_for(self, address: Address) -> Address | None:
         """Return the proxy for an address; None if it is to be reached directly, as loopback is.
 
         Raises:
-            UpstreamError: the environment names a proxy of another kind than HTTP.
+            UpstreamError: the environment names a proxy of another kind than HTTP, or none.
         """
-        url = self.urls.get("https" if address.is_tls else "http")
+        scheme = "https" if address.is_tls else "http"
+        url = self.urls.get(scheme)
         if url is None or _is_loopback(address.host) or self._is_bypassed(address):
             return None
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme != "http" or not parts.hostname:
-            raise UpstreamError(f"the environment's proxy is not an http:// one: {parts.scheme}")
-        key = ""
-        if parts.username is not None:
-            words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-            key = base64.b64encode(words.encode()).decode()
-        port = parts.port or 80
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        return Address(parts.hostname, port, False, f"{host}:{port}", "/", key)
+        try:
+            return _proxy_at(url)
+        except ValueError as exc:
+            variables = f"{scheme.upper()}_PROXY or ALL_PROXY"
+            raise UpstreamError(f"the environment's proxy ({variables}): {exc}") from None
 
     def _is_bypassed(self, address: Address) -> bool:
         return any(_fits(entry, address) for entry in self.bypassed)
@@ -142,20 +138,55 @@ class Proxies:
 NO_PROXIES = Proxies()
 
 
+def _proxy_at(url: str) -> Address:
+    """Return the address of a proxy and its credentials.
+
+    Raises:
+        ValueError: it can't be used; nothing of the URL but its scheme is quoted, since a
+            password may be anywhere in one that is malformed.
+    """
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        raise ValueError(_NO_PROXY_URL) from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"{parts.scheme}:// is not spoken, only http:// and https:// are")
+    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError(_NO_PROXY_URL)
+    key = ""
+    if parts.username is not None:
+        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        key = base64.b64encode(words.encode()).decode()
+    is_tls = parts.scheme == "https"
+    port = port or (443 if is_tls else 80)
+    return Address(host, port, is_tls, f"{_bracketed(host)}:{port}", "/", key)
+
+
+_NO_PROXY_URL = (
+    "its URL can't be read: http://HOST:PORT; characters such as / # @ in a user or password are"
+    " percent-encoded"
+)
+
+
 def _fits(entry: str, address: Address) -> bool:
     if entry == "*":
         return True
-    try:
-        return ipaddress.ip_address(address.host) in ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        pass
     name, port = entry, ""
     if entry.count(":") == 1 or "]:" in entry:
         name, _, port = entry.rpartition(":")
     if port and port != str(address.port):
         return False
-    name = name.strip("[]").removeprefix("*").lstrip(".")
-    return address.host == name or address.host.endswith(f".{name}")
+    name = name.strip("[]")
+    try:
+        return ipaddress.ip_address(address.host) in ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        name = name.removeprefix("*").strip(".")
+        return bool(name) and f".{address.host}".endswith(f".{name}")
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _is_loopback(host: str) -> bool:
@@ -202,7 +233,7 @@ async def connect(
         UpstreamError: nobody accepts it, or its certificate is not trusted.
         UpstreamTimeout: it took more than `connect_s`.
     """
-    if address.is_tls and tls is None:
+    if tls is None and (address.is_tls or (proxy is not None and proxy.is_tls)):
         # Reads the system's certificates: about 10 ms that are not the server's.
         tls = await asyncio.to_thread(trust)
     where = f"{address.host}:{address.port}"
@@ -212,7 +243,7 @@ async def connect(
         async with asyncio.timeout(deadlines.connect_s):
             if proxy is None:
                 return await _connect_to_any(address, tls, deadlines.connect_s)
-            connection = await _connect_to_any(proxy, None, deadlines.connect_s)
+            connection = await _connect_to_any(proxy, tls, deadlines.connect_s)
             if address.is_tls:
                 where = f"{address.host}:{address.port}"
                 await _open_tunnel(connection, address, proxy, tls, deadlines)
@@ -270,8 +301,7 @@ async def _open_tunnel(
     deadlines: Deadlines,
 ) -> None:
     """Have a proxy connect us to a server, and speak TLS with that (RFC 9110 9.3.6)."""
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    where = f"{host}:{address.port}"
+    where = f"{_bracketed(address.host)}:{address.port}"
     fields = [("host", where)]
     if proxy.basic_key:
         fields.append(("proxy-authorization", f"Basic {proxy.basic_key}"))

@@ -6,6 +6,7 @@ import gzip
 import json
 import socket
 import sqlite3
+import urllib.request
 from contextlib import closing
 from typing import Any
 from urllib.parse import urlsplit
@@ -266,6 +267,7 @@ def test_a_request_that_can_not_be_read_passes_too():
     assert exchange.ignored == ("request",)
     assert exchange.request.body["content_encoding"] == "zstd"
     assert exchange.turn.reply
+    assert exchange.model_used == f"far/{exchange.turn.resolved_model}"  # as the provider says
 
 
 def test_only_the_models_name_is_replaced():
@@ -350,6 +352,28 @@ def test_a_path_without_a_handler_passes_as_an_exchange_without_a_turn(method, p
     assert (first.method, first.target, first.body) == (second.method, second.target, second.body)
     assert (exchange.status, exchange.turn, exchange.upstream) == ("ok", None, "far")
     assert KEY not in repr(exchange)
+
+
+@pytest.mark.parametrize(
+    ("upstream", "passthrough", "paths"),
+    [
+        ("codex={}/backend-api/codex", "codex", ["/v1/models?client_version=0.171.0", "/v1/files"]),
+        ("far=openai_responses+{}/v1", None, ["/v1/files", "/v1/audio/transcriptions"]),
+        ("far=openai_chat+{}/v1", None, ["/v1/files", "/v1/batches"]),
+    ],
+)
+def test_openais_two_dialects_are_one_api(upstream, passthrough, paths):
+    """Codex's own list of models has a form of its own, and comes from the provider."""
+    said = b'{"models": [{"slug": "gpt-5.5", "base_instructions": "x"}]}'
+    with playing_raw(response(said)) as provider:
+        with running(upstreams=[upstream.format(provider.url)], passthrough=passthrough) as proxy:
+            for path in paths:
+                with urllib.request.urlopen(proxy.url + path, timeout=WAIT_S) as answer:
+                    assert answer.read() == said
+    base = "/backend-api/codex" if passthrough else "/v1"
+    assert [one.target for one in provider.requests] == [
+        base + path.removeprefix("/v1") for path in paths
+    ]
 
 
 def test_an_upload_and_a_download_of_any_size_pass():

@@ -126,3 +126,21 @@ def test_wrong_settings_end_it_as_they_end_the_server(monkeypatch):
     code, out, err = run_here("check")
     assert (code, out) == (2, b"")
     assert err == "llmproxy check: LLMPROXY_PORT: a port is a number from 0 to 65535\n"
+
+
+@pytest.mark.parametrize(
+    ("variable", "found"),
+    [
+        ("https://user:secret@proxy.example", "ok: upstreams: openai at https://api.openai.com/v1"
+         " by the proxy proxy.example:443 with the key client"),
+        ("http://user:1/secret@proxy.example", "openai: the environment's proxy (HTTPS_PROXY or"),
+    ],
+)  # fmt: skip
+def test_it_says_by_which_proxy_an_upstream_is_reached(variable, found, here, monkeypatch):
+    monkeypatch.setenv("https_proxy", variable)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    code, lines = here("--upstream", "openai")
+    (line,) = [line for line in lines if "upstreams: openai" in line]
+    assert found in line and "secret" not in str(lines)
+    assert code == (0 if line.startswith("ok") else 1)

@@ -78,7 +78,26 @@ def test_a_stop_says_what_it_waits_for(unanswered, text):
     assert serve._goodbye(unanswered, 30.0) == text
 
 
-def test_the_first_lines_name_upstreams_and_no_key_that_clients_have(llm_user_path):
+@pytest.mark.parametrize(
+    ("variable", "by", "problem"),
+    [
+        ("", "", ""),
+        ("http://user:secret@proxy.example", " by the proxy proxy.example:80", ""),
+        (
+            "socks5://user:secret@proxy.example",
+            "",
+            "; it can't be reached: the environment's proxy (HTTPS_PROXY or ALL_PROXY): socks5://"
+            " is not spoken, only http:// and https:// are",
+        ),
+    ],
+    ids=["no proxy", "http", "socks"],
+)
+def test_the_first_lines_name_upstreams_and_no_key_that_clients_have(
+    variable, by, problem, llm_user_path, monkeypatch
+):
+    monkeypatch.setenv("https_proxy", variable)
+    for name in ("HTTPS_PROXY", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
     settings = Settings(
         port=0,
         log=False,
@@ -88,7 +107,7 @@ def test_the_first_lines_name_upstreams_and_no_key_that_clients_have(llm_user_pa
     with serving.running(settings) as proxy:
         lines = serve._welcome(proxy)
     assert lines[3:6] == [
-        "upstream anthropic: https://api.anthropic.com with clients' own keys",
+        f"upstream anthropic: https://api.anthropic.com{by} with clients' own keys{problem}",
         "upstream codex: http://127.0.0.1:1 with the key env:NOT_SET, which is not set",
         f"for a client: OPENAI_BASE_URL={url_of(lines)}/v1 OPENAI_API_KEY=any",
     ]

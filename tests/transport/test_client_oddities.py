@@ -8,7 +8,7 @@ import pytest
 
 from llmproxy.core.errors import SettingsError, UpstreamError, UpstreamTimeout
 from llmproxy.core.limits import Limits
-from llmproxy.transport.client import Client
+from llmproxy.transport.client import Client, send_request
 from llmproxy.transport.connections import Deadlines, Proxies, trust
 from tests.raw_provider import (
     CLOSE,
@@ -202,21 +202,40 @@ async def test_an_ipv6_literal_is_an_address():
     assert provider.requests[0].header("host") == provider.url.removeprefix("http://")
 
 
-async def test_the_environments_proxy_leads_to_the_provider(tmp_path, monkeypatch):
+@pytest.mark.parametrize("tls", [None, "127.0.0.1"], ids=["http", "https"])
+async def test_the_environments_proxy_leads_to_the_provider(tls, tmp_path, monkeypatch):
+    large = b"0123456789" * 100_000
     with (
-        playing_raw(response(b"hi"), tls="api.example.com") as provider,
-        relaying(provider.port, answers_connect=True) as proxy,
+        playing_raw(response(large), tls="api.example.com") as provider,
+        relaying(provider.port, answers_connect=True, tls=tls) as proxy,
     ):
         monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("//", "//user:pass@"))
         monkeypatch.setenv("NO_PROXY", "other.example")
-        client = Client(tls=trust(provider.write_ca(tmp_path)), proxies=Proxies.of_environment())
-        async with client.send("GET", "https://api.example.com/v1/models") as answer:
-            assert [data async for _, data in answer] == [b"hi"]
+        where = {"tls": trust(provider.write_ca(tmp_path)), "proxies": Proxies.of_environment()}
+        client = Client(**where)
+        url = "https://api.example.com/v1/messages"
+        async with client.send("POST", url, body=large) as answer:
+            assert b"".join([data async for _, data in answer]) == large
         client.close()
+        async with send_request(url, body=b"{}", **where) as answer:
+            assert b"".join([data async for _, data in answer]) == large
+    assert len(proxy.received) == 2
     assert proxy.received[0].startswith(b"CONNECT api.example.com:443 HTTP/1.1\r\n")
     assert b"proxy-authorization: Basic dXNlcjpwYXNz\r\n" in proxy.received[0]
+    assert provider.requests[0].body == large
     assert provider.requests[0].header("proxy-authorization") is None
     assert provider.requests[0].header("host") == "api.example.com"
+
+
+async def test_a_proxy_that_is_not_trusted_gets_no_request(monkeypatch):
+    with relaying(1, answers_connect=True, tls="127.0.0.1") as proxy:
+        client = Client(proxies=Proxies({"https": proxy.url.replace("//", "//user:pass@")}))
+        with pytest.raises(
+            UpstreamError, match=f"no secure connection to the proxy 127.*{proxy.port}"
+        ):
+            async with client.send("GET", "https://api.example.com/"):
+                pass
+    assert not any(proxy.received)
 
 
 async def test_a_provider_that_reads_slowly_holds_the_request_back():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import ssl
 from contextlib import asynccontextmanager
@@ -395,7 +396,7 @@ ENVIRONMENT = {
     "https_proxy": "http://lower:2",
     "ALL_PROXY": "http://all:3",
     "NO_PROXY": "internal.example, .corp.example,10.0.0.0/8,[2001:db8::1],[2001:db8::2]:8443,"
-    "port.example:8443",
+    "port.example:8443 *.star.example 2001:db8:1::/48 Case.example. .",
 }
 
 
@@ -418,6 +419,10 @@ ENVIRONMENT = {
         ("http://[2001:db8::1]", None),
         ("http://[2001:db8::2]:8443", None),
         ("http://[2001:db8::2]", 3),
+        ("http://[2001:db8:0::2]:8443", None),
+        ("http://[2001:db8:1::7]", None),
+        ("https://a.star.example", None),
+        ("https://CASE.example", None),
     ],
 )
 def test_the_environment_says_what_goes_by_a_proxy(url, port):
@@ -435,8 +440,34 @@ def test_a_proxy_may_have_an_ipv6_address():
     )
 
 
-def test_all_may_go_past_the_proxy_and_other_kinds_of_proxies_are_refused():
+def test_all_may_go_past_the_proxy():
     assert Proxies({"http": "p"}, ("*",)).proxy_for(Address.of("http://x")) is None
-    with pytest.raises(UpstreamError, match="socks5"):
-        Proxies({"http": "socks5://x"}).proxy_for(Address.of("http://x"))
-    assert "cGFzcw" not in repr(Proxies({"http": "u:pass@p"}).proxy_for(Address.of("http://x")))
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        (" http://user:secret@p:3128/ ", "http p 3128"),
+        ("user:secret@p:3128", "http p 3128"),
+        ("HTTPS://user:secret@p", "https p 443"),
+        ("socks5://user:secret@p:1080", "socks5:// is not spoken, only http:// and https:// are"),
+        ("http://user:12/secret@p:3128", "its URL can't be read"),  # not: port 12 of the host user
+        ("http://user:secret#1@p:3128", "its URL can't be read"),
+        ("http://user:secret@p:port", "its URL can't be read"),
+        ("http://user:secret@:3128", "its URL can't be read"),
+        ("http://user:secret@[::1", "its URL can't be read"),
+    ],
+)
+def test_a_proxys_password_is_never_shown(url, found):
+    proxies = Proxies.of_environment({"HTTPS_PROXY": url})
+    try:
+        proxy = proxies.proxy_for(Address.of("https://api.example.com"))
+    except UpstreamError as error:
+        shown = f"{error.full_message}{error.__cause__}{error.__context__}"
+        assert f"the environment's proxy (HTTPS_PROXY or ALL_PROXY): {found}" in shown
+    else:
+        assert f"{'https' if proxy.is_tls else 'http'} {proxy.host} {proxy.port}" == found
+        assert base64.b64decode(proxy.basic_key) == b"user:secret"
+        shown = repr(proxy)
+    for secret in ("secret", "dXNlcjpzZWNyZXQ"):
+        assert secret not in f"{shown}{proxies}"
