@@ -79,6 +79,8 @@ _BY_MODEL = CHAT_KINDS | {
 # These are about the server: of one to which all models go, its own answers are passed on.
 _OF_SERVER = frozenset({"models", "model", "running_models", "version"})
 
+_WITHOUT_BODY = frozenset({204, 304})
+
 
 @dataclass(frozen=True)
 class Steps:
@@ -275,7 +277,7 @@ class Passthrough:
                 )
                 return await steps.respond(dialect, exchange, request, choice, size)
             is_stream = request is not None and request.stream
-            return self._relay(passed, exchange, run, is_stream=is_stream)
+            return await self._relay(passed, exchange, run, is_stream=is_stream)
         except BaseException as exc:
             return await self._failed(exchange, dialect, exc)
         finally:
@@ -393,18 +395,25 @@ class Passthrough:
 
     # ---- responses
 
-    def _relay(
+    async def _relay(
         self, passed: _Passed, exchange: RunningExchange, run: PassedRun, *, is_stream: bool
     ) -> Response:
         response = run.response
         assert response is not None
         copy = ResponseCopy(passed.dialect, response, self._limits, is_stream=is_stream)
         exchange.capture.http_status = response.status
-        pieces = self._pieces(exchange, run, copy)
+        body: Any = b""
+        if response.status in _WITHOUT_BODY:
+            await run.close()
+            copy.end(response.times.first_byte)
+            await self._over(exchange, run, copy, "ok")
+        else:
+            pieces = self._pieces(exchange, run, copy)
+            body = StreamBody(pieces, lambda: self._over(exchange, run, copy, "cancelled"))
         return Response(
             response.status,
             _fields_of(run),
-            StreamBody(pieces, lambda: self._over(exchange, run, copy, "cancelled")),
+            body,
             reason_phrase=response.reason_phrase,
             is_relayed=True,
         )
@@ -534,7 +543,7 @@ class Passthrough:
         if response.status >= 400:
             copy = ResponseCopy(dialect, response, self._limits, is_stream=False)
         body: Any = b""
-        if request.method == "HEAD" or response.status in (204, 304):
+        if request.method == "HEAD" or response.status in _WITHOUT_BODY:
             await run.close()
             await self._steps.end(exchange, "error" if response.status >= 400 else "ok")
         else:

@@ -23,7 +23,7 @@ from ..core.response_events import events_of
 from ..dialects import Dialect
 from ..transport.client import Client, UpstreamResponse
 from ..transport.content_coding import BodyDecoder
-from .upstream import MAX_ERROR_BYTES, MAX_ERROR_CHARS, request_id
+from .upstream import MAX_ERROR_BYTES, MAX_ERROR_CHARS, naming, request_id
 from .upstreams import CREDENTIAL_FIELDS, LOOP_HEADER, NamedUpstream, Upstreams
 
 RAW_BYTES = 2**20  # kept of a response until it is known that its copy can be read
@@ -136,9 +136,11 @@ class PassedRun:
         """
         method, url, fields, body = self._sending
         try:
-            response = await self._connection.enter_async_context(
-                self._client.send(method, url, fields, body, limits=self._limits, is_decoded=False)
+            sending = self._client.send(
+                method, url, fields, body, limits=self._limits, is_decoded=False
             )
+            with naming(self._named.name):
+                response = await self._connection.enter_async_context(sending)
         except ValueError as exc:
             raise InvalidRequest(f"the request can't be passed on: {exc}") from exc
         self._sending = method, url, [], b""  # what was sent need not be kept while it is answered
@@ -187,7 +189,7 @@ class ResponseCopy:
         self._headers = with_date(dict(response.headers), datetime.now(UTC))
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._is_failure = not 200 <= response.status < 300
-        if media_type == "application/json":
+        if media_type in ("application/json", "text/html"):  # a page is no stream of any kind
             is_stream = False
         elif media_type in ("text/event-stream", "application/x-ndjson"):
             is_stream = True

@@ -10,8 +10,8 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -158,7 +158,8 @@ class UpstreamRun:
         """
         upstream = self._upstream
         try:
-            response = await self._connection.enter_async_context(self._send())
+            with naming(upstream.name):
+                response = await self._connection.enter_async_context(self._send())
             self.upstream = backend.UpstreamUse(
                 upstream.name, request_id=request_id(response.headers)
             )
@@ -271,6 +272,17 @@ async def _refusal(dialect: Dialect, response: client.UpstreamResponse) -> Proxy
             f"the upstream redirects (status {response.status}): use the address it redirects to"
         )
     return dialect.parse_error(response.status, await _body(response), _headers(response))
+
+
+@contextmanager
+def naming(upstream: str | None) -> Iterator[None]:
+    """Name the upstream, if it has a name, in an error of its connection or response head."""
+    try:
+        yield
+    except (UpstreamError, UpstreamTimeout) as error:
+        if upstream is None:
+            raise
+        raise type(error)(f"upstream {upstream}: {error.message}") from error
 
 
 def request_id(headers: Headers) -> str | None:

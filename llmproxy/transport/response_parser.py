@@ -149,8 +149,11 @@ def _read_response(
     else:
         most = MAX_INTERIM_RESPONSES
         raise UpstreamError(f"the upstream sent more than {most} interim responses")
+    # Who passes a response on has to know that its body can be framed before the head is sent.
+    coded = None if is_decoded else _coded_body(source, head, limits, method)
     yield head  # before its body is read: an error status counts, whatever its page is encoded in
-    coded = _coded_body(source, head, limits, method)
+    if coded is None:
+        coded = _coded_body(source, head, limits, method)
     decoder = _decoder(head.headers, limits) if is_decoded else None
     room = limits.body
     for piece in coded if decoder is None else _decoded(decoder, coded):
