@@ -384,7 +384,7 @@ class Passthrough:
                 self._upstreams,
                 upstream,
                 headers,
-                keeps_coding=not is_turn,
+                keeps_coding=not is_turn and upstream.key.source == "client",
                 is_decoded=renamed is not None,
             ),
             body if renamed is None else renamed,
@@ -428,7 +428,7 @@ class Passthrough:
         left = _length(response.headers.get("content-length"))
         at = response.times.first_byte
         try:
-            async for at, data in response:
+            async for at, data in run.pieces():
                 left -= len(data)
                 safe = copy.safe_bytes(data) if left > 0 else 0
                 if safe:
@@ -577,7 +577,7 @@ class Passthrough:
             await self._steps.end(exchange, "ok")
 
         try:
-            async for at, data in response:
+            async for at, data in run.pieces():
                 if copy is not None:
                     copy.feed(at, data)
                 left -= len(data)
@@ -637,11 +637,10 @@ def _loads_model(dialect: Dialect, request: Request) -> bool:
 
 
 def _fields_of(run: PassedRun) -> list[tuple[str, str]]:
-    """Return the header fields of a response, with those that refused the request before."""
-    assert run.response is not None
+    """Return a response's fields as they came, and the name of what refused before."""
     refused_by = run.upstream.refused_by
-    fields = run.response.headers.as_received
-    return [*fields, ("x-llmproxy-refused-by", refused_by)] if refused_by else [*fields]
+    own = [("x-llmproxy-refused-by", refused_by)] if refused_by else []
+    return run.header_fields + own
 
 
 def _with_raw_body(begun: Any, request: Request) -> Any:

@@ -101,6 +101,7 @@ class PassedRun:
         self._named = upstream
         self._refused_by = refused_by
         self._sending = method, url, [*fields], body
+        self._own_key = "" if upstream.key.source == "client" else _own_key(self._sending[2])
         self._limits = limits
         self._connection = AsyncExitStack()
         self._is_named = model is not None
@@ -158,6 +159,25 @@ class PassedRun:
         if name and not self._is_named:
             self.model_id = self._named.model_id(name)
 
+    @property
+    def header_fields(self) -> list[tuple[str, str]]:
+        """The response's header fields for the client, without a key that is not its own."""
+        assert self.response is not None
+        fields, key = self.response.headers.as_received, self._own_key
+        if not key:
+            return [*fields]
+        return [(name, value.replace(key, "*" * len(key))) for name, value in fields]
+
+    def pieces(self) -> AsyncIterator[tuple[float, bytes]]:
+        """Return the response's body for the client: an error without a key that is not its own.
+
+        A provider quotes the key that it refuses, which clients of this server may not know.
+        """
+        assert self.response is not None
+        if self._own_key and self.response.status >= 400:
+            return _without_key(self.response, self._own_key.encode())
+        return self.response
+
     async def read(self, silence_s: float | None = None) -> list[backend.Stamped] | None:
         """Return no events; see the class."""
         return []
@@ -170,6 +190,27 @@ class PassedRun:
     async def close(self) -> None:
         """Close the connection, or keep it for the next request if the response was whole."""
         await self._connection.aclose()
+
+
+def _own_key(fields: Iterable[tuple[str, str]]) -> str:
+    """Return the key among the credentials of a request, without its scheme."""
+    found = (value for name, value in fields if name.lower() in CREDENTIAL_FIELDS)
+    return next(found, "").rpartition(" ")[2]
+
+
+async def _without_key(
+    response: UpstreamResponse, key: bytes
+) -> AsyncIterator[tuple[float, bytes]]:
+    """Yield a body's pieces with asterisks for a key, so that its length is the same."""
+    held, at = b"", response.times.first_byte
+    async for at, data in response:
+        held = (held + data).replace(key, b"*" * len(key))
+        end = max(len(held) - len(key) + 1, 0)  # what follows may begin the key
+        if end:
+            yield at, held[:end]
+            held = held[end:]
+    if held:
+        yield at, held
 
 
 class ResponseCopy:

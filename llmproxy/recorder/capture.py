@@ -174,10 +174,13 @@ class Capture:
         raw = self.raw_response
         if raw is None:
             return finish.response_json
+        # It may quote the key that was sent, as errors do.
+        clean = self.begun.redactor.text
         try:
-            return {RAW: raw.decode()}
+            return {RAW: clean(raw.decode())}
         except UnicodeDecodeError:
-            return {f"{RAW}_base64": base64.b64encode(raw).decode()}
+            cleaned = clean(raw.decode("latin-1")).encode("latin-1")
+            return {f"{RAW}_base64": base64.b64encode(cleaned).decode()}
 
     def _since(self, at: float) -> float:
         return (at - self.began_at) * 1000

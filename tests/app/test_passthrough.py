@@ -435,6 +435,19 @@ def test_credentials_are_passed_and_stored_nowhere(llm_user_path):
         assert canary.encode() not in kept
 
 
+def test_a_key_of_the_server_is_not_shown_though_it_comes_in_pieces(monkeypatch):
+    monkeypatch.setenv("FAR_KEY", "environs.4be2a9")
+    said = b'{"error":{"message":"bad environs.4be2a9, environs.4be2a environs.4be2a9"}}'
+    with playing_raw([*single_bytes(response(said, 401)), CLOSE]) as provider:
+        with running(
+            **settings(provider, ANTHROPIC), upstream_keys=[("far", "env:FAR_KEY")]
+        ) as proxy:
+            _, _, body = ask(proxy)
+            exchange = proxy.wait_for_report()
+    assert body == said.replace(b"environs.4be2a9", b"*" * 15)
+    assert (exchange.status, exchange.error_status) == ("error", 401)
+
+
 def test_the_next_target_is_asked_if_the_first_refuses():
     refusal = response(b'{"type":"error","error":{"message":"no"}}', 529, reason="Overloaded")
     answer = FRAMINGS["whole"](MESSAGES.stream)

@@ -22,6 +22,7 @@ from tests.cli.test_main import serving
 from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, chat_chunk, playing, say_event, say_json
 from tests.proxies import running
+from tests.raw_provider import playing_raw, response
 
 STORED = "stored.with-llm.7c1f"  # matches no known pattern of keys
 OF_ENVIRONMENT = "environs.4be2a9"
@@ -360,3 +361,80 @@ def test_secrets_of_a_request_reach_no_file_and_no_line(
     for text in (held, shown.encode(), access[0].encode(), caplog.text.encode()):
         assert HIDDEN.encode() not in text
     assert "tool/1" in access[0] and "%5Bremoved%5D" in access[0]
+
+
+SOURCES = {"client": OF_HEADERS, "llm:far": STORED, "env:FAR_VARIABLE": OF_ENVIRONMENT}
+FRAME = b'event: %b\ndata: {"type":"%b"%b}\n\n'
+
+
+def echoing(kind):
+    """Return an answer of an upstream that says what it was sent, also in its header."""
+
+    def answer(request):
+        sent = [request.header(name) or "" for name in ("authorization", "x-api-key")]
+        said = f"Incorrect API key provided: {' '.join(sent)} or {SHAPED}"
+        fields = [("Content-Type", "application/json"), ("Request-Id", "".join(sent)[-30:])]
+        error = {"type": "authentication_error", "message": said, "code": said, "param": said}
+        whole = json.dumps({"type": "error", "error": error}).encode()
+        if kind == "refused":
+            return response(whole, 401, [*fields, ("X-Said", said)])
+        if kind == "in a stream":
+            fields[0] = ("Content-Type", "text/event-stream")
+            return response(FRAME % (b"error", b"error", whole[len('{"type": "error"') : -1]),
+                            headers=fields)  # fmt: skip
+        return response(f"<p>{said}</p>".encode(), headers=[("Content-Type", "text/html")])
+
+    return answer
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens", "/v1/files"])
+@pytest.mark.parametrize("kind", ["refused", "in a stream", "of no kind"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_no_key_for_an_upstream_stays_of_what_passes(
+    source, kind, path, llm_user_path, monkeypatch, caplog
+):
+    """A client is told what the upstream says of its own key; nobody of the server's keys."""
+    caplog.set_level(logging.DEBUG)
+    (llm_user_path / "keys.json").write_text(json.dumps({"far": STORED}))
+    monkeypatch.setenv("FAR_VARIABLE", OF_ENVIRONMENT)
+    lines = []
+    with (
+        playing(lambda body, handler: say_json(handler, {})) as collector,
+        playing_raw(echoing(kind)) as provider,
+    ):
+        with running(
+            upstreams=[f"far=anthropic_messages+{provider.url}"],
+            upstream_keys=[("far", source)],
+            passthrough="far",
+            keys=[OWN],
+            access_log=lines.append,
+            otlp=collector.url,
+            otlp_content=True,
+            debug=True,
+        ) as proxy:
+            body = {"model": "m", "max_tokens": 9, "stream": True}
+            body["messages"] = [{"role": "user", "content": "what I asked"}]
+            request = Request(proxy.url + path, json.dumps(body).encode())
+            request.add_header("authorization", f"Bearer {OF_HEADERS}")
+            request.add_header("x-api-key", OWN)
+            try:
+                with urlopen(request, timeout=20) as answered:
+                    given = str(answered.headers).encode() + answered.read()
+            except HTTPError as error:
+                with error:
+                    given = str(error.headers).encode() + error.read()
+            exchange = proxy.wait_for_report()
+            during = kept(llm_user_path)
+            asked = Request(proxy.url + "/metrics", headers={"authorization": f"Bearer {OWN}"})
+            with urlopen(asked, timeout=20) as answered:
+                metrics = answered.read()
+    assert SOURCES[source].encode() in provider.requests[0].raw
+    assert OWN.encode() not in provider.requests[0].raw
+    shown = f"{lines}{caplog.text}{proxy.warnings}{exchange!r}{exchange_page(exchange)}"
+    spans = json.dumps(collector.bodies).encode()
+    assert b"spanId" in spans and b"llmproxy" in metrics
+    assert_clean(during, kept(llm_user_path), metrics, spans, shown.encode())
+    assert OWN.encode() not in given
+    assert (OF_HEADERS.encode() in given) == (source == "client")
+    if kind == "refused":
+        assert STORED.encode() not in given and OF_ENVIRONMENT.encode() not in given
