@@ -441,8 +441,7 @@ class Passthrough:
                     if left <= 0 or copy.has_ended or copy.error is not None:
                         await self._over(exchange, run, copy, "ok")
                     yield data[safe:]
-                if at > exchange.until:
-                    raise UpstreamTimeout("the response did not end in time (limit answer_s)")
+                _check_time(at, exchange)
             capture.add(await self._end_of(copy, at))
             await self._over(exchange, run, copy, "ok")
         except ProxyError as error:
@@ -584,6 +583,7 @@ class Passthrough:
                 if left <= 0:
                     await end()
                 yield data
+                _check_time(at, exchange)
             await end()
         except ProxyError as error:
             await self._steps.end(exchange, "error", error)
@@ -623,6 +623,11 @@ class _Passed:
         self.failure = failure
         self.model = model
         self.received = received
+
+
+def _check_time(at: float, exchange: RunningExchange) -> None:
+    if at > exchange.until:
+        raise UpstreamTimeout("the response did not end in time (limit answer_s)")
 
 
 def _loads_model(dialect: Dialect, request: Request) -> bool:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from llmproxy import Settings, serving
+from llmproxy.core.limits import Limits
 from tests.app.test_passthrough import ANTHROPIC, BODY, FRAMINGS, MESSAGES, ask, send, settings
 from tests.proxies import running
 from tests.raw_provider import CLOSE, begin_chunked, chunk, playing_raw, response
@@ -171,3 +172,74 @@ def test_a_ring_of_byte_for_byte_upstreams_is_refused(count, path, llm_user_path
     assert b" 400" in status
     assert b"leads back to this server" in body
     assert [(one.status, one.error_status) for one in reports] == [("error", 400)] * count
+
+
+# ---- endless responses
+
+DELTA = (
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":'
+    b'{"type":"text_delta","text":"' + b"word " * 200 + b'"}}\n\n'
+)
+START = MESSAGES.stream.partition(b"event: content_block_delta")[0]
+
+
+def without_end(piece, pause_s=0.0):
+    def answer(request):
+        yield begin_chunked()
+        yield chunk(START)
+        while not request.wait_for_hang_up(pause_s):
+            yield chunk(piece)
+
+    return answer
+
+
+ENDLESS = {
+    "events": DELTA,
+    "comments": b": wait\n\n" * 100,
+    "a line": b"data: " + b"x" * 1000,
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_response_is_cut_at_the_limit_of_a_body(name):
+    with playing_raw(without_end(ENDLESS[name])) as provider:
+        limits = Limits(body=300_000, shutdown_s=5)
+        with running(limits=limits, **settings(provider, ANTHROPIC)) as proxy:
+            received = send(proxy.url, "/v1/messages", BODY)
+            exchange = proxy.wait_for_report()
+    assert 200_000 < len(received) < 400_000
+    assert not received.endswith(b"0\r\n\r\n")
+    assert (exchange.status, exchange.http_status, exchange.error_status) == ("error", 200, 502)
+    assert "300000" in exchange.error
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/files"])
+def test_a_response_that_trickles_is_cut_at_the_limit_of_time(path):
+    with playing_raw(without_end(b": wait\n\n", 0.02)) as provider:
+        limits = Limits(answer_s=0.3, shutdown_s=5)
+        with running(limits=limits, **settings(provider, ANTHROPIC)) as proxy:
+            received = send(proxy.url, path, BODY)
+            exchange = proxy.wait_for_report()
+    assert b": wait\n\n" in received and not received.endswith(b"0\r\n\r\n")
+    assert (exchange.status, exchange.error_status) == ("error", 504)
+    assert "answer_s" in exchange.error
+
+
+def test_a_chat_of_more_bytes_than_the_limit_is_a_502_at_once():
+    answer = [HEAD + b"Content-Length: 10000000000\r\n\r\n{"]
+    with playing_raw(answer) as provider, running(**settings(provider, ANTHROPIC)) as proxy:
+        status, _, body = ask(proxy)
+        exchange = proxy.wait_for_report()
+    assert b" 502" in status and b"larger than" in body
+    assert (exchange.status, exchange.error_status) == ("error", 502)
+
+
+def test_the_copy_of_a_long_response_stops_and_the_response_goes_on():
+    stream = START + DELTA * 300 + b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+    with playing_raw(FRAMINGS["whole"](stream)) as provider:
+        limits = Limits(answer=100_000, shutdown_s=5)
+        with running(limits=limits, **settings(provider, ANTHROPIC)) as proxy:
+            _, _, body = ask(proxy)
+            exchange = proxy.wait_for_report()
+    assert body == stream
+    assert (exchange.status, exchange.ignored) == ("ok", ("response",))
