@@ -561,6 +561,51 @@ def test_the_next_target_is_asked_for_what_is_no_chat_too():
     assert exchange.model_used == "b/claude-other"
 
 
+@pytest.mark.parametrize("path", ["/v1/messages/count_tokens", "/v1/messages"])
+def test_the_next_target_is_asked_if_the_first_can_not_be_reached(path):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    with playing_raw(response(b'{"input_tokens": 3}')) as second:
+        urls = [
+            f"a=anthropic_messages+http://127.0.0.1:{port}",
+            f"b=anthropic_messages+{second.url}",
+        ]
+        with running(upstreams=urls, maps=[("claude-*", "a:,b:")]) as proxy:
+            status, headers, _ = ask(proxy, path=path)
+            exchange = proxy.wait_for_report()
+    assert b"200" in status
+    assert b"x-llmproxy-refused-by: a: 502" in headers
+    assert (exchange.upstream, exchange.refused_by) == ("b", "a: 502")
+
+
+EMBEDDING = b'{"model":"vec-1","input":"Hi","encoding_format":"float"}'
+
+
+def test_requests_that_are_no_chats_have_fallbacks_too():
+    """Of the targets, those that speak the API; each under the model's name there."""
+    answer = response(b'{"data":[],"model":"x"}')
+    with playing_raw(response(b'{"error":{}}', 429)) as first, playing_raw(answer) as second:
+        urls = [
+            f"a=openai_chat+{first.url}",
+            f"x=ollama+{first.url}",
+            f"b=openai_chat+{second.url}",
+        ]
+        maps = [("vec-*", "a:,x:,llm:echo,b:other"), ("last-*", "a:,x:")]
+        with running(upstreams=urls, maps=maps) as proxy:
+            status, headers, _ = ask(proxy, EMBEDDING, path="/v1/embeddings")
+            ask(proxy, EMBEDDING.replace(b"vec", b"last"), path="/v1/embeddings")
+            exchanges = (proxy.wait_for_report(2), proxy.reports)[1]
+    assert b"200" in status
+    assert b"x-llmproxy-refused-by: a: 429" in headers
+    assert second.requests[0].body == EMBEDDING.replace(b"vec-1", b"other")
+    assert [(one.upstream, one.model_used, one.refused_by) for one in exchanges] == [
+        ("b", "b/other", "a: 429"),
+        ("a", "a/last-1", None),
+    ]
+    assert [one.http_status for one in exchanges] == [200, 429]
+    assert [one.turn for one in exchanges] == [None, None]
+
+
 def test_a_body_that_was_not_kept_is_sent_once():
     large = b"0123456789" * 3_000_000
     with playing_raw(response(b"{}", 429, headers=[("Retry-After", "0")])) as provider:
