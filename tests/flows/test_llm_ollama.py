@@ -35,13 +35,19 @@ def proxy(llm_user_path, model) -> Iterator[Running]:
         yield p
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """The plugin's own, of what our models can do: the same in each test."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def models(proxy, monkeypatch, tmp_path):
+def models(proxy, monkeypatch, cache):
     """Ask the plugin for its models, as llm does when it starts; by id, the async ones."""
     monkeypatch.setenv("OLLAMA_HOST", proxy.url)
     from llm_ollama import registry
 
-    registry.cache.set_dir(tmp_path)
+    registry.cache.set_dir(cache)
     found = {}
     registry.register_models(lambda one, other, aliases: found.update({one.model_id: (one, other)}))
     registry.register_embedding_models(lambda one, aliases: found.update({one.model_id: one}))
