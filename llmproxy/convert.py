@@ -21,8 +21,9 @@ from typing import Any
 
 from llm.parts import Part, ReasoningPart, StreamEvent, TextPart, ToolCallPart, ToolResultPart
 
-from .core import chat
-from .core.errors import InvalidRequest, ProxyError
+from .core import chat, payload
+from .core.errors import InvalidRequest, ProxyError, UpstreamError
+from .core.limits import Limits
 from .core.usage import Usage
 from .dialects import Dialect, DialectName, Renderer, by_name
 from .transport import framing
@@ -88,7 +89,9 @@ def convert_request(
             only asks for a model to be loaded, which no other API can say.
         ValueError: unknown dialect.
     """
-    request = by_name(source).parse_request(body, headers)
+    dialect = by_name(source)
+    payload.check_depth(body, Limits().json_depth, "the request")
+    request = dialect.parse_request(body, headers)
     if not request.messages and target != source:
         raise InvalidRequest("there is no message to convert")
     if model is not None:
@@ -118,7 +121,12 @@ def convert_response(
         ProxyError: the error that the body reports, or UpstreamError if it is no response.
         ValueError: unknown dialect.
     """
-    response = by_name(source).parse_response(body, headers)
+    dialect = by_name(source)
+    try:
+        payload.check_depth(body, Limits().json_depth, "the response")
+    except InvalidRequest as exc:
+        raise UpstreamError(exc.message) from exc
+    response = dialect.parse_response(body, headers)
     envelope = _envelope(response.finish.model if model is None else model, id, created)
     rendered = by_name(target).render_response(response, envelope)
     return Converted(rendered, response.finish.ignored + _lost(response, by_name(target), rendered))
@@ -138,8 +146,10 @@ def convert_error(
     code and the phrase that clients look for are those of the target.
 
     Raises:
-        ValueError: unknown dialect.
+        ValueError: unknown dialect, or a status that is no number from 100 to 599.
     """
+    if type(status) is not int or not 100 <= status <= 599:
+        raise ValueError(f"status: expected a number from 100 to 599, not {status!r:.40}")
     error = by_name(source).parse_error(status, body, headers)
     dialect = by_name(target)
     return ConvertedError(dialect.render_error(error), dialect.error_status(error), error.headers)
@@ -231,9 +241,14 @@ class _EventReader:
                 yield from self._parser.feed(data)
             case Mapping():
                 yield from self._parser.feed_value(dict(data))
-            case _:
+            case bytes() | bytearray():
                 for frame in self._decoder.feed(data):
                     yield from self._parser.feed(frame)
+            case _:
+                raise TypeError(
+                    "expected bytes, a frame, its JSON object or an event,"
+                    f" not {type(data).__name__}"
+                )
 
     def end(self) -> Iterator[chat.Event]:
         for frame in self._decoder.end():

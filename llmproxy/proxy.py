@@ -422,7 +422,7 @@ class Proxy:
     """A server with its models and its log; it runs inside `async with`.
 
     catalog: the models, none of which is loaded unless `is_live`: recordings may answer instead.
-    database: the log's file, None without a log.
+    database: the log's file, None without a log. has_new_log: whether it is made now.
     """
 
     def __init__(self, settings: Settings, keys: KnownKeys | None = None) -> None:
@@ -434,6 +434,8 @@ class Proxy:
             SettingsError: an address that others can reach, without a key; an empty key; an
                 invalid origin; no recordings to replay.
         """
+        if not isinstance(settings, Settings):
+            raise SettingsError(f"settings: expected Settings, not {type(settings).__name__}")
         check_together(settings)
         is_local = is_loopback(settings.host)
         self.settings = settings
@@ -457,6 +459,7 @@ class Proxy:
         self._unused: list[RecordingSummary] | None = None
         database = Path(settings.database or llm.user_dir() / "logs.db")
         self._log_path = database
+        self.has_new_log = settings.log and not database.exists()
         if os.path.isdir(database):  # False if it can't be looked at
             raise SettingsError(f"{{database}}: {database} is a folder, not a file")
         if settings.log:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Unpack
 
+from .core.errors import SettingsError
 from .core.known_keys import KnownKeys
 from .proxy import Options, Proxy, Settings
 
@@ -123,6 +124,8 @@ def running(settings: Settings | None = None, **options: Unpack[Options]) -> Ite
 
 
 def _merged(settings: Settings | None, options: Options, default: Settings) -> Settings:
+    if settings is not None and not isinstance(settings, Settings):
+        raise SettingsError(f"settings: expected Settings, not {type(settings).__name__}")
     return replace(settings or default, **options)
 
 

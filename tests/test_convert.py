@@ -170,6 +170,35 @@ def test_the_model_and_a_missing_token_limit_can_be_set():
     assert limited.body == body | {"max_tokens": 5}
 
 
+@pytest.mark.parametrize("source", NAMES)
+def test_what_json_can_not_say_is_refused(source):
+    body = {"messages": [{"role": "user", "content": "x"}], "temperature": float("nan")}
+    with pytest.raises(InvalidRequest, match="temperature: a number is too large"):
+        convert.convert_request(body, source="openai_chat", target=source)
+    deep: list[object] = []
+    for _ in range(200):
+        deep = [deep]
+    with pytest.raises(InvalidRequest, match="nests deeper than 100 levels"):
+        convert.convert_request({"metadata": deep}, source=source, target="openai_chat")
+    with pytest.raises(UpstreamError, match="nests deeper than 100 levels"):
+        convert.convert_response({"output": deep}, source=source, target="openai_chat")
+
+
+@pytest.mark.parametrize("data", ["text", 5, None, []])
+def test_what_is_no_piece_of_a_stream_is_a_type_error(data):
+    stream = convert.StreamConverter(source="openai_chat", target="anthropic_messages")
+    with pytest.raises(
+        TypeError, match="^expected bytes, a frame, its JSON object or an event, not"
+    ):
+        stream.feed(data)
+
+
+@pytest.mark.parametrize("status", ["429", 9999, None, True])
+def test_an_error_needs_a_status(status):
+    with pytest.raises(ValueError, match="status: expected a number from 100 to 599, not"):
+        convert.convert_error({}, source="openai_chat", target="ollama", status=status)
+
+
 def test_what_is_no_request_names_its_field():
     with pytest.raises(InvalidRequest) as caught:
         convert.convert_request({"messages": "hi"}, source="openai_chat", target="openai_chat")

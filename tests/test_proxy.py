@@ -72,7 +72,7 @@ def test_settings_that_can_not_work_are_refused(settings, error):
     ("settings", "error"),
     [
         ({"keys": "s3cret"}, "keys: expected Sequence[str], not str"),  # each letter a key
-        ({"keys": ["s3cret", None]}, "keys: expected Sequence[str], not list"),
+        ({"keys": ["s3cret", None]}, "keys[1]: expected str, not NoneType"),
         ({"keys": ["good", " "]}, "keys: an API key can't be empty"),
         ({"hosts": "here"}, "hosts: expected Sequence[str], not 'here'"),
         ({"origins": "https://a.example"}, "origins: expected Sequence[str], not 'https://a.exam"),
@@ -84,10 +84,10 @@ def test_settings_that_can_not_work_are_refused(settings, error):
         ({"remote_images": "open"}, "remote_images: expected 'pass' or 'refuse', not 'open'"),
         ({"limits": {"body": 1}}, "limits: expected Limits, not {'body': 1}"),
         ({"maps": {"a": "b"}}, "maps: expected Sequence[tuple[str, str]], not {'a': 'b'}"),
-        ({"maps": [("a",)]}, "maps: expected Sequence[tuple[str, str]], not [('a',)]"),
+        ({"maps": [("a",)]}, "maps[0]: expected tuple[str, str], not ('a',)"),
         (
             {"parallel": [("a", True)]},
-            "parallel: expected Sequence[tuple[str, int]], not",
+            "parallel[0]: expected tuple[str, int], not",
         ),
         ({"parallel": [("a", 0)]}, "parallel: expected (pattern, count) pairs, the count above 0"),
         ({"database": 3}, "database: expected Path or str or None, not 3"),

@@ -45,3 +45,9 @@ def test_an_error_while_closing_is_raised(monkeypatch):
     with pytest.raises(RuntimeError, match="it closed badly"):
         with llmproxy.running(Settings(port=0, log=False)):
             pass
+
+
+@pytest.mark.parametrize("make", [llmproxy.Proxy, llmproxy.serve])
+def test_settings_of_another_type_are_refused(make):
+    with pytest.raises(llmproxy.SettingsError, match="^settings: expected Settings, not dict$"):
+        make({"port": 0})

@@ -525,8 +525,8 @@ def _server(text: str, keys: Mapping[str, UpstreamKey], *, insecure: bool) -> Na
     if not equals:
         if known is None:
             raise SettingsError(
-                f"{{upstreams}}: {name} is none of the known names ({', '.join(_KNOWN)}):"
-                f" {name}=DIALECT+URL"
+                f"{{upstreams}}: {name} needs an API and an address, as {name}=DIALECT+URL;"
+                f" only {', '.join(_KNOWN)} have theirs built in"
             )
         return _replaced(known, key=key, is_builtin=True)
     dialect, plus, url = rest.partition("+")
@@ -575,7 +575,7 @@ def _checked_url(name: str, url: str, *, insecure: bool) -> str:
     if not (address.is_tls or insecure or url_policy.is_local(address.host)):
         raise SettingsError(
             f"{{upstreams}}: {name}: http:// to {address.host} would show keys to the network:"
-            " use https://, or {upstream_insecure}"
+            " use https://, or allow it with {upstream_insecure}"
         )
     return url.rstrip("/")
 

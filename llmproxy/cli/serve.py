@@ -517,7 +517,7 @@ def _unused(unused: Sequence[RecordingSummary], count: int) -> str:
 
 
 def _welcome(proxy: Proxy) -> list[str]:
-    log = str(proxy.database or "off (--no-log)")
+    log = f"{proxy.database or 'off (--no-log)'}{' (new)' if proxy.has_new_log else ''}"
     if proxy.database is not None and not logs_on():
         log = "off (turn it on with: llm logs on)"
     key = "any" if not proxy.settings.keys else "YOUR_API_KEY"

@@ -24,9 +24,24 @@ def find_wrong_field(instance: Any) -> str | None:
     for field, hint in _hints(type(instance)):  # type: ignore[arg-type]  # mypy doubts types
         value = getattr(instance, field.name)
         if not _fits(value, hint):
-            shown = f", not {_shown(value)}" if field.repr else f", not {type(value).__name__}"
-            return f"{field.name}: expected {_expected(hint)}{shown}"
+            place, wrong, expected = _wrong_item(field.name, value, hint)
+            shown = _shown(wrong) if field.repr else type(wrong).__name__
+            return f"{place}: expected {_expected(expected)}, not {shown}"
     return None
+
+
+def _wrong_item(place: str, value: Any, hint: Any) -> tuple[str, Any, Any]:
+    """Return the first wrong item of a sequence of items, with its place and the hint for it.
+
+    What is no such sequence is wrong itself.
+    """
+    kinds = get_args(hint)
+    if get_origin(hint) is not Sequence or isinstance(value, str | bytes):
+        return place, value, hint
+    if not isinstance(value, Sequence):
+        return place, value, hint
+    i, item = next((i, one) for i, one in enumerate(value) if not _fits(one, kinds[0]))
+    return f"{place}[{i}]", item, kinds[0]
 
 
 @cache

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
+from .errors import SettingsError
 from .field_types import find_wrong_field
 
 OFF = "off"
@@ -49,10 +50,10 @@ class Limits:
         """
         wrong = find_wrong_field(self)
         if wrong:
-            raise ValueError(f"limit {wrong}")
+            raise SettingsError(f"limit {wrong}")
         for name, value in vars(self).items():
             if value <= 0:
-                raise ValueError(f"limit {name} takes a number above 0, not {value}")
+                raise SettingsError(f"limit {name} takes a number above 0, not {value}")
 
 
 def describe() -> list[str]:

@@ -97,6 +97,8 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
         InvalidRequest: text that is not such JSON, with line and column.
     """
     depth = min(limits.json_depth, MAX_DEPTH)
+    if not text or text.isspace():
+        raise InvalidRequest(f"{name} is empty")
     try:
         # A value takes a byte at least, and a level a bracket. Without what is not needed then,
         # a stream's event takes 3 µs instead of 9.
@@ -107,7 +109,7 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
             raise json.JSONDecodeError("Unexpected UTF-8 BOM (decode using utf-8-sig)", decoded, 0)
         value = _decoder(_int_digits(limits), len(text)).decode(decoded)
         if len(text) > json_pieces.PIECE or text.count(b"{") + text.count(b"[") > depth:
-            _check_depth(value, depth, name)
+            check_depth(value, depth, name)
         return without_surrogates(value) if has_surrogates(text) else value
     except UnicodeDecodeError as exc:
         lines = text.count(b"\n", 0, exc.start)
@@ -182,7 +184,7 @@ def parse_items(
     value = decoder.decode(text)
     if len(constants) > 1:
         raise ValueError(f"{constants} are not JSON")
-    _check_depth(value, min(limits.json_depth, MAX_DEPTH), "the body")
+    check_depth(value, min(limits.json_depth, MAX_DEPTH), "the body")
     return value, decoder.lists
 
 
@@ -253,8 +255,12 @@ def count_marks_between(text: str, start: int, end: int) -> int:
     return sum([json_pieces.count(text, mark, start, end) for mark in ",:[{"])
 
 
-def _check_depth(value: Any, depth: int, name: str) -> None:
-    """Check level by level, without recursion."""
+def check_depth(value: Any, depth: int, name: str) -> None:
+    """Check how deep a JSON value nests: level by level, without recursion.
+
+    Raises:
+        InvalidRequest: deeper than `depth`.
+    """
     level = [value] if isinstance(value, dict | list) else []
     remaining = depth
     while level:
@@ -519,7 +525,7 @@ def _load_integer(value: Any, path: Path, unknown: list[str]) -> int:
 def _load_number(value: Any, path: Path, unknown: list[str]) -> float:
     if type(value) not in (int, float):
         raise _mismatch("a number", value, path)
-    if abs(value) > sys.float_info.max:
+    if not abs(value) <= sys.float_info.max:  # nor NaN, of a value that was not parsed here
         raise InvalidRequest("a number is too large", param=_render_path(path, positions=True))
     return value  # type: ignore[no-any-return]  # an int stays one: 1 must not become 1.0
 

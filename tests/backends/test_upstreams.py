@@ -47,7 +47,11 @@ def test_an_upstream_has_a_name_a_dialect_and_a_url(text, dialects, url):
 @pytest.mark.parametrize(
     ("names", "settings", "said"),
     [
-        (["groq"], {}, "upstreams: groq is none of the known names"),
+        (
+            ["groq"],
+            {},
+            "upstreams: groq needs an API and an address, as groq=DIALECT+URL; only anthropic",
+        ),
         (["llm=ollama+http://127.0.0.1"], {}, "upstreams: 'llm' can't be"),
         (["a b=ollama+http://127.0.0.1"], {}, "upstreams: 'a b' can't be"),
         (["a=https://example.com"], {}, "upstreams: a: the dialect is missing"),

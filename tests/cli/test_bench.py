@@ -320,7 +320,10 @@ def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp
         (["--models", "a", "--timeout", "0"], "expected a number of seconds above 0"),
         (["--models", "a", "--ids", "/no/file"], "/no/file"),
         (["--models", "a", "--base-url", "http://me:word@host/"], "give a key with --key"),
-        (["--models", "a", "--base-url", "groq"], "--base-url: groq is none of the known names"),
+        (
+            ["--models", "a", "--base-url", "groq"],
+            "--base-url: groq needs an API and an address, as groq=DIALECT+URL",
+        ),
         (["--models", "a", "--prices", "/no/prices"], "/no/prices"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -132,7 +132,7 @@ def test_llm_ollama_is_not_pointed_at_this_server_itself(host, stays, monkeypatc
 
 def test_start_prints_the_address_and_a_line_per_exchange(llm_user_path):
     with serving() as (process, url, lines):
-        assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'}\n"
+        assert lines.get(timeout=5) == f"log: {llm_user_path / 'logs.db'} (new)\n"
         assert re.match(
             r"models: \d+ \(llm models lists them\); the model demo needs no key$",
             lines.get(timeout=5),

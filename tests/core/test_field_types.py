@@ -47,7 +47,7 @@ def test_values_that_fit(fields: dict[str, Any]):
         ({"kind": True}, "kind: expected 'a' or 1 or None, not True"),  # True == 1
         ({"names": "abc"}, "names: expected Sequence[str], not 'abc'"),
         ({"names": {"a": 1}}, "names: expected Sequence[str], not {'a': 1}"),
-        ({"pairs": [("a", 1, 2)]}, "pairs: expected Sequence[tuple[str, int]], not [('a', 1, 2)]"),
+        ({"pairs": [("a", 1, 2)]}, "pairs[0]: expected tuple[str, int], not ('a', 1, 2)"),
         ({"ids": ["a"]}, "ids: expected tuple[str, ...] or None, not ['a']"),
         ({"call": "print"}, "call: expected Callable[[str], None], not 'print'"),
         ({"secret": 12345}, "secret: expected str, not int"),

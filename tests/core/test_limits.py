@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmproxy.core.errors import SettingsError
 from llmproxy.core.limits import Limits, describe, parse_limits
 
 
@@ -68,6 +69,6 @@ def test_every_limit_is_described_with_its_default_and_reason():
     ],
 )
 def test_limits_made_in_python_are_checked_too(fields, error):
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(SettingsError) as caught:
         Limits(**fields)
     assert str(caught.value) == error
