@@ -48,7 +48,7 @@ from ..recorder.store import logs_on
 from ..recorder.summary import ExchangeSummary
 from ..report.data import Study
 from ..report.load import study_of_run
-from ..report.numbers import count_of, money
+from ..report.numbers import NO_BREAK, count_of, money
 from ..report.prices import Price, cost, of_models
 from ..serving import StopSignals
 from .arguments import (
@@ -366,14 +366,15 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
         f" ({plan.warmup} of them to warm up), about {input_tokens:,} tokens;"
         f" the recorded replies to as many requests had {output_tokens:,}"
     )
-    for model in plan.models:
+    today = datetime.now(UTC).date()
+    for model in plan.models if prices else ():
         price = prices.get(model)
-        today = datetime.now(UTC).date()
-        if (
-            price
-            and (estimate := cost(Usage(input_tokens, output_tokens), price, today)) is not None
-        ):
-            print_line(f"  {printable(model)}: about {money(estimate)} by your prices")
+        spent = cost(Usage(input_tokens, output_tokens), price, today) if price else None
+        about = "no price"
+        if price and spent is not None:
+            amount = money(spent, price.currency).replace(NO_BREAK, " ")
+            about = f"about {amount} by your prices"
+        print_line(f"  {printable(model)}: {about}")
 
 
 # ---- sending and measuring

@@ -259,7 +259,7 @@ def shown_difference(change: Change) -> str:
     if value is None:
         return NOTHING
     if math.isinf(value):
-        return "now fails" if value > 0 else "failed before"
+        return f"half or more {'now fail' if value > 0 else 'failed before'}"
     measured = _is_measured(change)
     text = difference(value, change.measure) if measured else shown(change, value)
     is_zero = not any(digit in text for digit in "123456789")  # rounded

@@ -287,15 +287,16 @@ def test_a_parallel_pattern_without_effect_is_warned_of(session, words, warnings
 
 def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp_path, capsys):
     before = list(sqlite3.connect(llm_user_path / "logs.db").iterdump())
-    (tmp_path / "prices.json").write_text('{"a": {"input": 1000000, "output": 0}}')
+    (tmp_path / "prices.json").write_text('{"currency": "USD", "a": {"input": 1e6, "output": 0}}')
     a = one_word("a")
     prices = str(tmp_path / "prices.json")
     bench("--models", "a,b", "--prices", prices, "--dry-run", models=[a, one_word("b")])
-    said = capsys.readouterr().out.splitlines()
-    assert "would send 4 requests to each of a, b (1 of them to warm up), about " in said[-2]
-    assert said[-2].endswith("tokens; the recorded replies to as many requests had 9")
-    tokens = int(said[-2].split("about ")[1].split()[0])
-    assert said[-1] == f"  a: about {tokens:,.2f} by your prices"
+    *_, planned, of_a, of_b = capsys.readouterr().out.splitlines()
+    assert "would send 4 requests to each of a, b (1 of them to warm up), about " in planned
+    assert planned.endswith("tokens; the recorded replies to as many requests had 9")
+    tokens = int(planned.split("about ")[1].split()[0])
+    assert of_a == f"  a: about {tokens:,.2f} USD by your prices"
+    assert of_b == "  b: no price"
     assert a.prompts == []
     assert list(sqlite3.connect(llm_user_path / "logs.db").iterdump()) == before
 
