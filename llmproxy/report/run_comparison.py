@@ -13,6 +13,7 @@ import io
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from math import fsum
 from operator import attrgetter
 from typing import Any
@@ -32,8 +33,19 @@ from .figures import (
 )
 from .json_and_csv import csv_cell, finite
 from .measures import MEASURES
-from .numbers import SIMILARITY, amount, count_of, difference, difference_between, money, number
+from .numbers import (
+    SIMILARITY,
+    amount,
+    count_of,
+    difference,
+    difference_between,
+    money,
+    number,
+    period,
+    setting,
+)
 from .prices import Price
+from .text import stamp
 from .text_layout import MIN_COLUMNS, NOTHING, TextLayout
 
 NAMES: Mapping[str, str] = {
@@ -107,9 +119,20 @@ class ModelChange:
 
 
 @dataclass(frozen=True)
+class RunFacts:
+    """When a run was made, and how: `Study.settings`."""
+
+    name: str
+    began: datetime | None
+    ended: datetime | None
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class RunComparison:
     """Two runs compared.
 
+    facts: of the first and the second run.
     shared: number of requests that a model got in both; left_out_first, left_out_second: of the
         other requests of each run, which count in no figure.
     models: those in both runs; only_first, only_second: the others.
@@ -118,6 +141,7 @@ class RunComparison:
 
     first: str
     second: str
+    facts: tuple[RunFacts, RunFacts]
     shared: int
     left_out_first: int
     left_out_second: int
@@ -153,6 +177,7 @@ def compare_runs(
     return RunComparison(
         first.title,
         second.title,
+        (_facts(first), _facts(second)),
         len(whole),
         _left_out(first, whole),
         _left_out(second, whole),
@@ -161,6 +186,10 @@ def compare_runs(
         [model for model in second.models if model not in both],
         sum(each.p_value is not None for each in every),
     )
+
+
+def _facts(study: Study) -> RunFacts:
+    return RunFacts(study.title, study.began, study.ended, study.settings)
 
 
 def _left_out(study: Study, shared: Collection[str]) -> int:
@@ -291,6 +320,10 @@ def comparison_lines(runs: RunComparison, *, width: int, colours: bool = False) 
     """Format two compared runs as lines of at most `width` columns, or MIN_COLUMNS if more."""
     page = TextLayout(max(width, MIN_COLUMNS), colours)
     lines = [page.title(printable(f"{runs.first} and {runs.second}"))]
+    for facts in runs.facts:
+        told = [f"{name} {setting(value)}" for name, value in facts.settings.items()]
+        when = period(facts.began, facts.ended, stamp)
+        lines += page.wrapped(f"{facts.name}: {', '.join(filter(None, [when, *told]))}")
     lines += page.wrapped(_about(runs))
     columns = [runs.first, runs.second, "change", "95 %", "beyond chance?"]
     for each in runs.models:
@@ -351,6 +384,15 @@ def comparison_json(runs: RunComparison) -> dict[str, Any]:
     return {
         "first": runs.first,
         "second": runs.second,
+        "runs": [
+            {
+                "name": facts.name,
+                "began": facts.began and facts.began.isoformat(),
+                "ended": facts.ended and facts.ended.isoformat(),
+                "settings": dict(facts.settings),
+            }
+            for facts in runs.facts
+        ],
         "shared": runs.shared,
         "left_out_first": runs.left_out_first,
         "left_out_second": runs.left_out_second,

@@ -79,7 +79,7 @@ def _heading(study: Study, figures: Figures, page: TextLayout) -> list[str]:
     facts = [
         count_of(len(study.samples), "request"),
         f"{done:,}{planned} {'response' if (study.planned or done) == 1 else 'responses'}",
-        period(study.began, study.ended, _stamp),
+        period(study.began, study.ended, stamp),
         f"only the newest {done:,} (--last N reads more)" if study.is_partial else "",
     ]
     first, *more = page.wrapped(f"{study.title}: {', '.join(fact for fact in facts if fact)}")
@@ -87,7 +87,7 @@ def _heading(study: Study, figures: Figures, page: TextLayout) -> list[str]:
     return [page.title(first), *more, *page.wrapped(", ".join(settings))]
 
 
-def _stamp(at: datetime, day: bool, seconds: bool) -> str:
+def stamp(at: datetime, day: bool, seconds: bool) -> str:
     """Format a time, always with its seconds."""
     return f"{at:%Y-%m-%d %H:%M:%S}" if day else f"{at:%H:%M:%S}"
 

@@ -342,13 +342,12 @@ def test_a_row_whose_end_was_lost_is_marked_when_the_writer_stops(
 
 
 def test_what_a_stop_can_not_write_is_counted_as_exchanges(full, warnings, make_begun):
-    begun = [make_begun(name) for name in "abc"]
-    for one in (begun[0], ended_as(begun[0], "ok"), begun[1]):
-        full.write(one)
-    for one in (ended_as(begun[1], "ok"), begun[2], ended_as(begun[2], "ok")):
-        full.write(one)
+    exchanges = [(begun, ended_as(begun, "ok")) for begun in map(make_begun, "abcd")]
+    for begun, ended in exchanges:  # there is room for the first, and the second's beginning
+        full.write(begun)
+        full.write(ended)
     full.close(10)
-    assert warnings[-1] == "3 exchanges were not logged"
+    assert warnings[-1] == "4 exchanges were not logged"
 
 
 def test_a_start_tells_a_kill_from_an_end_that_could_not_be_written(

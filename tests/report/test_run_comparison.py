@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -20,9 +22,10 @@ from llmproxy.report.run_comparison import (
     shown_difference,
     verdict,
 )
-from tests.report.studies import a_failure, a_sample, an_answer, changed, said
+from tests.report.studies import BEGAN, a_failure, a_sample, an_answer, changed, said
 
 N = 12
+HOUR = timedelta(hours=1)
 
 
 def a_run(title, slower_ms=0.0, models=("a",), usage=None, n=N):
@@ -123,6 +126,24 @@ def test_tokens_and_costs_are_of_the_requests_that_succeeded_in_both():
     for name in ("tokens_per_second", "input_tokens", "output_tokens", "cost"):
         assert (name, found[name].difference) == (name, 0.0)
         assert found[name].first == found[name].second is not None
+
+
+def test_each_run_says_when_and_how_it_was_made():
+    first = replace(a_run("one"), began=BEGAN, ended=BEGAN + HOUR, settings={"cache": "cold"})
+    second = replace(a_run("<b>"), began=BEGAN, ended=BEGAN, settings={"repeat": 2})
+    runs = compare_runs(first, second)
+    lines = comparison_lines(runs, width=120)
+    assert lines[1:3] == [
+        "one: 2026-01-02 03:04:05 to 04:04:05 UTC, cache cold",
+        "<b>: 2026-01-02 03:04:05 UTC, repeat 2",
+    ]
+    page = re.sub("<[^>]+>", "", comparison_page(runs, "llmproxy"))
+    assert "one · 2026-01-02 03:04 to 04:04 UTC · cache cold" in page
+    assert "&lt;b&gt; · 2026-01-02 03:04:05 UTC · repeat 2" in page
+    assert [one["settings"] for one in comparison_json(runs)["runs"]] == [
+        {"cache": "cold"},
+        {"repeat": 2},
+    ]
 
 
 def test_a_model_that_got_fewer_requests_says_so():

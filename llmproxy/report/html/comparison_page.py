@@ -8,6 +8,7 @@ from ..run_comparison import (
     Change,
     ModelChange,
     RunComparison,
+    RunFacts,
     model_title,
     requests_of,
     shown,
@@ -15,10 +16,10 @@ from ..run_comparison import (
     shown_interval,
     verdict,
 )
-from . import markup
+from . import markup, samples
 from .document import document
 
-_COLUMNS = ("", "{first}", "{second}", "Change", "95 % interval", "More than chance?")
+_COLUMNS = ("", "{first}", "{second}", "Change", "95 % interval", "Beyond chance?")
 
 
 def comparison_page(runs: RunComparison, recorded_by: str) -> str:
@@ -28,10 +29,22 @@ def comparison_page(runs: RunComparison, recorded_by: str) -> str:
     body = (
         f"<header><h1>{markup.name(runs.first)} and {markup.name(runs.second)}</h1>"
         f'<p class="about">Two benchmark runs · {markup.text(requests_of(runs))}'
-        f"</p></header>{_conclusions(runs)}{models}{_others(runs)}{_method(runs)}"
+        f"</p>{''.join(map(_facts, runs.facts))}</header>{_conclusions(runs)}{models}"
+        f"{_others(runs)}{_method(runs)}"
         f"<footer>{markup.text(recorded_by)}</footer>"
     )
     return document(title, f"<main>\n{body}\n</main>\n")
+
+
+def _facts(facts: RunFacts) -> str:
+    """Say when and how a run was made."""
+    told = [
+        f"{markup.name(name)} {markup.name(numbers.setting(value)[:200])}"
+        for name, value in facts.settings.items()
+    ]
+    when = numbers.period(facts.began, facts.ended, samples.stamp)
+    about = " · ".join(filter(None, [markup.name(facts.name), when, ", ".join(told)]))
+    return f'<p class="about">{about}</p>'
 
 
 def _conclusions(runs: RunComparison) -> str:
