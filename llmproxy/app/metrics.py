@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 from ..recorder.summary import ExchangeSummary
 
@@ -24,12 +25,13 @@ Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Gauge:
-    """A value that goes up and down; `name` is without the prefix."""
+class Single:
+    """A metric without labels; `name` is without the prefix."""
 
     name: str
     help: str
     value: float
+    kind: Literal["gauge", "counter"] = "gauge"
 
 
 @dataclass
@@ -111,8 +113,8 @@ class Metrics:
         known.add(model)
         return model
 
-    def render(self, gauges: Iterable[Gauge] = ()) -> str:
-        """Return all metrics and the given gauges in Prometheus' text format."""
+    def render(self, singles: Iterable[Single] = ()) -> str:
+        """Return all metrics and the given single ones in Prometheus' text format."""
         lines: list[str] = []
         lines += _counter("requests", "requests without replays, by status", self._requests)
         lines += _counter("replays", "requests answered by a recording", self._replays)
@@ -128,9 +130,9 @@ class Metrics:
         lines += _histogram("queue_seconds", "time that requests waited in the queue", self._queue)
         rate = "tokens per second of a response, as docs/log.md defines it"
         lines += _histogram("tokens_per_second", rate, self._rate)
-        for gauge in gauges:
-            lines += _head(gauge.name, gauge.help, "gauge")
-            lines.append(f"llmproxy_{gauge.name} {_number(gauge.value)}")
+        for single in singles:
+            lines += _head(single.name, single.help, single.kind)
+            lines.append(f"llmproxy_{single.name} {_number(single.value)}")
         return "\n".join(lines) + "\n"
 
 
@@ -166,4 +168,4 @@ def _escaped(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:g}"
+    return f"{value:.15g}"  # with all digits of a count

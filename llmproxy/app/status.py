@@ -18,7 +18,7 @@ from ..report.html.markup import FORM_POLICY
 from ..transport.http11 import Request, Response
 from ..version import __version__
 from .dashboard import Dashboard
-from .metrics import METRICS_TYPE, Gauge, Metrics
+from .metrics import METRICS_TYPE, Metrics, Single
 from .routes import method_not_allowed
 
 logger = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class StatusPages:
         if path == UNUSED:
             return await self._unused()
         if path == "/metrics":
-            text = self._metrics.render(_gauges(self._state()))
+            text = self._metrics.render(_singles(self._state()))
             return Response(200, [("content-type", METRICS_TYPE), _FRESH], text.encode())
         if path not in ("/", *TEXTS) and self._dashboard is None:
             raise NotFound("this server keeps no log")
@@ -171,19 +171,26 @@ def _health(state: State) -> dict[str, Any]:
         "waiting": state.waiting,
         "log": "off" if log is None else "ok" if log.is_writable else "failing",
         "log_queue": log.queued if log else 0,
+        "log_lost": log.lost if log else 0,
     }
 
 
-def _gauges(state: State) -> list[Gauge]:
-    gauges = [
-        Gauge("running", "responses being generated", state.running),
-        Gauge("waiting", "requests waiting in the queue", state.waiting),
-        Gauge("connections", "open client connections", state.connections),
+def _singles(state: State) -> list[Single]:
+    singles = [
+        Single("running", "responses being generated", state.running),
+        Single("waiting", "requests waiting in the queue", state.waiting),
+        Single("connections", "open client connections", state.connections),
     ]
     if state.log is not None:
-        gauges += [
-            Gauge("log_writable", "1 if the log can be written", state.log.is_writable),
-            Gauge("log_queue", "exchanges not written to the log yet", state.log.queued),
-            Gauge("log_spool_bytes", "size of the spool", state.log.spooled_bytes),
+        singles += [
+            Single("log_writable", "1 if the log can be written", state.log.is_writable),
+            Single("log_queue", "exchanges not written to the log yet", state.log.queued),
+            Single("log_spool_bytes", "size of the spool", state.log.spooled_bytes),
+            Single(
+                "log_lost_total",
+                "exchanges lost while the log could not be written",
+                state.log.lost,
+                "counter",
+            ),
         ]
-    return gauges
+    return singles

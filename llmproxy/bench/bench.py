@@ -18,7 +18,14 @@ from llm.parts import TextPart
 
 from ..core import chat, payload
 from ..core.backend import Backend, chat_path
-from ..core.errors import InvalidRequest, ProxyError, RateLimited, UpstreamTimeout, retry_after_s
+from ..core.errors import (
+    InvalidRequest,
+    NoConnection,
+    ProxyError,
+    RateLimited,
+    UpstreamTimeout,
+    retry_after_s,
+)
 from ..dialects import by_name
 from ..recorder.capture import Capture
 from ..recorder.database import StoreError
@@ -146,6 +153,9 @@ class Bench:
 
         If cancelled, stop running requests and log them as cancelled. If a response can't be
         logged, send no more: requests cost money.
+
+        Raises:
+            NoConnection: a warm-up found no server; nothing else was sent.
         """
         todo = list(todo)
         rest = iter(todo)
@@ -205,6 +215,8 @@ class Bench:
             self._gave_up.discard(task.model)
         except ProxyError as exc:
             error = exc
+            if isinstance(exc, NoConnection) and task.repeat == 0:
+                raise
             wait_s = _wait_s(exc, refusals)
             if wait_s is not None and wait_s > most_s:
                 wait_s = None

@@ -34,7 +34,7 @@ from ..bench.runs import (
 )
 from ..core import chat, token_estimate
 from ..core.backend import Backend, chat_path
-from ..core.errors import InvalidRequest, NotFound, ProxyError
+from ..core.errors import InvalidRequest, NoConnection, NotFound, ProxyError
 from ..core.text import printable
 from ..core.usage import Usage
 from ..dialects import DIALECTS, by_name
@@ -47,7 +47,7 @@ from ..recorder.store import logs_on
 from ..recorder.summary import ExchangeSummary
 from ..report.data import Study
 from ..report.load import study_of_run
-from ..report.numbers import count_of, money
+from ..report.numbers import NO_BREAK, count_of, money
 from ..report.prices import Price, cost, of_models
 from ..serving import StopSignals
 from ..transport.connections import Proxies, trust
@@ -72,6 +72,8 @@ from .terminal import has_cursor, print_line
 
 NEWEST = 20  # recorded requests, by default
 FLUSH_S = 10.0  # to write the log at the end
+# Errors that the same request to the same model meets again.
+FINAL = frozenset(("invalid_request", "context_length", "too_large"))
 
 Recorded = dict[str, tuple[Exchange, chat.ChatRequest]]
 
@@ -314,6 +316,11 @@ def _task_of(entry: ExchangeSummary) -> Task:
     return Task(entry.model_asked or "", entry.recorded_id or "", entry.repeat or 0)
 
 
+def _is_final(entry: ExchangeSummary) -> bool:
+    """Whether a request failed because its model can't take it, so that it isn't sent again."""
+    return entry.status == "error" and entry.error_kind in FINAL
+
+
 def _recorded(history: LogReader, ids: Sequence[str]) -> Recorded:
     recorded: Recorded = {}
     for id in ids:
@@ -369,14 +376,15 @@ def _print_plan(plan: Plan, recorded: Recorded, prices: Mapping[str, Price]) -> 
         f" ({plan.warmup} of them to warm up), about {input_tokens:,} tokens;"
         f" the recorded replies to as many requests had {output_tokens:,}"
     )
-    for model in plan.models:
+    today = datetime.now(UTC).date()
+    for model in plan.models if prices else ():
         price = prices.get(model)
-        today = datetime.now(UTC).date()
-        if (
-            price
-            and (estimate := cost(Usage(input_tokens, output_tokens), price, today)) is not None
-        ):
-            print_line(f"  {printable(model)}: about {money(estimate)} by your prices")
+        spent = cost(Usage(input_tokens, output_tokens), price, today) if price else None
+        about = "no price"
+        if price and spent is not None:
+            amount = money(spent, price.currency).replace(NO_BREAK, " ")
+            about = f"about {amount} by your prices"
+        print_line(f"  {printable(model)}: {about}")
 
 
 # ---- sending and measuring
@@ -402,17 +410,27 @@ def _measure(
         # Responses may still wait in the spool beside the log: don't pay for them twice.
         if not is_new and not wait_for_leftovers(history.path, FLUSH_S):
             raise Unusable(f"{history.path}: can't take in the responses that wait in its spool")
-        answers = _answers(history, run).values()
-        todo = list_tasks(plan, {_task_of(each) for each in answers if each.status == "ok"})
+        newest = {_task_of(each): each for each in _answers(history, run).values()}
+        has_moved = plan.base_url != run.settings.get("base_url")
+        final = set() if has_moved else {task for task, one in newest.items() if _is_final(one)}
+        answered = {task for task, one in newest.items() if one.status == "ok"}
+        todo = list_tasks(plan, answered | final)
         if not todo:
-            count = len(list_tasks(plan))
-            _print_progress(f"nothing to send: the log has all responses ({count:,})", streams[1])
+            all_of_it = f"all responses ({len(list_tasks(plan)):,})"
+            if final:
+                all_of_it = f"all responses that can be had ({len(answered):,})"
+            _print_progress(f"nothing to send: the log has {all_of_it}", streams[1])
         progress = _Progress(todo, plan.concurrency)
         bench = Bench(run.id, plan, recorded, backend, writer, on_exchange=progress.show)
         try:
             stopped = asyncio.run(_until_stopped(bench.measure(todo)))
         except KeyboardInterrupt:  # before our own handlers were in place
             stopped = INTERRUPTED
+        except NoConnection as exc:
+            name = shlex.quote(run.name)
+            raise NoConnection(
+                f"{exc.message}; nothing was measured; to try again: bench --resume {name}"
+            ) from exc
         finally:
             progress.close()
     finally:
@@ -494,7 +512,9 @@ def _duration(seconds: float) -> str:
 
 def _print_next_step(study: Study, *, stopped: bool, missing: int, is_whole: bool) -> None:
     name = shlex.quote(study.title)
-    failed = sum(each.counts and each.exchange.status == "error" for each in study.answers)
+    failures = [each for each in study.answers if each.counts and each.exchange.status == "error"]
+    final = Counter((each.model, each.error_kind) for each in failures if _is_final(each.exchange))
+    failed = len(failures) - final.total()
     if missing:
         responses = "1 response is" if missing == 1 else f"{missing} responses are"
         _print_progress(f"warning: {responses} missing from the log and from this report")
@@ -502,6 +522,9 @@ def _print_next_step(study: Study, *, stopped: bool, missing: int, is_whole: boo
         why = "stopped" if stopped else "the log is incomplete"
         _print_progress(f"{why}; to continue: bench --resume {name}")
         return
+    for (model, kind), number in final.items():
+        requests, them = count_of(number, "request"), "it is" if number == 1 else "they are"
+        _print_progress(f"{printable(model)} can't take {requests} ({kind}); {them} not sent again")
     if failed:
         _print_progress(
             f"{count_of(failed, 'request')} failed; to send again: bench --resume {name}"

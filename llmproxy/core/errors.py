@@ -19,6 +19,7 @@ ProxyError              500 internal
 ├─ UpgradeRequired      426 invalid_request    a request for WebSocket
 ├─ RateLimited          429 rate_limit
 ├─ UpstreamError        502 upstream           (or the upstream's own 4xx/5xx)
+│  └─ NoConnection      502 upstream           no server takes the connection
 ├─ Unavailable          503 unavailable
 ├─ UpstreamTimeout      504 timeout
 └─ Overloaded           529 overloaded
@@ -227,6 +228,10 @@ class UpstreamError(ProxyError):
 
     status = 502
     kind = "upstream"
+
+
+class NoConnection(UpstreamError):
+    """No server takes the connection: a wrong name or port, or a server that is down."""
 
 
 class Unavailable(ProxyError):

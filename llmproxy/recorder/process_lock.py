@@ -77,6 +77,10 @@ class ProcessLock:
             return True
         return False
 
+    def was_killed(self, id: str) -> bool:
+        """Check whether a process that is gone had no time to delete its lock file."""
+        return self._beside(id, "lock").exists()
+
     def forget(self, id: str) -> None:
         """Delete the files of a process that is gone, whose spool has been written."""
         self._beside(id, "lock").unlink(missing_ok=True)

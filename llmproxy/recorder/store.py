@@ -47,6 +47,7 @@ RETRY_PAUSE_S = 0.02  # between two attempts of `retry_while_locked`
 # The `llm` command fails at once if it meets our lock (it upgrades a read transaction),
 # so a group of exchanges ends with the one that exceeds this.
 LOCK_S = 0.05
+NOT_LOGGED = "its end was not recorded, because the log could not be written"
 MAX_KNOWN = 25_000  # messages and blobs; about 300 bytes of memory each
 
 _FILL_VERSION_5 = (
@@ -391,7 +392,7 @@ class Store:
             )
 
     def interrupt_orphans(self) -> list[ExchangeSummary]:
-        """Mark as interrupted what was running when its process was killed; return these.
+        """Mark as interrupted what is running in no process any more; return these.
 
         Exchanges of other processes that are alive stay as they are.
 
@@ -415,6 +416,25 @@ class Store:
                     cursor.row_factory = sqlite3.Row
                     interrupted += [summary_of(row) for row in cursor]
             return interrupted
+
+    def interrupt(self, ids: Iterable[str]) -> list[str]:
+        """Mark exchanges as interrupted whose end could not be logged; return which were running.
+
+        Raises:
+            Locked, Unusable: as `write`.
+        """
+        with translated(self.path), self._transaction():
+            marked = [
+                id
+                for id in ids
+                if self._conn.execute(
+                    "update proxy_exchanges set status = 'interrupted', error = ?"
+                    " where id = ? and status = 'running'",
+                    (NOT_LOGGED, id),
+                ).rowcount
+            ]
+        self._begun.difference_update(marked)
+        return marked
 
     def flush(self) -> None:
         """Move the write-ahead log into the file and empty it, unless a reader prevents it.

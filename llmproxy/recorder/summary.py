@@ -42,7 +42,7 @@ class ExchangeSummary:
     is_first_run: whether it was probably the model's first run in its process, so that
         ttft_ms includes loading it.
     model_asked: the client's name for the model. model_used: llm's id of the one that answered.
-    status: "interrupted" if it was running when its process was killed.
+    status: "interrupted" if it was running when its process was killed, or its end was lost.
     error: the message, after `error_param`, the path of the field at fault. error_status: of the
         error itself: inside a stream the HTTP status is 200. error_kind: see core/errors.
         error_code: the vendor's code.

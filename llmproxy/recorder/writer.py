@@ -50,11 +50,15 @@ IDLE_S = 1.0  # without new exchanges, before the write-ahead log is emptied
 
 @dataclass(frozen=True)
 class Health:
-    """The log's state: whether it can be written, and how much waits in memory and spool."""
+    """The log's state: whether it can be written, and how much waits in memory and spool.
+
+    lost: number of exchanges for which there was no room, since the start.
+    """
 
     is_writable: bool
     queued: int
     spooled_bytes: int
+    lost: int
 
 
 class _Written(Future[None]):
@@ -91,11 +95,13 @@ class Writer:
         self._open_store = open_store
         self._warn = warn
         self._spool = spool
-        self._changed = threading.Condition()  # guards the next four
+        self._changed = threading.Condition()  # guards the next six
         self._jobs: deque[_Job] = deque()
         self._awaited = 0  # commits that clients wait for
         self._queued_bytes = 0
-        self._refused = 0
+        self._lost = 0  # exchanges: those whose end was refused
+        self._unbegun: set[str] = set()  # ids whose beginning was refused, while they run
+        self._unended: set[str] = set()  # ids of which the log gets the beginning alone
         self._closing = threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="llmproxy-writer", daemon=True)
@@ -111,6 +117,8 @@ class Writer:
         self._failing_since: float | None = None
         self._spooling = False
         self._warned = False
+        self._reported_lost = 0
+        self._has_warned_of_loss = False
 
     def start(self) -> None:
         """Start the thread, once."""
@@ -133,13 +141,27 @@ class Writer:
                 size_bytes > 0 and self._queued_bytes + size_bytes > MAX_PENDING_BYTES
             )
             if is_full or self._closing.is_set():
-                self._refused += 1
+                self._refuse(exchange)
                 job.written.set_exception(StoreError("there is no room to keep it"))
             else:
+                if self._unbegun:
+                    self._unbegun.discard(exchange.id)
                 self._jobs.append(job)
                 self._queued_bytes += job.size_bytes
                 self._changed.notify()
         return job.written
+
+    def _refuse(self, exchange: Exchange) -> None:
+        """Count an exchange that is lost: with its end, which has all that its beginning has."""
+        if exchange.status == "running":
+            self._unbegun.add(exchange.id)
+            return
+        self._lost += 1
+        if exchange.id in self._unbegun:
+            self._unbegun.remove(exchange.id)
+        else:
+            self._unended.add(exchange.id)
+        self._changed.notify()
 
     def _is_slow(self, now: float) -> bool:
         try:
@@ -176,7 +198,7 @@ class Writer:
     def health(self) -> Health:
         """Return the log's current state; can be called from any thread."""
         spooled = 0 if self._spool is None else self._spool.size()
-        return Health(self._failing_since is None, len(self._jobs), spooled)
+        return Health(self._failing_since is None, len(self._jobs), spooled, self._lost)
 
     def close(self, timeout_s: float) -> None:
         """Write what is left, for at most `timeout_s`, and stop. Further calls do nothing."""
@@ -202,6 +224,8 @@ class Writer:
                     count, error = 1, self._write_one(store, group[0].exchange)
                 else:
                     count = store.write([job.exchange for job in group]) if group else 0
+                if self._unended:
+                    self._interrupt_unended(store, count)
             except StoreError as exc:
                 self._wait_out(exc)
             except Exception:  # the database can't store one of them
@@ -247,6 +271,20 @@ class Writer:
             store.write([replace(exchange, turn=None, thread_id=None, events=())])
         return exc
 
+    def _interrupt_unended(self, store: Store, written: int) -> None:
+        """Mark exchanges whose end was lost, as far as the log has their beginning by now.
+
+        written: number of the next jobs that it has already.
+
+        Raises:
+            StoreError: as `Store.write`.
+        """
+        with self._changed:
+            ids, is_all = list(self._unended), len(self._jobs) <= written
+        marked = store.interrupt(ids)
+        with self._changed:
+            self._unended.difference_update(ids if is_all else marked)
+
     def _is_over(self) -> bool:
         if not self._closing.is_set():
             return False
@@ -284,7 +322,7 @@ class Writer:
 
     def _inherit(self, store: Store, spool: Spool) -> None:
         """Write the spools of processes that are gone, and warn of what they left running."""
-        written = []
+        written, killed = [], set()
         for id in spool.owner.dead():
             try:
                 self._write_spool(store, spool.owner.spool_path(id))
@@ -292,9 +330,23 @@ class Writer:
                 self._warn(f"the spool of another llmproxy can't be read: {exc}")
             else:
                 written.append(id)
+            if spool.owner.was_killed(id):
+                killed.add(id)
         interrupted = store.interrupt_orphans()
-        if interrupted:
-            self._warn(_interrupted(interrupted))
+        if running := [entry for entry in interrupted if entry.owner in killed]:
+            were = "exchange was" if len(running) == 1 else "exchanges were"
+            self._warn(
+                f"llmproxy was killed or crashed while {len(running)} {were} running:"
+                f" {_named(running)}"
+            )
+        if unended := [entry for entry in interrupted if entry.owner not in killed]:
+            of, ran = "1 exchange", "it ran"
+            if len(unended) > 1:
+                of, ran = f"{len(unended)} exchanges", "they ran"
+            self._warn(
+                f"the log has no end of {of}, because it could not be written or was copied while"
+                f" {ran}: {_named(unended)}"
+            )
         for id in written:
             spool.owner.forget(id)
 
@@ -353,9 +405,23 @@ class Writer:
         while not self._closing.is_set() and (left_s := until - time.monotonic()) > 0:
             with self._changed:
                 self._changed.wait_for(
-                    lambda: self._closing.is_set() or (self._spooling and self._jobs), left_s
+                    lambda: (
+                        self._closing.is_set()
+                        or (self._spooling and self._jobs)
+                        or self._is_first_loss()
+                    ),
+                    left_s,
                 )
             self._spool_all()
+            if self._is_first_loss():
+                self._has_warned_of_loss = True
+                self._warn(
+                    "there is no more room to keep exchanges: until the log can be written,"
+                    " requests are answered, but not logged"
+                )
+
+    def _is_first_loss(self) -> bool:
+        return self._lost > self._reported_lost and not self._has_warned_of_loss
 
     def _spool_excess(self) -> None:
         """Move queued exchanges to the spool while there are too many for memory."""
@@ -388,7 +454,9 @@ class Writer:
         self._pause_s = FIRST_PAUSE_S
         self._failing_since = None
         self._spooling = False
-        lost, self._refused = self._refused, 0
+        self._has_warned_of_loss = False
+        lost = self._lost - self._reported_lost
+        self._reported_lost += lost
         if self._warned:
             self._warned = False
             self._warn(f"the log can be written again; {_exchanges(lost)} lost")
@@ -452,9 +520,12 @@ class Writer:
     def _stop(self) -> None:
         self._spooling = True
         self._spool_all()
-        if left := len(self._jobs):
-            self._warn(f"{_exchanges(left)} not logged")
-            self._settle(left, StoreError("the writer was closed first"))
+        with self._changed:
+            left = {job.exchange.id for job in self._jobs} - self._unended
+            count = len(left) + self._lost - self._reported_lost
+        if count:
+            self._warn(f"{_exchanges(count)} not logged")
+        self._settle(len(self._jobs), StoreError("the writer was closed first"))
         self._flush()
         self._drop_store()
         if self._spool is not None:
@@ -476,18 +547,14 @@ def _size_bytes(exchange: Exchange) -> int:
     return size
 
 
-def _interrupted(entries: Sequence[ExchangeSummary]) -> str:
-    """List what a killed or crashed process left running; a model may be the cause."""
+def _named(entries: Sequence[ExchangeSummary]) -> str:
+    """List exchanges with their models: one may be the cause of a crash."""
     shown = [
         f"{entry.id} ({entry.client}, {entry.model_asked or 'the default model'})"
         for entry in entries[:MAX_NAMED]
     ]
     more = f" and {len(entries) - MAX_NAMED} more" if len(entries) > MAX_NAMED else ""
-    were = "exchange was" if len(entries) == 1 else "exchanges were"
-    return (
-        f"llmproxy was killed or crashed while {len(entries)} {were} running:"
-        f" {', '.join(shown)}{more}"
-    )
+    return f"{', '.join(shown)}{more}"
 
 
 def _exchanges(count: int) -> str:

@@ -15,7 +15,7 @@ from .data import Study
 from .estimates import ENOUGH, Estimate
 from .figures import Figures, ModelFigures
 from .measures import Measure
-from .numbers import SIMILARITY, amount, between, count_of, is_time, money, percent
+from .numbers import SIMILARITY, amount, between, count_of, is_time, money, number, percent
 from .stats import Interval
 
 CHANCE = "no difference beyond chance"
@@ -116,11 +116,10 @@ def _throughput(figures: Figures) -> Sentence:
     found = figures.throughput
     if found is None:
         return []
-    rate = f"{'~' * found.is_estimated}{amount(found.tokens_per_second, 'tokens_per_second')}"
+    rate = f"{'~' * found.is_estimated}{number(found.tokens_per_second)}"
     return [
-        f"{amount(found.requests_per_second, 'requests_per_second')} requests and {rate} tokens of "
-        f"output, with {found.concurrency:.1f} requests at a time on average, {found.most:,} at "
-        "most."
+        f"{number(found.requests_per_second)} requests and {rate} output tokens per second; "
+        f"{found.concurrency:.1f} requests at a time on average, at most {found.most:,}."
     ]
 
 
@@ -268,8 +267,8 @@ def _of_many(
 def _by(rival: _Rival, measure: Measure) -> str:
     assert rival.interval is not None
     if isinf(rival.behind):
-        of = f" of {rival.pairs:,}" if rival.pairs else ""
-        return f", which failed most{of} requests"
+        of = f"{rival.pairs:,} requests" if rival.pairs else "its requests"
+        return f", which failed in half or more of {of}"
     where = between(rival.interval, measure)
     return f" by {amount(rival.behind, measure)} (95 % interval {where}{_of_pairs(rival)})"
 
@@ -320,24 +319,53 @@ def _closeness(figures: Figures) -> Sentence:
 
 def _cost(figures: Figures) -> Sentence:
     known = [
-        (each.model, each.cost)
+        (each.model, each.cost, each.cost.per_answer)
         for each in figures.models
         if each.cost and each.cost.per_answer is not None
     ]
     if not known:
         return []
-    known.sort(key=lambda pair: pair[1].per_answer or 0)
+    known.sort(key=lambda one: one[2])
     listed: list[str | Name] = []
-    for model, cost in known[:MAX_LISTED]:
-        per_answer, total = (
-            money(amount, cost.currency) for amount in (cost.per_answer or 0, cost.total)
-        )
-        each = f" {per_answer} ({total} in total)"
-        listed += [", " if listed else "", Name(model), each]
+    for model, cost, per_answer in known[:MAX_LISTED]:
+        each, total = (money(amount, cost.currency) for amount in (per_answer, cost.total))
+        listed += [", " if listed else "", Name(model), f" {each} ({total} in total)"]
     if len(known) > MAX_LISTED:
         listed.append(f", {len(known) - MAX_LISTED} more in the figures")
-    start = Strong((Name(known[0][0]), " is cheapest")) if len(known) > 1 else "By your prices"
-    return [start, ", per response: ", *listed, "."]
+    lowest = [model for model, _, per_answer in known if per_answer == known[0][2]]
+    start: str | Strong = "By your prices"
+    # Sums of several currencies can't be compared, nor is one of equal sums the lowest.
+    if len(lowest) < len(known) and len({cost.currency for _, cost, _ in known}) == 1:
+        are = "is" if len(lowest) == 1 else "are"
+        which = "cheapest"
+        if len(known) < len(figures.models):
+            priced = sum(each.cost is not None for each in figures.models)
+            what = "with a price" if len(known) == priced else "whose cost is known"
+            which = f"the cheapest of the {_count(len(known))} models {what}"
+        start = Strong((*_names(lowest), f" {are} {which}"))
+    return [start, ", per response: ", *listed, ".", *_without_cost(figures)]
+
+
+def _without_cost(figures: Figures) -> Iterator[str | Name]:
+    """Name the models without a price, and those whose tokens or price of the day are missing."""
+    for reason, models in (
+        ("No price for", [each.model for each in figures.models if each.cost is None]),
+        (
+            "No cost is known of",
+            [
+                each.model
+                for each in figures.models
+                if each.cost is not None and each.cost.per_answer is None
+            ],
+        ),
+    ):
+        if models:
+            yield from (f" {reason} ", *_names(models), ".")
+
+
+def _count(count: int) -> str:
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return words[count] if count < len(words) else f"{count:,}"
 
 
 def _errors(figures: Figures) -> Sentence:
@@ -359,8 +387,8 @@ def _errors(figures: Figures) -> Sentence:
 def _failed(each: ModelFigures) -> Iterator[str | Name]:
     yield Name(each.model)
     yield f" {each.requests - each.ok:,} of {each.requests:,} ("
-    for number, kind in enumerate(list(each.errors)[:3]):
-        yield ", " if number else ""
+    for place, kind in enumerate(list(each.errors)[:3]):
+        yield ", " if place else ""
         yield Name(kind, is_model=False)
     yield ")"
 

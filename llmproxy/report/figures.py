@@ -166,16 +166,16 @@ def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
     prices: by the model names of the study.
     """
     samples = {sample.id: sample for sample in study.samples}
-    ended = {model: _ended(study, model) for model in study.models}
+    ended = {model: ended_of(study, model) for model in study.models}
     good = {
         model: [answer for answer in answers if answer.exchange.status == "ok"]
         for model, answers in ended.items()
     }
     values = {
-        model: {measure: _values(study, measure, answers) for measure in MEASURES}
+        model: {measure: values_of(study, measure, answers) for measure in MEASURES}
         for model, answers in ended.items()
     }
-    agreements = {model: _held_against_recorded(good[model], samples) for model in study.models}
+    agreements = {model: held_against_recorded(good[model], samples) for model in study.models}
     return Figures(
         models=[
             _model_figures(
@@ -211,7 +211,8 @@ def figures(study: Study, prices: Mapping[str, Price] | None = None) -> Figures:
     )
 
 
-def _ended(study: Study, model: str) -> list[Measured]:
+def ended_of(study: Study, model: str) -> list[Measured]:
+    """Return a model's responses that count: those that ended well, and failures."""
     return [
         answer
         for answer in study.answers
@@ -261,7 +262,7 @@ def _frequent(kinds: Iterable[str | None]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
-def _values(study: Study, measure: Measure, ended: Sequence[Measured]) -> Values:
+def values_of(study: Study, measure: Measure, ended: Iterable[Measured]) -> Values:
     """Return what was measured, and for times that were never reached infinity.
 
     Without that, a model that times out on hard requests would look fast.
@@ -326,9 +327,7 @@ def _tokens(answers: Sequence[Measured]) -> dict[str, Summary]:
 
 
 def _cost(answers: Sequence[Measured], price: Price) -> Cost:
-    costs = known(
-        cost(answer.exchange.usage, price, answer.exchange.received.date()) for answer in answers
-    )
+    costs = known(cost_of(answer, price) for answer in answers)
     return Cost(
         total=fsum(costs),
         per_answer=fsum(costs) / len(costs) if costs else None,
@@ -337,10 +336,16 @@ def _cost(answers: Sequence[Measured], price: Price) -> Cost:
     )
 
 
+def cost_of(answer: Measured, price: Price) -> float | None:
+    """Compute what a response cost; None if its tokens or the price of its day are not known."""
+    return cost(answer.exchange.usage, price, answer.exchange.received.date())
+
+
 # ---- agreement
 
 
-def _held_against_recorded(answers: Iterable[Measured], samples: Mapping[str, Sample]) -> Held:
+def held_against_recorded(answers: Iterable[Measured], samples: Mapping[str, Sample]) -> Held:
+    """Compare responses with the recorded ones, where that is possible; samples: by their ids."""
     found = ((answer.sample, agreement_with_recorded(answer, samples)) for answer in answers)
     return [(sample, agreed) for sample, agreed in found if agreed is not None]
 

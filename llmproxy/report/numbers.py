@@ -16,17 +16,19 @@ if TYPE_CHECKING:  # it imports statistics, 5 ms
 NO_BREAK = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 SIMILARITY = "similarity"  # a measure, beside times and rates
+MAX_MORE_PLACES = 3  # that tell the ends of an interval apart
 
 
-def number(value: float) -> str:
-    """Format a number to three significant digits; a dash if it is not finite."""
+def number(value: float, more: int = 0) -> str:
+    """Format a number to three significant digits, or `more`; a dash if it is not finite."""
     if not math.isfinite(value):
         return "–"
     if abs(value) >= 1e9:
         return _signed(f"{value:.3g}")
-    if value == int(value) or abs(value) >= 100:
+    if value == int(value):
         return _signed(f"{value:,.0f}")
-    return _signed(f"{value:,.1f}" if abs(value) >= 10 else f"{value:.2f}")
+    places = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return _signed(f"{value:,.{places + more}f}")
 
 
 def _signed(digits: str) -> str:
@@ -45,14 +47,18 @@ def _is_long(ms: float) -> bool:
     return abs(ms) >= 999.5
 
 
-def _places(ms: float, in_seconds: bool) -> str:
-    """Format a time without its unit: hundredths of seconds, whole milliseconds from ten on."""
+def _places(ms: float, in_seconds: bool, more: int = 0) -> str:
+    """Format a time without its unit: hundredths of seconds, whole milliseconds from ten on.
+
+    more: further decimal places.
+    """
     if not in_seconds:
-        return _signed(f"{ms:.0f}" if abs(ms) >= 10 or ms == 0 else f"{ms:.1f}")
+        places = 0 if abs(ms) >= 10 or ms == 0 else 1
+        return _signed(f"{ms:.{places + more}f}")
     value = ms / 1000
     if abs(value) >= 1e6:
         return f"{value:.3g}"
-    return _signed(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}")
+    return _signed(f"{value:,.{(0 if abs(value) >= 100 else 2) + more}f}")
 
 
 def is_time(measure: str) -> bool:
@@ -68,19 +74,22 @@ def amount(value: float, measure: str) -> str:
 
 
 def difference(value: float, measure: str) -> str:
-    """Format first minus second; infinite if one of them failed."""
+    """Format first minus second; infinite if one has no median, having failed too often."""
     if is_time(measure) and math.isinf(value):
-        return f"{'first' if value > 0 else 'second'} fails"
+        return f"{'first' if value > 0 else 'second'}: none"
     return amount(value, measure)
 
 
 def between(interval: Interval, measure: str) -> str:
-    """Format an interval, both ends in one unit; without an end that is infinite."""
+    """Format an interval, both ends in one unit; without an end that is infinite.
+
+    Ends that differ look different: they get more digits if needed.
+    """
     low, high = interval.low, interval.high
     if measure == SIMILARITY:
-        return f"{_signed(f'{low:.2f}')} to {_signed(f'{high:.2f}')}"
+        return _ends(low, high, lambda value, more: _signed(f"{value:.{2 + more}f}"))
     if not is_time(measure):
-        return f"{number(low)} to {number(high)}"
+        return _ends(low, high, number)
     if low == math.inf:
         return seconds(low)
     if math.isinf(low):
@@ -89,7 +98,17 @@ def between(interval: Interval, measure: str) -> str:
         return f"{seconds(low)} or more"
     in_seconds = _is_long(max(abs(low), abs(high)))
     unit = "s" if in_seconds else "ms"
-    return f"{_places(low, in_seconds)} to {_places(high, in_seconds)}{NO_BREAK}{unit}"
+    ends = _ends(low, high, lambda value, more: _places(value, in_seconds, more))
+    return f"{ends}{NO_BREAK}{unit}"
+
+
+def _ends(low: float, high: float, write: Callable[[float, int], str]) -> str:
+    """Format two numbers by `write`, which takes each and how many places more to give."""
+    for more in range(MAX_MORE_PLACES + 1):
+        ends = write(low, more), write(high, more)
+        if low == high or ends[0] != ends[1]:
+            return " to ".join(ends)
+    return f"{write(low, 0)} to {write(high, 0)}"
 
 
 def difference_between(interval: Interval, measure: str) -> str:
@@ -105,7 +124,7 @@ def percent(share: float) -> str:
 
 
 def money(sum_of: float, currency: str = "") -> str:
-    """Format a sum: two places, or as many as a small sum needs.
+    """Format a sum: two places, or as many as a small sum needs, never with an exponent.
 
     currency: put after it; empty if it is not known.
     """
@@ -116,8 +135,9 @@ def _money(sum_of: float) -> str:
     if not math.isfinite(sum_of):
         return number(sum_of)
     if sum_of == 0 or abs(sum_of) >= 1:
-        return f"{sum_of:,.2f}"
-    return f"{sum_of:.2g}" if abs(sum_of) < 0.01 else f"{sum_of:.4f}"
+        return _signed(f"{sum_of:,.2f}")
+    places = 1 - math.floor(math.log10(abs(sum_of)))  # two significant digits
+    return _signed(f"{sum_of:.{max(places, 4)}f}")
 
 
 def count_of(count: int, one: str, many: str | None = None) -> str:
@@ -134,21 +154,26 @@ def shortened(name: str, chars: int) -> str:
 
 
 def period(
-    began: datetime | None, ended: datetime | None, stamp: Callable[[datetime, bool], str]
+    began: datetime | None, ended: datetime | None, stamp: Callable[[datetime, bool, bool], str]
 ) -> str:
     """Format from when to when in local time, or since when; empty if there is no beginning.
 
-    stamp: formats a local time, with or without its day.
+    stamp: formats a local time, with or without its day, with or without its seconds, which are
+        asked for if both are in one minute.
     """
     if began is None:
         return ""
     began = began.astimezone()
     if ended is None:
-        return f"since {stamp(began, True)} {zone(began)}"
+        return f"since {stamp(began, True, False)} {zone(began)}"
     ended = ended.astimezone()
     changed = "" if zone(began) == zone(ended) else f" {zone(began)}"
+    in_seconds = f"{began:%Y%m%d%H%M}" == f"{ended:%Y%m%d%H%M}"
+    first = stamp(began, True, in_seconds)
+    if first == stamp(ended, True, in_seconds) and not changed:
+        return f"{first} {zone(ended)}"
     is_other_day = ended.date() != began.date()
-    return f"{stamp(began, True)}{changed} to {stamp(ended, is_other_day)} {zone(ended)}"
+    return f"{first}{changed} to {stamp(ended, is_other_day, in_seconds)} {zone(ended)}"
 
 
 def setting(value: object) -> str:

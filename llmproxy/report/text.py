@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from math import isinf
 
 from .comparisons import Comparison
 from .conclusions import conclusions
@@ -30,6 +31,10 @@ from .numbers import (
 from .stats import Interval
 from .text_layout import MIN_COLUMNS, NOTHING, TextLayout
 
+NO_MEDIAN = (
+    "none: it has no median, because half or more of its requests failed or had no output; a "
+    "repeated request counts as failed if half of its responses did"
+)
 _MEASURE_COLUMNS: Mapping[Measure, str] = {
     "ttft_ms": "first event",
     "first_output_ms": "first output",
@@ -74,7 +79,7 @@ def _heading(study: Study, figures: Figures, page: TextLayout) -> list[str]:
     facts = [
         count_of(len(study.samples), "request"),
         f"{done:,}{planned} {'response' if (study.planned or done) == 1 else 'responses'}",
-        period(study.began, study.ended, _stamp),
+        period(study.began, study.ended, stamp),
         f"only the newest {done:,} (--last N reads more)" if study.is_partial else "",
     ]
     first, *more = page.wrapped(f"{study.title}: {', '.join(fact for fact in facts if fact)}")
@@ -82,7 +87,8 @@ def _heading(study: Study, figures: Figures, page: TextLayout) -> list[str]:
     return [page.title(first), *more, *page.wrapped(", ".join(settings))]
 
 
-def _stamp(at: datetime, day: bool) -> str:
+def stamp(at: datetime, day: bool, seconds: bool) -> str:
+    """Format a time, always with its seconds."""
     return f"{at:%Y-%m-%d %H:%M:%S}" if day else f"{at:%H:%M:%S}"
 
 
@@ -297,6 +303,8 @@ def _differences(figures: Figures, page: TextLayout) -> list[str]:
         pair: [cells.get(measure, NOTHING) for measure in columns] for pair, cells in pairs.items()
     }
     lines = page.grid("first minus second", [*columns.values()], rows)
+    if any(isinf(each.difference) for each in figures.comparisons):
+        lines += page.wrapped(NO_MEDIAN)
     if any(each.better for each in figures.comparisons):
         lines += page.wrapped(
             f"* beyond chance by its 95 % interval, and among {figures.tested:,} comparisons"

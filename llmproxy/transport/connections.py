@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from ..core.errors import SettingsError, UpstreamError, UpstreamTimeout
+from ..core.errors import NoConnection, SettingsError, UpstreamError, UpstreamTimeout
 from ..core.limits import Limits
 from .http_grammar import encode_message_head
 from .response_parser import ResponseHead, ResponseParser
@@ -259,7 +259,7 @@ async def connect(
         why = exc.reason or "the server does not speak TLS"
         raise UpstreamError(f"no secure connection to {where}: {why}") from exc
     except (OSError, UnicodeError) as exc:  # UnicodeError: not a valid host name
-        raise UpstreamError(f"no connection to {where}: {_reason(exc)}") from exc
+        raise NoConnection(f"no connection to {where}: {_reason(exc)}") from exc
 
 
 async def _connect_to_any(

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llmproxy.app.metrics import MAX_UPSTREAM_MODELS, Gauge, Metrics
+from llmproxy.app.metrics import MAX_UPSTREAM_MODELS, Metrics, Single
 from llmproxy.core.usage import Usage
 from llmproxy.recorder.summary import ExchangeSummary
 
@@ -113,7 +113,10 @@ def test_names_that_clients_give_an_upstreams_models_are_few_labels():
     assert models == {"far", *(f"far/{number}" for number in range(MAX_UPSTREAM_MODELS))}
 
 
-def test_gauges_are_rendered():
-    assert read(Metrics(), Gauge("running", "responses being generated", 3)) == {
-        ("llmproxy_running",): 3
+def test_single_metrics_are_rendered_with_all_their_digits():
+    running = Single("running", "responses being generated", 3)
+    lost = Single("log_lost_total", "exchanges lost", 1_234_567, "counter")
+    assert read(Metrics(), running, lost) == {
+        ("llmproxy_running",): 3,
+        ("llmproxy_log_lost_total",): 1_234_567,
     }

@@ -388,7 +388,12 @@ def test_colours_are_for_terminals_that_want_them(folder):
         ("{} log >&-", 1, "", "log: standard output: Bad file descriptor"),
         ("{} log nobody 2>&-", 1, "", ""),
         ("PYTHONIOENCODING=ascii {} log --model '{wide}' --json | tail -1", 0, "\\u65e5", ""),
-        ("{} convert --from openai_chat --to openai_chat <&-", 1, "", "standard input: it is empty"),
+        (
+            "{} convert --from openai_chat --to openai_chat <&-",
+            1,
+            "",
+            "standard input: it is empty",
+        ),
     ],
 )
 def test_real_streams(command, code, out, err, folder):

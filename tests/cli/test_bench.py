@@ -24,6 +24,7 @@ from llmproxy.report.figures import figures
 from llmproxy.report.load import study_of_run
 from tests.models import AsyncScript, ScriptOptions, SyncScript, response_json, usage
 from tests.models import registered as registered_models
+from tests.provider import chat_stream, playing, say_json
 from tests.proxies import running
 
 # Of the plugins that are installed none is needed, and loading them takes a second.
@@ -287,15 +288,16 @@ def test_a_parallel_pattern_without_effect_is_warned_of(session, words, warnings
 
 def test_a_dry_run_sends_and_writes_nothing(session, history, llm_user_path, tmp_path, capsys):
     before = list(sqlite3.connect(llm_user_path / "logs.db").iterdump())
-    (tmp_path / "prices.json").write_text('{"a": {"input": 1000000, "output": 0}}')
+    (tmp_path / "prices.json").write_text('{"currency": "USD", "a": {"input": 1e6, "output": 0}}')
     a = one_word("a")
     prices = str(tmp_path / "prices.json")
     bench("--models", "a,b", "--prices", prices, "--dry-run", models=[a, one_word("b")])
-    said = capsys.readouterr().out.splitlines()
-    assert "would send 4 requests to each of a, b (1 of them to warm up), about " in said[-2]
-    assert said[-2].endswith("tokens; the recorded replies to as many requests had 9")
-    tokens = int(said[-2].split("about ")[1].split()[0])
-    assert said[-1] == f"  a: about {tokens:,.2f} by your prices"
+    *_, planned, of_a, of_b = capsys.readouterr().out.splitlines()
+    assert "would send 4 requests to each of a, b (1 of them to warm up), about " in planned
+    assert planned.endswith("tokens; the recorded replies to as many requests had 9")
+    tokens = int(planned.split("about ")[1].split()[0])
+    assert of_a == f"  a: about {tokens:,.2f} USD by your prices"
+    assert of_b == "  b: no price"
     assert a.prompts == []
     assert list(sqlite3.connect(llm_user_path / "logs.db").iterdump()) == before
 
@@ -485,7 +487,8 @@ def test_failures_are_counted_by_kind_and_kept(session, history, capsys):
     assert rows(history, f"{kept} where model_asked = 'cut'")[0][3] == 0
     out, err = capsys.readouterr()
     assert "invalid_request" in out
-    assert "6 requests failed; to send again: bench --resume " in err
+    assert "\nbad can't take 3 requests (invalid_request); they are not sent again\n" in err
+    assert "\n3 requests failed; to send again: bench --resume " in err
 
 
 def test_an_endless_response_times_out(session, history):
@@ -727,8 +730,8 @@ def test_a_run_whose_requests_were_deleted_has_nothing_to_send(session, history,
 
 
 def test_failures_are_sent_again_and_the_newest_response_counts(session, history, capsys):
-    """Whatever they failed by; what was answered stays."""
-    broken = iter([RuntimeError("gone"), None, ValueError("no"), RuntimeError("gone"), None])
+    """Whatever they failed by, if that can get better; what was answered stays."""
+    broken = iter([RuntimeError("gone"), None, OSError("no"), RuntimeError("gone"), None])
 
     def fail(_):
         if error := next(broken):
@@ -737,7 +740,7 @@ def test_failures_are_sent_again_and_the_newest_response_counts(session, history
     a = AsyncScript("a", fail, *answers("Four."))
     bench("--models", "a", "--warmup", "0", "--name", "friday", models=[a])
     out, err = capsys.readouterr()
-    assert "Errors: a 2 of 3 (invalid_request, upstream)." in out
+    assert "Errors: a 2 of 3 (upstream)." in out
     assert err.splitlines()[-2:] == [
         "2 requests failed; to send again: bench --resume friday",
         "as a page: report friday --html FILE",
@@ -753,6 +756,87 @@ def test_failures_are_sent_again_and_the_newest_response_counts(session, history
     assert find_run(history, "friday").ended > before, "it went on"
     bench("--resume", models=[one_word("a")])
     assert "Errors: None in 3 responses." in capsys.readouterr().out
+
+
+class Failed(Exception):
+    def __init__(self, status, body=None):
+        super().__init__("no")
+        self.status_code, self.body = status, body
+
+
+TOO_LONG = Failed(400, {"code": "context_length_exceeded"})
+NO_CREDIT = Failed(400, {"message": "Your credit balance is too low"})
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (Failed(400), "invalid_request"),
+        (ValueError("no tools"), "invalid_request"),
+        (Failed(413), "too_large"),
+        (TOO_LONG, "invalid_request"),
+        (NO_CREDIT, None),
+        (Failed(401), None),
+        (Failed(404), None),
+        (Failed(500), None),
+    ],
+)
+def test_a_request_that_its_model_can_not_take_is_not_sent_again(
+    session, history, capsys, error, kind
+):
+    """Not even to warm up."""
+    fails = iter([None, error, None])
+
+    def fail(_):
+        if found := next(fails, None):
+            raise found
+
+    a = AsyncScript("a", fail, *answers("Four."))
+    bench("--models", "a", "--warmup", "0", "--name", "friday", models=[a])
+    before = capsys.readouterr().err.splitlines()
+    said = {
+        True: f"a can't take 1 request ({kind}); it is not sent again",
+        False: "1 request failed; to send again: bench --resume friday",
+    }[kind is not None]
+    assert before[-2:] == [said, "as a page: report friday --html FILE"]
+    bench("--resume", models=[a])
+    again = capsys.readouterr()
+    if kind is None:
+        assert len(a.prompts) == 3 + 1 and "Errors: None in 3 responses." in again.out
+        return
+    assert len(a.prompts) == 3 and f"Errors: a 1 of 3 ({kind})." in again.out
+    assert again.err.splitlines() == [
+        "nothing to send: the log has all responses that can be had (2)",
+        *before[-2:],
+    ]
+
+
+def test_another_server_may_take_what_the_first_one_could_not(session, history, capsys):
+    def refuse(body, handler):
+        say_json(handler, {"error": {"message": "no"}}, 400)
+
+    with playing(refuse) as first, playing(chat_stream({"content": "Four."})) as second:
+        where = ["--warmup", "0", "--base-url"]
+        bench("--models", "a", "--name", "friday", *where, first.url, code=1)
+        bench("--resume", "--base-url", second.url)
+        assert (len(first.bodies), len(second.bodies)) == (3, 3)
+    assert "Errors: None in 3 responses." in capsys.readouterr().out
+
+
+def test_a_warm_up_that_finds_no_server_ends_the_run(session, history, capsys):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        where = ["--base-url", f"http://127.0.0.1:{port}"]
+        bench("--models", "a,b", "--name", "friday", *where, code=1)
+    *_, warm_up, said = capsys.readouterr().err.splitlines()
+    assert warm_up.startswith("0/6  warm-up  ")
+    assert said == (
+        f"llmproxy bench: no connection to 127.0.0.1:{port}: Connection refused; nothing was"
+        " measured; to try again: bench --resume friday"
+    )
+    (only,) = history.entries(Filter(run="friday"))
+    assert (only.status, only.repeat) == ("error", 0)
 
 
 def test_a_run_without_any_good_response_is_a_failure(session, history, capsys):

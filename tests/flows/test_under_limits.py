@@ -258,7 +258,7 @@ def test_health_and_metrics_count_requests_and_show_no_content(llm_user_path):
     assert found[("llmproxy_running", None, None)] == 0
     assert (status, headers["content-type"]) == (200, "application/json")
     assert set(json.loads(health)) == {
-        "status", "version", "running", "waiting", "log", "log_queue",
+        "status", "version", "running", "waiting", "log", "log_queue", "log_lost",
     }  # fmt: skip
     assert json.loads(health)["log"] == "ok"
     for text in (raw, health):
@@ -273,7 +273,9 @@ def test_health_reports_a_log_that_can_not_be_written(llm_user_path):
         until = time.monotonic() + 10
         while json.loads(get(proxy, "/healthz")[2])["log"] != "failing":
             assert time.monotonic() < until
-        assert "llmproxy_log_writable 0" in get(proxy, "/metrics")[2]
+        metrics = get(proxy, "/metrics")[2]
+        assert "llmproxy_log_writable 0" in metrics
+        assert "# TYPE llmproxy_log_lost_total counter\nllmproxy_log_lost_total 0" in metrics
     with running(log=False) as proxy:
         assert json.loads(get(proxy, "/healthz")[2])["log"] == "off"
         assert "log_" not in get(proxy, "/metrics")[2]

@@ -28,9 +28,10 @@ from llmproxy.recorder.exchange import to_json
 from llmproxy.recorder.process_lock import ProcessLock
 from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.spool import Spool, read
-from llmproxy.recorder.store import Store
+from llmproxy.recorder.store import NOT_LOGGED, Store
 from llmproxy.recorder.writer import Writer
 from tests.examples import many_examples
+from tests.log_fixtures import ended_as
 
 
 @pytest.fixture
@@ -269,7 +270,106 @@ def test_memory_is_bounded_and_losses_are_reported(
     path.rmdir()
     assert [future.result(10) for future in written[:2]] == [None, None]
     writer.close(10)
-    assert warnings[1:] == ["the log can be written again; 1 exchange was lost"]
+    assert warnings[1:] == [NO_ROOM, "the log can be written again; 1 exchange was lost"]
+
+
+@pytest.fixture
+def full(path, warnings, spool, monkeypatch):
+    """A writer with room for three beginnings and ends, and a log that is no file."""
+    monkeypatch.setattr(writer_module, "MAX_PENDING", 3)
+    monkeypatch.setattr(spool, "append", raise_full)
+    path.mkdir()
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    wait_until(lambda: warnings)
+    yield writer
+    writer.close(10)
+
+
+def raise_full(exchange):
+    raise OSError("No space left on device")
+
+
+NO_ROOM = (
+    "there is no more room to keep exchanges: until the log can be written, requests are answered,"
+    " but not logged"
+)
+
+
+def test_exchanges_that_are_lost_are_counted_once_and_not_left_running(
+    full, path, warnings, make_begun
+):
+    lost_end, kept, lost, late = [make_begun(name) for name in "abcd"]
+    ends = {one.id: ended_as(one, "ok", http_status=200) for one in (lost_end, kept, lost, late)}
+    for exchange in (lost_end, kept, ends[kept.id], lost, late, ends[lost_end.id], ends[lost.id]):
+        full.write(exchange)
+    wait_until(lambda: len(warnings) == 2)
+    assert full.health().lost == 2
+    path.rmdir()
+    wait_until(lambda: full.health().is_writable)
+    assert full.write(ends[late.id]).result(10) is None
+    wait_until(lambda: "running" not in statuses(path).values())
+    full.close(10)
+    assert warnings[1:] == [NO_ROOM, "the log can be written again; 2 exchanges were lost"]
+    assert full.health().lost == 2
+    with contextlib.closing(LogReader(path)) as log:
+        entries = {entry.id: (entry.status, entry.error) for entry in log.entries()}
+    assert entries == {
+        lost_end.id: ("interrupted", NOT_LOGGED),
+        kept.id: ("ok", None),
+        late.id: ("ok", None),
+    }
+    with contextlib.closing(Store(path, ProcessLock(path, "next"))) as store:
+        assert store.interrupt_orphans() == []
+
+
+def test_a_row_whose_end_was_lost_is_marked_when_the_writer_stops(
+    writer, path, warnings, make_begun, monkeypatch
+):
+    monkeypatch.setattr(writer_module, "MAX_PENDING", 1)
+    monkeypatch.setattr(writer_module, "MAX_LOCKED_PAUSE_S", 3600)
+    begun = make_begun()
+    assert writer.write(begun).result(10) is None
+    with lock(path):
+        writer.write(make_begun())
+        wait_until(lambda: not writer.health().is_writable)
+        lost = writer.write(ended_as(begun, "ok"))
+        assert isinstance(lost.exception(10), StoreError)
+        wait_until(lambda: warnings)
+    writer.close(10)
+    assert statuses(path)[begun.id] == "interrupted"
+    assert warnings == [NO_ROOM, "the log is written too slowly; 1 exchange was lost"]
+
+
+def test_what_a_stop_can_not_write_is_counted_as_exchanges(full, warnings, make_begun):
+    exchanges = [(begun, ended_as(begun, "ok")) for begun in map(make_begun, "abcd")]
+    for begun, ended in exchanges:  # there is room for the first, and the second's beginning
+        full.write(begun)
+        full.write(ended)
+    full.close(10)
+    assert warnings[-1] == "4 exchanges were not logged"
+
+
+def test_a_start_tells_a_kill_from_an_end_that_could_not_be_written(
+    path, spool, warnings, make_begun
+):
+    """A stop deletes the lock file, a kill leaves it."""
+    stopped, killed = ProcessLock(path, "stopped"), ProcessLock(path, "killed")
+    begun = [make_begun(), make_begun()]
+    for owner, exchange in zip((stopped, killed), begun, strict=True):
+        with Store(path, owner) as store:
+            store.write([exchange])
+    stopped.release()
+    killed._lock.close()  # as the end of its process does
+    writer = Writer(lambda: Store(path, spool.owner), warn=warnings.append, spool=spool)
+    writer.start()
+    writer.close(10)
+    assert statuses(path) == {one.id: "interrupted" for one in begun}
+    assert warnings == [
+        f"llmproxy was killed or crashed while 1 exchange was running: {begun[1].id} (tests, demo)",
+        "the log has no end of 1 exchange, because it could not be written or was copied while it"
+        f" ran: {begun[0].id} (tests, demo)",
+    ]
 
 
 def test_closing_does_not_wait_for_a_broken_file(path, warnings, make_exchange):

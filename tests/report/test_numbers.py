@@ -43,13 +43,31 @@ def test_both_ends_of_an_interval_have_one_unit():
 
 
 @pytest.mark.parametrize(
+    ("low", "high", "measure", "shown"),
+    [
+        (10.8, 11.2, "ttft_ms", "10.8 to 11.2 ms"),
+        (0.09, 0.12, "ttft_ms", "0.09 to 0.12 ms"),
+        (-0.02, 0.04, "ttft_ms", "−0.02 to 0.04 ms"),
+        (120_001, 120_002, "duration_ms", "120.001 to 120.002 s"),
+        (0.9951, 0.9979, "similarity", "0.995 to 0.998"),
+        (100.2, 100.4, "tokens_per_second", "100.2 to 100.4"),
+        (11, 11, "ttft_ms", "11 to 11 ms"),
+        (11, 11 + 1e-9, "ttft_ms", "11 to 11 ms"),
+    ],
+)
+def test_ends_of_an_interval_that_differ_look_different(low, high, measure, shown):
+    found = numbers.between(Interval(low, high), measure)
+    assert found.replace(numbers.NO_BREAK, " ") == shown
+
+
+@pytest.mark.parametrize(
     ("low", "high", "shown", "of_difference"),
     [
         (20, INF, "20 ms or more", "20 ms or more"),
         (-INF, 20, "20 ms or less", "20 ms or less"),
         (-INF, INF, "any", "any"),
-        (INF, INF, "never", "first fails"),
-        (-INF, -INF, None, "second fails"),
+        (INF, INF, "never", "first: none"),
+        (-INF, -INF, None, "second: none"),
     ],
 )
 def test_an_interval_without_an_end_has_the_other(low, high, shown, of_difference):
@@ -62,12 +80,21 @@ def test_an_interval_without_an_end_has_the_other(low, high, shown, of_differenc
 
 def test_a_difference_from_a_failure_names_it():
     shown = [numbers.difference(value, "ttft_ms") for value in (INF, -INF, -20)]
-    assert shown == ["first fails", "second fails", f"−20{numbers.NO_BREAK}ms"]
+    assert shown == ["first: none", "second: none", f"−20{numbers.NO_BREAK}ms"]
 
 
 @pytest.mark.parametrize(
     ("amount", "shown"),
-    [(0, "0.00"), (12.345, "12.35"), (0.0042, "0.0042"), (0.00000123, "1.2e-06")],
+    [
+        (0, "0.00"),
+        (12.345, "12.35"),
+        (1_234_567_890_123, "1,234,567,890,123.00"),
+        (0.5, "0.5000"),
+        (0.0042, "0.0042"),
+        (0.000051, "0.000051"),
+        (-0.000051, "−0.000051"),
+        (0.00000123, "0.0000012"),
+    ],
 )
 def test_money_shows_what_there_is_of_it(amount, shown):
     assert numbers.money(amount) == shown
@@ -94,7 +121,7 @@ def test_counts_have_a_plural():
 
 
 def test_a_period_names_the_second_day_only_if_it_is_another():
-    def stamp(at, day):
+    def stamp(at, day, seconds):
         return f"{at:%d %H:%M}" if day else f"{at:%H:%M}"
 
     began = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
@@ -105,9 +132,20 @@ def test_a_period_names_the_second_day_only_if_it_is_another():
     assert numbers.period(began, began + day, stamp) == "02 03:04 to 03 03:04 UTC"
 
 
+def test_a_period_within_a_minute_has_seconds_and_one_within_a_second_no_end():
+    def stamp(at, day, seconds):
+        return f"{at:%d %H:%M}"[0 if day else 3 :] + (f"{at::%S}" if seconds else "")
+
+    began = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+    ended = began + timedelta(seconds=7)
+    assert numbers.period(began, ended, stamp) == "02 03:04:00 to 03:04:07 UTC"
+    assert numbers.period(began, began + timedelta(microseconds=7), stamp) == "02 03:04:00 UTC"
+    assert numbers.period(began, began + timedelta(minutes=1), stamp) == "02 03:04 to 03:05 UTC"
+
+
 @pytest.mark.usefixtures("in_berlin")
 def test_a_period_is_in_local_time_and_names_both_offsets_if_they_differ():
-    def stamp(at, day):
+    def stamp(at, day, seconds):
         return f"{at:%d %H:%M}" if day else f"{at:%H:%M}"
 
     began = datetime(2026, 10, 24, 21, 30, tzinfo=UTC)

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -20,9 +22,10 @@ from llmproxy.report.run_comparison import (
     shown_difference,
     verdict,
 )
-from tests.report.studies import a_failure, a_sample, an_answer
+from tests.report.studies import BEGAN, a_failure, a_sample, an_answer, changed, said
 
 N = 12
+HOUR = timedelta(hours=1)
 
 
 def a_run(title, slower_ms=0.0, models=("a",), usage=None, n=N):
@@ -81,7 +84,73 @@ def test_models_and_requests_of_one_run_only_are_told():
     runs = compare_runs(first, second)
     assert (runs.only_first, runs.only_second, runs.shared) == (["b"], ["c"], 9)
     text = "\n".join(comparison_lines(runs, width=120))
-    assert "only in one: b" in text and "only in two: c" in text and "9 requests in both" in text
+    assert (
+        "only in one: b" in text
+        and "only in two: c" in text
+        and "the 9 requests in both (3 of one left" in text
+    )
+
+
+def test_every_value_is_of_the_requests_that_both_runs_have():
+    """The same models, the same times: only the requests that one run has alone are others."""
+    prices = {"a": Price(1.0, 2.0)}
+    first, second = a_run("one"), a_run("two")
+    odd = {"duration_ms": 9000.0, "usage": Usage(900, 900), "ttft_ms": 800.0, "reply": said("?")}
+    alone = [an_answer(id=f"x{i}", sample=f"x{i}", **odd) for i in range(N)]
+    failing = [a_failure(id=f"f{i}", sample=f"x{i}") for i in range(2 * N)]
+    samples = [*second.samples, *(a_sample(id=one.sample) for one in failing)]
+    second = replace(second, samples=samples, answers=[*second.answers, *alone])
+    first = replace(first, samples=samples, answers=[*first.answers, *failing[N:]])
+    runs = compare_runs(first, second, prices)
+    for change in changes(runs).values():
+        assert (change.first, change.difference) in [(change.second, 0.0), (None, None)]
+    assert (runs.shared, runs.left_out_first, runs.left_out_second) == (N, N, N)
+    rows = list(csv.DictReader(io.StringIO(comparison_csv(runs), newline="")))
+    assert [row["first"] for row in rows] == [row["second"] for row in rows]
+    form = comparison_json(runs)["models"][0]
+    assert form["first"]["duration_ms"] == form["second"]["duration_ms"]
+    assert form["first"]["cost"] == form["second"]["cost"]
+    said_so = "all values are of the 12 requests in both (12 of one and 12 of two left out)"
+    assert said_so in " ".join(comparison_lines(runs, width=200))
+    assert said_so in comparison_page(runs, "llmproxy")
+
+
+def test_tokens_and_costs_are_of_the_requests_that_succeeded_in_both():
+    second = a_run("two")
+    failed = [a_failure(id=f"f{i}", sample=f"s{i}") for i in range(4)]
+    second = replace(second, answers=[*failed, *second.answers[4:]])
+    first = a_run("one")
+    long = [changed(one, usage=Usage(900, 900)) for one in first.answers[:4]]
+    first = replace(first, answers=[*long, *first.answers[4:]])
+    found = changes(compare_runs(first, second, {"a": Price(1.0, 2.0)}))
+    for name in ("tokens_per_second", "input_tokens", "output_tokens", "cost"):
+        assert (name, found[name].difference) == (name, 0.0)
+        assert found[name].first == found[name].second is not None
+
+
+def test_each_run_says_when_and_how_it_was_made():
+    first = replace(a_run("one"), began=BEGAN, ended=BEGAN + HOUR, settings={"cache": "cold"})
+    second = replace(a_run("<b>"), began=BEGAN, ended=BEGAN, settings={"repeat": 2})
+    runs = compare_runs(first, second)
+    lines = comparison_lines(runs, width=120)
+    assert lines[1:3] == [
+        "one: 2026-01-02 03:04:05 to 04:04:05 UTC, cache cold",
+        "<b>: 2026-01-02 03:04:05 UTC, repeat 2",
+    ]
+    page = re.sub("<[^>]+>", "", comparison_page(runs, "llmproxy"))
+    assert "one · 2026-01-02 03:04 to 04:04 UTC · cache cold" in page
+    assert "&lt;b&gt; · 2026-01-02 03:04:05 UTC · repeat 2" in page
+    assert [one["settings"] for one in comparison_json(runs)["runs"]] == [
+        {"cache": "cold"},
+        {"repeat": 2},
+    ]
+
+
+def test_a_model_that_got_fewer_requests_says_so():
+    first, second = a_run("one", models=("a", "b")), a_run("two", models=("a", "b"))
+    second = replace(second, answers=second.answers[:-2])
+    text = "\n".join(comparison_lines(compare_runs(first, second), width=120))
+    assert "the 12 requests in both;" in text and "b, 10 requests" in text
 
 
 def test_a_change_that_rounds_to_nothing_has_no_sign():

@@ -12,7 +12,7 @@ from llmproxy.report.data import Study
 from llmproxy.report.figures import figures
 from llmproxy.report.json_and_csv import report_csv, report_json
 from llmproxy.report.prices import Price
-from llmproxy.report.text import table
+from llmproxy.report.text import NO_MEDIAN, table
 from tests.report.studies import BEGAN, a_failure, a_sample, a_study, an_answer, changed, said
 
 EVIL = "\x1b[2Jevil\r\n\x9b\u202e"
@@ -89,7 +89,8 @@ Tokens per second: No difference beyond chance: small 10/s,
 Agreement: No model is clearly closer to the recorded replies; similarity small
   1.00 (1.00 to 1.00), openai/gpt-4.1-mini-2025-04-14 1.00 (1.00 to 1.00).
 Comparisons: 5 made, each pair of models by each measure: none is beyond chance.
-Cost: By your prices, per response: small 0.00012 (0.0018 in total).
+Cost: By your prices, per response: small 0.00012 (0.0018 in total). No price
+  for openai/gpt-4.1-mini-2025-04-14.
 Errors: small 1 of 16 (rate_limit); the other none.
 """
 
@@ -200,16 +201,17 @@ def test_a_model_that_fails_most_requests_is_never_the_fast_one():
     study = replace(study, answers=[*good, *study.answers[1:5:2], *failed])
     also_failed = [replace(answer, model="c") for answer in study.answers if answer.model == "b"]
     assert conclusions_of(study)[0] == (
-        "First event: a is faster than b, which failed most of 12 requests; medians 155 ms and"
-        " never."
+        "First event: a is faster than b, which failed in half or more of 12 requests; medians"
+        " 155 ms and never."
     )
     lines = shown(study)
     place = lines.index("first event  count  never     p50      p50, 95 %")
     assert lines[place + 2] == "b               12     10   never          never"
     place = next(i for i, line in enumerate(lines) if line.startswith("first minus second"))
-    assert lines[place + 1].split("  ")[-5:-4] == ["second fails*"]
+    assert lines[place + 1].split("  ")[-5:-4] == ["second: none*"]
+    assert NO_MEDIAN in " ".join(line.strip() for line in lines[place:])
     three = replace(study, models=("a", "b", "c"), answers=[*study.answers, *also_failed])
-    assert "Next is b, which failed most of 12 requests." in conclusions_of(three)[0]
+    assert "Next is b, which failed in half or more of 12 requests." in conclusions_of(three)[0]
 
 
 def test_tails_of_enough_requests_have_their_intervals():
@@ -236,9 +238,51 @@ def test_cached_prompts_are_shown_beside_the_first_event():
 def test_throughput_is_that_of_all_models_together():
     study = a_study(n=8, settings={"concurrency": 4})
     assert conclusions_of(study)[-2] == (
-        "All models together: 13.4/s requests and 148/s tokens of output, with 15.4 requests at a"
-        " time on average, 16 at most."
+        "All models together: 13.4 requests and 148 output tokens per second; 15.4 requests at a"
+        " time on average, at most 16."
     )
+
+
+USD = Price(1.0, 2.0, currency="USD")  # 0.000042 USD for each response
+TWICE = Price(2.0, 4.0, currency="USD")
+OF_A = "a 0.000042 USD (0.00034 USD in total)"
+
+
+@pytest.mark.parametrize(
+    ("prices", "said"),
+    [
+        ({"a": USD}, f"By your prices, per response: {OF_A}. No price for b and c."),
+        (
+            {"a": USD, "b": TWICE},
+            f"a is the cheapest of the two models with a price, per response: {OF_A},"
+            " b 0.000084 USD (0.00067 USD in total). No price for c.",
+        ),
+        (
+            {"a": USD, "b": USD, "c": TWICE},
+            f"a and b are cheapest, per response: {OF_A}, b{OF_A[1:]}, c 0.000084 USD"
+            " (0.00067 USD in total).",
+        ),
+        (
+            {"a": USD, "b": USD},
+            f"By your prices, per response: {OF_A}, b{OF_A[1:]}. No price for c.",
+        ),
+        (
+            {"a": USD, "b": replace(TWICE, currency="EUR")},
+            f"By your prices, per response: {OF_A}, b 0.000084 EUR (0.00067 EUR in total). No price"
+            " for c.",
+        ),
+        (
+            {"a": USD, "b": TWICE, "c": replace(USD, to_date=BEGAN.date())},
+            f"a is the cheapest of the two models whose cost is known, per response: {OF_A},"
+            " b 0.000084 USD (0.00067 USD in total). No cost is known of c.",
+        ),
+    ],
+)
+def test_a_model_is_called_cheapest_among_those_whose_cost_is_known(prices, said):
+    study = a_study(("a", "b", "c"), n=8, recorded=False)
+    lines = shown(study, prices, width=1000)
+    (cost,) = [line for line in lines if line.startswith("Cost: ")]
+    assert cost.replace("\u00a0", " ") == f"Cost: {said}"
 
 
 def test_failures_that_were_sent_again_are_counted_apart():

@@ -8,15 +8,18 @@ from ..run_comparison import (
     Change,
     ModelChange,
     RunComparison,
+    RunFacts,
+    model_title,
+    requests_of,
     shown,
     shown_difference,
     shown_interval,
     verdict,
 )
-from . import markup
+from . import markup, samples
 from .document import document
 
-_COLUMNS = ("", "{first}", "{second}", "Change", "95 % interval", "More than chance?")
+_COLUMNS = ("", "{first}", "{second}", "Change", "95 % interval", "Beyond chance?")
 
 
 def comparison_page(runs: RunComparison, recorded_by: str) -> str:
@@ -25,11 +28,23 @@ def comparison_page(runs: RunComparison, recorded_by: str) -> str:
     models = "".join(_model(each, runs) for each in runs.models)
     body = (
         f"<header><h1>{markup.name(runs.first)} and {markup.name(runs.second)}</h1>"
-        f'<p class="about">Two benchmark runs · {numbers.count_of(runs.shared, "request")} in '
-        f"both</p></header>{_conclusions(runs)}{models}{_others(runs)}{_method(runs)}"
+        f'<p class="about">Two benchmark runs · {markup.text(requests_of(runs))}'
+        f"</p>{''.join(map(_facts, runs.facts))}</header>{_conclusions(runs)}{models}"
+        f"{_others(runs)}{_method(runs)}"
         f"<footer>{markup.text(recorded_by)}</footer>"
     )
     return document(title, f"<main>\n{body}\n</main>\n")
+
+
+def _facts(facts: RunFacts) -> str:
+    """Say when and how a run was made."""
+    told = [
+        f"{markup.name(name)} {markup.name(numbers.setting(value)[:200])}"
+        for name, value in facts.settings.items()
+    ]
+    when = numbers.period(facts.began, facts.ended, samples.stamp)
+    about = " · ".join(filter(None, [markup.name(facts.name), when, ", ".join(told)]))
+    return f'<p class="about">{about}</p>'
 
 
 def _conclusions(runs: RunComparison) -> str:
@@ -68,7 +83,7 @@ def _model(each: ModelChange, runs: RunComparison) -> str:
     ok = [f"{one.ok:,}/{one.requests:,}" for one in (each.first, each.second)]
     succeeded = _cells("succeeded", [*ok, "–", "–", "–"], runs)
     return (
-        f"<section><h2>{markup.name(each.model)}</h2>"
+        f"<section><h2>{markup.name(model_title(each, runs))}</h2>"
         f'<div class="rows"><div class="wide" role="region" tabindex="0" '
         f'aria-label="Changes of {markup.text(each.model)}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{succeeded}{rows}</tbody></table></div></div></section>"
@@ -108,7 +123,8 @@ def _method(runs: RunComparison) -> str:
         '<section><h2>How this was measured</h2><ul class="method">'
         "<li>Change is the second run minus the first: of times, rates and similarity the median "
         "of the differences request by request, of tokens that of the medians, of costs that of "
-        "the means.</li>"
+        "the means. Each line is of the requests for which both runs have it: of those that "
+        "succeeded in both, but in times a failure is later than any.</li>"
         "<li>Better or worse is said only if the whole 95 % interval of the change says so, and "
         "the p-value of the sign test is at most 0.05 after Holm's correction for "
         f"{numbers.count_of(runs.tested, 'comparison')}. Fewer than six requests have no interval."

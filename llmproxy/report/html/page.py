@@ -352,7 +352,8 @@ def _method_lines(study: Study) -> Iterator[str]:
     yield (
         f"{late} counts as later than any in the quantiles of these times and in comparisons, so "
         'that no model looks fast because it fails on hard requests; "never" is a quantile that '
-        "such a response takes. The same holds for the first output if there was none. All other "
+        'such a response takes, and "second: none" a difference from a model that so has no '
+        "median. The same holds for the first output if there was none. All other "
         "figures, rates, gaps and costs among them, are of successful responses."
         + (
             ""

@@ -50,10 +50,11 @@ def requests(study: Study, models: Mapping[str, int]) -> str:
     return "".join(written)
 
 
-def stamp(at: datetime, day: bool = True) -> str:
-    """Format a time: shown as local time to the minute, marked up to the second as UTC."""
+def stamp(at: datetime, day: bool = True, seconds: bool = False) -> str:
+    """Format a time: shown as local time to the minute or second, marked up in UTC."""
     local = at.astimezone()
     shown = f"{local:%Y-%m-%d %H:%M}" if day else f"{local:%H:%M}"
+    shown += f"{local::%S}" if seconds else ""
     return f'<time datetime="{at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}">{shown}</time>'
 
 
