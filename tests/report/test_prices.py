@@ -52,7 +52,7 @@ def test_prices_are_read_by_model():
         (b'{"a": {"input": NaN, "output": 2}}', None, "NaN is not JSON"),
         (b'{"a": 1}', "a", "expected an object"),
         (b"[]", None, "expected an object"),
-        (b"", None, "it is not JSON"),
+        (b"", None, "it is empty"),
     ],
 )
 def test_bad_prices_are_refused_by_their_path(data, param, message):

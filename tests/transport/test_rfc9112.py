@@ -175,7 +175,7 @@ ROUTES = [
     ("9110 9.3.7", "OPTIONS", "*", 204, {}, None),
     ("9110 9.3.7", "OPTIONS", MODELS, 204, {}, None),
     ("9110 15.6.6", "GET", "/ HTTP/2.0\r\nX: ", 505, {}, "HTTP/2.0 is not supported"),
-    ("9110 15.5.1", "POST", CHAT, 400, {}, "the body is not JSON: "),
+    ("9110 15.5.1", "POST", CHAT, 400, {}, "the body is empty"),
 ]
 
 
