@@ -75,6 +75,9 @@ KEPT = {
     # entries of a fixed size
     "Store._known": "MAX_KNOWN",
     "Store._begun": "running exchanges",
+    "Writer._unbegun": "running exchanges",
+    "Writer._unended": "while the log can't be written: exchanges whose beginning is in memory, in"
+    " the spool (MAX_SPOOL_BYTES) or was running before",
     "TurnLog.seen": "the messages of one group of exchanges",
     "LlmRows._tool_hashes": "MAX_TOOL_HASHES",
     "HistoryHasher._said": "empty in those that are kept",

@@ -55,7 +55,8 @@ def test_two_runs_are_compared(recorded, tmp_path):
     given = ("report", "friday", "monday", "--prices", str(prices))
     code, out, _ = run_here(*given)
     out = out.decode()
-    assert code == 0 and "friday and monday\n3 requests in both" in out and "USD" in out
+    assert code == 0 and out.startswith("friday and monday\nfriday: ") and "USD" in out
+    assert "all values are of the 3 requests in both;" in " ".join(out.split())
     rows = list(csv.DictReader(io.StringIO(run_here(*given, "--csv")[1].decode(), newline="")))
     assert {(row["first_run"], row["second_run"]) for row in rows} == {("friday", "monday")}
     assert json.loads(run_here(*given, "--json")[1])["shared"] == 3

@@ -245,10 +245,10 @@ def test_times_of_one_command_are_local_ones(llm_user_path):
     assert output_of("log").split("  ")[1] == "01-15 00:30:00+01"
     assert output_of("log", "--threads").split("  ")[1] == "01-15 00:30:00+01"
     assert "received     2026-01-15T00:30:00+01:00\n" in output_of("log", id)
-    assert "2026-01-15 00:30:00 to 00:30:00 UTC+01:00" in " ".join(output_of("report").split())
+    assert ", 2026-01-15 00:30:00 UTC+01:00 overview" in " ".join(output_of("report").split())
     page = output_of("report", "--html", "-")
     text = re.sub(r"<[^>]+>", "", page)
-    assert "2026-01-15 00:30 to 00:30 UTC+01:00" in text and "2026-01-15 00:30 UTC+01:00 ·" in text
+    assert "2026-01-15 00:30:00 UTC+01:00" in text and "2026-01-15 00:30 UTC+01:00 ·" in text
     assert '<time datetime="2026-01-14T23:30:00Z">' in page
     assert "01-14 23:30" not in text
     day = ["report", "--since", "2026-01-15", "--until", "2026-01-16"]
