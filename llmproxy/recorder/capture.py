@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import time
 from array import array
 from collections.abc import Sequence
@@ -174,10 +175,14 @@ class Capture:
         raw = self.raw_response
         if raw is None:
             return finish.response_json
+        # Nobody has read it: it may be an error that quotes the key.
+        redact = self.begun.redactor.text
         try:
-            return {RAW: raw.decode()}
+            text, _ = codecs.utf_8_decode(raw)  # it may be cut within a character
+            return {RAW: redact(text)}
         except UnicodeDecodeError:
-            return {f"{RAW}_base64": base64.b64encode(raw).decode()}
+            cleaned = redact(raw.decode("latin-1")).encode("latin-1")
+            return {f"{RAW}_base64": base64.b64encode(cleaned).decode()}
 
     def _since(self, at: float) -> float:
         return (at - self.began_at) * 1000

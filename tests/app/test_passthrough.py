@@ -16,6 +16,7 @@ from llmproxy import dialects
 from llmproxy.core import backend, chat
 from llmproxy.core.limits import Limits
 from llmproxy.dialects import DIALECTS, anthropic_messages
+from tests.flows.test_secrets import kept
 from tests.models import AsyncScript
 from tests.proxies import running
 from tests.raw_provider import (
@@ -384,10 +385,10 @@ def test_credentials_are_passed_and_stored_nowhere(llm_user_path):
         sent = request.raw.decode("latin-1")
         assert all(canary in sent for canary in canaries)
         assert own not in sent
-    kept = b"".join(one.read_bytes() for one in llm_user_path.rglob("*") if one.is_file())
+    held = kept(llm_user_path)
     for canary in (*canaries, KEY, own):
         assert canary not in shown
-        assert canary.encode() not in kept
+        assert canary.encode() not in held
 
 
 def test_the_next_target_is_asked_if_the_first_refuses():
