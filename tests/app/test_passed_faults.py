@@ -9,11 +9,13 @@ import signal
 import socket
 import sqlite3
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
 
+from llmproxy import Settings, serving
+from llmproxy.backends.passthrough import RAW_BYTES
 from llmproxy.core.limits import Limits
 from tests.app.test_passthrough import (
     ANTHROPIC,
@@ -27,7 +29,9 @@ from tests.app.test_passthrough import (
     send,
     settings,
 )
+from tests.app.test_upstreams import free_ports
 from tests.cli.test_main import serving as serving_command
+from tests.empty_log import put_empty_log
 from tests.proxies import running
 from tests.raw_provider import begin_chunked, chunk, end_chunks, playing_raw
 
@@ -211,16 +215,18 @@ def test_framing_without_end_is_cut(answer, status, path):
     assert "the upstream" in exchange.error
 
 
-def test_a_bomb_passes_and_its_copy_is_bounded():
-    """Its few kB are megabytes: the copy is left, and marked."""
-    bomb = gzip.compress(START + DELTA * 20_000)
-    with playing_raw([begin_chunked(headers=[*STREAM, GZIP]), chunk(bomb), end_chunks()]) as far:
+@pytest.mark.parametrize("is_coded", [False, True], ids=["events", "gzip bomb"])
+def test_what_goes_beyond_the_copys_memory_passes_and_is_marked(is_coded):
+    body = START + DELTA * 2_000 + MESSAGES.stream.removeprefix(START)
+    fields = [*STREAM, GZIP] if is_coded else STREAM
+    sent = gzip.compress(body, 1) if is_coded else body
+    with playing_raw([begin_chunked(headers=fields), chunk(sent), end_chunks()]) as provider:
         limits = Limits(answer=MOST, shutdown_s=5)
-        with running(limits=limits, **settings(far, ANTHROPIC)) as proxy:
-            assert ask(proxy)[2] == bomb
+        with running(limits=limits, **settings(provider, ANTHROPIC)) as proxy:
+            assert ask(proxy)[2] == sent
             exchange = proxy.wait_for_report()
     assert (exchange.status, exchange.ignored) == ("ok", ("response",))
-    assert len(exchange.turn.response_json["raw_response"]) < 2 * 2**20
+    assert len(exchange.turn.response_json["raw_response"]) <= RAW_BYTES
 
 
 SILENT = {
@@ -239,7 +245,7 @@ def test_a_response_that_stalls_is_cut_after_its_time(kind, path):
         request.wait_for_hang_up()
 
     with playing_raw(answer) as provider:
-        limits = Limits(answer_s=0.3, shutdown_s=5)
+        limits = Limits(answer_s=0.15, shutdown_s=5)
         with running(limits=limits, **settings(provider, ANTHROPIC)) as proxy:
             received = send(proxy.url, path, BODY)
             exchange = proxy.wait_for_report()
@@ -258,3 +264,140 @@ def test_a_converted_response_has_that_time_too():
         with running(limits=limits, **settings(provider, ANTHROPIC)) as proxy:
             received = send(proxy.url, "/v1/chat/completions", body)
     assert received.startswith(b"HTTP/1.1 504 ") and b"(limit answer_s)" in received
+
+
+# ---- interim responses and trailers
+
+PATHS = ["/v1/messages", "/v1/files"]  # read for the log, and streamed
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunks"])
+def test_an_expectation_is_met_here_and_trailers_stay_here(path, is_chunked):
+    framing, body = f"Content-Length: {len(BODY)}", BODY
+    if is_chunked:
+        framing = "Transfer-Encoding: chunked\r\nTrailer: X-Late"
+        body = chunk(BODY[:9], b";x=y") + chunk(BODY[9:]) + end_chunks(b"X-Late: 1\r\n")
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nConnection: close\r\n"
+    )
+    with playing_raw(FRAMINGS["whole"](MESSAGES.stream)) as provider:
+        with running(**settings(provider, ANTHROPIC)) as proxy:
+            with socket.create_connection(("127.0.0.1", proxy.port), WAIT_S) as client:
+                client.sendall(f"{head}{framing}\r\n\r\n".encode())
+                interim = client.recv(2**16)
+                client.sendall(body)
+                received = b"".join(iter(lambda: client.recv(2**16), b""))
+            exchange = proxy.wait_for_report()
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    status, _, data = parts(received)
+    assert (status, data) == (b"HTTP/1.1 200 OK", MESSAGES.stream)
+    (request,) = provider.requests
+    assert request.body == BODY
+    assert not {"expect", "trailer", "x-late"} & {name.lower() for name, _ in request.headers}
+    assert b"X-Late" not in request.raw
+    assert exchange.status == "ok"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_interim_responses_and_trailers_of_an_upstream_stay_here(path):
+    interim = (
+        b"HTTP/1.1 100 Continue\r\n\r\n"
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\nX-Early: 1\r\n\r\n"
+    )
+    fields = [*STREAM, ("Trailer", "X-Late")]
+    answer = [interim, interim, *FRAMINGS["whole"](MESSAGES.stream)[1:-1]]
+    answer.insert(2, begin_chunked(headers=fields))
+    with playing_raw([*answer, end_chunks(b"X-Late: 1\r\n")]) as provider:
+        with running(**settings(provider, ANTHROPIC)) as proxy:
+            received = [send(proxy.url, path, BODY) for _ in range(2)]
+            exchanges = (proxy.wait_for_report(2), proxy.reports)[1]
+    for one in received:
+        assert one.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert parts(one)[2] == MESSAGES.stream
+        assert not any(word in one for word in (b"103", b"X-Early", b"X-Late"))
+    assert [one.status for one in exchanges] == ["ok", "ok"]
+    assert [one.connection for one in provider.requests] == [0, 0]  # it was kept
+
+
+# ---- loops and chains
+
+
+@contextmanager
+def instances(tmp_path, urls, name="far=anthropic_messages+", **more):
+    """Run an instance for each URL, with that as its upstream; yield their exchanges."""
+    reports = [[] for _ in urls]
+    with ExitStack() as stack:
+        for number, (port, url) in enumerate(urls):
+            one = Settings(
+                port=port,
+                upstreams=[f"{name}{url}"],
+                database=tmp_path / f"{number}.db",
+                on_exchange=reports[number].append,
+                **more,
+            )
+            put_empty_log(one.database)
+            stack.enter_context(serving.running(one))
+        yield reports
+
+
+LOOPED = [
+    ("POST", "/v1/messages"),
+    ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/models"),
+]
+
+
+@pytest.mark.own_server
+@pytest.mark.parametrize("count", [1, 2], ids=["itself", "two in a ring"])
+@pytest.mark.parametrize("name", ["far=anthropic_messages+", "anthropic="])
+def test_a_loop_of_passed_requests_is_refused_and_logged(count, name, tmp_path):
+    ports = free_ports(count)
+    ring = [
+        (here, f"http://127.0.0.1:{there}")
+        for here, there in zip(ports, [*ports[1:], ports[0]], strict=True)
+    ]
+    passthrough = name.partition("=")[0]
+    with instances(tmp_path, ring, name, passthrough=passthrough) as reports:
+        received = [
+            parts(send(f"http://127.0.0.1:{ports[0]}", path, BODY, method=method))
+            for method, path in LOOPED
+        ]
+    for status, _, body in received:
+        assert b" 400 " in status
+        assert b"leads back to this server" in body
+    for number in range(count):  # none is asked twice
+        assert [one.path for one in reports[number]] == [path for _, path in LOOPED]
+        assert {one.status for one in reports[number]} == {"error"}
+        assert all("leads back" in one.error for one in reports[number])
+        assert logged(tmp_path / f"{number}.db", "status, http_status") == [("error", 400)] * 4
+
+
+@pytest.mark.own_server
+def test_two_instances_that_list_each_others_models_end(tmp_path):
+    first, second = free_ports(2)
+    ring = [(first, f"http://127.0.0.1:{second}"), (second, f"http://127.0.0.1:{first}")]
+    with instances(tmp_path, ring):
+        status, _, body = parts(send(f"http://127.0.0.1:{first}", "/v1/models", b"", method="GET"))
+    assert b" 200 " in status
+    assert b'"demo"' in body
+
+
+@pytest.mark.own_server
+def test_a_chain_of_two_instances_passes_and_both_log(tmp_path):
+    first, second = free_ports(2)
+    with playing_raw(FRAMINGS["whole"](MESSAGES.stream)) as provider:
+        chain = [(first, f"http://127.0.0.1:{second}"), (second, provider.url)]
+        with instances(tmp_path, chain, passthrough="far") as reports:
+            for path in PATHS:
+                received = send(f"http://127.0.0.1:{first}", path, BODY)
+                assert parts(received)[2] == MESSAGES.stream
+    for request in provider.requests:
+        assert request.body == BODY
+        assert len(set((request.header("x-llmproxy-via") or "").split(", "))) == 2
+    for number in range(2):
+        assert [(one.status, one.upstream) for one in reports[number]] == [("ok", "far")] * 2
+        assert logged(tmp_path / f"{number}.db") == [("ok",)] * 2
+    (here, _), (there, _) = reports
+    assert here.turn.reply == there.turn.reply != []
