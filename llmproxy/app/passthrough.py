@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ..backends.passthrough import (
     UNREAD_RESPONSE,
@@ -39,6 +39,7 @@ from ..core.json_member import replace_string, string_members
 from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..dialects import Dialect, StatefulDialect
+from ..recorder.capture import raw_response_json
 from ..recorder.exchange import changed
 from ..transport.http11 import BodyCut, Request, Response, decode_content
 from .large_work import SMALL_BYTES
@@ -53,6 +54,8 @@ MAX_RAW_BYTES = 2**20  # kept of a request whose copy could not be read
 SENDING_TURNS = 4
 
 LEFT_FINDING_S = 0.1  # that the log waits for what a request continues, when its client has left
+
+T = TypeVar("T")
 
 Received = tuple[RunningExchange, chat.ChatRequest | None, BaseException | None]
 
@@ -446,11 +449,14 @@ class Passthrough:
 
     async def _end_of(self, copy: ResponseCopy, at: float) -> list[Stamped]:
         """Read what is left of a copy; in a thread, if a large response is read whole only now."""
+        return await self._read_late(copy.left_bytes, lambda: copy.end(at))
+
+    async def _read_late(self, size: int, read: Callable[[], T]) -> T:
         try:
-            events: list[Stamped] = await self._steps.work(copy.left_bytes, lambda: copy.end(at))
+            result: T = await self._steps.work(size, read)
         except RateLimited:  # late, which is better than to cut the client's response
-            events = copy.end(at)
-        return events
+            result = read()
+        return result
 
     async def _over(
         self,
@@ -465,9 +471,13 @@ class Passthrough:
             return
         await exchange.has_found(LEFT_FINDING_S if status == "cancelled" else None)
         capture = exchange.capture
-        if copy.raw is not None:
+        if (raw := copy.raw) is not None:
+            redactor = capture.begun.redactor
+            kept = await self._read_late(len(raw), lambda: raw_response_json(raw, redactor))
+            if exchange.is_over:
+                return
             capture.ignored_late += (UNREAD_RESPONSE,)
-            capture.raw_response = copy.raw
+            capture.raw_response = kept
         if capture.finish is not None:
             capture.ignored_late += capture.finish.ignored
         if copy.error is not None and status == "ok":
