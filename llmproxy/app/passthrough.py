@@ -22,7 +22,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ..backends.passthrough import (
     UNREAD_RESPONSE,
@@ -42,12 +42,12 @@ from ..core.errors import (
     ProxyError,
     RateLimited,
     Unsupported,
-    UpstreamTimeout,
 )
 from ..core.json_member import replace_string, string_members
 from ..core.limiter import Limiter
 from ..core.limits import Limits
 from ..dialects import Dialect, StatefulDialect
+from ..recorder.capture import raw_response_json
 from ..recorder.exchange import changed
 from ..transport.http11 import BodyCut, Request, Response, decode_content
 from .large_work import SMALL_BYTES
@@ -62,6 +62,8 @@ MAX_RAW_BYTES = 2**20  # kept of a request whose copy could not be read
 SENDING_TURNS = 4
 
 LEFT_FINDING_S = 0.1  # that the log waits for what a request continues, when its client has left
+
+T = TypeVar("T")
 
 Received = tuple[RunningExchange, chat.ChatRequest | None, BaseException | None]
 
@@ -254,7 +256,6 @@ class Passthrough:
         if early is not None:
             exchange.has_entered = True
             capture.run, exchange.starting = early
-            exchange.until = time.monotonic() + self._limits.answer_s
         if passed.failure is not None:
             capture.begun = _with_raw_body(capture.begun, copy)
         if request is not None:
@@ -441,7 +442,6 @@ class Passthrough:
                     if left <= 0 or copy.has_ended or copy.error is not None:
                         await self._over(exchange, run, copy, "ok")
                     yield data[safe:]
-                _check_time(at, exchange)
             capture.add(await self._end_of(copy, at))
             await self._over(exchange, run, copy, "ok")
         except ProxyError as error:
@@ -454,11 +454,14 @@ class Passthrough:
 
     async def _end_of(self, copy: ResponseCopy, at: float) -> list[Stamped]:
         """Read what is left of a copy; in a thread, if a large response is read whole only now."""
+        return await self._read_late(copy.left_bytes, lambda: copy.end(at))
+
+    async def _read_late(self, size: int, read: Callable[[], T]) -> T:
         try:
-            events: list[Stamped] = await self._steps.work(copy.left_bytes, lambda: copy.end(at))
+            result: T = await self._steps.work(size, read)
         except RateLimited:  # late, which is better than to cut the client's response
-            events = copy.end(at)
-        return events
+            result = read()
+        return result
 
     async def _over(
         self,
@@ -473,9 +476,13 @@ class Passthrough:
             return
         await exchange.has_found(LEFT_FINDING_S if status == "cancelled" else None)
         capture = exchange.capture
-        if copy.raw is not None:
+        if (raw := copy.raw) is not None:
+            redactor = capture.begun.redactor
+            kept = await self._read_late(len(raw), lambda: raw_response_json(raw, redactor))
+            if exchange.is_over:
+                return
             capture.ignored_late += (UNREAD_RESPONSE,)
-            capture.raw_response = copy.raw
+            capture.raw_response = kept
         if capture.finish is not None:
             capture.ignored_late += capture.finish.ignored
             run.take_model(capture.finish.model)
@@ -583,7 +590,6 @@ class Passthrough:
                 if left <= 0:
                     await end()
                 yield data
-                _check_time(at, exchange)
             await end()
         except ProxyError as error:
             await self._steps.end(exchange, "error", error)
@@ -623,11 +629,6 @@ class _Passed:
         self.failure = failure
         self.model = model
         self.received = received
-
-
-def _check_time(at: float, exchange: RunningExchange) -> None:
-    if at > exchange.until:
-        raise UpstreamTimeout("the response did not end in time (limit answer_s)")
 
 
 def _loads_model(dialect: Dialect, request: Request) -> bool:

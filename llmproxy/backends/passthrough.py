@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -239,18 +239,18 @@ class ResponseCopy:
         self._frames = dialect.StreamDecoder(limits.body)
         self._max_bytes = MAX_ERROR_BYTES if self._is_failure else limits.answer
         self._left = limits.answer
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
+        self._kept = bytearray()
         self._tail = b""
         self._is_unread = False
         self.has_begun = False
         self._begins_with_error = False
         self.has_ended = False
         self.error: ProxyError | None = None
-        coding = response.headers.get("content-encoding", "")
+        self._coding = response.headers.get("content-encoding", "")
+        is_coded = self._coding.strip().lower() not in ("", "identity")
         try:
-            decoder = BodyDecoder(coding, self._max_bytes)
-            self._decoder = decoder if coding.strip().lower() not in ("", "identity") else None
+            decoder = BodyDecoder(self._coding, self._max_bytes)
+            self._decoder = decoder if is_coded else None
         except ProxyError:
             self._decoder, self._is_unread = None, True
         self._is_watched = self._decoder is not None  # each piece may be the last
@@ -258,12 +258,28 @@ class ResponseCopy:
     @property
     def left_bytes(self) -> int:
         """How much `end` has to read: all of a response that is no stream."""
-        return 0 if self.is_stream or self._is_unread else self._kept_bytes
+        return 0 if self.is_stream or self._is_unread else len(self._kept)
 
     @property
     def raw(self) -> bytes | None:
-        """The response as it came, up to `RAW_BYTES`, if it could not be read."""
-        return b"".join(self._kept)[:RAW_BYTES] if self._is_unread else None
+        """The response up to `RAW_BYTES`, if it could not be read; inflated if that can be done.
+
+        As it came, compressed, nobody could find a key in it.
+        """
+        if not self._is_unread:
+            return None
+        data = self._kept
+        if self._decoder is not None:
+            data = bytearray()
+            with suppress(ProxyError):  # damaged, or longer: what came before is kept
+                for piece in BodyDecoder(self._coding, self._max_bytes).feed(bytes(self._kept)):
+                    data += piece
+                    if len(data) >= RAW_BYTES:
+                        break
+        if len(data) < RAW_BYTES:
+            return bytes(data)
+        cut = max(data.rfind(mark, 0, RAW_BYTES) for mark in b' "\n')
+        return bytes(data[: cut + 1])  # no half of a key, which nobody would know for one
 
     def safe_bytes(self, data: bytes) -> int:
         """Return how many of a piece's bytes a client can have before they are read.
@@ -304,9 +320,8 @@ class ResponseCopy:
         """Read the next piece, which came `at` this time; return the events that it ends."""
         if self.has_ended or self.error is not None:
             return []
-        if self._kept_bytes < (RAW_BYTES if self.is_stream or self._is_unread else self._max_bytes):
-            self._kept.append(data)
-            self._kept_bytes += len(data)
+        if len(self._kept) < (RAW_BYTES if self.is_stream or self._is_unread else self._max_bytes):
+            self._kept += data
         if self._is_unread or not self.is_stream:
             return []
         events: list[backend.Stamped] = []
@@ -340,7 +355,7 @@ class ResponseCopy:
         return events
 
     def _read_whole(self, at: float, events: list[backend.Stamped]) -> None:
-        data = b"".join(self._kept)
+        data = bytes(self._kept)
         value: Any
         try:
             if self._decoder is not None:

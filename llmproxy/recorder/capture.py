@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import codecs
 import time
 from array import array
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from ..core import chat
 from ..core.backend import NO_UPSTREAM, Run, Stamped
 from ..core.errors import ProxyError, shortened
 from .exchange import Exchange, Match, Turn, changed, with_answer, with_error
+from .redact import Redactor
 from .summary import Status
 from .timeline import TimedEvents
 
@@ -37,7 +39,8 @@ class Capture:
     messages: the conversation as it is logged; set it when it differs from the request's.
     run: set it once the request was prepared. model_id: of the model that answered, if no run
         did. queue_ms: how long it waited for its turn.
-    raw_response: of a response whose copy could not be read; kept in place of what was read.
+    raw_response: of a response whose copy could not be read, see `raw_response_json`; kept in
+        place of what was read.
     upstream: set it if an upstream responds without a run.
     overhead_ms: the time that the proxy itself has taken, if it served the request.
     http_status: set it once the client was sent one.
@@ -66,7 +69,7 @@ class Capture:
         self._events: list[StreamEvent] = []
         self._times = array("d")
         self.reply_words = ""
-        self.raw_response: bytes | None = None
+        self.raw_response: dict[str, object] | None = None
         self.ignored_late: tuple[str, ...] = ()
 
     def matched(self, match: Match) -> None:
@@ -165,22 +168,24 @@ class Capture:
             tools=run.tools,
             schema=self.schema,
             usage=counted,
-            response_json=self._response_json(finish),
+            response_json=self.raw_response or finish.response_json,
             started=run.started,
             duration_ms=max(int((last_at - run.started_at) * 1000), 0),
         )
 
-    def _response_json(self, finish: chat.Finish) -> dict[str, object] | None:
-        raw = self.raw_response
-        if raw is None:
-            return finish.response_json
-        # It may quote the key that was sent, as errors do.
-        clean = self.begun.redactor.text
-        try:
-            return {RAW: clean(raw.decode())}
-        except UnicodeDecodeError:
-            cleaned = clean(raw.decode("latin-1")).encode("latin-1")
-            return {f"{RAW}_base64": base64.b64encode(cleaned).decode()}
-
     def _since(self, at: float) -> float:
         return (at - self.began_at) * 1000
+
+
+def raw_response_json(raw: bytes, redactor: Redactor) -> dict[str, object]:
+    """Return what a turn's response_json has of a response that could not be read.
+
+    It has no keys: nobody knows what it says, and it may be an error that quotes one. A
+    megabyte takes up to 0.2 s.
+    """
+    try:
+        text, _ = codecs.utf_8_decode(raw)  # it may be cut within a character
+        return {RAW: redactor.text(text)}
+    except UnicodeDecodeError:
+        cleaned = redactor.text(raw.decode("latin-1")).encode("latin-1")
+        return {f"{RAW}_base64": base64.b64encode(cleaned).decode()}

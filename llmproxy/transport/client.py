@@ -186,7 +186,8 @@ class Client:
             `accept-encoding`, identity is requested.
         body: an iterated one is sent piece by piece, as the server takes it: chunked, unless
             there is a `content-length`, which it has to match.
-        limits: those of the response: `head`, `headers`, `body`.
+        limits: those of the response: `head`, `headers`, `body`; `answer_s` from when the
+            request is sent.
         is_decoded: undo the response's content-encoding.
 
         Raises:
@@ -309,6 +310,7 @@ class _Exchange:
         self._connection = connection
         self._request = request
         self._deadlines = deadlines
+        self._limits = limits
         self._parser = ResponseParser(limits, method=request.method, is_decoded=is_decoded)
         self._head: ResponseHead | None = None
         self._is_sent = False
@@ -318,7 +320,8 @@ class _Exchange:
         """Send the request, and return the response when its head has come."""
         connected = time.monotonic()
         sent = await self._send()
-        reader = _Reader(self._connection, self._parser, self._deadlines)
+        until = time.monotonic() + self._limits.answer_s
+        reader = _Reader(self._connection, self._parser, self._deadlines, until)
         first_byte = await reader.wait_for_first_byte()
         self.is_unanswered = not self._connection.arrived
         head = await reader.next_piece()
@@ -371,12 +374,16 @@ class _Reader:
     """
 
     def __init__(
-        self, connection: Connection, parser: ResponseParser, deadlines: Deadlines
+        self,
+        connection: Connection,
+        parser: ResponseParser,
+        deadlines: Deadlines,
+        until: float,
     ) -> None:
         self._connection = connection
         self._parser = parser
         self._deadlines = deadlines
-        self._until = time.monotonic() + deadlines.whole_s
+        self._until = until
         self.at = 0.0
 
     async def wait_for_first_byte(self) -> float:
@@ -394,7 +401,7 @@ class _Reader:
             if self._connection.arrived:
                 self.at, data = self._connection.take()
                 if self.at > self._until:
-                    raise self._too_long()
+                    raise _too_long()
                 self._parser.feed(data)
             elif failure := self._connection.failure:
                 raise UpstreamError(f"the connection broke: {failure}") from failure
@@ -429,8 +436,8 @@ class _Reader:
         try:
             await self._connection.changed(max(left_s, 0), what)
         except UpstreamTimeout as error:
-            raise self._too_long() from error
+            raise _too_long() from error
 
-    def _too_long(self) -> UpstreamTimeout:
-        whole_s = self._deadlines.whole_s
-        return UpstreamTimeout(f"the upstream's response took more than {whole_s:g} s")
+
+def _too_long() -> UpstreamTimeout:
+    return UpstreamTimeout("the upstream's response did not end in time (limit answer_s)")

@@ -45,7 +45,6 @@ class Deadlines:
     connect_s: float = 10.0  # name, TCP and TLS
     first_byte_s: float = 300.0  # after the request's last byte: models load, and think
     idle_s: float = 60.0  # between two reads after that, and two writes before; keep-alives count
-    whole_s: float = math.inf  # for the whole response, from when the request is sent
 
 
 DEADLINES = Deadlines()

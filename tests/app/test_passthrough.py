@@ -18,6 +18,7 @@ from llmproxy.core import backend, chat
 from llmproxy.core.limits import Limits
 from llmproxy.dialects import DIALECTS, anthropic_messages, ollama
 from tests import proxies
+from tests.flows.test_secrets import kept
 from tests.models import AsyncScript
 from tests.proxies import running
 from tests.raw_provider import (
@@ -505,10 +506,10 @@ def test_credentials_are_passed_and_stored_nowhere(llm_user_path):
         sent = request.raw.decode("latin-1")
         assert all(canary in sent for canary in canaries)
         assert own not in sent
-    kept = b"".join(one.read_bytes() for one in llm_user_path.rglob("*") if one.is_file())
+    held = kept(llm_user_path)
     for canary in (*canaries, KEY, own):
         assert canary not in shown
-        assert canary.encode() not in kept
+        assert canary.encode() not in held
 
 
 def test_a_key_of_the_server_is_not_shown_though_it_comes_in_pieces(monkeypatch):

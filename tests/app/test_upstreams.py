@@ -26,6 +26,7 @@ from llmproxy.core.limits import Limits
 from llmproxy.core.usage import Usage
 from llmproxy.dialects import DIALECTS, anthropic_messages, ollama, openai_chat, openai_responses
 from tests.commands import run_here
+from tests.flows.test_secrets import kept
 from tests.models import AsyncScript, SyncScript
 from tests.provider import begin_sse, playing, say_event, say_json
 from tests.proxies import running
@@ -375,8 +376,7 @@ def test_no_credential_is_kept_or_shown(source, near, llm_user_path, monkeypatch
                     },
                 )
                 exchange = proxy.wait_for_report()
-                files = [path for path in llm_user_path.rglob("*") if path.name != "keys.json"]
-                kept = b"".join(path.read_bytes() for path in files if path.is_file())
+                held = kept(llm_user_path)
         assert status == (401 if answer is quoting else 200)
         (sent,) = played.headers
         assert sent["x-api-key"] == CANARIES[source]
@@ -384,7 +384,7 @@ def test_no_credential_is_kept_or_shown(source, near, llm_user_path, monkeypatch
         assert OURS not in str(sent)
         shown = f"{headers}{lines}{caplog.text}{proxy.warnings}{exchange}{exchange_page(exchange)}"
         for canary in (*CANARIES.values(), OURS, "cookie.words.77"):
-            assert canary.encode() not in kept + data + shown.encode()
+            assert canary.encode() not in held + data + shown.encode()
 
 
 def test_a_request_with_a_signature_is_refused_in_words():
