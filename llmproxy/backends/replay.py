@@ -36,6 +36,7 @@ from ..core.message_diff import first_difference
 from ..recorder.timeline import TimedEvent
 
 MAX_LISTED = 10_000  # recordings of which the unused ones are listed unasked, or over HTTP
+OPTION_RATIO = 0.2  # of that message that another difference, as of an option, is worth
 COMPARED_CHARS = 2_000  # of the first different message, to find the nearest recording
 
 
@@ -367,7 +368,7 @@ def _model(request: chat.ChatRequest) -> str:
 
 
 def _likeness(request: chat.ChatRequest, recorded: chat.ChatRequest) -> tuple[float, ...]:
-    """Rank a recording by its messages in order, then by the first that differs."""
+    """Rank a recording by its messages in order, then by the first that differs and what else."""
     pairs = list(zip(request.messages, recorded.messages, strict=False))
     alike = next((i for i, (a, b) in enumerate(pairs) if not _is_alike(a, b)), len(pairs))
     ratio = 0.0
@@ -375,7 +376,12 @@ def _likeness(request: chat.ChatRequest, recorded: chat.ChatRequest) -> tuple[fl
         now, was = (visible_text(message)[:COMPARED_CHARS] for message in pairs[alike])
         ratio = SequenceMatcher(None, now, was, autojunk=False).quick_ratio()
     total = max(len(request.messages), len(recorded.messages))
-    return alike == total, alike + ratio, -abs(len(request.messages) - len(recorded.messages))
+    others = sum(1 for _ in _option_differences(request, recorded))
+    return (
+        alike == total,
+        alike + ratio - OPTION_RATIO * others,
+        -abs(len(request.messages) - len(recorded.messages)),
+    )
 
 
 def _is_alike(one: Message, other: Message) -> bool:
@@ -388,6 +394,13 @@ def differences(request: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterat
 
     Of the messages only the first difference is given, with its position in the text.
     """
+    yield from _option_differences(request, recorded)
+    yield from _message_difference(request.messages, recorded.messages)
+
+
+def _option_differences(
+    request: chat.ChatRequest, recorded: chat.ChatRequest
+) -> Iterator[tuple[str, str]]:
     if request.model != recorded.model:
         yield "model", _was("model", recorded.model, request.model)
     before, after = relevant_options(recorded), relevant_options(request)
@@ -403,7 +416,6 @@ def differences(request: chat.ChatRequest, recorded: chat.ChatRequest) -> Iterat
     ):
         if was != now:
             yield name, _was(name, was, now)
-    yield from _message_difference(request.messages, recorded.messages)
 
 
 def _was(path: str, was: object, now: object) -> str:

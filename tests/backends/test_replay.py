@@ -338,6 +338,14 @@ def test_nearest_has_the_longest_history(log):
     assert "differs at character 4: it was 'and now?' and is 'and then?'" in message
 
 
+def test_options_count_for_what_is_nearest(log):
+    id = log("mode ok", body={"max_completion_tokens": 50})
+    log("mode later")
+    body = {"messages": [{"role": "user", "content": "mode never"}], "max_completion_tokens": 50}
+    message, param = miss_of(log, request(**body))
+    assert (f"the nearest is {id}" in message, param) == (True, "messages[0]")
+
+
 def test_recording_of_an_unknown_dialect_is_skipped(log):
     id = log("quite another prompt")
     log("q!", request_fields={"dialect": "gopher"})
