@@ -206,8 +206,8 @@ def _row(query: Query, one: ExchangeSummary, preview: Preview | None) -> str:
 def _flags(one: ExchangeSummary) -> Iterator[str]:
     if finish := entry.unusual_finish(one):
         yield finish
-    if one.ignored:
-        yield f'<span class="flag">{len(one.ignored)} ignored</span>'
+    if ignored := one.ignored_by_choice:
+        yield f'<span class="flag">{len(ignored)} ignored</span>'
     if one.damage:
         yield '<span class="flag">damaged</span>'
 
