@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core.text import Colour, painted
+from ..recorder.ids import SHORT_ID_CHARS
 
 GAP = "  "
 CUT = "…"
@@ -19,7 +20,6 @@ MAX_COLUMN = 30  # characters of a column between the first and the last
 MIN_TEXT = 16  # characters of a text at the end, for which less important columns are left out
 MIN_SHOWN = 4  # characters of the last column, below which it is left out: "hel…"
 LONG_ID_WIDTH = 140  # of a terminal, from which on ids are shown whole if all columns are
-SHORT_ID_CHARS = 13  # of an id: ten have the time in milliseconds
 
 Span = tuple[str, Colour | None]
 Cell = tuple[Span, ...]

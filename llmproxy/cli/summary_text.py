@@ -34,7 +34,7 @@ whose columns are among them: a wider terminal never shows less."""
 TEXTS = 2  # columns at the end that share the rest of the line
 
 BRIEF_OMITTED = (0, 6)  # columns of `brief_row`, as in OMITTED: the ID, the second text
-BRIEF_TEXT = 12  # characters of each text, for which they go
+BRIEF_TEXT = 8  # characters of each text, for which they go; at 80, errors too have an ID
 STATUS_WIDTH = 11  # interrupted, refused 404
 MODEL_WIDTH = 12
 

@@ -182,7 +182,7 @@ FAILED = {"status": "error", "http_status": 200, "error": "overloaded", **LONG_N
         ({}, 40, "03:04:05  2.12s  ok  m  Change the gree…"),
         ({}, 60, "01abc  03:04:05  2.12s  ok  m  Change the g…  ignore…  Done."),
         ({}, 57, "01abc  03:04:05  2.12s  ok  m  Change the …  igno…  Done."),
-        ({}, 54, "03:04:05  2.12s  ok  m  Change the gr…  ignore…  Done."),
+        ({}, 45, "03:04:05  2.12s  ok  m  Change t…  ign…  Don…"),
         ({"duration_ms": 623_000.0}, 40, "03:04:05  623.00s  ok  m  Change the gr…"),
         (FAILED, 40, "03:04:05  2.12s  error in s…  日本語の…"),
         (FAILED, 50, "03:04:05  2.12s  error in s…  日本語の大…  ignore…"),
@@ -235,7 +235,7 @@ def test_a_wider_terminal_never_shows_less(models, fields):
             models[-1][:8],
             f"  {fields.get('status', 'ok')}",
         ),
-        *("2.12s", "first 0.12s", "1,000→50", "25/s", ROOMY["last_message"][:8], reply[:8]),
+        *("2.12s", "first 0.12s", "1,000→50", "25/s", ROOMY["last_message"][:6], reply[:6]),
     )
     before = set()
     for width in range(40, 251):
@@ -247,8 +247,8 @@ def test_a_wider_terminal_never_shows_less(models, fields):
         if width >= 60:
             assert models[-1][:8] in shown
         if width >= 72:
-            assert {ROOMY["last_message"][:8], reply[:8]} <= shown
-        if width >= 86:
+            assert {ROOMY["last_message"][:6], reply[:6]} <= shown
+        if width >= 80:
             assert ROOMY["id"][:13] in shown
         assert "ignored" not in lines[-1]
 
