@@ -80,7 +80,7 @@ def find_id(query: Query, table: str, text: str) -> str | None:
 
 
 def _told_apart(ids: Sequence[str]) -> list[str]:
-    """Shorten ids, in their order, to beginnings of one length that differ; at least as lists do."""
+    """Shorten sorted ids to beginnings of one length that differ, as short as lists have them."""
     same = [len(os.path.commonprefix(two)) for two in pairwise(ids)]
     chars = max(SHORT_ID_CHARS, *(chars + 1 for chars in same))
     return [id[:chars] for id in ids]
