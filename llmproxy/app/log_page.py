@@ -85,6 +85,7 @@ def _exchanges(log: LogReader, given: dict[str, str], base_url: str, root: str) 
         status=_status(query.status),
         client=query.client or None,
         model=query.model or None,
+        run=query.run or None,
         has_run=query.sent == "benchmark" if query.sent in SENDERS else None,
     )
     found = page_of(log, chosen, before=query.before or None, count=ROWS, time_s=SEARCH_S)
@@ -102,14 +103,19 @@ def _status(word: str) -> Status | None:
 def _exchange(log: LogReader, id: str, root: str) -> str:
     exchange = log.exchange(id)
     misses = cache_misses(log, [exchange.id], CACHE_TIME_S)
-    previous = exchange.previous_id
-    has_previous = previous is not None and bool(log.ids(Filter(ids=(previous,))))
+    linked = (exchange.previous_id, exchange.recorded_id, exchange.replay_of)
+    named = tuple(id for id in linked if id is not None)
+    run = None
+    if exchange.run_id is not None:
+        names = log.rows("select name from proxy_runs where id = :id", {"id": exchange.run_id})
+        run = str(names[0]["name"]) if names else None
     return exchange_page(
         exchange,
         previews(log.rows, [exchange.id]).get(exchange.id),
         misses.get(exchange.id),
-        previous if has_previous else None,
+        frozenset(log.ids(Filter(ids=named)) if named else ()),
         root,
+        run=run,
     )
 
 

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 
 from ..core.text import Colour, painted
+from ..recorder.ids import SHORT_ID_CHARS
 
 GAP = "  "
 CUT = "…"
@@ -17,8 +18,8 @@ EMOJI_STYLE = "\ufe0f"
 _JAMO_BELOW = "".join(map(chr, range(0x1160, 0x1200)))  # in one block with the one before
 MAX_COLUMN = 30  # characters of a column between the first and the last
 MIN_TEXT = 16  # characters of a text at the end, for which less important columns are left out
-LONG_ID_WIDTH = 140  # of a terminal, from which on ids are shown whole
-SHORT_ID_CHARS = 13  # of an id: ten have the time in milliseconds
+MIN_SHOWN = 4  # characters of the last column, below which it is left out: "hel…"
+LONG_ID_WIDTH = 140  # of a terminal, from which on ids are shown whole if all columns are
 
 Span = tuple[str, Colour | None]
 Cell = tuple[Span, ...]
@@ -39,8 +40,9 @@ class Aligner:
 
     width: returns the terminal's, which may change meanwhile. omit: columns that a narrow
         terminal goes without, the first ones first. texts: how many columns at the end share
-        what the others leave, so that one is not cut away for another's sake. ids: whether the
-        first column has ids, of which a narrow terminal shows the beginning.
+        what the others leave, so that one is not cut away for another's sake. min_text: the
+        width of each, for which columns of `omit` go. ids: whether the first column has ids, of
+        which a narrow terminal shows the beginning.
     """
 
     def __init__(
@@ -49,50 +51,85 @@ class Aligner:
         omit: Sequence[int] = (),
         *,
         texts: int = 1,
+        min_text: int = MIN_TEXT,
         ids: bool = False,
         colours: bool = False,
     ) -> None:
         self._terminal_width = width
+        self._min_text = min_text
         self._omit = omit
         self._texts = texts
         self._has_ids = ids
         self._colours = colours
         self._width = 0
         self._columns: list[int] = []
+        self._short_ids = self._long_ids = 0
 
     def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
         """Format rows of equally many cells, one line each, no longer than the width."""
-        self._width = self._terminal_width()
-        if self._has_ids and self._width < LONG_ID_WIDTH:
+        self.measure(rows)
+        if self._has_ids and not self._has_room_for_ids():
             rows = [(_shortened_id(row[0]), *row[1:]) for row in rows]
+        widths = self._widths(self._shown())
+        return [self._line(row, widths) for row in rows]
+
+    def measure(self, rows: Sequence[Sequence[Cell]]) -> None:
+        """Let the columns grow for these rows, with ids as a narrow terminal shows them."""
+        self._width = self._terminal_width()
         for row in rows:
             self._columns += [0] * (len(row) - len(self._columns))
             for index, one in enumerate(row):
                 is_text = index >= len(row) - self._texts
                 limit = MAX_COLUMN if index and not is_text else self._width
                 self._columns[index] = max(self._columns[index], min(_width_of(one), limit))
-        shown = self._shown()
-        widths = self._widths(shown)
-        return [self._line(row, widths) for row in rows]
+        if self._has_ids and rows:
+            self._long_ids = max(self._long_ids, *(_width_of(row[0]) for row in rows))
+            short = (_width_of(_shortened_id(row[0])) for row in rows)
+            self._short_ids = max(self._short_ids, *short)
+            self._columns[0] = min(self._short_ids, self._width)
+
+    def _has_room_for_ids(self) -> bool:
+        """Widen the first column for whole ids if no other column has to go for it."""
+        everything = [index for index, width in enumerate(self._columns) if width]
+        more = self._long_ids - self._short_ids
+        if self._width < LONG_ID_WIDTH or self._taken(everything) + more > self._width:
+            return False
+        self._columns[0] = self._long_ids
+        return True
+
+    @property
+    def fits(self) -> bool:
+        """Whether the columns that are never left out have room beside the texts."""
+        shown = [index for index in range(len(self._columns)) if self._columns[index]]
+        return self._taken([index for index in shown if index not in self._omit]) <= self._width
 
     def _shown(self) -> list[int]:
-        """Choose the columns that leave some space for the texts."""
+        """Choose the columns that leave some space for the texts, and have some themselves."""
         shown = [index for index, width in enumerate(self._columns) if width]
         for index in self._omit:
             if self._taken(shown) <= self._width:
                 break
             if index in shown:
                 shown.remove(index)
+        while len(shown) > 1 and not self._has_room_for_last(shown):
+            shown.pop()
         return shown
 
     def _taken(self, shown: Sequence[int]) -> int:
         """Return the width of these columns if the texts are as short as they may become."""
         first_text = len(self._columns) - self._texts
         widths = (
-            min(self._columns[index], MIN_TEXT) if index >= first_text else self._columns[index]
+            min(self._columns[index], self._min_text)
+            if index >= first_text
+            else self._columns[index]
             for index in shown
         )
         return sum(widths) + len(GAP) * (len(shown) - 1)
+
+    def _has_room_for_last(self, shown: Sequence[int]) -> bool:
+        *before, width = self._widths(shown).values()
+        start = sum(before) + len(GAP) * len(before)
+        return min(width, self._width - start) >= min(self._columns[shown[-1]], MIN_SHOWN)
 
     def _widths(self, shown: Sequence[int]) -> dict[int, int]:
         """Return the width of each column: the texts share what the others leave, the longest
@@ -112,7 +149,7 @@ class Aligner:
     def _line(self, row: Sequence[Cell], widths: Mapping[int, int]) -> str:
         spans: list[Span] = []
         for index, width in widths.items():
-            one = cut(row[index], width)
+            one = _cut_parts(row[index], width)
             space = " " * (width - _width_of(one))
             spans += [*one, (space + GAP, None)]
         return _painted(cut(_without_trailing_space(spans), self._width), self._colours).rstrip()
@@ -149,6 +186,17 @@ def cut(spans: Cell, width: int) -> Cell:
             size += 1
         kept.append((text, colour))
     return tuple(kept)
+
+
+def _cut_parts(one: Cell, width: int) -> Cell:
+    """Cut a cell so that a note and the text after it both keep some of the width."""
+    if _width_of(one) <= width or width < 2 * MIN_SHOWN + len(GAP) or (GAP, None) not in one:
+        return cut(one, width)
+    at = one.index((GAP, None))
+    note, text = one[:at], one[at + 1 :]
+    left = width - len(GAP)
+    note = cut(note, max(left // 2, left - _width_of(text)))
+    return (*note, (GAP, None), *cut(text, left - _width_of(note)))
 
 
 def display_width(text: str) -> int:

@@ -37,8 +37,8 @@ from .sources import Given, add_config, complete, parse_flags
 from .summary_text import ExchangeAligner, refusal_row, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
-MAX_UNUSED = 10  # recordings that were not used, named when the server stops
-MAX_QUOTED = 40  # characters of what each was asked
+MAX_UNUSED = 3  # recordings that were not used, named when the server stops
+MAX_QUOTED = 30  # characters of what each was asked
 SWITCH_S = 0.0005  # Python's own is 5 ms
 COLLECT_S = 60.0  # between full collections of garbage, if nothing runs
 GC_ALLOCATIONS = 10_000  # new objects before Python looks for cycles among them; it has 700
@@ -510,10 +510,11 @@ def _goodbye(unanswered: int, shutdown_s: float) -> str:
 
 def _unused(unused: Sequence[RecordingSummary], count: int) -> str:
     """Name recordings that nothing has asked for, the first ones by their first words."""
-    shown = [f"{one.id} ({one.first_words[:MAX_QUOTED]!r})" for one in unused[:MAX_UNUSED]]
-    more = ["…"] * (len(unused) > MAX_UNUSED)
+    shown = ", ".join(f"{one.id} ({one.first_words[:MAX_QUOTED]!r})" for one in unused[:MAX_UNUSED])
+    left = len(unused) - MAX_UNUSED
+    more = f" and {left:,} more" if left > 0 else ""
     of = count_of(count, "recording")
-    return f"not used: {len(unused):,} of {of}: {printable(', '.join(shown + more))}"
+    return f"not used: {len(unused):,} of {of}: {printable(shown)}{more}"
 
 
 def _welcome(proxy: Proxy) -> list[str]:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from ..core.text import Colour, printable
-from ..core.usage import ESTIMATED, Usage
+from ..core.usage import Usage
 from ..recorder.summary import ExchangeSummary
 from ..report.numbers import amount, count_of
 from .columns import GAP, Aligner, Cell, Span, cell, cut, joined
@@ -27,13 +27,14 @@ STATUS_COLOURS: dict[str, Colour] = {
     "running": "blue",
 }
 
-OMITTED = (3, 9, 8, 2, 4, 7, 1, 6)
+OMITTED = (3, 9, 2, 8, 7)
 """Columns of `summary_row` that a narrow terminal goes without, the first ones first: API,
-speed, tokens, client, model, first event, time received, total time."""
+speed, client, tokens, first event. One without room for the others shows a `brief_row`, all of
+whose columns are among them: a wider terminal never shows less."""
 TEXTS = 2  # columns at the end that share the rest of the line
 
-NARROW = 72  # columns of a terminal, below which a line is a `brief_row`
-BRIEF_OMITTED = (6, 0)  # columns of `brief_row`, as in OMITTED: the second text, the ID
+BRIEF_OMITTED = (0, 6)  # columns of `brief_row`, as in OMITTED: the ID, the second text
+BRIEF_TEXT = 8  # characters of each text, for which they go; at 80, errors too have an ID
 STATUS_WIDTH = 11  # interrupted, refused 404
 MODEL_WIDTH = 12
 
@@ -115,16 +116,18 @@ class ExchangeAligner:
     def __init__(
         self, width: Callable[[], int], *, keeps_ids: bool = False, colours: bool = False
     ) -> None:
-        self._width = width
-        omitted = BRIEF_OMITTED[:1] if keeps_ids else BRIEF_OMITTED
-        self._brief = Aligner(width, omitted, texts=TEXTS, ids=True, colours=colours)
+        omitted = BRIEF_OMITTED[1:] if keeps_ids else BRIEF_OMITTED
+        self._brief = Aligner(
+            width, omitted, texts=TEXTS, min_text=BRIEF_TEXT, ids=True, colours=colours
+        )
         self._whole = Aligner(width, OMITTED, texts=TEXTS, ids=True, colours=colours)
 
     def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
         """Format rows, one line each, no longer than the width."""
-        if self._width() < NARROW:
-            return self._brief.lines([*map(brief_row, rows)])
-        return self._whole.lines(rows)
+        brief = [*map(brief_row, rows)]
+        self._whole.measure(rows)
+        self._brief.measure(brief)
+        return self._whole.lines(rows) if self._whole.fits else self._brief.lines(brief)
 
 
 def summary_line(entry: ExchangeSummary) -> str:
@@ -154,8 +157,7 @@ def _notes(entry: ExchangeSummary) -> str:
     notes += [f"from {place}" for place in (entry.origin, entry.host) if place is not None]
     if entry.finish_reason not in USUAL:
         notes.append(f"finish {entry.finish_reason}")
-    ignored = [name for name in entry.ignored if name != ESTIMATED]
-    if ignored:
+    if ignored := entry.ignored_by_choice:
         more = f" and {len(ignored) - NAMED} more" if len(ignored) > NAMED else ""
         names = ", ".join(name[:NAME_CHARS] for name in ignored[:NAMED])
         notes.append(f"ignored {names}{more}")

@@ -6,14 +6,18 @@ ids in upper case, and people copy only the beginning of one.
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from ..core.errors import InvalidRequest, NotFound
 
 MIN_BEGINNING_CHARS = 4  # ULIDs begin with the time, so that fewer are hardly ever unique
 MAX_NAMED = 20  # ids in one error
+MAX_OF_SEVERAL = 4  # of those that begin with a text
+SHORT_ID_CHARS = 13  # of an id in a narrow list: ten have the time in milliseconds
 
 EXCHANGES = "select id, id as meant from proxy_exchanges"
 # A failure belongs to the conversation of what it would have continued. Turns may have been
@@ -62,17 +66,24 @@ def find_id(query: Query, table: str, text: str) -> str | None:
             return str(row[0])
     if len(plain) < MIN_BEGINNING_CHARS:
         return None
-    rows = query(
-        f"select distinct meant from ({table})"
-        " where id >= :first and id < :last and meant is not null limit :limit",
-        {"first": plain, "last": f"{plain}\U0010ffff", "limit": MAX_NAMED + 1},
-    )
-    found = [str(row[0]) for row in rows]
+    selected = f"from ({table}) where id >= :first and id < :last and meant is not null"
+    values = {"first": plain, "last": f"{plain}\U0010ffff"}
+    sql = f"select distinct meant {selected} order by meant limit {MAX_OF_SEVERAL + 1}"
+    found = [str(row[0]) for row in query(sql, values)]
     if len(found) > 1:
-        more = ", …" if len(found) > MAX_NAMED else ""
-        named = ", ".join(found[:MAX_NAMED])
-        raise InvalidRequest(f"several ids begin with {plain}: {named}{more}")
+        ((count,),) = query(f"select count(distinct meant) {selected}", values)
+        more = count - MAX_OF_SEVERAL
+        named = ", ".join(_told_apart(found)[:MAX_OF_SEVERAL])
+        and_more = f" and {more:,} more" if more > 0 else ""
+        raise InvalidRequest(f"several ids begin with {plain}: {named}{and_more}")
     return found[0] if found else None
+
+
+def _told_apart(ids: Sequence[str]) -> list[str]:
+    """Shorten sorted ids to beginnings of one length that differ, as short as lists have them."""
+    same = [len(os.path.commonprefix(two)) for two in pairwise(ids)]
+    chars = max(SHORT_ID_CHARS, *(chars + 1 for chars in same))
+    return [id[:chars] for id in ids]
 
 
 def _counted_back(query: Query, text: str) -> str | None:

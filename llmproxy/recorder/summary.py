@@ -23,6 +23,7 @@ Relation = Literal["reply", "compacted", "call", "quote"]
 replies left in a compacted history, with the task of its tool call, by quoting its reply."""
 
 FIRST_WORDS_CHARS = 80  # of the prompt: fits in a line on a terminal
+_REQUIRED = {"anthropic_messages": ("max_tokens",)}  # besides those that are never ignored
 ULID_TIME_CHARS = 10  # of an id; the rest is random
 
 
@@ -127,6 +128,16 @@ class ExchangeSummary:
     def is_timed(self) -> bool:
         """Whether its times are known, `received` too; those of imported recordings are not."""
         return self.origin is None
+
+    @property
+    def ignored_by_choice(self) -> tuple[str, ...]:
+        """The ignored fields that the client could have left out, for lists.
+
+        Without those that its API requires of each request, and without "usage", which is no
+        field: it says that token counts are our estimate.
+        """
+        required = _REQUIRED.get(self.dialect, ())
+        return tuple(name for name in self.ignored if name != "usage" and name not in required)
 
     @property
     def is_rate_estimated(self) -> bool:

@@ -12,6 +12,7 @@ from llm.parts import Message, TextPart, ToolCallPart, ToolResultPart
 
 from llmproxy.app.log_page import log_page
 from llmproxy.core.usage import Usage
+from llmproxy.recorder.summary import timestamp
 from llmproxy.report.html.entry import Links
 from tests.browser import open_browser
 from tests.log_fixtures import RECEIVED
@@ -220,6 +221,72 @@ def test_recalled_and_ignored_are_facts(store, make_exchange, get):
     words = get(f"/exchanges/{exchange.id}").words
     assert "Recalled 2 messages" in words and "seed , tools[*].strict" in words
     assert "2 ignored" in get("/").words
+
+
+def test_lists_name_what_the_client_chose_and_the_api_ignored(store, make_exchange, get):
+    forced = {"dialect": "anthropic_messages", "ignored": ("max_tokens", "usage")}
+    exchange = replace(make_exchange("x"), **forced)
+    store.write([exchange])
+    assert " ignored" not in get("/").words
+    assert "max_tokens , usage" in get(f"/exchanges/{exchange.id}").words
+
+
+def test_a_wait_in_the_queue_is_said_beside_the_times(store, make_exchange, get):
+    exchange = replace(make_exchange("x"), duration_ms=805.0, ttft_ms=789.0, queue_ms=550.0)
+    store.write([exchange])
+    assert "first 789\xa0ms 550\xa0ms of it waiting" in _words(get("/"))
+    assert "Took 805\xa0ms (550\xa0ms of it waiting)" in _words(get(f"/exchanges/{exchange.id}"))
+
+
+def _words(page):
+    return re.sub("[ \n]+", " ", " ".join(page.texts))
+
+
+def test_a_cut_text_ends_with_an_ellipsis(talk, get):
+    long = " ".join(f"line {number}" for number in range(60))
+    exchange = talk(long, answer=long)
+    assert f"{long[:80]}…" in get("/conversations").words
+    for address in ("/", f"/exchanges/{exchange.id}"):
+        assert f"{long[:239]}…" in get(address).words
+    assert get("/").words.count(f"{long[:239]}…") == 2
+    talk("short words")
+    assert "short words…" not in get("/conversations").words
+
+
+def test_a_benchmarks_response_names_its_run_and_what_it_repeats(store, talk, make_exchange, get):
+    recorded = talk("hello")
+    settings = {"name": "friday night", "began": timestamp(RECEIVED), "ended": None}
+    store.write_run("01run", {**settings, "settings": "{}"})
+    sent = {"run_id": "01run", "recorded_id": recorded.id}
+    first = replace(make_exchange("hello"), **sent, repeat=2)
+    warm = replace(make_exchange("hello"), **{**sent, "recorded_id": "01gone"}, repeat=0)
+    store.write([first, warm])
+    page = get(f"/exchanges/{first.id}")
+    assert "Benchmark run friday night , repetition 2 Repeats " + recorded.id in page.words
+    links = [attributes.get("href") for _, attributes in page.tags]
+    assert "/?run=friday+night" in links and f"/exchanges/{recorded.id}" in links
+    page = get(f"/exchanges/{warm.id}")
+    assert "friday night , warm-up Repeats 01gone" in page.words
+    assert "/exchanges/01gone" not in [attributes.get("href") for _, attributes in page.tags]
+    page = get("/?run=friday+night")
+    assert "Benchmark run friday night" in page.words
+    shown = {attributes.get("href") for _, attributes in page.tags}
+    assert {f"/exchanges/{first.id}", f"/exchanges/{warm.id}"} <= shown
+    assert f"/exchanges/{recorded.id}" not in shown
+    assert ("run", "friday night") in [(a.get("name"), a.get("value")) for _, a in page.tags]
+
+
+@pytest.mark.parametrize("has_recording", [True, False])
+def test_a_replay_links_to_its_recording_if_the_log_has_it(
+    store, talk, make_exchange, get, has_recording
+):
+    recorded = talk("hello").id if has_recording else "01elsewhere"
+    replayed = replace(make_exchange("hello"), replay_of=recorded)
+    store.write([replayed])
+    page = get(f"/exchanges/{replayed.id}")
+    assert f"Replay of {recorded}" in page.words
+    links = [attributes.get("href") for _, attributes in page.tags]
+    assert (f"/exchanges/{recorded}" in links) == has_recording
 
 
 @pytest.mark.parametrize("size", [10_000_000])

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmproxy.cli.columns import (
+    GAP,
     MAX_COLUMN,
     Aligner,
     cell,
@@ -51,8 +52,9 @@ def test_columns_that_a_narrow_terminal_goes_without():
         "01a    ok         hello",
         "01bcd  error 502  it failed becau…",
     ]
-    assert aligned(ROWS, 9, omit=[1, 2]) == ["01a    h…", "01bcd  i…"]
-    assert aligned(ROWS, 3, omit=[1, 2]) == ["01…", "01…"]
+    assert aligned(ROWS, 11, omit=[1, 2]) == ["01a    hel…", "01bcd  it …"]
+    assert aligned(ROWS, 10, omit=[1, 2]) == ["01a", "01bcd"]  # too narrow for "he…"
+    assert aligned(ROWS, 3, omit=[1, 2]) == ["01a", "01…"]
 
 
 def test_texts_share_what_the_other_columns_leave():
@@ -66,6 +68,18 @@ def test_texts_share_what_the_other_columns_leave():
     assert aligner.lines([[cell("01b"), cell("hm?"), cell("an answer that is long")]]) == [
         "01b  hm?  an answer that is lo…"
     ]
+
+
+def test_a_note_leaves_room_for_the_text_after_it():
+    last = (("ignored seed, store", "yellow"), (GAP, None), ("an answer that is long", None))
+    for width, line in (
+        (26, "01a  ignored …  an answer…"),
+        (40, "01a  ignored seed, s…  an answer that i…"),
+        (12, "01a  ignore…"),
+    ):
+        assert Aligner(lambda: width).lines([[cell("01a"), last]]) == [line]  # noqa: B023
+    short = (*last[:2], ("no", None))
+    assert Aligner(lambda: 26).lines([[cell("01a"), short]]) == ["01a  ignored seed, st…  no"]
 
 
 def test_a_narrow_terminal_shows_the_beginning_of_an_id():
@@ -116,9 +130,9 @@ def test_no_line_of_short_words_is_wider(text, width):
 
 
 def test_colours_take_no_space():
-    aligner = Aligner(lambda: 7, colours=True)
+    aligner = Aligner(lambda: 9, colours=True)
     rows = [[cell("ok", "green"), cell("hello")], [cell("bad", "red"), cell("x")]]
-    assert aligner.lines(rows) == ["\x1b[32mok\x1b[0m   h…", "\x1b[31mbad\x1b[0m  x"]
+    assert aligner.lines(rows) == ["\x1b[32mok\x1b[0m   hel…", "\x1b[31mbad\x1b[0m  x"]
 
 
 @pytest.mark.parametrize("colours", [False, True])

@@ -180,7 +180,9 @@ FAILED = {"status": "error", "http_status": 200, "error": "overloaded", **LONG_N
     "fields, width, line",
     [
         ({}, 40, "03:04:05  2.12s  ok  m  Change the gree…"),
-        ({}, 60, "01abc  03:04:05  2.12s  ok  m  Change the greeting"),
+        ({}, 60, "01abc  03:04:05  2.12s  ok  m  Change the g…  ignore…  Done."),
+        ({}, 57, "01abc  03:04:05  2.12s  ok  m  Change the …  igno…  Done."),
+        ({}, 45, "03:04:05  2.12s  ok  m  Change t…  ign…  Don…"),
         ({"duration_ms": 623_000.0}, 40, "03:04:05  623.00s  ok  m  Change the gr…"),
         (FAILED, 40, "03:04:05  2.12s  error in s…  日本語の…"),
         (FAILED, 50, "03:04:05  2.12s  error in s…  日本語の大…  ignore…"),
@@ -200,6 +202,55 @@ def test_a_narrow_terminal_shows_time_status_model_and_duration(fields, width, l
         monkeypatch.undo()
         time.tzset()
     assert ExchangeAligner(lambda: width).lines([row]) == [line]
+
+
+ROOMY = {
+    "id": "01m8dwz5z70c9tn0ctrber5ejn",
+    "client": "Anthropic/Python",
+    "dialect": "anthropic_messages",
+    "ignored": ("max_tokens",),
+    "last_message": "Why is the sky blue, and why is it red in the evening?",
+    "reply_words": "Blue light is scattered more than red light is.",
+}
+
+
+@pytest.mark.parametrize(
+    "models",
+    [("m", "gpt-5-mini"), ("claude-haiku-4-5", "anthropic/claude-haiku-4-5-20251001")],
+)
+@pytest.mark.parametrize("fields", [{}, {"status": "error", "error": "overloaded, try again"}])
+def test_a_wider_terminal_never_shows_less(models, fields):
+    rows = [
+        summary_row(replace(EXCHANGE, **ROOMY, model_asked=model, model_used=model, **fields))
+        for model in models
+    ]
+    of_day = re.search(r"\d\d:\d\d:\d\d", rows[0][1][0][0])[0]
+    reply = rows[0][11][0][0]
+    beginnings = (
+        *(
+            ROOMY["id"][:13],
+            of_day,
+            "Anthropic/P",
+            "anthropic_m",
+            models[-1][:8],
+            f"  {fields.get('status', 'ok')}",
+        ),
+        *("2.12s", "first 0.12s", "1,000→50", "25/s", ROOMY["last_message"][:6], reply[:6]),
+    )
+    before = set()
+    for width in range(40, 251):
+        lines = ExchangeAligner(lambda: width).lines(rows)  # noqa: B023
+        assert all(len(line) <= width and not re.search(r"  …( |$)", line) for line in lines)
+        shown = {text for text in beginnings if text in lines[-1]}
+        assert before <= shown, width
+        before = shown
+        if width >= 60:
+            assert models[-1][:8] in shown
+        if width >= 72:
+            assert {ROOMY["last_message"][:6], reply[:6]} <= shown
+        if width >= 80:
+            assert ROOMY["id"][:13] in shown
+        assert "ignored" not in lines[-1]
 
 
 def test_page_shows_all_of_an_exchange():

@@ -337,7 +337,8 @@ def test_the_command_says_what_it_replays_and_what_was_not_used(session):
         assert f"models: not used; replaying 2 recordings of {session}" in lines
         said = serve._unused(proxy.proxy.unused_recordings() * 6, 13)
         assert said.startswith("not used: 12 of 13 recordings: 01")
-        assert said.count("('And the barn?')") == 5 and said.endswith(", …")
+        assert said.count("('And the barn?')") == 1 and said.endswith(" and 9 more")
+        assert len(said) < 200
     with running(AsyncScript("m", "A"), database=session, replay="replay-or-live") as proxy:
         (line,) = [one for one in serve._welcome(proxy.proxy) if "replaying" in one]
         said = f"replaying 2 recordings of {session}; a model is asked if none matches"

@@ -9,7 +9,14 @@ from functools import partial
 import pytest
 
 from llmproxy.core.errors import InvalidRequest, NotFound
-from llmproxy.recorder.ids import MAX_NAMED, MIN_BEGINNING_CHARS, find_exchanges, find_thread
+from llmproxy.recorder.ids import (
+    MAX_NAMED,
+    MAX_OF_SEVERAL,
+    MIN_BEGINNING_CHARS,
+    find_exchanges,
+    find_id,
+    find_thread,
+)
 from llmproxy.recorder.listing import Filter
 from llmproxy.recorder.reader import LogReader
 from llmproxy.recorder.store import Store
@@ -68,6 +75,28 @@ def test_the_beginning_of_several_ids_is_an_error_that_names_them(history):
     with pytest.raises(InvalidRequest) as refused:
         history.exchange(ONE[:-1])
     assert refused.value.message == f"several ids begin with {ONE[:-1]}: {ONE}, {NEXT}"
+
+
+@pytest.mark.parametrize(
+    "count, more", [(2, ""), (4, ""), (5, " and 1 more"), (16, " and 12 more")]
+)
+def test_a_few_of_several_ids_are_named_as_short_as_they_differ(count, more):
+    ids = [f"01m8{number:022}" for number in range(count)]
+    rows = {True: [(count,)], False: [(id,) for id in ids]}
+
+    def query(sql, values):
+        return [] if "id" in values else rows["count(" in sql][: MAX_OF_SEVERAL + 1]
+
+    with pytest.raises(InvalidRequest) as refused:
+        find_id(query, "any table", "01m8")
+    assert refused.value.message == f"several ids begin with 01m8: {', '.join(ids[:4])}{more}"
+
+    ids = [f"01m8{number:05}{'x' * 17}" for number in range(count)]
+    rows[False] = [(id,) for id in ids]
+    with pytest.raises(InvalidRequest) as refused:
+        find_id(query, "any table", "01m8")
+    shown = ", ".join(id[:13] for id in ids[:4])
+    assert refused.value.message == f"several ids begin with 01m8: {shown}{more}"
 
 
 @pytest.mark.parametrize(

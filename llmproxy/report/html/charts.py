@@ -29,6 +29,7 @@ MAX_STREAMS = 40  # lines in a chart: more can't be told apart
 MAX_STREAM_POINTS = 60  # of a line: one per six units of width
 LABEL_CHARS = 40
 POINT_CHARS = 24
+FAR = 150.0  # square units of a line that a label covers rather than go a step from its mark
 LABEL_WIDTH = 7.4  # of a bold character, at most: no font is measured here
 
 SHAPES = 8  # and colours; the ninth model looks like the first, but its name is beside it
@@ -258,12 +259,13 @@ def scatter(
     body = _frame(across, up, bottom, left)
     body += _label(y_name, 2, 11) + _label(x_name, right + 6, bottom + 32, anchor="end")
     places = [(across.at(point.x), up.at(point.y)) for point in points]
-    taken = [
+    taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in places]
+    thin = [
         box
         for point, (x, y) in zip(points, places, strict=True)
-        for box in _boxes(point, x, y, across, up)
+        for box in _lines_of(point, x, y, across, up)
     ]
-    labels = _Labels(taken, (left, top, WIDTH - 2, bottom - 2))
+    labels = _Labels(taken, thin, (left, top, WIDTH - 2, bottom - 2))
     for point, (x, y) in zip(points, places, strict=True):
         body += _cross(point, x, y, across, up)
     for point, (x, y) in zip(points, places, strict=True):
@@ -286,9 +288,8 @@ def _cross(point: Point, x: float, y: float, across: Axis, up: Axis) -> str:
     return f'{bars}<path class="solid m{point.number % SHAPES}" d="{shape}"/>'
 
 
-def _boxes(point: Point, x: float, y: float, across: Axis, up: Axis) -> Iterator[_Box]:
-    """Yield the boxes of a point's mark and lines: left, top, right, bottom."""
-    yield x - 6, y - 6, x + 6, y + 6
+def _lines_of(point: Point, x: float, y: float, across: Axis, up: Axis) -> Iterator[_Box]:
+    """Yield the boxes of a point's intervals: left, top, right, bottom."""
     if ends := _ends(point.x_interval):
         yield across.at(ends[0]), y - 1.5, across.at(ends[1]), y + 1.5
     if ends := _ends(point.y_interval):
@@ -296,18 +297,30 @@ def _boxes(point: Point, x: float, y: float, across: Axis, up: Axis) -> Iterator
 
 
 class _Labels:
-    """Finds places for labels among points, without overlaps if possible."""
+    """Finds places for labels near their points, without overlaps of marks and labels if possible.
 
-    def __init__(self, taken: Sequence[_Box], bounds: _Box) -> None:
+    thin: boxes of lines, which a label may cover: its letters have an outline.
+    """
+
+    def __init__(self, taken: Sequence[_Box], thin: Sequence[_Box], bounds: _Box) -> None:
         self._taken = list(taken)
+        self._thin = thin
         self._bounds = bounds
 
     def drawn(self, label: str, x: float, y: float) -> str:
         width = LABEL_WIDTH * len(label)
-        best = min(self._places(x, y, width), key=lambda place: (self._overlap(place[0]), place[1]))
-        box, far = best
+        box, far = min(
+            self._places(x, y, width),
+            key=lambda place: (
+                _overlap(place[0], self._taken),
+                _overlap(place[0], self._thin) + FAR * place[1],
+            ),
+        )
         self._taken.append(box)
-        name = _label(label, box[0], box[3] - 3, kind="name")
+        # Most labels are narrower than their box: one on the left ends at its mark.
+        ends = box[2] <= x or box[2] >= self._bounds[2]
+        at, anchor = (box[2], "end") if ends else (box[0], "")
+        name = _label(label, at, box[3] - 3, anchor=anchor, kind="name")
         if far < 2:
             return name
         end = min(max(x, box[0]), box[2]), box[1] if box[1] > y else box[3]
@@ -327,12 +340,13 @@ class _Labels:
                         yield (start, middle - 7, start + width, middle + 7), far
         yield (left, top, left + width, top + 14), 16
 
-    def _overlap(self, box: _Box) -> float:
-        return sum(
-            max(0, min(box[2], other[2]) - max(box[0], other[0]))
-            * max(0, min(box[3], other[3]) - max(box[1], other[1]))
-            for other in self._taken
-        )
+
+def _overlap(box: _Box, others: Sequence[_Box]) -> float:
+    return sum(
+        max(0, min(box[2], other[2]) - max(box[0], other[0]))
+        * max(0, min(box[3], other[3]) - max(box[1], other[1]))
+        for other in others
+    )
 
 
 # ---- bars

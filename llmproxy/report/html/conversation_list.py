@@ -42,7 +42,9 @@ def conversation_list(
 
 
 def _row(thread: Thread, links: entry.Links) -> str:
-    name = markup.text(thread.first_words or " ".join(thread.name.split())) or "no text"
+    name = (
+        markup.text(entry.words(thread.first_words or " ".join(thread.name.split()))) or "no text"
+    )
     link = links.conversation(thread.id, name)
     moved = f"{entry.clock(thread.moved)}<small>{_date(thread)}</small>" if thread.moved else "–"
     usage = thread.usage

@@ -95,7 +95,9 @@ def _name(conversation: Conversation) -> str:
     first = next((row.entry for row in conversation.rows if row.entry.thread_id == thread.id), None)
     preview = conversation.previews.get(first.id) if first else None
     texts = [part.text for part in preview.asked if part.kind == "text"] if preview else []
-    return " ".join(texts) or " ".join(thread.name.split()) or f"Conversation {thread.id}"
+    return (
+        " ".join(texts) or entry.words(" ".join(thread.name.split())) or f"Conversation {thread.id}"
+    )
 
 
 def _family(conversation: Conversation) -> str:

@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from typing import Literal
 from urllib.parse import quote
 
-from ...recorder.previews import Preview, PreviewPart
-from ...recorder.summary import ExchangeSummary
+from ...recorder.previews import PREVIEW_CHARS, Preview, PreviewPart
+from ...recorder.summary import FIRST_WORDS_CHARS, ExchangeSummary
 from .. import numbers
 from . import content, markup
 
 MAX_ERROR_CHARS = 2_000
-LINE_CHARS = 240
+LINE_CHARS = PREVIEW_CHARS
+NAME_CHARS = 100  # at which llm cuts the name of a conversation
 MAX_CALLS = 4  # named in a line
 ARGUMENT_CHARS = 60  # of a call in a line
 
@@ -136,6 +137,11 @@ def whole_time(entry: ExchangeSummary) -> str:
     return _NONE if entry.duration_ms is None else numbers.duration(entry.duration_ms)
 
 
+def waited(entry: ExchangeSummary) -> str:
+    """Say how much of its times an exchange waited for others; empty if it didn't."""
+    return "" if entry.queue_ms is None else f"{numbers.seconds(entry.queue_ms)} of it waiting"
+
+
 def tokens(entry: ExchangeSummary) -> str:
     """Format the token counts of the provider; empty if there are none."""
     usage = entry.usage
@@ -152,8 +158,8 @@ def details(entry: ExchangeSummary) -> Iterator[str]:
     """Yield short remarks on what is not as usual: a finish, a wait, what was ignored."""
     if finish := unusual_finish(entry):
         yield finish
-    if entry.queue_ms is not None:
-        yield f"{numbers.seconds(entry.queue_ms)} in the queue"
+    if wait := waited(entry):
+        yield wait
     if entry.usage.cached_tokens:
         yield f"{entry.usage.cached_tokens:,} cached"
     if entry.recalled:
@@ -171,11 +177,11 @@ def asked(entry: ExchangeSummary, preview: Preview | None) -> str:
     """Render in a line what an exchange asked: results of tools, the newest text, attachments."""
     parts = preview.asked if preview else ()
     results = [part for part in parts if part.kind == "result"]
-    texts = _texts(parts) or ("" if results else entry.last_message or entry.first_words)
+    texts = _texts(parts) or ("" if results else entry.last_message or words(entry.first_words))
     shown = [_result(results[-1])] if results else []
     if results[1:]:
         shown[0] += f' <span class="soft">and {len(results) - 1} more</span>'
-    shown += [markup.text(texts[:LINE_CHARS])] if texts else []
+    shown += [markup.text(_line(texts))] if texts else []
     attached = "".join(' <span class="flag">attachment</span>' for p in parts if _is_attached(p))
     return " · ".join(shown) + attached or _NOTHING
 
@@ -186,12 +192,12 @@ _NOTHING = '<span class="soft">no text</span>'
 def answered(entry: ExchangeSummary, preview: Preview | None) -> str:
     """Render in a line what came back: the error, the text, or the calls of tools."""
     if entry.error and entry.status != "ok":
-        return f'<span class="failure">{markup.text(entry.error[:LINE_CHARS])}</span>'
+        return f'<span class="failure">{markup.text(_line(entry.error))}</span>'
     if entry.status == "running":
         return '<span class="soft">running …</span>'
     parts = preview.answered if preview else ()
     calls = [part for part in parts if part.kind == "call"]
-    shown = markup.text(_texts(parts)[:LINE_CHARS])
+    shown = markup.text(_line(_texts(parts)))
     named = ", ".join(map(_call, calls[:MAX_CALLS]))
     if len(calls) > MAX_CALLS:
         named += f" and {len(calls) - MAX_CALLS} more"
@@ -203,6 +209,17 @@ def answered(entry: ExchangeSummary, preview: Preview | None) -> str:
 
 
 _EMPTY = '<span class="soft">no reply</span>'
+
+
+def words(first_words: str) -> str:
+    """Mark where `first_words`, or llm's name of a conversation, was cut: the log doesn't."""
+    is_cut = len(first_words) in (FIRST_WORDS_CHARS, NAME_CHARS) and first_words[-1] != "…"
+    return first_words + "…" * is_cut
+
+
+def _line(text: str) -> str:
+    """Return the beginning of a text, with "…" if there is more; a preview has no more chars."""
+    return text if len(text) < LINE_CHARS else f"{text[: LINE_CHARS - 1]}…"
 
 
 def _texts(parts: Sequence[PreviewPart]) -> str:
@@ -233,7 +250,7 @@ def _values(arguments: str) -> str:
 
 
 def _result(part: PreviewPart) -> str:
-    return f"<b>{markup.name(part.name)}</b> → {markup.text(part.text[:LINE_CHARS])}"
+    return f"<b>{markup.name(part.name)}</b> → {markup.text(_line(part.text))}"
 
 
 def facts(rows: Mapping[str, str]) -> str:

@@ -32,7 +32,7 @@ class Query:
     """What the address of a list selects; empty fields select all.
 
     sent: "benchmark" or "client": by whom the requests were sent.
-    before: the ID of an exchange, from which the list goes on to the past.
+    run: a benchmark's name. before: the ID of an exchange, from which the list goes on to the past.
     live: follow the log: "1", or empty.
     root: the relative address of the list; it is not in the address.
     """
@@ -42,6 +42,7 @@ class Query:
     client: str = ""
     model: str = ""
     sent: str = ""
+    run: str = ""
     before: str = ""
     live: str = ""
     root: str = "./"
@@ -56,7 +57,9 @@ class Query:
     @property
     def is_filtered(self) -> bool:
         """Whether it selects only some exchanges."""
-        return bool(self.search or self.status or self.client or self.model or self.sent)
+        return bool(
+            self.search or self.status or self.client or self.model or self.sent or self.run
+        )
 
 
 def exchange_list(
@@ -123,8 +126,13 @@ def search_form(query: Query, choices: Choices) -> str:
         f"{_select('Client', 'client', clients, query.client)}"
         f"{_select('Model', 'model', models, query.model)}"
         f"{_select('Sent by', 'sent', SENDERS, query.sent)}"
-        "<button>Filter</button></form>"
+        f"{_kept('run', query.run)}<button>Filter</button></form>"
     )
+
+
+def _kept(name: str, value: str) -> str:
+    """Keep a filter that the form doesn't offer."""
+    return f'<input type="hidden" name="{name}" value="{markup.text(value)}">' if value else ""
 
 
 def _select(label: str, name: str, choices: Mapping[Any, str], chosen: str) -> str:
@@ -151,6 +159,7 @@ def _active(query: Query) -> str:
             ("client", "Client", query.client),
             ("model", "Model", query.model),
             ("sent", "Sent by", SENDERS.get(query.sent, query.sent)),
+            ("run", "Benchmark run", query.run),
         )
         if value
     ]
@@ -206,14 +215,15 @@ def _row(query: Query, one: ExchangeSummary, preview: Preview | None) -> str:
 def _flags(one: ExchangeSummary) -> Iterator[str]:
     if finish := entry.unusual_finish(one):
         yield finish
-    if one.ignored:
-        yield f'<span class="flag">{len(one.ignored)} ignored</span>'
+    if ignored := one.ignored_by_choice:
+        yield f'<span class="flag">{len(ignored)} ignored</span>'
     if one.damage:
         yield '<span class="flag">damaged</span>'
 
 
 def _first(one: ExchangeSummary) -> str:
-    return "" if one.ttft_ms is None else f"first {numbers.seconds(one.ttft_ms)}"
+    first = "" if one.ttft_ms is None else f"first {numbers.seconds(one.ttft_ms)}"
+    return "<br>".join(filter(None, (first, entry.waited(one))))
 
 
 # ---- below the rows

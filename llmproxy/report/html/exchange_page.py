@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from llm.parts import Message
@@ -15,6 +15,7 @@ from .. import numbers
 from ..cache_text import miss_lines
 from . import content, document, entry, markup, spans
 from .entry import Links
+from .exchange_list import Query
 
 MAX_MESSAGES = 60  # of a request, the newest ones
 MAX_MESSAGES_CHARS = 1_500_000  # of their markup; a phone still opens it
@@ -34,14 +35,16 @@ def exchange_page(
     exchange: Exchange,
     preview: Preview | None,
     miss: CacheMiss | None,
-    previous: str | None,
+    found: Set[str],
     root: str,
+    *,
+    run: str | None = None,
 ) -> str:
     """Render the page of an exchange.
 
     miss: how it missed the prompt cache, if it did.
-    previous: the id of the exchange that it continues, if the log has it.
-    root: the relative address of the list.
+    found: those of the exchanges that it names (continued, repeated, replayed) which the log has.
+    root: the relative address of the list. run: the name of the benchmark that sent it.
     """
     links = Links(root)
     has_text = bool(exchange.first_words or (preview and preview.asked))
@@ -53,32 +56,35 @@ def exchange_page(
     body = (
         f'<header><h1 class="said" dir="auto">{title}</h1><p class="about">{timed} · '
         f"{markup.name(exchange.client)} · <code>{markup.name(exchange.id)}</code>{where}</p>"
-        f"</header>{entry.failure(exchange)}{_facts(exchange, links, previous)}"
+        f"</header>{entry.failure(exchange)}{_facts(exchange, links, found, run)}"
         f"{timeline(exchange)}{cache_miss(miss, links)}"
         f"{_messages(exchange)}{_tools(exchange)}{_raw(exchange)}"
     )
     return document.served(f"Exchange {exchange.id}", body, root=root)
 
 
-def _facts(exchange: Exchange, links: Links, previous: str | None) -> str:
+def _facts(exchange: Exchange, links: Links, found: Set[str], run: str | None) -> str:
+    def linked(id: str | None) -> str:
+        shown = "" if id is None else f"<code>{markup.name(id)}</code>"
+        return links.exchange(id, shown) if id is not None and id in found else shown
+
+    wait = entry.waited(exchange)
     rows = {
         "Model": entry.model(exchange),
         "Status": " ".join((entry.outcome(exchange), entry.unusual_finish(exchange))),
-        "Took": entry.whole_time(exchange),
+        "Took": entry.whole_time(exchange) + (f" ({wait})" if wait else ""),
         "First event": "" if exchange.ttft_ms is None else numbers.seconds(exchange.ttft_ms),
         "Tokens": entry.tokens(exchange),
         "Cached": _cached(exchange),
         "Speed": _speed(exchange),
         "API": f"{markup.name(exchange.dialect)} <code>{markup.name(exchange.path)}</code>",
         "Streamed": "yes" if exchange.stream else "no",
-        "History": _history(exchange, links, previous),
+        "History": _history(exchange, linked),
         "Recalled": numbers.count_of(exchange.recalled, "message") if exchange.recalled else "",
         "Ignored": ", ".join(f"<code>{markup.name(path)}</code>" for path in exchange.ignored[:40]),
-        "Replay of": links.exchange(
-            exchange.replay_of, f"<code>{markup.name(exchange.replay_of)}</code>"
-        )
-        if exchange.replay_of
-        else "",
+        "Replay of": linked(exchange.replay_of),
+        "Benchmark run": _run(exchange, run, links),
+        "Repeats": linked(exchange.recorded_id),
         "Options": _options(exchange),
         "Host": markup.name(exchange.host) if exchange.host else "",
         "Damaged": markup.text(", ".join(exchange.damage)),
@@ -101,12 +107,20 @@ def _speed(exchange: Exchange) -> str:
     return f"{'~' * exchange.is_rate_estimated}{numbers.number(rate)} tokens per second"
 
 
-def _history(exchange: Exchange, links: Links, previous: str | None) -> str:
+def _history(exchange: Exchange, linked: Callable[[str | None], str]) -> str:
     if exchange.link is None or exchange.previous_id is None:
         return ""
-    shown = f"<code>{markup.name(exchange.previous_id)}</code>"
-    linked = links.exchange(exchange.previous_id, shown) if previous else shown
-    return f"{_LINKS[exchange.link]} {linked}"
+    return f"{_LINKS[exchange.link]} {linked(exchange.previous_id)}"
+
+
+def _run(exchange: Exchange, run: str | None, links: Links) -> str:
+    """Name the benchmark run, a link to its responses, and the attempt."""
+    if exchange.run_id is None:
+        return ""
+    name = markup.name(run or exchange.run_id)
+    href = Query(run=run or exchange.run_id, root=links.root or "./").href()
+    attempt = f"repetition {exchange.repeat}" if exchange.repeat else "warm-up"
+    return f'<a href="{href}">{name}</a>, {attempt}'
 
 
 def _options(exchange: Exchange) -> str:

@@ -173,10 +173,35 @@ def test_labels_of_points_do_not_lie_on_one_another():
     points = [charts.Point(f"model-{i}", i, 1000, 0.5) for i in range(8)]
     root = drawing(charts.scatter("Both", points, x_name="time", y_name="share"))
     names = [text for text in root.iter("text") if text.get("class") == "name"]
-    boxes = [(float(text.get("x")), float(text.get("y"))) for text in names]
+    width = charts.LABEL_WIDTH * len("model-0")
+    boxes = [
+        (float(text.get("x")) - width * (text.get("text-anchor") == "end"), float(text.get("y")))
+        for text in names
+    ]
     assert len(boxes) == 8
     for i, (x, y) in enumerate(boxes):
         assert all(abs(x - px) >= 50 or abs(y - py) >= 11 for px, py in boxes[:i])
+
+
+def test_a_long_name_stays_at_its_mark_and_inside_the_chart():
+    """A line of another point's interval is no reason to put it far away."""
+    names = ["fast", "slow", "demo", "flaky-model-with-a-long-name-2026-11-27"]
+    places = [(15, 1.0), (160, 1.0), (5, 0.1), (22, 0.8)]
+    points = [
+        charts.Point(name, i, x, y, Interval(x * 0.8, x * 1.3), Interval(max(y - 0.5, 0), y))
+        for i, (name, (x, y)) in enumerate(zip(names, places, strict=True))
+    ]
+    for points_ in (points, [charts.Point(names[-1], 0, 160, 0.5), charts.Point("a", 1, 5, 0.2)]):
+        root = drawing(charts.scatter("Both", points_, x_name="time", y_name="share"))
+        (label,) = [text for text in root.iter("text") if (text.text or "").startswith("flaky")]
+        number = next(point.number for point in points_ if point.model == names[-1])
+        (mark,) = [m for m in lines(root, f"solid m{number}")]
+        y = [float(n) for n in re.findall(r"[\d.]+", mark)][1]
+        assert abs(float(label.get("y")) - y) < 40
+        if label.get("text-anchor") != "end":
+            assert float(label.get("x")) + 24 * charts.LABEL_WIDTH < charts.WIDTH
+        else:
+            assert float(label.get("x")) <= charts.WIDTH
 
 
 def test_a_point_shows_its_intervals():

@@ -572,6 +572,28 @@ def test_numbers_that_are_none_are_not_written():
 
 
 @pytest.mark.slow
+def test_no_table_hides_a_column(tmp_path):
+    """With many models of long names, tables wrap at each width instead of being cut."""
+    names = [f"provider/a-model-with-a-long-name-{number}-2026" for number in range(8)]
+    path = tmp_path / "page.html"
+    with open_browser(tmp_path) as browser:
+        for count in (4, 8):
+            study = a_study(models=names[:count], n=6)
+            found = figures(study)
+            found = dataclasses.replace(
+                found, models=[dataclasses.replace(each, first_runs=1) for each in found.models]
+            )
+            path.write_text(page(study, found))
+            for width in (390, 800, 1400):
+                browser.show(width=width)
+                browser.navigate(path.as_uri())
+                tables = "[...document.querySelectorAll('.wide')]"
+                cut = browser.evaluate(f"{tables}.map(e => e.scrollWidth - e.clientWidth)")
+                assert set(cut) == {0}, (count, width)
+                browser.screenshot(tmp_path / f"{count}-{width}.png", whole=True)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_browser_shows_it_in_light_dark_narrow_and_on_paper(tmp_path):
     study = a_study(models=("first", "second-model-with-a-long-name" * 4), n=20, repeat=2)
