@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from operator import attrgetter
 from typing import Any, Literal, get_type_hints
 
-from ..core.usage import FinishReason, Usage
+from ..core.usage import ESTIMATED, FinishReason, Usage
 from .damage import COUNT, EPOCH, Damage, kind_of, utc
 
 Status = Literal["running", "ok", "error", "cancelled", "interrupted"]
@@ -137,7 +137,7 @@ class ExchangeSummary:
         field: it says that token counts are our estimate.
         """
         required = _REQUIRED.get(self.dialect, ())
-        return tuple(name for name in self.ignored if name != "usage" and name not in required)
+        return tuple(name for name in self.ignored if name not in (ESTIMATED, *required))
 
     @property
     def is_rate_estimated(self) -> bool:
