@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
+from ..bench.runs import find_run
 from ..conversations.threads import newest_id, threads
 from ..core.errors import NotFound, ProxyError
 from ..recorder.listing import Filter
@@ -105,10 +106,7 @@ def _exchange(log: LogReader, id: str, root: str) -> str:
     misses = cache_misses(log, [exchange.id], CACHE_TIME_S)
     linked = (exchange.previous_id, exchange.recorded_id, exchange.replay_of)
     named = tuple(id for id in linked if id is not None)
-    run = None
-    if exchange.run_id is not None:
-        names = log.rows("select name from proxy_runs where id = :id", {"id": exchange.run_id})
-        run = str(names[0]["name"]) if names else None
+    run = None if exchange.run_id is None else find_run(log, exchange.run_id).name
     return exchange_page(
         exchange,
         previews(log.rows, [exchange.id]).get(exchange.id),
