@@ -13,22 +13,25 @@ Nothing of llm is imported before a test uses the fixture.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 import shutil
+import traceback
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
-    from .proxy import Proxy
+    from .proxy import Proxy, Settings
     from .recorder.exchange import Exchange
 
 MODES = ("none", "once", "new_episodes", "rewrite")
-_MISSES = pytest.StashKey[list[str]]()
+_MISSES = pytest.StashKey[list[tuple[Path, str]]]()
 _HAS_PASSED = pytest.StashKey[bool]()
 _MADE = pytest.StashKey[set[Path]]()  # the recordings that this run has made; tests may share one
 
@@ -68,57 +71,71 @@ def llmproxy_server(
     """
     node = request.node
     options = _options(node)
-    path = _recording_path(node, options.pop("database", None))
+    settings = _settings(options)
+    path = _recording_path(node, options.get("database"))
     mode = request.config.getoption("--llmproxy-record")
     made = request.config.stash.setdefault(_MADE, set())
     misses = node.stash.setdefault(_MISSES, [])
-    report = options.pop("on_exchange", None)
+    report = settings.on_exchange
 
     def collect(exchange: Exchange) -> Any:
         if exchange.error_code == "not_recorded":
-            misses.append(f"{path}: {exchange.error}")
-        return None if report is None else report(exchange)
+            misses.append((path, exchange.error or ""))
+        return report(exchange)
 
-    options = {"keys": (), "replay_speed": 0, **options, "on_exchange": collect}
+    settings = replace(settings, database=None, on_exchange=collect)
     if mode == "none" or (mode == "once" and path.exists() and path not in made):
         if not path.exists():
-            pytest.fail(f"{path} is missing: record it with --llmproxy-record=once", pytrace=False)
-        serving = _replaying(path, tmp_path_factory, options)
+            _fail(f"{path} is missing: record it with --llmproxy-record=once")
+        serving = _replaying(path, tmp_path_factory, settings)
     else:
         is_new = not path.exists() or (mode == "rewrite" and path not in made)
-        if is_new:
-            options.pop("replay", None)
-            options.pop("ignore", None)
         folder = tmp_path_factory.mktemp("llmproxy")
-        serving = _recording(node, path, folder / "logs.db", options, is_new=is_new)
+        serving = _recording(node, path, folder / "logs.db", settings, is_new=is_new)
     with serving as proxy:
         yield proxy
-    if misses:  # those since the test's own end
-        pytest.fail(_explanation(misses), pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
+    """Explain a fixture's requests that were not recorded."""
+    yield from _failing_on_misses(item)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test whose requests were not recorded, also if it has caught the error."""
+    item.stash[_HAS_PASSED] = False
+    yield from _failing_on_misses(item)
+    item.stash[_HAS_PASSED] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Fail a test that has sent such requests since its own end."""
+    yield from _failing_on_misses(item)
+
+
+def _failing_on_misses(item: pytest.Item) -> Generator[None, None, None]:
     failure: BaseException | None = None
     try:
         yield
     except BaseException as exc:
         failure = exc
     misses = item.stash.get(_MISSES, [])
-    item.stash[_HAS_PASSED] = failure is None and not misses
-    if misses and not isinstance(failure, pytest.skip.Exception):
-        explanation = _explanation(misses)
+    if misses and not isinstance(failure, _NO_FAILURES):
+        explanation = _explanation(misses, failure)
         misses.clear()
         raise pytest.fail.Exception(explanation, pytrace=False) from failure
     if failure is not None:
         raise failure
 
 
+_NO_FAILURES = (pytest.skip.Exception, pytest.exit.Exception, KeyboardInterrupt)
+
+
 @contextmanager
-def _replaying(
-    path: Path, folders: pytest.TempPathFactory, options: dict[str, Any]
-) -> Iterator[Proxy]:
+def _replaying(path: Path, folders: pytest.TempPathFactory, settings: Settings) -> Iterator[Proxy]:
     """Replay a recording; of Responses from a copy in a log, where clients can refer to them."""
     if _has_responses(path):
         database = folders.mktemp("llmproxy") / "logs.db"
@@ -126,23 +143,24 @@ def _replaying(
         source: dict[str, Any] = {"database": database}
     else:
         source = {"recordings" if _is_text(path) else "database": path, "log": False}
-    with _running({"replay": "replay", **options, **source}) as proxy:
+    with _running(settings, source) as proxy:
         yield proxy
 
 
 @contextmanager
 def _recording(
-    node: pytest.Item, path: Path, database: Path, options: dict[str, Any], *, is_new: bool
+    node: pytest.Item, path: Path, database: Path, settings: Settings, *, is_new: bool
 ) -> Iterator[Proxy]:
     """Record in a new log, which takes the recording's place if the test passes."""
     from .recorder.listing import Filter
     from .recorder.reader import LogReader
     from .transfer.export import export_file
 
+    changes: dict[str, Any] = {"replay": None, "ignore": ()}
     if not is_new:
         _copy_recording(path, database)
-        options = {"replay": "replay-or-live", **options}
-    with _running({**options, "database": database}) as proxy:
+        changes = {"replay": "replay-or-live"}
+    with _running(settings, {**changes, "database": database}) as proxy:
         yield proxy
     if not node.stash.get(_HAS_PASSED, False) or not database.exists():
         return
@@ -159,20 +177,16 @@ def _recording(
 
 
 @contextmanager
-def _running(options: dict[str, Any]) -> Iterator[Proxy]:
-    """Run a proxy; settings that can't work fail the test in one line."""
+def _running(settings: Settings, changes: dict[str, Any]) -> Iterator[Proxy]:
+    """Run a proxy; one that can't start fails the test in one line."""
     from .core.errors import SettingsError
-    from .proxy import Settings
     from .serving import running
-
-    class TestSettings(Settings):
-        how_to_record = "record it first, with --llmproxy-record=new_episodes"
 
     with ExitStack() as stack:
         try:
-            proxy = stack.enter_context(running(TestSettings(port=0), **options))
-        except (SettingsError, TypeError) as exc:  # TypeError: no such field
-            pytest.fail(f"the marker llmproxy: {exc}", pytrace=False)
+            proxy = stack.enter_context(running(replace(settings, **changes)))
+        except SettingsError as exc:
+            _fail(f"llmproxy_server: {exc}")
         yield proxy
 
 
@@ -201,9 +215,46 @@ def _options(node: pytest.Item) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for marker in reversed(list(node.iter_markers("llmproxy"))):
         if marker.args:
-            pytest.fail("the marker llmproxy takes arguments by name only", pytrace=False)
+            _fail("the marker llmproxy takes arguments by name only")
         options |= marker.kwargs
     return options
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    """Return the settings of a replay with a marker's options, all of which are checked.
+
+    In all modes: an option that only a replay needs must not fail after the recording.
+    """
+    from .core.errors import SettingsError
+    from .proxy import Settings, check_together, upstreams_of
+
+    class TestSettings(Settings):
+        how_to_record = "record it first, with --llmproxy-record=new_episodes"
+
+    names = {field.name for field in fields(Settings)} - _SET_BY_FIXTURE
+    for name in options:
+        if name in _SET_BY_FIXTURE:
+            _fail(f"the marker llmproxy can't set {name!r}: `database` names the recording")
+        if name not in names:
+            alike = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {alike[0]}?" if alike else ""
+            _fail(f"the marker llmproxy has no option {name!r}{hint}")
+    defaults: dict[str, Any] = {"port": 0, "keys": (), "replay": "replay", "replay_speed": 0}
+    try:
+        settings = TestSettings(**defaults | options)
+        check_together(settings)
+        upstreams_of(settings)
+    except SettingsError as exc:
+        _fail(f"the marker llmproxy: {exc}")
+    return settings
+
+
+_SET_BY_FIXTURE = {"log", "recordings"}
+
+
+def _fail(message: str) -> NoReturn:
+    """Fail a test in one line, without the exception that is being handled."""
+    raise pytest.fail.Exception(message, pytrace=False) from None
 
 
 def _recording_path(node: pytest.Item, given: str | Path | None) -> Path:
@@ -222,5 +273,16 @@ def _is_text(path: Path) -> bool:
     return path.suffix == ".jsonl"
 
 
-def _explanation(misses: list[str]) -> str:
-    return "\n".join(["requests that were not recorded:", *misses])
+def _explanation(misses: list[tuple[Path, str]], failure: BaseException | None) -> str:
+    """Name the requests that were not recorded; pytest shows the failure itself before this."""
+    shown = _letters("".join(traceback.format_exception(failure))) if failure else ""
+    lines = [
+        f"{path}: see the error above" if _letters(error) in shown else f"{path}: {error}"
+        for path, error in misses
+    ]
+    return "\n".join(["requests that were not recorded:", *dict.fromkeys(lines)])
+
+
+def _letters(text: str) -> str:
+    """Return what stays of an error's text however a client quotes it."""
+    return re.sub(r"\W", "", text)

@@ -226,11 +226,88 @@ def test_a_miss_says_where_it_was_and_how_to_record_it(tests, pytester):
 
 @pytest.mark.parametrize(
     "wrong, message",
-    [("nonsense=1", "unexpected keyword argument 'nonsense'"), ("ignore=['(']", "ignore: '('")],
+    [
+        ("nonsense=1", "the marker llmproxy has no option 'nonsense'"),
+        ("ignroe=['a']", "the marker llmproxy has no option 'ignroe'; did you mean ignore?"),
+        (
+            "recordings='a.jsonl'",
+            "the marker llmproxy can't set 'recordings': `database` names the recording",
+        ),
+        ("ignore=['(']", "the marker llmproxy: ignore: '(' is no regular expression: *"),
+        ("ignore=['(a+)+']", "the marker llmproxy: ignore: '(a+)+' could take too long: *"),
+        ("database=3", "the marker llmproxy: database: expected *"),
+        ("replay='live'", "the marker llmproxy: replay: expected *"),
+        ("host='0.0.0.0'", "the marker llmproxy: 0.0.0.0 can be reached by others, *"),
+        ("upstreams=['nope']", "the marker llmproxy: *nope*"),
+    ],
 )
-def test_a_wrong_setting_is_one_line(tests, pytester, wrong, message):
-    tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
-    result = tests(f"@pytest.mark.llmproxy({wrong})\n" + TIDY.lstrip())()
+@pytest.mark.parametrize("mode", ["none", "rewrite"])
+def test_a_wrong_option_of_the_marker_is_one_line(tests, pytester, wrong, message, mode):
+    """In all modes: where the recording is missing, and before one is made."""
+    run = tests(f"@pytest.mark.llmproxy({wrong})\n" + TIDY.lstrip())
+    result = run(f"--llmproxy-record={mode}")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines([f"the marker llmproxy: *{message}*"])
+    lines = [line for line in result.stdout.str().splitlines() if "marker llmproxy" in line]
+    assert len(lines) == 2 and lines[1].startswith("ERROR test_agent.py"), lines  # and the summary
+    result.stdout.fnmatch_lines([message.replace("[", "[[]")])
     result.stdout.no_fnmatch_line("*Traceback*")
+    assert not (pytester.path / "recordings").exists()
+
+
+ASKED = """
+import openai
+
+@pytest.fixture
+def said(llmproxy_server):
+    client = openai.OpenAI(base_url=f"{llmproxy_server.url}/v1", api_key="any")
+    def say(text):
+        messages = [{"role": "user", "content": text}]
+        return client.chat.completions.create(model="demo", messages=messages)
+    return say
+
+TEXT = "Tidy the 'old' shed\\n or the \\"new\\" one."
+pytestmark = pytest.mark.llmproxy(database="shared.jsonl")
+
+def test_not_caught(said):
+    said(TEXT)
+"""
+MISSING = """
+def test_raised_again(said):
+    try:
+        said(TEXT)
+    except Exception as exc:
+        raise KeyError("no answer") from exc
+
+@pytest.fixture
+def answer(said):
+    return said(TEXT)
+
+def test_in_a_fixture(answer):
+    pass
+
+@pytest.fixture
+def end(said):
+    yield
+    said(TEXT)
+
+def test_at_the_end(end):
+    pass
+
+def test_without_its_text(llmproxy_server):
+    ask(llmproxy_server, TEXT)
+
+def test_caught_thrice(said):
+    for _ in range(3):
+        with pytest.raises(Exception):
+            said(TEXT)
+"""
+
+
+def test_a_miss_is_explained_once(tests):
+    tests(ASKED)("--llmproxy-record=once").assert_outcomes(passed=1)
+    result = tests(ASKED.replace("shed", "barn") + MISSING)()
+    result.assert_outcomes(passed=1, failed=4, errors=2)
+    said = result.stdout.str()
+    assert said.count("no recording matches this request") == 6, said
+    assert said.count("shared.jsonl: ") == 6, said
+    assert said.count("shared.jsonl: see the error above") == 4, said

@@ -84,7 +84,9 @@ def has_surrogates(text: bytes) -> bool:
     return may and _SURROGATE_ESCAPE.search(text) is not None
 
 
-def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any:
+def parse(
+    text: bytes, limits: Limits = Limits(), name: str = "the body", *, first_line: int = 1
+) -> Any:
     """Parse a client's JSON: strict UTF-8, bounded depth, count and numbers, no lone surrogates.
 
     Lone surrogates become U+FFFD. NaN and numbers beyond a double are refused,
@@ -92,6 +94,7 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
     reader in the field.
 
     name: of the text, in errors: "it" where they begin with a file's name.
+    first_line: the number of its first line in that file.
 
     Raises:
         InvalidRequest: text that is not such JSON, with line and column.
@@ -112,12 +115,14 @@ def parse(text: bytes, limits: Limits = Limits(), name: str = "the body") -> Any
             check_depth(value, depth, name)
         return without_surrogates(value) if has_surrogates(text) else value
     except UnicodeDecodeError as exc:
-        lines = text.count(b"\n", 0, exc.start)
-        where = f"line {lines + 1}, byte {exc.start}" if lines else f"byte {exc.start}"
+        line = first_line + text.count(b"\n", 0, exc.start)
+        byte = exc.start - (text.rfind(b"\n", 0, exc.start) + 1)
+        where = f"line {line}, byte {byte}" if line > 1 else f"byte {byte}"
         raise InvalidRequest(f"{name} is not UTF-8 ({where})") from None
     except json.JSONDecodeError as exc:
-        where = f"line {exc.lineno} column {exc.colno}"
-        raise InvalidRequest(f"{name} is not JSON: {exc.msg} at {where}") from None
+        what = exc.msg.removesuffix(" at")  # "Invalid control character at"
+        where = f"line {first_line - 1 + exc.lineno} column {exc.colno}"
+        raise InvalidRequest(f"{name} is not JSON: {what} at {where}") from None
     except RecursionError:  # not in every Python, and not at the same depth
         raise _too_deep(depth, name) from None
 

@@ -247,12 +247,12 @@ def _read(
                     order.add(recording)
                 yield recording
                 return
-            for place, line in read_lines(file):
+            for number, line in read_lines(file):
                 try:
-                    exchange = decode(line)
+                    exchange = decode(line, number)
                     order.add(exchange)
                 except InvalidRequest as exc:
-                    yield _unreadable(exc, source.path, place)
+                    yield _unreadable(exc, source.path, f"line {number}")
                 else:
                     yield exchange
     except InvalidRequest as exc:

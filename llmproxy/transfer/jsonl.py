@@ -48,8 +48,8 @@ def begins_an_export(head: bytes) -> bool:
     return _BEGINNING.match(head.removeprefix(codecs.BOM_UTF8)) is not None
 
 
-def read_lines(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
-    """Yield the exchanges of a file, undecoded, with their places.
+def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the exchanges of a file, undecoded, each with the number of its first line.
 
     Each is a line, or the lines from `{` to `}` as `indent` makes them. Empty lines are left out.
     """
@@ -62,18 +62,18 @@ def read_lines(file: BinaryIO) -> Iterator[tuple[str, bytes]]:
             line = line.removeprefix(codecs.BOM_UTF8)
         bare = line.rstrip()
         if lines and (bare == b"{" or size + len(line) > MAX_LINE_BYTES):  # it was cut
-            yield f"line {first}", b"".join(lines)
+            yield first, b"".join(lines)
             lines = []
         if lines or bare == b"{":
             first, size = (first, size + len(line)) if lines else (number, len(line))
             lines.append(line)
             if bare == b"}":
-                yield f"line {first}", b"".join(lines)
+                yield first, b"".join(lines)
                 lines = []
         elif bare:
-            yield f"line {number}", line
+            yield number, line
     if lines:
-        yield f"line {first}", b"".join(lines)
+        yield first, b"".join(lines)
 
 
 def indent(line: bytes) -> bytes:
@@ -228,15 +228,17 @@ class ExchangeForm(ExchangeSummary):
 # ---- reading
 
 
-def decode(line: bytes) -> Exchange:
+def decode(line: bytes, first_line: int = 1) -> Exchange:
     """Read an exported line; its times become UTC.
+
+    first_line: its number in its file, or that of the first of its lines, for errors.
 
     Raises:
         InvalidRequest: the line is something else, damaged, or can't be stored as it is.
             That includes attachments with a file's path, or with a URL but no type, since
             llm would open those. `param` is the field's path.
     """
-    form = payload.parse(line, LIMITS, "it")
+    form = payload.parse(line, LIMITS, "it", first_line=first_line)
     unknown: list[str] = []
     checked = payload.load(ExchangeForm, form, unknown)
     if unknown:

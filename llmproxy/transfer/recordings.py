@@ -109,11 +109,11 @@ class _Reading:
             self._add_recording(self.held, file.read_bytes(), file.stem)
             return
         with file.open("rb") as opened:
-            for place, line in read_lines(opened):
+            for number, line in read_lines(opened):
                 try:
-                    self._add_exchange(decode(line))
+                    self._add_exchange(decode(line, number))
                 except InvalidRequest as exc:
-                    self._name(file, exc, place)
+                    self._name(file, exc, f"line {number}")
 
     def _add_exchange(self, exchange: Exchange) -> None:
         is_success = exchange.status == "ok" and exchange.finish is not None

@@ -14,7 +14,7 @@ from tests.commands import run_here
 BAD = {
     "no JSON": (b'{"a":\n  {"b" 1}}', "it is not JSON: Expecting ':' delimiter at line 2 column 8"),
     "cut": (b'{"a":\n', "it is not JSON: Expecting value at line 2 column 1"),
-    "no UTF-8": (b'{\n"a": "\xff"}', "it is not UTF-8 (line 2, byte 8)"),
+    "no UTF-8": (b'{\n"a": "\xff"}', "it is not UTF-8 (line 2, byte 6)"),
     "not a number": (b'{\n"a": NaN}', "NaN is not JSON"),
     "too deep": (b"{\n" + b'"a":[' + b"[" * 9_000 + b"]" * 9_001 + b"}", "it nests deeper than"),
 }

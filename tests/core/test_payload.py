@@ -71,7 +71,11 @@ BAD_TEXTS = {
     ),
     "a raw control character": (
         b'"a\nb"',
-        "the body is not JSON: Invalid control character at at line 1 column 3",
+        "the body is not JSON: Invalid control character at line 1 column 3",
+    ),
+    "a string without an end": (
+        b'{"a":\n "b',
+        "the body is not JSON: Unterminated string starting at line 2 column 2",
     ),
     "two byte order marks": (
         b"\xef\xbb\xbf\xef\xbb\xbf{}",

@@ -225,7 +225,10 @@ def test_a_damaged_indented_exchange_is_named_by_its_line(exported):
     path.write_text("\n".join(lines[: second - 2] + lines[second - 1 :]))  # its end is missing
     code, out, err = run_here("import", str(path), "--database", str(exported / "new.db"))
     assert (code, out) == (1, b"imported 1 exchange; 1 could not be read\n")
-    assert f"{path}, line 1: it is not JSON" in err
+    what = f"it is not JSON: Expecting ',' delimiter at line {second - 1} column 1"
+    assert f"{path}, line 1: {what}" in err
+    with running(recordings=path, log=False) as proxy:
+        assert proxy.warnings == [f"{path}, line 1: {what}"]
 
 
 def test_foreign_files_in_a_folder_are_only_counted(exported):

@@ -107,13 +107,36 @@ def test_an_indented_exchange_that_was_cut_is_given_with_its_line(make_exchange)
               for place, line in read_lines(BytesIO(data))]  # fmt: skip
     lines = whole.count(b"\n")
     assert places == [
-        ("line 2", True, True),  # the end of a member
-        (f"line {1 + lines}", True, True),
-        (f"line {1 + 2 * lines}", True, True),
-        (f"line {2 + 2 * lines}", True, True),
+        (2, True, True),  # the end of a member
+        (1 + lines, True, True),
+        (1 + 2 * lines, True, True),
+        (2 + 2 * lines, True, True),
     ]
     with pytest.raises(InvalidRequest, match="not JSON"):
         decode(next(read_lines(BytesIO(data)))[1])
+
+
+@pytest.mark.parametrize("indented", [True, False])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (b"\x01", "it is not JSON: Invalid control character at line {} column {}"),
+        (b"\xff", "it is not UTF-8 (line {}, byte {})"),
+    ],
+)
+def test_an_error_names_the_line_of_the_file(make_exchange, indented, wrong, message):
+    written = indent(encode(make_exchange())) if indented else encode(make_exchange())
+    place = written.index(b"/v1/")
+    data = written + b"\n" + written[:place] + wrong + written[place:]
+    at = data.index(wrong)
+    line, start = data.count(b"\n", 0, at) + 1, data.rindex(b"\n", 0, at) + 1
+    number, damaged = [*read_lines(BytesIO(data))][1]
+    assert number == written.count(b"\n") + 2
+    assert (line > number) is indented
+    with pytest.raises(InvalidRequest) as caught:
+        decode(damaged, number)
+    first = 1 if wrong == b"\x01" else 0
+    assert caught.value.message == message.format(line, at - start + first)
 
 
 def test_what_is_too_deep_to_be_indented_stays_a_line():
