@@ -331,7 +331,7 @@ def test_other_recordings_than_chats_are_read_in_part(name, path, body):
 @pytest.mark.parametrize(
     "text, message, param",
     [
-        ("", "the recording can't be read: it is not JSON: ", None),
+        ("", "the recording can't be read: it is empty", None),
         (b"\xff{}", "the recording can't be read: it is not UTF-8 (byte 0)", None),
         ('"\ud800"', "the recording can't be read: it is not UTF-8 (byte 1)", None),
         ("[]", "expected an object, got a list", None),
