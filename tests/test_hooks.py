@@ -38,7 +38,7 @@ def test_models_need_no_plugin_and_precede_those_of_plugins(llm_user_path):
         assert {"own", "m", "demo"} <= {model.id for model in client.models.list()}
     with open_log(llm_user_path / "logs.db") as log:
         assert {entry.model_used for entry in log.entries()} == {"own", "m"}
-    with pytest.raises(SettingsError, match="models\[0\]: expected"):
+    with pytest.raises(SettingsError, match=r"models\[0\]: expected"):
         llmproxy.Settings(models=["demo"])
 
 
