@@ -68,7 +68,7 @@ class Aligner:
     def lines(self, rows: Sequence[Sequence[Cell]]) -> list[str]:
         """Format rows of equally many cells, one line each, no longer than the width."""
         self.measure(rows)
-        if self._has_ids and not self._has_room_for_ids():
+        if rows and self._has_ids and not self._has_room_for_ids():
             rows = [(_shortened_id(row[0]), *row[1:]) for row in rows]
         widths = self._widths(self._shown())
         return [self._line(row, widths) for row in rows]

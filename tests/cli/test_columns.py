@@ -33,6 +33,12 @@ def test_columns_are_aligned():
     ]
 
 
+@pytest.mark.parametrize("width", [1, 40, 80, 140, 250])
+@pytest.mark.parametrize("ids", [False, True])
+def test_no_rows_are_no_lines(width, ids):
+    assert Aligner(lambda: width, ids=ids).lines([]) == []
+
+
 def test_a_pipe_gets_the_cells_that_are_not_empty():
     assert [joined([*map(cell, row)]) for row in ROWS] == [
         "01a  12:00  ok  hello",
