@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 MODES = ("none", "once", "new_episodes", "rewrite")
 _MISSES = pytest.StashKey[list[tuple[Path, str]]]()
 _HAS_PASSED = pytest.StashKey[bool]()
-_MADE = pytest.StashKey[set[Path]]()  # the recordings that this run has made; tests may share one
+# The recordings that this run has made, with their content before; tests may share one.
+_MADE = pytest.StashKey[dict[Path, bytes]]()
 
 MAX_NAME = 120  # characters of a test's name in that of its recording; file systems take 255 bytes
 
@@ -74,7 +75,7 @@ def llmproxy_server(
     settings = _settings(options)
     path = _recording_path(node, options.get("database"))
     mode = request.config.getoption("--llmproxy-record")
-    made = request.config.stash.setdefault(_MADE, set())
+    made = request.config.stash.setdefault(_MADE, {})
     misses = node.stash.setdefault(_MISSES, [])
     report = settings.on_exchange
 
@@ -152,9 +153,8 @@ def _recording(
     node: pytest.Item, path: Path, database: Path, settings: Settings, *, is_new: bool
 ) -> Iterator[Proxy]:
     """Record in a new log, which takes the recording's place if the test passes."""
-    from .recorder.listing import Filter
     from .recorder.reader import LogReader
-    from .transfer.export import export_file
+    from .transfer.rewrite import rewrite_file
 
     changes: dict[str, Any] = {"replay": None, "ignore": ()}
     if not is_new:
@@ -165,15 +165,14 @@ def _recording(
     if not node.stash.get(_HAS_PASSED, False) or not database.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    made = node.config.stash[_MADE]
     if _is_text(path):
-        reader = LogReader(database)
-        try:
-            export_file(reader, path, Filter(), indented=True)
-        finally:
-            reader.close()
+        before = made.setdefault(path, path.read_bytes() if path.exists() else b"")
+        with LogReader(database) as reader:
+            rewrite_file(reader, path, before)
     else:
+        made[path] = b""
         shutil.copyfile(database, path)
-    node.config.stash[_MADE].add(path)
 
 
 @contextmanager

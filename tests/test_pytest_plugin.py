@@ -90,6 +90,23 @@ def test_new_requests_are_added_and_all_are_made_anew_if_asked(tests, pytester):
     tests(two)().assert_outcomes(failed=1)
 
 
+@pytest.mark.parametrize("mode", ["rewrite", "new_episodes"])
+def test_recording_unchanged_tests_again_changes_nothing(tests, pytester, mode):
+    """Of tests with a recording of their own, and with a shared one."""
+    shared = """
+@pytest.mark.llmproxy(database="shared.jsonl")
+@pytest.mark.parametrize("word", ["shed", "barn"])
+def test_shared(llmproxy_server, word):
+    ask(llmproxy_server, f"Tidy the {word}.")
+"""
+    run = tests(TIDY + shared)
+    run("--llmproxy-record=once").assert_outcomes(passed=3)
+    before = {one.name: one.read_bytes() for one in pytester.path.rglob("*.jsonl")}
+    assert sorted(before) == ["shared.jsonl", "test_tidy.jsonl"]
+    run(f"--llmproxy-record={mode}").assert_outcomes(passed=3)
+    assert {one.name: one.read_bytes() for one in pytester.path.rglob("*.jsonl")} == before
+
+
 def test_a_failed_test_leaves_its_recording_as_it_was(tests, pytester):
     tests(TIDY)("--llmproxy-record=once").assert_outcomes(passed=1)
     recording = pytester.path / "recordings" / "test_agent" / "test_tidy.jsonl"
