@@ -276,11 +276,11 @@ import openai
 
 @pytest.fixture
 def said(llmproxy_server):
-    client = openai.OpenAI(base_url=f"{llmproxy_server.url}/v1", api_key="any")
     def say(text):
         messages = [{"role": "user", "content": text}]
         return client.chat.completions.create(model="demo", messages=messages)
-    return say
+    with openai.OpenAI(base_url=f"{llmproxy_server.url}/v1", api_key="any") as client:
+        yield say
 
 TEXT = "Tidy the 'old' shed\\n or the \\"new\\" one."
 pytestmark = pytest.mark.llmproxy(database="shared.jsonl")
