@@ -6,11 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 mapfile -t PROMISED < <(sed -n 's/.*"Programming Language :: Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
-# What depends on the Python most: asyncio, http, and a whole flow over a socket. Without core
+# What depends on the Python most: asyncio, http, and a whole server over a socket. Without core
 # and the dialects, which are pure, and the property tests, which take ten times as long.
 SUBSET=(
     -m "not slow and not hypothesis"
-    tests/transport tests/flows/test_recall.py tests/test_proxy.py tests/test_asgi.py
+    tests/transport tests/test_proxy.py tests/test_asgi.py
 )
 SUBSET_TIMEOUT_S=600
 
