@@ -74,8 +74,7 @@ from .stored_responses import StoredResponses
 logger = logging.getLogger(__name__)
 
 MATCH_SHARE = 0.5  # of `log_wait_s` that one request's lookup may take: others wait for its end
-# Until the beginning of an exchange is logged that waits for another server: less than that takes.
-BEGIN_LATER_S = 0.002
+BEGIN_LATER_S = 0.002  # before what waits for another server is logged: servers take longer
 BEGIN_TURNS = 4  # of the event loop: the model's first step, its others, the reader's, one more
 MAX_NESTING = 5  # of a text: list of messages, message, list of parts, part, text
 _CORS = "access-control-"
@@ -800,7 +799,7 @@ class App:
             self._log_begin(exchange)
 
     def _log_begin_later(self, exchange: RunningExchange) -> None:
-        """Log the beginning of an exchange in a moment: it waits for another server anyway."""
+        """Log the beginning of an exchange a moment later, while another server works on it."""
         asyncio.get_running_loop().call_later(BEGIN_LATER_S, self._log_begin, exchange)
 
     def _log_begin(self, exchange: RunningExchange) -> None:

@@ -58,8 +58,7 @@ from .running_exchange import Ending, RunningExchange
 UNREAD_REQUEST = "request"  # in `ignored`: the copy could not be read
 MAX_RAW_BYTES = 2**20  # kept of a request whose copy could not be read
 
-# Of the event loop, in which a small request goes out on a connection that was kept.
-SENDING_TURNS = 4
+SENDING_TURNS = 4  # of the event loop: a small request is sent in these, on a kept connection
 
 LEFT_FINDING_S = 0.1  # that the log waits for what a request continues, when its client has left
 
@@ -143,10 +142,8 @@ class Passthrough:
             upstream = self._without_route(request)
             if upstream is None:
                 return None
-            return await self._pass_other(
-                _Passed(dialect_of(request), request, request, None, None, received),
-                [Target(upstream)],
-            )
+            passed = _Passed(dialect_of(request), request, received)
+            return await self._pass_other(passed, [Target(upstream)])
         if kind in _BY_MODEL:
             return await self._by_model(dialect, kind, request, argument, received)
         other: NamedUpstream | None = None
@@ -158,9 +155,7 @@ class Passthrough:
             other = self._upstreams.passthrough
         if other is None:
             return None
-        return await self._pass_other(
-            _Passed(dialect, request, request, None, None, received), [Target(other)]
-        )
+        return await self._pass_other(_Passed(dialect, request, received), [Target(other)])
 
     def _speaking(self, dialect: Dialect) -> NamedUpstream | None:
         """Return the upstream for what names no model: the one for all, else the first."""
@@ -185,29 +180,27 @@ class Passthrough:
         argument: str,
         received: tuple[datetime, float],
     ) -> Response | None:
-        copy, failure = request, None
+        passed = _Passed(dialect, request, received)
         if request.headers.get("content-encoding", "identity").strip().lower() != "identity":
             try:
-                copy = await self._steps.work(
+                passed.copy = await self._steps.work(
                     self._limits.body, lambda: decode_content(request, self._limits)
                 )
             except ProxyError as exc:
                 exc.__traceback__ = None
-                failure = exc
-        model: str | None = None
-        if failure is None:
+                passed.failure = exc
+        if passed.failure is None:
+            text = passed.copy.body
             member = await self._steps.work(
-                len(copy.body), lambda: next(string_members(copy.body, "model"), None)
+                len(text), lambda: next(string_members(text, "model"), None)
             )
-            model = member.value if member else None
-            targets = self._upstreams.route(model)
+            passed.model = member.value if member else None
+            targets = self._upstreams.route(passed.model)
         else:
-            speaking = self._speaking(dialect)
-            targets = (Target(speaking),)
+            targets = (Target(self._speaking(dialect)),)
         if not self._takes(targets[0], dialect):
             return None
-        passed = _Passed(dialect, request, copy, failure, model, received)
-        if kind in CHAT_KINDS and not _loads_model(dialect, copy):
+        if kind in CHAT_KINDS and not _loads_model(dialect, passed.copy):
             return await self._pass_chat(passed, argument, targets)
         alike = [target for target in targets if self._takes(target, dialect)]
         return await self._pass_other(passed, alike, is_embedding=kind == "embeddings")
@@ -324,8 +317,7 @@ class Passthrough:
             if exchange.starting is None or run is None:
                 run = await self._run(passed, attempts)
                 exchange.capture.run = run
-                starting = run.start() if exchange.has_entered else steps.start(exchange, run)
-                exchange.starting = asyncio.create_task(starting)
+                exchange.starting = asyncio.create_task(self._start(exchange, run))
             if request is not None:
                 run.take(request)
                 if exchange.finding is None:  # while the upstream works
@@ -335,6 +327,8 @@ class Passthrough:
                 await asyncio.wait({exchange.starting})
                 exchange.starting.result()
             except ProxyError as error:
+                if not exchange.has_entered:  # refused by our own limit
+                    raise
                 if not await attempts.go_on(error.status, error.headers):
                     raise
                 await run.stop()
@@ -355,6 +349,13 @@ class Passthrough:
             exchange.starting = None
         exchange.capture.run = exchange.starting = None
         return None
+
+    async def _start(self, exchange: RunningExchange, run: PassedRun) -> None:
+        """Start a run; the first of an exchange when it is its turn."""
+        if exchange.has_entered:
+            await run.start()
+        else:
+            await self._steps.start(exchange, run)
 
     async def _run(self, passed: _Passed, attempts: Attempts, *, is_turn: bool = True) -> PassedRun:
         """Return a request to the target of an attempt, not sent yet.
@@ -411,13 +412,7 @@ class Passthrough:
         else:
             pieces = self._pieces(exchange, run, copy)
             body = StreamBody(pieces, lambda: self._over(exchange, run, copy, "cancelled"))
-        return Response(
-            response.status,
-            _fields_of(run),
-            body,
-            reason_phrase=response.reason_phrase,
-            is_relayed=True,
-        )
+        return _response(run, body)
 
     async def _pieces(
         self, exchange: RunningExchange, run: PassedRun, copy: ResponseCopy
@@ -453,7 +448,10 @@ class Passthrough:
             await run.close()
 
     async def _end_of(self, copy: ResponseCopy, at: float) -> list[Stamped]:
-        """Read what is left of a copy; in a thread, if a large response is read whole only now."""
+        """Return the last events of a copy: all of them, of a response that is no stream.
+
+        A large one is read in a thread.
+        """
         return await self._read_late(copy.left_bytes, lambda: copy.end(at))
 
     async def _read_late(self, size: int, read: Callable[[], T]) -> T:
@@ -510,10 +508,11 @@ class Passthrough:
             while True:
                 run = await self._run(passed, attempts, is_turn=False)
                 exchange.capture.model_id = run.model_id if model else None
-                starting = run.start() if exchange.has_entered else self._steps.start(exchange, run)
                 try:
-                    await starting
+                    await self._start(exchange, run)
                 except ProxyError as error:
+                    if not exchange.has_entered:  # refused by our own limit
+                        raise
                     if not await self._goes_on(passed, attempts, error.status, error.headers):
                         raise
                 else:
@@ -535,7 +534,7 @@ class Passthrough:
     ) -> bool:
         """Return whether a target is to be asked after this response; see `Attempts.go_on`.
 
-        A body that was read as it came can't be sent again.
+        A request with a streamed body can't be sent a second time.
         """
         return passed.request.body_stream is None and await attempts.go_on(status, headers)
 
@@ -559,13 +558,7 @@ class Passthrough:
                 await self._steps.end(exchange, "cancelled")
 
             body = StreamBody(self._other_pieces(exchange, run, copy), cut)
-        return Response(
-            response.status,
-            _fields_of(run),
-            body,
-            reason_phrase=response.reason_phrase,
-            is_relayed=True,
-        )
+        return _response(run, body)
 
     async def _other_pieces(
         self, exchange: RunningExchange, run: PassedRun, copy: ResponseCopy | None
@@ -609,26 +602,22 @@ class Passthrough:
 
 
 class _Passed:
-    """A request that names a model, with the copy of it that is read.
+    """A request that is passed on.
 
-    failure: why the copy can't be read; the copy is as the request then.
+    received: when, in UTC and by time.monotonic().
+    copy: the request as it is read here, without its content-encoding.
+    failure: why it can't be read. model: the one that it names, as far as that is read.
     """
 
     def __init__(
-        self,
-        dialect: Dialect,
-        request: Request,
-        copy: Request,
-        failure: ProxyError | None,
-        model: str | None,
-        received: tuple[datetime, float],
+        self, dialect: Dialect, request: Request, received: tuple[datetime, float]
     ) -> None:
         self.dialect = dialect
         self.request = request
-        self.copy = copy
-        self.failure = failure
-        self.model = model
         self.received = received
+        self.copy = request
+        self.failure: ProxyError | None = None
+        self.model: str | None = None
 
 
 def _loads_model(dialect: Dialect, request: Request) -> bool:
@@ -642,11 +631,18 @@ def _loads_model(dialect: Dialect, request: Request) -> bool:
     return isinstance(body, dict) and not (body.get("messages") or body.get("prompt"))
 
 
-def _fields_of(run: PassedRun) -> list[tuple[str, str]]:
-    """Return a response's fields as they came, and the name of what refused before."""
-    refused_by = run.upstream.refused_by
+def _response(run: PassedRun, body: Any) -> Response:
+    """Return a response as it came, with the name of what refused the request before."""
+    response, refused_by = run.response, run.upstream.refused_by
+    assert response is not None
     own = [("x-llmproxy-refused-by", refused_by)] if refused_by else []
-    return run.header_fields + own
+    return Response(
+        response.status,
+        run.header_fields + own,
+        body,
+        reason_phrase=response.reason_phrase,
+        is_relayed=True,
+    )
 
 
 def _with_raw_body(begun: Any, request: Request) -> Any:

@@ -230,7 +230,7 @@ class ResponseCopy:
         self._headers = with_date(dict(response.headers), datetime.now(UTC))
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._is_failure = not 200 <= response.status < 300
-        if media_type in ("application/json", "text/html"):  # a page is no stream of any kind
+        if media_type in ("application/json", "text/html"):  # a page is never a stream
             is_stream = False
         elif media_type in ("text/event-stream", "application/x-ndjson"):
             is_stream = True
@@ -264,7 +264,7 @@ class ResponseCopy:
     def raw(self) -> bytes | None:
         """The response up to `RAW_BYTES`, if it could not be read; inflated if that can be done.
 
-        As it came, compressed, nobody could find a key in it.
+        Keys are taken out of it for the log, and can't be found in compressed bytes.
         """
         if not self._is_unread:
             return None

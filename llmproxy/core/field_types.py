@@ -36,9 +36,8 @@ def _wrong_item(place: str, value: Any, hint: Any) -> tuple[str, Any, Any]:
     What is no such sequence is wrong itself.
     """
     kinds = get_args(hint)
-    if get_origin(hint) is not Sequence or isinstance(value, str | bytes):
-        return place, value, hint
-    if not isinstance(value, Sequence):
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    if get_origin(hint) is not Sequence or not is_sequence:
         return place, value, hint
     i, item = next((i, one) for i, one in enumerate(value) if not _fits(one, kinds[0]))
     return f"{place}[{i}]", item, kinds[0]

@@ -149,7 +149,7 @@ def _read_response(
     else:
         most = MAX_INTERIM_RESPONSES
         raise UpstreamError(f"the upstream sent more than {most} interim responses")
-    # Who passes a response on has to know that its body can be framed before the head is sent.
+    # A head is passed on when it is given, so a body of unknown length has to be an error before.
     coded = None if is_decoded else _coded_body(source, head, limits, method)
     yield head  # before its body is read: an error status counts, whatever its page is encoded in
     if coded is None:

@@ -607,6 +607,30 @@ def test_requests_that_are_no_chats_have_fallbacks_too():
     assert [one.turn for one in exchanges] == [None, None]
 
 
+def waiting_stream(request):
+    yield begin_chunked()
+    request.wait_for_hang_up(WAIT_S)
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_our_own_limit_is_no_refusal_of_an_upstream(path):
+    with playing_raw(waiting_stream) as first, playing_raw(response(b"{}")) as second:
+        urls = [f"a=anthropic_messages+{first.url}", f"b=anthropic_messages+{second.url}"]
+        with running(
+            limits=Limits(running=1, queue_s=0.05), upstreams=urls, maps=[("claude-*", "a:,b:")]
+        ) as proxy:
+            where = urlsplit(proxy.url)
+            with socket.create_connection((where.hostname, where.port), WAIT_S) as running_one:
+                head = b"POST /v1/messages/count_tokens HTTP/1.1\r\nHost: localhost\r\n"
+                running_one.sendall(head + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY)
+                assert running_one.recv(2**16).startswith(b"HTTP/1.1 200")
+                status, _, body = ask(proxy, path=path)
+                exchange = proxy.wait_for_report()
+    assert b" 429" in status and b"limit queue_s" in body
+    assert (exchange.status, exchange.refused_by) == ("error", None)
+    assert second.requests == []
+
+
 def test_a_body_that_was_not_kept_is_sent_once():
     large = b"0123456789" * 3_000_000
     with playing_raw(response(b"{}", 429, headers=[("Retry-After", "0")])) as provider:
