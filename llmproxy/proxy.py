@@ -358,6 +358,16 @@ class Options(TypedDict, total=False):
     access_log: Callable[[str], None] | None
 
 
+def need_settings(value: object) -> None:
+    """Check that a value is a `Settings`.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not isinstance(value, Settings):
+        raise SettingsError(f"settings: expected Settings, not {type(value).__name__}")
+
+
 def check_together(settings: Settings) -> None:
     """Check that settings work together.
 
@@ -434,8 +444,7 @@ class Proxy:
             SettingsError: an address that others can reach, without a key; an empty key; an
                 invalid origin; no recordings to replay.
         """
-        if not isinstance(settings, Settings):
-            raise SettingsError(f"settings: expected Settings, not {type(settings).__name__}")
+        need_settings(settings)
         check_together(settings)
         is_local = is_loopback(settings.host)
         self.settings = settings

@@ -16,9 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Unpack
 
-from .core.errors import SettingsError
 from .core.known_keys import KnownKeys
-from .proxy import Options, Proxy, Settings
+from .proxy import Options, Proxy, Settings, need_settings
 
 START_S = 60.0  # llm's plugins may be slow to load
 EXTRA_S = 5.0  # for the part of closing that `limits.shutdown_s` doesn't count
@@ -124,8 +123,8 @@ def running(settings: Settings | None = None, **options: Unpack[Options]) -> Ite
 
 
 def _merged(settings: Settings | None, options: Options, default: Settings) -> Settings:
-    if settings is not None and not isinstance(settings, Settings):
-        raise SettingsError(f"settings: expected Settings, not {type(settings).__name__}")
+    if settings is not None:
+        need_settings(settings)
     return replace(settings or default, **options)
 
 

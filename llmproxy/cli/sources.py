@@ -24,14 +24,8 @@ SHARED = ("database", "prices")  # that commands besides the server take from th
 # Their values may have commas: in the environment they are separated by line breaks only.
 _HAVE_COMMAS = ("ignore", "recordings")
 _ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
-_MEANINGLESS = (
-    "help",
-    "version",
-    "help_limits",
-    "completion",
-    "config",
-    "with_defaults",
-)  # in a file
+# In a file, and in the environment.
+_MEANINGLESS = ("help", "version", "help_limits", "completion", "config", "with_defaults")
 
 
 class Wrong(Exception):
