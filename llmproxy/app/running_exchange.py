@@ -189,14 +189,17 @@ class RunningExchange:
             if batch:
                 self._keep(batch)
             return batch
-        left_s = max(self.until - time.monotonic(), 0.0)
-        batch = await run.read(min(left_s, silence_s or math.inf))
-        if batch:
-            self._keep(batch)
-        is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
-        if not is_over and time.monotonic() >= self.until:
-            raise UpstreamTimeout("the response did not end in time (limit answer_s)")
-        return batch
+        while True:
+            left_s = max(self.until - time.monotonic(), 0.0)
+            batch = await run.read(min(left_s, silence_s or math.inf))
+            if batch:
+                self._keep(batch)
+            is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
+            if not is_over and time.monotonic() >= self.until:
+                raise UpstreamTimeout("the response did not end in time (limit answer_s)")
+            # Silence counts from the last event: it may be longer already than what is left.
+            if batch is not None or silence_s is not None:
+                return batch
 
     async def _wait_for_start(self, silence_s: float | None) -> bool:
         assert self.starting is not None

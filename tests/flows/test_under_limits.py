@@ -119,6 +119,20 @@ def test_a_response_that_takes_too_long_is_cut(script, stream):
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+def test_silence_longer_than_what_is_left_of_the_time_does_not_end_a_response(stream):
+    def hold_the_loop(response):
+        time.sleep(0.7)
+        return asyncio.sleep(10)
+
+    model = AsyncScript("m", "word ", hold_the_loop, "more")
+    with running(model, limits=Limits(answer_s=1.0, shutdown_s=5)) as proxy:
+        client = openai.OpenAI(base_url=f"{proxy.url}/v1", api_key="x", max_retries=0)
+        with pytest.raises(openai.APIError, match="did not end in time"):
+            list(client.chat.completions.create(**BODY, stream=stream))
+        assert proxy.wait_for_report().status == "error"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("word", ["word ", "long " * 1000], ids=["short", "long"])
 def test_an_endless_model_is_held_to_its_memory_limit(stream, word):
     """However fast its client reads: events are kept until they are logged."""
