@@ -138,6 +138,7 @@ MAX_KEPT_BYTES = 80 * 2**20  # of all of them: a laptop has other things to do w
 REMEMBERED = {
     "core/field_types.py:_hints": "our dataclasses",
     "app/access.py:_is_loopback_address": "16 hosts of MAX_ADDRESS_CHARS",
+    "app/routes.py:_match": "128 paths of MAX_REMEMBERED_PATH",
     "app/routes.py:_sorted_routes": "dialects with a header × their names",
     "core/known_keys.py:_is_secret_name": "1,024 names of MAX_REMEMBERED_CHARS",
     "recorder/user_files.py:_user_file": "16 paths",

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from functools import cache
+from collections.abc import Collection, Iterator
+from functools import cache, lru_cache
 
 from ..core.backend import CHAT_KINDS, Kind, Route
 from ..core.errors import MethodNotAllowed, NotFound, Unsupported, UpgradeRequired
@@ -20,6 +20,7 @@ _PREFIX = re.compile(
 )
 
 MAX_PREFIXES = 8  # more are no base URL
+MAX_REMEMBERED_PATH = 200
 
 
 def bare_path(path: str) -> str:
@@ -81,24 +82,43 @@ def find_route(request: Request) -> tuple[Dialect, Kind, str]:
         )
     path = request.path.rstrip("/")
     method = "GET" if request.method == "HEAD" else request.method
-    for start, prefixes, model in _starts(path):
-        allowed: set[str] = set()
-        for dialect, route, pattern in _routes_for(request, prefixes):
-            found = pattern.fullmatch(path, start)
-            if found is None:
-                continue
-            if route.method == method:
-                if route.kind == "refused":
-                    raise Unsupported(route.refusal)
-                return dialect, route.kind, found.groupdict().get("argument") or model
-            allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
-        if allowed:
-            raise method_not_allowed(request, allowed)
+    match = _match if len(path) <= MAX_REMEMBERED_PATH else _match.__wrapped__
+    found, allowed = match(path, method, _version_headers(request))
+    if found is not None:
+        dialect, route, argument = found
+        if route.kind == "refused":
+            raise Unsupported(route.refusal)
+        return dialect, route.kind, argument
+    if allowed:
+        raise method_not_allowed(request, allowed)
     *others, last = _paths_to_set(dialect_of(request))
     known = f"{', '.join(others)} or {last}" if others else last
     api = next((name for name, words in _OTHER_APIS.items() if words.search(path)), None)
     of = f" ({api})" if api else ""
     raise NotFound(f"{request.path[:200]} is not supported{of}; set the client to {known}")
+
+
+@lru_cache(maxsize=128)  # programs ask for few paths, most of which all routes are tried on
+def _match(
+    path: str, method: str, sent: frozenset[str]
+) -> tuple[tuple[Dialect, Route, str] | None, frozenset[str]]:
+    """Return the route of a path and its argument, or the methods that the path takes.
+
+    sent: the headers among the request's that only one dialect's clients send.
+    """
+    for start, prefixes, model in _starts(path):
+        allowed: set[str] = set()
+        for dialect, route, pattern in _routes_for(sent, prefixes):
+            found = pattern.fullmatch(path, start)
+            if found is None:
+                continue
+            if route.method == method:
+                argument = found.groupdict().get("argument") or model
+                return (dialect, route, argument), frozenset()
+            allowed |= {route.method} | ({"HEAD"} if route.method == "GET" else set())
+        if allowed:
+            return None, frozenset(allowed)
+    return None, frozenset()
 
 
 def _starts(path: str) -> Iterator[tuple[int, set[str], str]]:
@@ -135,10 +155,11 @@ def dialect_of(request: Request) -> Dialect:
     """
     path = request.path.rstrip("/")
     found: Dialect | None = None
-    routes, prefixes = _routes_for(request, set()), set[str]()
+    sent = _version_headers(request)
+    routes, prefixes = _routes_for(sent, set()), set[str]()
     for start, prefixes, _ in _starts(path):
         first = _first_part(path[start:])
-        routes = _routes_for(request, prefixes)
+        routes = _routes_for(sent, prefixes)
         for dialect, _, pattern in routes:
             if pattern.fullmatch(path, start):
                 return dialect
@@ -169,7 +190,7 @@ def _paths_to_set(dialect: Dialect) -> list[str]:
     ]
 
 
-def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
+def method_not_allowed(request: Request, allowed: Collection[str]) -> MethodNotAllowed:
     """Return the error for a method, with those that are allowed."""
     allow = ", ".join(sorted(allowed))
     return MethodNotAllowed(
@@ -179,14 +200,17 @@ def method_not_allowed(request: Request, allowed: set[str]) -> MethodNotAllowed:
 
 
 def _routes_for(
-    request: Request, prefixes: set[str]
+    sent: frozenset[str], prefixes: set[str]
 ) -> list[tuple[Dialect, Route, re.Pattern[str]]]:
     """Sort the routes: those of the client's own dialect first, since some paths are shared.
 
     A header that only its clients send says more than a prefix, which people write.
     """
-    sent = {name for name, _ in request.headers}
-    return _sorted_routes(_VERSION_HEADERS.intersection(sent), _PREFIXES.intersection(prefixes))
+    return _sorted_routes(sent, _PREFIXES.intersection(prefixes))
+
+
+def _version_headers(request: Request) -> frozenset[str]:
+    return _VERSION_HEADERS.intersection([name for name, _ in request.headers])
 
 
 _VERSION_HEADERS = frozenset(dialect.VERSION_HEADER for dialect in DIALECTS)
