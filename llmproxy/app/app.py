@@ -183,7 +183,7 @@ class App:
             receive=self._receive,
             begin=self._begin,
             log_begin=self._log_begin_later,
-            find_conversation=self._find_conversation,
+            start_finding=self._start_finding,
             start=self._start,
             respond=self._respond,
             end=self._end,
@@ -597,6 +597,14 @@ class App:
             return replace(request, messages=capture.messages, recalled=capture.match.recalled)
         return request
 
+    def _start_finding(
+        self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
+    ) -> None:
+        """Look up what a request continues beside its response, if there is anything to look up."""
+        if self._may_continue(exchange, request):
+            finding = self._find_conversation(exchange, request, model_id)
+            exchange.finding = asyncio.create_task(finding)
+
     async def _find_conversation(
         self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
     ) -> None:
@@ -615,9 +623,7 @@ class App:
         """Look up in the log which conversation a request continues; return whether it was done."""
         capture = exchange.capture
         matcher = self._matcher
-        if matcher is None or not exchange.is_logged:
-            return False
-        if not matcher.may_continue(request.messages):
+        if matcher is None or not self._may_continue(exchange, request):
             return False
         try:
             async with asyncio.timeout(self._limits.log_wait_s):
@@ -641,6 +647,12 @@ class App:
                 "could not look up in the log what exchange %s continues", capture.begun.id
             )
         return True
+
+    def _may_continue(self, exchange: RunningExchange, request: chat.ChatRequest) -> bool:
+        matcher = self._matcher
+        if matcher is None or not exchange.is_logged:
+            return False
+        return matcher.may_continue(request.messages)
 
     def _has_matched(self, matching: asyncio.Future[Match]) -> None:
         self._matching.release()

@@ -58,8 +58,6 @@ from .running_exchange import Ending, RunningExchange
 UNREAD_REQUEST = "request"  # in `ignored`: the copy could not be read
 MAX_RAW_BYTES = 2**20  # kept of a request whose copy could not be read
 
-SENDING_TURNS = 4  # of the event loop: a small request is sent in these, on a kept connection
-
 LEFT_FINDING_S = 0.1  # that the log waits for what a request continues, when its client has left
 
 T = TypeVar("T")
@@ -87,7 +85,7 @@ _WITHOUT_BODY = frozenset({204, 304})
 class Steps:
     """The app's steps that requests to upstreams share with all others.
 
-    find_conversation: looks up in the log what a chat continues, for the log alone.
+    start_finding: looks up in the log what a chat continues, for the log alone.
     respond: runs a choice and renders what comes.
     """
 
@@ -96,7 +94,7 @@ class Steps:
     receive: Callable[..., Received]
     begin: Callable[[Dialect, Request, Any, tuple[datetime, float], str | None], RunningExchange]
     log_begin: Callable[[RunningExchange], None]
-    find_conversation: Callable[[RunningExchange, chat.ChatRequest, str], Coroutine[Any, Any, None]]
+    start_finding: Callable[[RunningExchange, chat.ChatRequest, str], None]
     start: Callable[[RunningExchange, Run], Coroutine[Any, Any, None]]
     respond: Callable[
         [Dialect, RunningExchange, chat.ChatRequest, Choice, int], Awaitable[Response]
@@ -240,7 +238,7 @@ class Passthrough:
 
         try:
             early = await self._send_early(passed, attempts)
-            for _ in range(SENDING_TURNS if early else 0):
+            if early is not None:  # a small request is sent in this turn, on a kept connection
                 await asyncio.sleep(0)
             exchange, request, failure = await steps.work(size, receive)
         except (ProxyError, asyncio.CancelledError) as exc:
@@ -321,11 +319,9 @@ class Passthrough:
             if request is not None:
                 run.take(request)
                 if exchange.finding is None:  # while the upstream works
-                    finding = steps.find_conversation(exchange, request, run.model_id)
-                    exchange.finding = asyncio.create_task(finding)
+                    steps.start_finding(exchange, request, run.model_id)
             try:
-                await asyncio.wait({exchange.starting})
-                exchange.starting.result()
+                await exchange.starting
             except ProxyError as error:
                 if not exchange.has_entered:  # refused by our own limit
                     raise

@@ -30,10 +30,17 @@ RAW_BYTES = 2**20  # kept of a response until it is known that its copy can be r
 UNREAD_RESPONSE = "response"  # in `ignored`: the copy could not be read, and is kept raw
 
 # With these words a client may take a stream for complete. Text may have them too: that costs it
-# nothing but being parsed before it is sent on.
-_MAY_END = re.compile(
-    rb'message_stop|\[DONE\]|response\.(?:completed|failed|incomplete)|"error"|"done"[ \t]*:[ \t]*t'
+# nothing but being parsed before it is sent on. Looked for one by one, which is five times as
+# fast as a pattern of all.
+_MAY_END = (
+    b"message_stop",
+    b"[DONE]",
+    b"response.completed",
+    b"response.failed",
+    b"response.incomplete",
+    b'"error"',
 )
+_DONE = re.compile(rb'"done"[ \t]*:[ \t]*t')
 _TAIL_BYTES = 32  # of the pieces before, so that a word that is split is found
 
 
@@ -227,7 +234,7 @@ class ResponseCopy:
     ) -> None:
         self._dialect = dialect
         self._status = response.status
-        self._headers = with_date(dict(response.headers), datetime.now(UTC))
+        self._headers, self._received = response.headers, datetime.now(UTC)
         media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         self._is_failure = not 200 <= response.status < 300
         if media_type in ("application/json", "text/html"):  # a page is never a stream
@@ -247,12 +254,12 @@ class ResponseCopy:
         self.has_ended = False
         self.error: ProxyError | None = None
         self._coding = response.headers.get("content-encoding", "")
-        is_coded = self._coding.strip().lower() not in ("", "identity")
-        try:
-            decoder = BodyDecoder(self._coding, self._max_bytes)
-            self._decoder = decoder if is_coded else None
-        except ProxyError:
-            self._decoder, self._is_unread = None, True
+        self._decoder: BodyDecoder | None = None
+        if self._coding.strip().lower() not in ("", "identity"):
+            try:
+                self._decoder = BodyDecoder(self._coding, self._max_bytes)
+            except ProxyError:
+                self._is_unread = True
         self._is_watched = self._decoder is not None  # each piece may be the last
 
     @property
@@ -291,12 +298,14 @@ class ResponseCopy:
         if self._is_watched:
             return 0
         searched = self._tail + data
-        found = _MAY_END.search(searched)
-        if found is None:
+        starts = [searched.find(word) for word in _MAY_END if word in searched]
+        if done := _DONE.search(searched):
+            starts.append(done.start())
+        if not starts:
             self._tail = searched[-_TAIL_BYTES:]
             return len(data)
         self._is_watched = True
-        whole_lines = searched.rfind(b"\n", 0, found.start()) + 1
+        whole_lines = searched.rfind(b"\n", 0, min(starts)) + 1
         return max(whole_lines - len(self._tail), 0)
 
     async def first_error(self, response: UpstreamResponse) -> ProxyError | None:
@@ -367,16 +376,19 @@ class ResponseCopy:
         if 300 <= self._status < 400:
             self.error = UpstreamError(f"the upstream redirects (status {self._status})")
         elif self._is_failure:
-            self.error = self._dialect.parse_error(self._status, value, self._headers)
+            self.error = self._dialect.parse_error(self._status, value, self._dated_headers())
         elif not self._is_unread:
             try:
-                response = self._dialect.parse_response(value, self._headers)
+                response = self._dialect.parse_response(value, self._dated_headers())
             except ProxyError as error:
                 self._failed(error, b'"error"' in data)
             except Exception:
                 self._is_unread = True
             else:
                 self._take(at, list(events_of(response)), events)
+
+    def _dated_headers(self) -> dict[str, str]:
+        return with_date(dict(self._headers), self._received)
 
     def _read(self, at: float, data: bytes, events: list[backend.Stamped]) -> None:
         for frame in self._frames.feed(data):

@@ -203,7 +203,7 @@ class Client:
             fields.append(("accept-encoding", "identity"))
         request = _Request.of(method, address, fields, body, proxy)
         began = time.monotonic()
-        kept = await self._pool.take(address)
+        kept = self._pool.take(address)
         connection = kept or await self._pool.open(address)
         is_whole = False
         try:

@@ -11,6 +11,7 @@ import ipaddress
 import math
 import os
 import re
+import select
 import socket
 import ssl
 import time
@@ -368,6 +369,16 @@ class Connection(asyncio.Protocol):
         """Whether the server has sent nothing since the last response, and not ended either."""
         return not (self.is_over or self.arrived or self._transport.is_closing())
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether the kernel has bytes, or an end, that the event loop has not read yet."""
+        sock = self._transport.get_extra_info("socket").fileno()
+        if not hasattr(select, "poll"):  # Windows, where descriptors of any number do here
+            return bool(select.select([sock], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        return bool(poll.poll(0))
+
     def data_received(self, data: bytes) -> None:
         self.arrived.append((time.monotonic(), data))
         self._buffered += len(data)
@@ -493,19 +504,13 @@ class Pool:
             self._tls = await asyncio.to_thread(trust)
         return await connect(address, self._tls, self._deadlines, self.proxy_for(address))
 
-    async def take(self, address: Address) -> Connection | None:
+    def take(self, address: Address) -> Connection | None:
         """Return a kept connection on which nothing has happened since; None if there is none."""
         kept = self._idle.get(_key(address))
-        if not kept:
-            return None
-        # By then the loop has read an end that the server has sent: see the two turns in its
-        # run, of a callback that is ready now and of one that the selector finds.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
         while kept:
             connection = kept.pop()
             self._timers.pop(connection).cancel()
-            if connection.is_untouched:
+            if connection.is_untouched and not connection.has_unread:
                 return connection
             connection.close()
         return None
