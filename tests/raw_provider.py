@@ -145,6 +145,9 @@ def relaying(
                 while not relay.received[number].endswith(b"\r\n\r\n"):
                     relay.received[number] += peer.recv(1)
                 peer.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            if isinstance(peer, ssl.SSLSocket):
+                _copy_both(peer, there)
+                return
             back = threading.Thread(target=copy, args=(there, peer, bytearray()), daemon=True)
             back.start()
             copy(peer, there, bytearray() if answers_connect else relay.received[number])
@@ -166,6 +169,17 @@ def relaying(
     with _listening(listener, serve, _serving_as(tls) if tls else None) as connections:
         relay.received = connections
         yield relay
+
+
+def _copy_both(peer: ssl.SSLSocket, there: socket.socket) -> None:
+    """Copy both ways in one thread: two may not use a TLS connection at the same time."""
+    while True:
+        ready = [peer] if peer.pending() else select.select([peer, there], [], [], WAIT_S)[0]
+        for source in ready:
+            data = source.recv(2**16)
+            if not data:
+                return
+            (there if source is peer else peer).sendall(data)
 
 
 # ---- what answers are made of

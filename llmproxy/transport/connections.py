@@ -457,7 +457,13 @@ class Connection(asyncio.Protocol):
     async def start_tls(self, tls: ssl.SSLContext, host: str) -> None:
         """Speak TLS from here on, with the server that the tunnel leads to."""
         loop = asyncio.get_running_loop()
-        transport = await loop.start_tls(self._transport, self, tls, server_hostname=host)
+        try:
+            transport = await loop.start_tls(self._transport, self, tls, server_hostname=host)
+        except TypeError as exc:
+            # How CPython (3.12 and before) fails at a failed handshake inside of TLS.
+            if isinstance(exc.__context__, OSError):
+                raise exc.__context__ from None
+            raise
         assert transport is not None
         self._use(transport)
 

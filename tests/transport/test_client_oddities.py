@@ -2,6 +2,8 @@
 
 import asyncio
 import gzip
+import socket
+import threading
 import time
 
 import pytest
@@ -236,6 +238,30 @@ async def test_a_proxy_that_is_not_trusted_gets_no_request(monkeypatch):
             async with client.send("GET", "https://api.example.com/"):
                 pass
     assert not any(proxy.received)
+
+
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n"], ids=["end", "http"])
+@pytest.mark.parametrize("tls", [None, "127.0.0.1"], ids=["http", "https"])
+async def test_a_tunnel_whose_handshake_fails_is_named(tls, said, tmp_path):
+    # CPython 3.12 and before tells of its own mistake there.
+    asyncio.get_running_loop().set_exception_handler(lambda loop, report: None)
+
+    def end():
+        with ending.accept()[0] as peer:
+            peer.recv(2**16)
+            peer.sendall(said)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as ending,
+        playing_raw(b"", tls="api.example.com") as trusted,  # for its CA
+        relaying(ending.getsockname()[1], answers_connect=True, tls=tls) as proxy,
+    ):
+        threading.Thread(target=end, daemon=True).start()
+        context = trust(trusted.write_ca(tmp_path))
+        client = Client(tls=context, proxies=Proxies({"https": proxy.url}))
+        with pytest.raises(UpstreamError, match=r"no (secure )?connection to api.example.com:443"):
+            async with client.send("GET", "https://api.example.com/"):
+                pass
 
 
 async def test_a_provider_that_reads_slowly_holds_the_request_back():
