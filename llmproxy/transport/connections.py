@@ -11,7 +11,6 @@ import ipaddress
 import math
 import os
 import re
-import select
 import socket
 import ssl
 import time
@@ -25,6 +24,7 @@ from ..core.errors import NoConnection, SettingsError, UpstreamError, UpstreamTi
 from ..core.limits import Limits
 from .http_grammar import encode_message_head
 from .response_parser import ResponseHead, ResponseParser
+from .sockets import has_unread
 
 READ_AHEAD_BYTES = 256 * 2**10  # received and not asked for yet; above it, the server has to wait
 MAX_IDLE = 32  # connections that are kept; each takes a descriptor
@@ -371,13 +371,8 @@ class Connection(asyncio.Protocol):
 
     @property
     def has_unread(self) -> bool:
-        """Whether the kernel has bytes, or an end, that the event loop has not read yet."""
-        sock = self._transport.get_extra_info("socket").fileno()
-        if not hasattr(select, "poll"):  # Windows, where descriptors of any number do here
-            return bool(select.select([sock], [], [], 0)[0])
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        return bool(poll.poll(0))
+        """Whether there is something of the server's that the event loop has not read yet."""
+        return has_unread(self._transport)
 
     def data_received(self, data: bytes) -> None:
         self.arrived.append((time.monotonic(), data))

@@ -24,6 +24,7 @@ from ..core.errors import ProtocolError, ProxyError, Timeout, Unavailable
 from ..core.limits import Limits
 from . import http11
 from .http11 import BodyCut, Request, RequestParser, Response
+from .sockets import has_hung_up
 
 App = Callable[[Request], Awaitable[Response]]
 RenderError = Callable[[ProxyError, Request | None], Response]
@@ -31,6 +32,7 @@ Admit = Callable[[Request], Response | None]
 T = TypeVar("T")
 
 READ_AHEAD_BYTES = 256 * 2**10  # beyond the current request; above it, reading waits
+HANG_UP_S = 0.5  # how often a connection that is not read is asked whether its client has left
 LINGER_S = 5.0  # for a client to read our last response and close before we do
 CHUNKS_IN_A_ROW = 64  # that a body yields without waiting, before other connections get a turn
 MAX_REFUSING = 64  # connections over the limit that get a 503; the rest are cut at once
@@ -257,6 +259,7 @@ class _Connection(asyncio.Protocol):
         self._body_waiter: asyncio.Future[None] | None = None  # of who reads a streamed body
         self._is_wanted = True  # reading may continue, however much is buffered
         self._is_reading = True
+        self._hang_up_timer: asyncio.TimerHandle | None = None
         self._is_hung_up = False
         self._is_lost = False
         self._is_over = False  # the last response is sent; further bytes are dropped
@@ -290,9 +293,10 @@ class _Connection(asyncio.Protocol):
         self._parser.feed(data)
         self._wake()
         if self._parser.buffered > READ_AHEAD_BYTES and not self._is_wanted:
-            # From here on a hang-up is noticed only when a response can't be written.
             self._is_reading = False
             self._transport.pause_reading()
+            if self._hang_up_timer is None:
+                self._hang_up_timer = self._loop.call_later(HANG_UP_S, self._look_for_hang_up)
 
     def eof_received(self) -> None:
         """Cut the connection.
@@ -309,6 +313,16 @@ class _Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._wake()
+
+    def _look_for_hang_up(self) -> None:
+        """Ask the kernel as long as nothing is read: an end may be behind what is unread."""
+        self._hang_up_timer = None
+        if self._is_reading or self._is_hung_up:
+            return
+        if has_hung_up(self._transport):
+            self._hang_up()
+        else:
+            self._hang_up_timer = self._loop.call_later(HANG_UP_S, self._look_for_hang_up)
 
     def _hang_up(self) -> None:
         self._transport.abort()

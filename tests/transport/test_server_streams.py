@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import sys
 from contextlib import asynccontextmanager
 
 import pytest
@@ -180,6 +181,39 @@ async def test_a_hang_up_cancels_the_reader_also_in_another_task():
             await asyncio.sleep(0.02)
         await asyncio.wait_for(cancelled.wait(), 5)
     assert raised == ["the client left before its body was whole"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems don't tell")
+@pytest.mark.parametrize("streams", [True, False], ids=["upload", "next request"])
+@pytest.mark.parametrize("ending", ["shutdown", "close", "reset"])
+async def test_a_hang_up_behind_unread_bytes_cancels_the_response(ending, streams):
+    began, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def app(request):
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async with serving(app, lambda head: streams) as server:
+        _, writer = await asyncio.open_connection(*server.addresses[0])
+        writer.write(PUT + b"Content-Length: %d\r\n\r\n" % (2**30 if streams else 0))
+        await began.wait()
+        writer.write(bytes(READ_AHEAD_BYTES + 2**16))
+        (connection,) = server._connections.values()
+        while connection._is_reading:
+            await asyncio.sleep(0.01)
+        await writer.drain()
+        if ending == "shutdown":
+            writer.write_eof()
+        elif ending == "close":
+            writer.close()
+        else:
+            writer.transport.abort()
+        await asyncio.wait_for(cancelled.wait(), 5)
+        writer.close()
 
 
 # ---- relayed responses
