@@ -51,9 +51,9 @@ for version in "${@:-${PROMISED[@]}}"; do
     fi
     echo "== Python $version: $python"
     "$python" -m venv "$folder/$version"
-    "$folder/$version/bin/pip" install --quiet --disable-pip-version-check -e '.[test]'
-    # Without a cache of its own, so that it leaves nothing in the tree.
-    PYTHONDONTWRITEBYTECODE=1 timeout "$SUBSET_TIMEOUT_S" \
+    PYTHONPYCACHEPREFIX="$folder/compiled" "$folder/$version/bin/pip" install --quiet --disable-pip-version-check -e '.[test]'
+    # Its compiled modules are kept for its workers, and leave nothing in the tree.
+    PYTHONPYCACHEPREFIX="$folder/compiled" timeout "$SUBSET_TIMEOUT_S" \
         "$folder/$version/bin/python" -m pytest -p no:cacheprovider "${SUBSET[@]}" ||
         failed+=("$version")
 done

@@ -92,11 +92,8 @@ def test_copied_rows_are_others_and_earlier():
 def test_a_whole_run_has_every_figure_of_ours_and_logs_everything(tmp_path, monkeypatch):
     monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-scripted-model")
     python = Path(sys.executable)
-    kinds = [
-        servers.ours(OURS, python, environments.CHECKOUT),
-        servers.limit(L2, "streams", python),
-        servers.limit(L1, "raw", python),
-    ]
+    ours = servers.ours(OURS, python, environments.CHECKOUT)
+    kinds = [ours, servers.limit(L1, "raw", python)]
     names = [name for name in SCENARIOS if name not in ALIKE]
     plan = Plan(kinds, names, 1, SMALL, tmp_path, python)
     comparison = compare(plan, Disturbance(*cores()))
@@ -117,8 +114,9 @@ def test_a_whole_run_has_every_figure_of_ours_and_logs_everything(tmp_path, monk
 def test_results_can_be_written_as_json(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LLM_LOAD_PLUGINS", "llm-scripted-model")
     cache, result = ready_cache(tmp_path), tmp_path / "result.json"
-    arguments = ["--servers", "", "--rows", "start", "--rounds", "1", "--cache", str(cache)]
-    assert command.main([*arguments, "--json", str(result)]) == 0
+    arguments = ["--servers", L2, "--rows", "start,stream-1", "--rounds", "1", "--seconds", "0.1"]
+    assert command.main([*arguments, "--cache", str(cache), "--json", str(result)]) == 0
     assert "\n| start to first response, CPU ms | " in capsys.readouterr().out
     figures = json.loads(result.read_text())["figures"]
     assert figures["start_cpu"]["servers"][OURS]["median"] > 0
+    assert figures["chunks_1"]["servers"][L2]["median"] > 0
