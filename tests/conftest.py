@@ -52,6 +52,8 @@ hypothesis.settings.load_profile("house")
 
 _numbers = itertools.count(1)
 
+SLOW_TIMEOUT_S = 240  # some take 40 on an idle machine, and others may have its cores
+
 os.environ["TZ"] = "UTC"  # so that the times that tests expect are right on every machine
 time.tzset()
 
@@ -78,7 +80,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what is about our own server where another one is to be used."""
+    """Give slow tests more time, and leave out those of our own server if another is used."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
     if proxies.server != "own":
         for item in items:
             if item.get_closest_marker("own_server"):
