@@ -229,6 +229,21 @@ def test_an_exchange_has_its_facts_messages_and_the_request(talk, get):
     assert "overloaded" in get(f"/exchanges/{failed.id}").words
 
 
+@pytest.mark.parametrize("reply", ["", "It"])
+def test_an_error_is_shown_once_and_named_in_the_legend(talk, get, reply):
+    asked = talk("hello")
+    said = [llm.assistant(reply)] if reply else []
+    failed = talk("more", asked, status="error", error="overloaded", reply=said)
+    page = get(f"/exchanges/{failed.id}")
+    assert page.words.count("overloaded") == 1
+    assert page.words.index("overloaded") < page.words.index("Model")
+    assert ("span", {"class": "key broken"}) in page.tags
+    drawn = "Waiting 1.0\xa0ms Failed after 12\xa0ms" if reply else "Timeline Failed after 12\xa0ms"
+    assert drawn in _words(page)
+    article = get(f"/conversations/{asked.id}").words.rpartition(" 2. ")[2]
+    assert article.count("overloaded") == 1
+
+
 def test_what_was_recalled_ignored_and_missed_is_said(talk, get):
     one = talk("one", messages=[llm.system("careful"), llm.user("one")])
     changed = [llm.system("hasty"), llm.user("one"), *one.turn.reply, llm.user("two")]
