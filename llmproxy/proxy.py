@@ -37,7 +37,7 @@ from .conversations.matching import Matcher
 from .core import backend
 from .core.errors import InvalidRequest
 from .core.errors import SettingsError as SettingsError
-from .core.field_types import find_wrong_field
+from .core.field_types import find_wrong_field, naming_unknown_fields
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.threads import in_daemon_thread
@@ -102,6 +102,7 @@ def _ignore(_: object) -> None:
     pass
 
 
+@naming_unknown_fields
 @dataclass(frozen=True)
 class Settings:
     """How a proxy is set up; docs/settings.md has the command's flag for each field.

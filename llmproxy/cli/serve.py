@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import difflib
 import errno
 import gc
 import logging
@@ -21,6 +20,7 @@ from ..app.access import is_loopback
 from ..backends.replay import MAX_LISTED, RecordingSummary
 from ..backends.upstreams import UpstreamStatus
 from ..core import limits
+from ..core.field_types import closest
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, check_together
@@ -85,8 +85,8 @@ def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
         return f"the command {word!r} must come first, before all flags"
     if argv[0] != word:
         return f"unrecognized arguments: {word}"
-    alike = difflib.get_close_matches(word, commands, n=1)
-    hint = f"did you mean {alike[0]}?" if alike else "without one, it serves"
+    alike = closest(word, commands)
+    hint = f"did you mean {alike}?" if alike else "without one, it serves"
     return f"there is no command {word!r}: {hint} (the commands are {', '.join(commands)})"
 
 

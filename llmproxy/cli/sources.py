@@ -8,7 +8,6 @@ nothing here. `config`, the file itself, is a flag and a variable only.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import SettingsError
+from ..core.field_types import closest
 
 PREFIX = "LLMPROXY_"
 SHARED = ("database", "prices")  # that commands besides the server take from the same places
@@ -211,8 +211,8 @@ def _unknown_variables(variables: Mapping[str, str], known: Iterable[str]) -> li
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    alike = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {alike[0]}?" if alike else ""
+    alike = closest(name, names)
+    return f"; did you mean {alike}?" if alike else ""
 
 
 def _is_list(action: Action) -> bool:
