@@ -485,7 +485,12 @@ def _password(value: str) -> str:
 
 
 def _keys(keys: Sequence[tuple[str, str]]) -> dict[str, UpstreamKey]:
-    return {name: _key(name, text) for name, text in keys}
+    found: dict[str, UpstreamKey] = {}
+    for name, text in keys:
+        if name in found:
+            raise SettingsError(f"{{upstream_keys}}: that of {name} is given twice")
+        found[name] = _key(name, text)
+    return found
 
 
 def _key(name: str, text: str) -> UpstreamKey:

@@ -33,7 +33,7 @@ from .columns import joined
 from .completion import SHELLS, Shell
 from .line_writer import LineWriter
 from .run import run
-from .sources import Given, add_config, complete, parse_flags
+from .sources import Given, Once, add_config, complete, parse_flags
 from .summary_text import ExchangeAligner, refusal_row, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
@@ -167,7 +167,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         default=[],
         help="a server that requests may go to: anthropic, openai, codex, NAME=DIALECT+URL",
     )
-    add("--passthrough", metavar="UPSTREAM", help="send it what no --map takes")
+    add(
+        "--passthrough",
+        action=Once,
+        instead="a --map sends models to another upstream",
+        metavar="UPSTREAM",
+        help="send it what no --map takes",
+    )
     add(
         "--upstream-key",
         dest="upstream_keys",
@@ -178,7 +184,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="its key: client (the client's own credentials, the default), llm:KEYNAME or "
         "env:VARIABLE",
     )
-    add("--upstream-ca", metavar="FILE", help="trust these certificates too (PEM)")
+    add(
+        "--upstream-ca",
+        action=Once,
+        instead="one file can have several certificates",
+        metavar="FILE",
+        help="trust these certificates too (PEM)",
+    )
     add(
         "--upstream-insecure",
         action="store_true",
@@ -293,12 +305,19 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--help-limits", action="store_true", help="list the limits and exit")
     add(
         "--otlp",
+        action=Once,
+        instead="a collector can send the spans on to others",
         metavar="URL",
         help="send a span of each exchange to this OpenTelemetry collector, with the headers in "
         "OTEL_EXPORTER_OTLP_HEADERS",
     )
     add("--otlp-content", action="store_true", help="spans have the words of the conversations")
-    add("--access-log", metavar="FILE", help="log each HTTP response to FILE; - is standard error")
+    add(
+        "--access-log",
+        action=Once,
+        metavar="FILE",
+        help="log each HTTP response to FILE; - is standard error",
+    )
     add("--debug", action="store_true", help="print the traceback if a model's plugin fails")
     add("--quiet", action="store_true", help="do not print a line per exchange")
     return parser
