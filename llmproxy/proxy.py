@@ -50,6 +50,7 @@ from .recorder.retention import delete_daily
 from .recorder.spool import Spool
 from .recorder.store import Store
 from .recorder.writer import Writer
+from .transport.connections import Proxies
 from .transport.http11 import Request
 from .transport.server import ServedRequest, Server
 
@@ -551,6 +552,7 @@ class Proxy:
             headers_of_environment(),
             content=settings.otlp_content,
             warn=settings.warn,
+            proxies=Proxies.of_environment(),
         )
 
     def _live(self) -> backend.Backend:
