@@ -14,8 +14,12 @@ from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
-import openai
 import pytest
+
+try:
+    import openai
+except ImportError:
+    pytest.exit("this example needs a package: pip install openai", returncode=1)
 
 import llmproxy
 

@@ -6,15 +6,16 @@ and processors of their own. Needs opentelemetry-sdk; prints the spans instead o
 
 import json
 import tempfile
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+try:
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ImportError:
+    raise SystemExit("this example needs a package: pip install opentelemetry-sdk") from None
 
 import llmproxy
 
@@ -25,12 +26,12 @@ tracer = provider.get_tracer("llmproxy")
 
 def on_exchange(exchange: Any) -> None:
     """Make a span of an exchange that has ended, in its client's trace."""
-    ended = exchange.received + timedelta(milliseconds=exchange.duration_ms)
+    started_ns = int(exchange.received.timestamp() * 1e9)
     span = tracer.start_span(
         f"chat {exchange.model_asked}",
         context=TraceContextTextMapPropagator().extract(exchange.request.headers),
         kind=trace.SpanKind.CLIENT,
-        start_time=int(exchange.received.timestamp() * 1e9),
+        start_time=started_ns,
         attributes={
             "gen_ai.operation.name": "chat",
             "gen_ai.provider.name": "llm",
@@ -44,7 +45,7 @@ def on_exchange(exchange: Any) -> None:
             span.set_attribute(f"gen_ai.usage.{name}", count)
     if exchange.status == "error":
         span.set_status(trace.StatusCode.ERROR)
-    span.end(int(ended.timestamp() * 1e9))
+    span.end(started_ns + int(exchange.duration_ms * 1e6))
 
 
 def ask(url: str) -> None:
@@ -54,6 +55,5 @@ def ask(url: str) -> None:
 
 
 with tempfile.TemporaryDirectory() as folder:
-    database = Path(folder) / "logs.db"
-    with llmproxy.running(database=database, on_exchange=on_exchange) as server:
+    with llmproxy.running(database=f"{folder}/logs.db", on_exchange=on_exchange) as server:
         ask(server.url)

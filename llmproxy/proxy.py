@@ -37,7 +37,7 @@ from .conversations.matching import Matcher
 from .core import backend
 from .core.errors import InvalidRequest
 from .core.errors import SettingsError as SettingsError
-from .core.field_types import find_wrong_field
+from .core.field_types import find_wrong_field, naming_unknown_fields
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.threads import in_daemon_thread
@@ -50,6 +50,7 @@ from .recorder.retention import delete_daily
 from .recorder.spool import Spool
 from .recorder.store import Store
 from .recorder.writer import Writer
+from .transport.connections import Proxies
 from .transport.http11 import Request
 from .transport.server import ServedRequest, Server
 
@@ -102,6 +103,7 @@ def _ignore(_: object) -> None:
     pass
 
 
+@naming_unknown_fields
 @dataclass(frozen=True)
 class Settings:
     """How a proxy is set up; docs/settings.md has the command's flag for each field.
@@ -550,6 +552,7 @@ class Proxy:
             headers_of_environment(),
             content=settings.otlp_content,
             warn=settings.warn,
+            proxies=Proxies.of_environment(),
         )
 
     def _live(self) -> backend.Backend:

@@ -13,7 +13,6 @@ Nothing of llm is imported before a test uses the fixture.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import shutil
@@ -225,6 +224,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     In all modes: an option that only a replay needs must not fail after the recording.
     """
     from .core.errors import SettingsError
+    from .core.field_types import closest
     from .proxy import Settings, check_together, upstreams_of
 
     class TestSettings(Settings):
@@ -235,8 +235,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         if name in _SET_BY_FIXTURE:
             _fail(f"the marker llmproxy can't set {name!r}: `database` names the recording")
         if name not in names:
-            alike = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {alike[0]}?" if alike else ""
+            alike = closest(name, names)
+            hint = f"; did you mean {alike!r}?" if alike else ""
             _fail(f"the marker llmproxy has no option {name!r}{hint}")
     defaults: dict[str, Any] = {"port": 0, "keys": (), "replay": "replay", "replay_speed": 0}
     try:

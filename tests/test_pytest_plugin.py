@@ -245,7 +245,7 @@ def test_a_miss_says_where_it_was_and_how_to_record_it(tests, pytester):
     "wrong, message",
     [
         ("nonsense=1", "the marker llmproxy has no option 'nonsense'"),
-        ("ignroe=['a']", "the marker llmproxy has no option 'ignroe'; did you mean ignore?"),
+        ("ignroe=['a']", "the marker llmproxy has no option 'ignroe'; did you mean 'ignore'?"),
         (
             "recordings='a.jsonl'",
             "the marker llmproxy can't set 'recordings': `database` names the recording",

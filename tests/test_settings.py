@@ -12,12 +12,13 @@ import inspect
 import re
 import textwrap
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import llmproxy
-from llmproxy import Settings, SettingsError, proxy
+from llmproxy import Settings, SettingsError, asgi, proxy
 from llmproxy.cli import serve, sources
 from tests.commands import run_here
 
@@ -206,3 +207,39 @@ def test_a_value_that_could_never_work_is_refused_when_it_is_set(wrong):
     with pytest.raises(SettingsError, match=f"^{next(iter(wrong))}: ") as caught:
         Settings(**wrong)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        llmproxy.Settings,
+        partial(dataclasses.replace, Settings()),
+        llmproxy.serve,
+        llmproxy.run,
+        partial(llmproxy.serve, Settings()),
+        lambda **options: llmproxy.running(**options).__enter__(),
+        asgi.App,
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("prot", "; did you mean 'port'?"), ("databse", "; did you mean 'database'?"), ("x", "")],
+)
+def test_an_unknown_field_names_the_one_that_it_is_like(made, name, hint):
+    with pytest.raises(TypeError) as raised:
+        made(**{name: 1})
+    assert str(raised.value) == f"Settings has no field {name!r}{hint}"
+
+
+def test_limits_and_filters_name_a_field_that_an_unknown_one_is_like():
+    for made, name, alike in (
+        (llmproxy.Limits, "bdy", "body"),
+        (llmproxy.Filter, "stauts", "status"),
+    ):
+        with pytest.raises(TypeError) as raised:
+            made(**{name: 1})
+        said = f"{made.__name__} has no field {name!r}; did you mean {alike!r}?"
+        assert str(raised.value) == said
+        assert list(inspect.signature(made).parameters) == [
+            f.name for f in dataclasses.fields(made)
+        ]

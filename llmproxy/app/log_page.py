@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 from ..bench.runs import find_run
 from ..conversations.threads import newest_id, threads
-from ..core.errors import NotFound, ProxyError
+from ..core.errors import InvalidRequest, NotFound, ProxyError
 from ..recorder.listing import Filter
 from ..recorder.paging import Choices, Page, choices, page_of
 from ..recorder.previews import previews
 from ..recorder.reader import LogReader
-from ..recorder.summary import Status
 from ..report.conversation import CACHE_TIME_S, cache_misses, load_conversation
 from ..report.data import Study
 from ..report.figures import figures
 from ..report.html import document
 from ..report.html.conversation_list import conversation_list
 from ..report.html.conversation_page import conversation_page
-from ..report.html.exchange_list import IN_ADDRESS, SENDERS, STATUSES, Query, exchange_list
+from ..report.html.exchange_list import CHOICES, IN_ADDRESS, STATUSES, Query, exchange_list
 from ..report.html.exchange_page import exchange_page
 from ..report.html.page import study_body
 from ..report.load import LOG_TITLE, study_of_log
+from ..report.numbers import shortened
 
 ROWS = 50  # of a list: a phone shows it at once
 CONVERSATIONS = 30
@@ -64,6 +65,7 @@ def _page(
             case "conversations":
                 return _conversations(log, given, base_url, root)
             case "figures":
+                _check_address(given, ())
                 return _figures(study_of_log(log, Filter(), last=STUDIED), root)
     raise NotFound("there is no such page")
 
@@ -79,26 +81,40 @@ def _without_log(kind: str, id: str, base_url: str, root: str) -> str:
 
 
 def _exchanges(log: LogReader, given: dict[str, str], base_url: str, root: str) -> str:
-    chosen_here = {name: given[name].strip() for name in IN_ADDRESS if name in given}
-    query = Query(**chosen_here, root=root)
+    _check_address(given, IN_ADDRESS)
+    query = Query(**{name: value.strip() for name, value in given.items()}, root=root)
     chosen = Filter(
         search=query.search or None,
-        status=_status(query.status),
+        status=next((status for status in STATUSES if status == query.status), None),
         client=query.client or None,
         model=query.model or None,
         run=query.run or None,
-        has_run=query.sent == "benchmark" if query.sent in SENDERS else None,
+        has_run=query.sent == "benchmark" if query.sent else None,
     )
     found = page_of(log, chosen, before=query.before or None, count=ROWS, time_s=SEARCH_S)
     said = previews(log.rows, [entry.id for entry in found.entries])
     return exchange_list(query, found, said, choices(log), base_url=base_url)
 
 
-def _status(word: str) -> Status | None:
-    for status in STATUSES:
-        if word == status:
-            return status
-    return None
+def _check_address(given: Mapping[str, str], filters: Collection[str]) -> None:
+    """Refuse what a list can't be filtered by: it would be shown whole, as if it were filtered.
+
+    filters: the names that this page takes from its address.
+
+    Raises:
+        InvalidRequest: there is no such filter, or one can't have such a value.
+    """
+    for name, value in given.items():
+        if name not in filters:
+            raise InvalidRequest(_no_such("filter", name, filters))
+        allowed = CHOICES.get(name, {})
+        if allowed and value.strip() not in {"", *allowed}:
+            raise InvalidRequest(_no_such(name, value, allowed))
+
+
+def _no_such(kind: str, name: str, known: Collection[str]) -> str:
+    which = f"possible: {', '.join(known)}" if known else "this page has none"
+    return f"there is no {kind} {shortened(name, 100)!r}; {which}"
 
 
 def _exchange(log: LogReader, id: str, root: str) -> str:
@@ -118,14 +134,22 @@ def _exchange(log: LogReader, id: str, root: str) -> str:
 
 
 def _conversation(log: LogReader, id: str, given: dict[str, str], root: str) -> str:
+    _check_address(given, ("from",))
     word = given.get("from", "0")
-    first = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else 0
-    found = load_conversation(log, id, first=first, count=STEPS, time_s=CACHE_TIME_S)
+    first = int(word) if word.isascii() and word.isdigit() and len(word) < 10 else -1
+    found = load_conversation(log, id, first=max(first, 0), count=STEPS, time_s=CACHE_TIME_S)
+    if not 0 <= first < len(found.rows):
+        raise InvalidRequest(
+            f"from: expected a number below {len(found.rows):,}, not {word[:100]!r}"
+        )
     return conversation_page(found, STEPS, root)
 
 
 def _conversations(log: LogReader, given: dict[str, str], base_url: str, root: str) -> str:
+    _check_address(given, ("before",))
     before = given.get("before") or None
+    if before is not None:
+        log.resolve(Filter(thread_id=before))  # any other text would show the list from its start
     found = threads(log, Filter(), last=CONVERSATIONS, before=before)[::-1]
     is_full = len(found) == CONVERSATIONS
     oldest = newest_id(log, found[-1].id) if is_full else None

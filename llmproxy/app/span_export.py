@@ -22,7 +22,7 @@ from ..core.errors import SettingsError, retry_after_s
 from ..recorder.exchange import Exchange
 from ..recorder.spans import export_request, span_of
 from ..transport.client import send_request
-from ..transport.connections import Deadlines
+from ..transport.connections import NO_PROXIES, Address, Deadlines, Proxies
 
 MAX_WAITING = 2_048  # spans, as in OpenTelemetry's own batch processor; about 2 kB each
 MAX_WAITING_BYTES = 32 * 2**20  # of those with content
@@ -56,15 +56,14 @@ def traces_url(url: str) -> str:
     """Return the URL for traces of a collector's base URL (`http://127.0.0.1:4318`).
 
     Raises:
-        SettingsError: it is no http(s) URL.
+        SettingsError: it is no http(s) URL, or one that can't be sent to.
     """
-    wrong = f"{{otlp}}: expected a URL such as http://127.0.0.1:4318, not {url!r}"
     try:
-        parts = urlsplit(url)
-    except ValueError:  # brackets
-        raise SettingsError(wrong) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SettingsError(wrong)
+        Address.of(url)
+    except ValueError as exc:  # the URL is not quoted: it may have a password
+        expected = "{otlp}: expected a URL such as http://127.0.0.1:4318"
+        raise SettingsError(f"{expected}: {exc}") from None
+    parts = urlsplit(url)
     path = parts.path.rstrip("/")
     return urlunsplit(parts._replace(path=path if path.endswith(TRACES) else path + TRACES))
 
@@ -74,6 +73,7 @@ class SpanExporter:
 
     url: of the collector, see `traces_url`. headers: sent with each batch.
     content: with the words of the conversations. warn: called from the exporter's thread.
+    proxies: those by which collectors are reached; none by default.
 
     Raises:
         SettingsError: the URL can't be used.
@@ -86,11 +86,13 @@ class SpanExporter:
         *,
         content: bool = False,
         warn: Callable[[str], None],
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
         self._url = traces_url(url)
         self._headers = [*headers, ("content-type", "application/json")]
         self._content = content
         self._warn = warn
+        self._proxies = proxies
         self._waiting: deque[bytes] = deque()
         self._bytes = 0
         self._change = threading.Condition()
@@ -177,7 +179,9 @@ class SpanExporter:
                 time.sleep(0.2)
 
     async def _post(self, body: bytes) -> tuple[int, Mapping[str, Any]]:
-        async with send_request(self._url, self._headers, body, deadlines=DEADLINES) as response:
+        async with send_request(
+            self._url, self._headers, body, deadlines=DEADLINES, proxies=self._proxies
+        ) as response:
             async for _ in response:
                 pass
             return response.status, dict(response.headers)

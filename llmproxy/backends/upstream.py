@@ -10,7 +10,7 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -161,7 +161,7 @@ class UpstreamRun:
             with naming(upstream.name):
                 response = await self._connection.enter_async_context(self._send())
             self.upstream = backend.UpstreamUse(
-                upstream.name, request_id=request_id(response.headers)
+                upstream.name, request_id=request_id(response.headers, upstream.keys.remove)
             )
             if not 200 <= response.status < 300:
                 raise await _refusal(upstream.dialect, response)
@@ -285,10 +285,16 @@ def naming(upstream: str | None) -> Iterator[None]:
         raise type(error)(f"upstream {upstream}: {error.message}") from error
 
 
-def request_id(headers: Headers) -> str | None:
-    """Return a provider's own id of a request, as far as it has visible characters."""
-    found = next((id for name in REQUEST_IDS if (id := headers.get(name))), "")
-    return found[:MAX_ID_CHARS] if found.isascii() and found.isprintable() and found else None
+def request_id(headers: Headers, without_keys: Callable[[str], str] = str) -> str | None:
+    """Return a provider's own id of a request, unless it is too long or not printable.
+
+    It is not cut: that could leave a part of a key, which is not found any more.
+
+    without_keys: removes the keys that were sent, which anything may quote.
+    """
+    found = next((without_keys(id) for name in REQUEST_IDS if (id := headers.get(name))), "")
+    is_usable = 0 < len(found) <= MAX_ID_CHARS and found.isascii() and found.isprintable()
+    return found if is_usable else None
 
 
 def _headers(response: client.UpstreamResponse) -> dict[str, str]:

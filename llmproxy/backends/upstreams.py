@@ -28,7 +28,6 @@ from ..core.errors import (
     SettingsError,
     Unauthorized,
     Unsupported,
-    UpstreamError,
 )
 from ..core.model_patterns import fits
 from ..dialects import by_name
@@ -392,18 +391,10 @@ class Upstreams:
                 one.url,
                 str(one.key),
                 None if one.key.source == "client" else one.key.value() is not None,
-                *self._proxy_of(one),
+                *self._proxies.name_for(one.url),
             )
             for one in self.servers.values()
         ]
-
-    def _proxy_of(self, upstream: NamedUpstream) -> tuple[str, str]:
-        """Return the address of the proxy to an upstream and why it can't be used, or ""."""
-        try:
-            proxy = self._proxies.proxy_for(Address.of(upstream.url))
-        except UpstreamError as error:
-            return "", error.message
-        return proxy.authority if proxy else "", ""
 
     def secrets(self) -> list[str]:
         """Return the keys that are sent to upstreams, to be kept out of texts."""
@@ -485,7 +476,12 @@ def _password(value: str) -> str:
 
 
 def _keys(keys: Sequence[tuple[str, str]]) -> dict[str, UpstreamKey]:
-    return {name: _key(name, text) for name, text in keys}
+    found: dict[str, UpstreamKey] = {}
+    for name, text in keys:
+        if name in found:
+            raise SettingsError(f"{{upstream_keys}}: that of {name} is given twice")
+        found[name] = _key(name, text)
+    return found
 
 
 def _key(name: str, text: str) -> UpstreamKey:

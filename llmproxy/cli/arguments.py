@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import codecs
-import difflib
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn, get_args
 
 from ..core.dialect_names import DialectName
 from ..core.errors import InvalidRequest
+from ..core.field_types import closest
 from ..core.text import printable
 from ..recorder.ids import find_exchanges, find_thread
 from ..recorder.listing import Filter, LogListing
@@ -61,7 +61,8 @@ class Parser(argparse.ArgumentParser):
         alike = [flag for flag in flags if flag.startswith(unknown[1])]
         # Without the dashes, which make all flags alike.
         words = [flag[2:] for flag in flags]
-        alike += [f"--{word}" for word in difflib.get_close_matches(unknown[1][2:], words, n=1)]
+        if word := closest(unknown[1][2:], words):
+            alike.append(f"--{word}")
         return f"; did you mean {alike[0]}?" if alike else ""
 
     def _needed(self) -> list[str]:

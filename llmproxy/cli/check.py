@@ -23,6 +23,7 @@ from ..recorder.listing import open_for_reading
 from ..recorder.store import logs_on
 from ..recorder.user_files import user_folder_path
 from ..report.numbers import count_of
+from ..transport.connections import Proxies
 from .arguments import add_prices, age_text, prices_of
 from .run import FAILED, run
 from .serve import _parser as server_parser
@@ -253,7 +254,11 @@ def _access_log(path: Path) -> str:
 
 def _collector(url: str) -> str:
     count = len(headers_of_environment())
-    return f"{url}, with {count_of(count, 'header')} of OTEL_EXPORTER_OTLP_HEADERS"
+    proxy, problem = Proxies.of_environment().name_for(url)
+    if problem:
+        raise SettingsError(problem)
+    way = f" by the proxy {proxy}" if proxy else ""
+    return f"{url}{way}, with {count_of(count, 'header')} of OTEL_EXPORTER_OTLP_HEADERS"
 
 
 def _prices(arguments: argparse.Namespace) -> str:

@@ -81,7 +81,8 @@ class Aligner:
             for index, one in enumerate(row):
                 is_text = index >= len(row) - self._texts
                 limit = MAX_COLUMN if index and not is_text else self._width
-                self._columns[index] = max(self._columns[index], min(_width_of(one), limit))
+                wide = min(_width_of(one), limit) if is_text else _width_of(_cut_parts(one, limit))
+                self._columns[index] = max(self._columns[index], wide)
         if self._has_ids and rows:
             self._long_ids = max(self._long_ids, *(_width_of(row[0]) for row in rows))
             short = (_width_of(_shortened_id(row[0])) for row in rows)
@@ -189,8 +190,15 @@ def cut(spans: Cell, width: int) -> Cell:
 
 
 def _cut_parts(one: Cell, width: int) -> Cell:
-    """Cut a cell so that a note and the text after it both keep some of the width."""
-    if _width_of(one) <= width or width < 2 * MIN_SHOWN + len(GAP) or (GAP, None) not in one:
+    """Cut a cell so that a note and the text after it both keep some of the width.
+
+    Spans in brackets at its end are left out whole: `2.5s (waited 1.2s)`.
+    """
+    if (GAP, None) not in one:
+        while len(one) > 1 and _width_of(one) > width and one[-1][0].startswith(" ("):
+            one = one[:-1]
+        return cut(one, width)
+    if _width_of(one) <= width or width < 2 * MIN_SHOWN + len(GAP):
         return cut(one, width)
     at = one.index((GAP, None))
     note, text = one[:at], one[at + 1 :]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, get_args
+from typing import BinaryIO, get_args
 
 from .. import convert
 from ..core import payload
 from ..core.dialect_names import DialectName
-from ..core.errors import InvalidRequest, ProxyError
+from ..core.errors import ProxyError
 from ..core.text import printable
 from .arguments import Parser
 from .run import run
@@ -28,7 +28,11 @@ def main(argv: Sequence[str], program: str) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     with sys.stdin.buffer if arguments.file is None else open(arguments.file, "rb") as file:
-        ignored = _convert(file, arguments)
+        try:
+            ignored = _convert(file, arguments)
+        except ProxyError as exc:
+            name = arguments.file or "standard input"
+            raise ProxyError(exc.full_message, param=name) from exc
     for path in ignored:
         print_error(f"not carried: {printable(path)}")
     return 0
@@ -58,12 +62,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _convert(file: BinaryIO, arguments: argparse.Namespace) -> Iterable[str]:
     """Convert to standard output and return what could not be carried."""
     between = {"source": arguments.source, "target": arguments.target}
-    name = arguments.file or "standard input"
     if arguments.kind == "stream":
-        return _convert_stream(file, name, convert.StreamConverter(**between))
+        return _convert_stream(file, convert.StreamConverter(**between))
     is_request = arguments.kind == "request"
     convert_body = convert.convert_request if is_request else convert.convert_response
-    converted = convert_body(_parse(file.read(), name), **between)
+    converted = convert_body(payload.parse(file.read(), name="it"), **between)
     _write(payload.encode(converted.body) + b"\n")
     return converted.ignored
 
@@ -75,19 +78,12 @@ def _write(data: bytes) -> None:
     output.flush()
 
 
-def _parse(text: bytes, name: str) -> Any:
-    try:
-        return payload.parse(text, name="it")
-    except InvalidRequest as exc:
-        raise InvalidRequest(exc.message, param=name) from exc
-
-
-def _convert_stream(file: BinaryIO, name: str, stream: convert.StreamConverter) -> Iterable[str]:
+def _convert_stream(file: BinaryIO, stream: convert.StreamConverter) -> Iterable[str]:
     for data in _chunks(file):
         _write(stream.feed(data))
     _write(stream.end())
     if stream.failed is not None:
-        raise ProxyError(stream.failed.full_message, param=name) from stream.failed
+        raise stream.failed
     return stream.ignored
 
 

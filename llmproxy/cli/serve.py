@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import difflib
 import errno
 import gc
 import logging
@@ -21,6 +20,7 @@ from ..app.access import is_loopback
 from ..backends.replay import MAX_LISTED, RecordingSummary
 from ..backends.upstreams import UpstreamStatus
 from ..core import limits
+from ..core.field_types import closest
 from ..core.known_keys import KnownKeys
 from ..core.text import printable
 from ..proxy import Proxy, Settings, SettingsError, check_together
@@ -33,7 +33,7 @@ from .columns import joined
 from .completion import SHELLS, Shell
 from .line_writer import LineWriter
 from .run import run
-from .sources import Given, add_config, complete, parse_flags
+from .sources import Given, Once, add_config, complete, parse_flags
 from .summary_text import ExchangeAligner, refusal_row, summary_line, summary_row
 from .terminal import STDOUT, has_colours, print_line, width
 
@@ -85,8 +85,8 @@ def _wrong_word(word: str, argv: Sequence[str], commands: Sequence[str]) -> str:
         return f"the command {word!r} must come first, before all flags"
     if argv[0] != word:
         return f"unrecognized arguments: {word}"
-    alike = difflib.get_close_matches(word, commands, n=1)
-    hint = f"did you mean {alike[0]}?" if alike else "without one, it serves"
+    alike = closest(word, commands)
+    hint = f"did you mean {alike}?" if alike else "without one, it serves"
     return f"there is no command {word!r}: {hint} (the commands are {', '.join(commands)})"
 
 
@@ -167,7 +167,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         default=[],
         help="a server that requests may go to: anthropic, openai, codex, NAME=DIALECT+URL",
     )
-    add("--passthrough", metavar="UPSTREAM", help="send it what no --map takes")
+    add(
+        "--passthrough",
+        action=Once,
+        instead="a --map sends models to another upstream",
+        metavar="UPSTREAM",
+        help="send it what no --map takes",
+    )
     add(
         "--upstream-key",
         dest="upstream_keys",
@@ -178,7 +184,13 @@ def _parser(program: str) -> argparse.ArgumentParser:
         help="its key: client (the client's own credentials, the default), llm:KEYNAME or "
         "env:VARIABLE",
     )
-    add("--upstream-ca", metavar="FILE", help="trust these certificates too (PEM)")
+    add(
+        "--upstream-ca",
+        action=Once,
+        instead="one file can have several certificates",
+        metavar="FILE",
+        help="trust these certificates too (PEM)",
+    )
     add(
         "--upstream-insecure",
         action="store_true",
@@ -293,12 +305,19 @@ def _parser(program: str) -> argparse.ArgumentParser:
     add("--help-limits", action="store_true", help="list the limits and exit")
     add(
         "--otlp",
+        action=Once,
+        instead="a collector can send the spans on to others",
         metavar="URL",
         help="send a span of each exchange to this OpenTelemetry collector, with the headers in "
         "OTEL_EXPORTER_OTLP_HEADERS",
     )
     add("--otlp-content", action="store_true", help="spans have the words of the conversations")
-    add("--access-log", metavar="FILE", help="log each HTTP response to FILE; - is standard error")
+    add(
+        "--access-log",
+        action=Once,
+        metavar="FILE",
+        help="log each HTTP response to FILE; - is standard error",
+    )
     add("--debug", action="store_true", help="print the traceback if a model's plugin fails")
     add("--quiet", action="store_true", help="do not print a line per exchange")
     return parser

@@ -8,7 +8,6 @@ nothing here. `config`, the file itself, is a flag and a variable only.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 from argparse import Action, ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import SettingsError
+from ..core.field_types import closest
 
 PREFIX = "LLMPROXY_"
 SHARED = ("database", "prices")  # that commands besides the server take from the same places
@@ -92,10 +92,38 @@ def is_secret(action: Action) -> bool:
     return "KEY" in str(action.metavar or "")
 
 
+class Once(argparse.Action):
+    """Stores a value, and refuses another one, which would replace it without a word.
+
+    For flags of which somebody may want two; most are ordinary, and the last one counts.
+
+    instead: what to do then, for the error.
+    """
+
+    def __init__(self, *args: Any, instead: str = "", **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._instead = f"; {instead}" if instead else ""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Store the value."""
+        if getattr(namespace, self.dest) not in (None, values):
+            raise argparse.ArgumentError(self, f"it takes one value, not two{self._instead}")
+        setattr(namespace, self.dest, values)
+
+
 def add_config(parser: ArgumentParser) -> None:
     """Add the flag that names the file."""
     parser.add_argument(
-        "--config", metavar="FILE", help="read settings that are no flags here from this TOML file"
+        "--config",
+        action=Once,
+        metavar="FILE",
+        help="read settings that are no flags here from this TOML file",
     )
 
 
@@ -211,8 +239,8 @@ def _unknown_variables(variables: Mapping[str, str], known: Iterable[str]) -> li
 
 
 def _hint(name: str, names: Iterable[str]) -> str:
-    alike = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {alike[0]}?" if alike else ""
+    alike = closest(name, names)
+    return f"; did you mean {alike}?" if alike else ""
 
 
 def _is_list(action: Action) -> bool:

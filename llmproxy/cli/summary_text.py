@@ -58,13 +58,16 @@ def summary_row(entry: ExchangeSummary) -> list[Cell]:
         entry.dialect,
         model_of(entry),
         status_of(entry),
-        *(_times(entry) if entry.is_timed else ("", "")),
+        "",
+        "",
         tokens_in_and_out(entry.usage),
         speed_of(entry),
         entry.last_message or entry.first_words,
         entry.error or entry.reply_words,
     ]
     row = [cell(printable(column)) for column in columns]
+    if entry.is_timed:
+        row[6:8] = _times(entry)
     elapsed = f" {_seconds_since(entry.received)}s" if entry.status == "running" else ""
     row[5] = cell(columns[5] + elapsed, STATUS_COLOURS[entry.status])
     if notes := _notes(entry):
@@ -198,15 +201,16 @@ def model_of(entry: ExchangeSummary) -> str:
     return used or asked or "-"
 
 
-def _times(entry: ExchangeSummary) -> tuple[str, str]:
+def _times(entry: ExchangeSummary) -> tuple[Cell, Cell]:
     """Format the whole time and the time to the first event, the last with what it includes."""
-    total = "" if entry.duration_ms is None else f"total {seconds_of(entry.duration_ms)}"
-    first = "" if entry.ttft_ms is None else f"first {seconds_of(entry.ttft_ms)}"
-    parts = [] if entry.queue_ms is None else [f"{seconds_of(entry.queue_ms)} of it waiting"]
+    total = () if entry.duration_ms is None else cell(f"total {seconds_of(entry.duration_ms)}")
+    first = () if entry.ttft_ms is None else cell(f"first {seconds_of(entry.ttft_ms)}")
+    notes: Cell = ()
+    if entry.queue_ms is not None:
+        notes += cell(f" (waited {seconds_of(entry.queue_ms)})")
     if entry.is_first_run:
-        parts.append("first run")
-    note = f" ({', '.join(parts)})" if parts else ""
-    return (total, first + note) if first else (total and total + note, "")
+        notes += cell(" (first run)")
+    return (total, first + notes) if first else (total and total + notes, ())
 
 
 def seconds_of(ms: float) -> str:

@@ -1,4 +1,4 @@
-"""Check at run time that a dataclass's fields have the types that their annotations say.
+"""Check at run time that a dataclass's fields are known and of the types of their annotations.
 
 For settings: a string where a list of strings is expected would be taken letter by letter.
 """
@@ -7,12 +7,42 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, fields
-from functools import cache
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
 
 MAX_SHOWN = 80  # characters of a wrong value
+
+
+def naming_unknown_fields(cls: type[T]) -> type[T]:
+    """Let the TypeError for a field that a dataclass doesn't have name the one that is meant.
+
+    Other arguments reach it as before.
+    """
+    build = cls.__init__
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
+
+    @wraps(build)
+    def init(self: T, /, *values: Any, **named: Any) -> None:
+        for name in named:
+            if name not in names:
+                alike = closest(name, names)
+                hint = f"; did you mean {alike!r}?" if alike else ""
+                raise TypeError(f"{cls.__name__} has no field {name!r}{hint}")
+        build(self, *values, **named)
+
+    cls.__init__ = init  # type: ignore[assignment]
+    return cls
+
+
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name that a mistyped one is like; None if there is none."""
+    import difflib  # 2 ms; needed for mistakes only
+
+    return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)
 
 
 def find_wrong_field(instance: Any) -> str | None:

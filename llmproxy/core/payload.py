@@ -204,7 +204,10 @@ def parse_upstream(text: str, what: str) -> Any:
     try:
         return parse(text.encode(), name="it")
     except InvalidRequest as exc:
-        raise UpstreamError(f"{what} of the upstream is not JSON: {exc.message}") from exc
+        # Named only here, since most texts of a stream are right.
+        names_it = exc.message.startswith("it ")
+        message = exc.message.removeprefix("it") if names_it else f": {exc.message}"
+        raise UpstreamError(f"{what} of the upstream{message}") from exc
 
 
 def load_upstream(shape: type[T], value: Any, unknown: list[str]) -> T:

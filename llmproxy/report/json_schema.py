@@ -38,7 +38,8 @@ def json_value(text: str) -> Any:
     """
     fenced = _FENCED.fullmatch(text.strip())
     try:
-        return payload.parse((fenced[1] if fenced else text).encode("utf-8", "replace"), name="it")
+        data = (fenced[1] if fenced else text).encode("utf-8", "replace")
+        return payload.parse(data, name="the reply")
     except InvalidRequest as exc:
         raise NotJSON(exc.message) from None
 

@@ -131,6 +131,14 @@ class Proxies:
             variables = f"{scheme.upper()}_PROXY or ALL_PROXY"
             raise UpstreamError(f"the environment's proxy ({variables}): {exc}") from None
 
+    def name_for(self, url: str) -> tuple[str, str]:
+        """Return the address of the proxy for a URL and why it can't be used, or ""."""
+        try:
+            proxy = self.proxy_for(Address.of(url))
+        except UpstreamError as error:
+            return "", error.message
+        return proxy.authority if proxy else "", ""
+
     def _is_bypassed(self, address: Address) -> bool:
         return any(_fits(entry, address) for entry in self.bypassed)
 

@@ -387,6 +387,33 @@ def test_no_credential_is_kept_or_shown(source, near, llm_user_path, monkeypatch
             assert canary.encode() not in held + data + shown.encode()
 
 
+@pytest.mark.parametrize("status", [200, 401])
+@pytest.mark.parametrize("near", [anthropic_messages, openai_chat], ids=lambda near: near.NAME)
+@pytest.mark.parametrize(("field", "size"), [("request-id", 9), ("cf-ray", 9), ("cf-ray", 195)])
+def test_a_key_in_an_upstreams_request_id_is_not_shown(monkeypatch, field, size, near, status):
+    """Nor a part of one, where an id is too long."""
+    key = CANARIES["env:FAR_VARIABLE"]
+    monkeypatch.setenv("FAR_VARIABLE", key)
+
+    def answer(body, handler):
+        sent = handler.headers["authorization"].removeprefix("Bearer ")
+        say_json(handler, {"error": {"message": "no"}}, status, **{field: f"{'r' * size}-{sent}"})
+
+    with playing(answer) as played:
+        with running(
+            upstreams=[upstream(openai_chat, played)],
+            upstream_keys=[("far", "env:FAR_VARIABLE")],
+            passthrough="far",
+        ) as proxy:
+            _, headers, data = send(proxy, near)
+            exchange = proxy.wait_for_report()
+    cleaned = f"{'r' * size}-[removed]" if size < 190 else None
+    assert exchange.upstream_request_id == cleaned
+    if near is anthropic_messages:  # converted
+        assert headers.get("x-llmproxy-upstream-request-id") == cleaned
+    assert key[:6] not in f"{headers}{data}{exchange!r}"
+
+
 def test_a_request_with_a_signature_is_refused_in_words():
     with running(upstreams=["anthropic"], passthrough="anthropic") as proxy:
         signed = {"authorization": "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/x"}

@@ -68,6 +68,11 @@ def test_an_upstream_has_a_name_a_dialect_and_a_url(text, dialects, url):
         (["anthropic"], {"keys": [("x", "client")]}, "upstream_keys: there is no upstream 'x'"),
         (["anthropic"], {"keys": [("anthropic", "sk-1")]}, "upstream_keys: the source of anth"),
         (["anthropic"], {"keys": [("anthropic", "env:")]}, "upstream_keys: the source of anth"),
+        (
+            ["anthropic"],
+            {"keys": [("anthropic", "env:A"), ("anthropic", "client")]},
+            "upstream_keys: that of anthropic is given twice",
+        ),
         (["anthropic"], {"maps": [("a", "antropic:")]}, "maps: 'a=antropic:': there is no upstr"),
         (["anthropic"], {"maps": [("a", "anthropic:,")]}, "maps: a target of 'a' is empty"),
         (["anthropic"], {"maps": [("a", "llm:")]}, "maps: 'llm:' names no model of llm"),

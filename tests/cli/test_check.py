@@ -136,11 +136,16 @@ def test_wrong_settings_end_it_as_they_end_the_server(monkeypatch):
         ("http://user:1/secret@proxy.example", "openai: the environment's proxy (HTTPS_PROXY or"),
     ],
 )  # fmt: skip
-def test_it_says_by_which_proxy_an_upstream_is_reached(variable, found, here, monkeypatch):
+def test_it_says_by_which_proxy_others_are_reached(variable, found, here, monkeypatch):
     monkeypatch.setenv("https_proxy", variable)
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    code, lines = here("--upstream", "openai")
+    code, lines = here("--upstream", "openai", "--otlp", "https://collector.example")
     (line,) = [line for line in lines if "upstreams: openai" in line]
     assert found in line and "secret" not in str(lines)
     assert code == (0 if line.startswith("ok") else 1)
+    (line,) = [line for line in lines if "collector: " in line]
+    assert ("https://collector.example by the proxy proxy.example:443, with 0" in line) == (
+        not code
+    )
+    assert code == 0 or "collector: the environment's proxy (HTTPS_PROXY or ALL_PROXY): " in line

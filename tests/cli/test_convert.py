@@ -77,18 +77,23 @@ def test_a_stream_is_converted_as_it_comes():
 
 FAILURES = {
     "no JSON": (OPENAI, b"{", 1, "standard input: it is not JSON: "),
-    "no request": (OPENAI, b'{"messages": 1}', 1, "messages: expected a list, got a number\n"),
+    "no request": (
+        OPENAI,
+        b'{"messages": 1}',
+        1,
+        "standard input: messages: expected a list, got a number\n",
+    ),
     "no answer": (
         [*OPENAI, "--kind", "response"],
         b"{}",
         1,
-        "the upstream's answer has no choices\n",
+        "standard input: the upstream's answer has no choices\n",
     ),
     "an error for an answer": (
         [*OPENAI, "--kind", "response"],
         b'{"error": {"message": "later"}}',
         1,
-        "later\n",
+        "standard input: later\n",
     ),
     "a cut stream": (
         [*OPENAI, "--kind", "stream"],
@@ -116,6 +121,18 @@ def test_a_failure_is_one_clear_line(words, stdin, code, message):
     got, _, err = run(*words, stdin=stdin)
     assert (got, err.count("\n")) == (code, 1)
     assert err.startswith(f"llmproxy convert: {message}")
+
+
+@pytest.mark.parametrize("kind", ["request", "response", "stream"])
+@pytest.mark.parametrize("source", [dialect.NAME for dialect in DIALECTS])
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"data: {}\n\n", b"data: [1]\n\n", b"\xff", b""])
+def test_a_failure_names_the_file_once(tmp_path, kind, source, data):
+    path = tmp_path / "input"
+    path.write_bytes(data)
+    words = ["--from", source, "--to", "openai_chat", "--kind", kind, str(path)]
+    code, _, err = run(*words)
+    assert (code, err.count(str(path)), err.count("\n")) == (1, 1, 1)
+    assert err.startswith(f"llmproxy convert: {path}: ")
 
 
 def test_an_unknown_dialect_lists_the_known_ones():

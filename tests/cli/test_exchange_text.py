@@ -311,7 +311,7 @@ def test_page_of_a_refused_request_shows_it_as_received():
 
 def test_a_wait_is_shown_as_part_of_the_time_to_the_first_event():
     waited = replace(EXCHANGE, queue_ms=100.0)
-    assert "  first 0.12s (0.10s of it waiting)  " in summary_line(waited)
+    assert "  first 0.12s (waited 0.10s)  " in summary_line(waited)
     assert "waited (in all of these) 0.10s, first event 0.12s, " in exchange_page(waited)
 
 
@@ -323,10 +323,27 @@ def test_the_proxys_own_time_is_shown():
 def test_a_first_run_is_marked():
     first = replace(EXCHANGE, is_first_run=True)
     assert "  first 0.12s (first run)  " in summary_line(first)
-    assert "  first 0.12s (0.10s of it waiting, first run)  " in summary_line(
-        replace(first, queue_ms=100.0)
-    )
+    waited = replace(first, queue_ms=100.0)
+    assert "  first 0.12s (waited 0.10s) (first run)  " in summary_line(waited)
     assert "first event (first run) 0.12s" in exchange_page(first)
+
+
+@pytest.mark.parametrize(
+    ("ttft_ms", "queue_ms", "shown"),
+    [
+        (710, 550, "first 0.71s (waited 0.55s)  "),
+        (10_710, 10_550, "first 10.71s (waited 10.55s)  "),
+        (1_010_710, 1_010_550, "first 1010.71s  "),
+        (None, 550, "total 2.12s (waited 0.55s)  "),
+    ],
+)
+@pytest.mark.parametrize("is_first_run", [False, True])
+def test_a_bracket_is_whole_or_left_out_on_a_terminal(ttft_ms, queue_ms, shown, is_first_run):
+    waited = replace(EXCHANGE, ttft_ms=ttft_ms, queue_ms=queue_ms, is_first_run=is_first_run)
+    for width in range(20, 300):
+        (line,) = ExchangeAligner(lambda width=width: width).lines([summary_row(waited)])
+        assert line.count("(") == line.count(")")
+    assert shown in line
 
 
 def test_a_rate_by_our_estimate_is_marked():
@@ -339,7 +356,7 @@ def test_a_rate_by_our_estimate_is_marked():
 
 def test_times_have_one_unit_and_are_never_negative():
     soon = replace(EXCHANGE, queue_ms=0.0, ttft_ms=-0.04, first_text_ms=0.5, duration_ms=1200.0)
-    assert "  total 1.20s  first 0.0000s (0.0000s of it waiting)  " in summary_line(soon)
+    assert "  total 1.20s  first 0.0000s (waited 0.0000s)  " in summary_line(soon)
     assert "first event 0.0000s, first text 0.0005s, total 1.20s" in exchange_page(soon)
 
 

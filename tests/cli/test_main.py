@@ -84,6 +84,18 @@ def test_version_and_help():
         (["serve"], "there is no command 'serve': without one, it serves (the commands are log, "),
         (["--port", "0", "log"], "the command 'log' must come first, before all flags"),
         (["--quiet", "extra"], "unrecognized arguments: extra"),
+        (
+            ["--passthrough", "anthropic", "--passthrough", "openai"],
+            "argument --passthrough: it takes one value, not two; a --map sends models to",
+        ),
+        (
+            ["--upstream-ca", "a.pem", "--upstream-ca=b.pem"],
+            "argument --upstream-ca: it takes one value, not two; one file can have",
+        ),
+        (["--otlp", "http://a", "--otlp", "http://b"], "argument --otlp: it takes one value, not"),
+        (["--access-log", "-", "--access-log", "x"], "argument --access-log: it takes one value"),
+        (["--config", "a.toml", "--config", "b.toml"], "argument --config: it takes one value, "),
+        (["check", "--config", "a.toml", "--config", "b.toml"], "argument --config: it takes one"),
         (["--database", ""], "argument --database: it is empty"),
         (["--database", "/"], "argument --database: / is a folder, not a file"),
     ],
@@ -92,8 +104,15 @@ def test_words_that_make_no_sense_are_one_clear_line(words, error):
     code, out, err = run_here(*words)
     assert (code, out) == (2, b"")
     last = err.splitlines()[0]
-    assert last.startswith(("llmproxy: ", "llmproxy: error: "))
+    assert last.startswith(("llmproxy: ", "llmproxy: error: ", "llmproxy check: error: "))
     assert error in last
+
+
+def test_the_same_value_twice_and_a_later_one_that_overrides_are_taken():
+    words = ["--passthrough", "openai", "--upstream", "openai", "--passthrough=openai"]
+    code, out, err = run_here("check", *words, "--port", "1", "--port", "0")
+    assert (code, err) == (0, "")
+    assert b"passthrough: openai" in out and b"port: 0" in out
 
 
 def test_port_in_use_is_one_clear_line():

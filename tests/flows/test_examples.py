@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -99,6 +100,37 @@ def test_agent_tests(tmp_path):
     assert re.search(r"no test used these recordings: \w+ \(Tidy the shed", changed.stdout)
     assert [path.name for path in tmp_path.iterdir()] == ["agent.jsonl"]
     assert recording.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "sentence"),
+    [
+        ("otel", "opentelemetry", "this example needs a package: pip install opentelemetry-sdk"),
+        ("stream_with_sdk", "openai", "this example needs a package: pip install openai"),
+        ("agent_tests", "openai", "this example needs a package: pip install openai"),
+    ],
+)
+def test_an_example_without_its_package_says_so(monkeypatch, name, missing, sentence):
+    monkeypatch.setitem(sys.modules, missing, None)  # importing it fails
+    with pytest.raises((SystemExit, pytest.exit.Exception)) as ended:
+        runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    assert str(ended.value) == sentence
+
+
+@pytest.mark.parametrize("model", ["demo", "nope"])
+def test_an_example_whose_request_fails_says_why(monkeypatch, model):
+    monkeypatch.setattr("sys.argv", ["stream_with_sdk.py", model])
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0)
+    with running() as proxy:
+        url = proxy.url
+        monkeypatch.setenv("LLMPROXY_URL", url)
+        if model == "nope":
+            with pytest.raises(SystemExit, match="there is no model 'nope' here"):
+                runpy.run_path(str(EXAMPLES / "stream_with_sdk.py"))
+    if model == "demo":
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(EXAMPLES / "stream_with_sdk.py"))
+        assert str(ended.value) == f"{url}: Connection error. Does `python -m llmproxy` run?"
 
 
 def test_every_example_has_a_test_and_is_short():

@@ -78,7 +78,8 @@ def test_the_second_reply_is_validated():
     assert agreement(first, said('{"a": 1}'), schema).schema == Validity(None, ("minProperties",))
     assert agreement(first, said("{}"), schema).schema == Validity("a is missing", ())
     problem = agreement(first, said("{"), schema).schema.problem
-    assert problem.startswith("the reply is not JSON: it is not JSON: ")
+    assert problem.startswith("the reply is not JSON: Expecting property name")
+    assert agreement(first, said(""), schema).schema.problem == "the reply is empty"
 
 
 # ---- similarity

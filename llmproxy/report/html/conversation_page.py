@@ -137,8 +137,10 @@ def _tree(conversation: Conversation, links: Links) -> str:
         if more > 0
         else ""
     )
+    is_queued = any(span is not None and span.queued is not None for span in drawn)
+    queue = '<span class="key">in a queue</span> ' if is_queued else ""
     return (
-        '<section><h2>Timeline</h2><p class="about legend">'
+        f'<section><h2>Timeline</h2><p class="about legend">{queue}'
         '<span class="key waiting">waiting</span> '
         '<span class="key streaming">streaming</span> <span class="key broken">failed</span> '
         f"{line.head() if any(drawn) else ''}</p>"
@@ -213,7 +215,7 @@ def _step(place: int, step: Step, conversation: Conversation, links: Links) -> s
         )
         said = (
             f"{timeline(exchange)}{cache_miss(conversation.misses.get(one.id), links)}"
-            f"{earlier}{rendered(messages)}{reply(exchange)}"
+            f"{earlier}{rendered(messages)}{reply(exchange)}{entry.failure(exchange)}"
         )
     address = links.address("exchanges", one.id)
     served = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 from typing import Any
@@ -25,6 +25,9 @@ STATUSES: Mapping[Status, str] = {
 }
 
 SENDERS = {"client": "Clients", "benchmark": "Benchmarks"}
+
+CHOICES: Mapping[str, Collection[str]] = {"status": STATUSES, "sent": SENDERS, "live": ("1",)}
+"""The values of the fields of `Query` that can't have any other."""
 
 
 @dataclass(frozen=True)

@@ -131,13 +131,20 @@ def _options(exchange: Exchange) -> str:
     )
 
 
+_KEYS: Mapping[str, str] = {
+    "Waiting": "waiting",
+    "Streaming": "streaming",
+    spans.FAILED: "broken",
+}
+
+
 def timeline(exchange: Exchange) -> str:
     """Draw when an exchange waited and streamed; empty if its times are not known."""
     svg = spans.waterfall(exchange, [at for at, _ in exchange.events])
     if not svg:
         return ""
     legend = " ".join(
-        f'<span class="key {name.lower()}">{name} {length}</span>'
+        f'<span class="key {_KEYS.get(name, "")}">{name} {length}</span>'
         for name, length in spans.phases(exchange)
     )
     events = numbers.count_of(exchange.event_count, "event") if exchange.event_count else ""
@@ -212,13 +219,13 @@ def _message(message: Message) -> str:
 
 
 def reply(exchange: Exchange) -> str:
-    """Render what came back."""
+    """Render what came back, without an error."""
     messages = exchange.turn.reply if exchange.turn else []
     if messages:
         return rendered(messages)
     if exchange.status == "running":
         return '<p class="soft">running …</p>'
-    return entry.failure(exchange) or '<p class="soft">no reply</p>'
+    return '<p class="soft">no reply</p>'
 
 
 # ---- tools and the raw request

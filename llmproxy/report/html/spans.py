@@ -24,6 +24,8 @@ LEAST_PAUSE_MS = 1_000
 MAX_NAMED = 6  # pauses whose lengths are written
 MAX_TICKS = 200  # events that are drawn
 
+FAILED = "Failed after"  # the name of a part in which an exchange failed
+
 
 @dataclass(frozen=True)
 class Span:
@@ -99,11 +101,17 @@ class Timeline:
         queued = span.start if span.queued is None else min(span.queued, first)
         parts = [
             ("queue", span.start, queued),
-            ("failed" if is_failed and span.first is None else "wait", queued, first),
-            ("failed" if is_failed else "stream", first, span.end),
+            ("wait", queued, first),
+            ("stream", first, span.end),
         ]
+        if span.first is None:
+            parts.pop()
+        if is_failed:
+            parts[-1] = ("failed", *parts[-1][1:])
         bars = "".join(
-            _bar(kind, self.at(start), self.at(end)) for kind, start, end in parts if end > start
+            _bar(kind, self.at(start), self.at(end))
+            for kind, start, end in parts
+            if end > start or kind == "failed"  # also if it failed at its first event
         )
         if not bars:
             bars = _bar("wait", self.at(span.start), self.at(span.end))
@@ -145,17 +153,21 @@ def is_failed(entry: ExchangeSummary) -> bool:
 
 
 def phases(entry: ExchangeSummary) -> Iterable[tuple[str, str]]:
-    """Yield the parts of an exchange's time with their lengths: queue, wait, stream."""
+    """Yield the parts of an exchange's time with their lengths: queue, wait, stream.
+
+    The last one is named by `FAILED` if it failed.
+    """
     queued = entry.queue_ms or 0.0
     if entry.queue_ms is not None:
         yield "Queue", numbers.seconds(queued)
     if entry.duration_ms is None:
         return
+    failed = FAILED if is_failed(entry) else None
     if entry.ttft_ms is None:
-        yield "Waiting", numbers.seconds(max(entry.duration_ms - queued, 0.0))
+        yield failed or "Waiting", numbers.seconds(max(entry.duration_ms - queued, 0.0))
         return
     yield "Waiting", numbers.seconds(max(entry.ttft_ms - queued, 0.0))
-    yield "Streaming", numbers.seconds(max(entry.duration_ms - entry.ttft_ms, 0.0))
+    yield failed or "Streaming", numbers.seconds(max(entry.duration_ms - entry.ttft_ms, 0.0))
 
 
 def _merged(spans: Sequence[Span]) -> list[tuple[float, float]]:

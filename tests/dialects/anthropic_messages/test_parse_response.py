@@ -185,7 +185,10 @@ def test_the_finish_comes_once():
 @pytest.mark.parametrize(
     "data, message",
     [
-        ("{", "an event of the upstream is not JSON: it is not JSON: "),
+        ("{", "an event of the upstream is not JSON: Expecting property name"),
+        ('{"a": NaN}', "an event of the upstream: NaN is not JSON"),
+        ('{"a": 1e999}', "an event of the upstream: a number is too large"),
+        ("[" * 500 + "]" * 500, "an event of the upstream nests deeper than "),
         ("[]", "an event of the upstream has no type"),
         ("{}", "an event of the upstream has no type"),
     ],

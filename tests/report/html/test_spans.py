@@ -31,10 +31,14 @@ def test_waiting_and_streaming_are_in_proportion():
 def test_what_failed_is_marked_and_not_the_wait_before_it():
     def kinds(**times):
         entry = an_answer(status="error", duration_ms=1000.0, **times).exchange
-        return [kind for kind, _, _ in bars(waterfall(entry, []))]
+        return [kind for kind, _, _ in bars(waterfall(entry, []))], [n for n, _ in phases(entry)]
 
-    assert kinds(ttft_ms=250.0) == ["wait", "failed"]
-    assert kinds(ttft_ms=None, first_output_ms=None) == ["failed"]
+    assert kinds(ttft_ms=250.0) == (["wait", "failed"], ["Waiting", "Failed after"])
+    assert kinds(ttft_ms=1000.0) == (["wait", "failed"], ["Waiting", "Failed after"])
+    never = {"ttft_ms": None, "first_output_ms": None}
+    assert kinds(**never) == (["failed"], ["Failed after"])
+    queued = kinds(queue_ms=250.0, **never)
+    assert queued == (["queue", "failed"], ["Queue", "Failed after"])
     cancelled = an_answer(status="cancelled", ttft_ms=250.0, duration_ms=1000.0).exchange
     assert [kind for kind, _, _ in bars(waterfall(cancelled, []))] == ["wait", "stream"]
 
