@@ -312,6 +312,11 @@ class Settings:
         return self.replay != "replay" and (self.recordings is None or self.replay is not None)
 
     @property
+    def needs_recordings(self) -> bool:
+        """Whether a start without any recording is refused: every request would fail."""
+        return not self.is_live
+
+    @property
     def how_to_record(self) -> str:
         """The end of the message for a request without a recording."""
         if self.recordings is not None:
@@ -430,6 +435,25 @@ def recorded_source(settings: Settings, database: Path, *, writes_nothing: bool 
     return read_recordings(paths, settings.warn, add_recording)
 
 
+def need_recordings(replay: Replay, settings: Settings, database: Path) -> None:
+    """Check that a replay has what its settings need.
+
+    Raises:
+        SettingsError: there is no recording, and no model may be asked.
+        StoreError: the log can't be read.
+    """
+    if settings.needs_recordings and not replay.count():
+        where = recordings_name(settings, database)
+        raise SettingsError(
+            f"there is nothing to replay: no recordings in {where}; {settings.how_to_record}"
+        )
+
+
+def recordings_name(settings: Settings, database: Path) -> str:
+    """Return the files and folders that are replayed, to be shown."""
+    return ", ".join(map(str, settings.recording_paths or [database]))
+
+
 class Proxy:
     """A server with its models and its log; it runs inside `async with`.
 
@@ -533,6 +557,10 @@ class Proxy:
                 clean=IgnoredText(settings.ignore) if settings.ignore else None,
                 advice=settings.how_to_record,
             )
+            need_recordings(self._replay, settings, database)
+        except SettingsError:
+            self._close_readers()
+            raise
         except (StoreError, OSError, InvalidRequest) as exc:
             advice = f"; {settings.how_to_record}" if isinstance(exc, FileNotFoundError) else ""
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}{advice}") from exc
@@ -590,7 +618,7 @@ class Proxy:
     @property
     def recordings_name(self) -> str:
         """The files and folders that are replayed, to be shown."""
-        return ", ".join(map(str, self.settings.recording_paths or [self._log_path]))
+        return recordings_name(self.settings, self._log_path)
 
     def unused_recordings(self) -> list[RecordingSummary]:
         """List the recordings that have answered no request, in their order.
@@ -687,9 +715,6 @@ class Proxy:
             self._deleting = asyncio.create_task(deleting)
         if self._exporter is not None:
             self._exporter.start()
-        if not self.is_live and not await asyncio.to_thread(lambda: self.recording_count):
-            where = self.recordings_name
-            self.settings.warn(f"there are no recordings in {where}: every request will fail")
 
     async def _prepare(self) -> None:
         if self.is_live:  # otherwise no plugin is loaded: some ask their servers for models

@@ -228,6 +228,7 @@ def _settings(options: dict[str, Any]) -> Settings:
     from .proxy import Settings, check_together, upstreams_of
 
     class TestSettings(Settings):
+        needs_recordings = False  # a test may ask no model, and for its list only
         how_to_record = "record it first, with --llmproxy-record=new_episodes"
 
     names = {field.name for field in fields(Settings)} - _SET_BY_FIXTURE

@@ -104,8 +104,6 @@ def own_llm_folder(
     """Point llm, in subprocesses too, to a folder of this test alone, made when it is used."""
     path = tmp_path_factory.getbasetemp() / f"llm-of-test-{next(_numbers)}"
     monkeypatch.setenv("LLM_USER_PATH", str(path))
-    for name in [name for name in os.environ if name.startswith("LLMPROXY_")]:
-        monkeypatch.delenv(name)
     return path
 
 

@@ -271,6 +271,18 @@ def test_a_wrong_option_of_the_marker_is_one_line(tests, pytester, wrong, messag
     assert not (pytester.path / "recordings").exists()
 
 
+def test_a_test_that_asks_no_model_has_an_empty_recording(tests, pytester):
+    run = tests(
+        """
+def test_models(llmproxy_server):
+    assert urllib.request.urlopen(llmproxy_server.url + "/v1/models").status == 200
+"""
+    )
+    for words in (["--llmproxy-record=once"], [], ["--llmproxy-record=new_episodes"]):
+        run(*words).assert_outcomes(passed=1)
+    assert [one.read_bytes() for one in pytester.path.rglob("*.jsonl")] == [b""]
+
+
 ASKED = """
 import openai
 

@@ -17,7 +17,15 @@ from ..backends.ignored_text import IgnoredText
 from ..backends.replay import Replay
 from ..core.errors import ProxyError, SettingsError
 from ..core.text import printable
-from ..proxy import Settings, all_models, check_together, recorded_source, upstreams_of
+from ..proxy import (
+    Settings,
+    all_models,
+    check_together,
+    need_recordings,
+    recorded_source,
+    recordings_name,
+    upstreams_of,
+)
 from ..recorder.database import SCHEMA_VERSION, StoreError
 from ..recorder.listing import open_for_reading
 from ..recorder.store import logs_on
@@ -187,13 +195,11 @@ def _recordings(settings: Settings, database: Path) -> str:
         clean=IgnoredText(settings.ignore) if settings.ignore else None,
     )
     try:
+        need_recordings(replay, settings, database)
         count = replay.count()
     finally:
         replay.close()
-    where = ", ".join(map(str, settings.recording_paths or [database]))
-    if not count and not settings.is_live:
-        raise SettingsError(f"there are none in {where}; {settings.how_to_record}")
-    return f"{count_of(count, 'recording')} in {where}"
+    return f"{count_of(count, 'recording')} in {recordings_name(settings, database)}"
 
 
 def _log(settings: Settings, database: Path) -> str:

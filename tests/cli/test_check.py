@@ -94,7 +94,10 @@ class NeedsKey(AsyncScript):
         (["--map", "a=k"], "models: k: No key found - add one using 'llm keys set nobody'"),
         (["--replay"], "recordings: "),
         (["--recordings", "no.jsonl"], "recordings: no.jsonl: No such file or directory"),
-        (["--recordings", "empty.jsonl"], "recordings: there are none in empty.jsonl; record it"),
+        (
+            ["--recordings", "empty.jsonl"],
+            "recordings: there is nothing to replay: no recordings in empty.jsonl; record it",
+        ),
         (["--database", "text.db"], "log: text.db: file is not a database"),
         (["--database", "no/x.db"], "log: {folder}/no is no folder"),
         (["--access-log", "no/x.log"], "access log: {folder}/no is no folder"),

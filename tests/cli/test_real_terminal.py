@@ -45,11 +45,8 @@ def filled(folder, make_exchange):
 
 
 def environment(folder, **more):
-    given = {
-        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS")
-    }
     own = {"LLM_USER_PATH": str(folder), "TERM": "xterm", "LLM_LOAD_PLUGINS": ""}
-    return given | own | more
+    return os.environ | own | more
 
 
 # Commands one after the other: a process of its own would cost each half a second of CPU.

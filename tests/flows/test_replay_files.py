@@ -273,9 +273,8 @@ def test_a_file_that_has_no_recordings_is_no_start(tmp_path, name, content, word
 def test_anonymized_exchanges_and_others_are_no_recordings(session):
     path = session.parent / "all.jsonl"
     run_here("export", str(path), "--anonymize", "--database", str(session))
-    with running(recordings=path, log=False) as proxy:
-        assert proxy.proxy.recording_count == 0
-        assert proxy.warnings == [f"there are no recordings in {path}: every request will fail"]
+    with pytest.raises(llmproxy.SettingsError, match=f"no recordings in {path}; record it first"):
+        llmproxy.Proxy(llmproxy.Settings(recordings=path, log=False))
 
 
 def test_llama_stacks_and_exported_recordings_may_lie_together(exported):
@@ -329,9 +328,42 @@ def test_a_missing_log_is_a_sentence(tmp_path, llm_user_path):
     assert not path.exists()
 
 
-def test_an_empty_log_is_a_warning(store, path):
-    with running(database=path, **REPLAYING) as proxy:
-        assert proxy.warnings == [f"there are no recordings in {path}: every request will fail"]
+OF_FILES = "record it first, in a log without --recordings, and export that to a file"
+
+
+@pytest.mark.parametrize(
+    "words, where, advice",
+    [
+        (
+            ["--replay", "--database", "a.db"],
+            "a.db",
+            "record it first: llmproxy --database a.db --replay=replay-or-live",
+        ),
+        (["--recordings", "a.jsonl"], "a.jsonl", OF_FILES),
+        (["--recordings", "a.jsonl", "--recordings", "folder"], "a.jsonl, folder", OF_FILES),
+        (["--recordings", "a.jsonl", "--ignore", "x"], "a.jsonl", OF_FILES),
+    ],
+)
+def test_without_a_single_recording_a_replay_does_not_start(
+    store, path, tmp_path, monkeypatch, words, where, advice
+):
+    """With an empty log, an empty file, and an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(path, "a.db")
+    Path("a.jsonl").touch()
+    Path("folder").mkdir()
+    before = {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*")}
+    message = f"there is nothing to replay: no recordings in {where}; {advice}"
+    assert run_here(*words, "--port", "0", "--no-log") == (2, b"", f"llmproxy: {message}\n")
+    code, out, err = run_here("check", *words, "--no-log")
+    assert (code, err) == (1, "") and f"failed: recordings: {message}" in out.decode().splitlines()
+    assert {one: one.stat().st_mtime_ns for one in tmp_path.rglob("*")} == before
+
+
+def test_what_is_not_recorded_yet_can_be_asked_of_models(store, path):
+    with running(AsyncScript("m", "A"), database=path, replay="replay-or-live") as proxy:
+        assert (proxy.proxy.recording_count, proxy.warnings) == (0, [])
+        assert ask(proxy, said("hi")) == "A"
 
 
 def test_the_command_says_what_it_replays_and_what_was_not_used(session):
