@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MODES = ("none", "once", "new_episodes", "rewrite")
 _MISSES = pytest.StashKey[list[tuple[Path, str]]]()
 _HAS_PASSED = pytest.StashKey[bool]()
+_UNUSED = pytest.StashKey[str]()  # names the recordings that a test has not used
 # The recordings that this run has made, with their content before; tests may share one.
 _MADE = pytest.StashKey[dict[Path, bytes]]()
 
@@ -94,6 +95,12 @@ def llmproxy_server(
         serving = _recording(node, path, folder / "logs.db", settings, is_new=is_new)
     with serving as proxy:
         yield proxy
+        # What others use of a shared file is not known here: this run may leave them out.
+        if options.get("database") is None and (unused := proxy.unused_recordings()):
+            from .cli.serve import unused_text
+
+            text = unused_text(unused, proxy.recording_count)
+            node.stash[_UNUSED] = f"{path}: {text}"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -114,6 +121,31 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test that has sent such requests since its own end."""
     yield from _failing_on_misses(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the recordings that a test has not used, if it passed, into its last report.
+
+    A report's attributes are sent from xdist's workers.
+    """
+    report = yield
+    unused = item.stash.get(_UNUSED, None)  # known when the fixture ends
+    if report.passed and item.stash.get(_HAS_PASSED, False) and unused:
+        report.llmproxy_unused = unused  # type: ignore[attr-defined]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the recordings that tests have not used."""
+    reports = (report for reports in terminalreporter.stats.values() for report in reports)
+    if unused := [text for one in reports if (text := getattr(one, "llmproxy_unused", None))]:
+        terminalreporter.write_sep("=", "recordings that were not used")
+        for text in unused:
+            terminalreporter.write_line(text)
+        terminalreporter.write_line("--llmproxy-record=rewrite drops them")
 
 
 def _failing_on_misses(item: pytest.Item) -> Generator[None, None, None]:

@@ -271,6 +271,125 @@ def test_a_wrong_option_of_the_marker_is_one_line(tests, pytester, wrong, messag
     assert not (pytester.path / "recordings").exists()
 
 
+SHED_AND_BARN = TIDY + '    ask(llmproxy_server, "And the barn.")\n'
+TITLE = "recordings that were not used"
+
+
+def unused_lines(result):
+    """Return the lines of the section about recordings that were not used."""
+    lines = result.stdout.str().splitlines()
+    titles = [at for at, line in enumerate(lines) if TITLE in line]
+    if not titles:
+        return []
+    (at,) = titles
+    section = lines[at + 1 :]
+    return section[
+        : next(end for end, line in enumerate(section) if line.startswith("=") or " in " in line)
+    ]
+
+
+def test_recordings_that_a_test_did_not_use_are_named(tests, pytester):
+    assert unused_lines(tests(SHED_AND_BARN)("--llmproxy-record=once")) == []
+    assert unused_lines(tests(SHED_AND_BARN)()) == []
+    recording = pytester.path / "recordings" / "test_agent" / "test_tidy.jsonl"
+    id = recording.read_text().partition("And the barn.")[0].rpartition('"id": "')[2][:26]
+    expected = [
+        f"{recording}: not used: 1 of 2 recordings: {id} ('And the barn.')",
+        "--llmproxy-record=rewrite drops them",
+    ]
+    before = recording.read_bytes()
+    for words in ([], ["--llmproxy-record=once"], ["--llmproxy-record=new_episodes"]):
+        result = tests(TIDY)(*words)
+        result.assert_outcomes(passed=1)
+        assert unused_lines(result) == expected
+    assert recording.read_bytes() == before
+    assert unused_lines(tests(TIDY)("--llmproxy-record=rewrite")) == []
+    assert unused_lines(tests(TIDY)()) == []
+
+
+NOT_PASSED = """
+@pytest.fixture
+def begun(llmproxy_server):
+    assert not CHANGED
+
+@pytest.fixture
+def ended(llmproxy_server):
+    yield
+    assert not CHANGED
+
+def test_fails_at_its_start(llmproxy_server, begun):
+    more(llmproxy_server)
+
+def test_fails_at_its_end(llmproxy_server, ended):
+    more(llmproxy_server)
+
+def test_fails(llmproxy_server):
+    more(llmproxy_server)
+    assert not CHANGED
+
+def test_misses(llmproxy_server):
+    more(llmproxy_server)
+    if CHANGED:
+        with pytest.raises(Exception):
+            ask(llmproxy_server, "no recording")
+
+def test_skips(llmproxy_server):
+    more(llmproxy_server)
+    if CHANGED:
+        pytest.skip("enough")
+
+def test_xfails(llmproxy_server):
+    more(llmproxy_server)
+    if CHANGED:
+        pytest.xfail("known")
+
+def more(server):
+    ask(server, "Tidy the shed.")
+    if not CHANGED:
+        ask(server, "And the barn.")
+"""
+
+
+def test_of_a_test_that_did_not_pass_unused_recordings_are_no_news(tests):
+    tests("CHANGED = False\n" + NOT_PASSED)("--llmproxy-record=once").assert_outcomes(passed=6)
+    result = tests("CHANGED = True\n" + NOT_PASSED)()
+    result.assert_outcomes(passed=1, errors=2, failed=2, skipped=1, xfailed=1)
+    assert unused_lines(result) == []
+
+
+def test_of_a_shared_file_unused_recordings_are_no_news(tests):
+    """Other tests may use them, which this run may have left out."""
+    shared = """
+pytestmark = pytest.mark.llmproxy(database="shared.jsonl")
+
+def test_one(llmproxy_server):
+    ask(llmproxy_server, "one")
+
+def test_two(llmproxy_server):
+    ask(llmproxy_server, "two")
+"""
+    tests(shared)("--llmproxy-record=once").assert_outcomes(passed=2)
+    for words in ([], ["-k", "one"]):
+        assert unused_lines(tests(shared)(*words)) == []
+
+
+@pytest.mark.slow
+def test_workers_of_xdist_tell_of_unused_recordings(tests, pytester):
+    response = """
+    import openai
+    with openai.OpenAI(base_url=f"{llmproxy_server.url}/v1", api_key="any") as client:
+        client.responses.create(model="demo", input="And\\nnow?")
+"""
+    tests(SHED_AND_BARN + response)("--llmproxy-record=once").assert_outcomes(passed=1)
+    tests(TIDY)
+    pytester.makeini("[pytest]\naddopts = -p no:cacheprovider -p no:llmproxy")
+    result = pytester.runpytest("-p", "llmproxy.pytest_plugin", "-n", "1")
+    result.assert_outcomes(passed=1)
+    first, last = unused_lines(result)
+    assert ": not used: 2 of 3 recordings: " in first and "('And the barn.')" in first
+    assert last == "--llmproxy-record=rewrite drops them"
+
+
 def test_a_test_that_asks_no_model_has_an_empty_recording(tests, pytester):
     run = tests(
         """

@@ -513,7 +513,7 @@ async def _serve(
     )
     for proxy in proxies:
         if proxy.recording_count <= MAX_LISTED and (unused := proxy.unused_recordings()):
-            out.line(_unused(unused, proxy.recording_count))
+            out.line(unused_text(unused, proxy.recording_count))
     out.line("stopped")
 
 
@@ -527,7 +527,7 @@ def _goodbye(unanswered: int, shutdown_s: float) -> str:
     )
 
 
-def _unused(unused: Sequence[RecordingSummary], count: int) -> str:
+def unused_text(unused: Sequence[RecordingSummary], count: int) -> str:
     """Name recordings that nothing has asked for, the first ones by their first words."""
     shown = ", ".join(f"{one.id} ({one.first_words[:MAX_QUOTED]!r})" for one in unused[:MAX_UNUSED])
     left = len(unused) - MAX_UNUSED

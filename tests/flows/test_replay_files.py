@@ -370,7 +370,7 @@ def test_the_command_says_what_it_replays_and_what_was_not_used(session):
     with running(database=session, log=False, **REPLAYING) as proxy:
         lines = serve._welcome(proxy.proxy)
         assert f"models: not used; replaying 2 recordings of {session}" in lines
-        said = serve._unused(proxy.proxy.unused_recordings() * 6, 13)
+        said = serve.unused_text(proxy.proxy.unused_recordings() * 6, 13)
         assert said.startswith("not used: 12 of 13 recordings: 01")
         assert said.count("('And the barn?')") == 1 and said.endswith(" and 9 more")
         assert len(said) < 200
