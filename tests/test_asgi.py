@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin
@@ -238,10 +238,10 @@ async def test_a_client_that_leaves_in_its_body_is_no_error(llm_user_path):
 def test_a_stream_that_fails_is_cut_not_ended(llm_user_path):
     with app_of(AsyncScript("m", "Hel", RuntimeError("kaput"))) as app:
         with under_uvicorn(app) as port:
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-            connection.request("POST", CHAT, json.dumps(BODY | {"stream": True}))
-            with pytest.raises(http.client.IncompleteRead) as caught:
-                connection.getresponse().read()
+            with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+                connection.request("POST", CHAT, json.dumps(BODY | {"stream": True}))
+                with pytest.raises(http.client.IncompleteRead) as caught:
+                    connection.getresponse().read()
     assert b"kaput" in caught.value.partial
 
 

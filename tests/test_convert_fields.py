@@ -274,7 +274,7 @@ def with_field(body: dict[str, Any], path: list[str | int], field: str, value: A
     return changed
 
 
-@pytest.mark.parametrize("source, body, path, field, value", cases())
+@pytest.mark.parametrize("source, body, path, field, value", list(cases()))
 def test_every_field_is_carried_listed_or_refused(source, body, path, field, value):
     for other in (field, *INSTEAD_OF.get(field, ())):
         body = with_field(body, path, other, MISSING)

@@ -19,8 +19,10 @@ from llmproxy.dialects.ollama import VERSION
 from tests.app.test_app import client as openai_client
 from tests.app.test_app import request
 from tests.models import AsyncScript, EmbeddingScript, SyncScript, response_json, tool_call, usage
+from tests.ollama_clients import closed_ollama_clients
 from tests.proxies import Running, running
 
+__all__ = ["closed_ollama_clients"]
 PNG = b"\x89PNG\r\n\x1a\n1"
 QUESTION = [{"role": "user", "content": "How are you today, my friend?"}]
 
@@ -87,10 +89,10 @@ def test_the_client_streams_and_its_async_twin_too(proxy: Running) -> None:
     assert chunks[-1].eval_count == 3
 
     async def talk() -> tuple[str, str]:
-        client = ollama.AsyncClient(proxy.url)
-        whole = await client.chat("m", QUESTION)
-        stream = await client.chat("m", QUESTION, stream=True)
-        return whole.message.content, "".join([c.message.content async for c in stream])
+        async with ollama.AsyncClient(proxy.url) as client:
+            whole = await client.chat("m", QUESTION)
+            stream = await client.chat("m", QUESTION, stream=True)
+            return whole.message.content, "".join([c.message.content async for c in stream])
 
     assert asyncio.run(talk()) == ("Fine, thanks.", "Fine, thanks.")
 

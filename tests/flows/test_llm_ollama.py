@@ -10,8 +10,10 @@ import pytest
 from llm.parts import StreamEvent
 
 from tests.models import AsyncScript, EmbeddingScript, tool_call, usage
+from tests.ollama_clients import closed_ollama_clients
 from tests.proxies import Running, running
 
+__all__ = ["closed_ollama_clients"]
 PNG = llm.Attachment(type="image/png", content=b"\x89PNG\r\n\x1a\n1")
 
 

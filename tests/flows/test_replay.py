@@ -248,10 +248,12 @@ def openai_agent(url: str, task: str) -> str:
 
 
 def anthropic_agent(url: str, task: str) -> str:
-    client = anthropic.Anthropic(base_url=url, api_key="x", max_retries=0)
     options = BODIES["/v1/messages"] | {"messages": [{"role": "user", "content": task}]}
     while True:
-        with client.messages.stream(**options) as stream:
+        with (
+            anthropic.Anthropic(base_url=url, api_key="x", max_retries=0) as client,
+            client.messages.stream(**options) as stream,
+        ):
             blocks = stream.get_final_message().content
         calls = [block for block in blocks if block.type == "tool_use"]
         if not calls:
