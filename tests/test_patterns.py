@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import re
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from re import _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
@@ -71,8 +73,7 @@ def _use(module: str, call: ast.Call, function: str) -> Iterator[Use]:
             for pattern in _patterns_in(list(names.values())):
                 yield Use(place, pattern, bool(operations & SCANNING) or not operations)
             return
-        name = _name_of(module, call)
-        operations = set(re.findall(rf"\b{name}\.(\w+)\(", _source()))
+        operations = _operations()[_name_of(module, call)]
         yield Use(place, pattern, bool(operations & SCANNING) or not operations & ANCHORED)
         return
     flags = [keyword.value for keyword in call.keywords if keyword.arg == "flags"]
@@ -104,8 +105,14 @@ def _name_of(module: str, call: ast.Call) -> str:
     return "no name"
 
 
-def _source() -> str:
-    return "\n".join(path.read_text("utf-8") for path in PATHS.values())
+@cache
+def _operations() -> dict[str, set[str]]:
+    """Return the methods that the package calls of each name."""
+    found = defaultdict[str, set[str]](set)
+    for path in PATHS.values():
+        for name, method in re.findall(r"\b(\w+)\.(\w+)\(", path.read_text("utf-8")):
+            found[name].add(method)
+    return found
 
 
 def samples(parsed: Any, letters: str) -> Iterator[str]:
