@@ -167,7 +167,7 @@ def test_values_are_parsed_as_their_frames_are(dialect, case):
 
 @every_dialect
 @given(events=event_streams(), data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_a_stream_cut_anywhere_reads_the_same(dialect, events, data):
     """B18"""
     stream = stream_of(dialect, envelope(), events)
@@ -177,7 +177,7 @@ def test_a_stream_cut_anywhere_reads_the_same(dialect, events, data):
 
 @every_dialect
 @given(events=event_streams())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_events_that_are_read_keep_the_invariant(dialect, events):
     """`core.chat` states it: renderers and the log rely on it."""
     read = read_stream(dialect, stream_of(dialect, envelope(), events))
@@ -193,7 +193,7 @@ def test_events_that_are_read_keep_the_invariant(dialect, events):
 
 @every_dialect
 @given(one=event_streams(), other=event_streams(), random=st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_two_renderers_at_once_share_nothing(dialect, one, other, random):
     """B17"""
     renderers = [dialect.StreamRenderer(envelope()) for _ in range(2)]
@@ -207,7 +207,7 @@ def test_two_renderers_at_once_share_nothing(dialect, one, other, random):
 
 @every_dialect
 @given(one=event_streams(), other=event_streams(), random=st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_two_parsers_at_once_share_nothing(dialect, one, other, random):
     """B17"""
     streams = [stream_of(dialect, envelope(), events) for events in (one, other)]
@@ -224,7 +224,7 @@ def test_two_parsers_at_once_share_nothing(dialect, one, other, random):
 
 @every_dialect
 @given(events=event_streams())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_events_after_the_finish_are_not_read(dialect, events):
     stream = stream_of(dialect, envelope(), events)
     assert read_stream(dialect, stream + stream) == read_stream(dialect, stream)
@@ -268,7 +268,7 @@ def damaged_requests(draw: st.DrawFn, name: str) -> Any:
 
 @every_dialect
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_any_value_is_a_request_or_refused_as_one(dialect, data):
     body = data.draw(json_values() | damaged_requests(dialect.NAME))
     try:
@@ -282,7 +282,7 @@ def test_any_value_is_a_request_or_refused_as_one(dialect, data):
 
 @every_dialect
 @given(data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_any_value_has_a_normal_form_and_is_not_edited(dialect, data):
     body = data.draw(json_values() | damaged_requests(dialect.NAME))
     before = copy.deepcopy(body)
@@ -292,7 +292,7 @@ def test_any_value_has_a_normal_form_and_is_not_edited(dialect, data):
 
 @every_dialect
 @given(value=json_values())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_value_is_a_response_or_an_error(dialect, value):
     for body in (
         value,

@@ -159,7 +159,7 @@ def turn(reply: Sequence[Message] = (llm.assistant("HI"),), **fields: Any) -> Tu
     return Turn("01a", "01x", "m", asked, list(reply), STARTED, 5, **fields)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(turns(), min_size=1, max_size=3))
 @example([turn(response_json={"content": LONG}, reply=[llm.assistant(LONG)])])
 @example([turn(response_json={"a": [f"{LONG}\n{LONG}x"]}, reply=[llm.assistant(LONG, "x" * 64)])])

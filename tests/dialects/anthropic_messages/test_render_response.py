@@ -256,7 +256,7 @@ def test_rendered_counts_parse_as_themselves(counts):
 
 
 @given(event_streams())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_a_stream_has_the_content_of_the_whole_response(events):
     whole = whole_of(events)
     SDKMessage.model_validate(whole)
