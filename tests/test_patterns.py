@@ -272,7 +272,7 @@ def test_a_pattern_takes_linear_time(use: Use):
 @pytest.mark.slow
 @pytest.mark.parametrize("use", ALL, ids=lambda use: f"{use.place} {use.pattern.pattern!r:.30}")
 def test_a_pattern_takes_linear_time_for_long_texts(use: Use):
-    check(use, 20 * SIZE)
+    check(use, 6 * SIZE)
 
 
 def check(use: Use, size: int) -> None:
