@@ -29,6 +29,6 @@ try:
         elif chunk.usage:
             print(f"\n({chunk.usage.prompt_tokens} tokens in, {chunk.usage.completion_tokens} out)")
 except openai.APIConnectionError as error:
-    raise SystemExit(f"{url}: {error} Does `python -m llmproxy` run?") from None
+    raise SystemExit(f"{url}: {error} Is `python -m llmproxy` running?") from None
 except openai.APIError as error:
     raise SystemExit(str(error)) from None

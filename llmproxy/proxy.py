@@ -37,7 +37,7 @@ from .conversations.matching import Matcher
 from .core import backend
 from .core.errors import InvalidRequest
 from .core.errors import SettingsError as SettingsError
-from .core.field_types import find_wrong_field, naming_unknown_fields
+from .core.field_types import find_wrong_field, name_unknown_fields
 from .core.known_keys import KnownKeys
 from .core.limits import Limits
 from .core.threads import in_daemon_thread
@@ -103,7 +103,7 @@ def _ignore(_: object) -> None:
     pass
 
 
-@naming_unknown_fields
+@name_unknown_fields
 @dataclass(frozen=True)
 class Settings:
     """How a proxy is set up; docs/settings.md has the command's flag for each field.
@@ -562,6 +562,7 @@ class Proxy:
             self._close_readers()
             raise
         except (StoreError, OSError, InvalidRequest) as exc:
+            self._close_readers()
             advice = f"; {settings.how_to_record}" if isinstance(exc, FileNotFoundError) else ""
             raise SettingsError(f"there is nothing to replay: {_reason(exc)}{advice}") from exc
         return self._replay, self.catalog if live else self._replay

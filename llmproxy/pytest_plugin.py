@@ -112,7 +112,7 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
     """Fail a test whose requests were not recorded, also if it has caught the error."""
-    item.stash[_HAS_PASSED] = False
+    item.stash[_HAS_PASSED], item.stash[_UNUSED] = False, ""  # of an earlier attempt
     yield from _failing_on_misses(item)
     item.stash[_HAS_PASSED] = True
 
@@ -132,8 +132,9 @@ def pytest_runtest_makereport(
     A report's attributes are sent from xdist's workers.
     """
     report = yield
-    unused = item.stash.get(_UNUSED, None)  # known when the fixture ends
-    if report.passed and item.stash.get(_HAS_PASSED, False) and unused:
+    unused = item.stash.get(_UNUSED, "")  # known when the fixture has ended
+    is_last = report.when == "teardown" and report.passed
+    if is_last and item.stash.get(_HAS_PASSED, False) and unused:
         report.llmproxy_unused = unused  # type: ignore[attr-defined]
     return report
 

@@ -268,6 +268,8 @@ class _LoopFailures:
 
     def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         exc = context.get("exception")
+        if isinstance(exc, TypeError) and isinstance(exc.__context__, OSError):
+            return  # CPython 3.12 and before; `Connection.start_tls` raises the cause
         if not isinstance(exc, OSError) or exc.errno not in _NO_MORE:
             loop.default_exception_handler(context)
         elif time.monotonic() - self._warned_at >= WARN_AGAIN_S:

@@ -307,6 +307,38 @@ def test_recordings_that_a_test_did_not_use_are_named(tests, pytester):
     assert unused_lines(tests(TIDY)()) == []
 
 
+RERUN = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):
+    reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    if any(report.failed for report in reports):
+        item._initrequest()
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    return True
+"""
+
+FAILS_AT_FIRST = """
+attempts = []
+
+def test_tidy(llmproxy_server):
+    ask(llmproxy_server, "Tidy the shed.")
+    attempts.append(1)
+    assert RECORDS or len(attempts) == 2
+    ask(llmproxy_server, "And the barn.")
+"""
+
+
+def test_what_a_test_has_used_counts_at_its_last_attempt(tests, pytester):
+    tests(f"RECORDS = True{FAILS_AT_FIRST}")("--llmproxy-record=once").assert_outcomes(passed=1)
+    pytester.makeconftest(RERUN)
+    result = tests(f"RECORDS = False{FAILS_AT_FIRST}")()
+    result.assert_outcomes(passed=1)
+    assert unused_lines(result) == []
+
+
 NOT_PASSED = """
 @pytest.fixture
 def begun(llmproxy_server):

@@ -600,7 +600,7 @@ class App:
     def _start_finding(
         self, exchange: RunningExchange, request: chat.ChatRequest, model_id: str
     ) -> None:
-        """Look up what a request continues beside its response, if there is anything to look up."""
+        """Start to look up what a request continues, if there may be anything to find."""
         if self._may_continue(exchange, request):
             finding = self._find_conversation(exchange, request, model_id)
             exchange.finding = asyncio.create_task(finding)

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, unquote
 from ..bench.runs import find_run
 from ..conversations.threads import newest_id, threads
 from ..core.errors import InvalidRequest, NotFound, ProxyError
+from ..recorder.ids import EXCHANGES_AND_TURNS, find_id
 from ..recorder.listing import Filter
 from ..recorder.paging import Choices, Page, choices, page_of
 from ..recorder.previews import previews
@@ -91,13 +92,23 @@ def _exchanges(log: LogReader, given: dict[str, str], base_url: str, root: str) 
         run=query.run or None,
         has_run=query.sent == "benchmark" if query.sent else None,
     )
-    found = page_of(log, chosen, before=query.before or None, count=ROWS, time_s=SEARCH_S)
+    found = page_of(log, chosen, before=_before(log, query.before), count=ROWS, time_s=SEARCH_S)
     said = previews(log.rows, [entry.id for entry in found.entries])
     return exchange_list(query, found, said, choices(log), base_url=base_url)
 
 
+def _before(log: LogReader, text: str) -> str | None:
+    """Return the id before which a list goes on; any other text would show it from its start."""
+    if not text:
+        return None
+    id = find_id(log.rows, EXCHANGES_AND_TURNS, text)
+    if id is None:
+        raise NotFound(f"the log has no exchange {shortened(text, 100)}")
+    return id
+
+
 def _check_address(given: Mapping[str, str], filters: Collection[str]) -> None:
-    """Refuse what a list can't be filtered by: it would be shown whole, as if it were filtered.
+    """Refuse a filter that a page doesn't have: it would show all as if that were filtered.
 
     filters: the names that this page takes from its address.
 
@@ -147,9 +158,7 @@ def _conversation(log: LogReader, id: str, given: dict[str, str], root: str) -> 
 
 def _conversations(log: LogReader, given: dict[str, str], base_url: str, root: str) -> str:
     _check_address(given, ("before",))
-    before = given.get("before") or None
-    if before is not None:
-        log.resolve(Filter(thread_id=before))  # any other text would show the list from its start
+    before = _before(log, given.get("before", ""))
     found = threads(log, Filter(), last=CONVERSATIONS, before=before)[::-1]
     is_full = len(found) == CONVERSATIONS
     oldest = newest_id(log, found[-1].id) if is_full else None

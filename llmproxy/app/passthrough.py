@@ -321,7 +321,7 @@ class Passthrough:
                 if exchange.finding is None:  # while the upstream works
                     steps.start_finding(exchange, request, run.model_id)
             try:
-                await exchange.starting
+                await exchange.starting  # a cancel goes into the start, which lets it through
             except ProxyError as error:
                 if not exchange.has_entered:  # refused by our own limit
                     raise

@@ -191,7 +191,7 @@ class RunningExchange:
             return batch
         while True:
             left_s = max(self.until - time.monotonic(), 0.0)
-            batch = await run.read(min(left_s, silence_s or math.inf))
+            batch = await run.read(left_s if silence_s is None else min(left_s, silence_s))
             if batch:
                 self._keep(batch)
             is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))

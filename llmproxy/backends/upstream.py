@@ -288,7 +288,7 @@ def naming(upstream: str | None) -> Iterator[None]:
 def request_id(headers: Headers, without_keys: Callable[[str], str] = str) -> str | None:
     """Return a provider's own id of a request, unless it is too long or not printable.
 
-    It is not cut: that could leave a part of a key, which is not found any more.
+    A long one is left out rather than cut: a cut key would not be recognised and removed.
 
     without_keys: removes the keys that were sent, which anything may quote.
     """

@@ -479,7 +479,7 @@ def _keys(keys: Sequence[tuple[str, str]]) -> dict[str, UpstreamKey]:
     found: dict[str, UpstreamKey] = {}
     for name, text in keys:
         if name in found:
-            raise SettingsError(f"{{upstream_keys}}: that of {name} is given twice")
+            raise SettingsError(f"{{upstream_keys}}: the key of {name} is given twice")
         found[name] = _key(name, text)
     return found
 

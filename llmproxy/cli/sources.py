@@ -93,9 +93,9 @@ def is_secret(action: Action) -> bool:
 
 
 class Once(argparse.Action):
-    """Stores a value, and refuses another one, which would replace it without a word.
+    """Store a value and refuse a second, different one, which would silently replace it.
 
-    For flags of which somebody may want two; most are ordinary, and the last one counts.
+    For flags that people may want to give twice; of most others the last one counts.
 
     instead: what to do then, for the error.
     """

@@ -17,10 +17,10 @@ T = TypeVar("T")
 MAX_SHOWN = 80  # characters of a wrong value
 
 
-def naming_unknown_fields(cls: type[T]) -> type[T]:
-    """Let the TypeError for a field that a dataclass doesn't have name the one that is meant.
+def name_unknown_fields(cls: type[T]) -> type[T]:
+    """Make a dataclass's TypeError for an unknown field suggest the field that was meant.
 
-    Other arguments reach it as before.
+    All other arguments are passed on unchanged.
     """
     build = cls.__init__
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]  # a dataclass
@@ -39,7 +39,7 @@ def naming_unknown_fields(cls: type[T]) -> type[T]:
 
 
 def closest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that a mistyped one is like; None if there is none."""
+    """Return the known name that is most like a mistyped one; None if none is."""
     import difflib  # 2 ms; needed for mistakes only
 
     return next(iter(difflib.get_close_matches(name, list(names), n=1)), None)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Annotated, get_type_hints
 
 from .errors import SettingsError
-from .field_types import find_wrong_field, naming_unknown_fields
+from .field_types import find_wrong_field, name_unknown_fields
 
 OFF = "off"
 
 
-@naming_unknown_fields
+@name_unknown_fields
 @dataclass(frozen=True)
 class Limits:
     """The server's limits: sizes in bytes, times (`…_s`) in seconds."""

@@ -204,7 +204,7 @@ def parse_upstream(text: str, what: str) -> Any:
     try:
         return parse(text.encode(), name="it")
     except InvalidRequest as exc:
-        # Named only here, since most texts of a stream are right.
+        # The message gets its subject here, not for each text: most texts are valid.
         names_it = exc.message.startswith("it ")
         message = exc.message.removeprefix("it") if names_it else f": {exc.message}"
         raise UpstreamError(f"{what} of the upstream{message}") from exc

@@ -20,6 +20,7 @@ MAX_OF_SEVERAL = 4  # of those that begin with a text
 SHORT_ID_CHARS = 13  # of an id in a narrow list: ten have the time in milliseconds
 
 EXCHANGES = "select id, id as meant from proxy_exchanges"
+EXCHANGES_AND_TURNS = f"{EXCHANGES} union all select id, id from turns"
 # A failure belongs to the conversation of what it would have continued. Turns may have been
 # deleted, and may be llm's own. The `+` keeps SQLite from reading all failures by their thread.
 _THREADS = """

@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from ..core.field_types import find_wrong_field, naming_unknown_fields
+from ..core.field_types import find_wrong_field, name_unknown_fields
 from .damage import decode
 from .database import (
     SCHEMA_VERSION,
@@ -38,7 +38,7 @@ from .text_search import indexed_words, lower_ascii, search_condition
 SEARCHED_FIRST = 1_000, 10_000, 100_000
 
 
-@naming_unknown_fields
+@name_unknown_fields
 @dataclass(frozen=True)
 class Filter:
     """Selects exchanges; fields that are None select all.

@@ -121,4 +121,4 @@ def _validity(schema: dict[str, Any], text: str) -> Validity:
     try:
         return validate(schema, json_value(text))
     except NotJSON as exc:
-        return Validity(f"{exc}", ())
+        return Validity(str(exc), ())

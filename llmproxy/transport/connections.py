@@ -72,7 +72,11 @@ class Address:
         # urlsplit drops TAB, CR and LF, wherever they stand.
         if not url.isascii() or not url.isprintable() or " " in url:
             raise ValueError("the URL has characters that must be percent-encoded")
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            given_port = parts.port
+        except ValueError:  # its message quotes what stands there, maybe a part of a password
+            raise ValueError("the URL's host or port can't be read") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("the URL does not begin with http:// or https:// and a host")
         # RFC 9110 4.2.4: userinfo is not to be sent; what stands there is a password.
@@ -82,7 +86,7 @@ class Address:
         target = url.partition("://")[2].removeprefix(parts.netloc)  # exact, as "/a?" is too
         if not target.startswith("/"):
             target = f"/{target}"
-        port = (443 if is_tls else 80) if parts.port is None else parts.port
+        port = (443 if is_tls else 80) if given_port is None else given_port
         return cls(parts.hostname, port, is_tls, parts.netloc, target)
 
 
@@ -463,7 +467,7 @@ class Connection(asyncio.Protocol):
         try:
             transport = await loop.start_tls(self._transport, self, tls, server_hostname=host)
         except TypeError as exc:
-            # How CPython (3.12 and before) fails at a failed handshake inside of TLS.
+            # CPython 3.12 and before raise this in place of a failed handshake inside TLS.
             if isinstance(exc.__context__, OSError):
                 raise exc.__context__ from None
             raise

@@ -32,7 +32,7 @@ Admit = Callable[[Request], Response | None]
 T = TypeVar("T")
 
 READ_AHEAD_BYTES = 256 * 2**10  # beyond the current request; above it, reading waits
-HANG_UP_S = 0.5  # how often a connection that is not read is asked whether its client has left
+HANG_UP_S = 0.5  # between two looks whether the client of a connection that is not read has left
 LINGER_S = 5.0  # for a client to read our last response and close before we do
 CHUNKS_IN_A_ROW = 64  # that a body yields without waiting, before other connections get a turn
 MAX_REFUSING = 64  # connections over the limit that get a 503; the rest are cut at once

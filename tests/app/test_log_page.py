@@ -196,6 +196,14 @@ def test_pages_of_the_list_follow_one_another_without_gap(talk, store, make_exch
         assert "nosuch" in get(f"{address}?before=nosuch", 404).words
 
 
+@pytest.mark.parametrize("address", ["/", "/conversations"])
+def test_a_list_goes_on_from_an_id_in_any_form(talk, get, address):
+    ids = [talk(f"say {word}").id for word in ("one", "two", "three")]
+    for form in (ids[1], f"chatcmpl-{ids[1]}", ids[1].upper(), "-2"):
+        words = get(f"{address}?before={form}").words
+        assert "say one" in words and "say two" not in words and "say three" not in words, form
+
+
 def test_every_field_of_the_form_has_a_label(talk, get):
     talk("hello")
     page = get("/")

@@ -178,14 +178,16 @@ def test_the_address_of_a_collector_is_as_in_opentelemetrys_settings(url, whole)
         ("127.0.0.1:4318", "does not begin with http"),
         ("grpc://x", "does not begin with http"),
         ("", "does not begin with http"),
-        ("http://[", "Invalid IPv6 URL"),
+        ("http://[", "host or port can't be read"),
+        ("http://me:sec/secret@127.0.0.1", "host or port can't be read"),
+        ("http://[me:secret]@127.0.0.1/", "host or port can't be read"),
         ("http://me:secret@127.0.0.1:4318", "has a user"),
     ],
 )
 def test_an_address_that_is_no_url_is_refused(url, why):
     with pytest.raises(SettingsError, match=f"otlp: expected a URL such as .*: .*{why}") as raised:
         traces_url(url)
-    assert "secret" not in str(raised.value)
+    assert "sec" not in str(raised.value)
 
 
 def test_headers_come_from_opentelemetrys_variable(monkeypatch):

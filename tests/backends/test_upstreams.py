@@ -58,6 +58,7 @@ def test_an_upstream_has_a_name_a_dialect_and_a_url(text, dialects, url):
         (["a=gemini+https://example.com"], {}, "upstreams: a: 'gemini' is no dialect"),
         (["a=ollama+ftp://example.com"], {}, "upstreams: a: the URL does not begin with http"),
         (["a=ollama+https://u:p4ssw0rd@x.com"], {}, "upstreams: a: the URL has a user"),
+        (["a=ollama+https://u:p4/ss@x.com"], {}, "upstreams: a: the URL's host or port can't be"),
         (["a=ollama+https://x.com?key=1"], {}, "upstreams: a: the URL has a query"),
         (["a=ollama+http://example.com"], {}, "upstreams: a: http:// to example.com would show"),
         (["a=ollama+http://8.8.8.8"], {}, "upstreams: a: http:// to 8.8.8.8 would show"),
@@ -71,7 +72,7 @@ def test_an_upstream_has_a_name_a_dialect_and_a_url(text, dialects, url):
         (
             ["anthropic"],
             {"keys": [("anthropic", "env:A"), ("anthropic", "client")]},
-            "upstream_keys: that of anthropic is given twice",
+            "upstream_keys: the key of anthropic is given twice",
         ),
         (["anthropic"], {"maps": [("a", "antropic:")]}, "maps: 'a=antropic:': there is no upstr"),
         (["anthropic"], {"maps": [("a", "anthropic:,")]}, "maps: a target of 'a' is empty"),

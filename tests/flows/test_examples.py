@@ -130,7 +130,7 @@ def test_an_example_whose_request_fails_says_why(monkeypatch, model):
     if model == "demo":
         with pytest.raises(SystemExit) as ended:
             runpy.run_path(str(EXAMPLES / "stream_with_sdk.py"))
-        assert str(ended.value) == f"{url}: Connection error. Does `python -m llmproxy` run?"
+        assert str(ended.value) == f"{url}: Connection error. Is `python -m llmproxy` running?"
 
 
 def test_every_example_has_a_test_and_is_short():

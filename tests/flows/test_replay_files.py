@@ -17,7 +17,9 @@ import pytest
 
 import llmproxy
 from llmproxy.backends import ignored_text
+from llmproxy.backends.replay import Replay
 from llmproxy.cli import serve
+from llmproxy.recorder.database import StoreError
 from tests.app.test_app import request
 from tests.commands import run_here
 from tests.flows.test_read_only_log import make_writable, without_privileges
@@ -268,6 +270,19 @@ def test_a_file_that_has_no_recordings_is_no_start(tmp_path, name, content, word
     with pytest.raises(llmproxy.SettingsError, match="there is nothing to replay: .*") as caught:
         llmproxy.Proxy(llmproxy.Settings(recordings=tmp_path / name, log=False))
     assert words in str(caught.value)
+
+
+def test_a_start_that_fails_leaves_no_file_open(session, monkeypatch):
+    def fail(self):
+        raise StoreError("the log can't be read")
+
+    closed = []
+    close = Replay.close
+    monkeypatch.setattr(Replay, "count", fail)
+    monkeypatch.setattr(Replay, "close", lambda self: (closed.append(self), close(self)))
+    with pytest.raises(llmproxy.SettingsError, match="there is nothing to replay: the log can't"):
+        llmproxy.Proxy(llmproxy.Settings(database=session, log=False, replay="replay"))
+    assert len(closed) == 1
 
 
 def test_anonymized_exchanges_and_others_are_no_recordings(session):

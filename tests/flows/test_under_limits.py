@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from http.client import HTTPConnection
+from types import SimpleNamespace
 
 import anthropic
 import openai
@@ -19,6 +20,7 @@ from llm.parts import StreamEvent
 from prometheus_client.parser import text_string_to_metric_families
 
 from llmproxy import open_log
+from llmproxy.app.running_exchange import RunningExchange
 from llmproxy.core.chat import parse_arguments
 from llmproxy.core.limits import Limits
 from llmproxy.proxy import Settings, SettingsError
@@ -130,6 +132,17 @@ def test_silence_longer_than_what_is_left_of_the_time_does_not_end_a_response(st
         with pytest.raises(openai.APIError, match="did not end in time"):
             list(client.chat.completions.create(**BODY, stream=stream))
         assert proxy.wait_for_report().status == "error"
+
+
+async def test_silence_that_is_used_up_is_no_silence_without_end():
+    class Silent:
+        async def read(self, silence_s):
+            await asyncio.sleep(silence_s)
+
+    exchange = RunningExchange.__new__(RunningExchange)
+    exchange.capture, exchange.has_started = SimpleNamespace(run=Silent()), True
+    exchange.until = time.monotonic() + 60
+    assert await asyncio.wait_for(exchange.read(0.0), 5) is None
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])

@@ -264,6 +264,24 @@ async def test_a_tunnel_whose_handshake_fails_is_named(tls, said, tmp_path):
                 pass
 
 
+async def test_a_kept_connection_through_an_https_proxy_is_not_used_when_it_breaks(tmp_path):
+    with (
+        playing_raw(response(b"hi"), tls="api.example.com") as provider,
+        relaying(provider.port, answers_connect=True, tls="127.0.0.1") as proxy,
+    ):
+        context = trust(provider.write_ca(tmp_path))
+        client = Client(tls=context, proxies=Proxies({"https": proxy.url}))
+        for _ in range(2):
+            async with client.send("GET", "https://api.example.com/") as answer:
+                assert b"".join([data async for _, data in answer]) == b"hi"
+            ((kept,),) = client._pool._idle.values()
+            outer = kept._transport._ssl_protocol._transport._ssl_protocol._transport
+            outer._force_close(ConnectionResetError())
+            await asyncio.sleep(0)  # TLS inside TLS has not heard of it
+        client.close()
+    assert len(proxy.received) == 2
+
+
 async def test_a_provider_that_reads_slowly_holds_the_request_back():
     sent = 0
 
