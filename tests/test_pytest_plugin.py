@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from _pytest.pytester import SysModulesSnapshot
 
 pytest_plugins = ["pytester"]
 
 AGENT = """
 import json, urllib.request, urllib.error
 import pytest
+from _pytest.pytester import SysModulesSnapshot
 
 def ask(server, text):
     body = {"model": "demo", "messages": [{"role": "user", "content": text}]}
@@ -30,8 +32,18 @@ def hashed(name):
 
 
 @pytest.fixture
-def tests(pytester, llm_user_path):
+def tests(pytester, llm_user_path, monkeypatch):
     """Make a test file; return a function that runs it with arguments."""
+
+    def forget(self):
+        """Forget the files of the test alone, not whatever was imported meanwhile.
+
+        A second copy of a library's modules would raise errors that the first does not know.
+        """
+        for name in ("test_agent", "conftest"):
+            sys.modules.pop(name, None)
+
+    monkeypatch.setattr(SysModulesSnapshot, "restore", forget)
     pytester.makeini("[pytest]\naddopts = -p no:xdist -p no:cacheprovider -p no:llmproxy")
 
     def make(code):
