@@ -81,7 +81,7 @@ def text(chunk: str, index: int = 0) -> StreamEvent:
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(asked=requests())
-@many_examples(30)
+@many_examples(20)
 def test_a_request_converted_there_and_back_loses_only_what_is_listed(source, target, asked):
     body, _ = by_name(source).render_request(asked)
     there = convert.convert_request(body, source=source, target=target)
@@ -225,7 +225,7 @@ def test_an_unknown_dialect_is_an_error_that_lists_the_known_ones():
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams())
-@many_examples(30)
+@many_examples(20)
 def test_a_converted_response_loses_only_what_is_listed(source, target, events):
     body = whole_of(by_name(source), events)
     there = convert.convert_response(body, source=source, target=target, id=ID, created=CREATED)
@@ -240,7 +240,7 @@ def test_a_converted_response_loses_only_what_is_listed(source, target, events):
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams(), data=st.data())
-@many_examples(30)
+@many_examples(20)
 def test_a_converted_stream_is_the_converted_whole_response(source, target, events, data):
     """B18: cut anywhere."""
     stream = stream_of(by_name(source), events)
@@ -293,7 +293,7 @@ def test_two_converters_at_once_share_nothing(source, target, one, other, random
 
 @pytest.mark.parametrize("source, target", PAIRS)
 @given(events=event_streams())
-@many_examples(30)
+@many_examples(20)
 def test_what_a_stream_lost_is_all_that_it_lost(source, target, events):
     converter = convert.StreamConverter(source=source, target=target, id=ID, created=CREATED)
     there = b"".join(map(converter.feed, events)) + converter.end()
@@ -497,7 +497,7 @@ def test_an_error_keeps_its_class_and_headers(source, target, error):
 
 @pytest.mark.parametrize("name", NAMES)
 @given(events=event_streams())
-@many_examples(30)
+@many_examples(20)
 def test_a_collected_stream_is_its_whole_response(name, events):
     collected = convert.collect(
         [stream_of(by_name(name), events)], source=name, id=ID, created=CREATED

@@ -63,7 +63,7 @@ def test_any_body_is_read_or_refused(name, data, headers):
 @pytest.mark.slow
 @every_dialect
 @given(st.data(), st.sampled_from(HEADERS))
-@settings(max_examples=400)
+@settings(max_examples=240)
 def test_very_many_bodies_are_read_or_refused(name, data, headers):
     check_request(name, data.draw(anybody(name)), headers)
 
@@ -185,7 +185,7 @@ def test_any_answer_is_read_or_the_upstreams_failure(name, data):
 @pytest.mark.slow
 @every_dialect
 @given(st.data())
-@settings(max_examples=200)
+@settings(max_examples=120)
 def test_very_many_answers_are_read_or_the_upstreams_failure(name, data):
     check_answers(name, data)
 

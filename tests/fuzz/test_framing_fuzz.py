@@ -48,7 +48,7 @@ def test_any_stream_is_read_or_too_long(data, borders):
 
 @pytest.mark.slow
 @given(streams, st.lists(st.integers(0, 500), max_size=5))
-@settings(max_examples=800)
+@settings(max_examples=500)
 def test_very_many_streams_are_read_or_too_long(data, borders):
     check(data, borders)
 

@@ -62,7 +62,7 @@ def test_any_bytes_are_read_or_refused(data, borders):
 
 @pytest.mark.slow
 @given(anything, st.lists(st.integers(0, 500), max_size=5))
-@settings(max_examples=1_200)
+@settings(max_examples=800)
 def test_very_many_bytes_are_read_or_refused(data, borders):
     check(data, borders)
 

@@ -138,6 +138,6 @@ def test_what_we_read_others_read_the_same_way(data):
 
 @pytest.mark.slow
 @given(near_requests())
-@settings(max_examples=2_000)
+@settings(max_examples=1_200)
 def test_what_we_read_others_read_the_same_way_in_very_many_cases(data):
     check(data)

@@ -87,7 +87,7 @@ def test_a_line_reads_back_equal(exchange):
     assert replace(read, events=()) == replace(exchange, events=())
 
 
-@many_examples(60)
+@many_examples(40)
 @given(st.lists(st.tuples(exchanges(), st.booleans()), max_size=3), st.booleans())
 def test_indented_exchanges_and_lines_are_read_back_equal(listed, has_mark):
     """In one file, in any order."""

@@ -506,7 +506,7 @@ def test_a_mutated_recording_is_read_or_refused_and_nothing_else(form):
 
 
 @pytest.mark.slow
-@settings(max_examples=700)
+@settings(max_examples=400)
 @given(mutated())
 def test_thousands_of_mutated_recordings(form):
     check_mutated(form)
