@@ -133,7 +133,8 @@ def _import_parser(program: str) -> argparse.ArgumentParser:
 
 
 def _import(arguments: argparse.Namespace, name: str) -> int:
-    paths = [Path("/dev/stdin" if file == "-" else file) for file in arguments.files]
+    files = dict.fromkeys(arguments.files)  # named twice, one is read once
+    paths = [Path("/dev/stdin" if file == "-" else file) for file in files]
     imported = import_files(
         paths,
         database_of(arguments),

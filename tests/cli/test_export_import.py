@@ -147,6 +147,11 @@ FAILURES = {
     ),
     "recordings to a pipe": (["export", "-", "--format", "llama-stack"], 2, None),
     "no such file": (["import", "nowhere"], 1, "import: nowhere: No such file or directory\n"),
+    "one file twice": (
+        ["import", "nowhere", "nowhere"],
+        1,
+        "import: nowhere: No such file or directory\n",
+    ),
     "no exchange": (["import", "bad"], 1, "import: bad, line 1, id: this field is required\n"),
     "strictly": (
         ["import", "bad", "nowhere", "--strict"],
