@@ -198,8 +198,7 @@ def test_name(llmproxy_server, x):
     tests(many)().assert_outcomes(passed=7)
 
 
-def test_tests_may_share_a_recording(tests, pytester):
-    shared = """
+SHARED = """
 pytestmark = pytest.mark.llmproxy(database="shared.jsonl")
 
 def test_one(llmproxy_server):
@@ -208,10 +207,13 @@ def test_one(llmproxy_server):
 def test_two(llmproxy_server):
     ask(llmproxy_server, "two")
 """
-    run = tests(shared)
+
+
+def test_tests_may_share_a_recording(tests, pytester):
+    run = tests(SHARED)
     run("--llmproxy-record=once").assert_outcomes(passed=2)
     run().assert_outcomes(passed=2)
-    tests(shared.replace('"two"', '"three"'))("--llmproxy-record=rewrite").assert_outcomes(passed=2)
+    tests(SHARED.replace('"two"', '"three"'))("--llmproxy-record=rewrite").assert_outcomes(passed=2)
     asked = [
         json.loads(line.partition(": ")[2].rstrip(","))
         for line in (pytester.path / "shared.jsonl").read_text().splitlines()
@@ -403,18 +405,9 @@ def test_of_a_test_that_did_not_pass_unused_recordings_are_no_news(tests):
 
 def test_of_a_shared_file_unused_recordings_are_no_news(tests):
     """Other tests may use them, which this run may have left out."""
-    shared = """
-pytestmark = pytest.mark.llmproxy(database="shared.jsonl")
-
-def test_one(llmproxy_server):
-    ask(llmproxy_server, "one")
-
-def test_two(llmproxy_server):
-    ask(llmproxy_server, "two")
-"""
-    tests(shared)("--llmproxy-record=once").assert_outcomes(passed=2)
+    tests(SHARED)("--llmproxy-record=once").assert_outcomes(passed=2)
     for words in ([], ["-k", "one"]):
-        assert unused_lines(tests(shared)(*words)) == []
+        assert unused_lines(tests(SHARED)(*words)) == []
 
 
 @pytest.mark.slow

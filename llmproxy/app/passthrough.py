@@ -628,7 +628,7 @@ def _loads_model(dialect: Dialect, request: Request) -> bool:
 
 
 def _response(run: PassedRun, body: Any) -> Response:
-    """Return a response as it came, with the name of what refused the request before."""
+    """Return the upstream's response unchanged, with a header naming one that refused before."""
     response, refused_by = run.response, run.upstream.refused_by
     assert response is not None
     own = [("x-llmproxy-refused-by", refused_by)] if refused_by else []

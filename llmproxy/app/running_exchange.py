@@ -197,7 +197,7 @@ class RunningExchange:
             is_over = batch == [] or (batch and isinstance(batch[-1].event, chat.Finish))
             if not is_over and time.monotonic() >= self.until:
                 raise UpstreamTimeout("the response did not end in time (limit answer_s)")
-            # Silence counts from the last event: it may be longer already than what is left.
+            # The silence began at the last event, so it can be over before the deadline is.
             if batch is not None or silence_s is not None:
                 return batch
 

@@ -286,7 +286,7 @@ class ResponseCopy:
         if len(data) < RAW_BYTES:
             return bytes(data)
         cut = max(data.rfind(mark, 0, RAW_BYTES) for mark in b' "\n')
-        return bytes(data[: cut + 1])  # no half of a key, which nobody would know for one
+        return bytes(data[: cut + 1])  # half of a key would not be recognised and removed
 
     def safe_bytes(self, data: bytes) -> int:
         """Return how many of a piece's bytes a client can have before they are read.

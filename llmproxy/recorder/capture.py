@@ -180,8 +180,7 @@ class Capture:
 def raw_response_json(raw: bytes, redactor: Redactor) -> dict[str, object]:
     """Return what a turn's response_json has of a response that could not be read.
 
-    It has no keys: nobody knows what it says, and it may be an error that quotes one. A
-    megabyte takes up to 0.2 s.
+    Keys are removed, since it may be an error that quotes one. A megabyte takes up to 0.2 s.
     """
     try:
         text, _ = codecs.utf_8_decode(raw)  # it may be cut within a character

@@ -20,7 +20,7 @@ def has_unread(transport: asyncio.BaseTransport) -> bool:
 
 
 def has_hung_up(transport: asyncio.BaseTransport) -> bool:
-    """Return whether the other side has ended, even behind bytes that nobody reads.
+    """Return whether the other side has closed its end, even if earlier bytes are unread.
 
     False where there is no POLLRDHUP, such as on macOS and Windows.
     """
@@ -31,4 +31,4 @@ def has_hung_up(transport: asyncio.BaseTransport) -> bool:
 def _has_event(descriptor: int, event: int) -> bool:
     poll = select.poll()
     poll.register(descriptor, event)
-    return bool(poll.poll(0))  # errors too
+    return bool(poll.poll(0))  # true for errors too
